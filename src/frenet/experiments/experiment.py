@@ -1,0 +1,101 @@
+"""What an experiment is: a named tuple of pure functions and the words that explain its numbers."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+Scalar = str | int | float | bool | None
+Row = dict[str, Scalar]
+Rows = Sequence[Mapping[str, Scalar]]
+
+
+class Cell(NamedTuple):
+    """The unit of work and of resuming: a pure function of the configuration and of these keys."""
+
+    keys: tuple[tuple[str, str | int | float], ...]
+
+    @property
+    def id(self) -> str:
+        """A name that is safe in a file system, e.g. ``seed=0,task=sort``."""
+        text = ",".join(f"{key}={value}" for key, value in self.keys)
+        return "".join(c if c.isalnum() or c in "=,.-_" else "~" for c in text)
+
+    def __getitem__(self, key: Any) -> Any:
+        return dict(self.keys)[key]
+
+
+class Column(NamedTuple):
+    """One column of one table of rows.
+
+    ``beside`` names the column that holds this number's chance level, null or ceiling; keys and
+    references themselves have none. ``role`` says which of the three the column is.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    role: Literal["key", "measure", "reference"]
+    beside: str | None = None
+
+
+class Estimate(NamedTuple):
+    """A value with its interval; ``low`` and ``high`` are None where one value is all there is."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int = 1
+
+
+class Finding(NamedTuple):
+    """What the stored rows say about one claim."""
+
+    claim: str
+    verdict: Literal["supported", "contradicted", "undecided"]
+    quantity: str
+    estimate: Estimate | None
+    reference: str
+    reference_estimate: Estimate | None
+    why: str
+    notes: tuple[str, ...] = ()
+
+
+class Claim(NamedTuple):
+    """A claim of the paper and the rule, fixed before the run, that decides it from stored rows."""
+
+    id: str
+    statement: str
+    paper: str
+    rule: str
+    decide: Callable[[Rows], Finding]
+    figure: str
+
+
+class Figure(NamedTuple):
+    """A figure that answers one question; ``chart`` turns rows into an Altair chart."""
+
+    id: str
+    title: str
+    caption: str
+    table: str
+    chart: Callable[[Rows], Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One question, from configuration to claim.
+
+    ``run`` yields the rows of one cell; every row has the key ``table`` that names one of
+    ``tables``. ``prepare`` builds (or finds in the cache) what several cells share.
+    """
+
+    name: str
+    question: str
+    claims: tuple[Claim, ...]
+    config: type[Any]
+    cells: Callable[[Any], list[Cell]]
+    run: Callable[[Any, Cell], Iterator[Row]]
+    tables: Mapping[str, tuple[Column, ...]]
+    figures: tuple[Figure, ...]
+    presets: Mapping[str, Any]
+    prepare: Callable[[Any, Cell], None] | None = None

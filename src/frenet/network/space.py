@@ -1,0 +1,190 @@
+"""Which parameters are measured, in which order; putting them elsewhere and back bit for bit."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Where = str | Callable[[str, nn.Parameter], bool] | None
+
+
+@dataclass(frozen=True)
+class ParamSpace:
+    """The selected parameters of a model, flattened in a fixed order into R^d.
+
+    Tied parameters count once, under the name that the model lists first.
+
+    >>> space = ParamSpace.select(nn.Linear(3, 2))
+    >>> space.names, space.dim
+    (('weight', 'bias'), 8)
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def select(cls, model: nn.Module, where: Where = None) -> "ParamSpace":
+        """The parameters of ``model`` that ``where`` chooses, in the model's own order.
+
+        Args:
+            model: any module.
+            where: a regular expression searched for in the name, a predicate of name and
+                parameter, or None for all floating-point parameters that require a gradient.
+
+        Raises:
+            ValueError: nothing matches; the message lists the nearest names.
+        """
+        chosen: list[tuple[str, nn.Parameter]] = []
+        seen: set[tuple[int, int, tuple[int, ...]]] = set()
+        for name, parameter in model.named_parameters():
+            storage = (_address(parameter), parameter.storage_offset(), tuple(parameter.shape))
+            if storage in seen or not _matches(where, name, parameter):
+                continue
+            seen.add(storage)
+            if not parameter.is_floating_point():
+                raise ValueError(
+                    f"parameter {name} has dtype {parameter.dtype}, which has no gradient; "
+                    "load the model without quantisation, or leave the parameter out"
+                )
+            chosen.append((name, parameter))
+        if not chosen:
+            raise ValueError(_nothing_matches(model, where))
+        return cls(tuple(n for n, _ in chosen), tuple(tuple(p.shape) for _, p in chosen))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of coordinates of each parameter."""
+        return tuple(prod(shape) for shape in self.shapes)
+
+    @property
+    def dim(self) -> int:
+        """d, the number of coordinates."""
+        return sum(self.sizes)
+
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """The selected parameters of ``model``, in order; an error where the model has others."""
+        own = dict(model.named_parameters(remove_duplicate=False))
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            if name not in own or tuple(own[name].shape) != shape:
+                found = f"shape {tuple(own[name].shape)}" if name in own else "nothing"
+                raise ValueError(
+                    f"the model does not fit this parameter space: {name} should have shape "
+                    f"{shape}, found {found}; select the space on this model"
+                )
+        return [own[name] for name in self.names]
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " d"]:
+        """The vector in R^d of a dict of tensors, in float32."""
+        if missing := [name for name in self.names if name not in tensors]:
+            raise ValueError(f"no tensor for {missing[0]} ({len(missing)} of them missing)")
+        return torch.cat([tensors[n].detach().reshape(-1).float() for n in self.names])
+
+    def unflatten(self, vector: Float[Tensor, "*n d"]) -> dict[str, Tensor]:
+        """Views of the last axis, one tensor a parameter; leading axes are kept."""
+        if vector.shape[-1] != self.dim:
+            raise ValueError(f"the vector has {vector.shape[-1]} coordinates, the space {self.dim}")
+        lead = vector.shape[:-1]
+        parts = vector.split(self.sizes, dim=-1)
+        named = zip(self.names, parts, self.shapes, strict=True)
+        return {name: part.reshape(*lead, *shape) for name, part, shape in named}
+
+    def read(self, model: nn.Module) -> Float[Tensor, " d"]:
+        """The present parameters as one float32 vector (a copy)."""
+        parameters = self.parameters(model)
+        return torch.cat([p.detach().reshape(-1).float() for p in parameters])
+
+    def write(self, model: nn.Module, vector: Float[Tensor, " d"]) -> None:
+        """Set the parameters, rounding to the model's dtype; see ``restored`` to undo it."""
+        parts = self.unflatten(vector)
+        with torch.no_grad():
+            for parameter, part in zip(self.parameters(model), parts.values(), strict=True):
+                parameter.copy_(part)
+
+    @contextmanager
+    def restored(self, model: nn.Module) -> Iterator[None]:
+        """Whatever happens inside, the parameters come back bit for bit from saved copies."""
+        parameters = self.parameters(model)
+        saved = [p.detach().clone() for p in parameters]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, copy in zip(parameters, saved, strict=True):
+                    parameter.copy_(copy)
+
+    @contextmanager
+    def displaced(self, model: nn.Module, delta: Float[Tensor, " d"]) -> Iterator[None]:
+        """The model at theta + delta; afterwards the saved theta, bit for bit."""
+        with self.restored(model):
+            self.write(model, self.read(model) + delta.to(_device(model)))
+            yield
+
+    def locate(self, index: int) -> str:
+        """The name of the parameter that holds coordinate ``index``."""
+        for name, size in zip(self.names, self.sizes, strict=True):
+            if index < size:
+                return name
+            index -= size
+        raise IndexError(f"coordinate beyond the {self.dim} of this space")
+
+    def check_finite(self, vector: Float[Tensor, "*n d"], what: str) -> None:
+        """Raise FloatingPointError naming the first parameter with a NaN or an infinity."""
+        good = torch.isfinite(vector)
+        if not good.all():
+            index = int((~good).nonzero()[0][-1])
+            raise FloatingPointError(
+                f"{what} is not finite in parameter {self.locate(index)}; "
+                "measure in float32, or lower the step size"
+            )
+
+
+def require_same_space(a: ParamSpace, b: ParamSpace) -> None:
+    """Raise ValueError naming the first parameter in which two spaces differ."""
+    for i in range(max(len(a.names), len(b.names))):
+        left = (a.names[i], a.shapes[i]) if i < len(a.names) else ("nothing", ())
+        right = (b.names[i], b.shapes[i]) if i < len(b.names) else ("nothing", ())
+        if left != right:
+            raise ValueError(
+                f"the parameter spaces differ first at entry {i}: {left[0]} {left[1]} against "
+                f"{right[0]} {right[1]}; select both with the same expression on the same model"
+            )
+
+
+def _address(parameter: Tensor) -> int:
+    """Identity of the storage, so that two parameters on one storage count as tied."""
+    if parameter.device.type == "meta" or parameter.numel() == 0:
+        return id(parameter)
+    return parameter.untyped_storage().data_ptr()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _matches(where: Where, name: str, parameter: nn.Parameter) -> bool:
+    if where is None:
+        return parameter.requires_grad and parameter.is_floating_point()
+    if isinstance(where, str):
+        return re.search(where, name) is not None
+    return where(name, parameter)
+
+
+def _nothing_matches(model: nn.Module, where: Where) -> str:
+    names = [name for name, _ in model.named_parameters()]
+    if where is None:
+        return "no parameter requires a gradient; pass where=, or load the adapter as trainable"
+    if not isinstance(where, str):
+        return f"the predicate matches none of the {len(names)} parameters"
+    near = _nearest(where, names)
+    return f"no parameter matches {where!r}; the nearest names are {', '.join(near)}"
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> list[str]:
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.2)
+    return near or list(names[:3])
