@@ -1,0 +1,37 @@
+"""One file, one question. ``EXPERIMENTS`` maps the name of every experiment to its description.
+
+A module of this folder takes part by defining ``EXPERIMENT``; nothing else has to be edited. The
+modules are imported at the first look at ``EXPERIMENTS``, not when this package is imported.
+"""
+
+import functools
+import importlib
+import pkgutil
+from typing import Any
+
+from frenet.experiments.experiment import Experiment
+
+__all__ = ["EXPERIMENTS", "Experiment"]
+
+EXPERIMENTS: dict[str, Experiment]
+
+
+@functools.cache
+def _discover() -> dict[str, Experiment]:
+    """Import the modules of this folder and collect what they define, by name."""
+    found: dict[str, Experiment] = {}
+    for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        experiment = getattr(importlib.import_module(f"{__name__}.{name}"), "EXPERIMENT", None)
+        if experiment is None:
+            continue
+        if experiment.name in found:
+            raise ValueError(f"two experiments are named {experiment.name!r}, one in {name}.py")
+        found[experiment.name] = experiment
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    """Look the experiments up lazily."""
+    if name == "EXPERIMENTS":
+        return _discover()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,20 +7,27 @@ from typing import Any, Literal, NamedTuple
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
 Rows = Sequence[Mapping[str, Scalar]]
+Verdict = Literal["supported", "contradicted", "undecided"]
 
 
-class Cell(NamedTuple):
-    """The unit of work and of resuming: a pure function of the configuration and of these keys."""
+@dataclass(frozen=True)
+class Cell:
+    """The unit of work and of resuming: a pure function of the configuration and of these keys.
+
+    >>> Cell((("seed", 0), ("optimizer", "adam:3e-5"))).id
+    'seed=0,optimizer=adam~3e-5'
+    """
 
     keys: tuple[tuple[str, str | int | float], ...]
 
     @property
     def id(self) -> str:
-        """A name that is safe in a file system, e.g. ``seed=0,task=sort``."""
+        """A name that is safe in a file system."""
         text = ",".join(f"{key}={value}" for key, value in self.keys)
         return "".join(c if c.isalnum() or c in "=,.-_" else "~" for c in text)
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: str) -> Any:
+        """The value of one key."""
         return dict(self.keys)[key]
 
 
@@ -51,7 +58,7 @@ class Finding(NamedTuple):
     """What the stored rows say about one claim."""
 
     claim: str
-    verdict: Literal["supported", "contradicted", "undecided"]
+    verdict: Verdict
     quantity: str
     estimate: Estimate | None
     reference: str

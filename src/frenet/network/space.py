@@ -43,7 +43,7 @@ class ParamSpace:
         chosen: list[tuple[str, nn.Parameter]] = []
         seen: set[tuple[int, int, tuple[int, ...]]] = set()
         for name, parameter in model.named_parameters():
-            storage = (_address(parameter), parameter.storage_offset(), tuple(parameter.shape))
+            storage = (_address(parameter), int(parameter.storage_offset()), tuple(parameter.shape))
             if storage in seen or not _matches(where, name, parameter):
                 continue
             seen.add(storage)

@@ -2,10 +2,10 @@
 
 import inspect
 from collections.abc import Iterator
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,10 +20,13 @@ class Task(Protocol):
 
     A batch is a dict of ``(b, t)`` int64 tensors: ``input_ids``, ``attention_mask``,
     ``position_ids`` and ``labels`` (the input ids where a token is to be predicted from the tokens
-    before it, -100 everywhere else).
+    before it, -100 everywhere else). Mask and positions may be absent where no row is padded.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the task is called in rows and reports."""
+        ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean loss in nats per target token, a scalar."""
@@ -35,6 +38,10 @@ class Task(Protocol):
 
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
         """``token_accuracy`` and ``exact_match`` in [0, 1] on a fixed sample of the split."""
+        ...
+
+    def shuffled(self, seed: int) -> "Task":
+        """The label-shuffled control: the same inputs, each with some other input's answer."""
         ...
 
 
@@ -66,6 +73,40 @@ def position_ids(attention_mask: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
+def causal_mask(attention_mask: Int[Tensor, "b t"]) -> Bool[Tensor, "b 1 t t"]:
+    """True where a query may look at a key: real tokens, not in the future.
+
+    A padded position may look at itself: a row that attends to nothing is NaN in some kernels, and
+    the NaN spreads to every position of the next layer.
+    """
+    t = attention_mask.shape[1]
+    causal = torch.ones(t, t, dtype=torch.bool, device=attention_mask.device).tril()
+    itself = torch.eye(t, dtype=torch.bool, device=attention_mask.device)
+    return (causal & attention_mask.bool()[:, None, None, :]) | itself
+
+
+def with_additive_mask(batch: Batch) -> Batch:
+    """The batch with its mask as a finished additive ``(b, 1, t, t)`` float mask.
+
+    transformers builds such a mask by looking at the values, which ``torch.func`` transforms
+    cannot do; a finished one passes through untouched, under eager and under fused attention.
+    """
+    if "attention_mask" not in batch:
+        return batch
+    blocked = ~causal_mask(batch["attention_mask"])
+    additive = torch.zeros(blocked.shape).masked_fill(blocked.cpu(), torch.finfo(torch.float32).min)
+    positions = batch.get("position_ids", position_ids(batch["attention_mask"]))
+    return {**batch, "attention_mask": additive, "position_ids": positions}
+
+
+def columns_to_keep(batch: Batch) -> int:
+    """How many trailing columns hold every target and the column that predicts the first one."""
+    columns = (batch["labels"] != IGNORE).any(0)
+    if not columns.any():
+        raise ValueError("the batch has no target token: every label is -100")
+    return columns.shape[0] - int(columns.nonzero()[0]) + 1
+
+
 def target_logits(
     model: nn.Module, batch: Batch
 ) -> tuple[Float[Tensor, "b s v"], Int[Tensor, "b s"]]:
@@ -74,24 +115,61 @@ def target_logits(
     Columns before the first target of any row are not sent through the output head where the
     model can leave them out: with a vocabulary of 50,000 the head is a fifth of a small model.
     """
-    labels = batch["labels"]
-    first = int((labels != IGNORE).any(0).nonzero()[0]) if "keep" not in batch else 0
-    keep = int(batch["keep"]) if "keep" in batch else labels.shape[1] - first + 1
-    extra = {key: value for key, value in batch.items() if key not in ("labels", "keep")}
+    keep = getattr(model, "keep", None) or columns_to_keep(batch)
+    device = next(model.parameters()).device
+    moved = {key: value.to(device) for key, value in batch.items()}
+    labels = moved.pop("labels")
     accepted = forward_arguments(model)
-    extra = {key: value for key, value in extra.items() if key in accepted}
+    arguments: dict[str, Any] = {key: value for key, value in moved.items() if key in accepted}
     if "use_cache" in accepted:
-        extra["use_cache"] = False
+        arguments["use_cache"] = False
     if "logits_to_keep" in accepted:
-        extra["logits_to_keep"] = keep
-    logits = model(**extra).logits[:, -keep:]
-    return logits[:, :-1].float(), labels[:, -keep:][:, 1:]
+        arguments["logits_to_keep"] = keep
+    logits = model(**arguments).logits[:, -keep:]
+    # Half precision would lose the loss; a float64 model keeps its own.
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    return logits[:, :-1].to(exact), labels[:, -keep:][:, 1:]
 
 
 def forward_arguments(model: nn.Module) -> frozenset[str]:
     """Names that the forward pass of the model, or of the model inside a PEFT wrapper, accepts."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return frozenset(inspect.signature(inner.forward).parameters)
+    if isinstance(model, Functional):
+        model = model.inner
+    return frozenset(inspect.signature(base_model(model).forward).parameters)
+
+
+def base_model(model: Any) -> Any:
+    """The model itself, or the model inside a PEFT wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class Functional(nn.Module):
+    """A model whose parameters are arguments, callable wherever a model is.
+
+    ``Functional(model, tensors)`` runs ``model`` with the named tensors in place of its own (tied
+    names follow), so that ``torch.func`` can differentiate a task's loss in them. ``keep`` is
+    ``columns_to_keep`` of the batch, which cannot be read off inside a ``vmap``.
+    """
+
+    inner: nn.Module
+    tensors: dict[str, Tensor]
+
+    def __init__(
+        self, model: nn.Module, tensors: dict[str, Tensor], *, keep: int | None = None
+    ) -> None:
+        super().__init__()
+        self.keep = keep
+        # Not registered as a submodule: the wrapper owns nothing and is made anew for every call.
+        self.__dict__["inner"] = model
+        self.__dict__["tensors"] = tensors
+
+    def forward(self, **arguments: Any) -> Any:
+        """The inner model's own output."""
+        return torch.func.functional_call(self.inner, self.tensors, kwargs=arguments)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The inner model's parameters (for its device)."""
+        return self.inner.parameters(recurse)
 
 
 def example_losses(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " b"], Int[Tensor, " b"]]:
@@ -107,13 +185,23 @@ def token_loss(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
     return losses.sum() / counts.sum()
 
 
-def accuracy(model: nn.Module, batch: Batch) -> dict[str, float]:
-    """Share of target tokens, and of whole rows, that the model's first choice gets right."""
+class Evaluation(NamedTuple):
+    """Loss in nats per target token; shares of target tokens and of whole rows that are right."""
+
+    loss: float
+    token_accuracy: float
+    exact_match: float
+
+
+def evaluate(model: nn.Module, batch: Batch) -> Evaluation:
+    """Loss and accuracy of one batch from one forward pass, the model in the mode it is in."""
     with torch.no_grad():
         logits, labels = target_logits(model, batch)
     wanted = labels != IGNORE
     right = (logits.argmax(-1) == labels) & wanted
-    return {
-        "token_accuracy": float(right.sum() / wanted.sum()),
-        "exact_match": float((right.sum(1) == wanted.sum(1)).float().mean()),
-    }
+    losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="sum", ignore_index=IGNORE)
+    return Evaluation(
+        float(losses / wanted.sum()),
+        float(right.sum() / wanted.sum()),
+        float((right.sum(1) == wanted.sum(1)).float().mean()),
+    )

@@ -1,0 +1,26 @@
+"""Runs: experiments into write-once folders, in one process or several, and back."""
+
+from frenet.runs.claims import claims_table, decide_claims, finding_dict, run_dict
+from frenet.runs.engine import Interrupted, RunFailedError, run_experiment
+from frenet.runs.files import DiskFullError, RunFolderError
+from frenet.runs.records import config_dict, default_out, demo_out
+from frenet.runs.store import Run, RunFolder, find_runs, read_run
+
+__all__ = [
+    "DiskFullError",
+    "Interrupted",
+    "Run",
+    "RunFailedError",
+    "RunFolder",
+    "RunFolderError",
+    "claims_table",
+    "config_dict",
+    "decide_claims",
+    "default_out",
+    "demo_out",
+    "find_runs",
+    "finding_dict",
+    "read_run",
+    "run_dict",
+    "run_experiment",
+]

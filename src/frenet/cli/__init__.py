@@ -1,0 +1,93 @@
+"""The command line: ``frenet demo | list | run | report | convert``.
+
+Whatever is slow to import is imported inside the commands, so that help is instant.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from frenet._version import __version__
+
+DONE, NO_RESULT, MISTAKE, FAULT, STOPPED = 0, 1, 2, 70, 130
+HELP = """\
+usage: frenet COMMAND [options]
+
+How far, and for how long, can a direction in a neural network be trusted?
+
+commands:
+  demo      run all experiments on a small network trained here, and write the report
+  list      the experiments, their questions, claims and presets
+  run       run one experiment: frenet run EXPERIMENT [options]
+  report    turn run folders into one HTML file
+  convert   turn a GGUF file into a folder that loads fast
+
+frenet COMMAND --help explains the options of a command; frenet run EXPERIMENT --help those of an
+experiment. frenet --version prints the version.
+
+examples:
+  frenet demo
+  frenet run gradient-rank --preset smoke
+  frenet run recovery-basis --model path/to/model --tasks tasks.jsonl --k 20
+  frenet report runs/recovery-basis-1a2b3c4d --export figures
+
+A run that was stopped goes on when the same command is started again.
+exit codes: 0 done; 1 some cell failed, or there is no result; 2 a mistake in what was given;
+130 stopped by Ctrl-C; 70 a fault of frenet's own (FRENET_TRACEBACK=1 shows where)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except SystemExit as error:  # how tyro ends, after help or a message of its own
+        return error.code if isinstance(error.code, int) else MISTAKE
+    except KeyboardInterrupt as error:
+        print(f"\nfrenet: {str(error) or 'stopped'}", file=sys.stderr)
+        return STOPPED
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        code, message = explain(error)
+        if os.environ.get("FRENET_TRACEBACK", "0") not in ("", "0"):
+            traceback.print_exception(error)
+        print(f"frenet: error: {message}", file=sys.stderr)
+        return code
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """The exit code and the one message for an exception."""
+    from frenet.runs import DiskFullError, RunFailedError
+    from frenet.runs.worker import is_user_mistake, message_of
+
+    message = message_of(error)
+    if isinstance(error, DiskFullError):
+        return NO_RESULT, str(error.strerror)
+    if isinstance(error, RunFailedError):
+        return (MISTAKE if error.user_mistake else NO_RESULT), message
+    if isinstance(error, MemoryError):
+        return NO_RESULT, f"out of memory: {message}"
+    if is_user_mistake(error):
+        return MISTAKE, message
+    kind = type(error).__name__
+    return FAULT, f"unexpected {kind}: {message} (FRENET_TRACEBACK=1 shows where it came from)"
+
+
+def _dispatch(args: list[str]) -> int:
+    """Find the command and run it."""
+    if not args:
+        print(HELP, end="", file=sys.stderr)
+        return MISTAKE
+    if args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return DONE
+    if args[0] == "--version":
+        print(f"frenet {__version__}")
+        return DONE
+    from frenet.cli.commands import COMMANDS, named
+
+    return named(args[0], COMMANDS, "command")(args[1:])

@@ -1,0 +1,239 @@
+"""What each command does."""
+
+import contextlib
+import difflib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from frenet.cli import DONE, MISTAKE, NO_RESULT
+from frenet.cli.options import (
+    DEFAULT_PRESET,
+    RUN_HELP,
+    Convert,
+    Demo,
+    List,
+    Report,
+    Work,
+    parse,
+    parse_run,
+)
+
+if TYPE_CHECKING:
+    from frenet.experiments import Experiment
+    from frenet.runs import Run
+
+T = TypeVar("T")
+
+
+def named(name: str, known: Mapping[str, T], what: str) -> T:
+    """Look a name up, or say which names there are."""
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"no {what} {name!r}; {hint}there are: {', '.join(known)}")
+
+
+@contextlib.contextmanager
+def _printing(as_json: bool) -> Iterator[Callable[[Any], None]]:
+    """Where results go: with JSON, all that libraries print goes to standard error instead."""
+    out = sys.stdout
+
+    def show(value: Any) -> None:
+        text = json.dumps(value, indent=2, allow_nan=False) if as_json else value
+        print(text, file=out, flush=True)
+
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield show
+
+
+def _chosen(names: Sequence[str]) -> "list[Experiment]":
+    """The experiments of these names, or all."""
+    from frenet.experiments import EXPERIMENTS
+
+    return [named(name, EXPERIMENTS, "experiment") for name in names or EXPERIMENTS]
+
+
+def _list(args: list[str]) -> int:
+    """``frenet list``."""
+    options = parse(List, args, command="list", about="The experiments, and what they ask.")
+    with _printing(options.json) as show:
+        from frenet.runs import config_dict
+
+        experiments = _chosen(())
+        if options.json:
+            show({"experiments": [_described(e, config_dict) for e in experiments]})
+            return DONE
+        for experiment in experiments:
+            claims = [f"\n  {claim.id}: {claim.statement}" for claim in experiment.claims]
+            presets = f"\n  presets: {', '.join(experiment.presets)}\n"
+            show("".join([experiment.name, "\n  ", experiment.question, *claims, presets]))
+    return DONE
+
+
+def _described(experiment: "Experiment", as_dict: Callable[[Any], Any]) -> dict[str, Any]:
+    """An experiment as JSON values."""
+    fields = ("id", "statement", "paper", "rule")
+    return {
+        "name": experiment.name,
+        "question": experiment.question,
+        "claims": [{key: getattr(claim, key) for key in fields} for claim in experiment.claims],
+        "presets": {name: as_dict(config) for name, config in experiment.presets.items()},
+    }
+
+
+def _run(args: list[str]) -> int:
+    """``frenet run``."""
+    if not args or args[0] in ("-h", "--help"):
+        lines = [f"  {e.name:16}{e.question}\n" for e in _chosen(())]
+        print(RUN_HELP + "".join(lines), end="", file=sys.stdout if args else sys.stderr)
+        return DONE if args else MISTAKE
+    if args[0].startswith("-"):
+        raise ValueError(f"give the experiment before {args[0]}: frenet run EXPERIMENT [options]")
+    (experiment,) = _chosen(args[:1])
+    name, title = _preset(args[1:]), experiment.name.replace("-", "_")
+    preset = named(name, experiment.presets, f"preset of {experiment.name}")
+    about = f"{experiment.question} Presets: {', '.join(experiment.presets)}."
+    command = f"run {experiment.name}"
+    work, config = parse_run(preset, args[1:], command=command, about=about, title=title)
+    with _printing(work.json) as show:
+        from frenet.runs import default_out
+
+        out = work.out or default_out(experiment, config)
+        run = _execute(experiment, config, out, work)
+        _show_runs(show, [run], {"command": "run"}, as_json=work.json)
+        if not work.json:
+            show(f"results: {out}\nreport:  frenet report {out}")
+    return NO_RESULT if run.failures else DONE
+
+
+def _preset(args: Sequence[str]) -> str:
+    """The preset asked for, which has to be known before the other flags have defaults."""
+    for flag, value in itertools.pairwise([*args, ""]):
+        if flag == "--preset" or flag.startswith("--preset="):
+            return flag.partition("=")[2] or value
+    return DEFAULT_PRESET
+
+
+def _execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "Run":
+    """Run one experiment as the options say."""
+    from frenet.runs import run_experiment
+
+    return run_experiment(
+        experiment,
+        config,
+        out,
+        workers=work.workers,
+        threads=work.threads,
+        quiet=work.quiet,
+        retry_failed=work.retry_failed,
+    )
+
+
+def _demo(args: list[str]) -> int:
+    """``frenet demo``."""
+    about = "Run all experiments on a small network trained here, and write the report."
+    work = parse(Demo, args, command="demo", about=about)
+    with _printing(work.json) as show:
+        from frenet.report import write_report
+        from frenet.runs import RunFailedError, demo_out
+
+        chosen = _chosen(work.experiments)
+        presets = {
+            e.name: named(work.preset, e.presets, f"preset of {e.name}") for e in _chosen(())
+        }
+        out = work.out or demo_out(work.preset, presets)
+        runs: list[Run] = []
+        failed: dict[str, str] = {}
+        for experiment in chosen:
+            try:
+                runs.append(
+                    _execute(experiment, presets[experiment.name], out / experiment.name, work)
+                )
+            except RunFailedError as error:
+                failed[experiment.name] = str(error)
+                print(f"frenet: {experiment.name}: {error}", file=sys.stderr)
+        report = write_report(runs, out / "report.html") if runs else None
+        facts = {"command": "demo", "preset": work.preset, "out": str(out), "failed": failed}
+        _show_runs(show, runs, facts | {"report": _text(report)}, as_json=work.json)
+        if report is not None and not work.json:
+            show(f"report: {report}")
+    return NO_RESULT if failed or any(run.failures for run in runs) else DONE
+
+
+def _report(args: list[str]) -> int:
+    """``frenet report``."""
+    options = parse(Report, args, command="report", about="Turn run folders into one HTML file.")
+    with _printing(options.json) as show:
+        from frenet.report import export, write_report
+        from frenet.runs import find_runs, read_run
+
+        folders = find_runs(options.runs)
+        runs = [read_run(folder, partial=options.partial) for folder in folders]
+        # All as absolute paths, since those of both kinds have nothing in common.
+        several = len(folders) > 1
+        beside = Path(os.path.commonpath([f.resolve() for f in folders])) if several else folders[0]
+        report = write_report(runs, options.out or beside / "report.html")
+        if options.export is not None:
+            export(runs, options.export)
+        facts = {"command": "report", "report": str(report), "export": _text(options.export)}
+        if options.json:
+            _show_runs(show, runs, facts, as_json=True)
+        else:
+            show(f"report: {report}")
+            if options.export is not None:
+                show(f"figures and tables: {options.export}")
+    return DONE
+
+
+def _convert(args: list[str]) -> int:
+    """``frenet convert``."""
+    options = parse(Convert, args, command="convert", about="Turn a GGUF file into a folder.")
+    from frenet.network.load import convert_gguf
+
+    print(convert_gguf(options.file))
+    return DONE
+
+
+def _show_runs(
+    show: Callable[[Any], None], runs: "Sequence[Run]", facts: dict[str, Any], *, as_json: bool
+) -> None:
+    """Print the claims of the runs: as JSON with further facts, or as a table for people."""
+    from rich.console import Console
+
+    from frenet.experiments import EXPERIMENTS
+    from frenet.runs import claims_table, decide_claims, run_dict
+
+    known = dict(EXPERIMENTS)
+    decided = [decide_claims(known[r.experiment], r) if r.experiment in known else [] for r in runs]
+    if as_json:
+        show(facts | {"runs": [run_dict(run, d) for run, d in zip(runs, decided, strict=True)]})
+        return
+    findings = [finding for some in decided for finding in some]
+    if findings:
+        Console().print(claims_table(findings))
+    for claim, finding in findings:
+        show(f"{claim.id}: {finding.why}")
+    for run in runs:
+        for failure in run.failures:
+            what = f"{failure['type']}: {failure['error']}"
+            show(f"{run.experiment}, {failure['cell']} failed: {what}")
+
+
+def _text(path: Path | None) -> str | None:
+    """A path as JSON knows it."""
+    return None if path is None else str(path)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": _demo,
+    "list": _list,
+    "run": _run,
+    "report": _report,
+    "convert": _convert,
+}

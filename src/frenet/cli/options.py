@@ -1,0 +1,105 @@
+"""The words and the flags of the command line."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+DEFAULT_PRESET = "demo"
+RUN_HELP = """\
+usage: frenet run EXPERIMENT [--preset NAME] [options]
+
+Runs one experiment into a run folder. frenet run EXPERIMENT --help shows its options.
+
+experiments:
+"""
+
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Options of all commands that run experiments."""
+
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_PRESET
+    """Settings to start from: smoke (seconds), demo (minutes), cpu (all of it), gpu."""
+    out: Folder = None
+    """Folder for the results. By default a name made from the settings, below runs/."""
+    workers: Count = None
+    """Processes that work at the same time. By default one for each processor; 1 with a GPU."""
+    threads: Count = None
+    """Torch threads of each process. By default the processors are shared out."""
+    retry_failed: bool = False
+    """Run the failed cells of a finished run again."""
+    quiet: bool = False
+    """Show no progress."""
+    json: bool = False
+    """Print the result as JSON on standard output, and nothing else there."""
+
+
+@dataclass(frozen=True)
+class Demo(Work):
+    """Options of ``frenet demo``."""
+
+    experiments: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ()
+    """Only these experiments."""
+
+
+@dataclass(frozen=True)
+class List:
+    """Options of ``frenet list``."""
+
+    json: bool = False
+    """Print JSON on standard output."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Options of ``frenet report``."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """Run folders, or folders of run folders."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """The HTML file. By default report.html beside the runs."""
+    export: Folder = None
+    """Also write the figures (PNG, SVG) and tables (CSV) there."""
+    partial: bool = False
+    """Accept runs that are not finished."""
+    json: bool = False
+    """Print the paths and the claims as JSON on standard output, and nothing else there."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Options of ``frenet convert``."""
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.gguf")]
+    """The GGUF file."""
+
+
+def parse(options: type[T], args: Sequence[str], *, command: str, about: str) -> T:
+    """Command-line flags of a dataclass; ends the program on a mistake, or after help."""
+    conf = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(options, prog=f"frenet {command}", description=about, args=args, config=conf)
+
+
+def parse_run(
+    preset: Any, args: Sequence[str], *, command: str, about: str, title: str
+) -> tuple[Work, Any]:
+    """The flags of a run: our own, and those of a configuration that starts from a preset."""
+    # A configuration keeps both --x and --no-x, since its switches may be on in a preset.
+    work: Any = Annotated[Work, tyro.conf.FlagCreatePairsOff]
+    both: Any = make_dataclass("Both", [("running", work), (title, type(preset))])
+    parsed = tyro.cli(
+        both,
+        prog=f"frenet {command}",
+        description=about,
+        args=args,
+        default=both(Work(), preset),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return parsed.running, getattr(parsed, title)

@@ -1,0 +1,94 @@
+"""How the series of a chart look: colours that all readers tell apart, dashes, symbols."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import altair as alt
+
+PALETTE = (
+    *("#0072b2", "#d55e00", "#009e73", "#b0559a"),
+    *("#3fa0d8", "#c98a00", "#882255", "#7c7c1e"),
+)
+GREY = "#6b7280"
+HEAT = "#5aa5dc"
+SOLID = (1, 0)
+DASHES = ((7, 4), (2, 3), (9, 3, 2, 3), (4, 2))
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+
+
+class Series(NamedTuple):
+    """How the series of one chart look.
+
+    ``names`` are all that the legend lists; of them ``nulls`` are series of the rows, and
+    ``drawn`` levels of a `Rule`, which are grey and told apart by their dashes. ``symbols`` is
+    how the legend draws them.
+    """
+
+    field: str
+    title: str | None
+    names: list[str]
+    nulls: list[str]
+    drawn: list[str]
+    symbols: Mapping[str, Any]
+
+    def measured(self) -> list[str]:
+        """The series that are neither null nor level."""
+        return [name for name in self.names if name not in (*self.nulls, *self.drawn)]
+
+    def style(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Colour and dash of one series."""
+        grey = [*self.nulls, *self.drawn]
+        if name in grey:
+            return GREY, DASHES[grey.index(name) % len(DASHES)]
+        turn, index = divmod(self.measured().index(name), len(PALETTE))
+        return PALETTE[index], SOLID if turn == 0 else DASHES[(turn - 1) % len(DASHES)]
+
+    def colour(self) -> "alt.Color":
+        """The colour channel."""
+        import altair as alt
+
+        return self._channel(alt.Color, [self.style(name)[0] for name in self.names])
+
+    def dash(self) -> "alt.StrokeDash":
+        """The dash channel of lines."""
+        import altair as alt
+
+        return self._channel(alt.StrokeDash, [list(self.style(name)[1]) for name in self.names])
+
+    def shape(self, *, upright: bool = False) -> "alt.Shape":
+        """The shape channel of points; nulls are ticks, levels short pieces of their line."""
+        import altair as alt
+
+        measured, shapes = self.measured(), []
+        for name in self.names:
+            if name in measured:
+                shapes.append(SHAPES[measured.index(name) % len(SHAPES)])
+            else:
+                solid = name in self.nulls and self.nulls.index(name) == 0
+                shapes.append(_stroke(SOLID if solid else self.style(name)[1], upright=upright))
+        return self._channel(alt.Shape, shapes)
+
+    def _channel(self, kind: Any, values: list[Any]) -> Any:
+        import altair as alt
+
+        scale = alt.Scale(domain=self.names, range=values)
+        legend = None
+        if len(self.names) > 1:
+            # The same in every layer: Vega-Lite merges legends only where they agree.
+            legend = alt.Legend(title=self.title, symbolOpacity=1, **self.symbols)
+        return kind(self.field, type="nominal", title=self.title, scale=scale, legend=legend)
+
+
+def _stroke(dash: tuple[int, ...], *, upright: bool) -> str:
+    """A short piece of a dashed line as a filled path from -1 to 1."""
+    pieces, start, index = [], -1.0, 0
+    while start < 1:
+        # Half the size of the dashes on the chart, so that a few fit into the symbol.
+        end = min(1.0, start + dash[index % len(dash)] / 12 if dash != SOLID else 1.0)
+        if index % 2 == 0:
+            corners = [(start, -0.15), (end, -0.15), (end, 0.15), (start, 0.15)]
+            corners = [(y, x) for x, y in corners] if upright else corners
+            pieces.append("M" + "L".join(f"{x:.2f},{y:.2f}" for x, y in corners) + "Z")
+        start, index = end, index + 1
+    return "".join(pieces)

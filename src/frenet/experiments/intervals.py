@@ -1,0 +1,70 @@
+"""Intervals over seeds: the rows of one seed are not independent and are averaged first."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from frenet.experiments.charts import aggregate, melt
+from frenet.experiments.experiment import Estimate, Row, Rows, Scalar
+
+
+def select(rows: Rows, **wanted: Scalar) -> list[Mapping[str, Scalar]]:
+    """The rows whose columns have the wanted values.
+
+    >>> select([{"k": 1}, {"k": 2}], k=2)
+    [{'k': 2}]
+    """
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def seed_means(rows: Rows, *, by: Sequence[str], value: str) -> list[Row]:
+    """One row a seed and combination of keys, the column averaged over everything else."""
+    means = aggregate(rows, by=(*by, "seed"), value=value)
+    return [{key: row[key] for key in (*by, "seed")} | {value: row["value"]} for row in means]
+
+
+def over_seeds(rows: Rows, *, by: Sequence[str], value: str) -> list[Row]:
+    """``aggregate`` with the seed as the unit: ``value``, ``low``, ``high`` and ``n`` seeds."""
+    return aggregate(seed_means(rows, by=by, value=value), by=by, value=value)
+
+
+def series_over_seeds(rows: Rows, *, by: Sequence[str], values: Mapping[str, str]) -> list[Row]:
+    """``melt`` with the seed as the unit: several columns as the series of one chart."""
+    parts = [
+        melt(seed_means(rows, by=by, value=column), by=by, values={column: label})
+        for column, label in values.items()
+    ]
+    return [row for part in parts for row in part]
+
+
+def estimate(rows: Rows, value: str) -> Estimate | None:
+    """Mean of a column with its 95% interval over seeds; None where no row has it."""
+    found = over_seeds(rows, by=(), value=value)
+    if not found:
+        return None
+    row = found[0]
+    return Estimate(
+        _number(row["value"]), _bound(row["low"]), _bound(row["high"]), _count(row["n"])
+    )
+
+
+def low(value: Estimate | None) -> float:
+    """Lower end of the interval; minus infinity where there is none (one seed decides nothing)."""
+    return -math.inf if value is None or value.low is None else value.low
+
+
+def high(value: Estimate | None) -> float:
+    """Upper end of the interval; infinity where there is none."""
+    return math.inf if value is None or value.high is None else value.high
+
+
+def _number(value: Scalar) -> float:
+    assert isinstance(value, (int, float))
+    return float(value)
+
+
+def _bound(value: Scalar) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _count(value: Scalar) -> int:
+    return int(_number(value))

@@ -1,0 +1,197 @@
+"""The networks that experiments measure: built once, taught their tasks, cached."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from frenet.network.space import ParamSpace
+    from frenet.network.tasks import Task
+
+# torch and transformers are imported inside the functions: a command line that only prints its
+# help reads the configurations and should not wait seconds for them.
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network, which tasks, how it learned them."""
+
+    model: str = "synthetic"
+    """'synthetic', a hub id, a folder in Hugging Face format, or a GGUF file."""
+    tasks: tuple[str, ...] = ()
+    """Task files or data set names; for the synthetic network task names. Empty: all it has."""
+    only: tuple[str, ...] = ()
+    """Names of the tasks to measure, where the files hold more. Empty: all."""
+    max_tasks: int = 0
+    """Measure only so many tasks, the first ones; the others are still learned. 0: all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One network is trained, and everything is drawn, for each seed."""
+    spaces: tuple[str, ...] = ("full",)
+    """'full' (all weights) and 'lora' (rank-r adapters): the parameters that move."""
+    rank: int = 4
+    """Rank of the LoRA adapters."""
+    width: int = 64
+    """Width of the synthetic transformer."""
+    train_steps: int = 1500
+    """Steps in which the synthetic transformer is trained on its eight tasks."""
+    learn_steps: int = 120
+    """Steps in which a language model learns the tasks before it is measured."""
+    learn_optimizer: str = "adamw:2e-3"
+    """Optimiser and rate of that learning."""
+    learn_batch: int = 10
+    """Examples in a batch of that learning."""
+    max_length: int = 64
+    """Longest text in tokens; longer prompts lose their beginning."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network at theta_0 with the tasks that it knows.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        space: the parameters that recover and whose gradients are measured.
+        damage_space: the parameters that damage moves. It is the space itself, except for adapters
+            on the synthetic transformer: there the weights are damaged and the adapters recover.
+        tasks: the tasks it has learned, by name.
+        unseen: tasks it has not learned, for ordinary fine-tuning and for forgetting.
+        untrained: the space's parameters before the tasks were learned, where they still mean
+            something: a language model that has not been fine-tuned. None for the synthetic one.
+        chance: ln V, the loss of a uniform guess over the vocabulary, in nats per token.
+        notes: what the report must say about it.
+    """
+
+    model: "nn.Module"
+    space: "ParamSpace"
+    damage_space: "ParamSpace"
+    tasks: "dict[str, Task]"
+    unseen: "dict[str, Task]"
+    untrained: "Tensor | None"
+    chance: float
+    notes: tuple[str, ...] = field(default=())
+
+
+def build(config: NetworkConfig, *, space: str, seed: int) -> Network:
+    """The network of one seed, from the cache where it was built before.
+
+    Raises:
+        ValueError: an unknown space or task name.
+    """
+    if space not in ("full", "lora"):
+        raise ValueError(f"unknown space {space!r}; there are full and lora")
+    if config.model == "synthetic":
+        return _synthetic(config, space, seed)
+    return _language_model(config, space, seed)
+
+
+def prepare(config: NetworkConfig, cell: Any) -> None:
+    """Put the network of this cell into the cache."""
+    build(config, space=cell["space"], seed=cell["seed"])
+
+
+def task_names(config: NetworkConfig) -> tuple[str, ...]:
+    """Names of the tasks that the configuration measures, without loading the model.
+
+    Raises:
+        ValueError: ``only`` names a task that is not there.
+    """
+    known = _known_tasks(config)
+    if missing := [name for name in config.only if name not in known]:
+        raise ValueError(f"no task {missing[0]!r}; there are {', '.join(known)}")
+    names = config.only or known
+    return names[: config.max_tasks] if config.max_tasks else names
+
+
+def _known_tasks(config: NetworkConfig) -> tuple[str, ...]:
+    if config.model != "synthetic":
+        from frenet.network.text import task_names
+
+        if not config.tasks:
+            raise ValueError(f"model {config.model} needs tasks: pass --tasks FILE.jsonl")
+        return tuple(name for source in config.tasks for name in task_names(source))
+    from frenet.network.synthetic import LEARNED
+
+    if unknown := [name for name in config.tasks if name not in LEARNED]:
+        raise ValueError(f"no synthetic task {unknown[0]!r}; there are {', '.join(LEARNED)}")
+    return config.tasks or LEARNED
+
+
+def _synthetic(config: NetworkConfig, space: str, seed: int) -> Network:
+    from frenet.network.space import ParamSpace
+    from frenet.network.synthetic import (
+        UNSEEN,
+        VOCABULARY,
+        SyntheticConfig,
+        SyntheticTask,
+        trained_synthetic,
+    )
+
+    shape = SyntheticConfig(width=config.width, steps=config.train_steps)
+    model: nn.Module = trained_synthetic(shape, seed=seed)
+    names = task_names(config)
+    tasks: dict[str, Task] = {name: SyntheticTask(name) for name in names}
+    unseen: dict[str, Task] = {name: SyntheticTask(name) for name in UNSEEN if name not in tasks}
+    weights = ParamSpace.select(model)
+    if space == "lora":
+        from frenet.network.adapters import attach_lora
+
+        model = attach_lora(model, rank=config.rank, targets=["q_proj", "v_proj"], seed=seed)
+        selected = ParamSpace.select(model)
+        weights = ParamSpace.select(model, lambda name, _: "lora_" not in name)
+    else:
+        selected = weights
+    return Network(model, selected, weights, tasks, unseen, None, math.log(VOCABULARY))
+
+
+def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
+    from frenet.measure.damage import Mixture
+    from frenet.measure.trajectory import Training, train_and_record
+    from frenet.network.adapters import attach_lora
+    from frenet.network.load import load
+    from frenet.network.space import ParamSpace
+    from frenet.network.tasks import base_model
+    from frenet.network.text import text_tasks
+
+    names = task_names(config)
+    loaded = load(config.model)
+    tasks: dict[str, Task] = {}
+    for source in config.tasks:
+        tasks.update(text_tasks(source, loaded.tokenizer, max_length=config.max_length))
+    model: nn.Module = loaded.model
+    if space == "lora":
+        model = attach_lora(model, rank=config.rank, seed=seed)
+    selected = ParamSpace.select(model)
+    training = Training(config.learn_optimizer, config.learn_batch, config.learn_steps, seed=seed)
+    key = [loaded.fingerprint, sorted(tasks), space, config.rank, config.max_length, str(training)]
+    theta = _learned(
+        key,
+        lambda: train_and_record(
+            model, Mixture(tuple(tasks.values())), training, space=selected
+        ).theta(config.learn_steps),
+    )
+    untrained = selected.read(model)
+    selected.write(model, theta)
+    measured = {name: tasks[name] for name in names}
+    others = {name: task for name, task in tasks.items() if name not in measured}
+    chance = math.log(base_model(model).get_output_embeddings().weight.shape[0])
+    return Network(
+        model.eval(), selected, selected, measured, others, untrained, chance, loaded.notes
+    )
+
+
+def _learned(key: list[Any], learn: Any) -> Any:
+    """The parameter vector that ``learn()`` gives, kept in the cache under ``key``."""
+    from safetensors.torch import load_file
+
+    from frenet.network.cache import cache_dir
+    from frenet.network.synthetic import save_atomically
+
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    path = cache_dir() / "learned" / f"{digest}.safetensors"
+    if not path.exists():
+        save_atomically({"theta": learn()}, path)
+    return load_file(path)["theta"]

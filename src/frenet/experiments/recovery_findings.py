@@ -1,0 +1,337 @@
+"""What the rows of `recovery_basis` say: claims C2 and C4, columns and figures."""
+
+from frenet.experiments.charts import Axis, Rule, dots, lines, scatter
+from frenet.experiments.experiment import (
+    Claim,
+    Column,
+    Estimate,
+    Figure,
+    Finding,
+    Row,
+    Rows,
+    Verdict,
+)
+from frenet.experiments.intervals import estimate, high, low, over_seeds, select, series_over_seeds
+
+# Bases that need neither the damaged point's gradients nor the recovery itself.
+STATIC = ("gradients at start", "other tasks", "task vectors", "damage direction")
+AT_DAMAGE = ("gradients at damage", "Adam-scaled gradients", "Krylov", "Hessian")
+K = 10
+MOST_STATIC, PREFIX_SHARE, LONGEST_PREFIX = 0.25, 0.77, 0.35
+
+
+def fixed_plane(rows: Rows) -> Finding:
+    """C2: the best static basis at k = 10 holds under 0.25, and less than the prefix."""
+    verdict: Verdict
+    captures = _at(rows, K)
+    found = {
+        name: value
+        for name in STATIC
+        if (value := estimate(select(captures, basis=name), "captured")) is not None
+    }
+    best = max(found, key=lambda name: found[name].value, default="none measured")
+    static, prefix = found.get(best), estimate(select(captures, basis="prefix"), "captured")
+    if high(static) < min(MOST_STATIC, low(prefix)):
+        verdict, why = "supported", f"below {MOST_STATIC} and below the prefix"
+    elif low(static) > min(MOST_STATIC, high(prefix)):
+        verdict, why = "contradicted", f"above {MOST_STATIC}, or above the prefix"
+    else:
+        verdict, why = "undecided", "the intervals straddle a line, or there is one seed only"
+    return Finding(
+        claim="C2",
+        verdict=verdict,
+        quantity=f"recovery captured by the best static basis ({best}), k = {K}",
+        estimate=static,
+        reference="prefix",
+        reference_estimate=prefix,
+        why=why,
+        notes=(*_basis_notes(captures), *_function_notes(captures), *_status_notes(rows)),
+    )
+
+
+def prefix_span(rows: Rows) -> Finding:
+    """C4: for LoRA some k with k / T_stop <= 0.35 reaches 0.77, with a lift above 1."""
+    verdict: Verdict
+    prefixes = select(rows, table="capture", basis="prefix")
+    lora = [r for r in prefixes if r["space"] == "lora" and r.get("captured") is not None]
+    sizes = sorted({int(str(r["k"])) for r in lora})
+    at = {k: estimate(select(lora, k=k), "captured") for k in sizes}
+    lifts = {k: estimate(select(lora, k=k), "lift") for k in sizes}
+    reaching = [k for k in sizes if _reaches(at[k]) and low(lifts[k]) > 1]
+    # Where none reaches it, the k that comes closest is the one to show.
+    best = min(reaching) if reaching else max(sizes, key=lambda k: _upper(at[k]), default=0)
+    shown = at.get(best)
+    if reaching:
+        verdict, why = "supported", f"k = {best} reaches {PREFIX_SHARE} with a lift above 1"
+    elif shown is not None and shown.low is not None and not any(map(_reaches, at.values())):
+        verdict, why = "contradicted", f"no k up to {LONGEST_PREFIX} T_stop reaches {PREFIX_SHARE}"
+    else:
+        verdict, why = "undecided", "one seed only, no LoRA rows, or a lift that is not above 1"
+    return Finding(
+        claim="C4",
+        verdict=verdict,
+        quantity=f"LoRA recovery captured by the first {best} updates",
+        estimate=shown,
+        reference="random-walk share",
+        reference_estimate=estimate(select(lora, k=best), "walk_share"),
+        why=why,
+        notes=_prefix_notes(prefixes),
+    )
+
+
+def _at(rows: Rows, k: int) -> list[Row]:
+    """Captures at dimension k, or at the largest that a smaller basis has."""
+    found = [dict(r) for r in select(rows, table="capture") if r.get("captured") is not None]
+    largest: dict[object, int] = {}
+    for row in found:
+        dimension = int(str(row["k"]))
+        if dimension <= k:
+            largest[row["basis"]] = max(dimension, largest.get(row["basis"], 0))
+    return [row for row in found if row["k"] == largest.get(row["basis"])]
+
+
+def _reaches(value: Estimate | None) -> bool:
+    return value is not None and value.high is not None and value.high >= PREFIX_SHARE
+
+
+def _upper(value: Estimate | None) -> float:
+    return -1.0 if value is None else value.value if value.high is None else value.high
+
+
+def _basis_notes(captures: Rows) -> tuple[str, ...]:
+    """The bases at the damaged point stand beside the verdict, by optimiser."""
+    notes = []
+    for optimizer in dict.fromkeys(row["optimizer"] for row in captures):
+        table = over_seeds(select(captures, optimizer=optimizer), by=("basis",), value="captured")
+        shown = [row for row in table if row["basis"] not in ("prefix of replicate",)]
+        listed = ", ".join(f"{row['basis']} {row['value']:.3f}" for row in shown)
+        notes.append(f"{optimizer}: {listed}.")
+    return tuple(notes)
+
+
+def _function_notes(captures: Rows) -> tuple[str, ...]:
+    """Capture and function disagree: name the pair that does most."""
+    by_basis = {
+        str(row["basis"]): float(str(row["value"]))
+        for row in over_seeds(captures, by=("basis",), value="captured")
+    }
+    gains = over_seeds(captures, by=("basis",), value="regained")
+    apart = [(str(row["basis"]), float(str(row["value"]))) for row in gains]
+    if not apart:
+        return ()
+    name, gain = max(apart, key=lambda pair: abs(pair[1] - by_basis[pair[0]]))
+    return (
+        f"Capture is not function: {name} holds {by_basis[name]:.3f} of the displacement, and the "
+        f"displacement projected on it regains {gain:.2f} of the lost loss.",
+    )
+
+
+def _status_notes(rows: Rows) -> tuple[str, ...]:
+    """Recoveries that gave no capture, and why."""
+    table = select(rows, table="recovery")
+    counts = {
+        status: sum(row["status"] == status for row in table)
+        for status in ("not damaged", "not recovered", "shallow")
+    }
+    listed = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    return (f"Of {len(table)} recoveries: {listed}.",) if listed else ()
+
+
+def _prefix_notes(prefixes: Rows) -> tuple[str, ...]:
+    """Lift, rest and share of the run, by space and optimiser."""
+    measured = [row for row in prefixes if row.get("captured") is not None]
+    notes = []
+    for key in dict.fromkeys((row["space"], row["optimizer"]) for row in measured):
+        part = select(measured, space=key[0], optimizer=key[1])
+        k = max((int(str(row["k"])) for row in part if int(str(row["k"])) <= K), default=0)
+        at = select(part, k=k)
+        captured, walk = estimate(at, "captured"), estimate(at, "walk_share")
+        lift, rest, share = (estimate(at, name) for name in ("lift", "rest", "k_over_stop"))
+        if captured and walk and lift and share:
+            rested = f", {rest.value:.2f} of the rest" if rest else ""
+            notes.append(
+                f"{key[0]}, {key[1]}, k = {k} ({share.value:.2f} of the run): "
+                f"{captured.value:.2f}{rested}; a random walk {walk.value:.2f}, "
+                f"lift {lift.value:.1f}."
+            )
+    return tuple(notes)
+
+
+def bases_chart(rows: Rows) -> object:
+    """Capture by basis and optimiser at k = 10."""
+    return dots(
+        over_seeds(_at(rows, K), by=("basis", "optimizer", "space"), value="captured"),
+        x=Axis(
+            "value", f"captured fraction of the recovery, k = {K} (or all it has)", domain=(0, 1)
+        ),
+        row=Axis("basis", "basis"),
+        colour=Axis("optimizer", "optimiser"),
+        facet="space",
+        rules=[Rule("threshold", MOST_STATIC)],
+    )
+
+
+def prefix_chart(rows: Rows) -> object:
+    """Capture of the prefix against k, with random walk, rest and replicate."""
+    prefixes = [r for r in select(rows, basis="prefix") if r.get("captured") is not None]
+    labels = {
+        "captured": "prefix",
+        "rest": "its capture of the rest",
+        "walk_share": "random walk",
+        "ceiling": "replicate's PCA (ceiling)",
+    }
+    table = series_over_seeds(prefixes, by=("k", "space"), values=labels)
+    return lines(
+        table,
+        x=Axis("k", "first k updates", log=True),
+        y=Axis("value", "captured fraction", domain=(0, 1)),
+        facet="space",
+        rules=["random walk", "replicate's PCA (ceiling)", Rule("paper, LoRA", PREFIX_SHARE)],
+    )
+
+
+def function_chart(rows: Rows) -> object:
+    """Captured displacement against regained loss, basis by basis."""
+    table = over_seeds(_at(rows, K), by=("basis", "space"), value="captured")
+    gains = {
+        (row["basis"], row["space"]): row["value"]
+        for row in over_seeds(_at(rows, K), by=("basis", "space"), value="regained")
+    }
+    points = [
+        row | {"regained": gains[row["basis"], row["space"]]}
+        for row in table
+        if (row["basis"], row["space"]) in gains
+    ]
+    return scatter(
+        points,
+        x=Axis("value", "captured fraction of the displacement"),
+        y=Axis("regained", "share of the lost loss regained"),
+        colour=Axis("basis", "basis"),
+        facet="space",
+    )
+
+
+def curve_chart(rows: Rows) -> object:
+    """Loss against step."""
+    table = over_seeds(rows, by=("optimizer", "protocol", "space", "step"), value="loss")
+    return lines(
+        [row | {"series": f"{row['optimizer']}, {row['space']}"} for row in table],
+        x=Axis("step", "recovery step"),
+        y=Axis("value", "loss (nats per token)"),
+        facet="protocol",
+    )
+
+
+_CASE = (
+    Column("seed", "", "seed of network, data, damage and minibatches", "key"),
+    Column("space", "", "parameters that recover: all weights, or LoRA adapters", "key"),
+    Column("task", "", "damaged task", "key"),
+    Column("protocol", "", "kind of damage", "key"),
+    Column("optimizer", "", "optimiser of the recovery and its rate", "key"),
+    Column("replicate", "", "0 or 1: the same recovery with other minibatches", "key"),
+)
+_LOSSES = (
+    Column("loss_0", "nats/token", "loss before the damage", "reference"),
+    Column("loss_d", "nats/token", "loss after the damage", "reference"),
+)
+TABLES = {
+    "recovery": (
+        *_CASE,
+        Column(
+            "status", "", "recovered; shallow: within two steps; not recovered; not damaged", "key"
+        ),
+        *_LOSSES,
+        Column("loss_end", "nats/token", "select loss at the end", "measure", "threshold"),
+        Column("threshold", "nats/token", "5% of min(loss_d, ln V) above loss_0", "reference"),
+        Column("stop", "steps", "T_stop", "measure", "longest"),
+        Column("longest", "steps", "most steps allowed", "reference"),
+        Column("displacement", "2-norm", "theta_stop - theta_damaged", "measure", "path_length"),
+        Column("path_length", "2-norm", "summed step norms: the longest it could be", "reference"),
+        Column("replicate_cosine", "", "between the replicates", "measure", "cosine_chance"),
+        Column("cosine_chance", "", "1 / sqrt(d)", "reference"),
+        Column("why", "", "what the protocol did not do", "key"),
+    ),
+    "capture": (
+        *_CASE,
+        Column("basis", "", "basis", "key"),
+        Column("k", "", "basis dimension", "key"),
+        Column("stop", "steps", "T_stop", "key"),
+        Column("k_over_stop", "fraction", "no capture is given above 0.35", "key"),
+        Column("captured", "fraction", "||U^T D||^2 / ||D||^2", "measure", "chance"),
+        Column("chance", "fraction", "k / d", "reference"),
+        Column("ceiling", "fraction", "the replicate's top-k PCA", "reference"),
+        Column("lift", "", "capture over the random-walk share", "measure", "walk_share"),
+        Column("walk_share", "fraction", "squared step norms in the first k steps", "reference"),
+        Column("rest", "fraction", "captured of theta_stop - theta_k", "measure", "chance"),
+        Column(
+            "regained", "fraction", "lost loss back after projecting D", "measure", "regained_full"
+        ),
+        Column("regained_full", "fraction", "the same with all of D", "reference"),
+        Column("accuracy", "fraction", "of tokens, after projecting D", "measure", "accuracy_full"),
+        Column("accuracy_full", "fraction", "the same with all of D", "reference"),
+        Column(
+            "optimised", "fraction", "lost loss back by training inside", "measure", "regained_full"
+        ),
+        *_LOSSES,
+    ),
+    "curve": (
+        *_CASE,
+        Column("step", "steps", "recovery step", "key"),
+        Column("loss", "nats/token", "select loss", "measure", "threshold"),
+        Column("threshold", "nats/token", "the loss that counts as recovered", "reference"),
+        *_LOSSES,
+    ),
+}
+CLAIMS = (
+    Claim(
+        id="C2",
+        statement="No fixed task plane: static bases miss the recovery direction",
+        paper="they miss it",
+        rule=f"the best of {', '.join(STATIC)} at k = {K} captures under {MOST_STATIC}, and its "
+        "upper end is below the prefix's lower end",
+        decide=fixed_plane,
+        figure="bases",
+    ),
+    Claim(
+        id="C4",
+        statement="The first recovery updates span most of a LoRA recovery",
+        paper="0.77",
+        rule=f"for LoRA some k with k / T_stop <= {LONGEST_PREFIX} has an interval reaching "
+        f"{PREFIX_SHARE}, and its lift's lower end is above 1",
+        decide=prefix_span,
+        figure="prefix",
+    ),
+)
+FIGURES = (
+    Figure(
+        "bases",
+        "What each basis holds of a recovery",
+        "Captured fraction of the displacement from the damaged point to T_stop, mean over "
+        "protocols, tasks and replicates, 95% interval over seeds. A random basis holds k / d.",
+        "capture",
+        bases_chart,
+    ),
+    Figure(
+        "prefix",
+        "How soon is the recovery's direction known?",
+        "The first k updates, orthonormalised in order. A random walk's prefix would capture its "
+        "share of the squared step norms; the replicate's own leading directions are the ceiling.",
+        "capture",
+        prefix_chart,
+    ),
+    Figure(
+        "function",
+        "Capture is not function",
+        "Share of the lost loss that the projected displacement regains, against the share of the "
+        "displacement. On the dotted line the two agree.",
+        "capture",
+        function_chart,
+    ),
+    Figure(
+        "curves",
+        "How the recoveries went",
+        "Loss on the select split, mean over seeds, tasks and replicates still running.",
+        "curve",
+        curve_chart,
+    ),
+)

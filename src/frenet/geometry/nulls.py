@@ -1,0 +1,191 @@
+"""Chance levels: gradients with the structure taken out, and intervals of a mean."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from scipy.special import stdtrit
+from torch import Tensor
+
+from frenet.geometry.blocks import double
+
+
+class Interval(NamedTuple):
+    """A mean with its confidence limits and the number of values behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def gaussian_like(
+    G: Float[Tensor, "n d"], sizes: Sequence[int], generator: torch.Generator
+) -> Float[Tensor, "n d"]:
+    """Isotropic Gaussian rows with the norm of every tensor of every row kept.
+
+    In each tensor t of each row: z ||g_t|| / ||z||, z ~ N(0, I). All that is left of the gradients
+    is how long they are, parameter by parameter.
+
+    Args:
+        G: n gradients.
+        sizes: coordinates of each parameter tensor, in order; they sum to d.
+        generator: the draws.
+
+    Returns:
+        float32, on the device of G. Zero blocks stay zero.
+
+    Raises:
+        ValueError: the sizes do not sum to d.
+
+    >>> G = torch.tensor([[3.0, 4.0, 0.0, 2.0]])
+    >>> null = gaussian_like(G, (2, 1, 1), torch.Generator().manual_seed(0))
+    >>> [round(float(part.norm()), 6) for part in null.split((2, 1, 1), dim=1)]
+    [5.0, 0.0, 2.0]
+    """
+
+    def draw(part: Tensor) -> Tensor:
+        z = torch.randn(part.shape, generator=generator, device=generator.device).to(part.device)
+        wanted, got = (double(x).norm() for x in (part, z))
+        return z * float(wanted / got)
+
+    return _by_tensor(G, sizes, draw)
+
+
+def shuffled_like(
+    G: Float[Tensor, "n d"], sizes: Sequence[int], generator: torch.Generator
+) -> Float[Tensor, "n d"]:
+    """The coordinates of every row permuted inside each tensor, independently for each row.
+
+    It keeps the distribution of the entries, heavy tails included, and breaks which coordinate
+    holds which.
+
+    Args:
+        G: n gradients.
+        sizes: coordinates of each parameter tensor, in order; they sum to d.
+        generator: the draws.
+
+    Returns:
+        float32, on the device of G.
+
+    Raises:
+        ValueError: the sizes do not sum to d.
+
+    >>> G = torch.tensor([[1.0, 2.0, 3.0, 9.0]])
+    >>> shuffled_like(G, (3, 1), torch.Generator().manual_seed(0)).sort().values
+    tensor([[1., 2., 3., 9.]])
+    """
+
+    def draw(part: Tensor) -> Tensor:
+        order = torch.randperm(len(part), generator=generator, device=generator.device)
+        return part[order.to(part.device)]
+
+    return _by_tensor(G, sizes, draw)
+
+
+def sign_flipped_like(G: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "n d"]:
+    """Every coordinate of every row with a random sign.
+
+    It keeps the size of each coordinate and breaks how coordinates go together.
+
+    Args:
+        G: n gradients.
+        generator: the draws.
+
+    Returns:
+        float32, on the device of G.
+
+    >>> sign_flipped_like(torch.tensor([[1.0, -2.0]]), torch.Generator().manual_seed(0)).abs()
+    tensor([[1., 2.]])
+    """
+    device = generator.device
+    signs = torch.randint(0, 2, G.shape, generator=generator, dtype=torch.float32, device=device)
+    return signs.mul_(2).sub_(1).to(G.device).mul_(G.detach())
+
+
+def mean_interval(
+    values: Sequence[float] | Float[Tensor, " n"], *, level: float = 0.95
+) -> Interval:
+    """Mean of independent values with its Student t interval, m -+ t_{n-1} s / sqrt(n).
+
+    Args:
+        values: n finite numbers, usually one a seed.
+        level: coverage, in (0, 1).
+
+    Returns:
+        The mean, the limits and n; one value has no limits (NaN).
+
+    Raises:
+        ValueError: no values, a value that is not finite, or a level outside (0, 1).
+
+    Source: Student (1908), The probable error of a mean.
+
+    >>> mean_interval([1.0, 2.0, 3.0])
+    Interval(value=2.0, low=-0.484..., high=4.484..., n=3)
+    """
+    x = torch.as_tensor(values, dtype=torch.float64).cpu()
+    n = x.numel()
+    if n == 0:
+        raise ValueError("the mean of no values is not defined")
+    if not torch.isfinite(x).all():
+        first = int((~torch.isfinite(x)).nonzero()[0])
+        raise ValueError(f"value {first} of {n} is {float(x[first])}; leave it out and say so")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} must be between 0 and 1, e.g. 0.95")
+    mean = float(x.mean())
+    if n == 1:
+        return Interval(mean, float("nan"), float("nan"), 1)
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * float(x.std()) / n**0.5
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def random_walk_share(norms: Float[Tensor, " t"], k: int) -> float:
+    """Share of a random walk's displacement that its first k steps hold.
+
+    sum_{i <= k} r_i^2 / sum_i r_i^2: what a prefix basis captures when the steps are independent in
+    a space of high dimension. Capture over this share is the lift.
+
+    Args:
+        norms: norm r_i of every step, T of them.
+        k: number of first steps, between 0 and T.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        ValueError: k is outside [0, T], or all steps are zero.
+
+    >>> random_walk_share(torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0]), 1)
+    0.5
+    """
+    if not 0 <= k <= len(norms):
+        raise ValueError(f"k={k} must be between 0 and the {len(norms)} steps of the path")
+    energies = norms.double().square()
+    if not energies.sum() > 0:
+        raise ValueError(f"all {len(norms)} steps are zero, so nothing moved")
+    return float(energies[:k].sum() / energies.sum())
+
+
+def random_capture(d: int, k: int) -> float:
+    """Mean share of a vector's energy in a random k-dimensional subspace of R^d, k / d.
+
+    Raises:
+        ValueError: k is outside [0, d].
+
+    >>> random_capture(200, 10)
+    0.05
+    """
+    if not 0 <= k <= d:
+        raise ValueError(f"k={k} must be between 0 and the dimension d={d}")
+    return k / d
+
+
+def _by_tensor(G: Tensor, sizes: Sequence[int], draw: Callable[[Tensor], Tensor]) -> Tensor:
+    if sum(sizes) != G.shape[1]:
+        raise ValueError(f"the tensors hold {sum(sizes)} coordinates, the rows {G.shape[1]}")
+    out = torch.empty(G.shape, device=G.device)
+    for row, target in zip(G.detach(), out, strict=True):
+        for part, place in zip(row.split(list(sizes)), target.split(list(sizes)), strict=True):
+            place.copy_(draw(part))
+    return out

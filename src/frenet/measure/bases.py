@@ -1,0 +1,115 @@
+"""Bases that a recovery is compared with, from the undamaged and from the damaged point."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.geometry import rng
+from frenet.geometry.basis import Basis, krylov_basis, random_basis, span_basis, svd_basis
+from frenet.measure.curvature import hessian_product, top_eigenpairs
+from frenet.measure.gradients import gradient, gradient_matrix
+from frenet.measure.trajectory import Training, train_and_record
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Task
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How bases are estimated: k directions from n gradients of ``batch_size`` examples."""
+
+    k: int
+    n: int
+    batch_size: int
+    seed: int
+
+
+def bases_at_start(
+    model: nn.Module,
+    task: Task,
+    others: Sequence[Task],
+    *,
+    sampling: Sampling,
+    space: ParamSpace,
+    training: Training,
+) -> dict[str, Basis]:
+    """Bases that need nothing of the damage: the task's gradients, the other tasks', their vectors.
+
+    Args:
+        model: the network at theta_0; comes back bit for bit.
+        task: the task that will be damaged.
+        others: other tasks; none leaves out the bases made of them.
+        sampling: dimension and gradients.
+        space: the d parameters.
+        training: trains each other task for its task vector.
+
+    Returns:
+        Basis by name. The span of m task vectors has dimension m at most.
+    """
+    found = {
+        "random": random_basis(
+            space.dim,
+            sampling.k,
+            rng.generator(sampling.seed, "recovery", "random"),
+            space=space,
+            origin="random",
+        ),
+        "gradients at start": _leading(_rows(model, task, sampling, space), sampling, space),
+    }
+    if others:
+        share = replace(sampling, n=-(-sampling.n // len(others)))
+        stacked = torch.cat([_rows(model, other, share, space) for other in others])
+        found["other tasks"] = _leading(stacked, sampling, space)
+        vectors = []
+        for other in others:
+            with space.restored(model):
+                vectors.append(train_and_record(model, other, training, space=space).displacement())
+        found["task vectors"] = span_basis(torch.stack(vectors), space=space, origin="task vectors")
+    return found
+
+
+def bases_at_damage(
+    model: nn.Module, task: Task, *, sampling: Sampling, space: ParamSpace, second_order: bool
+) -> dict[str, Basis]:
+    """Bases from the damaged point: gradients, the same in Adam's metric, Krylov, Hessian.
+
+    An Adam displacement lives where g / (rms(g) + eps) lives; raw gradients hold 3 to 4 times
+    less of it, and for SGD it is the other way round.
+
+    Args:
+        model: the network at theta_d; left as it is.
+        task: the damaged task.
+        sampling: dimension and gradients.
+        space: the d parameters.
+        second_order: also the Krylov space of gradient and Hessian, and the Hessian's eigenvectors.
+    """
+    rows = _rows(model, task, sampling, space)
+    scaled = rows / (rows.square().mean(0).sqrt() + 1e-8)
+    found = {
+        "gradients at damage": _leading(rows, sampling, space),
+        "Adam-scaled gradients": _leading(scaled, sampling, space),
+    }
+    if second_order:
+        batch = next(task.batches("train", 2 * sampling.batch_size, sampling.seed))
+        product = hessian_product(model, task, batch, space=space)
+        slope = gradient(model, task, batch, space=space)
+        lanczos = rng.generator(sampling.seed, "recovery", "lanczos")
+        found["Krylov"] = krylov_basis(product, slope, sampling.k, space=space, origin="Krylov")
+        found["Hessian"] = top_eigenpairs(
+            product, space.dim, sampling.k, generator=lanczos, space=space
+        ).basis
+    return found
+
+
+def _rows(
+    model: nn.Module, task: Task, sampling: Sampling, space: ParamSpace
+) -> Float[Tensor, "n d"]:
+    return gradient_matrix(
+        model, task, space=space, n=sampling.n, batch_size=sampling.batch_size, seed=sampling.seed
+    )
+
+
+def _leading(rows: Float[Tensor, "n d"], sampling: Sampling, space: ParamSpace) -> Basis:
+    return svd_basis(rows, sampling.k, space=space)

@@ -1,0 +1,149 @@
+"""Curvature of a task's loss at a point: Hessian products, trace, leading eigenpairs."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor, nn
+from torch.func import grad, jvp
+
+from frenet.geometry.basis import Basis
+from frenet.measure.context import differentiable_attention, measuring
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Batch, Functional, Task, columns_to_keep, with_additive_mask
+
+Matvec = Callable[[Tensor], Tensor]
+
+
+class Trace(NamedTuple):
+    """Hutchinson estimates with their standard errors."""
+
+    trace: float
+    trace_error: float
+    trace_of_square: float
+    trace_of_square_error: float
+    probes: int
+
+
+class Eigenpairs(NamedTuple):
+    """Leading eigenvalues, by modulus, and their eigenvectors as a basis."""
+
+    values: Float[Tensor, " k"]
+    basis: Basis
+
+
+def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace) -> Matvec:
+    """The map v -> H v of the task's mean loss on one batch, H = d^2 L / d theta^2.
+
+    Forward-over-reverse by ``torch.func``, under the attention kernel that has second derivatives,
+    so it also works for models that run fused attention otherwise.
+
+    Args:
+        model: the network; read at the time of each product and left as it is.
+        task: gives the loss.
+        batch: the fixed batch; the map is linear and deterministic.
+        space: the d selected parameters.
+
+    Returns:
+        A function of a vector (d,) that returns H v, float32 (d,).
+
+    Raises:
+        FloatingPointError: H v is not finite; names the parameter.
+
+    Source: Pearlmutter (1994), Fast exact multiplication by the Hessian.
+    """
+    rows = with_additive_mask(batch)
+    keep = columns_to_keep(batch)
+
+    def loss(tensors: dict[str, Tensor]) -> Tensor:
+        return task.loss(Functional(model, tensors, keep=keep), rows)
+
+    def product(vector: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+        parameters = space.parameters(model)
+        tensors = {n: p.detach() for n, p in zip(space.names, parameters, strict=True)}
+        parts = space.unflatten(vector.to(parameters[0].device, torch.float32))
+        tangents = {name: part.to(tensors[name].dtype) for name, part in parts.items()}
+        with measuring(model), differentiable_attention():
+            out = jvp(grad(loss), (tensors,), (tangents,))[1]
+        result = space.flatten(out)
+        space.check_finite(result, "a Hessian product")
+        return result
+
+    return product
+
+
+def hutchinson(product: Matvec, dim: int, *, probes: int, generator: torch.Generator) -> Trace:
+    """Trace of H, and of H^2, from Rademacher probes z: mean of z^T H z and of ||H z||^2.
+
+    Args:
+        product: v -> H v.
+        dim: d.
+        probes: number of probes, at least 2 for a standard error.
+        generator: the probes.
+
+    Returns:
+        Both estimates with the standard errors of their means. One probe's error is of the order
+        of the trace itself where few eigenvalues dominate.
+
+    Source: Hutchinson (1990), A stochastic estimator of the trace of the influence matrix.
+
+    >>> H = torch.diag(torch.tensor([1.0, 2.0, 3.0]))
+    >>> hutchinson(lambda v: H @ v, 3, probes=4, generator=torch.Generator().manual_seed(0))[:3]
+    (6.0, 0.0, 14.0)
+    """
+    if probes < 2:
+        raise ValueError(f"probes={probes} gives no standard error; pass at least 2")
+    first, second = [], []
+    for _ in range(probes):
+        probe = torch.randint(0, 2, (dim,), generator=generator).float() * 2 - 1
+        image = product(probe).cpu().double()
+        first.append(float(probe.double() @ image))
+        second.append(float(image @ image))
+    errors = [float(np.std(values, ddof=1) / probes**0.5) for values in (first, second)]
+    return Trace(float(np.mean(first)), errors[0], float(np.mean(second)), errors[1], probes)
+
+
+def top_eigenpairs(
+    product: Matvec,
+    dim: int,
+    k: int,
+    *,
+    generator: torch.Generator,
+    space: ParamSpace | None = None,
+) -> Eigenpairs:
+    """The k eigenvalues of H largest in modulus, by scipy's implicitly restarted Lanczos.
+
+    Args:
+        product: v -> H v.
+        dim: d.
+        k: number of pairs, below d.
+        generator: the start vector.
+        space: travels inside the basis.
+
+    Returns:
+        Values (k,), by decreasing modulus, and an orthonormal basis (d, k) of their eigenvectors.
+
+    Raises:
+        ValueError: k is not below d.
+    """
+    if not 0 < k < dim:
+        raise ValueError(f"k={k} must be between 1 and {dim - 1}, one less than the dimension")
+
+    def matvec(vector: np.ndarray) -> np.ndarray:
+        return (
+            product(torch.from_numpy(np.asarray(vector).reshape(-1)).float()).cpu().double().numpy()
+        )
+
+    start = torch.randn(dim, generator=generator, dtype=torch.float64).numpy()
+    operator = LinearOperator((dim, dim), matvec=matvec, dtype=np.float64)
+    # float32 products carry a relative error near 1e-6: asking for more would never converge.
+    values, vectors = eigsh(operator, k=k, which="LM", v0=start, tol=1e-5)
+    order = np.argsort(-np.abs(values))
+    orthonormal = np.linalg.qr(vectors[:, order])[0]
+    basis = Basis(
+        torch.from_numpy(orthonormal).float(), S=None, space=space, origin="Hessian", rank=k
+    )
+    return Eigenpairs(torch.from_numpy(values[order].copy()), basis)

@@ -1,0 +1,239 @@
+"""Damage protocols: ways to lose a task that the network had learned.
+
+A protocol is a function ``(model, damage) -> None`` that moves the model's parameters; wrap the
+call in ``damage.space.restored(model)`` to get them back.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.geometry import rng
+from frenet.measure.context import measuring
+from frenet.measure.trajectory import Training, train_and_record
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Batch, Split, Task, base_model
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a protocol needs to know.
+
+    Attributes:
+        task: the task to lose.
+        others: tasks to train on instead.
+        space: the parameters that the damage may move.
+        loss: the wanted loss of the task, in nats per token.
+        training: optimiser and steps for the protocols that train.
+        seed: fixes noise, wrong answers and minibatches.
+    """
+
+    task: Task
+    others: tuple[Task, ...]
+    space: ParamSpace
+    loss: float
+    training: Training
+    seed: int = 0
+
+    def probe(self, model: nn.Module) -> float:
+        """Loss of the task on one fixed select batch."""
+        return fixed_loss(model, self.task, size=self.training.batch_size)
+
+
+Protocol = Callable[[nn.Module, Damage], None]
+
+
+def fixed_loss(model: nn.Module, task: Task, *, split: Split = "select", size: int) -> float:
+    """Mean loss in nats per token on the split's first batch of the seed 0: always the same one."""
+    batch = next(task.batches(split, size, 0))
+    with measuring(model), torch.no_grad():
+        return float(task.loss(model, batch))
+
+
+def relative_noise(model: nn.Module, damage: Damage) -> None:
+    """Gaussian noise in proportion to each tensor's root mean square, scaled to the wanted loss.
+
+    A tensor that is zero throughout (the B of a fresh LoRA) gets none.
+    """
+    parameters = damage.space.parameters(model)
+    rms = [p.detach().float().square().mean().sqrt() for p in parameters]
+    sizes = [r.expand(p.numel()) for r, p in zip(rms, parameters, strict=True)]
+    _bisect_noise(model, damage, torch.cat(sizes))
+
+
+def absolute_noise(model: nn.Module, damage: Damage) -> None:
+    """Gaussian noise with the same standard deviation on every coordinate, to the wanted loss."""
+    _bisect_noise(model, damage, torch.ones(damage.space.dim))
+
+
+def wrong_answers(model: nn.Module, damage: Damage) -> None:
+    """Train on the task with its answers shuffled among the questions."""
+    _train_away(model, damage, damage.task.shuffled(damage.seed))
+
+
+def forgetting(model: nn.Module, damage: Damage) -> None:
+    """Train on other tasks, best on ones that the network has not learned, until this one goes."""
+    if not damage.others:
+        raise ValueError(f"forgetting {damage.task.name} needs at least one other task")
+    _train_away(model, damage, Mixture(damage.others))
+
+
+def ascent(model: nn.Module, damage: Damage) -> None:
+    """Climb the task's own loss."""
+    _train_away(model, damage, Negated(damage.task))
+
+
+def zeroed_head(model: nn.Module, damage: Damage) -> None:
+    """Zero the attention head whose loss hurts the task most."""
+    _zero_worst(model, damage, list(_heads(model, damage.space)))
+
+
+def zeroed_mlp(model: nn.Module, damage: Damage) -> None:
+    """Zero the output of the MLP whose loss hurts the task most."""
+    names = [n for n in damage.space.names if re.search(r"(down_proj|mlp\.c_proj)\b.*weight$", n)]
+    _zero_worst(model, damage, [(name, slice(None), slice(None)) for name in names])
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    "wrong-answers": wrong_answers,
+    "relative-noise": relative_noise,
+    "absolute-noise": absolute_noise,
+    "forgetting": forgetting,
+    "ascent": ascent,
+    "zeroed-head": zeroed_head,
+    "zeroed-mlp": zeroed_mlp,
+}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Batches of several tasks in turn."""
+
+    tasks: tuple[Task, ...]
+
+    @property
+    def name(self) -> str:
+        """The names, joined."""
+        return "+".join(task.name for task in self.tasks)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss in nats per target token; the tasks share their form of loss."""
+        return self.tasks[0].loss(model, batch)
+
+    def batches(self, split: Split, batch_size: int, seed: int) -> Iterator[Batch]:
+        """One batch of each task, round and round."""
+        streams = [task.batches(split, batch_size, seed) for task in self.tasks]
+        while True:
+            for stream in streams:
+                yield next(stream)
+
+    def score(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """Mean of the tasks' scores."""
+        scores = [task.score(model, split) for task in self.tasks]
+        return {key: sum(s[key] for s in scores) / len(scores) for key in scores[0]}
+
+    def shuffled(self, seed: int) -> "Mixture":
+        """Every task with its answers shuffled."""
+        return Mixture(tuple(task.shuffled(seed) for task in self.tasks))
+
+
+@dataclass(frozen=True)
+class Negated:
+    """A task whose loss is the negative of another's: descending it is ascending that."""
+
+    task: Task
+
+    @property
+    def name(self) -> str:
+        """The other task's name with a minus."""
+        return f"-{self.task.name}"
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Minus the loss in nats per target token."""
+        return -self.task.loss(model, batch)
+
+    def batches(self, split: Split, batch_size: int, seed: int) -> Iterator[Batch]:
+        """The other task's batches."""
+        return self.task.batches(split, batch_size, seed)
+
+    def score(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """The other task's scores."""
+        return self.task.score(model, split)
+
+    def shuffled(self, seed: int) -> "Negated":
+        """The negative of the shuffled task."""
+        return Negated(self.task.shuffled(seed))
+
+
+def _train_away(model: nn.Module, damage: Damage, lesson: Task) -> None:
+    """Train on ``lesson`` until the task's loss reaches the wanted one."""
+    training = replace(damage.training, seed=damage.seed)
+    train_and_record(
+        model,
+        lesson,
+        training,
+        space=damage.space,
+        watch=lambda _: damage.probe(model) >= damage.loss,
+    )
+
+
+def _bisect_noise(model: nn.Module, damage: Damage, scale: Float[Tensor, " d"]) -> None:
+    """Add c * scale * z for one draw z, with c bisected (on its logarithm) to the wanted loss."""
+    start = damage.space.read(model)
+    noise = torch.randn(damage.space.dim, generator=rng.generator(damage.seed, "damage", "noise"))
+    direction = (scale.cpu() * noise).to(start)
+    low, high = 1e-4, 1e-4
+    damage.space.write(model, start + high * direction)
+    while damage.probe(model) < damage.loss and high < 1e4:
+        low, high = high, high * 2
+        damage.space.write(model, start + high * direction)
+    for _ in range(12):
+        middle = (low * high) ** 0.5
+        damage.space.write(model, start + middle * direction)
+        low, high = (middle, high) if damage.probe(model) < damage.loss else (low, middle)
+    damage.space.write(model, start + high * direction)
+
+
+Place = tuple[str, slice, slice]
+
+
+def _heads(model: nn.Module, space: ParamSpace) -> Iterator[Place]:
+    """The slice of each attention output projection that one head feeds."""
+    inner = base_model(model)
+    config = getattr(inner, "config", None) or inner.shape
+    count = getattr(config, "num_attention_heads", None) or config.heads
+    shapes = dict(zip(space.names, space.shapes, strict=True))
+    for name in space.names:
+        if not re.search(r"(o_proj|attn\.c_proj)\b.*weight$", name):
+            continue
+        transposed = "c_proj" in name
+        size = shapes[name][0 if transposed else 1] // count
+        for head in range(count):
+            part = slice(head * size, (head + 1) * size)
+            yield (name, part, slice(None)) if transposed else (name, slice(None), part)
+
+
+def _zero_worst(model: nn.Module, damage: Damage, places: list[Place]) -> None:
+    """Zero the place that raises the task's loss most."""
+    if not places:
+        raise ValueError(
+            "the space has no attention or MLP output projection to zero; damage the full "
+            "weights, or choose another protocol"
+        )
+    own = dict(model.named_parameters())
+
+    def zero(place: Place) -> None:
+        name, rows, columns = place
+        with torch.no_grad():
+            own[name][rows, columns] = 0.0
+
+    def cost(place: Place) -> float:
+        with damage.space.restored(model):
+            zero(place)
+            return damage.probe(model)
+
+    zero(max(places, key=cost))

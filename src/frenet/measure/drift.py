@@ -1,0 +1,166 @@
+"""How long a basis stays useful while training moves on."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.geometry import energy, linalg
+from frenet.measure.damage import fixed_loss
+from frenet.measure.gradients import gradient_matrix
+from frenet.measure.trajectory import Training, Trajectory, train_and_record
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Task
+
+Vectors = tuple[Float[Tensor, "a d"], Float[Tensor, "b d"], Float[Tensor, "c d"]]
+
+
+class Drift(NamedTuple):
+    """A basis of step s looked at from step t.
+
+    Attributes:
+        ratio: energy of held-out gradients at t in the basis of s, over that in a fresh basis of t.
+        control: the same at s itself, with new minibatches: 1 up to sampling.
+        fresh: held-out energy at t in the fresh basis, the denominator.
+        overlap: ||U_s^T U_t||^2 / k over the root of the two ceilings; may exceed 1.
+        ceiling_s: overlap of two bases of s from different minibatches.
+        ceiling_t: the same at t.
+    """
+
+    ratio: float
+    control: float
+    fresh: float
+    overlap: float
+    ceiling_s: float
+    ceiling_t: float
+
+
+def train_and_compare(
+    model: nn.Module,
+    task: Task,
+    training: Training,
+    *,
+    space: ParamSpace,
+    lags: Sequence[int],
+    n: int,
+    k: int,
+) -> tuple[Trajectory, dict[int, Drift], dict[int, float]]:
+    """Train, and after every lag compare the start's top-k gradient basis with a fresh one.
+
+    Args:
+        model: the network; ends at the last step.
+        task: trained on; the gradients are of its own loss, too.
+        training: ``steps`` is at least the last lag.
+        space: the d parameters.
+        lags: steps after which to look.
+        n: gradients in each of the three sets of a snapshot; two snapshots are held at a time.
+        k: basis dimension, at most n.
+
+    Returns:
+        The trajectory, the drift by lag, and the loss by lag (with lag 0).
+    """
+    start = snapshot(model, task, training, space=space, n=n, step=0)
+    drifts: dict[int, Drift] = {}
+    losses = {0: fixed_loss(model, task, size=training.batch_size)}
+
+    def look(step: int) -> bool:
+        if step in lags:
+            now = snapshot(model, task, training, space=space, n=n, step=step)
+            drifts[step] = basis_drift(start, now, k)
+            losses[step] = fixed_loss(model, task, size=training.batch_size)
+        return False
+
+    return train_and_record(model, task, training, space=space, watch=look), drifts, losses
+
+
+def snapshot(
+    model: nn.Module, task: Task, training: Training, *, space: ParamSpace, n: int, step: int
+) -> Vectors:
+    """Three times n unit gradients at the present point; other minibatches at every step."""
+    rows = gradient_matrix(
+        model,
+        task,
+        space=space,
+        n=3 * n,
+        batch_size=training.batch_size,
+        seed=training.seed + 1_000_003 * (step + 1),
+    )
+    rows /= rows.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    fit, again, held_out = rows.split(n)
+    return fit, again, held_out
+
+
+def basis_drift(then: Vectors, now: Vectors, k: int) -> Drift:
+    """Drift of the top-k basis from one set of unit vectors to another, from one Gram matrix.
+
+    Args:
+        then: three sets of unit vectors from step s: to fit a basis, to fit another, held out.
+        now: the same from step t.
+        k: basis dimension, at most the size of a fitting set.
+    """
+    sets = [*then, *now]
+    K = linalg.gram(torch.cat(sets))
+    parts = torch.arange(len(K)).split([len(part) for part in sets])
+    old, old_again, old_test, new, new_again, test = parts
+
+    def energy_of(held_out: Tensor, basis: Tensor) -> float:
+        return float(energy.captured_energy(K, basis, held_out, [k])[0])
+
+    fresh = energy_of(test, new)
+    ceilings = energy.overlap(K, old, old_again, k), energy.overlap(K, new, new_again, k)
+    return Drift(
+        ratio=energy_of(test, old) / fresh,
+        control=energy_of(old_test, old_again) / energy_of(old_test, old),
+        fresh=fresh,
+        overlap=energy.overlap(K, old, new, k) / (ceilings[0] * ceilings[1]) ** 0.5,
+        ceiling_s=ceilings[0],
+        ceiling_t=ceilings[1],
+    )
+
+
+def update_drift(steps: Float[Tensor, "T d"], *, window: int, k: int) -> dict[int, Drift]:
+    """Drift of the basis of the first window of updates, against windows that follow it.
+
+    Every third step of a window is held out, the other two thirds fit two bases. Windows that
+    overlap would have a half-life of k / 2 whatever the training does.
+
+    Args:
+        steps: optimiser steps, shape (T, d).
+        window: length of a window in steps, at least 3k.
+        k: basis dimension.
+
+    Returns:
+        Drift by lag in steps; empty where there is one window only.
+    """
+    if k < 1 or window < 3 * k:
+        raise ValueError(f"window={window} is short for k={k}; a third of it must hold k steps")
+    unit = steps / steps.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    windows = [block for block in unit.split(window) if len(block) == window]
+    thirds = [(block[0::3], block[1::3], block[2::3]) for block in windows]
+    return {i * window: basis_drift(thirds[0], thirds[i], k) for i in range(1, len(thirds))}
+
+
+def half_life(ratios: Mapping[float, float], level: float = 0.5) -> float | None:
+    """First crossing of ``level``, interpolated between the lags that were looked at.
+
+    Args:
+        ratios: lag -> ratio, with lag 0 at ratio 1; any unit of lag.
+        level: in (0, 1).
+
+    Returns:
+        The lag, in its own unit, or None where the level is never reached.
+
+    >>> half_life({0: 1.0, 10: 0.75, 20: 0.25})
+    15.0
+    >>> half_life({0: 1.0, 10: 0.75}) is None
+    True
+    """
+    lags = sorted(ratios)
+    for before, after in pairwise(lags):
+        high, low = ratios[before], ratios[after]
+        if low <= level < high:
+            return before + (after - before) * (high - level) / (high - low)
+    return None

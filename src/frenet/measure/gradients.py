@@ -1,0 +1,151 @@
+"""Task gradients at a point: one, a matrix of n, and one per example."""
+
+import warnings
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.measure.context import measuring
+from frenet.measure.per_example import linear_rows, vmapped_rows
+from frenet.network.memory import require_memory
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Batch, Split, Task
+
+
+def gradient(
+    model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace
+) -> Float[Tensor, " d"]:
+    """Gradient of the task's mean loss on one batch, in nats per token per unit of parameter.
+
+    Args:
+        model: the network; left exactly as it is.
+        task: gives the loss.
+        batch: any batch of the task.
+        space: the d selected parameters.
+
+    Returns:
+        The gradient, float32, shape (d,). Parameters that the loss does not reach have zeros.
+
+    Raises:
+        FloatingPointError: the loss or a gradient is not finite; names the parameter.
+    """
+    with measuring(model, space), torch.enable_grad():
+        parameters = space.parameters(model)
+        loss = task.loss(model, batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss of task {task.name} is {loss.item()}")
+        parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+    filled = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, parts, strict=True)
+    ]
+    vector = torch.cat([part.detach().reshape(-1).float() for part in filled])
+    space.check_finite(vector, f"the gradient of task {task.name}")
+    return vector
+
+
+def gradient_matrix(
+    model: nn.Module,
+    task: Task,
+    *,
+    space: ParamSpace,
+    n: int,
+    batch_size: int,
+    split: Split = "train",
+    seed: int = 0,
+) -> Float[Tensor, "n d"]:
+    """Gradients of n minibatches of one task at the present point, as rows.
+
+    The rows are not normalised: ``svd_basis`` and ``captured_energy`` do that.
+
+    Args:
+        model: the network; left exactly as it is.
+        task: gives loss and minibatches.
+        space: the d selected parameters.
+        n: number of minibatches.
+        batch_size: examples in each; the apparent rank falls as it grows, so state it.
+        split: which examples.
+        seed: fixes the minibatches.
+
+    Returns:
+        float32, shape (n, d), on the model's device.
+
+    Raises:
+        MemoryError: the n x d result does not fit; nothing is allocated before.
+        ValueError: the task has fewer than n batches.
+    """
+    device = space.parameters(model)[0].device
+    require_memory(
+        4 * n * space.dim,
+        f"a matrix of {n} gradients of {space.dim:,} parameters",
+        device=device,
+        remedy="pass a smaller n, or select fewer parameters",
+    )
+    rows = torch.empty(n, space.dim, device=device)
+    batches = task.batches(split, batch_size, seed)
+    for i, row in enumerate(rows):
+        if (batch := next(batches, None)) is None:
+            raise ValueError(f"task {task.name} gave {i} of the {n} batches; pass n <= {i}")
+        row.copy_(gradient(model, task, batch, space=space))
+    return rows
+
+
+def example_gradients(
+    model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace, chunk: int | None = None
+) -> Float[Tensor, "b d"]:
+    """Gradient of every example's own mean loss, for about the price of one batch gradient.
+
+    Args:
+        model: the network; left exactly as it is.
+        task: gives the loss.
+        batch: b examples.
+        space: the d selected parameters.
+        chunk: examples at a time; None takes all at once, in the memory of one batch gradient and
+            twice the result.
+
+    Returns:
+        float32, shape (b, d), on the model's device.
+
+    Raises:
+        MemoryError: the b x d result does not fit.
+        FloatingPointError: a gradient is not finite; names the parameter.
+
+    Warns:
+        RuntimeWarning: the examples had to be taken one at a time, which is slow.
+    """
+    device = space.parameters(model)[0].device
+    count = len(batch["labels"])
+    size = min(chunk or count, count)
+    require_memory(
+        4 * (count + size) * space.dim,
+        f"the gradients of {count} examples in {space.dim:,} parameters",
+        device=device,
+        remedy="pass fewer examples, or select fewer parameters",
+    )
+    rows = torch.empty(count, space.dim, device=device)
+    for start in range(0, count, size):
+        part = {key: value[start : start + size] for key, value in batch.items()}
+        rows[start : start + size] = _examples(model, task, part, space=space)
+    space.check_finite(rows, f"a gradient of task {task.name}")
+    return rows
+
+
+def _examples(
+    model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace
+) -> Float[Tensor, "b d"]:
+    """By the fastest way that this model and this loss allow."""
+    rows = linear_rows(model, task, batch, space=space)
+    if rows is not None:
+        return rows
+    try:
+        return vmapped_rows(model, task, batch, space=space)
+    except (RuntimeError, ValueError) as error:
+        warnings.warn(
+            f"this model or task cannot be batched over examples ({error}); taking one gradient "
+            "at a time, which is two to seven times as slow",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    count = len(batch["labels"])
+    single = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(count)]
+    return torch.stack([gradient(model, task, row, space=space) for row in single])

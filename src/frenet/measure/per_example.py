@@ -1,0 +1,167 @@
+"""Per-example gradients: read off one backward pass, batched over examples, or one at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import grad, vmap
+from torch.utils.hooks import RemovableHandle
+
+from frenet.measure.context import differentiable_attention, measuring
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Batch, Functional, Task, columns_to_keep, with_additive_mask
+
+
+class Call(NamedTuple):
+    """One use of a linear layer: its input, and the slope of the loss in its output."""
+
+    x: Float[Tensor, "b t i"]
+    slope: Float[Tensor, "b t o"]
+
+
+class Replay(Functional):
+    """Logits that were computed before, given again to a loss that asks for them row by row."""
+
+    def __init__(self, model: nn.Module, logits: Tensor, *, keep: int) -> None:
+        super().__init__(model, {}, keep=keep)
+        self.__dict__["logits"] = logits
+
+    def forward(self, **arguments: Any) -> Any:
+        """The logits, whatever the arguments."""
+        return SimpleNamespace(logits=self.__dict__["logits"])
+
+
+def linear_rows(
+    model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace
+) -> Float[Tensor, "b d"] | None:
+    """Gradients of every example, where all parameters are those of linear layers, as in LoRA.
+
+    A linear layer y = W x has the gradient sum_t (dL/dy_t) x_t^T, a sum over the positions of one
+    example: a single backward pass over the whole batch holds all of them.
+
+    Returns:
+        float32, shape (b, d). None where that does not apply: another kind of layer, a loss that
+        needs more than the logits of one forward pass, examples that are not apart from each
+        other, or a sum over the examples that is not what autograd gives for the batch (a layer
+        whose weight is also used in another way).
+
+    Source: Goodfellow (2015), Efficient per-example gradient computations, arXiv 1510.01799.
+    """
+    owners = _owners(model, space)
+    if owners is None:
+        return None
+    calls: dict[nn.Module, list[Call]] = {}
+    parameters = space.parameters(model)
+    layers = {module for module, _ in owners}
+    with (
+        measuring(model, space),
+        torch.enable_grad(),
+        _watched(model, layers, calls) as outputs,
+    ):
+        task.loss(model, batch)
+        logits = getattr(outputs[0], "logits", None) if len(outputs) == 1 else None
+        slopes = None if logits is None else _slopes(model, task, batch, logits)
+        if slopes is None:
+            return None
+        totals = torch.autograd.grad(logits, parameters, slopes, allow_unused=True)
+    parts = []
+    for (module, name), parameter in zip(owners, parameters, strict=True):
+        part = _rows_of(calls.get(module, []), name, batch)
+        zeros = parameter.new_zeros(len(slopes), parameter.numel())
+        parts.append(zeros if part is None else part.flatten(1))
+    rows = torch.cat(parts, dim=1).float()
+    filled = [
+        torch.zeros_like(p) if total is None else total
+        for p, total in zip(parameters, totals, strict=True)
+    ]
+    error = (rows.sum(0) - torch.cat([part.flatten() for part in filled]).float()).norm()
+    rounding = 64 * torch.finfo(parameters[0].dtype).eps
+    return rows if error <= rounding * rows.norm(dim=1).sum() else None
+
+
+def vmapped_rows(
+    model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace
+) -> Float[Tensor, "b d"]:
+    """Gradients of every example by ``vmap``, for any layer with batching rules.
+
+    Raises:
+        RuntimeError, ValueError: something in the model or the loss has none.
+    """
+    keep = columns_to_keep(batch)
+
+    def loss(tensors: dict[str, Tensor], row: Batch) -> Tensor:
+        return task.loss(Functional(model, tensors, keep=keep), row)
+
+    tensors = dict(zip(space.names, (p.detach() for p in space.parameters(model)), strict=True))
+    with measuring(model), differentiable_attention():
+        parts = vmap(grad(loss), in_dims=(None, 0))(tensors, _single(with_additive_mask(batch)))
+    return torch.cat([parts[name].flatten(1).float() for name in space.names], dim=1)
+
+
+def _owners(model: nn.Module, space: ParamSpace) -> list[tuple[nn.Module, str]] | None:
+    """The linear layer, and "weight" or "bias", behind every parameter; None where one has none."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            found.setdefault(id(parameter), []).append((module, name))
+    owners = [found[id(parameter)] for parameter in space.parameters(model)]
+    if any(len(own) != 1 or type(own[0][0]) is not nn.Linear for own in owners):
+        return None
+    return [own[0] for own in owners]
+
+
+@contextmanager
+def _watched(
+    model: nn.Module, layers: set[nn.Module], calls: dict[nn.Module, list[Call]]
+) -> Iterator[list[Any]]:
+    """The model's outputs, in the list; the layers' calls, in the dict once a slope is known."""
+    outputs: list[Any] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x = inputs[0].detach()
+        output.register_hook(
+            lambda slope: calls.setdefault(module, []).append(Call(x, slope.detach()))
+        )
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(output)
+
+    handles: list[RemovableHandle] = []
+    try:
+        handles += [layer.register_forward_hook(note) for layer in layers]
+        handles.append(model.register_forward_hook(keep))
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _slopes(model: nn.Module, task: Task, batch: Batch, logits: Tensor) -> Tensor | None:
+    """d(loss of example i) / d(logits of example i); None where the loss needs more than logits."""
+    keep = columns_to_keep(batch)
+
+    def loss(own: Tensor, row: Batch) -> Tensor:
+        return task.loss(Replay(model, own, keep=keep), row)
+
+    try:
+        return vmap(grad(loss))(logits.detach()[:, None], _single(batch))[:, 0]
+    except (RuntimeError, ValueError, AttributeError):
+        return None
+
+
+def _single(batch: Batch) -> Batch:
+    """Every example as a batch of one, along a new leading axis."""
+    return {key: value[:, None] for key, value in batch.items()}
+
+
+def _rows_of(calls: list[Call], name: str, batch: Batch) -> Tensor | None:
+    """Gradient of one weight or bias for every example, summed over the layer's calls."""
+    if not calls or any(call.x.shape[:2] != batch["labels"].shape for call in calls):
+        return None
+    if name == "bias":
+        return torch.stack([call.slope.sum(1) for call in calls]).sum(0)
+    return torch.stack([call.slope.transpose(1, 2) @ call.x for call in calls]).sum(0)

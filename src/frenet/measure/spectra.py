@@ -1,0 +1,102 @@
+"""How low-rank the gradients of a task are, held out, with everything that belongs beside it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from frenet.geometry import energy, linalg, nulls
+
+Split = tuple[Int[Tensor, " a"], Int[Tensor, " b"]]
+
+
+class NullSpectra(NamedTuple):
+    """Gram matrices, of unit rows, of one draw of each null of a gradient matrix."""
+
+    gaussian: Float[Tensor, "n n"]
+    shuffle: Float[Tensor, "n n"]
+    sign: Float[Tensor, "n n"]
+
+    @classmethod
+    def draw(
+        cls, gradients: Float[Tensor, "n d"], sizes: Sequence[int], generator: torch.Generator
+    ) -> "NullSpectra":
+        """Gaussian noise of equal norms, shuffled coordinates, and random signs."""
+        return cls(
+            unit_gram(nulls.gaussian_like(gradients, sizes, generator)),
+            unit_gram(nulls.shuffled_like(gradients, sizes, generator)),
+            unit_gram(nulls.sign_flipped_like(gradients, generator)),
+        )
+
+
+def unit_gram(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """Gram matrix of the rows scaled to unit norm, float64."""
+    return energy.unit_rows(linalg.gram(rows))
+
+
+def held_out_energy(
+    gradients: Float[Tensor, "n d"],
+    shuffled: Float[Tensor, "n d"],
+    *,
+    splits: Sequence[Split],
+    draws: Sequence[NullSpectra],
+    ks: Sequence[int],
+) -> dict[str, list[float]]:
+    """Energy of one half of the gradients in the top-k basis of the other half, and its context.
+
+    n vectors always fit in n dimensions, so only held-out energy says anything:
+    E(k) = mean over g in the second half of ||U_k^T g||^2 / ||g||^2, U_k from the first half.
+
+    Args:
+        gradients: n minibatch gradients of the task; scaled to unit norm here, since raw stacks are
+            dominated by one batch.
+        shuffled: gradients of the same task with its labels shuffled.
+        splits: index pairs (fit, test).
+        draws: nulls; each column reports the highest of its draws.
+        ks: basis dimensions.
+
+    Returns:
+        Lists over ks, as fractions: ``energy``; ``ceiling`` (the second half in its own basis);
+        ``centred`` (the fit half's mean removed); ``label_shuffled`` (the shuffled task in its own
+        basis); ``in_shuffled_basis`` (the task in the shuffled task's basis); ``null_gaussian``,
+        ``null_shuffle``, ``null_sign``.
+    """
+    count = len(gradients)
+    joint = unit_gram(torch.cat([gradients, shuffled]))
+    own = joint[:count, :count]
+
+    def mean(K: Tensor, pairs: Sequence[Split]) -> Tensor:
+        return torch.stack([energy.captured_energy(K, a, b, ks) for a, b in pairs]).mean(0)
+
+    columns = {
+        "energy": mean(own, splits),
+        "ceiling": mean(own, [(b, b) for _, b in splits]),
+        "label_shuffled": mean(joint[count:, count:], splits),
+        "in_shuffled_basis": mean(joint, [(a + count, b) for a, b in splits]),
+        "centred": torch.stack(
+            [energy.captured_energy(energy.centred(own, a), a, b, ks) for a, b in splits]
+        ).mean(0),
+    }
+    for name in NullSpectra._fields:
+        found = torch.stack([mean(getattr(draw, name), splits) for draw in draws])
+        columns[f"null_{name}"] = found.max(0).values
+    return {name: values.tolist() for name, values in columns.items()}
+
+
+def effective_ranks(gradients: Float[Tensor, "n d"], null: NullSpectra) -> dict[str, float]:
+    """Participation ratio, stable rank and rank of the unit gradients, beside the Gaussian null's.
+
+    ``mean_share`` is the share of their energy that their mean holds (1/n for independent ones),
+    ``zero_share`` the share of coordinates in which no gradient has anything.
+    """
+    found = {"zero_share": float((gradients == 0).all(0).float().mean())}
+    for suffix, K in (("", unit_gram(gradients)), ("_null", null.gaussian)):
+        S, _ = linalg.spectrum(K)
+        found[f"participation_ratio{suffix}"] = linalg.participation_ratio(S)
+        found[f"stable_rank{suffix}"] = linalg.stable_rank(S)
+        found[f"rank{suffix}"] = len(S)
+        # For unit rows the mean of all inner products is the squared norm of the mean row.
+        found[f"mean_share{suffix}"] = float(K.mean())
+    return found

@@ -1,0 +1,193 @@
+"""Training that records the path it takes through parameter space."""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.geometry.basis import Basis, prefix_basis
+from frenet.measure.context import measuring
+from frenet.network.memory import require_memory
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Task
+
+Watcher = Callable[[int], bool]
+
+_OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
+    "adam": lambda p, lr: torch.optim.Adam(p, lr=lr),
+    "adamw": lambda p, lr: torch.optim.AdamW(p, lr=lr),
+    "sgd": lambda p, lr: torch.optim.SGD(p, lr=lr),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train: ``optimizer`` is written ``name:rate``, e.g. ``adam:3e-5`` or ``sgd:0.01``."""
+
+    optimizer: str
+    batch_size: int = 64
+    steps: int = 400
+    clip: float | None = 1.0
+    seed: int = 0
+
+    def make(self, parameters: list[Tensor], *, scale: float = 1.0) -> torch.optim.Optimizer:
+        """The torch optimiser for these tensors, its learning rate multiplied by ``scale``."""
+        name, _, rate = self.optimizer.partition(":")
+        if name not in _OPTIMIZERS or not rate:
+            raise ValueError(
+                f"optimizer {self.optimizer!r} is not NAME:RATE with NAME one of "
+                f"{', '.join(_OPTIMIZERS)}, such as adam:3e-5"
+            )
+        return _OPTIMIZERS[name](parameters, float(rate) * scale)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A path theta_0 .. theta_T: its start and the optimiser's own steps.
+
+    Attributes:
+        start: theta_0, shape (d,), float32. All vectors are on the CPU.
+        steps: theta_{t+1} - theta_t as the optimiser made them, shape (T, d), float32. Differences
+            of float32 parameters would lose 1% of a small step, and of bf16 parameters everything.
+        losses: training loss in nats per token before each step, shape (T,).
+        gradients: the clipped gradients, shape (T, d), or None where they were not asked for.
+        space: the parameters.
+    """
+
+    start: Float[Tensor, " d"]
+    steps: Float[Tensor, "T d"]
+    losses: Float[Tensor, " T"]
+    gradients: Float[Tensor, "T d"] | None
+    space: ParamSpace
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def displacement(self, start: int = 0, stop: int | None = None) -> Float[Tensor, " d"]:
+        """theta_stop - theta_start, summed in float64."""
+        return self.steps[start:stop].sum(0, dtype=torch.float64).float()
+
+    def theta(self, step: int) -> Float[Tensor, " d"]:
+        """theta_step."""
+        return (self.start.double() + self.steps[:step].sum(0, dtype=torch.float64)).float()
+
+    def prefix(self, k: int) -> Basis:
+        """The discrete Frenet frame: the first k steps, orthonormalised in order."""
+        return prefix_basis(self.steps, k, space=self.space)
+
+    def truncated(self, steps: int) -> "Trajectory":
+        """The first ``steps`` steps."""
+        gradients = None if self.gradients is None else self.gradients[:steps]
+        return Trajectory(
+            self.start, self.steps[:steps], self.losses[:steps], gradients, self.space
+        )
+
+
+def train_and_record(
+    model: nn.Module,
+    task: Task,
+    training: Training,
+    *,
+    space: ParamSpace,
+    watch: Watcher | None = None,
+    keep_gradients: bool = False,
+) -> Trajectory:
+    """Train ``model`` in ``space`` and record every step. The model ends at the last point.
+
+    The optimiser works on a float64 copy of the parameters, and the model is set to its rounded
+    values before each gradient: so a recorded step is what the optimiser did, to float32 precision,
+    for every optimiser, with weight decay, and also for bf16 models.
+
+    Args:
+        model: the network. Dropout is off.
+        task: its train split is trained on.
+        training: optimiser, batch size, number of steps, clipping, seed of the minibatches.
+        space: the d parameters that move.
+        watch: called with t after step t = 1, 2, ..., the model at theta_t; True stops.
+        keep_gradients: record the clipped gradients too.
+
+    Returns:
+        The trajectory.
+
+    Raises:
+        FloatingPointError: a loss or gradient is not finite; names step and task (and parameter).
+        MemoryError: steps x d does not fit; nothing is allocated before.
+    """
+    rows = training.steps * (2 if keep_gradients else 1)
+    require_memory(
+        # Rows in float32; the point, the gradient, the step and two moments in float64.
+        (4 * rows + 8 * 6) * space.dim,
+        f"a trajectory of {training.steps} steps of {space.dim:,} parameters",
+        device=torch.device("cpu"),
+        remedy="pass fewer steps, or select fewer parameters (LoRA)",
+    )
+    start = space.read(model).cpu()
+    descent = _Descent(model, space, training)
+    steps = torch.empty(training.steps, space.dim)
+    gradients = torch.empty_like(steps) if keep_gradients else None
+    losses: list[float] = []
+    batches = task.batches("train", training.batch_size, training.seed)
+    with measuring(model, space), torch.enable_grad():
+        for t, batch in zip(range(1, training.steps + 1), batches, strict=False):
+            loss = task.loss(model, batch)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(
+                    f"the loss of task {task.name} is {losses[-1]} before step {t} "
+                    f"({training.optimizer}); lower the learning rate"
+                )
+            gradient = descent.gradient(loss, f"the gradient of task {task.name} at step {t}")
+            steps[t - 1] = descent.advance(gradient)
+            if gradients is not None:
+                gradients[t - 1] = gradient
+            if watch is not None and watch(t):
+                break
+    taken = len(losses)
+    kept = None if gradients is None else gradients[:taken]
+    return Trajectory(start, steps[:taken], torch.tensor(losses), kept, space)
+
+
+class _Descent:
+    """The optimiser on one flat float64 copy of the parameters: few operations a step."""
+
+    def __init__(self, model: nn.Module, space: ParamSpace, training: Training) -> None:
+        self.space, self.clip = space, training.clip
+        self.parameters = space.parameters(model)
+        self.point = torch.cat([p.detach().reshape(-1).double() for p in self.parameters])
+        # Views: they follow the point, which the optimiser changes in place.
+        self.parts = space.unflatten(self.point).values()
+        self.optimizer = training.make([self.point])
+        self.unused: list[slice] = []
+
+    def gradient(self, loss: Float[Tensor, ""], what: str) -> Float[Tensor, " d"]:
+        """The gradient in float64, its norm at most ``clip``."""
+        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        ends = list(itertools.accumulate(self.space.sizes))
+        spans = [slice(end - n, end) for end, n in zip(ends, self.space.sizes, strict=True)]
+        self.unused = [span for span, part in zip(spans, found, strict=True) if part is None]
+        filled = [
+            torch.zeros_like(p) if part is None else part
+            for p, part in zip(self.parameters, found, strict=True)
+        ]
+        flat = torch.cat([part.reshape(-1) for part in filled]).double()
+        norm = flat.norm()
+        if not torch.isfinite(norm):
+            self.space.check_finite(flat, what)
+        return flat if self.clip is None else flat * (self.clip / norm).clamp(max=1.0)
+
+    def advance(self, gradient: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+        """Take one step, set the model to the rounded point, return the step."""
+        before = self.point.clone()
+        self.point.grad = gradient
+        self.optimizer.step()
+        for span in self.unused:
+            # torch leaves parameters without a gradient alone; weight decay would move them.
+            self.point[span] = before[span]
+        with torch.no_grad():
+            for parameter, part in zip(self.parameters, self.parts, strict=True):
+                parameter.copy_(part)
+        return self.point - before

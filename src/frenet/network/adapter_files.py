@@ -1,0 +1,133 @@
+"""PEFT adapters on disk: found, checked against their base, never applied in part."""
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from frenet.network.adapters import linear_modules, quiet_peft
+from frenet.network.checkpoints import PICKLED, refuse_pickled, tensor_shapes
+
+_WEIGHTS = "adapter_model.safetensors"
+_SHOWN = 4
+
+
+def adapter_folder(adapter: str | Path) -> Path:
+    """The local folder of an adapter; a hub id is fetched, its safetensors and configuration only.
+
+    Raises:
+        FileNotFoundError: no such folder, and no hub id.
+        ValueError: the folder holds no adapter, or a pickled one.
+        ConnectionError: the hub cannot be reached or has no such adapter.
+    """
+    folder = Path(adapter).expanduser()
+    if not folder.exists():
+        folder = _fetched(str(adapter))
+    if not folder.is_dir() or not (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder} is no PEFT adapter: it has no adapter_config.json")
+    if not (folder / _WEIGHTS).exists():
+        if pickled := [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLED]:
+            refuse_pickled(folder, pickled)
+        raise ValueError(f"{folder} has an adapter_config.json and no {_WEIGHTS}")
+    return folder
+
+
+def base_of(folder: Path) -> str:
+    """The base model that the adapter's configuration names."""
+    base = _configuration(folder).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"the adapter {folder} does not say which base it belongs to; pass the base as source "
+            "and this folder as adapter"
+        )
+    return str(base)
+
+
+def load_adapter(model: nn.Module, folder: Path) -> tuple[nn.Module, list[str]]:
+    """``model`` with the adapter of ``folder`` on it, trainable, and what to say about it.
+
+    Raises:
+        ValueError: not a LoRA adapter, or its tensors are not exactly those that it has on this
+            model; the message lists both sets of names, or the tensor with both shapes.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils.error import NoMatchingPeftModuleError
+
+    configuration = _configuration(folder)
+    if configuration.get("peft_type") != "LORA":
+        raise ValueError(
+            f"{folder} is a {configuration.get('peft_type')} adapter; only LORA adapters are loaded"
+        )
+    stored = tensor_shapes(folder)
+    try:
+        with torch.random.fork_rng(devices=[]), quiet_peft(), warnings.catch_warnings():
+            # Missing names are an error here, a few lines on; PEFT only warns about them.
+            warnings.filterwarnings("ignore", "Found missing adapter keys")
+            wrapped: Any = PeftModel.from_pretrained(
+                model, folder, is_trainable=True, ignore_mismatched_sizes=True
+            )
+    except NoMatchingPeftModuleError:
+        raise ValueError(
+            f"the adapter {folder} belongs to another base: it adapts "
+            f"{configuration.get('target_modules')} and the model has "
+            f"{', '.join(linear_modules(model))}"
+        ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        own = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    _require_same(folder, stored, {name: tuple(value.shape) for name, value in own.items()})
+    notes = [f"adapter {folder}: rank {configuration.get('r')}, {len(own)} tensors"]
+    if all(not value.any() for name, value in own.items() if "lora_B" in name):
+        notes.append("every lora_B is zero: this adapter is untrained and changes nothing yet")
+    return wrapped, notes
+
+
+def _require_same(
+    folder: Path, stored: dict[str, tuple[int, ...]], own: dict[str, tuple[int, ...]]
+) -> None:
+    extra, missing = sorted(stored.keys() - own.keys()), sorted(own.keys() - stored.keys())
+    if extra or missing:
+        raise ValueError(
+            f"the adapter {folder} belongs to another base: only the file has {_some(extra)}; only "
+            f"the model has {_some(missing)}; nothing is applied in part"
+        )
+    for name, shape in stored.items():
+        if shape != own[name]:
+            raise ValueError(
+                f"the adapter {folder} belongs to another base: {name} has shape {shape} in the "
+                f"file and {own[name]} on the model"
+            )
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    path = folder / "adapter_config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    return dict(found)
+
+
+def _fetched(name: str) -> Path:
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is None:
+        raise FileNotFoundError(f"there is no adapter folder {name}, and it is no hub id either")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["adapter_config.json", _WEIGHTS]))
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"{name!r} is no folder here, and no adapter of that name can be fetched: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def _some(names: list[str]) -> str:
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

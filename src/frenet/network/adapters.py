@@ -1,0 +1,226 @@
+"""LoRA adapters through PEFT: where they go, how they are attached, whether they can train."""
+
+import functools
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from frenet.geometry import rng
+from frenet.network.space import ParamSpace
+
+_HALVES = ((".lora_A.", ".lora_B."), (".lora_embedding_A.", ".lora_embedding_B."))
+
+
+class StructuralZeros(NamedTuple):
+    """Coordinates whose gradient is exactly zero because the other half of the adapter is zero."""
+
+    zero: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Their share of all coordinates, in [0, 1]."""
+        return self.zero / self.total
+
+    def __str__(self) -> str:
+        return f"{self.zero} of {self.total} coordinates are structurally zero (B = 0)"
+
+
+def lora_targets(model: nn.Module) -> tuple[str, ...]:
+    """The modules that PEFT adapts in a model of this family: ``c_attn`` for GPT-2, and so on.
+
+    Raises:
+        ValueError: PEFT knows no targets for the model; the message lists its linear modules.
+    """
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    family = getattr(getattr(model, "config", None), "model_type", None)
+    if family in KNOWN:
+        return tuple(KNOWN[family])
+    what = f"model type {family!r}" if family else "a model without configuration"
+    raise ValueError(
+        f"no LoRA targets are known for {what}; pass targets= with some of its linear modules: "
+        f"{', '.join(linear_modules(model))}"
+    )
+
+
+def linear_modules(model: nn.Module) -> tuple[str, ...]:
+    """Last parts of the names of the modules that can carry an adapter, each once, in order."""
+    from transformers.pytorch_utils import Conv1D
+
+    named = model.named_modules()
+    names = [name for name, module in named if name and isinstance(module, (nn.Linear, Conv1D))]
+    return tuple(dict.fromkeys(name.rpartition(".")[2] for name in names))
+
+
+def attach_lora(
+    model: nn.Module,
+    *,
+    rank: int = 4,
+    alpha: float | None = None,
+    targets: Sequence[str] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    r"""Put a fresh LoRA adapter into ``model`` (in place) and return PEFT's wrapper around it.
+
+    $$W \to W + \tfrac{\alpha}{r} B A, \qquad B = 0, \quad
+      A_{ij} \sim U(-1/\sqrt{n_{in}}, 1/\sqrt{n_{in}})$$
+
+    The adapter's parameters are the only ones that require gradients afterwards. A is drawn from
+    ``seed``, one stream for each module; the global random state stays as it was. No dropout.
+
+    Args:
+        model: any module; transformers of known families need no ``targets``.
+        rank: r, at least 1.
+        alpha: the numerator of the scale; None: 2 r, which makes the scale 2.
+        targets: last parts of the names of the modules to adapt; None: ``lora_targets(model)``.
+        seed: fixes the adapter.
+
+    Raises:
+        ValueError: the model carries an adapter already, a target names no module, or no targets
+            are known.
+
+    Source: Hu et al. 2021, arXiv 2106.09685.
+    """
+    if hasattr(model, "peft_config"):
+        raise ValueError("the model carries an adapter already; attach to its base model instead")
+    if rank < 1:
+        raise ValueError(f"rank={rank}; pass at least 1")
+    chosen = tuple(targets) if targets is not None else lora_targets(model)
+    config = _config(model, chosen, rank=rank, alpha=2 * rank if alpha is None else alpha)
+    before = {id(module) for module in model.modules()}
+    from peft import get_peft_model
+
+    with torch.random.fork_rng(devices=[]), quiet_peft():
+        wrapped: Any = get_peft_model(model, config)
+    for module in wrapped.modules():
+        if id(module) not in before:
+            module.training = model.training
+    _draw(wrapped, seed)
+    return wrapped  # type: ignore[no-any-return]
+
+
+def structural_zeros(model: nn.Module, space: ParamSpace) -> StructuralZeros:
+    """How many coordinates of ``space`` cannot have a gradient at the present adapter values.
+
+    The gradient of A is ``scale * B^T G`` and that of B is ``scale * G A^T``: where one half is
+    zero, as B is at the start, every gradient of the other is exactly zero, whatever the task.
+    """
+    own = dict(model.named_parameters(remove_duplicate=False))
+    zero = 0
+    for name, size in zip(space.names, space.sizes, strict=True):
+        other = own.get(other_half(name) or "")
+        if other is not None and not other.detach().any():
+            zero += size
+    return StructuralZeros(zero, space.dim)
+
+
+def check_trainable(model: nn.Module, space: ParamSpace) -> None:
+    """Raise ValueError where the adapters of ``space`` cannot get a gradient.
+
+    Three causes: both halves are zero; the adapter was loaded frozen; the model is in training
+    mode with reentrant gradient checkpointing, which loses the gradients of everything between
+    frozen inputs.
+    """
+    own = dict(model.named_parameters(remove_duplicate=False))
+    for name in space.names:
+        if (other := other_half(name)) is None:
+            continue
+        halves = sorted((name, other))
+        if other in own and not own[name].detach().any() and not own[other].detach().any():
+            raise ValueError(
+                f"the adapter cannot train: {halves[0]} and {halves[1]} are both zero, and so are "
+                "the gradients of both; initialise one of them"
+            )
+        if not own[name].requires_grad:
+            raise ValueError(
+                f"the adapter cannot train: {name} does not require a gradient; load it with "
+                "is_trainable=True, or call requires_grad_(True) on it"
+            )
+    if any(other_half(name) for name in space.names) and _loses_gradients(model):
+        raise ValueError(
+            "the adapter cannot train: gradient checkpointing with use_reentrant=True drops the "
+            "gradients behind frozen inputs; pass use_reentrant=False, or call "
+            "model.enable_input_require_grads()"
+        )
+
+
+def other_half(name: str) -> str | None:
+    """The other half of an adapter's parameter; None for a parameter of anything else."""
+    padded = f"{name}."
+    for a, b in _HALVES:
+        if a in padded:
+            return padded.replace(a, b)[:-1]
+        if b in padded:
+            return padded.replace(b, a)[:-1]
+    return None
+
+
+def _config(model: nn.Module, targets: tuple[str, ...], *, rank: int, alpha: float) -> Any:
+    from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    found = dict(model.named_modules())
+    matched: list[nn.Module] = []
+    for target in targets:
+        here = [m for name, m in found.items() if name == target or name.endswith(f".{target}")]
+        if not here:
+            raise ValueError(
+                f"no module is called {target!r}; the linear modules are "
+                f"{', '.join(linear_modules(model))}"
+            )
+        matched += here
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=list(targets),
+        # GPT-2 keeps its weights as (in, out); PEFT has to know before it multiplies B A.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in matched),
+    )
+
+
+def _draw(wrapped: nn.Module, seed: int) -> None:
+    """The half of every adapter that does not start at zero, from its own named stream."""
+    for name, parameter in wrapped.named_parameters():
+        uniform, normal = ".lora_A." in name, ".lora_embedding_B." in name
+        if not (uniform or normal):
+            continue
+        generator = rng.generator(seed, "lora", name)
+        values = torch.empty(parameter.shape)
+        if uniform:
+            bound = 1 / math.sqrt(parameter[0].numel())
+            values.uniform_(-bound, bound, generator=generator)
+        else:
+            values.normal_(generator=generator)
+        with torch.no_grad():
+            parameter.copy_(values)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without two of PEFT's warnings that its caller can do nothing about."""
+    with warnings.catch_warnings():
+        # PEFT still asks transformers 5 by the old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        # A model with both orientations: PEFT sets the flag itself, module by module.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set")
+        yield
+
+
+def _loses_gradients(model: nn.Module) -> bool:
+    hooked = any(getattr(m, "_require_grads_hooks", None) for m in model.modules())
+    return not hooked and any(
+        m.training and getattr(m, "gradient_checkpointing", False) and _is_reentrant(m)
+        for m in model.modules()
+    )
+
+
+def _is_reentrant(module: nn.Module) -> bool:
+    function = getattr(module, "_gradient_checkpointing_func", None)
+    return isinstance(function, functools.partial) and bool(function.keywords.get("use_reentrant"))

@@ -1,0 +1,250 @@
+"""A language model and its tokenizer from a hub id, a folder, a GGUF file or a PEFT adapter."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from frenet.network.adapter_files import adapter_folder, base_of, load_adapter
+from frenet.network.checkpoints import (
+    PICKLED,
+    fingerprint,
+    refuse_pickled,
+    require_model_folder,
+    tensor_shapes,
+)
+from frenet.network.gguf import RECORD, convert_gguf, say_on_stderr
+from frenet.network.memory import require_memory
+
+__all__ = ["Loaded", "convert_gguf", "load"]
+
+Kind = Literal["hub", "folder", "gguf"]
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model", "tekken.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for measuring.
+
+    Attributes:
+        model: the model, in evaluation mode; with an adapter its PEFT wrapper, whose adapter
+            parameters require gradients.
+        tokenizer: its tokenizer, as it came.
+        source: what was asked for.
+        kind: how the source was understood.
+        dtype: of the weights in memory.
+        fingerprint: hex digits that identify the weights; see ``checkpoints.fingerprint``.
+        notes: what a report must say about the model, one sentence each.
+        adapter: the adapter's source, where there is one.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    source: str
+    kind: Kind
+    dtype: torch.dtype
+    fingerprint: str
+    notes: tuple[str, ...]
+    adapter: str | None = None
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model can read at once, where its configuration says so."""
+        config: Any = self.model.config
+        for name in ("max_position_embeddings", "n_positions"):
+            if isinstance(length := getattr(config, name, None), int):
+                return length
+        return None
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    adapter: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    say: Callable[[str], None] = say_on_stderr,
+) -> Loaded:
+    """Load a causal language model for measuring: safetensors only, no code from the checkpoint.
+
+    Args:
+        source: a folder in Hugging Face format, a .gguf file, the folder of a PEFT adapter (its
+            configuration names the base), or, where that is no path, a hub id. The network is
+            used for a hub id only, and not at all with HF_HUB_OFFLINE=1.
+        dtype: of the weights in memory, whatever they are stored in.
+        device: where the model is put; None: the GPU where there is one, else the CPU.
+        adapter: folder or hub id of a LoRA adapter to put on the model.
+        tokenizer: folder or hub id of the tokenizer, where the model comes without.
+        say: gets a line before slow steps.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: not a model, pickled weights only, weights that do not fill the model, an
+            adapter of another base; the message names file or tensor and the remedy.
+        ConnectionError: the hub cannot be reached or has no such model.
+        MemoryError: the weights need more memory than there is.
+    """
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype} has no gradients; pass torch.float32 or torch.bfloat16")
+    where = _place(source)
+    if isinstance(where, Path) and _is_adapter(where):
+        if adapter is not None:
+            raise ValueError(f"{where} is an adapter itself; pass its base as source")
+        adapter, where = where, _place(base_of(where))
+    kind: Kind = "hub" if isinstance(where, str) else "folder"
+    notes: list[str] = []
+    if isinstance(where, Path) and where.is_file():
+        kind, where = "gguf", convert_gguf(where, say=say)
+        notes.append(_gguf_note(where, dtype))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model, said = _model(where, dtype, place)
+    notes += said
+    tokens = _tokenizer(_place(tokenizer) if tokenizer is not None else where, model)
+    if adapter is not None:
+        model, said = load_adapter(model, adapter_folder(adapter))
+        notes += said
+    model = model.to(place).eval()
+    notes.append(f"{sum(p.numel() for p in model.parameters()):,} parameters on {place}")
+    return Loaded(
+        model, tokens, str(source), kind, dtype, fingerprint(model), tuple(notes),
+        None if adapter is None else str(adapter),
+    )  # fmt: skip
+
+
+def _place(source: str | Path) -> Path | str:
+    """An existing path, or a hub id; an error for what can be neither."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        if path.suffix.lower() in PICKLED:
+            refuse_pickled(path, [path.name])
+        if path.suffix.lower() != ".gguf":
+            raise ValueError(
+                f"{path} is not a model; pass the folder that holds config.json and the weights, "
+                "or a .gguf file"
+            )
+        return path
+    if path.exists():
+        return path
+    text = str(source)
+    parent_is_here = len(path.parts) > 1 and Path(path.parts[0]).expanduser().exists()
+    if (
+        isinstance(source, Path)
+        or parent_is_here
+        or path.suffix.lower() in (".gguf", ".safetensors", *PICKLED)
+        or _HUB_ID.fullmatch(text) is None
+    ):
+        raise FileNotFoundError(f"there is no file or folder {source}, and it is no hub id either")
+    return text
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
+
+
+def _gguf_note(folder: Path, dtype: torch.dtype) -> str:
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return (
+        f"{record['file']}: stored as {record['quantisation']}, dequantised, measured in {dtype}; "
+        "results refer to the dequantised weights"
+    )
+
+
+def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple[Any, list[str]]:
+    """The model of a folder or hub id, complete, and what to say about it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if isinstance(where, Path):
+        require_model_folder(where)
+        entries = sum(torch.Size(shape).numel() for shape in tensor_shapes(where).values())
+        size = entries * torch.finfo(dtype).bits // 8
+        require_memory(size, f"{where}", device=device, remedy="use a smaller model or dtype")
+    options = {"trust_remote_code": False, "local_files_only": isinstance(where, Path)}
+    try:
+        stored = AutoConfig.from_pretrained(where, **options)
+        # The report of names is read instead of letting a part stay at random values.
+        with torch.random.fork_rng(devices=[]):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
+                output_loading_info=True, **options,
+            )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise _cannot_load(where, error) from error
+    _require_filled(where, model, report)
+    name = where.name if isinstance(where, Path) else where
+    notes = [
+        f"{name}: {stored.model_type}, stored in {stored.dtype or 'no stated dtype'}, measured in "
+        f"{dtype}, {model.config._attn_implementation} attention"
+    ]
+    if revision := getattr(stored, "_commit_hash", None):
+        notes.append(f"hub revision {revision}")
+    if unused := sorted(report["unexpected_keys"]):
+        notes.append(f"{len(unused)} stored tensors have no place in the model: {unused[0]}, ...")
+    return model, notes
+
+
+def _cannot_load(where: Path | str, error: Exception) -> Exception:
+    why = " ".join(str(error).split())[:300]
+    if "trust_remote_code" in why:
+        return ValueError(f"{where} needs code of its own to load, which frenet does not run")
+    if isinstance(where, str):
+        return ConnectionError(
+            f"{where!r} is no path here, and no model of that name can be loaded from the hub: "
+            f"{why}; check the spelling and the network, or pass a local folder"
+        )
+    return ValueError(f"{where} cannot be loaded as a causal language model: {why}")
+
+
+def _require_filled(where: Path | str, model: nn.Module, report: dict[str, Any]) -> None:
+    """Every parameter got its stored value, in its own shape, as a floating-point number."""
+    for name, stored, wanted in report["mismatched_keys"]:
+        raise ValueError(
+            f"{where}: {name} is stored with shape {tuple(stored)} and the configuration wants "
+            f"{tuple(wanted)}; config.json belongs to another model"
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{where}: {len(missing)} parameters have no stored value, the first is {missing[0]}; "
+            "they would be random: the weights are incomplete or belong to another model"
+        )
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            raise ValueError(
+                f"{where}: {name} is stored as {parameter.dtype}, which has no gradient; load an "
+                "unquantised copy of the model, or its GGUF file"
+            )
+
+
+def _tokenizer(where: Path | str, model: Any) -> Any:
+    """The tokenizer, checked to be a real one and to fit the model's embedding."""
+    from transformers import AutoTokenizer
+
+    folder = isinstance(where, Path)
+    if isinstance(where, Path) and not any((where / name).exists() for name in _TOKENIZER_FILES):
+        # transformers would make one up, with a single token.
+        raise ValueError(
+            f"{where} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])} ...); pass tokenizer= "
+            "with the folder or hub id of the base model"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, trust_remote_code=False, local_files_only=folder
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _cannot_load(where, error) from error
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer of {where} has {len(tokenizer)} tokens and the model's embedding "
+            f"{rows} rows; pass the tokenizer that belongs to the model"
+        )
+    return tokenizer

@@ -1,0 +1,37 @@
+"""How much memory there is, asked before a large allocation."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated: of the device, or of the machine and its container."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, max(0, int(limit) - used))
+
+
+def require_memory(needed: int, what: str, *, device: torch.device, remedy: str) -> None:
+    """Raise MemoryError with both figures when ``needed`` bytes are not free.
+
+    Args:
+        needed: bytes about to be allocated.
+        what: names the allocation in the message.
+        device: where it is to be.
+        remedy: ends the message.
+    """
+    free = free_bytes(device)
+    if needed > free:
+        raise MemoryError(
+            f"{what} needs {needed / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free on "
+            f"{device}; {remedy}"
+        )

@@ -1,0 +1,104 @@
+"""The first screen: what the paper says, what the rows say, and what the rows say beside it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from frenet.experiments.experiment import Claim, Estimate, Finding
+from frenet.report.markup import Markup, join, tag, user_text
+from frenet.report.numbers import estimate, spoken
+
+ICONS = {"supported": "✓", "contradicted": "✕", "undecided": "?"}
+HEADINGS = ("Claim", "In the paper", "Measured here", "Chance, null or ceiling", "Verdict")
+
+
+class Decision(NamedTuple):
+    """One claim, what one run says about it, and where on the page its figure stands."""
+
+    claim: Claim
+    finding: Finding
+    run: str
+    figure: str | None
+
+
+def answer(decisions: Sequence[Decision]) -> str:
+    """The whole page in one sentence."""
+    if not decisions:
+        return "These runs decide no claim."
+    runs = list(dict.fromkeys(decision.run for decision in decisions))
+    several = Counter(decision.claim.id for decision in decisions).most_common(1)[0][1] > 1
+    groups = []
+    for verdict, verb in (
+        ("supported", "supported"),
+        ("contradicted", "contradicted"),
+        ("undecided", "left undecided"),
+    ):
+        mine = [d for d in decisions if d.finding.verdict == verdict]
+        if mine:
+            named = [f"{d.claim.id} on {d.run}" if several else d.claim.id for d in mine]
+            groups.append(
+                f"{len(mine)} {'is' if len(mine) == 1 else 'are'} {verb} ({spoken(named)})"
+            )
+    what = "verdicts" if several else "claims"
+    if len(decisions) == 1:
+        what = what.removesuffix("s")
+    where = f" on {len(runs)} networks" if len(runs) > 1 else f" on {runs[0]}" if runs[0] else ""
+    return f"Of {len(decisions)} {what}{where}, {spoken(groups)}."
+
+
+def claims_table(decisions: Sequence[Decision]) -> Markup:
+    """One row for each decision, with the rule, the reasons and the cautions beneath it."""
+    many = len({decision.run for decision in decisions}) > 1
+    head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in HEADINGS)))
+    bodies = join(_claim(decision, named=many) for decision in decisions)
+    caption = tag("caption", "The claims and what these runs say about them", class_="hidden")
+    return tag("table", caption, head, bodies, class_="claims")
+
+
+def badge(verdict: str) -> Markup:
+    """The verdict as a word with a sign; the colour only repeats it."""
+    icon = tag("span", ICONS[verdict], aria_hidden="true", class_="icon")
+    return tag("span", icon, verdict, class_=f"badge {verdict}")
+
+
+def _claim(decision: Decision, *, named: bool) -> Markup:
+    claim, finding = decision.claim, decision.finding
+    run = tag("p", user_text(decision.run), class_="run") if named else Markup("")
+    statement = (tag("b", claim.id, class_="id"), " ", claim.statement, run)
+    ours = _measured(finding.estimate, finding.quantity)
+    beside = _measured(finding.reference_estimate, finding.reference)
+    link = tag("a", "figure", href=f"#{decision.figure}", aria_label=f"Figure for {claim.id}")
+    verdict = (badge(finding.verdict), *([tag("small", link)] if decision.figure else []))
+    contents = (statement, (claim.paper,), ours, beside, verdict)
+    cells = [_cell(label, *parts) for label, parts in zip(HEADINGS[1:], contents[1:], strict=True)]
+    first = tag("th", *contents[0], scope="row")
+    notes = _notes(finding)
+    rule = tag("p", tag("b", "The rule, fixed before the run. "), claim.rule)
+    more = tag("details", tag("summary", "Why, and by which rule"), tag("p", finding.why), rule)
+    below = tag("td", tag("div", more, notes, class_="beneath"), colspan=len(HEADINGS))
+    return tag("tbody", tag("tr", first, *cells), tag("tr", below, class_="more"))
+
+
+def _cell(label: str, *parts: object) -> Markup:
+    return tag("td", *parts, data_label=label)
+
+
+def _measured(found: Estimate | None, words: str) -> tuple[Markup, ...]:
+    value, _, spread = estimate(found).partition(" ")
+    number = tag("strong", value.rstrip(","))
+    return (
+        tag("div", number, " ", tag("span", spread, class_="spread")),
+        tag("small", _kept(words)),
+    )
+
+
+def _kept(words: str) -> str:
+    """The words with equations that do not break over two lines."""
+    return words.replace(" = ", "\u00a0=\u00a0")
+
+
+def _notes(finding: Finding) -> Markup:
+    if not finding.notes:
+        return Markup("")
+    items = (tag("li", user_text(note)) for note in finding.notes)
+    return tag("div", tag("b", "What this does not say"), tag("ul", *items), class_="notes")

@@ -1,0 +1,188 @@
+"""A figure of an experiment as a Vega-Lite specification: coloured for the page, or for a file."""
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from frenet.experiments.chart_series import GREY, HEAT, PALETTE
+from frenet.experiments.experiment import Figure, Rows
+
+Spec = dict[str, Any]
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+# Names of the page's CSS colours (dark and light in page.css) and their value in a file.
+COLOURS: Mapping[str, str] = {
+    "ink": "#1d2329",
+    "muted": "#59636e",
+    "line": "#dfe3e6",
+    "reference": GREY,
+    "heat": HEAT,
+} | {f"series-{index}": colour for index, colour in enumerate(PALETTE, start=1)}
+PAINTED = frozenset({"color", "fill", "range", "stroke", "value"})
+DATA = frozenset({"datasets", "domain", "values"})
+# What the bundle hands to the page's own script.
+BUNDLED = "window.vegaEmbed = vegaEmbed;"
+WIDTH = 640
+
+
+def rows_of(figure: Figure, rows: Rows) -> Rows:
+    """The rows of the figure's table."""
+    return [row for row in rows if row.get("table") == figure.table]
+
+
+def draw(figure: Figure, rows: Rows) -> Spec:
+    """The Vega-Lite specification of a figure, with its data inside.
+
+    Raises:
+        Exception: what the figure's own code raised, with a note that names the figure.
+    """
+    import altair as alt
+
+    try:
+        # Altair refuses more than 5,000 rows to keep notebooks small; a report may hold more.
+        with alt.data_transformers.enable("default", max_rows=None):
+            spec: Spec = figure.chart(rows).to_dict()
+    except Exception as error:
+        error.add_note(f"while drawing the figure {figure.id!r} from table {figure.table!r}")
+        raise
+    # The schema's address is never followed, and the page should hold no address at all.
+    spec.pop("$schema", None)
+    return spec
+
+
+def for_page(spec: Spec) -> Spec:
+    """The specification in the page's own colours, which change with light, dark and paper."""
+    named = {value: f"var(--{name})" for name, value in COLOURS.items()}
+    page = _replaced(spec, named)
+    page["config"] = _merged(_config({n: f"var(--{n})" for n in COLOURS}), page.get("config", {}))
+    page["background"] = "transparent"
+    # What the page's script needs to lay out the legend at the width it finds.
+    page["usermeta"] = {"longest": _longest(page)}
+    return _sized(page)
+
+
+def for_file(spec: Spec, figure: Figure) -> Spec:
+    """The specification on white, with the title and the caption that the page prints around it."""
+    config = _config(COLOURS)
+    config["legend"]["columns"] = max(1, min(4, WIDTH // (7 * _longest(spec) + 50)))
+    config["title"] = {"anchor": "start", "fontSize": 15, "subtitleColor": COLOURS["muted"]}
+    title = {"text": figure.title, "subtitle": textwrap.wrap(figure.caption, 100), "offset": 14}
+    still = spec | {"background": "white", "padding": 16, "title": title}
+    still["config"] = _merged(config, spec.get("config", {}))
+    return _sized(still)
+
+
+def svg(spec: Spec) -> str:
+    """The specification drawn as SVG."""
+    import vl_convert
+
+    return str(vl_convert.vegalite_to_svg(spec, vl_version=vega_lite_version()))
+
+
+def png(spec: Spec) -> bytes:
+    """The specification drawn as PNG, at twice the size for sharp print."""
+    import vl_convert
+
+    return bytes(vl_convert.vegalite_to_png(spec, vl_version=vega_lite_version(), scale=2))
+
+
+def bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script that needs nothing else."""
+    import vl_convert
+
+    return str(vl_convert.javascript_bundle(BUNDLED, vl_version=vega_lite_version()))
+
+
+def vega_lite_version() -> str:
+    """The Vega-Lite that Altair writes for, as vl-convert names it (such as 6.4)."""
+    import altair as alt
+
+    return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+
+
+def _config(colours: Mapping[str, str]) -> Spec:
+    ink, muted, line = colours["ink"], colours["muted"], colours["line"]
+    return {
+        "font": FONT,
+        "view": {"stroke": None},
+        "axis": {
+            "labelColor": muted,
+            "titleColor": ink,
+            "gridColor": line,
+            "domainColor": muted,
+            "tickColor": line,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": 500,
+            "titlePadding": 10,
+            "labelLimit": 220,
+        },
+        "axisX": {"grid": False},
+        "legend": {
+            "orient": "bottom",
+            "labelColor": ink,
+            "titleColor": muted,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": 500,
+            "labelLimit": 300,
+            "columns": 3,
+            "columnPadding": 18,
+            "symbolStrokeWidth": 2.5,
+            "offset": 14,
+        },
+        "header": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "labelLimit": 220},
+        "title": {"color": ink},
+        "text": {"color": ink},
+    }
+
+
+def _sized(spec: Spec) -> Spec:
+    """The starting width; on the page a script follows the window from there."""
+    if "facet" in spec:
+        # Axes and gaps come on top of the width of the panels themselves.
+        panel = WIDTH // spec.get("columns", 3) - 30
+        return spec | {"spec": spec["spec"] | {"width": panel}}
+    if "layer" in spec or "mark" in spec:
+        fit = {"type": "fit-x", "contains": "padding"}
+        return spec | {"width": WIDTH, "autosize": fit}
+    return spec
+
+
+def _longest(value: Any) -> int:
+    """Length of the longest name in any legend."""
+    if isinstance(value, list):
+        return max(map(_longest, value), default=0)
+    if not isinstance(value, dict):
+        return 0
+    found = [_longest(entry) for key, entry in value.items() if key not in DATA]
+    names = value.get("domain")
+    found += (
+        [len(name) for name in names if isinstance(name, str)] if names and "range" in value else []
+    )
+    return max(found, default=0)
+
+
+def _replaced(value: Any, names: Mapping[str, str]) -> Any:
+    """Colours by name wherever Vega-Lite takes a colour; data and series names stay as they are."""
+    if isinstance(value, list):
+        return [_replaced(entry, names) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    replaced: Spec = {}
+    for key, entry in value.items():
+        if key in PAINTED and isinstance(entry, str):
+            replaced[key] = names.get(entry.lower(), entry)
+        elif key in PAINTED and isinstance(entry, list):
+            replaced[key] = [names.get(str(part).lower(), part) for part in entry]
+        else:
+            replaced[key] = entry if key in DATA else _replaced(entry, names)
+    return replaced
+
+
+def _merged(base: Spec, over: Spec) -> Spec:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged

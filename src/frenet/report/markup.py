@@ -1,0 +1,61 @@
+"""HTML in which everything is escaped unless it was made here."""
+
+import html
+import json
+from collections.abc import Iterable
+from typing import Any
+
+VOID = frozenset({"br", "img", "input", "link", "meta"})
+
+
+class Markup(str):
+    """Text that is HTML already; any other text is escaped where it enters a `tag`."""
+
+    __slots__ = ()
+
+
+def escape(value: object) -> Markup:
+    """HTML for any value, so that a browser shows its text as it is.
+
+    >>> escape("<b>&'")
+    '&lt;b&gt;&amp;&#x27;'
+    """
+    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
+
+
+def join(parts: Iterable[object]) -> Markup:
+    """The parts one after the other, each escaped unless it is `Markup`."""
+    return Markup("".join(escape(part) for part in parts))
+
+
+def tag(name: str, /, *children: object, **attributes: object) -> Markup:
+    """An element; ``class_`` gives class, ``data_x`` data-x, True a bare attribute, None none.
+
+    >>> tag("a", "R & D", href="#x", title=None)
+    '<a href="#x">R &amp; D</a>'
+    """
+    pieces = [name]
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        label = key.rstrip("_").replace("_", "-")
+        pieces.append(label if value is True else f'{label}="{escape(value)}"')
+    opening = f"<{' '.join(pieces)}>"
+    return Markup(opening if name in VOID else f"{opening}{join(children)}</{name}>")
+
+
+def user_text(value: object) -> Markup:
+    """Text from a task file, a path or an error, kept from turning its surroundings round."""
+    return tag("bdi", value)
+
+
+def script_json(value: Any, *, id: str) -> Markup:
+    """Data for the page's script: JSON in which no ``<`` can end the element.
+
+    >>> script_json("</script>", id="a")
+    '<script type="application/json" id="a">"\\\\u003c/script\\\\u003e"</script>'
+    """
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return tag("script", Markup(text), type="application/json", id=id)

@@ -1,0 +1,58 @@
+"""Numbers as people read them."""
+
+import math
+
+from frenet.experiments.experiment import Estimate
+
+NONE = "–"
+
+
+def figure(value: object, digits: int = 4) -> str:
+    """A cell of a table: ``digits`` significant digits, integers whole, nothing as a dash.
+
+    >>> figure(0.123456), figure(12.0), figure(0.00001234), figure(102592), figure(None)
+    ('0.1235', '12', '1.234e-5', '102,592', '–')
+    """
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return NONE
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value != 0 and not 1e-3 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        return f"{mantissa}e{int(exponent)}"
+    if value == int(value):
+        return figure(int(value))
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def estimate(found: Estimate | None, digits: int = 3) -> str:
+    """A value with its interval and how many values it is the mean of.
+
+    >>> estimate(Estimate(0.61234, 0.5512, 0.6701, 3))
+    '0.612 [0.551, 0.670], n = 3'
+    >>> estimate(Estimate(0.004))
+    '0.00400, n = 1'
+    """
+    if found is None or not math.isfinite(found.value):
+        return NONE
+    text = figure(float(found.value), digits)
+    ends = [end for end in (found.low, found.high) if end is not None and math.isfinite(end)]
+    if len(ends) == 2:
+        text += f" [{figure(float(ends[0]), digits)}, {figure(float(ends[1]), digits)}]"
+    return f"{text}, n = {found.n}"
+
+
+def spoken(parts: list[str]) -> str:
+    """A list as it is said: ``a``, ``a and b``, ``a, b and c``."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"

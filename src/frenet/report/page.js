@@ -1,0 +1,117 @@
+"use strict";
+(() => {
+  // Figures: drawn at the width there is, and again when it changes.
+  const PANEL = 210;
+
+  function fitted(spec, width) {
+    const copy = structuredClone(spec);
+    const label = 7 * copy.usermeta.longest + 50;
+    const columns = Math.max(1, Math.min(4, Math.floor(width / label)));
+    copy.config.legend = { ...copy.config.legend, columns, labelLimit: width - 60 };
+    if (width < 500) {
+      // Beside long labels a plot is narrower than its title: the title ends where the plot does.
+      copy.config.axis = { ...copy.config.axis, labelLimit: 0.42 * width, titleLimit: width - 20 };
+      copy.config.axisX = { ...copy.config.axisX, titleAnchor: "end" };
+    }
+    if (copy.facet) {
+      const most = copy.columns || 3;
+      copy.columns = Math.max(1, Math.min(most, Math.floor(width / PANEL)));
+      copy.spec.width = Math.max(120, Math.floor(width / copy.columns) - 60);
+    } else if (copy.layer || copy.mark) {
+      copy.width = width;
+    }
+    return copy;
+  }
+
+  async function draw(holder, spec) {
+    const width = Math.floor(holder.clientWidth);
+    if (width < 50 || Math.abs(width - (holder.drawnAt || 0)) < 4) return;
+    holder.drawnAt = width;
+    const options = {
+      mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false,
+      tooltip: { theme: "page", disableDefaultStyle: true },
+    };
+    let wanted = fitted(spec, width);
+    let result = await vegaEmbed(holder, wanted, options);
+    if (wanted.facet) {
+      // Panels do not count axes and titles into their width: one correction makes them fit.
+      const svg = holder.querySelector("svg");
+      const over = (svg ? Number(svg.getAttribute("width")) : width) - width;
+      if (Math.abs(over) > 4) {
+        wanted.spec.width = Math.max(100, Math.floor(wanted.spec.width - over / wanted.columns - 1));
+        result.finalize();
+        result = await vegaEmbed(holder, wanted, options);
+      }
+    }
+    holder.dataset.drawn = "yes";
+  }
+
+  async function start() {
+    const waiting = new Map();
+    const watcher = new ResizeObserver((entries) => {
+      for (const { target } of entries) {
+        clearTimeout(waiting.get(target));
+        waiting.set(target, setTimeout(() => draw(target, target.spec), 120));
+      }
+    });
+    for (const holder of document.querySelectorAll("[data-chart]")) {
+      holder.spec = JSON.parse(document.getElementById(holder.dataset.chart).textContent);
+      try {
+        await draw(holder, holder.spec);
+      } catch (error) {
+        holder.textContent = `Not drawn: ${error.message}. The numbers are in the table below.`;
+      }
+      watcher.observe(holder);
+    }
+  }
+
+  // Tables: a heading sorts its column, numbers by value, and once more the other way round.
+  function value(row, index) {
+    const cell = row.cells[index];
+    return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value);
+  }
+
+  function compare(a, b) {
+    const numbers = typeof a === "number" && typeof b === "number";
+    if (numbers) return a - b;
+    if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
+    return a.localeCompare(b, undefined, { numeric: true });
+  }
+
+  function sort(event) {
+    const heading = event.target.closest(".data th");
+    if (!heading) return;
+    const body = heading.closest("table").tBodies[0];
+    const down = heading.getAttribute("aria-sort") === "ascending";
+    for (const other of heading.parentElement.cells) other.setAttribute("aria-sort", "none");
+    heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const sign = down ? -1 : 1;
+    const index = heading.cellIndex;
+    const rows = Array.from(body.rows);
+    rows.sort((a, b) => sign * compare(value(a, index), value(b, index)));
+    body.append(...rows);
+  }
+
+  // A link into a closed block opens it; paper shows every block.
+  function reveal() {
+    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const block = target && target.closest("details");
+    if (block) {
+      block.open = true;
+      block.scrollIntoView();
+    }
+  }
+
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = Array.from(document.querySelectorAll("details:not([open])"));
+    for (const block of closed) block.open = true;
+  });
+  addEventListener("afterprint", () => {
+    for (const block of closed) block.open = false;
+  });
+  addEventListener("hashchange", reveal);
+  document.addEventListener("click", sort);
+  reveal();
+  start();
+})();

@@ -1,0 +1,108 @@
+"""How the numbers came about: the command, the configuration, what failed, the versions."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from frenet.experiments.experiment import Experiment
+from frenet.report.markup import Markup, join, tag, user_text
+from frenet.report.numbers import figure
+from frenet.runs import Run, config_dict
+
+# Told elsewhere on the page.
+LEFT_OUT = ("config", "experiment", "failures", "format")
+
+
+def again(run: Run, experiment: Experiment) -> Markup:
+    """The command that gives the same rows, the configuration, versions and machine."""
+    command = tag("pre", tag("code", command_line(run, experiment)), class_="command", tabindex="0")
+    made = {key: value for key, value in run.manifest.items() if key not in LEFT_OUT}
+    lists = join((_pairs("Configuration", run.config), _pairs("Versions and machine", made)))
+    return tag("div", tag("h3", "How to run it again"), command, lists, class_="block")
+
+
+def command_line(run: Run, experiment: Experiment) -> str:
+    """The preset that is nearest to the configuration, and every setting that differs from it."""
+    presets = {name: config_dict(preset) for name, preset in experiment.presets.items()}
+    changed = {name: _changed(run.config, preset) for name, preset in presets.items()}
+    words = ["frenet", "run", run.experiment]
+    settings: Mapping[str, Any] = run.config
+    if changed:
+        nearest = min(changed, key=lambda name: len(changed[name]))
+        words += ["--preset", nearest]
+        settings = changed[nearest]
+    words += _flags(settings)
+    # Sums in another order are other rows, in the last digit.
+    if run.manifest.get("threads"):
+        words += ["--threads", str(run.manifest["threads"])]
+    return shlex.join(words)
+
+
+def failures(run: Run) -> Markup:
+    """What failed, or has not been run yet; nothing where all is done."""
+    parts = []
+    if run.manifest.get("complete") is False:
+        parts.append(tag("p", tag("b", "This run is not finished."), " ", _counted(run.manifest)))
+    if run.failures:
+        few = len(run.failures) == 1
+        count = f"{len(run.failures)} cell{' has' if few else 's have'} failed."
+        why = " The figures and verdicts stand on the others. Tracebacks: the run folder, failed/."
+        items = (tag("li", _failure(failure)) for failure in run.failures)
+        parts += [tag("p", tag("b", count), why), tag("ul", *items)]
+    return tag("div", *parts, class_="failures", role="note") if parts else Markup("")
+
+
+def _counted(manifest: Mapping[str, Any]) -> str:
+    cells = manifest.get("cells")
+    if not isinstance(cells, Mapping):
+        return ""
+    return f"{cells.get('finished')} of {cells.get('total')} cells are there."
+
+
+def _failure(failure: Mapping[str, Any]) -> Markup:
+    """`cell (stage): type: error`, and whatever else was recorded."""
+    known = dict(failure)
+    cell, stage = known.pop("cell", "unnamed cell"), known.pop("stage", None)
+    kind, error = known.pop("type", None), known.pop("error", "")
+    message = f"{kind}: {error}" if kind else str(error)
+    rest = "".join(f"; {key}: {value}" for key, value in known.items())
+    where = f" ({stage})" if stage else ""
+    return join((tag("code", user_text(cell)), where, ": ", user_text(message + rest)))
+
+
+def _pairs(title: str, values: Mapping[str, Any]) -> Markup:
+    lines = [
+        tag("div", tag("dt", user_text(key)), tag("dd", user_text(value)))
+        for key, value in _flat(values)
+    ]
+    body = tag("dl", *lines, class_="pairs") if lines else tag("p", "None recorded.")
+    return tag("details", tag("summary", title), body)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, list | tuple | Mapping):
+            yield name, ", ".join(map(str, value)) or "none"
+        else:
+            # Settings are shown as they were given, not rounded.
+            yield name, str(value) if isinstance(value, int | float) else figure(value)
+
+
+def _changed(config: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if preset.get(key) != value}
+
+
+def _flags(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        name = f"{prefix}{key}".replace("_", "-")
+        if isinstance(value, Mapping):
+            yield from _flags(value, f"{name}.")
+        elif isinstance(value, bool):
+            yield f"--{name}" if value else f"--no-{name}"
+        elif isinstance(value, list | tuple):
+            yield from (f"--{name}", *map(str, value))
+        else:
+            yield from (f"--{name}", str(value))

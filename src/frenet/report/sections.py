@@ -1,0 +1,85 @@
+"""What follows the claims: for each run what failed, its figures, its tables, how it was made."""
+
+import base64
+from typing import NamedTuple
+
+from frenet.experiments.experiment import Experiment, Figure
+from frenet.report import figures, tables
+from frenet.report.markup import Markup, join, script_json, tag, user_text
+from frenet.report.provenance import again, failures
+from frenet.runs import Run
+
+
+class Section(NamedTuple):
+    """One run on the page: ``id`` starts anchors and file names, ``label`` names the network."""
+
+    id: str
+    label: str
+    run: Run
+    experiment: Experiment
+
+    def anchor(self, figure: str) -> str | None:
+        known = {entry.id for entry in self.experiment.figures}
+        return f"{self.id}-{figure}" if figure in known else None
+
+
+def section(part: Section, *, static: bool) -> Markup:
+    """The whole section of one run; ``static`` adds pictures for readers without scripts."""
+    run, experiment = part.run, part.experiment
+    label = tag("p", user_text(part.label), class_="run") if part.label else Markup("")
+    head = tag(
+        "header",
+        tag("p", part.run.experiment, class_="eyebrow"),
+        tag("h2", experiment.question),
+        label,
+    )
+    drawn = join(_figure(part, entry, static=static) for entry in experiment.figures)
+    found = tables.tables_of(experiment, run.rows)
+    listed = join(
+        tables.html_table(
+            name, columns, rows, file=f"{part.id}-{name}.csv", id=f"{part.id}-table-{name}"
+        )
+        for name, (columns, rows) in found.items()
+    )
+    behind = tag("div", tag("h3", "The numbers behind the figures"), listed, class_="block")
+    parts = (head, failures(run), drawn, behind, again(run, experiment))
+    return tag("section", *parts, id=part.id)
+
+
+def _figure(part: Section, figure: Figure, *, static: bool) -> Markup:
+    anchor = f"{part.id}-{figure.id}"
+    title = tag("h3", figure.title, id=f"{anchor}-title")
+    caption = tag("figcaption", figure.caption)
+    rows = figures.rows_of(figure, part.run.rows)
+    if not rows:
+        empty = f"These runs hold no row of the table {figure.table}, so there is nothing to draw."
+        return tag("figure", title, tag("p", empty, class_="empty"), caption, id=anchor)
+    try:
+        spec = figures.draw(figure, rows)
+    # Any error of a chart: the other figures and the numbers must still be read.
+    except Exception as error:
+        told = tag("p", f"Not drawn: {type(error).__name__}: {error}", class_="empty")
+        return tag("figure", title, told, caption, id=anchor)
+    words = str(spec.get("description") or figure.caption)
+    chart = tag(
+        "div",
+        class_="chart",
+        data_chart=f"{anchor}-spec",
+        role="img",
+        aria_label=f"{figure.title}. {words}",
+    )
+    data = script_json(figures.for_page(spec), id=f"{anchor}-spec")
+    still = _picture(spec, figure) if static else Markup("")
+    link = tag("a", f"table {figure.table}", href=f"#{part.id}-table-{figure.table}")
+    told = tag(
+        "details",
+        tag("summary", "In words"),
+        tag("p", user_text(words), " All numbers: ", link, "."),
+    )
+    return tag("figure", title, chart, data, still, caption, told, id=anchor)
+
+
+def _picture(spec: figures.Spec, figure: Figure) -> Markup:
+    drawn = figures.svg(figures.for_file(spec, figure)).encode("utf-8", "replace")
+    source = "data:image/svg+xml;base64," + base64.b64encode(drawn).decode("ascii")
+    return tag("noscript", tag("img", src=source, alt=figure.caption, class_="still"))

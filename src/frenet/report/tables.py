@@ -1,0 +1,113 @@
+"""Rows as an HTML table that sorts, and as CSV."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
+
+from frenet.experiments.experiment import Column, Experiment, Rows
+from frenet.report.markup import Markup, join, tag
+from frenet.report.numbers import NONE, figure
+
+SHOWN = 200
+# As many as the style sheet lets through to paper.
+PRINTED = 15
+TABLE_KEY = "table"
+
+
+def tables_of(experiment: Experiment, rows: Rows) -> dict[str, tuple[tuple[Column, ...], Rows]]:
+    """Every table that has rows, declared ones first, as name -> (columns, rows)."""
+    found = {str(row.get(TABLE_KEY)) for row in rows}
+    names = [name for name in experiment.tables if name in found]
+    names += sorted(found.difference(names))
+    tables: dict[str, tuple[tuple[Column, ...], Rows]] = {}
+    for name in names:
+        mine = [row for row in rows if str(row.get(TABLE_KEY)) == name]
+        tables[name] = (arranged(experiment.tables.get(name, ()), mine), mine)
+    return tables
+
+
+def arranged(columns: Sequence[Column], rows: Rows) -> tuple[Column, ...]:
+    """Keys, then every measure followed by its reference, then whatever the rows hold besides."""
+    by_name = {column.name: column for column in columns}
+    order = [column for column in columns if column.role == "key"]
+    for column in columns:
+        if column.role == "measure":
+            order += [column, *([by_name[column.beside]] if column.beside in by_name else [])]
+    order += columns
+    declared = list(dict.fromkeys(order))
+    undeclared = dict.fromkeys(key for row in rows for key in row if key not in by_name)
+    undeclared.pop(TABLE_KEY, None)
+    extra = [Column(name, "", "not described by the experiment", "key") for name in undeclared]
+    return (*declared, *extra)
+
+
+def csv_text(columns: Sequence[Column], rows: Rows) -> str:
+    """The rows as RFC 4180: comma, doubled quotes, CRLF; full precision; nothing for None."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(column.name for column in columns)
+    for row in rows:
+        writer.writerow(_plain(row.get(column.name)) for column in columns)
+    return text.getvalue()
+
+
+def html_table(name: str, columns: Sequence[Column], rows: Rows, *, file: str, id: str) -> Markup:
+    """A closed ``details`` with the table, what its columns mean, and the CSV to take away."""
+    count = f"{len(rows):,} row{'' if len(rows) == 1 else 's'}"
+    summary = tag("summary", "Table ", tag("b", name), tag("span", f" {count}", class_="count"))
+    shown = f"The first {SHOWN} of {count} are shown and sorted; the file has all."
+    link = tag("a", "Download CSV", href=_data_link(csv_text(columns, rows)), download=file)
+    note = f"{shown if len(rows) > SHOWN else ''} Choose a heading to sort by it."
+    bar = tag("p", link, tag("span", note, class_="count screen"), class_="bar")
+    head = tag("thead", tag("tr", *(_heading(column) for column in columns)))
+    body = tag("tbody", *(_row(columns, row) for row in rows[:SHOWN]))
+    grid = tag("table", tag("caption", f"Table {name}", class_="hidden"), head, body, class_="data")
+    scroll = tag(
+        "div", grid, class_="scroll", tabindex="0", role="region", aria_label=f"Table {name}"
+    )
+    short = f"On paper: the first {PRINTED} rows." if len(rows) > PRINTED else ""
+    paper = tag("p", short, class_="paper count") if short else Markup("")
+    return tag("details", summary, bar, scroll, paper, _legend(columns), class_="table", id=id)
+
+
+def _plain(value: object) -> object:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _data_link(text: str) -> str:
+    encoded = text.encode("utf-8", "replace")
+    return "data:text/csv;charset=utf-8," + quote(encoded, safe="-._~,:;=+/()[]@")
+
+
+def _heading(column: Column) -> Markup:
+    unit = tag("span", column.unit, class_="unit") if column.unit else Markup("")
+    hint = f"{column.meaning} ({column.unit})" if column.unit else column.meaning
+    button = tag("button", column.name, unit, type="button", title=hint)
+    return tag("th", button, scope="col", class_=column.role, aria_sort="none")
+
+
+def _row(columns: Sequence[Column], row: Mapping[str, object]) -> Markup:
+    return tag("tr", *(_cell(column, row.get(column.name)) for column in columns))
+
+
+def _cell(column: Column, value: object) -> Markup:
+    if isinstance(value, str):
+        return tag("td", value, class_=column.role, dir="auto")
+    exact = None if value is None or isinstance(value, bool) else repr(value)
+    text = figure(value)
+    label = "no value" if text == NONE else None
+    # data-value: the page sorts by the number, not by the text that was rounded.
+    number = {"data_value": exact, "title": exact if isinstance(value, float) else label}
+    return tag("td", text, class_=f"{column.role} number", **number)
+
+
+def _legend(columns: Sequence[Column]) -> Markup:
+    entries = []
+    for column in columns:
+        unit = tag("span", column.unit, class_="unit") if column.unit else Markup("")
+        beside = f"; read beside {column.beside}" if column.beside else ""
+        entries.append(tag("div", tag("dt", column.name, unit), tag("dd", column.meaning, beside)))
+    return tag("dl", join(entries), class_="legend")

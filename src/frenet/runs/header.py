@@ -1,0 +1,106 @@
+"""What a run is, fixed before its first cell and compared whenever it goes on."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from frenet.runs.files import RunFolderError
+
+FORMAT = 1
+OTHER_OUT = "use another --out"
+_ABSENT = object()
+
+State = Literal["empty", "begun", "finished"]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is fixed before the first cell, and must be the same whenever the run goes on."""
+
+    experiment: str
+    config: dict[str, Any]
+    cells: list[str]
+    inputs: dict[str, str]
+    threads: int
+    versions: dict[str, str | None]
+
+
+def read_header(folder: Path) -> Header | None:
+    """The header of a run folder; None where there is none.
+
+    Raises:
+        RunFolderError: config.json is there, and not one of frenet's.
+    """
+    file = folder / "config.json"
+    if not file.exists():
+        return None
+    stored = read_json(file)
+    names = Header.__dataclass_fields__
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT or set(names) - set(stored):
+        raise RunFolderError(f"{file} was not written by this version of frenet; {OTHER_OUT}")
+    return Header(**{name: stored[name] for name in names})
+
+
+def compare_headers(folder: Path, *, stored: Header, wanted: Header, state: State) -> None:
+    """Refuse to go on with another run, naming the first thing that differs.
+
+    Args:
+        folder: the run folder, for the message.
+        stored: what it holds.
+        wanted: what is to run now.
+        state: "empty" as long as no cell is finished: then only experiment and configuration have
+            to agree; "finished": it is only read, so versions and threads may have been others;
+            "begun": all of it has to agree.
+
+    Raises:
+        RunFolderError: something differs.
+    """
+    pairs: list[tuple[str, Any, Any]] = [("experiment", stored.experiment, wanted.experiment)]
+    pairs += _pairs("", stored.config, wanted.config)
+    if state != "empty":
+        pairs += _pairs("contents of ", stored.inputs, wanted.inputs)
+        pairs += [("cells", stored.cells, wanted.cells)]
+    if state == "begun":
+        pairs += [("threads", stored.threads, wanted.threads)]
+        pairs += _pairs("version of ", stored.versions, wanted.versions)
+    for name, old, new in pairs:
+        if old != new:
+            raise RunFolderError(
+                f"{folder} holds a run with {name}={_show(old)}, and this one has "
+                f"{name}={_show(new)}; {OTHER_OUT}"
+            )
+
+
+def _pairs(
+    prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """Both values of every name of two dicts."""
+    names = list(dict.fromkeys([*old, *new]))
+    return [(prefix + name, old.get(name, _ABSENT), new.get(name, _ABSENT)) for name in names]
+
+
+def _show(value: object) -> str:
+    """A value in an error, cut where it is long."""
+    text = "(absent)" if value is _ABSENT else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds something else than a run."""
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file; a run needs a folder: {OTHER_OUT}")
+    if not folder.exists() or (folder / "config.json").exists():
+        return
+    other = [item.name for item in folder.iterdir() if not item.name.startswith(".")]
+    if other:
+        raise RunFolderError(f"{folder} holds other things ({min(other)}, ...); {OTHER_OUT}")
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file of a run folder."""
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise RunFolderError(f"{file} is damaged or not frenet's: {error}; {OTHER_OUT}") from error

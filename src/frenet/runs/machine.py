@@ -1,0 +1,71 @@
+"""What a run ran on: versions, processors, the commit."""
+
+import contextlib
+import functools
+import importlib.metadata
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from frenet._version import __version__
+
+PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy")
+QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of all that numbers may depend on; None where a package is absent."""
+    found: dict[str, str | None] = {"frenet": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        found[name] = None
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def cpu_count() -> int:
+    """Processors that this process may use: its affinity mask and its container's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = QUOTA_FILE.read_text().split()
+        count = min(count, math.ceil(int(quota) / int(period)))
+    return max(1, count)
+
+
+def has_cuda() -> bool:
+    """Whether torch sees a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def machine() -> dict[str, Any]:
+    """Platform, kind of processor and number of processors."""
+    return {
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpus": cpu_count(),
+    }
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of frenet's own checkout, marked ``-dirty`` after edits; None elsewhere."""
+    package = Path(__file__).resolve().parents[1]
+    root = package.parents[1]
+    # An installed copy may lie inside somebody else's repository, whose commit means nothing here.
+    if package != root / "src" / "frenet" or not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            [*command, "--exclude", "*"], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip() or None
+    return None

@@ -1,0 +1,150 @@
+"""Jobs in this process or in several, one outcome at a time; a killed worker is survived."""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from frenet.runs.store import Failure
+from frenet.runs.worker import Job, Outcome, perform, perform_pickled, start_worker, torch_threads
+
+Outcomes = Generator[tuple[Job, Outcome], None, None]
+
+CANNOT_START = (
+    "worker processes do not start. A script that calls run_experiment needs the line "
+    "`if __name__ == '__main__':` around the call, since workers import the script; "
+    "otherwise use workers=1. What the workers said is in {log}"
+)
+KILLED = (
+    "the worker process was killed twice, the second time while it ran this alone: most often the "
+    "system ran out of memory; use fewer --workers, a smaller model or smaller batches"
+)
+
+
+def here(queue: deque[Job], *, threads: int) -> Outcomes:
+    """Do the jobs of the queue in this process, in order.
+
+    The queue may grow while the outcomes are being read.
+    """
+    with torch_threads(threads):
+        while queue:
+            job = queue.popleft()
+            yield job, perform(job)
+
+
+def in_workers(
+    queue: deque[Job], *, workers: int, threads: int, log: Path, say: Callable[[str], None]
+) -> Outcomes:
+    """Do the jobs of the queue in worker processes, in the order in which they end.
+
+    What ran when a worker was killed is tried once more, alone, in a fresh process: if memory was
+    short, that is where it is most likely to pass, and the guilty job is told from the others.
+
+    Args:
+        queue: the jobs; it may grow while the outcomes are being read.
+        workers: number of processes.
+        threads: torch threads of each.
+        log: file for what the workers print.
+        say: takes a line of text for the user.
+
+    Yields:
+        A job and its outcome.
+
+    Raises:
+        RuntimeError: no worker can be started.
+    """
+    while queue:
+        with _pool(workers, threads=threads, log=log) as pool:
+            suspects = yield from _drain(queue, pool, workers=workers)
+        if suspects:
+            names = "; ".join(job.cell.id for job in suspects)
+            say(f"a worker process was killed during {names}: trying again, one at a time")
+        for job in suspects:
+            yield job, _alone(job, threads=threads, log=log)
+
+
+def _drain(
+    queue: deque[Job], pool: ProcessPoolExecutor, *, workers: int
+) -> Generator[tuple[Job, Outcome], None, list[Job]]:
+    """Feed the pool until the queue is empty; what was running when it broke is returned."""
+    running: dict[Future[Outcome], Job] = {}
+    while queue or running:
+        try:
+            # No more than run at once, so that only those are suspects when a worker is killed.
+            while queue and len(running) < workers:
+                running[_submit(pool, queue[0])] = queue[0]
+                queue.popleft()
+        except BrokenProcessPool:
+            return list(running.values())
+        ended, _ = wait(running, return_when=FIRST_COMPLETED)
+        broken = {future for future in ended if _is_broken(future)}
+        for future in ended - broken:
+            yield running.pop(future), future.result()
+        if broken:
+            return list(running.values())
+    return []
+
+
+def _submit(pool: ProcessPoolExecutor, job: Job) -> Future[Outcome]:
+    """Hand a job to the pool, which may start a process for it."""
+    payload = pickle.dumps(job)
+    with _ctrl_c_waits():
+        return pool.submit(perform_pickled, payload)
+
+
+def _is_broken(future: Future[Outcome]) -> bool:
+    """Whether the process of a job was killed; any other exception is for the caller."""
+    return isinstance(future.exception(), BrokenProcessPool)
+
+
+def _alone(job: Job, *, threads: int, log: Path) -> Outcome:
+    """Do one job in a process of its own."""
+    with _pool(1, threads=threads, log=log) as pool:
+        future = _submit(pool, job)
+        if not _is_broken(future):
+            return future.result()
+    return Outcome((), 0.0, Failure(job.stage, "WorkerKilled", KILLED, "", user_mistake=False))
+
+
+@contextlib.contextmanager
+def _pool(workers: int, *, threads: int, log: Path) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that end with this block, at once if it ends with an exception."""
+    context = multiprocessing.get_context("spawn")
+    end, lifeline = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        workers, context, initializer=start_worker, initargs=(threads, end, str(log))
+    )
+    try:
+        # As many calls as workers, since the pool starts a process only for work that waits.
+        with _ctrl_c_waits():
+            calls = [pool.submit(os.getpid) for _ in range(workers)]
+        if _is_broken(calls[0]):
+            raise RuntimeError(CANNOT_START.format(log=log))
+        yield pool
+        pool.shutdown()
+    finally:
+        lifeline.close()
+        pool.shutdown(cancel_futures=True)
+        end.close()
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Hold Ctrl-C back while a process starts, so that it starts deaf to it.
+
+    Otherwise a worker that is not yet set up prints a traceback of its own.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,267 @@
+"""Run folders: written once, whole after any interruption, manifest last.
+
+config.json    first: experiment, configuration, cells, threads, inputs, versions
+cells/         one file for each finished cell
+failed/        one file for each cell that failed: message, traceback, its rows so far
+log.txt        what worker processes printed
+rows.jsonl     every row in the order of the cells
+timings.json   seconds of each cell
+manifest.json  last: it says that the run is finished, and with what
+"""
+
+import contextlib
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from frenet.experiments.experiment import Cell, Row
+from frenet.runs.files import RunFolderError, locked, remove_leftovers, write_whole
+from frenet.runs.header import (
+    FORMAT,
+    Header,
+    State,
+    compare_headers,
+    read_header,
+    read_json,
+    refuse_foreign,
+)
+from frenet.runs.machine import commit, machine
+from frenet.runs.records import canonical, cell_stem, config_digest
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stored run.
+
+    ``manifest`` holds versions, machine, commit, counts and ``complete``; ``failures`` the cell,
+    stage, type and message of each cell that failed; ``path`` is where all of it lies.
+    """
+
+    experiment: str
+    config: dict[str, Any]
+    rows: list[Row]
+    manifest: dict[str, Any]
+    failures: list[dict[str, Any]]
+    path: Path
+
+
+class Failure(NamedTuple):
+    """Why a cell has no result; ``rows`` are the stored lines of the rows it got to."""
+
+    stage: str
+    type: str
+    error: str
+    traceback: str
+    user_mistake: bool
+    rows: tuple[str, ...] = ()
+
+
+class RunFolder:
+    """A run folder opened for writing; as a context manager it is held against other processes.
+
+    Args:
+        path: the folder; made if missing, refused if it holds something else.
+        header: what the run is.
+        restart: take the manifest of a finished run away, so that its failed cells run again.
+
+    Raises:
+        RunFolderError: another run, other versions, a foreign folder, or a second writer.
+        DiskFullError: no space left.
+    """
+
+    def __init__(self, path: Path, header: Header, *, restart: bool = False) -> None:
+        self.path = path
+        self.header = header
+        self._restart = restart
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "RunFolder":
+        refuse_foreign(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._open.enter_context(locked(self.path))
+        try:
+            self._prepare()
+        except BaseException:
+            self._open.close()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    def _prepare(self) -> None:
+        """Check what is there, or write the first file."""
+        remove_leftovers(self.path)
+        stored = read_header(self.path)
+        state = self._state()
+        if stored is not None:
+            compare_headers(self.path, stored=stored, wanted=self.header, state=state)
+        if stored is None or state == "empty":
+            head = {"format": FORMAT, "started": _now(), **asdict(self.header)}
+            write_whole(self.path / "config.json", _pretty(head))
+        if self._restart:
+            for name in ("manifest.json", "timings.json", "rows.jsonl"):
+                (self.path / name).unlink(missing_ok=True)
+        for name in ("cells", "failed"):
+            (self.path / name).mkdir(exist_ok=True)
+
+    def _state(self) -> State:
+        """How far the run is; a finished one that is to go on counts as begun."""
+        if self.finished:
+            return "begun" if self._restart else "finished"
+        return "begun" if any((self.path / "cells").glob("*.jsonl")) else "empty"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the manifest is there."""
+        return (self.path / "manifest.json").exists()
+
+    def done(self, cell: Cell) -> bool:
+        """Whether the rows of a cell are stored."""
+        return self._cell_file(cell).exists()
+
+    def store(self, cell: Cell, lines: Sequence[str], *, seconds: float) -> None:
+        """Store the rows of a finished cell; lines as :func:`frenet.runs.records.encode_row`."""
+        head = canonical({"cell": dict(cell.keys), "seconds": round(seconds, 3)})
+        write_whole(self._cell_file(cell), "".join(f"{line}\n" for line in (head, *lines)))
+        self._failed_file(cell).unlink(missing_ok=True)
+
+    def store_failure(self, cell: Cell, failure: Failure) -> None:
+        """Store why a cell failed, and the rows that it got to; it is tried again on resuming."""
+        record = {"cell": cell.id, "keys": dict(cell.keys), **failure._asdict()}
+        record["rows"] = [json.loads(line) for line in failure.rows]
+        write_whole(self._failed_file(cell), _pretty(record))
+
+    def finish(self, cells: Sequence[Cell], *, workers: int) -> None:
+        """Write rows and timings in the order of the cells, and the manifest after all else."""
+        parts = [read_cell(self._cell_file(cell)) for cell in cells if self.done(cell)]
+        text = "".join(line for _, lines in parts for line in lines)
+        seconds = [{"cell": head["cell"], "seconds": head["seconds"]} for head, _ in parts]
+        failures = [_short(read_json(f)) for c in cells if (f := self._failed_file(c)).exists()]
+        write_whole(self.path / "rows.jsonl", text)
+        write_whole(self.path / "timings.json", _pretty(seconds))
+        facts = describe(self.header, rows=text, finished=len(parts), failures=failures)
+        total = round(sum(item["seconds"] for item in seconds), 3)
+        manifest = facts | {"complete": True, "workers": workers, "cell_seconds": total}
+        write_whole(self.path / "manifest.json", _pretty(manifest))
+
+    def _cell_file(self, cell: Cell) -> Path:
+        return self.path / "cells" / f"{cell_stem(cell)}.jsonl"
+
+    def _failed_file(self, cell: Cell) -> Path:
+        return self.path / "failed" / f"{cell_stem(cell)}.json"
+
+
+def describe(
+    header: Header, *, rows: str, finished: int, failures: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The facts of a manifest, as far as they follow from the header and the rows."""
+    return {
+        "format": FORMAT,
+        "experiment": header.experiment,
+        "config_sha256": config_digest(header.experiment, header.config),
+        "cells": {"total": len(header.cells), "finished": finished, "failed": len(failures)},
+        "rows": rows.count("\n"),
+        "rows_sha256": hashlib.sha256(rows.encode()).hexdigest(),
+        "failures": failures,
+        "inputs": header.inputs,
+        "versions": header.versions,
+        "machine": machine(),
+        "commit": commit(),
+        "threads": header.threads,
+        "ended": _now(),
+    }
+
+
+def read_run(path: Path | str, *, partial: bool = False) -> Run:
+    """Read a stored run.
+
+    Args:
+        path: the run folder.
+        partial: also accept a run that is not finished, with the rows of its finished cells; its
+            manifest then says ``complete: false``.
+
+    Returns:
+        The run; rows in the order of the cells.
+
+    Raises:
+        RunFolderError: no run folder, not finished, or rows that are not those of the manifest.
+    """
+    folder = Path(path)
+    header = read_header(folder)
+    if header is None:
+        raise RunFolderError(f"{folder} is not a run folder: it has no config.json")
+    if (folder / "manifest.json").exists():
+        manifest = read_json(folder / "manifest.json")
+        text = (folder / "rows.jsonl").read_text("utf-8")
+        if hashlib.sha256(text.encode()).hexdigest() != manifest["rows_sha256"]:
+            raise RunFolderError(
+                f"{folder}/rows.jsonl is not what the manifest says: it was edited"
+            )
+    elif partial:
+        text, manifest = _so_far(folder, header)
+    else:
+        done = len(list((folder / "cells").glob("*.jsonl")))
+        raise RunFolderError(
+            f"the run in {folder} is not finished ({done} of {len(header.cells)} cells): start its "
+            "command again to go on, or ask for what there is with --partial"
+        )
+    rows = [json.loads(line) for line in text.splitlines()]
+    return Run(header.experiment, header.config, rows, manifest, manifest["failures"], folder)
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The run folders among paths, and those directly inside a path that is none itself.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        RunFolderError: a folder neither is a run nor holds one.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; give a run folder")
+        inside = sorted(file.parent for file in path.glob("*/config.json"))
+        if not (path / "config.json").exists() and not inside:
+            raise RunFolderError(f"{path} is not a run folder and holds none")
+        found += [path] if (path / "config.json").exists() else inside
+    return list(dict.fromkeys(found))
+
+
+def _so_far(folder: Path, header: Header) -> tuple[str, dict[str, Any]]:
+    """Rows of the finished cells of a run under way, and a manifest that says so."""
+    files = [f for stem in header.cells if (f := folder / "cells" / f"{stem}.jsonl").exists()]
+    text = "".join(line for file in files for line in read_cell(file)[1])
+    failures = [_short(read_json(file)) for file in sorted((folder / "failed").glob("*.json"))]
+    facts = describe(header, rows=text, finished=len(files), failures=failures)
+    return text, facts | {"complete": False, "workers": None, "cell_seconds": None}
+
+
+def read_cell(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """The head of a cell's file and the lines of its rows, each with its line end."""
+    try:
+        head, *lines = file.read_text("utf-8").splitlines(keepends=True)
+        return dict(json.loads(head)), lines
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(
+            f"{file} is damaged; remove it and start the same command again"
+        ) from error
+
+
+def _short(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a failure; the rest stands in its own file."""
+    return {key: record[key] for key in ("cell", "stage", "type", "error")}
+
+
+def _pretty(value: object) -> str:
+    """JSON for people: indented, in the order given."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def _now() -> str:
+    """The time, to the second, in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,149 @@
+"""What one process does with one cell: run it, check its rows, and never raise."""
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from frenet.experiments.experiment import Cell
+from frenet.runs.records import encode_row
+from frenet.runs.store import Failure
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+USER_ERRORS = (
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+
+
+class Job(NamedTuple):
+    """One call of an experiment's function: ``prepare`` for a cell, or ``run`` for a cell."""
+
+    stage: str
+    call: Callable[[Any, Cell], Any]
+    config: Any
+    cell: Cell
+    tables: Mapping[str, Sequence[str]]
+
+
+class Outcome(NamedTuple):
+    """What came of a job: the stored lines of its rows, or why there are none."""
+
+    lines: tuple[str, ...]
+    seconds: float
+    failure: Failure | None = None
+
+
+def perform(job: Job) -> Outcome:
+    """Do a job; an exception becomes part of the outcome, with the rows so far."""
+    start = time.perf_counter()
+    lines: list[str] = []
+    try:
+        result = job.call(job.config, job.cell)
+        if job.stage == "run":
+            lines.extend(encode_row(row, job.tables) for row in result)
+    except Exception as error:
+        failure = describe_failure(job.stage, error, lines)
+        return Outcome((), time.perf_counter() - start, failure)
+    return Outcome(tuple(lines), time.perf_counter() - start)
+
+
+def perform_pickled(payload: bytes) -> Outcome:
+    """Do a job in a worker process, where even finding its function may fail."""
+    try:
+        job: Job = pickle.loads(payload)
+    except Exception as error:
+        return Outcome((), 0.0, describe_failure("start", error, []))
+    return perform(job)
+
+
+def describe_failure(stage: str, error: Exception, lines: Sequence[str]) -> Failure:
+    """What is stored of an exception."""
+    return Failure(
+        stage=stage,
+        type=type(error).__name__,
+        error=message_of(error),
+        traceback="".join(traceback.format_exception(error)),
+        user_mistake=is_user_mistake(error),
+        rows=tuple(lines),
+    )
+
+
+def message_of(error: BaseException) -> str:
+    """The words of an exception; KeyError would put them in quotes."""
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return str(error.args[0])
+    return str(error) or type(error).__name__
+
+
+def is_user_mistake(error: BaseException) -> bool:
+    """Whether an exception is frenet's way of refusing what the user gave.
+
+    Missing and forbidden files are, and frenet's own kinds of ValueError; any other ValueError or
+    KeyError is when frenet itself raised it, and not when it came out of a library below, where it
+    points to a fault of frenet's.
+    """
+    if isinstance(error, USER_ERRORS):
+        return True
+    if not isinstance(error, ValueError | LookupError):
+        return False
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    raised_in = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
+    package = __name__.split(".")[0]
+    return package in (raised_in.split(".")[0], type(error).__module__.split(".")[0])
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Run with so many torch threads, and put the old number back."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def start_worker(threads: int, lifeline: Connection, log: str) -> None:
+    """Make a fresh process a worker: it leaves Ctrl-C to its parent and dies with it.
+
+    Args:
+        threads: torch threads, and those of the other numerical libraries.
+        lifeline: a pipe that nobody writes to; it ends when the parent closes it or dies.
+        log: file that takes all that is printed here, so that progress stays readable and
+            standard output stays the parent's.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
+    stream = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    for standard in (sys.stdout, sys.stderr):
+        standard.flush()
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    os.close(stream)
+    # Read by the libraries when they are loaded, which has not happened in this process yet.
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _die_with_parent(lifeline: Connection) -> None:
+    """Wait for the end of the pipe, then end this process at once."""
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv_bytes()
+    os._exit(1)

@@ -1,0 +1,112 @@
+"""Tiny networks and tokenizers with random weights, built in code: no download, no files."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+CHARACTERS = "abcdefghijklmnopqrstuvwxyzA0123456789 .,:?!-'\n()"
+VOCABULARY = 64
+EOS = VOCABULARY - 1
+
+
+def tiny_gpt2(seed: int = 0) -> GPT2LMHeadModel:
+    """GPT-2 with 11,408 parameters: 3 blocks of width 16, 32 positions, tied head, dropout 0.1."""
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=32,
+        n_embd=16,
+        n_layer=3,
+        n_head=2,
+        resid_pdrop=0.1,
+        embd_pdrop=0.1,
+        attn_pdrop=0.1,
+        initializer_range=0.2,
+        bos_token_id=EOS,
+        eos_token_id=EOS,
+    )
+    return _seeded(GPT2LMHeadModel, config, seed)
+
+
+def tiny_qwen2(seed: int = 0) -> Qwen2ForCausalLM:
+    """Qwen2 with grouped keys and values and a tied head: 3 blocks of width 16."""
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        bos_token_id=EOS,
+        eos_token_id=EOS,
+    )
+    return _seeded(Qwen2ForCausalLM, config, seed)
+
+
+def tiny_llama(seed: int = 0, *, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
+    """Llama with an untied head: 2 blocks of width 16."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return _seeded(LlamaForCausalLM, config, seed)
+
+
+def tiny_tokenizer(*merges: str, bos: bool = False) -> PreTrainedTokenizerFast:
+    """A token for each character, and for each merge of two of them; 64 tokens, no pad token.
+
+    Merges may cross spaces. With ``bos`` the last token is put before every text.
+    """
+    pieces = ["<unk>", *CHARACTERS, *merges]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    pairs = [(merge[:-1], merge[-1]) for merge in merges]
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    filler = [f"<unused{i}>" for i in range(len(pieces), EOS)]
+    tokenizer.add_tokens(filler)
+    tokenizer.add_special_tokens(["<eos>"])
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<eos> $A", special_tokens=[("<eos>", EOS)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<eos>", eos_token="<eos>"
+    )
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level, as GPT-2's: offsets leave the leading space of a token out."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: i for i, piece in enumerate([*alphabet, "Ġy", "Ġye", "Ġyes"])}
+    merges = [("Ġ", "y"), ("Ġy", "e"), ("Ġye", "s")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def _seeded(kind, config, seed):
+    """The model with the weights of ``seed``; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind(config).eval()

@@ -1,0 +1,322 @@
+"""Run folders: write-once, whole after any interruption, held by one writer."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from frenet.experiments.experiment import Cell
+from frenet.runs import DiskFullError, RunFolder, RunFolderError, find_runs, read_run
+from frenet.runs.files import TEMPORARY, locked, write_whole
+from frenet.runs.header import Header
+from frenet.runs.machine import commit, cpu_count, versions
+from frenet.runs.store import Failure
+
+CELLS = [Cell((("seed", seed),)) for seed in range(4)]
+HEADER = Header(
+    experiment="toy",
+    config={"k": 3, "lr": 0.1},
+    cells=[cell.id for cell in CELLS],
+    inputs={"tasks.jsonl": "0123"},
+    threads=1,
+    versions={"frenet": "0.1.0", "torch": "2.13.0"},
+)
+FAILURE = Failure("run", "ValueError", "no", "Traceback ...", False, ('{"x":1}',))
+
+
+def line(seed):
+    return json.dumps({"seed": seed, "table": "t"}, separators=(",", ":"))
+
+
+def fill(path, cells, *, finish=True, header=HEADER, **options):
+    with RunFolder(path, header, **options) as folder:
+        for cell in cells:
+            if not folder.done(cell):
+                folder.store(cell, [line(cell["seed"]), line(cell["seed"])], seconds=0.5)
+        if finish:
+            folder.finish(CELLS, workers=2)
+
+
+def test_a_run_comes_back_as_it_was_stored(tmp_path):
+    fill(tmp_path / "run", reversed(CELLS))
+    run = read_run(tmp_path / "run")
+    assert [row["seed"] for row in run.rows] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert run.experiment == "toy"
+    assert run.config == {"k": 3, "lr": 0.1}
+    assert run.failures == []
+    assert run.path == tmp_path / "run"
+    manifest = run.manifest
+    assert manifest["complete"] is True
+    assert manifest["cells"] == {"total": 4, "finished": 4, "failed": 0}
+    assert manifest["rows"] == 8
+    assert manifest["cell_seconds"] == 2.0
+    assert (manifest["threads"], manifest["workers"]) == (1, 2)
+    assert manifest["machine"]["cpus"] == cpu_count()
+    timings = json.loads((tmp_path / "run" / "timings.json").read_text())
+    assert timings[0] == {"cell": {"seed": 0}, "seconds": 0.5}
+
+
+def test_rows_do_not_depend_on_interruptions_or_order(tmp_path):
+    fill(tmp_path / "one", CELLS)
+    for done in (CELLS[2:3], CELLS[:1], [], CELLS):
+        fill(tmp_path / "two", done, finish=done is CELLS)
+    one, two = ((tmp_path / name / "rows.jsonl").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_the_configuration_is_written_first_and_the_manifest_last(tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(
+        "frenet.runs.store.write_whole",
+        lambda path, text: (names.append(path.name), write_whole(path, text)),
+    )
+    fill(tmp_path / "run", CELLS[:1])
+    assert names[0] == "config.json"
+    assert names[-1] == "manifest.json"
+
+
+def test_failures_are_kept_apart_and_forgotten_when_the_cell_works(tmp_path):
+    with RunFolder(tmp_path, HEADER) as folder:
+        folder.store(CELLS[0], [line(0)], seconds=1.0)
+        folder.store_failure(CELLS[1], FAILURE)
+        folder.finish(CELLS, workers=1)
+    run = read_run(tmp_path)
+    assert run.failures == [{"cell": "seed=1", "stage": "run", "type": "ValueError", "error": "no"}]
+    stored = json.loads((tmp_path / "failed" / "seed=1.json").read_text())
+    assert stored["rows"] == [{"x": 1}]
+    assert stored["traceback"] == "Traceback ..."
+    fill(tmp_path, CELLS, restart=True)
+    assert read_run(tmp_path).failures == []
+    assert list((tmp_path / "failed").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"experiment": "other"}, "experiment='toy', and this one has experiment='other'"),
+        ({"config": {"k": 4, "lr": 0.2}}, "with k=3, and this one has k=4; use another --out"),
+        ({"config": {"k": 3}}, r"with lr=0.1, and this one has lr=\(absent\)"),
+        ({"inputs": {"tasks.jsonl": "9"}}, "contents of tasks.jsonl='0123'"),
+        ({"cells": ["seed=0"]}, r"with cells=\['seed=0', 'seed=1'"),
+        ({"threads": 2}, "with threads=1, and this one has threads=2"),
+        ({"versions": {"frenet": "0.1.0", "torch": "3"}}, "version of torch='2.13.0'"),
+    ],
+)
+def test_another_run_in_the_same_folder_is_refused(tmp_path, change, words):
+    fill(tmp_path, CELLS[:2], finish=False)
+    before = (tmp_path / "config.json").read_bytes()
+    with (
+        pytest.raises(RunFolderError, match=words),
+        RunFolder(tmp_path, replace(HEADER, **change)),
+    ):
+        pass
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_before_the_first_cell_only_experiment_and_configuration_are_fixed(tmp_path):
+    fill(tmp_path, [], finish=False)
+    changed = replace(HEADER, inputs={}, threads=2, versions={})
+    fill(tmp_path, CELLS, header=changed)
+    assert read_run(tmp_path).manifest["threads"] == 2
+    with pytest.raises(RunFolderError, match="k=3"):
+        fill(tmp_path, CELLS, header=replace(HEADER, config={"k": 1}))
+
+
+def test_a_finished_run_may_be_looked_at_with_other_versions_but_not_gone_on_with(tmp_path):
+    fill(tmp_path, CELLS[:3])
+    later = replace(HEADER, versions={"frenet": "0.2.0"})
+    with RunFolder(tmp_path, later) as folder:
+        assert folder.finished
+    with pytest.raises(RunFolderError, match=r"version of frenet='0\.1\.0'"):
+        fill(tmp_path, CELLS, header=later, restart=True)
+    assert (tmp_path / "manifest.json").exists()
+
+
+def test_foreign_folders_and_files_are_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunFolderError, match=r"holds other things \(thesis.txt"):
+        fill(tmp_path, CELLS)
+    with pytest.raises(RunFolderError, match="is a file; a run needs a folder"):
+        fill(tmp_path / "thesis.txt", CELLS)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(RunFolderError, match="not written by this version of frenet"):
+        fill(model, CELLS)
+    (model / "config.json").write_text("{")
+    with pytest.raises(RunFolderError, match="is damaged or not frenet's"):
+        fill(model, CELLS)
+
+
+def test_reading_says_what_is_wrong(tmp_path):
+    with pytest.raises(RunFolderError, match="is not a run folder: it has no config"):
+        read_run(tmp_path)
+    fill(tmp_path / "run", CELLS[:3], finish=False)
+    with pytest.raises(RunFolderError, match=r"not finished \(3 of 4 cells\)"):
+        read_run(tmp_path / "run")
+    fill(tmp_path / "run", CELLS)
+    rows = tmp_path / "run" / "rows.jsonl"
+    rows.write_text(rows.read_text().replace('"seed":1', '"seed":2'))
+    with pytest.raises(RunFolderError, match="not what the manifest says: it was edited"):
+        read_run(tmp_path / "run")
+
+
+def test_a_run_under_way_can_be_read_on_request(tmp_path):
+    with RunFolder(tmp_path, HEADER) as folder:
+        folder.store(CELLS[2], [line(2)], seconds=1.0)
+        folder.store(CELLS[0], [line(0)], seconds=1.0)
+        folder.store_failure(CELLS[1], FAILURE)
+    run = read_run(tmp_path, partial=True)
+    assert [row["seed"] for row in run.rows] == [0, 2]
+    assert run.manifest["complete"] is False
+    assert run.manifest["cells"] == {"total": 4, "finished": 2, "failed": 1}
+    assert run.failures[0]["error"] == "no"
+    fill(tmp_path, CELLS)
+    assert run.manifest.keys() == read_run(tmp_path).manifest.keys()
+
+
+def test_a_damaged_cell_is_named(tmp_path):
+    fill(tmp_path, CELLS, finish=False)
+    (tmp_path / "cells" / "seed=1.jsonl").write_text("")
+    with pytest.raises(RunFolderError, match=r"seed=1.jsonl is damaged; remove it"):
+        fill(tmp_path, [])
+
+
+def test_run_folders_are_found_one_level_down(tmp_path):
+    for name in ("b", "a"):
+        fill(tmp_path / name, CELLS)
+    assert find_runs([tmp_path]) == [tmp_path / "a", tmp_path / "b"]
+    assert find_runs([tmp_path / "b", tmp_path]) == [tmp_path / "b", tmp_path / "a"]
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        find_runs([tmp_path / "nowhere"])
+    with pytest.raises(RunFolderError, match="is not a run folder and holds none"):
+        find_runs([tmp_path / "a" / "cells"])
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_and_loses_nothing(tmp_path, monkeypatch, code):
+    fill(tmp_path, CELLS[:2], finish=False)
+
+    def full(handle):
+        raise OSError(code, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DiskFullError, match=r"disk full: .*seed=2.jsonl needs \d+ bytes"):
+            fill(tmp_path, CELLS, finish=False)
+    assert not list(tmp_path.rglob(f"{TEMPORARY}*"))
+    assert sorted(p.name for p in (tmp_path / "cells").iterdir()) == [
+        "seed=0.jsonl",
+        "seed=1.jsonl",
+    ]
+    fill(tmp_path, CELLS)
+    assert len(read_run(tmp_path).rows) == 8
+
+
+def test_other_errors_of_the_disk_are_passed_on(tmp_path, monkeypatch):
+    def broken(handle):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="broken") as caught:
+        write_whole(tmp_path / "file", "text")
+    assert not isinstance(caught.value, DiskFullError)
+    assert list(tmp_path.iterdir()) == []
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from frenet.runs.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_and_a_dead_one_does_not_block(tmp_path, monkeypatch):
+    monkeypatch.setattr("frenet.runs.files.LOCK_PATIENCE_S", 0.1)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunFolderError, match="another process is writing into"):
+            fill(tmp_path, CELLS)
+        assert not (tmp_path / "config.json").exists()
+        os.kill(holder.pid, signal.SIGKILL)
+    fill(tmp_path, CELLS)
+
+
+def test_a_second_writer_in_the_same_process_is_refused_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("frenet.runs.files.LOCK_PATIENCE_S", 0.1)
+    with (
+        locked(tmp_path),
+        pytest.raises(RunFolderError, match="another process is writing"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+STORE = """
+import sys
+from pathlib import Path
+from test_store import CELLS, fill
+print("go", flush=True)
+fill(Path(sys.argv[1]), CELLS)
+"""
+
+
+def test_killed_at_any_moment_a_folder_goes_on_to_the_same_rows(tmp_path):
+    fill(tmp_path / "undisturbed", CELLS)
+    expected = (tmp_path / "undisturbed" / "rows.jsonl").read_bytes()
+    # Sleeping in fsync stretches the moments in which files are half there.
+    slow = f"import os, time; os.fsync = lambda handle: time.sleep(0.004)\n{STORE}"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    draw = random.Random(0)
+    for trial in range(8):
+        run = tmp_path / f"run{trial}"
+        command = [sys.executable, "-c", slow, str(run)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as child:
+            assert child.stdout.readline() == b"go\n"
+            time.sleep(draw.uniform(0, 0.08))
+            child.kill()
+        fill(run, CELLS)
+        assert read_run(run).manifest["complete"]
+        assert (run / "rows.jsonl").read_bytes() == expected
+        assert not list(run.rglob(f"{TEMPORARY}*"))
+
+
+def test_versions_name_what_numbers_depend_on():
+    found = versions()
+    assert set(found) == {"frenet", "python", "torch", "transformers", "peft", "numpy", "scipy"}
+    assert found["torch"]
+
+
+def test_the_commit_is_frenets_own_or_none(monkeypatch, tmp_path):
+    found = commit()
+    assert found is None or len(found.removesuffix("-dirty")) == 40
+    monkeypatch.setattr("frenet.runs.machine.__file__", str(tmp_path / "a" / "b" / "c.py"))
+    commit.cache_clear()
+    assert commit() is None
+    commit.cache_clear()
+
+
+def test_a_containers_quota_limits_the_processors(monkeypatch, tmp_path):
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr("frenet.runs.machine.QUOTA_FILE", quota)
+    without = cpu_count()
+    quota.write_text("max 100000\n")
+    assert cpu_count() == without
+    quota.write_text("50000 100000\n")
+    assert cpu_count() == 1

@@ -1,0 +1,190 @@
+"""Imports point one way, files and functions stay short."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+PACKAGE = "frenet"
+LAYERS = (
+    "geometry",
+    "network",
+    "measure",
+    "methods",
+    "experiments",
+    "runs",
+    "report",
+    "integrations",
+    "cli",
+)
+FILE_LINES = 300
+FUNCTION_LINES = 50
+
+
+def modules(src: Path) -> dict[str, Path]:
+    """Dotted name -> file, for every module of the package."""
+    found = {}
+    for path in sorted((src / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(src).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """Modules of the package that a file imports anywhere, also inside functions."""
+    inside = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = inside[: len(inside) - node.level + 1] if node.level else []
+            base = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                child = f"{base}.{alias.name}"
+                found.add(child if child in known else base)
+    return {module for module in found if module in known and module != name}
+
+
+def layer(name: str) -> int | None:
+    """Place in the list; None for the files above all layers (``__init__``, ``__main__``)."""
+    parts = name.split(".")
+    if len(parts) == 1 or parts[1].startswith("_"):
+        return None
+    if parts[1] not in LAYERS:
+        raise AssertionError(f"{name} belongs to no layer; the layers are {', '.join(LAYERS)}")
+    return LAYERS.index(parts[1])
+
+
+def wrong_imports(src: Path) -> list[str]:
+    """Imports of a later layer, and of the package itself by one of its layers."""
+    known = modules(src)
+    wrong = []
+    for name, path in known.items():
+        own = layer(name)
+        for module in sorted(imports(name, path, known)) if own is not None else ():
+            other = layer(module)
+            if module == PACKAGE or (other is not None and other > own):
+                wrong.append(f"{name} imports {module}")
+    return wrong
+
+
+def cycle(src: Path) -> list[str]:
+    """Files that import each other in a circle, empty where there are none."""
+    known = modules(src)
+    graph = {name: imports(name, path, known) for name, path in known.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def long_files(src: Path) -> list[str]:
+    """Files over the limit, with their length."""
+    counts = {
+        name: len(path.read_text(encoding="utf-8").splitlines())
+        for name, path in modules(src).items()
+    }
+    return [f"{name}: {count} lines" for name, count in counts.items() if count > FILE_LINES]
+
+
+def long_functions(src: Path) -> list[str]:
+    """Functions over the limit, docstring and decorators not counted."""
+    found = []
+    for name, path in modules(src).items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                count = node.end_lineno - node.lineno + 1
+                if ast.get_docstring(node) is not None:
+                    count -= node.body[0].end_lineno - node.body[0].lineno + 1
+                if count > FUNCTION_LINES:
+                    found.append(f"{name}.{node.name}: {count} lines")
+    return found
+
+
+@pytest.mark.parametrize("check", [wrong_imports, cycle, long_files, long_functions])
+def test_the_package_keeps_the_rules(check):
+    assert check(SRC) == []
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A function that writes files of a package and returns the folder above it."""
+
+    def write(files: dict[str, str]) -> Path:
+        for name, text in files.items():
+            path = tmp_path / PACKAGE / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from frenet.network import space",
+        "from frenet.network.space import select",
+        "import frenet.network.space",
+        "from ..network.space import select",
+        "from ..network import space",
+        "def f():\n    from frenet.network.space import select",
+    ],
+)
+def test_an_import_of_a_later_layer_is_found(toy, line):
+    src = toy({"network/space.py": "select = 1", "geometry/linalg.py": line})
+    assert wrong_imports(src) == ["frenet.geometry.linalg imports frenet.network.space"]
+
+
+def test_earlier_layers_and_files_above_all_layers_may_be_imported(toy):
+    src = toy(
+        {
+            "__init__.py": "from frenet.cli import main",
+            "_version.py": "",
+            "cli.py": "from frenet.geometry import linalg\nfrom frenet._version import x",
+            "geometry/linalg.py": "import torch",
+        }
+    )
+    assert wrong_imports(src) == []
+    assert cycle(src) == []
+
+
+def test_a_layer_may_not_import_the_package_itself(toy):
+    src = toy({"__init__.py": "", "geometry/linalg.py": "from frenet import anything"})
+    assert wrong_imports(src) == ["frenet.geometry.linalg imports frenet"]
+
+
+def test_a_folder_outside_the_list_is_found(toy):
+    src = toy({"helpers/misc.py": ""})
+    with pytest.raises(AssertionError, match=r"frenet\.helpers\.misc belongs to no layer"):
+        wrong_imports(src)
+
+
+def test_a_cycle_inside_a_layer_is_found(toy):
+    src = toy(
+        {
+            "geometry/a.py": "from frenet.geometry import b",
+            "geometry/b.py": "from frenet.geometry.c import x",
+            "geometry/c.py": "from .a import y",
+        }
+    )
+    assert {"frenet.geometry.a", "frenet.geometry.b", "frenet.geometry.c"} == set(cycle(src))
+    assert wrong_imports(src) == []
+
+
+def test_long_files_and_functions_are_found_and_docstrings_not_counted(toy):
+    body = "\n".join(["    x = 1"] * (FUNCTION_LINES - 1))
+    doc = '    """One.\n' + "\n" * 20 + '    """\n'
+    src = toy(
+        {
+            "geometry/full.py": "\n".join(["x = 1"] * FILE_LINES),
+            "geometry/over.py": "\n".join(["x = 1"] * (FILE_LINES + 1)),
+            "geometry/f.py": f"def fits():\n{doc}{body}\n\ndef over():\n{body}\n    y = 1\n",
+        }
+    )
+    assert long_files(src) == ["frenet.geometry.over: 301 lines"]
+    assert long_functions(src) == ["frenet.geometry.f.over: 51 lines"]
