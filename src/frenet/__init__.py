@@ -1,0 +1,106 @@
+"""How far, and for how long, can a direction in a neural network be trusted?
+
+    model + tasks --> gradients, curvature --> vectors in R^d --> Basis --> what it is worth
+          |                                                         ^
+          +--> training loop --> Trajectory ------------------------+
+                   experiment: config -> rows -> run folder -> report.html
+
+The folders are layers; each imports only from those before it:
+
+    geometry      tensors in, tensors out: bases, spectra, nulls; knows no model
+    network       what is measured: parameter spaces, tasks, models, adapters
+    measure       numbers read off a network at a point or along a path
+    methods       what one does with a direction
+    experiments   one file, one question: configuration, rows, claim, figures
+    runs          run folders and the engine that fills them
+    report        run folders into one HTML file
+    cli           the command line
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from frenet._version import __version__
+
+if TYPE_CHECKING:
+    from frenet.experiments import EXPERIMENTS
+    from frenet.geometry.basis import Basis, krylov_basis, prefix_basis, random_basis, svd_basis
+    from frenet.measure.curvature import hessian_product, hutchinson, top_eigenpairs
+    from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
+    from frenet.measure.trajectory import Training, Trajectory, train_and_record
+    from frenet.methods.subspace import train_in_basis
+    from frenet.network.adapters import attach_lora
+    from frenet.network.load import load
+    from frenet.network.space import ParamSpace
+    from frenet.network.text import text_tasks
+    from frenet.report import write_report
+    from frenet.runs import read_run, run_experiment
+
+# Names are imported at their first use, so that the command line's help need not wait for torch.
+_HOME = {
+    # networks and tasks
+    "load": "network.load",
+    "attach_lora": "network.adapters",
+    "text_tasks": "network.text",
+    "ParamSpace": "network.space",
+    # measuring
+    "gradient": "measure.gradients",
+    "gradient_matrix": "measure.gradients",
+    "example_gradients": "measure.gradients",
+    "hessian_product": "measure.curvature",
+    "hutchinson": "measure.curvature",
+    "top_eigenpairs": "measure.curvature",
+    "Training": "measure.trajectory",
+    "Trajectory": "measure.trajectory",
+    "train_and_record": "measure.trajectory",
+    # bases
+    "Basis": "geometry.basis",
+    "svd_basis": "geometry.basis",
+    "prefix_basis": "geometry.basis",
+    "krylov_basis": "geometry.basis",
+    "random_basis": "geometry.basis",
+    "train_in_basis": "methods.subspace",
+    # experiments
+    "EXPERIMENTS": "experiments",
+    "run_experiment": "runs",
+    "read_run": "runs",
+    "write_report": "report",
+}
+
+__all__ = [
+    "EXPERIMENTS",
+    "Basis",
+    "ParamSpace",
+    "Training",
+    "Trajectory",
+    "__version__",
+    "attach_lora",
+    "example_gradients",
+    "gradient",
+    "gradient_matrix",
+    "hessian_product",
+    "hutchinson",
+    "krylov_basis",
+    "load",
+    "prefix_basis",
+    "random_basis",
+    "read_run",
+    "run_experiment",
+    "svd_basis",
+    "text_tasks",
+    "top_eigenpairs",
+    "train_and_record",
+    "train_in_basis",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it."""
+    if name in _HOME:
+        return getattr(importlib.import_module(f"frenet.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -37,12 +37,12 @@ def largest_angle(U, V):
 @pytest.fixture
 def tiny_blocks(monkeypatch):
     """Blocks of a few columns, so that small matrices go through many of them."""
-    monkeypatch.setattr(blocks, "_NUMBERS", 64)
+    monkeypatch.setattr(blocks, "block_size", lambda: 64)
 
 
 @pytest.mark.parametrize("numbers", [1, 7, 64, 10**6])
 def test_gram_is_the_float64_product_for_every_block_size(monkeypatch, numbers):
-    monkeypatch.setattr(blocks, "_NUMBERS", numbers)
+    monkeypatch.setattr(blocks, "block_size", lambda: numbers)
     G, H = normal(3, 41), normal(5, 41, key=1)
     torch.testing.assert_close(gram(G, H), G.double() @ H.double().T, rtol=0, atol=1e-13)
     torch.testing.assert_close(gram(G), G.double() @ G.double().T, rtol=0, atol=1e-13)
@@ -64,17 +64,18 @@ def test_gram_is_exactly_symmetric_and_leaves_its_input(tiny_blocks):
 
 
 def test_gram_never_holds_a_float64_copy(monkeypatch):
-    largest = 0
-    real = blocks.double
+    sizes = []
+    real = torch.empty
 
-    def watched(x):
-        nonlocal largest
-        largest = max(largest, x.numel())
-        return real(x)
+    def watched(*shape, **options):
+        made = real(*shape, **options)
+        sizes.append(made.numel())
+        return made
 
-    monkeypatch.setattr(blocks, "double", watched)
-    gram(torch.zeros(8, 300_000))
-    assert largest <= blocks._NUMBERS
+    monkeypatch.setattr(torch, "empty", watched)
+    monkeypatch.setattr(torch.Tensor, "double", lambda self: pytest.fail("a float64 copy"))
+    gram(torch.zeros(8, 1_200_000))
+    assert sizes == [blocks.block_size()]
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])

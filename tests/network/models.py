@@ -53,12 +53,12 @@ def tiny_qwen2(seed: int = 0) -> Qwen2ForCausalLM:
     return _seeded(Qwen2ForCausalLM, config, seed)
 
 
-def tiny_llama(seed: int = 0, *, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
-    """Llama with an untied head: 2 blocks of width 16."""
+def tiny_llama(seed: int = 0, *, vocabulary: int = VOCABULARY, width: int = 16) -> LlamaForCausalLM:
+    """Llama with an untied head: 2 blocks."""
     config = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=16,
-        intermediate_size=32,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,

@@ -153,7 +153,7 @@ def test_a_bad_row_in_the_middle_does_not_stop_the_good_ones_when_skipping(write
 def test_what_is_no_file_is_an_error(tmp_path, write):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*absent\.jsonl"):
         read_rows(tmp_path / "absent.jsonl")
-    with pytest.raises(IsADirectoryError, match="is a folder; name one .jsonl or .csv file"):
+    with pytest.raises(IsADirectoryError, match=r"is a folder; name one \.jsonl or \.csv file"):
         read_rows(tmp_path)
     with pytest.raises(ValueError, match=r"notes\.txt ends in \.txt; rows are read from"):
         read_rows(write("notes.txt", "hello"))

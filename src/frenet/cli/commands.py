@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from frenet.cli import DONE, MISTAKE, NO_RESULT
 from frenet.cli.options import (
     DEFAULT_PRESET,
+    LANGUAGE_MODEL_PRESET,
     RUN_HELP,
     Convert,
     Demo,
@@ -102,22 +103,33 @@ def _run(args: list[str]) -> int:
     command = f"run {experiment.name}"
     work, config = parse_run(preset, args[1:], command=command, about=about, title=title)
     with _printing(work.json) as show:
+        from frenet.report import write_report
         from frenet.runs import default_out
 
         out = work.out or default_out(experiment, config)
         run = _execute(experiment, config, out, work)
-        _show_runs(show, [run], {"command": "run"}, as_json=work.json)
+        report = write_report([run], out / "report.html")
+        facts = {"command": "run", "report": str(report)}
+        _show_runs(show, [run], facts, as_json=work.json)
         if not work.json:
-            show(f"results: {out}\nreport:  frenet report {out}")
+            show(f"results: {out}\nreport: {report}")
     return NO_RESULT if run.failures else DONE
 
 
 def _preset(args: Sequence[str]) -> str:
     """The preset asked for, which has to be known before the other flags have defaults."""
+    model = _value("--model", args)
+    return _value("--preset", args) or (
+        DEFAULT_PRESET if model in (None, "synthetic") else LANGUAGE_MODEL_PRESET
+    )
+
+
+def _value(name: str, args: Sequence[str]) -> str | None:
+    """What follows a flag on the command line."""
     for flag, value in itertools.pairwise([*args, ""]):
-        if flag == "--preset" or flag.startswith("--preset="):
+        if flag == name or flag.startswith(f"{name}="):
             return flag.partition("=")[2] or value
-    return DEFAULT_PRESET
+    return None
 
 
 def _execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "Run":

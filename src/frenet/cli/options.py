@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 DEFAULT_PRESET = "demo"
+LANGUAGE_MODEL_PRESET = "lm"
 RUN_HELP = """\
 usage: frenet run EXPERIMENT [--preset NAME] [options]
 
@@ -26,7 +27,8 @@ class Work:
     """Options of all commands that run experiments."""
 
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_PRESET
-    """Settings to start from: smoke (seconds), demo (minutes), cpu (all of it), gpu."""
+    """Settings to start from: smoke (seconds), demo (minutes), cpu (all of it), gpu, and lm, which
+    is taken where --model names a language model."""
     out: Folder = None
     """Folder for the results. By default a name made from the settings, below runs/."""
     workers: Count = None

@@ -18,7 +18,7 @@ EXPERIMENTS: dict[str, Experiment]
 
 @functools.cache
 def _discover() -> dict[str, Experiment]:
-    """Import the modules of this folder and collect what they define, by name."""
+    """Import the modules of this folder and collect what they define, in the claims' order."""
     found: dict[str, Experiment] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         experiment = getattr(importlib.import_module(f"{__name__}.{name}"), "EXPERIMENT", None)
@@ -27,7 +27,8 @@ def _discover() -> dict[str, Experiment]:
         if experiment.name in found:
             raise ValueError(f"two experiments are named {experiment.name!r}, one in {name}.py")
         found[experiment.name] = experiment
-    return found
+    by_claim = sorted(found.values(), key=lambda e: ([claim.id for claim in e.claims], e.name))
+    return {experiment.name: experiment for experiment in by_claim}
 
 
 def __getattr__(name: str) -> Any:

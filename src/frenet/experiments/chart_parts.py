@@ -47,8 +47,9 @@ def placed(
 ) -> tuple[Axis, Axis]:
     """Both axes with titles, and with room for every value and level."""
     levels = [rule for rule in rules if isinstance(rule, Rule)]
-    across = [end for r in levels if r.axis == "x" for end in (r.at, r.to) if end is not None]
-    up = [end for r in levels if r.axis == "y" for end in (r.at, r.to) if end is not None]
+    ends = [(r.axis, float(end)) for r in levels for end in (r.at, r.to) if end is not None]
+    across = [end for axis, end in ends if axis == "x"]
+    up = [end for axis, end in ends if axis == "y"]
     return _widened(resolve(x), rows, across), _widened(resolve(y), rows, up)
 
 
@@ -83,6 +84,11 @@ def slim(rows: Rows, fields: Iterable[str]) -> list[dict[str, Any]]:
                 entry[field] = None if finite is None else float(f"{finite:.6g}")
         table.append(entry)
     return table
+
+
+def inline(rows: Rows) -> Any:
+    """Rows as Altair's data: a plain dict, since `alt.InlineData` takes seconds to check cells."""
+    return {"values": list(rows)}
 
 
 def prepare(
@@ -139,7 +145,7 @@ def channel(kind: Any, axis: Axis, *, field: str | None = None) -> Any:
         scale |= {"domain": list(axis.domain), "nice": False, "clamp": True}
     marks = alt.Axis(format="~g", tickCount=6) if axis.log else alt.Axis(tickCount=6)
     return kind(
-        field or axis.field,
+        field=field or axis.field,
         type="quantitative",
         title=axis.title,
         scale=alt.Scale(**scale),
@@ -158,14 +164,14 @@ def tooltip(
     """What hovering over a mark says, numbers to four digits."""
     import altair as alt
 
-    tips = [alt.Tooltip(facet, type="nominal")] if facet else []
+    tips = [alt.Tooltip(field=facet, type="nominal")] if facet else []
     if series and len(series.names) > 1:
-        tips.append(alt.Tooltip(series.field, type="nominal", title=series.title or "series"))
+        tips.append(alt.Tooltip(field=series.field, type="nominal", title=series.title or "series"))
     for axis in axes:
         numeric = any(number(row.get(axis.field)) is not None for row in rows)
         form = {"type": "quantitative", "format": ".4~g"} if numeric else {"type": "nominal"}
-        tips.append(alt.Tooltip(axis.field, title=axis.title, **form))
-    ends = [alt.Tooltip(end, type="quantitative", format=".4~g") for end in interval or ()]
+        tips.append(alt.Tooltip(field=axis.field, title=axis.title, **form))
+    ends = [alt.Tooltip(field=end, type="quantitative", format=".4~g") for end in interval or ()]
     return tips + ends
 
 
@@ -182,7 +188,7 @@ def levels(rules: Sequence[str | Rule], series: Series, axes: tuple[Axis, Axis])
     drawn = []
     for rule in rules:
         if isinstance(rule, Rule) and rule.to is None:
-            data = alt.InlineData(values=[{series.field: rule.label, "at": rule.at}])
+            data = inline([{series.field: rule.label, "at": rule.at}])
             mark = alt.Chart(data).mark_rule(strokeWidth=1.5)
             mark = mark.encode(**_across(rule, axes), color=series.colour())
             drawn.append(mark.encode(strokeDash=series.dash(), tooltip=[_named(series)]))
@@ -196,9 +202,9 @@ def bands(rules: Sequence[str | Rule], series: Series, axes: tuple[Axis, Axis]) 
     drawn = []
     for rule in rules:
         if isinstance(rule, Rule) and rule.to is not None:
-            data = alt.InlineData(values=[{series.field: rule.label, "at": rule.at, "to": rule.to}])
+            data = inline([{series.field: rule.label, "at": rule.at, "to": rule.to}])
             mark = alt.Chart(data).mark_rect(opacity=0.18)
-            other = {"x": alt.X2, "y": alt.Y2}[rule.axis]("to")
+            other = {"x": alt.X2, "y": alt.Y2}[rule.axis](field="to")
             ends = _across(rule, axes) | {f"{rule.axis}2": other}
             drawn.append(mark.encode(**ends, color=series.colour(), tooltip=[_named(series)]))
     return drawn
@@ -215,7 +221,7 @@ def _across(rule: Rule, axes: tuple[Axis, Axis]) -> dict[str, Any]:
 def _named(series: Series) -> Any:
     import altair as alt
 
-    return alt.Tooltip(series.field, type="nominal", title="line")
+    return alt.Tooltip(field=series.field, type="nominal", title="line")
 
 
 def panels(
@@ -224,11 +230,11 @@ def panels(
     """The layers over one table, in one frame or in one panel per value of ``facet``."""
     import altair as alt
 
-    chart = alt.layer(*layers, data=alt.InlineData(values=list(table)))
+    chart = alt.layer(*layers, data=inline(list(table)))
     if facet is None:
         return chart.properties(height=height, width=560, description=words)
     order = list(dict.fromkeys(row[facet] for row in table))
-    panel = alt.Facet(facet, type="nominal", title=None, sort=order)
+    panel = alt.Facet(field=facet, type="nominal", title=None, sort=order)
     columns = max(1, min(3, len(order)))
     framed = chart.properties(height=height, width=round(560 / columns))
     faceted = framed.facet(facet=panel, columns=columns)

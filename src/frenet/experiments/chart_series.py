@@ -77,7 +77,7 @@ class Series(NamedTuple):
         if len(self.names) > 1:
             # The same in every layer: Vega-Lite merges legends only where they agree.
             legend = alt.Legend(title=self.title, symbolOpacity=1, **self.symbols)
-        return kind(self.field, type="nominal", title=self.title, scale=scale, legend=legend)
+        return kind(field=self.field, type="nominal", title=self.title, scale=scale, legend=legend)
 
 
 def _stroke(dash: tuple[int, ...], *, upright: bool) -> str:

@@ -15,6 +15,7 @@ from frenet.experiments.chart_parts import (
     bands,
     channel,
     in_words,
+    inline,
     levels,
     number,
     panels,
@@ -128,13 +129,13 @@ def lines(
     table, series = prepare(
         rows, (x, y), interval=interval, colour=colour, facet=facet, rules=rules
     )
-    series = series._replace(symbols=LINES)
+    series = series._replace(symbols=POINTS)
     base = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
     layers = bands(rules, series, (x, y))
     if interval:
         low = channel(alt.Y, y, field=interval[0])
         band = whole(base, interval).mark_area(opacity=0.16)
-        layers.append(band.encode(y=low, y2=alt.Y2(interval[1])))
+        layers.append(band.encode(y=low, y2=alt.Y2(field=interval[1])))
     layers.append(base.mark_line(strokeWidth=2).encode(strokeDash=series.dash()))
     crowded = len({row[x.field] for row in table}) > CROWD
     seen = alt.FieldOneOfPredicate(series.field, [] if crowded else series.measured())
@@ -176,14 +177,16 @@ def dots(
         rows, (x, row), interval=interval, colour=colour, facet=facet, rules=rules
     )
     order = list(dict.fromkeys(str(entry[row.field]) for entry in table))
-    y = alt.Y(row.field, type="nominal", sort=order, title=row.title, axis=alt.Axis(grid=True))
+    y = alt.Y(
+        field=row.field, type="nominal", sort=order, title=row.title, axis=alt.Axis(grid=True)
+    )
     series = series._replace(symbols=POINTS)
     base = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
     dot = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.measured()))
     lanes = len(series.measured())
     if lanes > 1:
         scale = alt.Scale(domain=series.measured(), paddingOuter=0.3)
-        dot = dot.encode(yOffset=alt.YOffset(series.field, type="nominal", scale=scale))
+        dot = dot.encode(yOffset=alt.YOffset(field=series.field, type="nominal", scale=scale))
     layers = [*bands(rules, series, (x, row)), *levels(rules, series, (x, row))]
     tip = tooltip((row, x), interval=interval, series=series, facet=facet, rows=table)
     tick = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.nulls))
@@ -194,7 +197,7 @@ def dots(
     if interval:
         low = channel(alt.X, x, field=interval[0])
         whiskers = whole(dot, interval).mark_rule(strokeWidth=2)
-        layers.append(whiskers.encode(x=low, x2=alt.X2(interval[1])))
+        layers.append(whiskers.encode(x=low, x2=alt.X2(field=interval[1])))
     points = dot.mark_point(filled=True, size=64, opacity=1)
     layers.append(points.encode(tooltip=tip, shape=shape))
     height = max(72, len(order) * max(28, 13 * lanes + 8))
@@ -220,14 +223,16 @@ def heatmap(
     across = list(dict.fromkeys(str(row[x.field]) for row in table))
     down = list(dict.fromkeys(str(row[y.field]) for row in table))
     slanted = alt.Axis(labelAngle=-40 if len(across) > 4 else 0, domain=False)
-    base = alt.Chart(alt.InlineData(values=table)).encode(
-        x=alt.X(x.field, type="nominal", sort=across, title=x.title, axis=slanted),
-        y=alt.Y(y.field, type="nominal", sort=down, title=y.title, axis=alt.Axis(domain=False)),
+    base = alt.Chart(inline(table)).encode(
+        x=alt.X(field=x.field, type="nominal", sort=across, title=x.title, axis=slanted),
+        y=alt.Y(
+            field=y.field, type="nominal", sort=down, title=y.title, axis=alt.Axis(domain=False)
+        ),
         tooltip=tooltip((y, x, value), rows=table),
     )
     shade = alt.Scale(domain=list(value.domain or (0, 1)), range=[0.02, 1], clamp=True)
-    opacity = alt.Opacity(value.field, type="quantitative", scale=shade, legend=None)
-    figure = alt.Text(value.field, type="quantitative", format=".2f")
+    opacity = alt.Opacity(field=value.field, type="quantitative", scale=shade, legend=None)
+    figure = alt.Text(field=value.field, type="quantitative", format=".2f")
     cells = base.mark_rect(color=HEAT).encode(opacity=opacity)
     chart = alt.layer(cells, base.mark_text(fontSize=11).encode(text=figure))
     words = in_words(table, (y, value), None)
@@ -262,10 +267,11 @@ def scatter(
     series = series._replace(symbols=POINTS)
     base = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
     layers = [*bands(rules, series, (x, y)), *levels(rules, series, (x, y))]
-    values = [value for row in table for axis in (x, y) if (value := number(row[axis.field]))]
+    cells = [number(row[axis.field]) for row in table for axis in (x, y)]
+    values = [value for value in cells if value is not None]
     if diagonal and values:
         ends = [{x.field: end, y.field: end} for end in (min(values), max(values))]
-        line = alt.Chart(alt.InlineData(values=ends)).mark_line(color=GREY, strokeDash=[2, 3])
+        line = alt.Chart(inline(ends)).mark_line(color=GREY, strokeDash=[2, 3])
         layers.append(line.encode(x=channel(alt.X, x), y=channel(alt.Y, y)))
     points = base.mark_point(filled=True, size=70, opacity=0.85)
     tip = tooltip((x, y), series=series, facet=facet, rows=table)

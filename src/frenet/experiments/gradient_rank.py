@@ -339,7 +339,7 @@ EXPERIMENT = Experiment(
             width=32,
             train_steps=300,
         ),
-        "demo": Config(only=("reverse", "sort", "addition"), n=48, nulls=2),
+        "demo": Config(only=("reverse", "sort", "addition"), n=32, nulls=1),
         "cpu": Config(spaces=("full", "lora")),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(

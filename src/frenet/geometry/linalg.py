@@ -170,8 +170,8 @@ def principal_angles(U: Float[Tensor, "d k"], V: Float[Tensor, "d m"]) -> Float[
     M = A @ gram(U.T, V.T) @ B.T
     residual = torch.zeros(len(B), len(B), dtype=torch.float64, device=work_device(U))
     W, B = (A.T @ M).T.to(residual.device), B.to(residual.device)
-    for columns in blocks(U.shape[1] + V.shape[1], len(U)):
-        part = B @ double(V[columns]).T - W @ double(U[columns]).T
+    for _, (left, right) in blocks(U.T, V.T):
+        part = B @ right - W @ left
         residual.addmm_(part, part.T)
     sines = torch.linalg.eigvalsh(residual.cpu()).clamp(min=0).sqrt()
     return torch.atan2(sines, torch.linalg.svdvals(M))

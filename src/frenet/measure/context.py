@@ -34,9 +34,36 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
 
 
 @contextmanager
-def differentiable_attention() -> Iterator[None]:
-    """The one attention kernel that has forward-mode and second derivatives and batching rules."""
-    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+def transformable(model: nn.Module) -> Iterator[None]:
+    """``measuring``, in the state in which ``torch.func`` can differentiate and batch the model.
+
+    Attention runs through the one kernel that has forward-mode and second derivatives and batching
+    rules. Hooks that make the embeddings require gradients, which come with gradient checkpointing
+    and which ``torch.func`` refuses, are off: evaluation mode does without both.
+    """
+    with (
+        measuring(model),
+        _without_input_hooks(model),
+        warnings.catch_warnings(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         # The first use of forward mode has torch script some formulas of its own.
         warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)
         yield
+
+
+@contextmanager
+def _without_input_hooks(model: nn.Module) -> Iterator[None]:
+    """Without the hooks of ``enable_input_require_grads`` of transformers."""
+    handles = [h for m in model.modules() for h in getattr(m, "_require_grads_hooks", None) or ()]
+    hooks = {id(hooks): hooks for h in handles if (hooks := h.hooks_dict_ref()) is not None}
+    saved = [(hooks, hooks.copy()) for hooks in hooks.values()]
+    try:
+        for handle in handles:
+            for own in hooks.values():
+                own.pop(handle.id, None)
+        yield
+    finally:
+        for own, copy in saved:
+            own.clear()
+            own.update(copy)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp
 
 from frenet.geometry.basis import Basis
-from frenet.measure.context import differentiable_attention, measuring
+from frenet.measure.context import transformable
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Functional, Task, columns_to_keep, with_additive_mask
 
@@ -66,7 +66,7 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
         tensors = {n: p.detach() for n, p in zip(space.names, parameters, strict=True)}
         parts = space.unflatten(vector.to(parameters[0].device, torch.float32))
         tangents = {name: part.to(tensors[name].dtype) for name, part in parts.items()}
-        with measuring(model), differentiable_attention():
+        with transformable(model):
             out = jvp(grad(loss), (tensors,), (tangents,))[1]
         result = space.flatten(out)
         space.check_finite(result, "a Hessian product")

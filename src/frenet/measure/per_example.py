@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils.hooks import RemovableHandle
 
-from frenet.measure.context import differentiable_attention, measuring
+from frenet.measure.context import measuring, transformable
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Functional, Task, columns_to_keep, with_additive_mask
 
@@ -65,7 +65,7 @@ def linear_rows(
         task.loss(model, batch)
         logits = getattr(outputs[0], "logits", None) if len(outputs) == 1 else None
         slopes = None if logits is None else _slopes(model, task, batch, logits)
-        if slopes is None:
+        if logits is None or slopes is None:
             return None
         totals = torch.autograd.grad(logits, parameters, slopes, allow_unused=True)
     parts = []
@@ -97,7 +97,7 @@ def vmapped_rows(
         return task.loss(Functional(model, tensors, keep=keep), row)
 
     tensors = dict(zip(space.names, (p.detach() for p in space.parameters(model)), strict=True))
-    with measuring(model), differentiable_attention():
+    with transformable(model):
         parts = vmap(grad(loss), in_dims=(None, 0))(tensors, _single(with_additive_mask(batch)))
     return torch.cat([parts[name].flatten(1).float() for name in space.names], dim=1)
 

@@ -65,8 +65,9 @@ def load_adapter(model: nn.Module, folder: Path) -> tuple[nn.Module, list[str]]:
     stored = tensor_shapes(folder)
     try:
         with torch.random.fork_rng(devices=[]), quiet_peft(), warnings.catch_warnings():
-            # Missing names are an error here, a few lines on; PEFT only warns about them.
+            # Missing names and wrong shapes are errors, a few lines on; PEFT only warns of them.
             warnings.filterwarnings("ignore", "Found missing adapter keys")
+            warnings.filterwarnings("ignore", "Some weights of PeftModel were not initialized")
             wrapped: Any = PeftModel.from_pretrained(
                 model, folder, is_trainable=True, ignore_mismatched_sizes=True
             )

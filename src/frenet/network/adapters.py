@@ -62,7 +62,7 @@ def attach_lora(
     model: nn.Module,
     *,
     rank: int = 4,
-    alpha: float | None = None,
+    alpha: float | int | None = None,
     targets: Sequence[str] | None = None,
     seed: int = 0,
 ) -> nn.Module:
@@ -92,7 +92,7 @@ def attach_lora(
     if rank < 1:
         raise ValueError(f"rank={rank}; pass at least 1")
     chosen = tuple(targets) if targets is not None else lora_targets(model)
-    config = _config(model, chosen, rank=rank, alpha=2 * rank if alpha is None else alpha)
+    config = _config(model, chosen, rank=rank, alpha=float(2 * rank if alpha is None else alpha))
     before = {id(module) for module in model.modules()}
     from peft import get_peft_model
 
@@ -102,7 +102,7 @@ def attach_lora(
         if id(module) not in before:
             module.training = model.training
     _draw(wrapped, seed)
-    return wrapped  # type: ignore[no-any-return]
+    return wrapped
 
 
 def structural_zeros(model: nn.Module, space: ParamSpace) -> StructuralZeros:

@@ -193,15 +193,15 @@ def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple
 
 
 def _cannot_load(where: Path | str, error: Exception) -> Exception:
-    why = " ".join(str(error).split())[:300]
+    why = " ".join(str(error).split())
     if "trust_remote_code" in why:
         return ValueError(f"{where} needs code of its own to load, which frenet does not run")
     if isinstance(where, str):
         return ConnectionError(
             f"{where!r} is no path here, and no model of that name can be loaded from the hub: "
-            f"{why}; check the spelling and the network, or pass a local folder"
+            f"{why[:300]}; check the spelling and the network, or pass a local folder"
         )
-    return ValueError(f"{where} cannot be loaded as a causal language model: {why}")
+    return ValueError(f"{where} cannot be loaded as a causal language model: {why[:300]}")
 
 
 def _require_filled(where: Path | str, model: nn.Module, report: dict[str, Any]) -> None:
@@ -242,9 +242,12 @@ def _tokenizer(where: Path | str, model: Any) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise _cannot_load(where, error) from error
     rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
+    added = tokenizer.get_added_vocab()
+    # Added tokens without a row are common and harmless while no text holds them.
+    beyond = [t for t, i in tokenizer.get_vocab().items() if i >= rows and t not in added]
+    if beyond:
         raise ValueError(
             f"the tokenizer of {where} has {len(tokenizer)} tokens and the model's embedding "
-            f"{rows} rows; pass the tokenizer that belongs to the model"
+            f"{rows} rows, none for {beyond[0]!r}; pass the tokenizer that belongs to the model"
         )
     return tokenizer

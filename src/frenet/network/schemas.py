@@ -123,7 +123,8 @@ def recognise(rows: Rows) -> Template:
         ValueError: no known schema fits; the message lists the keys found and the schemas known.
     """
     for template in KNOWN:
-        complete = sum(_has_all(row, template.fields) for row in rows.values)
+        fields = template.fields
+        complete = sum(_has_all(row, fields) for row in rows.values)
         if 2 * complete >= len(rows):
             field_name = next((f for f in TASK_FIELDS if _most_have(rows, f)), None)
             return replace(template, task_field=field_name)

@@ -1,11 +1,13 @@
 """A figure of an experiment as a Vega-Lite specification: coloured for the page, or for a file."""
 
+import functools
 import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from frenet.experiments.chart_series import GREY, HEAT, PALETTE
-from frenet.experiments.experiment import Figure, Rows
+from frenet.experiments.experiment import Figure, Row, Rows, Scalar
+from frenet.report.markup import showable
 
 Spec = dict[str, Any]
 
@@ -26,8 +28,8 @@ WIDTH = 640
 
 
 def rows_of(figure: Figure, rows: Rows) -> Rows:
-    """The rows of the figure's table."""
-    return [row for row in rows if row.get("table") == figure.table]
+    """The rows of the figure's table, with text that a picture can hold."""
+    return [_clean(row) for row in rows if row.get("table") == figure.table]
 
 
 def draw(figure: Figure, rows: Rows) -> Spec:
@@ -86,6 +88,7 @@ def png(spec: Spec) -> bytes:
     return bytes(vl_convert.vegalite_to_png(spec, vl_version=vega_lite_version(), scale=2))
 
 
+@functools.cache
 def bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that needs nothing else."""
     import vl_convert
@@ -98,6 +101,10 @@ def vega_lite_version() -> str:
     import altair as alt
 
     return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+
+
+def _clean(row: Mapping[str, Scalar]) -> Row:
+    return {key: showable(v) if isinstance(v, str) else v for key, v in row.items()}
 
 
 def _config(colours: Mapping[str, str]) -> Spec:

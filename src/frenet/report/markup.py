@@ -2,9 +2,12 @@
 
 import html
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
+# What neither HTML nor XML can hold: control characters and halves of surrogate pairs.
+UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 VOID = frozenset({"br", "img", "input", "link", "meta"})
 
 
@@ -14,13 +17,22 @@ class Markup(str):
     __slots__ = ()
 
 
+def showable(text: str) -> str:
+    """The text with whatever a page cannot hold written out as an escape.
+
+    >>> showable("a" + chr(0) + chr(0xD800))
+    'a\\\\x00\\\\ud800'
+    """
+    return UNSHOWABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def escape(value: object) -> Markup:
     """HTML for any value, so that a browser shows its text as it is.
 
     >>> escape("<b>&'")
     '&lt;b&gt;&amp;&#x27;'
     """
-    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
+    return value if isinstance(value, Markup) else Markup(html.escape(showable(str(value))))
 
 
 def join(parts: Iterable[object]) -> Markup:

@@ -3,22 +3,36 @@
   // Figures: drawn at the width there is, and again when it changes.
   const PANEL = 210;
 
-  function fitted(spec, width) {
+  // A title that is longer than its plot pushes panels apart, so it goes over several lines.
+  function wrapped(title, width) {
+    const lines = [""];
+    for (const word of title.split(" ")) {
+      const longer = `${lines.at(-1)} ${word}`.trim();
+      if (7 * longer.length <= width || lines.at(-1) === "") lines[lines.length - 1] = longer;
+      else lines.push(word);
+    }
+    return lines;
+  }
+
+  function wrapTitles(part, width) {
+    const x = part.encoding && part.encoding.x;
+    if (x && typeof x.title === "string") x.title = wrapped(x.title, width);
+    for (const inner of part.layer || []) wrapTitles(inner, width);
+  }
+
+  function fitted(spec, width, panel) {
     const copy = structuredClone(spec);
     const label = 7 * copy.usermeta.longest + 50;
     const columns = Math.max(1, Math.min(4, Math.floor(width / label)));
     copy.config.legend = { ...copy.config.legend, columns, labelLimit: width - 60 };
-    if (width < 500) {
-      // Beside long labels a plot is narrower than its title: the title ends where the plot does.
-      copy.config.axis = { ...copy.config.axis, labelLimit: 0.42 * width, titleLimit: width - 20 };
-      copy.config.axisX = { ...copy.config.axisX, titleAnchor: "end" };
-    }
+    if (width < 500) copy.config.axis = { ...copy.config.axis, labelLimit: 0.42 * width };
     if (copy.facet) {
-      const most = copy.columns || 3;
-      copy.columns = Math.max(1, Math.min(most, Math.floor(width / PANEL)));
-      copy.spec.width = Math.max(120, Math.floor(width / copy.columns) - 60);
+      copy.columns = Math.max(1, Math.min(copy.columns || 3, Math.floor(width / PANEL)));
+      copy.spec.width = panel || Math.floor(width / copy.columns) - 60;
+      wrapTitles(copy.spec, copy.spec.width);
     } else if (copy.layer || copy.mark) {
       copy.width = width;
+      wrapTitles(copy, width < 500 ? 0.55 * width : 0.8 * width);
     }
     return copy;
   }
@@ -31,17 +45,15 @@
       mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false,
       tooltip: { theme: "page", disableDefaultStyle: true },
     };
-    let wanted = fitted(spec, width);
-    let result = await vegaEmbed(holder, wanted, options);
-    if (wanted.facet) {
-      // Panels do not count axes and titles into their width: one correction makes them fit.
-      const svg = holder.querySelector("svg");
-      const over = (svg ? Number(svg.getAttribute("width")) : width) - width;
-      if (Math.abs(over) > 4) {
-        wanted.spec.width = Math.max(100, Math.floor(wanted.spec.width - over / wanted.columns - 1));
-        result.finalize();
-        result = await vegaEmbed(holder, wanted, options);
-      }
+    let panel = null;
+    // Panels do not count their axes into their width: what is too much is taken off and drawn anew.
+    for (let attempt = 0; attempt < 3; attempt += 1) {
+      const wanted = fitted(spec, width, panel);
+      if (holder.result) holder.result.finalize();
+      holder.result = await vegaEmbed(holder, wanted, options);
+      const over = Number(holder.querySelector("svg").getAttribute("width")) - width;
+      if (!wanted.facet || Math.abs(over) <= 4) break;
+      panel = Math.max(80, Math.floor(wanted.spec.width - (over + 1) / wanted.columns));
     }
     holder.dataset.drawn = "yes";
   }

@@ -19,7 +19,7 @@ from frenet.report import figures
 from frenet.report.claims import Decision, answer, claims_table
 from frenet.report.markup import Markup, join, tag, user_text
 from frenet.report.sections import Section, section
-from frenet.report.tables import csv_text, tables_of
+from frenet.report.tables import csv_bytes, tables_of
 from frenet.runs import Run, decide_claims
 
 TITLE = "How far, and for how long, can a direction in a neural network be trusted?"
@@ -60,7 +60,7 @@ def write_report(
     decisions.sort(key=lambda decision: (networks.index(decision.run), decision.claim.id))
     bodies = join(section(part, static=static) for part in sections)
     page = _document(_opening(sections, decisions), bodies)
-    return _write(out, page.encode("utf-8", "xmlcharrefreplace"))
+    return _write(out, page.encode())
 
 
 def export(
@@ -94,7 +94,7 @@ def export(
             written.append(_write(name.with_name(f"{name.name}.svg"), figures.svg(spec).encode()))
             written.append(_write(name.with_name(f"{name.name}.png"), figures.png(spec)))
         for table, (columns, rows) in tables_of(part.experiment, part.run.rows).items():
-            text = csv_text(columns, rows).encode("utf-8", "surrogatepass")
+            text = csv_bytes(columns, rows)
             written.append(_write(Path(out_dir) / f"{part.id}-{_slug(table)}.csv", text))
     return written
 

@@ -80,6 +80,6 @@ def _figure(part: Section, figure: Figure, *, static: bool) -> Markup:
 
 
 def _picture(spec: figures.Spec, figure: Figure) -> Markup:
-    drawn = figures.svg(figures.for_file(spec, figure)).encode("utf-8", "replace")
+    drawn = figures.svg(figures.for_file(spec, figure)).encode()
     source = "data:image/svg+xml;base64," + base64.b64encode(drawn).decode("ascii")
     return tag("noscript", tag("img", src=source, alt=figure.caption, class_="still"))

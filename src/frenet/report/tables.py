@@ -42,14 +42,15 @@ def arranged(columns: Sequence[Column], rows: Rows) -> tuple[Column, ...]:
     return (*declared, *extra)
 
 
-def csv_text(columns: Sequence[Column], rows: Rows) -> str:
-    """The rows as RFC 4180: comma, doubled quotes, CRLF; full precision; nothing for None."""
+def csv_bytes(columns: Sequence[Column], rows: Rows) -> bytes:
+    """The rows as RFC 4180 in UTF-8: doubled quotes, CRLF, full precision, nothing for None."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(column.name for column in columns)
     for row in rows:
         writer.writerow(_plain(row.get(column.name)) for column in columns)
-    return text.getvalue()
+    # Half of a surrogate pair has no form in UTF-8.
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def html_table(name: str, columns: Sequence[Column], rows: Rows, *, file: str, id: str) -> Markup:
@@ -57,7 +58,7 @@ def html_table(name: str, columns: Sequence[Column], rows: Rows, *, file: str, i
     count = f"{len(rows):,} row{'' if len(rows) == 1 else 's'}"
     summary = tag("summary", "Table ", tag("b", name), tag("span", f" {count}", class_="count"))
     shown = f"The first {SHOWN} of {count} are shown and sorted; the file has all."
-    link = tag("a", "Download CSV", href=_data_link(csv_text(columns, rows)), download=file)
+    link = tag("a", "Download CSV", href=_data_link(csv_bytes(columns, rows)), download=file)
     note = f"{shown if len(rows) > SHOWN else ''} Choose a heading to sort by it."
     bar = tag("p", link, tag("span", note, class_="count screen"), class_="bar")
     head = tag("thead", tag("tr", *(_heading(column) for column in columns)))
@@ -77,9 +78,8 @@ def _plain(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _data_link(text: str) -> str:
-    encoded = text.encode("utf-8", "replace")
-    return "data:text/csv;charset=utf-8," + quote(encoded, safe="-._~,:;=+/()[]@")
+def _data_link(content: bytes) -> str:
+    return "data:text/csv;charset=utf-8," + quote(content, safe="-._~,:;=+/()[]@")
 
 
 def _heading(column: Column) -> Markup:

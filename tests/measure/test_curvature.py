@@ -1,0 +1,191 @@
+"""Hessian products, traces and eigenpairs against dense Hessians."""
+
+import pytest
+import torch
+from torch.func import functional_call
+
+from frenet.geometry.linalg import principal_angles
+from frenet.measure.curvature import hessian_product, hutchinson, top_eigenpairs
+from frenet.network.space import ParamSpace
+from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.tasks import Functional, collate
+from measure.conftest import build, task_for
+from measure.quadratic import ROWS, RowsTask, quadratic, spectrum_matrix
+from network.models import tiny_qwen2
+
+
+def dense_hessian(model, task, batch, *, space):
+    """The whole matrix in float64, by reverse mode over reverse mode."""
+    model = model.double()
+    theta = torch.cat([p.detach().flatten() for p in space.parameters(model)])
+
+    def loss(vector):
+        return task.loss(Functional(model, space.unflatten(vector)), batch)
+
+    return torch.autograd.functional.hessian(loss, theta)
+
+
+@pytest.fixture(scope="module")
+def dense():
+    """A network of 455 parameters with its whole Hessian and its Hessian product."""
+    model = SyntheticTransformer(SyntheticConfig(width=4, layers=1, heads=2), seed=1)
+    task, space = SyntheticTask("reverse"), ParamSpace.select(model)
+    batch = next(task.batches("train", 16, 0))
+    product = hessian_product(model, task, batch, space=space)
+    products = torch.stack([product(row) for row in torch.eye(space.dim)])
+    return dense_hessian(model, task, batch, space=space), products, product
+
+
+def test_the_products_with_all_unit_vectors_are_the_hessian(dense):
+    H, products, _ = dense
+    assert (products - H).norm() < 1e-5 * H.norm()
+
+
+def test_the_product_is_linear_and_symmetric(dense):
+    H, _, product = dense
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, len(H), generator=generator)
+    expected = 2 * product(x) - 3 * product(y)
+    torch.testing.assert_close(product(2 * x - 3 * y), expected, rtol=1e-4, atol=1e-4)
+    assert float(x @ product(y)) == pytest.approx(float(y @ product(x)), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "llama", "gpt2-lora"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_product_of_language_models_is_the_double_backward(name, attention):
+    """Under fused attention too, which has no second derivative of its own."""
+    model, task, batch = build(name), task_for(name), collate(ROWS)
+    getattr(model, "base_model", model).set_attn_implementation(attention)
+    space = ParamSpace.select(model)
+    vector = torch.randn(space.dim, generator=torch.Generator().manual_seed(0))
+    found = hessian_product(model, task, batch, space=space)(vector)
+    getattr(model, "base_model", model).set_attn_implementation("eager")
+    parameters = space.parameters(model)
+    slopes = torch.autograd.grad(task.loss(model, batch), parameters, create_graph=True)
+    inner = sum(
+        (s * v).sum() for s, v in zip(slopes, space.unflatten(vector).values(), strict=True)
+    )
+    expected = space.flatten(
+        dict(zip(space.names, torch.autograd.grad(inner, parameters), strict=True))
+    )
+    assert (found - expected).norm() < 2e-5 * expected.norm()
+
+
+def test_differences_of_gradients_tend_to_the_product():
+    """The error of a central difference falls four times when the step halves."""
+    model, task = build("gpt2"), RowsTask()
+    space, batch = ParamSpace.select(model), collate(ROWS)
+    direction = torch.randn(space.dim, generator=torch.Generator().manual_seed(0))
+    exact = hessian_product(model, task, batch, space=space)(direction).double()
+    model.double()
+    theta = torch.cat([p.detach().flatten() for p in space.parameters(model)])
+
+    def slope(step):
+        tensors = space.unflatten((theta + step * direction).requires_grad_())
+        loss = task.loss(Functional(model, tensors), batch)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(tensors.values()))])
+
+    def error(step):
+        return float(((slope(step) - slope(-step)) / (2 * step) - exact).norm() / exact.norm())
+
+    errors = [error(2.0**-power) for power in (11, 12, 13)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
+    assert errors[2] < 1e-3
+
+
+def test_the_product_is_read_at_the_present_point():
+    model, task, space = quadratic(torch.linspace(1, 2, 6))
+    product = hessian_product(model, task, next(task.batches("train", 1, 0)), space=space)
+    vector = torch.arange(6.0)
+    expected = (task.H @ vector.double()).float()
+    for _ in range(2):
+        torch.testing.assert_close(product(vector), expected)
+        space.write(model, torch.randn(6, generator=torch.Generator().manual_seed(0)))
+
+
+def test_tied_weights_count_both_uses():
+    """In the embedding's block of the Hessian, against the dense one in float64."""
+    model, task = tiny_qwen2(), RowsTask()
+    space, batch = ParamSpace.select(model, "embed_tokens|norm"), collate(ROWS)
+    product = hessian_product(model, task, batch, space=space)
+    vector = torch.zeros(space.dim)
+    vector[5 * 16 : 6 * 16] = 1.0
+    theta = space.read(model).double().requires_grad_()
+    loss = task.loss(Functional(model.double(), space.unflatten(theta)), batch)
+    (slope,) = torch.autograd.grad(loss, theta, create_graph=True)
+    (expected,) = torch.autograd.grad(slope @ vector.double(), theta)
+    assert (product(vector) - expected).norm() < 1e-4 * expected.norm()
+    tensors = {"model.embed_tokens.weight": torch.zeros(64, 16, dtype=torch.float64)}
+    logits = functional_call(model, tensors, kwargs={"input_ids": batch["input_ids"]}).logits
+    assert not logits.any()
+
+
+def test_a_product_that_is_not_finite_is_named():
+    model, task, space = quadratic(torch.linspace(1, 2, 6))
+    product = hessian_product(model, task, next(task.batches("train", 1, 0)), space=space)
+    with pytest.raises(FloatingPointError, match="a Hessian product is not finite in parameter f"):
+        product(torch.full((6,), torch.nan))
+
+
+def test_hutchinson_agrees_with_the_dense_trace(dense):
+    H, _, product = dense
+    found = hutchinson(product, len(H), probes=100, generator=torch.Generator().manual_seed(0))
+    square = float((H @ H).trace())
+    assert abs(found.trace - float(H.trace())) < 4 * found.trace_error
+    assert abs(found.trace_of_square - square) < 4 * found.trace_of_square_error
+    assert found.probes == 100
+
+
+def test_the_errors_that_hutchinson_states_are_honest():
+    """Over 300 estimates: their scatter is the stated error, and the mean is the trace."""
+    generator = torch.Generator().manual_seed(0)
+    H, _ = spectrum_matrix(torch.cat([torch.tensor([20.0, -8.0]), torch.ones(18)]), generator)
+    matrix = H.float()
+    runs = [
+        hutchinson(lambda v: matrix @ v, 20, probes=16, generator=generator) for _ in range(300)
+    ]
+    for value, error, exact in (
+        ("trace", "trace_error", H.trace()),
+        ("trace_of_square", "trace_of_square_error", (H @ H).trace()),
+    ):
+        values = torch.tensor([getattr(run, value) for run in runs])
+        stated = torch.tensor([getattr(run, error) for run in runs])
+        assert abs(values.mean() - exact) < 4 * values.std() / 300**0.5
+        # The scatter of 300 values is known to 1 / sqrt(600), 4%.
+        assert float(stated.square().mean().sqrt() / values.std()) == pytest.approx(1, abs=0.16)
+
+
+def test_one_probe_is_refused():
+    with pytest.raises(ValueError, match="probes=1 gives no standard error; pass at least 2"):
+        hutchinson(lambda v: v, 3, probes=1, generator=torch.Generator())
+
+
+def test_top_eigenpairs_of_a_known_spectrum():
+    """By modulus, so that a negative eigenvalue comes before a smaller positive one."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.cat([torch.tensor([9.0, -7.0, 5.0]), torch.linspace(-1, 1, 27)])
+    H, vectors = spectrum_matrix(values, generator)
+    matrix = H.float()
+    found = top_eigenpairs(lambda v: matrix @ v, 30, 3, generator=generator)
+    torch.testing.assert_close(
+        found.values, torch.tensor([9.0, -7.0, 5.0]).double(), rtol=1e-5, atol=0
+    )
+    cosines = (found.basis.U.double() * vectors[:, :3]).sum(0).abs()
+    assert (cosines > 1 - 1e-8).all()
+
+
+def test_top_eigenpairs_of_a_network(dense):
+    H, _, product = dense
+    found = top_eigenpairs(product, len(H), 6, generator=torch.Generator().manual_seed(0))
+    values, vectors = torch.linalg.eigh(H)
+    order = values.abs().argsort(descending=True)[:6]
+    torch.testing.assert_close(found.values, values[order], rtol=1e-4, atol=0)
+    assert float(principal_angles(found.basis.U, vectors[:, order])[-1]) < 1e-2
+    assert found.basis.origin == "Hessian"
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_k_must_lie_below_the_dimension(k):
+    with pytest.raises(ValueError, match=f"k={k} must be between 1 and 3, one less than the dim"):
+        top_eigenpairs(lambda v: v, 4, k, generator=torch.Generator())

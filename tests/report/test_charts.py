@@ -1,0 +1,191 @@
+"""Charts: what is summed up, what is drawn grey, and that all of it can be drawn."""
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from frenet.experiments import charts
+from frenet.experiments.chart_series import GREY, PALETTE
+from frenet.experiments.charts import Axis, Rule
+from frenet.experiments.experiment import Row
+from frenet.report.figures import svg
+
+CURVE: list[Row] = [
+    {"k": k, "series": name, "value": 0.1 * k * scale, "low": 0.08 * k * scale, "high": 0.12 * k}
+    for name, scale in (("measure", 1.0), ("null", 0.1))
+    for k in (1, 2, 4)
+]
+
+
+def layers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(spec["spec"]["layer"] if "facet" in spec else spec["layer"])
+
+
+def scale_of(spec: dict[str, Any], channel: str) -> dict[str, Any]:
+    return next(
+        layer["encoding"][channel]["scale"]
+        for layer in layers(spec)
+        if channel in layer.get("encoding", {})
+    )
+
+
+def drawn(spec: dict[str, Any]) -> str:
+    spec.pop("$schema", None)
+    return svg(spec)
+
+
+def test_aggregate_is_the_mean_with_students_interval() -> None:
+    rows: list[Row] = [{"k": 1, "seed": s, "x": x} for s, x in enumerate((1.0, 2.0, 3.0))]
+    (row,) = charts.aggregate(rows, by=("k",), value="x")
+    assert (row["k"], row["value"], row["n"]) == (1, 2.0, 3)
+    # t with 2 degrees of freedom at 97.5% is 4.302653, the standard error 1 / sqrt(3).
+    assert row["low"] == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-6)
+    assert row["high"] == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-6)
+
+
+def test_one_seed_has_no_interval_and_what_is_missing_is_not_counted() -> None:
+    rows: list[Row] = [
+        {"k": 1, "x": 0.5},
+        {"k": 1, "x": None},
+        {"k": 1, "x": float("nan")},
+        {"k": 2, "x": None},
+        {"k": 3},
+    ]
+    assert charts.aggregate(rows, by=("k",), value="x") == [
+        {"k": 1, "value": 0.5, "low": None, "high": None, "n": 1}
+    ]
+
+
+def test_groups_keep_their_order_of_appearance() -> None:
+    rows: list[Row] = [{"task": t, "x": 1.0} for t in ("sort", "copy", "sort", "add")]
+    found = charts.aggregate(rows, by=("task",), value="x")
+    assert [row["task"] for row in found] == ["sort", "copy", "add"]
+
+
+def test_an_unknown_column_is_an_error_that_lists_the_columns() -> None:
+    with pytest.raises(KeyError, match="no row has the column 'energie'; the rows have energy, k"):
+        charts.aggregate([{"k": 1, "energy": 0.5}], by=("k",), value="energie")
+    with pytest.raises(ValueError, match="no row has the column 'lo' to draw; the rows have"):
+        charts.lines(CURVE, x="k", interval=("lo", "high"))
+
+
+def test_melt_stacks_measure_and_null() -> None:
+    rows: list[Row] = [{"k": 1, "energy": 0.5, "null": 0.1}, {"k": 1, "energy": 0.7, "null": 0.1}]
+    found = charts.melt(rows, by=("k",), values={"energy": "measured", "null": "chance"})
+    assert [(row["series"], row["value"]) for row in found] == [("measured", 0.6), ("chance", 0.1)]
+
+
+def test_nulls_and_levels_are_grey_dashed_and_in_the_legend() -> None:
+    spec = charts.lines(
+        CURVE, x="k", rules=("null", Rule("paper: 0.77", 0.77), Rule("band", 0.1, 0.2))
+    ).to_dict()
+    colours = scale_of(spec, "color")
+    assert colours["domain"] == ["measure", "null", "paper: 0.77", "band"]
+    assert colours["range"] == [PALETTE[0], GREY, GREY, GREY]
+    dashes = scale_of(spec, "strokeDash")["range"]
+    assert dashes[0] == [1, 0]
+    assert len({tuple(dash) for dash in dashes}) == 4
+    picture = drawn(spec)
+    for word in colours["domain"]:
+        assert f">{word}</text>" in picture
+
+
+def test_the_ninth_series_takes_the_first_colour_with_a_dash() -> None:
+    rows: list[Row] = [{"k": 1, "series": f"s{i}", "value": 0.5} for i in range(9)]
+    spec = charts.lines(rows, x="k", interval=None).to_dict()
+    assert scale_of(spec, "color")["range"] == [*PALETTE, PALETTE[0]]
+    assert scale_of(spec, "strokeDash")["range"][7:] == [[1, 0], [7, 4]]
+
+
+def test_a_logarithmic_axis_refuses_zero() -> None:
+    rows: list[Row] = [*CURVE, {"k": 0, "series": "measure", "value": 0.0}]
+    with pytest.raises(ValueError, match="logarithmic axis 'k' got the value 0; leave such rows"):
+        charts.lines(rows, x=Axis("k", log=True))
+
+
+def test_a_rule_that_names_no_series_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no series is called 'nul'; 'series' has measure, null"):
+        charts.lines(CURVE, x="k", rules=("nul",))
+
+
+def test_a_domain_makes_room_for_values_and_levels_but_not_for_intervals() -> None:
+    rows: list[Row] = [{"k": 1, "series": "a", "value": 1.2, "low": -3.0, "high": 9.0}]
+    chart = charts.lines(rows, x="k", y=Axis("value", domain=(0, 1)), rules=(Rule("level", -0.5),))
+    scale = scale_of(chart.to_dict(), "y")
+    assert scale["domain"] == [-0.5, 1.2]
+    assert scale["clamp"] is True
+
+
+def test_a_facet_has_as_many_columns_as_panels_up_to_three() -> None:
+    for count, columns in ((1, 1), (2, 2), (5, 3)):
+        rows: list[Row] = [row | {"task": f"t{i}"} for i in range(count) for row in CURVE]
+        spec = charts.lines(rows, x="k", facet="task", rules=("null",)).to_dict()
+        assert spec["columns"] == columns
+        assert f">t{count - 1}</text>" in drawn(spec)
+
+
+def test_numbers_that_json_lacks_become_gaps() -> None:
+    rows: list[Row] = [{"k": 1, "value": float("nan")}, {"k": 2, "value": float("inf")}]
+    spec = charts.lines(rows, x="k", interval=None, colour=None).to_dict()
+    assert [row["value"] for row in next(iter(spec["datasets"].values()))] == [None, None]
+
+
+def test_one_seed_is_drawn_without_whiskers() -> None:
+    rows: list[Row] = [{"basis": "a", "value": 0.5, "low": None, "high": None}]
+    picture = drawn(charts.dots(rows, row="basis").to_dict())
+    assert "NaN" not in picture
+    assert ">a</text>" in picture
+
+
+def test_dots_keep_the_order_of_the_rows_and_show_nulls_as_ticks() -> None:
+    rows: list[Row] = [
+        {"basis": basis, "series": series, "value": value, "low": value - 0.1, "high": value + 0.1}
+        for basis in ("prefix", "krylov", "a random one")
+        for series, value in (("adam", 0.6), ("sgd", 0.5), ("chance", 0.1))
+    ]
+    spec = charts.dots(
+        rows, row="basis", colour="series", rules=("chance", Rule("paper", 0.77))
+    ).to_dict()
+    dot = next(layer for layer in layers(spec) if "yOffset" in layer["encoding"])
+    assert dot["encoding"]["y"]["sort"] == ["prefix", "krylov", "a random one"]
+    assert dot["encoding"]["yOffset"]["scale"]["domain"] == ["adam", "sgd"]
+    shapes = scale_of(spec, "shape")["range"]
+    assert shapes[:2] == ["circle", "square"]
+    assert all(shape.startswith("M") for shape in shapes[2:])
+    assert ">paper</text>" in drawn(spec)
+
+
+def test_the_heat_map_writes_every_number() -> None:
+    rows: list[Row] = [
+        {"task": a, "other": b, "value": 0.64 if a == b else 0.03}
+        for a in ("copy", "sort")
+        for b in ("copy", "sort")
+    ]
+    picture = drawn(charts.heatmap(rows, x="other", y="task").to_dict())
+    assert picture.count(">0.64</text>") == 2
+    assert picture.count(">0.03</text>") == 2
+
+
+def test_the_scatter_draws_the_line_of_agreement_over_all_values() -> None:
+    rows: list[Row] = [{"x": 0.2, "y": 0.9, "basis": "a"}, {"x": 0.0, "y": 0.4, "basis": "b"}]
+    spec = charts.scatter(rows, x="x", y="y", colour="basis").to_dict()
+    ends = [data for data in spec["datasets"].values() if "basis" not in data[0]]
+    assert ends == [[{"x": 0.0, "y": 0.0}, {"x": 0.9, "y": 0.9}]]
+    plain = charts.scatter(rows, x="x", y="y", diagonal=False).to_dict()
+    assert len(plain["layer"]) == len(spec["layer"]) - 1
+    assert drawn(spec).startswith("<svg")
+
+
+def test_charts_say_in_words_what_they_show() -> None:
+    chart = charts.lines(CURVE, x=Axis("k", "dimension"), y=Axis("value", "energy"))
+    assert chart.to_dict()["description"] == (
+        "energy against dimension: measure from 0.1 to 0.4; null from 0.01 to 0.04."
+    )
+
+
+def test_altair_is_loaded_only_to_draw() -> None:
+    code = "import sys, frenet.experiments.charts; sys.exit('altair' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

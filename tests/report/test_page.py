@@ -1,0 +1,374 @@
+"""The report: whole, offline, escaped, and no number without its reference."""
+
+import base64
+import csv
+import hashlib
+import html
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+import made_up
+import pytest
+
+from frenet.experiments.experiment import Row
+from frenet.report import write_report
+from frenet.report.numbers import estimate
+from frenet.report.provenance import command_line
+from frenet.runs import Run
+
+VOID = {"meta", "link", "img", "br", "input"}
+
+
+class Parsed(HTMLParser):
+    """The elements, addresses, ids, scripts and visible text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.styles: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        inside = self.open[-1] if self.open else ""
+        if inside == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+        elif inside == "style":
+            self.styles.append(data)
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split()).replace("\u00a0", " ")
+
+    @property
+    def ids(self) -> list[str | None]:
+        return [attributes["id"] for _, attributes in self.tags if "id" in attributes]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "new" / "report.html"
+    return write_report(made_up.runs(), out, experiments=made_up.experiments(), static=False)
+
+
+@pytest.fixture(scope="module")
+def page(path: Path) -> Parsed:
+    return Parsed(path.read_text("utf-8"))
+
+
+def rewritten(tmp_path: Path, run: Run, **changes: object) -> Parsed:
+    """The page of one changed run."""
+    changed = Run(**{**run.__dict__, **changes})
+    out = tmp_path / "report.html"
+    write_report([changed], out, experiments=made_up.experiments(), static=False)
+    return Parsed(out.read_text("utf-8"))
+
+
+def test_the_encoding_is_declared_where_browsers_look_for_it(path: Path) -> None:
+    head = path.read_bytes()[:1024]
+    assert head.startswith(b"<!doctype html>")
+    assert b'<meta charset="utf-8">' in head
+
+
+def test_the_file_is_small_enough_to_send(path: Path) -> None:
+    assert 500_000 < path.stat().st_size < 6_000_000
+
+
+def test_nothing_on_the_page_has_an_address_outside_it(page: Parsed) -> None:
+    for name, attributes in page.tags:
+        for key in ("src", "href", "action", "data", "poster", "srcset"):
+            address = attributes.get(key)
+            assert address is None or address.startswith(("#", "data:")), f"{name} {key}={address}"
+    assert not re.search(r"url\(|@import|https?:", "".join(page.styles))
+    own = [text for kind, text in page.scripts if "type" in kind] + [page.scripts[-1][1]]
+    assert not re.search(r"https?://", "".join(own))
+
+
+def test_the_policy_forbids_requests_and_allows_only_the_scripts_that_are_there(
+    page: Parsed,
+) -> None:
+    (policy,) = (
+        attributes["content"]
+        for _, attributes in page.tags
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    rules = {rule.split()[0]: rule.split()[1:] for rule in str(policy).split(";")}
+    assert rules["default-src"] == ["'none'"]
+    assert "unsafe" not in str(policy)
+    assert "http" not in str(policy)
+
+    def hashed(text: str) -> str:
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        return f"'sha256-{digest}'"
+
+    run = [text for kind, text in page.scripts if "type" not in kind]
+    assert rules["script-src"] == [hashed(text) for text in run]
+    assert len(run) == 2
+    assert rules["style-src"] == [hashed(text) for text in page.styles]
+    assert not [a for _, a in page.tags if any(key.startswith(("on", "style")) for key in a)]
+
+
+def test_every_link_within_the_page_leads_somewhere(page: Parsed) -> None:
+    links = [str(a["href"]) for tag, a in page.tags if tag == "a"]
+    targets = [link[1:] for link in links if link.startswith("#")]
+    assert len(targets) > 10
+    assert set(targets) <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_hostile_text_is_text(path: Path, page: Parsed) -> None:
+    raw = path.read_text("utf-8")
+    assert "<script>alert" not in raw
+    assert html.escape(made_up.HOSTILE) in raw
+    for word in (*made_up.TASKS, f"seed=1,task={made_up.HOSTILE}"):
+        assert word in page.text
+    (spec,) = (json.loads(t) for kind, t in page.scripts if kind.get("id") == SPECTRUM)
+    names = {row["task"] for rows in spec["datasets"].values() for row in rows}
+    assert names == set(made_up.TASKS)
+
+
+SPECTRUM = "gradient-rank-spectrum-spec"
+
+
+def test_user_text_does_not_turn_its_surroundings_round(page: Parsed) -> None:
+    cells = [a for tag, a in page.tags if tag == "td" and a.get("dir") == "auto"]
+    assert len(cells) > 100
+    assert [tag for tag, _ in page.tags if tag == "bdi"]
+
+
+def test_text_that_utf8_cannot_hold_is_written_out(tmp_path: Path) -> None:
+    run = made_up.runs()[0]
+    broken = [row | {"task": "half \ud800 and \x00"} for row in run.rows[:9]]
+    page = rewritten(tmp_path, run, rows=broken)
+    assert r"half \ud800 and \x00" in page.text
+    assert "Not drawn" not in page.text
+
+
+def test_every_claim_stands_beside_its_reference(page: Parsed) -> None:
+    claims = [c for e in made_up.experiments().values() for c in e.claims]
+    assert len(claims) == 4
+    for claim in claims:
+        found = claim.decide([])
+        for words in (
+            claim.id,
+            claim.statement,
+            claim.paper,
+            claim.rule,
+            found.verdict,
+            found.quantity,
+            estimate(found.estimate),
+            found.reference,
+            estimate(found.reference_estimate),
+            found.why,
+            *found.notes,
+        ):
+            assert words in page.text, words
+
+
+def test_the_first_sentence_counts_the_verdicts(page: Parsed) -> None:
+    assert (
+        "Of 4 claims on the synthetic transformer, 2 are supported (C1 and C3), 1 is contradicted "
+        "(C2) and 1 is left undecided (C4)." in page.text
+    )
+    assert "3 seeds · 354 rows" in page.text
+
+
+def test_a_verdict_is_more_than_a_colour(page: Parsed) -> None:
+    badges = [str(a["class"]) for _, a in page.tags if str(a.get("class")).startswith("badge ")]
+    assert badges == [f"badge {v}" for v in ("supported", "contradicted", "supported", "undecided")]
+    assert "✓ supported" in page.text
+    assert "✕ contradicted" in page.text
+
+
+def test_a_rule_that_fails_leaves_the_claim_undecided_and_says_why(tmp_path: Path) -> None:
+    def broken(rows: object) -> object:
+        raise ZeroDivisionError("no rows at k = 10")
+
+    experiments = made_up.experiments()
+    drift = experiments["basis-drift"]
+    claim = drift.claims[0]._replace(decide=broken)
+    experiments["basis-drift"] = type(drift)(**{**drift.__dict__, "claims": (claim,)})
+    out = write_report(
+        made_up.runs()[2:], tmp_path / "r.html", experiments=experiments, static=False
+    )
+    text = Parsed(out.read_text("utf-8")).text
+    assert "? undecided" in text
+    assert "ZeroDivisionError: no rows at k = 10" in text
+
+
+def test_figures_have_names_texts_and_data(page: Parsed) -> None:
+    charts = [a for _, a in page.tags if "data-chart" in a]
+    assert len(charts) == 5
+    for chart in charts:
+        assert chart["role"] == "img"
+        assert len(str(chart["aria-label"])) > 40
+        assert chart["data-chart"] in page.ids
+    assert "held-out energy from 0.309 to" in page.text
+
+
+def test_a_figure_that_cannot_be_drawn_says_so_and_spares_the_others(page: Parsed) -> None:
+    assert "no row of the table absent, so there is nothing to draw" in page.text
+    assert "Not drawn: KeyError: \"no row has the column 'task'" in page.text
+    assert "recovery-basis-function-spec" in page.ids
+
+
+def test_figures_follow_the_colours_of_the_page(page: Parsed) -> None:
+    (light, dark) = re.findall(r":root \{(.*?)\}", page.styles[0], re.DOTALL)[:2]
+    used: set[str] = set()
+    for kind, text in page.scripts:
+        if "id" in kind:
+            used |= set(re.findall(r"var\((--[a-z0-9-]+)\)", text))
+            assert "$schema" not in text
+    assert {"--ink", "--series-1", "--reference", "--heat"} <= used
+    for name in used:
+        assert f"{name}:" in light
+        assert f"{name}:" in dark
+
+
+def test_measures_stand_next_to_their_references(path: Path, page: Parsed) -> None:
+    raw = path.read_text("utf-8")
+    table = raw[raw.index('id="recovery-basis-table-capture"') :]
+    headings = re.findall(
+        r'<button type="button" title="([^"]*)">(\w+)<', table[: table.index("</thead>")]
+    )
+    assert [name for _, name in headings] == [
+        *("seed", "damage", "optimiser", "basis"),
+        *("captured", "random_walk", "regained", "regained_random"),
+    ]
+    assert headings[4][0] == "share of the recovery displacement (fraction, 0 to 1)"
+    assert "share of the recovery displacement; read beside random_walk" in page.text
+
+
+def test_long_tables_are_cut_aloud_and_whole_in_the_file(tmp_path: Path) -> None:
+    run = made_up.runs()[2]
+    rows = [dict(run.rows[0]) | {"lag": lag} for lag in range(1, 1001)]
+    page = rewritten(tmp_path, run, rows=rows)
+    assert "The first 200 of 1,000 rows are shown and sorted; the file has all." in page.text
+    assert sum(tag == "tr" for tag, _ in page.tags) < 250
+    (link,) = (a for tag, a in page.tags if tag == "a" and a.get("download"))
+    assert link["download"] == "basis-drift-drift.csv"
+    content = unquote_to_bytes(str(link["href"]).split(",", 1)[1]).decode()
+    assert [row["lag"] for row in csv.DictReader(io.StringIO(content))] == [
+        str(lag) for lag in range(1, 1001)
+    ]
+
+
+def test_columns_that_nobody_described_are_shown_all_the_same(tmp_path: Path) -> None:
+    run = made_up.runs()[2]
+    page = rewritten(tmp_path, run, rows=[*run.rows, dict(run.rows[0]) | {"surprise": 7}])
+    assert "not described by the experiment" in page.text
+
+
+def test_failures_are_told(page: Parsed) -> None:
+    assert "1 cell has failed." in page.text
+    assert "(run): FloatingPointError: non-finite loss at step 17 of task مهمة" in page.text
+    assert "1 failed cell" in page.text
+
+
+def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
+    run = made_up.runs()[2]
+    page = rewritten(tmp_path, run, manifest=run.manifest | {"complete": False})
+    assert "This run is not finished. 3 of 4 cells are there." in page.text
+
+
+def test_the_command_is_the_nearest_preset_and_what_differs() -> None:
+    run, experiment = made_up.runs()[0], made_up.experiments()["gradient-rank"]
+    assert command_line(run, experiment) == (
+        "frenet run gradient-rank --preset demo --no-quick --threads 1"
+    )
+    changed = Run(**{**run.__dict__, "config": run.config | {"tasks": ["a b", "c"], "k": 5}})
+    assert command_line(changed, experiment) == (
+        "frenet run gradient-rank --preset smoke --tasks 'a b' c --k 5 --no-quick --threads 1"
+    )
+
+
+def test_a_second_network_is_named_wherever_it_matters(tmp_path: Path) -> None:
+    first = made_up.runs()[2]
+    second = Run(**{**first.__dict__, "config": first.config | {"model": "models/<other>"}})
+    third = Run(**{**first.__dict__, "path": Path("runs") / "again"})
+    out = tmp_path / "report.html"
+    write_report([first, second, third], out, experiments=made_up.experiments(), static=False)
+    page = Parsed(out.read_text("utf-8"))
+    assert "Of 3 verdicts on 3 networks, 3 are supported" in page.text
+    assert "C3 on models/<other>" in page.text
+    assert "the synthetic transformer (again)" in page.text
+    assert {"basis-drift", "basis-drift-2", "basis-drift-3"} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_pictures_for_readers_without_scripts(tmp_path: Path) -> None:
+    experiments, run = made_up.experiments(), made_up.runs()[2]
+    out = write_report([run], tmp_path / "report.html", experiments=experiments)
+    page = Parsed(out.read_text("utf-8"))
+    (picture,) = (a for tag, a in page.tags if tag == "img")
+    kind, content = str(picture["src"]).split(",", 1)
+    assert kind == "data:image/svg+xml;base64"
+    assert base64.b64decode(content).startswith(b"<svg")
+    assert picture["alt"]
+    assert page.tags[[tag for tag, _ in page.tags].index("img") - 1][0] == "noscript"
+
+
+def test_the_same_runs_give_the_same_file(tmp_path: Path, path: Path) -> None:
+    again = write_report(
+        made_up.runs(), tmp_path / "r.html", experiments=made_up.experiments(), static=False
+    )
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_more_rows_than_altair_allows_in_a_notebook(tmp_path: Path) -> None:
+    run = made_up.runs()[2]
+    rows: list[Row] = [dict(run.rows[0]) | {"lag": lag} for lag in range(6000)]
+    assert "Not drawn" not in rewritten(tmp_path, run, rows=rows).text
+
+
+def test_a_write_that_fails_leaves_the_old_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "report.html"
+    out.write_text("old")
+
+    def full(self: Path, content: bytes) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(made_up.runs()[2:], out, experiments=made_up.experiments(), static=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+    assert out.read_text() == "old"
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    experiments, run = made_up.experiments(), made_up.runs()[0]
+    with pytest.raises(ValueError, match="there is no run to report; give at least one run folder"):
+        write_report([], tmp_path / "report.html", experiments=experiments)
+    with pytest.raises(ValueError, match=r"no experiment is called 'gradient-rank'; known are a$"):
+        write_report([run], tmp_path / "report.html", experiments={"a": experiments["basis-drift"]})
+    with pytest.raises(IsADirectoryError, match=r"is a folder; name a file, such as .*report.html"):
+        write_report([run], tmp_path, experiments=experiments)
+
+
+def test_the_package_brings_its_own_experiments(tmp_path: Path) -> None:
+    run = Run(**{**made_up.runs()[0].__dict__, "rows": [], "config": {}})
+    page = Parsed(write_report([run], tmp_path / "r.html", static=False).read_text("utf-8"))
+    assert "gradient-rank" in page.text
+    assert "? undecided" in page.text
