@@ -2,7 +2,7 @@
 
     python benchmarks/bench_linalg.py
 
-All are timed in one run, in turns, on the same matrix: unit rows in 12 noisy directions, as
+All are timed in one run, in turns, on the same matrix: unit rows near 16 directions, as
 gradients are. ``run`` returns rows for the table of all benchmarks.
 """
 
@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
@@ -24,7 +23,7 @@ ORTHONORMAL = 1e-5
 SUBSPACE = 1e-4
 
 
-def gradient_like(n: int, d: int, *, rank: int = 12, noise: float = 0.7) -> Tensor:
+def gradient_like(n: int, d: int, *, rank: int = 16, noise: float = 0.7) -> Tensor:
     """Unit rows with most of their energy in ``rank`` directions of decreasing weight."""
     draw = rng.generator(0, "bench", "linalg")
     weights = torch.randn(n, rank, generator=draw) * torch.linspace(1, 0.3, rank)
@@ -77,23 +76,24 @@ def run(n: int = 64, d: int = 1_000_000, k: int = 16, repeats: int = 3) -> list[
 def errors(G: Tensor, k: int) -> list[dict[str, Any]]:
     """Limit over error, above 1 where the limit is kept: orthonormality and subspace."""
     U = top_k_svd(G, k).U
-    reference = torch.linalg.svd(G, full_matrices=False).Vh[:k].T
-    gram = U.T.double() @ U.double()
-    found = {
-        "orthonormality |U^T U - I|": (float((gram - torch.eye(k)).abs().max()), ORTHONORMAL),
-        "largest angle to torch.linalg.svd, in radians": (
-            float(principal_angles(U, reference)[-1]),
-            SUBSPACE,
-        ),
-    }
+    # In float64: torch's own float32 result is further away from it than ours.
+    exact = torch.linalg.svd(G.T.double(), full_matrices=False).U[:, :k]
+    single = torch.linalg.svd(G, full_matrices=False).Vh[:k].T
+    off = float((U.T.double() @ U.double() - torch.eye(k)).abs().max())
+    ours, theirs = (float(principal_angles(basis, exact)[-1]) for basis in (U, single))
     return [
         {
-            "name": f"top_k_svd: {name}",
-            "ratio": limit / max(error, np.finfo(float).tiny),
+            "name": "top_k_svd: orthonormality |U^T U - I|",
+            "ratio": ORTHONORMAL / off,
             "aim": 1.0,
-            "detail": f"{error:.1e}, limit {limit:.0e}",
-        }
-        for name, (error, limit) in found.items()
+            "detail": f"{off:.1e}, limit {ORTHONORMAL:.0e}",
+        },
+        {
+            "name": "top_k_svd: largest angle to the float64 SVD, radians",
+            "ratio": SUBSPACE / ours,
+            "aim": 1.0,
+            "detail": f"{ours:.1e}, limit {SUBSPACE:.0e}; torch.linalg.svd in float32 {theirs:.1e}",
+        },
     ]
 
 

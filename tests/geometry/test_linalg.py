@@ -137,6 +137,14 @@ def test_directions_are_right_down_to_the_resolution():
     assert largest_angle(U[:, :6], oracles.top_basis(G, 6)) < 1e-6
 
 
+def test_a_float32_product_where_it_is_used_is_as_good():
+    G = oracles.rows_with_spectrum(torch.logspace(0, -0.5, 12), 12, 30_000, generator(0)).float()
+    U = top_k_svd(G, 12).U
+    assert not torch.equal(U, top_k_svd(G.double(), 12).U)
+    assert off_orthonormal(U) <= 1e-6
+    assert largest_angle(U[:, :6], oracles.top_basis(G, 6)) < 1e-6
+
+
 def test_the_rank_counts_singular_values_above_1e_6_of_the_largest():
     S = torch.tensor([1.0, 1e-3, 2e-6, 5e-7, 1e-9])
     G = oracles.rows_with_spectrum(S, 9, 60, generator(1))
@@ -197,7 +205,7 @@ def test_half_precision_is_computed_in_float64(dtype):
     assert off_orthonormal(orthonormalise(G)) <= 1e-6
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e30])
 def test_tiny_and_huge_float32_entries_neither_vanish_nor_overflow(scale):
     G = normal(5, 60) * scale
     U, S, rank = top_k_svd(G, 2)
@@ -228,22 +236,32 @@ def test_wrong_products_of_the_device_are_noticed_not_returned(monkeypatch):
     real = blocks.combine
 
     def wrong(W, G, *, out=None):
-        Q, _ = real(W, G, out=out)
+        Q = real(W, G, out=out)
         Q[0] += 0.5 * Q[1]
-        return Q, gram(Q)
+        return Q
 
     monkeypatch.setattr(linalg, "combine", wrong)
-    for routine in (lambda G: top_k_svd(G, 3), orthonormalise):
+    for routine in (lambda G: top_k_svd(G.double(), 3), orthonormalise):
         with pytest.raises(ArithmeticError, match="no basis orthonormal to 1e-05 on device cpu"):
             routine(normal(4, 20))
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-4, 1e-2])
+def test_deviation_is_that_of_the_dense_product(size):
+    Q = orthonormalise(normal(5, 40_000)).T
+    Q[2] += size * Q[0]
+    expected = (Q.double() @ Q.double().T - torch.eye(5).double()).abs().max()
+    assert blocks.deviation(Q) == pytest.approx(float(expected), abs=1e-7)
+    Q[3, 7] = NAN
+    assert math.isnan(blocks.deviation(Q))
 
 
 def test_the_cpu_takes_over_from_a_wrong_device_and_says_so(monkeypatch):
     G, calls = normal(4, 20), []
 
-    def wrong_once(W, X):
-        calls.append(len(X))
-        return None if len(calls) == 1 else real(W, X)
+    def wrong_once(*args, **options):
+        calls.append(args)
+        return None if len(calls) == 1 else real(*args, **options)
 
     real = linalg._orthonormal
     monkeypatch.setattr(linalg, "_orthonormal", wrong_once)

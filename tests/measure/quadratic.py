@@ -23,7 +23,8 @@ class Point(nn.Module):
         self.first = nn.Parameter(start[:half].clone().reshape(-1, 1))
         self.second = nn.Parameter(start[half:].clone())
 
-    def theta(self) -> Tensor:
+    def forward(self) -> Tensor:
+        """The point, as one vector."""
         return torch.cat([self.first.flatten(), self.second])
 
 
@@ -37,7 +38,7 @@ class Quadratic:
     name: str = "quadratic"
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        x = model.theta()
+        x = model()
         away = x - self.minimum.to(x.dtype)
         return away @ self.H.to(x.dtype) @ away / 2 + batch["slope"][0].to(x.dtype) @ x
 

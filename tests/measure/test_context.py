@@ -8,7 +8,7 @@ import torch
 
 from frenet.measure.bases import Sampling, bases_at_damage, bases_at_start
 from frenet.measure.context import measuring
-from frenet.measure.curvature import hessian_product, hutchinson, top_eigenpairs
+from frenet.measure.curvature import hessian_product, hutchinson
 from frenet.measure.damage import fixed_loss
 from frenet.measure.drift import train_and_compare
 from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
@@ -35,12 +35,10 @@ def product_norm(model, task, space):
     return product(torch.ones(space.dim))
 
 
-def curvature(model, task, space):
+def trace(model, task, space):
     product = hessian_product(model, task, BATCH, space=space)
     generator = torch.Generator().manual_seed(0)
-    trace = hutchinson(product, space.dim, probes=2, generator=generator)
-    pairs = top_eigenpairs(product, space.dim, 1, generator=generator)
-    return torch.tensor([*trace, *pairs.values.tolist()])
+    return torch.tensor(hutchinson(product, space.dim, probes=3, generator=generator))
 
 
 def recorded(model, task, space):
@@ -65,7 +63,7 @@ def bases(model, task, space):
     start = bases_at_start(
         model, task, [task.shuffled(0)], sampling=SAMPLING, space=space, training=TRAINING
     )
-    damage = bases_at_damage(model, task, sampling=SAMPLING, space=space, second_order=True)
+    damage = bases_at_damage(model, task, sampling=SAMPLING, space=space, second_order=False)
     return torch.cat([basis.U for basis in (start | damage).values()], dim=1)
 
 
@@ -82,7 +80,7 @@ MEASUREMENTS = {
     "gradient matrix": lambda m, t, s: gradient_matrix(m, t, space=s, n=3, batch_size=2),
     "examples": lambda m, t, s: example_gradients(m, t, BATCH, space=s),
     "Hessian product": product_norm,
-    "curvature": curvature,
+    "trace": trace,
     "loss": lambda m, t, s: torch.tensor(fixed_loss(m, t, size=3)),
     "evaluation": lambda m, t, s: torch.tensor(
         evaluate_at(m, BATCH, space=s, delta=torch.full((s.dim,), 1e-3))

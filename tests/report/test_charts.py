@@ -88,6 +88,8 @@ def test_nulls_and_levels_are_grey_dashed_and_in_the_legend() -> None:
     dashes = scale_of(spec, "strokeDash")["range"]
     assert dashes[0] == [1, 0]
     assert len({tuple(dash) for dash in dashes}) == 4
+    line = next(layer for layer in layers(spec) if layer["mark"]["type"] == "line")
+    assert line["encoding"]["color"]["legend"]["symbolType"] == "stroke"
     picture = drawn(spec)
     for word in colours["domain"]:
         assert f">{word}</text>" in picture

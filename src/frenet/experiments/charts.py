@@ -129,7 +129,7 @@ def lines(
     table, series = prepare(
         rows, (x, y), interval=interval, colour=colour, facet=facet, rules=rules
     )
-    series = series._replace(symbols=POINTS)
+    series = series._replace(symbols=LINES)
     base = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
     layers = bands(rules, series, (x, y))
     if interval:

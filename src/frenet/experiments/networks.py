@@ -3,14 +3,20 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from frenet.experiments.experiment import Cell, Column, Row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import Task
+
+# Held-out examples that say how well a task is known.
+EXAMPLES = 32
 
 # torch and transformers are imported inside the functions: a command line that only prints its
 # help reads the configurations and should not wait seconds for them.
@@ -88,9 +94,53 @@ def build(config: NetworkConfig, *, space: str, seed: int) -> Network:
     return _language_model(config, space, seed)
 
 
-def prepare(config: NetworkConfig, cell: Any) -> None:
+def prepare(config: NetworkConfig, cell: Cell) -> None:
     """Put the network of this cell into the cache."""
     build(config, space=cell["space"], seed=cell["seed"])
+
+
+NETWORK_TABLES = {
+    "learned": (
+        Column("seed", "", "seed of network and data", "key"),
+        Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
+        Column("task", "", "task", "key"),
+        Column("loss", "nats/token", "held-out loss before anything is done", "measure", "chance"),
+        Column("chance", "nats/token", "ln V, a uniform guess over the vocabulary", "reference"),
+        Column("token_accuracy", "fraction", "held-out tokens", "measure", "guess"),
+        Column("exact_match", "fraction", "held-out answers, whole", "measure", "guess"),
+        Column("guess", "fraction", "1 / V", "reference"),
+    ),
+    "notes": (
+        Column("seed", "", "seed of network and data", "key"),
+        Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
+        Column("note", "", "what must be known about the network and its data", "key"),
+    ),
+}
+
+
+def describe(network: Network, cell: Cell, cells: Sequence[Cell]) -> Iterator[Row]:
+    """Rows of the tables learned and notes; only the first cell of a network gives them."""
+    import torch
+
+    from frenet.measure.context import measuring
+    from frenet.network.tasks import evaluate
+
+    shared = ("seed", "space")
+    if cell != next(c for c in cells if all(c[key] == cell[key] for key in shared)):
+        return
+    keys: Row = {key: cell[key] for key in shared}
+    for name, task in network.tasks.items():
+        with measuring(network.model), torch.no_grad():
+            found = evaluate(network.model, next(task.batches("test", EXAMPLES, 0)))
+        context: Row = {"chance": network.chance, "guess": math.exp(-network.chance)}
+        yield {"table": "learned", **keys, "task": name, **found._asdict(), **context}
+    for text in network.notes:
+        yield note(cell, text)
+
+
+def note(cell: Cell, text: str) -> Row:
+    """A row of the table notes."""
+    return {"table": "notes", "seed": cell["seed"], "space": cell["space"], "note": text}
 
 
 def task_names(config: NetworkConfig) -> tuple[str, ...]:
@@ -159,27 +209,34 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     names = task_names(config)
     loaded = load(config.model)
     tasks: dict[str, Task] = {}
+    prints = []
+    notes = [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes]
     for source in config.tasks:
-        tasks.update(text_tasks(source, loaded.tokenizer, max_length=config.max_length))
+        found = text_tasks(source, loaded.tokenizer, max_length=config.max_length)
+        if twice := sorted(set(found) & set(tasks)):
+            raise ValueError(f"two files have a task {twice[0]!r}; rename one of them")
+        tasks |= found
+        prints += [task.fingerprint for task in found.values()]
+        notes += [f"{task.name}: {note}" for task in found.values() for note in task.notes]
     model: nn.Module = loaded.model
     if space == "lora":
         model = attach_lora(model, rank=config.rank, seed=seed)
     selected = ParamSpace.select(model)
     training = Training(config.learn_optimizer, config.learn_batch, config.learn_steps, seed=seed)
-    key = [loaded.fingerprint, sorted(tasks), space, config.rank, config.max_length, str(training)]
+    untrained = selected.read(model)
+    key = [loaded.fingerprint, prints, space, config.rank, config.max_length, str(training)]
     theta = _learned(
         key,
         lambda: train_and_record(
             model, Mixture(tuple(tasks.values())), training, space=selected
         ).theta(config.learn_steps),
     )
-    untrained = selected.read(model)
     selected.write(model, theta)
     measured = {name: tasks[name] for name in names}
     others = {name: task for name, task in tasks.items() if name not in measured}
     chance = math.log(base_model(model).get_output_embeddings().weight.shape[0])
     return Network(
-        model.eval(), selected, selected, measured, others, untrained, chance, loaded.notes
+        model.eval(), selected, selected, measured, others, untrained, chance, tuple(notes)
     )
 
 

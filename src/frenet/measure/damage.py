@@ -132,9 +132,10 @@ class Mixture:
                 yield next(stream)
 
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """Mean of the tasks' scores."""
+        """Mean of the scores that all the tasks have."""
         scores = [task.score(model, split) for task in self.tasks]
-        return {key: sum(s[key] for s in scores) / len(scores) for key in scores[0]}
+        shared = set.intersection(*(set(score) for score in scores))
+        return {key: sum(s[key] for s in scores) / len(scores) for key in sorted(shared)}
 
     def shuffled(self, seed: int) -> "Mixture":
         """Every task with its answers shuffled."""

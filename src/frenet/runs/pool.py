@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from frenet.runs.store import Failure
 from frenet.runs.worker import Job, Outcome, perform, perform_pickled, start_worker, torch_threads
@@ -98,7 +99,7 @@ def _submit(pool: ProcessPoolExecutor, job: Job) -> Future[Outcome]:
         return pool.submit(perform_pickled, payload)
 
 
-def _is_broken(future: Future[Outcome]) -> bool:
+def _is_broken(future: Future[Any]) -> bool:
     """Whether the process of a job was killed; any other exception is for the caller."""
     return isinstance(future.exception(), BrokenProcessPool)
 

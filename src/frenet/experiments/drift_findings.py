@@ -1,0 +1,194 @@
+"""What the rows of `basis_drift` say: claim C3, columns and figures."""
+
+from frenet.experiments.charts import Axis, Rule, dots, lines
+from frenet.experiments.experiment import Claim, Column, Figure, Finding, Rows, Verdict
+from frenet.experiments.intervals import (
+    estimate,
+    high,
+    low,
+    over_seeds,
+    select,
+    series_over_seeds,
+)
+
+LAG, CEILING, CONTROL = 100, 0.7, 0.95
+
+
+def decide(rows: Rows) -> Finding:
+    """Supported where the ratio at lag 100 is below 0.7 while the frozen control is above 0.95."""
+    verdict: Verdict
+    at_lag = select(rows, table="drift", kind="gradients", lag=LAG)
+    ratio, control = estimate(at_lag, "ratio"), estimate(at_lag, "control")
+    if low(control) <= CONTROL:
+        verdict, why = "undecided", f"the frozen control is not clearly above {CONTROL}"
+    elif high(ratio) < CEILING:
+        verdict, why = "supported", f"the ratio is below {CEILING}, the control above {CONTROL}"
+    elif low(ratio) > CEILING:
+        verdict, why = "contradicted", f"the interval lies above {CEILING}"
+    else:
+        verdict, why = "undecided", f"the interval straddles {CEILING}, or there is one seed only"
+    return Finding(
+        claim="C3",
+        verdict=verdict,
+        quantity=f"energy of new gradients in the basis of {LAG} steps ago, over a fresh basis",
+        estimate=ratio,
+        reference="frozen control",
+        reference_estimate=control,
+        why=why,
+        notes=_notes(rows, at_lag),
+    )
+
+
+def _notes(rows: Rows, at_lag: Rows) -> tuple[str, ...]:
+    """The step size decides: say it by optimiser, with half-lives."""
+    notes = []
+    for row in over_seeds(at_lag, by=("mode", "optimizer"), value="ratio"):
+        lives = [
+            life["steps"]
+            for life in select(
+                rows,
+                table="half_life",
+                kind="gradients",
+                mode=row["mode"],
+                optimizer=row["optimizer"],
+            )
+        ]
+        reached = sorted(float(str(life)) for life in lives if life is not None)
+        half = (
+            f"half-life {reached[0]:.0f} to {reached[-1]:.0f} steps in {len(reached)} of "
+            f"{len(lives)} runs, longer than the run in the others"
+            if reached
+            else "half-life longer than the run in every one"
+        )
+        notes.append(f"{row['mode']}, {row['optimizer']}: ratio {row['value']:.2f}; {half}.")
+    return tuple(notes)
+
+
+def drift_chart(rows: Rows) -> object:
+    """Energy ratio against lag, by optimiser, with the frozen control."""
+    table = over_seeds(
+        select(rows, kind="gradients"), by=("mode", "optimizer", "lag"), value="ratio"
+    )
+    control = over_seeds(select(rows, kind="gradients"), by=("mode", "lag"), value="control")
+    table += [{**row, "optimizer": "frozen control"} for row in control]
+    return lines(
+        table,
+        x=Axis("lag", "steps since the basis was made", log=True),
+        y=Axis("value", "energy ratio"),
+        colour=Axis("optimizer", "optimiser"),
+        facet="mode",
+        rules=["frozen control", Rule("threshold", CEILING)],
+    )
+
+
+def distance_chart(rows: Rows) -> object:
+    """The same against the distance travelled: is it steps or distance that wears a basis out?"""
+    keys = ("mode", "optimizer", "lag")
+    gradients = select(rows, kind="gradients")
+    table = over_seeds(gradients, by=keys, value="ratio")
+    moved = {
+        tuple(row[key] for key in keys): row["value"]
+        for row in over_seeds(gradients, by=keys, value="displacement")
+    }
+    for row in table:
+        row["displacement"] = moved[tuple(row[key] for key in keys)]
+    return lines(
+        table,
+        x=Axis("displacement", "distance from the start (2-norm)", log=True),
+        y=Axis("value", "energy ratio"),
+        colour=Axis("optimizer", "optimiser"),
+        facet="mode",
+        rules=[Rule("threshold", CEILING)],
+    )
+
+
+def overlap_chart(rows: Rows) -> object:
+    """Ratio and corrected overlap at lag 100 side by side: they disagree."""
+    table = series_over_seeds(
+        select(rows, kind="gradients", lag=LAG),
+        by=("optimizer",),
+        values={"ratio": "energy ratio", "overlap": "overlap over ceiling", "control": "control"},
+    )
+    return dots(
+        table,
+        x=Axis("value", f"at lag {LAG}"),
+        row=Axis("optimizer", "optimiser"),
+        colour="series",
+        rules=["control"],
+    )
+
+
+_KEYS = (
+    Column("seed", "", "seed of network, data and minibatches", "key"),
+    Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
+    Column("mode", "", "recovery after damage, or fine-tuning on a new task", "key"),
+    Column("task", "", "task", "key"),
+    Column("optimizer", "", "optimiser and rate", "key"),
+    Column("kind", "", "basis of gradients, or of windows of updates", "key"),
+    Column("k", "", "basis dimension", "key"),
+)
+TABLES = {
+    "drift": (
+        *_KEYS,
+        Column("lag", "steps", "steps between the basis and the gradients", "key"),
+        Column(
+            "ratio", "", "held-out energy in the old basis over a fresh one", "measure", "control"
+        ),
+        Column("control", "", "the same without any step between: the ceiling", "reference"),
+        Column("chance", "", "a random basis in place of the old one", "reference"),
+        Column("fresh", "fraction", "held-out energy in the fresh basis", "reference"),
+        Column("overlap", "", "overlap over the ceilings; may exceed 1", "measure", "ceiling_s"),
+        Column("ceiling_s", "fraction", "overlap of two old bases", "reference"),
+        Column("ceiling_t", "fraction", "overlap of two fresh bases", "reference"),
+        Column("displacement", "2-norm", "distance travelled", "key"),
+        Column("loss", "nats/token", "loss on the select split", "measure", "loss_0"),
+        Column("loss_0", "nats/token", "loss at the start", "reference"),
+    ),
+    "half_life": (
+        *_KEYS,
+        Column(
+            "steps", "steps", "lag at which the ratio is 0.5; empty: longer", "measure", "longest"
+        ),
+        Column("longest", "steps", "longest lag that was looked at", "reference"),
+        Column("distance", "2-norm", "the same in distance travelled", "measure", "farthest"),
+        Column("farthest", "2-norm", "greatest distance that was looked at", "reference"),
+    ),
+}
+
+CLAIMS = (
+    Claim(
+        id="C3",
+        statement="The useful basis drifts substantially within 100 steps",
+        paper="within about 100 steps",
+        rule=f"the energy ratio at lag {LAG} is below {CEILING} and the frozen control above "
+        f"{CONTROL}, each with its whole interval",
+        decide=decide,
+        figure="drift",
+    ),
+)
+FIGURES = (
+    Figure(
+        "drift",
+        "How much an old basis holds of new gradients",
+        "Held-out gradient energy in the basis made at the start, over that in a basis made on "
+        "the spot. The frozen control is the same without any training in between.",
+        "drift",
+        drift_chart,
+    ),
+    Figure(
+        "distance",
+        "Steps or distance?",
+        "The same against the distance travelled. Where the curves of different step sizes "
+        "fall together, it is distance that wears a basis out.",
+        "drift",
+        distance_chart,
+    ),
+    Figure(
+        "overlap",
+        "Two measures of the same drift",
+        "The overlap weighs all k directions alike, the energy ratio by how much gradient they "
+        "carry; the overlap may exceed 1 since its ceilings are estimates.",
+        "drift",
+        overlap_chart,
+    ),
+)
