@@ -126,13 +126,14 @@ def test_top_k_is_that_of_the_dense_svd(tiny_blocks, shape):
     torch.testing.assert_close(cosines, torch.ones(k).double(), rtol=0, atol=1e-7)
 
 
-def test_directions_are_right_down_to_the_resolution():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_are_right_down_to_the_resolution(dtype):
     S = torch.logspace(0, -5.5, 12)
-    G = oracles.rows_with_spectrum(S, 12, 400, generator(0))
+    G = oracles.rows_with_spectrum(S, 12, 400, generator(0)).to(dtype)
     U, found, rank = top_k_svd(G, 12)
     assert rank == 12
     assert off_orthonormal(U) <= 1e-6
-    torch.testing.assert_close(found, S.double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found, oracles.svd(G)[1], rtol=1e-4, atol=0)
     assert largest_angle(U, oracles.top_basis(G, 12)) < 1e-6
     assert largest_angle(U[:, :6], oracles.top_basis(G, 6)) < 1e-6
 
@@ -457,3 +458,12 @@ def test_effective_ranks_in_closed_form():
     S = torch.tensor([2.0, 1.0, 1.0])
     assert participation_ratio(S) == pytest.approx(36 / 18)
     assert stable_rank(S) == pytest.approx(6 / 4)
+
+
+def test_steps_of_equal_size_in_every_coordinate_are_orthonormalised() -> None:
+    # Adam's first steps are plus or minus the rate: float32 sums of their squares are biased.
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (4, 100_000), generator=generator).float() * 2 - 1
+    Q = orthonormalise(3e-4 * signs).double()
+    assert Q.shape == (100_000, 4)
+    assert (Q.T @ Q - torch.eye(4)).abs().max() <= 1e-5

@@ -17,8 +17,9 @@ def select(rows: Rows, **wanted: Scalar) -> list[Mapping[str, Scalar]]:
 
 
 def seed_means(rows: Rows, *, by: Sequence[str], value: str) -> list[Row]:
-    """One row a seed and combination of keys, the column averaged over everything else."""
-    means = aggregate(rows, by=(*by, "seed"), value=value)
+    """One row a seed and combination of keys: the column, where it is known, averaged."""
+    known = [row for row in rows if row.get(value) is not None]
+    means = aggregate(known, by=(*by, "seed"), value=value)
     return [{key: row[key] for key in (*by, "seed")} | {value: row["value"]} for row in means]
 
 

@@ -42,7 +42,7 @@ class NetworkConfig:
     """Rank of the LoRA adapters."""
     width: int = 64
     """Width of the synthetic transformer."""
-    train_steps: int = 1500
+    train_steps: int = 2400
     """Steps in which the synthetic transformer is trained on its eight tasks."""
     learn_steps: int = 120
     """Steps in which a language model learns the tasks before it is measured."""

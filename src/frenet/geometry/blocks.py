@@ -51,12 +51,13 @@ def inverse_norms(K: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
 def deviation(Q: Float[Tensor, "k d"]) -> float:
     """How far the rows are from orthonormal, the largest entry of |Q Q^T - I|; NaN for bad rows.
 
-    Summed in float32 over 16,384 columns at a time: wrong by 1e-7 at most, at a third of the price.
+    Summed in float64: the steps of Adam are nearly equal in size in every coordinate, and float32
+    sums of such squares are wrong by more than the 1e-5 that is asked for.
     """
-    K = torch.zeros(len(Q), len(Q), dtype=torch.float64)
-    for part in Q.detach().split(2**14, dim=1):
-        K += (part @ part.T).cpu().double()
-    return float((K - torch.eye(len(Q))).abs().max()) if len(Q) else 0.0
+    K = torch.zeros(len(Q), len(Q), dtype=torch.float64, device=work_device(Q))
+    for _, (part,) in blocks(Q):
+        K.addmm_(part, part.T)
+    return float((K.cpu() - torch.eye(len(Q))).abs().max()) if len(Q) else 0.0
 
 
 def blocks(*matrices: Float[Tensor, "_ d"]) -> Iterator[tuple[slice, list[Tensor]]]:

@@ -143,7 +143,7 @@ def top_eigenpairs(
     values, vectors = eigsh(operator, k=k, which="LM", v0=start, tol=1e-5)
     order = np.argsort(-np.abs(values))
     orthonormal = np.linalg.qr(vectors[:, order])[0]
-    basis = Basis(
-        torch.from_numpy(orthonormal).float(), S=None, space=space, origin="Hessian", rank=k
-    )
+    # A basis is the transpose of contiguous rows, as the other builders make it.
+    rows = torch.from_numpy(orthonormal.T.copy()).float()
+    basis = Basis(rows.T, S=None, space=space, origin="Hessian", rank=k)
     return Eigenpairs(torch.from_numpy(values[order].copy()), basis)

@@ -88,12 +88,12 @@ def ascent(model: nn.Module, damage: Damage) -> None:
 
 
 def zeroed_head(model: nn.Module, damage: Damage) -> None:
-    """Zero the attention head whose loss hurts the task most."""
+    """Zero what the output projection takes from the head whose loss hurts the task most."""
     _zero_worst(model, damage, list(_heads(model, damage.space)))
 
 
 def zeroed_mlp(model: nn.Module, damage: Damage) -> None:
-    """Zero the output of the MLP whose loss hurts the task most."""
+    """Zero the output weights of the MLP whose loss hurts the task most; its bias stays."""
     names = [n for n in damage.space.names if re.search(r"(down_proj|mlp\.c_proj)\b.*weight$", n)]
     _zero_worst(model, damage, [(name, slice(None), slice(None)) for name in names])
 

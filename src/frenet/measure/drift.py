@@ -143,7 +143,9 @@ def update_drift(steps: Float[Tensor, "T d"], *, window: int, k: int) -> dict[in
     return {i * window: basis_drift(thirds[0], thirds[i], k) for i in range(1, len(thirds))}
 
 
-def half_life(ratios: Mapping[float, float], level: float = 0.5) -> float | None:
+def half_life(
+    ratios: Mapping[int, float] | Mapping[float, float], level: float = 0.5
+) -> float | None:
     """First crossing of ``level``, interpolated between the lags that were looked at.
 
     Args:
@@ -158,9 +160,8 @@ def half_life(ratios: Mapping[float, float], level: float = 0.5) -> float | None
     >>> half_life({0: 1.0, 10: 0.75}) is None
     True
     """
-    lags = sorted(ratios)
-    for before, after in pairwise(lags):
-        high, low = ratios[before], ratios[after]
+    points = sorted((float(lag), ratio) for lag, ratio in ratios.items())
+    for (before, high), (after, low) in pairwise(points):
         if low <= level < high:
             return before + (after - before) * (high - level) / (high - low)
     return None

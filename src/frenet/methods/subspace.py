@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from frenet.geometry.basis import Basis
 from frenet.measure.gradients import gradient
 from frenet.measure.trajectory import Training
-from frenet.network.space import ParamSpace
+from frenet.network.space import ParamSpace, require_same_space
 from frenet.network.tasks import Task
 
 
@@ -29,7 +29,13 @@ def train_in_basis(
 
     Returns:
         U c, shape (d,), float32.
+
+    Raises:
+        ValueError: the basis is of other parameters; names the first that differs.
+        FloatingPointError: a loss or gradient is not finite; names the parameter.
     """
+    if basis.space is not None:
+        require_same_space(space, basis.space)
     start = space.read(model)
     coordinates = torch.zeros(basis.k, dtype=torch.float64)
     adaptive = training.optimizer.startswith("adam")

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet.geometry.subspace import Space
+
 Where = str | Callable[[str, nn.Parameter], bool] | None
 
 
@@ -144,7 +146,7 @@ class ParamSpace:
             )
 
 
-def require_same_space(a: ParamSpace, b: ParamSpace) -> None:
+def require_same_space(a: Space, b: Space) -> None:
     """Raise ValueError naming the first parameter in which two spaces differ."""
     for i in range(max(len(a.names), len(b.names))):
         left = (a.names[i], a.shapes[i]) if i < len(a.names) else ("nothing", ())

@@ -51,8 +51,15 @@ def collate(
     """Batch of rows ``(context ids, target ids)``; the loss falls on the target ids only.
 
     Position ids come from the attention mask, so that models with absolute positions give the same
-    logits wherever the padding stands. The id that fills the padding is never looked at.
+    logits wherever the padding stands. The id that fills the padding is never looked at. The first
+    token of a row is no target, since nothing comes before it.
+
+    Raises:
+        ValueError: a row without tokens.
     """
+    for i, (context, target) in enumerate(rows):
+        if not context and not target:
+            raise ValueError(f"row {i} of the batch has no tokens; leave it out")
     width = max(len(context) + len(target) for context, target in rows)
     batch = {
         key: torch.full((len(rows), width), fill, dtype=torch.int64)
@@ -63,7 +70,8 @@ def collate(
         span = slice(width - len(ids), width) if padding_side == "left" else slice(0, len(ids))
         batch["input_ids"][i, span] = ids
         batch["attention_mask"][i, span] = 1
-        batch["labels"][i, span] = ids.masked_fill(torch.arange(len(ids)) < len(context), IGNORE)
+        known = torch.arange(len(ids)) < max(1, len(context))
+        batch["labels"][i, span] = ids.masked_fill(known, IGNORE)
     batch["position_ids"] = position_ids(batch["attention_mask"])
     return batch
 
@@ -197,9 +205,11 @@ def evaluate(model: nn.Module, batch: Batch) -> Evaluation:
     """Loss and accuracy of one batch from one forward pass, the model in the mode it is in."""
     with torch.no_grad():
         logits, labels = target_logits(model, batch)
+        losses = F.cross_entropy(
+            logits.transpose(1, 2), labels, reduction="sum", ignore_index=IGNORE
+        )
     wanted = labels != IGNORE
     right = (logits.argmax(-1) == labels) & wanted
-    losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="sum", ignore_index=IGNORE)
     return Evaluation(
         float(losses / wanted.sum()),
         float(right.sum() / wanted.sum()),

@@ -1,0 +1,87 @@
+"""What holds for every experiment."""
+
+import json
+
+import pytest
+
+from experiments.small import small
+from frenet.experiments import EXPERIMENTS, Experiment
+
+all_experiments = pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=list(EXPERIMENTS))
+
+
+@all_experiments
+def test_every_measure_names_a_reference_that_is_there(experiment: Experiment) -> None:
+    for table, columns in experiment.tables.items():
+        names = [column.name for column in columns]
+        assert len(names) == len(set(names)), table
+        roles = {column.name: column.role for column in columns}
+        for column in columns:
+            if column.role == "measure":
+                assert roles[column.beside] in ("reference", "measure"), (table, column.name)
+                assert column.beside != column.name
+
+
+@all_experiments
+def test_figures_and_claims_point_at_what_is_there(experiment: Experiment) -> None:
+    figures = {figure.id for figure in experiment.figures}
+    assert {figure.table for figure in experiment.figures} <= set(experiment.tables)
+    assert {claim.figure for claim in experiment.claims} <= figures
+    assert {"smoke", "demo", "cpu", "gpu", "lm"} <= set(experiment.presets)
+
+
+@all_experiments
+def test_cells_are_distinct_and_safe_as_file_names(experiment: Experiment) -> None:
+    for name in ("smoke", "demo", "cpu", "gpu"):
+        ids = [cell.id for cell in experiment.cells(experiment.presets[name])]
+        assert len(ids) == len(set(ids))
+        assert all(set(i) <= set("abcdefghijklmnopqrstuvwxyz0123456789=,.-_~") for i in ids)
+
+
+@all_experiments
+def test_rows_fill_their_tables(experiment: Experiment, rows) -> None:
+    own = rows[experiment.name]
+    json.dumps(own, allow_nan=True)
+    seen = {row["table"] for row in own}
+    assert seen >= set(experiment.tables) - {"notes"}
+    for table, columns in experiment.tables.items():
+        part = [row for row in own if row["table"] == table]
+        assert {key for row in part for key in row} <= {c.name for c in columns} | {"table"}
+        for column in columns:
+            if column.role == "measure":
+                filled = [row for row in part if row.get(column.name) is not None]
+                assert all(row.get(column.beside) is not None for row in filled), (table, column)
+
+
+@all_experiments
+def test_a_measure_that_can_be_filled_is_filled_somewhere(experiment: Experiment, rows) -> None:
+    for table, columns in experiment.tables.items():
+        part = [row for row in rows[experiment.name] if row["table"] == table]
+        for column in (c for c in columns if c.role == "measure"):
+            assert any(row.get(column.name) is not None for row in part), (table, column.name)
+
+
+@all_experiments
+def test_the_same_cell_gives_the_same_rows(experiment: Experiment, rows) -> None:
+    config = small(experiment.name)
+    cell = experiment.cells(config)[0]
+    again = list(experiment.run(config, cell))
+    assert json.dumps(again) == json.dumps(rows[experiment.name][: len(again)])
+
+
+@all_experiments
+def test_figures_draw_and_claims_decide(experiment: Experiment, rows) -> None:
+    own = rows[experiment.name]
+    for figure in experiment.figures:
+        spec = figure.chart([r for r in own if r["table"] == figure.table]).to_dict()
+        assert spec["$schema"].startswith("https://vega.github.io/schema/vega-lite/")
+    for claim in experiment.claims:
+        finding = claim.decide(own)
+        assert finding.claim == claim.id
+        assert finding.verdict in ("supported", "contradicted", "undecided")
+
+
+@all_experiments
+def test_no_rows_decide_nothing(experiment: Experiment) -> None:
+    for claim in experiment.claims:
+        assert claim.decide([]).verdict == "undecided"

@@ -1,0 +1,137 @@
+"""The rules that decide the claims, on rows made for them."""
+
+import pytest
+
+from frenet.experiments.drift_findings import decide as drift
+from frenet.experiments.intervals import estimate, high, low, over_seeds
+from frenet.experiments.rank_findings import decide as rank
+from frenet.experiments.recovery_findings import fixed_plane, prefix_span
+
+
+def test_the_seed_is_the_unit_of_the_interval() -> None:
+    rows = [{"seed": s, "x": float(s + j)} for s in (0, 1, 2) for j in (-1, 0, 1)]
+    found = estimate(rows, "x")
+    # Means of the seeds are 0, 1, 2: standard error 1 / sqrt(3), t(2) = 4.302653.
+    assert found.n == 3
+    assert found.value == pytest.approx(1.0)
+    assert found.high == pytest.approx(1 + 4.302652729911275 / 3**0.5)
+
+
+def test_one_seed_has_no_interval_and_decides_nothing() -> None:
+    found = estimate([{"seed": 0, "x": 0.9}], "x")
+    assert (found.low, found.high) == (None, None)
+    assert low(found) == -float("inf")
+    assert high(found) == float("inf")
+    assert estimate([], "x") is None
+
+
+def test_more_rows_of_one_seed_do_not_weigh_more() -> None:
+    rows = [{"seed": 0, "k": 1, "x": 0.0}] * 9 + [{"seed": 1, "k": 1, "x": 1.0}]
+    assert over_seeds(rows, by=("k",), value="x")[0]["value"] == pytest.approx(0.5)
+
+
+def energy(values: list[float], null: float = 0.01, **changes: object) -> list[dict[str, object]]:
+    base = {"table": "energy", "k": 10, "point": "none", "batch_size": 64, "task": "a"}
+    context = {"label_shuffled": 0.8, "in_shuffled_basis": 0.3}
+    return [
+        base
+        | context
+        | {"seed": s, "energy": v, "null_gaussian": null, "null_shuffle": null}
+        | changes
+        for s, v in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "null", "verdict"),
+    [
+        ([0.60, 0.61, 0.62], 0.01, "supported"),
+        ([0.20, 0.21, 0.22], 0.01, "contradicted"),
+        ([0.30, 0.50, 0.70], 0.01, "undecided"),
+        ([0.60, 0.61, 0.62], 0.90, "contradicted"),
+        ([0.60], 0.01, "undecided"),
+    ],
+)
+def test_c1(values: list[float], null: float, verdict: str) -> None:
+    finding = rank(energy(values, null))
+    assert finding.verdict == verdict
+    assert any("shuffled labels have 0.80" in note for note in finding.notes)
+
+
+def test_c1_looks_at_the_trained_network_only() -> None:
+    rows = energy([0.6, 0.61, 0.62]) + energy([0.0, 0.0, 0.0], point="wrong-answers")
+    assert rank(rows).verdict == "supported"
+
+
+def drifts(ratios: list[float], control: float) -> list[dict[str, object]]:
+    base = {"table": "drift", "kind": "gradients", "lag": 100, "mode": "recovery"}
+    return [
+        base | {"optimizer": "adam:1e-3", "seed": s, "ratio": r, "control": control}
+        for s, r in enumerate(ratios)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "control", "verdict"),
+    [
+        ([0.30, 0.31, 0.32], 1.0, "supported"),
+        ([0.90, 0.91, 0.92], 1.0, "contradicted"),
+        ([0.50, 0.70, 0.90], 1.0, "undecided"),
+        ([0.30, 0.31, 0.32], 0.9, "undecided"),
+    ],
+)
+def test_c3(ratios: list[float], control: float, verdict: str) -> None:
+    assert drift(drifts(ratios, control)).verdict == verdict
+
+
+def captures(basis: str, values: list[float], **changes: object) -> list[dict[str, object]]:
+    base = {"table": "capture", "basis": basis, "k": 10, "space": "lora", "optimizer": "adam:1e-3"}
+    context = {"walk_share": 0.3, "k_over_stop": 0.2}
+    return [
+        base | context | {"seed": s, "captured": v, "lift": v / 0.3} | changes
+        for s, v in enumerate(values)
+    ]
+
+
+PREFIX = [0.60, 0.61, 0.62]
+
+
+@pytest.mark.parametrize(
+    ("static", "prefix", "verdict"),
+    [
+        ([0.10, 0.11, 0.12], PREFIX, "supported"),
+        ([0.30, 0.31, 0.32], PREFIX, "contradicted"),
+        ([0.10, 0.11, 0.12], [0.05, 0.06, 0.07], "contradicted"),
+        ([0.10, 0.20, 0.30], PREFIX, "undecided"),
+    ],
+)
+def test_c2(static: list[float], prefix: list[float], verdict: str) -> None:
+    rows = captures("other tasks", static) + captures("prefix", prefix)
+    assert fixed_plane(rows).verdict == verdict
+
+
+def test_c2_takes_the_best_static_basis_and_no_basis_from_the_damaged_point() -> None:
+    rows = captures("prefix", PREFIX) + captures("other tasks", [0.01, 0.01, 0.01])
+    rows += captures("damage direction", [0.10, 0.11, 0.12], k=1)
+    rows += captures("gradients at damage", [0.9, 0.9, 0.9])
+    finding = fixed_plane(rows)
+    assert finding.verdict == "supported"
+    assert "damage direction" in finding.quantity
+
+
+@pytest.mark.parametrize(
+    ("values", "lift", "verdict"),
+    [
+        ([0.80, 0.81, 0.82], 2.0, "supported"),
+        ([0.80, 0.81, 0.82], 1.0, "undecided"),
+        ([0.40, 0.41, 0.42], 2.0, "contradicted"),
+        ([0.40], 2.0, "undecided"),
+    ],
+)
+def test_c4(values: list[float], lift: float, verdict: str) -> None:
+    assert prefix_span(captures("prefix", values, lift=lift)).verdict == verdict
+
+
+def test_c4_is_about_lora() -> None:
+    rows = captures("prefix", [0.80, 0.81, 0.82], space="full", lift=2.0)
+    assert prefix_span(rows).verdict == "undecided"

@@ -1,0 +1,228 @@
+"""Drift against a plane that rotates at a known speed, and a distribution that does not move."""
+
+import math
+
+import pytest
+import torch
+
+import oracles
+from frenet.geometry.rng import generator
+from frenet.measure.drift import basis_drift, half_life, snapshot, train_and_compare, update_drift
+from frenet.measure.trajectory import Training
+from frenet.network.space import ParamSpace
+from frenet.network.synthetic import SyntheticTask
+from measure.quadratic import quadratic
+
+SPEED = 0.02
+
+
+def unit(rows):
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def plane(angle, *, k=2, d=40):
+    """k orthonormal rows, each turned by ``angle`` out of its axis into an axis of its own."""
+    axes = torch.eye(d, dtype=torch.float64)
+    return math.cos(angle) * axes[:k] + math.sin(angle) * axes[k : 2 * k]
+
+
+def vectors(directions, draw, *, n=12, noise=0.0):
+    """Three sets of unit vectors in the span of the rows, with noise in all of R^d."""
+    d = directions.shape[1]
+    rows = torch.randn(3 * n, len(directions), generator=draw).double() @ directions
+    rows = unit(rows) + noise * torch.randn(3 * n, d, generator=draw) / d**0.5
+    return unit(rows).float().split(n)
+
+
+@pytest.mark.parametrize("t", [0, 5, 20, 50, 78])
+def test_a_rotating_plane_has_the_energy_ratio_cos_squared(t):
+    draw = generator(t, "plane")
+    found = basis_drift(vectors(plane(0), draw), vectors(plane(SPEED * t), draw), 2)
+    expected = math.cos(SPEED * t) ** 2
+    assert found.ratio == pytest.approx(expected, abs=1e-5)
+    assert found.overlap == pytest.approx(expected, abs=1e-5)
+    assert found.control == pytest.approx(1, abs=1e-5)
+    assert found.fresh == pytest.approx(1, abs=1e-5)
+    assert (found.ceiling_s, found.ceiling_t) == pytest.approx((1, 1), abs=1e-5)
+
+
+def test_a_rotating_plane_has_the_half_life_of_its_speed():
+    """cos^2 is 1/2 at 45 degrees, pi / (4 speed) = 39.27 steps."""
+    draw = generator(0, "plane")
+    start = vectors(plane(0), draw)
+    ratios = {0: 1.0}
+    for t in range(4, 80, 4):
+        ratios[t] = basis_drift(start, vectors(plane(SPEED * t), draw), 2).ratio
+    assert half_life(ratios) == pytest.approx(math.pi / (4 * SPEED), rel=1e-3)
+
+
+def test_a_noisy_plane_that_does_not_move_has_ratio_and_control_one():
+    """80 frozen pairs, half of the energy in three directions of R^60."""
+    draw, directions = generator(0, "frozen"), plane(0, k=3, d=60)
+    found = [
+        basis_drift(*(vectors(directions, draw, n=24, noise=1.0) for _ in range(2)), 3)
+        for _ in range(80)
+    ]
+    for name in ("ratio", "control"):
+        values = torch.tensor([getattr(drift, name) for drift in found])
+        assert abs(values.mean() - 1) < 4 * values.std() / 80**0.5 + 1e-3, name
+        assert values.std() < 0.05
+    overlaps = torch.tensor([drift.overlap for drift in found])
+    # Overlap and ceilings have the same law; the ratio of one to the mean of two others is near 1.
+    assert abs(overlaps.mean() - 1) < 0.02
+    assert all(0.5 < drift.ceiling_s < 1 for drift in found)
+    assert overlaps.max() > 1  # nothing is clamped
+
+
+def test_turning_all_vectors_together_changes_nothing():
+    draw = generator(0, "turn")
+    sets = [*vectors(plane(0), draw, noise=0.7), *vectors(plane(0.6), draw, noise=0.7)]
+    Q = oracles.random_rotation(40, draw)
+    turned = [(part.double() @ Q).float() for part in sets]
+    before = basis_drift(tuple(sets[:3]), tuple(sets[3:]), 2)
+    after = basis_drift(tuple(turned[:3]), tuple(turned[3:]), 2)
+    assert after == pytest.approx(before, rel=1e-5)
+
+
+def test_every_number_against_explicit_bases():
+    draw = generator(1, "dense")
+    then, now = (vectors(plane(a), draw, noise=0.7) for a in (0, 0.6))
+    U, U_again, V, V_again = (
+        oracles.top_basis(part, 2) for part in (then[0], then[1], now[0], now[1])
+    )
+
+    def held(basis, rows):
+        return sum(oracles.captured_fraction(basis, row) for row in rows) / len(rows)
+
+    found = basis_drift(then, now, 2)
+    assert found.fresh == pytest.approx(held(V, now[2]))
+    assert found.ratio == pytest.approx(held(U, now[2]) / held(V, now[2]))
+    assert found.control == pytest.approx(held(U_again, then[2]) / held(U, then[2]))
+    assert found.ceiling_s == pytest.approx(oracles.overlap(U, U_again))
+    assert found.ceiling_t == pytest.approx(oracles.overlap(V, V_again))
+    ceiling = (found.ceiling_s * found.ceiling_t) ** 0.5
+    assert found.overlap == pytest.approx(oracles.overlap(U, V) / ceiling)
+
+
+# Updates
+
+
+def test_windows_of_updates_do_not_overlap():
+    """Each window of 9 steps lies in a plane of its own: the old basis holds nothing of the next.
+
+    Windows that overlapped would share steps, and hold some.
+    """
+    draw = generator(0, "windows")
+    axes = torch.eye(30)
+    blocks = [torch.randn(9, 2, generator=draw) @ axes[2 * i : 2 * i + 2] for i in range(4)]
+    found = update_drift(torch.cat([*blocks, torch.ones(5, 30)]), window=9, k=2)
+    assert list(found) == [9, 18, 27]  # the last 5 steps are no window
+    for drift in found.values():
+        assert drift.ratio == pytest.approx(0, abs=1e-10)
+        assert drift.overlap == pytest.approx(0, abs=1e-10)
+        assert drift.control == pytest.approx(1)
+        assert drift.fresh == pytest.approx(1)
+
+
+def test_steps_in_one_plane_do_not_drift():
+    steps = torch.randn(36, 2, generator=generator(0, "plane")) @ torch.randn(
+        2, 30, generator=generator(1, "plane")
+    )
+    for drift in update_drift(steps, window=12, k=2).values():
+        assert drift == pytest.approx((1, 1, 1, 1, 1, 1), abs=1e-5)
+
+
+def test_the_first_window_is_compared_with_each_later_one():
+    """The plane turns by one angle between windows; the steps' lengths do not matter."""
+    draw = generator(0, "turning")
+    blocks = [torch.randn(12, 2, generator=draw).double() @ plane(0.2 * i) for i in range(4)]
+    steps = torch.cat(blocks).float() * torch.logspace(0, -4, 48)[:, None]
+    found = update_drift(steps, window=12, k=2)
+    for i, lag in enumerate((12, 24, 36), start=1):
+        assert found[lag].ratio == pytest.approx(math.cos(0.2 * i) ** 2, abs=1e-5)
+
+
+def test_one_window_is_not_compared():
+    assert update_drift(torch.ones(12, 4), window=9, k=1) == {}
+
+
+@pytest.mark.parametrize(("window", "k"), [(5, 2), (30, 0)])
+def test_a_short_window_is_refused(window, k):
+    with pytest.raises(ValueError, match=f"window={window} is short for k={k}; a third of it must"):
+        update_drift(torch.ones(60, 4), window=window, k=k)
+
+
+# Half-life
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [
+        ({0: 1.0, 10: 0.5}, 10.0),
+        ({0: 1.0, 10: 0.0}, 5.0),
+        ({20: 0.25, 0: 1.0, 10: 0.75}, 15.0),  # in any order
+        ({0: 1.0, 10: 0.4, 20: 0.9, 30: 0.1}, 10 * 5 / 6),  # the first crossing
+        ({0: 1.0, 10: 0.9, 20: 0.51}, None),
+        ({0.0: 1.0, 0.5: 0.0}, 0.25),  # in displacement norm
+        ({0: 1.0}, None),
+    ],
+)
+def test_half_life_interpolates_the_first_crossing(ratios, expected):
+    assert half_life(ratios) == (None if expected is None else pytest.approx(expected))
+
+
+def test_half_life_of_an_exponential_and_at_another_level():
+    ratios = {t: math.exp(-t / 30) for t in range(0, 200, 2)}
+    assert half_life(ratios) == pytest.approx(30 * math.log(2), rel=1e-3)
+    assert half_life(ratios, level=0.1) == pytest.approx(30 * math.log(10), rel=1e-3)
+    scaled = {3 * t: ratio for t, ratio in ratios.items()}
+    assert half_life(scaled) == pytest.approx(3 * half_life(ratios))
+
+
+# On networks
+
+
+def test_a_snapshot_is_unit_gradients_of_other_batches_at_every_step(learned):
+    task, space = SyntheticTask("copy"), ParamSpace.select(learned)
+    training = Training("sgd:0", batch_size=8)
+    sets = snapshot(learned, task, training, space=space, n=3, step=0)
+    rows = torch.cat(sets)
+    assert [len(part) for part in sets] == [3, 3, 3]
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(9))
+    again = torch.cat(snapshot(learned, task, training, space=space, n=3, step=0))
+    later = torch.cat(snapshot(learned, task, training, space=space, n=3, step=1))
+    assert torch.equal(rows, again)
+    cosines = (torch.cat([rows, later]) @ torch.cat([rows, later]).T).fill_diagonal_(0)
+    assert cosines.abs().max() < 0.9999  # no batch is seen twice
+
+
+def test_without_training_nothing_drifts_and_with_training_it_does(learned):
+    """The step size is all that differs."""
+    task, space = SyntheticTask("reverse"), ParamSpace.select(learned)
+
+    def drift(optimizer):
+        with space.restored(learned):
+            training = Training(optimizer, batch_size=16, steps=12)
+            return train_and_compare(learned, task, training, space=space, lags=[6, 12], n=16, k=3)
+
+    path, frozen, losses = drift("sgd:0")
+    assert not path.steps.any()
+    assert list(frozen) == [6, 12]
+    assert list(losses) == [0, 6, 12]
+    assert len(set(losses.values())) == 1
+    for found in frozen.values():
+        assert found.ratio == pytest.approx(1, abs=0.1)
+        assert found.control == pytest.approx(1, abs=0.1)
+    path, moving, losses = drift("adam:1e-2")
+    assert losses[12] < losses[0]
+    assert moving[12].ratio < 0.8
+    assert moving[12].control == frozen[12].control
+
+
+def test_gradients_that_only_shrink_do_not_drift():
+    """With equal curvatures in all directions the gradient keeps its direction."""
+    model, task, space = quadratic(torch.ones(30), noise=0.01)
+    training = Training("sgd:0.1", batch_size=1, steps=10, clip=None)
+    _, found, _ = train_and_compare(model, task, training, space=space, lags=[10], n=8, k=1)
+    assert found[10].ratio == pytest.approx(1, abs=1e-2)
+    assert found[10].fresh > 0.99
