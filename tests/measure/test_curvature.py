@@ -1,5 +1,7 @@
 """Hessian products, traces and eigenpairs against dense Hessians."""
 
+import copy
+
 import pytest
 import torch
 from torch.func import functional_call
@@ -24,27 +26,30 @@ def dense_hessian(model, task, batch, *, space):
         return task.loss(Functional(model, space.unflatten(vector)), batch)
 
     with sdpa_kernel(SDPBackend.MATH):
-        return torch.autograd.functional.hessian(loss, theta)
+        return torch.autograd.functional.hessian(loss, theta, vectorize=True)
 
 
 @pytest.fixture(scope="module")
 def dense():
-    """A network of 455 parameters with its whole Hessian and its Hessian product."""
+    """A network of 476 parameters with its whole Hessian and its Hessian product."""
     model = SyntheticTransformer(SyntheticConfig(width=4, layers=1, heads=2), seed=1)
     task, space = SyntheticTask("reverse"), ParamSpace.select(model)
     batch = next(task.batches("train", 16, 0))
     product = hessian_product(model, task, batch, space=space)
-    products = torch.stack([product(row) for row in torch.eye(space.dim)])
-    return dense_hessian(model, task, batch, space=space), products, product
+    # The product reads the model at the time of the call, so it goes on in float32.
+    return dense_hessian(copy.deepcopy(model), task, batch, space=space), product
 
 
-def test_the_products_with_all_unit_vectors_are_the_hessian(dense):
-    H, products, _ = dense
-    assert (products - H).norm() < 1e-5 * H.norm()
+def test_products_with_unit_vectors_are_columns_of_the_hessian(dense):
+    H, product = dense
+    assert H.shape == (476, 476)
+    columns = torch.randperm(476, generator=torch.Generator().manual_seed(0))[:60]
+    products = torch.stack([product(torch.eye(476)[i]) for i in columns])
+    assert (products - H[columns]).norm() < 1e-5 * H[columns].norm()
 
 
 def test_the_product_is_linear_and_symmetric(dense):
-    H, _, product = dense
+    H, product = dense
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, len(H), generator=generator)
     expected = 2 * product(x) - 3 * product(y)
@@ -133,7 +138,7 @@ def test_a_product_that_is_not_finite_is_named():
 
 
 def test_hutchinson_agrees_with_the_dense_trace(dense):
-    H, _, product = dense
+    H, product = dense
     found = hutchinson(product, len(H), probes=40, generator=torch.Generator().manual_seed(0))
     square = float((H @ H).trace())
     assert abs(found.trace - float(H.trace())) < 4 * found.trace_error
@@ -180,7 +185,7 @@ def test_top_eigenpairs_of_a_known_spectrum():
 
 
 def test_top_eigenpairs_of_a_network(dense):
-    H, _, product = dense
+    H, product = dense
     found = top_eigenpairs(product, len(H), 6, generator=torch.Generator().manual_seed(0))
     values, vectors = torch.linalg.eigh(H)
     order = values.abs().argsort(descending=True)[:6]

@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Sequence
 
 from frenet._version import __version__
+from frenet.cli.codes import DONE, FAULT, MISTAKE, NO_RESULT, STOPPED
 
-DONE, NO_RESULT, MISTAKE, FAULT, STOPPED = 0, 1, 2, 70, 130
 HELP = """\
 usage: frenet COMMAND [options]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from frenet.cli import DONE, MISTAKE, NO_RESULT
+from frenet.cli.codes import DONE, MISTAKE, NO_RESULT
 from frenet.cli.options import (
     DEFAULT_PRESET,
     LANGUAGE_MODEL_PRESET,

@@ -18,7 +18,9 @@ NULLS = ("null_gaussian", "null_shuffle")
 def decide(rows: Rows) -> Finding:
     """Supported where the interval at k = 10 is above 0.4 and above every null."""
     verdict: Verdict
-    at_k = select(rows, table="energy", k=K, point="none")
+    every_size = select(rows, table="energy", k=K, point="none")
+    size = max((int(str(row["batch_size"])) for row in every_size), default=0)
+    at_k = select(every_size, batch_size=size)
     energy = estimate(at_k, "energy")
     null = max(
         (found for name in NULLS if (found := estimate(at_k, name)) is not None),
@@ -35,7 +37,7 @@ def decide(rows: Rows) -> Finding:
     return Finding(
         claim="C1",
         verdict=verdict,
-        quantity=f"held-out gradient energy in the top {K} directions",
+        quantity=f"held-out gradient energy in the top {K} directions, batches of {size}",
         estimate=energy,
         reference="highest null",
         reference_estimate=null,
@@ -181,8 +183,8 @@ CLAIMS = (
         id="C1",
         statement="Task gradients are locally low-rank",
         paper="strongly low-rank",
-        rule=f"at k = {K}, the interval's lower end is above {FLOOR} and above the upper end "
-        "of every Gaussian and shuffle null",
+        rule=f"at k = {K} and the largest batch size measured, the interval's lower end is above "
+        f"{FLOOR} and above the upper end of every Gaussian and shuffle null",
         decide=decide,
         figure="energy",
     ),

@@ -83,13 +83,13 @@ def blocks(*matrices: Float[Tensor, "_ d"]) -> Iterator[tuple[slice, list[Tensor
 
 
 def block_size() -> int:
-    """Numbers in a block: 2^19, which the cache holds, for one thread; 2^22 (32 MB) for more.
+    """Numbers in a block: 2^18, which the cache holds, for one thread; 2^22 (32 MB) for more.
 
-    Measured with 64 rows, in reused buffers: one thread is 1.25 times slower at 2^22. Two threads
-    are as fast at either on an idle machine, but meet eight times less often at 2^22, which is 2 to
-    3 times faster where other processes want the cores too.
+    Measured with the Gram matrix of 64 x 1,000,000 while other processes wanted the cores: one
+    thread 0.31 s at 2^18 and 0.39 s at 2^22; two threads, which meet 16 times less often in the
+    large blocks, 7 s at 2^18, 2.2 s at 2^19 and 1.0 s at 2^22.
     """
-    return 2**19 if torch.get_num_threads() == 1 else 2**22
+    return 2**18 if torch.get_num_threads() == 1 else 2**22
 
 
 def double(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

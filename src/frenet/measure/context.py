@@ -17,20 +17,25 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
     Training flags, ``requires_grad`` and ``.grad`` are afterwards as they were. Evaluation mode
     also switches gradient checkpointing off, which ``torch.func`` does not support.
     """
-    training = [(module, module.training) for module in model.modules()]
+    # Most models are in evaluation mode already, and a large one has thousands of modules: what is
+    # as it should be is not touched.
+    training = [module for module in model.modules() if module.training]
     wanted = set(map(id, space.parameters(model))) if space else set()
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
-        model.eval()
-        for parameter, _, _ in parameters:
-            parameter.requires_grad_(id(parameter) in wanted)
+        if training:
+            model.eval()
+        for parameter, flag, _ in parameters:
+            if flag != (id(parameter) in wanted):
+                parameter.requires_grad_(not flag)
         yield
     finally:
-        for module, flag in training:
-            module.training = flag
+        for module in training:
+            module.training = True
         for parameter, flag, grad in parameters:
             parameter.requires_grad_(flag)
-            parameter.grad = grad
+            if parameter.grad is not grad:
+                parameter.grad = grad
 
 
 @contextmanager

@@ -51,11 +51,11 @@ def linear_rows(
 
     Source: Goodfellow (2015), Efficient per-example gradient computations, arXiv 1510.01799.
     """
-    owners = _owners(model, space)
+    parameters = space.parameters(model)
+    owners = _owners(model, parameters)
     if owners is None:
         return None
     calls: dict[nn.Module, list[Call]] = {}
-    parameters = space.parameters(model)
     layers = {module for module, _ in owners}
     with (
         measuring(model, space),
@@ -71,8 +71,9 @@ def linear_rows(
     parts = []
     for (module, name), parameter in zip(owners, parameters, strict=True):
         part = _rows_of(calls.get(module, []), name, batch)
-        zeros = parameter.new_zeros(len(slopes), parameter.numel())
-        parts.append(zeros if part is None else part.flatten(1))
+        if part is None:
+            part = parameter.new_zeros(len(slopes), parameter.numel())
+        parts.append(part.flatten(1))
     rows = torch.cat(parts, dim=1).float()
     filled = [
         torch.zeros_like(p) if total is None else total
@@ -102,13 +103,15 @@ def vmapped_rows(
     return torch.cat([parts[name].flatten(1).float() for name in space.names], dim=1)
 
 
-def _owners(model: nn.Module, space: ParamSpace) -> list[tuple[nn.Module, str]] | None:
+def _owners(model: nn.Module, parameters: list[nn.Parameter]) -> list[tuple[nn.Module, str]] | None:
     """The linear layer, and "weight" or "bias", behind every parameter; None where one has none."""
-    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    found: dict[int, list[tuple[nn.Module, str]]] = {id(parameter): [] for parameter in parameters}
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            found.setdefault(id(parameter), []).append((module, name))
-    owners = [found[id(parameter)] for parameter in space.parameters(model)]
+        # Not named_parameters: that takes a millisecond for a small model.
+        for name, parameter in module._parameters.items():
+            if id(parameter) in found:
+                found[id(parameter)].append((module, name))
+    owners = list(found.values())
     if any(len(own) != 1 or type(own[0][0]) is not nn.Linear for own in owners):
         return None
     return [own[0] for own in owners]
@@ -163,5 +166,14 @@ def _rows_of(calls: list[Call], name: str, batch: Batch) -> Tensor | None:
     if not calls or any(call.x.shape[:2] != batch["labels"].shape for call in calls):
         return None
     if name == "bias":
-        return torch.stack([call.slope.sum(1) for call in calls]).sum(0)
-    return torch.stack([call.slope.transpose(1, 2) @ call.x for call in calls]).sum(0)
+        parts = [call.slope.sum(1) for call in calls]
+    else:
+        parts = [_outer(call) for call in calls]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def _outer(call: Call) -> Tensor:
+    """sum_t slope_t x_t^T for every example, the narrow side first, which is up to 4 times faster."""
+    if call.slope.shape[2] > call.x.shape[2]:
+        return (call.x.transpose(1, 2) @ call.slope).transpose(1, 2)
+    return call.slope.transpose(1, 2) @ call.x

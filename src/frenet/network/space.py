@@ -71,15 +71,21 @@ class ParamSpace:
 
     def parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """The selected parameters of ``model``, in order; an error where the model has others."""
-        own = dict(model.named_parameters(remove_duplicate=False))
+        found: list[nn.Parameter] = []
         for name, shape in zip(self.names, self.shapes, strict=True):
-            if name not in own or tuple(own[name].shape) != shape:
-                found = f"shape {tuple(own[name].shape)}" if name in own else "nothing"
-                raise ValueError(
-                    f"the model does not fit this parameter space: {name} should have shape "
-                    f"{shape}, found {found}; select the space on this model"
-                )
-        return [own[name] for name in self.names]
+            try:
+                found.append(model.get_parameter(name))
+            except AttributeError:
+                own = "nothing"
+            else:
+                if tuple(found[-1].shape) == shape:
+                    continue
+                own = f"shape {tuple(found[-1].shape)}"
+            raise ValueError(
+                f"the model does not fit this parameter space: {name} should have shape "
+                f"{shape}, found {own}; select the space on this model"
+            )
+        return found
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " d"]:
         """The vector in R^d of a dict of tensors, in float32."""
