@@ -130,7 +130,6 @@ def test_flags_change_the_preset_and_the_default_folder_is_found_again(capsys):
     assert (config["tasks"], config["seeds"]) == (["copy"], [0])
     assert "Sums add up" in out
     assert f"results: {folder}\nreport: {folder / 'report.html'}" in out
-    assert "Sums add up" in (folder / "report.html").read_text(encoding="utf-8")
     assert "[1/1] seed=0,task=copy" in err
     assert cli.main(args) == 0
     assert f"{folder} was finished at" in capsys.readouterr().err

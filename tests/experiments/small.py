@@ -6,17 +6,29 @@ from typing import Any
 from frenet.experiments import EXPERIMENTS
 
 # Small enough for seconds, trained enough to be damaged and to recover.
-SMALL: dict[str, Any] = {"width": 32, "train_steps": 250, "seeds": (0,)}
+SMALL: dict[str, Any] = {
+    "width": 32,
+    "train_steps": 250,
+    "seeds": (0,),
+    "only": ("copy",),
+    "damage_steps": 60,
+    "depth": 0.5,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "gradient-rank": SMALL | {"n": 12, "points": ("none", "wrong-answers")},
+    "gradient-rank": SMALL
+    | {"n": 12, "points": ("none", "wrong-answers"), "only": ("copy", "sort")},
     "basis-drift": SMALL
-    | {"modes": ("recovery", "finetune"), "n": 12, "lags": (1, 5, 60), "window": 12},
+    | {"modes": ("recovery", "finetune"), "n": 12, "lags": (1, 5, 40), "window": 12},
     "recovery-basis": SMALL
     | {
         "spaces": ("full", "lora"),
         "protocols": ("wrong-answers",),
         "lora_optimizers": ("adam:3e-3",),
-        "batch_size": 32,
+        "batch_size": 16,
+        "damage_batch": 16,
+        "ks": (1, 4),
+        "function_k": 4,
+        "vector_steps": 1,
         "second_order": True,
         "probe_size": 32,
         "optimised": ("prefix", "random"),

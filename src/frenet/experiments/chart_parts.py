@@ -169,7 +169,7 @@ def tooltip(
         tips.append(alt.Tooltip(field=series.field, type="nominal", title=series.title or "series"))
     for axis in axes:
         numeric = any(number(row.get(axis.field)) is not None for row in rows)
-        form = {"type": "quantitative", "format": ".4~g"} if numeric else {"type": "nominal"}
+        form: dict[str, Any] = {"type": "quantitative", "format": ".4~g"} if numeric else {"type": "nominal"}
         tips.append(alt.Tooltip(field=axis.field, title=axis.title, **form))
     ends = [alt.Tooltip(field=end, type="quantitative", format=".4~g") for end in interval or ()]
     return tips + ends
@@ -233,7 +233,7 @@ def panels(
     chart = alt.layer(*layers, data=inline(list(table)))
     if facet is None:
         return chart.properties(height=height, width=560, description=words)
-    order = list(dict.fromkeys(row[facet] for row in table))
+    order: Any = list(dict.fromkeys(row[facet] for row in table))
     panel = alt.Facet(field=facet, type="nominal", title=None, sort=order)
     columns = max(1, min(3, len(order)))
     framed = chart.properties(height=height, width=round(560 / columns))
