@@ -180,6 +180,16 @@ def test_evaluating_is_undone_when_the_model_fails():
     assert state(model) == before
 
 
+def test_a_backward_pass_inside_adds_to_nothing_outside():
+    model = in_use("gpt2")
+    space, before = ParamSpace.select(model), state(model)
+    with measuring(model, space):
+        assert all(p.grad is None for p in model.parameters())
+        RowsTask().loss(model, BATCH).backward()
+        assert all(p.grad is not None for p in space.parameters(model))
+    assert state(model) == before
+
+
 def test_dropout_is_what_would_have_made_the_difference():
     """Without the evaluation mode the tests above would fail: two plain looks differ."""
     model = tiny_gpt2().train()
@@ -210,8 +220,10 @@ def test_gradient_checkpointing_changes_nothing(reentrant):
     # The second name is that of transformers before 5.20.
     enable = getattr(inner, "activation_checkpointing_enable", inner.gradient_checkpointing_enable)
     enable({"use_reentrant": reentrant})
+    before = state(model)
     for name in ("gradient", "examples", "Hessian product"):
         measure = MEASUREMENTS[name]
         torch.testing.assert_close(measure(model, task, space), measure(plain, task, space))
+    # The embeddings' hook, which torch.func refuses, is there again.
+    assert state(model) == before
     assert inner.model.gradient_checkpointing
-    assert model.training

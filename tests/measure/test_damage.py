@@ -217,6 +217,18 @@ def test_nothing_to_zero_in_the_space_is_refused(protocol):
         PROTOCOLS[protocol](model, damage)
 
 
+def test_forgetting_is_learning_the_other_tasks(learned):
+    damage = damage_of(learned)
+
+    def others():
+        return [fixed_loss(learned, task, size=64) for task in damage.others]
+
+    with damage.space.restored(learned):
+        before = others()
+        damages.forgetting(learned, damage)
+        assert all(b < 0.8 * a for a, b in zip(before, others(), strict=True))
+
+
 def test_forgetting_needs_another_task(learned):
     damage = Damage(COPY, (), ParamSpace.select(learned), 1.0, Training("adam:1e-3", 8, 2))
     with pytest.raises(ValueError, match="forgetting copy needs at least one other task"):

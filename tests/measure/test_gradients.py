@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from transformers import BatchEncoding
 
 from frenet.measure import per_example
 from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
@@ -238,6 +239,16 @@ def test_examples_without_a_mask_equal_a_loop():
     space = ParamSpace.select(model)
     found = example_gradients(model, RowsTask(), batch, space=space)
     assert (found - loop(model, RowsTask(), batch, space=space)).abs().max() < 1e-5
+
+
+def test_batches_of_tokenizers_are_taken_as_they_are(unchecked):
+    """transformers' BatchEncoding is no dict, and may hold columns that the model does not know."""
+    model, batch = tiny_qwen2(), collate(ROWS)
+    space = ParamSpace.select(model)
+    encoded = BatchEncoding({**batch, "special_tokens_mask": torch.zeros(3, 9)})
+    for measure in (gradient, example_gradients):
+        expected = measure(model, RowsTask(), batch, space=space)
+        assert torch.equal(measure(model, RowsTask(), encoded, space=space), expected)
 
 
 def test_adapters_need_one_backward_pass_and_whole_models_a_vmap():

@@ -169,7 +169,9 @@ def tooltip(
         tips.append(alt.Tooltip(field=series.field, type="nominal", title=series.title or "series"))
     for axis in axes:
         numeric = any(number(row.get(axis.field)) is not None for row in rows)
-        form: dict[str, Any] = {"type": "quantitative", "format": ".4~g"} if numeric else {"type": "nominal"}
+        form: dict[str, Any] = (
+            {"type": "quantitative", "format": ".4~g"} if numeric else {"type": "nominal"}
+        )
         tips.append(alt.Tooltip(field=axis.field, title=axis.title, **form))
     ends = [alt.Tooltip(field=end, type="quantitative", format=".4~g") for end in interval or ()]
     return tips + ends

@@ -66,7 +66,8 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     yield from describe(network, cell, cells(config))
     keys: Row = {"table": "energy", **dict(cell.keys)}
     gradients: dict[str, torch.Tensor] = {}
-    for name, task in network.tasks.items():
+    for name in network.measured:
+        task = network.tasks[name]
         try:
             with damaged(network, task, config, protocol=cell["point"], seed=cell["seed"]):
                 gradients[name] = _sample(network, task, config, cell)

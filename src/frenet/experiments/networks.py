@@ -64,6 +64,7 @@ class Network:
         damage_space: the parameters that damage moves. It is the space itself, except for adapters
             on the synthetic transformer: there the weights are damaged and the adapters recover.
         tasks: the tasks it has learned, by name.
+        measured: names of those that the configuration asks about.
         unseen: tasks it has not learned, for ordinary fine-tuning and for forgetting.
         untrained: the space's parameters before the tasks were learned, where they still mean
             something: a language model that has not been fine-tuned. None for the synthetic one.
@@ -75,6 +76,7 @@ class Network:
     space: "ParamSpace"
     damage_space: "ParamSpace"
     tasks: "dict[str, Task]"
+    measured: tuple[str, ...]
     unseen: "dict[str, Task]"
     untrained: "Tensor | None"
     chance: float
@@ -173,6 +175,7 @@ def _known_tasks(config: NetworkConfig) -> tuple[str, ...]:
 def _synthetic(config: NetworkConfig, space: str, seed: int) -> Network:
     from frenet.network.space import ParamSpace
     from frenet.network.synthetic import (
+        LEARNED,
         UNSEEN,
         VOCABULARY,
         SyntheticConfig,
@@ -182,9 +185,8 @@ def _synthetic(config: NetworkConfig, space: str, seed: int) -> Network:
 
     shape = SyntheticConfig(width=config.width, steps=config.train_steps)
     model: nn.Module = trained_synthetic(shape, seed=seed)
-    names = task_names(config)
-    tasks: dict[str, Task] = {name: SyntheticTask(name) for name in names}
-    unseen: dict[str, Task] = {name: SyntheticTask(name) for name in UNSEEN if name not in tasks}
+    tasks: dict[str, Task] = {name: SyntheticTask(name) for name in LEARNED}
+    unseen: dict[str, Task] = {name: SyntheticTask(name) for name in UNSEEN}
     weights = ParamSpace.select(model)
     if space == "lora":
         from frenet.network.adapters import attach_lora
@@ -194,7 +196,8 @@ def _synthetic(config: NetworkConfig, space: str, seed: int) -> Network:
         weights = ParamSpace.select(model, lambda name, _: "lora_" not in name)
     else:
         selected = weights
-    return Network(model, selected, weights, tasks, unseen, None, math.log(VOCABULARY))
+    known = tasks, task_names(config), unseen
+    return Network(model, selected, weights, *known, None, math.log(VOCABULARY))
 
 
 def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
@@ -206,7 +209,6 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     from frenet.network.tasks import base_model
     from frenet.network.text import text_tasks
 
-    names = task_names(config)
     loaded = load(config.model)
     tasks: dict[str, Task] = {}
     prints = []
@@ -232,11 +234,17 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
         ).theta(config.learn_steps),
     )
     selected.write(model, theta)
-    measured = {name: tasks[name] for name in names}
-    others = {name: task for name, task in tasks.items() if name not in measured}
     chance = math.log(base_model(model).get_output_embeddings().weight.shape[0])
     return Network(
-        model.eval(), selected, selected, measured, others, untrained, chance, tuple(notes)
+        model=model.eval(),
+        space=selected,
+        damage_space=selected,
+        tasks=tasks,
+        measured=task_names(config),
+        unseen={},
+        untrained=untrained,
+        chance=chance,
+        notes=tuple(notes),
     )
 
 

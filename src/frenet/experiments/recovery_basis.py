@@ -121,6 +121,7 @@ EXPERIMENT = Experiment(
             lora_optimizers=("adam:3e-4",),
             ks=(1, 2, 5, 10),
             n=32,
+            vector_steps=10,
         ),
         "cpu": Config(spaces=("full", "lora")),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),

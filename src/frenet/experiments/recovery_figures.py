@@ -68,6 +68,7 @@ def curve_chart(rows: Rows) -> object:
         x=Axis("step", "recovery step"),
         y=Axis("value", "loss (nats per token)"),
         facet="protocol",
+        interval=None,
     )
 
 

@@ -148,7 +148,9 @@ def _recovery_rows(case: Case, own: "Recovery", other: "Recovery", replicate: in
         "replicate_cosine": float(cosine_similarity(mine, its, dim=0)),
         "cosine_chance": case.network.space.dim**-0.5,
     }
-    for step, loss in own.losses[:: max(1, len(own.losses) // 25)]:
+    # The same steps in every run, so that runs can be averaged; denser where the loss falls most.
+    grid = {case.config.every * round(1.25**i) for i in range(40)} | {0, own.losses[-1][0]}
+    for step, loss in (pair for pair in own.losses if pair[0] in grid):
         yield {
             "table": "curve",
             **case.keys,

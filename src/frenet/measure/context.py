@@ -28,14 +28,15 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
         for parameter, flag, _ in parameters:
             if flag != (id(parameter) in wanted):
                 parameter.requires_grad_(not flag)
+            # A backward pass would add to the very tensor that is kept for the end.
+            parameter.grad = None
         yield
     finally:
         for module in training:
             module.training = True
         for parameter, flag, grad in parameters:
             parameter.requires_grad_(flag)
-            if parameter.grad is not grad:
-                parameter.grad = grad
+            parameter.grad = grad
 
 
 @contextmanager
