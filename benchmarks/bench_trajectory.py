@@ -23,7 +23,7 @@ from frenet.measure.trajectory import Training, train_and_record
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch
 
-AIM = 1.05
+AIM = "at most 1.05"
 RATE = 1e-4
 
 
