@@ -34,7 +34,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         found = row["ratio"]
         figure = f"{found:.3g}" if isinstance(found, float) else str(found)
-        lines.append(f"| {row['name']} | {figure} | {row['aim']} | {row['detail']} |")
+        aim = "-" if row["aim"] is None else row["aim"]
+        cells = (
+            str(cell).replace("|", "\\|") for cell in (row["name"], figure, aim, row["detail"])
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
