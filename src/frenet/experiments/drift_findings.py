@@ -54,12 +54,10 @@ def _notes(rows: Rows, at_lag: Rows) -> tuple[str, ...]:
             )
         ]
         reached = sorted(float(str(life)) for life in lives if life is not None)
-        half = (
-            f"half-life {reached[0]:.0f} to {reached[-1]:.0f} steps in {len(reached)} of "
-            f"{len(lives)} runs, longer than the run in the others"
-            if reached
-            else "half-life longer than the run in every one"
-        )
+        half = "half-life longer than the run"
+        if reached:
+            few = f" in {len(reached)} of {len(lives)} runs" if len(reached) < len(lives) else ""
+            half = f"half-life {reached[0]:.0f} to {reached[-1]:.0f} steps{few}"
         notes.append(f"{row['mode']}, {row['optimizer']}: ratio {row['value']:.2f}; {half}.")
     return tuple(notes)
 

@@ -33,7 +33,8 @@ def decide(rows: Rows) -> Finding:
     elif high(energy) < floor:
         verdict, why = "contradicted", f"the interval lies below {floor:.2f}"
     else:
-        verdict, why = "undecided", f"the interval straddles {floor:.2f}, or there is one seed only"
+        line = "the highest null" if floor > FLOOR else f"{FLOOR}"
+        verdict, why = "undecided", f"the interval straddles {line}, or there is one seed only"
     return Finding(
         claim="C1",
         verdict=verdict,

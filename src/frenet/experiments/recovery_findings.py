@@ -67,7 +67,7 @@ def prefix_span(rows: Rows) -> Finding:
     return Finding(
         claim="C4",
         verdict=verdict,
-        quantity=f"LoRA recovery captured by the first {best} updates",
+        quantity=f"LoRA recovery captured by the first {best or 'few'} updates",
         estimate=shown,
         reference="random-walk share",
         reference_estimate=estimate(select(lora, k=best), "walk_share"),
