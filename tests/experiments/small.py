@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "ks": (1, 4),
         "function_k": 4,
         "vector_steps": 1,
-        "second_order": True,
+        "second_order": ("Krylov", "Hessian"),
         "probe_size": 32,
         "optimised": ("prefix", "random"),
     },

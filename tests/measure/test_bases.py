@@ -28,7 +28,7 @@ def test_the_bases_are_orthonormal_know_their_space_and_leave_the_network_alone(
     before = {name: p.detach().clone() for name, p in learned.named_parameters()}
     found = start_of(learned)
     assert list(found) == ["random", "gradients at start", "other tasks", "task vectors"]
-    found |= bases_at_damage(learned, COPY, sampling=SAMPLING, space=space, second_order=True)
+    found |= bases_at_damage(learned, COPY, sampling=SAMPLING, space=space)
     assert list(found)[4:] == ["gradients at damage", "Adam-scaled gradients", "Krylov", "Hessian"]
     for name, basis in found.items():
         assert basis.space is space or basis.space == space
@@ -59,7 +59,7 @@ def test_gradient_bases_are_the_leading_directions_of_unit_gradients(learned):
     )
     scaled = own / (own.square().mean(0).sqrt() + 1e-8)
     found = start_of(learned) | bases_at_damage(
-        learned, COPY, sampling=SAMPLING, space=space, second_order=False
+        learned, COPY, sampling=SAMPLING, space=space, second_order=()
     )
     rows = {
         "gradients at start": own,
@@ -88,7 +88,7 @@ def test_adam_scaling_is_what_holds_an_adam_step():
     curvatures = torch.logspace(-2, 2, 30)
     model, task, space = quadratic(curvatures, noise=1e-5)
     sampling = Sampling(k=1, n=4, batch_size=1, seed=0)
-    found = bases_at_damage(model, task, sampling=sampling, space=space, second_order=False)
+    found = bases_at_damage(model, task, sampling=sampling, space=space, second_order=())
     with space.restored(model):
         training = Training("adam:1e-3", batch_size=1, steps=1, clip=None)
         step = train_and_record(model, task, training, space=space).displacement()
@@ -103,16 +103,22 @@ def test_second_order_bases_of_a_quadratic_are_known():
     model, task, space = quadratic(curvatures)
     # Equal batches give gradients of rank one.
     sampling = Sampling(k=1, n=3, batch_size=1, seed=0)
-    found = bases_at_damage(model, task, sampling=sampling, space=space, second_order=True)
+    found = bases_at_damage(model, task, sampling=sampling, space=space)
     _, vectors = spectrum_matrix(curvatures, torch.Generator().manual_seed(0))
     assert float(principal_angles(found["Hessian"].U, vectors[:, :1])[-1]) < 1e-3
 
     noisy, task, space = quadratic(curvatures, noise=1.0)
     sampling = Sampling(k=3, n=12, batch_size=1, seed=0)
-    found = bases_at_damage(noisy, task, sampling=sampling, space=space, second_order=True)
+    found = bases_at_damage(noisy, task, sampling=sampling, space=space)
     assert float(principal_angles(found["Hessian"].U, vectors[:, :3])[-1]) < 1e-3
     batch = next(task.batches("train", 2, 0))
     slope = gradient(noisy, task, batch, space=space)
     expected = oracles.krylov(task.H, slope, 3)
     assert float(principal_angles(found["Krylov"].U, expected)[-1]) < 1e-3
     torch.testing.assert_close(found["Krylov"].U[:, 0].abs(), (slope / slope.norm()).abs())
+
+
+def test_an_unknown_second_order_basis_is_refused(learned):
+    space = ParamSpace.select(learned)
+    with pytest.raises(ValueError, match="no basis 'Hesse' in second_order"):
+        bases_at_damage(learned, COPY, sampling=SAMPLING, space=space, second_order=("Hesse",))

@@ -5,9 +5,8 @@ import copy
 import pytest
 import torch
 
-from frenet.geometry.basis import prefix_basis, random_basis
 from frenet.geometry.rng import generator
-from frenet.measure.recovery import evaluate_at, prefix_context, recover, recovered_loss, regained
+from frenet.measure.recovery import evaluate_at, prefix_capture, recover, recovered_loss, regained
 from frenet.measure.trajectory import Training, Trajectory
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticTask
@@ -114,29 +113,42 @@ def path_of(steps):
 def test_the_context_of_a_prefix_by_hand():
     """Steps (3, 0, 0), (0, 4, 0), (1, 0, 2): the displacement is (4, 4, 2)."""
     path = path_of(torch.tensor([[3.0, 0, 0], [0, 4, 0], [1, 0, 2]]))
-    one = prefix_context(path, path.prefix(1))
+    one = prefix_capture(path, 1)
     assert one["walk_share"] == pytest.approx(9 / 30)
     assert one["lift"] == pytest.approx((16 / 36) / (9 / 30))
     assert one["rest"] == pytest.approx(1 / 21)  # of (1, 4, 2) in the first axis
-    two = prefix_context(path, path.prefix(2))
+    two = prefix_capture(path, 2)
     assert two["walk_share"] == pytest.approx(25 / 30)
     assert two["lift"] == pytest.approx((32 / 36) / (25 / 30))
     assert two["rest"] == pytest.approx(1 / 5)
-    three = prefix_context(path, path.prefix(3))
-    assert three == {"walk_share": 1.0, "lift": pytest.approx(1.0), "rest": None}
+    three = prefix_capture(path, 3)
+    assert three == {
+        "captured": pytest.approx(1.0),
+        "walk_share": 1.0,
+        "lift": pytest.approx(1.0),
+        "rest": None,
+    }
 
 
-def test_the_context_in_any_basis_against_explicit_projections():
+def test_a_repeated_step_counts_as_a_step_of_the_prefix():
+    """Steps (1, 0), (1, 0), (0, 2): two steps span one direction and hold half of the norm."""
+    found = prefix_capture(path_of(torch.tensor([[1.0, 0], [1, 0], [0, 2]])), 2)
+    assert found["captured"] == pytest.approx(4 / 8)
+    assert found["walk_share"] == pytest.approx(2 / 6)
+
+
+def test_the_context_of_a_prefix_against_explicit_projections():
     draw = generator(0, "path")
     path = path_of(torch.randn(12, 30, generator=draw))
-    basis = random_basis(30, 4, draw)
-    P = basis.U.double() @ basis.U.double().T
+    Q = torch.linalg.qr(path.steps[:4].double().T).Q
+    P = Q @ Q.T
     total, rest = path.steps.double().sum(0), path.steps[4:].double().sum(0)
-    found = prefix_context(path, basis)
+    found = prefix_capture(path, 4)
     share = float(path.steps[:4].square().sum() / path.steps.square().sum())
     assert found["walk_share"] == pytest.approx(share)
     captured = float((P @ total).norm() ** 2 / total.norm() ** 2)
-    assert found["lift"] * share == pytest.approx(captured)
+    assert found["captured"] == pytest.approx(captured)
+    assert found["lift"] == pytest.approx(captured / share)
     assert found["rest"] == pytest.approx(float((P @ rest).norm() ** 2 / rest.norm() ** 2))
 
 
@@ -148,8 +160,8 @@ def test_a_random_walk_has_lift_one_and_its_rest_is_at_chance():
     for _ in range(60):
         steps = norms[:, None] * torch.randn(30, d, generator=draw) / d**0.5
         path = path_of(steps)
-        found = prefix_context(path, path.prefix(k))
-        captured.append(found["lift"] * found["walk_share"])
+        found = prefix_capture(path, k)
+        captured.append(found["captured"])
         shares.append(found["walk_share"])
         rests.append(found["rest"])
     captured, rests, shares = map(torch.tensor, (captured, rests, shares))
@@ -162,8 +174,9 @@ def test_a_random_walk_has_lift_one_and_its_rest_is_at_chance():
 
 def test_a_straight_path_is_held_by_its_first_step():
     path = path_of(torch.ones(10, 4))
-    found = prefix_context(path, prefix_basis(path.steps, 1))
+    found = prefix_capture(path, 1)
     assert found == {
+        "captured": pytest.approx(1.0),
         "walk_share": pytest.approx(0.1),
         "lift": pytest.approx(10.0),
         "rest": pytest.approx(1.0),

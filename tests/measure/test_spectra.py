@@ -54,6 +54,12 @@ def test_isotropic_noise_has_energy_k_over_d_held_out_and_far_more_in_sample():
     assert all(one["ceiling"][2] == pytest.approx(1) for one in found)
 
 
+def test_equal_gradients_have_all_energy_in_one_direction_and_nothing_beside_their_mean():
+    found = energies(torch.ones(8, 20), ks=(1, 2))
+    assert found["energy"] == pytest.approx([1, 1])
+    assert found["centred"] == [None, None]
+
+
 def test_planted_directions_hold_the_planted_share():
     """An estimated direction is off by noise / signal = (1 - s) / (n s / k), from n fitted rows."""
     n, d, k = 240, 400, 3

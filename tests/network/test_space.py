@@ -6,7 +6,8 @@ from torch import nn
 
 from frenet.geometry import rng
 from frenet.geometry.basis import Space
-from frenet.network.space import ParamSpace, require_same_space
+from frenet.geometry.subspace import require_same_space
+from frenet.network.space import ParamSpace
 
 
 class Net(nn.Module):

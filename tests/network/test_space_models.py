@@ -6,9 +6,10 @@ from models import tiny_gpt2, tiny_llama, tiny_qwen2
 from safetensors.torch import save_file
 
 from frenet.geometry import rng
+from frenet.geometry.subspace import require_same_space
 from frenet.network.adapters import attach_lora
 from frenet.network.load import load
-from frenet.network.space import ParamSpace, require_same_space
+from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate, token_loss
 
 IDS = torch.tensor([[5, 9, 3, 5]])

@@ -5,15 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from frenet.experiments.damaged import DamageConfig, NotDamagedError, damaged
+from frenet.experiments.damaged import LANGUAGE_MODEL, DamageConfig, NotDamagedError, damaged
 from frenet.experiments.drift_findings import CLAIMS, FIGURES, TABLES
-from frenet.experiments.experiment import (
-    Cell,
-    Experiment,
-    Row,
-)
+from frenet.experiments.experiment import Cell, Experiment, Row
 from frenet.experiments.networks import (
     NETWORK_TABLES,
+    SMALL_NETWORK,
     NetworkConfig,
     build,
     describe,
@@ -54,15 +51,7 @@ class Config(DamageConfig, NetworkConfig):
 def cells(config: Config) -> list[Cell]:
     """One cell a seed, space, mode, task and optimiser."""
     return [
-        Cell(
-            (
-                ("seed", seed),
-                ("space", space),
-                ("mode", mode),
-                ("task", task),
-                ("optimizer", optimizer),
-            )
-        )
+        Cell.of(seed=seed, space=space, mode=mode, task=task, optimizer=optimizer)
         for seed in config.seeds
         for space in config.spaces
         for mode in config.modes
@@ -155,7 +144,6 @@ EXPERIMENT = Experiment(
     presets={
         "smoke": Config(
             only=("reverse",),
-            seeds=(0, 1),
             modes=("recovery",),
             optimizers=("adam:3e-4",),
             n=8,
@@ -163,30 +151,24 @@ EXPERIMENT = Experiment(
             batch_size=16,
             lags=(1, 10, 100),
             damage_batch=16,
-            width=32,
-            train_steps=300,
+            **SMALL_NETWORK,
         ),
         "demo": Config(
             only=("reverse",),
             optimizers=("adam:3e-5", "adam:3e-4"),
-            n=32,
+            n=24,
             lags=(1, 3, 10, 30, 100),
         ),
         "cpu": Config(spaces=("full", "lora")),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(
-            spaces=("lora",),
-            max_tasks=3,
             lora_optimizers=("adamw:1e-3",),
-            damage_optimizer="adamw:2e-3",
-            damage_batch=8,
-            damage_steps=60,
-            depth=0.5,
             batch_size=8,
             n=16,
             k=8,
             lags=(1, 3, 10, 30, 100),
             window=24,
+            **LANGUAGE_MODEL,
         ),
     },
     prepare=prepare,

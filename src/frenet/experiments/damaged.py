@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from frenet.experiments.networks import Network
@@ -22,6 +22,17 @@ class DamageConfig:
     """Most steps of the protocols that train."""
     damage_batch: int = 64
     """Examples in a batch of damage."""
+
+
+# What the presets "lm", for language models, say of network and damage.
+LANGUAGE_MODEL: dict[str, Any] = {
+    "spaces": ("lora",),
+    "max_tasks": 3,
+    "damage_optimizer": "adamw:2e-3",
+    "damage_batch": 8,
+    "damage_steps": 60,
+    "depth": 0.5,
+}
 
 
 class NotDamagedError(ValueError):

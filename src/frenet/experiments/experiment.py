@@ -14,11 +14,16 @@ Verdict = Literal["supported", "contradicted", "undecided"]
 class Cell:
     """The unit of work and of resuming: a pure function of the configuration and of these keys.
 
-    >>> Cell((("seed", 0), ("optimizer", "adam:3e-5"))).id
+    >>> Cell.of(seed=0, optimizer="adam:3e-5").id
     'seed=0,optimizer=adam~3e-5'
     """
 
     keys: tuple[tuple[str, str | int | float], ...]
+
+    @classmethod
+    def of(cls, **keys: str | int | float) -> "Cell":
+        """The cell with these keys, in this order."""
+        return cls(tuple(keys.items()))
 
     @property
     def id(self) -> str:

@@ -4,14 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from frenet.experiments.damaged import DamageConfig, NotDamagedError, damaged
-from frenet.experiments.experiment import (
-    Cell,
-    Experiment,
-    Row,
-)
+from frenet.experiments.damaged import LANGUAGE_MODEL, DamageConfig, NotDamagedError, damaged
+from frenet.experiments.experiment import Cell, Experiment, Row
 from frenet.experiments.networks import (
     NETWORK_TABLES,
+    SMALL_NETWORK,
     NetworkConfig,
     build,
     describe,
@@ -46,49 +43,44 @@ class Config(DamageConfig, NetworkConfig):
 
 
 def cells(config: Config) -> list[Cell]:
-    """One cell a seed, space, point and batch size: overlaps need all tasks together."""
+    """One cell a seed, space and point: overlaps need all tasks together."""
     return [
-        Cell((("seed", seed), ("space", space), ("point", point), ("batch_size", size)))
+        Cell.of(seed=seed, space=space, point=point)
         for seed in config.seeds
         for space in config.spaces
         for point in config.points
-        for size in config.batch_sizes
     ]
 
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables energy, spectrum and overlap."""
-    from frenet.geometry import rng
-    from frenet.geometry.energy import half_splits
-    from frenet.measure.spectra import NullSpectra, effective_ranks, held_out_energy
-
     network = build(config, space=cell["space"], seed=cell["seed"])
     yield from describe(network, cell, cells(config))
-    keys: Row = {"table": "energy", **dict(cell.keys)}
-    gradients: dict[str, torch.Tensor] = {}
+    sampled: dict[int, dict[str, torch.Tensor]] = {size: {} for size in config.batch_sizes}
     for name in network.measured:
         task = network.tasks[name]
+        pair = task, task.shuffled(cell["seed"])
         try:
+            # Damage by training is slow: both kinds of gradients, at every batch size, at once.
             with damaged(network, task, config, protocol=cell["point"], seed=cell["seed"]):
-                gradients[name] = _sample(network, task, config, cell)
-                shuffled = _sample(network, task.shuffled(cell["seed"]), config, cell)
+                found = {
+                    size: [_sample(network, one, config, size, cell["seed"]) for one in pair]
+                    for size in config.batch_sizes
+                }
         except NotDamagedError as error:
             yield note(cell, f"{cell['point']} left out: {error}")
             continue
-        draw = rng.generator(cell["seed"], "gradient-rank", cell.id, name)
-        sizes = network.space.sizes
-        draws = [NullSpectra.draw(gradients[name], sizes, draw) for _ in range(config.nulls)]
-        splits = half_splits(2 * config.n, config.repeats, draw)
-        table = held_out_energy(gradients[name], shuffled, splits=splits, draws=draws, ks=config.ks)
-        for i, k in enumerate(config.ks):
-            measured = {column: values[i] for column, values in table.items()}
-            yield {**keys, "task": name, "k": k, **measured, "chance": k / network.space.dim}
-        ranks = effective_ranks(gradients[name], draws[0])
-        yield {**keys, "table": "spectrum", "task": name, **ranks}
-    yield from _overlaps(gradients, config, {**keys, "table": "overlap"})
+        for size, (gradients, shuffled) in found.items():
+            keys: Row = {**dict(cell.keys), "batch_size": size, "task": name}
+            yield from _spectra(network, config, keys, gradients, shuffled)
+            sampled[size][name] = gradients
+    for size, tasks in sampled.items():
+        yield from _overlaps(tasks, config, {**dict(cell.keys), "batch_size": size})
 
 
-def _sample(network: "Network", task: "Task", config: Config, cell: Cell) -> "torch.Tensor":
+def _sample(
+    network: "Network", task: "Task", config: Config, batch_size: int, seed: int
+) -> "torch.Tensor":
     """2n gradients of the task at the present point."""
     from frenet.measure.gradients import gradient_matrix
 
@@ -97,9 +89,31 @@ def _sample(network: "Network", task: "Task", config: Config, cell: Cell) -> "to
         task,
         space=network.space,
         n=2 * config.n,
-        batch_size=cell["batch_size"],
-        seed=cell["seed"],
+        batch_size=batch_size,
+        seed=seed,
     )
+
+
+def _spectra(
+    network: "Network",
+    config: Config,
+    keys: Row,
+    gradients: "torch.Tensor",
+    shuffled: "torch.Tensor",
+) -> Iterator[Row]:
+    """Held-out energy at every k, and effective ranks, of one task's gradients."""
+    from frenet.geometry import rng
+    from frenet.geometry.energy import half_splits
+    from frenet.measure.spectra import NullSpectra, effective_ranks, held_out_energy
+
+    draw = rng.generator(int(str(keys["seed"])), "gradient-rank", *map(str, keys.values()))
+    draws = [NullSpectra.draw(gradients, network.space.sizes, draw) for _ in range(config.nulls)]
+    splits = half_splits(2 * config.n, config.repeats, draw)
+    table = held_out_energy(gradients, shuffled, splits=splits, draws=draws, ks=config.ks)
+    for i, k in enumerate(config.ks):
+        measured = {column: values[i] for column, values in table.items()}
+        yield {"table": "energy", **keys, "k": k, **measured, "chance": k / network.space.dim}
+    yield {"table": "spectrum", **keys, **effective_ranks(gradients, draws[0])}
 
 
 def _overlaps(gradients: "dict[str, torch.Tensor]", config: Config, keys: Row) -> Iterator[Row]:
@@ -113,7 +127,7 @@ def _overlaps(gradients: "dict[str, torch.Tensor]", config: Config, keys: Row) -
         for other, (_, second) in halves.items():
             overlap = subspace_overlap(first.U, second.U)
             pair: Row = {"task": name, "other": other, "k": k, "overlap": overlap}
-            yield {**keys, **pair, "chance": k / first.d}
+            yield {"table": "overlap", **keys, **pair, "chance": k / first.d}
 
 
 EXPERIMENT = Experiment(
@@ -128,29 +142,18 @@ EXPERIMENT = Experiment(
     presets={
         "smoke": Config(
             only=("reverse", "sort"),
-            seeds=(0, 1),
             n=12,
             batch_sizes=(16,),
             nulls=1,
             repeats=4,
             ks=(1, 5, 10),
             points=("none",),
-            width=32,
-            train_steps=300,
+            **SMALL_NETWORK,
         ),
         "demo": Config(only=("reverse", "sort", "addition"), n=32, nulls=1),
         "cpu": Config(spaces=("full", "lora")),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
-        "lm": Config(
-            spaces=("lora",),
-            max_tasks=3,
-            n=32,
-            batch_sizes=(8,),
-            damage_optimizer="adamw:2e-3",
-            damage_batch=8,
-            damage_steps=60,
-            depth=0.5,
-        ),
+        "lm": Config(n=32, batch_sizes=(8,), **LANGUAGE_MODEL),
     },
     prepare=prepare,
 )

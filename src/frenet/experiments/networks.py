@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # Held-out examples that say how well a task is known.
 EXAMPLES = 32
 
+# What the presets "smoke" of all experiments say of the network.
+SMALL_NETWORK: dict[str, Any] = {"seeds": (0, 1), "width": 32, "train_steps": 300}
+
 # torch and transformers are imported inside the functions: a command line that only prints its
 # help reads the configurations and should not wait seconds for them.
 
@@ -124,7 +127,7 @@ def describe(network: Network, cell: Cell, cells: Sequence[Cell]) -> Iterator[Ro
     """Rows of the tables learned and notes; only the first cell of a network gives them."""
     import torch
 
-    from frenet.measure.context import measuring
+    from frenet.network.context import measuring
     from frenet.network.tasks import evaluate
 
     shared = ("seed", "space")

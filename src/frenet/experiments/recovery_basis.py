@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from frenet.experiments.damaged import NotDamagedError, damaged, require_damage
+from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged, require_damage
 from frenet.experiments.experiment import Cell, Experiment, Row
 from frenet.experiments.networks import (
     NETWORK_TABLES,
+    SMALL_NETWORK,
     build,
     describe,
     prepare,
@@ -27,15 +28,7 @@ if TYPE_CHECKING:
 def cells(config: Config) -> list[Cell]:
     """One cell a seed, space, task, protocol and optimiser."""
     return [
-        Cell(
-            (
-                ("seed", seed),
-                ("space", space),
-                ("task", task),
-                ("protocol", protocol),
-                ("optimizer", optimizer),
-            )
-        )
+        Cell.of(seed=seed, space=space, task=task, protocol=protocol, optimizer=optimizer)
         for seed in config.seeds
         for space in config.spaces
         for task in task_names(config)
@@ -100,18 +93,16 @@ EXPERIMENT = Experiment(
     presets={
         "smoke": Config(
             only=("reverse",),
-            seeds=(0, 1),
             protocols=("wrong-answers",),
             optimizers=("adam:3e-4",),
             steps=150,
             n=12,
             batch_size=16,
             ks=(1, 5, 10),
-            second_order=False,
+            second_order=(),
             vector_steps=3,
             optimised=("prefix",),
-            width=32,
-            train_steps=300,
+            **SMALL_NETWORK,
         ),
         "demo": Config(
             only=("reverse",),
@@ -121,28 +112,26 @@ EXPERIMENT = Experiment(
             lora_optimizers=("adam:3e-4",),
             ks=(1, 2, 5, 10),
             n=32,
+            every=2,
+            second_order=("Krylov",),
             vector_steps=10,
+            optimised=("prefix", "random"),
         ),
         "cpu": Config(spaces=("full", "lora")),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(
-            spaces=("lora",),
-            max_tasks=3,
             protocols=("wrong-answers", "absolute-noise"),
             lora_optimizers=("adamw:1e-3",),
-            damage_optimizer="adamw:2e-3",
-            damage_batch=8,
-            damage_steps=60,
-            depth=0.5,
             steps=120,
             batch_size=8,
             every=2,
             ks=(1, 2, 5, 10, 16),
             n=24,
-            second_order=False,
+            second_order=(),
             vector_steps=10,
             optimised=("prefix", "random"),
             probe_size=16,
+            **LANGUAGE_MODEL,
         ),
     },
     prepare=prepare,

@@ -49,8 +49,8 @@ class Config(DamageConfig, NetworkConfig):
     """Basis dimensions."""
     n: int = 64
     """Gradients that a gradient basis is made of."""
-    second_order: bool = True
-    """Also the Krylov and Hessian bases, which need Hessian products."""
+    second_order: tuple[str, ...] = ("Krylov", "Hessian")
+    """Bases that need Hessian products: the Krylov space of the gradient, top eigenvectors."""
     vector_steps: int = 30
     """Steps that each other task is trained for its task vector."""
     optimised: tuple[str, ...] = ("prefix", "gradients at damage", "random")
@@ -166,7 +166,7 @@ def _capture_rows(
 ) -> Iterator[Row]:
     """What every basis holds of one recovery's displacement, and what that is worth."""
     from frenet.geometry.basis import svd_basis
-    from frenet.measure.recovery import prefix_context
+    from frenet.measure.recovery import prefix_capture
 
     assert own.stop is not None
     config, largest = case.config, max(case.config.ks)
@@ -180,7 +180,8 @@ def _capture_rows(
     full = _function(case, displacement)
     for name, basis in bases.items():
         for k in (k for k in config.ks if k <= basis.k):
-            part = basis.truncate(k)
+            # Dependent steps count as steps, though they add no direction.
+            part = path.prefix(k) if name == "prefix" else basis.truncate(k)
             ceiling = bases["PCA of replicate"]
             row: Row = {
                 "table": "capture",
@@ -198,7 +199,7 @@ def _capture_rows(
                     ceiling.truncate(min(k, ceiling.k)).captured_fraction(displacement)
                 )
                 if name == "prefix":
-                    row |= prefix_context(path, part)
+                    row |= prefix_capture(path, k)
                 if k == min(config.function_k, basis.k):
                     optimise = replicate == 0 and name in config.optimised
                     row |= _worth(case, part, own, full=full, optimise=optimise)

@@ -42,7 +42,7 @@ class Space(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """k orthonormal directions in R^d.
+    """k orthonormal directions in R^d. Vectors that it is given are taken to its own device.
 
     Args:
         U: (d, k) float32 with |U^T U - I| <= 1e-5; k = 0 is the zero subspace.
@@ -99,12 +99,12 @@ class Basis:
     def coordinates(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n k"]:
         """Coordinates U^T x in the basis, float32; leading axes are kept."""
         self._require_length(x, self.d, "coordinates, the basis is in R^")
-        return x.float() @ self.U
+        return x.to(self.U) @ self.U
 
     def expand(self, c: Float[Tensor, "*n k"]) -> Float[Tensor, "*n d"]:
         """The vector U c with these coordinates, float32; differentiable in c."""
         self._require_length(c, self.k, "entries, the number of directions is ")
-        return c.float() @ self.U.T
+        return c.to(self.U) @ self.U.T
 
     def project(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """The part of x inside the subspace, U U^T x."""
@@ -119,7 +119,7 @@ class Basis:
             ValueError: a vector is zero, so that there is nothing to capture.
         """
         self._require_length(x, self.d, "coordinates, the basis is in R^")
-        rows = x.reshape(-1, self.d)
+        rows = x.to(self.U.device).reshape(-1, self.d)
         energies = torch.tensor([float(gram(row[None])) for row in rows], dtype=torch.float64)
         if (energies == 0).any():
             index = int((energies == 0).nonzero()[0])
@@ -154,7 +154,7 @@ def overlap(a: Basis, b: Basis) -> float:
     (1.0, 0.0)
     """
     _require_comparable(a, b)
-    return subspace_overlap(a.U, b.U)
+    return subspace_overlap(a.U, b.U.to(a.U.device))
 
 
 def angles(a: Basis, b: Basis) -> Float[Tensor, " j"]:
@@ -168,7 +168,7 @@ def angles(a: Basis, b: Basis) -> Float[Tensor, " j"]:
     tensor([0.5000], dtype=torch.float64)
     """
     _require_comparable(a, b)
-    return principal_angles(a.U, b.U)
+    return principal_angles(a.U, b.U.to(a.U.device))
 
 
 def require_finite_in(space: Space | None, rows: Float[Tensor, "n d"], what: str) -> None:
@@ -187,12 +187,13 @@ def require_finite_in(space: Space | None, rows: Float[Tensor, "n d"], what: str
 
 def _require_comparable(a: Basis, b: Basis) -> None:
     if a.space is not None and b.space is not None:
-        _require_same_space(a.space, b.space)
+        require_same_space(a.space, b.space)
     if a.d != b.d:
         raise ValueError(f"the {a.origin} basis lives in R^{a.d}, the {b.origin} basis in R^{b.d}")
 
 
-def _require_same_space(a: Space, b: Space) -> None:
+def require_same_space(a: Space, b: Space) -> None:
+    """Raise ValueError naming the first parameter in which two spaces differ."""
     entries = [list(zip(space.names, space.shapes, strict=True)) for space in (a, b)]
     for i, (left, right) in enumerate(zip_longest(*entries, fillvalue=("nothing", ()))):
         if left != right:

@@ -71,7 +71,12 @@ def bases_at_start(
 
 
 def bases_at_damage(
-    model: nn.Module, task: Task, *, sampling: Sampling, space: ParamSpace, second_order: bool
+    model: nn.Module,
+    task: Task,
+    *,
+    sampling: Sampling,
+    space: ParamSpace,
+    second_order: Sequence[str] = ("Krylov", "Hessian"),
 ) -> dict[str, Basis]:
     """Bases from the damaged point: gradients, the same in Adam's metric, Krylov, Hessian.
 
@@ -83,20 +88,27 @@ def bases_at_damage(
         task: the damaged task.
         sampling: dimension and gradients.
         space: the d parameters.
-        second_order: also the Krylov space of gradient and Hessian, and the Hessian's eigenvectors.
+        second_order: which of "Krylov" (the space of gradient and Hessian) and "Hessian" (its top
+            eigenvectors) to make; each takes at least k Hessian products.
+
+    Raises:
+        ValueError: another name in ``second_order``.
     """
+    if unknown := set(second_order) - {"Krylov", "Hessian"}:
+        raise ValueError(f"no basis {unknown.pop()!r} in second_order; there are Krylov, Hessian")
     rows = _rows(model, task, sampling, space)
     scaled = rows / (rows.square().mean(0).sqrt() + 1e-8)
     found = {
         "gradients at damage": _leading(rows, sampling, space),
         "Adam-scaled gradients": _leading(scaled, sampling, space),
     }
-    if second_order:
-        batch = next(task.batches("train", 2 * sampling.batch_size, sampling.seed))
-        product = hessian_product(model, task, batch, space=space)
+    batch = next(task.batches("train", 2 * sampling.batch_size, sampling.seed))
+    product = hessian_product(model, task, batch, space=space)
+    if "Krylov" in second_order:
         slope = gradient(model, task, batch, space=space)
-        lanczos = rng.generator(sampling.seed, "recovery", "lanczos")
         found["Krylov"] = krylov_basis(product, slope, sampling.k, space=space, origin="Krylov")
+    if "Hessian" in second_order:
+        lanczos = rng.generator(sampling.seed, "recovery", "lanczos")
         found["Hessian"] = top_eigenpairs(
             product, space.dim, sampling.k, generator=lanczos, space=space
         ).basis

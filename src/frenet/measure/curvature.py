@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import grad, jvp
 
 from frenet.geometry.basis import Basis
-from frenet.measure.context import transformable
+from frenet.network.context import transformable
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Functional, Task, columns_to_keep, with_additive_mask
 

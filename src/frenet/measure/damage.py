@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.geometry import rng
-from frenet.measure.context import measuring
 from frenet.measure.trajectory import Training, train_and_record
+from frenet.network.context import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Split, Task, base_model
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from frenet.measure.context import measuring
 from frenet.measure.per_example import linear_rows, vmapped_rows
+from frenet.network.context import measuring
 from frenet.network.memory import require_memory
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Split, Task

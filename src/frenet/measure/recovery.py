@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from frenet.geometry.basis import Basis
 from frenet.geometry.nulls import random_walk_share
-from frenet.measure.context import measuring
 from frenet.measure.damage import fixed_loss
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
+from frenet.network.context import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Evaluation, Task, evaluate
 
@@ -99,18 +98,19 @@ def evaluate_at(
         return evaluate(model, batch)
 
 
-def prefix_context(trajectory: Trajectory, basis: Basis) -> dict[str, float | None]:
-    """What belongs beside the capture of the first k steps.
+def prefix_capture(trajectory: Trajectory, k: int) -> dict[str, float | None]:
+    """What the span of the first k steps holds of the whole displacement, and its context.
 
     ``walk_share`` is the share of the summed squared step norms that falls in the first k steps: a
     random walk's prefix captures that much. ``lift`` is the capture over it. ``rest`` is the
     capture of theta_T - theta_k, of which a random walk's prefix holds k / d.
     """
-    k = basis.k
+    basis = trajectory.prefix(k)
     share = float(random_walk_share(trajectory.steps.norm(dim=1), k))
     captured = float(basis.captured_fraction(trajectory.displacement()))
     rest = trajectory.displacement(k)
     return {
+        "captured": captured,
         "walk_share": share,
         "lift": captured / share,
         "rest": float(basis.captured_fraction(rest)) if rest.any() else None,

@@ -43,7 +43,7 @@ def held_out_energy(
     splits: Sequence[Split],
     draws: Sequence[NullSpectra],
     ks: Sequence[int],
-) -> dict[str, list[float]]:
+) -> dict[str, list[float | None]]:
     """Energy of one half of the gradients in the top-k basis of the other half, and its context.
 
     n vectors always fit in n dimensions, so only held-out energy says anything:
@@ -59,9 +59,9 @@ def held_out_energy(
 
     Returns:
         Lists over ks, as fractions: ``energy``; ``ceiling`` (the second half in its own basis);
-        ``centred`` (the fit half's mean removed); ``label_shuffled`` (the shuffled task in its own
-        basis); ``in_shuffled_basis`` (the task in the shuffled task's basis); ``null_gaussian``,
-        ``null_shuffle``, ``null_sign``.
+        ``centred`` (the fit half's mean removed; None where nothing is left); ``label_shuffled``
+        (the shuffled task in its own basis); ``in_shuffled_basis`` (the task in the shuffled task's
+        basis); ``null_gaussian``, ``null_shuffle``, ``null_sign``.
     """
     count = len(gradients)
     joint = unit_gram(torch.cat([gradients, shuffled]))
@@ -75,14 +75,16 @@ def held_out_energy(
         "ceiling": mean(own, [(b, b) for _, b in splits]),
         "label_shuffled": mean(joint[count:, count:], splits),
         "in_shuffled_basis": mean(joint, [(a + count, b) for a, b in splits]),
-        "centred": torch.stack(
-            [energy.captured_energy(energy.centred(own, a), a, b, ks) for a, b in splits]
-        ).mean(0),
     }
     for name in NullSpectra._fields:
         found = torch.stack([mean(getattr(draw, name), splits) for draw in draws])
         columns[f"null_{name}"] = found.max(0).values
-    return {name: values.tolist() for name, values in columns.items()}
+    moved = [(energy.centred(own, fit), fit, test) for fit, test in splits]
+    # Gradients of one and the same batch are all equal to their mean.
+    left = [part for part in moved if part[0].diagonal()[part[2]].any()]
+    live = [energy.captured_energy(*part, ks) for part in left]
+    centred = torch.stack(live).mean(0).tolist() if live else [None] * len(ks)
+    return {"centred": centred} | {name: values.tolist() for name, values in columns.items()}
 
 
 def effective_ranks(gradients: Float[Tensor, "n d"], null: NullSpectra) -> dict[str, float]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.geometry.basis import Basis, prefix_basis
-from frenet.measure.context import measuring
+from frenet.network.context import measuring
 from frenet.network.memory import require_memory
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task

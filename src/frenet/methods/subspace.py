@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from frenet.geometry.basis import Basis
+from frenet.geometry.subspace import Basis, require_same_space
 from frenet.measure.gradients import gradient
 from frenet.measure.trajectory import Training
-from frenet.network.space import ParamSpace, require_same_space
+from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task
 
 

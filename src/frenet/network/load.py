@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -172,7 +173,7 @@ def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple
     try:
         stored = AutoConfig.from_pretrained(where, **options)
         # The report of names is read instead of letting a part stay at random values.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _bars(downloads=not isinstance(where, Path)):
             model, report = AutoModelForCausalLM.from_pretrained(
                 where, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, **options,
@@ -190,6 +191,21 @@ def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple
     if unused := sorted(report["unexpected_keys"]):
         notes.append(f"{len(unused)} stored tensors have no place in the model: {unused[0]}, ...")
     return model, notes
+
+
+@contextmanager
+def _bars(*, downloads: bool) -> Iterator[None]:
+    """Bars for downloads only: what is read from disk is there at once."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    try:
+        if not downloads:
+            logging.disable_progress_bar()
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _cannot_load(where: Path | str, error: Exception) -> Exception:

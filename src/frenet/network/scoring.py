@@ -1,7 +1,6 @@
 """Scoring without gradients: accuracy over batches, and log-probabilities of continuations."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -12,19 +11,6 @@ from frenet.network.tasks import IGNORE, Batch, collate, evaluate, example_losse
 from frenet.network.tokens import Encoded
 
 Item = TypeVar("Item")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's training flag comes back as it was."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def weighted_accuracy(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:

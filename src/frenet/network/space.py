@@ -11,8 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from frenet.geometry.subspace import Space
-
 Where = str | Callable[[str, nn.Parameter], bool] | None
 
 
@@ -149,18 +147,6 @@ class ParamSpace:
             raise FloatingPointError(
                 f"{what} is not finite in parameter {self.locate(index)}; "
                 "measure in float32, or lower the step size"
-            )
-
-
-def require_same_space(a: Space, b: Space) -> None:
-    """Raise ValueError naming the first parameter in which two spaces differ."""
-    for i in range(max(len(a.names), len(b.names))):
-        left = (a.names[i], a.shapes[i]) if i < len(a.names) else ("nothing", ())
-        right = (b.names[i], b.shapes[i]) if i < len(b.names) else ("nothing", ())
-        if left != right:
-            raise ValueError(
-                f"the parameter spaces differ first at entry {i}: {left[0]} {left[1]} against "
-                f"{right[0]} {right[1]}; select both with the same expression on the same model"
             )
 
 

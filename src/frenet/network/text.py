@@ -12,11 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.geometry import rng
+from frenet.network.context import measuring
 from frenet.network.examples import Example, Options, encoded, prepare
 from frenet.network.files import OnBad, read_rows, shown
 from frenet.network.hub_data import hub_rows, is_path
 from frenet.network.schemas import Record, Template, recognise, records
-from frenet.network.scoring import continuation_log_probabilities, evaluating, weighted_accuracy
+from frenet.network.scoring import continuation_log_probabilities, weighted_accuracy
 from frenet.network.tasks import Batch, Split, collate, token_loss
 from frenet.network.tokens import Encoded, encode
 
@@ -91,7 +92,7 @@ class TextTask:
         """
         rows = self.sample(split)
         groups = [self.collate(rows[i : i + 16]) for i in range(0, len(rows), 16)]
-        with evaluating(model):
+        with measuring(model):
             result = weighted_accuracy(model, groups)
         if self.labels:
             chosen = self.label_scores(model, [row.prompt for row in rows]).argmax(1).tolist()
@@ -116,7 +117,7 @@ class TextTask:
         if len(good) < len(found):
             index, why = next((i, w) for i, w in enumerate(found) if isinstance(w, str))
             raise ValueError(f"label {pairs[index][1]!r} after {shown(pairs[index][0])}: {why}")
-        with evaluating(model):
+        with measuring(model):
             flat = continuation_log_probabilities(model, good, batch_size=batch_size)
         return flat.reshape(len(prompts), len(self.labels))
 

@@ -63,7 +63,8 @@ def run_experiment(
         out: the run folder, new or of this very run.
         workers: processes, >= 1; 1 runs in this process. Default: the processors at hand, at most
             one for each cell, and 1 where there is a CUDA device.
-        threads: torch threads of each process, >= 1.
+        threads: torch threads of each process, >= 1; a preparation that the other workers wait for
+            has theirs, too.
         quiet: show no progress.
         retry_failed: run the failed cells of a finished run again.
 
@@ -89,7 +90,8 @@ def run_experiment(
     with RunFolder(folder, header, restart=retry_failed) as store:
         if not store.finished:
             count = workers or natural_workers(cells)
-            _work(store, jobs(experiment, config, cells), workers=count, quiet=quiet)
+            todo = jobs(experiment, config, cells, threads=header.threads)
+            _work(store, todo, workers=count, quiet=quiet)
             store.finish(cells, workers=count)
     return read_run(folder)
 
@@ -155,14 +157,18 @@ def _already(run: Run) -> str:
     return f"{when}: nothing to do{again}"
 
 
-def jobs(experiment: Experiment, config: Any, cells: Sequence[Cell]) -> list[Job]:
-    """Every cell's job, preceded by preparations: one for each seed, or one if there are none."""
+def jobs(experiment: Experiment, config: Any, cells: Sequence[Cell], *, threads: int) -> list[Job]:
+    """Every cell's job, preceded by preparations: one for each seed, or one if there are none.
+
+    Where there are fewer preparations than workers, they have the threads of those that wait.
+    """
     tables = table_columns(experiment.tables)
-    work = [Job("run", experiment.run, config, cell, tables) for cell in cells]
+    work = [Job("run", experiment.run, config, cell, tables, threads) for cell in cells]
     if experiment.prepare is None:
         return work
     first = {_share(job.cell): job.cell for job in reversed(work)}
-    before = [Job("prepare", experiment.prepare, config, c, tables) for c in first.values()]
+    more = threads * max(1, natural_workers(cells) // len(first))
+    before = [Job("prepare", experiment.prepare, config, c, tables, more) for c in first.values()]
     return [*reversed(before), *work]
 
 
@@ -230,7 +236,7 @@ def _sweep(
 def _outcomes(queue: deque[Job], *, crew: Crew, store: RunFolder, watch: Watch) -> Outcomes:
     """Outcomes of the queue, from this process or from workers."""
     if crew.workers == 1:
-        return here(queue, threads=crew.threads)
+        return here(queue)
     log = store.path / "log.txt"
     return in_workers(queue, workers=crew.workers, threads=crew.threads, log=log, say=watch.say)
 

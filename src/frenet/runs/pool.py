@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from frenet.runs.store import Failure
-from frenet.runs.worker import Job, Outcome, perform, perform_pickled, start_worker, torch_threads
+from frenet.runs.worker import Job, Outcome, perform, perform_pickled, start_worker
 
 Outcomes = Generator[tuple[Job, Outcome], None, None]
 
@@ -28,15 +28,14 @@ KILLED = (
 )
 
 
-def here(queue: deque[Job], *, threads: int) -> Outcomes:
+def here(queue: deque[Job]) -> Outcomes:
     """Do the jobs of the queue in this process, in order.
 
     The queue may grow while the outcomes are being read.
     """
-    with torch_threads(threads):
-        while queue:
-            job = queue.popleft()
-            yield job, perform(job)
+    while queue:
+        job = queue.popleft()
+        yield job, perform(job)
 
 
 def in_workers(

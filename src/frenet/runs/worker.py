@@ -27,13 +27,17 @@ USER_ERRORS = (
 
 
 class Job(NamedTuple):
-    """One call of an experiment's function: ``prepare`` for a cell, or ``run`` for a cell."""
+    """One call of an experiment's function: ``prepare`` for a cell, or ``run`` for a cell.
+
+    ``threads`` are the torch threads that it has.
+    """
 
     stage: str
     call: Callable[[Any, Cell], Any]
     config: Any
     cell: Cell
     tables: Mapping[str, Sequence[str]]
+    threads: int
 
 
 class Outcome(NamedTuple):
@@ -49,9 +53,10 @@ def perform(job: Job) -> Outcome:
     start = time.perf_counter()
     lines: list[str] = []
     try:
-        result = job.call(job.config, job.cell)
-        if job.stage == "run":
-            lines.extend(encode_row(row, job.tables) for row in result)
+        with torch_threads(job.threads):
+            result = job.call(job.config, job.cell)
+            if job.stage == "run":
+                lines.extend(encode_row(row, job.tables) for row in result)
     except Exception as error:
         failure = describe_failure(job.stage, error, lines)
         return Outcome((), time.perf_counter() - start, failure)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from frenet.measure.bases import Sampling, bases_at_damage, bases_at_start
-from frenet.measure.context import measuring
 from frenet.measure.curvature import hessian_product, hutchinson
 from frenet.measure.damage import fixed_loss
 from frenet.measure.drift import train_and_compare
@@ -15,6 +14,7 @@ from frenet.measure.gradients import example_gradients, gradient, gradient_matri
 from frenet.measure.recovery import evaluate_at, recover
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.methods.subspace import train_in_basis
+from frenet.network.context import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
 from measure.conftest import build
@@ -63,12 +63,12 @@ def bases(model, task, space):
     start = bases_at_start(
         model, task, [task.shuffled(0)], sampling=SAMPLING, space=space, training=TRAINING
     )
-    damage = bases_at_damage(model, task, sampling=SAMPLING, space=space, second_order=False)
+    damage = bases_at_damage(model, task, sampling=SAMPLING, space=space, second_order=())
     return torch.cat([basis.U for basis in (start | damage).values()], dim=1)
 
 
 def inside_basis(model, task, space):
-    basis = bases_at_damage(model, task, sampling=SAMPLING, space=space, second_order=False)
+    basis = bases_at_damage(model, task, sampling=SAMPLING, space=space, second_order=())
     with space.restored(model):
         return train_in_basis(
             model, task, basis["gradients at damage"], space=space, training=TRAINING
