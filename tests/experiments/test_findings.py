@@ -5,6 +5,7 @@ import pytest
 from frenet.experiments.drift_findings import decide as drift
 from frenet.experiments.intervals import estimate, high, low, over_seeds
 from frenet.experiments.rank_findings import decide as rank
+from frenet.experiments.recovery_figures import held
 from frenet.experiments.recovery_findings import fixed_plane, prefix_span
 
 
@@ -135,3 +136,33 @@ def test_c4(values: list[float], lift: float, verdict: str) -> None:
 def test_c4_is_about_lora() -> None:
     rows = captures("prefix", [0.80, 0.81, 0.82], space="full", lift=2.0)
     assert prefix_span(rows).verdict == "undecided"
+
+
+def test_c4_shows_the_dimension_that_comes_closest_and_not_the_widest_interval() -> None:
+    wide = captures("prefix", [0.2, 0.6, 0.9], k=2, lift=2.0)
+    narrow = captures("prefix", [0.76, 0.77, 0.78], k=5, lift=2.0)
+    finding = prefix_span(wide + narrow)
+    assert finding.quantity == "LoRA recovery captured by the first 5 updates"
+    assert finding.estimate is not None
+    assert finding.estimate.value == pytest.approx(0.77)
+    assert "k = 2, 5 reaches" in finding.why
+
+
+def test_a_half_life_that_one_run_reached_is_one_number() -> None:
+    life = {"table": "half_life", "kind": "gradients", "mode": "recovery", "optimizer": "adam:1e-3"}
+    lives: list[dict[str, object]] = [{**life, "steps": s} for s in (82.3, None, None)]
+    (note,) = drift(drifts([0.5, 0.6, 0.7], 1.0) + lives).notes
+    assert (
+        note == "recovery, adam:1e-3: ratio 0.60 (control 1.00); half-life 82 steps in 1 of 3 runs."
+    )
+
+
+def test_a_run_that_has_ended_stays_at_its_last_loss() -> None:
+    group = {"optimizer": "adam:1e-3", "protocol": "ascent", "space": "full", "replicate": 0}
+    short = {**group, "seed": 0, "task": "sort"}
+    long = {**group, "seed": 1, "task": "sort"}
+    rows = [{**short, "step": 0, "loss": 3.0}, {**short, "step": 2, "loss": 1.0}]
+    rows += [{**long, "step": s, "loss": 4.0 - s} for s in (0, 1, 4)]
+    found = {(row["seed"], row["step"]): row["loss"] for row in held(rows)}
+    assert [found[0, s] for s in (0, 1, 2, 4)] == [3.0, 2.0, 1.0, 1.0]
+    assert [found[1, s] for s in (0, 1, 2, 4)] == [4.0, 3.0, 2.0, 0.0]

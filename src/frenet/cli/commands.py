@@ -226,7 +226,9 @@ def _show_runs(
     if as_json:
         show(facts | {"runs": [run_dict(run, d) for run, d in zip(runs, decided, strict=True)]})
         return
-    findings = [finding for some in decided for finding in some]
+    findings = sorted(
+        (finding for some in decided for finding in some), key=lambda pair: pair[0].id
+    )
     if findings:
         Console().print(claims_table(findings))
     for claim, finding in findings:

@@ -57,8 +57,14 @@ def _notes(rows: Rows, at_lag: Rows) -> tuple[str, ...]:
         half = "half-life longer than the run"
         if reached:
             few = f" in {len(reached)} of {len(lives)} runs" if len(reached) < len(lives) else ""
-            half = f"half-life {reached[0]:.0f} to {reached[-1]:.0f} steps{few}"
-        notes.append(f"{row['mode']}, {row['optimizer']}: ratio {row['value']:.2f}; {half}.")
+            ends = sorted({f"{life:.0f}" for life in (reached[0], reached[-1])}, key=float)
+            half = f"half-life {' to '.join(ends)} steps{few}"
+        same = select(at_lag, mode=row["mode"], optimizer=row["optimizer"])
+        control = estimate(same, "control")
+        beside = f" (control {control.value:.2f})" if control else ""
+        notes.append(
+            f"{row['mode']}, {row['optimizer']}: ratio {row['value']:.2f}{beside}; {half}."
+        )
     return tuple(notes)
 
 

@@ -60,10 +60,11 @@ def _notes(rows: Rows, at_k: Rows) -> tuple[str, ...]:
             f"energy in their own top {K}: low rank by itself says nothing about the task. Their "
             f"basis holds {held.value:.2f} of the true gradients."
         )
-    if other and same:
+    chance = estimate(overlaps, "chance")
+    if other and same and chance:
         notes.append(
             f"Bases of two tasks overlap by {other.value:.2f}, two halves of one task by "
-            f"{same.value:.2f}."
+            f"{same.value:.2f} (chance {chance.value:.1g})."
         )
     by_size = over_seeds(
         select(rows, table="energy", k=K, point="none"), by=("batch_size",), value="energy"

@@ -1,5 +1,7 @@
 """What the rows of `recovery_basis` say: claims C2 and C4, columns and figures."""
 
+import math
+
 from frenet.experiments.experiment import (
     Claim,
     Estimate,
@@ -55,11 +57,12 @@ def prefix_span(rows: Rows) -> Finding:
     at = {k: estimate(select(lora, k=k), "captured") for k in sizes}
     lifts = {k: estimate(select(lora, k=k), "lift") for k in sizes}
     reaching = [k for k in sizes if _reaches(at[k]) and low(lifts[k]) > 1]
-    # Where none reaches it, the k that comes closest is the one to show.
-    best = min(reaching) if reaching else max(sizes, key=lambda k: _upper(at[k]), default=0)
+    # The k that comes closest is the one to show: a wide interval reaches far, and says little.
+    best = min(reaching or sizes, key=lambda k: _distance(at[k]), default=0)
     shown = at.get(best)
     if reaching:
-        verdict, why = "supported", f"k = {best} reaches {PREFIX_SHARE} with a lift above 1"
+        ks = ", ".join(map(str, reaching))
+        verdict, why = "supported", f"k = {ks} reaches {PREFIX_SHARE} with a lift above 1"
     elif shown is not None and shown.low is not None and not any(map(_reaches, at.values())):
         verdict, why = "contradicted", f"no k up to {LONGEST_PREFIX} T_stop reaches {PREFIX_SHARE}"
     else:
@@ -91,8 +94,8 @@ def _reaches(value: Estimate | None) -> bool:
     return value is not None and value.high is not None and value.high >= PREFIX_SHARE
 
 
-def _upper(value: Estimate | None) -> float:
-    return -1.0 if value is None else value.value if value.high is None else value.high
+def _distance(value: Estimate | None) -> float:
+    return math.inf if value is None else abs(value.value - PREFIX_SHARE)
 
 
 def _basis_notes(captures: Rows) -> tuple[str, ...]:
