@@ -18,7 +18,10 @@ from frenet.network.tasks import Task
 
 @dataclass(frozen=True)
 class Sampling:
-    """How bases are estimated: k directions from n gradients of ``batch_size`` examples."""
+    """How bases are estimated: k directions from n gradients of ``batch_size`` examples.
+
+    A basis of gradients has n directions at most.
+    """
 
     k: int
     n: int
@@ -124,4 +127,4 @@ def _rows(
 
 
 def _leading(rows: Float[Tensor, "n d"], sampling: Sampling, space: ParamSpace) -> Basis:
-    return svd_basis(rows, sampling.k, space=space)
+    return svd_basis(rows, min(sampling.k, len(rows)), space=space)
