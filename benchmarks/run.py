@@ -33,8 +33,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| what | measured | aim | detail |", "|---|---|---|---|"]
     for row in rows:
         found = row["ratio"]
-        figure = f"{found:.3g}" if isinstance(found, float) else str(found)
-        aim = "-" if row["aim"] is None else row["aim"]
+        figure = f"{found:.3g}"
+        aim = row["aim"] or "-"
         cells = (
             str(cell).replace("|", "\\|") for cell in (row["name"], figure, aim, row["detail"])
         )
@@ -45,12 +45,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main() -> None:
     """Run the benchmarks and rewrite the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="model folder or GGUF file for the language-model rows")
+    parser.add_argument("--model", help="one more model, a folder or a GGUF file")
     chosen = parser.parse_args().model
     rows: list[dict[str, Any]] = list(importlib.import_module("bench_linalg").run())
     for name in ("bench_gradients", "bench_trajectory"):
         module = importlib.import_module(name)
-        rows += module.run(chosen) if chosen else module.run()
+        rows += module.run()
+        if chosen:
+            rows += module.run(chosen, repeats=5)
     text = f"{START}\n{environment()}\n\n{table(rows)}\n{END}"
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.split(START)[0], page.split(END)[1]

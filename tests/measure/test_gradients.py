@@ -9,9 +9,10 @@ from transformers import BatchEncoding
 
 from frenet.measure import per_example
 from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
+from frenet.measure.trajectory import Training, train_and_record
 from frenet.network import memory
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
+from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import IGNORE, collate, token_loss
 from measure.conftest import build, lora, task_for
 from measure.quadratic import ROWS, RowsTask, quadratic
@@ -340,3 +341,23 @@ def test_examples_of_half_precision_models_are_close():
     found = example_gradients(build("qwen2-lora").bfloat16(), RowsTask(), batch, space=space)
     assert found.dtype == torch.float32
     assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+class Shuffling(SyntheticTask):
+    """A loader that shuffles from a state of its own."""
+
+    def batches(self, split, batch_size, seed):
+        LOADER.append(None)
+        return super().batches(split, batch_size, seed + len(LOADER))
+
+
+LOADER: list[None] = []
+
+
+def test_data_that_cannot_be_repeated_are_named():
+    model = build("synthetic")
+    space, task = ParamSpace.select(model), Shuffling("reverse")
+    with pytest.raises(ValueError, match="task reverse gives another batch of its train split"):
+        gradient_matrix(model, task, space=space, n=2, batch_size=4)
+    with pytest.raises(ValueError, match="task reverse gives another batch of its train split"):
+        train_and_record(model, task, Training("sgd:0.1", steps=2), space=space)

@@ -1,7 +1,5 @@
 """The synthetic transformer and its tasks: answers by hand, splits apart, training that works."""
 
-import json
-import os
 from collections import Counter
 
 import pytest
@@ -23,7 +21,6 @@ from frenet.network.synthetic import (
     SyntheticTransformer,
     draw_digits,
     mixed_batch,
-    save_atomically,
     train_synthetic,
     trained_synthetic,
 )
@@ -308,25 +305,6 @@ def test_other_settings_are_another_file(tmp_path, monkeypatch, change):
     trained_synthetic(SyntheticConfig(**fields), seed=seed)
     assert len(asked) == 2
     assert len(list((tmp_path / "synthetic").iterdir())) == 2
-
-
-def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
-    path = tmp_path / "folder" / "theta.safetensors"
-
-    def interrupted(tensors, target):
-        target.write_bytes(b"half")
-        raise KeyboardInterrupt("stop here")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(synthetic, "save_file", interrupted)
-        with pytest.raises(KeyboardInterrupt, match="stop here"):
-            save_atomically({"theta": torch.ones(3)}, path)
-    assert not path.exists()
-    save_atomically({"theta": torch.ones(3).expand(2, 3)}, path)
-    assert [p.name for p in path.parent.iterdir()] == ["theta.safetensors"]
-    header = path.read_bytes()[8:]
-    assert json.loads(header[: header.index(b"}}") + 2])["theta"]["shape"] == [2, 3]
-    assert str(os.getpid()) not in path.name
 
 
 def test_the_loss_is_a_mean_over_targets():

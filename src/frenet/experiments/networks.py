@@ -255,8 +255,7 @@ def _learned(key: list[Any], learn: Any) -> Any:
     """The parameter vector that ``learn()`` gives, kept in the cache under ``key``."""
     from safetensors.torch import load_file
 
-    from frenet.network.cache import cache_dir
-    from frenet.network.synthetic import save_atomically
+    from frenet.network.cache import cache_dir, save_atomically
 
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     path = cache_dir() / "learned" / f"{digest}.safetensors"

@@ -26,6 +26,7 @@ class Trace(NamedTuple):
     trace_of_square: float
     trace_of_square_error: float
     probes: int
+    trace_of_cube: float | None = None
 
 
 class Eigenpairs(NamedTuple):
@@ -75,7 +76,9 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
     return product
 
 
-def hutchinson(product: Matvec, dim: int, *, probes: int, generator: torch.Generator) -> Trace:
+def hutchinson(
+    product: Matvec, dim: int, *, probes: int, generator: torch.Generator, cubes: bool = False
+) -> Trace:
     """Trace of H, and of H^2, from Rademacher probes z: mean of z^T H z and of ||H z||^2.
 
     Args:
@@ -83,9 +86,10 @@ def hutchinson(product: Matvec, dim: int, *, probes: int, generator: torch.Gener
         dim: d.
         probes: number of probes, at least 2 for a standard error.
         generator: the probes.
+        cubes: also the trace of H^3, the mean of (H z)^T H (H z), for one more product each.
 
     Returns:
-        Both estimates with the standard errors of their means. One probe's error is of the order
+        The estimates with the standard errors of their means. One probe's error is of the order
         of the trace itself where few eigenvalues dominate.
 
     Source: Hutchinson (1990), A stochastic estimator of the trace of the influence matrix.
@@ -96,14 +100,17 @@ def hutchinson(product: Matvec, dim: int, *, probes: int, generator: torch.Gener
     """
     if probes < 2:
         raise ValueError(f"probes={probes} gives no standard error; pass at least 2")
-    first, second = [], []
+    first, second, third = [], [], []
     for _ in range(probes):
         probe = torch.randint(0, 2, (dim,), generator=generator).float() * 2 - 1
         image = product(probe).cpu().double()
         first.append(float(probe.double() @ image))
         second.append(float(image @ image))
+        if cubes:
+            third.append(float(image @ product(image.float()).cpu().double()))
     errors = [float(np.std(values, ddof=1) / probes**0.5) for values in (first, second)]
-    return Trace(float(np.mean(first)), errors[0], float(np.mean(second)), errors[1], probes)
+    cube = float(np.mean(third)) if cubes else None
+    return Trace(float(np.mean(first)), errors[0], float(np.mean(second)), errors[1], probes, cube)
 
 
 def top_eigenpairs(

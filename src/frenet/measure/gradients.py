@@ -10,7 +10,7 @@ from frenet.measure.per_example import linear_rows, vmapped_rows
 from frenet.network.context import measuring
 from frenet.network.memory import require_memory
 from frenet.network.space import ParamSpace
-from frenet.network.tasks import Batch, Split, Task
+from frenet.network.tasks import Batch, Split, Task, repeatable
 
 
 def gradient(
@@ -72,7 +72,7 @@ def gradient_matrix(
 
     Raises:
         MemoryError: the n x d result does not fit; nothing is allocated before.
-        ValueError: the task has fewer than n batches.
+        ValueError: the task has fewer than n batches, or other ones each time.
     """
     device = space.parameters(model)[0].device
     require_memory(
@@ -82,7 +82,7 @@ def gradient_matrix(
         remedy="pass a smaller n, or select fewer parameters",
     )
     rows = torch.empty(n, space.dim, device=device)
-    batches = task.batches(split, batch_size, seed)
+    batches = repeatable(task, split, batch_size, seed)
     for i, row in enumerate(rows):
         if (batch := next(batches, None)) is None:
             raise ValueError(f"task {task.name} gave {i} of the {n} batches; pass n <= {i}")

@@ -13,7 +13,7 @@ from frenet.geometry.basis import Basis, prefix_basis
 from frenet.network.context import measuring
 from frenet.network.memory import require_memory
 from frenet.network.space import ParamSpace
-from frenet.network.tasks import Task
+from frenet.network.tasks import Task, repeatable
 
 Watcher = Callable[[int], bool]
 
@@ -116,6 +116,7 @@ def train_and_record(
     Raises:
         FloatingPointError: a loss or gradient is not finite; names step and task (and parameter).
         MemoryError: steps x d does not fit; nothing is allocated before.
+        ValueError: the task gives other batches each time.
     """
     rows = training.steps * (2 if keep_gradients else 1)
     require_memory(
@@ -130,7 +131,7 @@ def train_and_record(
     steps = torch.empty(training.steps, space.dim)
     gradients = torch.empty_like(steps) if keep_gradients else None
     losses: list[float] = []
-    batches = task.batches("train", training.batch_size, training.seed)
+    batches = repeatable(task, "train", training.batch_size, training.seed)
     with measuring(model, space), torch.enable_grad():
         for t, batch in zip(range(1, training.steps + 1), batches, strict=False):
             loss = task.loss(model, batch)

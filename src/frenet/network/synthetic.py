@@ -1,21 +1,19 @@
 """The synthetic multitask transformer: a small decoder and the sequence tasks that it learns."""
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frenet.geometry import rng
-from frenet.network.cache import cache_dir
+from frenet.network.cache import cache_dir, save_atomically
 from frenet.network.tasks import (
     IGNORE,
     Batch,
@@ -289,11 +287,3 @@ def trained_synthetic(config: SyntheticConfig, *, seed: int) -> SyntheticTransfo
     model = SyntheticTransformer(config, seed=seed)
     model.load_state_dict(load_file(path))
     return model.eval()
-
-
-def save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial_path)
-    partial_path.replace(path)

@@ -45,6 +45,25 @@ class Task(Protocol):
         ...
 
 
+def repeatable(task: Task, split: Split, batch_size: int, seed: int) -> Iterator[Batch]:
+    """The task's batches, once it has shown that asking again gives the same.
+
+    Raises:
+        ValueError: the first batch is another one when it is asked for again.
+    """
+    batches = task.batches(split, batch_size, seed)
+    first, again = next(batches, None), next(task.batches(split, batch_size, seed), None)
+    if first is None or again is None:
+        return
+    if first.keys() != again.keys() or not all(torch.equal(first[k], again[k]) for k in first):
+        raise ValueError(
+            f"task {task.name} gives another batch of its {split} split each time, so nothing "
+            "measured on it can be repeated; draw its order from the seed that batches() is given"
+        )
+    yield first
+    yield from batches
+
+
 def collate(
     rows: list[tuple[list[int], list[int]]], *, padding_side: str = "left", pad_id: int = 0
 ) -> Batch:
@@ -117,7 +136,7 @@ def columns_to_keep(batch: Batch) -> int:
 
 def target_logits(
     model: nn.Module, batch: Batch
-) -> tuple[Float[Tensor, "b s v"], Int[Tensor, "b s"]]:
+) -> tuple[Float[Tensor, "n s v"], Int[Tensor, "b s"]]:
     """Logits that predict the target columns, and the targets (-100 where there is none).
 
     Columns before the first target of any row are not sent through the output head where the

@@ -1,0 +1,280 @@
+"""What Gaussian random search brings in a quadratic neighbourhood: predictions before measuring.
+
+With delta = sigma z, z ~ N(0, I_d), and L quadratic around theta with gradient g and Hessian H,
+
+    L(theta + delta) - L(theta) = sigma g.z + sigma^2 z.Hz / 2,
+
+of which the first three cumulants are
+
+    mean      sigma^2 tr(H) / 2
+    variance  sigma^2 ||g||^2 + sigma^4 tr(H^2) / 2
+    third     3 sigma^4 g.Hg + sigma^6 tr(H^3).
+
+The dimension enters through the traces only. docs/theory.md has the theorem and its proof. A
+change of the loss is negative where it improves; a gain is the change with its sign turned.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+Array = NDArray[np.float64]
+# The share of the first-order spread that the second-order spread may have in the linear range.
+LINEAR = 0.2
+# Below this skew the gamma distribution is normal to rounding, and its shape parameter overflows.
+NORMAL = 1e-5
+
+
+@dataclass(frozen=True)
+class Change:
+    """Distribution of the change of the loss under one random displacement.
+
+    A shifted gamma distribution (Pearson's type III) with these three moments; normal where the
+    skew is 0. It is exact for a linear loss, and for H = h I with large ||g||.
+
+    Attributes:
+        mean: expected change, nats per token.
+        std: its standard deviation.
+        skew: third cumulant over std^3; positive where the loss curves upwards.
+
+    >>> Change(0.0, 1.0, 0.0).quantile(0.975).round(6)
+    np.float64(1.959964)
+    """
+
+    mean: int | float
+    std: float
+    skew: float = 0.0
+
+    def quantile(self, p: float | Array) -> Array:
+        """The change below which a share p of the displacements lies."""
+        return self._quantile(np.asarray(p), 1 - np.asarray(p))
+
+    def cdf(self, change: float | Array) -> Array:
+        """Share of the displacements whose change is at most ``change``."""
+        x = (np.asarray(change) - self.mean) / self.std
+        if abs(self.skew) < NORMAL:
+            return special.ndtr(x)
+        shape = 4 / self.skew**2
+        gamma = np.maximum(shape + np.sign(self.skew) * x * shape**0.5, 0.0)
+        return (special.gammainc if self.skew > 0 else special.gammaincc)(shape, gamma)
+
+    def _quantile(self, p: Array, complement: Array) -> Array:
+        """From p and 1 - p, of which the smaller one is the accurate one."""
+        low = p < complement
+        if abs(self.skew) < NORMAL:
+            x = np.where(low, special.ndtri(p), -special.ndtri(complement))
+            return self.mean + self.std * x
+        shape = 4 / self.skew**2
+        lower, upper = special.gammaincinv, special.gammainccinv
+        if self.skew < 0:
+            lower, upper = upper, lower
+        gamma = np.where(low, lower(shape, p), upper(shape, complement))
+        return self.mean + self.std * np.sign(self.skew) * (gamma - shape) / shape**0.5
+
+    def best_of(self, n: int | float) -> float:
+        """Expected lowest of n independent changes, by quadrature.
+
+        With w = -n log(1 - p) exponentially distributed, E = integral of e^-w Q(1 - e^(-w/n)) dw,
+        Q the quantile function; in log w the trapezoidal rule converges exponentially.
+
+        >>> round(Change(0.0, 1.0).best_of(3), 6) == round(-3 / (2 * math.pi**0.5), 6)
+        True
+        """
+        if not n >= 1:
+            raise ValueError(f"n={n} candidates; pass 1 or more")
+        y = np.arange(-40.0, 4.5, 0.05)
+        w = np.exp(y)
+        values = self._quantile(-np.expm1(-w / n), np.exp(-w / n))
+        return float(np.sum(np.exp(y - w) * values) * 0.05)
+
+    def best_band(self, n: int | float, level: float = 0.95) -> tuple[float, float]:
+        """Interval that holds the lowest of n changes with probability ``level``.
+
+        >>> low, high = Change(0.0, 1.0).best_band(1)
+        >>> round(low, 4), round(high, 4)
+        (-1.96, 1.96)
+        """
+        tails = np.array([(1 - level) / 2, (1 + level) / 2])
+        above = np.log1p(-tails) / n
+        low, high = self._quantile(-np.expm1(above), np.exp(above))
+        return float(low), float(high)
+
+
+def expected_maximum(n: int | float) -> float:
+    """m_n, the expected largest of n standard normal numbers; about sqrt(2 ln n).
+
+    >>> round(expected_maximum(2), 6) == round(1 / math.pi**0.5, 6)
+    True
+    """
+    return -Change(0.0, 1.0).best_of(n)
+
+
+@dataclass(frozen=True)
+class Local:
+    """A loss around a point, or its restriction to a subspace: the scalars that search depends on.
+
+    In the span of U read g as U^T g, H as U^T H U and d as k.
+
+    Attributes:
+        dim: d, the number of coordinates that are perturbed.
+        gradient: ||g||.
+        trace: tr(H), of either sign.
+        trace_square: tr(H^2), at least 0.
+        along: g.Hg, of either sign.
+        trace_cube: tr(H^3), of either sign; 0 where it is not known.
+    """
+
+    dim: int
+    gradient: float
+    trace: float
+    trace_square: float = 0.0
+    along: float = 0.0
+    trace_cube: float = 0.0
+
+    def change(self, sigma: float) -> Change:
+        """Distribution of the change at standard deviation sigma per coordinate.
+
+        >>> Local(dim=4, gradient=2.0, trace=8.0, trace_square=16.0).change(0.5)
+        Change(mean=1.0, std=1.224744871391589, skew=0.0)
+        """
+        variance = sigma**2 * self.gradient**2 + sigma**4 * self.trace_square / 2
+        third = 3 * sigma**4 * self.along + sigma**6 * self.trace_cube
+        skew = third / variance**1.5 if variance > 0 else 0.0
+        return Change(sigma**2 * self.trace / 2, variance**0.5, skew)
+
+    def gain(
+        self, sigma: float, n: int | float, *, noise: float = 0.0, transfer: float = 1.0
+    ) -> float:
+        """Expected gain of the best of n candidates, on data that ``transfer`` says of.
+
+        The mean change is paid for in full; the luck of the draw is worth
+        ``transfer * s / sqrt(s^2 + noise^2)`` of itself, s the standard deviation of the change.
+
+        Args:
+            sigma: standard deviation per coordinate.
+            n: candidates.
+            noise: standard deviation of the error with which a candidate is scored.
+            transfer: see ``transfer``; 1 for the data that the selection was made on.
+
+        >>> linear = Local(dim=9, gradient=2.0, trace=0.0)
+        >>> round(linear.gain(0.1, 2), 6) == round(0.2 / math.pi**0.5, 6)
+        True
+        """
+        change = self.change(sigma)
+        luck = change.mean - change.best_of(n)
+        return transfer * luck * shrinkage(change.std, noise) - change.mean
+
+    def linear_range(self) -> float:
+        """Largest sigma with sigma sqrt(tr(H^2) / 2) <= 0.2 ||g||; infinite on a linear loss."""
+        spread = (self.trace_square / 2) ** 0.5
+        return LINEAR * self.gradient / spread if spread > 0 else math.inf
+
+    def signal_density(self) -> float:
+        """||g||^2 / d, the squared gradient per perturbed coordinate."""
+        return self.gradient**2 / self.dim
+
+    def density_over_curvature(self) -> float | None:
+        """||g||^2 / tr(H), which ranks subspaces at each one's best sigma; None for tr(H) <= 0."""
+        return self.gradient**2 / self.trace if self.trace > 0 else None
+
+    def step_gain(self, radius: float) -> float:
+        """Gain of one gradient step of length ``radius``: the yardstick of a search of that length.
+
+        r ||g|| - r^2 g.Hg / (2 ||g||^2); a candidate at sigma has r = sigma sqrt(d).
+        """
+        if self.gradient == 0:
+            return 0.0
+        return radius * self.gradient - radius**2 * self.along / (2 * self.gradient**2)
+
+
+class Best(NamedTuple):
+    """The best sigma for n candidates, and the gain it should bring."""
+
+    sigma: float
+    gain: int | float
+
+
+def best_sigma(
+    local: Local,
+    n: int | float,
+    *,
+    to_gain: int | float = math.inf,
+    noise: float = 0.0,
+    transfer: float = 1.0,
+) -> Best | None:
+    """sigma* and gain* for n candidates; None where curvature sets no limit, tr(H) <= 0.
+
+    The maximum of the first-order luck less the mean: sigma* = m_n ||g|| / tr(H) and
+    gain* = m_n^2 ||g||^2 / (2 tr(H)). The luck that lies in the curvature itself grows as sigma^2,
+    like the mean, and would have no maximum; it is left out here and is in ``Local.gain``.
+
+    Args:
+        local: the loss around the point.
+        n: candidates, above 1.
+        to_gain: the gain never exceeds what there is to gain.
+        noise: of the score, see ``Local.gain``.
+        transfer: to the data that count, see ``Local.gain``.
+
+    >>> found = best_sigma(Local(dim=1000, gradient=2.0, trace=100.0), 8)
+    >>> m = expected_maximum(8)
+    >>> round(found.sigma / (m * 2 / 100), 4), round(found.gain / (m * m * 4 / 200), 4)
+    (1.0, 1.0)
+    """
+    scale = transfer * expected_maximum(n) * local.gradient
+    if not (local.trace > 0 and scale > 0):
+        return None
+
+    def loss(sigma: float) -> float:
+        luck = sigma * scale * shrinkage(sigma * local.gradient, noise)
+        return sigma**2 * local.trace / 2 - luck
+
+    # A noisy score only makes it smaller, down to 0.
+    found = optimize.minimize_scalar(loss, bounds=(0, 2 * scale / local.trace), method="bounded")
+    return Best(float(found.x), float(min(-found.fun, to_gain)))
+
+
+def shrinkage(std: float, noise: float) -> float:
+    """What selection by a noisy score leaves of the luck: s / sqrt(s^2 + noise^2).
+
+    >>> round(shrinkage(3.0, 4.0), 6)
+    0.6
+    """
+    return std / math.hypot(std, noise) if std > 0 else 0.0
+
+
+def transfer(inner: float, selected: float) -> float:
+    """Share of a first-order gain on the selection data that other data see.
+
+    <g_test, g_select> / ||g_select||^2: the regression of one change on the other.
+
+    Args:
+        inner: <g_test, g_select>.
+        selected: ||g_select||, above 0.
+
+    >>> transfer(2.0, 2.0)
+    0.5
+    """
+    return inner / selected**2
+
+
+def candidates_for(
+    local: Local, sigma: float, gain: int | float, *, most: float = 1e12
+) -> float | None:
+    """How many candidates at this sigma have the expected gain ``gain``; None above ``most``.
+
+    >>> linear = Local(dim=1, gradient=1.0, trace=0.0)
+    >>> round(candidates_for(linear, 1.0, expected_maximum(64)), 3)
+    64.0
+    """
+    if local.gain(sigma, 1) >= gain:
+        return 1.0
+    if local.gain(sigma, most) < gain:
+        return None
+    found = optimize.brentq(
+        lambda log_n: local.gain(sigma, math.exp(log_n)) - gain, 0.0, math.log(most), xtol=1e-9
+    )
+    return math.exp(found)

@@ -1,0 +1,152 @@
+"""Candidates of a random search: Gaussian displacements that a seed and an index bring back."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.geometry import rng
+from frenet.geometry.subspace import Basis
+from frenet.network.space import ParamSpace
+
+Where = ParamSpace | Basis
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How candidates are drawn: delta_i = sigma z_i, z_i ~ N(0, I), all coordinates independent.
+
+    Attributes:
+        sigma: standard deviation per coordinate, above 0; with ``relative``, in units of the root
+            mean square of the coordinate's own tensor, so that ||delta|| is about sigma ||theta||.
+        seed: of the whole search. The draw of a tensor depends on seed, candidate and the tensor's
+            name, and not on which other tensors move.
+        relative: see ``sigma``. Tensors that are zero throughout do not move.
+        antithetic: candidates 2j and 2j + 1 are +delta and -delta.
+        tied: equal-shaped tensors share one draw, as published code does that re-seeds for every
+            tensor. The first-order variance is then sigma^2 ||sum of their gradients||^2.
+
+    Raises:
+        ValueError: sigma is not a finite number above 0.
+    """
+
+    sigma: float
+    seed: int = 0
+    relative: bool = False
+    antithetic: bool = False
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.sigma) and self.sigma > 0):
+            raise ValueError(f"sigma={self.sigma}; pass a finite number above 0")
+
+
+class Candidates:
+    """The candidates of a search around the present point of a model, a context manager.
+
+    Outside the parameters are what they were before, bit for bit: they come back from copies.
+
+    Args:
+        model: the network.
+        where: the parameters that move, or a basis with the directions in which they move.
+        noise: how candidates are drawn.
+
+    Raises:
+        ValueError: a basis that does not know its parameters, relative or tied noise inside a
+            basis, relative noise where every tensor is zero, or another model's parameters.
+    """
+
+    def __init__(self, model: nn.Module, where: Where, noise: Noise) -> None:
+        self.model, self.where, self.noise = model, where, noise
+        self.space = space_of(where)
+        if isinstance(where, Basis) and (noise.relative or noise.tied):
+            kind = "relative" if noise.relative else "tied"
+            raise ValueError(f"{kind} noise is about tensors; a basis has directions only")
+        self._streams = rng.NormalStreams()
+        self.parameters = self.space.parameters(model)
+        self.saved = [p.detach().clone() for p in self.parameters]
+        self.scales = [noise.sigma] * len(self.saved)
+        if noise.relative:
+            self.scales = [
+                noise.sigma * float(p.float().square().mean().sqrt()) for p in self.saved
+            ]
+            if not any(self.scales):
+                raise ValueError("every selected tensor is zero, so relative noise moves nothing")
+
+    def __enter__(self) -> "Candidates":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.put(None)
+
+    def delta(self, index: int) -> Float[Tensor, " d"]:
+        """The displacement of one candidate, float32, on the device of the parameters."""
+        return torch.cat([part.reshape(-1) for part in self._parts(index)])
+
+    def thetas(self, indices: range | list[int]) -> Float[Tensor, "n d"]:
+        """The parameters of several candidates, float32."""
+        start = torch.cat([p.reshape(-1).float() for p in self.saved])
+        return torch.stack([start + self.delta(i) for i in indices])
+
+    def put(self, index: int | None) -> None:
+        """Set the parameters to those of a candidate, or back (None), always from the copies."""
+        with torch.no_grad():
+            if index is None:
+                for parameter, saved in zip(self.parameters, self.saved, strict=True):
+                    parameter.copy_(saved)
+                return
+            parts = zip(self.parameters, self.saved, self._parts(index), strict=True)
+            for parameter, saved, part in parts:
+                parameter.copy_(saved.float() + part)
+
+    def unmoved(self, index: int) -> float:
+        """Share of the displaced parameters that their dtype rounds back to where they were."""
+        same = total = 0
+        for saved, part in zip(self.saved, self._parts(index), strict=True):
+            moved = (saved.float() + part).to(saved.dtype) != saved
+            wanted = part != 0
+            same += int((wanted & ~moved).sum())
+            total += int(wanted.sum())
+        return same / max(1, total)
+
+    def _parts(self, index: int) -> Iterator[Tensor]:
+        """The displacement, one parameter at a time: a large model has no room for all of it."""
+        sign, draw = 1.0, index
+        if self.noise.antithetic:
+            sign, draw = (-1.0 if index % 2 else 1.0), index // 2
+        device = self.saved[0].device
+        if isinstance(self.where, Basis):
+            z = self._normal((self.where.k,), draw, "basis")
+            delta = self.where.expand(sign * self.noise.sigma * z)
+            yield from self.space.unflatten(delta.to(device)).values()
+            return
+        named = zip(self.space.names, self.space.shapes, self.scales, strict=True)
+        for name, shape, scale in named:
+            z = self._normal(shape, draw, str(shape) if self.noise.tied else name)
+            yield (sign * scale * z).to(device)
+
+    def _normal(self, shape: tuple[int, ...], draw: int, name: str) -> Tensor:
+        return self._streams.draw(shape, self.noise.seed, "search", draw, name)
+
+
+def space_of(where: Where) -> ParamSpace:
+    """The parameters that move.
+
+    Raises:
+        ValueError: the basis does not say.
+    """
+    space = where if isinstance(where, ParamSpace) else where.space
+    if not isinstance(space, ParamSpace):
+        raise ValueError(
+            "the basis does not say which parameters it is about; build it with space="
+        )
+    return space

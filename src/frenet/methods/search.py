@@ -1,0 +1,237 @@
+"""Gaussian random search around trained weights, reported on data it was not selected on."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor, nn
+
+from frenet.geometry.nulls import Interval
+from frenet.methods.candidates import Candidates, Noise, Where, space_of
+from frenet.methods.evaluation import Evaluator, predictions, row_scores
+from frenet.methods.scores import RowScores, Score, vote_scores
+from frenet.network.tasks import Batch, Task, repeatable
+
+# An engine gives the scores of these candidates of an evaluator around a model.
+Engine = Callable[[nn.Module, Evaluator, Sequence[int]], Sequence[float]]
+# Above this share of weights that their dtype does not let move, the noise is not what was asked.
+MOST_UNMOVED = 0.05
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What candidates are selected by, and what the winner is reported on.
+
+    Attributes:
+        score: "loss" (its negative), "accuracy" of tokens, "exact" (greedily generated answers),
+            or a function of model and batch that returns a float, larger is better.
+        select_size: examples of the select split: one batch, the same for all candidates.
+        test_size: examples of the test split, for the result.
+        top: the best K are also voted and averaged.
+        seed: chooses the examples and the bootstrap.
+    """
+
+    score: Score = "loss"
+    select_size: int = 64
+    test_size: int = 256
+    top: int = 1
+    seed: int = 0
+
+
+class Gain(NamedTuple):
+    """A score before and after, and the difference with its 95% interval over examples."""
+
+    before: float
+    after: float
+    gain: Interval
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        noise: brings every candidate back, with its index.
+        scores: (N,) on the selection batch, larger is better.
+        before: score of the unperturbed weights on the selection batch.
+        order: indices from best to worst; equal scores in the order of the indices.
+        held_out: the winner on the test split. Only this says what was gained: the best of many
+            scores is high by luck.
+        vote: the top K voting on every token of the test split; None for a score of one's own.
+        average: the mean of the top K displacements, on the test split.
+        unmoved: share of the winner's weights that their dtype rounded back.
+    """
+
+    noise: Noise
+    scores: Float[Tensor, " n"]
+    before: float
+    order: tuple[int, ...]
+    held_out: Gain
+    vote: Gain | None
+    average: Gain
+    unmoved: float
+
+    @property
+    def winner(self) -> int:
+        """Index of the best candidate."""
+        return self.order[0]
+
+    @property
+    def selected_gain(self) -> float:
+        """Gain of the winner on the data it was selected on, the winner's curse included."""
+        return float(self.scores[self.winner]) - self.before
+
+
+def random_search(
+    model: nn.Module,
+    task: Task,
+    where: Where,
+    *,
+    noise: Noise,
+    num_candidates: int,
+    selection: Selection | None = None,
+    engine: Engine | None = None,
+) -> SearchResult:
+    """Score N Gaussian displacements on one batch, and the best of them on held-out data.
+
+    delta_i = sigma z_i around the present weights; the winner is the i with the best score on the
+    select split. What it gains is measured on the test split.
+
+    Args:
+        model: the network; comes back bit for bit, also after an exception or Ctrl-C.
+        task: has a select and a test split that share no example.
+        where: the parameters that move, or a basis.
+        noise: sigma, seed and kind of the noise.
+        num_candidates: N, at least 1.
+        selection: score and examples.
+        engine: evaluates candidates elsewhere; None: here, several in one forward pass.
+
+    Returns:
+        The result, the same for the same seeds and any grouping of the candidates, up to rounding
+        of the scores.
+
+    Raises:
+        ValueError: N below 1, or an example in both splits.
+        FloatingPointError: a score that is not finite; names the candidate.
+
+    Warns:
+        RuntimeWarning: the dtype of the weights rounds more than 5% of them back.
+    """
+    if num_candidates < 1:
+        raise ValueError(f"num_candidates={num_candidates}; pass at least 1")
+    chosen = selection or Selection()
+    select = distinct(next(repeatable(task, "select", chosen.select_size, chosen.seed)))
+    test = distinct(next(repeatable(task, "test", chosen.test_size, chosen.seed)))
+    require_disjoint(select, test)
+    evaluator = Evaluator(where, noise, chosen.score, select)
+    unmoved = _unmoved(model, where, noise)
+    before = float(row_scores(model, chosen.score, select, whole=True).means())
+    indices = range(num_candidates)
+    scores = (engine or _here)(model, evaluator, indices)
+    order = tuple(sorted(indices, key=lambda i: (-scores[i], i)))
+    held_out, vote, average = _report(model, evaluator, order[: chosen.top], test, chosen)
+    return SearchResult(
+        noise, torch.tensor(scores), before, order, held_out, vote, average, unmoved
+    )
+
+
+def require_disjoint(select: Batch, test: Batch) -> None:
+    """Raise ValueError where an example is in both batches, to be selected and reported on."""
+    keys = [_keys(batch) for batch in (select, test)]
+    if shared := [i for i, key in enumerate(keys[0]) if key in set(keys[1])]:
+        raise ValueError(
+            f"{len(shared)} of the {len(keys[0])} examples that candidates are selected on are in "
+            f"the test split too, the first is row {shared[0]}; the task's splits must be disjoint"
+        )
+
+
+def distinct(batch: Batch) -> Batch:
+    """The batch without its repetitions: they would make every interval too narrow."""
+    keys = _keys(batch)
+    first = [i for i, key in enumerate(keys) if keys.index(key) == i]
+    return {key: value[first] for key, value in batch.items()}
+
+
+def _keys(batch: Batch) -> list[tuple[int, ...]]:
+    """Of every row its tokens without the padding, and which of them are targets."""
+    found = []
+    for i, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True)):
+        real = batch["attention_mask"][i].bool() if "attention_mask" in batch else slice(None)
+        found.append((*ids[real].tolist(), *labels[real].tolist()))
+    return found
+
+
+def _here(model: nn.Module, evaluator: Evaluator, indices: Sequence[int]) -> Sequence[float]:
+    return evaluator(model, indices)
+
+
+def _unmoved(model: nn.Module, where: Where, noise: Noise) -> float:
+    """Share of the weights that do not move, with a warning where it is large."""
+    with Candidates(model, where, noise) as candidates:
+        share = candidates.unmoved(0)
+        if share > MOST_UNMOVED:
+            dtype = candidates.parameters[0].dtype
+            warnings.warn(
+                f"at sigma={noise.sigma} {share:.0%} of the weights do not move: {dtype} rounds "
+                "them back; pass a larger sigma, or load the model in float32",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+    return share
+
+
+def _report(
+    model: nn.Module, evaluator: Evaluator, top: Sequence[int], test: Batch, chosen: Selection
+) -> tuple[Gain, Gain | None, Gain]:
+    """Winner, vote and average of the top K on the test batch."""
+    score, named = chosen.score, isinstance(chosen.score, str)
+    base = row_scores(model, score, test)
+    with Candidates(model, evaluator.where, evaluator.noise) as candidates:
+        mean = torch.zeros_like(candidates.delta(top[0]))
+        voters = []
+        for rank, index in enumerate(top):
+            candidates.put(index)
+            if rank == 0:
+                winner = row_scores(model, score, test)
+            if named:
+                voters.append(predictions(model, test))
+            mean += candidates.delta(index) / len(top)
+        candidates.put(None)
+        with space_of(evaluator.where).displaced(model, mean):
+            average = row_scores(model, score, test)
+        vote = None
+        if named:
+            alone = vote_scores([predictions(model, test)], exact=score == "exact")
+            vote = gain(alone, vote_scores(voters, exact=score == "exact"), seed=chosen.seed)
+    return gain(base, winner, seed=chosen.seed), vote, gain(base, average, seed=chosen.seed)
+
+
+def gain(before: RowScores, after: RowScores, *, seed: int, resamples: int = 2000) -> Gain:
+    """Difference of two scores of the same examples, with a paired bootstrap interval over them.
+
+    Args:
+        before: one candidate's scores, (1, b).
+        after: the same of another.
+        seed: of the bootstrap.
+        resamples: of the examples.
+    """
+    first, last = float(before.means()), float(after.means())
+    parts = [x.double().cpu().numpy() for x in (before.sums[0], after.sums[0], before.weights)]
+    count = len(parts[0])
+
+    def difference(a: np.ndarray, b: np.ndarray, w: np.ndarray, axis: int = -1) -> np.ndarray:
+        return (b.sum(axis) - a.sum(axis)) / w.sum(axis)
+
+    low = high = float("nan")
+    if count > 1:
+        found = stats.bootstrap(
+            parts, difference, paired=True, vectorized=True, n_resamples=resamples,
+            method="percentile", rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
+        low, high = float(found.low), float(found.high)
+    return Gain(first, last, Interval(last - first, low, high, count))

@@ -1,0 +1,217 @@
+"""Predictions of random search: closed forms, and Monte Carlo on linear and quadratic losses."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from frenet.geometry.rng import generator
+from frenet.geometry.theory import (
+    Change,
+    Local,
+    best_sigma,
+    candidates_for,
+    expected_maximum,
+    shrinkage,
+    transfer,
+)
+
+
+@pytest.mark.parametrize(
+    ("n", "exact"),
+    [
+        (1, 0.0),
+        (2, 1 / math.pi**0.5),
+        (3, 1.5 / math.pi**0.5),
+        # From here on as tabulated by Harter (1961), Expected values of normal order statistics.
+        (4, 1.0293753730),
+        (5, 1.1629644736),
+        (100, 2.5075936364),
+    ],
+)
+def test_expected_maxima_of_normals(n: int, exact: float) -> None:
+    assert expected_maximum(n) == pytest.approx(exact, abs=1e-9)
+
+
+def test_the_asymptote_is_approached_slowly_and_from_below() -> None:
+    ratios = [expected_maximum(n) / math.sqrt(2 * math.log(n)) for n in (1e2, 1e6, 1e12)]
+    assert ratios == sorted(ratios)
+    assert 0.8 < ratios[0] < ratios[-1] < 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 300])
+def test_exponential_changes_have_harmonic_minima(n: int) -> None:
+    """Skew 2 is the exponential distribution: the lowest of n has mean 1 / n; the highest H_n."""
+    assert Change(1.0, 1.0, 2.0).best_of(n) == pytest.approx(1 / n, rel=1e-9)
+    harmonic = sum(1 / i for i in range(1, n + 1))
+    assert Change(-1.0, 1.0, -2.0).best_of(n) == pytest.approx(-harmonic, rel=1e-9)
+
+
+@pytest.mark.parametrize("skew", [-2.0, -0.3, 0.0, 0.3, 2.0])
+def test_the_distribution_is_pearsons_third_type(skew: float) -> None:
+    change, p = Change(1.0, 2.0, skew), np.array([0.001, 0.2, 0.5, 0.97])
+    other = stats.pearson3(skew, loc=1.0, scale=2.0)
+    assert change.quantile(p) == pytest.approx(other.ppf(p), rel=1e-9)
+    assert change.cdf(change.quantile(p)) == pytest.approx(p, rel=1e-9)
+    assert change.cdf(other.ppf(p)) == pytest.approx(p, rel=1e-6)
+
+
+def test_skew_goes_over_into_the_normal_distribution_smoothly() -> None:
+    p = np.array([0.01, 0.5, 0.99])
+    normal = Change(0.0, 1.0, 0.0).quantile(p)
+    for skew in (1e-3, 2e-5, 0.9e-5):
+        assert Change(0.0, 1.0, skew).quantile(p) == pytest.approx(normal, abs=2 * skew + 1e-6)
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.8])
+def test_bands_hold_the_best_as_often_as_they_say(skew: float) -> None:
+    change, n, repeats = Change(0.5, 2.0, skew), 20, 4000
+    draws = stats.pearson3(skew, loc=0.5, scale=2.0).rvs(
+        (repeats, n), random_state=np.random.default_rng(0)
+    )
+    best = draws.min(1)
+    low, high = change.best_band(n)
+    inside = float(((best > low) & (best < high)).mean())
+    assert abs(inside - 0.95) < 4 * (0.95 * 0.05 / repeats) ** 0.5
+    assert abs(best.mean() - change.best_of(n)) < 4 * best.std() / repeats**0.5
+
+
+def quadratic(d: int = 12) -> tuple[torch.Tensor, torch.Tensor, Local]:
+    """An indefinite Hessian, a gradient, and their scalars."""
+    draw = generator(0, "theory")
+    A = torch.randn(d, d, generator=draw, dtype=torch.float64) / d**0.5
+    H, g = (A + A.T) / 2 + 0.2 * torch.eye(d), torch.randn(d, generator=draw, dtype=torch.float64)
+    local = Local(
+        dim=d,
+        gradient=float(g.norm()),
+        trace=float(H.trace()),
+        trace_square=float((H @ H).trace()),
+        along=float(g @ H @ g),
+        trace_cube=float((H @ H @ H).trace()),
+    )
+    return H, g, local
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 1.5])
+def test_three_moments_of_a_quadratic(sigma: float) -> None:
+    """Mean, variance and third central moment from 200,000 draws, within 4 standard errors."""
+    H, g, local = quadratic()
+    z = torch.randn(200_000, len(g), generator=generator(1, "draws"), dtype=torch.float64)
+    changes = (sigma * z @ g + sigma**2 * ((z @ H) * z).sum(1) / 2).numpy()
+    predicted, n = local.change(sigma), len(changes)
+    assert abs(changes.mean() - predicted.mean) < 4 * predicted.std / n**0.5
+    centred = changes - predicted.mean
+    for power, expected in ((2, predicted.std**2), (3, predicted.skew * predicted.std**3)):
+        values = centred**power
+        assert abs(values.mean() - expected) < 4 * values.std() / n**0.5
+
+
+def test_skew_brings_the_prediction_closer_where_curvature_matters() -> None:
+    """H = I, ||g|| = 4, sigma = 0.5, d = 30: exactly a noncentral chi-square distribution."""
+    d, sigma, n = 30, 0.5, 200
+    local = Local(d, 4.0, float(d), float(d), 16.0, float(d))
+    exact = stats.ncx2(d, (4.0 / sigma) ** 2)
+    scale, shift = sigma**2 / 2, -(4.0**2) / 2
+    p = (np.arange(200_000) + 0.5) / 200_000
+    lowest = float((scale * exact.ppf(1 - (1 - p) ** (1 / n)) + shift).mean())
+    change = local.change(sigma)
+    skewed = abs(change.best_of(n) - lowest)
+    normal = abs(Change(change.mean, change.std).best_of(n) - lowest)
+    assert skewed < 0.1 * normal
+
+
+def test_a_linear_loss_gains_m_n_sigma_gradient() -> None:
+    linear = Local(dim=50, gradient=3.0, trace=0.0)
+    for n in (2, 64, 4096):
+        assert linear.gain(0.1, n) == pytest.approx(expected_maximum(n) * 0.3, rel=1e-9)
+    assert linear.linear_range() == math.inf
+    assert best_sigma(linear, 64) is None
+
+
+def test_sigma_star_is_the_closed_form_and_is_a_maximum() -> None:
+    local = Local(dim=1000, gradient=2.0, trace=300.0)
+    for n in (2, 16, 512):
+        found, m = best_sigma(local, n), expected_maximum(n)
+        assert found is not None
+        assert found.sigma == pytest.approx(m * 2 / 300, rel=1e-4)
+        assert found.gain == pytest.approx(m**2 * 4 / 600, rel=1e-6)
+        for factor in (0.9, 1.1):
+            assert local.gain(found.sigma * factor, n) < found.gain
+    half = best_sigma(local, 16, transfer=0.5)
+    whole = best_sigma(local, 16)
+    assert half is not None
+    assert whole is not None
+    assert half.sigma == pytest.approx(whole.sigma / 2, rel=1e-4)
+    assert half.gain == pytest.approx(whole.gain / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("trace", [0.0, -5.0])
+def test_without_positive_trace_there_is_no_sigma_star(trace: float) -> None:
+    local = Local(dim=10, gradient=1.0, trace=trace, trace_square=4.0)
+    assert best_sigma(local, 64) is None
+    assert local.density_over_curvature() is None
+    assert 0 < local.linear_range() < math.inf
+    assert math.isfinite(local.gain(0.1, 64))
+
+
+def test_no_more_is_gained_than_there_is_and_one_candidate_gains_nothing() -> None:
+    local = Local(dim=10, gradient=1.0, trace=0.01)
+    found = best_sigma(local, 64, to_gain=0.7)
+    assert found is not None
+    assert found.gain == 0.7
+    assert best_sigma(local, 1) is None
+
+
+def test_a_noisy_score_keeps_s_over_its_root_sum_of_squares() -> None:
+    """Select the best of 50 by score + noise, 20,000 times: the true gain of the winner."""
+    local, noise, n = Local(dim=5, gradient=1.0, trace=0.0), 1.5, 50
+    draw = np.random.default_rng(0)
+    changes = draw.normal(0, 1, (20_000, n))
+    chosen = (changes + draw.normal(0, noise, changes.shape)).argmin(1)
+    gains = -changes[np.arange(len(changes)), chosen]
+    expected = local.gain(1.0, n, noise=noise)
+    assert abs(gains.mean() - expected) < 4 * gains.std() / len(gains) ** 0.5
+    assert expected == pytest.approx(expected_maximum(n) * shrinkage(1.0, noise))
+
+
+def test_what_transfers_is_the_regression_of_one_change_on_the_other() -> None:
+    draw = generator(3, "transfer")
+    g, other = (torch.randn(8, generator=draw, dtype=torch.float64) for _ in range(2))
+    z = torch.randn(20_000, 50, 8, generator=draw, dtype=torch.float64)
+    winner = z[torch.arange(20_000), (z @ g).argmin(1)]
+    gains = -(winner @ other)
+    share = transfer(float(g @ other), float(g.norm()))
+    expected = Local(8, float(g.norm()), 0.0).gain(1.0, 50, transfer=share)
+    assert abs(float(gains.mean()) - expected) < 4 * float(gains.std()) / 20_000**0.5
+
+
+def test_signal_densities_and_the_gradient_step() -> None:
+    local = Local(dim=4, gradient=2.0, trace=8.0, trace_square=16.0, along=8.0)
+    assert local.signal_density() == 1.0
+    assert local.density_over_curvature() == 0.5
+    # Along g the loss is -r ||g|| + r^2 (g.Hg / ||g||^2) / 2 = -2 r + r^2.
+    assert local.step_gain(0.5) == pytest.approx(2 * 0.5 - 0.25)
+    assert Local(dim=4, gradient=0.0, trace=1.0).step_gain(1.0) == 0.0
+
+
+def test_the_linear_range_is_where_the_second_order_spread_is_a_fifth() -> None:
+    local = Local(dim=4, gradient=2.0, trace=8.0, trace_square=18.0)
+    sigma = local.linear_range()
+    assert sigma**2 * 3 == pytest.approx(0.2 * sigma * 2)
+
+
+def test_how_many_candidates_a_gain_takes() -> None:
+    local = Local(dim=4, gradient=2.0, trace=8.0)
+    wanted = local.gain(0.1, 37)
+    assert candidates_for(local, 0.1, wanted) == pytest.approx(37, rel=1e-6)
+    assert candidates_for(local, 0.1, -1.0) == 1.0
+    assert candidates_for(local, 0.1, 100.0) is None
+
+
+def test_less_than_one_candidate_is_refused() -> None:
+    with pytest.raises(ValueError, match="n=0 candidates; pass 1 or more"):
+        Change(0.0, 1.0).best_of(0)
+    with pytest.raises(ValueError, match="n=nan candidates"):
+        expected_maximum(math.nan)

@@ -1,0 +1,95 @@
+"""The survey of a quadratic is its gradient and curvature; the plan follows from them."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from frenet.geometry.basis import span_basis
+from frenet.geometry.theory import Local, expected_maximum
+from frenet.methods.plan import Survey, plan, survey
+from measure.quadratic import quadratic
+
+CURVATURES = torch.linspace(-0.5, 3, 12)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_survey_of_a_quadratic(inside):
+    """Of a diagonal Hessian, in the axes or in some of them, every probe gives the exact traces."""
+    model, task, space = quadratic(CURVATURES)
+    task = dataclasses.replace(task, H=torch.diag(CURVATURES))
+    H, g = task.H.double(), task.gradient(space.read(model))
+    where = space
+    if inside:
+        where = span_basis(torch.eye(space.dim)[[1, 4, 9]], space=space)
+        U = where.U.double()
+        H, g = U.T @ H @ U, U.T @ g
+    found = survey(model, task, where, probes=2)
+    assert found.local.dim == len(g)
+    assert found.local.gradient == pytest.approx(float(g.norm()), rel=1e-5)
+    assert found.local.along == pytest.approx(float(g @ H @ g), rel=1e-4)
+    assert found.trace_error == pytest.approx(0, abs=1e-4)
+    for value, power in (
+        (found.local.trace, 1),
+        (found.local.trace_square, 2),
+        (found.local.trace_cube, 3),
+    ):
+        exact = float(torch.linalg.matrix_power(H, power).trace())
+        assert value == pytest.approx(exact, rel=1e-4)
+    assert found.transfer == pytest.approx(1.0, rel=1e-5)
+
+
+def test_unlike_batches_transfer_less():
+    """Slopes drawn anew add ||noise||^2 to the gradient's square and nothing to the product."""
+    model, task, space = quadratic(CURVATURES, noise=1.0)
+    shares = [survey(model, task, space, probes=2, seed=s).transfer for s in range(12)]
+    assert 0 < sum(shares) / 12 < 0.95
+
+
+SURVEY = Survey(Local(dim=1000, gradient=2.0, trace=300.0), 5.0, 1.0, 1.0)
+
+
+def test_the_plan_takes_sigma_star_where_everything_transfers():
+    found = plan(SURVEY, budget=64)
+    m = expected_maximum(64)
+    assert found.sigma_star == pytest.approx(2 * m / 300, rel=1e-4)
+    assert found.best is not None
+    assert found.best.candidates == 64
+    assert found.best.held_out == pytest.approx(4 * m**2 / 600, rel=1e-6)
+    assert found.best.held_out == max(setting.held_out for setting in found.table)
+    assert {setting.candidates for setting in found.table} == {1, 4, 16, 64}
+
+
+def test_with_less_transfer_the_plan_takes_a_smaller_sigma():
+    half = plan(dataclasses.replace(SURVEY, transfer=0.5), budget=64)
+    assert half.best is not None
+    assert half.sigma_star is not None
+    assert half.best.sigma == pytest.approx(half.sigma_star / 2, rel=1e-4)
+    assert half.best.held_out < half.best.selected
+
+
+@pytest.mark.parametrize("transfer", [0.0, -0.3])
+def test_where_nothing_transfers_the_plan_says_so(transfer):
+    found = plan(dataclasses.replace(SURVEY, transfer=transfer), budget=64)
+    assert found.best is None
+    assert "no gain on held-out data is to be expected" in found.advice
+
+
+def test_one_candidate_is_no_search():
+    assert plan(SURVEY, budget=1).best is None
+    with pytest.raises(ValueError, match="budget=0 is below one candidate"):
+        plan(SURVEY, budget=0)
+
+
+def test_without_positive_trace_the_linear_range_is_the_limit():
+    local = Local(dim=1000, gradient=2.0, trace=-300.0, trace_square=900.0)
+    found = plan(Survey(local, 5.0, 1.0, 1.0), budget=64)
+    assert found.sigma_star is None
+    assert found.best is not None
+    assert found.best.sigma == pytest.approx(local.linear_range())
+    assert "The trace of the Hessian is not positive" in found.advice
+
+
+def test_no_more_is_promised_than_there_is_to_gain():
+    found = plan(dataclasses.replace(SURVEY, loss=0.01), budget=64)
+    assert max(setting.held_out for setting in found.table) == 0.01
