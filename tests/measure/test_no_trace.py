@@ -38,7 +38,7 @@ def product_norm(model, task, space):
 def trace(model, task, space):
     product = hessian_product(model, task, BATCH, space=space)
     generator = torch.Generator().manual_seed(0)
-    return torch.tensor(hutchinson(product, space.dim, probes=3, generator=generator))
+    return torch.tensor(hutchinson(product, space.dim, probes=3, generator=generator, cubes=True))
 
 
 def recorded(model, task, space):

@@ -51,7 +51,8 @@ class Change:
 
     def quantile(self, p: float | Array) -> Array:
         """The change below which a share p of the displacements lies."""
-        return self._quantile(np.asarray(p), 1 - np.asarray(p))
+        p = np.asarray(p, dtype=np.float64)
+        return self._quantile(p, np.asarray(1 - p))
 
     def cdf(self, change: float | Array) -> Array:
         """Share of the displacements whose change is at most ``change``."""

@@ -35,6 +35,9 @@ class Evaluator:
     score: Score
     batch: Batch
 
+    def __post_init__(self) -> None:
+        checked(self.score)
+
     def __call__(self, model: nn.Module, indices: Sequence[int]) -> list[float]:
         """Scores of these candidates, larger is better. The model comes back bit for bit.
 
@@ -42,7 +45,6 @@ class Evaluator:
             FloatingPointError: a score is not finite; names the candidate.
             TypeError: a user's score is not a number.
         """
-        checked(self.score)
         found: list[float] = []
         with Candidates(model, self.where, self.noise) as candidates:
             for scores in self._scores(candidates, list(indices)):
