@@ -9,6 +9,7 @@ from frenet.experiments.intervals import (
     over_seeds,
     select,
     series_over_seeds,
+    why_open,
 )
 
 LAG, CEILING, CONTROL = 100, 0.7, 0.95
@@ -20,13 +21,14 @@ def decide(rows: Rows) -> Finding:
     at_lag = select(rows, table="drift", kind="gradients", lag=LAG)
     ratio, control = estimate(at_lag, "ratio"), estimate(at_lag, "control")
     if low(control) <= CONTROL:
-        verdict, why = "undecided", f"the frozen control is not clearly above {CONTROL}"
+        unclear = f"the frozen control is not clearly above {CONTROL}"
+        verdict, why = "undecided", why_open(control, unclear)
     elif high(ratio) < CEILING:
         verdict, why = "supported", f"the ratio is below {CEILING}, the control above {CONTROL}"
     elif low(ratio) > CEILING:
         verdict, why = "contradicted", f"the interval lies above {CEILING}"
     else:
-        verdict, why = "undecided", f"the interval straddles {CEILING}, or there is one seed only"
+        verdict, why = "undecided", why_open(ratio, f"the interval straddles {CEILING}")
     return Finding(
         claim="C3",
         verdict=verdict,

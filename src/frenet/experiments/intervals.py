@@ -58,6 +58,13 @@ def high(value: Estimate | None) -> float:
     return math.inf if value is None or value.high is None else value.high
 
 
+def why_open(value: Estimate | None, otherwise: str) -> str:
+    """Why an estimate decides nothing: it has no interval, or what ``otherwise`` says of it."""
+    if value is None:
+        return "nothing was measured"
+    return "one seed has no interval" if value.low is None else otherwise
+
+
 def _number(value: Scalar) -> float:
     assert isinstance(value, (int, float))
     return float(value)

@@ -9,6 +9,7 @@ from frenet.experiments.intervals import (
     over_seeds,
     select,
     series_over_seeds,
+    why_open,
 )
 
 K, FLOOR = 10, 0.4
@@ -34,7 +35,7 @@ def decide(rows: Rows) -> Finding:
         verdict, why = "contradicted", f"the interval lies below {floor:.2f}"
     else:
         line = "the highest null" if floor > FLOOR else f"{FLOOR}"
-        verdict, why = "undecided", f"the interval straddles {line}, or there is one seed only"
+        verdict, why = "undecided", why_open(energy, f"the interval straddles {line}")
     return Finding(
         claim="C1",
         verdict=verdict,

@@ -10,7 +10,7 @@ from frenet.experiments.experiment import (
     Rows,
     Verdict,
 )
-from frenet.experiments.intervals import estimate, high, low, over_seeds, select
+from frenet.experiments.intervals import estimate, high, low, over_seeds, select, why_open
 
 # Bases that need neither the damaged point's gradients nor the recovery itself.
 STATIC = ("gradients at start", "other tasks", "task vectors", "damage direction")
@@ -35,7 +35,8 @@ def fixed_plane(rows: Rows) -> Finding:
     elif low(static) > min(MOST_STATIC, high(prefix)):
         verdict, why = "contradicted", f"above {MOST_STATIC}, or above the prefix"
     else:
-        verdict, why = "undecided", "the intervals straddle a line, or there is one seed only"
+        straddles = f"the interval straddles {MOST_STATIC}, or overlaps with the prefix's"
+        verdict, why = "undecided", why_open(static, straddles)
     return Finding(
         claim="C2",
         verdict=verdict,
@@ -66,7 +67,10 @@ def prefix_span(rows: Rows) -> Finding:
     elif shown is not None and shown.low is not None and not any(map(_reaches, at.values())):
         verdict, why = "contradicted", f"no k up to {LONGEST_PREFIX} T_stop reaches {PREFIX_SHARE}"
     else:
-        verdict, why = "undecided", "one seed only, no LoRA rows, or a lift that is not above 1"
+        verdict, why = (
+            "undecided",
+            why_open(lifts.get(best), "the lift's interval is not all above 1"),
+        )
     return Finding(
         claim="C4",
         verdict=verdict,
