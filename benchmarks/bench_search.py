@@ -75,7 +75,7 @@ def adapters(source: str | Path, repeats: int) -> list[dict[str, Any]]:
         for where, part in places.items():
             with Candidates(model, part, NOISE) as candidates:
                 group = group_size(candidates, batch)
-            n = max(2, min(64, 2 * group))
+            n = max(2, min(64, group))
             seconds = turns(_routines(base, part, batch, n, group), repeats)
             found += _rows(seconds, source, part, f"{rows} x {length} tokens, {where}", n)
     return found

@@ -52,7 +52,7 @@ def main() -> None:
         module = importlib.import_module(name)
         rows += module.run()
         if chosen:
-            rows += module.run(chosen, repeats=5)
+            rows += module.run(chosen, repeats=3)
     text = f"{START}\n{environment()}\n\n{table(rows)}\n{END}"
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.split(START)[0], page.split(END)[1]

@@ -122,10 +122,10 @@ EXPERIMENT = Experiment(
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(
             protocols=("wrong-answers", "absolute-noise"),
-            lora_optimizers=("adamw:1e-3",),
+            lora_optimizers=("adamw:5e-4",),
             steps=120,
             batch_size=8,
-            every=4,
+            every=2,
             ks=(1, 2, 5, 10, 16),
             n=12,
             second_order=(),
