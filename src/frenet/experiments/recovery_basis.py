@@ -14,7 +14,7 @@ from frenet.experiments.networks import (
     task_names,
 )
 from frenet.experiments.recovery_figures import FIGURES, TABLES
-from frenet.experiments.recovery_findings import CLAIMS
+from frenet.experiments.recovery_findings import CLAIMS, LONGEST_PREFIX
 from frenet.experiments.recovery_rows import Case, Config, damaged_rows
 
 if TYPE_CHECKING:
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 def cells(config: Config) -> list[Cell]:
     """One cell a seed, space, task, protocol and optimiser."""
+    most = int(LONGEST_PREFIX * config.steps)
+    if max(config.ks) > most:
+        raise ValueError(
+            f"k={max(config.ks)} is above {LONGEST_PREFIX} of the {config.steps} steps that a "
+            f"recovery may take, so no capture could be given; pass --ks up to {most}, "
+            "or more --steps"
+        )
     return [
         Cell.of(seed=seed, space=space, task=task, protocol=protocol, optimizer=optimizer)
         for seed in config.seeds
@@ -123,7 +130,7 @@ EXPERIMENT = Experiment(
         "lm": Config(
             protocols=("wrong-answers", "absolute-noise"),
             lora_optimizers=("adamw:5e-4",),
-            steps=120,
+            steps=80,
             batch_size=8,
             every=2,
             ks=(1, 2, 5, 10, 16),

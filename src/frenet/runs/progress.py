@@ -40,6 +40,7 @@ class Watch:
         self._done = self._before = done
         self._quiet = quiet
         self._start = time.monotonic()
+        self._last_error = ""
         console = Console(file=sys.stderr, highlight=False)
         self._bar: Progress | None = None
         if console.is_terminal and not quiet:
@@ -88,9 +89,11 @@ class Watch:
             self.say(f"[{self._done}/{self._total}] {cell} in {duration(seconds)}, {times}")
 
     def failed(self, cell: str, error: str) -> None:
-        """A cell failed."""
+        """A cell failed; an error that is the last one's is not spelt out again."""
         self._advance()
-        self.say(f"[{self._done}/{self._total}] {cell} FAILED: {error}")
+        text = "the same" if error == self._last_error else error
+        self._last_error = error
+        self.say(f"[{self._done}/{self._total}] {cell} FAILED: {text}")
 
     def _advance(self) -> str:
         """Count a cell; the time since the start and, at the pace so far, to the end."""
