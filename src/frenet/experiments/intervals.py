@@ -43,9 +43,19 @@ def estimate(rows: Rows, value: str) -> Estimate | None:
     if not found:
         return None
     row = found[0]
-    return Estimate(
-        _number(row["value"]), _bound(row["low"]), _bound(row["high"]), _count(row["n"])
-    )
+    low, high = (None if row[end] is None else _number(row[end]) for end in ("low", "high"))
+    return Estimate(_number(row["value"]), low, high, int(_number(row["n"])))
+
+
+def fraction(rows: Rows, value: str) -> Estimate | None:
+    """``estimate`` of a column in [0, 1], with the interval cut to what is possible.
+
+    Student's interval reaches beyond it for few seeds; nothing is lost with what cannot be.
+    """
+    found = estimate(rows, value)
+    if found is None or found.low is None or found.high is None:
+        return found
+    return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def low(value: Estimate | None) -> float:
@@ -68,11 +78,3 @@ def why_open(value: Estimate | None, otherwise: str) -> str:
 def _number(value: Scalar) -> float:
     assert isinstance(value, (int, float))
     return float(value)
-
-
-def _bound(value: Scalar) -> float | None:
-    return None if value is None else _number(value)
-
-
-def _count(value: Scalar) -> int:
-    return int(_number(value))

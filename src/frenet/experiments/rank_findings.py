@@ -3,7 +3,7 @@
 from frenet.experiments.charts import Axis, Rule, dots, heatmap, lines
 from frenet.experiments.experiment import Claim, Column, Figure, Finding, Rows, Verdict
 from frenet.experiments.intervals import (
-    estimate,
+    fraction,
     high,
     low,
     over_seeds,
@@ -22,9 +22,9 @@ def decide(rows: Rows) -> Finding:
     every_size = select(rows, table="energy", k=K, point="none")
     size = max((int(str(row["batch_size"])) for row in every_size), default=0)
     at_k = select(every_size, batch_size=size)
-    energy = estimate(at_k, "energy")
+    energy = fraction(at_k, "energy")
     null = max(
-        (found for name in NULLS if (found := estimate(at_k, name)) is not None),
+        (found for name in NULLS if (found := fraction(at_k, name)) is not None),
         key=high,
         default=None,
     )
@@ -50,10 +50,10 @@ def decide(rows: Rows) -> Finding:
 
 def _notes(rows: Rows, at_k: Rows) -> tuple[str, ...]:
     """Is it the task that is low-rank?"""
-    shuffled, held = estimate(at_k, "label_shuffled"), estimate(at_k, "in_shuffled_basis")
+    shuffled, held = fraction(at_k, "label_shuffled"), fraction(at_k, "in_shuffled_basis")
     overlaps = select(rows, table="overlap", point="none")
-    other = estimate([r for r in overlaps if r["task"] != r["other"]], "overlap")
-    same = estimate([r for r in overlaps if r["task"] == r["other"]], "overlap")
+    other = fraction([r for r in overlaps if r["task"] != r["other"]], "overlap")
+    same = fraction([r for r in overlaps if r["task"] == r["other"]], "overlap")
     notes = []
     if shuffled and held:
         notes.append(
@@ -61,7 +61,7 @@ def _notes(rows: Rows, at_k: Rows) -> tuple[str, ...]:
             f"energy in their own top {K}: low rank by itself says nothing about the task. Their "
             f"basis holds {held.value:.2f} of the true gradients."
         )
-    chance = estimate(overlaps, "chance")
+    chance = fraction(overlaps, "chance")
     if other and same and chance:
         notes.append(
             f"Bases of two tasks overlap by {other.value:.2f}, two halves of one task by "

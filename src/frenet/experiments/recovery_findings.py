@@ -10,7 +10,7 @@ from frenet.experiments.experiment import (
     Rows,
     Verdict,
 )
-from frenet.experiments.intervals import estimate, high, low, over_seeds, select, why_open
+from frenet.experiments.intervals import estimate, fraction, high, low, over_seeds, select, why_open
 
 # Bases that need neither the damaged point's gradients nor the recovery itself.
 STATIC = ("gradients at start", "other tasks", "task vectors", "damage direction")
@@ -26,10 +26,10 @@ def fixed_plane(rows: Rows) -> Finding:
     found = {
         name: value
         for name in STATIC
-        if (value := estimate(select(captures, basis=name), "captured")) is not None
+        if (value := fraction(select(captures, basis=name), "captured")) is not None
     }
     best = max(found, key=lambda name: found[name].value, default="none measured")
-    static, prefix = found.get(best), estimate(select(captures, basis="prefix"), "captured")
+    static, prefix = found.get(best), fraction(select(captures, basis="prefix"), "captured")
     if high(static) < min(MOST_STATIC, low(prefix)):
         verdict, why = "supported", f"below {MOST_STATIC} and below the prefix"
     elif low(static) > min(MOST_STATIC, high(prefix)):
@@ -55,7 +55,7 @@ def prefix_span(rows: Rows) -> Finding:
     prefixes = select(rows, table="capture", basis="prefix")
     lora = [r for r in prefixes if r["space"] == "lora" and r.get("captured") is not None]
     sizes = sorted({int(str(r["k"])) for r in lora})
-    at = {k: estimate(select(lora, k=k), "captured") for k in sizes}
+    at = {k: fraction(select(lora, k=k), "captured") for k in sizes}
     lifts = {k: estimate(select(lora, k=k), "lift") for k in sizes}
     reaching = [k for k in sizes if _reaches(at[k]) and low(lifts[k]) > 1]
     # The k that comes closest is the one to show: a wide interval reaches far, and says little.
@@ -77,7 +77,7 @@ def prefix_span(rows: Rows) -> Finding:
         quantity=f"LoRA recovery captured by the first {best or 'few'} updates",
         estimate=shown,
         reference="random-walk share",
-        reference_estimate=estimate(select(lora, k=best), "walk_share"),
+        reference_estimate=fraction(select(lora, k=best), "walk_share"),
         why=why,
         notes=_prefix_notes(prefixes),
     )
@@ -149,7 +149,7 @@ def _prefix_notes(prefixes: Rows) -> tuple[str, ...]:
         part = select(measured, space=key[0], optimizer=key[1])
         k = max((int(str(row["k"])) for row in part if int(str(row["k"])) <= K), default=0)
         at = select(part, k=k)
-        captured, walk = estimate(at, "captured"), estimate(at, "walk_share")
+        captured, walk = fraction(at, "captured"), fraction(at, "walk_share")
         lift, rest, share = (estimate(at, name) for name in ("lift", "rest", "k_over_stop"))
         if captured and walk and lift and share:
             rested = f", {rest.value:.2f} of the rest" if rest else ""

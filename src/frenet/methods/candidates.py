@@ -1,7 +1,7 @@
 """Candidates of a random search: Gaussian displacements that a seed and an index bring back."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -90,12 +90,18 @@ class Candidates:
 
     def delta(self, index: int) -> Float[Tensor, " d"]:
         """The displacement of one candidate, float32, on the device of the parameters."""
-        return torch.cat([part.reshape(-1) for part in self._parts(index)])
+        return self.deltas([index])[0]
 
-    def thetas(self, indices: range | list[int]) -> Float[Tensor, "n d"]:
+    def deltas(self, indices: Sequence[int]) -> Float[Tensor, "n d"]:
+        """The displacements of several candidates; in a basis by one product for all of them."""
+        if isinstance(self.where, Basis):
+            return self.where.expand(torch.stack([self._coordinates(i) for i in indices]))
+        rows = [torch.cat([part.reshape(-1) for part in self._parts(i)]) for i in indices]
+        return torch.stack(rows)
+
+    def thetas(self, indices: Sequence[int]) -> Float[Tensor, "n d"]:
         """The parameters of several candidates, float32."""
-        start = torch.cat([p.reshape(-1).float() for p in self.saved])
-        return torch.stack([start + self.delta(i) for i in indices])
+        return torch.cat([p.reshape(-1).float() for p in self.saved]) + self.deltas(indices)
 
     def put(self, index: int | None) -> None:
         """Set the parameters to those of a candidate, or back (None), always from the copies."""
@@ -120,19 +126,28 @@ class Candidates:
 
     def _parts(self, index: int) -> Iterator[Tensor]:
         """The displacement, one parameter at a time: a large model has no room for all of it."""
-        sign, draw = 1.0, index
-        if self.noise.antithetic:
-            sign, draw = (-1.0 if index % 2 else 1.0), index // 2
         device = self.saved[0].device
         if isinstance(self.where, Basis):
-            z = self._normal((self.where.k,), draw, "basis")
-            delta = self.where.expand(sign * self.noise.sigma * z)
+            delta = self.where.expand(self._coordinates(index))
             yield from self.space.unflatten(delta.to(device)).values()
             return
+        sign, draw = self._drawn(index)
         named = zip(self.space.names, self.space.shapes, self.scales, strict=True)
         for name, shape, scale in named:
             z = self._normal(shape, draw, str(shape) if self.noise.tied else name)
             yield (sign * scale * z).to(device)
+
+    def _coordinates(self, index: int) -> Tensor:
+        """The displacement inside the basis."""
+        assert isinstance(self.where, Basis)
+        sign, draw = self._drawn(index)
+        return sign * self.noise.sigma * self._normal((self.where.k,), draw, "basis")
+
+    def _drawn(self, index: int) -> tuple[float, int]:
+        """Which draw a candidate is, and with which sign."""
+        if self.noise.antithetic:
+            return (-1.0 if index % 2 else 1.0), index // 2
+        return 1.0, index
 
     def _normal(self, shape: tuple[int, ...], draw: int, name: str) -> Tensor:
         return self._streams.draw(shape, self.noise.seed, "search", draw, name)

@@ -3,17 +3,23 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.geometry import rng, theory
 from frenet.geometry.subspace import Basis
-from frenet.geometry.theory import Local
-from frenet.measure.curvature import hessian_product, hutchinson
-from frenet.measure.damage import fixed_loss
+from frenet.geometry.theory import Best, Local
+from frenet.measure.curvature import Trace, hessian_product, hutchinson
 from frenet.measure.gradients import gradient
 from frenet.methods.candidates import Where, space_of
-from frenet.network.tasks import Task, repeatable
+from frenet.methods.search import Selection, distinct
+from frenet.network.context import measuring
+from frenet.network.tasks import Split, Task, repeatable
+
+# Selection is on the first; that winners carry over is estimated on the second, and so the test
+# split stays untouched.
+PLANNED: tuple[Split, Split] = ("select", "train")
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,17 @@ class Survey:
     loss: float
     transfer: float
     trace_error: float
+
+    def best(self, n: int, *, transfer: float = 1.0) -> Best | None:
+        """sigma* and its gain for n candidates; None where the quadratic model has none to trust.
+
+        That is where the trace is not above 0 by two standard errors, and where the model says
+        more than the loss there is to gain: it does not hold as far out as its own optimum.
+        """
+        if self.local.trace <= 2 * self.trace_error:
+            return None
+        found = theory.best_sigma(self.local, n, transfer=transfer)
+        return found if found is not None and found.gain <= self.loss else None
 
 
 class Setting(NamedTuple):
@@ -51,8 +68,8 @@ class Plan:
         table: settings over sigma and N.
         best: the setting within the budget with the largest gain on held-out data; None where none
             has a gain.
-        sigma_star: the best sigma for the whole budget on the selection data; None for a trace
-            that is not positive.
+        sigma_star: the best sigma for the whole budget on the selection data; None where
+            ``Survey.best`` is.
         linear_up_to: sigma up to which curvature is a small part of the change.
         advice: in one sentence.
     """
@@ -70,25 +87,29 @@ def survey(
     task: Task,
     where: Where,
     *,
-    size: int = 64,
+    selection: Selection | None = None,
     probes: int = 8,
     seed: int = 0,
 ) -> Survey:
     """Gradient, curvature and transfer at the present point.
 
-    Takes 2 gradients and 2 ``probes`` + 1 Hessian products of ``size`` examples, about as much as
-    10 ``probes`` forward passes.
+    Takes 2 gradients and 2 ``probes`` + 1 Hessian products of the selection batch, about as much
+    as 10 ``probes`` forward passes; in up to 2 ``probes`` dimensions k + 1 products, which give the
+    traces exactly.
 
     Args:
         model: the network; left as it is.
         task: selection is on its select split.
         where: the parameters that move, or a basis.
-        size: examples of the selection batch, as in ``Selection``.
+        selection: the search that is planned.
         probes: of Hutchinson's estimator, at least 2.
-        seed: of examples and probes, as in ``Selection``.
+        seed: of the probes.
     """
-    space = space_of(where)
-    select, other = (next(repeatable(task, split, size, seed)) for split in ("select", "train"))
+    space, chosen = space_of(where), selection or Selection()
+    select, other = (
+        distinct(next(repeatable(task, split, chosen.select_size, chosen.seed)))
+        for split in PLANNED
+    )
     slope, elsewhere = (
         _inside(where, gradient(model, task, batch, space=space)) for batch in (select, other)
     )
@@ -98,9 +119,11 @@ def survey(
         return _inside(where, matvec(where.expand(v) if isinstance(where, Basis) else v))
 
     dim = len(slope)
-    found = hutchinson(
-        product, dim, probes=probes, generator=rng.generator(seed, "plan"), cubes=True
-    )
+    if dim <= 2 * probes:
+        found = _exact(torch.stack([product(row) for row in torch.eye(dim)]).double().cpu())
+    else:
+        probing = rng.generator(seed, "plan")
+        found = hutchinson(product, dim, probes=probes, generator=probing, cubes=True)
     local = Local(
         dim=dim,
         gradient=float(slope.double().norm()),
@@ -110,7 +133,17 @@ def survey(
         trace_cube=found.trace_of_cube or 0.0,
     )
     share = theory.transfer(float(slope.double() @ elsewhere.double()), local.gradient)
-    return Survey(local, fixed_loss(model, task, size=size), share, found.trace_error)
+    with measuring(model), torch.no_grad():
+        loss = float(task.loss(model, select))
+    return Survey(local, loss, share, found.trace_error)
+
+
+def _exact(H: Float[Tensor, "k k"]) -> Trace:
+    """The traces of a matrix that is there as a whole."""
+    square = H @ H
+    traces = (float(matrix.trace()) for matrix in (H, square, square @ H))
+    first, second, third = traces
+    return Trace(first, 0.0, second, 0.0, len(H), third)
 
 
 def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (1, 4, 16, 64, 256)) -> Plan:
@@ -127,8 +160,7 @@ def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (1, 4, 16, 64,
     if budget < 1:
         raise ValueError(f"budget={budget} is below one candidate; pass at least 1")
     local, share = found.local, max(0.0, found.transfer)
-    star = theory.best_sigma(local, budget, to_gain=found.loss)
-    best = theory.best_sigma(local, budget, to_gain=found.loss, transfer=share)
+    star, best = found.best(budget), found.best(budget, transfer=share)
     limit = local.linear_range()
     middle = star.sigma if star else limit
     sigmas = [middle * 2.0**power for power in (-3, -2, -1, 0, 1)]
@@ -153,7 +185,7 @@ def _setting(found: Survey, sigma: float, n: int) -> Setting:
     return Setting(sigma, n, *(min(gain, found.loss) for gain in gains))
 
 
-def _advice(found: Survey, chosen: Setting | None, best: theory.Best | None) -> str:
+def _advice(found: Survey, chosen: Setting | None, best: Best | None) -> str:
     if chosen is None:
         return (
             f"no gain on held-out data is to be expected: {found.transfer:.2f} of what selection "

@@ -152,6 +152,8 @@ def require_disjoint(select: Batch, test: Batch) -> None:
 
 def distinct(batch: Batch) -> Batch:
     """The batch without its repetitions: they would make every interval too narrow."""
+    if "input_ids" not in batch:  # not text: no way to tell rows apart
+        return batch
     keys = _keys(batch)
     first = [i for i, key in enumerate(keys) if keys.index(key) == i]
     return {key: value[first] for key, value in batch.items()}

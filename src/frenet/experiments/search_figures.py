@@ -1,0 +1,302 @@
+"""How `best_of_n` shows its rows: columns and figures."""
+
+from frenet.experiments.charts import Axis, Rule, dots, lines, scatter
+from frenet.experiments.experiment import Column, Figure, Row, Rows
+from frenet.experiments.intervals import over_seeds, select
+from frenet.experiments.search_findings import (
+    EVEN,
+    most_candidates,
+    ranked,
+    relative_gains,
+    searched,
+)
+
+FOUND, PREDICTED = "found", "predicted, with its 95% band"
+
+
+def best_chart(rows: Rows) -> object:
+    """Best of N against N with the predicted band, everywhere at once."""
+    table = []
+    everywhere = select(searched(rows), place="all")
+    keys = ("factor", "n")
+    ends = {
+        name: {
+            tuple(row[key] for key in keys): row["value"]
+            for row in over_seeds(everywhere, by=keys, value=name)
+        }
+        for name in ("low", "high")
+    }
+    for row in over_seeds(everywhere, by=keys, value="predicted"):
+        at = tuple(row[key] for key in keys)
+        band = {name: values[at] for name, values in ends.items()}
+        table.append({**row, **band, "series": PREDICTED})
+    table += [row | {"series": FOUND} for row in over_seeds(everywhere, by=keys, value="gain")]
+    return lines(
+        [row | {"sigma": f"sigma = {row['factor']} sigma*"} for row in table],
+        x=Axis("n", "candidates N", log=True),
+        y=Axis("value", "gain of the best (nats per token)"),
+        facet="sigma",
+        rules=[PREDICTED],
+    )
+
+
+def sigma_chart(rows: Rows) -> object:
+    """Gain of the most candidates against sigma, place by place."""
+    found = select(rows, table="best")
+    most = most_candidates(found)
+    at = select(found, n=most)
+    table: list[Row] = []
+    for column, label in (("gain", FOUND), ("predicted", "predicted")):
+        table += [
+            row | {"series": label} for row in over_seeds(at, by=("place", "factor"), value=column)
+        ]
+    return lines(
+        table,
+        x=Axis("factor", "sigma / sigma*", log=True),
+        y=Axis("value", f"gain of the best of {most} (nats per token)"),
+        facet="place",
+        rules=["predicted"],
+    )
+
+
+def dimension_chart(rows: Rows) -> object:
+    """Gain at the best sigma against the number of random directions."""
+    table = [
+        row
+        for row in relative_gains(rows)
+        if row["place"] == "all" or str(row["place"]).startswith("random:")
+    ]
+    return lines(
+        over_seeds(table, by=("space", "dim"), value="ratio"),
+        x=Axis("dim", "dimension of the search", log=True),
+        y=Axis("value", "gain at the best sigma, over the whole space's", domain=(0, 1.5)),
+        colour="space",
+        rules=[Rule("within 25%", EVEN[0], EVEN[1])],
+    )
+
+
+def slope_chart(rows: Rows) -> object:
+    """Gain in units of m_N sigma ||g|| at the smallest sigma, against dimension."""
+    found = select(rows, table="best")
+    least = min((float(str(row["factor"])) for row in found), default=1.0)
+    at = select(found, n=most_candidates(found), factor=least, unit="sigma*")
+    table: list[Row] = []
+    for column, label in (("gain", FOUND), ("predicted", "predicted")):
+        shares = [
+            {**row, "share": float(str(row[column])) / float(str(row["linear"]))} for row in at
+        ]
+        table += [
+            row | {"series": label}
+            for row in over_seeds(shares, by=("space", "dim"), value="share")
+        ]
+    return lines(
+        table,
+        x=Axis("dim", "dimension of the search", log=True),
+        y=Axis("value", "gain / (m_N sigma ||g||)", domain=(0, 1.2)),
+        facet="space",
+        rules=["predicted", Rule("linear loss", 1.0)],
+        interval=None,
+    )
+
+
+def quantile_chart(rows: Rows) -> object:
+    """Observed against predicted quantiles of the change."""
+    table = over_seeds(select(rows, place="all"), by=("factor", "p", "unit"), value="observed")
+    expected = {
+        (row["factor"], row["p"], row["unit"]): row["value"]
+        for row in over_seeds(
+            select(rows, place="all"), by=("factor", "p", "unit"), value="predicted"
+        )
+    }
+    return scatter(
+        [
+            row
+            | {
+                "predicted": expected[row["factor"], row["p"], row["unit"]],
+                "sigma": f"{row['factor']} {row['unit']}",
+            }
+            for row in table
+        ],
+        x=Axis("predicted", "predicted quantile of the change (predicted standard deviations)"),
+        y=Axis("value", "found"),
+        colour="sigma",
+    )
+
+
+def ranking_chart(rows: Rows) -> object:
+    """Found gains against both predictions of where searching pays."""
+    table: list[Row] = []
+    for column, label in (
+        ("density", "by signal density"),
+        ("density_over_curvature", "by density over curvature"),
+    ):
+        points = [row | {"predicted": row[column], "panel": label} for row in ranked(rows)]
+        means = over_seeds(points, by=("panel", "place"), value="value")
+        across = {
+            row["place"]: row["value"]
+            for row in over_seeds(points, by=("panel", "place"), value="predicted")
+        }
+        table += [row | {"predicted": across[row["place"]]} for row in means]
+    return scatter(
+        table,
+        x=Axis("predicted", "predicted, over the best place's"),
+        y=Axis("value", "gain found at the best sigma, over the best place's"),
+        colour="place",
+        facet="panel",
+    )
+
+
+def winner_chart(rows: Rows) -> object:
+    """The winner on the batch it was selected on, on held-out data, and what was predicted."""
+    names = {
+        "selected": "on the selection batch",
+        "held_out": "on held-out data",
+        "held_out_predicted": "predicted for held-out data",
+    }
+    table = [
+        row | {"series": label, "sigma": f"{row['factor']} {row['unit']}"}
+        for name, label in names.items()
+        for row in over_seeds(rows, by=("factor", "unit"), value=name)
+    ]
+    return dots(
+        table,
+        x=Axis("value", "gain of the winner (nats per token)"),
+        row=Axis("sigma", "sigma"),
+        colour="series",
+        rules=["predicted for held-out data"],
+    )
+
+
+_PLACE = (
+    Column("seed", "", "seed of network, data and damage", "key"),
+    Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
+    Column("size", "", "width of the network, or rank of the adapters", "key"),
+    Column("task", "", "damaged task", "key"),
+    Column("protocol", "", "kind of damage", "key"),
+    Column("place", "", "where candidates move", "key"),
+    Column("search", "", "number of the search, with its own noise and directions", "key"),
+    Column("dim", "", "coordinates that are perturbed", "key"),
+)
+_AT = (
+    *_PLACE,
+    Column("factor", "", "sigma in units of sigma*, or of the linear range", "key"),
+    Column("unit", "", "sigma*, or the linear range where there is none", "key"),
+    Column("sigma", "", "standard deviation per coordinate", "key"),
+)
+TABLES = {
+    "place": (
+        *_PLACE,
+        Column("gradient", "", "||g||", "reference"),
+        Column("trace", "", "tr(H), by Hutchinson's estimator", "measure", "trace_error"),
+        Column("trace_error", "", "its standard error", "reference"),
+        Column("trace_square", "", "tr(H^2)", "reference"),
+        Column("sigma_star", "", "predicted best sigma; empty: no positive trace", "reference"),
+        Column("linear_sigma", "", "sigma up to which curvature spreads little", "reference"),
+        Column("best_gain", "nats/token", "predicted gain at sigma*", "reference"),
+        Column("density", "", "||g||^2 / d", "reference"),
+        Column("density_over_curvature", "", "||g||^2 / tr(H)", "reference"),
+        Column("transfer", "", "share of the luck that other examples see", "reference"),
+        Column("loss", "nats/token", "loss on the selection batch", "reference"),
+    ),
+    "spread": (
+        *_AT,
+        Column("mean", "nats/token", "mean change", "measure", "mean_predicted"),
+        Column("mean_predicted", "nats/token", "sigma^2 tr(H) / 2", "reference"),
+        Column("std", "nats/token", "standard deviation of the change", "measure", "std_predicted"),
+        Column("std_predicted", "nats/token", "its prediction", "reference"),
+        Column("ks", "", "Kolmogorov-Smirnov distance to the prediction", "measure", "ks_limit"),
+        Column("ks_limit", "", "95% of distances are below if it is right", "reference"),
+        Column(
+            "second_order", "", "second-order spread over first", "measure", "second_order_limit"
+        ),
+        Column("second_order_limit", "", "called linear below", "reference"),
+    ),
+    "quantile": (
+        *_AT,
+        Column("p", "", "share of the candidates below", "key"),
+        Column("observed", "std", "quantile of the change", "measure", "predicted"),
+        Column("predicted", "std", "its prediction", "reference"),
+    ),
+    "best": (
+        *_AT,
+        Column("n", "", "candidates N", "key"),
+        Column("blocks", "", "disjoint blocks of N candidates", "key"),
+        Column("gain", "nats/token", "best of N, mean over the blocks", "measure", "predicted"),
+        Column("predicted", "nats/token", "expected best of N", "reference"),
+        Column("linear", "nats/token", "the same on a linear loss with this gradient", "reference"),
+        Column("low", "nats/token", "lower end of the predicted 95% band", "reference"),
+        Column("high", "nats/token", "its upper end", "reference"),
+        Column("inside", "fraction", "blocks inside the band", "measure", "nominal"),
+        Column("nominal", "fraction", "what a right band holds", "reference"),
+        Column("density", "", "||g||^2 / d", "reference"),
+        Column("density_over_curvature", "", "||g||^2 / tr(H)", "reference"),
+    ),
+    "winner": (
+        *_AT,
+        Column("n", "", "candidates N", "key"),
+        Column("selected", "nats/token", "on its own batch", "measure", "selected_predicted"),
+        Column("selected_predicted", "nats/token", "expected best of N", "reference"),
+        Column("held_out", "nats/token", "on held-out data", "measure", "held_out_predicted"),
+        Column("held_out_low", "nats/token", "95% interval over examples", "reference"),
+        Column("held_out_high", "nats/token", "95% interval over examples", "reference"),
+        Column("held_out_predicted", "nats/token", "expected there", "reference"),
+        Column("step", "nats/token", "one gradient step as long, held out", "measure", "held_out"),
+        Column("loss", "nats/token", "loss on the selection batch", "reference"),
+    ),
+}
+FIGURES = (
+    Figure(
+        "best",
+        "The best of N, predicted and found",
+        "Gain on the selection batch in the whole space. The band holds 95% of single searches; "
+        "what was found is the mean over searches, with its interval over seeds.",
+        "best",
+        best_chart,
+    ),
+    Figure(
+        "sigma",
+        "How large should the noise be?",
+        "Gain of the most candidates against sigma, in units of the best one predicted for each "
+        "place from gradient and curvature.",
+        "best",
+        sigma_chart,
+    ),
+    Figure(
+        "dimension",
+        "Does dimension matter?",
+        "Gain at each one's best sigma in random directions, over that in the whole space.",
+        "best",
+        dimension_chart,
+    ),
+    Figure(
+        "slope",
+        "Gain at equal gradient norm",
+        "Best of N at the smallest sigma, over what a linear loss with the same gradient would "
+        "give, in every place and size of network that was searched.",
+        "best",
+        slope_chart,
+    ),
+    Figure(
+        "ranking",
+        "Where does searching pay?",
+        "Places ranked beforehand by signal density and by density over curvature, against what "
+        "searching them gave; each over the best place of the same network.",
+        "best",
+        ranking_chart,
+    ),
+    Figure(
+        "quantiles",
+        "The whole distribution",
+        "Quantiles of the change of the loss in the whole space, in predicted standard "
+        "deviations. On the dotted line theory and search agree.",
+        "quantile",
+        quantile_chart,
+    ),
+    Figure(
+        "winner",
+        "What is left on held-out data",
+        "The winner on the batch that it was selected on, and on examples that had no say.",
+        "winner",
+        winner_chart,
+    ),
+)

@@ -1,0 +1,203 @@
+"""What the rows of `best_of_n` say: claim C5."""
+
+from collections.abc import Iterator
+
+from frenet.experiments.charts import aggregate
+from frenet.experiments.experiment import Claim, Estimate, Finding, Row, Rows, Verdict
+from frenet.experiments.intervals import estimate, fraction, high, low, over_seeds, select, why_open
+
+COVERED, NOMINAL, REACH = 0.9, 0.95, 0.5
+EVEN = (0.75, 1.25)
+CASE = ("seed", "space", "task", "protocol")
+
+
+def decide(rows: Rows) -> Finding:
+    """Supported where the bands hold what they should up to sigma* / 2, and gains are even."""
+    verdict: Verdict
+    covered = fraction(within_reach(rows), "inside")
+    even = evenness(rows)
+    apart = [k for k, r in even.items() if high(r) < EVEN[0] or low(r) > EVEN[1]]
+    unclear = [k for k, r in even.items() if not (EVEN[0] <= low(r) and high(r) <= EVEN[1])]
+    if high(covered) < COVERED:
+        verdict, why = "contradicted", f"the predicted bands hold less than {COVERED}"
+    elif apart:
+        verdict, why = "contradicted", f"the gain in {apart[0]} random directions is not within 25%"
+    elif low(covered) < COVERED:
+        verdict, why = "undecided", why_open(covered, f"the interval straddles {COVERED}")
+    elif unclear or not even:
+        which = f"in {unclear[0]} random directions " if unclear else ""
+        verdict, why = "undecided", f"whether the gain {which}is within 25% is not clear"
+    else:
+        verdict, why = "supported", f"bands hold {COVERED} or more, and all gains are within 25%"
+    return Finding(
+        claim="C5",
+        verdict=verdict,
+        quantity="best-of-N inside its predicted 95% band, sigma up to sigma*/2",
+        estimate=covered,
+        reference="nominal coverage",
+        reference_estimate=Estimate(NOMINAL) if covered else None,
+        why=why,
+        notes=tuple(_notes(rows, even)),
+    )
+
+
+def searched(rows: Rows) -> list[Row]:
+    """Best-of-N rows of everything and of random directions, where there is a best sigma."""
+    return [
+        dict(row)
+        for row in select(rows, table="best", unit="sigma*")
+        if row["place"] == "all" or str(row["place"]).startswith("random:")
+    ]
+
+
+def within_reach(rows: Rows) -> list[Row]:
+    """Of these, those with sigma up to sigma* / 2."""
+    return [row for row in searched(rows) if float(str(row["factor"])) <= REACH]
+
+
+def most_candidates(rows: Rows) -> int:
+    """The largest N among rows of the table best."""
+    return max((int(str(row["n"])) for row in rows), default=1)
+
+
+def best_gains(rows: Rows) -> list[Row]:
+    """The gain of the largest N at each place's best sigma, one row a case, size and place."""
+    table = select(rows, table="best")
+    keys = (*CASE, "size", "place", "dim")
+    found: dict[tuple[object, ...], Row] = {}
+    for row in aggregate(
+        select(table, n=most_candidates(table)), by=(*keys, "factor"), value="gain"
+    ):
+        key = tuple(row[name] for name in keys)
+        if key not in found or float(str(row["value"])) > float(str(found[key]["value"])):
+            found[key] = row
+    return list(found.values())
+
+
+def relative_gains(rows: Rows) -> list[Row]:
+    """``best_gains`` over the gain in the whole space of the same network and damage."""
+    gains = best_gains(rows)
+    keys = (*CASE, "size")
+    whole = {
+        tuple(row[key] for key in keys): float(str(row["value"]))
+        for row in select(gains, place="all")
+    }
+    return [
+        {**row, "ratio": float(str(row["value"])) / whole[key]}
+        for row in gains
+        if whole.get(key := tuple(row[name] for name in keys), 0) > 0
+    ]
+
+
+def evenness(rows: Rows) -> dict[int, Estimate]:
+    """By number of random directions: gain at the best sigma over that in the whole space."""
+    relative = relative_gains(rows)
+    places = {str(row["place"]) for row in relative if str(row["place"]).startswith("random:")}
+    found = {}
+    for name in sorted(places, key=lambda text: int(text.partition(":")[2])):
+        if (value := estimate(select(relative, place=name), "ratio")) is not None:
+            found[int(name.partition(":")[2])] = value
+    return found
+
+
+def ranked(rows: Rows) -> list[Row]:
+    """Places with both predictions of their rank and the gain that was found.
+
+    Predictions and gains are given over the largest of the same network and damage.
+    """
+    found: list[Row] = []
+    keys = (*CASE, "size")
+    gains = best_gains(rows)
+    for case in dict.fromkeys(tuple(row[key] for key in keys) for row in gains):
+        where = dict(zip(keys, case, strict=True))
+        table: dict[str, Row] = {str(row["place"]): dict(row) for row in select(gains, **where)}
+        for column in ("density", "density_over_curvature"):
+            own = select(rows, table="best", n=1, **where)
+            for mean in aggregate(own, by=("place",), value=column):
+                if str(mean["place"]) in table:
+                    table[str(mean["place"])][column] = mean["value"]
+        full = [row for row in table.values() if row.get("density_over_curvature") is not None]
+        for column in ("density", "density_over_curvature", "value"):
+            top = max((float(str(row[column])) for row in full), default=0.0)
+            for row in full:
+                row[column] = float(str(row[column])) / top if top > 0 else None
+        found += full
+    return found
+
+
+def _notes(rows: Rows, even: dict[int, Estimate]) -> Iterator[str]:
+    if bare := select(rows, table="place", sigma_star=None):
+        yield (
+            f"{len(bare)} of {len(select(rows, table='place'))} searches have no best sigma to "
+            "trust: the trace of the Hessian is not clearly positive, or too small for the loss "
+            "there is to gain; they are measured in units of the linear range, and do not count."
+        )
+    by_factor = over_seeds(searched(rows), by=("factor",), value="inside")
+    for row in by_factor:
+        most = most_candidates(searched(rows))
+        at = select(searched(rows), factor=row["factor"], n=most)
+        gain, predicted = estimate(at, "gain"), estimate(at, "predicted")
+        if gain and predicted:
+            yield (
+                f"sigma = {row['factor']} sigma*: {float(str(row['value'])):.2f} inside; best of "
+                f"{most} gains {gain.value:.3g} nats, predicted {predicted.value:.3g}."
+            )
+    covered = [float(str(r["factor"])) for r in by_factor if float(str(r["value"])) >= COVERED]
+    if covered:
+        yield (
+            f"Bands hold at least {COVERED} up to {max(covered):g} sigma*; predicted were {REACH}."
+        )
+    for k, ratio in even.items():
+        ends = "" if ratio.low is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+        yield f"{k} random directions: {ratio.value:.2f}{ends} of the gain in the whole space."
+    yield from _winner_notes(rows)
+    yield from _rank_notes(rows)
+
+
+def _winner_notes(rows: Rows) -> Iterator[str]:
+    """Selected against held out, and the gradient step of equal norm."""
+    near = [r for r in select(rows, table="winner") if float(str(r["factor"])) <= REACH]
+    names = ("selected", "held_out", "held_out_predicted", "step")
+    values = [found.value for name in names if (found := estimate(near, name)) is not None]
+    if len(values) == len(names):
+        selected, held, predicted, step = values
+        yield (
+            f"Winners up to {REACH} sigma*: {selected:.3g} nats on the batch they were selected "
+            f"on, {held:.3g} on held-out data (predicted {predicted:.3g}); one gradient step of "
+            f"equal norm gains {step:.3g} there."
+        )
+
+
+def _rank_notes(rows: Rows) -> Iterator[str]:
+    """Rank correlation of either prediction with what searching found."""
+    from scipy import stats
+
+    table = ranked(rows)
+    for column, words in (
+        ("density", "signal density"),
+        ("density_over_curvature", "density over curvature"),
+    ):
+        found = []
+        for case in {tuple(row[key] for key in (*CASE, "size")) for row in table}:
+            where = dict(zip((*CASE, "size"), case, strict=True))
+            part = select(table, **where)
+            if len(part) >= 4:
+                pair = [[float(str(row[name])) for row in part] for name in (column, "value")]
+                found.append({"seed": where["seed"], "rho": float(stats.spearmanr(*pair)[0])})
+        if (rho := estimate(found, "rho")) is not None:
+            yield f"Places ranked by {words}: Spearman {rho.value:.2f} with the gains found."
+
+
+CLAIMS = (
+    Claim(
+        id="C5",
+        statement="Gaussian random search works in very high dimension, as a local-linear theorem "
+        "says",
+        paper="it does",
+        rule=f"best-of-N lies inside its predicted 95% band in {COVERED} or more of the cases with "
+        f"sigma up to {REACH} sigma*, and the gain at the best sigma in 10 to 1,000 random "
+        "directions is within 25% of that in the whole space, each with its whole interval",
+        decide=decide,
+        figure="best",
+    ),
+)
