@@ -81,15 +81,19 @@ def test_one_candidate_is_no_search():
         plan(SURVEY, budget=0)
 
 
-def test_without_positive_trace_the_linear_range_is_the_limit():
-    local = Local(dim=1000, gradient=2.0, trace=-300.0, trace_square=900.0)
-    found = plan(Survey(local, 5.0, 1.0, 1.0), budget=64)
+@pytest.mark.parametrize(("trace", "error"), [(-300.0, 1.0), (10.0, 6.0)])
+def test_without_a_clearly_positive_trace_the_linear_range_is_the_limit(trace, error):
+    local = Local(dim=1000, gradient=2.0, trace=trace, trace_square=900.0)
+    found = plan(Survey(local, 5.0, 1.0, error), budget=64)
     assert found.sigma_star is None
     assert found.best is not None
     assert found.best.sigma == pytest.approx(local.linear_range())
-    assert "The trace of the Hessian is not positive" in found.advice
+    assert "The trace of the Hessian is not clearly positive" in found.advice
 
 
 def test_no_more_is_promised_than_there_is_to_gain():
     found = plan(dataclasses.replace(SURVEY, loss=0.01), budget=64)
     assert max(setting.held_out for setting in found.table) == 0.01
+    assert found.sigma_star is None  # at m ||g|| / tr(H) the model would gain 0.17
+    assert found.best is not None
+    assert found.best.sigma == pytest.approx(0.01 / (2 * expected_maximum(64)))

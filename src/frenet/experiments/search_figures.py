@@ -179,8 +179,8 @@ _PLACE = (
 )
 _AT = (
     *_PLACE,
-    Column("factor", "", "sigma in units of sigma*, or of the linear range", "key"),
-    Column("unit", "", "sigma*, or the linear range where there is none", "key"),
+    Column("factor", "", "sigma in units of sigma*, or of the trusted one", "key"),
+    Column("unit", "", "sigma*, or the largest trusted sigma where there is none", "key"),
     Column("sigma", "", "standard deviation per coordinate", "key"),
 )
 TABLES = {

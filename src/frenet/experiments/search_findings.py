@@ -130,7 +130,8 @@ def _notes(rows: Rows, even: dict[int, Estimate]) -> Iterator[str]:
         yield (
             f"{len(bare)} of {len(select(rows, table='place'))} searches have no best sigma to "
             "trust: the trace of the Hessian is not clearly positive, or too small for the loss "
-            "there is to gain; they are measured in units of the linear range, and do not count."
+            "there is to gain; they are measured in units of the largest sigma to be trusted, and "
+            "do not count."
         )
     by_factor = over_seeds(searched(rows), by=("factor",), value="inside")
     for row in by_factor:

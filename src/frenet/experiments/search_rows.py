@@ -121,7 +121,7 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
         model, spot.task, where, selection=selection, probes=config.probes, seed=spot.seed(search)
     )
     star = found.best(config.candidates)
-    unit = star.sigma if star else found.local.linear_range()
+    unit = star.sigma if star else found.trusted(config.candidates)
     keys: Row = {**dict(spot.cell.keys), "search": search, "dim": found.local.dim}
     yield _place_row(keys, found, config.candidates)
     for i, factor in enumerate(config.factors):
@@ -129,7 +129,7 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
         at: Row = {
             **keys,
             "factor": factor,
-            "unit": "sigma*" if star else "linear range",
+            "unit": "sigma*" if star else "trusted",
             "sigma": noise.sigma,
         }
         result = random_search(

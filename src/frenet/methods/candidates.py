@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,8 +24,8 @@ class Noise:
     Attributes:
         sigma: standard deviation per coordinate, above 0; with ``relative``, in units of the root
             mean square of the coordinate's own tensor, so that ||delta|| is about sigma ||theta||.
-        seed: of the whole search. The draw of a tensor depends on seed, candidate and the tensor's
-            name, and not on which other tensors move.
+        seed: of the whole search. A candidate is one draw over all coordinates that move, in the
+            order of the space: the same tensor gets other noise where other tensors move with it.
         relative: see ``sigma``. Tensors that are zero throughout do not move.
         antithetic: candidates 2j and 2j + 1 are +delta and -delta.
         tied: equal-shaped tensors share one draw, as published code does that re-seeds for every
@@ -66,7 +67,7 @@ class Candidates:
         if isinstance(where, Basis) and (noise.relative or noise.tied):
             kind = "relative" if noise.relative else "tied"
             raise ValueError(f"{kind} noise is about tensors; a basis has directions only")
-        self._streams = rng.NormalStreams()
+        self._streams = rng.Streams()
         self.parameters = self.space.parameters(model)
         self.saved = [p.detach().clone() for p in self.parameters]
         self.scales = [noise.sigma] * len(self.saved)
@@ -96,8 +97,17 @@ class Candidates:
         """The displacements of several candidates; in a basis by one product for all of them."""
         if isinstance(self.where, Basis):
             return self.where.expand(torch.stack([self._coordinates(i) for i in indices]))
-        rows = [torch.cat([part.reshape(-1) for part in self._parts(i)]) for i in indices]
-        return torch.stack(rows)
+        if self.noise.tied:
+            return torch.stack([torch.cat([p.flatten() for p in self._parts(i)]) for i in indices])
+        rows = np.empty((len(indices), self.space.dim), np.float32)
+        scales = np.asarray(self.noise.sigma, np.float32)
+        if self.noise.relative:
+            scales = np.repeat(np.asarray(self.scales, np.float32), self.space.sizes)
+        for row, index in zip(rows, indices, strict=True):
+            sign, stream = self._stream(index)
+            stream.standard_normal(out=row, dtype=np.float32)
+            row *= np.float32(sign) * scales
+        return torch.from_numpy(rows).to(self.saved[0].device)
 
     def thetas(self, indices: Sequence[int]) -> Float[Tensor, "n d"]:
         """The parameters of several candidates, float32."""
@@ -131,26 +141,26 @@ class Candidates:
             delta = self.where.expand(self._coordinates(index))
             yield from self.space.unflatten(delta.to(device)).values()
             return
-        sign, draw = self._drawn(index)
-        named = zip(self.space.names, self.space.shapes, self.scales, strict=True)
-        for name, shape, scale in named:
-            z = self._normal(shape, draw, str(shape) if self.noise.tied else name)
-            yield (sign * scale * z).to(device)
+        sign, stream = self._stream(index)
+        for shape, scale in zip(self.space.shapes, self.scales, strict=True):
+            if self.noise.tied:
+                sign, stream = self._stream(index, str(shape))
+            z = torch.from_numpy(stream.standard_normal(shape, dtype=np.float32))
+            yield z.mul_(sign * scale).to(device)
 
     def _coordinates(self, index: int) -> Tensor:
         """The displacement inside the basis."""
         assert isinstance(self.where, Basis)
-        sign, draw = self._drawn(index)
-        return sign * self.noise.sigma * self._normal((self.where.k,), draw, "basis")
+        sign, stream = self._stream(index, "basis")
+        z = torch.from_numpy(stream.standard_normal(self.where.k, dtype=np.float32))
+        return z.mul_(sign * self.noise.sigma)
 
-    def _drawn(self, index: int) -> tuple[float, int]:
-        """Which draw a candidate is, and with which sign."""
+    def _stream(self, index: int, *names: str) -> tuple[float, np.random.Generator]:
+        """The sign of a candidate and the stream of its draw, from the beginning."""
+        sign, draw = 1.0, index
         if self.noise.antithetic:
-            return (-1.0 if index % 2 else 1.0), index // 2
-        return 1.0, index
-
-    def _normal(self, shape: tuple[int, ...], draw: int, name: str) -> Tensor:
-        return self._streams.draw(shape, self.noise.seed, "search", draw, name)
+            sign, draw = (-1.0 if index % 2 else 1.0), index // 2
+        return sign, self._streams.start(self.noise.seed, "search", draw, *names)
 
 
 def space_of(where: Where) -> ParamSpace:

@@ -17,6 +17,8 @@ from frenet.network.tasks import Batch, columns_to_keep, target_logits
 # Tokens of all candidates in one forward pass: with more a pass is no faster for each token, and
 # what it works on no longer fits the cache.
 TOKENS = 4096
+# Fewer candidates than this are faster one by one: each of them fills the processors.
+FEWEST = 4
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,10 @@ class Evaluator:
         return found
 
     def _scores(self, candidates: Candidates, indices: list[int]) -> Iterator[RowScores]:
+        size = 1
         if isinstance(self.score, str) and can_group(candidates.model, candidates.space):
             size = group_size(candidates, self.batch)
+        if size > 1 and isinstance(self.score, str):
             for start in range(0, len(indices), size):
                 yield group_scores(
                     candidates, indices[start : start + size], self.score, self.batch
@@ -107,7 +111,10 @@ def group_scores(candidates: Candidates, indices: list[int], score: str, batch: 
 
 
 def group_size(candidates: Candidates, batch: Batch) -> int:
-    """How many candidates share a forward pass: as many as help, in half of the free memory."""
+    """How many candidates share a forward pass: as many as help, in half of the free memory.
+
+    1 stands for the ordinary forward pass.
+    """
     rows, columns = batch["labels"].shape
     model = candidates.model
     head = max((p.shape[0] for p in model.parameters() if p.dim() == 2), default=1)
@@ -116,7 +123,8 @@ def group_size(candidates: Candidates, batch: Batch) -> int:
     activations = 8 * rows * columns * width
     needed = 4 * (2 * candidates.space.dim + logits + activations)
     fits = free_bytes(candidates.saved[0].device) // (2 * needed)
-    return max(1, min(TOKENS // (rows * columns), fits))
+    size = min(TOKENS // (rows * columns), fits)
+    return size if size >= FEWEST else 1
 
 
 def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

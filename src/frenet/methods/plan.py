@@ -49,6 +49,15 @@ class Survey:
         found = theory.best_sigma(self.local, n, transfer=transfer)
         return found if found is not None and found.gain <= self.loss else None
 
+    def trusted(self, n: int) -> float:
+        """Sigma to which n candidates may go where there is no best one.
+
+        Curvature spreads less than a fifth of what the slope does, and a linear loss would not
+        gain more than there is.
+        """
+        bound = self.loss / (theory.expected_maximum(max(n, 2)) * self.local.gradient)
+        return min(self.local.linear_range(), bound)
+
 
 class Setting(NamedTuple):
     """One setting of a search with the gains predicted for it, in nats per token."""
@@ -161,7 +170,7 @@ def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (1, 4, 16, 64,
         raise ValueError(f"budget={budget} is below one candidate; pass at least 1")
     local, share = found.local, max(0.0, found.transfer)
     star, best = found.best(budget), found.best(budget, transfer=share)
-    limit = local.linear_range()
+    limit = found.trusted(budget)
     middle = star.sigma if star else limit
     sigmas = [middle * 2.0**power for power in (-3, -2, -1, 0, 1)]
     table = tuple(
@@ -171,11 +180,16 @@ def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (1, 4, 16, 64,
     )
     chosen = None
     if share > 0 and budget > 1:
-        # Without a best sigma the quadratic model sets no limit, and the linear range has to.
+        # Without a best sigma the quadratic model sets no limit, and a trusted range has to.
         candidate = _setting(found, best.sigma if best else limit, budget)
         chosen = candidate if candidate.held_out > 0 else None
     return Plan(
-        found, table, chosen, star.sigma if star else None, limit, _advice(found, chosen, best)
+        found,
+        table,
+        chosen,
+        star.sigma if star else None,
+        local.linear_range(),
+        _advice(found, chosen, best),
     )
 
 
@@ -194,8 +208,8 @@ def _advice(found: Survey, chosen: Setting | None, best: Best | None) -> str:
     limit = (
         ""
         if best
-        else " The trace of the Hessian is not positive, so no best sigma follows from it: this is "
-        "the largest in the linear range."
+        else " The trace of the Hessian is not clearly positive, or too small for the loss there is "
+        "to gain, so no best sigma follows from it: this is the largest to be trusted."
     )
     return (
         f"sigma {chosen.sigma:.3g} with {chosen.candidates} candidates should gain "
