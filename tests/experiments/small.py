@@ -19,6 +19,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     | {"n": 12, "points": ("none", "wrong-answers"), "only": ("copy", "sort")},
     "basis-drift": SMALL
     | {"modes": ("recovery", "finetune"), "n": 12, "lags": (1, 5, 40), "window": 12},
+    "best-of-n": SMALL
+    | {
+        "places": ("all", "random:4", "gradients:3", "prefix:3", "name:embed"),
+        "protocols": ("wrong-answers",),
+        "searches": 1,
+        "candidates": 16,
+        "factors": (0.25, 1.0),
+        "select_size": 16,
+        "test_size": 16,
+        "probes": 2,
+        "damage_batch": 16,
+    },
     "recovery-basis": SMALL
     | {
         "spaces": ("full", "lora"),

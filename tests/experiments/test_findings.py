@@ -7,6 +7,8 @@ from frenet.experiments.intervals import estimate, high, low, over_seeds
 from frenet.experiments.rank_findings import decide as rank
 from frenet.experiments.recovery_figures import held
 from frenet.experiments.recovery_findings import fixed_plane, prefix_span
+from frenet.experiments.search_findings import best_gains, ranked
+from frenet.experiments.search_findings import decide as searched
 
 
 def test_the_seed_is_the_unit_of_the_interval() -> None:
@@ -166,3 +168,67 @@ def test_a_run_that_has_ended_stays_at_its_last_loss() -> None:
     found = {(row["seed"], row["step"]): row["loss"] for row in held(rows)}
     assert [found[0, s] for s in (0, 1, 2, 4)] == [3.0, 2.0, 1.0, 1.0]
     assert [found[1, s] for s in (0, 1, 2, 4)] == [4.0, 3.0, 2.0, 0.0]
+
+
+def best(
+    place: str, inside: list[float], gain: float, **changes: object
+) -> list[dict[str, object]]:
+    """Best-of-N rows of one place, over seeds, at sigma* / 2 and sigma*."""
+    base = {"table": "best", "space": "full", "size": 64, "task": "a", "protocol": "p"}
+    at = {"unit": "sigma*", "place": place, "dim": 9, "search": 0, "predicted": gain}
+    ranks = {"density": 1.0, "density_over_curvature": 1.0}
+    return [
+        base
+        | at
+        | ranks
+        | {"seed": s, "n": n, "factor": f, "inside": i, "gain": gain * (1 + 0.01 * s) * f * n / 8}
+        | changes
+        for s, i in enumerate(inside)
+        for f in (0.5, 1.0)
+        for n in (1, 8)
+    ]
+
+
+RIGHT = [0.94, 0.95, 0.96]
+
+
+@pytest.mark.parametrize(
+    ("inside", "ratio", "verdict"),
+    [
+        (RIGHT, 1.0, "supported"),
+        ([0.60, 0.61, 0.62], 1.0, "contradicted"),
+        ([0.80, 0.90, 0.99], 1.0, "undecided"),
+        (RIGHT, 0.5, "contradicted"),
+        ([0.95], 1.0, "undecided"),
+    ],
+)
+def test_c5(inside: list[float], ratio: float, verdict: str) -> None:
+    rows = best("all", inside, 1.0) + best("random:10", inside, ratio)
+    finding = searched(rows)
+    assert finding.verdict == verdict
+    assert any(f"10 random directions: {ratio:.2f}" in note for note in finding.notes)
+
+
+def test_c5_without_random_directions_is_open() -> None:
+    assert searched(best("all", RIGHT, 1.0)).verdict == "undecided"
+
+
+def test_c5_does_not_count_places_without_a_best_sigma() -> None:
+    bare = best("random:100", [0.0, 0.0, 0.0], 9.0, unit="trusted")
+    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
+    assert searched(rows + [row for row in bare if row["factor"] == 0.5]).estimate is not None
+    assert searched(rows + bare).estimate == searched(rows).estimate
+
+
+def test_the_gain_of_a_place_is_that_of_its_best_sigma_and_most_candidates() -> None:
+    gains = best_gains(best("all", RIGHT, 1.0))
+    assert [row["value"] for row in gains] == pytest.approx([1.0, 1.01, 1.02])
+
+
+def test_places_are_ranked_within_their_network() -> None:
+    rows = best("all", RIGHT, 2.0) + best("name:embed", RIGHT, 1.0, density=4.0)
+    for row in ranked(rows):
+        alone = row["place"] == "name:embed"
+        assert row["value"] == pytest.approx(0.5 if alone else 1.0)
+        assert row["density"] == (1.0 if alone else 0.25)
+        assert row["density_over_curvature"] == 1.0

@@ -57,7 +57,7 @@ def test_the_plan_takes_sigma_star_where_everything_transfers():
     assert found.best.candidates == 64
     assert found.best.held_out == pytest.approx(4 * m**2 / 600, rel=1e-6)
     assert found.best.held_out == max(setting.held_out for setting in found.table)
-    assert {setting.candidates for setting in found.table} == {1, 4, 16, 64}
+    assert {setting.candidates for setting in found.table} == {4, 16, 64}
 
 
 def test_with_less_transfer_the_plan_takes_a_smaller_sigma():
@@ -93,7 +93,7 @@ def test_without_a_clearly_positive_trace_the_linear_range_is_the_limit(trace, e
 
 def test_no_more_is_promised_than_there_is_to_gain():
     found = plan(dataclasses.replace(SURVEY, loss=0.01), budget=64)
-    assert max(setting.held_out for setting in found.table) == 0.01
+    assert 0 < max(setting.held_out for setting in found.table) <= 0.01
     assert found.sigma_star is None  # at m ||g|| / tr(H) the model would gain 0.17
     assert found.best is not None
     assert found.best.sigma == pytest.approx(0.01 / (2 * expected_maximum(64)))

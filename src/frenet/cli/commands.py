@@ -1,12 +1,10 @@
 """What each command does."""
 
-import contextlib
 import difflib
 import itertools
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,8 +19,10 @@ from frenet.cli.options import (
     Report,
     Work,
     parse,
-    parse_run,
+    parse_both,
+    printing,
 )
+from frenet.cli.search import search
 
 if TYPE_CHECKING:
     from frenet.experiments import Experiment
@@ -40,19 +40,6 @@ def named(name: str, known: Mapping[str, T], what: str) -> T:
     raise ValueError(f"no {what} {name!r}; {hint}there are: {', '.join(known)}")
 
 
-@contextlib.contextmanager
-def _printing(as_json: bool) -> Iterator[Callable[[Any], None]]:
-    """Where results go: with JSON, all that libraries print goes to standard error instead."""
-    out = sys.stdout
-
-    def show(value: Any) -> None:
-        text = json.dumps(value, indent=2, allow_nan=False) if as_json else value
-        print(text, file=out, flush=True)
-
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        yield show
-
-
 def _chosen(names: Sequence[str]) -> "list[Experiment]":
     """The experiments of these names, or all."""
     from frenet.experiments import EXPERIMENTS
@@ -63,7 +50,7 @@ def _chosen(names: Sequence[str]) -> "list[Experiment]":
 def _list(args: list[str]) -> int:
     """``frenet list``."""
     options = parse(List, args, command="list", about="The experiments, and what they ask.")
-    with _printing(options.json) as show:
+    with printing(options.json) as show:
         from frenet.runs import config_dict
 
         experiments = _chosen(())
@@ -101,8 +88,10 @@ def _run(args: list[str]) -> int:
     preset = named(name, experiment.presets, f"preset of {experiment.name}")
     about = f"{experiment.question} Presets: {', '.join(experiment.presets)}."
     command = f"run {experiment.name}"
-    work, config = parse_run(preset, args[1:], command=command, about=about, title=title)
-    with _printing(work.json) as show:
+    work, config = parse_both(
+        Work, preset, args[1:], command=command, about=about, titles=("running", title)
+    )
+    with printing(work.json) as show:
         from frenet.report import write_report
         from frenet.runs import default_out
 
@@ -151,7 +140,7 @@ def _demo(args: list[str]) -> int:
     """``frenet demo``."""
     about = "Run all experiments on a small network trained here, and write the report."
     work = parse(Demo, args, command="demo", about=about)
-    with _printing(work.json) as show:
+    with printing(work.json) as show:
         from frenet.report import write_report
         from frenet.runs import RunFailedError, demo_out
 
@@ -181,7 +170,7 @@ def _demo(args: list[str]) -> int:
 def _report(args: list[str]) -> int:
     """``frenet report``."""
     options = parse(Report, args, command="report", about="Turn run folders into one HTML file.")
-    with _printing(options.json) as show:
+    with printing(options.json) as show:
         from frenet.report import export, write_report
         from frenet.runs import find_runs, read_run
 
@@ -218,10 +207,10 @@ def _show_runs(
     """Print the claims of the runs: as JSON with further facts, or as a table for people."""
     from rich.console import Console
 
-    from frenet.experiments import EXPERIMENTS
+    from frenet.experiments import described
     from frenet.runs import claims_table, decide_claims, run_dict
 
-    known = dict(EXPERIMENTS)
+    known = described()
     decided = [decide_claims(known[r.experiment], r) if r.experiment in known else [] for r in runs]
     if as_json:
         show(facts | {"runs": [run_dict(run, d) for run, d in zip(runs, decided, strict=True)]})
@@ -250,4 +239,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "report": _report,
     "convert": _convert,
+    "search": search,
 }

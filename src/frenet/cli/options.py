@@ -1,6 +1,9 @@
 """The words and the flags of the command line."""
 
-from collections.abc import Sequence
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -89,19 +92,41 @@ def parse(options: type[T], args: Sequence[str], *, command: str, about: str) ->
     return tyro.cli(options, prog=f"frenet {command}", description=about, args=args, config=conf)
 
 
-def parse_run(
-    preset: Any, args: Sequence[str], *, command: str, about: str, title: str
-) -> tuple[Work, Any]:
-    """The flags of a run: our own, and those of a configuration that starts from a preset."""
+def parse_both(
+    running: type[T],
+    settings: Any,
+    args: Sequence[str],
+    *,
+    command: str,
+    about: str,
+    titles: tuple[str, str],
+) -> tuple[T, Any]:
+    """The flags of a run: how it runs, and a configuration, from its type or from a preset."""
     # A configuration keeps both --x and --no-x, since its switches may be on in a preset.
-    work: Any = Annotated[Work, tyro.conf.FlagCreatePairsOff]
-    both: Any = make_dataclass("Both", [("running", work), (title, type(preset))])
+    ours: Any = Annotated[running, tyro.conf.FlagCreatePairsOff]
+    preset = not isinstance(settings, type)
+    kind = type(settings) if preset else settings
+    both: Any = make_dataclass("Both", [(titles[0], ours), (titles[1], kind)])
+    given = {"default": both(running(), settings)} if preset else {}
     parsed = tyro.cli(
         both,
         prog=f"frenet {command}",
         description=about,
         args=args,
-        default=both(Work(), preset),
         config=(tyro.conf.OmitArgPrefixes,),
+        **given,
     )
-    return parsed.running, getattr(parsed, title)
+    return getattr(parsed, titles[0]), getattr(parsed, titles[1])
+
+
+@contextlib.contextmanager
+def printing(as_json: bool) -> Iterator[Callable[[Any], None]]:
+    """Where results go: with JSON, all that libraries print goes to standard error instead."""
+    out = sys.stdout
+
+    def show(value: Any) -> None:
+        text = json.dumps(value, indent=2, allow_nan=False) if as_json else value
+        print(text, file=out, flush=True)
+
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield show

@@ -11,7 +11,7 @@ from typing import Any
 
 from frenet.experiments.experiment import Experiment
 
-__all__ = ["EXPERIMENTS", "Experiment"]
+__all__ = ["EXPERIMENTS", "Experiment", "described"]
 
 EXPERIMENTS: dict[str, Experiment]
 
@@ -29,6 +29,14 @@ def _discover() -> dict[str, Experiment]:
         found[experiment.name] = experiment
     by_claim = sorted(found.values(), key=lambda e: ([claim.id for claim in e.claims], e.name))
     return {experiment.name: experiment for experiment in by_claim}
+
+
+def described() -> dict[str, Experiment]:
+    """All that a report can be made of: the experiments, and the searches of ``frenet search``."""
+    from frenet import experiments
+    from frenet.experiments.search import SEARCH
+
+    return {**experiments.EXPERIMENTS, SEARCH.name: SEARCH}
 
 
 def __getattr__(name: str) -> Any:

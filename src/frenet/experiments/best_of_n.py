@@ -13,9 +13,10 @@ from frenet.experiments.networks import (
     note,
     task_names,
 )
-from frenet.experiments.search_figures import FIGURES, TABLES
+from frenet.experiments.search_figures import FIGURES
 from frenet.experiments.search_findings import CLAIMS
 from frenet.experiments.search_rows import Config, Spot, search_rows
+from frenet.experiments.search_tables import TABLES
 
 
 def cells(config: Config) -> list[Cell]:
@@ -104,8 +105,11 @@ EXPERIMENT = Experiment(
             protocols=("relative-noise",),
             depth=0.3,
             places=("all", "random:10", "random:100"),
+            searches=3,
             candidates=128,
             factors=(0.25, 0.5, 1.0),
+            select_size=64,
+            probes=8,
         ),
         "cpu": Config(
             spaces=("full", "lora"), max_tasks=2, depth=0.3, widths=(32, 128), ranks=(1, 16)

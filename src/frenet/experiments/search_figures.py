@@ -1,7 +1,7 @@
-"""How `best_of_n` shows its rows: columns and figures."""
+"""The figures of `best_of_n`."""
 
 from frenet.experiments.charts import Axis, Rule, dots, lines, scatter
-from frenet.experiments.experiment import Column, Figure, Row, Rows
+from frenet.experiments.experiment import Figure, Row, Rows
 from frenet.experiments.intervals import over_seeds, select
 from frenet.experiments.search_findings import (
     EVEN,
@@ -167,83 +167,6 @@ def winner_chart(rows: Rows) -> object:
     )
 
 
-_PLACE = (
-    Column("seed", "", "seed of network, data and damage", "key"),
-    Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
-    Column("size", "", "width of the network, or rank of the adapters", "key"),
-    Column("task", "", "damaged task", "key"),
-    Column("protocol", "", "kind of damage", "key"),
-    Column("place", "", "where candidates move", "key"),
-    Column("search", "", "number of the search, with its own noise and directions", "key"),
-    Column("dim", "", "coordinates that are perturbed", "key"),
-)
-_AT = (
-    *_PLACE,
-    Column("factor", "", "sigma in units of sigma*, or of the trusted one", "key"),
-    Column("unit", "", "sigma*, or the largest trusted sigma where there is none", "key"),
-    Column("sigma", "", "standard deviation per coordinate", "key"),
-)
-TABLES = {
-    "place": (
-        *_PLACE,
-        Column("gradient", "", "||g||", "reference"),
-        Column("trace", "", "tr(H), by Hutchinson's estimator", "measure", "trace_error"),
-        Column("trace_error", "", "its standard error", "reference"),
-        Column("trace_square", "", "tr(H^2)", "reference"),
-        Column("sigma_star", "", "predicted best sigma; empty: no positive trace", "reference"),
-        Column("linear_sigma", "", "sigma up to which curvature spreads little", "reference"),
-        Column("best_gain", "nats/token", "predicted gain at sigma*", "reference"),
-        Column("density", "", "||g||^2 / d", "reference"),
-        Column("density_over_curvature", "", "||g||^2 / tr(H)", "reference"),
-        Column("transfer", "", "share of the luck that other examples see", "reference"),
-        Column("loss", "nats/token", "loss on the selection batch", "reference"),
-    ),
-    "spread": (
-        *_AT,
-        Column("mean", "nats/token", "mean change", "measure", "mean_predicted"),
-        Column("mean_predicted", "nats/token", "sigma^2 tr(H) / 2", "reference"),
-        Column("std", "nats/token", "standard deviation of the change", "measure", "std_predicted"),
-        Column("std_predicted", "nats/token", "its prediction", "reference"),
-        Column("ks", "", "Kolmogorov-Smirnov distance to the prediction", "measure", "ks_limit"),
-        Column("ks_limit", "", "95% of distances are below if it is right", "reference"),
-        Column(
-            "second_order", "", "second-order spread over first", "measure", "second_order_limit"
-        ),
-        Column("second_order_limit", "", "called linear below", "reference"),
-    ),
-    "quantile": (
-        *_AT,
-        Column("p", "", "share of the candidates below", "key"),
-        Column("observed", "std", "quantile of the change", "measure", "predicted"),
-        Column("predicted", "std", "its prediction", "reference"),
-    ),
-    "best": (
-        *_AT,
-        Column("n", "", "candidates N", "key"),
-        Column("blocks", "", "disjoint blocks of N candidates", "key"),
-        Column("gain", "nats/token", "best of N, mean over the blocks", "measure", "predicted"),
-        Column("predicted", "nats/token", "expected best of N", "reference"),
-        Column("linear", "nats/token", "the same on a linear loss with this gradient", "reference"),
-        Column("low", "nats/token", "lower end of the predicted 95% band", "reference"),
-        Column("high", "nats/token", "its upper end", "reference"),
-        Column("inside", "fraction", "blocks inside the band", "measure", "nominal"),
-        Column("nominal", "fraction", "what a right band holds", "reference"),
-        Column("density", "", "||g||^2 / d", "reference"),
-        Column("density_over_curvature", "", "||g||^2 / tr(H)", "reference"),
-    ),
-    "winner": (
-        *_AT,
-        Column("n", "", "candidates N", "key"),
-        Column("selected", "nats/token", "on its own batch", "measure", "selected_predicted"),
-        Column("selected_predicted", "nats/token", "expected best of N", "reference"),
-        Column("held_out", "nats/token", "on held-out data", "measure", "held_out_predicted"),
-        Column("held_out_low", "nats/token", "95% interval over examples", "reference"),
-        Column("held_out_high", "nats/token", "95% interval over examples", "reference"),
-        Column("held_out_predicted", "nats/token", "expected there", "reference"),
-        Column("step", "nats/token", "one gradient step as long, held out", "measure", "held_out"),
-        Column("loss", "nats/token", "loss on the selection batch", "reference"),
-    ),
-}
 FIGURES = (
     Figure(
         "best",

@@ -74,7 +74,7 @@ class Plan:
 
     Attributes:
         survey: what the predictions are made from.
-        table: settings over sigma and N.
+        table: settings over sigma, up to the advised one, and N.
         best: the setting within the budget with the largest gain on held-out data; None where none
             has a gain.
         sigma_star: the best sigma for the whole budget on the selection data; None where
@@ -155,7 +155,7 @@ def _exact(H: Float[Tensor, "k k"]) -> Trace:
     return Trace(first, 0.0, second, 0.0, len(H), third)
 
 
-def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (1, 4, 16, 64, 256)) -> Plan:
+def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (4, 16, 64, 256)) -> Plan:
     """Predicted gains over sigma and N, and the setting to take.
 
     Args:
@@ -171,8 +171,9 @@ def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (1, 4, 16, 64,
     local, share = found.local, max(0.0, found.transfer)
     star, best = found.best(budget), found.best(budget, transfer=share)
     limit = found.trusted(budget)
-    middle = star.sigma if star else limit
-    sigmas = [middle * 2.0**power for power in (-3, -2, -1, 0, 1)]
+    # Beyond the best sigma gains hang on curvature, of which the quadratic model knows too little.
+    most = best.sigma if best else limit
+    sigmas = [most / 2.0**power for power in (3, 2, 1, 0)]
     table = tuple(
         _setting(found, sigma, n)
         for n in sorted({*(c for c in counts if c <= budget), budget})
@@ -181,7 +182,7 @@ def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (1, 4, 16, 64,
     chosen = None
     if share > 0 and budget > 1:
         # Without a best sigma the quadratic model sets no limit, and a trusted range has to.
-        candidate = _setting(found, best.sigma if best else limit, budget)
+        candidate = _setting(found, most, budget)
         chosen = candidate if candidate.held_out > 0 else None
     return Plan(
         found,
@@ -208,8 +209,8 @@ def _advice(found: Survey, chosen: Setting | None, best: Best | None) -> str:
     limit = (
         ""
         if best
-        else " The trace of the Hessian is not clearly positive, or too small for the loss there is "
-        "to gain, so no best sigma follows from it: this is the largest to be trusted."
+        else " The trace of the Hessian is not clearly positive, or too small for the loss that "
+        "there is to gain, so no best sigma follows from it: this is the largest to be trusted."
     )
     return (
         f"sigma {chosen.sigma:.3g} with {chosen.candidates} candidates should gain "

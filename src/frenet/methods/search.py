@@ -1,7 +1,7 @@
 """Gaussian random search around trained weights, reported on data it was not selected on."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,8 +17,11 @@ from frenet.methods.evaluation import Evaluator, predictions, row_scores
 from frenet.methods.scores import RowScores, Score, vote_scores
 from frenet.network.tasks import Batch, Task, repeatable
 
-# An engine gives the scores of these candidates of an evaluator around a model.
-Engine = Callable[[nn.Module, Evaluator, Sequence[int]], Sequence[float]]
+Chunk = Sequence[int]
+# An engine takes chunks of candidates, and gives each back with its scores, in any order.
+Engine = Callable[[nn.Module, Evaluator, Sequence[Chunk]], Iterator[tuple[Chunk, Sequence[float]]]]
+# Candidates in a chunk: enough of them to share forward passes, few enough to see how it goes.
+CHUNK = 32
 # Above this share of weights that their dtype does not let move, the noise is not what was asked.
 MOST_UNMOVED = 0.05
 
@@ -109,7 +112,7 @@ def random_search(
         noise: sigma, seed and kind of the noise.
         num_candidates: N, at least 1.
         selection: score and examples.
-        engine: evaluates candidates elsewhere; None: here, several in one forward pass.
+        engine: evaluates the candidates elsewhere, or keeps their scores; None: ``here``.
 
     Returns:
         The result, the same for the same seeds and any grouping of the candidates, up to rounding
@@ -132,7 +135,11 @@ def random_search(
     unmoved = _unmoved(model, where, noise)
     before = float(row_scores(model, chosen.score, select, whole=True).means())
     indices = range(num_candidates)
-    scores = (engine or _here)(model, evaluator, indices)
+    chunks = [indices[i : i + CHUNK] for i in indices[::CHUNK]]
+    scores = [0.0] * num_candidates
+    for chunk, found in (engine or here)(model, evaluator, chunks):
+        for index, value in zip(chunk, found, strict=True):
+            scores[index] = value
     order = tuple(sorted(indices, key=lambda i: (-scores[i], i)))
     held_out, vote, average = _report(model, evaluator, order[: chosen.top], test, chosen)
     return SearchResult(
@@ -168,8 +175,12 @@ def _keys(batch: Batch) -> list[tuple[int, ...]]:
     return found
 
 
-def _here(model: nn.Module, evaluator: Evaluator, indices: Sequence[int]) -> Sequence[float]:
-    return evaluator(model, indices)
+def here(
+    model: nn.Module, evaluator: Evaluator, chunks: Sequence[Chunk]
+) -> Iterator[tuple[Chunk, Sequence[float]]]:
+    """The engine that evaluates in this process, with this model."""
+    for chunk in chunks:
+        yield chunk, evaluator(model, chunk)
 
 
 def _unmoved(model: nn.Module, where: Where, noise: Noise) -> float:

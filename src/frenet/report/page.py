@@ -103,9 +103,9 @@ def _sections(runs: Sequence[Run], experiments: Mapping[str, Experiment] | None)
     if not runs:
         raise ValueError("there is no run to report; give at least one run folder")
     if experiments is None:
-        from frenet.experiments import EXPERIMENTS
+        from frenet.experiments import described
 
-        experiments = EXPERIMENTS
+        experiments = described()
     parts: list[Section] = []
     for run in runs:
         if run.experiment not in experiments:

@@ -95,12 +95,13 @@ def is_user_mistake(error: BaseException) -> bool:
     """Whether an exception is frenet's way of refusing what the user gave.
 
     Missing and forbidden files are, and frenet's own kinds of ValueError; any other ValueError or
-    KeyError is when frenet itself raised it, and not when it came out of a library below, where it
-    points to a fault of frenet's.
+    KeyError, a host that cannot be reached and an extra that is not installed are when frenet
+    itself raised it, and not when it came out of a library below, where it points to a fault of
+    frenet's.
     """
     if isinstance(error, USER_ERRORS):
         return True
-    if not isinstance(error, ValueError | LookupError):
+    if not isinstance(error, ValueError | LookupError | ConnectionError | ImportError):
         return False
     last = error.__traceback__
     while last is not None and last.tb_next is not None:

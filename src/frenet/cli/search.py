@@ -1,0 +1,120 @@
+"""``frenet search``: plan a random search around a model's weights, or run it."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from frenet.cli.codes import DONE
+from frenet.cli.options import Count, Folder, parse_both, printing
+from frenet.experiments.search import SearchConfig
+
+if TYPE_CHECKING:
+    from frenet.experiments.experiment import Row
+    from frenet.methods.search import Engine
+
+ABOUT = "Score Gaussian displacements of a model's weights on a task, and keep the best of them."
+
+
+@dataclass(frozen=True)
+class Running:
+    """How the search runs."""
+
+    plan: bool = False
+    """Only say what each sigma and number of candidates should bring."""
+    out: Folder = None
+    """Folder for the results. By default a name made from the settings, below runs/."""
+    engine: Literal["local", "ray"] = "local"
+    """Where candidates are evaluated: in this process, or on a Ray cluster."""
+    address: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = ""
+    """Of the Ray cluster, such as ray://host:10001. Empty: one is started on this machine."""
+    workers: Count = None
+    """Ray workers. By default one for every two processors of the cluster."""
+    quiet: bool = False
+    """Show no progress."""
+    json: bool = False
+    """Print the result as JSON on standard output, and nothing else there."""
+
+
+def search(args: list[str]) -> int:
+    """``frenet search``."""
+    running, config = parse_both(
+        Running, SearchConfig, args, command="search", about=ABOUT, titles=("running", "search")
+    )
+    with printing(running.json) as show:
+        from frenet.experiments.subject import load_subject, make_plan, plan_rows
+
+        if running.plan:
+            made = make_plan(config, load_subject(config))
+            rows = plan_rows(made)
+            if running.json:
+                show({"command": "search", "plan": rows, "advice": made.advice})
+            else:
+                _print_plan(rows)
+                show(made.advice)
+            return DONE
+        _run(running, config, show)
+    return DONE
+
+
+def _run(running: Running, config: SearchConfig, show: Any) -> None:
+    """Search, report, and say what came of it."""
+    from frenet.experiments.search import SEARCH
+    from frenet.report import write_report
+    from frenet.runs import default_out
+    from frenet.runs.search import WINNER, run_search
+
+    def say(text: str) -> None:
+        if not running.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    out = running.out or default_out(SEARCH, config)
+    run = run_search(config, out, engine=_engine(running), say=say)
+    report = write_report([run], out / "report.html")
+    results = [row for row in run.rows if row["table"] == "result"]
+    if running.json:
+        facts = {"command": "search", "out": str(out), "report": str(report), "result": results}
+        show(facts)
+        return
+    for row in results:
+        show(_sentence(row))
+    show(f"winner: {out / WINNER}\nresults: {out}\nreport: {report}")
+
+
+def _engine(running: Running) -> "Engine | None":
+    """The engine that was asked for; None for this process."""
+    if running.engine == "local":
+        if running.address:
+            raise ValueError("--address is of a Ray cluster; pass --engine ray with it")
+        return None
+    from frenet.runs.ray_engine import ray_engine
+
+    return ray_engine(address=running.address or None, workers=running.workers)
+
+
+def _sentence(row: "Row") -> str:
+    """One result in words."""
+    selected = ""
+    if row.get("selected") is not None:
+        selected = f"; {row['selected']:.4g} on the batch it was selected on"
+    if row.get("expected") is not None:
+        selected += f"; {row['expected']:.4g} expected"
+    return (
+        f"{row['what']}: held-out score {row['before']:.4g} -> {row['after']:.4g}, gain "
+        f"{row['gain']:.4g} [{row['low']:.4g}, {row['high']:.4g}]{selected}"
+    )
+
+
+def _print_plan(rows: "Sequence[Row]") -> None:
+    """The plan as a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("sigma", "candidates", "gain where selected", "held-out gain", "")
+    for row in rows:
+        numbers = (f"{row['sigma']:.3g}", str(row["candidates"]))
+        gains = (f"{row['selected']:.3g}", f"{row['held_out']:.3g}")
+        table.add_row(*numbers, *gains, "advised" if row["chosen"] else "")
+    Console().print(table)

@@ -1,0 +1,237 @@
+"""`frenet search`: a plan, a search that goes on where it was stopped, and what came of it."""
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.search import SEARCH, TABLES, SearchConfig, cells
+from frenet.experiments.subject import (
+    Subject,
+    best_rows,
+    expected,
+    fixed_sigma,
+    load_subject,
+    make_plan,
+    plan_rows,
+    result_rows,
+)
+from frenet.runs.engine import Interrupted
+from frenet.runs.header import Header
+from frenet.runs.machine import cpu_count, versions
+from frenet.runs.progress import duration
+from frenet.runs.records import cell_stem, config_dict, encode_row, input_digests, table_columns
+from frenet.runs.store import Run, RunFolder, read_cell, read_run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from frenet.methods.candidates import Noise
+    from frenet.methods.evaluation import Evaluator
+    from frenet.methods.search import Engine
+
+Say = Callable[[str], None]
+WINNER = "winner"
+ENDS = ("plan", "result")
+
+
+def run_search(
+    config: SearchConfig, out: Path, *, engine: "Engine | None" = None, say: Say = print
+) -> Run:
+    """Search into a run folder, or go on with a search, or return the one that is there.
+
+    The plan is stored before the first candidate is scored, scores in chunks as they come, the
+    winner as a seed record and as weights in ``out/winner``.
+
+    Args:
+        config: what to search, and how.
+        out: the run folder.
+        engine: evaluates the candidates; None: in this process.
+        say: takes lines of progress.
+
+    Raises:
+        RunFolderError: the folder holds another search, or one of another model.
+        Interrupted: Ctrl-C; scores are kept.
+        ValueError: no gain is to be expected at any sigma, and ``sigma`` is "auto".
+        FloatingPointError: a score is not finite.
+    """
+    if config.budget < 1:
+        raise ValueError(f"budget={config.budget} is below one candidate; pass at least 1")
+    fixed_sigma(config)
+    subject = load_subject(config)
+    with RunFolder(out, _header(config, subject)) as store:
+        if not store.finished:
+            try:
+                _search(config, subject, store, engine=engine, say=say)
+            except KeyboardInterrupt:
+                kept = sum(store.done(cell) for cell in cells(config) if cell["part"] not in ENDS)
+                raise Interrupted(
+                    f"stopped: {kept} chunks of candidates are scored and kept in {out}; start the "
+                    "same command again to go on"
+                ) from None
+            store.finish(cells(config), workers=1)
+    return read_run(out)
+
+
+def _header(config: SearchConfig, subject: Subject) -> Header:
+    import torch
+
+    settings = config_dict(config)
+    return Header(
+        experiment=SEARCH.name,
+        config=settings,
+        cells=[cell_stem(cell) for cell in cells(config)],
+        inputs={**input_digests(settings), "the weights": subject.fingerprint},
+        threads=min(torch.get_num_threads(), cpu_count()),
+        versions=versions(),
+    )
+
+
+def _search(
+    config: SearchConfig,
+    subject: Subject,
+    store: RunFolder,
+    *,
+    engine: "Engine | None",
+    say: Say,
+) -> None:
+    """Everything that is not stored yet."""
+    from frenet.methods.candidates import Noise
+    from frenet.methods.search import here, random_search
+    from frenet.methods.winners import save_winner
+
+    start = time.monotonic()
+    planned = _planned(config, subject, store, say)
+    noise = Noise(
+        planned["sigma"],
+        seed=config.seed,
+        relative=config.relative,
+        antithetic=config.antithetic,
+        tied=config.tied_noise,
+    )
+    watch = Progress(subject, noise, config.budget, say)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", RuntimeWarning)
+        result = random_search(
+            subject.model, subject.task, subject.space,
+            noise=noise, num_candidates=config.budget, selection=subject.selection,
+            engine=_kept(engine or here, store, watch),
+        )  # fmt: skip
+    save_winner(subject.model, subject.space, result, store.path / WINNER)
+    rows = [*result_rows(result, planned, top=config.top), *best_rows(result, planned)]
+    for warning in said:
+        say(f"warning: {warning.message}")
+        rows.append({"table": "notes", "note": str(warning.message)})
+    _store(store, Cell.of(part="result"), rows, seconds=time.monotonic() - start)
+
+
+def _planned(config: SearchConfig, subject: Subject, store: RunFolder, say: Say) -> dict[str, Any]:
+    """Sigma and expectations: of the stored plan, or of one that is made and stored now."""
+    cell = Cell.of(part="plan")
+    file = store.path / "plan.json"
+    if store.done(cell) and file.exists():
+        return dict(json.loads(file.read_text("utf-8")))
+    start = time.monotonic()
+    made = make_plan(config, subject)
+    sigma = fixed_sigma(config) or (made.best.sigma if made.best else None)
+    if sigma is None:
+        raise ValueError(f"{made.advice}; or pass --sigma to search all the same")
+    say(made.advice)
+    planned = {"sigma": sigma, **expected(config, made, sigma)}
+    file.write_text(json.dumps(planned, indent=2) + "\n", encoding="utf-8")
+    notes: list[Row] = [{"table": "notes", "note": text} for text in (*subject.notes, made.advice)]
+    rows = [*plan_rows(made), *notes]
+    _store(store, cell, rows, seconds=time.monotonic() - start)
+    return planned
+
+
+def _kept(engine: "Engine", store: RunFolder, watch: "Progress") -> "Engine":
+    """An engine that stores its scores, and gives back those that are stored."""
+
+    def kept(
+        model: "nn.Module", evaluator: "Evaluator", chunks: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[Sequence[int], Sequence[float]]]:
+        named = [(Cell.of(part="candidates", first=chunk[0]), chunk) for chunk in chunks]
+        waiting = []
+        for cell, chunk in named:
+            if store.done(cell):
+                stored = _stored_scores(store, cell)
+                watch.scored(chunk, stored, new=False)
+                yield chunk, stored
+            else:
+                waiting.append(chunk)
+        start = time.monotonic()
+        for chunk, scores in engine(model, evaluator, waiting):
+            rows: list[Row] = [
+                {"table": "candidate", "index": i, "score": score, "before": watch.before}
+                for i, score in zip(chunk, scores, strict=True)
+            ]
+            cell = Cell.of(part="candidates", first=chunk[0])
+            _store(store, cell, rows, seconds=time.monotonic() - start)
+            start = time.monotonic()
+            watch.scored(chunk, scores, new=True)
+            yield chunk, scores
+
+    return kept
+
+
+def _stored_scores(store: RunFolder, cell: Cell) -> list[float]:
+    _, lines = read_cell(store.path / "cells" / f"{cell_stem(cell)}.jsonl")
+    return [json.loads(line)["score"] for line in lines]
+
+
+def _store(store: RunFolder, cell: Cell, rows: Sequence[Row], *, seconds: float) -> None:
+    tables = table_columns(TABLES)
+    store.store(cell, [encode_row(row, tables) for row in rows], seconds=seconds)
+
+
+class Progress:
+    """Says how far a search is, with the held-out gain of the best candidate so far.
+
+    Looking costs two forward passes over the held-out examples for every new best, of which there
+    are about ln N. Nothing is chosen by what it sees.
+    """
+
+    def __init__(self, subject: Subject, noise: "Noise", budget: int, say: Say) -> None:
+        from frenet.methods.evaluation import row_scores
+        from frenet.methods.search import distinct
+
+        self._subject, self._noise, self._budget, self._say = subject, noise, budget, say
+        task, chosen = subject.task, subject.selection
+        select = distinct(next(task.batches("select", chosen.select_size, chosen.seed)))
+        self._test = distinct(next(task.batches("test", chosen.test_size, chosen.seed)))
+        self._held_out = row_scores(subject.model, chosen.score, self._test)
+        self.before = float(row_scores(subject.model, chosen.score, select, whole=True).means())
+        self._best, self._gain, self._done, self._new = (-math.inf, -1), 0.0, 0, 0
+        self._start = time.monotonic()
+
+    def scored(self, chunk: Sequence[int], scores: Sequence[float], *, new: bool) -> None:
+        """Take the scores of a chunk; ``new``: they were not stored before."""
+        self._done += len(chunk)
+        self._new += len(chunk) if new else 0
+        score, index = max(zip(scores, (-i for i in chunk), strict=True))
+        if (score, index) > self._best:
+            self._best, self._gain = (score, index), self._held_out_gain(-index)
+        if not new:
+            return
+        elapsed = time.monotonic() - self._start
+        left = elapsed / self._new * (self._budget - self._done)
+        self._say(
+            f"[{self._done}/{self._budget}] best: candidate {-self._best[1]}, gain "
+            f"{self._best[0] - self.before:.4g} where selected, {self._gain:.4g} held out; "
+            f"{duration(elapsed)} elapsed, about {duration(left)} left"
+        )
+
+    def _held_out_gain(self, index: int) -> float:
+        from frenet.methods.candidates import Candidates
+        from frenet.methods.evaluation import row_scores
+
+        subject = self._subject
+        with Candidates(subject.model, subject.space, self._noise) as candidates:
+            candidates.put(index)
+            after = row_scores(subject.model, subject.selection.score, self._test)
+        return float(after.means() - self._held_out.means())

@@ -1,0 +1,102 @@
+"""A search on a Ray cluster of two workers is the search of one process, also when one dies."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray import cloudpickle
+
+from frenet.geometry.rng import generator
+from frenet.methods.candidates import Noise
+from frenet.methods.search import Selection, random_search
+from frenet.network.space import ParamSpace
+from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.runs.ray_engine import ray_engine
+
+TASK = SyntheticTask("reverse")
+
+
+class Linear:
+    """A linear score that ends its process at a candidate, once for each file in a folder."""
+
+    def __init__(self, space: ParamSpace, deaths: Path, *, at: int | None = None) -> None:
+        self.space, self.deaths = space, deaths
+        self.slope = torch.randn(space.dim, generator=generator(0, "slope"))
+        self.here = os.getpid()
+        self.limit = at
+
+    def __call__(self, model, batch) -> float:
+        value = float(self.space.read(model) @ self.slope)
+        if self.limit is not None and os.getpid() != self.here and value > 0:
+            for marker in sorted(self.deaths.iterdir()):
+                marker.unlink()
+                os._exit(1)
+        return value
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SyntheticTransformer(SyntheticConfig(width=16), seed=0)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray on this machine with two processors, to whose workers this module is sent along."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield
+        ray.shutdown()
+
+
+def search(model, score, engine, *, count=160):
+    return random_search(
+        model, TASK, ParamSpace.select(model, "ln_f"), noise=Noise(0.5, seed=3),
+        num_candidates=count, selection=Selection(score, select_size=2, test_size=4), engine=engine,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("ignore")
+def test_two_workers_of_whom_one_dies_find_what_one_process_finds(model, tmp_path):
+    space = ParamSpace.select(model, "ln_f")
+    alone = search(model, Linear(space, tmp_path), None)
+    (tmp_path / "one").touch()
+    score = Linear(space, tmp_path, at=1)
+    found = search(model, score, ray_engine(workers=2, threads=1))
+    assert not list(tmp_path.iterdir())
+    assert found.order == alone.order
+    torch.testing.assert_close(found.scores, alone.scores, rtol=1e-5, atol=1e-5)
+    assert found.held_out == alone.held_out
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("ignore")
+def test_what_ends_every_worker_is_given_up(model, tmp_path):
+    for i in range(3):
+        (tmp_path / str(i)).touch()
+    score = Linear(ParamSpace.select(model, "ln_f"), tmp_path, at=1)
+    with pytest.raises(RuntimeError, match="ended 3 workers, one after the other"):
+        search(model, score, ray_engine(workers=1, threads=1), count=32)
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "match"),
+    [
+        ("ray://127.0.0.1:1", ConnectionError, "no Ray cluster answers at ray://127.0.0.1:1"),
+        ("somewhere", ValueError, "address='somewhere'; pass ray://host:10001"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_said_before_anything_is_done(address, error, match):
+    with pytest.raises(error, match=match):
+        ray_engine(address=address)
+
+
+def test_no_workers_are_refused():
+    with pytest.raises(ValueError, match="workers=0 is not possible"):
+        ray_engine(workers=0)

@@ -1,0 +1,138 @@
+"""A search in a folder: planned first, resumed with the same rows, never mixed with another."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from frenet.experiments.search import SearchConfig, winner_row
+from frenet.experiments.subject import load_subject
+from frenet.methods.search import here
+from frenet.methods.winners import load_winner
+from frenet.network.load import load
+from frenet.report import write_report
+from frenet.runs import Interrupted, RunFolderError
+from frenet.runs.search import run_search
+from network.models import tiny_llama, tiny_tokenizer
+
+LINES = [
+    {"prompt": f"{a} plus {b} is", "completion": f" {a + b}"} for a in range(6) for b in range(6)
+]
+
+
+def save_tiny(folder, *, seed=0):
+    tiny_llama(seed).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def quiet(text: str) -> None:
+    """Progress that nobody reads."""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    save_tiny(folder / "model")
+    text = "".join(json.dumps(line) + "\n" for line in LINES)
+    (folder / "sums.jsonl").write_text(text, encoding="utf-8")
+    return SearchConfig(
+        model=str(folder / "model"),
+        tasks=(str(folder / "sums.jsonl"),),
+        sigma="0.1",
+        budget=80,
+        select_size=4,
+        test_size=8,
+        probes=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return run_search(config, out, say=quiet)
+
+
+def test_the_plan_comes_first_and_the_winner_comes_back(finished, config):
+    candidates = [row for row in finished.rows if row["table"] == "candidate"]
+    assert [row["index"] for row in candidates] == list(range(80))
+    best = max(candidates, key=lambda row: (row["score"], -row["index"]))
+    winner = winner_row(finished.rows)
+    assert winner["index"] == best["index"]
+    assert winner["selected"] == pytest.approx(best["score"] - best["before"])
+    subject = load_subject(config)
+    delta = load_winner(subject.model, subject.space, finished.path / "winner")
+    assert float(delta.std()) == pytest.approx(0.1, rel=0.1)
+    # The adapter that others load holds the very same numbers.
+    start = subject.space.read(subject.model)
+    names = dict(load(config.model, adapter=finished.path / "winner").model.named_parameters())
+    theirs = torch.cat([names[name].detach().flatten() for name in subject.space.names])
+    assert torch.equal(theirs, start + delta)
+
+
+def test_expectations_are_beside_what_was_found(finished):
+    best = [row for row in finished.rows if row["table"] == "best"]
+    assert [row["n"] for row in best] == [1, 2, 4, 8, 16, 32, 64, 80]
+    assert all(row["low"] < row["predicted"] < row["high"] for row in best)
+    gains = [row["gain"] for row in best]
+    assert gains == sorted(gains)
+    page = write_report([finished], finished.path / "report.html").read_text("utf-8")
+    assert "The best so far" in page
+
+
+def test_stopped_and_started_again_it_ends_with_the_same_rows(finished, config, tmp_path):
+    scored = []
+
+    def stops(model, evaluator, chunks):
+        for chunk, scores in here(model, evaluator, chunks):
+            if len(scored) == 2:
+                raise KeyboardInterrupt
+            scored.append(chunk)
+            yield chunk, scores
+
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted, match="2 chunks of candidates are scored and kept"):
+        run_search(config, out, engine=stops, say=quiet)
+    left = []
+
+    def counts(model, evaluator, chunks):
+        left.extend(chunks)
+        return here(model, evaluator, chunks)
+
+    again = run_search(config, out, engine=counts, say=quiet)
+    assert [chunk[0] for chunk in left] == [64]
+    assert (again.path / "rows.jsonl").read_bytes() == (finished.path / "rows.jsonl").read_bytes()
+
+
+def test_a_folder_of_another_search_is_refused(finished, config):
+    with pytest.raises(RunFolderError, match="holds a run with budget=80, and this one has"):
+        run_search(dataclasses.replace(config, budget=81), finished.path, say=quiet)
+
+
+def test_a_folder_of_another_model_is_refused(config, tmp_path):
+    save_tiny(tmp_path / "model", seed=0)
+    own = dataclasses.replace(config, model=str(tmp_path / "model"), budget=4)
+    run_search(own, tmp_path / "run", say=quiet)
+    (tmp_path / "run" / "manifest.json").unlink()
+    save_tiny(tmp_path / "model", seed=1)
+    with pytest.raises(RunFolderError, match=r"holds a run with contents of .*model="):
+        run_search(own, tmp_path / "run", say=quiet)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"budget": 0}, "budget=0 is below one candidate"),
+        ({"sigma": "0"}, "sigma=0; pass a finite number above 0"),
+        ({"sigma": "-1"}, "sigma=-1; pass a finite number above 0"),
+        ({"sigma": "nan"}, "sigma=nan; pass a finite number above 0"),
+        ({"sigma": "much"}, "sigma='much'; pass a number above 0, or auto"),
+        ({"sigma": "auto", "relative": True}, "planned for independent absolute noise"),
+        ({"only": "differences"}, "no task 'differences'; there are sums"),
+        ({"where": "nothing"}, "where='nothing' names none"),
+    ],
+)
+def test_what_cannot_be_searched_is_said_and_leaves_nothing(config, tmp_path, changes, match):
+    with pytest.raises(ValueError, match=match):
+        run_search(dataclasses.replace(config, **changes), tmp_path / "run", say=quiet)
+    assert not (tmp_path / "run").exists()
