@@ -218,6 +218,7 @@ def test_c5_does_not_count_places_without_a_best_sigma() -> None:
     rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
     assert searched(rows + [row for row in bare if row["factor"] == 0.5]).estimate is not None
     assert searched(rows + bare).estimate == searched(rows).estimate
+    assert searched(rows + bare).verdict == searched(rows).verdict == "supported"
 
 
 def test_the_gain_of_a_place_is_that_of_its_best_sigma_and_most_candidates() -> None:

@@ -75,8 +75,8 @@ def best_gains(rows: Rows) -> list[Row]:
 
 
 def relative_gains(rows: Rows) -> list[Row]:
-    """``best_gains`` over the gain in the whole space of the same network and damage."""
-    gains = best_gains(rows)
+    """``best_gains`` over that in the whole space of the same network, where both have a sigma*."""
+    gains = best_gains(select(rows, unit="sigma*"))
     keys = (*CASE, "size")
     whole = {
         tuple(row[key] for key in keys): float(str(row["value"]))
