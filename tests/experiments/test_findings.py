@@ -181,7 +181,13 @@ def best(
         base
         | at
         | ranks
-        | {"seed": s, "n": n, "factor": f, "inside": i, "gain": gain * (1 + 0.01 * s) * f * n / 8}
+        | {
+            "seed": s,
+            "candidates": n,
+            "factor": f,
+            "inside": i,
+            "gain": gain * (1 + 0.01 * s) * f * n / 8,
+        }
         | changes
         for s, i in enumerate(inside)
         for f in (0.5, 1.0)

@@ -12,13 +12,22 @@ from frenet.experiments.search_findings import (
 )
 
 FOUND, PREDICTED = "found", "predicted, with its 95% band"
+GAINS = ("gain", "predicted", "low", "high")
+UNIT = "gain of the best, over the predicted gain at sigma*"
+
+
+def scaled(rows: Rows) -> list[Row]:
+    """Rows of best with gains in units of the best one that is predicted for their place."""
+    return [
+        {**row, **{name: float(str(row[name])) / float(str(row["scale"])) for name in GAINS}}
+        for row in rows
+    ]
 
 
 def best_chart(rows: Rows) -> object:
     """Best of N against N with the predicted band, everywhere at once."""
-    table = []
-    everywhere = select(searched(rows), place="all")
-    keys = ("factor", "n")
+    keys = ("factor", "candidates")
+    everywhere = scaled(select(searched(rows), place="all"))
     ends = {
         name: {
             tuple(row[key] for key in keys): row["value"]
@@ -26,15 +35,16 @@ def best_chart(rows: Rows) -> object:
         }
         for name in ("low", "high")
     }
+    table: list[Row] = []
     for row in over_seeds(everywhere, by=keys, value="predicted"):
         at = tuple(row[key] for key in keys)
-        band = {name: values[at] for name, values in ends.items()}
+        band: Row = {name: values[at] for name, values in ends.items()}
         table.append({**row, **band, "series": PREDICTED})
-    table += [row | {"series": FOUND} for row in over_seeds(everywhere, by=keys, value="gain")]
+    table += [{**row, "series": FOUND} for row in over_seeds(everywhere, by=keys, value="gain")]
     return lines(
-        [row | {"sigma": f"sigma = {row['factor']} sigma*"} for row in table],
-        x=Axis("n", "candidates N", log=True),
-        y=Axis("value", "gain of the best (nats per token)"),
+        [{**row, "sigma": f"sigma = {row['factor']:g} sigma*"} for row in table],
+        x=Axis("candidates", "candidates N", log=True),
+        y=Axis("value", UNIT),
         facet="sigma",
         rules=[PREDICTED],
     )
@@ -42,18 +52,16 @@ def best_chart(rows: Rows) -> object:
 
 def sigma_chart(rows: Rows) -> object:
     """Gain of the most candidates against sigma, place by place."""
-    found = select(rows, table="best")
-    most = most_candidates(found)
-    at = select(found, n=most)
+    at = scaled(select(rows, candidates=most_candidates(rows), unit="sigma*"))
     table: list[Row] = []
     for column, label in (("gain", FOUND), ("predicted", "predicted")):
         table += [
-            row | {"series": label} for row in over_seeds(at, by=("place", "factor"), value=column)
+            {**row, "series": label} for row in over_seeds(at, by=("place", "factor"), value=column)
         ]
     return lines(
         table,
         x=Axis("factor", "sigma / sigma*", log=True),
-        y=Axis("value", f"gain of the best of {most} (nats per token)"),
+        y=Axis("value", UNIT),
         facet="place",
         rules=["predicted"],
     )
@@ -61,25 +69,30 @@ def sigma_chart(rows: Rows) -> object:
 
 def dimension_chart(rows: Rows) -> object:
     """Gain at the best sigma against the number of random directions."""
-    table = [
-        row
-        for row in relative_gains(rows)
-        if row["place"] == "all" or str(row["place"]).startswith("random:")
-    ]
+    table: list[Row] = []
+    for column, label in (("gain", FOUND), ("predicted", "predicted")):
+        ratios = [
+            row
+            for row in relative_gains(rows, column)
+            if row["place"] == "all" or str(row["place"]).startswith("random:")
+        ]
+        table += [
+            {**row, "series": label}
+            for row in over_seeds(ratios, by=("space", "dim"), value="ratio")
+        ]
     return lines(
-        over_seeds(table, by=("space", "dim"), value="ratio"),
+        table,
         x=Axis("dim", "dimension of the search", log=True),
         y=Axis("value", "gain at the best sigma, over the whole space's", domain=(0, 1.5)),
-        colour="space",
-        rules=[Rule("within 25%", EVEN[0], EVEN[1])],
+        facet="space",
+        rules=["predicted", Rule("within 25%", EVEN[0], EVEN[1])],
     )
 
 
 def slope_chart(rows: Rows) -> object:
     """Gain in units of m_N sigma ||g|| at the smallest sigma, against dimension."""
-    found = select(rows, table="best")
-    least = min((float(str(row["factor"])) for row in found), default=1.0)
-    at = select(found, n=most_candidates(found), factor=least, unit="sigma*")
+    least = min((float(str(row["factor"])) for row in rows), default=1.0)
+    at = select(rows, candidates=most_candidates(rows), factor=least, unit="sigma*")
     table: list[Row] = []
     for column, label in (("gain", FOUND), ("predicted", "predicted")):
         shares = [
@@ -171,8 +184,9 @@ FIGURES = (
     Figure(
         "best",
         "The best of N, predicted and found",
-        "Gain on the selection batch in the whole space. The band holds 95% of single searches; "
-        "what was found is the mean over searches, with its interval over seeds.",
+        "Gain on the selection batch in the whole space, in units of the gain predicted at sigma*. "
+        "The band holds 95% of single searches; what was found is the mean over searches, with its "
+        "interval over seeds.",
         "best",
         best_chart,
     ),

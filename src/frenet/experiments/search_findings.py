@@ -57,26 +57,25 @@ def within_reach(rows: Rows) -> list[Row]:
 
 def most_candidates(rows: Rows) -> int:
     """The largest N among rows of the table best."""
-    return max((int(str(row["n"])) for row in rows), default=1)
+    return max((int(str(row["candidates"])) for row in rows), default=1)
 
 
-def best_gains(rows: Rows) -> list[Row]:
+def best_gains(rows: Rows, column: str = "gain") -> list[Row]:
     """The gain of the largest N at each place's best sigma, one row a case, size and place."""
     table = select(rows, table="best")
     keys = (*CASE, "size", "place", "dim")
     found: dict[tuple[object, ...], Row] = {}
-    for row in aggregate(
-        select(table, n=most_candidates(table)), by=(*keys, "factor"), value="gain"
-    ):
+    most = select(table, candidates=most_candidates(table))
+    for row in aggregate(most, by=(*keys, "factor"), value=column):
         key = tuple(row[name] for name in keys)
         if key not in found or float(str(row["value"])) > float(str(found[key]["value"])):
             found[key] = row
     return list(found.values())
 
 
-def relative_gains(rows: Rows) -> list[Row]:
+def relative_gains(rows: Rows, column: str = "gain") -> list[Row]:
     """``best_gains`` over that in the whole space of the same network, where both have a sigma*."""
-    gains = best_gains(select(rows, unit="sigma*"))
+    gains = best_gains(select(rows, unit="sigma*"), column)
     keys = (*CASE, "size")
     whole = {
         tuple(row[key] for key in keys): float(str(row["value"]))
@@ -112,7 +111,7 @@ def ranked(rows: Rows) -> list[Row]:
         where = dict(zip(keys, case, strict=True))
         table: dict[str, Row] = {str(row["place"]): dict(row) for row in select(gains, **where)}
         for column in ("density", "density_over_curvature"):
-            own = select(rows, table="best", n=1, **where)
+            own = select(rows, table="best", candidates=1, **where)
             for mean in aggregate(own, by=("place",), value=column):
                 if str(mean["place"]) in table:
                     table[str(mean["place"])][column] = mean["value"]
@@ -136,7 +135,7 @@ def _notes(rows: Rows, even: dict[int, Estimate]) -> Iterator[str]:
     by_factor = over_seeds(searched(rows), by=("factor",), value="inside")
     for row in by_factor:
         most = most_candidates(searched(rows))
-        at = select(searched(rows), factor=row["factor"], n=most)
+        at = select(searched(rows), factor=row["factor"], candidates=most)
         gain, predicted = estimate(at, "gain"), estimate(at, "predicted")
         if gain and predicted:
             yield (

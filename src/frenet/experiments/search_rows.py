@@ -207,17 +207,19 @@ def _best_rows(at: Row, found: "Survey", changes: "np.ndarray") -> Iterator[Row]
     from frenet.geometry.theory import expected_maximum
 
     sigma, n = float(str(at["sigma"])), 1
-    change = found.local.change(sigma)
+    change, star = found.local.change(sigma), found.best(len(changes))
+    scale = star.gain if star else found.loss
     while n <= len(changes):
         gains = -changes[: len(changes) // n * n].reshape(-1, n).min(1)
         low, high = (-end for end in reversed(change.best_band(n)))
         yield {
             "table": "best",
             **at,
-            "n": n,
+            "candidates": n,
             "blocks": len(gains),
             "gain": float(gains.mean()),
             "predicted": -change.best_of(n),
+            "scale": scale,
             "linear": sigma * found.local.gradient * expected_maximum(n),
             "low": low,
             "high": high,
@@ -239,7 +241,7 @@ def _winner_row(
     return {
         "table": "winner",
         **at,
-        "n": n,
+        "candidates": n,
         "selected": result.selected_gain,
         "selected_predicted": local.gain(sigma, n),
         "held_out": held_out.value,

@@ -54,10 +54,11 @@ TABLES = {
     ),
     "best": (
         *_AT,
-        Column("n", "", "candidates N", "key"),
+        Column("candidates", "", "candidates N", "key"),
         Column("blocks", "", "disjoint blocks of N candidates", "key"),
         Column("gain", "nats/token", "best of N, mean over the blocks", "measure", "predicted"),
         Column("predicted", "nats/token", "expected best of N", "reference"),
+        Column("scale", "nats/token", "predicted gain at sigma*, or the loss", "reference"),
         Column("linear", "nats/token", "the same on a linear loss with this gradient", "reference"),
         Column("low", "nats/token", "lower end of the predicted 95% band", "reference"),
         Column("high", "nats/token", "its upper end", "reference"),
@@ -68,7 +69,7 @@ TABLES = {
     ),
     "winner": (
         *_AT,
-        Column("n", "", "candidates N", "key"),
+        Column("candidates", "", "candidates N", "key"),
         Column("selected", "nats/token", "on its own batch", "measure", "selected_predicted"),
         Column("selected_predicted", "nats/token", "expected best of N", "reference"),
         Column("held_out", "nats/token", "on held-out data", "measure", "held_out_predicted"),
