@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from frenet.measure.curvature import hessian_product, hutchinson, top_eigenpairs
     from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
     from frenet.measure.trajectory import Training, Trajectory, train_and_record
+    from frenet.methods.candidates import Noise
+    from frenet.methods.plan import plan, survey
+    from frenet.methods.search import Selection, random_search
     from frenet.methods.subspace import train_in_basis
+    from frenet.methods.winners import load_winner, save_winner
     from frenet.network.adapters import attach_lora
     from frenet.network.load import load
     from frenet.network.space import ParamSpace
@@ -60,6 +64,14 @@ _HOME = {
     "krylov_basis": "geometry.basis",
     "random_basis": "geometry.basis",
     "train_in_basis": "methods.subspace",
+    # random search
+    "Noise": "methods.candidates",
+    "Selection": "methods.search",
+    "random_search": "methods.search",
+    "survey": "methods.plan",
+    "plan": "methods.plan",
+    "save_winner": "methods.winners",
+    "load_winner": "methods.winners",
     # experiments
     "EXPERIMENTS": "experiments",
     "run_experiment": "runs",
@@ -70,7 +82,9 @@ _HOME = {
 __all__ = [
     "EXPERIMENTS",
     "Basis",
+    "Noise",
     "ParamSpace",
+    "Selection",
     "Training",
     "Trajectory",
     "__version__",
@@ -82,10 +96,15 @@ __all__ = [
     "hutchinson",
     "krylov_basis",
     "load",
+    "load_winner",
+    "plan",
     "prefix_basis",
     "random_basis",
+    "random_search",
     "read_run",
     "run_experiment",
+    "save_winner",
+    "survey",
     "svd_basis",
     "text_tasks",
     "top_eigenpairs",

@@ -1,4 +1,4 @@
-"""The command line: ``frenet demo | list | run | report | convert``.
+"""The command line: ``frenet demo | list | run | search | report | convert``.
 
 Whatever is slow to import is imported inside the commands, so that help is instant.
 """
@@ -20,6 +20,7 @@ commands:
   demo      run all experiments on a small network trained here, and write the report
   list      the experiments, their questions, claims and presets
   run       run one experiment: frenet run EXPERIMENT [options]
+  search    score Gaussian displacements of a model's weights, and keep the best
   report    turn run folders into one HTML file
   convert   turn a GGUF file into a folder that loads fast
 
@@ -30,6 +31,7 @@ examples:
   frenet demo
   frenet run gradient-rank --preset smoke
   frenet run recovery-basis --model path/to/model --tasks tasks.jsonl --k 20
+  frenet search --model path/to/model --tasks tasks.jsonl --only my-task --plan
   frenet report runs/recovery-basis-1a2b3c4d --export figures
 
 A run that was stopped goes on when the same command is started again.

@@ -236,7 +236,6 @@ def _winner_row(
 ) -> Row:
     """What the winner gained where it was selected and on held-out data."""
     sigma, local, n = result.noise.sigma, found.local, len(result.scores)
-    share = max(0.0, found.transfer)
     held_out = result.held_out.gain
     return {
         "table": "winner",
@@ -247,7 +246,7 @@ def _winner_row(
         "held_out": held_out.value,
         "held_out_low": held_out.low,
         "held_out_high": held_out.high,
-        "held_out_predicted": local.gain(sigma, n, transfer=share),
+        "held_out_predicted": local.gain(sigma, n, transfer=found.share),
         "step": _step_gain(spot, where, sigma * local.dim**0.5),
         "loss": found.loss,
     }

@@ -143,8 +143,7 @@ def expected(config: SearchConfig, made: "Plan", sigma: float) -> dict[str, Any]
     for n in powers(config.budget):
         low, high = (-end for end in reversed(change.best_band(n)))
         best[str(n)] = [-change.best_of(n), low, high]
-    share = max(0.0, found.transfer)
-    return {"best": best, "held_out": found.local.gain(sigma, config.budget, transfer=share)}
+    return {"best": best, "held_out": found.local.gain(sigma, config.budget, transfer=found.share)}
 
 
 def powers(budget: int) -> list[int]:

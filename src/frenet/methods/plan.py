@@ -38,6 +38,11 @@ class Survey:
     transfer: float
     trace_error: float
 
+    @property
+    def share(self) -> float:
+        """``transfer`` as predictions use it, in [0, 1]: what lies outside is its own error."""
+        return min(1.0, max(0.0, self.transfer))
+
     def best(self, n: int, *, transfer: float = 1.0) -> Best | None:
         """sigma* and its gain for n candidates; None where the quadratic model has none to trust.
 
@@ -168,7 +173,7 @@ def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (4, 16, 64, 25
     """
     if budget < 1:
         raise ValueError(f"budget={budget} is below one candidate; pass at least 1")
-    local, share = found.local, max(0.0, found.transfer)
+    local, share = found.local, found.share
     star, best = found.best(budget), found.best(budget, transfer=share)
     limit = found.trusted(budget)
     # Beyond the best sigma gains hang on curvature, of which the quadratic model knows too little.
@@ -195,7 +200,7 @@ def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (4, 16, 64, 25
 
 
 def _setting(found: Survey, sigma: float, n: int) -> Setting:
-    local, share = found.local, max(0.0, found.transfer)
+    local, share = found.local, found.share
     gains = (local.gain(sigma, n), local.gain(sigma, n, transfer=share))
     return Setting(sigma, n, *(min(gain, found.loss) for gain in gains))
 
