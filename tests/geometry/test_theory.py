@@ -215,3 +215,17 @@ def test_less_than_one_candidate_is_refused() -> None:
         Change(0.0, 1.0).best_of(0)
     with pytest.raises(ValueError, match="n=nan candidates"):
         expected_maximum(math.nan)
+
+
+def test_fourth_order_terms_pull_the_best_sigma_in():
+    """m g = t sigma + 4 q sigma^3 at the maximum; a negative q counts as none."""
+    m, g, t, q = expected_maximum(64), 2.0, 100.0, 3e4
+    plain = best_sigma(Local(dim=1000, gradient=g, trace=t), 64)
+    found = best_sigma(Local(dim=1000, gradient=g, trace=t, quartic=q), 64)
+    assert plain is not None
+    assert found is not None
+    assert t * found.sigma + 4 * q * found.sigma**3 == pytest.approx(m * g, rel=1e-3)
+    gain = m * g * found.sigma - t * found.sigma**2 / 2 - q * found.sigma**4
+    assert found.gain == pytest.approx(gain, rel=1e-6)
+    flat = best_sigma(Local(dim=1000, gradient=g, trace=t, quartic=-q), 64)
+    assert flat == plain

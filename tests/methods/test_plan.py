@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from frenet.geometry.basis import span_basis
+from frenet.geometry.rng import generator
 from frenet.geometry.theory import Local, expected_maximum
 from frenet.methods.plan import Survey, plan, survey
-from measure.quadratic import quadratic
+from frenet.network.space import ParamSpace
+from measure.quadratic import Point, Quadratic, quadratic
 
 CURVATURES = torch.linspace(-0.5, 3, 12)
 
@@ -37,6 +39,30 @@ def test_the_survey_of_a_quadratic(inside):
         exact = float(torch.linalg.matrix_power(H, power).trace())
         assert value == pytest.approx(exact, rel=1e-4)
     assert found.transfer == pytest.approx(1.0, rel=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quartic(Quadratic):
+    """The quadratic, and c sum_i x_i^4."""
+
+    c: float = 0.7
+
+    def loss(self, model, batch):
+        return super().loss(model, batch) + self.c * (model() ** 4).sum()
+
+
+def test_fourth_order_terms_are_measured_beside_the_curvature():
+    """At x = 0 each of d coordinates adds 3 c sigma^4, Var(z^4) = 96: within 4 standard errors."""
+    d, probes = 200, 16
+    model = Point(torch.zeros(d))
+    task = Quartic(
+        torch.diag(torch.linspace(-1, 3, d)), torch.randn(d, generator=generator(0, "m"))
+    )
+    found = survey(model, task, ParamSpace.select(model), probes=probes)
+    error = 0.7 * (96 * d / probes) ** 0.5
+    assert found.local.quartic == pytest.approx(3 * 0.7 * d, abs=4 * error)
+    plain = survey(model, Quadratic(task.H, task.minimum), ParamSpace.select(model), probes=probes)
+    assert abs(plain.local.quartic) < 1e-3 * found.local.quartic
 
 
 def test_unlike_batches_transfer_less():

@@ -246,7 +246,7 @@ def _winner_row(
         "held_out": held_out.value,
         "held_out_low": held_out.low,
         "held_out_high": held_out.high,
-        "held_out_predicted": local.gain(sigma, n, transfer=found.share),
+        "held_out_predicted": local.lasting_gain(sigma, n, transfer=found.share),
         "step": _step_gain(spot, where, sigma * local.dim**0.5),
         "loss": found.loss,
     }

@@ -143,7 +143,10 @@ def expected(config: SearchConfig, made: "Plan", sigma: float) -> dict[str, Any]
     for n in powers(config.budget):
         low, high = (-end for end in reversed(change.best_band(n)))
         best[str(n)] = [-change.best_of(n), low, high]
-    return {"best": best, "held_out": found.local.gain(sigma, config.budget, transfer=found.share)}
+    return {
+        "best": best,
+        "held_out": found.local.lasting_gain(sigma, config.budget, transfer=found.share),
+    }
 
 
 def powers(budget: int) -> list[int]:

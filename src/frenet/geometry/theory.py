@@ -6,16 +6,18 @@ With delta = sigma z, z ~ N(0, I_d), and L quadratic around theta with gradient 
 
 of which the first three cumulants are
 
-    mean      sigma^2 tr(H) / 2
+    mean      sigma^2 tr(H) / 2  (+ sigma^4 q)
     variance  sigma^2 ||g||^2 + sigma^4 tr(H^2) / 2
     third     3 sigma^4 g.Hg + sigma^6 tr(H^3).
 
-The dimension enters through the traces only. docs/theory.md has the theorem and its proof. A
-change of the loss is negative where it improves; a gain is the change with its sign turned.
+q is the mean of the fourth-order terms, sum_ij L_iijj / 8, where it has been measured; those of
+third order vanish in the mean. The dimension enters through the traces only. docs/theory.md has
+the theorem and its proof. A change of the loss is negative where it improves; a gain is the change
+with its sign turned.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -126,6 +128,7 @@ class Local:
         trace_square: tr(H^2), at least 0.
         along: g.Hg, of either sign.
         trace_cube: tr(H^3), of either sign; 0 where it is not known.
+        quartic: q = sum_ij d^4 L / di^2 dj^2 / 8, of either sign; 0 where it is not known.
     """
 
     dim: int
@@ -134,6 +137,7 @@ class Local:
     trace_square: float = 0.0
     along: float = 0.0
     trace_cube: float = 0.0
+    quartic: float = 0.0
 
     def change(self, sigma: float) -> Change:
         """Distribution of the change at standard deviation sigma per coordinate.
@@ -144,7 +148,15 @@ class Local:
         variance = sigma**2 * self.gradient**2 + sigma**4 * self.trace_square / 2
         third = 3 * sigma**4 * self.along + sigma**6 * self.trace_cube
         skew = third / variance**1.5 if variance > 0 else 0.0
-        return Change(sigma**2 * self.trace / 2, variance**0.5, skew)
+        return Change(self.mean(sigma), variance**0.5, skew)
+
+    def mean(self, sigma: float) -> float:
+        """Expected change, sigma^2 tr(H) / 2 + sigma^4 q.
+
+        >>> Local(dim=1, gradient=0.0, trace=2.0, quartic=3.0).mean(2.0)
+        52.0
+        """
+        return sigma**2 * self.trace / 2 + sigma**4 * self.quartic
 
     def gain(
         self, sigma: float, n: int | float, *, noise: float = 0.0, transfer: float = 1.0
@@ -167,6 +179,25 @@ class Local:
         change = self.change(sigma)
         luck = change.mean - change.best_of(n)
         return transfer * luck * shrinkage(change.std, noise) - change.mean
+
+    def lasting_gain(
+        self, sigma: float, n: int | float, *, noise: float = 0.0, transfer: float = 1.0
+    ) -> float:
+        """Expected gain of the best of n candidates on other data, which see the slope only.
+
+        The winner is chosen by slope, curvature and error together. Of its luck the slope has the
+        share sigma^2 ||g||^2 / (s^2 + noise^2), and other data see ``transfer`` of that; that they
+        have the luck in the curvature, too, is not counted on.
+
+        >>> linear = Local(dim=9, gradient=2.0, trace=0.0)
+        >>> linear.lasting_gain(0.1, 2) == linear.gain(0.1, 2)
+        True
+        """
+        change = self.change(sigma)
+        luck = change.mean - change.best_of(n)
+        slope = (sigma * self.gradient) ** 2
+        share = slope / (change.std * math.hypot(change.std, noise)) if slope > 0 else 0.0
+        return transfer * share * luck - change.mean
 
     def linear_range(self) -> float:
         """Largest sigma with sigma sqrt(tr(H^2) / 2) <= 0.2 ||g||; infinite on a linear loss."""
@@ -208,8 +239,9 @@ def best_sigma(
 ) -> Best | None:
     """sigma* and gain* for n candidates; None where curvature sets no limit, tr(H) <= 0.
 
-    The maximum of the first-order luck less the mean: sigma* = m_n ||g|| / tr(H) and
-    gain* = m_n^2 ||g||^2 / (2 tr(H)). The luck that lies in the curvature itself grows as sigma^2,
+    The maximum of the first-order luck less the mean; for q = 0 sigma* = m_n ||g|| / tr(H) and
+    gain* = m_n^2 ||g||^2 / (2 tr(H)). A negative q counts as 0: it says that the loss flattens, and
+    further out nobody has looked. The luck that lies in the curvature itself grows as sigma^2,
     like the mean, and would have no maximum; it is left out here and is in ``Local.gain``.
 
     Args:
@@ -227,12 +259,13 @@ def best_sigma(
     scale = transfer * expected_maximum(n) * local.gradient
     if not (local.trace > 0 and scale > 0):
         return None
+    bounded = replace(local, quartic=max(0.0, local.quartic))
 
     def loss(sigma: float) -> float:
         luck = sigma * scale * shrinkage(sigma * local.gradient, noise)
-        return sigma**2 * local.trace / 2 - luck
+        return bounded.mean(sigma) - luck
 
-    # A noisy score only makes it smaller, down to 0.
+    # A noisy score and fourth-order terms only make it smaller, down to 0.
     found = optimize.minimize_scalar(loss, bounds=(0, 2 * scale / local.trace), method="bounded")
     return Best(float(found.x), float(min(-found.fun, to_gain)))
 

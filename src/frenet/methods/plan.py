@@ -1,8 +1,9 @@
 """What a random search will bring, before it is run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,16 +11,20 @@ from torch import Tensor, nn
 from frenet.geometry import rng, theory
 from frenet.geometry.subspace import Basis
 from frenet.geometry.theory import Best, Local
-from frenet.measure.curvature import Trace, hessian_product, hutchinson
+from frenet.measure.curvature import Matvec, Trace, hessian_product, hutchinson
 from frenet.measure.gradients import gradient
-from frenet.methods.candidates import Where, space_of
+from frenet.methods.candidates import Candidates, Noise, Where, space_of
 from frenet.methods.search import Selection, distinct
 from frenet.network.context import measuring
-from frenet.network.tasks import Split, Task, repeatable
+from frenet.network.tasks import Batch, Split, Task, repeatable
 
 # Selection is on the first; that winners carry over is estimated on the second, and so the test
 # split stays untouched.
 PLANNED: tuple[Split, Split] = ("select", "train")
+# Fourth-order terms are measured at the best sigma for so many candidates.
+PROBED = 50
+# Shares of the largest sigma among which the advised one is looked for.
+STEPS = np.linspace(0.05, 1.0, 39)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Survey:
         """``transfer`` as predictions use it, in [0, 1]: what lies outside is its own error."""
         return min(1.0, max(0.0, self.transfer))
 
-    def best(self, n: int, *, transfer: float = 1.0) -> Best | None:
+    def best(self, n: int) -> Best | None:
         """sigma* and its gain for n candidates; None where the quadratic model has none to trust.
 
         That is where the trace is not above 0 by two standard errors, and where the model says
@@ -51,7 +56,7 @@ class Survey:
         """
         if self.local.trace <= 2 * self.trace_error:
             return None
-        found = theory.best_sigma(self.local, n, transfer=transfer)
+        found = theory.best_sigma(self.local, n)
         return found if found is not None and found.gain <= self.loss else None
 
     def trusted(self, n: int) -> float:
@@ -107,9 +112,9 @@ def survey(
 ) -> Survey:
     """Gradient, curvature and transfer at the present point.
 
-    Takes 2 gradients and 2 ``probes`` + 1 Hessian products of the selection batch, about as much
-    as 10 ``probes`` forward passes; in up to 2 ``probes`` dimensions k + 1 products, which give the
-    traces exactly.
+    Takes 2 gradients, 3 ``probes`` + 1 Hessian products and 2 ``probes`` losses of the selection
+    batch, about as much as 17 ``probes`` forward passes; in up to 2 ``probes`` dimensions the
+    traces take k products and are exact.
 
     Args:
         model: the network; left as it is.
@@ -149,7 +154,33 @@ def survey(
     share = theory.transfer(float(slope.double() @ elsewhere.double()), local.gradient)
     with measuring(model), torch.no_grad():
         loss = float(task.loss(model, select))
-    return Survey(local, loss, share, found.trace_error)
+    made = Survey(local, loss, share, found.trace_error)
+    star = made.best(PROBED)
+    noise = Noise(star.sigma if star else made.trusted(PROBED), seed=seed, antithetic=True)
+    with Candidates(model, where, noise) as candidates:
+        quartic = _quartic(candidates, task, select, matvec, pairs=probes, loss=loss)
+    return replace(made, local=replace(local, quartic=quartic))
+
+
+def _quartic(
+    candidates: Candidates, task: Task, batch: Batch, matvec: Matvec, *, pairs: int, loss: float
+) -> float:
+    """q, from what antithetic pairs of losses have beyond the curvature along their own line.
+
+    (L(theta + d) + L(theta - d)) / 2 - L(theta) - d.Hd / 2 for d = sigma z has the mean sigma^4 q,
+    and the error of the trace does not come in. Terms of still higher order are in it.
+    """
+    model = candidates.model
+    beyond = []
+    for j in range(pairs):
+        delta = candidates.delta(2 * j)
+        candidates.put(None)
+        curved = float(delta.double() @ matvec(delta).to(delta).double()) / 2
+        with measuring(model), torch.no_grad():
+            for index in (2 * j, 2 * j + 1):
+                candidates.put(index)
+                beyond.append(float(task.loss(model, batch)) - loss - curved)
+    return sum(beyond) / len(beyond) / candidates.noise.sigma**4
 
 
 def _exact(H: Float[Tensor, "k k"]) -> Trace:
@@ -173,35 +204,31 @@ def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (4, 16, 64, 25
     """
     if budget < 1:
         raise ValueError(f"budget={budget} is below one candidate; pass at least 1")
-    local, share = found.local, found.share
-    star, best = found.best(budget), found.best(budget, transfer=share)
-    limit = found.trusted(budget)
-    # Beyond the best sigma gains hang on curvature, of which the quadratic model knows too little.
-    most = best.sigma if best else limit
-    sigmas = [most / 2.0**power for power in (3, 2, 1, 0)]
+    star = found.best(budget)
+    # Beyond it gains hang on curvature, of which the quadratic model knows too little.
+    most = star.sigma if star else found.trusted(budget)
+    sigma = max(most * STEPS, key=lambda s: _setting(found, float(s), budget).held_out)
+    sigmas = [float(sigma) / 2.0**power for power in (3, 2, 1, 0)]
     table = tuple(
         _setting(found, sigma, n)
         for n in sorted({*(c for c in counts if c <= budget), budget})
         for sigma in sigmas
     )
-    chosen = None
-    if share > 0 and budget > 1:
-        # Without a best sigma the quadratic model sets no limit, and a trusted range has to.
-        candidate = _setting(found, most, budget)
-        chosen = candidate if candidate.held_out > 0 else None
+    advised = _setting(found, float(sigma), budget)
+    chosen = advised if budget > 1 and advised.held_out > 0 else None
     return Plan(
         found,
         table,
         chosen,
         star.sigma if star else None,
-        local.linear_range(),
-        _advice(found, chosen, best),
+        found.local.linear_range(),
+        _advice(found, chosen, star),
     )
 
 
 def _setting(found: Survey, sigma: float, n: int) -> Setting:
-    local, share = found.local, found.share
-    gains = (local.gain(sigma, n), local.gain(sigma, n, transfer=share))
+    local = found.local
+    gains = (local.gain(sigma, n), local.lasting_gain(sigma, n, transfer=found.share))
     return Setting(sigma, n, *(min(gain, found.loss) for gain in gains))
 
 
@@ -215,7 +242,7 @@ def _advice(found: Survey, chosen: Setting | None, best: Best | None) -> str:
         ""
         if best
         else " The trace of the Hessian is not clearly positive, or too small for the loss that "
-        "there is to gain, so no best sigma follows from it: this is the largest to be trusted."
+        "there is to gain, so no best sigma follows from it: the plan stays where it is to be trusted."
     )
     return (
         f"sigma {chosen.sigma:.3g} with {chosen.candidates} candidates should gain "
