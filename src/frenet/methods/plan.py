@@ -242,7 +242,7 @@ def _advice(found: Survey, chosen: Setting | None, best: Best | None) -> str:
         ""
         if best
         else " The trace of the Hessian is not clearly positive, or too small for the loss that "
-        "there is to gain, so no best sigma follows from it: the plan stays where it is to be trusted."
+        "there is to gain, so no best sigma follows: the plan stays where it is to be trusted."
     )
     return (
         f"sigma {chosen.sigma:.3g} with {chosen.candidates} candidates should gain "
