@@ -176,7 +176,7 @@ def best(
     """Best-of-N rows of one place, over seeds, at sigma* / 2 and sigma*."""
     base = {"table": "best", "space": "full", "size": 64, "task": "a", "protocol": "p"}
     at = {"unit": "sigma*", "place": place, "dim": 9, "search": 0, "predicted": gain}
-    ranks = {"density": 1.0, "density_over_curvature": 1.0}
+    ranks = {"density": 1.0, "density_over_curvature": 1.0, "second_order": 0.3}
     return [
         base
         | at

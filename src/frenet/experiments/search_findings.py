@@ -6,7 +6,7 @@ from frenet.experiments.charts import aggregate
 from frenet.experiments.experiment import Claim, Estimate, Finding, Row, Rows, Verdict
 from frenet.experiments.intervals import estimate, fraction, high, low, over_seeds, select, why_open
 
-COVERED, NOMINAL, REACH = 0.9, 0.95, 0.5
+COVERED, NOMINAL, REACH, LINEAR = 0.9, 0.95, 0.5, 0.2
 EVEN = (0.75, 1.25)
 CASE = ("seed", "space", "task", "protocol")
 
@@ -146,6 +146,12 @@ def _notes(rows: Rows, even: dict[int, Estimate]) -> Iterator[str]:
     if covered:
         yield (
             f"Bands hold at least {COVERED} up to {max(covered):g} sigma*; predicted were {REACH}."
+        )
+    linear = [r for r in select(rows, table="best") if float(str(r["second_order"])) <= LINEAR]
+    if (inside := fraction(linear, "inside")) is not None:
+        yield (
+            f"Where curvature spreads less than {LINEAR} of what the slope does, with or without a "
+            f"sigma*, {inside.value:.2f} lie inside."
         )
     for k, ratio in even.items():
         ends = "" if ratio.low is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.networks import NetworkConfig
+from frenet.experiments.search_findings import LINEAR
 
 if TYPE_CHECKING:
     import numpy as np
 
     from frenet.experiments.networks import Network
+    from frenet.geometry.theory import Local
     from frenet.methods.candidates import Where
     from frenet.methods.plan import Survey
     from frenet.methods.search import SearchResult
@@ -170,7 +172,6 @@ def _spread_row(at: Row, found: "Survey", changes: "np.ndarray") -> Row:
     sigma = float(str(at["sigma"]))
     local, change = found.local, found.local.change(sigma)
     distance = stats.ks_1samp(changes, change.cdf)
-    first_order = sigma * local.gradient
     return {
         "table": "spread",
         **at,
@@ -180,9 +181,14 @@ def _spread_row(at: Row, found: "Survey", changes: "np.ndarray") -> Row:
         "std_predicted": change.std,
         "ks": float(distance.statistic),
         "ks_limit": float(stats.kstwo.ppf(0.95, len(changes))),
-        "second_order": sigma**2 * (local.trace_square / 2) ** 0.5 / first_order,
-        "second_order_limit": 0.2,
+        "second_order": _second_order(local, sigma),
+        "second_order_limit": LINEAR,
     }
+
+
+def _second_order(local: "Local", sigma: float) -> float:
+    """Spread by curvature over spread by slope."""
+    return sigma * (local.trace_square / 2) ** 0.5 / local.gradient
 
 
 def _quantile_rows(at: Row, found: "Survey", changes: "np.ndarray") -> Iterator[Row]:
@@ -220,6 +226,7 @@ def _best_rows(at: Row, found: "Survey", changes: "np.ndarray") -> Iterator[Row]
             "gain": float(gains.mean()),
             "predicted": -change.best_of(n),
             "scale": scale,
+            "second_order": _second_order(found.local, sigma),
             "linear": sigma * found.local.gradient * expected_maximum(n),
             "low": low,
             "high": high,

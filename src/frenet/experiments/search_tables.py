@@ -59,6 +59,7 @@ TABLES = {
         Column("gain", "nats/token", "best of N, mean over the blocks", "measure", "predicted"),
         Column("predicted", "nats/token", "expected best of N", "reference"),
         Column("scale", "nats/token", "predicted gain at sigma*, or the loss", "reference"),
+        Column("second_order", "", "spread by curvature over spread by slope", "reference"),
         Column("linear", "nats/token", "the same on a linear loss with this gradient", "reference"),
         Column("low", "nats/token", "lower end of the predicted 95% band", "reference"),
         Column("high", "nats/token", "its upper end", "reference"),
