@@ -229,3 +229,17 @@ def test_fourth_order_terms_pull_the_best_sigma_in():
     assert found.gain == pytest.approx(gain, rel=1e-6)
     flat = best_sigma(Local(dim=1000, gradient=g, trace=t, quartic=-q), 64)
     assert flat == plain
+
+
+def test_on_other_data_the_winner_keeps_its_share_of_slope_and_curvature():
+    """Simulated: the other data have 0.6 of the slope and 0.3 of the curvature of the first."""
+    d, n, sigma = 40, 16, 0.3
+    stream = np.random.default_rng(0)
+    g, h = stream.normal(size=d), stream.normal(size=d)
+    z = stream.normal(size=(4000, n, d))
+    slope, curve = sigma * (z @ g), sigma**2 * (z**2 - 1) @ h / 2
+    winner = (slope + curve).argmin(1)[:, None]
+    other = 0.6 * np.take_along_axis(slope, winner, 1) + 0.3 * np.take_along_axis(curve, winner, 1)
+    local = Local(d, float(np.linalg.norm(g)), 0.0, float(h @ h), float(g @ (h * g)))
+    expected = local.lasting_gain(sigma, n, transfer=0.6, bend=0.3)
+    assert -other.mean() == pytest.approx(expected, abs=4 * other.std() / 4000**0.5)

@@ -39,6 +39,7 @@ def test_the_survey_of_a_quadratic(inside):
         exact = float(torch.linalg.matrix_power(H, power).trace())
         assert value == pytest.approx(exact, rel=1e-4)
     assert found.transfer == pytest.approx(1.0, rel=1e-5)
+    assert found.bend == pytest.approx(1.0, rel=1e-5)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -161,6 +161,7 @@ def _place_row(keys: Row, found: "Survey", candidates: int) -> Row:
         "density": local.signal_density(),
         "density_over_curvature": local.density_over_curvature(),
         "transfer": found.transfer,
+        "bend": found.bend,
         "loss": found.loss,
     }
 
@@ -253,7 +254,7 @@ def _winner_row(
         "held_out": held_out.value,
         "held_out_low": held_out.low,
         "held_out_high": held_out.high,
-        "held_out_predicted": local.lasting_gain(sigma, n, transfer=found.share),
+        "held_out_predicted": found.lasting_gain(sigma, n),
         "step": _step_gain(spot, where, sigma * local.dim**0.5),
         "loss": found.loss,
     }

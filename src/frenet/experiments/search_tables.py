@@ -30,7 +30,8 @@ TABLES = {
         Column("best_gain", "nats/token", "predicted gain at sigma*", "reference"),
         Column("density", "", "||g||^2 / d", "reference"),
         Column("density_over_curvature", "", "||g||^2 / tr(H)", "reference"),
-        Column("transfer", "", "share of the luck that other examples see", "reference"),
+        Column("transfer", "", "share of the slope's luck on other examples", "reference"),
+        Column("bend", "", "share of the curvature's luck on other examples", "reference"),
         Column("loss", "nats/token", "loss on the selection batch", "reference"),
     ),
     "spread": (

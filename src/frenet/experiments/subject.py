@@ -145,7 +145,7 @@ def expected(config: SearchConfig, made: "Plan", sigma: float) -> dict[str, Any]
         best[str(n)] = [-change.best_of(n), low, high]
     return {
         "best": best,
-        "held_out": found.local.lasting_gain(sigma, config.budget, transfer=found.share),
+        "held_out": found.lasting_gain(sigma, config.budget),
     }
 
 

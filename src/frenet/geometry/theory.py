@@ -105,13 +105,19 @@ class Local:
         return transfer * luck * shrinkage(change.std, noise) - change.mean
 
     def lasting_gain(
-        self, sigma: float, n: int | float, *, noise: float = 0.0, transfer: float = 1.0
+        self,
+        sigma: float,
+        n: int | float,
+        *,
+        noise: float = 0.0,
+        transfer: float = 1.0,
+        bend: float = 0.0,
     ) -> float:
-        """Expected gain of the best of n candidates on other data, which see the slope only.
+        """Expected gain of the best of n candidates on other data.
 
         The winner is chosen by slope, curvature and error together. Of its luck the slope has the
-        share sigma^2 ||g||^2 / (s^2 + noise^2), and other data see ``transfer`` of that; that they
-        have the luck in the curvature, too, is not counted on.
+        share sigma^2 ||g||^2 / (s^2 + noise^2), of which other data see ``transfer``, and the
+        curvature sigma^4 tr(H^2) / 2 / (s^2 + noise^2), of which they see ``bend``.
 
         >>> linear = Local(dim=9, gradient=2.0, trace=0.0)
         >>> linear.lasting_gain(0.1, 2) == linear.gain(0.1, 2)
@@ -119,9 +125,9 @@ class Local:
         """
         change = self.change(sigma)
         luck = change.mean - change.best_of(n)
-        slope = (sigma * self.gradient) ** 2
-        share = slope / (change.std * math.hypot(change.std, noise)) if slope > 0 else 0.0
-        return transfer * share * luck - change.mean
+        seen = transfer * (sigma * self.gradient) ** 2 + bend * sigma**4 * self.trace_square / 2
+        whole = change.std * math.hypot(change.std, noise)
+        return (seen / whole * luck if whole > 0 else 0.0) - change.mean
 
     def linear_range(self) -> float:
         """Largest sigma with sigma sqrt(tr(H^2) / 2) <= 0.2 ||g||; infinite on a linear loss."""

@@ -34,7 +34,9 @@ class Survey:
     Attributes:
         local: gradient and curvature on the selection batch, inside the basis where there is one.
         loss: there, in nats per token: no search gains more.
-        transfer: share of the luck that other examples see, estimated on the train split.
+        transfer: share of the slope's luck that other examples see, <g_other, g> / ||g||^2 with
+            the train split.
+        bend: the same of the curvature's luck, tr(H_other H) / tr(H^2).
         trace_error: standard error of the trace.
     """
 
@@ -42,11 +44,15 @@ class Survey:
     loss: float
     transfer: float
     trace_error: float
+    bend: float = 0.0
 
-    @property
-    def share(self) -> float:
-        """``transfer`` as predictions use it, in [0, 1]: what lies outside is its own error."""
-        return min(1.0, max(0.0, self.transfer))
+    def lasting_gain(self, sigma: float, n: int) -> float:
+        """Gain on other data; shares outside [0, 1] are errors of their estimates."""
+        shares = {
+            "transfer": min(1.0, max(0.0, self.transfer)),
+            "bend": min(1.0, max(0.0, self.bend)),
+        }
+        return self.local.lasting_gain(sigma, n, **shares)
 
     def best(self, n: int) -> Best | None:
         """sigma* and its gain for n candidates; None where the quadratic model has none to trust.
@@ -112,8 +118,8 @@ def survey(
 ) -> Survey:
     """Gradient, curvature and transfer at the present point.
 
-    Takes 2 gradients, 3 ``probes`` + 1 Hessian products and 2 ``probes`` losses of the selection
-    batch, about as much as 17 ``probes`` forward passes; in up to 2 ``probes`` dimensions the
+    Takes 2 gradients, 4 ``probes`` + 1 Hessian products and 2 ``probes`` losses of the selection
+    batch, about as much as 22 ``probes`` forward passes; in up to 2 ``probes`` dimensions the
     traces take k products and are exact.
 
     Args:
@@ -132,29 +138,24 @@ def survey(
     slope, elsewhere = (
         _inside(where, gradient(model, task, batch, space=space)) for batch in (select, other)
     )
-    matvec = hessian_product(model, task, select, space=space)
-
-    def product(v: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-        return _inside(where, matvec(where.expand(v) if isinstance(where, Basis) else v))
-
+    matvec, other_matvec = (
+        _product_inside(where, hessian_product(model, task, batch, space=space))
+        for batch in (select, other)
+    )
     dim = len(slope)
-    if dim <= 2 * probes:
-        found = _exact(torch.stack([product(row) for row in torch.eye(dim)]).double().cpu())
-    else:
-        probing = rng.generator(seed, "plan")
-        found = hutchinson(product, dim, probes=probes, generator=probing, cubes=True)
+    found, bend = _curvature(matvec, other_matvec, dim, probes=probes, seed=seed)
     local = Local(
         dim=dim,
         gradient=float(slope.double().norm()),
         trace=found.trace,
         trace_square=found.trace_of_square,
-        along=float(slope.double() @ product(slope).double()),
+        along=float(slope.double() @ matvec(slope).double()),
         trace_cube=found.trace_of_cube or 0.0,
     )
     share = theory.transfer(float(slope.double() @ elsewhere.double()), local.gradient)
     with measuring(model), torch.no_grad():
         loss = float(task.loss(model, select))
-    made = Survey(local, loss, share, found.trace_error)
+    made = Survey(local, loss, share, found.trace_error, bend)
     star = made.best(PROBED)
     noise = Noise(star.sigma if star else made.trusted(PROBED), seed=seed, antithetic=True)
     with Candidates(model, where, noise) as candidates:
@@ -173,7 +174,7 @@ def _quartic(
     model = candidates.model
     beyond = []
     for j in range(pairs):
-        delta = candidates.delta(2 * j)
+        delta = _inside(candidates.where, candidates.delta(2 * j))
         candidates.put(None)
         curved = float(delta.double() @ matvec(delta).to(delta).double()) / 2
         with measuring(model), torch.no_grad():
@@ -181,6 +182,26 @@ def _quartic(
                 candidates.put(index)
                 beyond.append(float(task.loss(model, batch)) - loss - curved)
     return sum(beyond) / len(beyond) / candidates.noise.sigma**4
+
+
+def _curvature(
+    matvec: Matvec, other: Matvec, dim: int, *, probes: int, seed: int
+) -> tuple[Trace, float]:
+    """Traces of H, exact in few dimensions, and tr(H_other H) / tr(H^2) from the same probes."""
+    probed: list[tuple[Tensor, Tensor]] = []
+
+    def recorded(v: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+        probed.append((v, matvec(v)))
+        return probed[-1][1]
+
+    if dim <= 2 * probes:
+        found = _exact(torch.stack([recorded(row) for row in torch.eye(dim)]).double().cpu())
+    else:
+        probing = rng.generator(seed, "plan")
+        found = hutchinson(recorded, dim, probes=probes, generator=probing, cubes=True)
+        probed = probed[::2]  # every second product is of a product, for the cubes
+    shared = sum(float(image @ other(z).to(image)) for z, image in probed)
+    return found, shared / (sum(float(image @ image) for _, image in probed) or 1.0)
 
 
 def _exact(H: Float[Tensor, "k k"]) -> Trace:
@@ -227,8 +248,7 @@ def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (4, 16, 64, 25
 
 
 def _setting(found: Survey, sigma: float, n: int) -> Setting:
-    local = found.local
-    gains = (local.gain(sigma, n), local.lasting_gain(sigma, n, transfer=found.share))
+    gains = (found.local.gain(sigma, n), found.lasting_gain(sigma, n))
     return Setting(sigma, n, *(min(gain, found.loss) for gain in gains))
 
 
@@ -249,6 +269,13 @@ def _advice(found: Survey, chosen: Setting | None, best: Best | None) -> str:
         f"{chosen.held_out:.3g} nats per token on held-out data ({chosen.selected:.3g} on the "
         f"selection batch).{limit}"
     )
+
+
+def _product_inside(where: Where, matvec: Matvec) -> Matvec:
+    """Hessian products in the coordinates of the basis, where there is one."""
+    if not isinstance(where, Basis):
+        return matvec
+    return lambda c: where.coordinates(matvec(where.expand(c)))
 
 
 def _inside(where: Where, vector: Float[Tensor, " d"]) -> Float[Tensor, " k"]:
