@@ -75,6 +75,8 @@ def explain(error: Exception) -> tuple[int, str]:
         return NO_RESULT, f"out of memory: {message}"
     if is_user_mistake(error):
         return MISTAKE, message
+    if isinstance(error, FloatingPointError):  # what was measured is not finite; says where
+        return NO_RESULT, message
     kind = type(error).__name__
     return FAULT, f"unexpected {kind}: {message} (FRENET_TRACEBACK=1 shows where it came from)"
 

@@ -140,7 +140,7 @@ def _planned(config: SearchConfig, subject: Subject, store: RunFolder, say: Say)
     sigma = fixed_sigma(config) or (made.best.sigma if made.best else None)
     if sigma is None:
         raise ValueError(f"{made.advice}; or pass --sigma to search all the same")
-    say(made.advice)
+    say(made.advice if config.sigma == "auto" else f"planned: {made.advice} Given: {sigma:g}.")
     planned = {"sigma": sigma, **expected(config, made, sigma)}
     file.write_text(json.dumps(planned, indent=2) + "\n", encoding="utf-8")
     notes: list[Row] = [{"table": "notes", "note": text} for text in (*subject.notes, made.advice)]
