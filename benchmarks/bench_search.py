@@ -75,7 +75,7 @@ def adapters(source: str | Path, repeats: int) -> list[dict[str, Any]]:
         for where, part in places.items():
             with Candidates(model, part, NOISE) as candidates:
                 group = group_size(candidates, batch)
-            n = max(2, min(64, group))
+            n = max(8, min(64, group))
             seconds = turns(_routines(base, part, batch, n, group), repeats)
             found += _rows(seconds, source, part, f"{rows} x {length} tokens, {where}", n)
     return found
@@ -126,7 +126,7 @@ def full_weights(source: str | Path, repeats: int) -> dict[str, Any]:
     batch = shaped(model.config.vocab_size, 32, 64)
     evaluator = Evaluator(space, NOISE, "loss", batch)
     seconds = turns(
-        {"ours": lambda: evaluator(model, range(2)), "plain": lambda: plain(model, batch, 2, 1)},
+        {"ours": lambda: evaluator(model, range(8)), "plain": lambda: plain(model, batch, 8, 1)},
         repeats,
     )
     return {

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from frenet.methods.candidates import Candidates, Noise, Where
 from frenet.methods.scores import SCORES, RowScores, Score, checked, user_score
 from frenet.network.context import measuring
-from frenet.network.grouped import can_group, grouped
+from frenet.network.grouped import can_group, grouped, shares_blocks
 from frenet.network.memory import free_bytes
 from frenet.network.tasks import Batch, columns_to_keep, target_logits
 
 # Tokens of all candidates in one forward pass: with more a pass is no faster for each token, and
 # what it works on no longer fits the cache.
 TOKENS = 4096
-# Fewer candidates than this are faster one by one: each of them fills the processors.
+# Fewer candidates than this that share no blocks are faster one by one: each fills the processors.
 FEWEST = 4
 
 
@@ -124,7 +124,8 @@ def group_size(candidates: Candidates, batch: Batch) -> int:
     needed = 4 * (2 * candidates.space.dim + logits + activations)
     fits = free_bytes(candidates.saved[0].device) // (2 * needed)
     size = min(TOKENS // (rows * columns), fits)
-    return size if size >= FEWEST else 1
+    fewest = 2 if shares_blocks(model, candidates.space) else FEWEST
+    return size if size >= fewest else 1
 
 
 def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

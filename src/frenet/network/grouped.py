@@ -76,6 +76,12 @@ def can_group(model: nn.Module, space: ParamSpace) -> bool:
     return not tied and all(_forward_of(module) for module, _ in _owners(model, space).values())
 
 
+def shares_blocks(model: nn.Module, space: ParamSpace) -> bool:
+    """Whether some blocks stand before the first parameter that differs, so that they run once."""
+    first = _starts(model, [module for module, _ in _owners(model, space).values()])[0]
+    return first in blocks(model)[1:]
+
+
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The transformer blocks in order: the module list that holds the most parameters.
 
