@@ -314,3 +314,18 @@ def test_the_loss_is_a_mean_over_targets():
     assert float(token_loss(model, batch).detach()) == pytest.approx(
         float((losses.sum() / counts.sum()).detach())
     )
+
+
+def test_a_cached_network_does_not_depend_on_the_threads_of_the_run(monkeypatch, tmp_path):
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        monkeypatch.setenv("FRENET_CACHE", str(tmp_path / str(threads)))
+        torch.set_num_threads(threads)
+        try:
+            found.append(trained_synthetic(SMALL, seed=2).state_dict())
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name])

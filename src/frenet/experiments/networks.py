@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Held-out examples that say how well a task is known.
 EXAMPLES = 32
+# A cached network must not depend on the threads of the run that happened to make it.
+LEARNING_THREADS = 2
 
 # What the presets "smoke" of all experiments say of the network.
 SMALL_NETWORK: dict[str, Any] = {"seeds": (0, 1), "width": 32, "train_steps": 300}
@@ -256,9 +258,11 @@ def _learned(key: list[Any], learn: Any) -> Any:
     from safetensors.torch import load_file
 
     from frenet.network.cache import cache_dir, save_atomically
+    from frenet.network.context import torch_threads
 
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([*key, LEARNING_THREADS]).encode()).hexdigest()[:16]
     path = cache_dir() / "learned" / f"{digest}.safetensors"
     if not path.exists():
-        save_atomically({"theta": learn()}, path)
+        with torch_threads(LEARNING_THREADS):
+            save_atomically({"theta": learn()}, path)
     return load_file(path)["theta"]

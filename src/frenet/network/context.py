@@ -4,10 +4,26 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from frenet.network.space import ParamSpace
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Run with so many torch threads, and put the old number back.
+
+    The number has a say in the last digits of sums: what is kept in a cache and shared by runs with
+    other numbers is made with a fixed one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

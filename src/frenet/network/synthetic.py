@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from frenet.geometry import rng
 from frenet.network.cache import cache_dir, save_atomically
+from frenet.network.context import torch_threads
 from frenet.network.tasks import (
     IGNORE,
     Batch,
@@ -233,6 +234,8 @@ def mixed_batch(shares: dict[str, int], *, generator: torch.Generator) -> Batch:
     return {"input_ids": padded("input_ids", 0), "labels": padded("labels", IGNORE)}
 
 
+# In one thread: the network is the same whatever the run that asks first works with.
+@torch_threads(1)
 def train_synthetic(config: SyntheticConfig, *, seed: int) -> SyntheticTransformer:
     """Train on all learned tasks: AdamW, 160 steps of warm-up, cosine decay to 2%, clip 1.
 
@@ -280,7 +283,7 @@ def _rate(step: int, steps: int) -> float:
 def trained_synthetic(config: SyntheticConfig, *, seed: int) -> SyntheticTransformer:
     """The trained network, from the cache where it was trained before with the same settings."""
     key = "-".join(str(value) for value in asdict(config).values())
-    path = cache_dir() / "synthetic" / f"v1-{key}-seed{seed}.safetensors"
+    path = cache_dir() / "synthetic" / f"v2-{key}-seed{seed}.safetensors"
     if not path.exists():
         trained = train_synthetic(config, seed=seed)
         save_atomically(dict(trained.state_dict()), path)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -53,6 +53,8 @@ def perform(job: Job) -> Outcome:
     start = time.perf_counter()
     lines: list[str] = []
     try:
+        from frenet.network.context import torch_threads
+
         with torch_threads(job.threads):
             result = job.call(job.config, job.cell)
             if job.stage == "run":
@@ -109,19 +111,6 @@ def is_user_mistake(error: BaseException) -> bool:
     raised_in = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
     package = __name__.split(".")[0]
     return package in (raised_in.split(".")[0], type(error).__module__.split(".")[0])
-
-
-@contextlib.contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Run with so many torch threads, and put the old number back."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def start_worker(threads: int, lifeline: Connection, log: str) -> None:
