@@ -155,6 +155,7 @@ EXPERIMENT = Experiment(
         ),
         "demo": Config(
             only=("reverse",),
+            modes=("recovery",),
             optimizers=("adam:3e-5", "adam:3e-4"),
             n=24,
             lags=(1, 10, 30, 100),
