@@ -19,8 +19,8 @@ from torch import nn
 from bench_gradients import STORIES, RandomTokens, adapted, ratio, show, turns
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.evaluation import Evaluator, group_size
+from frenet.network.blocks import block_list
 from frenet.network.context import measuring
-from frenet.network.grouped import blocks
 from frenet.network.load import load
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, token_loss
@@ -61,7 +61,7 @@ def adapters(source: str | Path, repeats: int) -> list[dict[str, Any]]:
     """Rank-4 adapters, in all blocks and in the last third of them."""
     model, tokens, space = adapted(source)
     base: Any = model
-    count = len(blocks(model))
+    count = len(block_list(model))
     late = {f".{i}." for i in range(count - count // 3, count)}
     places = {
         "all blocks": space,

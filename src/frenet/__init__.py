@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
     from frenet.measure.trajectory import Training, Trajectory, train_and_record
     from frenet.methods.candidates import Noise
-    from frenet.methods.plan import plan, survey
+    from frenet.methods.plan import plan
     from frenet.methods.search import Selection, random_search
     from frenet.methods.subspace import train_in_basis
+    from frenet.methods.survey import survey
     from frenet.methods.winners import load_winner, save_winner
     from frenet.network.adapters import attach_lora
     from frenet.network.load import load
@@ -68,7 +69,7 @@ _HOME = {
     "Noise": "methods.candidates",
     "Selection": "methods.search",
     "random_search": "methods.search",
-    "survey": "methods.plan",
+    "survey": "methods.survey",
     "plan": "methods.plan",
     "save_winner": "methods.winners",
     "load_winner": "methods.winners",

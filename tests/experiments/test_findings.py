@@ -219,12 +219,21 @@ def test_c5_without_random_directions_is_open() -> None:
     assert searched(best("all", RIGHT, 1.0)).verdict == "undecided"
 
 
-def test_c5_does_not_count_places_without_a_best_sigma() -> None:
-    bare = best("random:100", [0.0, 0.0, 0.0], 9.0, unit="trusted")
+def test_c5_counts_places_without_a_best_sigma_as_far_as_they_are_to_be_trusted() -> None:
+    """Beyond that, at twice the trusted sigma, nothing is predicted."""
     rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
-    assert searched(rows + [row for row in bare if row["factor"] == 0.5]).estimate is not None
-    assert searched(rows + bare).estimate == searched(rows).estimate
-    assert searched(rows + bare).verdict == searched(rows).verdict == "supported"
+    bare = best("random:100", [0.0, 0.0, 0.0], 9.0, unit="trusted")
+    beyond = [row | {"factor": 2.0} for row in bare if row["factor"] == 1.0]
+    assert searched(rows + beyond).estimate == searched(rows).estimate
+    assert searched(rows + bare).estimate != searched(rows).estimate
+
+
+def test_a_gain_that_still_grows_at_the_largest_sigma_is_not_compared() -> None:
+    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
+    grows = best("random:100", RIGHT, 9.0, unit="trusted")
+    falls = [row | {"factor": 3.0, "gain": 0.0} for row in grows if row["factor"] == 1.0]
+    assert searched(rows + grows).verdict == "supported"
+    assert searched(rows + grows + falls).verdict == "contradicted"
 
 
 def test_the_gain_of_a_place_is_that_of_its_best_sigma_and_most_candidates() -> None:

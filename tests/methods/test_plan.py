@@ -8,7 +8,8 @@ import torch
 from frenet.geometry.basis import span_basis
 from frenet.geometry.rng import generator
 from frenet.geometry.theory import Local, expected_maximum
-from frenet.methods.plan import Survey, plan, survey
+from frenet.methods.plan import plan
+from frenet.methods.survey import Survey, survey
 from frenet.network.space import ParamSpace
 from measure.quadratic import Point, Quadratic, quadratic
 
@@ -40,6 +41,8 @@ def test_the_survey_of_a_quadratic(inside):
         assert value == pytest.approx(exact, rel=1e-4)
     assert found.transfer == pytest.approx(1.0, rel=1e-5)
     assert found.bend == pytest.approx(1.0, rel=1e-5)
+    assert found.elsewhere is not None
+    assert found.elsewhere.trace == pytest.approx(found.local.trace, rel=1e-5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +56,17 @@ class Quartic(Quadratic):
 
 
 def test_fourth_order_terms_are_measured_beside_the_curvature():
-    """At x = 0 each of d coordinates adds 3 c sigma^4, Var(z^4) = 96: within 4 standard errors."""
+    """At x = 0 each of d coordinates adds 3 c sigma^4, Var(z^4) = 96: within 4 standard errors.
+
+    There are half as many pairs as probes.
+    """
     d, probes = 200, 16
     model = Point(torch.zeros(d))
     task = Quartic(
         torch.diag(torch.linspace(-1, 3, d)), torch.randn(d, generator=generator(0, "m"))
     )
     found = survey(model, task, ParamSpace.select(model), probes=probes)
-    error = 0.7 * (96 * d / probes) ** 0.5
+    error = 0.7 * (96 * d / (probes / 2)) ** 0.5
     assert found.local.quartic == pytest.approx(3 * 0.7 * d, abs=4 * error)
     plain = survey(model, Quadratic(task.H, task.minimum), ParamSpace.select(model), probes=probes)
     assert abs(plain.local.quartic) < 1e-3 * found.local.quartic
@@ -116,6 +122,27 @@ def test_without_a_clearly_positive_trace_the_linear_range_is_the_limit(trace, e
     assert found.best is not None
     assert found.best.sigma == pytest.approx(local.linear_range())
     assert "The trace of the Hessian is not clearly positive" in found.advice
+
+
+def test_a_best_sigma_beyond_the_quadratic_model_is_none() -> None:
+    """At sigma* = m ||g|| / tr(H) the spread by curvature may not exceed that by slope."""
+    star = 2 * expected_maximum(64) / 300
+    limit = 2 * (2 / star) ** 2  # tr(H^2) at which sigma* sqrt(tr(H^2) / 2) = ||g||
+    for share, there in ((0.98, True), (1.02, False)):
+        local = dataclasses.replace(SURVEY.local, trace_square=share * limit)
+        found = plan(dataclasses.replace(SURVEY, local=local), budget=64)
+        assert (found.sigma_star is not None) is there
+
+
+def test_winners_pay_for_the_curvature_of_other_data() -> None:
+    """Twice the trace elsewhere: the best sigma and its gain are half as large."""
+    elsewhere = dataclasses.replace(SURVEY.local, trace=600.0)
+    found = plan(dataclasses.replace(SURVEY, elsewhere=elsewhere), budget=64)
+    m = expected_maximum(64)
+    assert found.best is not None
+    assert found.best.sigma == pytest.approx(2 * m / 600, rel=0.03)
+    assert found.best.held_out == pytest.approx(4 * m**2 / 1200, rel=1e-2)
+    assert found.best.selected == pytest.approx(SURVEY.local.gain(found.best.sigma, 64))
 
 
 def test_no_more_is_promised_than_there_is_to_gain():

@@ -6,8 +6,9 @@ from torch import nn
 
 from frenet.geometry.rng import generator
 from frenet.network.adapters import attach_lora
+from frenet.network.blocks import block_list
 from frenet.network.context import measuring
-from frenet.network.grouped import blocks, can_group, grouped
+from frenet.network.grouped import can_group, grouped
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import IGNORE, collate, target_logits
@@ -50,14 +51,14 @@ def test_lora_candidates_are_what_they_are_alone(family, side, rows):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_blocks_before_the_first_adapter_run_once(family):
     model = attach_lora(FAMILIES[family](), rank=2, seed=0)
-    last = len(blocks(model)) - 1
+    last = len(block_list(model)) - 1
     space = ParamSpace.select(model, lambda name, _: f".{last}." in name and "lora_" in name)
     seen = []
     handles = [
         block.register_forward_hook(
             lambda _, args, out: seen.append((out[0] if isinstance(out, tuple) else out).shape[0])
         )
-        for block in blocks(model)
+        for block in block_list(model)
     ]
     together, apart = together_and_apart(model, space, collate(ROWS), count=4)
     for handle in handles:
@@ -117,8 +118,8 @@ def test_nothing_is_left_behind_also_after_an_error():
 def test_blocks_are_found_by_their_size():
     for family, make in FAMILIES.items():
         model = make()
-        found = blocks(model)
+        found = list(block_list(model))
         assert len(found) == (2 if family == "llama" else 3)
-        assert blocks(attach_lora(model, rank=2, seed=0)) == found
-    assert blocks(nn.Linear(2, 2)) == []
-    assert len(blocks(SyntheticTransformer(SyntheticConfig(width=16)))) == 2
+        assert list(block_list(attach_lora(model, rank=2, seed=0))) == found
+    assert not block_list(nn.Linear(2, 2))
+    assert len(block_list(SyntheticTransformer(SyntheticConfig(width=16)))) == 2

@@ -26,7 +26,7 @@ def scaled(rows: Rows) -> list[Row]:
 
 def best_chart(rows: Rows) -> object:
     """Best of N against N with the predicted band, everywhere at once."""
-    keys = ("factor", "candidates")
+    keys = ("unit", "factor", "candidates")
     everywhere = scaled(select(searched(rows), place="all"))
     ends = {
         name: {
@@ -42,7 +42,7 @@ def best_chart(rows: Rows) -> object:
         table.append({**row, **band, "series": PREDICTED})
     table += [{**row, "series": FOUND} for row in over_seeds(everywhere, by=keys, value="gain")]
     return lines(
-        [{**row, "sigma": f"sigma = {row['factor']:g} sigma*"} for row in table],
+        [{**row, "sigma": f"sigma = {row['factor']:g} {_unit(row)}"} for row in table],
         x=Axis("candidates", "candidates N", log=True),
         y=Axis("value", UNIT),
         facet="sigma",
@@ -50,9 +50,19 @@ def best_chart(rows: Rows) -> object:
     )
 
 
+def _unit(row: Row) -> str:
+    return "sigma*" if row["unit"] == "sigma*" else "times the trusted one"
+
+
+def _commonest_unit(rows: Rows) -> Rows:
+    """The rows in the unit of sigma that most of them have."""
+    units = [str(row["unit"]) for row in rows]
+    return select(rows, unit=max(units, key=units.count)) if units else []
+
+
 def sigma_chart(rows: Rows) -> object:
     """Gain of the most candidates against sigma, place by place."""
-    at = scaled(select(rows, candidates=most_candidates(rows), unit="sigma*"))
+    at = scaled(_commonest_unit(select(rows, candidates=most_candidates(rows))))
     table: list[Row] = []
     for column, label in (("gain", FOUND), ("predicted", "predicted")):
         table += [
@@ -60,7 +70,7 @@ def sigma_chart(rows: Rows) -> object:
         ]
     return lines(
         table,
-        x=Axis("factor", "sigma / sigma*", log=True),
+        x=Axis("factor", "sigma / sigma*, or the largest trusted", log=True),
         y=Axis("value", UNIT),
         facet="place",
         rules=["predicted"],
@@ -92,7 +102,7 @@ def dimension_chart(rows: Rows) -> object:
 def slope_chart(rows: Rows) -> object:
     """Gain in units of m_N sigma ||g|| at the smallest sigma, against dimension."""
     least = min((float(str(row["factor"])) for row in rows), default=1.0)
-    at = select(rows, candidates=most_candidates(rows), factor=least, unit="sigma*")
+    at = _commonest_unit(select(rows, candidates=most_candidates(rows), factor=least))
     table: list[Row] = []
     for column, label in (("gain", FOUND), ("predicted", "predicted")):
         shares = [

@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from frenet.experiments.networks import Network
-    from frenet.geometry.theory import Local
     from frenet.methods.candidates import Where
-    from frenet.methods.plan import Survey
     from frenet.methods.search import SearchResult
+    from frenet.methods.survey import Survey
     from frenet.network.tasks import Task
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -113,8 +112,8 @@ def place(spot: Spot, search: int) -> "Where":
 def search_rows(spot: Spot, search: int) -> Iterator[Row]:
     """One search at every sigma: what is predicted first, then what is found."""
     from frenet.methods.candidates import Noise
-    from frenet.methods.plan import survey
     from frenet.methods.search import Selection, random_search
+    from frenet.methods.survey import survey
 
     config, where = spot.config, place(spot, search)
     model, seed = spot.network.model, int(spot.cell["seed"])
@@ -182,14 +181,9 @@ def _spread_row(at: Row, found: "Survey", changes: "np.ndarray") -> Row:
         "std_predicted": change.std,
         "ks": float(distance.statistic),
         "ks_limit": float(stats.kstwo.ppf(0.95, len(changes))),
-        "second_order": _second_order(local, sigma),
+        "second_order": local.curved(sigma),
         "second_order_limit": LINEAR,
     }
-
-
-def _second_order(local: "Local", sigma: float) -> float:
-    """Spread by curvature over spread by slope."""
-    return sigma * (local.trace_square / 2) ** 0.5 / local.gradient
 
 
 def _quantile_rows(at: Row, found: "Survey", changes: "np.ndarray") -> Iterator[Row]:
@@ -227,7 +221,7 @@ def _best_rows(at: Row, found: "Survey", changes: "np.ndarray") -> Iterator[Row]
             "gain": float(gains.mean()),
             "predicted": -change.best_of(n),
             "scale": scale,
-            "second_order": _second_order(found.local, sigma),
+            "second_order": found.local.curved(sigma),
             "linear": sigma * found.local.gradient * expected_maximum(n),
             "low": low,
             "high": high,

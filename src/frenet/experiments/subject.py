@@ -105,7 +105,8 @@ def _task(config: SearchConfig, tokenizer: Any) -> Any:
 
 def make_plan(config: SearchConfig, subject: Subject) -> "Plan":
     """What the search should bring at which sigma."""
-    from frenet.methods.plan import plan, survey
+    from frenet.methods.plan import plan
+    from frenet.methods.survey import survey
 
     found = survey(
         subject.model, subject.task, subject.space,

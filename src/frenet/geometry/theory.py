@@ -112,12 +112,14 @@ class Local:
         noise: float = 0.0,
         transfer: float = 1.0,
         bend: float = 0.0,
+        mean: float | None = None,
     ) -> float:
         """Expected gain of the best of n candidates on other data.
 
         The winner is chosen by slope, curvature and error together. Of its luck the slope has the
         share sigma^2 ||g||^2 / (s^2 + noise^2), of which other data see ``transfer``, and the
-        curvature sigma^4 tr(H^2) / 2 / (s^2 + noise^2), of which they see ``bend``.
+        curvature sigma^4 tr(H^2) / 2 / (s^2 + noise^2), of which they see ``bend``. The price
+        is the mean change on the other data, ``mean``; None: as on these.
 
         >>> linear = Local(dim=9, gradient=2.0, trace=0.0)
         >>> linear.lasting_gain(0.1, 2) == linear.gain(0.1, 2)
@@ -127,12 +129,22 @@ class Local:
         luck = change.mean - change.best_of(n)
         seen = transfer * (sigma * self.gradient) ** 2 + bend * sigma**4 * self.trace_square / 2
         whole = change.std * math.hypot(change.std, noise)
-        return (seen / whole * luck if whole > 0 else 0.0) - change.mean
+        price = change.mean if mean is None else mean
+        return (seen / whole * luck if whole > 0 else 0.0) - price
+
+    def curved(self, sigma: float) -> float:
+        """Spread by curvature over spread by slope, sigma sqrt(tr(H^2) / 2) / ||g||.
+
+        >>> Local(dim=4, gradient=2.0, trace=8.0, trace_square=8.0).curved(0.5)
+        0.5
+        """
+        spread = sigma * (self.trace_square / 2) ** 0.5
+        return spread / self.gradient if self.gradient > 0 else math.inf
 
     def linear_range(self) -> float:
-        """Largest sigma with sigma sqrt(tr(H^2) / 2) <= 0.2 ||g||; infinite on a linear loss."""
-        spread = (self.trace_square / 2) ** 0.5
-        return LINEAR * self.gradient / spread if spread > 0 else math.inf
+        """Largest sigma at which ``curved`` is at most 0.2; infinite on a linear loss."""
+        slope = self.curved(1.0)
+        return LINEAR / slope if slope > 0 else math.inf
 
     def signal_density(self) -> float:
         """||g||^2 / d, the squared gradient per perturbed coordinate."""

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frenet.network.blocks import block_list
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import base_model
 
@@ -79,17 +80,7 @@ def can_group(model: nn.Module, space: ParamSpace) -> bool:
 def shares_blocks(model: nn.Module, space: ParamSpace) -> bool:
     """Whether some blocks stand before the first parameter that differs, so that they run once."""
     first = _starts(model, [module for module, _ in _owners(model, space).values()])[0]
-    return first in blocks(model)[1:]
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks in order: the module list that holds the most parameters.
-
-    Empty where the model has no module list.
-    """
-    lists = [m for m in base_model(model).modules() if isinstance(m, nn.ModuleList) and len(m)]
-    sizes = [sum(p.numel() for p in each.parameters()) for each in lists]
-    return list(lists[sizes.index(max(sizes))]) if lists else []
+    return first in block_list(model)[1:]
 
 
 def _owners(model: nn.Module, space: ParamSpace) -> dict[str, tuple[nn.Module, dict[str, str]]]:
@@ -206,7 +197,7 @@ def _starts(model: nn.Module, owners: list[nn.Module]) -> list[nn.Module]:
 
     Where an owner stands before the blocks, or all stand behind them, it is the whole model.
     """
-    stack = blocks(model)
+    stack = list(block_list(model))
     order = {id(module): i for i, module in enumerate(base_model(model).modules())}
     inside = [[id(m) for m in block.modules()] for block in stack]
     outside = [m for m in owners if not any(id(m) in block for block in inside)]
