@@ -25,17 +25,28 @@ from frenet._version import __version__
 if TYPE_CHECKING:
     from frenet.experiments import EXPERIMENTS
     from frenet.geometry.basis import Basis, krylov_basis, prefix_basis, random_basis, svd_basis
+    from frenet.measure.activations import add, last_activations, record
     from frenet.measure.curvature import hessian_product, hutchinson, top_eigenpairs
     from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
+    from frenet.measure.shift import activation_shift
     from frenet.measure.trajectory import Training, Trajectory, train_and_record
     from frenet.methods.candidates import Noise
     from frenet.methods.plan import plan
     from frenet.methods.search import Selection, random_search
+    from frenet.methods.steering import caa, gradient_shift
+    from frenet.methods.steering_vector import (
+        SteeringVector,
+        load_vector,
+        save_control_vector,
+        save_vector,
+    )
     from frenet.methods.subspace import train_in_basis
     from frenet.methods.survey import survey
     from frenet.methods.winners import load_winner, save_winner
     from frenet.network.adapters import attach_lora
+    from frenet.network.contrasts import contrasts
     from frenet.network.load import load
+    from frenet.network.sites import Site
     from frenet.network.space import ParamSpace
     from frenet.network.text import text_tasks
     from frenet.report import write_report
@@ -47,6 +58,7 @@ _HOME = {
     "load": "network.load",
     "attach_lora": "network.adapters",
     "text_tasks": "network.text",
+    "contrasts": "network.contrasts",
     "ParamSpace": "network.space",
     # measuring
     "gradient": "measure.gradients",
@@ -73,6 +85,18 @@ _HOME = {
     "plan": "methods.plan",
     "save_winner": "methods.winners",
     "load_winner": "methods.winners",
+    # activations and steering
+    "Site": "network.sites",
+    "record": "measure.activations",
+    "add": "measure.activations",
+    "last_activations": "measure.activations",
+    "activation_shift": "measure.shift",
+    "caa": "methods.steering",
+    "gradient_shift": "methods.steering",
+    "SteeringVector": "methods.steering_vector",
+    "load_vector": "methods.steering_vector",
+    "save_vector": "methods.steering_vector",
+    "save_control_vector": "methods.steering_vector",
     # experiments
     "EXPERIMENTS": "experiments",
     "run_experiment": "runs",
@@ -86,24 +110,36 @@ __all__ = [
     "Noise",
     "ParamSpace",
     "Selection",
+    "Site",
+    "SteeringVector",
     "Training",
     "Trajectory",
     "__version__",
+    "activation_shift",
+    "add",
     "attach_lora",
+    "caa",
+    "contrasts",
     "example_gradients",
     "gradient",
     "gradient_matrix",
+    "gradient_shift",
     "hessian_product",
     "hutchinson",
     "krylov_basis",
+    "last_activations",
     "load",
+    "load_vector",
     "load_winner",
     "plan",
     "prefix_basis",
     "random_basis",
     "random_search",
     "read_run",
+    "record",
     "run_experiment",
+    "save_control_vector",
+    "save_vector",
     "save_winner",
     "survey",
     "svd_basis",

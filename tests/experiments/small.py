@@ -14,6 +14,13 @@ SMALL: dict[str, Any] = {
     "damage_steps": 60,
     "depth": 0.5,
 }
+STEERED: dict[str, Any] = {
+    "width": 32,
+    "train_steps": 250,
+    "seeds": (0,),
+    "only": ("parity",),
+    "rows": 16,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "gradient-rank": SMALL
     | {"n": 12, "points": ("none", "wrong-answers"), "only": ("copy", "sort")},
@@ -31,6 +38,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "probes": 2,
         "damage_batch": 16,
     },
+    "step-vs-vector": STEERED | {"shuffles": 50, "halves": 2},
+    "steering-effect": STEERED | {"draws": 2, "resamples": 50, "equal_rows": 8},
     "recovery-basis": SMALL
     | {
         "spaces": ("full", "lora"),

@@ -1,4 +1,4 @@
-"""The command line: ``frenet demo | list | run | search | report | convert``.
+"""The command line: ``frenet demo | list | run | search | steer | report | convert``.
 
 Whatever is slow to import is imported inside the commands, so that help is instant.
 """
@@ -21,6 +21,7 @@ commands:
   list      the experiments, their questions, claims and presets
   run       run one experiment: frenet run EXPERIMENT [options]
   search    score Gaussian displacements of a model's weights, and keep the best
+  steer     extract, compare, apply and export steering vectors
   report    turn run folders into one HTML file
   convert   turn a GGUF file into a folder that loads fast
 
@@ -92,6 +93,7 @@ def _dispatch(args: list[str]) -> int:
     if args[0] == "--version":
         print(f"frenet {__version__}")
         return DONE
-    from frenet.cli.commands import COMMANDS, named
+    from frenet.cli.commands import COMMANDS
+    from frenet.cli.options import named
 
     return named(args[0], COMMANDS, "command")(args[1:])

@@ -1,12 +1,11 @@
 """What each command does."""
 
-import difflib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from frenet.cli.codes import DONE, MISTAKE, NO_RESULT
 from frenet.cli.options import (
@@ -18,26 +17,17 @@ from frenet.cli.options import (
     List,
     Report,
     Work,
+    named,
     parse,
     parse_both,
     printing,
 )
 from frenet.cli.search import search
+from frenet.cli.steer import steer
 
 if TYPE_CHECKING:
     from frenet.experiments import Experiment
     from frenet.runs import Run
-
-T = TypeVar("T")
-
-
-def named(name: str, known: Mapping[str, T], what: str) -> T:
-    """Look a name up, or say which names there are."""
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"no {what} {name!r}; {hint}there are: {', '.join(known)}")
 
 
 def _chosen(names: Sequence[str]) -> "list[Experiment]":
@@ -240,4 +230,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
     "convert": _convert,
     "search": search,
+    "steer": steer,
 }

@@ -1,9 +1,10 @@
 """The words and the flags of the command line."""
 
 import contextlib
+import difflib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -84,6 +85,15 @@ class Convert:
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.gguf")]
     """The GGUF file."""
+
+
+def named(name: str, known: Mapping[str, T], what: str) -> T:
+    """Look a name up, or say which names there are."""
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"no {what} {name!r}; {hint}there are: {', '.join(known)}")
 
 
 def parse(options: type[T], args: Sequence[str], *, command: str, about: str) -> T:

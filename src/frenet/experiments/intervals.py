@@ -47,15 +47,16 @@ def estimate(rows: Rows, value: str) -> Estimate | None:
     return Estimate(_number(row["value"]), low, high, int(_number(row["n"])))
 
 
-def fraction(rows: Rows, value: str) -> Estimate | None:
-    """``estimate`` of a column in [0, 1], with the interval cut to what is possible.
+def fraction(rows: Rows, value: str, *, least: float = 0.0) -> Estimate | None:
+    """``estimate`` of a column in [least, 1], with the interval cut to what is possible.
 
-    Student's interval reaches beyond it for few seeds; nothing is lost with what cannot be.
+    Student's interval reaches beyond it for few seeds; nothing is lost with what cannot be. Shares
+    have the least value 0, cosines -1.
     """
     found = estimate(rows, value)
     if found is None or found.low is None or found.high is None:
         return found
-    return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
+    return found._replace(low=max(least, found.low), high=min(1.0, found.high))
 
 
 def low(value: Estimate | None) -> float:

@@ -64,6 +64,20 @@ def encode(
     return found
 
 
+def whole_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of whole texts, with the special tokens that the tokenizer adds, one at the start.
+
+    Args:
+        tokenizer: used, never changed.
+        texts: of any length, at least one character each.
+    """
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if getattr(tokenizer, "is_fast", False):
+        return [_one_bos(tokens, bos).ids for tokens in _tokenise(tokenizer, texts)]
+    tokenised = _tokenise_slowly(tokenizer, ["" for _ in texts], texts)
+    return [_one_bos(tokens, bos).ids for tokens in tokenised]
+
+
 def _tokenise(tokenizer: Any, texts: Sequence[str]) -> list[_Tokens]:
     batch = tokenizer(
         list(texts),

@@ -1,0 +1,247 @@
+"""``frenet steer extract | compare | apply | export``: steering vectors as files."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from frenet.cli.codes import DONE, MISTAKE
+from frenet.cli.options import named, parse, printing
+from frenet.cli.steer_options import Apply, Compare, Export, Extract
+
+if TYPE_CHECKING:
+    from frenet.methods.steering_vector import SteeringVector
+    from frenet.network.contrasts import Contrast
+    from frenet.network.load import Loaded
+
+HELP = """\
+usage: frenet steer COMMAND [options]
+
+commands:
+  extract   a vector from a contrast: mean difference of activations, or a gradient step's shift
+  compare   cosines of vectors, block by block, beside what chance gives
+  apply     generate with and without a vector, several doses side by side
+  export    to llama.cpp's control vectors (GGUF) and back
+
+frenet steer COMMAND --help explains the options.
+"""
+
+
+def steer(args: list[str]) -> int:
+    """``frenet steer``."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return DONE if args else MISTAKE
+    return named(args[0], COMMANDS, "command of steer")(args[1:])
+
+
+def _extract(args: list[str]) -> int:
+    options = parse(Extract, args, command="steer extract", about="Make a steering vector.")
+    with printing(options.json) as show:
+        from frenet.methods.steering_vector import save_vector
+
+        loaded, contrast = _source(options)
+        vector, rows = _made(options, loaded, contrast)
+        path = save_vector(vector, options.out)
+        if options.json:
+            show({"command": "steer extract", "out": str(path), "blocks": rows})
+            return DONE
+        _table(rows)
+        show(f"{vector.origin}, {len(contrast.items)} prompts: {path}")
+    return DONE
+
+
+def _source(options: Any) -> "tuple[Loaded, Contrast]":
+    """Model and the one contrast."""
+    from frenet.experiments.steered import two_words
+    from frenet.network.contrasts import contrasts
+    from frenet.network.load import load
+
+    loaded = load(options.model)
+    found: dict[str, Contrast] = {}
+    positive = getattr(options, "positive", "") or None
+    words = two_words(getattr(options, "words", ()))
+    for source in options.tasks:
+        found |= contrasts(
+            source, loaded.tokenizer, max_length=options.max_length, positive=positive, words=words
+        )
+    if options.only and options.only not in found:
+        raise ValueError(f"no contrast {options.only!r}; there are {', '.join(found)}")
+    if not options.only and len(found) != 1:
+        raise ValueError(f"a vector has one contrast; pass --only with one of {', '.join(found)}")
+    return loaded, found[options.only or next(iter(found))]
+
+
+def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any, list[Any]]:
+    """The vector, and for each block how well it is known."""
+    from frenet.methods import steering
+    from frenet.methods.vector_quality import known
+    from frenet.network.blocks import residual_blocks
+    from frenet.network.space import ParamSpace
+
+    model, path = loaded.model, options.path or None
+    form = None if options.form == "auto" else options.form
+    blocks = options.blocks or tuple(range(len(residual_blocks(model, path)[1])))
+    name = loaded.fingerprint
+    if options.how == "gradient":
+        push, contrast = contrast.divided(2, seed=0)
+        rows = steering.shifted_prompts(contrast)
+        space = ParamSpace.select(model, lambda _, p: p.is_floating_point())
+        vector = steering.gradient_shift(
+            model, push, rows, space=space, blocks=blocks, fingerprint=name, path=path
+        )
+    else:
+        aggregates = {
+            "mean": steering.mean_difference,
+            "principal": steering.principal_difference,
+        }
+        vector = steering.caa(
+            model, contrast, blocks=blocks, form=form, aggregate=aggregates[options.how],
+            fingerprint=name, path=path,
+        )  # fmt: skip
+    streams = steering.contrast_streams(model, contrast, blocks, form=form, path=path)
+    return vector, [found._asdict() for found in known(vector, streams, blocks)]
+
+
+def _compare(args: list[str]) -> int:
+    options = parse(Compare, args, command="steer compare", about="Compare two steering vectors.")
+    with printing(options.json) as show:
+        from frenet.methods.steering_vector import load_vector
+
+        vectors = load_vector(options.first), load_vector(options.second)
+        if bool(options.model) != bool(options.tasks):
+            raise ValueError("chance needs both --model and --tasks")
+        nulls: dict[int, float] = {}
+        if options.model:
+            nulls = _nulls(*_source(options), *vectors)
+        rows = [
+            {
+                "block": block,
+                "cosine": value,
+                "isotropic chance": vectors[0].width ** -0.5,
+                "chance (95%)": nulls.get(block),
+            }
+            for block, value in vectors[0].cosine(vectors[1]).items()
+        ]
+        if options.json:
+            show({"command": "steer compare", "blocks": rows})
+            return DONE
+        _table(rows)
+        if not nulls:
+            show(
+                "The isotropic chance 1 / sqrt(h) is too low for a residual stream, by 2 to 6 "
+                "times; with --model and --tasks the chance of this model's own streams is given."
+            )
+    return DONE
+
+
+def _nulls(
+    loaded: "Loaded", contrast: "Contrast", first: "SteeringVector", second: "SteeringVector"
+) -> dict[int, float]:
+    """95% quantile of the cosine of a random vector of the stream's covariance, by block."""
+    import torch
+
+    from frenet.geometry import rng
+    from frenet.geometry.alignment import matched_cosines
+    from frenet.methods.steering import contrast_streams
+
+    for vector in (first, second):
+        vector.require_fits(loaded.model, loaded.fingerprint)
+    blocks = list(first.cosine(second))
+    streams = contrast_streams(loaded.model, contrast, blocks)
+    draw = rng.generator(0, "steer", "compare")
+    nulls = {}
+    for i, block in enumerate(blocks):
+        rows = streams.at(i).rows
+        null = matched_cosines(rows, first.at(block), draws=1000, generator=draw)
+        nulls[block] = float(torch.quantile(null.abs(), 0.95))
+    return nulls
+
+
+def _apply(args: list[str]) -> int:
+    options = parse(Apply, args, command="steer apply", about="Generate with a steering vector.")
+    with printing(options.json) as show:
+        import torch
+
+        from frenet.methods.steered_generation import generate_steered, stream_norm
+        from frenet.methods.steering_vector import load_vector
+        from frenet.network.load import load
+
+        vector, loaded = load_vector(options.vector), load(options.model)
+        path = options.path or None
+        vector.require_fits(loaded.model, loaded.fingerprint, path=path)
+        block = vector.blocks[len(vector.blocks) // 2] if options.block is None else options.block
+        direction = vector.at(block)
+        prompts = [list(loaded.tokenizer(text)["input_ids"]) for text in options.prompt]
+        norm = stream_norm(loaded.model, prompts, block, path=path)
+        doses = sorted({0.0, *options.doses})
+        added = torch.stack([dose * norm * direction / direction.norm() for dose in doses])
+        results: list[dict[str, Any]] = []
+        for text, ids in zip(options.prompt, prompts, strict=True):
+            found = generate_steered(
+                loaded.model, ids, added, block=block, position=options.position,
+                new_tokens=options.tokens, path=path,
+            )  # fmt: skip
+            words = [loaded.tokenizer.decode(new) for new in found]
+            results.append(
+                {"prompt": text, "texts": dict(zip(map(str, doses), words, strict=True))}
+            )
+        if options.json:
+            show({"command": "steer apply", "block": block, "norm": norm, "results": results})
+            return DONE
+        show(f"block {block}, stream norm {norm:.3g}; dose 0 is the model as it is")
+        for result in results:
+            _texts(result["prompt"], result["texts"])
+    return DONE
+
+
+def _export(args: list[str]) -> int:
+    options = parse(
+        Export, args, command="steer export", about="Write a vector for other programs."
+    )
+    from frenet.methods.steering_vector import load_vector, save_control_vector, save_vector
+
+    vector = load_vector(options.vector)
+    if options.out.suffix == ".gguf":
+        path = save_control_vector(vector, options.out, architecture=options.architecture)
+        if 0 in vector.blocks:
+            print("block 0 is left out: GGUF control vectors have no place for it")
+    elif options.out.suffix == ".safetensors":
+        path = save_vector(vector, options.out)
+    else:
+        raise ValueError(f"{options.out} ends in neither .gguf nor .safetensors")
+    print(path)
+    return DONE
+
+
+def _table(rows: list[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _texts(prompt: str, texts: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("dose", "text", title=Text(prompt), show_lines=True)
+    for dose, text in texts.items():
+        table.add_row(dose, Text(text))
+    Console().print(table)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "extract": _extract,
+    "compare": _compare,
+    "apply": _apply,
+    "export": _export,
+}

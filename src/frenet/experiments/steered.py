@@ -1,0 +1,263 @@
+"""What the experiments on steering measure: a model, its blocks, and the parts of a contrast."""
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from frenet.experiments.experiment import Cell, Column, Row
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from frenet.network.contrasts import Contrast
+    from frenet.network.space import ParamSpace
+
+# Disjoint parts of a contrast: gradients are made on the first, prompts of the second are shifted,
+# the block is chosen on the third, and all that is reported is measured on the last.
+PARTS = ("push", "moved", "choose", "report")
+PUSHES = ("own", "flipped")
+# Above this p-value a model does not tell the two classes apart.
+KNOWN = 0.05
+
+
+@dataclass(frozen=True)
+class SteeringConfig:
+    """Which model, which contrasts, which prompts."""
+
+    model: str = "synthetic"
+    """'synthetic', a hub id, a folder in Hugging Face format, or a GGUF file."""
+    tasks: tuple[str, ...] = ()
+    """Files or data set names: labelled statements, A/B questions. Empty: the synthetic ones."""
+    only: tuple[str, ...] = ()
+    """Names of the contrasts to measure, where the files hold more. Empty: all."""
+    max_tasks: int = 0
+    """Measure only so many contrasts, the first ones. 0: all."""
+    positive: str = ""
+    """Label word of the positive side. Empty: yes, true, positive or 1, else the first one."""
+    words: tuple[str, ...] = ()
+    """What the positive and the negative side answer with. Empty: the labels themselves."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each seed deals the prompts anew to the parts, and trains its own synthetic network."""
+    spaces: tuple[str, ...] = ("full",)
+    """'full' (all weights) and 'lora' (rank-r adapters): the parameters that step."""
+    rank: int = 4
+    """Rank of the LoRA adapters."""
+    width: int = 64
+    """Width of the synthetic transformer."""
+    train_steps: int = 2400
+    """Steps in which the synthetic transformer is trained on its eight tasks."""
+    pushes: tuple[str, ...] = ("own", "flipped")
+    """What the gradient step is made from: 'own', prompts of the class with their right answer;
+    'flipped', prompts of the other class with the wrong one. Claims are decided by 'own'."""
+    rows: int = 96
+    """Most prompts in each of the four parts: push, moved, choose, report."""
+    blocks: tuple[int, ...] = ()
+    """0-based blocks to look at. Empty: all."""
+    max_length: int = 256
+    """Longest prompt in tokens; longer ones lose their beginning."""
+
+
+class Steered(NamedTuple):
+    """A model and one contrast, divided.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        space: the parameters that step.
+        blocks: 0-based indices.
+        parts: of the contrast, by name.
+        tokenizer: of the model; None for the synthetic one.
+        notes: what the report must say about it.
+    """
+
+    model: "nn.Module"
+    space: "ParamSpace"
+    blocks: tuple[int, ...]
+    parts: "dict[str, Contrast]"
+    tokenizer: Any
+    notes: tuple[str, ...]
+
+
+def cells(config: SteeringConfig) -> list[Cell]:
+    """One cell a seed, space, contrast and way to push.
+
+    Raises:
+        ValueError: an unknown way to push.
+    """
+    if unknown := [push for push in config.pushes if push not in PUSHES]:
+        raise ValueError(f"no push {unknown[0]!r}; there are {' and '.join(PUSHES)}")
+    return [
+        Cell.of(seed=seed, space=space, behaviour=name, push=push)
+        for seed in config.seeds
+        for space in config.spaces
+        for name in behaviours(config)
+        for push in config.pushes
+    ]
+
+
+def behaviours(config: SteeringConfig) -> tuple[str, ...]:
+    """Names of the contrasts that the configuration measures, without loading the model.
+
+    Raises:
+        ValueError: ``only`` names one that is not there.
+    """
+    if config.model == "synthetic":
+        from frenet.network.synthetic_contrasts import ANSWERS
+
+        known = config.tasks or tuple(ANSWERS)
+    else:
+        from frenet.network.text import task_names
+
+        if not config.tasks:
+            raise ValueError(f"model {config.model} needs contrasts: pass --tasks FILE.jsonl")
+        known = tuple(name for source in config.tasks for name in task_names(source))
+    if missing := [name for name in config.only if name not in known]:
+        raise ValueError(f"no contrast {missing[0]!r}; there are {', '.join(known)}")
+    names = config.only or known
+    return names[: config.max_tasks] if config.max_tasks else names
+
+
+def prepare(config: SteeringConfig, cell: Cell) -> None:
+    """Put the synthetic network of this cell into the cache."""
+    if config.model == "synthetic":
+        _synthetic(config.width, config.train_steps, cell["seed"])
+
+
+def steered(config: SteeringConfig, cell: Cell) -> Steered:
+    """Model, parameters and parts of the contrast of one cell.
+
+    Raises:
+        ValueError: an unknown space, a block that is not there, or too few prompts.
+    """
+    from frenet.network.adapters import attach_lora
+    from frenet.network.blocks import residual_blocks
+    from frenet.network.contrasts import contrasts
+    from frenet.network.space import ParamSpace
+    from frenet.network.synthetic_contrasts import synthetic_contrast
+
+    seed, space = cell["seed"], cell["space"]
+    if space not in ("full", "lora"):
+        raise ValueError(f"unknown space {space!r}; there are full and lora")
+    tokenizer, notes = None, []
+    if config.model == "synthetic":
+        model = _synthetic(config.width, config.train_steps, seed)
+        rows = len(PARTS) * config.rows
+        contrast = synthetic_contrast(cell["behaviour"], rows=rows, seed=seed)
+    else:
+        # Adapters change the model that they are put on.
+        loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(config.model)
+        model, tokenizer = loaded.model, loaded.tokenizer
+        notes += [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes]
+        found: dict[str, Contrast] = {}
+        for source in config.tasks:
+            found |= contrasts(
+                source, tokenizer, max_length=config.max_length,
+                positive=config.positive or None, words=two_words(config.words),
+            )  # fmt: skip
+        contrast = found[cell["behaviour"]]
+    if space == "lora":
+        targets = ["q_proj", "v_proj"] if config.model == "synthetic" else None
+        model = attach_lora(model, rank=config.rank, targets=targets, seed=seed)
+        selected = ParamSpace.select(model)
+    else:
+        selected = ParamSpace.select(model, lambda _, p: p.is_floating_point())
+    parts = dict(zip(PARTS, contrast.divided(len(PARTS), seed=seed, rows=config.rows), strict=True))
+    count = len(residual_blocks(model)[1])
+    if beyond := [block for block in config.blocks if not 0 <= block < count]:
+        raise ValueError(f"there is no block {beyond[0]}; this model has blocks 0 to {count - 1}")
+    sizes = ", ".join(f"{len(part.items)} {name}" for name, part in parts.items())
+    notes += [*contrast.notes, f"{contrast.name}: {contrast.kind}; prompts: {sizes}"]
+    blocks = config.blocks or tuple(range(count))
+    return Steered(model.eval(), selected, blocks, parts, tokenizer, tuple(notes))
+
+
+def two_words(words: tuple[str, ...]) -> tuple[str, str] | None:
+    """The two answers, or None for the labels.
+
+    Raises:
+        ValueError: not two different words.
+    """
+    if not words:
+        return None
+    if len(words) != 2 or words[0] == words[1]:
+        raise ValueError(f"words={' '.join(words)}; pass two different ones, the positive first")
+    return words[0], words[1]
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(model: str) -> Any:
+    """The model, kept for the next cell: a large one takes a minute to load."""
+    from frenet.network.load import load
+
+    return load(model)
+
+
+def _synthetic(width: int, steps: int, seed: int) -> "nn.Module":
+    from frenet.network.synthetic import SyntheticConfig, trained_synthetic
+
+    return trained_synthetic(SyntheticConfig(width=width, steps=steps), seed=seed)
+
+
+BEHAVIOUR_TABLES = {
+    "behaviour": (
+        Column("seed", "", "seed of network and parts", "key"),
+        Column("space", "", "parameters that step: all weights, or LoRA adapters", "key"),
+        Column("behaviour", "", "contrast", "key"),
+        Column("kind", "", "statements, or choices between two letters", "key"),
+        Column("prompts", "", "prompts that are reported on", "key"),
+        Column("accuracy", "fraction", "prompts answered as labelled", "measure", "chance"),
+        Column(
+            "separation", "fraction", "pairs of prompts in the right order", "measure", "chance"
+        ),
+        Column("chance", "fraction", "of guessing", "reference"),
+        Column("p_known", "", "p-value of telling the sides apart", "measure", "p_limit"),
+        Column("p_limit", "", "above it labels mean nothing to this model", "reference"),
+    ),
+    "notes": (
+        Column("seed", "", "seed of network and parts", "key"),
+        Column("space", "", "parameters that step", "key"),
+        Column("behaviour", "", "contrast", "key"),
+        Column("note", "", "what must be known about model and prompts", "key"),
+    ),
+}
+
+
+def skipped(subject: Steered, cell: Cell) -> bool:
+    """Whether this way to push does not apply: choices have no class to flip."""
+    return cell["push"] == "flipped" and subject.parts["push"].kind == "choices"
+
+
+def describe(subject: Steered, cell: Cell) -> list[Row]:
+    """Rows of the tables behaviour and notes: does the model know the labels at all?
+
+    They do not depend on the way to push; the cells of 'own' give them.
+    """
+    import numpy as np
+    from scipy import stats
+
+    from frenet.methods.steering_effect import answer_differences, prompted
+
+    if cell["push"] != PUSHES[0]:
+        return []
+    part = subject.parts["report"]
+    keys: Row = {key: cell[key] for key in ("seed", "space", "behaviour")}
+    differences = answer_differences(subject.model, prompted(part.items)).double().numpy()
+    labels = np.array([item.label is not False for item in part.items])
+    right = (differences > 0) == labels
+    row: Row = {
+        "table": "behaviour", **keys, "kind": part.kind, "prompts": len(labels), "chance": 0.5,
+        "accuracy": float(right.mean()), "p_limit": KNOWN,
+    }  # fmt: skip
+    if part.kind == "statements":
+        sides = differences[labels], differences[~labels]
+        ranks = stats.mannwhitneyu(*sides, alternative="two-sided")
+        row["separation"] = float(ranks.statistic) / (len(sides[0]) * len(sides[1]))
+        row["p_known"] = float(ranks.pvalue)
+    else:
+        row["p_known"] = float(stats.binomtest(int(right.sum()), len(right)).pvalue)
+    notes = [*subject.notes]
+    if float(str(row["p_known"])) > KNOWN:
+        notes.append(
+            f"{part.name}: this model does not tell the sides apart ({row['accuracy']:.2f} right, "
+            f"p = {row['p_known']:.2f}): the labels mean nothing to it, and neither does a cosine"
+        )
+    return [row, *({"table": "notes", **keys, "note": note} for note in notes)]

@@ -1,0 +1,157 @@
+"""Does one gradient step move activations along the labelled-contrast vector? (M6, claim C6)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from frenet.experiments.experiment import Cell, Experiment, Row
+from frenet.experiments.steered import (
+    BEHAVIOUR_TABLES,
+    Steered,
+    SteeringConfig,
+    cells,
+    describe,
+    prepare,
+    skipped,
+    steered,
+)
+from frenet.experiments.step_findings import CLAIMS, FIGURES, TABLES
+
+if TYPE_CHECKING:
+    import torch
+
+    from frenet.geometry.alignment import Contrasted
+
+
+@dataclass(frozen=True)
+class Config(SteeringConfig):
+    """Cosine between the shift by a gradient step and the contrast of activations, by block."""
+
+    shuffles: int = 1000
+    """Draws of either null."""
+    halves: int = 20
+    """Random halves for the ceiling."""
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """Mean shifts of the stream after each block, (l, h), by steps towards either answer."""
+
+    own: "torch.Tensor"
+    other: "torch.Tensor"
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables behaviour and layer."""
+    subject = steered(config, cell)
+    yield from describe(subject, cell)
+    if skipped(subject, cell):
+        return
+    first, second = _shifts(subject, flipped=cell["push"] == "flipped")
+    choose = _layers(config, cell, subject, "choose", first)
+    chosen = max(choose, key=lambda row: float(str(row["z"])))["block"]
+    for row in choose + _layers(config, cell, subject, "report", second):
+        yield {**row, "chosen": row["block"] == chosen}
+
+
+def _shifts(subject: Steered, *, flipped: bool) -> tuple[Shifts, Shifts]:
+    """Shifts of two disjoint sets of prompts of the other class: to choose by, and to report."""
+    from frenet.measure.shift import activation_shift
+    from frenet.methods.steering import push_gradient, push_items, shifted_prompts
+
+    model, space = subject.model, subject.space
+    rows = shifted_prompts(subject.parts["moved"])
+    halves: list[list[torch.Tensor]] = [[], []]
+    for towards in (True, False):
+        pushed = push_items(subject.parts["push"], towards=towards, flipped=flipped)
+        g = push_gradient(model, pushed, space=space)
+        moved = activation_shift(model, rows, -g, space=space, blocks=subject.blocks)
+        for half, part in zip(halves, moved.chunk(2), strict=True):
+            half.append(part.mean(0))
+    first, second = (Shifts(own, other) for own, other in halves)
+    return first, second
+
+
+def _layers(config: Config, cell: Cell, subject: Steered, part: str, shifts: Shifts) -> list[Row]:
+    """Rows of one part of the prompts, one a block."""
+    from frenet.geometry.alignment import adjusted
+    from frenet.methods.steering import contrast_streams
+    from frenet.methods.steering_effect import answer_directions, prompted
+
+    contrast = subject.parts[part]
+    streams = contrast_streams(subject.model, contrast, subject.blocks)
+    answers = answer_directions(subject.model, prompted(contrast.items))
+    found = [
+        _numbers(config, cell, streams.at(i), (shifts.own[i], shifts.other[i]), answers)
+        for i in range(len(subject.blocks))
+    ]
+    q = adjusted([float(str(numbers["p"])) for numbers in found])
+    keys: Row = {"table": "layer", **dict(cell.keys), "part": part}
+    return [
+        {**keys, "block": block, **numbers, "p_adjusted": q[i], "p_limit": 0.05}
+        for i, (block, numbers) in enumerate(zip(subject.blocks, found, strict=True))
+    ]
+
+
+def _numbers(
+    config: Config,
+    cell: Cell,
+    streams: "Contrasted",
+    shifts: "Sequence[torch.Tensor]",
+    answers: "torch.Tensor",
+) -> Row:
+    """Everything about one block."""
+    from frenet.geometry import rng
+    from frenet.geometry.alignment import (
+        cosine,
+        matched_cosines,
+        shuffled_cosines,
+        significance,
+        split_half_cosine,
+        whitened_cosine,
+        without,
+    )
+
+    draw = rng.generator(cell["seed"], "step-vs-vector", cell["behaviour"])
+    v, (own, other) = streams.difference(), shifts
+    value = cosine(v, own)
+    shuffled = shuffled_cosines(streams, own, shuffles=config.shuffles, generator=draw)
+    matched = matched_cosines(streams.rows, own, draws=config.shuffles, generator=draw)
+    against = significance(value, shuffled)
+    q95 = significance(value, matched).q95
+    return {
+        "cosine": value,
+        "shuffled": against.q95,
+        "matched": q95,
+        "null": max(against.q95, q95),
+        "p": against.p,
+        "z": against.z,
+        "z_limit": 2.0,
+        "ceiling": split_half_cosine(streams, repeats=config.halves, generator=draw),
+        "other": cosine(v, other),
+        "without_answer": cosine(without(v, answers), without(own, answers)),
+        "whitened": whitened_cosine(streams, v, own),
+        "isotropic": float(len(v)) ** -0.5,
+    }
+
+
+EXPERIMENT = Experiment(
+    name="step-vs-vector",
+    question="Does one gradient step move activations along the labelled-contrast vector?",
+    claims=CLAIMS,
+    config=Config,
+    cells=cells,
+    run=run,
+    tables=TABLES | BEHAVIOUR_TABLES,
+    figures=FIGURES,
+    presets={
+        "smoke": Config(
+            seeds=(0, 1), width=32, train_steps=300, rows=32, only=("parity",), shuffles=200
+        ),
+        "demo": Config(),
+        "cpu": Config(rows=192, spaces=("full", "lora")),
+        "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
+        "lm": Config(rows=32, pushes=("own",)),
+    },
+    prepare=prepare,
+)

@@ -1,0 +1,228 @@
+"""Do two directions agree more than chance would have them? Cosines and their nulls.
+
+Residual streams are anisotropic: two directions that have nothing to do with each other, but follow
+the same few large directions, have a large cosine. So 1 / sqrt(h) is no null; these are.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy import stats
+from torch import Tensor
+
+
+class Contrasted(NamedTuple):
+    """Streams of the two sides of a contrast.
+
+    Attributes:
+        positive: (p, h), one row a prompt.
+        negative: (n, h); of the same prompts in the same order where ``paired``.
+        paired: rows belong together, so that a null swaps the sides of a pair.
+    """
+
+    positive: Float[Tensor, "p h"]
+    negative: Float[Tensor, "n h"]
+    paired: bool = False
+
+    @property
+    def rows(self) -> Float[Tensor, "m h"]:
+        """All streams in float64, positive ones first."""
+        return torch.cat([self.positive, self.negative]).double()
+
+    def difference(self) -> Float[Tensor, " h"]:
+        """The mean difference, sum_i p_i / p - sum_j n_j / n, in float64."""
+        return self.positive.double().mean(0) - self.negative.double().mean(0)
+
+
+def cosine(a: Float[Tensor, " h"], b: Float[Tensor, " h"]) -> float:
+    """a.b / (||a|| ||b||) in float64; 0 where one of them is zero.
+
+    >>> round(cosine(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])) ** 2, 12)
+    0.5
+    """
+    return float(cosines(a[None], b)[0])
+
+
+def cosines(rows: Float[Tensor, "m h"], direction: Float[Tensor, " h"]) -> Float[Tensor, " m"]:
+    """Cosine of every row with one direction, float64; 0 where a vector is zero."""
+    a, b = rows.double(), direction.to(rows.device).double()
+    norms = a.norm(dim=1) * b.norm()
+    return torch.where(norms > 0, a @ b / norms.clamp_min(1e-300), 0.0)
+
+
+def shuffled_cosines(
+    found: Contrasted, direction: Float[Tensor, " h"], *, shuffles: int, generator: torch.Generator
+) -> Float[Tensor, " m"]:
+    """Cosines with mean differences of the same streams under random labels.
+
+    Unpaired: labels permuted, the sizes of the sides kept. Paired: sides of each pair swapped with
+    probability 1/2.
+
+    Args:
+        found: the streams.
+        direction: what the mean difference is compared with.
+        shuffles: m, 1,000 for a p-value of 0.001 at best.
+        generator: the shuffles.
+    """
+    return cosines(shuffled_differences(found, shuffles, generator), direction)
+
+
+def shuffled_differences(
+    found: Contrasted, shuffles: int, generator: torch.Generator
+) -> Float[Tensor, "m h"]:
+    """Mean differences of the same streams under random labels; see ``shuffled_cosines``."""
+    weights = _shuffled_weights(found, shuffles, generator)
+    return weights.to(found.positive.device) @ found.rows
+
+
+def _shuffled_weights(
+    found: Contrasted, shuffles: int, generator: torch.Generator
+) -> Float[Tensor, "m n"]:
+    """What each stream counts in each shuffled mean difference."""
+    p, n = len(found.positive), len(found.negative)
+    own = torch.cat([torch.full((p,), 1 / p), torch.full((n,), -1 / n)]).double()
+    if found.paired:
+        if p != n:
+            raise ValueError(f"{p} positive and {n} negative rows cannot be pairs")
+        signs = torch.randint(0, 2, (shuffles, p), generator=generator).double() * 2 - 1
+        return own * torch.cat([signs, signs], 1)
+    return torch.stack([own[torch.randperm(p + n, generator=generator)] for _ in range(shuffles)])
+
+
+def matched_cosines(
+    rows: Float[Tensor, "m h"],
+    direction: Float[Tensor, " h"],
+    *,
+    draws: int,
+    generator: torch.Generator,
+) -> Float[Tensor, " draws"]:
+    """Cosines with random vectors that have the covariance of the streams."""
+    return cosines(matched_vectors(rows, draws, generator), direction)
+
+
+def matched_vectors(
+    rows: Float[Tensor, "m h"], draws: int, generator: torch.Generator
+) -> Float[Tensor, "draws h"]:
+    """Random vectors that have the covariance of the streams.
+
+    z = sum_i w_i (x_i - mean) with w ~ N(0, I) is N(0, m Sigma): as anisotropic as the streams are,
+    without their labels.
+    """
+    centred = rows.double() - rows.double().mean(0)
+    w = torch.randn(draws, len(rows), generator=generator, dtype=torch.float64)
+    return w.to(rows.device) @ centred
+
+
+def split_half_cosine(found: Contrasted, *, repeats: int, generator: torch.Generator) -> float:
+    """Mean cosine of the mean differences of two random halves: how well the vector is known.
+
+    It is a ceiling for what the vector can have with anything of equal quality.
+
+    Raises:
+        ValueError: fewer than two rows on a side.
+    """
+    p, n = len(found.positive), len(found.negative)
+    if min(p, n) < 2:
+        raise ValueError(f"{p} positive and {n} negative rows have no halves; pass at least 2 each")
+    values = []
+    for _ in range(repeats):
+        first = torch.randperm(p, generator=generator)
+        second = first if found.paired else torch.randperm(n, generator=generator)
+        halves = [
+            Contrasted(found.positive[a], found.negative[b])
+            for a, b in zip(first.chunk(2), second.chunk(2), strict=True)
+        ]
+        values.append(cosine(*(half.difference() for half in halves)))
+    return float(np.mean(values))
+
+
+def whitened_cosine(found: Contrasted, a: Float[Tensor, " h"], b: Float[Tensor, " h"]) -> float:
+    """a.S^-1 b / sqrt(a.S^-1 a * b.S^-1 b), S the covariance of the streams within the sides.
+
+    S is shrunk towards a multiple of the identity, so that it can be inverted with fewer streams
+    than dimensions.
+
+    Source: Ledoit, Wolf (2004), A well-conditioned estimator for large-dimensional covariance
+    matrices.
+    """
+    centred = torch.cat([side.double() - side.double().mean(0) for side in found[:2]])
+    S = shrunk_covariance(centred)
+    solved = torch.linalg.solve(S, torch.stack([a, b], 1).to(S))
+    first, second = a.to(S), b.to(S)
+    norms = (first @ solved[:, 0]) * (second @ solved[:, 1])
+    return float(first @ solved[:, 1] / norms.sqrt()) if norms > 0 else 0.0
+
+
+def shrunk_covariance(centred: Float[Tensor, "n h"]) -> Float[Tensor, "h h"]:
+    """(1 - rho) C + rho (tr C / h) I, C the sample covariance, rho the least squared error.
+
+    rho = min(1, b / d): d = ||C - mu I||_F^2, b = sum_i ||x_i x_i^T - C||_F^2 / n^2.
+    """
+    n, h = centred.shape
+    C = centred.T @ centred / n
+    mu = C.trace() / h
+    square = C.square().sum()
+    distance = square - h * mu**2
+    # sum ||x x^T - C||^2 = sum ||x||^4 - n ||C||^2, since the x x^T average to C.
+    spread = (centred.square().sum(1).square().sum() / n - square) / n
+    rho = float((spread / distance).clamp(0, 1)) if distance > 0 else 1.0
+    return (1 - rho) * C + rho * mu * torch.eye(h, dtype=C.dtype, device=C.device)
+
+
+def without(direction: Float[Tensor, " h"], removed: Float[Tensor, "k h"]) -> Float[Tensor, " h"]:
+    """The part of a direction that is orthogonal to the span of some rows, float64.
+
+    >>> without(torch.tensor([1.0, 2.0]), torch.tensor([[0.0, 3.0], [0.0, 1.0]])).round(decimals=9)
+    tensor([1., 0.], dtype=torch.float64)
+    """
+    a = direction.double()
+    _, S, Vh = torch.linalg.svd(removed.to(a.device).double(), full_matrices=False)
+    kept = Vh[S.gt(1e-10 * S.max().clamp_min(1e-300))]
+    return a - kept.T @ (kept @ a)
+
+
+class Significance(NamedTuple):
+    """A cosine against a null.
+
+    Attributes:
+        p: share of the null that is at least as large in modulus, (1 + #) / (1 + m).
+        z: cosine in units of the null's root mean square.
+        q95: 95% quantile of the null's modulus.
+    """
+
+    p: float
+    z: float
+    q95: float
+
+
+def significance(value: float, null: Float[Tensor, " m"]) -> Significance:
+    """How remarkable a cosine is among those of a null, two-sided.
+
+    >>> found = significance(0.5, torch.tensor([0.1, -0.2, 0.6, 0.0]))
+    >>> found.p
+    0.4
+    """
+    size = null.double().abs()
+    p = (1 + int((size >= abs(value)).sum())) / (1 + len(size))
+    spread = float(size.square().mean().sqrt())
+    z = value / spread if spread > 0 else 0.0
+    return Significance(p, z, float(torch.quantile(size, 0.95)))
+
+
+def adjusted(p_values: Sequence[float]) -> list[float]:
+    """p-values of several layers after Benjamini and Hochberg (1995).
+
+    Those below q are the discoveries with a false discovery rate of q.
+
+    >>> adjusted([0.01, 0.02, 0.9])
+    [0.03, 0.03, 0.9]
+    """
+    return [float(value) for value in stats.false_discovery_control(list(p_values))]
+
+
+def labelled(rows: Float[Tensor, "m h"], labels: Bool[Tensor, " m"]) -> Contrasted:
+    """Streams divided by label."""
+    return Contrasted(rows[labels], rows[~labels])

@@ -1,0 +1,115 @@
+"""How a step of the weights moves the residual stream."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import jvp
+
+from frenet.measure.activations import (
+    TOKENS,
+    last_activations,
+    length_groups,
+    record,
+    require_finite,
+    require_maskable,
+    run_blocks,
+)
+from frenet.network.context import transformable
+from frenet.network.sites import Site
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Batch, Functional, collate, with_additive_mask
+
+
+def activation_shift(
+    model: nn.Module,
+    rows: Sequence[Sequence[int]],
+    delta: Float[Tensor, " d"],
+    *,
+    space: ParamSpace,
+    blocks: Sequence[int],
+    path: str | None = None,
+    tokens: int = TOKENS,
+) -> Float[Tensor, "n l h"]:
+    """The derivative of the stream at the last token of every row along a step of the weights.
+
+    J_l(theta) delta = d/dt h_l(theta + t delta) at t = 0, exactly, in forward mode, under the
+    attention kernel that has forward derivatives.
+
+    Args:
+        model: a decoder; left exactly as it is.
+        rows: n lists of token ids.
+        delta: the step, in the coordinates of ``space``.
+        space: the d parameters that move.
+        blocks: l block indices.
+        path: dotted name of the list of blocks, where it is not found by itself.
+        tokens: at most so many, padding included, in one forward pass.
+
+    Returns:
+        float32, on the model's device.
+
+    Raises:
+        FloatingPointError: a value is not finite; names row, block and dtype.
+
+    >>> from torch import nn
+    >>> model = nn.Module(); model.embed = nn.Embedding(3, 2)
+    >>> model.layers = nn.ModuleList([nn.Linear(2, 2, bias=False)])
+    >>> model.forward = lambda input_ids: model.layers[0](model.embed(input_ids))
+    >>> space = ParamSpace.select(model, "layers")
+    >>> step = torch.tensor([1.0, 0.0, 0.0, 1.0])  # W <- W + t I, so h moves by the input
+    >>> moved = activation_shift(model, [[1, 2]], step, space=space, blocks=[0])
+    >>> torch.equal(moved[0, 0], model.embed.weight[2].detach())
+    True
+    """
+    parameters = space.parameters(model)
+    held = {n: p.detach() for n, p in zip(space.names, parameters, strict=True)}
+    parts = space.unflatten(delta.to(parameters[0].device, torch.float32))
+    tangents = {name: part.to(held[name].dtype) for name, part in parts.items()}
+    found: list[Tensor | None] = [None] * len(rows)
+    with transformable(model), torch.no_grad():
+        for group in length_groups(rows, tokens):
+            batch = collate([(list(rows[i]), []) for i in group], padding_side="right")
+            require_maskable(model, batch)
+            streams = _streams(model, batch, blocks, path)
+            for i, values in zip(group, jvp(streams, (held,), (tangents,))[1], strict=True):
+                require_finite(values, i, blocks)
+                found[i] = values.float()
+    return torch.stack([values for values in found if values is not None])
+
+
+def _streams(
+    model: nn.Module, batch: Batch, blocks: Sequence[int], path: str | None
+) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The streams at the last tokens, (b, l, h), as a function of the parameters."""
+    real = batch["attention_mask"].bool()
+    last = real & (real.cumsum(1) == real.sum(1, keepdim=True))
+    # Given as a mask, the site needs no look at the additive one.
+    sites = [Site(block, last) for block in blocks]
+    ready = with_additive_mask(batch)
+
+    def streams(tensors: dict[str, Tensor]) -> Tensor:
+        with record(model, sites, path=path) as seen:
+            run_blocks(Functional(model, tensors, keep=1), ready)
+        return torch.stack([seen[site] for site in sites], 1)
+
+    return streams
+
+
+def finite_shift(
+    model: nn.Module,
+    rows: Sequence[Sequence[int]],
+    delta: Float[Tensor, " d"],
+    *,
+    space: ParamSpace,
+    blocks: Sequence[int],
+    path: str | None = None,
+    tokens: int = TOKENS,
+) -> Float[Tensor, "n l h"]:
+    """The shift by a whole step, h_l(theta + delta) - h_l(theta).
+
+    For small steps it is ``activation_shift``, with an error of second order in the step.
+    """
+    before = last_activations(model, rows, blocks, path=path, tokens=tokens)
+    with space.displaced(model, delta):
+        return last_activations(model, rows, blocks, path=path, tokens=tokens) - before

@@ -1,0 +1,94 @@
+"""Text with and without a vector, side by side."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.measure.activations import add, last_activations
+from frenet.network.context import measuring
+from frenet.network.sites import Site
+
+
+def stream_norm(
+    model: nn.Module, rows: Sequence[Sequence[int]], block: int, *, path: str | None = None
+) -> float:
+    """Root mean square norm of the stream after a block, at the last tokens of some prompts.
+
+    A dose of a vector is its length in this unit.
+    """
+    norms = last_activations(model, rows, [block], path=path)[:, 0].norm(dim=1)
+    return float(norms.square().mean().sqrt())
+
+
+def generate_steered(
+    model: nn.Module,
+    prompt: Sequence[int],
+    added: Float[Tensor, "m h"],
+    *,
+    block: int,
+    position: Literal["last", "all", "generated"] = "generated",
+    new_tokens: int = 48,
+    path: str | None = None,
+) -> list[list[int]]:
+    """Greedy continuations of one prompt with each of m vectors added, in one batch.
+
+    Args:
+        model: a decoder of transformers; left exactly as it is.
+        prompt: token ids.
+        added: one vector a continuation, in the units of the stream; a zero row is plain
+            generation.
+        block: 0-based; the vectors are added to its output.
+        position: see ``Site``.
+        new_tokens: at most so many.
+        path: dotted name of the list of blocks, where it is not found by itself.
+
+    Returns:
+        The new tokens of each, without what follows the end-of-sequence token.
+
+    Raises:
+        ValueError: an empty prompt, or one that leaves no room for new tokens.
+    """
+    from transformers import GenerationConfig
+
+    inner: Any = model
+    if not prompt:
+        raise ValueError("the prompt has no tokens; pass some text")
+    room = getattr(inner.config, "max_position_embeddings", None)
+    if room is not None and len(prompt) >= room:
+        raise ValueError(
+            f"the prompt has {len(prompt)} tokens and the model reads {room}; shorten it"
+        )
+    ends = _ends(inner)
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=new_tokens if room is None else min(new_tokens, room - len(prompt)),
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
+    )
+    device = next(model.parameters()).device
+    ids = torch.tensor([list(prompt)] * len(added), device=device)
+    with (
+        measuring(model),
+        torch.no_grad(),
+        add(model, {Site(block, position): added}, path=path),
+    ):
+        whole = inner.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
+        )
+    return [_until(row, ends) for row in whole[:, len(prompt) :].tolist()]
+
+
+def _ends(model: Any) -> list[int]:
+    """The model's end-of-sequence tokens."""
+    own = getattr(model, "generation_config", None)
+    ends = getattr(own, "eos_token_id", None)
+    ends = getattr(model.config, "eos_token_id", None) if ends is None else ends
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    first = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:first]

@@ -1,0 +1,236 @@
+"""Where steering vectors come from: contrasts of activations, and gradient steps."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.geometry.alignment import Contrasted
+from frenet.measure.activations import TOKENS, last_activations, length_groups
+from frenet.measure.shift import activation_shift
+from frenet.methods.steering_vector import SteeringVector
+from frenet.network.blocks import residual_blocks
+from frenet.network.context import measuring
+from frenet.network.contrasts import Contrast
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import collate, token_loss
+
+Form = Literal["class", "answer"]
+Aggregate = Callable[[Contrasted], Tensor]
+
+
+class Streams(NamedTuple):
+    """Streams of both sides of a contrast after several blocks, (p, l, h) and (n, l, h)."""
+
+    positive: Float[Tensor, "p l h"]
+    negative: Float[Tensor, "n l h"]
+    paired: bool
+
+    def at(self, index: int) -> Contrasted:
+        """The two sides after one of the blocks, by its place in the list."""
+        return Contrasted(self.positive[:, index], self.negative[:, index], self.paired)
+
+
+def contrast_streams(
+    model: nn.Module,
+    contrast: Contrast,
+    blocks: Sequence[int],
+    *,
+    form: Form | None = None,
+    path: str | None = None,
+    tokens: int = TOKENS,
+) -> Streams:
+    """Activations of both sides of a contrast at their last tokens.
+
+    Args:
+        model: a decoder; left exactly as it is.
+        contrast: the prompts.
+        blocks: l block indices.
+        form: "class": prompts of the positive class against those of the negative one, each read
+            at its last token; "answer": every prompt followed by its positive answer against the
+            same by its negative one, read at the answer. None: "class" where prompts have one.
+        path: dotted name of the list of blocks, where it is not found by itself.
+        tokens: at most so many in one forward pass.
+
+    Raises:
+        ValueError: "class" is asked of prompts that have no class.
+    """
+    form = form or ("class" if contrast.kind == "statements" else "answer")
+    if form == "class" and contrast.kind != "statements":
+        raise ValueError(
+            f"the prompts of contrast {contrast.name!r} belong to no class (they are "
+            f"{contrast.kind}); pass form='answer'"
+        )
+    if form == "class":
+        sides = [[item.context for item in contrast.of_class(label)] for label in (True, False)]
+    else:
+        sides = [[item.sides[side] for item in contrast.items] for side in (0, 1)]
+    together = last_activations(model, sides[0] + sides[1], blocks, path=path, tokens=tokens)
+    first, second = together.split([len(sides[0]), len(sides[1])])
+    return Streams(first, second, form == "answer")
+
+
+def mean_difference(found: Contrasted) -> Float[Tensor, " h"]:
+    """Mean of the positive side minus mean of the negative one."""
+    return found.difference()
+
+
+def principal_difference(found: Contrasted) -> Float[Tensor, " h"]:
+    """First principal component of the paired differences, about zero, as long as their mean.
+
+    Its sign is that of the mean difference.
+
+    Raises:
+        ValueError: the sides are no pairs.
+    """
+    if len(found.positive) != len(found.negative):
+        raise ValueError(
+            f"{len(found.positive)} positive and {len(found.negative)} negative streams make no "
+            "pairs; use mean_difference"
+        )
+    differences = found.positive.double() - found.negative.double()
+    first = torch.linalg.svd(differences, full_matrices=False)[2][0]
+    mean = differences.mean(0)
+    return first * mean.norm() * (1 if float(first @ mean) >= 0 else -1)
+
+
+def caa(
+    model: nn.Module,
+    contrast: Contrast,
+    *,
+    blocks: Sequence[int] | None = None,
+    form: Form | None = None,
+    aggregate: Aggregate = mean_difference,
+    fingerprint: str = "",
+    path: str | None = None,
+) -> SteeringVector:
+    """Contrastive activation addition: one direction for each block from a contrast's streams.
+
+    v_l = mean of h_l over the positive side - mean over the negative side, or what ``aggregate``
+    makes of them.
+
+    Args:
+        model: a decoder; left exactly as it is.
+        contrast: the prompts.
+        blocks: block indices; None: all.
+        form: see ``contrast_streams``.
+        aggregate: from the streams of both sides after one block to a direction (h,).
+        fingerprint: of the model, to be kept with the vector.
+        path: dotted name of the list of blocks, where it is not found by itself.
+
+    Source: Rimsky et al. (2024), Steering Llama 2 via contrastive activation addition,
+    arXiv 2312.06681.
+    """
+    chosen = list(range(len(residual_blocks(model, path)[1])) if blocks is None else blocks)
+    streams = contrast_streams(model, contrast, chosen, form=form, path=path)
+    directions = {b: aggregate(streams.at(i)).float().cpu() for i, b in enumerate(chosen)}
+    name = getattr(aggregate, "__name__", "aggregate").replace("_", " ")
+    return SteeringVector(
+        directions, f"CAA, {name} of {contrast.name}", fingerprint, contrast.fingerprint
+    )
+
+
+def push_items(
+    contrast: Contrast, *, towards: bool = True, flipped: bool = False
+) -> list[tuple[list[int], int]]:
+    """Prompts with the answer that a step pushes them to.
+
+    Of statements those of one class: a loss that pushes both classes apart flips its sign where
+    answers are saturated. Of choices all.
+
+    Args:
+        contrast: the prompts.
+        towards: the positive answer, or the negative one.
+        flipped: push the prompts of the other class, to the wrong answer, in place of the prompts
+            whose answer it is. Where the model is sure of the right answers, only wrong ones have
+            a gradient that is more than the little that it confuses.
+
+    Raises:
+        ValueError: pairs of texts have no answer, and choices no class to flip.
+    """
+    if contrast.kind == "pairs":
+        raise ValueError(
+            f"the pairs of contrast {contrast.name!r} have no answer to push towards; a gradient "
+            "needs statements or choices"
+        )
+    if contrast.kind == "choices":
+        if flipped:
+            raise ValueError(f"the questions of contrast {contrast.name!r} have no class to flip")
+        return [(item.context, item.both_answers()[not towards]) for item in contrast.items]
+    items = contrast.of_class(towards != flipped)
+    return [(item.context, item.both_answers()[not towards]) for item in items]
+
+
+def push_gradient(
+    model: nn.Module,
+    prompts: Sequence[tuple[list[int], int]],
+    *,
+    space: ParamSpace,
+    tokens: int = TOKENS,
+) -> Float[Tensor, " d"]:
+    """Gradient of the mean loss of an answer, g = d/dtheta mean_i -log p(answer_i | prompt_i).
+
+    Args:
+        model: a decoder; left exactly as it is.
+        prompts: token ids, and the answer's token.
+        space: the d parameters.
+        tokens: at most so many in one forward and backward pass.
+
+    Raises:
+        FloatingPointError: the gradient is not finite; names the parameter.
+    """
+    with measuring(model, space), torch.enable_grad():
+        for group in length_groups([context for context, _ in prompts], tokens):
+            batch = collate([(prompts[i][0], [prompts[i][1]]) for i in group])
+            (token_loss(model, batch) * len(group) / len(prompts)).backward()
+        found = {n: p.grad for n, p in zip(space.names, space.parameters(model), strict=True)}
+        kept = {
+            name: torch.zeros_like(model.get_parameter(name)) if grad is None else grad
+            for name, grad in found.items()
+        }
+        g = space.flatten(kept)
+    space.check_finite(g, "the gradient of the answer")
+    return g
+
+
+def gradient_shift(
+    model: nn.Module,
+    contrast: Contrast,
+    rows: Sequence[Sequence[int]],
+    *,
+    space: ParamSpace,
+    blocks: Sequence[int] | None = None,
+    towards: bool = True,
+    fingerprint: str = "",
+    path: str | None = None,
+) -> SteeringVector:
+    """The mean shift of the stream by a gradient step towards an answer, J_l(theta) (-g).
+
+    Args:
+        model: a decoder; left exactly as it is.
+        contrast: what g is the gradient of; see ``push_items``.
+        rows: token ids of the prompts whose streams are shifted, others than g was made from.
+        space: the parameters that step: full weights or an adapter's.
+        blocks: block indices; None: all.
+        towards: the positive answer, or the negative one.
+        fingerprint: of the model, to be kept with the vector.
+        path: dotted name of the list of blocks, where it is not found by itself.
+    """
+    chosen = list(range(len(residual_blocks(model, path)[1])) if blocks is None else blocks)
+    g = push_gradient(model, push_items(contrast, towards=towards), space=space)
+    moved = activation_shift(model, rows, -g, space=space, blocks=chosen, path=path).mean(0)
+    word = "positive" if towards else "negative"
+    return SteeringVector(
+        {b: moved[i].cpu() for i, b in enumerate(chosen)},
+        f"gradient step towards the {word} answer of {contrast.name}",
+        fingerprint,
+        contrast.fingerprint,
+    )
+
+
+def shifted_prompts(contrast: Contrast) -> list[list[int]]:
+    """Prompts whose shift by a step is looked at: statements of the negative class; all choices."""
+    items = contrast.of_class(False) if contrast.kind == "statements" else contrast.items
+    return [item.context for item in items]

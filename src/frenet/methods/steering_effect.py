@@ -1,0 +1,212 @@
+"""What a steering vector does: to the answers of prompts, and to everything else."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.measure.activations import (
+    TOKENS,
+    add,
+    last_activations,
+    length_groups,
+    run_blocks,
+)
+from frenet.network.blocks import residual_blocks
+from frenet.network.context import measuring
+from frenet.network.contrasts import Item
+from frenet.network.sites import CACHES, Site
+from frenet.network.tasks import Batch, collate, forward_arguments
+
+# By block, m vectors that are added at the last token: one row a variant of the prompt.
+Variants = Mapping[int, Float[Tensor, "m h"]]
+# Variants of one prompt that go through the network together.
+TOGETHER = 64
+
+
+class Prompted(NamedTuple):
+    """A prompt, and the tokens that its positive and its negative side answer with."""
+
+    context: list[int]
+    answers: tuple[int, int]
+
+
+def prompted(items: Sequence[Item]) -> list[Prompted]:
+    """The prompts of a contrast with their answers.
+
+    Raises:
+        ValueError: an item without answers of one token each.
+    """
+    return [Prompted(item.context, item.both_answers()) for item in items]
+
+
+def answer_differences(
+    model: nn.Module, prompts: Sequence[Prompted], *, tokens: int = TOKENS
+) -> Float[Tensor, " n"]:
+    """logit(positive answer) - logit(negative answer) after every prompt, in nats.
+
+    Args:
+        model: a decoder, at whatever weights and with whatever hooks it has now.
+        prompts: n prompts.
+        tokens: at most so many in one forward pass.
+    """
+    found = torch.empty(len(prompts))
+    with measuring(model), torch.no_grad():
+        for group in length_groups([p.context for p in prompts], tokens):
+            batch = collate([(prompts[i].context, []) for i in group], padding_side="left")
+            logits = run_blocks(model, batch).logits[:, -1].float().cpu()
+            for i, row in zip(group, logits, strict=True):
+                found[i] = row[prompts[i].answers[0]] - row[prompts[i].answers[1]]
+    return found
+
+
+def steered_differences(
+    model: nn.Module, prompts: Sequence[Prompted], variants: Variants, *, path: str | None = None
+) -> Float[Tensor, "n m"]:
+    """``answer_differences`` with each of m vectors added at the last token of each prompt.
+
+    Nothing before the last token depends on the vectors: where the model keeps a cache, that part
+    runs once a prompt, and the variants of the last token run as one batch.
+
+    Args:
+        model: a decoder; left exactly as it is.
+        prompts: n prompts.
+        variants: by block, (m, h); all blocks have the same m.
+        path: dotted name of the list of blocks, where it is not found by itself.
+    """
+    count = len(next(iter(variants.values())))
+    found = torch.empty(len(prompts), count)
+    cached = any(name in forward_arguments(model) for name in CACHES)
+    with measuring(model), torch.no_grad():
+        for i, prompt in enumerate(prompts):
+            for start in range(0, count, TOGETHER):
+                part = {block: v[start : start + TOGETHER] for block, v in variants.items()}
+                run = _from_cache if cached and len(prompt.context) > 1 else _whole
+                logits = run(model, prompt.context, part, path).float().cpu()
+                first, second = prompt.answers
+                found[i, start : start + TOGETHER] = logits[:, first] - logits[:, second]
+    return found
+
+
+def _whole(
+    model: nn.Module, context: list[int], variants: Variants, path: str | None
+) -> Float[Tensor, "m v"]:
+    """Last logits of as many copies of the prompt as there are variants."""
+    copies = len(next(iter(variants.values())))
+    batch = collate([(context, [])] * copies)
+    with add(model, {Site(block): v for block, v in variants.items()}, path=path):
+        return run_blocks(model, batch).logits[:, -1]
+
+
+def _from_cache(
+    model: nn.Module, context: list[int], variants: Variants, path: str | None
+) -> Float[Tensor, "m v"]:
+    """The same, with all but the last token computed once."""
+    copies = len(next(iter(variants.values())))
+    device = next(model.parameters()).device
+    accepted = forward_arguments(model)
+    name = next(name for name in CACHES if name in accepted)
+    head: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    ids = torch.tensor([context], device=device)
+    call: Any = model
+    cache = call(input_ids=ids[:, :-1], use_cache=True, **head)[name]
+    cache.batch_repeat_interleave(copies)
+    given: dict[str, Any] = {
+        "input_ids": ids[:, -1:].repeat(copies, 1),
+        "attention_mask": torch.ones(copies, len(context), dtype=torch.int64, device=device),
+        "position_ids": torch.full((copies, 1), len(context) - 1, device=device),
+    }
+    given = {key: value for key, value in given.items() if key in accepted}
+    with add(model, {Site(block, "all"): v for block, v in variants.items()}, path=path):
+        return call(**given, **{name: cache}, use_cache=True, **head).logits[:, -1]
+
+
+class Cost(NamedTuple):
+    """What a change of the model does to neutral text.
+
+    Attributes:
+        kl: mean KL divergence from the unchanged model's next-token distribution, nats per token.
+        perplexity: of the text under the changed model.
+        before: of the text under the unchanged one.
+    """
+
+    kl: float
+    perplexity: float
+    before: float
+
+
+def neutral_cost(
+    model: nn.Module,
+    rows: Sequence[tuple[list[int], list[int]]],
+    changes: Sequence[Callable[[], AbstractContextManager[Any]]],
+    *,
+    tokens: int = TOKENS // 4,
+) -> list[Cost]:
+    """Cost of each change on neutral text.
+
+    Args:
+        model: a decoder; left exactly as it is.
+        rows: of every text the token ids that are given, and those that are predicted.
+        changes: functions that return a context in which the model is changed, such as ``add`` or
+            ``ParamSpace.displaced``.
+        tokens: at most so many in one forward pass, since all their logits are kept.
+    """
+    total = [[0.0, 0.0] for _ in changes]
+    before, count = 0.0, 0
+    with measuring(model), torch.no_grad():
+        for group in length_groups([given + predicted for given, predicted in rows], tokens):
+            batch = collate([rows[i] for i in group])
+            base, targets = _log_probabilities(model, batch, nullcontext())
+            before -= float(base.gather(1, targets[:, None]).sum())
+            count += len(targets)
+            for sums, change in zip(total, changes, strict=True):
+                steered, _ = _log_probabilities(model, batch, change())
+                sums[0] += float((base.exp() * (base - steered)).sum())
+                sums[1] -= float(steered.gather(1, targets[:, None]).sum())
+    start = float(torch.tensor(before / count).exp())
+    return [Cost(kl / count, float(torch.tensor(nats / count).exp()), start) for kl, nats in total]
+
+
+def _log_probabilities(
+    model: nn.Module, batch: Batch, change: AbstractContextManager[Any]
+) -> tuple[Float[Tensor, "n v"], Tensor]:
+    """Next-token log-probabilities at all targets, and the targets."""
+    accepted = forward_arguments(model)
+    device = next(model.parameters()).device
+    given: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k in accepted}
+    if "use_cache" in accepted:
+        given["use_cache"] = False
+    call: Any = model
+    with change:
+        logits = call(**given).logits[:, :-1]
+    labels = batch["labels"].to(device)[:, 1:]
+    wanted = labels >= 0
+    return logits[wanted].float().log_softmax(-1), labels[wanted]
+
+
+def answer_directions(
+    model: nn.Module, prompts: Sequence[Prompted], *, path: str | None = None, most: int = 8
+) -> Float[Tensor, "2 h"]:
+    """d logit / d h at the last token after the last block, of both answers, over some prompts.
+
+    The answer's row of the output head as the last norm lets it through: what a direction that
+    only writes the answer's token would be.
+    """
+    last = len(residual_blocks(model, path)[1]) - 1
+    chosen = prompts[:most]
+    width = last_activations(model, [chosen[0].context], [last], path=path).shape[-1]
+    found = []
+    with measuring(model), torch.enable_grad():
+        for prompt in chosen:
+            probe = torch.zeros(width, requires_grad=True)
+            with add(model, {Site(last): probe}, path=path):
+                logits = run_blocks(model, collate([(prompt.context, [])])).logits[0, -1]
+            pair = [
+                torch.autograd.grad(logits[answer], probe, retain_graph=True)[0]
+                for answer in prompt.answers
+            ]
+            found.append(torch.stack(pair).float().cpu())
+    return torch.stack(found).mean(0)

@@ -1,0 +1,231 @@
+"""A steering vector: arithmetic, and files that other programs read."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from frenet.geometry.alignment import cosine
+from frenet.network.blocks import residual_blocks
+
+FORMAT = "frenet-steering-vector-1"
+# The architecture by which llama.cpp knows a control vector.
+CONTROL = "controlvector"
+
+
+@dataclass(frozen=True)
+class SteeringVector:
+    """A direction of the residual stream after each of some blocks.
+
+    Attributes:
+        directions: by 0-based block index, (h,) in float32.
+        origin: how it was made.
+        model: fingerprint of the model it belongs to; empty where it is not known.
+        data: fingerprint of the contrast it was made from.
+
+    >>> v = SteeringVector({3: torch.tensor([1.0, 0.0])}, "by hand")
+    >>> (2 * v - v).directions[3]
+    tensor([1., 0.])
+    """
+
+    directions: Mapping[int, Float[Tensor, " h"]] = field(repr=False)
+    origin: str
+    model: str = ""
+    data: str = ""
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks that have a direction."""
+        return tuple(sorted(self.directions))
+
+    @property
+    def width(self) -> int:
+        """h, the width of the stream."""
+        return len(next(iter(self.directions.values())))
+
+    def __add__(self, other: "SteeringVector") -> "SteeringVector":
+        return self._with(other, 1.0)
+
+    def __sub__(self, other: "SteeringVector") -> "SteeringVector":
+        return self._with(other, -1.0)
+
+    def __neg__(self) -> "SteeringVector":
+        return self * -1.0
+
+    def __mul__(self, factor: int | float) -> "SteeringVector":
+        scaled = {block: factor * v for block, v in self.directions.items()}
+        return replace(self, directions=scaled, origin=f"{factor:g} ({self.origin})")
+
+    __rmul__ = __mul__
+
+    def at(self, block: int) -> Float[Tensor, " h"]:
+        """The direction after one block.
+
+        Raises:
+            ValueError: there is none for this block.
+        """
+        if block not in self.directions:
+            listed = ", ".join(map(str, self.blocks))
+            raise ValueError(f"the vector has no direction for block {block}; it has {listed}")
+        return self.directions[block]
+
+    def cosine(self, other: "SteeringVector") -> dict[int, float]:
+        """Cosine with another vector at each block that both have.
+
+        Raises:
+            ValueError: the vectors belong to different models, or share no block.
+        """
+        self._require_like(other)
+        return {b: cosine(self.directions[b], other.directions[b]) for b in self._common(other)}
+
+    def require_fits(self, model: nn.Module, fingerprint: str, *, path: str | None = None) -> None:
+        """Raise ValueError where the vector was made for another model."""
+        blocks = residual_blocks(model, path)[1]
+        if self.model and self.model != fingerprint:
+            raise ValueError(
+                f"the vector was made for the model {self.model[:12]}, this one is "
+                f"{fingerprint[:12]}; extract it again on this model"
+            )
+        if beyond := [block for block in self.blocks if not 0 <= block < len(blocks)]:
+            raise ValueError(
+                f"the vector has a direction for block {beyond[0]}; this model has blocks 0 to "
+                f"{len(blocks) - 1}"
+            )
+
+    def _with(self, other: "SteeringVector", sign: float) -> "SteeringVector":
+        self._require_like(other)
+        joined = {b: self.directions[b] + sign * other.directions[b] for b in self._common(other)}
+        word = "+" if sign > 0 else "-"
+        return replace(self, directions=joined, origin=f"({self.origin}) {word} ({other.origin})")
+
+    def _common(self, other: "SteeringVector") -> list[int]:
+        common = sorted(set(self.directions) & set(other.directions))
+        if not common:
+            raise ValueError(
+                f"the vectors share no block: one has {self.blocks}, the other {other.blocks}"
+            )
+        return common
+
+    def _require_like(self, other: "SteeringVector") -> None:
+        if self.width != other.width or (self.model and other.model and self.model != other.model):
+            raise ValueError(
+                f"the vectors belong to different models: {self.width} entries of "
+                f"{self.model[:12] or 'an unknown model'}, {other.width} of "
+                f"{other.model[:12] or 'an unknown model'}"
+            )
+
+
+def save_vector(vector: SteeringVector, path: str | Path) -> Path:
+    """Write a vector as safetensors: one tensor a block, and where it comes from.
+
+    Raises:
+        ValueError: an entry is not finite.
+    """
+    path = Path(path).expanduser()
+    _require_finite(vector)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"block.{b}": v.float().contiguous() for b, v in vector.directions.items()}
+    about = {"format": FORMAT, "origin": vector.origin, "model": vector.model, "data": vector.data}
+    save_file(tensors, path, about)
+    return path
+
+
+def load_vector(path: str | Path) -> SteeringVector:
+    """Read a vector that ``save_vector`` wrote, or a control vector of llama.cpp.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is neither.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix.lower() == ".gguf":
+        return _load_control_vector(path)
+    if path.suffix.lower() != ".safetensors":
+        raise ValueError(f"{path} is no steering vector; pass a .safetensors or a .gguf file")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has one error type of its own, and OSError
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{path} holds other tensors than a steering vector of frenet")
+    directions = {int(name.removeprefix("block.")): v for name, v in tensors.items()}
+    return SteeringVector(directions, about["origin"], about["model"], about["data"])
+
+
+def save_control_vector(vector: SteeringVector, path: str | Path, *, architecture: str) -> Path:
+    """Write a vector in the GGUF format of llama.cpp, which adds it at every position.
+
+    ``direction.l`` is added to the stream after the 0-based block l; the format has none for
+    block 0.
+
+    Args:
+        vector: its entries are written as they are; llama.cpp scales them as it is told.
+        path: ends in .gguf.
+        architecture: of the model, such as "llama" or "qwen2", kept as a hint.
+
+    Raises:
+        ValueError: the vector has a direction for block 0 only, or an entry that is not finite.
+
+    Source: the loader in llama.cpp, common_control_vector_load.
+    """
+    from gguf import GGUFWriter
+
+    path = Path(path).expanduser()
+    _require_finite(vector)
+    blocks = [block for block in vector.blocks if block > 0]
+    if not blocks:
+        raise ValueError(
+            "the vector has a direction for block 0 only, for which GGUF control vectors have no "
+            "place; extract a later block"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(path, CONTROL)
+    writer.add_string(f"{CONTROL}.model_hint", architecture)
+    writer.add_uint32(f"{CONTROL}.layer_count", len(blocks))
+    writer.add_string("general.description", vector.origin)
+    for block in blocks:
+        writer.add_tensor(f"direction.{block}", vector.directions[block].float().cpu().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _load_control_vector(path: Path) -> SteeringVector:
+    from gguf import GGUFReader
+
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ValueError(f"{path} is not a GGUF file: it does not start with the bytes GGUF")
+    reader = GGUFReader(path)
+    field_of = reader.fields.get("general.architecture")
+    kind = field_of.contents() if field_of else None
+    if kind != CONTROL:
+        raise ValueError(f"{path} is a GGUF file of {kind!r}, not a control vector")
+    found = {}
+    for tensor in reader.tensors:
+        name, _, block = tensor.name.partition(".")
+        if name != "direction" or not block.isdigit():
+            raise ValueError(f"{path} has the tensor {tensor.name!r}, which is no direction")
+        found[int(block)] = torch.from_numpy(tensor.data.copy()).float().reshape(-1)
+    if not found:
+        raise ValueError(f"{path} holds no direction")
+    about = reader.fields.get("general.description")
+    return SteeringVector(found, about.contents() if about else f"control vector {path.name}")
+
+
+def _require_finite(vector: SteeringVector) -> None:
+    for block, direction in vector.directions.items():
+        if not math.isfinite(float(direction.sum())):
+            raise ValueError(f"the direction for block {block} is not finite; extract it again")

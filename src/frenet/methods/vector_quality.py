@@ -1,0 +1,67 @@
+"""How well a steering vector is known."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from frenet.geometry import rng
+from frenet.geometry.alignment import cosine, cosines, shuffled_differences, split_half_cosine
+from frenet.methods.steering import Streams
+from frenet.methods.steering_vector import SteeringVector
+
+
+class Known(NamedTuple):
+    """How well the direction after one block is known.
+
+    Attributes:
+        block: 0-based.
+        difference: norm of the contrast's mean difference over the stream's norm.
+        shuffled: 95% quantile of the same with shuffled labels.
+        cosine: of the direction with the mean difference.
+        null: 95% quantile of the same with shuffled labels.
+        halves: mean cosine of the mean differences of two random halves, the ceiling.
+    """
+
+    block: int
+    difference: float
+    shuffled: float
+    cosine: float
+    null: float
+    halves: float
+
+
+def known(
+    vector: SteeringVector,
+    streams: Streams,
+    blocks: Sequence[int],
+    *,
+    shuffles: int = 400,
+    seed: int = 0,
+) -> list[Known]:
+    """What stands behind a vector, block by block.
+
+    Args:
+        vector: any vector.
+        streams: of the contrast it is held against, after the blocks.
+        blocks: in the order of the streams.
+        shuffles: of the labels.
+        seed: of halves and shuffles.
+    """
+    found = []
+    for i, block in enumerate(blocks):
+        draw = rng.generator(seed, "steering", "known", str(block))
+        sides, direction = streams.at(i), vector.at(block)
+        norm = float(sides.rows.norm(dim=1).square().mean().sqrt())
+        shuffled = shuffled_differences(sides, shuffles, draw)
+        found.append(
+            Known(
+                block,
+                float(sides.difference().norm()) / norm,
+                float(torch.quantile(shuffled.norm(dim=1), 0.95)) / norm,
+                cosine(sides.difference(), direction),
+                float(torch.quantile(cosines(shuffled, direction).abs(), 0.95)),
+                split_half_cosine(sides, repeats=20, generator=draw),
+            )
+        )
+    return found

@@ -1,0 +1,282 @@
+"""Contrasts: prompts with two sides, from labelled statements, A/B questions and pairs of texts."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from frenet.geometry import rng
+from frenet.network.files import RowError, Rows, read_rows, shown
+from frenet.network.hub_data import hub_rows, is_path
+from frenet.network.schemas import TASK_FIELDS, Record, Template, recognise, records
+from frenet.network.tokens import Encoded, encode, join, whole_ids
+
+Kind = Literal["statements", "choices", "pairs"]
+# Words for the positive side, where the data do not say which one it is.
+POSITIVE = ("yes", "true", "positive", "1")
+PAIR = ("positive", "negative")
+_LETTERS = ("(A)", "(B)")
+
+
+class Item(NamedTuple):
+    """One prompt of a contrast.
+
+    Attributes:
+        text: what a person reads: the prompt, or the positive text of a pair.
+        context: token ids of the prompt; empty for a pair of texts.
+        sides: token ids of the whole text on the positive and on the negative side.
+        answers: the tokens that the two sides answer with; None for a pair of texts, and where an
+            answer is several tokens.
+        label: whether the prompt itself belongs to the positive class; None where it has no class.
+        line: of the source.
+    """
+
+    text: str
+    context: list[int]
+    sides: tuple[list[int], list[int]]
+    answers: tuple[int, int] | None
+    label: bool | None
+    line: int
+
+    def both_answers(self) -> tuple[int, int]:
+        """The answers, where there are any.
+
+        Raises:
+            ValueError: a pair of texts, or answers of several tokens.
+        """
+        if self.answers is None:
+            why = (
+                "an answer is several tokens to this tokenizer; pass words of one token each, such "
+                "as yes and no"
+                if self.context
+                else "it is a pair of texts; pass statements or choices"
+            )
+            raise ValueError(f"{shown(self.text)} (line {self.line}) has no answers: {why}")
+        return self.answers
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A behaviour with two sides.
+
+    Attributes:
+        name: of the behaviour.
+        kind: "statements", labelled prompts that are all answered with the same two words;
+            "choices", questions of which either letter may be the positive one; "pairs" of texts.
+        words: the answers of the positive and the negative side, empty for pairs.
+        items: the prompts.
+        notes: what was dropped or decided while loading, one sentence each.
+    """
+
+    name: str
+    kind: Kind
+    words: tuple[str, ...]
+    items: tuple[Item, ...] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digits that identify every token of every prompt."""
+        digest = hashlib.sha256(repr((self.name, self.kind)).encode())
+        for item in self.items:
+            digest.update(repr((item.sides, item.label)).encode())
+        return digest.hexdigest()[:16]
+
+    def of_class(self, label: bool) -> list[Item]:
+        """The prompts of one class."""
+        return [item for item in self.items if item.label is label]
+
+    def divided(self, parts: int, *, seed: int, rows: int | None = None) -> list["Contrast"]:
+        """Disjoint parts of like size, each with as many prompts of either class.
+
+        Args:
+            parts: how many.
+            seed: fixes the order.
+            rows: at most so many prompts in a part.
+
+        Raises:
+            ValueError: there are too few prompts for so many parts.
+        """
+        found: list[list[Item]] = [[] for _ in range(parts)]
+        labels: tuple[bool | None, ...] = (True, False) if self.kind == "statements" else (None,)
+        for label in labels:
+            own = [item for item in self.items if item.label is label]
+            order = rng.generator(seed, "contrast", self.name, str(label))
+            mixed = [own[i] for i in torch.randperm(len(own), generator=order).tolist()]
+            most = len(mixed) // parts if rows is None else rows // len(labels)
+            size = min(len(mixed) // parts, most)
+            if size < 2:
+                side = "" if label is None else f" with the label {self.words[not label]!r}"
+                raise ValueError(
+                    f"contrast {self.name!r} has {len(own)} prompts{side}, too few for {parts} "
+                    f"parts of at least 2; pass at least {2 * parts}"
+                )
+            for i, part in enumerate(found):
+                part += mixed[i * size : (i + 1) * size]
+        return [replace(self, items=tuple(part)) for part in found]
+
+
+def contrasts(
+    source: str | Path,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    template: Template | None = None,
+    positive: str | None = None,
+    words: tuple[str, str] | None = None,
+) -> dict[str, Contrast]:
+    """The contrasts of a JSONL or CSV file, or of a data set on the hub, by name.
+
+    Rows with the keys ``positive`` and ``negative`` (and perhaps ``prompt``, which stands before
+    both) are pairs of texts; rows with two labels are statements, those answered with the letters
+    (A) and (B) choices.
+
+    Args:
+        source: a file; or, where that is no path, the name of a data set on the hub.
+        tokenizer: the model's own; used, never changed.
+        max_length: the model's context length in tokens, or less.
+        template: how a row becomes prompt and label; None recognises the known schemas.
+        positive: the label word of the positive side; None: yes, true, positive or 1, else the
+            first one.
+        words: what the positive and the negative side answer with, in place of the labels.
+
+    Raises:
+        RowError: a bad row; names file, line and value.
+        ValueError: labels that are not two, one class only, or a single pair.
+    """
+    rows = read_rows(source) if is_path(source) else hub_rows(str(source))
+    name = Path(rows.source).stem
+    if template is None and _is_pairs(rows):
+        return _pairs(rows, name, tokenizer, max_length)
+    template = template or recognise(rows)
+    found, _ = records(rows, template, on_bad="error")
+    by_name: dict[str, list[Record]] = {}
+    for record in found:
+        by_name.setdefault(record.task or name, []).append(record)
+    return {
+        key: _labelled(
+            key, part, rows.source, tokenizer,
+            max_length=max_length, positive=positive, words=words,
+        )
+        for key, part in by_name.items()
+    }  # fmt: skip
+
+
+def _is_pairs(rows: Rows) -> bool:
+    return 2 * sum(all(key in row for key in PAIR) for row in rows.values) >= len(rows)
+
+
+def _pairs(rows: Rows, name: str, tokenizer: Any, max_length: int) -> dict[str, Contrast]:
+    """Pairs of texts, by the field that names a behaviour where there is one."""
+    prompted = any("prompt" in row for row in rows.values)
+    templates = [Template("{prompt}" if prompted else "", f"{{{side}}}") for side in PAIR]
+    key = next((f for f in TASK_FIELDS if any(f in row for row in rows.values)), None)
+    sides = [
+        records(rows, replace(template, task_field=key), on_bad="error")[0]
+        for template in templates
+    ]
+    by_name: dict[str, list[Item]] = {}
+    for first, second in zip(*sides, strict=True):
+        texts = [join(record.prompt, record.completion) for record in (first, second)]
+        if texts[0] == texts[1]:
+            raise RowError(rows.source, first.line, f"both sides of the pair are {shown(texts[0])}")
+        ids = _whole(tokenizer, texts, max_length, rows.source, first.line)
+        item = Item(texts[0], [], (ids[0], ids[1]), None, None, first.line)
+        by_name.setdefault(first.task or name, []).append(item)
+    for key_name, items in by_name.items():
+        if len(items) < 2:
+            raise ValueError(f"contrast {key_name!r} has a single pair; pass at least 2")
+    return {key: Contrast(key, "pairs", (), tuple(items)) for key, items in by_name.items()}
+
+
+def _whole(
+    tokenizer: Any, texts: Sequence[str], max_length: int, source: str, line: int
+) -> list[list[int]]:
+    found = whole_ids(tokenizer, texts)
+    for text, ids in zip(texts, found, strict=True):
+        if len(ids) > max_length:
+            why = f"{shown(text)} has {len(ids)} tokens, the model reads {max_length}"
+            raise RowError(source, line, f"{why}; shorten it, since its last token is what is read")
+    return found
+
+
+def _labelled(
+    name: str,
+    rows: Sequence[Record],
+    source: str,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    positive: str | None,
+    words: tuple[str, str] | None,
+) -> Contrast:
+    """Statements or choices of one behaviour."""
+    found = sorted({row.completion for row in rows})
+    found_words = _words(name, found, positive)
+    choices = tuple(found) == _LETTERS
+    # Of "(A)" the letter is what is answered; the bracket behind it says nothing more.
+    written = [word.removesuffix(")") if choices else word for word in words or found_words]
+    pairs = [(row.prompt, word) for row in rows for word in written]
+    tokens = encode(tokenizer, pairs, max_length=max_length)
+    items = []
+    cut = 0
+    for i, row in enumerate(rows):
+        both = tokens[2 * i], tokens[2 * i + 1]
+        context, sides, answers = _answers(both, source=source, line=row.line)
+        cut += any(isinstance(item, Encoded) and item.cut for item in both)
+        own = found_words.index(row.completion)
+        if choices and own == 1:
+            sides, answers = sides[::-1], answers and answers[::-1]
+        label = None if choices else own == 0
+        items.append(Item(row.prompt, context, sides, answers, label, row.line))
+    notes = [f"{name}: {cut} of {len(rows)} prompts lost their beginning"] if cut else []
+    kind: Kind = "choices" if choices else "statements"
+    return Contrast(name, kind, tuple(words or found_words), tuple(items), tuple(notes))
+
+
+def _words(name: str, found: Sequence[str], positive: str | None) -> list[str]:
+    """The label words, the positive one first."""
+    if len(found) == 1:
+        raise ValueError(
+            f"all labels of contrast {name!r} are {found[0]!r}; a contrast needs both sides"
+        )
+    if len(found) != 2:
+        listed = ", ".join(map(repr, found[:5]))
+        raise ValueError(
+            f"contrast {name!r} has {len(found)} labels ({listed} ...), and a contrast has two; "
+            "pass a template with two labels, or pairs of texts (positive, negative)"
+        )
+    if positive is not None and positive not in found:
+        raise ValueError(
+            f"positive={positive!r} is no label of contrast {name!r}; it has "
+            f"{' and '.join(map(repr, found))}"
+        )
+    first = positive or next((w for w in found if w.lower() in POSITIVE), found[0])
+    return [first, *(word for word in found if word != first)]
+
+
+def _answers(
+    both: tuple[Encoded | str, Encoded | str], *, source: str, line: int
+) -> tuple[list[int], tuple[list[int], list[int]], tuple[int, int] | None]:
+    """The prompt, the whole texts of both sides, and the answers where each is one token.
+
+    Raises:
+        RowError: a text cannot be used, or the prompt ends differently before the two answers.
+    """
+    wholes: list[list[int]] = []
+    contexts: list[list[int]] = []
+    for item in both:
+        if isinstance(item, str):
+            raise RowError(source, line, item)
+        wholes.append(item.context + item.target)
+        contexts.append(item.context)
+    first, second = wholes
+    if first[:-1] == second[:-1] and len(first) > 1:
+        return first[:-1], (first, second), (first[-1], second[-1])
+    if contexts[0] != contexts[1] or not contexts[0]:
+        why = "the end of the prompt is one token with the beginning of an answer"
+        raise RowError(source, line, f"{why}; end the prompt with a colon or a line break")
+    return contexts[0], (first, second), None

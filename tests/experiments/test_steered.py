@@ -1,0 +1,187 @@
+"""Steering: a planted link is found, random labels are not, rules decide as they say."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from frenet.experiments import effect_findings, step_findings
+from frenet.experiments.effect_rows import equal_size
+from frenet.experiments.experiment import Cell
+from frenet.experiments.steered import PARTS, Steered, SteeringConfig, cells, describe, two_words
+from frenet.experiments.step_vs_vector import Config, _layers, _shifts
+from frenet.geometry.rng import generator
+from frenet.network.contrasts import Contrast, Item
+from frenet.network.space import ParamSpace
+from frenet.network.synthetic import Output
+
+YES, NO, WIDTH, TOKENS = 0, 1, 24, 400
+
+
+class Planted(nn.Module):
+    """h = e(token) + b; the answers are read along u, and b is all that learns.
+
+    A step towards yes moves b, and so h, along u, whatever the prompt. With ``linked`` the
+    embeddings of the second half of the tokens are moved along u too; without, they are as
+    anisotropic as residual streams are.
+    """
+
+    def __init__(self, seed: int, *, linked: bool) -> None:
+        super().__init__()
+        draw = generator(seed, "planted")
+        scales = torch.ones(WIDTH) if linked else torch.linspace(3, 0.2, WIDTH)
+        u = torch.randn(WIDTH, generator=draw) * scales
+        rows = torch.randn(TOKENS, WIDTH, generator=draw) * scales
+        if linked:
+            rows[TOKENS // 2 :] += 0.4 * u
+        self.embed = nn.Embedding.from_pretrained(rows)
+        self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH)])
+        self.head = nn.Linear(WIDTH, TOKENS, bias=False)
+        with torch.no_grad():
+            self.layers[0].weight.copy_(torch.eye(WIDTH))
+            self.layers[0].bias.zero_()
+            self.head.weight.zero_()
+            self.head.weight[YES], self.head.weight[NO] = 0.1 * u, -0.1 * u
+
+    def forward(self, input_ids, logits_to_keep: int = 0):
+        return Output(self.head(self.layers[0](self.embed(input_ids)))[:, -logits_to_keep:])
+
+
+def subject(seed: int, *, linked: bool, rows: int = 96) -> Steered:
+    """Prompts of two tokens; the label is the half of the last one, or random."""
+    draw = generator(seed, "prompts")
+    order = torch.randperm(TOKENS - 2, generator=draw).tolist()
+    items = []
+    for i, token in enumerate(t + 2 for t in order):
+        label = token >= TOKENS // 2 if linked else i % 2 == 0
+        sides = [5, token, YES], [5, token, NO]
+        items.append(Item("t", [5, token], sides, (YES, NO), label, i))
+    contrast = Contrast("planted", "statements", ("yes", "no"), tuple(items))
+    parts = dict(zip(PARTS, contrast.divided(4, seed=seed, rows=rows), strict=True))
+    model = Planted(seed, linked=linked)
+    space = ParamSpace.select(model, "bias")
+    return Steered(model.eval(), space, (0,), parts, None, ())
+
+
+def layer_row(seed: int, *, linked: bool):
+    cell = Cell.of(seed=seed, space="full", behaviour="planted", push="own")
+    found = subject(seed, linked=linked)
+    config = Config(shuffles=99, halves=2)
+    _, second = _shifts(found, flipped=False)
+    (row,) = _layers(config, cell, found, "report", second)
+    return {**row, "chosen": True}
+
+
+def test_a_weight_that_controls_the_label_supports_c6() -> None:
+    rows = [layer_row(seed, linked=True) for seed in range(3)]
+    assert all(row["p"] == pytest.approx(0.01) for row in rows)
+    assert all(row["cosine"] > 0.8 for row in rows)
+    assert all(row["other"] < -0.8 for row in rows)
+    # What writes the answers is all there is.
+    assert all(abs(row["without_answer"]) < 0.5 for row in rows)
+    assert step_findings.decide(rows).verdict == "supported"
+
+
+def test_random_labels_are_unremarkable() -> None:
+    """60 tasks whose labels mean nothing: p below 0.05 in no more than chance gives, and p uniform.
+
+    The chance of more than 8 of 60 is 0.2%.
+    """
+    found = np.array([layer_row(seed, linked=False)["p"] for seed in range(60)])
+    assert (found <= 0.05).sum() <= 8
+    assert 0.35 < found.mean() < 0.65
+
+
+def test_a_model_that_does_not_know_the_labels_is_told() -> None:
+    cell = Cell.of(seed=0, space="full", behaviour="planted", push="own")
+    known, *rest = describe(subject(0, linked=True), cell)
+    assert known["separation"] > 0.75
+    assert known["p_known"] < 0.001
+    assert not rest
+    unknown, note = describe(subject(0, linked=False), cell)
+    assert unknown["p_known"] > 0.05
+    assert "does not tell the sides apart" in note["note"]
+
+
+def c6(cosines: list[float], nulls: list[float]) -> str:
+    base = {
+        "table": "layer", "space": "full", "behaviour": "b", "push": "own", "part": "report",
+        "block": 1, "chosen": True, "other": -0.2, "without_answer": 0.1, "whitened": 0.1,
+        "p": 0.01, "p_adjusted": 0.02, "p_limit": 0.05,
+    }  # fmt: skip
+    rows = [
+        {**base, "seed": s, "cosine": c, "null": n}
+        for s, (c, n) in enumerate(zip(cosines, nulls, strict=True))
+    ]
+    for other in ({"part": "choose"}, {"push": "flipped"}, {"chosen": False}):
+        rows += [{**row, **other, "cosine": -1.0} for row in rows[: len(cosines)]]
+    return step_findings.decide(rows).verdict
+
+
+@pytest.mark.parametrize(
+    ("cosines", "nulls", "verdict"),
+    [
+        ([0.60, 0.62, 0.61], [0.3, 0.31, 0.32], "supported"),
+        ([0.20, 0.22, 0.21], [0.5, 0.51, 0.52], "contradicted"),
+        ([0.60, 0.20, 0.61], [0.3, 0.31, 0.32], "undecided"),
+        ([0.60], [0.1], "undecided"),
+    ],
+)
+def test_c6(cosines: list[float], nulls: list[float], verdict: str) -> None:
+    assert c6(cosines, nulls) == verdict
+
+
+def c7(ratios: list[float], contrast: float, random: float) -> str:
+    rows = []
+    for s, ratio in enumerate(ratios):
+        key = {"seed": s, "space": "full", "behaviour": "b", "push": "own", "block": 1}
+        contrast_s = contrast * (1 + 0.01 * s)
+        controls = {"random": random * (1 + 0.01 * s), "matched": 1.0, "shuffled": 1.0}
+        for name, slope in (("contrast", contrast_s), ("gradient", ratio * contrast_s)):
+            rows.append({"table": "slope", **key, "vector": name, "slope": slope, **controls})
+        rows.append({"table": "ratio", **key, "ratio": ratio})
+        rows.append({"table": "ratio", **key, "push": "flipped", "ratio": 9.0})
+    return effect_findings.decide(rows).verdict
+
+
+@pytest.mark.parametrize(
+    ("ratios", "contrast", "random", "verdict"),
+    [
+        ([0.9, 1.0, 1.1], 10.0, 1.0, "supported"),
+        ([0.30, 0.31, 0.32], 10.0, 1.0, "contradicted"),
+        ([3.0, 3.1, 3.2], 10.0, 1.0, "contradicted"),
+        ([0.9, 1.0, 1.1], 1.0, 10.0, "contradicted"),
+        ([-0.9, -1.0, -1.1], 10.0, 1.0, "contradicted"),
+        ([0.2, 1.0, 2.1], 10.0, 1.0, "undecided"),
+        ([1.0], 10.0, 1.0, "undecided"),
+    ],
+)
+def test_c7(ratios: list[float], contrast: float, random: float, verdict: str) -> None:
+    assert c7(ratios, contrast, random) == verdict
+
+
+@pytest.mark.parametrize("target", [0.6, -0.6, 1.7])
+def test_sizes_of_equal_effect(target: float) -> None:
+    """3 a - a^2 to 2%, from either side; what is out of reach is None."""
+    sign = 1 if target > 0 else -1
+
+    def value(size: float) -> float:
+        return 5 + sign * (3 * size - size**2)
+
+    found = equal_size(value, target, 0.1, before=5.0)
+    assert found is not None
+    assert value(found) - 5 == pytest.approx(target, rel=0.03)
+    assert equal_size(value, 3.0 * sign, 0.1, before=5.0) is None
+
+
+def test_settings_that_are_none() -> None:
+    with pytest.raises(ValueError, match="no push 'up'; there are own and flipped"):
+        cells(SteeringConfig(pushes=("up",)))
+    with pytest.raises(ValueError, match="no contrast 'x'; there are parity, maximum, count"):
+        cells(SteeringConfig(only=("x",)))
+    with pytest.raises(ValueError, match="words=yes; pass two different ones"):
+        two_words(("yes",))
+    assert two_words(()) is None
+    assert len(cells(dataclasses.replace(SteeringConfig(), seeds=(0,)))) == 6

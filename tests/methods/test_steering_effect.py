@@ -1,0 +1,173 @@
+"""What a vector does to answers and to text: against whole passes, closed forms and no vector."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from frenet.geometry.rng import generator
+from frenet.measure.activations import add, run_blocks
+from frenet.methods.steered_generation import generate_steered, stream_norm
+from frenet.methods.steering_effect import (
+    Prompted,
+    answer_differences,
+    answer_directions,
+    neutral_cost,
+    prompted,
+    steered_differences,
+)
+from frenet.network.adapters import attach_lora
+from frenet.network.context import measuring
+from frenet.network.contrasts import Item
+from frenet.network.sites import Site
+from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
+from frenet.network.tasks import collate
+from network.models import tiny_gpt2, tiny_llama, tiny_qwen2
+
+FAMILIES = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama}
+PROMPTS = [
+    Prompted([5, 9, 3], (20, 21)),
+    Prompted([7, 2, 8, 4, 6, 1], (20, 21)),
+    Prompted([11], (30, 12)),
+]
+VECTORS = torch.randn(5, 16, generator=generator(0, "effect"))
+
+
+def by_hand(model, prompt, change=None):
+    """Whole passes, one prompt at a time."""
+    with measuring(model), torch.no_grad():
+        if change is None:
+            logits = run_blocks(model, collate([(prompt.context, [])])).logits[0, -1]
+        else:
+            with change:
+                logits = run_blocks(model, collate([(prompt.context, [])])).logits[0, -1]
+    return float(logits[prompt.answers[0]] - logits[prompt.answers[1]])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_differences_are_those_of_whole_passes(family, lora):
+    """Also for several blocks at once, and where the prompt is a single token."""
+    model = FAMILIES[family]()
+    if lora:
+        model = attach_lora(model, rank=2, seed=0)
+    plain = [by_hand(model, prompt) for prompt in PROMPTS]
+    assert answer_differences(model, PROMPTS, tokens=6).tolist() == pytest.approx(plain, abs=1e-4)
+    variants = {0: VECTORS, 1: VECTORS.flip(0)}
+    found = steered_differences(model, PROMPTS, variants)
+    for i, prompt in enumerate(PROMPTS):
+        for j in range(len(VECTORS)):
+            change = add(model, {Site(block, "last"): v[j] for block, v in variants.items()})
+            assert float(found[i, j]) == pytest.approx(by_hand(model, prompt, change), abs=1e-4)
+
+
+def test_a_model_without_a_cache():
+    model = SyntheticTransformer(SyntheticConfig(width=16))
+    prompts = [
+        Prompted([11, 1, 2, 3, 4, 5, 6, 10], (1, 0)),
+        Prompted([12, 9, 9, 3, 1, 0, 6, 10], (2, 3)),
+    ]
+    found = steered_differences(model, prompts, {1: VECTORS})
+    for i, prompt in enumerate(prompts):
+        for j, v in enumerate(VECTORS):
+            change = add(model, {Site(1): v})
+            assert float(found[i, j]) == pytest.approx(by_hand(model, prompt, change), abs=1e-4)
+
+
+class Linear(nn.Module):
+    """h = e, logits = W h: everything about it is known."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.embed = nn.Embedding(12, 3)
+            self.layers = nn.ModuleList([nn.Linear(3, 3, bias=False)])
+            self.head = nn.Linear(3, 12, bias=False)
+        with torch.no_grad():
+            self.layers[0].weight.copy_(torch.eye(3))
+
+    def forward(self, input_ids):
+        from frenet.network.synthetic import Output
+
+        return Output(self.head(self.layers[0](self.embed(input_ids))))
+
+
+def test_the_effect_on_a_linear_model_is_the_closed_form():
+    """(w_a - w_b).(h + v), whose derivative in v is w_a - w_b at every prompt."""
+    model, prompts = Linear(), [Prompted([3, 1], (4, 5)), Prompted([2, 7], (4, 5))]
+    W = model.head.weight.detach()
+    v = torch.randn(4, 3, generator=generator(0, "v"))
+    found = steered_differences(model, prompts, {0: v})
+    for i, prompt in enumerate(prompts):
+        h = model.embed.weight[prompt.context[-1]].detach()
+        torch.testing.assert_close(found[i], (h + v) @ (W[4] - W[5]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(answer_directions(model, prompts), W[[4, 5]], atol=1e-6, rtol=1e-5)
+
+
+def test_the_cost_on_a_linear_model_is_the_closed_form():
+    model = Linear()
+    rows, v = [([3], [1, 8, 0]), ([2], [7])], torch.tensor([0.3, -0.2, 0.5])
+    (cost, nothing) = neutral_cost(
+        model, rows,
+        [partial(add, model, {Site(0, "all"): x}) for x in (v, torch.zeros(3))], tokens=4,
+    )  # fmt: skip
+    W, e = model.head.weight.detach(), model.embed.weight.detach()
+    kl = nats = before = 0.0
+    steps = [(3, 1), (1, 8), (8, 0), (2, 7)]
+    for given, target in steps:
+        p, q = ((W @ (e[given] + x)).log_softmax(-1) for x in (torch.zeros(3), v))
+        kl += float((p.exp() * (p - q)).sum()) / len(steps)
+        nats -= float(q[target]) / len(steps)
+        before -= float(p[target]) / len(steps)
+    assert cost.kl == pytest.approx(kl, rel=1e-4)
+    assert cost.perplexity == pytest.approx(math.exp(nats), rel=1e-4)
+    assert cost.before == pytest.approx(math.exp(before), rel=1e-4)
+    assert nothing.kl == pytest.approx(0, abs=1e-7)
+    assert nothing.perplexity == pytest.approx(cost.before, rel=1e-6)
+
+
+def test_items_without_answers_have_no_effect_to_measure():
+    pair = Item("one of two", [], ([5], [6]), None, None, 3)
+    with pytest.raises(ValueError, match=r"'one of two' \(line 3\) has no answers"):
+        prompted([pair])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("position", ["last", "generated", "all"])
+def test_steered_text_is_that_of_one_at_a_time(family, position):
+    """In one batch as alone, and without a vector as transformers generates."""
+    model, prompt = FAMILIES[family](), [5, 9, 3, 7]
+    added = torch.stack([torch.zeros(16), 8 * VECTORS[0], -8 * VECTORS[0]])
+    together = generate_steered(model, prompt, added, block=1, position=position, new_tokens=4)
+    alone = [
+        generate_steered(model, prompt, v[None], block=1, position=position, new_tokens=4)[0]
+        for v in added
+    ]
+    assert together == alone
+    ids = torch.tensor([prompt])
+    plain = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4,
+        pad_token_id=0,
+    )[0, 4:].tolist()  # fmt: skip
+    end = model.generation_config.eos_token_id
+    assert together[0] == plain[: plain.index(end) if end in plain else None]
+    assert len({tuple(text) for text in together}) > 1
+
+
+def test_prompts_that_cannot_be_gone_on_with():
+    model = tiny_gpt2()
+    with pytest.raises(ValueError, match="the prompt has no tokens"):
+        generate_steered(model, [], VECTORS[:1], block=0)
+    with pytest.raises(ValueError, match="the prompt has 32 tokens and the model reads 32"):
+        generate_steered(model, [5] * 32, VECTORS[:1], block=0)
+    assert len(generate_steered(model, [5] * 30, VECTORS[:1], block=0, new_tokens=9)[0]) <= 2
+
+
+def test_the_stream_norm_is_the_root_mean_square():
+    model = Linear()
+    e = model.embed.weight.detach()
+    wanted = float((e[[1, 7]].square().sum(1).mean()).sqrt())
+    assert stream_norm(model, [[3, 1], [2, 7]], 0) == pytest.approx(wanted, rel=1e-5)

@@ -1,0 +1,186 @@
+"""Contrasts from files: what is read, what is answered, what is refused."""
+
+import json
+
+import pytest
+
+from frenet.network.contrasts import contrasts
+from frenet.network.files import RowError
+from frenet.network.synthetic_contrasts import ANSWERS, synthetic_contrast
+from network.models import tiny_tokenizer
+
+# Tokens of one character; the two words are one token each.
+WORDS = tiny_tokenizer(" y", " n")
+
+
+def write(folder, rows, name="data.jsonl"):
+    path = folder / name
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+def text(ids):
+    return WORDS.decode(ids)
+
+
+def labelled(labels):
+    return [{"prompt": f"is it {i}?", "label": label} for i, label in enumerate(labels)]
+
+
+def test_statements(tmp_path):
+    path = write(tmp_path, labelled(["y", "n", "y", "n"]))
+    (found,) = contrasts(path, WORDS, max_length=32, positive="y").values()
+    assert (found.name, found.kind, found.words) == ("data", "statements", ("y", "n"))
+    assert [item.label for item in found.items] == [True, False, True, False]
+    for i, item in enumerate(found.items):
+        assert text(item.context) == f"is it {i}?"
+        assert [text(side) for side in item.sides] == [f"is it {i}? y", f"is it {i}? n"]
+        assert text([item.answers[0]]) == " y"
+        assert item.line == i + 1
+    assert [item.label for item in found.of_class(False)] == [False, False]
+
+
+def test_the_positive_side_is_known_by_its_word(tmp_path):
+    path = write(tmp_path, labelled(["no", "yes", "no", "yes"]))
+    (found,) = contrasts(path, WORDS, max_length=32).values()
+    assert found.words == ("yes", "no")
+    assert [item.label for item in found.items] == [False, True, False, True]
+
+
+def test_words_in_place_of_labels(tmp_path):
+    path = write(tmp_path, labelled(["true", "false"] * 2))
+    (found,) = contrasts(path, WORDS, max_length=32, words=("y", "n")).values()
+    assert [text([answer]) for answer in found.items[0].both_answers()] == [" y", " n"]
+    assert found.items[0].label is True
+
+
+def test_answers_of_several_tokens_can_be_read_but_not_answered(tmp_path):
+    path = write(tmp_path, labelled(["yes", "no"] * 2))
+    (found,) = contrasts(path, WORDS, max_length=32).values()
+    item = found.items[0]
+    assert item.answers is None
+    assert text(item.context) == "is it 0?"
+    assert text(item.sides[0]) == "is it 0? yes"
+    with pytest.raises(
+        ValueError, match=r"'is it 0\?' \(line 1\) has no answers: an answer is sev"
+    ):
+        item.both_answers()
+
+
+def test_choices(tmp_path):
+    """Of either letter one answer is the behaviour; what is answered is the letter alone."""
+    rows = [
+        {
+            "question": f"would it {i}?",
+            "behavior": "b",
+            "answer_matching_behavior": f"({letter})",
+            "answer_not_matching_behavior": f"({'AB'[letter == 'A']})",
+        }
+        for i, letter in enumerate("ABBA")
+    ]
+    (found,) = contrasts(write(tmp_path, rows), WORDS, max_length=64).values()
+    assert (found.name, found.kind) == ("b", "choices")
+    ids = {letter: WORDS.convert_tokens_to_ids(letter) for letter in "AB"}  # B is unknown to it
+    assert ids["A"] != ids["B"]
+    for item, letter in zip(found.items, "ABBA", strict=True):
+        assert item.label is None
+        assert text(item.context).endswith("Answer: (")
+        wanted = (ids[letter], ids["AB"[letter == "A"]])
+        assert tuple(side[-1] for side in item.sides) == wanted
+        assert item.answers == wanted
+
+
+def test_pairs(tmp_path):
+    rows = [{"positive": "i agree", "negative": "i do not"}, {"positive": "ok", "negative": "no"}]
+    (found,) = contrasts(write(tmp_path, rows), WORDS, max_length=32).values()
+    assert found.kind == "pairs"
+    assert [text(side) for side in found.items[0].sides] == ["i agree", "i do not"]
+    with pytest.raises(
+        ValueError, match=r"'i agree' \(line 1\) has no answers: it is a pair of texts"
+    ):
+        found.items[0].both_answers()
+    prompted = [{"prompt": "say:", **row} for row in rows]
+    (found,) = contrasts(write(tmp_path, prompted), WORDS, max_length=32).values()
+    assert [text(side) for side in found.items[1].sides] == ["say: ok", "say: no"]
+
+
+def test_pairs_of_several_behaviours(tmp_path):
+    rows = [
+        {"positive": f"a{i}", "negative": f"b{i}", "behavior": name}
+        for i in range(4)
+        for name in ("one", "two")
+    ]
+    found = contrasts(write(tmp_path, rows), WORDS, max_length=32)
+    assert {name: len(c.items) for name, c in found.items()} == {"one": 4, "two": 4}
+
+
+def test_parts_are_disjoint_and_balanced(tmp_path):
+    path = write(tmp_path, labelled(["y"] * 14 + ["n"] * 9))
+    (found,) = contrasts(path, WORDS, max_length=32, positive="y").values()
+    parts = found.divided(4, seed=0)
+    lines = [item.line for part in parts for item in part.items]
+    assert len(lines) == len(set(lines))
+    for part in parts:
+        assert len(part.of_class(True)) == 3
+        assert len(part.of_class(False)) == 2
+    assert found.divided(4, seed=0) == parts
+    assert found.divided(4, seed=1) != parts
+    assert [len(part.items) for part in found.divided(2, seed=0, rows=4)] == [4, 4]
+    with pytest.raises(ValueError, match="has 9 prompts with the label 'n', too few for 5 parts"):
+        found.divided(5, seed=0)
+
+
+def test_the_fingerprint_is_of_the_tokens(tmp_path):
+    paths = [write(tmp_path, labelled(["y", "n", *end]), "a.jsonl") for end in (["y", "n"],) * 2]
+    first, again = (next(iter(contrasts(p, WORDS, max_length=32).values())) for p in paths)
+    assert first.fingerprint == again.fingerprint
+    other = write(tmp_path, labelled(["y", "n", "n", "y"]), "a.jsonl")
+    assert (
+        next(iter(contrasts(other, WORDS, max_length=32).values())).fingerprint != first.fingerprint
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "match"),
+    [
+        (labelled(["y"] * 4), ValueError, "all labels of contrast 'data' are 'y'"),
+        (labelled(["a", "b", "c"]), ValueError, r"has 3 labels \('a', 'b', 'c' ...\), and a cont"),
+        ([{"positive": "a", "negative": "b"}], ValueError, "'data' has a single pair"),
+        ([{"positive": "a", "negative": "a"}] * 2, RowError, "line 1: both sides of the pair are"),
+        ([{"positive": "a", "negative": ""}] * 2, RowError, "line 1: 'negative' is empty"),
+        ([{"positive": "a" * 40, "negative": "b"}] * 2, RowError, "has 40 tokens, the model reads"),
+    ],
+)
+def test_contrasts_that_are_none(tmp_path, rows, error, match):
+    with pytest.raises(error, match=match):
+        contrasts(write(tmp_path, rows), WORDS, max_length=32)
+
+
+def test_a_positive_word_that_is_no_label(tmp_path):
+    path = write(tmp_path, labelled(["y", "n"] * 2))
+    with pytest.raises(ValueError, match="positive='maybe' is no label of contrast 'data'"):
+        contrasts(path, WORDS, max_length=32, positive="maybe")
+
+
+def test_prompts_longer_than_the_context_lose_their_beginning_and_are_counted(tmp_path):
+    rows = [{"prompt": "x" * 50 + f"{i}?", "label": "yn"[i % 2]} for i in range(4)]
+    (found,) = contrasts(write(tmp_path, rows), WORDS, max_length=16).values()
+    assert all(len(item.context) == 15 for item in found.items)
+    assert found.notes == ("data: 4 of 4 prompts lost their beginning",)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_synthetic_contrasts_are_balanced_and_answered_by_the_rule(name):
+    import torch
+
+    from frenet.network.synthetic import RULES
+
+    found = synthetic_contrast(name, rows=20, seed=3)
+    assert len(found.of_class(True)) == len(found.of_class(False)) == 10
+    for item in found.items:
+        answer = int(RULES[name](torch.tensor([item.context[1:7]]))[0, 0])
+        assert answer == item.answers[0 if item.label else 1]
+        assert item.sides[0][-1] == item.answers[0]
+    assert synthetic_contrast(name, rows=20, seed=3) == found
+    with pytest.raises(ValueError, match="no synthetic contrast 'x'; there are parity"):
+        synthetic_contrast("x", rows=4, seed=0)

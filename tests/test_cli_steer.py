@@ -1,0 +1,127 @@
+"""`frenet steer` as a person uses it, on a tiny model."""
+
+import json
+
+import pytest
+
+from frenet.cli import main
+from frenet.methods.steering_vector import load_vector
+from network.models import tiny_llama, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder, statements and pairs."""
+    path = tmp_path_factory.mktemp("steer")
+    tiny_llama(width=16).save_pretrained(path / "model")
+    tiny_tokenizer(" y", " n").save_pretrained(path / "model")
+    statements = [{"prompt": f"is it {i}?", "label": "yn"[i % 2]} for i in range(16)]
+    pairs = [{"positive": f"i do {i}", "negative": f"i do not {i}"} for i in range(6)]
+    for name, rows in (("statements", statements), ("pairs", pairs)):
+        text = "\n".join(json.dumps(row) for row in rows)
+        (path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return path
+
+
+def steer(folder, *args):
+    return main(["steer", *(str(arg).replace("@", f"{folder}/") for arg in args)])
+
+
+def asked(capsys, folder, *args):
+    """The JSON answer of a command that succeeds."""
+    capsys.readouterr()
+    assert steer(folder, *args, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+SOURCE = ("--model", "@model", "--tasks", "@statements.jsonl")
+
+
+def test_extract_compare_apply_export(folder, capsys):
+    for how in ("mean", "gradient"):
+        found = asked(
+            capsys, folder, "extract", *SOURCE, "--positive", "y",
+            "--how", how, "--out", f"@{how}.safetensors",
+        )  # fmt: skip
+        assert [row["block"] for row in found["blocks"]] == [0, 1]
+        assert {"difference", "shuffled", "cosine", "null", "halves"} <= set(found["blocks"][0])
+    vector = load_vector(folder / "mean.safetensors")
+    gradient = load_vector(folder / "gradient.safetensors")
+    both = ("compare", "@mean.safetensors", "@gradient.safetensors")
+    plain = asked(capsys, folder, *both)["blocks"]
+    known = asked(capsys, folder, *both, *SOURCE)["blocks"]
+    for row, with_null in zip(plain, known, strict=True):
+        assert row["cosine"] == pytest.approx(vector.cosine(gradient)[row["block"]])
+        assert row["chance (95%)"] is None
+        assert 0 < with_null["chance (95%)"] <= 1
+    assert steer(folder, "export", "@mean.safetensors", "--out", "@v.gguf") == 0
+    assert "block 0 is left out" in capsys.readouterr().out
+    assert load_vector(folder / "v.gguf").blocks == (1,)
+    assert steer(folder, "export", "@v.gguf", "--out", "@back.safetensors") == 0
+    found = asked(
+        capsys, folder, "apply", "@back.safetensors", "--model", "@model",
+        "--prompt", "is it", "it is", "--doses", "-5", "5", "--tokens", "4",
+    )  # fmt: skip
+    assert found["block"] == 1
+    assert [result["prompt"] for result in found["results"]] == ["is it", "it is"]
+    assert all(set(result["texts"]) == {"-5.0", "0.0", "5.0"} for result in found["results"])
+
+
+def test_tables_for_people(folder, capsys):
+    assert steer(folder, "extract", "--model", "@model", "--tasks", "@pairs.jsonl",
+                 "--how", "principal", "--out", "@pairs.safetensors") == 0  # fmt: skip
+    out = capsys.readouterr().out
+    assert "halves" in out
+    assert "principal difference of pairs, 6 prompts" in out
+    assert steer(folder, "compare", "@pairs.safetensors", "@pairs.safetensors") == 0
+    assert "too low for a residual stream" in capsys.readouterr().out
+    assert (
+        steer(folder, "apply", "@pairs.safetensors", "--model", "@model", "--prompt", "i do") == 0
+    )
+    assert "dose 0 is the model as it is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        (("extract", *SOURCE, "--only", "x", "--out", "@x.safetensors"), "no contrast 'x'; there"),
+        (("extract", *SOURCE, "--blocks", "7", "--out", "@x.safetensors"), "blocks 0 to 1"),
+        (
+            ("extract", "--model", "@model", "--tasks", "@pairs.jsonl", "--how", "gradient"),
+            "have no answer to push towards",
+        ),
+        (
+            ("extract", "--model", "@model", "--tasks", "@pairs.jsonl", "--form", "class"),
+            "belong to no class",
+        ),
+        (("compare", "@no.safetensors", "@no.safetensors"), "there is no file"),
+        (("export", "@statements.jsonl", "--out", "@x.gguf"), "is no steering vector"),
+        (("steal",), "no command of steer 'steal'"),
+    ],
+)
+def test_mistakes_are_one_line(folder, capsys, args, match):
+    assert steer(folder, *args) == 2
+    err = capsys.readouterr().err
+    assert match in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (folder / "x.safetensors").exists()
+
+
+def test_a_vector_of_another_model(folder, capsys):
+    assert steer(folder, "extract", *SOURCE, "--positive", "y", "--out", "@own.safetensors") == 0
+    other = tiny_llama(seed=3)
+    other.save_pretrained(folder / "other")
+    tiny_tokenizer(" y", " n").save_pretrained(folder / "other")
+    capsys.readouterr()
+    prompt = ("--prompt", "is it")
+    assert steer(folder, "apply", "@own.safetensors", "--model", "@other", *prompt) == 2
+    assert "was made for the model" in capsys.readouterr().err
+    missing = ("--block", "9")
+    assert steer(folder, "apply", "@own.safetensors", "--model", "@model", *prompt, *missing) == 2
+    assert "no direction for block 9; it has 0, 1" in capsys.readouterr().err
+
+
+def test_help(folder, capsys):
+    assert steer(folder, "--help") == 0
+    assert steer(folder) == 2
+    assert "extract" in capsys.readouterr().out
