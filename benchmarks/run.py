@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--model", help="one more model, a folder or a GGUF file")
     chosen = parser.parse_args().model
     rows: list[dict[str, Any]] = list(importlib.import_module("bench_linalg").run())
-    for name in ("bench_gradients", "bench_trajectory", "bench_search"):
+    for name in ("bench_gradients", "bench_trajectory", "bench_search", "bench_steering"):
         module = importlib.import_module(name)
         rows += module.run()
         if chosen:

@@ -18,13 +18,15 @@ class Axis(NamedTuple):
     """A column on an axis.
 
     ``title`` names the quantity and its unit. ``domain`` is what the axis shows at least: a value
-    outside widens it, an interval that reaches further is cut at the frame.
+    outside widens it, an interval that reaches further is cut at the frame. ``whole`` marks whole
+    numbers only.
     """
 
     field: str
     title: str | None = None
     log: bool = False
     domain: tuple[float, float] | None = None
+    whole: bool = False
 
 
 class Rule(NamedTuple):
@@ -144,6 +146,9 @@ def channel(kind: Any, axis: Axis, *, field: str | None = None) -> Any:
         # Clamped: only intervals reach further, and they must not push the panels apart.
         scale |= {"domain": list(axis.domain), "nice": False, "clamp": True}
     marks = alt.Axis(format="~g", tickCount=6) if axis.log else alt.Axis(tickCount=6)
+    if axis.whole:
+        whole = "datum.value % 1 === 0 ? datum.label : ''"
+        marks = alt.Axis(tickCount=6, labelExpr=whole)
     return kind(
         field=field or axis.field,
         type="quantitative",

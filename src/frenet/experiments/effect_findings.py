@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from frenet.experiments.charts import Axis, Rule, dots, lines
-from frenet.experiments.experiment import Claim, Column, Estimate, Figure, Finding, Rows, Verdict
+from frenet.experiments.experiment import Claim, Column, Figure, Finding, Rows, Verdict
 from frenet.experiments.intervals import (
     estimate,
     high,
@@ -53,8 +53,8 @@ def decide(rows: Rows) -> Finding:
         quantity="slope of the answer's logit difference for the gradient shift, over that for the "
         "contrast vector of equal norm",
         estimate=ratio,
-        reference="range that counts as alike",
-        reference_estimate=Estimate(1.0, *WITHIN) if ratio else None,
+        reference=f"counts as alike from {WITHIN[0]} to {WITHIN[1]}",
+        reference_estimate=None,
         why=why,
         notes=tuple(_notes(rows)),
     )

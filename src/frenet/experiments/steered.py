@@ -146,7 +146,12 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
         # Adapters change the model that they are put on.
         loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(config.model)
         model, tokenizer = loaded.model, loaded.tokenizer
-        notes += [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes]
+        notes += [
+            f"{config.model}: weights measured in {loaded.dtype}",
+            *loaded.notes,
+            "seeds deal the same prompts anew: intervals over them say how much hangs on the "
+            "choice of prompts, not on the model",
+        ]
         found: dict[str, Contrast] = {}
         for source in config.tasks:
             found |= contrasts(

@@ -78,12 +78,6 @@ def _notes(rows: Rows, at: Rows) -> Iterator[str]:
     if unknown:
         names = ", ".join(dict.fromkeys(str(row["behaviour"]) for row in unknown))
         yield f"The model is at chance on the labels of {names}: they mean nothing to it."
-    seeds = {row["seed"] for row in at}
-    if len(seeds) > 1:
-        yield (
-            "Seeds of a language model deal the same prompts anew: their interval says how much "
-            "hangs on the choice of prompts, not on the model."
-        )
 
 
 def layer_chart(rows: Rows) -> object:
@@ -100,8 +94,8 @@ def layer_chart(rows: Rows) -> object:
     )
     return lines(
         table,
-        x=Axis("block", "block"),
-        y=Axis("value", "cosine with the contrast vector"),
+        x=Axis("block", "block", whole=True),
+        y=Axis("value", "cosine with the contrast vector", domain=(-1, 1)),
         facet="behaviour",
         rules=list(measured.values())[2:],
     )
@@ -119,7 +113,7 @@ def chosen_chart(rows: Rows) -> object:
     table = series_over_seeds(reported(_tagged(rows)), by=("behaviour",), values=measured)
     return dots(
         table,
-        x=Axis("value", "cosine at the chosen block"),
+        x=Axis("value", "cosine at the chosen block", domain=(-1, 1)),
         row=Axis("behaviour", "contrast"),
         colour="series",
         rules=["higher null, 95%"],

@@ -126,18 +126,15 @@ def last_activations(
     if not rows:
         raise ValueError("no prompts to look at; pass at least one")
     sites = [Site(block) for block in blocks]
-    found: list[Tensor | None] = [None] * len(rows)
+    found = Collected(blocks)
     with measuring(model), torch.no_grad():
         for group in length_groups(rows, tokens):
             batch = collate([(list(rows[i]), []) for i in group], padding_side=padding_side)
             require_maskable(model, batch)
             with record(model, sites, path=path) as seen:
                 run_blocks(model, batch)
-            stacked = torch.stack([seen[site] for site in sites], 1)
-            for i, values in zip(group, stacked, strict=True):
-                require_finite(values, i, blocks)
-                found[i] = values.float()
-    return torch.stack([values for values in found if values is not None])
+            found.put(group, torch.stack([seen[site] for site in sites], 1))
+    return found.whole()
 
 
 def length_groups(rows: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
@@ -171,15 +168,36 @@ def run_blocks(model: nn.Module, batch: Batch) -> Any:
     return model(**given)
 
 
-def require_finite(values: Float[Tensor, "l h"], row: int, blocks: Sequence[int]) -> None:
-    """Raise FloatingPointError where a row's stream is not finite."""
-    good = torch.isfinite(values).flatten(1).all(1)
-    if not good.all():
-        block = blocks[int((~good).nonzero()[0])]
-        raise FloatingPointError(
-            f"the stream of row {row} is not finite after block {block} in {values.dtype}; load "
-            "the model in float32"
-        )
+class Collected:
+    """Streams of rows, put together from groups of them."""
+
+    def __init__(self, blocks: Sequence[int]) -> None:
+        self._blocks = blocks
+        self._order: list[int] = []
+        self._parts: list[Tensor] = []
+
+    def put(self, group: Sequence[int], streams: Float[Tensor, "b l h"]) -> None:
+        """Take the streams of some rows.
+
+        Raises:
+            FloatingPointError: a value is not finite; names row, block and dtype.
+        """
+        good = torch.isfinite(streams).all(2)
+        if not good.all():
+            row, block = (~good).nonzero()[0].tolist()
+            raise FloatingPointError(
+                f"the stream of row {group[row]} is not finite after block {self._blocks[block]} "
+                f"in {streams.dtype}; load the model in float32"
+            )
+        self._order += group
+        self._parts.append(streams.float())
+
+    def whole(self) -> Float[Tensor, "n l h"]:
+        """All rows, in their own order."""
+        together = torch.cat(self._parts)
+        found = torch.empty_like(together)
+        found[torch.tensor(self._order, device=found.device)] = together
+        return found
 
 
 def require_maskable(model: nn.Module, batch: Batch) -> None:

@@ -9,10 +9,10 @@ from torch.func import jvp
 
 from frenet.measure.activations import (
     TOKENS,
+    Collected,
     last_activations,
     length_groups,
     record,
-    require_finite,
     require_maskable,
     run_blocks,
 )
@@ -66,16 +66,14 @@ def activation_shift(
     held = {n: p.detach() for n, p in zip(space.names, parameters, strict=True)}
     parts = space.unflatten(delta.to(parameters[0].device, torch.float32))
     tangents = {name: part.to(held[name].dtype) for name, part in parts.items()}
-    found: list[Tensor | None] = [None] * len(rows)
+    found = Collected(blocks)
     with transformable(model), torch.no_grad():
         for group in length_groups(rows, tokens):
             batch = collate([(list(rows[i]), []) for i in group], padding_side="right")
             require_maskable(model, batch)
             streams = _streams(model, batch, blocks, path)
-            for i, values in zip(group, jvp(streams, (held,), (tangents,))[1], strict=True):
-                require_finite(values, i, blocks)
-                found[i] = values.float()
-    return torch.stack([values for values in found if values is not None])
+            found.put(group, jvp(streams, (held,), (tangents,))[1])
+    return found.whole()
 
 
 def _streams(
