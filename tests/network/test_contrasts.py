@@ -54,6 +54,21 @@ def test_words_in_place_of_labels(tmp_path):
     assert found.items[0].label is True
 
 
+def test_statements_are_asked_about(tmp_path):
+    """The known schema, and a prompt of one's own."""
+    rows = [{"statement": f"it is {i}.", "label": i % 2, "dataset": "d"} for i in range(4)]
+    path = write(tmp_path, rows)
+    (found,) = contrasts(path, WORDS, max_length=99).values()
+    assert (found.name, found.words) == ("d", ("Yes", "No"))
+    assert [item.label for item in found.items] == [False, True, False, True]
+    assert "statement true? it is 1.\nAnswer:" in found.items[1].text
+    (own,) = contrasts(
+        path, WORDS, max_length=99, prompt="{statement} so?", words=("y", "n")
+    ).values()
+    assert text(own.items[1].context) == "it is 1. so?"
+    assert text([own.items[1].answers[0]]) == " y"
+
+
 def test_answers_of_several_tokens_can_be_read_but_not_answered(tmp_path):
     path = write(tmp_path, labelled(["yes", "no"] * 2))
     (found,) = contrasts(path, WORDS, max_length=32).values()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from frenet.cli.codes import DONE, MISTAKE
 from frenet.cli.options import named, parse, printing
-from frenet.cli.steer_options import Apply, Compare, Export, Extract
+from frenet.cli.steer_options import Apply, Compare, Export, Extract, Source
 
 if TYPE_CHECKING:
     from frenet.methods.steering_vector import SteeringVector
@@ -49,7 +49,7 @@ def _extract(args: list[str]) -> int:
     return DONE
 
 
-def _source(options: Any) -> "tuple[Loaded, Contrast]":
+def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
     """Model and the one contrast."""
     from frenet.experiments.steered import two_words
     from frenet.network.contrasts import contrasts
@@ -57,12 +57,12 @@ def _source(options: Any) -> "tuple[Loaded, Contrast]":
 
     loaded = load(options.model)
     found: dict[str, Contrast] = {}
-    positive = getattr(options, "positive", "") or None
-    words = two_words(getattr(options, "words", ()))
     for source in options.tasks:
         found |= contrasts(
-            source, loaded.tokenizer, max_length=options.max_length, positive=positive, words=words
-        )
+            source, loaded.tokenizer, max_length=options.max_length,
+            prompt=options.prompt or None, positive=options.positive or None,
+            words=two_words(options.words),
+        )  # fmt: skip
     if options.only and options.only not in found:
         raise ValueError(f"no contrast {options.only!r}; there are {', '.join(found)}")
     if not options.only and len(found) != 1:
@@ -111,7 +111,8 @@ def _compare(args: list[str]) -> int:
             raise ValueError("chance needs both --model and --tasks")
         nulls: dict[int, float] = {}
         if options.model:
-            nulls = _nulls(*_source(options), *vectors)
+            source = Source(options.model, options.tasks, options.only, options.prompt)
+            nulls = _nulls(*_source(source), *vectors)
         rows = [
             {
                 "block": block,

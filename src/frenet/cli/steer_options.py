@@ -20,6 +20,8 @@ class Source:
     """Files or data set names: labelled statements, A/B questions, pairs of texts."""
     only: str = ""
     """Name of the contrast, where the files hold several."""
+    prompt: str = ""
+    """Prompt with {field} in the places that a row fills. Empty: that of the known schema."""
     positive: str = ""
     """Label word of the positive side. Empty: yes, true, positive or 1, else the first one."""
     words: tuple[str, ...] = ()
@@ -62,8 +64,8 @@ class Compare:
     """With --model: prompts whose streams say what chance is."""
     only: str = ""
     """Name of the contrast, where the files hold several."""
-    max_length: int = 256
-    """Longest prompt in tokens."""
+    prompt: str = ""
+    """Prompt with {field} in the places that a row fills. Empty: that of the known schema."""
     json: bool = False
     """Print the result as JSON on standard output, and nothing else there."""
 

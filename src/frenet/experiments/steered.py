@@ -34,6 +34,8 @@ class SteeringConfig:
     """Measure only so many contrasts, the first ones. 0: all."""
     positive: str = ""
     """Label word of the positive side. Empty: yes, true, positive or 1, else the first one."""
+    prompt: str = ""
+    """Prompt with {field} in the places that a row fills. Empty: that of the known schema."""
     words: tuple[str, ...] = ()
     """What the positive and the negative side answer with. Empty: the labels themselves."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -156,7 +158,8 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
         for source in config.tasks:
             found |= contrasts(
                 source, tokenizer, max_length=config.max_length,
-                positive=config.positive or None, words=two_words(config.words),
+                prompt=config.prompt or None, positive=config.positive or None,
+                words=two_words(config.words),
             )  # fmt: skip
         contrast = found[cell["behaviour"]]
     if space == "lora":

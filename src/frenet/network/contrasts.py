@@ -19,6 +19,10 @@ Kind = Literal["statements", "choices", "pairs"]
 POSITIVE = ("yes", "true", "positive", "1")
 PAIR = ("positive", "negative")
 _LETTERS = ("(A)", "(B)")
+# Statements are asked about, and answered Yes or No: models that are asked to complete "True or
+# false:" tell the two apart much less well (Qwen2.5-0.5B: 0.48 against 0.80 of pairs in order).
+STATEMENT = ("statement", "label")
+ASKED, ANSWERED = "Question: Is the following statement true? {statement}\nAnswer:", ("Yes", "No")
 
 
 class Item(NamedTuple):
@@ -125,6 +129,7 @@ def contrasts(
     *,
     max_length: int,
     template: Template | None = None,
+    prompt: str | None = None,
     positive: str | None = None,
     words: tuple[str, str] | None = None,
 ) -> dict[str, Contrast]:
@@ -139,9 +144,11 @@ def contrasts(
         tokenizer: the model's own; used, never changed.
         max_length: the model's context length in tokens, or less.
         template: how a row becomes prompt and label; None recognises the known schemas.
+        prompt: text with ``{field}`` in place of the template's own prompt.
         positive: the label word of the positive side; None: yes, true, positive or 1, else the
             first one.
-        words: what the positive and the negative side answer with, in place of the labels.
+        words: what the positive and the negative side answer with, in place of the labels. Rows
+            of ``statement`` and ``label`` are asked about, and answered Yes or No.
 
     Raises:
         RowError: a bad row; names file, line and value.
@@ -151,8 +158,12 @@ def contrasts(
     name = Path(rows.source).stem
     if template is None and _is_pairs(rows):
         return _pairs(rows, name, tokenizer, max_length)
-    template = template or recognise(rows)
-    found, _ = records(rows, template, on_bad="error")
+    chosen = template or recognise(rows)
+    if template is None and chosen.fields == STATEMENT:
+        prompt, words = prompt or ASKED, words or ANSWERED
+    if prompt is not None:
+        chosen = replace(chosen, prompt=prompt)
+    found, _ = records(rows, chosen, on_bad="error")
     by_name: dict[str, list[Record]] = {}
     for record in found:
         by_name.setdefault(record.task or name, []).append(record)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 TRIES = 3
 MISSING = "the Ray engine needs Ray; install it with: pip install 'frenet[ray]'"
 UNREACHABLE = (
-    "no Ray cluster answers at {address} ({why}); check the address, or leave --address out to "
-    "start one on this machine"
+    "no Ray cluster answers at {address} ({why}); check the address, set RAY_AUTH_TOKEN where the "
+    "cluster asks for a token, or leave --address out to start one on this machine"
 )
 PATIENCE_S = 10.0
 STILLBORN = (
@@ -63,14 +63,30 @@ def ray_engine(
         if not chunks:
             return
         with _cluster(address, workers, threads) as ray:
-            count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
+            cpus = int(ray.cluster_resources().get("CPU", 1))
+            count, each = shared_out(cpus, workers, threads)
             payload = ray.put((model, evaluator))
-            make = ray.remote(_Worker).options(num_cpus=threads)
+            make = ray.remote(_Worker).options(num_cpus=each)
             yield from _drain(
-                ray, lambda: make.remote(payload, threads), chunks, min(count, len(chunks))
+                ray, lambda: make.remote(payload, each), chunks, min(count, len(chunks))
             )
 
     return engine
+
+
+def shared_out(cpus: int, workers: int | None, threads: int) -> tuple[int, int]:
+    """Number of workers, and threads of each: a worker without processors would wait for ever.
+
+    Raises:
+        ValueError: more workers than processors.
+
+    >>> shared_out(8, None, 2), shared_out(8, 3, 2), shared_out(2, 2, 2), shared_out(1, None, 2)
+    ((4, 2), (3, 2), (2, 1), (1, 1))
+    """
+    if workers is not None and workers > cpus:
+        raise ValueError(f"workers={workers}, but the cluster has {cpus} CPUs; pass at most {cpus}")
+    count = workers or max(1, cpus // threads)
+    return count, max(1, min(threads, cpus // count))
 
 
 class _Worker:
