@@ -13,6 +13,7 @@ from frenet.experiments.intervals import (
     series_over_seeds,
     why_open,
 )
+from frenet.experiments.steered import CELL_KEYS, unknown_labels
 
 WITHIN = (0.5, 2.0)
 NAMES = {
@@ -89,14 +90,7 @@ def _notes(rows: Rows) -> Iterator[str]:
                 f"{float(str(row['value'])):.2g} nats per token (a random vector: "
                 f"{random.value:.2g}){never}."
             )
-    unknown = [
-        row
-        for row in select(rows, table="behaviour")
-        if float(str(row["p_known"])) > float(str(row["p_limit"]))
-    ]
-    if unknown:
-        names = ", ".join(dict.fromkeys(str(row["behaviour"]) for row in unknown))
-        yield f"The model is at chance on the labels of {names}: they mean nothing to it."
+    yield from unknown_labels(rows)
 
 
 def dose_chart(rows: Rows) -> object:
@@ -164,10 +158,7 @@ def cost_chart(rows: Rows) -> object:
 
 
 _KEYS = (
-    Column("seed", "", "seed of network and parts", "key"),
-    Column("space", "", "parameters that step: all weights, or LoRA adapters", "key"),
-    Column("behaviour", "", "contrast", "key"),
-    Column("push", "", "own: right answers of the class; flipped: wrong ones of the other", "key"),
+    *CELL_KEYS,
     Column("block", "", "0-based block, chosen by the contrast vector on other prompts", "key"),
 )
 TABLES = {

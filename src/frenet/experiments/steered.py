@@ -1,10 +1,12 @@
 """What the experiments on steering measure: a model, its blocks, and the parts of a contrast."""
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from frenet.experiments.experiment import Cell, Column, Row
+from frenet.experiments.experiment import Cell, Column, Row, Rows
+from frenet.experiments.intervals import select
 
 if TYPE_CHECKING:
     from torch import nn
@@ -205,11 +207,18 @@ def _synthetic(width: int, steps: int, seed: int) -> "nn.Module":
     return trained_synthetic(SyntheticConfig(width=width, steps=steps), seed=seed)
 
 
+SUBJECT_KEYS = (
+    Column("seed", "", "seed of network and parts", "key"),
+    Column("space", "", "parameters that step: all weights, or LoRA adapters", "key"),
+    Column("behaviour", "", "contrast", "key"),
+)
+CELL_KEYS = (
+    *SUBJECT_KEYS,
+    Column("push", "", "own: right answers of the class; flipped: wrong ones of the other", "key"),
+)
 BEHAVIOUR_TABLES = {
     "behaviour": (
-        Column("seed", "", "seed of network and parts", "key"),
-        Column("space", "", "parameters that step: all weights, or LoRA adapters", "key"),
-        Column("behaviour", "", "contrast", "key"),
+        *SUBJECT_KEYS,
         Column("kind", "", "statements, or choices between two letters", "key"),
         Column("prompts", "", "prompts that are reported on", "key"),
         Column("accuracy", "fraction", "prompts answered as labelled", "measure", "chance"),
@@ -221,9 +230,7 @@ BEHAVIOUR_TABLES = {
         Column("p_limit", "", "above it labels mean nothing to this model", "reference"),
     ),
     "notes": (
-        Column("seed", "", "seed of network and parts", "key"),
-        Column("space", "", "parameters that step", "key"),
-        Column("behaviour", "", "contrast", "key"),
+        *SUBJECT_KEYS,
         Column("note", "", "what must be known about model and prompts", "key"),
     ),
 }
@@ -269,3 +276,15 @@ def describe(subject: Steered, cell: Cell) -> list[Row]:
             f"p = {row['p_known']:.2f}): the labels mean nothing to it, and neither does a cosine"
         )
     return [row, *({"table": "notes", **keys, "note": note} for note in notes)]
+
+
+def unknown_labels(rows: Rows) -> Iterator[str]:
+    """A sentence for the report where a model does not tell the sides of a contrast apart."""
+    unknown = [
+        row
+        for row in select(rows, table="behaviour")
+        if float(str(row["p_known"])) > float(str(row["p_limit"]))
+    ]
+    if unknown:
+        names = ", ".join(dict.fromkeys(str(row["behaviour"]) for row in unknown))
+        yield f"The model is at chance on the labels of {names}: they mean nothing to it."

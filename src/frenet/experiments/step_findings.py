@@ -14,6 +14,7 @@ from frenet.experiments.intervals import (
     series_over_seeds,
     why_open,
 )
+from frenet.experiments.steered import CELL_KEYS, unknown_labels
 
 PAPER = 0.58
 
@@ -70,14 +71,7 @@ def _notes(rows: Rows, at: Rows) -> Iterator[str]:
             f"{len(below)} of {len(at)} cosines are below 0.05 after Benjamini and Hochberg's "
             "adjustment over blocks."
         )
-    unknown = [
-        row
-        for row in select(rows, table="behaviour")
-        if float(str(row["p_known"])) > float(str(row["p_limit"]))
-    ]
-    if unknown:
-        names = ", ".join(dict.fromkeys(str(row["behaviour"]) for row in unknown))
-        yield f"The model is at chance on the labels of {names}: they mean nothing to it."
+    yield from unknown_labels(rows)
 
 
 def layer_chart(rows: Rows) -> object:
@@ -124,15 +118,9 @@ def _tagged(rows: Rows) -> Rows:
     return [{**row, "table": "layer"} for row in rows]
 
 
-_KEYS = (
-    Column("seed", "", "seed of network and parts", "key"),
-    Column("space", "", "parameters that step: all weights, or LoRA adapters", "key"),
-    Column("behaviour", "", "contrast", "key"),
-    Column("push", "", "own: right answers of the class; flipped: wrong ones of the other", "key"),
-)
 TABLES = {
     "layer": (
-        *_KEYS,
+        *CELL_KEYS,
         Column("part", "", "prompts: choose (the block), or report", "key"),
         Column("block", "", "0-based block", "key"),
         Column("chosen", "", "the block with the largest z on the prompts of choose", "key"),
