@@ -147,14 +147,18 @@ def peak(source: str | Path, count: int) -> int:
     task, space = RandomTokens(model.config.vocab_size), ParamSpace.select(model)
     batch = next(task.batches("train", 4, 0))
     gradient(model, task, batch, space=space)
+    take = gradient_matrix if count else gradient
+    extra = {"n": count, "batch_size": 4} if count else {"batch": batch}
+    return high_water(lambda: take(model, task, space=space, **extra))
+
+
+def high_water(routine: Callable[[], Any]) -> int:
+    """High-water mark in bytes of this process while a routine runs."""
     own = Path("/proc/self")
     if own.exists():
         # Loading peaks higher than what stays: Linux lets a process lower its mark to the present.
         (own / "clear_refs").write_text("5")
-    if count:
-        gradient_matrix(model, task, space=space, n=count, batch_size=4)
-    else:
-        gradient(model, task, batch, space=space)
+    routine()
     if own.exists():
         line = next(x for x in (own / "status").read_text().splitlines() if x.startswith("VmHWM"))
         return 1024 * int(line.split()[1])

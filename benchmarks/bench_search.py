@@ -9,14 +9,17 @@ turns in one run, and a ratio is the median of the ratios of the turns; above 1 
 
 import argparse
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench_gradients import STORIES, RandomTokens, adapted, ratio, show, turns
+from bench_gradients import STORIES, RandomTokens, adapted, high_water, ratio, show, turns
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.evaluation import Evaluator, group_size
 from frenet.network.blocks import block_list
@@ -138,14 +141,57 @@ def full_weights(source: str | Path, repeats: int) -> dict[str, Any]:
     }
 
 
+def memory() -> dict[str, Any]:
+    """Peak of a search in all weights of a random network, above plain evaluation of its batch."""
+    found = []
+    for what in ("plain", "search", "weights"):
+        command = [sys.executable, __file__, "--peak-of", what]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(int(done.stdout))
+    plain_peak, searched, weights = found
+    return {
+        "name": "peak memory of a search above plain evaluation, against the weights it moves",
+        "ratio": (searched - plain_peak) / weights,
+        "aim": "at most 1.5",
+        "detail": f"{(searched - plain_peak) / 2**20:.0f} MB for weights of {weights / 2**20:.0f} "
+        "MB: a saved copy, and the noise of one tensor; Llama architecture, random weights, 8 x 32 "
+        "tokens",
+    }
+
+
+def peak(what: str) -> int:
+    """Bytes of the ``weights``, or at most during a ``plain`` evaluation or a ``search``."""
+    config = LlamaConfig(
+        vocab_size=16384, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
+        num_attention_heads=8, num_key_value_heads=8,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    space = ParamSpace.select(model)
+    if what == "weights":
+        return 4 * space.dim
+    batch = shaped(config.vocab_size, 8, 32)
+    plain(model, batch, 1, 1)
+    evaluator = Evaluator(space, NOISE, "loss", batch)
+    routine = (
+        (lambda: evaluator(model, range(2)))
+        if what == "search"
+        else (lambda: plain(model, batch, 2, 1))
+    )
+    return high_water(routine)
+
+
 def run(source: str | Path = STORIES, repeats: int = 5) -> list[dict[str, Any]]:
     """Rows for the table of all benchmarks."""
-    return [*adapters(source, repeats), full_weights(source, repeats)]
+    return [*adapters(source, repeats), full_weights(source, repeats), memory()]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=STORIES, help="model folder, or GGUF file")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    show(run(options.model, options.repeats))
+    if options.peak_of is not None:
+        print(peak(options.peak_of))
+    else:
+        show(run(options.model, options.repeats))
