@@ -1,7 +1,7 @@
 """The loss around a point, measured as far as a random search depends on it."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -166,7 +166,7 @@ class _Seen(NamedTuple):
         space = space_of(where)
         drawn = repeatable(task, split, selection.select_size, selection.seed)
         rows = [distinct(batch) for batch in itertools.islice(drawn, batches)]
-        slopes = [gradient(model, task, batch, space=space) for batch in rows]
+        slope = _mean(gradient(model, task, batch, space=space) for batch in rows)
         products = [
             _product_inside(where, hessian_product(model, task, batch, space=space))
             for batch in rows
@@ -176,13 +176,15 @@ class _Seen(NamedTuple):
             with measuring(model), torch.no_grad():
                 return sum(float(task.loss(model, batch)) for batch in rows) / len(rows)
 
-        return cls(
-            _inside(where, _mean(slopes)), lambda v: _mean([apply(v) for apply in products]), loss
-        )
+        return cls(_inside(where, slope), lambda v: _mean(apply(v) for apply in products), loss)
 
 
-def _mean(vectors: Sequence[Float[Tensor, " d"]]) -> Float[Tensor, " d"]:
-    return torch.stack(list(vectors)).mean(0) if len(vectors) > 1 else vectors[0]
+def _mean(vectors: Iterator[Float[Tensor, " d"]]) -> Float[Tensor, " d"]:
+    """One at a time: of all weights of a model there is no room for many vectors."""
+    total, count = next(vectors), 1
+    for vector in vectors:
+        total, count = total + vector, count + 1
+    return total / count
 
 
 def _quartic(candidates: Candidates, seen: _Seen, *, pairs: int) -> float:
