@@ -57,9 +57,10 @@ def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
 
     loaded = load(options.model)
     found: dict[str, Contrast] = {}
+    longest = min(options.max_length, loaded.context_length or options.max_length)
     for source in options.tasks:
         found |= contrasts(
-            source, loaded.tokenizer, max_length=options.max_length,
+            source, loaded.tokenizer, max_length=longest,
             prompt=options.prompt or None, positive=options.positive or None,
             words=two_words(options.words),
         )  # fmt: skip

@@ -157,9 +157,10 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
             "choice of prompts, not on the model",
         ]
         found: dict[str, Contrast] = {}
+        longest = min(config.max_length, loaded.context_length or config.max_length)
         for source in config.tasks:
             found |= contrasts(
-                source, tokenizer, max_length=config.max_length,
+                source, tokenizer, max_length=longest,
                 prompt=config.prompt or None, positive=config.positive or None,
                 words=two_words(config.words),
             )  # fmt: skip
