@@ -10,7 +10,15 @@ from torch import nn
 from frenet.experiments import effect_findings, step_findings
 from frenet.experiments.effect_rows import equal_size
 from frenet.experiments.experiment import Cell
-from frenet.experiments.steered import PARTS, Steered, SteeringConfig, cells, describe, two_words
+from frenet.experiments.steered import (
+    PARTS,
+    Steered,
+    SteeringConfig,
+    cells,
+    describe,
+    two_words,
+    unknown_labels,
+)
 from frenet.experiments.step_vs_vector import Config, _layers, _shifts
 from frenet.geometry.rng import generator
 from frenet.network.contrasts import Contrast, Item
@@ -103,6 +111,15 @@ def test_a_model_that_does_not_know_the_labels_is_told() -> None:
     unknown, note = describe(subject(0, linked=False), cell)
     assert unknown["p_known"] > 0.05
     assert "does not tell the sides apart" in note["note"]
+
+
+def test_at_chance_is_said_for_each_contrast_and_run() -> None:
+    rows = [
+        {"table": "behaviour", "behaviour": name, "p_known": p, "p_limit": 0.05}
+        for name, p in (("a", 0.5), ("a", 0.01), ("b", 0.01))
+    ]
+    (sentence,) = unknown_labels(rows)
+    assert sentence.startswith("In 1 of 2 runs the model is at chance on the labels of a")
 
 
 def c6(cosines: list[float], nulls: list[float]) -> str:

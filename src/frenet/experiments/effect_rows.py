@@ -52,7 +52,7 @@ class Dosed:
         return {**dict(self.cell.keys), "block": self.block}
 
     def prompts(self, most: int | None = None) -> "list[Prompted]":
-        """The prompts that are reported on, of either class in turn."""
+        """The prompts that are reported on; of fewer than all, either class in turn."""
         from frenet.methods.steering_effect import prompted
 
         items = self.subject.parts["report"].items

@@ -280,12 +280,13 @@ def describe(subject: Steered, cell: Cell) -> list[Row]:
 
 
 def unknown_labels(rows: Rows) -> Iterator[str]:
-    """A sentence for the report where a model does not tell the sides of a contrast apart."""
-    unknown = [
-        row
-        for row in select(rows, table="behaviour")
-        if float(str(row["p_known"])) > float(str(row["p_limit"]))
-    ]
-    if unknown:
-        names = ", ".join(dict.fromkeys(str(row["behaviour"]) for row in unknown))
-        yield f"The model is at chance on the labels of {names}: they mean nothing to it."
+    """For each contrast whose sides a model does not tell apart: in how many runs that is so."""
+    table = select(rows, table="behaviour")
+    for name in dict.fromkeys(row["behaviour"] for row in table):
+        own = select(table, behaviour=name)
+        unknown = sum(float(str(row["p_known"])) > float(str(row["p_limit"])) for row in own)
+        if unknown:
+            yield (
+                f"In {unknown} of {len(own)} runs the model is at chance on the labels of {name}: "
+                "there they mean nothing to it."
+            )
