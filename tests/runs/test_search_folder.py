@@ -78,6 +78,9 @@ def test_expectations_are_beside_what_was_found(finished):
     assert gains == sorted(gains)
     page = write_report([finished], finished.path / "report.html").read_text("utf-8")
     assert "The best so far" in page
+    assert "KeyError" not in page
+    assert "frenet search --model" in page
+    assert "frenet run search" not in page
 
 
 def test_stopped_and_started_again_it_ends_with_the_same_rows(finished, config, tmp_path):

@@ -99,7 +99,7 @@ def result_chart(rows: Rows) -> object:
     for row in rows:
         held: Row = {key: row[key] for key in ("what", "low", "high")}
         table.append(held | {"value": row["gain"], "series": "held out"})
-        if row["selected"] is not None:
+        if row.get("selected") is not None:
             ends: Row = {"low": None, "high": None}
             own: Row = {"what": row["what"], "value": row["selected"], "series": "selection batch"}
             table.append(own | ends)

@@ -48,6 +48,8 @@ def answer(decisions: Sequence[Decision]) -> str:
 
 def claims_table(decisions: Sequence[Decision]) -> Markup:
     """One row for each decision, with the rule, the reasons and the cautions beneath it."""
+    if not decisions:
+        return Markup("")
     many = len({decision.run for decision in decisions}) > 1
     head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in HEADINGS)))
     bodies = join(_claim(decision, named=many) for decision in decisions)

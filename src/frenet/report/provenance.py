@@ -31,6 +31,9 @@ def command_line(run: Run, experiment: Experiment) -> str:
         nearest = min(changed, key=lambda name: len(changed[name]))
         words += ["--preset", nearest]
         settings = changed[nearest]
+    else:  # a command of its own, without presets or threads
+        own = {name: value for name, value in settings.items() if value != ""}
+        return shlex.join(["frenet", run.experiment, *_flags(own)])
     words += _flags(settings)
     # Sums in another order are other rows, in the last digit.
     if run.manifest.get("threads"):
