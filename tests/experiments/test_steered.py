@@ -21,7 +21,7 @@ from frenet.experiments.steered import (
 )
 from frenet.experiments.step_vs_vector import Config, _layers, _shifts
 from frenet.geometry.rng import generator
-from frenet.network.contrasts import Contrast, Item
+from frenet.network.contrast import Contrast, Item
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import Output
 
@@ -202,3 +202,12 @@ def test_settings_that_are_none() -> None:
         two_words(("yes",))
     assert two_words(()) is None
     assert len(cells(dataclasses.replace(SteeringConfig(), seeds=(0,)))) == 6
+
+
+def test_pairs_have_no_answer(tmp_path):
+    """Said before anything is loaded, and where pairs are taken."""
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"positive": "I agree.", "negative": "I disagree."}\n' * 4)
+    config = SteeringConfig(model="m", tasks=(str(file),))
+    with pytest.raises(ValueError, match="pairs of texts, .*'frenet steer extract' takes pairs"):
+        cells(config)

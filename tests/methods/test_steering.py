@@ -28,7 +28,7 @@ from frenet.methods.steering_vector import (
 from frenet.methods.vector_quality import known
 from frenet.network.adapters import attach_lora
 from frenet.network.context import measuring
-from frenet.network.contrasts import Contrast, Item
+from frenet.network.contrast import Contrast, Item
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
 from network.models import tiny_gpt2, tiny_llama, tiny_qwen2

@@ -20,7 +20,7 @@ from frenet.methods.steering_effect import (
 )
 from frenet.network.adapters import attach_lora
 from frenet.network.context import measuring
-from frenet.network.contrasts import Item
+from frenet.network.contrast import Item
 from frenet.network.sites import Site
 from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
 from frenet.network.tasks import collate
@@ -48,19 +48,44 @@ def by_hand(model, prompt, change=None):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("lora", [False, True])
-def test_differences_are_those_of_whole_passes(family, lora):
-    """Also for several blocks at once, and where the prompt is a single token."""
+@pytest.mark.parametrize("first", [VECTORS, 0 * VECTORS, None])
+def test_differences_are_those_of_whole_passes(family, lora, first):
+    """Also for several blocks at once, and where the prompt is a single token.
+
+    Where nothing is added to the first block, it runs once for all variants.
+    """
     model = FAMILIES[family]()
     if lora:
         model = attach_lora(model, rank=2, seed=0)
     plain = [by_hand(model, prompt) for prompt in PROMPTS]
     assert answer_differences(model, PROMPTS, tokens=6).tolist() == pytest.approx(plain, abs=1e-4)
-    variants = {0: VECTORS, 1: VECTORS.flip(0)}
+    variants = {1: VECTORS.flip(0)} | ({} if first is None else {0: first})
     found = steered_differences(model, PROMPTS, variants)
     for i, prompt in enumerate(PROMPTS):
         for j in range(len(VECTORS)):
             change = add(model, {Site(block, "last"): v[j] for block, v in variants.items()})
             assert float(found[i, j]) == pytest.approx(by_hand(model, prompt, change), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_added_changes_nothing(family):
+    model = FAMILIES[family]()
+    found = steered_differences(model, PROMPTS, {1: torch.zeros(3, VECTORS.shape[1])})
+    plain = [[by_hand(model, prompt)] * 3 for prompt in PROMPTS]
+    torch.testing.assert_close(found, torch.tensor(plain), atol=1e-4, rtol=1e-4)
+
+
+def test_blocks_before_the_first_vector_run_once():
+    """The last token of 4 variants: one row through block 0, four through block 1."""
+    model, rows = FAMILIES["llama"](), {}
+    for i, block in enumerate(model.model.layers):
+        block.register_forward_hook(
+            lambda _, args, output, i=i: rows.setdefault(i, []).append(len(args[0]))
+        )
+    steered_differences(model, PROMPTS[:1], {0: 0 * VECTORS, 1: VECTORS})
+    assert (rows[0], rows[1]) == ([1, 1], [1, 1])
+    steered_differences(model, PROMPTS[:1], {0: VECTORS})
+    assert rows[1][2:] == [1, len(VECTORS)]
 
 
 def test_a_model_without_a_cache():
@@ -104,7 +129,24 @@ def test_the_effect_on_a_linear_model_is_the_closed_form():
     for i, prompt in enumerate(prompts):
         h = model.embed.weight[prompt.context[-1]].detach()
         torch.testing.assert_close(found[i], (h + v) @ (W[4] - W[5]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 50])
+def test_the_direction_of_each_answer_is_its_row_of_the_head(count):
+    """Also where either letter may be the positive one, as in choices."""
+    model = Linear()
+    prompts = [Prompted([3, i % 7], (4, 5) if i % 2 else (5, 4)) for i in range(count)]
+    W = model.head.weight.detach()
     torch.testing.assert_close(answer_directions(model, prompts), W[[4, 5]], atol=1e-6, rtol=1e-5)
+
+
+def test_directions_are_looked_at_in_both_classes():
+    """Statements come class by class: the second half must have its part."""
+    model, seen = Linear(), []
+    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    answer_directions(model, [Prompted([3, int(i > 4)], (4, 5)) for i in range(10)])
+    last = [int(kwargs["input_ids"][0, -1]) for kwargs in seen[1:]]
+    assert sorted(set(last)) == [0, 1]
 
 
 def test_the_cost_on_a_linear_model_is_the_closed_form():

@@ -9,7 +9,7 @@ from frenet.cli.steer_options import Apply, Compare, Export, Extract, Source
 
 if TYPE_CHECKING:
     from frenet.methods.steering_vector import SteeringVector
-    from frenet.network.contrasts import Contrast
+    from frenet.network.contrast import Contrast
     from frenet.network.load import Loaded
 
 HELP = """\

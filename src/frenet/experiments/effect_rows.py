@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frenet.experiments.experiment import Cell, Row
@@ -252,8 +252,10 @@ def equal_size(
     """
     from scipy import optimize
 
+    # The ends of the bracket are asked for again, and a weight step is slow to try.
+    @cache
     def effect(size: float) -> float:
-        return value(size) - before
+        return value(size) - before if size else 0.0
 
     low, high = 0.0, min(guess, MOST)
     sign = 1 if target >= 0 else -1

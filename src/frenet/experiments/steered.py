@@ -11,7 +11,7 @@ from frenet.experiments.intervals import select
 if TYPE_CHECKING:
     from torch import nn
 
-    from frenet.network.contrasts import Contrast
+    from frenet.network.contrast import Contrast
     from frenet.network.space import ParamSpace
 
 # Disjoint parts of a contrast: gradients are made on the first, prompts of the second are shifted,
@@ -109,11 +109,11 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
 
         known = config.tasks or tuple(ANSWERS)
     else:
-        from frenet.network.text import task_names
+        from frenet.network.contrasts import answered_names
 
         if not config.tasks:
             raise ValueError(f"model {config.model} needs contrasts: pass --tasks FILE.jsonl")
-        known = tuple(name for source in config.tasks for name in task_names(source))
+        known = tuple(name for source in config.tasks for name in answered_names(source))
     if missing := [name for name in config.only if name not in known]:
         raise ValueError(f"no contrast {missing[0]!r}; there are {', '.join(known)}")
     names = config.only or known

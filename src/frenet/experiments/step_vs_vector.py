@@ -81,8 +81,10 @@ def _layers(config: Config, cell: Cell, subject: Steered, part: str, shifts: Shi
     contrast = subject.parts[part]
     streams = contrast_streams(subject.model, contrast, subject.blocks)
     answers = answer_directions(subject.model, prompted(contrast.items))
+    # The nulls of one part shuffle all blocks alike, as the blocks belong together.
+    name = f"step-vs-vector {part}"
     found = [
-        _numbers(config, cell, streams.at(i), (shifts.own[i], shifts.other[i]), answers)
+        _numbers(config, cell, streams.at(i), (shifts.own[i], shifts.other[i]), answers, name)
         for i in range(len(subject.blocks))
     ]
     q = adjusted([float(str(numbers["p"])) for numbers in found])
@@ -99,6 +101,7 @@ def _numbers(
     streams: "Contrasted",
     shifts: "Sequence[torch.Tensor]",
     answers: "torch.Tensor",
+    draws: str,
 ) -> Row:
     """Everything about one block."""
     from frenet.geometry import rng
@@ -112,7 +115,7 @@ def _numbers(
         without,
     )
 
-    draw = rng.generator(cell["seed"], "step-vs-vector", cell["behaviour"])
+    draw = rng.generator(cell["seed"], draws, cell["behaviour"])
     v, (own, other) = streams.difference(), shifts
     value = cosine(v, own)
     shuffled = shuffled_cosines(streams, own, shuffles=config.shuffles, generator=draw)

@@ -17,7 +17,8 @@ from frenet.measure.activations import (
 )
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
-from frenet.network.contrasts import Item
+from frenet.network.contrast import Item
+from frenet.network.grouped import copied
 from frenet.network.sites import CACHES, Site
 from frenet.network.tasks import Batch, collate, forward_arguments
 
@@ -68,8 +69,9 @@ def steered_differences(
 ) -> Float[Tensor, "n m"]:
     """``answer_differences`` with each of m vectors added at the last token of each prompt.
 
-    Nothing before the last token depends on the vectors: where the model keeps a cache, that part
-    runs once a prompt, and the variants of the last token run as one batch.
+    Nothing before the last token depends on the vectors, nor does any block before the first that
+    is added to: where the model keeps a cache, these run once a prompt, and only the rest of the
+    last token runs as one batch of all variants.
 
     Args:
         model: a decoder; left exactly as it is.
@@ -104,7 +106,7 @@ def _whole(
 def _from_cache(
     model: nn.Module, context: list[int], variants: Variants, path: str | None
 ) -> Float[Tensor, "m v"]:
-    """The same, with all but the last token computed once."""
+    """The same, with all but the last token, and the blocks before the first vector, run once."""
     copies = len(next(iter(variants.values())))
     device = next(model.parameters()).device
     accepted = forward_arguments(model)
@@ -113,15 +115,21 @@ def _from_cache(
     ids = torch.tensor([context], device=device)
     call: Any = model
     cache = call(input_ids=ids[:, :-1], use_cache=True, **head)[name]
-    cache.batch_repeat_interleave(copies)
+    blocks = residual_blocks(model, path)[1]
+    # Up to the first block that is added to, all variants are one row; adding makes the copies.
+    first = min((b for b, v in variants.items() if bool(v.any())), default=len(blocks))
+    for layer in cache.layers[first + 1 :]:
+        layer.batch_repeat_interleave(copies)
     given: dict[str, Any] = {
-        "input_ids": ids[:, -1:].repeat(copies, 1),
-        "attention_mask": torch.ones(copies, len(context), dtype=torch.int64, device=device),
-        "position_ids": torch.full((copies, 1), len(context) - 1, device=device),
+        "input_ids": ids[:, -1:],
+        "attention_mask": torch.ones(1, len(context), dtype=torch.int64, device=device),
+        "position_ids": torch.full((1, 1), len(context) - 1, device=device),
     }
     given = {key: value for key, value in given.items() if key in accepted}
-    with add(model, {Site(block, "all"): v for block, v in variants.items()}, path=path):
-        return call(**given, **{name: cache}, use_cache=True, **head).logits[:, -1]
+    added = {Site(block, "all"): v for block, v in variants.items() if block >= first}
+    with add(model, added, path=path), copied(list(blocks[first + 1 :]), copies, 1):
+        logits = call(**given, **{name: cache}, use_cache=True, **head).logits[:, -1]
+    return logits.expand(copies, -1)
 
 
 class Cost(NamedTuple):
@@ -189,24 +197,31 @@ def _log_probabilities(
 
 def answer_directions(
     model: nn.Module, prompts: Sequence[Prompted], *, path: str | None = None, most: int = 8
-) -> Float[Tensor, "2 h"]:
-    """d logit / d h at the last token after the last block, of both answers, over some prompts.
+) -> Float[Tensor, "a h"]:
+    """d logit / d h at the last token after the last block, of each answer, over some prompts.
 
     The answer's row of the output head as the last norm lets it through: what a direction that
     only writes the answer's token would be.
+
+    Args:
+        model: a decoder; left exactly as it is.
+        prompts: whose answers; the direction of a token that answers several is their mean.
+        path: dotted name of the list of blocks, where it is not found by itself.
+        most: prompts to look at, evenly spread, so that either class has its part.
+
+    Returns:
+        One row for each of the a tokens that are answers, by token.
     """
     last = len(residual_blocks(model, path)[1]) - 1
-    chosen = prompts[:most]
+    chosen = prompts[:: -(-len(prompts) // most)]
     width = last_activations(model, [chosen[0].context], [last], path=path).shape[-1]
-    found = []
+    found: dict[int, list[Tensor]] = {}
     with measuring(model), torch.enable_grad():
         for prompt in chosen:
             probe = torch.zeros(width, requires_grad=True)
             with add(model, {Site(last): probe}, path=path):
                 logits = run_blocks(model, collate([(prompt.context, [])])).logits[0, -1]
-            pair = [
-                torch.autograd.grad(logits[answer], probe, retain_graph=True)[0]
-                for answer in prompt.answers
-            ]
-            found.append(torch.stack(pair).float().cpu())
-    return torch.stack(found).mean(0)
+            for answer in prompt.answers:
+                row = torch.autograd.grad(logits[answer], probe, retain_graph=True)[0]
+                found.setdefault(answer, []).append(row.float().cpu())
+    return torch.stack([torch.stack(found[answer]).mean(0) for answer in sorted(found)])

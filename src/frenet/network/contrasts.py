@@ -1,20 +1,16 @@
 """Contrasts: prompts with two sides, from labelled statements, A/B questions and pairs of texts."""
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import torch
-
-from frenet.geometry import rng
+from frenet.network.contrast import Contrast, Item, Kind
 from frenet.network.files import RowError, Rows, read_rows, shown
 from frenet.network.hub_data import hub_rows, is_path
 from frenet.network.schemas import TASK_FIELDS, Record, Template, recognise, records
 from frenet.network.tokens import Encoded, encode, join, whole_ids
 
-Kind = Literal["statements", "choices", "pairs"]
 # Words for the positive side, where the data do not say which one it is.
 POSITIVE = ("yes", "true", "positive", "1")
 PAIR = ("positive", "negative")
@@ -23,104 +19,6 @@ _LETTERS = ("(A)", "(B)")
 # false:" tell the two apart much less well (Qwen2.5-0.5B: 0.48 against 0.80 of pairs in order).
 STATEMENT = ("statement", "label")
 ASKED, ANSWERED = "Question: Is the following statement true? {statement}\nAnswer:", ("Yes", "No")
-
-
-class Item(NamedTuple):
-    """One prompt of a contrast.
-
-    Attributes:
-        text: what a person reads: the prompt, or the positive text of a pair.
-        context: token ids of the prompt; empty for a pair of texts.
-        sides: token ids of the whole text on the positive and on the negative side.
-        answers: the tokens that the two sides answer with; None for a pair of texts, and where an
-            answer is several tokens.
-        label: whether the prompt itself belongs to the positive class; None where it has no class.
-        line: of the source.
-    """
-
-    text: str
-    context: list[int]
-    sides: tuple[list[int], list[int]]
-    answers: tuple[int, int] | None
-    label: bool | None
-    line: int
-
-    def both_answers(self) -> tuple[int, int]:
-        """The answers, where there are any.
-
-        Raises:
-            ValueError: a pair of texts, or answers of several tokens.
-        """
-        if self.answers is None:
-            why = (
-                "an answer is several tokens to this tokenizer; pass words of one token each, such "
-                "as yes and no"
-                if self.context
-                else "it is a pair of texts; pass statements or choices"
-            )
-            raise ValueError(f"{shown(self.text)} (line {self.line}) has no answers: {why}")
-        return self.answers
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A behaviour with two sides.
-
-    Attributes:
-        name: of the behaviour.
-        kind: "statements", labelled prompts that are all answered with the same two words;
-            "choices", questions of which either letter may be the positive one; "pairs" of texts.
-        words: the answers of the positive and the negative side, empty for pairs.
-        items: the prompts.
-        notes: what was dropped or decided while loading, one sentence each.
-    """
-
-    name: str
-    kind: Kind
-    words: tuple[str, ...]
-    items: tuple[Item, ...] = field(repr=False)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digits that identify every token of every prompt."""
-        digest = hashlib.sha256(repr((self.name, self.kind)).encode())
-        for item in self.items:
-            digest.update(repr((item.sides, item.label)).encode())
-        return digest.hexdigest()[:16]
-
-    def of_class(self, label: bool) -> list[Item]:
-        """The prompts of one class."""
-        return [item for item in self.items if item.label is label]
-
-    def divided(self, parts: int, *, seed: int, rows: int | None = None) -> list["Contrast"]:
-        """Disjoint parts of like size, each with as many prompts of either class.
-
-        Args:
-            parts: how many.
-            seed: fixes the order.
-            rows: at most so many prompts in a part.
-
-        Raises:
-            ValueError: there are too few prompts for so many parts.
-        """
-        found: list[list[Item]] = [[] for _ in range(parts)]
-        labels: tuple[bool | None, ...] = (True, False) if self.kind == "statements" else (None,)
-        for label in labels:
-            own = [item for item in self.items if item.label is label]
-            order = rng.generator(seed, "contrast", self.name, str(label))
-            mixed = [own[i] for i in torch.randperm(len(own), generator=order).tolist()]
-            most = len(mixed) // parts if rows is None else rows // len(labels)
-            size = min(len(mixed) // parts, most)
-            if size < 2:
-                side = "" if label is None else f" with the label {self.words[not label]!r}"
-                raise ValueError(
-                    f"contrast {self.name!r} has {len(own)} prompts{side}, too few for {parts} "
-                    f"parts of at least 2; pass at least {2 * parts}"
-                )
-            for i, part in enumerate(found):
-                part += mixed[i * size : (i + 1) * size]
-        return [replace(self, items=tuple(part)) for part in found]
 
 
 def contrasts(
@@ -154,8 +52,7 @@ def contrasts(
         RowError: a bad row; names file, line and value.
         ValueError: labels that are not two, one class only, or a single pair.
     """
-    rows = read_rows(source) if is_path(source) else hub_rows(str(source))
-    name = Path(rows.source).stem
+    rows, name = _read(source)
     if template is None and _is_pairs(rows):
         return _pairs(rows, name, tokenizer, max_length)
     chosen = template or recognise(rows)
@@ -174,6 +71,29 @@ def contrasts(
         )
         for key, part in by_name.items()
     }  # fmt: skip
+
+
+def answered_names(source: str | Path) -> tuple[str, ...]:
+    """Names of the contrasts of a source whose prompts have answers; no tokenizer is needed.
+
+    Raises:
+        RowError: a bad row.
+        ValueError: rows of no known schema, or pairs of texts.
+    """
+    rows, name = _read(source)
+    if _is_pairs(rows):
+        raise ValueError(
+            f"{rows.source} holds pairs of texts, which have no answer to push towards; pass "
+            "labelled statements or A/B questions ('frenet steer extract' takes pairs)"
+        )
+    found, _ = records(rows, recognise(rows), on_bad="error")
+    return tuple(dict.fromkeys(record.task or name for record in found))
+
+
+def _read(source: str | Path) -> tuple[Rows, str]:
+    """The rows of a source, and the name of a contrast that no field names."""
+    rows = read_rows(source) if is_path(source) else hub_rows(str(source))
+    return rows, Path(rows.source).stem
 
 
 def _is_pairs(rows: Rows) -> bool:

@@ -62,7 +62,7 @@ def grouped(
             }
             stack.enter_context(_patched(module, make(module, values, Shape(count, rows))))
         starts = _starts(model, [module for module, _ in owners.values()])
-        stack.enter_context(_copied(starts, count, rows))
+        stack.enter_context(copied(starts, count, rows))
         yield
 
 
@@ -208,8 +208,8 @@ def _starts(model: nn.Module, owners: list[nn.Module]) -> list[nn.Module]:
 
 
 @contextmanager
-def _copied(starts: list[nn.Module], count: int, rows: int) -> Iterator[None]:
-    """``count`` copies of every row of what these modules are called with."""
+def copied(starts: list[nn.Module], count: int, rows: int) -> Iterator[None]:
+    """Inside, these modules get ``count`` copies of every row of what they are called with."""
 
     def copy(value: Any) -> Any:
         if isinstance(value, tuple | list):

@@ -3,7 +3,7 @@
 import torch
 
 from frenet.geometry import rng
-from frenet.network.contrasts import Contrast, Item
+from frenet.network.contrast import Contrast, Item
 from frenet.network.synthetic import LENGTH, RULES, SyntheticTask, draw_digits
 
 # The two digits that the first token of the answer is kept to, the positive one first.
