@@ -22,6 +22,7 @@ from frenet.cli.options import (
     parse_both,
     printing,
 )
+from frenet.cli.probe import probe
 from frenet.cli.search import search
 from frenet.cli.steer import steer
 
@@ -231,4 +232,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "convert": _convert,
     "search": search,
     "steer": steer,
+    "probe": probe,
 }

@@ -50,7 +50,8 @@ class NetworkConfig:
     train_steps: int = 2400
     """Steps in which the synthetic transformer is trained on its eight tasks."""
     learn_steps: int = 120
-    """Steps in which a language model learns the tasks before it is measured."""
+    """Steps in which a language model learns the tasks before it is measured. 0: it stays as it is.
+    """
     learn_optimizer: str = "adamw:2e-3"
     """Optimiser and rate of that learning."""
     learn_batch: int = 10
@@ -232,13 +233,14 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     training = Training(config.learn_optimizer, config.learn_batch, config.learn_steps, seed=seed)
     untrained = selected.read(model)
     key = [loaded.fingerprint, prints, space, config.rank, config.max_length, str(training)]
-    theta = _learned(
-        key,
-        lambda: train_and_record(
-            model, Mixture(tuple(tasks.values())), training, space=selected
-        ).theta(config.learn_steps),
-    )
-    selected.write(model, theta)
+    if config.learn_steps:
+        theta = _learned(
+            key,
+            lambda: train_and_record(
+                model, Mixture(tuple(tasks.values())), training, space=selected
+            ).theta(config.learn_steps),
+        )
+        selected.write(model, theta)
     chance = math.log(base_model(model).get_output_embeddings().weight.shape[0])
     return Network(
         model=model.eval(),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from frenet.network.adapter_delta import (
@@ -284,8 +283,7 @@ def load_task_vector(path: str | Path) -> TaskVector:
         ValueError: it holds other tensors than a task vector.
     """
     files = TensorFiles(path)
-    with safe_open(files.path, framework="pt") as file:
-        about = file.metadata() or {}
+    about = files.about
     if about.get("format") != FORMAT:
         raise ValueError(
             f"{path} holds other tensors than a task vector of frenet; for a checkpoint pass its "

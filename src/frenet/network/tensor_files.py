@@ -24,6 +24,8 @@ class TensorFiles:
         shapes: by name, in the order of the files. Integer and boolean tensors (buffers such as
             the masks of older GPT-2 checkpoints) are no weights and are left out.
 
+        about: metadata of the files.
+
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: no safetensors file in it, or a damaged one.
@@ -38,6 +40,7 @@ class TensorFiles:
             raise ValueError(f"{path} holds no .safetensors file")
         self.path = path
         self.shapes: Shapes = {}
+        self.about: dict[str, str] = {}
         self._files: dict[str, Any] = {}
         for file in files:
             self._look(file)
@@ -45,6 +48,7 @@ class TensorFiles:
     def _look(self, path: Path) -> None:
         try:
             file: Any = safe_open(path, framework="pt")
+            self.about |= file.metadata() or {}
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 if part.get_dtype().startswith(("F", "BF")):
