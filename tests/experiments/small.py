@@ -52,6 +52,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "prompts": 16,
         "protocol": "relative-noise",
     },
+    "task-vector-range": SMALL
+    | {
+        "only": ("copy", "sort"),
+        "steps": 6,
+        "k": 3,
+        "batch_size": 16,
+        "damage_batch": 16,
+        "eval_size": 16,
+        "scales": (-1.0, 0.0, 1.0),
+    },
     "step-vs-vector": STEERED | {"shuffles": 50, "halves": 2},
     "steering-effect": STEERED | {"draws": 2, "resamples": 50, "equal_rows": 8},
     "recovery-basis": SMALL
