@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, DamageConfig, NotDamagedError, damaged
 from frenet.experiments.experiment import Cell, Experiment, Row
@@ -76,9 +77,13 @@ def cells(config: Config) -> list[Cell]:
 
     Raises:
         ValueError: an unknown kind of direction.
+        FileNotFoundError: a vector or contrast that is not there.
     """
     if unknown := [name for name in config.directions if name not in KINDS]:
         raise ValueError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
+    for source in (*config.vectors, *filter(None, [config.contrasts])):
+        if not Path(source).expanduser().exists():
+            raise FileNotFoundError(f"there is no file or folder {source}")
     return [
         Cell.of(seed=seed, space=space, task=task)
         for seed in config.seeds
@@ -111,15 +116,17 @@ def _measured(spot: Spot) -> Iterator[Row]:
     model, space, config = spot.network.model, spot.network.space, spot.config
     steps = max(config.lags)
     training = Training(spot.optimizer, config.batch_size, steps, seed=spot.seed)
-    with space.restored(model):
-        path = train_and_record(model, spot.task, training, space=space)
-    found = list(weight_directions(spot, path))
+    # What may be wrong with the user's files is said before anything is trained.
+    given = []
     for vector in vectors_from_disk(model, config.vectors):
         own = vector.space(model)
-        found.append(Direction(vector.origin, vector.flat(own), own, vector.norm()))
+        given.append(Direction(vector.origin, vector.flat(own), own, vector.norm()))
+    steering = steering_direction(spot)
+    with space.restored(model):
+        path = train_and_record(model, spot.task, training, space=space)
+    found = [*weight_directions(spot, path), *given]
     rows = [row for direction in found for row in radius_rows(spot, direction)]
     dims = {direction.name: direction.space.dim for direction in found}
-    steering = steering_direction(spot)
     if steering is not None:
         rows += steering_rows(spot, steering)
         dims["steering"] = len(steering.vector)

@@ -28,13 +28,15 @@ class TensorFiles:
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: no safetensors file in it, or a damaged one.
+        ValueError: no safetensors file, or a damaged one.
     """
 
     def __init__(self, source: str | Path) -> None:
         path = Path(source).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"there is no file or folder {path}")
+        if path.is_file() and path.suffix != ".safetensors":
+            raise ValueError(f"{path} is no .safetensors file; convert it, or pass another one")
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         if not files:
             raise ValueError(f"{path} holds no .safetensors file")
