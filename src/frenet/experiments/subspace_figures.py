@@ -1,0 +1,200 @@
+"""How `subspace_training` shows its rows: columns and figures."""
+
+from statistics import median
+
+from frenet.experiments.charts import Axis, dots, lines
+from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar
+from frenet.experiments.intervals import over_seeds, seed_means, select
+from frenet.experiments.subspace_findings import ALL, CHANCE, FIXED, MOVING, UNSWEPT, at_k
+
+WHOLE = (ALL, UNSWEPT)
+PANELS = {"from the damaged point": FIXED, "after k steps of all coordinates": MOVING}
+
+
+def curve_chart(rows: Rows) -> object:
+    """Loss against step, by basis."""
+    return _curves(rows, Axis("share", "step, over the steps of the run"))
+
+
+def moved_chart(rows: Rows) -> object:
+    """Loss against how many numbers have been moved, by basis."""
+    started = [row for row in rows if row["step"]]
+    return _curves(started, Axis("moved", "coordinates times steps so far", log=True))
+
+
+def _curves(rows: Rows, x: Axis) -> object:
+    """Median over seeds of the loss, with all seeds in the band, in two panels a group."""
+    table: list[Row] = []
+    for facet, part in _panels(at_k(rows)):
+        by = ("basis", "share")
+        losses, moved = (seed_means(part, by=by, value=value) for value in ("loss", "moved"))
+        for key in dict.fromkeys((row["basis"], row["share"]) for row in losses):
+            values = _values(losses, key)
+            ends = (min(values), max(values)) if len(values) > 1 else (None, None)
+            table.append(
+                {
+                    "panel": facet,
+                    "basis": key[0],
+                    "share": key[1],
+                    "moved": median(_values(moved, key)),
+                    "value": median(values),
+                    "low": ends[0],
+                    "high": ends[1],
+                }
+            )
+    return lines(
+        table,
+        x=x,
+        y=Axis("value", "loss (nats per token)"),
+        colour=Axis("basis", "trained in"),
+        facet="panel",
+        rules=[name for name in WHOLE if any(row["basis"] == name for row in table)],
+    )
+
+
+def _values(rows: Rows, key: tuple[Scalar, Scalar]) -> list[float]:
+    found = select(rows, basis=key[0], share=key[1])
+    return [float(str(row["value"])) for row in found]
+
+
+def _panels(rows: Rows) -> list[tuple[str, list[Row]]]:
+    """The rows of each space, optimiser and start, named by what differs."""
+    groups = _groups(rows)
+    found = []
+    for name, group in groups:
+        for start, bases in PANELS.items():
+            part = [row for row in group if row["basis"] in (*bases, *WHOLE)]
+            if any(row["basis"] in bases for row in part):
+                found.append((f"{name}: {start}" if len(groups) > 1 else start, part))
+    return found
+
+
+def _groups(rows: Rows) -> list[tuple[str, list[Row]]]:
+    keys = dict.fromkeys((row["space"], row["optimizer"]) for row in rows)
+    return [
+        (f"{space}, {optimizer}", [dict(r) for r in select(rows, space=space, optimizer=optimizer)])
+        for space, optimizer in keys
+    ]
+
+
+def dimension_chart(rows: Rows) -> object:
+    """Share of the lost loss regained at equal steps against k; by basis where there is one k."""
+    table: list[Row] = []
+    for name, group in _groups(rows):
+        inside = [row for row in group if row["basis"] in CHANCE]
+        table += over_seeds([r | {"panel": name} for r in inside], by=_BY, value="regained")
+        for k in sorted({int(str(row["k"])) for row in inside}):
+            whole = [r | {"panel": name, "k": k} for r in group if r["basis"] in WHOLE]
+            table += over_seeds(whole, by=_BY, value="regained")
+    share = Axis("value", "share of the lost loss regained")
+    if len(ks := {row["k"] for row in table}) == 1:
+        share = share._replace(title=f"{share.title}, k = {ks.pop()}", domain=(0, 1))
+        return dots(table, x=share, row=Axis("basis", "trained in"), facet="panel")
+    return lines(
+        table,
+        x=Axis("k", "basis dimension k", log=True),
+        y=share._replace(domain=(0, 1)),
+        colour=Axis("basis", "trained in"),
+        facet="panel",
+        rules=[name for name in WHOLE if any(row["basis"] == name for row in table)],
+    )
+
+
+_BY = ("panel", "basis", "k")
+_CASE = (
+    Column("seed", "", "seed of network, data, damage, bases and minibatches", "key"),
+    Column("space", "", "parameters that recover: all weights, or LoRA adapters", "key"),
+    Column("task", "", "damaged task", "key"),
+    Column("protocol", "", "kind of damage", "key"),
+    Column("optimizer", "", "optimiser, and the rate of the run that gives the prefix", "key"),
+)
+_BASIS = (
+    Column("basis", "", "what is trained in", "key"),
+    Column("k", "", "its dimension; d for all coordinates", "key"),
+)
+TABLES = {
+    "run": (
+        *_CASE,
+        Column("status", "", "recovered; not recovered; not damaged", "key"),
+        Column("loss_0", "nats/token", "loss before the damage", "reference"),
+        Column("loss_d", "nats/token", "loss after the damage", "reference"),
+        Column("loss_end", "nats/token", "select loss at the end", "measure", "threshold"),
+        Column("threshold", "nats/token", "5% of min(loss_d, ln V) above loss_0", "reference"),
+        Column("stop", "steps", "T_stop of the run", "measure", "longest"),
+        Column("longest", "steps", "most steps allowed", "reference"),
+        Column("left_out", "", "values of k above 0.35 T_stop, which are not measured", "key"),
+        Column("why", "", "what the protocol did not do", "key"),
+    ),
+    "trained": (
+        *_CASE,
+        *_BASIS,
+        Column("rate", "", "chosen learning rate, over the run's at steps of equal norm", "key"),
+        Column("full_steps", "steps", "steps that moved all coordinates", "key"),
+        Column("spent", "gradients", "minibatch gradients for the basis, beside the steps", "key"),
+        Column("moved", "", "numbers moved: coordinates times steps, summed", "key"),
+        Column("loss", "nats/token", "test loss at the end", "measure", "loss_d"),
+        Column("loss_d", "nats/token", "loss after the damage", "reference"),
+        Column("regained", "fraction", "of the lost loss", "measure", "regained_all"),
+        Column("regained_all", "fraction", "by all coordinates at their best rate", "reference"),
+        Column("chance", "fraction", "by random directions with as many full steps", "reference"),
+        Column("regained_steps", "fraction", "by its full steps alone", "reference"),
+        Column("accuracy", "fraction", "of test tokens", "measure", "accuracy_all"),
+        Column("accuracy_all", "fraction", "by all coordinates at their best rate", "reference"),
+        Column("stop", "steps", "T_stop; empty: not recovered by then", "measure", "steps"),
+        Column("steps", "steps", "steps taken, the run's T_stop", "reference"),
+    ),
+    "curve": (
+        *_CASE,
+        *_BASIS,
+        Column("share", "fraction", "step over the steps of the run", "key"),
+        Column("step", "steps", "training step", "key"),
+        Column("moved", "", "numbers moved: coordinates times steps, summed", "key"),
+        Column("loss", "nats/token", "select loss", "measure", "threshold"),
+        Column("threshold", "nats/token", "the loss that counts as recovered", "reference"),
+    ),
+    "rate": (
+        *_CASE,
+        *_BASIS,
+        Column("rate", "", "learning rate, over the run's at steps of equal norm", "key"),
+        Column("chosen", "", "this one has the lowest training loss", "key"),
+        Column("at_end", "", "chosen, though a neighbour was not tried", "key"),
+        Column(
+            "train_loss",
+            "nats/token",
+            "last fifth of the minibatches; empty: diverged",
+            "measure",
+            "train_loss_all",
+        ),
+        Column("train_loss_all", "nats/token", "the same of the run", "reference"),
+    ),
+}
+FIGURES = (
+    Figure(
+        "curves",
+        "How fast does a basis recover?",
+        "Held-out loss against the step, as many steps and the same minibatches for all, k = 10 or "
+        "the largest below. The line is the median over seeds, the band holds all seeds. Every "
+        "basis has the learning rate that was best on the training minibatches; the dashed grey "
+        "lines train all coordinates, at their best rate and at that of the run which the prefix "
+        "comes from.",
+        "curve",
+        curve_chart,
+    ),
+    Figure(
+        "moved",
+        "The same against the numbers that are moved",
+        "A step inside a basis moves k numbers, a step of all coordinates d. Left of the knee of "
+        "the curves on the right, all coordinates move to make the basis.",
+        "curve",
+        moved_chart,
+    ),
+    Figure(
+        "dimension",
+        "How many coordinates does it take?",
+        "Share of the lost loss regained at equal steps, mean over tasks and protocols, 95% "
+        "interval over seeds. Random directions with as many full steps are the chance level, all "
+        "coordinates the ceiling.",
+        "trained",
+        dimension_chart,
+    ),
+)
