@@ -2,6 +2,7 @@
 
 import copy
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -387,3 +388,13 @@ def test_what_cannot_be_is_refused(unchecked):
     state["state"]["point"] = torch.zeros(3)
     with pytest.raises(ValueError, match="the state is of 3 coordinates, the space has 12"):
         optimizer.load_state_dict(state)
+
+
+def test_the_example_of_the_documentation_runs(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "subspace.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    with torch.random.fork_rng():
+        exec(compile(code, "docs/subspace.md", "exec"), {})
+    loss, full = capsys.readouterr().out.split()
+    assert float(loss) < 0.9
+    assert full == "30"

@@ -3,7 +3,7 @@
 from statistics import median
 
 from frenet.experiments.charts import Axis, dots, lines
-from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar
+from frenet.experiments.experiment import Column, Figure, Row, Rows
 from frenet.experiments.intervals import over_seeds, seed_means, select
 from frenet.experiments.subspace_findings import ALL, CHANCE, FIXED, MOVING, UNSWEPT, at_k
 
@@ -28,20 +28,13 @@ def _curves(rows: Rows, x: Axis) -> object:
     for facet, part in _panels(at_k(rows)):
         by = ("basis", "share")
         losses, moved = (seed_means(part, by=by, value=value) for value in ("loss", "moved"))
-        for key in dict.fromkeys((row["basis"], row["share"]) for row in losses):
-            values = _values(losses, key)
+        for basis, share in dict.fromkeys((row["basis"], row["share"]) for row in losses):
+            at: Row = {"basis": basis, "share": share}
+            values = [float(str(row["loss"])) for row in select(losses, **at)]
+            numbers = [float(str(row["moved"])) for row in select(moved, **at)]
             ends = (min(values), max(values)) if len(values) > 1 else (None, None)
-            table.append(
-                {
-                    "panel": facet,
-                    "basis": key[0],
-                    "share": key[1],
-                    "moved": median(_values(moved, key)),
-                    "value": median(values),
-                    "low": ends[0],
-                    "high": ends[1],
-                }
-            )
+            at |= {"panel": facet, "moved": median(numbers), "value": median(values)}
+            table.append(at | {"low": ends[0], "high": ends[1]})
     return lines(
         table,
         x=x,
@@ -50,11 +43,6 @@ def _curves(rows: Rows, x: Axis) -> object:
         facet="panel",
         rules=[name for name in WHOLE if any(row["basis"] == name for row in table)],
     )
-
-
-def _values(rows: Rows, key: tuple[Scalar, Scalar]) -> list[float]:
-    found = select(rows, basis=key[0], share=key[1])
-    return [float(str(row["value"])) for row in found]
 
 
 def _panels(rows: Rows) -> list[tuple[str, list[Row]]]:
@@ -183,8 +171,9 @@ FIGURES = (
     Figure(
         "moved",
         "The same against the numbers that are moved",
-        "A step inside a basis moves k numbers, a step of all coordinates d. Left of the knee of "
-        "the curves on the right, all coordinates move to make the basis.",
+        "A step inside a basis moves k numbers, a step of all coordinates d. Bases that come after "
+        "k steps of all coordinates fall straight down from there: what moves inside hardly counts "
+        "beside those steps.",
         "curve",
         moved_chart,
     ),

@@ -27,7 +27,7 @@ OWN = "not in the paper: a question of our own"
 
 def fixed_prefix(rows: Rows) -> Finding:
     """S1: at equal k and steps the prefix regains more than the best of the other bases."""
-    table = at_k(rows)
+    table = at_k(select(rows, table="trained"))
     others = {name: found for name in FIXED[1:] if (found := _share(table, name)) is not None}
     best = max(others, key=lambda name: others[name].value, default="none measured")
     more = estimate(_paired(table, "prefix", best), "difference")
@@ -48,7 +48,7 @@ def fixed_prefix(rows: Rows) -> Finding:
 def refreshed_prefix(rows: Rows) -> Finding:
     """S2: the moving prefix regains more than the fixed one, and than moving random directions."""
     verdict: Verdict
-    table = at_k(rows)
+    table = at_k(select(rows, table="trained"))
     more = estimate(_paired(table, "moving prefix", "prefix from step k"), "difference")
     over = estimate(_paired(table, "moving prefix", "moving random"), "difference")
     verdict, why = _sign(more, "than the prefix that stays")
@@ -68,10 +68,9 @@ def refreshed_prefix(rows: Rows) -> Finding:
 
 
 def at_k(rows: Rows) -> list[Row]:
-    """Rows of the table trained at k = 10, or at the largest k below, with those of all."""
-    table = [dict(row) for row in select(rows, table="trained")]
-    k = _k(table)
-    return [row for row in table if row["k"] == k or row["basis"] not in CHANCE]
+    """Rows at k = 10, or at the largest k below, with those of all coordinates."""
+    k = _k(rows)
+    return [dict(row) for row in rows if row["k"] == k or row["basis"] not in CHANCE]
 
 
 def _k(table: Rows) -> int:

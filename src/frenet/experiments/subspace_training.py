@@ -101,9 +101,9 @@ EXPERIMENT = Experiment(
         "cpu": Config(spaces=("full", "lora"), max_tasks=2),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(
-            protocols=("wrong-answers",),
+            protocols=("wrong-answers", "absolute-noise"),
             lora_optimizers=("adamw:5e-4",),
-            steps=80,
+            steps=200,
             batch_size=8,
             ks=(2, 5, 10),
             n=12,
