@@ -15,6 +15,7 @@ from frenet.methods.moving_basis import MovingBasis, moving_prefix
 from frenet.methods.subspace_optimizer import SubspaceOptimizer
 from frenet.network.space import ParamSpace
 from measure.quadratic import quadratic
+from network.models import tiny_gpt2
 
 CURVATURES = torch.linspace(0.5, 3, 12)
 INNER = {
@@ -398,3 +399,37 @@ def test_the_example_of_the_documentation_runs(capsys):
     loss, full = capsys.readouterr().out.split()
     assert float(loss) < 0.9
     assert full == "30"
+
+
+def in_a_trainer(folder, *, resume=None):
+    """Ten steps of the Trainer of transformers, saved after five: the weights at the end."""
+    from transformers import Trainer, TrainingArguments
+
+    model = tiny_gpt2().eval()
+    space = ParamSpace.select(model)
+    moving = moving_prefix(3, inside=4, space=space)
+    optimizer = inside(model, space, moving, "adam", scale=5.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (1 + t))
+    settings = TrainingArguments(
+        str(folder),
+        max_steps=10,
+        save_steps=5,
+        per_device_train_batch_size=4,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+    rows = [{"input_ids": torch.arange(6) + i, "labels": torch.arange(6) + i} for i in range(16)]
+    trainer = Trainer(model, settings, train_dataset=rows, optimizers=(optimizer, schedule))
+    with torch.random.fork_rng():
+        trainer.train(resume_from_checkpoint=resume)
+    assert (optimizer.taken, optimizer.full_taken) == (10, 6)
+    return space.read(model)
+
+
+def test_the_trainer_of_transformers_runs_and_resumes_it(tmp_path, unchecked):
+    whole = in_a_trainer(tmp_path)
+    resumed = in_a_trainer(tmp_path, resume=str(tmp_path / "checkpoint-5"))
+    assert torch.equal(resumed, whole)
+    assert float((whole - ParamSpace.select(start := tiny_gpt2()).read(start)).norm()) > 0.1

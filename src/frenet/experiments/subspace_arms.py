@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Row
 from frenet.experiments.networks import NetworkConfig
-from frenet.experiments.subspace_findings import CHANCE
+from frenet.experiments.subspace_findings import ALL, CHANCE
 
 if TYPE_CHECKING:
     from frenet.experiments.networks import Network
@@ -130,7 +130,7 @@ class Trained:
 
 def everything(case: Case) -> Arm:
     """All coordinates: the ceiling."""
-    return Arm("", case.network.space.dim, None, 0)
+    return Arm(ALL, case.network.space.dim, None, 0)
 
 
 def arms(case: Case, run: "Recovery", gradients: "dict[str, Basis]", k: int) -> list[Arm]:

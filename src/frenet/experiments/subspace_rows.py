@@ -14,7 +14,7 @@ from frenet.experiments.subspace_arms import (
     gradient_bases,
     swept,
 )
-from frenet.experiments.subspace_findings import ALL, CHANCE, LONGEST_PREFIX, UNSWEPT
+from frenet.experiments.subspace_findings import CHANCE, LONGEST_PREFIX, UNSWEPT
 
 if TYPE_CHECKING:
     from frenet.measure.recovery import Recovery
@@ -26,13 +26,14 @@ def damaged_rows(case: Case) -> Iterator[Row]:
     yield _run_row(case, run)
     if run.stop is None:
         return
-    arm, whole = everything(case), swept(case, everything(case), run.stop)
+    arm = everything(case)
+    whole = swept(case, arm, run.stop)
     best, unswept = _best(case, arm, whole), next(t for t in whole if t.rate == 1.0)
     ceiling: Row = {"regained_all": case.regained(best.loss), "accuracy_all": best.accuracy}
-    for name, one in ((ALL, best), (UNSWEPT, unswept)):
-        context = {**ceiling, "chance": None, "regained_steps": _alone(case, run, run.stop)}
-        yield from _rows(case, arm._replace(name=name), one, run.stop, context)
-    yield from _rate_rows(case, arm._replace(name=ALL), whole, unswept)
+    context = {**ceiling, "chance": None, "regained_steps": _alone(case, run, run.stop)}
+    yield from _rows(case, arm, best, run.stop, context)
+    yield from _rows(case, arm._replace(name=UNSWEPT), unswept, run.stop, context)
+    yield from _rate_rows(case, arm, whole, unswept)
     gradients = gradient_bases(case)
     for k in (k for k in case.config.ks if k <= LONGEST_PREFIX * run.stop):
         found = [(arm, swept(case, arm, run.stop)) for arm in arms(case, run, gradients, k)]
@@ -85,7 +86,7 @@ def _best(case: Case, arm: Arm, trained: list[Trained]) -> Trained:
     best = min(trained, key=lambda t: (t.train_loss, t.rate))
     if math.isinf(best.train_loss):
         raise FloatingPointError(
-            f"training {case.task.name} in the basis {arm.name or ALL!r} diverged at all "
+            f"training {case.task.name} in the basis {arm.name!r} diverged at all "
             f"{len(trained)} rates from {case.keys['optimizer']} down; pass a smaller one"
         )
     return best

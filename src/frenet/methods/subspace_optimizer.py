@@ -26,8 +26,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     are kept in float64, so that steps below the rounding of bf16 add up.
 
     It takes the place of an optimiser in any training loop: schedulers act on its ``param_groups``,
-    whose settings the inner optimiser follows. Weight decay pulls c, so the parameters to the
-    anchor. A selected parameter without a gradient has the gradient zero.
+    whose settings the inner optimiser follows. Weight decay pulls c to zero, and so the parameters
+    to the anchor. A selected parameter without a gradient has the gradient zero.
 
     Whenever the basis changes, by a ``MovingBasis`` or by ``rebase``, the anchor is the present
     point, c = 0, and the inner optimiser is made anew: momentum and moments, which belong to the
@@ -85,7 +85,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self._moving = basis if isinstance(basis, MovingBasis) else None
         self._scale, self._clip = scale, clip
         self._device = work_device(parameters[0])
-        self._require_memory()
+        self._require_memory(basis)
         self.taken = self.full_taken = self._cycle = 0
         self._point = self._read()
         self._enter(basis if isinstance(basis, Basis) else None)
@@ -268,11 +268,15 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 "change; call rebase(basis) after loading or changing weights"
             )
 
-    def _require_memory(self) -> None:
-        # Point, anchor, displacement, gradient in float64; in full steps two moments as well.
+    def _require_memory(self, basis: Basis | MovingBasis | None) -> None:
+        # Point, anchor, displacement, gradient in float64.
         numbers = 8 * 4
-        if self._moving is not None:
-            numbers += 8 * 3 + 4 * 2 * self._moving.full
+        if not isinstance(basis, Basis):
+            # Two moments, and the point before a step.
+            numbers += 8 * 3
+        if isinstance(basis, MovingBasis):
+            # The full steps and the directions that they give, in float32.
+            numbers += 4 * 2 * basis.full
         require_memory(
             numbers * self.space.dim,
             f"training {self.space.dim:,} parameters inside a basis",
