@@ -5,7 +5,15 @@ from statistics import median
 from frenet.experiments.charts import Axis, dots, lines
 from frenet.experiments.experiment import Column, Figure, Row, Rows
 from frenet.experiments.intervals import over_seeds, seed_means, select
-from frenet.experiments.subspace_findings import ALL, CHANCE, FIXED, MOVING, UNSWEPT, at_k
+from frenet.experiments.subspace_findings import (
+    ALL,
+    CHANCE,
+    FIXED,
+    MOVING,
+    UNSWEPT,
+    at_k,
+    groups,
+)
 
 WHOLE = (ALL, UNSWEPT)
 PANELS = {"from the damaged point": FIXED, "after k steps of all coordinates": MOVING}
@@ -47,28 +55,19 @@ def _curves(rows: Rows, x: Axis) -> object:
 
 def _panels(rows: Rows) -> list[tuple[str, list[Row]]]:
     """The rows of each space, optimiser and start, named by what differs."""
-    groups = _groups(rows)
-    found = []
-    for name, group in groups:
+    found, several = [], len(groups(rows)) > 1
+    for name, group in groups(rows):
         for start, bases in PANELS.items():
             part = [row for row in group if row["basis"] in (*bases, *WHOLE)]
             if any(row["basis"] in bases for row in part):
-                found.append((f"{name}: {start}" if len(groups) > 1 else start, part))
+                found.append((f"{name}: {start}" if several else start, part))
     return found
-
-
-def _groups(rows: Rows) -> list[tuple[str, list[Row]]]:
-    keys = dict.fromkeys((row["space"], row["optimizer"]) for row in rows)
-    return [
-        (f"{space}, {optimizer}", [dict(r) for r in select(rows, space=space, optimizer=optimizer)])
-        for space, optimizer in keys
-    ]
 
 
 def dimension_chart(rows: Rows) -> object:
     """Share of the lost loss regained at equal steps against k; by basis where there is one k."""
     table: list[Row] = []
-    for name, group in _groups(rows):
+    for name, group in groups(rows):
         inside = [row for row in group if row["basis"] in CHANCE]
         table += over_seeds([r | {"panel": name} for r in inside], by=_BY, value="regained")
         for k in sorted({int(str(row["k"])) for row in inside}):

@@ -6,8 +6,6 @@ from frenet.experiments.experiment import Claim, Estimate, Finding, Row, Rows, V
 from frenet.experiments.intervals import estimate, high, low, select, why_open
 from frenet.experiments.recovery_findings import LONGEST_PREFIX
 
-__all__ = ["ALL", "CHANCE", "CLAIMS", "FIXED", "LONGEST_PREFIX", "MOVING", "UNSWEPT", "K", "at_k"]
-
 K = 10
 ALL, UNSWEPT = "all coordinates", "all, at the run's rate"
 # Bases from the damaged point on, and bases that come after the first k steps of the run.
@@ -41,7 +39,13 @@ def fixed_prefix(rows: Rows) -> Finding:
         reference=f"share regained inside {best}",
         reference_estimate=others.get(best),
         why=why,
-        notes=(*_share_notes(table), *_stop_notes(table), *_rate_notes(rows), *_run_notes(rows)),
+        notes=(
+            *_share_notes(table),
+            *_difference_notes(table, "prefix", (*FIXED[1:], ALL, UNSWEPT)),
+            *_stop_notes(table),
+            *_rate_notes(rows),
+            *_run_notes(rows),
+        ),
     )
 
 
@@ -63,7 +67,11 @@ def refreshed_prefix(rows: Rows) -> Finding:
         reference="moving prefix minus moving random directions",
         reference_estimate=over,
         why=why,
-        notes=(*_step_notes(table), *_behind_notes(table)),
+        notes=(
+            *_step_notes(table),
+            *_difference_notes(table, "prefix from step k", ("random from step k", ALL, UNSWEPT)),
+            *_difference_notes(table, "moving prefix", (*FIXED[1:3], ALL, UNSWEPT)),
+        ),
     )
 
 
@@ -71,6 +79,18 @@ def at_k(rows: Rows) -> list[Row]:
     """Rows at k = 10, or at the largest k below, with those of all coordinates."""
     k = _k(rows)
     return [dict(row) for row in rows if row["k"] == k or row["basis"] not in CHANCE]
+
+
+def groups(table: Rows) -> list[tuple[str, list[Row]]]:
+    """The rows of each space and optimiser, with a name."""
+    keys = dict.fromkeys((row["space"], row["optimizer"]) for row in table)
+    return [
+        (
+            f"{space}, {optimizer}",
+            [dict(r) for r in select(table, space=space, optimizer=optimizer)],
+        )
+        for space, optimizer in keys
+    ]
 
 
 def _k(table: Rows) -> int:
@@ -110,13 +130,6 @@ def _ends(value: Estimate) -> str:
     return f" {value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
 
 
-def _groups(table: Rows) -> Iterator[tuple[str, list[Row]]]:
-    """The rows of each space and optimiser, with a name."""
-    for space, optimizer in dict.fromkeys((r["space"], r["optimizer"]) for r in table):
-        part = [dict(row) for row in select(table, space=space, optimizer=optimizer)]
-        yield f"{space}, {optimizer}", part
-
-
 def _listed(part: Rows, bases: Sequence[str], column: str = "regained") -> str:
     """The mean of a column in every basis that has it."""
     means = [(name, estimate(select(part, basis=name), column)) for name in bases]
@@ -124,7 +137,7 @@ def _listed(part: Rows, bases: Sequence[str], column: str = "regained") -> str:
 
 
 def _share_notes(table: Rows) -> Iterator[str]:
-    for name, part in _groups(table):
+    for name, part in groups(table):
         yield f"Regained from the damaged point, {name}: {_listed(part, (*FIXED, ALL, UNSWEPT))}."
     prefix = select(table, basis="prefix")
     spent = {str(row["spent"]) for row in select(table, basis="gradients")}
@@ -136,20 +149,24 @@ def _share_notes(table: Rows) -> Iterator[str]:
 
 
 def _step_notes(table: Rows) -> Iterator[str]:
-    for name, part in _groups(table):
-        yield f"Regained after k full steps, {name}: {_listed(part, (*MOVING, ALL, UNSWEPT))}."
+    for name, part in groups(table):
+        listed = _listed(part, (*MOVING, ALL, UNSWEPT))
+        yield f"Regained with full steps on the way, {name}: {listed}."
         alone = _listed(part, ("prefix from step k", "moving prefix"), "regained_steps")
         if alone:
             yield f"Of that, their full steps alone regain, {name}: {alone}."
 
 
-def _behind_notes(table: Rows) -> Iterator[str]:
-    """How far from training all coordinates."""
-    for basis in ("prefix", "prefix from step k", "moving prefix"):
-        found = estimate(_paired(table, basis, ALL), "difference")
+def _difference_notes(table: Rows, basis: str, others: Sequence[str]) -> Iterator[str]:
+    """Share regained in one basis minus that in every other one."""
+    parts = []
+    for other in others:
+        found = estimate(_paired(table, basis, other), "difference")
         if found is not None:
-            ends = "" if found.low is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
-            yield f"{basis} against all coordinates at equal steps: {found.value:+.3f}{ends}."
+            ends = f" {found.value:+.3f}" if found.low is None else _ends(found)
+            parts.append(f"{other}{ends}")
+    if parts:
+        yield f"At equal steps, {basis} minus: {'; '.join(parts)}."
 
 
 def _stop_notes(table: Rows) -> Iterator[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from frenet.experiments.experiment import Row
+from frenet.experiments.recovery_findings import LONGEST_PREFIX
 from frenet.experiments.subspace_arms import (
     Arm,
     Case,
@@ -14,7 +15,7 @@ from frenet.experiments.subspace_arms import (
     gradient_bases,
     swept,
 )
-from frenet.experiments.subspace_findings import CHANCE, LONGEST_PREFIX, UNSWEPT
+from frenet.experiments.subspace_findings import CHANCE, UNSWEPT
 
 if TYPE_CHECKING:
     from frenet.measure.recovery import Recovery

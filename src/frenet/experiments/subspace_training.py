@@ -12,9 +12,10 @@ from frenet.experiments.networks import (
     prepare,
     task_names,
 )
+from frenet.experiments.recovery_findings import LONGEST_PREFIX
 from frenet.experiments.subspace_arms import Case, Config
 from frenet.experiments.subspace_figures import FIGURES, TABLES
-from frenet.experiments.subspace_findings import CHANCE, CLAIMS, LONGEST_PREFIX
+from frenet.experiments.subspace_findings import CHANCE, CLAIMS
 from frenet.experiments.subspace_rows import damaged_rows
 
 
