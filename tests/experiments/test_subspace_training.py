@@ -118,16 +118,6 @@ def test_figures_hold_every_basis(figure, own) -> None:
     assert drawn_bases(figure.chart(table(own, figure.table))) == {*CHANCE, ALL, UNSWEPT}
 
 
-def test_one_dimension_is_drawn_as_dots_and_several_as_lines(own) -> None:
-    (figure,) = (f for f in EXPERIMENT.figures if f.id == "dimension")
-    rows = table(own, "trained")
-    assert "k = 3" in str(figure.chart(rows).to_dict())
-    rows += [row | {"k": 6} for row in rows if row["basis"] in CHANCE]
-    chart = figure.chart(rows)
-    assert "basis dimension k" in str(chart.to_dict())
-    assert drawn_bases(chart) == {*CHANCE, ALL, UNSWEPT}
-
-
 def test_what_cannot_be_run_is_refused() -> None:
     config = EXPERIMENT.presets["demo"]
     with pytest.raises(ValueError, match="no basis 'prefixes'; there are prefix, gradients"):

@@ -196,8 +196,8 @@ def swept(case: Case, arm: Arm, steps: int) -> list[Trained]:
 def climb(score: Callable[[int], float], *, tries: int) -> dict[int, float]:
     """Scores of 0 and of the neighbours of the lowest so far, until it lies between two.
 
-    >>> climb(lambda i: (i - 2) ** 2, tries=9)
-    {0: 4, 1: 1, 2: 0, 3: 1}
+    >>> climb(lambda i: (i - 2.0) ** 2, tries=9)
+    {0: 4.0, 1: 1.0, 2: 0.0, 3: 1.0}
     """
     scores = {0: score(0)}
     while len(scores) < tries:

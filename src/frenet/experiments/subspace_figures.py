@@ -65,29 +65,23 @@ def _panels(rows: Rows) -> list[tuple[str, list[Row]]]:
 
 
 def dimension_chart(rows: Rows) -> object:
-    """Share of the lost loss regained at equal steps against k; by basis where there is one k."""
+    """Share of the lost loss regained at equal steps, by basis and k."""
     table: list[Row] = []
     for name, group in groups(rows):
-        inside = [row for row in group if row["basis"] in CHANCE]
-        table += over_seeds([r | {"panel": name} for r in inside], by=_BY, value="regained")
-        for k in sorted({int(str(row["k"])) for row in inside}):
-            whole = [r | {"panel": name, "k": k} for r in group if r["basis"] in WHOLE]
-            table += over_seeds(whole, by=_BY, value="regained")
-    share = Axis("value", "share of the lost loss regained")
-    if len(ks := {row["k"] for row in table}) == 1:
-        share = share._replace(title=f"{share.title}, k = {ks.pop()}", domain=(0, 1))
-        return dots(table, x=share, row=Axis("basis", "trained in"), facet="panel")
-    return lines(
+        sized = [
+            row | {"panel": name, "size": f"k = {row['k']}" if row["basis"] in CHANCE else "d"}
+            for row in group
+        ]
+        table += over_seeds(sized, by=("panel", "basis", "size"), value="regained")
+    return dots(
         table,
-        x=Axis("k", "basis dimension k", log=True),
-        y=share._replace(domain=(0, 1)),
-        colour=Axis("basis", "trained in"),
+        x=Axis("value", "share of the lost loss regained", domain=(0, 1)),
+        row=Axis("basis", "trained in"),
+        colour=Axis("size", "coordinates"),
         facet="panel",
-        rules=[name for name in WHOLE if any(row["basis"] == name for row in table)],
     )
 
 
-_BY = ("panel", "basis", "k")
 _CASE = (
     Column("seed", "", "seed of network, data, damage, bases and minibatches", "key"),
     Column("space", "", "parameters that recover: all weights, or LoRA adapters", "key"),
