@@ -78,6 +78,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "probe_size": 32,
         "optimised": ("prefix", "random"),
     },
+    "subspace-training": SMALL | {"ks": (3,), "looks": 4, "optimizers": ("adam:1e-3",)},
 }
 
 
