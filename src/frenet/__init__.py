@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from frenet.methods.adapter_fit import save_as_adapter
     from frenet.methods.candidates import Noise
     from frenet.methods.effect_line import effect_line
+    from frenet.methods.moving_basis import MovingBasis, moving_prefix
     from frenet.methods.plan import plan
     from frenet.methods.scale import radius
     from frenet.methods.search import Selection, random_search
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         save_vector,
     )
     from frenet.methods.subspace import train_in_basis
+    from frenet.methods.subspace_optimizer import SubspaceOptimizer
     from frenet.methods.survey import survey
     from frenet.methods.task_vectors import (
         TaskVector,
@@ -88,6 +90,9 @@ _HOME = {
     "krylov_basis": "geometry.basis",
     "random_basis": "geometry.basis",
     "train_in_basis": "methods.subspace",
+    "SubspaceOptimizer": "methods.subspace_optimizer",
+    "MovingBasis": "methods.moving_basis",
+    "moving_prefix": "methods.moving_basis",
     # task vectors, and how far a direction goes
     "TaskVector": "methods.task_vectors",
     "from_checkpoints": "methods.task_vectors",
@@ -128,11 +133,13 @@ _HOME = {
 __all__ = [
     "EXPERIMENTS",
     "Basis",
+    "MovingBasis",
     "Noise",
     "ParamSpace",
     "Selection",
     "Site",
     "SteeringVector",
+    "SubspaceOptimizer",
     "TaskVector",
     "Training",
     "Trajectory",
@@ -158,6 +165,7 @@ __all__ = [
     "load_vector",
     "load_winner",
     "loss_line",
+    "moving_prefix",
     "plan",
     "prefix_basis",
     "radius",
