@@ -5,14 +5,37 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.networks import Network
+from frenet.experiments.networks import Network, NetworkConfig
 
 if TYPE_CHECKING:
     import torch
 
-    from frenet.experiments.task_vector_range import Config
     from frenet.measure.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Config(DamageConfig, NetworkConfig):
+    """Train on one task at a time from one point, and go along the differences."""
+
+    protocol: str = "relative-noise"
+    """Damage before, of the first task and by its size of all others; 'none' starts from the
+    network as it is."""
+    optimizer: str = "adam:3e-4"
+    """Optimiser and rate of the training in all weights."""
+    lora_optimizer: str = "adam:3e-3"
+    """Optimiser and rate of the training of LoRA."""
+    steps: int = 100
+    """Steps of training on each task."""
+    batch_size: int = 64
+    """Examples in a minibatch."""
+    k: int = 10
+    """Directions of the bases."""
+    scales: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+    """Coefficients of the vector."""
+    eval_size: int = 256
+    """Held-out examples of each task."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +46,7 @@ class Range:
     with the first.
     """
 
-    config: "Config"
+    config: Config
     cell: Cell
     network: Network
     paths: "Mapping[str, tuple[Trajectory, Trajectory]]"

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell
-from frenet.experiments.networks import Network
+from frenet.experiments.networks import Network, NetworkConfig
 
 if TYPE_CHECKING:
     import torch
 
-    from frenet.experiments.direction_scale import Config
     from frenet.measure.trajectory import Trajectory
     from frenet.methods.steering_effect import Prompted
     from frenet.network.contrast import Contrast
@@ -41,10 +41,49 @@ class Direction(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Config(DamageConfig, NetworkConfig):
+    """Make directions at a point, go along each, and train on to see how long each lasts."""
+
+    directions: tuple[str, ...] = KINDS
+    """Kinds of direction: gradient, 'Adam step', prefix, 'task vector', 'damage line', 'search
+    winner', random, steering."""
+    vectors: tuple[str, ...] = ()
+    """Further directions from disk: adapters, checkpoints, task vectors."""
+    contrasts: str = ""
+    """File of the contrast behind the steering vector of a language model."""
+    behaviour: str = ""
+    """Name of the contrast, where there are several."""
+    protocol: str = "wrong-answers"
+    """Damage before; 'none' measures around the weights as they are."""
+    optimizer: str = "adam:1e-4"
+    """Optimiser and rate of the training in all weights."""
+    lora_optimizer: str = "adam:1e-3"
+    """Optimiser and rate of the training of LoRA."""
+    k: int = 10
+    """Steps of the prefix."""
+    n: int = 16
+    """Minibatch gradients in a direction, and as many held out."""
+    batch_size: int = 64
+    """Examples in a minibatch."""
+    eval_size: int = 128
+    """Held-out examples that the radius is measured on."""
+    lags: tuple[int, ...] = (1, 3, 10, 30, 100)
+    """Steps of training after which to look; the last one ends the task vector."""
+    eps: float = 0.2
+    """Relative deviation from the linear at the radius."""
+    candidates: int = 64
+    """Candidates of the search."""
+    probes: int = 4
+    """Probes of the search's plan."""
+    prompts: int = 64
+    """Prompts in each of the three parts of the contrast."""
+
+
+@dataclass(frozen=True)
 class Spot:
     """Where directions are made: a network at theta_d, a task, and settings."""
 
-    config: "Config"
+    config: Config
     cell: Cell
     network: Network
     task: "Task"

@@ -1,45 +1,20 @@
 """What do task vectors do beyond where training ended, against it, and in sums? (M8)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from frenet.experiments.damaged import LANGUAGE_MODEL, DamageConfig, NotDamagedError, damaged
+from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged
 from frenet.experiments.experiment import Cell, Experiment, Row
 from frenet.experiments.networks import (
     NETWORK_TABLES,
     SMALL_NETWORK,
     Network,
-    NetworkConfig,
     build,
     describe,
     note,
     prepare,
 )
 from frenet.experiments.range_findings import FIGURES, TABLES
-from frenet.experiments.range_rows import Range, along_rows, pair_rows, share_rows
-
-
-@dataclass(frozen=True)
-class Config(DamageConfig, NetworkConfig):
-    """Train on one task at a time from one point, and go along the differences."""
-
-    protocol: str = "relative-noise"
-    """Damage before, of the first task and by its size of all others; 'none' starts from the
-    network as it is."""
-    optimizer: str = "adam:3e-4"
-    """Optimiser and rate of the training in all weights."""
-    lora_optimizer: str = "adam:3e-3"
-    """Optimiser and rate of the training of LoRA."""
-    steps: int = 100
-    """Steps of training on each task."""
-    batch_size: int = 64
-    """Examples in a minibatch."""
-    k: int = 10
-    """Directions of the bases."""
-    scales: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-    """Coefficients of the vector."""
-    eval_size: int = 256
-    """Held-out examples of each task."""
+from frenet.experiments.range_rows import Config, Range, along_rows, pair_rows, share_rows
 
 
 def cells(config: Config) -> list[Cell]:

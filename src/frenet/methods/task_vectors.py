@@ -1,6 +1,5 @@
 """Task vectors: the difference between two checkpoints, or what an adapter adds, as a direction."""
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,9 @@ from frenet.network.adapter_delta import (
     sum_of_products,
 )
 from frenet.network.space import ParamSpace
-from frenet.network.tensor_files import Read, Shapes, TensorFiles, write_tensors
+from frenet.network.tensor_files import Read, Shapes, TensorFiles, digest, write_tensors
 
 FORMAT = "frenet-task-vector-1"
-# Entries of each tensor that are read to tell one base from another.
-_SAMPLED = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -290,14 +287,3 @@ def load_task_vector(path: str | Path) -> TaskVector:
             "base too"
         )
     return TaskVector(files.shapes, files.read, about["origin"], about["base"])
-
-
-def digest(shapes: Mapping[str, tuple[int, ...]], read: Read) -> str:
-    """Hex digits that identify the weights of these names: their shapes and sampled entries."""
-    found = hashlib.sha256()
-    for name in sorted(shapes):
-        flat = read(name).detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // _SAMPLED)].cpu().float().contiguous()
-        found.update(f"{name} {tuple(shapes[name])}\n".encode())
-        found.update(sample.numpy().tobytes())
-    return found.hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Tensors in safetensors files, read and written one at a time."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -10,6 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+# Entries of each tensor that are read to tell one set of weights from another.
+_SAMPLED = 1 << 12
 
 Shapes = dict[str, tuple[int, ...]]
 Read = Callable[[str], Tensor]
@@ -104,3 +108,14 @@ def write_tensors(
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def digest(shapes: Mapping[str, tuple[int, ...]], read: Read) -> str:
+    """Hex digits that identify the weights of these names: their shapes and sampled entries."""
+    found = hashlib.sha256()
+    for name in sorted(shapes):
+        flat = read(name).detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // _SAMPLED)].cpu().float().contiguous()
+        found.update(f"{name} {tuple(shapes[name])}\n".encode())
+        found.update(sample.numpy().tobytes())
+    return found.hexdigest()[:16]
