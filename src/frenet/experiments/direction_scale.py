@@ -128,7 +128,10 @@ EXPERIMENT = Experiment(
             only=("reverse",), n=4, batch_size=16, eval_size=16, lags=(1, 3, 12), candidates=8,
             probes=2, prompts=16, damage_batch=16, **SMALL_NETWORK,
         ),
-        "demo": Config(only=("reverse",)),
+        "demo": Config(
+            only=("reverse",), eval_size=64, candidates=32, probes=2, prompts=32,
+            lags=(3, 10, 30, 100),
+        ),
         "cpu": Config(spaces=("full", "lora"), max_tasks=3),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(

@@ -98,7 +98,8 @@ class Experiment:
     """One question, from configuration to claim.
 
     ``run`` yields the rows of one cell; every row has the key ``table`` that names one of
-    ``tables``. ``prepare`` builds (or finds in the cache) what several cells share.
+    ``tables``. ``prepare`` builds (or finds in the cache) what several cells share. ``in_demo``:
+    whether ``frenet demo`` runs it without being asked for it by name.
     """
 
     name: str
@@ -111,3 +112,4 @@ class Experiment:
     figures: tuple[Figure, ...]
     presets: Mapping[str, Any]
     prepare: Callable[[Any, Cell], None] | None = None
+    in_demo: bool = True

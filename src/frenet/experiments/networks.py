@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from frenet.network.space import ParamSpace
-    from frenet.network.tasks import Task
+    from frenet.network.tasks import Split, Task
 
 # Held-out examples that say how well a task is known.
 EXAMPLES = 32
@@ -139,11 +139,20 @@ def describe(network: Network, cell: Cell, cells: Sequence[Cell]) -> Iterator[Ro
     keys: Row = {key: cell[key] for key in shared}
     for name, task in network.tasks.items():
         with measuring(network.model), torch.no_grad():
-            found = evaluate(network.model, next(task.batches("test", EXAMPLES, 0)))
+            found = evaluate(
+                network.model, next(task.batches("test", at_most(task, "test", EXAMPLES), 0))
+            )
         context: Row = {"chance": network.chance, "guess": math.exp(-network.chance)}
         yield {"table": "learned", **keys, "task": name, **found._asdict(), **context}
     for text in network.notes:
         yield note(cell, text)
+
+
+def at_most(task: "Task", split: "Split", examples: int) -> int:
+    """So many examples of a split, or as many as a task from a file has."""
+    from frenet.network.text import TextTask
+
+    return min(examples, len(task.examples[split])) if isinstance(task, TextTask) else examples
 
 
 def note(cell: Cell, text: str) -> Row:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.networks import Network, NetworkConfig
+from frenet.experiments.networks import Network, NetworkConfig, at_most
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ class Config(DamageConfig, NetworkConfig):
     scales: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
     """Coefficients of the vector."""
     eval_size: int = 256
-    """Held-out examples of each task."""
+    """Held-out examples of each task; fewer where there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Range:
         with network.space.displaced(network.model, delta):
             for name in self.paths:
                 task = network.tasks[name]
-                batch = distinct(next(repeatable(task, "test", self.config.eval_size, 0)))
+                size = at_most(task, "test", self.config.eval_size)
+                batch = distinct(next(repeatable(task, "test", size, 0)))
                 with measuring(network.model), torch.no_grad():
                     found[name] = float(task.loss(network.model, batch))
         return found

@@ -66,7 +66,7 @@ class Config(DamageConfig, NetworkConfig):
     batch_size: int = 64
     """Examples in a minibatch."""
     eval_size: int = 128
-    """Held-out examples that the radius is measured on."""
+    """Held-out examples that the radius is measured on; fewer where there are fewer."""
     lags: tuple[int, ...] = (1, 3, 10, 30, 100)
     """Steps of training after which to look; the last one ends the task vector."""
     eps: float = 0.2

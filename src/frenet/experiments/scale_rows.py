@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from frenet.experiments.experiment import Row
+from frenet.experiments.networks import at_most
 from frenet.experiments.scale_directions import FRESH, Direction, Spot, Steering, mean_gradient
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
     from frenet.network.tasks import repeatable
 
     model, space = spot.network.model, direction.space
-    batch = distinct(next(repeatable(spot.task, "test", spot.config.eval_size, spot.seed)))
+    size = at_most(spot.task, "test", spot.config.eval_size)
+    batch = distinct(next(repeatable(spot.task, "test", size, spot.seed)))
     weights = float(space.read(model).double().norm())
     with loss_line(model, spot.task, batch, direction.delta, space=space) as line:
         start = weights / 1000

@@ -115,4 +115,5 @@ EXPERIMENT = Experiment(
         ),
     },
     prepare=prepare,
+    in_demo=False,
 )

@@ -84,4 +84,5 @@ EXPERIMENT = Experiment(
         ),
     },
     prepare=prepare,
+    in_demo=False,
 )  # fmt: skip
