@@ -1,49 +1,42 @@
 """Task vectors of checkpoints on disk against reading the files once.
 
-    python benchmarks/bench_task_vectors.py [--parameters 135000000] [--repeats 5]
+    python benchmarks/bench_task_vectors.py [--layers 30] [--repeats 5]
 
-Two checkpoints of random float32 tensors, shaped like those of a Llama of 135 million parameters,
-lie in a temporary folder and in the page cache. Reading copies every tensor of both once. All take
+Checkpoints of random float32 tensors, shaped like a Llama of 135 million parameters, lie in a
+temporary folder and in the page cache. Reading copies every tensor of both once. All take
 turns in one run; a ratio is the median of the turns.
 """
 
 import argparse
+import importlib.util
+import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from bench_gradients import ratio, show, turns
-from frenet.geometry import rng
-from frenet.methods.task_vectors import TaskVector, from_checkpoints, save_task_vector
+from frenet.methods.merged import save_merged
+from frenet.methods.task_vectors import TaskVector, from_checkpoints
 from frenet.network.tensor_files import TensorFiles
 
-WIDTH, MLP, KEYS, VOCABULARY = 576, 1536, 192, 49_152
+WIDTH, MLP, VOCABULARY = 576, 1536, 49_152
 
 
-def shapes(parameters: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of a Llama of at least so many parameters."""
-    yield "embed", (VOCABULARY, WIDTH)
-    left, layer = parameters - VOCABULARY * WIDTH, 0
-    own = {
-        "q": (WIDTH, WIDTH), "k": (KEYS, WIDTH), "v": (KEYS, WIDTH), "o": (WIDTH, WIDTH),
-        "gate": (MLP, WIDTH), "up": (MLP, WIDTH), "down": (WIDTH, MLP), "norm": (WIDTH,),
-    }  # fmt: skip
-    while left > 0:
-        for name, shape in own.items():
-            yield f"{layer}.{name}", shape
-            left -= torch.Size(shape).numel()
-        layer += 1
+def checkpoint(folder: Path, layers: int, seed: int) -> Path:
+    """A Llama of random weights in a folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-
-def checkpoint(path: Path, parameters: int, seed: int) -> Path:
-    """A file of random tensors."""
-    draw = rng.generator(seed, "bench", "task vectors")
-    save_file({n: torch.randn(s, generator=draw) for n, s in shapes(parameters)}, path)
-    return path
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=MLP, num_hidden_layers=layers,
+        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
 
 
 def read_both(files: list[TensorFiles]) -> None:
@@ -69,43 +62,70 @@ def private_bytes() -> int:
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
-def run(parameters: int = 135_000_000, *, repeats: int = 5) -> list[dict[str, Any]]:
+def merged(base: Path, tuned: list[Path], out: Path) -> None:
+    """base + (first - base) + (second - base) / 2 as a checkpoint."""
+    first, second = (from_checkpoints(base, path) for path in tuned)
+    save_merged(base, first + 0.5 * second, out)
+
+
+def merged_by_mergekit(base: Path, tuned: list[Path], out: Path) -> None:
+    """The same by mergekit."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import MergeOptions, run_merge
+
+    models = [
+        {"model": str(path), "parameters": {"weight": weight}}
+        for path, weight in zip(tuned, (1.0, 0.5), strict=True)
+    ]
+    config = {
+        "merge_method": "task_arithmetic", "base_model": str(base), "models": models,
+        "dtype": "float32", "parameters": {"normalize": False},
+    }  # fmt: skip
+    run_merge(
+        MergeConfiguration.model_validate(config), str(out),
+        MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False),
+    )  # fmt: skip
+
+
+def run(layers: int = 30, *, repeats: int = 5) -> list[dict[str, Any]]:
     """Rows of the table."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = [
-            checkpoint(Path(folder) / f"{i}.safetensors", parameters, seed=i) for i in range(2)
-        ]
-        files, vector = [TensorFiles(path) for path in paths], from_checkpoints(*paths)
-        out = Path(folder) / "out.safetensors"
-        seconds = turns(
-            {
-                "read": lambda: read_both(files),
-                "difference": lambda: differences(vector),
-                "norm": lambda: vector.norm(),
-                "saved": lambda: save_task_vector(vector, out),
-            },
-            repeats,
-        )
+        base, *tuned = (checkpoint(Path(folder) / f"{i}", layers, seed=i) for i in range(3))
+        files = [TensorFiles(path) for path in (base, tuned[0])]
+        vector = from_checkpoints(base, tuned[0])
+        routines: dict[str, Callable[[], Any]] = {
+            "read": lambda: read_both(files),
+            "difference": lambda: differences(vector),
+            "norm": lambda: vector.norm(),
+            "merged": lambda: merged(base, tuned, Path(folder) / "ours"),
+        }
+        if importlib.util.find_spec("mergekit"):
+            theirs = Path(folder) / "theirs"
+            routines["mergekit"] = lambda: merged_by_mergekit(base, tuned, theirs)
+        seconds = turns(routines, repeats)
         memory = differences(vector)
-    largest = 4 * max(torch.Size(shape).numel() for shape in vector.shapes.values())
-    size = f"{parameters / 1e6:.0f} million float32 parameters"
-    what = {
-        "difference": ("task vector of two checkpoints / reading both", "1.3"),
-        "norm": ("its norm / reading both", ""),
-        "saved": ("written to a third file / reading both", ""),
+    sizes = [torch.Size(shape).numel() for shape in vector.shapes.values()]
+    size = f"{sum(sizes) / 1e6:.0f} million float32 parameters, median of {repeats}"
+    pairs = {
+        "task vector of two checkpoints / reading both": ("difference", "read", "1.3"),
+        "its norm / reading both": ("norm", "read", ""),
+        "sum of two vectors, written as a checkpoint / mergekit": ("merged", "mergekit", "1"),
     }
     rows = [
-        {"name": f"{name}, {size}", "ratio": ratio(seconds[key], seconds["read"]), "aim": aim,
-         "detail": ""}
-        for key, (name, aim) in what.items()
+        {"name": name, "ratio": ratio(seconds[ours], seconds[other]), "aim": aim,
+         "detail": f"{statistics.median(seconds[ours]):.2f} s against "
+                   f"{statistics.median(seconds[other]):.2f} s; {size}"}
+        for name, (ours, other, aim) in pairs.items()
+        if other in seconds
     ]  # fmt: skip
+    largest = 4 * max(sizes)
     held = {"name": "memory of the differences / the largest tensor", "ratio": memory / largest}
     return [*rows, {**held, "aim": "1", "detail": f"{largest / 2**20:.0f} MiB"}]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parameters", type=int, default=135_000_000)
+    parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    show(run(given.parameters, repeats=given.repeats))
+    show(run(given.layers, repeats=given.repeats))

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from frenet.geometry.rng import generator
 from frenet.methods.adapter_fit import save_as_adapter
+from frenet.methods.merged import save_merged
 from frenet.methods.task_vectors import (
     TaskVector,
     combine,
@@ -353,3 +354,45 @@ def test_a_vector_outside_the_space_is_refused():
     small = TaskVector({"w": (2,)}, lambda _: torch.ones(2), "by hand")
     with pytest.raises(ValueError, match=r"changes w of shape \(2,\), the model has no such"):
         small.space(base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_checkpoint_is_the_sum_and_says_what_rounding_costs(checkpoints, dtype):
+    base, _, folder = checkpoints
+    base.to(dtype).save_pretrained(folder / "low")
+    (folder / "low" / "tokenizer.json").write_text("{}")
+    tau = 0.01 * from_checkpoints(folder / "base", folder / "tuned")
+    found = save_merged(folder / "low", tau, folder / "sum")
+    assert (found.folder / "tokenizer.json").exists()
+    again = type(base).from_pretrained(found.folder)
+    assert next(again.parameters()).dtype == dtype
+    lost = whole = unmoved = asked = 0
+    for name, p in again.named_parameters():
+        own = base.get_parameter(name).detach()
+        change = tau.read(name)
+        assert torch.equal(p.detach(), (own.float() + change).to(dtype))
+        real = p.detach().double() - own.double()
+        lost += float((real - change.double()).square().sum())
+        whole += float(change.double().square().sum())
+        unmoved += int((real == 0).sum())
+        asked += change.numel()
+    assert found.rounding == pytest.approx((lost / whole) ** 0.5, rel=1e-4)
+    assert found.unmoved == pytest.approx(unmoved / asked)
+    low = dtype == torch.bfloat16
+    assert (found.rounding > 0.1) == low
+    assert (found.unmoved > 0.05) == low
+
+
+def test_a_merge_that_does_not_fit_writes_nothing(checkpoints):
+    _, _, folder = checkpoints
+    tau = from_checkpoints(folder / "base", folder / "tuned")
+    with pytest.raises(ValueError, match="is the base itself"):
+        save_merged(folder / "base", tau, folder / "base")
+    with pytest.raises(ValueError, match="is zero: the base is the result"):
+        save_merged(folder / "base", 0 * tau, folder / "zero")
+    other = TaskVector({"w": (2,)}, lambda _: torch.ones(2), "by hand")
+    with pytest.raises(ValueError, match=r"changes w of shape \(2,\), the base has no such tensor"):
+        save_merged(folder / "base", other, folder / "other")
+    assert not (folder / "other").exists()
+    with pytest.raises(ValueError, match="pass the folder of the model"):
+        save_merged(folder / "base" / "model.safetensors", tau, folder / "x")

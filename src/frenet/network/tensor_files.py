@@ -15,6 +15,13 @@ from torch import Tensor
 # Entries of each tensor that are read to tell one set of weights from another.
 _SAMPLED = 1 << 12
 
+_CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
+
 Shapes = dict[str, tuple[int, ...]]
 Read = Callable[[str], Tensor]
 
@@ -72,42 +79,59 @@ class TensorFiles:
 
 
 def write_tensors(
-    path: str | Path, shapes: Mapping[str, tuple[int, ...]], read: Read, about: Mapping[str, str]
+    path: str | Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Read,
+    about: Mapping[str, str],
+    *,
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> Path:
-    """Write float32 tensors to a safetensors file, with one of them in memory at a time.
+    """Write tensors to a safetensors file, with one of them in memory at a time.
 
     Args:
         path: the file; it appears when it is whole.
         shapes: of the tensors, by name.
         read: gives the tensor of a name.
         about: metadata of the file.
+        dtypes: by name; float32 where there is none.
 
     Raises:
         ValueError: an entry is not finite; the message names the tensor.
     """
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    header: dict[str, Any] = {"__metadata__": dict(about)}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 4 * prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    # The format wants the data to start at a multiple of 8 bytes.
-    text += b" " * (-len(text) % 8)
+    kinds = {name: (dtypes or {}).get(name, torch.float32) for name in shapes}
+    text = _header(shapes, kinds, about)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in shapes:
-                tensor = read(name).detach().to("cpu", torch.float32).contiguous()
+                tensor = read(name).detach().to("cpu", kinds[name]).contiguous()
                 if not torch.isfinite(tensor).all():
                     raise ValueError(f"{name} has an entry that is not finite, and is not written")
-                file.write(tensor.numpy().data)
+                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def _header(
+    shapes: Mapping[str, tuple[int, ...]],
+    kinds: Mapping[str, torch.dtype],
+    about: Mapping[str, str],
+) -> bytes:
+    """The header of a safetensors file, in JSON."""
+    header: dict[str, Any] = {"__metadata__": dict(about)}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + kinds[name].itemsize * prod(shape)
+        code = _CODES[kinds[name]]
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    # The format wants the data to start at a multiple of 8 bytes.
+    return text + b" " * (-len(text) % 8)
 
 
 def digest(shapes: Mapping[str, tuple[int, ...]], read: Read) -> str:

@@ -1,0 +1,81 @@
+"""A base checkpoint plus a task vector as a checkpoint of its own, one tensor at a time."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from frenet.methods.task_vectors import TaskVector
+from frenet.network.tensor_files import TensorFiles, write_tensors
+
+# Weights in any form; everything else in a model's folder goes along.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+
+
+class Merged(NamedTuple):
+    """A checkpoint that was written.
+
+    Attributes:
+        folder: where it lies, with configuration and tokenizer of the base.
+        rounding: ||(written - base) - tau|| / ||tau||, what the dtype of the weights costs.
+        unmoved: share of the entries with tau != 0 that the dtype did not let move.
+    """
+
+    folder: Path
+    rounding: float
+    unmoved: float
+
+
+def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Merged:
+    """Write theta_0 + tau as safetensors, each weight in the dtype in which the base stores it.
+
+    A small change of bf16 weights is lost in part: the result says how much.
+
+    Args:
+        base: a model's folder in Hugging Face format; it is only read.
+        vector: tau; scale it before. Sums of several are merged models.
+        folder: made where it is not there; has to be another one than the base.
+
+    Raises:
+        ValueError: the vector changes a weight that the base does not have or has in another
+            shape, or is zero; or the folder is the base's own.
+    """
+    files, out = TensorFiles(base), Path(folder).expanduser()
+    if files.path.is_file():
+        raise ValueError(f"{base} is a file; pass the folder of the model")
+    if out.resolve() == files.path.resolve():
+        raise ValueError(f"{folder} is the base itself; pass another folder")
+    for name, shape in vector.shapes.items():
+        if files.shapes.get(name) != shape:
+            raise ValueError(
+                f"the vector ({vector.origin}) does not fit {base}: it changes {name} of shape "
+                f"{shape}, the base has {files.shapes.get(name, 'no such tensor')}"
+            )
+    if not any(bool(vector.read(name).any()) for name in vector.shapes):
+        raise ValueError(f"the vector ({vector.origin}) is zero: the base is the result")
+    lost = whole = 0.0
+    moved = asked = 0
+
+    def read(name: str) -> Tensor:
+        nonlocal lost, whole, moved, asked
+        own = files.read(name)
+        if name not in vector.shapes:
+            return own
+        tau = vector.read(name)
+        sum_ = own.float().add(tau).to(own.dtype)
+        real = sum_.float() - own.float()
+        lost += float((real - tau).square().sum(dtype=torch.float64))
+        whole += float(tau.square().sum(dtype=torch.float64))
+        asked += int(tau.count_nonzero())
+        moved += int((real != 0).logical_and(tau != 0).sum())
+        return sum_
+
+    dtypes = {name: files.read(name).dtype for name in files.shapes}
+    out.mkdir(parents=True, exist_ok=True)
+    for path in files.path.iterdir():
+        if path.is_file() and not path.name.endswith(_WEIGHTS):
+            shutil.copy2(path, out / path.name)
+    write_tensors(out / "model.safetensors", files.shapes, read, {"format": "pt"}, dtypes=dtypes)
+    return Merged(out, (lost / whole) ** 0.5, 1 - moved / asked)
