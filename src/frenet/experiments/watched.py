@@ -96,11 +96,11 @@ def _half_life(rows: Rows) -> str:
 
 
 def prefix_chart(rows: Rows) -> object:
-    """What the first k steps hold of the way so far and of the rest, with a random walk's share."""
+    """What the first k steps hold of the displacement and of its rest, with a random walk's."""
     series = {
-        "captured": "way so far",
-        "rest": "way after step k",
-        "random_walk": "way so far, random walk",
+        "captured": "displacement so far",
+        "rest": "displacement after step k",
+        "random_walk": "so far, random walk",
     }
     table: list[Row] = [
         {"step": row["step"], "value": row[column], "series": label}
@@ -119,11 +119,10 @@ def prefix_chart(rows: Rows) -> object:
 def loss_chart(rows: Rows) -> object:
     """Loss of every probe, and of the training itself, against step."""
     return lines(
-        rows,
+        [{**row, "series": row["source"]} for row in rows],
         x=Axis("step", "step", whole=True),
         y=Axis("loss", "loss (nats/token)"),
         interval=None,
-        colour=Axis("source", "of"),
     )
 
 
@@ -165,14 +164,16 @@ TABLES = {
         Column("k", "", "first steps that make the basis", "key"),
         Column("k_share", "fraction", "k over the steps so far", "key"),
         Column("rank", "", "directions in it", "key"),
-        Column("captured", "fraction", "of the squared way so far", "measure", "random_walk"),
+        Column(
+            "captured", "fraction", "of the squared displacement so far", "measure", "random_walk"
+        ),
         Column("random_walk", "fraction", "what a random walk would give", "reference"),
         Column("lift", "", "captured over random_walk", "measure", "one"),
         Column("one", "", "lift of a random walk", "reference"),
-        Column("rest", "fraction", "of the squared way after step k", "measure", "random"),
+        Column("rest", "fraction", "the same after step k", "measure", "random"),
         Column("random", "fraction", "rank / d, capture of a random basis", "reference"),
     ),
-    "way": (
+    "path": (
         _STEP,
         Column("displacement", "2-norm", "distance from the start", "measure", "walk"),
         Column("walk", "2-norm", "of a random walk with steps as long", "reference"),
@@ -203,10 +204,10 @@ FIGURES = (
     ),
     Figure(
         "prefix",
-        "How much the first steps hold of the way",
-        "Share of the squared distance from the start that lies in the span of the first k steps, "
-        "and the same for the way after them. A random walk with steps as long would have the "
-        "dashed share: only what is above it says that the first steps knew the direction.",
+        "How much the first steps hold of the displacement",
+        "Share of the squared displacement from the start that lies in the span of the first k "
+        "steps, and of the displacement after them. A random walk with steps as long would have "
+        "the dashed share: only what is above it says that the first steps knew the direction.",
         "prefix",
         prefix_chart,
     ),
@@ -214,7 +215,7 @@ FIGURES = (
         "loss",
         "Losses",
         "Mean loss of each probe on examples that are used for nothing else here, and the training "
-        "loss as Trainer logged it, the mean since its log before.",
+        "loss as Trainer logged it, the mean since its last log.",
         "loss",
         loss_chart,
     ),

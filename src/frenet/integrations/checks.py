@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from frenet.experiments.watched import WatchConfig
-from frenet.integrations.course import SUM_BYTES
+from frenet.integrations.path import SUM_BYTES
 from frenet.integrations.recording import CHUNK_BYTES, bytes_per_step
 from frenet.network.memory import free_disk, require_disk, require_memory
 from frenet.network.space import ParamSpace, Where

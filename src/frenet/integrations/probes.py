@@ -103,7 +103,7 @@ def look(
     Raises:
         FloatingPointError: a loss or gradient is not finite.
     """
-    with _no_global_draws(model):
+    with _no_global_draws(model), _full_precision(model):
         now = example_snapshot(model, probe.task, probe.batch, space=space)
         with measuring(model), torch.no_grad():
             loss = float(probe.task.loss(model, probe.held_out))
@@ -114,6 +114,21 @@ def look(
     random = k / space.dim
     row: Row = {"table": "drift", "probe": probe.task.name, "k": k, **found._asdict()}
     return row | {"random": random, "chance": random / found.fresh}, loss
+
+
+@contextmanager
+def _full_precision(model: nn.Module) -> Iterator[None]:
+    """The model's own forward pass, without the autocast that accelerate puts around it."""
+    own = model.__dict__.get("_original_forward")
+    wrapped = model.__dict__.get("forward")
+    if own is None or wrapped is None:
+        yield
+        return
+    try:
+        model.__dict__["forward"] = own
+        yield
+    finally:
+        model.__dict__["forward"] = wrapped
 
 
 def _stored(file: Path, device: torch.device) -> Vectors:

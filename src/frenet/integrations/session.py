@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.watched import STALE, TRAINING, WatchConfig
 from frenet.integrations.checks import space_digest
-from frenet.integrations.course import Course
 from frenet.integrations.folder import END, WatchFolder
+from frenet.integrations.path import PathSums
 from frenet.integrations.probes import Probe, look
 from frenet.integrations.recording import FOLDER, Recording, last_recorded
 from frenet.measure.drift import half_life
@@ -21,9 +21,9 @@ from frenet.network.space import ParamSpace
 from frenet.runs import RunFolderError
 
 logger = logging.getLogger("frenet")
-# A prefix of k steps says little of a way that is shorter than 5k.
+# A prefix of k steps says little of a path that is shorter than 5k.
 LONG = 5
-# How far the resumed parameters may be from the recorded ones, in units of the way.
+# How far the resumed parameters may be from the recorded ones, in units of the displacement.
 MISMATCH = 0.01
 
 Logs = Sequence[Mapping[str, Any]]
@@ -68,7 +68,7 @@ class Session:
         self.folder = WatchFolder(out, config, inputs=inputs, steps=plan.steps)
         self.model, self.space, self.probes, self.plan = model, space, probes, plan
         self.config = self.folder.config
-        self.course = Course(space, k=config.k)
+        self.path = PathSums(space, k=config.k)
         self.diverged = False
         self._point = space.read(model)
         self._zeros: int = 0
@@ -105,13 +105,13 @@ class Session:
         recording = Recording(self._steps, self.space, gradients=self.config.gradients)
         for moves in recording.stream(done):
             for step, zeros in zip(moves.steps, moves.zeros.tolist(), strict=True):
-                self.course.add(step, zeros=zeros)
-        expected = recording.start().double() + self.course.total
+                self.path.add(step, zeros=zeros)
+        expected = recording.start().double() + self.path.total
         off = float((expected - self._point.cpu()).norm())
-        if off > MISMATCH * self.course.displacement:
+        if off > MISMATCH * self.path.displacement:
             raise RunFolderError(
-                f"the parameters that are resumed at step {done} are {off:.3g} from those that "
-                f"{self.folder.out} recorded, after a way of {self.course.displacement:.3g}; this "
+                f"the parameters that are resumed at step {done} are {off:.3g} from those recorded "
+                f"in {self.folder.out}, after a displacement of {self.path.displacement:.3g}; this "
                 "is another training: use another out"
             )
         self.folder.open(done)
@@ -138,8 +138,8 @@ class Session:
             return
         point = self.space.read(self.model)
         step = (point - self._point).cpu()
-        if not self.course.add(step, zeros=self._zeros):
-            number = self.course.steps + 1
+        if not self.path.add(step, zeros=self._zeros):
+            number = self.path.steps + 1
             try:
                 self.space.check_finite(step, f"step {number} of this training")
             except FloatingPointError as error:
@@ -157,7 +157,7 @@ class Session:
         logger.error("frenet: training diverged: %s", kept)
 
     def look(self, step: int, logs: Logs) -> list[Row]:
-        """Measure the probes and the way so far, and store it; the rows are given back.
+        """Measure the probes and the path so far, and store it; the rows are given back.
 
         Args:
             step: optimiser steps taken.
@@ -173,7 +173,7 @@ class Session:
         except FloatingPointError as error:
             self._stop(f"{error}, after step {step}")
             return []
-        rows += [*self.course.rows(), *self._logged(logs, before=step), *self._notes(step)]
+        rows += [*self.path.rows(), *self._logged(logs, before=step), *self._notes(step)]
         self.folder.write(Cell.of(step=step), rows)
         self._looks.append(step)
         return rows
@@ -181,7 +181,7 @@ class Session:
     def _look_at(self, probe: Probe, step: int, start: Path) -> list[Row]:
         name, k = probe.task.name, min(self.config.k, self.config.n)
         found, loss = look(self.model, probe, space=self.space, k=k, start=start)
-        drift: Row = {**found, "step": step, "displacement": self.course.displacement}
+        drift: Row = {**found, "step": step, "displacement": self.path.displacement}
         fresh_until = _half_life(self._drift[name])
         self._drift[name].append(drift)
         stale = _half_life(self._drift[name])

@@ -38,7 +38,7 @@ _LOGGED = {
         "lift": "prefix_lift",
         "rest": "prefix_rest",
     },
-    "way": {"displacement": "displacement", "walk": "random_walk", "unmoved": "unmoved"},
+    "path": {"displacement": "displacement", "walk": "random_walk", "unmoved": "unmoved"},
     "loss": {"loss": "loss"},
 }
 
@@ -51,14 +51,14 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
 
     A recorded step is the realised move, theta_{t+1} - theta_t of the parameters as they are,
     subtracted in float32: with float32 weights the optimiser's step up to the rounding of the
-    weights, with bfloat16 weights what was left of it after rounding. The table ``way`` has the
+    weights, with bfloat16 weights what was left of it after rounding. The table ``path`` has the
     share of coordinates that did not move. Recorded gradients are those of Trainer just before the
     optimiser's step: accumulated, averaged over processes, and clipped already.
 
     At the start, every ``every`` steps and at the last step it looks at each probe: energy of
     held-out gradients in the basis of the start over that in a fresh one, with a control without
-    training; overlap; loss. And at the way so far: the share inside the span of the first k steps,
-    beside a random walk's. A look leaves no trace in model, gradients or random numbers.
+    training; overlap; loss. And at the displacement so far: the share inside the span of the first
+    k steps, beside a random walk's. A look leaves no trace in model, gradients or random numbers.
 
     Only the main process of a data parallel training records. A training that is resumed from a
     checkpoint goes on in the same folder; what was recorded beyond the checkpoint is cut off.

@@ -1,4 +1,4 @@
-"""Running sums over the steps of a training, and what its first k steps hold of the way."""
+"""Running sums over the steps of a training, and what its first k steps hold of the rest."""
 
 import math
 
@@ -10,12 +10,12 @@ from frenet.experiments.experiment import Row
 from frenet.geometry.basis import Basis, prefix_basis
 from frenet.network.space import ParamSpace
 
-# float64 sums of the way and of its first k steps, the point, and two vectors in passing.
+# Two sums in float64, the point in float32, and two vectors in passing.
 SUM_BYTES = 8 + 8 + 4 + 8 + 8
 
 
-class Course:
-    """The way so far: sums in float64, so that a resumed training comes to the same numbers.
+class PathSums:
+    """The path so far: sums in float64, so that a resumed training comes to the same numbers.
 
     Args:
         space: the d parameters.
@@ -60,19 +60,19 @@ class Course:
         return float(self.total.norm())
 
     def rows(self) -> list[Row]:
-        """Rows of the tables way and prefix; none at the start, no prefix up to step k."""
+        """Rows of the tables path and prefix; none at the start, no prefix up to step k."""
         if not self.steps:
             return []
         moves = self.steps * self.space.dim
-        way: Row = {
-            "table": "way",
+        path: Row = {
+            "table": "path",
             "step": self.steps,
             "displacement": self.displacement,
             "walk": self._squares**0.5,
             "unmoved": self._unmoved / moves,
             "zeros": self._zeros / moves,
         }
-        return [way, *self._prefix_rows()]
+        return [path, *self._prefix_rows()]
 
     def _prefix_rows(self) -> list[Row]:
         if self.prefix is None or self.steps <= self.k or not self._squares:
@@ -93,8 +93,8 @@ class Course:
         }
         return [row]
 
-    def _captured(self, way: Float[Tensor, " d"]) -> float | None:
-        """Share of the squared length inside the prefix; None of no way at all."""
-        if self.prefix is None or not way.any():
+    def _captured(self, displacement: Float[Tensor, " d"]) -> float | None:
+        """Share of the squared norm inside the prefix; None where nothing moved."""
+        if self.prefix is None or not displacement.any():
             return None
-        return float(self.prefix.captured_fraction(way.float()))
+        return float(self.prefix.captured_fraction(displacement.float()))
