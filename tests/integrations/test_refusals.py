@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from frenet.experiments.watched import WatchConfig
 from frenet.integrations import checks
@@ -127,6 +130,17 @@ def test_parameters_in_shards():
     model.bias.ds_id = 1
     with pytest.raises(ValueError, match=r"\(tensors in shards \(bias\)\)"):
         checks.refuse_sharded(model, None)
+
+
+def test_parameters_that_fsdp_has_sharded():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Linear(2, 2)
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"\(tensors in shards \(weight\)\)"):
+            checks.refuse_sharded(model, None)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_scaled_gradients():
