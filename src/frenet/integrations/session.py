@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.experiments.experiment import Cell, Row
@@ -70,7 +71,9 @@ class Session:
         self.config = self.folder.config
         self.path = PathSums(space, k=config.k)
         self.diverged = False
-        self._point = space.read(model)
+        # Found once: looking their names up at every step would take longer than reading them.
+        self._parameters = space.parameters(model)
+        self._point = self._read()
         self._zeros: int = 0
         self._gradient: Tensor | None = None
         self._steps = out / FOLDER
@@ -126,17 +129,19 @@ class Session:
 
     def before_step(self) -> None:
         """Note the gradient that the optimiser is about to use."""
-        parameters = self._parameters()
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        gradient = torch.cat([part.detach().reshape(-1).float() for part in parts])
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        gradient = _flat(parts)
         self._zeros = self.space.dim - int(gradient.count_nonzero())
         self._gradient = gradient.cpu() if self.config.gradients else None
+
+    def _read(self) -> Float[Tensor, " d"]:
+        return _flat(self._parameters)
 
     def after_step(self) -> None:
         """Record the move since the step before; nothing from a step on that is not finite."""
         if self.diverged:
             return
-        point = self.space.read(self.model)
+        point = self._read()
         step = (point - self._point).cpu()
         if not self.path.add(step, zeros=self._zeros):
             number = self.path.steps + 1
@@ -216,7 +221,7 @@ class Session:
         if step:
             return []
         config, notes = self.config, []
-        kinds = sorted({str(p.dtype).removeprefix("torch.") for p in self._parameters()})
+        kinds = sorted({str(p.dtype).removeprefix("torch.") for p in self._parameters})
         notes.append(f"{self.space.dim:,} parameters are watched, in {' and '.join(kinds)}")
         dead = structural_zeros(self.model, self.space)
         if dead.zero and self.probes:
@@ -233,9 +238,6 @@ class Session:
             )
         return [{"table": "notes", "step": 0, "note": note} for note in notes]
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return self.space.parameters(self.model)
-
     def finish(self, logs: Logs) -> None:
         """Write what is known at the end, and close the folder."""
         self.recording.flush()
@@ -245,6 +247,10 @@ class Session:
             self.folder.write(END, rows)
         self.folder.finish(self._looks)
         self.folder.close()
+
+
+def _flat(tensors: Sequence[Tensor]) -> Float[Tensor, " d"]:
+    return torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
 
 
 def _half_life(rows: Sequence[Row], column: str = "step") -> float | None:

@@ -162,21 +162,18 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             self._session.after_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Look, where it is time; a checkpoint finds its steps on disk."""
+        """Look, where it is time; a checkpoint that follows finds its steps on disk."""
         if self._session is None:
             return
         if state.global_step % self._config.every == 0:
             self._look(state, control)
-        if control.should_save:
-            self._session.recording.flush()
+        self._before_saving(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Look at the last step, while the model is still there and not the best checkpoint."""
-        if self._session is None:
-            return
-        self._session.recording.flush()
         if control.should_training_stop or state.global_step >= state.max_steps:
             self._look(state, control)
+        self._before_saving(control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """A checkpoint may follow if the metric is the best so far."""
@@ -193,6 +190,10 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         if self._session is not None:
             self._session.finish(state.log_history)
             self._session = None
+
+    def _before_saving(self, control: Any) -> None:
+        if self._session is not None and control.should_save:
+            self._session.recording.flush()
 
     def _look(self, state: Any, control: Any) -> None:
         if self._session is None:
