@@ -5,7 +5,7 @@ from frenet.experiments.watched import TABLES, WATCHED, WatchConfig, cells, comm
 from frenet.report.figures import draw
 from frenet.runs import config_dict
 
-CONFIG = WatchConfig("m", ("a", "b"), every=4, k=2, n=3, gradients=False, where="", seed=0)
+CONFIG = WatchConfig("m", ("a", "b"), every=4, k=2, n=3, gradients=False, where="")
 
 
 def drift(probe, ratios):
@@ -40,7 +40,7 @@ def test_cells_are_the_looks_and_the_end():
 def test_the_report_says_how_to_watch_again():
     text = command(config_dict(CONFIG))
     assert text.splitlines()[0] == "# probes: a, b"
-    assert "every=4, k=2, n=3, gradients=False, where=None, seed=0).attach(trainer)" in text
+    assert "every=4, k=2, n=3, gradients=False, where=None).attach(trainer)" in text
 
 
 def test_panels_name_the_half_life_of_their_probe():

@@ -145,7 +145,7 @@ def test_parameters_that_fsdp_has_sharded():
 
 def test_scaled_gradients():
     args = SimpleNamespace(fp16=True, max_grad_norm=0.0)
-    config = WatchConfig("m", (), every=1, k=2, n=2, gradients=True, where="", seed=0)
+    config = WatchConfig("m", (), every=1, k=2, n=2, gradients=True, where="")
     with pytest.raises(ValueError, match="multiplied by the loss scale"):
         checks.check_training(args, 10, config)
     checks.check_training(SimpleNamespace(fp16=True, max_grad_norm=1.0), 10, config)

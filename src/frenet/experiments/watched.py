@@ -34,8 +34,6 @@ class WatchConfig:
     """The gradients of all steps are recorded."""
     where: str
     """Which parameters: a regular expression; empty: those that are trained."""
-    seed: int
-    """Of the probes' examples."""
 
 
 def cells(config: WatchConfig, *, steps: int) -> list[Cell]:
@@ -51,7 +49,7 @@ def run(config: WatchConfig, cell: Cell) -> Iterator[Row]:
 
 def command(config: Mapping[str, Any]) -> str:
     """The line of Python that watches a training like this one."""
-    names = ("every", "k", "n", "gradients", "where", "seed")
+    names = ("every", "k", "n", "gradients", "where")
     given = {name: config[name] for name in names}
     given["where"] = given["where"] or None
     settings = ", ".join(f"{name}={value!r}" for name, value in given.items())

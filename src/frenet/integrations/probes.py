@@ -39,7 +39,7 @@ class Probe(NamedTuple):
         return state.hexdigest()[:16]
 
 
-def make_probes(tasks: Sequence[Task], *, n: int, seed: int) -> tuple[Probe, ...]:
+def make_probes(tasks: Sequence[Task], *, n: int) -> tuple[Probe, ...]:
     """Draw each task's examples: 3n of the train split for gradients, n of select for the loss.
 
     They are the same at every look, so that nothing but the weights differs between looks.
@@ -52,19 +52,14 @@ def make_probes(tasks: Sequence[Task], *, n: int, seed: int) -> tuple[Probe, ...
     if twice is not None:
         raise ValueError(f"two probes are named {twice!r}; give each task once")
     return tuple(
-        Probe(
-            task,
-            _examples(task, "train", 3 * n, seed=seed),
-            _examples(task, "select", n, seed=seed),
-        )
-        for task in tasks
+        Probe(task, _examples(task, "train", 3 * n), _examples(task, "select", n)) for task in tasks
     )
 
 
-def _examples(task: Task, split: Split, count: int, *, seed: int) -> Batch:
+def _examples(task: Task, split: Split, count: int) -> Batch:
     """So many examples of one split, each with a target."""
     try:
-        batch = next(task.batches(split, count, seed))
+        batch = next(task.batches(split, count, 0))
     except ValueError as error:
         raise ValueError(f"probe {task.name!r}: {error}; or pass a smaller n") from error
     found = len(batch["labels"])

@@ -75,7 +75,6 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             of each probe.
         where: the parameters, as in ``ParamSpace.select``; None: all that are trained.
         gradients: record the gradients too, which doubles the size.
-        seed: of the probes' examples.
 
     Raises:
         ValueError: a number out of range, two probes of one name, too few examples, or an example
@@ -92,17 +91,16 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         n: int = 8,
         where: Where = None,
         gradients: bool = False,
-        seed: int = 0,
     ) -> None:
         for name, value, least in (("every", every, 1), ("k", k, 1), ("n", n, 2)):
             if value < least:
                 raise ValueError(f"{name}={value}; pass at least {least}")
         self.out = Path(out)
-        self._probes = make_probes(probes, n=n, seed=seed)
+        self._probes = make_probes(probes, n=n)
         names = tuple(task.name for task in probes)
         pattern = where if isinstance(where, str) else "" if where is None else "a function"
         self._where = where
-        self._config = WatchConfig("", names, every, k, n, gradients, pattern, seed)
+        self._config = WatchConfig("", names, every, k, n, gradients, pattern)
         self._trainer: Trainer | None = None
         self._session: Session | None = None
         self._training: Any = None
