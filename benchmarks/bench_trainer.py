@@ -31,19 +31,20 @@ BATCH_SIZE, EVERY = 8, 100
 
 
 class Timed(FrenetCallback):
-    """A callback that adds up the seconds inside its events: of looks, and of all else."""
+    """A callback that adds up the seconds of looks, and of all else in its events of a step."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.looks: dict[int, float] = {}
-        self.inside = 0.0
+        self.recording = 0.0
         for name in ("on_pre_optimizer_step", "on_optimizer_step", "on_step_end"):
             setattr(self, name, functools.partial(self._timed, getattr(self, name)))
 
     def _timed(self, event: Callable[..., None], *arguments: Any, **others: Any) -> None:
-        start = time.perf_counter()
+        start, looks = time.perf_counter(), sum(self.looks.values())
         event(*arguments, **others)
-        self.inside += time.perf_counter() - start
+        looked = sum(self.looks.values()) - looks
+        self.recording += time.perf_counter() - start - looked
 
     def _look(self, state: Any, control: Any) -> None:
         start = time.perf_counter()
@@ -107,9 +108,7 @@ def summary(
     """Both ratios, as rows of the table."""
     step = statistics.median(seconds["plain"]) / steps
     look = statistics.median(found for watcher in watchers for found in watcher.looks.values())
-    # The look at the start is no event of a step.
-    steps_only = [w.inside - sum(s for at, s in w.looks.items() if at) for w in watchers]
-    each = statistics.median(steps_only) / steps
+    each = statistics.median(watcher.recording for watcher in watchers) / steps
     where = (
         f"{Path(source).name}, batch {BATCH_SIZE} of {length} tokens, one probe of "
         f"{probe.context} + {probe.target} tokens, {torch.get_num_threads()} threads, median of "
