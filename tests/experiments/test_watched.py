@@ -1,7 +1,7 @@
 """How a watched training shows itself."""
 
 from frenet.experiments import described
-from frenet.experiments.watched import TABLES, WATCHED, WatchConfig, cells, command
+from frenet.experiments.watched import TABLES, TRAINING, WATCHED, WatchConfig, cells, command
 from frenet.report.figures import draw
 from frenet.runs import config_dict
 
@@ -58,7 +58,7 @@ def test_prefix_and_loss_are_drawn_with_their_references():
     assert "so far, random walk" in str(draw(prefix, rows))
     losses = [
         {"source": source, "step": step, "loss": 1.0, "loss_0": 2.0}
-        for source in ("training", "a")
+        for source in (TRAINING, "a")
         for step in (0, 4)
     ]
-    assert "training" in str(draw(loss, losses))
+    assert TRAINING in str(draw(loss, losses))

@@ -13,7 +13,8 @@ from frenet.experiments.experiment import Cell, Column, Experiment, Figure, Row,
 from frenet.experiments.intervals import select
 
 STALE = 0.5
-TRAINING = "training"
+# Where a loss comes from that is no probe's.
+TRAINING = "training (Trainer's log)"
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ TABLES = {
         Column("zeros", "fraction", "coordinates without a gradient, mean", "reference"),
     ),
     "loss": (
-        Column("source", "", "'training', the mean since Trainer's last log, or a probe", "key"),
+        Column("source", "", "a probe, or the training: the mean since Trainer's last log", "key"),
         _STEP,
         Column("loss", "nats/token", "mean loss", "measure", "loss_0"),
         Column("loss_0", "nats/token", "the first of this source", "reference"),
