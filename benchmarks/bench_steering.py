@@ -7,6 +7,7 @@ head on the last column only. All take turns in one run; a ratio is the median o
 """
 
 import argparse
+import importlib.util
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +22,10 @@ from frenet.geometry import rng
 from frenet.measure.activations import TOKENS, last_activations, length_groups, run_blocks
 from frenet.measure.shift import activation_shift
 from frenet.methods.steered_generation import generate_steered
+from frenet.methods.steering import caa
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
+from frenet.network.contrast import Contrast, Item
 from frenet.network.load import load
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
@@ -103,7 +106,65 @@ def run(source: str | Path = STORIES, repeats: int = 5) -> list[dict[str, Any]]:
              f"{JVP_ROWS} prompts, all {space.dim:,} weights; {where}"),
         _row("steered generation", seconds, ("steered", "generate"), "at most 1.03",
              f"{NEW} new tokens; {where}"),
+        *peers(source, repeats),
     ]  # fmt: skip
+
+
+SENTENCE = "the city of Paris is in France and a river runs through it on its way to the sea"
+
+
+def texts(count: int) -> list[tuple[str, str]]:
+    """Pairs of short texts of unlike length."""
+    words = SENTENCE.split()
+    draw = rng.generator(0, "bench", "texts")
+    sizes = torch.randint(SHORTEST, LONGEST + 1, (count,), generator=draw).tolist()
+    bodies = [
+        " ".join(words[i] for i in torch.randint(len(words), (size,), generator=draw).tolist())
+        for size in sizes
+    ]
+    return [(f"{body} yes", f"{body} no") for body in bodies]
+
+
+def peers(source: str | Path, repeats: int) -> list[dict[str, Any]]:
+    """Contrast vectors at all blocks, against the package steering-vectors; without it no row."""
+    if importlib.util.find_spec("steering_vectors") is None:
+        return []
+    from importlib.metadata import version
+
+    from steering_vectors import train_steering_vector
+
+    loaded = load(source)
+    model, pairs = loaded.model, texts(PAIRS)
+    if loaded.tokenizer.pad_token is None:
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token or loaded.tokenizer.unk_token
+    items = [
+        Item(first, [], (ids[0], ids[1]), None, None, i)
+        for i, (first, second) in enumerate(pairs)
+        for ids in [[loaded.tokenizer(text).input_ids for text in (first, second)]]
+    ]
+    contrast = Contrast("bench", "pairs", (), tuple(items))
+
+    def theirs(batch_size: int) -> Any:
+        return train_steering_vector(
+            model, loaded.tokenizer, pairs, batch_size=batch_size, show_progress=False
+        )
+
+    seconds = turns(
+        {"ours": lambda: caa(model, contrast), "32": lambda: theirs(32), "1": lambda: theirs(1)},
+        repeats,
+    )
+    where = f"{Path(source).name}, {torch.get_num_threads()} threads, median of {repeats}"
+    return [
+        {
+            "name": f"contrast vector against steering-vectors {version('steering-vectors')}, "
+            f"batch of {size}",
+            "ratio": ratio(seconds["ours"], seconds[size]),
+            "aim": "below 1",
+            "detail": f"{statistics.median(seconds['ours']):.2f} s against "
+            f"{statistics.median(seconds[size]):.2f} s; {PAIRS} pairs, all blocks; {where}",
+        }
+        for size in ("32", "1")
+    ]
 
 
 def _row(

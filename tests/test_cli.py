@@ -293,6 +293,20 @@ def test_demo_goes_on_when_an_experiment_has_no_result(toy, monkeypatch, capsys)
     assert json.loads(capsys.readouterr().out)["report"] is None
 
 
+def test_demo_leaves_out_what_is_not_its_own_until_it_is_named(toy, monkeypatch, capsys):
+    from dataclasses import replace
+
+    import toy_experiment
+
+    good = toy_experiment.EXPERIMENT
+    other = replace(good, name="other", in_demo=False)
+    monkeypatch.setattr(frenet.experiments, "EXPERIMENTS", {"other": other, "toy-sums": good})
+    for named, ran in (([], ["toy-sums"]), (["--experiments", "other"], ["other"])):
+        args = ["demo", "--preset", "smoke", "--out", f"out-{ran[0]}", "--json", *named, *ALONE]
+        assert cli.main(args) == 0
+        assert [run["experiment"] for run in json.loads(capsys.readouterr().out)["runs"]] == ran
+
+
 def test_report_takes_runs_and_folders_of_runs(toy, capsys):
     for name in ("a", "b"):
         assert cli.main(["run", "toy-sums", *QUICK, "--out", f"all/{name}", "--quiet"]) == 0

@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from frenet.measure.activations import add, last_activations, record
     from frenet.measure.curvature import hessian_product, hutchinson, top_eigenpairs
     from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
+    from frenet.measure.line import loss_line
     from frenet.measure.shift import activation_shift
     from frenet.measure.trajectory import Training, Trajectory, train_and_record
+    from frenet.methods.adapter_fit import save_as_adapter
     from frenet.methods.candidates import Noise
+    from frenet.methods.effect_line import effect_line
+    from frenet.methods.moving_basis import MovingBasis, moving_prefix
     from frenet.methods.plan import plan
+    from frenet.methods.scale import radius
     from frenet.methods.search import Selection, random_search
     from frenet.methods.steering import caa, gradient_shift
     from frenet.methods.steering_vector import (
@@ -41,7 +46,15 @@ if TYPE_CHECKING:
         save_vector,
     )
     from frenet.methods.subspace import train_in_basis
+    from frenet.methods.subspace_optimizer import SubspaceOptimizer
     from frenet.methods.survey import survey
+    from frenet.methods.task_vectors import (
+        TaskVector,
+        from_adapter,
+        from_checkpoints,
+        load_task_vector,
+        save_task_vector,
+    )
     from frenet.methods.winners import load_winner, save_winner
     from frenet.network.adapters import attach_lora
     from frenet.network.contrasts import contrasts
@@ -77,6 +90,19 @@ _HOME = {
     "krylov_basis": "geometry.basis",
     "random_basis": "geometry.basis",
     "train_in_basis": "methods.subspace",
+    "SubspaceOptimizer": "methods.subspace_optimizer",
+    "MovingBasis": "methods.moving_basis",
+    "moving_prefix": "methods.moving_basis",
+    # task vectors, and how far a direction goes
+    "TaskVector": "methods.task_vectors",
+    "from_checkpoints": "methods.task_vectors",
+    "from_adapter": "methods.task_vectors",
+    "load_task_vector": "methods.task_vectors",
+    "save_task_vector": "methods.task_vectors",
+    "save_as_adapter": "methods.adapter_fit",
+    "loss_line": "measure.line",
+    "effect_line": "methods.effect_line",
+    "radius": "methods.scale",
     # random search
     "Noise": "methods.candidates",
     "Selection": "methods.search",
@@ -107,11 +133,14 @@ _HOME = {
 __all__ = [
     "EXPERIMENTS",
     "Basis",
+    "MovingBasis",
     "Noise",
     "ParamSpace",
     "Selection",
     "Site",
     "SteeringVector",
+    "SubspaceOptimizer",
+    "TaskVector",
     "Training",
     "Trajectory",
     "__version__",
@@ -120,7 +149,10 @@ __all__ = [
     "attach_lora",
     "caa",
     "contrasts",
+    "effect_line",
     "example_gradients",
+    "from_adapter",
+    "from_checkpoints",
     "gradient",
     "gradient_matrix",
     "gradient_shift",
@@ -129,16 +161,22 @@ __all__ = [
     "krylov_basis",
     "last_activations",
     "load",
+    "load_task_vector",
     "load_vector",
     "load_winner",
+    "loss_line",
+    "moving_prefix",
     "plan",
     "prefix_basis",
+    "radius",
     "random_basis",
     "random_search",
     "read_run",
     "record",
     "run_experiment",
+    "save_as_adapter",
     "save_control_vector",
+    "save_task_vector",
     "save_vector",
     "save_winner",
     "survey",

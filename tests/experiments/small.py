@@ -38,6 +38,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "probes": 2,
         "damage_batch": 16,
     },
+    "direction-scale": SMALL
+    | {
+        "n": 4,
+        "k": 2,
+        "batch_size": 16,
+        "damage_batch": 16,
+        "eval_size": 16,
+        "lags": (1, 10, 30),
+        "optimizer": "adam:1e-3",
+        "candidates": 8,
+        "probes": 2,
+        "prompts": 16,
+        "protocol": "relative-noise",
+    },
+    "task-vector-range": SMALL
+    | {
+        "only": ("copy", "sort"),
+        "steps": 6,
+        "k": 3,
+        "batch_size": 16,
+        "damage_batch": 16,
+        "eval_size": 16,
+        "scales": (-1.0, 0.0, 1.0),
+    },
     "step-vs-vector": STEERED | {"shuffles": 50, "halves": 2},
     "steering-effect": STEERED | {"draws": 2, "resamples": 50, "equal_rows": 8},
     "recovery-basis": SMALL
@@ -54,6 +78,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "probe_size": 32,
         "optimised": ("prefix", "random"),
     },
+    "subspace-training": SMALL | {"ks": (3,), "looks": 4, "optimizers": ("adam:1e-3",)},
 }
 
 

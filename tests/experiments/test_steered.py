@@ -209,5 +209,5 @@ def test_pairs_have_no_answer(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"positive": "I agree.", "negative": "I disagree."}\n' * 4)
     config = SteeringConfig(model="m", tasks=(str(file),))
-    with pytest.raises(ValueError, match="pairs of texts, .*'frenet steer extract' takes pairs"):
+    with pytest.raises(ValueError, match=r"pairs of texts, .*'frenet steer extract' takes pairs"):
         cells(config)

@@ -8,7 +8,7 @@ import torch
 
 from frenet.geometry.alignment import Contrasted, cosine
 from frenet.geometry.rng import generator
-from frenet.measure.activations import last_activations, run_blocks
+from frenet.measure.activations import run_blocks
 from frenet.measure.shift import activation_shift
 from frenet.methods.steering import (
     caa,
@@ -320,4 +320,3 @@ def test_vectors_are_those_of_steering_vectors():
     ours = caa(model, pairs)
     for block in ours.blocks:
         assert cosine(ours.at(block), theirs.layer_activations[block]) > 0.9999
-    assert last_activations(model, [[5]], [0]).shape == (1, 1, 16)

@@ -9,7 +9,8 @@ import oracles
 from frenet.geometry.basis import random_basis, span_basis
 from frenet.geometry.rng import generator
 from frenet.measure.trajectory import Training, train_and_record
-from frenet.methods.subspace import train_in_basis
+from frenet.methods.subspace import equal_steps, train_in_basis, train_with
+from frenet.methods.subspace_optimizer import SubspaceOptimizer
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from measure.quadratic import quadratic, spectrum_matrix
@@ -130,3 +131,30 @@ def test_a_basis_of_other_parameters_of_equal_size_is_refused():
     basis = random_basis(12, 2, generator(0, "basis"), space=other)
     with pytest.raises(ValueError, match="spaces differ first at entry 1: second"):
         inside(model, task, basis, space=space, optimizer="sgd:1")
+
+
+def test_the_losses_are_those_before_each_step_and_every_step_is_told():
+    """On the first eigenvector the loss above its floor falls by (1 - lr lambda)^2 a step."""
+    model, task, space = quadratic(CURVATURES)
+    _, vectors = spectrum_matrix(CURVATURES, torch.Generator().manual_seed(0))
+    training, seen = Training("sgd:0.1", batch_size=1, steps=6), []
+    optimizer = SubspaceOptimizer(
+        model, space, basis_of(vectors[:, [3]], space), make=training.make
+    )
+    losses = train_with(model, task, optimizer, training=training, watch=seen.append)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    falls = losses.double().diff()
+    factor = (1 - 0.1 * CURVATURES[3].double()) ** 2
+    torch.testing.assert_close(falls[1:] / falls[:-1], factor.expand(4), rtol=1e-3, atol=0)
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_step():
+    model, task, space = quadratic(CURVATURES)
+    basis = random_basis(12, 2, generator(0, "basis"), space=space)
+    with pytest.raises(FloatingPointError, match="the loss of task quadratic is nan before step 2"):
+        inside(model, task, basis, space=space, optimizer="sgd:1e25", steps=4)
+
+
+def test_steps_are_of_equal_norm_for_adaptive_optimisers_only():
+    assert equal_steps(Training("adamw:1e-3"), 900, 9) == 10
+    assert equal_steps(Training("sgd:1e-3"), 900, 9) == 1

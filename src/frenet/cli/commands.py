@@ -22,6 +22,7 @@ from frenet.cli.options import (
     parse_both,
     printing,
 )
+from frenet.cli.probe import probe
 from frenet.cli.search import search
 from frenet.cli.steer import steer
 
@@ -128,13 +129,13 @@ def _execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "R
 
 def _demo(args: list[str]) -> int:
     """``frenet demo``."""
-    about = "Run all experiments on a small network trained here, and write the report."
+    about = "Run the experiments on a small network trained here, and write the report."
     work = parse(Demo, args, command="demo", about=about)
     with printing(work.json) as show:
         from frenet.report import write_report
         from frenet.runs import RunFailedError, demo_out
 
-        chosen = _chosen(work.experiments)
+        chosen = [e for e in _chosen(work.experiments) if e.in_demo or e.name in work.experiments]
         presets = {
             e.name: named(work.preset, e.presets, f"preset of {e.name}") for e in _chosen(())
         }
@@ -231,4 +232,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "convert": _convert,
     "search": search,
     "steer": steer,
+    "probe": probe,
 }

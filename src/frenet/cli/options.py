@@ -52,7 +52,8 @@ class Demo(Work):
     """Options of ``frenet demo``."""
 
     experiments: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ()
-    """Only these experiments."""
+    """Only these experiments. By default those that decide the paper's claims, and the scale of
+    directions."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from frenet.network.space import ParamSpace
-    from frenet.network.tasks import Task
+    from frenet.network.tasks import Split, Task
 
 # Held-out examples that say how well a task is known.
 EXAMPLES = 32
@@ -50,7 +50,8 @@ class NetworkConfig:
     train_steps: int = 2400
     """Steps in which the synthetic transformer is trained on its eight tasks."""
     learn_steps: int = 120
-    """Steps in which a language model learns the tasks before it is measured."""
+    """Steps in which a language model learns the tasks before it is measured. 0: it stays as it is.
+    """
     learn_optimizer: str = "adamw:2e-3"
     """Optimiser and rate of that learning."""
     learn_batch: int = 10
@@ -138,11 +139,20 @@ def describe(network: Network, cell: Cell, cells: Sequence[Cell]) -> Iterator[Ro
     keys: Row = {key: cell[key] for key in shared}
     for name, task in network.tasks.items():
         with measuring(network.model), torch.no_grad():
-            found = evaluate(network.model, next(task.batches("test", EXAMPLES, 0)))
+            found = evaluate(
+                network.model, next(task.batches("test", at_most(task, "test", EXAMPLES), 0))
+            )
         context: Row = {"chance": network.chance, "guess": math.exp(-network.chance)}
         yield {"table": "learned", **keys, "task": name, **found._asdict(), **context}
     for text in network.notes:
         yield note(cell, text)
+
+
+def at_most(task: "Task", split: "Split", examples: int) -> int:
+    """So many examples of a split, or as many as a task from a file has."""
+    from frenet.network.text import TextTask
+
+    return min(examples, len(task.examples[split])) if isinstance(task, TextTask) else examples
 
 
 def note(cell: Cell, text: str) -> Row:
@@ -232,13 +242,14 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     training = Training(config.learn_optimizer, config.learn_batch, config.learn_steps, seed=seed)
     untrained = selected.read(model)
     key = [loaded.fingerprint, prints, space, config.rank, config.max_length, str(training)]
-    theta = _learned(
-        key,
-        lambda: train_and_record(
-            model, Mixture(tuple(tasks.values())), training, space=selected
-        ).theta(config.learn_steps),
-    )
-    selected.write(model, theta)
+    if config.learn_steps:
+        theta = _learned(
+            key,
+            lambda: train_and_record(
+                model, Mixture(tuple(tasks.values())), training, space=selected
+            ).theta(config.learn_steps),
+        )
+        selected.write(model, theta)
     chance = math.log(base_model(model).get_output_embeddings().weight.shape[0])
     return Network(
         model=model.eval(),

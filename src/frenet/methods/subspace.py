@@ -1,14 +1,20 @@
 """Optimise a network inside a basis: only k coordinates move."""
 
+import math
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from frenet.geometry.subspace import Basis, require_same_space
-from frenet.measure.gradients import gradient
+from frenet.geometry.subspace import Basis
 from frenet.measure.trajectory import Training
+from frenet.methods.subspace_optimizer import SubspaceOptimizer
+from frenet.network.context import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task
+
+Watcher = Callable[[int], None]
 
 
 def train_in_basis(
@@ -34,21 +40,64 @@ def train_in_basis(
         ValueError: the basis is of other parameters; names the first that differs.
         FloatingPointError: a loss or gradient is not finite; names the parameter.
     """
-    if basis.space is not None:
-        require_same_space(space, basis.space)
-    start = space.read(model)
-    coordinates = torch.zeros(basis.k, dtype=torch.float64)
-    adaptive = training.optimizer.startswith("adam")
-    scale = (space.dim / basis.k) ** 0.5 if adaptive else 1.0
-    optimizer = training.make([coordinates], scale=scale)
+    optimizer = SubspaceOptimizer(
+        model,
+        space,
+        basis,
+        make=training.make,
+        scale=equal_steps(training, space.dim, basis.k),
+        clip=training.clip,
+    )
+    train_with(model, task, optimizer, training=training)
+    return optimizer.displacement().float().to(space.parameters(model)[0].device)
+
+
+def equal_steps(training: Training, d: int, k: int) -> float:
+    """Factor on the rate at which steps in k coordinates are as long as in d.
+
+    >>> equal_steps(Training("adam:1e-3"), 400, 4), equal_steps(Training("sgd:0.1"), 400, 4)
+    (10.0, 1.0)
+    """
+    return math.sqrt(d / k) if training.optimizer.startswith("adam") else 1.0
+
+
+def train_with(
+    model: nn.Module,
+    task: Task,
+    optimizer: SubspaceOptimizer,
+    *,
+    training: Training,
+    watch: Watcher | None = None,
+) -> Float[Tensor, " T"]:
+    """Train with an optimiser that is there already. The model ends at its last point.
+
+    Args:
+        model: the optimiser's network. Dropout is off.
+        task: its train split is trained on.
+        optimizer: moves the parameters.
+        training: batch size, number of steps and seed of the minibatches.
+        watch: called with t after step t = 1, 2, ...
+
+    Returns:
+        The loss of every minibatch before its step, in nats per token.
+
+    Raises:
+        FloatingPointError: a loss or gradient is not finite; names task or parameter.
+    """
+    losses: list[float] = []
     batches = task.batches("train", training.batch_size, training.seed)
-    displacement = torch.zeros_like(start)
-    for _, batch in zip(range(training.steps), batches, strict=False):
-        inside = basis.coordinates(gradient(model, task, batch, space=space)).double().cpu()
-        if training.clip is not None:
-            inside = inside * (training.clip / inside.norm().clamp(min=1e-30)).clamp(max=1.0)
-        coordinates.grad = inside
-        optimizer.step()
-        displacement = basis.expand(coordinates.to(start))
-        space.write(model, start + displacement)
-    return displacement
+    with measuring(model, optimizer.space), torch.enable_grad():
+        for t, batch in zip(range(1, training.steps + 1), batches, strict=False):
+            optimizer.zero_grad()
+            loss = task.loss(model, batch)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(
+                    f"the loss of task {task.name} is {losses[-1]} before step {t} inside the "
+                    "basis; lower the learning rate"
+                )
+            loss.backward()
+            optimizer.step()
+            if watch is not None:
+                watch(t)
+    return torch.tensor(losses)

@@ -38,7 +38,7 @@ def adapter_folder(adapter: str | Path) -> Path:
 
 def base_of(folder: Path) -> str:
     """The base model that the adapter's configuration names."""
-    base = _configuration(folder).get("base_model_name_or_path")
+    base = configuration(folder).get("base_model_name_or_path")
     if not base:
         raise ValueError(
             f"the adapter {folder} does not say which base it belongs to; pass the base as source "
@@ -57,10 +57,10 @@ def load_adapter(model: nn.Module, folder: Path) -> tuple[nn.Module, list[str]]:
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils.error import NoMatchingPeftModuleError
 
-    configuration = _configuration(folder)
-    if configuration.get("peft_type") != "LORA":
+    settings = configuration(folder)
+    if settings.get("peft_type") != "LORA":
         raise ValueError(
-            f"{folder} is a {configuration.get('peft_type')} adapter; only LORA adapters are loaded"
+            f"{folder} is a {settings.get('peft_type')} adapter; only LORA adapters are loaded"
         )
     stored = tensor_shapes(folder)
     try:
@@ -74,14 +74,14 @@ def load_adapter(model: nn.Module, folder: Path) -> tuple[nn.Module, list[str]]:
     except NoMatchingPeftModuleError:
         raise ValueError(
             f"the adapter {folder} belongs to another base: it adapts "
-            f"{configuration.get('target_modules')} and the model has "
+            f"{settings.get('target_modules')} and the model has "
             f"{', '.join(linear_modules(model))}"
         ) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         own = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     _require_same(folder, stored, {name: tuple(value.shape) for name, value in own.items()})
-    notes = [f"adapter {folder}: rank {configuration.get('r')}, {len(own)} tensors"]
+    notes = [f"adapter {folder}: rank {settings.get('r')}, {len(own)} tensors"]
     if all(not value.any() for name, value in own.items() if "lora_B" in name):
         notes.append("every lora_B is zero: this adapter is untrained and changes nothing yet")
     return wrapped, notes
@@ -93,8 +93,8 @@ def _require_same(
     extra, missing = sorted(stored.keys() - own.keys()), sorted(own.keys() - stored.keys())
     if extra or missing:
         raise ValueError(
-            f"the adapter {folder} belongs to another base: only the file has {_some(extra)}; only "
-            f"the model has {_some(missing)}; nothing is applied in part"
+            f"the adapter {folder} belongs to another base: only the file has {some(extra)}; only "
+            f"the model has {some(missing)}; nothing is applied in part"
         )
     for name, shape in stored.items():
         if shape != own[name]:
@@ -104,7 +104,8 @@ def _require_same(
             )
 
 
-def _configuration(folder: Path) -> dict[str, Any]:
+def configuration(folder: Path) -> dict[str, Any]:
+    """What ``adapter_config.json`` of a folder says."""
     path = folder / "adapter_config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -127,7 +128,8 @@ def _fetched(name: str) -> Path:
         ) from error
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of some names, for a message."""
     if not names:
         return "nothing"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""

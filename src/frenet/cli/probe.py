@@ -1,0 +1,77 @@
+"""``frenet probe``: how far, and for how long, can directions around a model be followed?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from frenet.cli.codes import DONE, NO_RESULT
+from frenet.cli.options import Count, Folder, parse_both, printing
+from frenet.experiments.direction_scale import EXPERIMENT, PROBE
+
+if TYPE_CHECKING:
+    from frenet.experiments.experiment import Row
+
+ABOUT = (
+    "Radius and lifetime of directions around the weights of a model: its gradient, the prefix and "
+    "the whole of a training run that is started here, a random one, a steering vector, and "
+    "adapters, checkpoints and task vectors from disk (--vectors)."
+)
+SHOWN = ("radius", "low", "high", "predicted", "times", "relative", "unbounded", "length")
+
+
+@dataclass(frozen=True)
+class Probing:
+    """How the probe runs."""
+
+    out: Folder = None
+    """Folder for the results. By default a name made from the settings, below runs/."""
+    threads: Count = None
+    """Torch threads. By default all processors."""
+    quiet: bool = False
+    """Show no progress."""
+    json: bool = False
+    """Print the result as JSON on standard output, and nothing else there."""
+
+
+def probe(args: list[str]) -> int:
+    """``frenet probe``."""
+    probing, config = parse_both(
+        Probing, PROBE, args, command="probe", about=ABOUT, titles=("running", "probe")
+    )
+    with printing(probing.json) as show:
+        from frenet.report import write_report
+        from frenet.runs import default_out, run_experiment
+
+        out = probing.out or default_out(EXPERIMENT, config)
+        run = run_experiment(
+            EXPERIMENT, config, out, workers=1, threads=probing.threads, quiet=probing.quiet
+        )
+        report = write_report([run], out / "report.html")
+        found = _results(run.rows)
+        if probing.json:
+            facts: dict[str, Any] = {"command": "probe", "out": str(out), "report": str(report)}
+            show(facts | {"directions": found, "failures": run.failures})
+        else:
+            for result in found:
+                show(result["sentence"])
+            for failure in run.failures:
+                show(f"failed: {failure['error']}")
+            show(f"results: {out}\nreport: {report}")
+    return NO_RESULT if run.failures else DONE
+
+
+def _results(rows: "Sequence[Row]") -> list[dict[str, Any]]:
+    """Of every direction the sentence, its radii on both sides and its lifetime."""
+    found = []
+    for answer in (row for row in rows if row["table"] == "answer"):
+        keys = {key: answer[key] for key in ("seed", "space", "task", "direction")}
+        own = [row for row in rows if all(row.get(k) == v for k, v in keys.items())]
+        sides = {
+            "along" if row["sign"] == 1 else "against": {name: row[name] for name in SHOWN}
+            for row in own
+            if row["table"] == "radius"
+        }
+        life = next(row for row in own if row["table"] == "lifetime")
+        lived = {name: life[name] for name in ("steps", "longest", "distance", "farthest")}
+        found.append({**keys, "sentence": answer["sentence"], **sides, "lifetime": lived})
+    return found

@@ -1,0 +1,143 @@
+"""How far and for how long can each direction be followed? (M9): radius and lifetime."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged
+from frenet.experiments.experiment import Cell, Experiment, Row
+from frenet.experiments.networks import (
+    NETWORK_TABLES,
+    SMALL_NETWORK,
+    build,
+    describe,
+    note,
+    prepare,
+    task_names,
+)
+from frenet.experiments.scale_directions import (
+    KINDS,
+    Config,
+    Direction,
+    Spot,
+    steering_direction,
+    weight_directions,
+)
+from frenet.experiments.scale_findings import FIGURES, TABLES
+from frenet.experiments.scale_rows import (
+    answer_rows,
+    lifetime_rows,
+    radius_rows,
+    share_looks,
+    steering_rows,
+)
+
+
+def cells(config: Config) -> list[Cell]:
+    """One cell a seed, space and task.
+
+    Raises:
+        ValueError: an unknown kind of direction.
+        FileNotFoundError: a vector or contrast that is not there.
+    """
+    if unknown := [name for name in config.directions if name not in KINDS]:
+        raise ValueError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
+    for source in (*config.vectors, *filter(None, [config.contrasts])):
+        if not Path(source).expanduser().exists():
+            raise FileNotFoundError(f"there is no file or folder {source}")
+    return [
+        Cell.of(seed=seed, space=space, task=task)
+        for seed in config.seeds
+        for space in config.spaces
+        for task in task_names(config)
+    ]
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables radius, line, share, lifetime and answer."""
+    network = build(config, space=cell["space"], seed=cell["seed"])
+    yield from describe(network, cell, cells(config))
+    task = network.tasks[cell["task"]]
+    spot = Spot(config, cell, network, task, network.space.read(network.model).cpu())
+    try:
+        with damaged(network, task, config, protocol=config.protocol, seed=cell["seed"]):
+            rows = list(_measured(spot))
+    except NotDamagedError as error:
+        yield note(cell, f"{config.protocol} left out: {error}")
+        return
+    yield from rows
+    yield from answer_rows(spot, rows)
+
+
+def _measured(spot: Spot) -> Iterator[Row]:
+    from frenet.measure.lifetime import watch_training
+    from frenet.measure.trajectory import Training, train_and_record
+    from frenet.methods.vector_files import vectors_from_disk
+
+    model, space, config = spot.network.model, spot.network.space, spot.config
+    steps = max(config.lags)
+    training = Training(spot.optimizer, config.batch_size, steps, seed=spot.seed)
+    # What may be wrong with the user's files is said before anything is trained.
+    given = []
+    for vector in vectors_from_disk(model, config.vectors):
+        own = vector.space(model)
+        given.append(Direction(vector.origin, vector.flat(own), own, vector.norm()))
+    steering = steering_direction(spot)
+    with space.restored(model):
+        path = train_and_record(model, spot.task, training, space=space)
+    found = [*weight_directions(spot, path), *given]
+    rows = [row for direction in found for row in radius_rows(spot, direction)]
+    dims = {direction.name: direction.space.dim for direction in found}
+    if steering is not None:
+        rows += steering_rows(spot, steering)
+        dims["steering"] = len(steering.vector)
+    # Along the path that made them, prefix and task vector would have seen the minibatches.
+    other = Training(spot.optimizer, config.batch_size, steps, seed=spot.seed + 7919)
+    with space.restored(model):
+        lived, values = watch_training(
+            model, spot.task, other, space=space, lags=config.lags,
+            look=lambda step: share_looks(spot, found, steering, step),
+        )  # fmt: skip
+    reach = {
+        str(row["direction"]): float(str(row["relative"]))
+        for row in rows
+        if row["table"] == "radius" and row["sign"] == 1
+    }
+    yield from rows
+    yield from lifetime_rows(spot, values, lived, dims, reach)
+
+
+# What `frenet probe` starts from: the user's own weights as they are, and one training run.
+PROBE = Config(
+    lora_optimizer="adamw:5e-4", batch_size=8, n=8, eval_size=32, lags=(1, 3, 10, 30, 100),
+    seeds=(0,), protocol="none", learn_steps=0,
+    directions=("gradient", "Adam step", "prefix", "task vector", "random", "steering"),
+    **{**LANGUAGE_MODEL, "max_tasks": 1},
+)  # fmt: skip
+
+EXPERIMENT = Experiment(
+    name="direction-scale",
+    question="How far, and for how long, can each direction be followed?",
+    claims=(),
+    config=Config,
+    cells=cells,
+    run=run,
+    tables=TABLES | NETWORK_TABLES,
+    figures=FIGURES,
+    presets={
+        "smoke": Config(
+            only=("reverse",), n=4, batch_size=16, eval_size=16, lags=(1, 3, 12), candidates=8,
+            probes=2, prompts=16, damage_batch=16, **SMALL_NETWORK,
+        ),
+        "demo": Config(
+            only=("reverse",), eval_size=64, candidates=32, probes=2, prompts=32,
+            lags=(3, 10, 30, 100),
+        ),
+        "cpu": Config(spaces=("full", "lora"), max_tasks=3),
+        "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
+        "lm": Config(
+            lora_optimizer="adamw:5e-4", batch_size=8, n=8, eval_size=32, lags=(1, 3, 10, 30),
+            candidates=32, prompts=16, **{**LANGUAGE_MODEL, "max_tasks": 1},
+        ),
+    },
+    prepare=prepare,
+)  # fmt: skip

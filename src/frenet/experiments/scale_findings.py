@@ -1,0 +1,207 @@
+"""What the rows of `direction_scale` say: columns and figures."""
+
+import math
+from collections.abc import Mapping
+
+from frenet.experiments.charts import Axis, Rule, dots, lines, scatter
+from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar
+from frenet.experiments.intervals import over_seeds, select
+
+QUADRATIC, FOUND = "where a quadratic would leave the linear", "found"
+
+
+def _geometric(rows: Rows, value: str, *, by: tuple[str, ...]) -> list[Row]:
+    """Geometric means over seeds with their intervals: radii differ by factors."""
+    logs = [
+        {**row, "log": math.log(float(str(row[value])))}
+        for row in rows
+        if row.get(value) is not None and float(str(row[value])) > 0
+    ]
+    if not logs:
+        return []
+    found = over_seeds(logs, by=by, value="log")
+    for row in found:
+        for end in ("value", "low", "high"):
+            row[end] = None if row[end] is None else math.exp(float(str(row[end])))
+    return found
+
+
+def radius_chart(rows: Rows) -> object:
+    """Radius along every direction, over the norm of what it moves, with the quadratic's."""
+    along = [{**row, "expected": _over(row, "predicted")} for row in select(rows, sign=1)]
+    by = ("space", "direction")
+    table: list[Row] = [
+        {**row, "series": series}
+        for value, series in (("relative", FOUND), ("expected", QUADRATIC))
+        for row in _geometric(along, value, by=by)
+    ]
+    return dots(
+        table,
+        x=Axis("value", "radius, as a share of the norm of what is moved", log=True),
+        row="direction",
+        colour="series",
+        facet="space",
+        rules=[QUADRATIC],
+    )
+
+
+def _over(row: Mapping[str, Scalar], column: str) -> float | None:
+    """A length of a radius row, over the norm of the weights or of the stream."""
+    if row.get(column) is None:
+        return None
+    return float(str(row[column])) * float(str(row["relative"])) / float(str(row["radius"]))
+
+
+def deviation_chart(rows: Rows) -> object:
+    """How the change leaves the linear, along every direction, of the first seed."""
+    first = min(int(str(row["seed"])) for row in rows)
+    table = [
+        row
+        for row in select(rows, seed=first, sign=1)
+        if row["deviation"] and 1e-3 < float(str(row["share"])) < 30
+    ]
+    return lines(
+        table,
+        x=Axis("share", "distance, over the radius", log=True),
+        y=Axis("deviation", "deviation from the linear", log=True),
+        interval=None,
+        colour="direction",
+        facet="task",
+        rules=[Rule("limit", float(str(rows[0]["eps"])))],
+    )
+
+
+def share_chart(rows: Rows) -> object:
+    """What a direction still holds, against steps of training."""
+    known = [row for row in rows if row["ratio"] is not None and row["lag"] != 0]
+    return lines(
+        over_seeds(known, by=("space", "direction", "lag"), value="ratio"),
+        x=Axis("lag", "steps of training", log=True),
+        y=Axis("value", "what it holds, over the start", domain=(0.0, 1.2)),
+        colour="space",
+        facet="direction",
+        rules=[Rule("stale", 0.5)],
+    )
+
+
+def map_chart(rows: Rows) -> object:
+    """Radius against lifetime: one point a direction, seed and task."""
+    table = [
+        {
+            **row,
+            "life": max(float(str(row["longest"] if row["steps"] is None else row["steps"])), 0.5),
+        }
+        for row in rows
+        if row["has_share"] and row.get("relative") is not None
+    ]
+    return scatter(
+        table,
+        x=Axis("relative", "radius, as a share of the norm of what is moved", log=True),
+        y=Axis("life", "lifetime in steps", log=True),
+        colour="direction",
+        facet="space",
+        diagonal=False,
+    )
+
+
+_KEYS = (
+    Column("seed", "", "seed of network, data and minibatches", "key"),
+    Column("space", "", "parameters that train: all weights, or LoRA adapters", "key"),
+    Column("task", "", "task", "key"),
+    Column("direction", "", "kind of direction, or its file", "key"),
+)
+TABLES = {
+    "answer": (*_KEYS, Column("sentence", "", "radius along it and lifetime, in words", "key")),
+    "radius": (
+        *_KEYS,
+        Column("where", "", "weights, or the block of a steering vector", "key"),
+        Column("sign", "", "1 along the direction, -1 against it", "key"),
+        Column("radius", "2-norm", "largest distance at which the change is linear within eps",
+               "measure", "limit"),
+        Column("low", "2-norm", "lower end of its 95% interval over examples", "reference"),
+        Column("high", "2-norm", "upper end; empty: beyond what was looked at", "reference"),
+        Column("predicted", "2-norm", "of a quadratic, 2 eps |slope / curvature|; empty: not "
+               "known", "reference"),
+        Column("unbounded", "", "linear as far as was looked", "key"),
+        Column("limit", "2-norm", "how far that is", "reference"),
+        Column("length", "2-norm", "of the direction itself, where it has one", "reference"),
+        Column("times", "", "radius over that length", "measure", "length"),
+        Column("relative", "", "radius over the norm of the weights, or of the stream", "measure",
+               "limit"),
+        Column("slope", "nats/token", "of the loss, or of the logit difference, per unit", "key"),
+        Column("eps", "", "relative deviation that is allowed", "reference"),
+    ),
+    "line": (
+        *_KEYS,
+        Column("sign", "", "1 along the direction, -1 against it", "key"),
+        Column("r", "2-norm", "distance", "key"),
+        Column("share", "", "distance over the radius", "key"),
+        Column("change", "nats/token", "of the loss, or of the logit difference", "measure",
+               "linear"),
+        Column("linear", "nats/token", "distance times slope", "reference"),
+        Column("deviation", "", "|change - linear| / |linear|", "measure", "eps"),
+        Column("eps", "", "relative deviation that is allowed", "reference"),
+    ),
+    "share": (
+        *_KEYS,
+        Column("lag", "steps", "steps of training", "key"),
+        Column("value", "", "share of held-out gradients along it; of a gradient or Adam step over "
+               "a fresh one's; of a steering vector the cosine with a fresh one", "measure",
+               "start"),
+        Column("start", "", "the same before training", "reference"),
+        Column("chance", "", "1 / d, where the value is a share", "reference"),
+        Column("ratio", "", "value over start; empty: no share to lose", "measure", "half"),
+        Column("half", "", "where a direction counts as stale", "reference"),
+        Column("displacement", "2-norm", "distance travelled", "key"),
+    ),
+    "lifetime": (
+        *_KEYS,
+        Column("against", "", "what is compared", "key"),
+        Column("has_share", "", "whether it holds ten times chance at the start", "key"),
+        Column("steps", "steps", "until half; empty: longer", "measure", "longest"),
+        Column("longest", "steps", "most steps looked at", "reference"),
+        Column("distance", "2-norm", "the same in distance travelled", "measure", "farthest"),
+        Column("farthest", "2-norm", "greatest distance looked at", "reference"),
+        Column("relative", "", "radius along it over the norm of what it moves", "key"),
+    ),
+}  # fmt: skip
+
+FIGURES = (
+    Figure(
+        "radius",
+        "How far",
+        "The distance up to which the change of the loss (of a steering vector: of the logit "
+        "difference) is what the slope says, within 20%, over the norm of the weights that move "
+        "(of the stream). Geometric mean and interval over seeds. The tick is where a quadratic "
+        "with the measured curvature would leave the linear: beyond it, curvature turns in the "
+        "direction's favour.",
+        "radius",
+        radius_chart,
+    ),
+    Figure(
+        "share",
+        "For how long",
+        "What a direction made at the start still holds while training goes on with other "
+        "minibatches: its share of the gradient (of gradient and Adam step: over that of one made "
+        "on the spot), or the cosine of a steering vector with one made on the spot. Directions "
+        "that hold no more of the gradient than chance are left out.",
+        "share",
+        share_chart,
+    ),
+    Figure(
+        "map",
+        "How far and for how long",
+        "Both at once: to the right, far; up, long. Points of all seeds and tasks; directions that "
+        "outlive the run stand at the last step that was looked at.",
+        "lifetime",
+        map_chart,
+    ),
+    Figure(
+        "deviation",
+        "Along the line",
+        "The relative deviation from the linear against distance, in units of the radius: of a "
+        "quadratic it grows in proportion.",
+        "line",
+        deviation_chart,
+    ),
+)

@@ -1,0 +1,242 @@
+"""Rows of `direction_scale`: radius, deviation along the line, share of the gradient, lifetime."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from frenet.experiments.experiment import Row
+from frenet.experiments.networks import at_most
+from frenet.experiments.scale_directions import FRESH, Direction, Spot, Steering, mean_gradient
+
+if TYPE_CHECKING:
+    from frenet.geometry.basis import Basis
+    from frenet.measure.lifetime import Lifetime
+    from frenet.measure.line import Line
+    from frenet.measure.trajectory import Trajectory
+
+# A direction whose share of the gradient is not this many times chance has no share to lose: one
+# squared coordinate of a random direction exceeds it once in 500 draws.
+NO_SHARE = 10
+
+
+def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
+    """Rows of the tables radius and line for a direction in weights."""
+    from frenet.measure.line import loss_line
+    from frenet.methods.search import distinct
+    from frenet.network.tasks import repeatable
+
+    model, space = spot.network.model, direction.space
+    size = at_most(spot.task, "test", spot.config.eval_size)
+    batch = distinct(next(repeatable(spot.task, "test", size, spot.seed)))
+    weights = float(space.read(model).double().norm())
+    with loss_line(model, spot.task, batch, direction.delta, space=space) as line:
+        start = weights / 1000
+        if line.curvature:
+            # A quarter of where a quadratic would leave the linear.
+            start = min(start, spot.config.eps * abs(line.slope / line.curvature) / 2)
+        limit = max(weights, 4 * (direction.length or 0.0))
+        about = _About(direction.name, "weights", weights)
+        yield from _sides(spot, line, about, length=direction.length, start=start, limit=limit)
+
+
+def steering_rows(spot: Spot, steering: Steering) -> Iterator[Row]:
+    """The same for a direction in activations, by the difference of the logits."""
+    from frenet.methods.effect_line import effect_line
+    from frenet.methods.steering import contrast_streams
+
+    line = effect_line(spot.network.model, steering.prompts, steering.vector, block=steering.block)
+    streams = contrast_streams(spot.network.model, steering.fresh, [steering.block])
+    norm = float(streams.at(0).rows.norm(dim=1).square().mean().sqrt())
+    length = float(steering.vector.norm())
+    about = _About("steering", f"block {steering.block}", norm)
+    yield from _sides(spot, line, about, length=length, start=length / 16, limit=16 * norm)
+
+
+class _About(NamedTuple):
+    """A direction, where it acts, and the norm of what it moves."""
+
+    name: str
+    where: str
+    norm: float
+
+
+def _sides(
+    spot: Spot,
+    line: "Line",
+    about: "_About",
+    *,
+    length: float | None,
+    start: float,
+    limit: float,
+) -> Iterator[Row]:
+    """Both signs of a line."""
+    from frenet.geometry import rng
+    from frenet.methods.scale import radius
+
+    keys: Row = {**dict(spot.cell.keys), "direction": about.name}
+    for sign in (1, -1):
+        draw = rng.generator(spot.seed, "direction-scale", about.name, str(sign))
+        side: Row = {**keys, "sign": sign}
+        try:
+            found = radius(
+                line, start=start, limit=limit, sign=sign, eps=spot.config.eps, generator=draw
+            )
+        except ValueError as error:
+            yield {"table": "notes", "seed": spot.cell["seed"], "space": spot.cell["space"],
+                   "note": f"{about.name}, sign {sign}: {error}"}  # fmt: skip
+            continue
+        predicted = found.predicted if found.predicted != math.inf else None
+        yield {
+            "table": "radius",
+            **side,
+            "where": about.where,
+            "radius": found.radius,
+            "low": found.low,
+            "high": None if found.high == math.inf else found.high,
+            "predicted": predicted,
+            "unbounded": found.unbounded,
+            "limit": limit,
+            "length": length,
+            "times": found.radius / length if length else None,
+            "relative": found.radius / about.norm,
+            "slope": found.slope,
+            "eps": spot.config.eps,
+        }
+        for point in found.points:
+            deviation = point.deviation if math.isfinite(point.deviation) else None
+            yield {
+                "table": "line", **side, "r": abs(point.r), "share": abs(point.r) / found.radius,
+                "change": point.change if math.isfinite(point.change) else None,
+                "linear": point.linear, "deviation": deviation, "eps": spot.config.eps,
+            }  # fmt: skip
+
+
+def share_looks(
+    spot: Spot, directions: Sequence[Direction], steering: Steering | None, step: int
+) -> dict[str, float]:
+    """What every direction holds at the present point, by name.
+
+    Of weights, the share of held-out gradients along it; where it can be made anew, over that of
+    the fresh one. Of activations, the cosine with the fresh one.
+    """
+    from frenet.measure.lifetime import gradient_shares
+
+    found: dict[str, float] = {}
+    # Minibatches of their own at every step: what is held out is never what a direction saw.
+    held_out, again = (spot.seed + 1_000_003 * (2 * step + i) for i in (1, 2))
+    for space in dict.fromkeys(d.space for d in directions):
+        bases = {d.name: _line_basis(d) for d in directions if d.space == space}
+        for name in set(bases) & set(FRESH):
+            fresh = mean_gradient(spot, scaled=name == "Adam step", seed=again)
+            bases[f"fresh {name}"] = _line_basis(Direction(name, fresh, space, None))
+        shares = gradient_shares(
+            spot.network.model, spot.task, bases, space=space,
+            n=spot.config.n, batch_size=spot.config.batch_size, seed=held_out,
+        )  # fmt: skip
+        found |= {
+            name: share / shares[f"fresh {name}"] if name in FRESH else share
+            for name, share in shares.items()
+            if not name.startswith("fresh ")
+        }
+    if steering is not None:
+        found["steering"] = _fresh_cosine(spot, steering)
+    return found
+
+
+def _line_basis(direction: Direction) -> "Basis":
+    from frenet.geometry.basis import span_basis
+
+    return span_basis(direction.delta[None], space=direction.space, origin=direction.name)
+
+
+def _fresh_cosine(spot: Spot, steering: Steering) -> float:
+    from frenet.geometry.alignment import cosine
+    from frenet.methods.steering import contrast_streams
+
+    streams = contrast_streams(spot.network.model, steering.fresh, [steering.block])
+    return cosine(steering.vector, streams.at(0).difference())
+
+
+def lifetime_rows(
+    spot: Spot,
+    values: Mapping[str, Mapping[int, float]],
+    path: "Trajectory",
+    dims: Mapping[str, int],
+    reach: Mapping[str, float],
+) -> Iterator[Row]:
+    """Rows of the tables share and lifetime.
+
+    Args:
+        spot: where.
+        values: by direction, what ``share_looks`` gave at every lag.
+        path: the training.
+        dims: by direction, the d of its space, or the h of its stream.
+        reach: by direction, its radius over the norm of what it moves, where it has one.
+    """
+    from frenet.measure.lifetime import lifetime
+
+    for name, at in values.items():
+        keys: Row = {**dict(spot.cell.keys), "direction": name}
+        chance = 1 / dims[name]
+        none = name not in (*FRESH, "steering") and at[0] < NO_SHARE * chance
+        for lag, value in at.items():
+            yield {
+                "table": "share", **keys, "lag": lag, "value": value, "start": at[0],
+                "ratio": value / at[0] if at[0] > 0 and not none else None, "half": 0.5,
+                "chance": None if name in (*FRESH, "steering") else chance,
+                "displacement": float(path.displacement(0, lag).norm()),
+            }  # fmt: skip
+        found: Lifetime = lifetime(at, path)
+        yield {
+            "table": "lifetime", **keys, "against": _against(name), "has_share": not none,
+            "steps": None if none else found.steps, "longest": found.longest,
+            "distance": None if none else found.distance, "farthest": found.farthest,
+            "relative": reach.get(name),
+        }  # fmt: skip
+
+
+def _against(name: str) -> str:
+    if name in FRESH:
+        return "its share of the gradient, over a fresh one's"
+    if name == "steering":
+        return "its cosine with a fresh one"
+    return "its share of the gradient, over that at the start"
+
+
+def answer_rows(spot: Spot, rows: Sequence[Row]) -> Iterator[Row]:
+    """One sentence for each direction of a cell."""
+    for name in dict.fromkeys(row["direction"] for row in rows if row["table"] == "radius"):
+        sides = [r for r in rows if r["table"] == "radius" and r["direction"] == name]
+        life = next(r for r in rows if r["table"] == "lifetime" and r["direction"] == name)
+        yield {
+            "table": "answer", **dict(spot.cell.keys), "direction": name,
+            "sentence": f"{name}: {_far(sides)}; {_long(life)}",
+        }  # fmt: skip
+
+
+def _far(sides: Sequence[Row]) -> str:
+    """How far, in its own length where it has one."""
+    row = next((r for r in sides if r["sign"] == 1), sides[0])
+    what = "loss" if row["where"] == "weights" else "logit difference"
+    moved = "weights'" if row["where"] == "weights" else "stream's"
+    size = float(str(row["radius"]))
+    # In its own length, or in that of what it moves.
+    one = float(str(row["length"])) if row["length"] else size / float(str(row["relative"]))
+    unit = "its own length" if row["length"] else f"the {moved} norm"
+    within = f"{what} is linear within {float(str(row['eps'])):.0%}"
+    if row["unbounded"]:
+        return f"{within} as far as was looked, {size / one:.3g} of {unit}"
+    low, high = (
+        "?" if end is None else f"{float(str(end)) / one:.3g}" for end in (row["low"], row["high"])
+    )
+    side = "" if row["sign"] == 1 else ", against it"
+    return f"{within} up to {size / one:.3g} of {unit}{side} [{low}, {high}]"
+
+
+def _long(life: Row) -> str:
+    """How long."""
+    if not life["has_share"]:
+        return "it holds no more of the gradient than chance, so it has nothing to lose"
+    if life["steps"] is None:
+        return f"still fresh after {life['longest']} steps of training"
+    return f"stale after {float(str(life['steps'])):.3g} steps of training"

@@ -1,0 +1,119 @@
+"""What is it worth to train k coordinates instead of all? (M4, questions S1 and S2)."""
+
+from collections.abc import Iterator
+
+from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged, require_damage
+from frenet.experiments.experiment import Cell, Experiment, Row
+from frenet.experiments.networks import (
+    NETWORK_TABLES,
+    SMALL_NETWORK,
+    build,
+    describe,
+    prepare,
+    task_names,
+)
+from frenet.experiments.recovery_findings import LONGEST_PREFIX
+from frenet.experiments.subspace_arms import Case, Config
+from frenet.experiments.subspace_figures import FIGURES, TABLES
+from frenet.experiments.subspace_findings import CHANCE, CLAIMS
+from frenet.experiments.subspace_rows import damaged_rows
+
+
+def cells(config: Config) -> list[Cell]:
+    """One cell a seed, space, task, protocol and optimiser."""
+    if unknown := [name for name in config.bases if name not in CHANCE]:
+        raise ValueError(f"no basis {unknown[0]!r}; there are {', '.join(CHANCE)}")
+    most = int(LONGEST_PREFIX * config.steps)
+    if max(config.ks) > most:
+        raise ValueError(
+            f"k={max(config.ks)} is above {LONGEST_PREFIX} of the {config.steps} steps that the "
+            f"run may take; pass --ks up to {most}, or more --steps"
+        )
+    return [
+        Cell.of(seed=seed, space=space, task=task, protocol=protocol, optimizer=optimizer)
+        for seed in config.seeds
+        for space in config.spaces
+        for task in task_names(config)
+        for protocol in config.protocols
+        for optimizer in (config.lora_optimizers if space == "lora" else config.optimizers)
+    ]
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables run, trained, curve and rate."""
+    from frenet.measure.damage import fixed_loss
+    from frenet.measure.recovery import recovered_loss
+
+    network = build(config, space=cell["space"], seed=cell["seed"])
+    yield from describe(network, cell, cells(config))
+    task, model, size = network.tasks[cell["task"]], network.model, config.probe_size
+    before, select_before = (
+        fixed_loss(model, task, split="test", size=size),
+        fixed_loss(model, task, split="select", size=size),
+    )
+    keys: Row = dict(cell.keys)
+    try:
+        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
+            after = fixed_loss(model, task, split="test", size=size)
+            select_after = fixed_loss(model, task, split="select", size=size)
+            require_damage(task, before, after, depth=config.depth, chance=network.chance)
+            threshold = recovered_loss(select_before, select_after, network.chance)
+            yield from damaged_rows(Case(network, task, config, keys, before, after, threshold))
+    except NotDamagedError as error:
+        yield {"table": "run", **keys, "status": "not damaged", "why": str(error)}
+
+
+EXPERIMENT = Experiment(
+    name="subspace-training",
+    question="What is it worth to train k coordinates instead of all?",
+    claims=CLAIMS,
+    config=Config,
+    cells=cells,
+    run=run,
+    tables=TABLES | NETWORK_TABLES,
+    figures=FIGURES,
+    presets={
+        "smoke": Config(
+            only=("reverse",),
+            protocols=("wrong-answers",),
+            optimizers=("adam:1e-4",),
+            steps=150,
+            batch_size=16,
+            damage_batch=16,
+            ks=(2, 5),
+            n=8,
+            tries=3,
+            looks=5,
+            probe_size=32,
+            **SMALL_NETWORK,
+        ),
+        "demo": Config(
+            only=("reverse",),
+            protocols=("relative-noise",),
+            optimizers=("adam:3e-4",),
+            batch_size=16,
+            ks=(5,),
+            n=8,
+            factor=5.0,
+            tries=3,
+            looks=8,
+            probe_size=64,
+        ),
+        "cpu": Config(spaces=("full", "lora"), max_tasks=2),
+        "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
+        "lm": Config(
+            protocols=("wrong-answers", "absolute-noise"),
+            lora_optimizers=("adamw:5e-4",),
+            steps=200,
+            batch_size=8,
+            ks=(2, 5, 10),
+            n=12,
+            tries=4,
+            looks=10,
+            probe_size=16,
+            **LANGUAGE_MODEL,
+        ),
+    },
+    prepare=prepare,
+    in_demo=False,
+)

@@ -1,0 +1,88 @@
+"""What do task vectors do beyond where training ended, against it, and in sums? (M8)."""
+
+from collections.abc import Iterator
+
+from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged
+from frenet.experiments.experiment import Cell, Experiment, Row
+from frenet.experiments.networks import (
+    NETWORK_TABLES,
+    SMALL_NETWORK,
+    Network,
+    build,
+    describe,
+    note,
+    prepare,
+)
+from frenet.experiments.range_findings import FIGURES, TABLES
+from frenet.experiments.range_rows import Config, Range, along_rows, pair_rows, share_rows
+
+
+def cells(config: Config) -> list[Cell]:
+    """One cell a seed and space."""
+    return [Cell.of(seed=seed, space=space) for seed in config.seeds for space in config.spaces]
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables along, pair and inside."""
+    network = build(config, space=cell["space"], seed=cell["seed"])
+    yield from describe(network, cell, cells(config))
+    first = network.tasks[network.measured[0]]
+    try:
+        with damaged(network, first, config, protocol=config.protocol, seed=cell["seed"]):
+            spot = _trained(config, cell, network)
+            yield from along_rows(spot)
+            yield from pair_rows(spot)
+            yield from share_rows(spot)
+    except NotDamagedError as error:
+        yield note(cell, f"{config.protocol} left out: {error}")
+
+
+def _trained(config: Config, cell: Cell, network: Network) -> Range:
+    """The vectors of all measured tasks, twice, and random ones of their lengths."""
+    import torch
+
+    from frenet.geometry import rng
+    from frenet.measure.trajectory import Training, train_and_record
+
+    model, space, seed = network.model, network.space, int(cell["seed"])
+    optimizer = config.lora_optimizer if cell["space"] == "lora" else config.optimizer
+    paths, random = {}, {}
+    for name in network.measured:
+        found = []
+        for replicate in (0, 1):
+            training = Training(
+                optimizer, config.batch_size, config.steps, seed=seed + 7919 * replicate
+            )
+            with space.restored(model):
+                found.append(train_and_record(model, network.tasks[name], training, space=space))
+        paths[name] = (found[0], found[1])
+        z = torch.randn(space.dim, generator=rng.generator(seed, "task-vector-range", name))
+        random[name] = z * (found[0].displacement().norm() / z.norm())
+    return Range(config, cell, network, paths, random)
+
+
+EXPERIMENT = Experiment(
+    name="task-vector-range",
+    question="What do task vectors do further on, backwards, and added to each other?",
+    claims=(),
+    config=Config,
+    cells=cells,
+    run=run,
+    tables=TABLES | NETWORK_TABLES,
+    figures=FIGURES,
+    presets={
+        "smoke": Config(
+            only=("reverse", "copy"), steps=12, k=4, batch_size=16, eval_size=32, damage_batch=16,
+            scales=(-1.0, 0.0, 0.5, 1.0, 2.0), **SMALL_NETWORK,
+        ),
+        "demo": Config(only=("reverse", "parity")),
+        "cpu": Config(spaces=("full", "lora"), max_tasks=4),
+        "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
+        "lm": Config(
+            protocol="none", learn_steps=0, lora_optimizer="adamw:2e-3", batch_size=8, steps=60,
+            k=8, eval_size=32, **LANGUAGE_MODEL,
+        ),
+    },
+    prepare=prepare,
+    in_demo=False,
+)  # fmt: skip

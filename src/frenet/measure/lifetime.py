@@ -1,0 +1,113 @@
+"""For how many steps of training a direction holds what it held at the start."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.geometry.basis import Basis
+from frenet.measure.drift import half_life
+from frenet.measure.gradients import gradient_matrix
+from frenet.measure.trajectory import Training, Trajectory, train_and_record
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Task
+
+
+class Lifetime(NamedTuple):
+    """When a quantity of a direction first falls to half of what it was at the start.
+
+    Attributes:
+        steps: of training, interpolated; None where it does not within those looked at.
+        distance: the same as a distance travelled.
+        longest: most steps that were looked at.
+        farthest: distance travelled by then.
+    """
+
+    steps: float | None
+    distance: float | None
+    longest: int
+    farthest: float
+
+
+def gradient_shares(
+    model: nn.Module,
+    task: Task,
+    bases: Mapping[str, Basis],
+    *,
+    space: ParamSpace,
+    n: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, float]:
+    """Mean of ||U^T g||^2 / ||g||^2 over n minibatch gradients at the present point.
+
+    Of a random basis it is k / d. The minibatches are of the train split.
+
+    Args:
+        model: left as it is.
+        task: whose gradients.
+        bases: by name, of the d parameters.
+        space: the d parameters.
+        n: minibatches.
+        batch_size: examples in each.
+        seed: chooses them.
+    """
+    rows: Float[Tensor, "n d"] = gradient_matrix(
+        model, task, space=space, n=n, batch_size=batch_size, seed=seed
+    )
+    whole = rows.square().sum(1).clamp(min=1e-30)
+    return {
+        name: float((basis.coordinates(rows).square().sum(1) / whole).mean())
+        for name, basis in bases.items()
+    }
+
+
+def watch_training(
+    model: nn.Module,
+    task: Task,
+    training: Training,
+    *,
+    space: ParamSpace,
+    lags: Sequence[int],
+    look: Callable[[int], Mapping[str, float]],
+) -> tuple[Trajectory, dict[str, dict[int, float]]]:
+    """Train, and look at some quantities at the start and after every lag.
+
+    Args:
+        model: ends at the last step.
+        task: trained on.
+        training: with at least as many steps as the last lag.
+        space: the parameters that train.
+        lags: steps after which to look, each at least 1.
+        look: gives the quantities, by name, at the present point; told the step.
+
+    Returns:
+        The trajectory, and of every quantity its values by lag, lag 0 included.
+    """
+    found = {0: look(0)}
+
+    def watch(step: int) -> bool:
+        if step in lags:
+            found[step] = look(step)
+        return False
+
+    path = train_and_record(model, task, training, space=space, watch=watch)
+    return path, {name: {lag: at[name] for lag, at in found.items()} for name in found[0]}
+
+
+def lifetime(values: Mapping[int, float], path: Trajectory) -> Lifetime:
+    """When values, by lag, fall to half of the one at lag 0, in steps and in distance.
+
+    >>> import torch
+    >>> path = Trajectory(torch.zeros(1), torch.ones(4, 1), torch.zeros(4), None,
+    ...                   ParamSpace(("w",), ((1,),)))
+    >>> lifetime({0: 2.0, 2: 1.5, 4: 0.5}, path)
+    Lifetime(steps=3.0, distance=3.0, longest=4, farthest=4.0)
+    """
+    start = values[0]
+    moved = {lag: float(path.displacement(0, lag).norm()) for lag in values}
+    ratios = {lag: value / start if start > 0 else 0.0 for lag, value in values.items()}
+    by_distance = {moved[lag]: ratio for lag, ratio in ratios.items()}
+    longest = max(values)
+    return Lifetime(half_life(ratios), half_life(by_distance), longest, moved[longest])

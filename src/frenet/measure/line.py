@@ -1,0 +1,107 @@
+"""A quantity of some examples along a line: through parameter space, for a start."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import jvp
+
+from frenet.measure.curvature import hessian_product
+from frenet.network.context import measuring, transformable
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import (
+    Batch,
+    Functional,
+    Task,
+    columns_to_keep,
+    example_losses,
+    with_additive_mask,
+)
+
+
+class Line(NamedTuple):
+    """What n examples have at distance r along a unit direction u.
+
+    The mean over examples is sum_i values_i / sum_i counts_i.
+
+    Attributes:
+        at: the values of all examples at r, (n,) in float64.
+        slopes: their derivatives at r = 0, (n,).
+        counts: what each example counts, (n,): target tokens of a loss, 1 of a logit difference.
+        curvature: second derivative of the mean at 0; None where it is not known.
+    """
+
+    at: Callable[[float], Float[Tensor, " n"]]
+    slopes: Float[Tensor, " n"]
+    counts: Float[Tensor, " n"]
+    curvature: float | None = None
+
+    @property
+    def slope(self) -> float:
+        """Derivative of the mean at 0, <g, u>."""
+        return float(self.slopes.sum() / self.counts.sum())
+
+
+@contextmanager
+def loss_line(
+    model: nn.Module,
+    task: Task,
+    batch: Batch,
+    direction: Float[Tensor, " d"],
+    *,
+    space: ParamSpace,
+) -> Iterator[Line]:
+    """The loss of every example of a batch at theta + r u, u = direction / ||direction||.
+
+    Slopes and curvature are exact, by forward mode. Inside, the parameters may stand anywhere on
+    the line; afterwards they are back, bit for bit.
+
+    Args:
+        model: the network.
+        task: whose loss is the mean of nats per target token.
+        batch: the examples.
+        direction: not zero, in the coordinates of ``space``.
+        space: the d parameters that move.
+
+    Raises:
+        ValueError: the direction is zero.
+        FloatingPointError: a slope is not finite.
+    """
+    norm = float(direction.double().norm())
+    if norm == 0:
+        raise ValueError("the direction is zero; there is no line along it")
+    unit = (direction / norm).to(next(model.parameters()).device)
+    slopes, counts = _slopes(model, batch, unit, space)
+    if not torch.isfinite(slopes).all():
+        raise FloatingPointError("the slope of the loss along the direction is not finite")
+    Hu = hessian_product(model, task, batch, space=space)(unit)
+    start = space.read(model)
+
+    def at(r: float) -> Float[Tensor, " n"]:
+        space.write(model, start + r * unit)
+        with measuring(model), torch.no_grad():
+            return example_losses(model, batch)[0].double().cpu()
+
+    with space.restored(model):
+        yield Line(at, slopes, counts, float(Hu.double() @ unit.double()))
+
+
+def _slopes(
+    model: nn.Module, batch: Batch, unit: Float[Tensor, " d"], space: ParamSpace
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Directional derivative of every example's loss, and its number of target tokens."""
+    keep, rows = columns_to_keep(batch), with_additive_mask(batch)
+    held = {n: p.detach() for n, p in zip(space.names, space.parameters(model), strict=True)}
+    parts = space.unflatten(unit)
+    tangents = {name: part.to(held[name].dtype) for name, part in parts.items()}
+
+    def losses(tensors: dict[str, Tensor]) -> Tensor:
+        return example_losses(Functional(model, tensors, keep=keep), rows)[0]
+
+    with transformable(model), torch.no_grad():
+        slopes = jvp(losses, (held,), (tangents,))[1]
+    counts = (batch["labels"][:, 1:] >= 0).sum(1)
+    return slopes.double().cpu(), counts.double().cpu()

@@ -1,0 +1,133 @@
+"""A change of the weights as a LoRA adapter: truncated SVDs, with the error said."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.methods.task_vectors import TaskVector
+from frenet.network.adapters import linear_modules, quiet_peft
+
+
+class AdapterFit(NamedTuple):
+    """An adapter that was written.
+
+    Attributes:
+        folder: where it lies, as PEFT writes adapters.
+        ranks: of each adapted weight.
+        error: ||tau - sum B A|| / ||tau||, over all weights.
+    """
+
+    folder: Path
+    ranks: dict[str, int]
+    error: float
+
+
+def save_as_adapter(
+    vector: TaskVector,
+    folder: str | Path,
+    *,
+    base: nn.Module,
+    tolerance: float = 0.01,
+    max_rank: int | None = None,
+) -> AdapterFit:
+    """Write a task vector as a PEFT LoRA adapter, each weight by a truncated SVD.
+
+    The rank of a weight is the smallest whose rest is at most ``tolerance`` of its norm, so that
+    the whole has at most that relative error, unless ``max_rank`` cuts it.
+
+    Args:
+        vector: changes weights of linear modules only.
+        folder: made where it is not there.
+        base: the plain base model; the meta device will do.
+        tolerance: in (0, 1), relative error in the Frobenius norm.
+        max_rank: no rank is larger; the error says what that costs.
+
+    Raises:
+        ValueError: the vector changes something else, such as a norm or an embedding, or changes
+            nothing; names it.
+    """
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance={tolerance} is not in (0, 1)")
+    space = vector.space(base)
+    turned = _orientations(vector, base)
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    lost = whole = 0.0
+    for name, is_turned in turned.items():
+        change = vector.read(name).double()
+        size, rest, halves = _factored(
+            change.T if is_turned else change, tolerance=tolerance, max_rank=max_rank
+        )
+        whole, lost = whole + size, lost + rest
+        if halves is not None:
+            factors[name] = halves
+    if not factors:
+        raise ValueError(f"the vector ({vector.origin}) is zero in all {len(space.names)} weights")
+    written = _write(factors, Path(folder).expanduser(), turned=any(turned[n] for n in factors))
+    ranks = {name: len(A) for name, (_, A) in factors.items()}
+    return AdapterFit(written, ranks, (lost / whole) ** 0.5)
+
+
+def _orientations(vector: TaskVector, base: nn.Module) -> dict[str, bool]:
+    """The weights that change, and whether each is stored as (in, out)."""
+    modules = dict(base.named_modules())
+    found, other = {}, []
+    for name in vector.shapes:
+        module, _, own = name.rpartition(".")
+        kind = type(modules.get(module)).__name__
+        if own == "weight" and kind in ("Linear", "Conv1D"):
+            found[name] = kind == "Conv1D"
+        elif vector.read(name).any():
+            other.append(name)
+    if other:
+        raise ValueError(
+            f"the vector ({vector.origin}) changes {other[0]} ({len(other)} such weights), which "
+            f"is no weight of a linear module ({', '.join(linear_modules(base))}); an adapter "
+            "cannot hold it, save_task_vector can"
+        )
+    return found
+
+
+def _factored(
+    change: Float[Tensor, "o i"], *, tolerance: float, max_rank: int | None
+) -> tuple[float, float, tuple[Tensor, Tensor] | None]:
+    """Squared norm, squared norm of the rest, and B (o, r) and A (r, i) with balanced norms."""
+    U, S, Vh = torch.linalg.svd(change, full_matrices=False)
+    squares = S.square()
+    whole = float(squares.sum())
+    if whole == 0:
+        return 0.0, 0.0, None
+    # rest[r]: what is lost at rank r.
+    rest = whole - torch.cat([squares.new_zeros(1), squares.cumsum(0)])
+    rank = int((rest > tolerance**2 * whole).sum())
+    rank = max(1, min(rank, max_rank or rank))
+    root = S[:rank].sqrt()
+    halves = (U[:, :rank] * root).float(), (root[:, None] * Vh[:rank]).float()
+    return whole, float(squares[rank:].sum()), halves
+
+
+def _write(factors: dict[str, tuple[Tensor, Tensor]], folder: Path, *, turned: bool) -> Path:
+    """The files of a PEFT adapter whose scale is 1."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = {name.removesuffix(".weight"): len(A) for name, (_, A) in factors.items()}
+    most = max(ranks.values())
+    own = {module: rank for module, rank in ranks.items() if rank != most}
+    tensors = {}
+    for name, (B, A) in factors.items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors[f"{module}.lora_A.weight"] = A.contiguous()
+        tensors[f"{module}.lora_B.weight"] = B.contiguous()
+    with quiet_peft():
+        config = LoraConfig(
+            r=most, lora_alpha=most, lora_dropout=0.0, target_modules=list(ranks),
+            rank_pattern=own, alpha_pattern=own, fan_in_fan_out=turned, inference_mode=True,
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
+        config.save_pretrained(folder)
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    return folder

@@ -1,0 +1,54 @@
+"""The logit difference of prompts along a direction of the residual stream."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.measure.activations import add, run_blocks
+from frenet.measure.line import Line
+from frenet.methods.steering_effect import Prompted, steered_differences
+from frenet.network.context import measuring
+from frenet.network.sites import Site
+from frenet.network.tasks import collate
+
+
+def effect_line(
+    model: nn.Module,
+    prompts: Sequence[Prompted],
+    vector: Float[Tensor, " h"],
+    *,
+    block: int,
+    path: str | None = None,
+) -> Line:
+    """logit(positive) - logit(negative) with r v / ||v|| added after a block, at the last token.
+
+    Args:
+        model: a decoder; left exactly as it is.
+        prompts: n prompts with their answers.
+        vector: v, not zero.
+        block: 0-based index.
+        path: dotted name of the list of blocks, where it is not found by itself.
+
+    Raises:
+        ValueError: the vector is zero, or there is no such block.
+    """
+    norm = float(vector.double().norm())
+    if norm == 0:
+        raise ValueError("the vector is zero; there is no line along it")
+    unit = (vector / norm).float()
+
+    def at(r: float) -> Float[Tensor, " n"]:
+        moved = {block: (r * unit)[None]}
+        return steered_differences(model, prompts, moved, path=path)[:, 0].double()
+
+    slopes = torch.empty(len(prompts), dtype=torch.float64)
+    with measuring(model), torch.enable_grad():
+        for i, prompt in enumerate(prompts):
+            probe = torch.zeros_like(unit, requires_grad=True)
+            with add(model, {Site(block): probe}, path=path):
+                logits = run_blocks(model, collate([(prompt.context, [])])).logits[0, -1]
+            difference = logits[prompt.answers[0]] - logits[prompt.answers[1]]
+            slopes[i] = float(torch.autograd.grad(difference, probe)[0].double() @ unit.double())
+    return Line(at, slopes, torch.ones(len(prompts), dtype=torch.float64))

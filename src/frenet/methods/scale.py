@@ -1,0 +1,196 @@
+"""How far a direction can be followed: the radius within which a quantity is linear along it."""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from frenet.measure.line import Line
+
+# Relative error of the radius at which bisection stops.
+PRECISION = 0.05
+# Values in float32 are known to about this fraction of their size.
+ROUNDING = 1e-6
+
+
+class Point(NamedTuple):
+    """One distance along a line.
+
+    Attributes:
+        r: distance, with the sign of the direction it was taken in.
+        change: of the mean, q(r) - q(0).
+        linear: what the slope says, r <g, u>.
+    """
+
+    r: float
+    change: float
+    linear: float
+
+    @property
+    def deviation(self) -> float:
+        """|change - linear| / |linear|."""
+        return abs(self.change - self.linear) / abs(self.linear) if self.linear else math.inf
+
+
+@dataclass(frozen=True)
+class Radius:
+    """How far a quantity is linear along a direction, on one side.
+
+    Attributes:
+        sign: 1 along the direction, -1 against it.
+        radius: largest distance that was found linear within ``eps``; ``limit`` where all was.
+        low: lower end of its 95% interval over examples.
+        high: upper end; infinity where resamples stay linear as far as was looked.
+        unbounded: linear as far as was looked.
+        limit: how far that is.
+        predicted: 2 eps |s| / |u.Hu|, where a quadratic would leave the linear; infinity without
+            curvature, None where it is not known.
+        slope: s = <g, u>, per unit of distance.
+        points: what was looked at, by distance.
+    """
+
+    sign: int
+    radius: float
+    low: float
+    high: float
+    unbounded: bool
+    limit: float
+    predicted: float | None
+    slope: float
+    points: tuple[Point, ...] = field(repr=False)
+
+
+def radius(
+    line: Line,
+    *,
+    start: float,
+    limit: float,
+    sign: int = 1,
+    eps: float = 0.2,
+    resamples: int = 200,
+    generator: torch.Generator,
+) -> Radius:
+    r"""Largest r up to which a quantity is linear along a direction.
+
+    $$|q(\theta + r u) - q(\theta) - r s| \le \epsilon\, |r s|, \qquad s = \langle g, u \rangle$$
+
+    From ``start`` r is halved until the condition holds, or doubled until it fails; bisection
+    then finds the border to 5%. A border nearer than where it first holds is not looked for.
+
+    Args:
+        line: the quantity; for a loss from ``loss_line``.
+        start: first distance to look at, above 0.
+        limit: no distance beyond it is looked at.
+        sign: 1 along the direction, -1 against it.
+        eps: in (0, 1).
+        resamples: bootstrap samples of the examples, for the interval.
+        generator: the resamples.
+
+    Raises:
+        ValueError: a slope that is not larger than rounding: along such a direction nothing is
+            linear that could be seen; or settings out of range.
+    """
+    if not (0 < start <= limit < math.inf and 0 < eps < 1 and sign in (1, -1)):
+        raise ValueError(
+            f"start={start}, limit={limit}, eps={eps}, sign={sign}; pass 0 < start <= limit, eps "
+            "in (0, 1) and a sign of 1 or -1"
+        )
+    seen = _Seen(line, sign, eps)
+    linear = _bracket(seen, start, limit)
+    low, high = seen.resampled(resamples, generator)
+    points = tuple(seen.point(r) for r in sorted(seen.values))
+    curvature = line.curvature
+    predicted = None
+    if curvature is not None:
+        predicted = 2 * eps * abs(line.slope) / abs(curvature) if curvature else math.inf
+    unbounded = linear >= limit
+    if unbounded:
+        low, high = min(low, limit), math.inf
+    return Radius(
+        sign, linear, min(low, linear), max(high, linear), unbounded, limit, predicted,
+        line.slope, points,
+    )  # fmt: skip
+
+
+class _Seen:
+    """What was looked at on one side of a line."""
+
+    def __init__(self, line: Line, sign: int, eps: float) -> None:
+        self.line, self.sign, self.eps = line, sign, eps
+        self.zero = line.at(0.0).numpy()
+        self.values: dict[float, np.ndarray] = {}
+        self.counts, self.slopes = line.counts.numpy(), line.slopes.numpy()
+        # Nearer than this, the change that is to be told from a linear one drowns in rounding.
+        mean = abs(float(self.zero.sum() / self.counts.sum()))
+        change = abs(line.slope) * eps
+        self.nearest = ROUNDING * max(mean, 1e-3) / change if change > 0 else math.inf
+
+    def point(self, r: float) -> Point:
+        """Mean change and linear prediction at a distance."""
+        if r not in self.values:
+            self.values[r] = self.line.at(self.sign * r).numpy()
+        change = float((self.values[r] - self.zero).sum() / self.counts.sum())
+        return Point(self.sign * r, change, self.sign * r * self.line.slope)
+
+    def linear(self, r: float) -> bool:
+        """Whether the condition holds; it does not where a value is not finite."""
+        return self.point(r).deviation <= self.eps
+
+    def resampled(self, resamples: int, generator: torch.Generator) -> tuple[float, float]:
+        """2.5% and 97.5% quantiles of the first crossing over resampled examples."""
+        n, radii = len(self.zero), np.array(sorted(self.values))
+        drawn = torch.randint(0, n, (resamples, n), generator=generator).numpy()
+        weights = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(float)
+        changes = np.stack([self.values[r] - self.zero for r in radii], 1)
+        changes = np.where(np.isfinite(changes), changes, np.inf)
+        with np.errstate(invalid="ignore"):
+            slopes = self.sign * (weights @ self.slopes)[:, None] * radii
+            deviations = np.abs(weights @ changes - slopes) / np.abs(slopes)
+        deviations = np.nan_to_num(deviations, nan=np.inf)
+        crossings = [_crossing(radii, row, self.eps) for row in deviations]
+        low, high = np.quantile(crossings, [0.025, 0.975], method="inverted_cdf")
+        return float(low), float(high)
+
+
+def _crossing(radii: np.ndarray, deviations: np.ndarray, eps: float) -> float:
+    """First distance at which the deviation exceeds eps, interpolated; infinity where none does."""
+    beyond = np.flatnonzero(deviations > eps)
+    if not len(beyond):
+        return math.inf
+    j = int(beyond[0])
+    if j == 0:
+        return float(radii[0])
+    before, after = deviations[j - 1], deviations[j]
+    share = (eps - before) / (after - before) if math.isfinite(after) else 0.0
+    return float(radii[j - 1] * (radii[j] / radii[j - 1]) ** share)
+
+
+def _bracket(seen: _Seen, start: float, limit: float) -> float:
+    """The border, to PRECISION, or ``limit`` where the quantity is linear that far."""
+    inside = outside = max(start, min(seen.nearest, limit))
+    if seen.linear(inside):
+        while inside < limit and seen.linear(outside := min(2 * inside, limit)):
+            inside = outside
+    else:
+        while not seen.linear(inside := outside / 2):
+            outside = inside
+            if inside < seen.nearest:
+                raise ValueError(
+                    f"the slope along the direction, {seen.line.slope:.3g}, is too small to be "
+                    f"told from rounding within the {2 * outside:.3g} in which the change might be "
+                    "linear"
+                )
+    if inside >= limit:
+        return limit
+    while outside / inside > 1 + PRECISION:
+        middle = math.sqrt(inside * outside)
+        if seen.linear(middle):
+            inside = middle
+        else:
+            outside = middle
+    # For the interval: resamples cross elsewhere.
+    seen.point(inside / 1.5)
+    seen.point(min(1.5 * outside, limit))
+    return inside

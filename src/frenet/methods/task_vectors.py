@@ -1,0 +1,289 @@
+"""Task vectors: the difference between two checkpoints, or what an adapter adds, as a direction."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.network.adapter_delta import (
+    live_products,
+    products_shapes,
+    stored_products,
+    sum_of_products,
+)
+from frenet.network.space import ParamSpace
+from frenet.network.tensor_files import Read, Shapes, TensorFiles, digest, write_tensors
+
+FORMAT = "frenet-task-vector-1"
+
+
+@dataclass(frozen=True)
+class TaskVector:
+    """tau = theta_ft - theta_0: a change of named weights, made tensor by tensor when it is read.
+
+    Vectors are added, subtracted and scaled; a weight that one of them does not have stands still
+    in it. Nothing is held but what ``read`` holds: a difference of two files reads them again.
+
+    Attributes:
+        shapes: of the weights that it changes, by name in the base model.
+        read: the change of one weight, float32.
+        origin: how it was made.
+        base: digest of the weights it starts from; empty where they are not known.
+
+    >>> v = TaskVector({"w": (2,)}, lambda name: torch.tensor([3.0, 4.0]), "by hand")
+    >>> v.norm(), (2 * v - v).read("w")
+    (5.0, tensor([3., 4.]))
+    """
+
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    read: Read = field(repr=False)
+    origin: str
+    base: str = ""
+
+    def __add__(self, other: "TaskVector") -> "TaskVector":
+        return combine([(1.0, self), (1.0, other)])
+
+    def __sub__(self, other: "TaskVector") -> "TaskVector":
+        return combine([(1.0, self), (-1.0, other)])
+
+    def __neg__(self) -> "TaskVector":
+        return combine([(-1.0, self)])
+
+    def __mul__(self, factor: int | float) -> "TaskVector":
+        return combine([(float(factor), self)])
+
+    __rmul__ = __mul__
+
+    def norm(self) -> float:
+        """||tau||, the 2-norm over all weights."""
+        return math.sqrt(self.dot(self))
+
+    def dot(self, other: "TaskVector") -> float:
+        """tau . tau', one tensor at a time, in float64."""
+        require_alike([self, other])
+        same = other is self
+        total = 0.0
+        for name in self.shapes:
+            if name in other.shapes:
+                own = self.read(name).reshape(-1).double()
+                total += float(own @ (own if same else other.read(name).reshape(-1).double()))
+        return total
+
+    def cosine(self, other: "TaskVector") -> float:
+        """tau . tau' / (||tau|| ||tau'||); 0 where one of them is zero."""
+        norms = self.norm() * other.norm()
+        return self.dot(other) / norms if norms > 0 else 0.0
+
+    def space(self, model: nn.Module) -> ParamSpace:
+        """The parameters of ``model`` that the vector changes, tied ones once.
+
+        Raises:
+            ValueError: the model lacks one of them or has it in another shape, or has other
+                weights than those that the vector starts from.
+        """
+        own = dict(model.named_parameters())
+        buffers = dict(model.named_buffers())
+        for name, shape in self.shapes.items():
+            found = own.get(name)
+            if found is None and name in buffers and not self.read(name).any():
+                continue
+            if found is None or tuple(found.shape) != shape:
+                there = f"shape {tuple(found.shape)}" if found is not None else "no such parameter"
+                raise ValueError(
+                    f"the vector ({self.origin}) does not fit this model: it changes {name} of "
+                    f"shape {shape}, the model has {there}"
+                )
+        kept = {name for name in self.shapes if name in own}
+        if self.base and self.base != digest(self.shapes, lambda name: (own | buffers)[name]):
+            raise ValueError(
+                f"the vector ({self.origin}) starts from other weights than this model has; load "
+                "the base that it was made with"
+            )
+        return ParamSpace.select(model, lambda name, _: name in kept)
+
+    def flat(self, space: ParamSpace) -> Float[Tensor, " d"]:
+        """The vector in the coordinates of ``space``, float32; zero where it has no change.
+
+        Raises:
+            ValueError: it changes a weight that the space does not have.
+        """
+        if outside := [name for name in self.shapes if name not in space.names]:
+            left = [name for name in outside if self.read(name).any()]
+            if left:
+                raise ValueError(
+                    f"the vector ({self.origin}) changes {left[0]} ({len(left)} such weights), "
+                    "which is not among the selected parameters"
+                )
+        found = torch.zeros(space.dim)
+        for name, part in space.unflatten(found).items():
+            if name in self.shapes:
+                part.copy_(self.read(name))
+        return found
+
+    @contextmanager
+    def applied(self, model: nn.Module, scale: int | float = 1.0) -> Iterator[None]:
+        """The model at theta + scale * tau; afterwards its own weights, bit for bit."""
+        space = self.space(model)
+        with space.displaced(model, float(scale) * self.flat(space)):
+            yield
+
+
+def combine(terms: Sequence[tuple[float, TaskVector]]) -> TaskVector:
+    """sum_i a_i tau_i, weight by weight: for adapters the sum of the products, no cross-terms.
+
+    Raises:
+        ValueError: no term; vectors of different models or bases.
+    """
+    if not terms:
+        raise ValueError("no task vector to combine; pass at least one")
+    require_alike([vector for _, vector in terms])
+    shapes: Shapes = {}
+    for _, vector in terms:
+        shapes |= dict(vector.shapes)
+
+    def read(name: str) -> Tensor:
+        parts = [(a, v.read(name)) for a, v in terms if name in v.shapes]
+        total = parts[0][0] * parts[0][1].float()
+        for a, part in parts[1:]:
+            total += a * part
+        return total
+
+    origin = " + ".join(f"{a:g} * ({v.origin})" for a, v in terms)
+    bases = {vector.base for _, vector in terms}
+    whole = all(vector.shapes.keys() == shapes.keys() for _, vector in terms)
+    return TaskVector(shapes, read, origin, bases.pop() if len(bases) == 1 and whole else "")
+
+
+def require_alike(vectors: Sequence[TaskVector]) -> None:
+    """Raise ValueError where vectors have one weight in two shapes, or start from two bases."""
+    first = vectors[0]
+    for other in vectors[1:]:
+        for name, shape in other.shapes.items():
+            if first.shapes.get(name, shape) != shape:
+                raise ValueError(
+                    f"the vectors belong to different models: {name} has shape "
+                    f"{first.shapes[name]} in {first.origin} and {shape} in {other.origin}"
+                )
+        # Digests are of the changed weights, so that only vectors of the same ones have the same.
+        same = first.shapes.keys() == other.shapes.keys()
+        if same and first.base and other.base and first.base != other.base:
+            raise ValueError(
+                f"the vectors start from different weights ({first.origin}; {other.origin}); take "
+                "both from one base"
+            )
+
+
+def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
+    """theta_ft - theta_0 of two checkpoints on disk, float32, one tensor in memory at a time.
+
+    Args:
+        base: folder, or file, of safetensors.
+        tuned: the same weights after training.
+
+    Raises:
+        ValueError: the checkpoints hold different weights; names the first that differs.
+        FileNotFoundError: there is no such file or folder.
+    """
+    first, second = TensorFiles(base), TensorFiles(tuned)
+    require_same_weights(first, second)
+
+    def read(name: str) -> Tensor:
+        # In place on a copy: one tensor of each file and nothing else.
+        return second.read(name).to(torch.float32, copy=True).sub_(first.read(name))
+
+    shapes = {name: first.shapes[name] for name in first.shapes if name in second.shapes}
+    origin = f"{second.path} - {first.path}"
+    return TaskVector(shapes, read, origin, digest(shapes, first.read))
+
+
+def require_same_weights(first: TensorFiles, second: TensorFiles) -> None:
+    """Raise ValueError, naming the first that differs, where two checkpoints differ in weights."""
+    for one, other in ((first, second), (second, first)):
+        if missing := [name for name in one.shapes if name not in other.shapes]:
+            raise ValueError(
+                f"the checkpoints are of different architectures: {missing[0]} is in {one.path} "
+                f"and not in {other.path} ({len(missing)} such tensors)"
+            )
+    for name, shape in first.shapes.items():
+        if shape != second.shapes[name]:
+            raise ValueError(
+                f"the checkpoints are of different sizes: {name} has shape {shape} in "
+                f"{first.path} and {second.shapes[name]} in {second.path}"
+            )
+
+
+def from_models(base: nn.Module, tuned: nn.Module) -> TaskVector:
+    """theta_ft - theta_0 of two models in memory, copied.
+
+    Raises:
+        ValueError: the models have different parameters; names the first that differs.
+    """
+    space = ParamSpace.select(base, lambda _, p: p.is_floating_point())
+    change = space.read(tuned).cpu() - space.read(base).cpu()
+    held = space.unflatten(change)
+    shapes = dict(zip(space.names, space.shapes, strict=True))
+    own = dict(base.named_parameters())
+    return TaskVector(shapes, held.__getitem__, "difference", digest(shapes, own.__getitem__))
+
+
+def from_adapter(
+    adapter: str | Path | nn.Module,
+    *,
+    base: nn.Module | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> TaskVector:
+    r"""What a LoRA adapter adds to the weights of its base.
+
+    $$\tau = \sum_a w_a s_a B_a A_a, \qquad s = \alpha / r \text{ or } \alpha / \sqrt r$$
+
+    Args:
+        adapter: folder or hub id of a stored adapter, or PEFT's wrapper around a model: merged,
+            disabled or active, which makes no difference, and left alone.
+        base: the plain base model of a stored adapter; the meta device will do.
+        weights: for a wrapper, coefficient by adapter name; None: 1 for each active one.
+
+    Raises:
+        ValueError: names or shapes that do not fit, both listed; DoRA and others that are no sum
+            of products; an adapter that changes nothing.
+    """
+    if isinstance(adapter, nn.Module):
+        products, origin = live_products(adapter, weights), "adapter"
+    else:
+        if base is None:
+            raise ValueError("a stored adapter needs base=, the model that it belongs to")
+        products, origin = stored_products(adapter, base), str(adapter)
+    if all(not (f.B.any() and f.A.any()) for parts in products.values() for f in parts):
+        raise ValueError(
+            f"the adapter ({origin}) is all zero: it is untrained and has no direction"
+        )
+    return TaskVector(
+        products_shapes(products), lambda name: sum_of_products(products, name), origin
+    )
+
+
+def save_task_vector(vector: TaskVector, path: str | Path) -> Path:
+    """Write the vector as float32 safetensors, with one tensor in memory at a time."""
+    about = {"format": FORMAT, "origin": vector.origin, "base": vector.base}
+    return write_tensors(path, vector.shapes, vector.read, about)
+
+
+def load_task_vector(path: str | Path) -> TaskVector:
+    """What ``save_task_vector`` wrote; tensors are read when they are asked for.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds other tensors than a task vector.
+    """
+    files = TensorFiles(path)
+    about = files.about
+    if about.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} holds other tensors than a task vector of frenet; for a checkpoint pass its "
+            "base too"
+        )
+    return TaskVector(files.shapes, files.read, about["origin"], about["base"])

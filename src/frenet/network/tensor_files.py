@@ -1,0 +1,121 @@
+"""Tensors in safetensors files, read and written one at a time."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+# Entries of each tensor that are read to tell one set of weights from another.
+_SAMPLED = 1 << 12
+
+Shapes = dict[str, tuple[int, ...]]
+Read = Callable[[str], Tensor]
+
+
+class TensorFiles:
+    """The floating-point tensors of a .safetensors file, or of all that lie in one folder.
+
+    Nothing is read but the headers until a tensor is asked for.
+
+    Attributes:
+        shapes: by name, in the order of the files. Integer and boolean tensors (buffers such as
+            the masks of older GPT-2 checkpoints) are no weights and are left out.
+
+        about: metadata of the files.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: no safetensors file, or a damaged one.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        path = Path(source).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file or folder {path}")
+        if path.is_file() and path.suffix != ".safetensors":
+            raise ValueError(f"{path} is no .safetensors file; convert it, or pass another one")
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"{path} holds no .safetensors file")
+        self.path = path
+        self.shapes: Shapes = {}
+        self.about: dict[str, str] = {}
+        self._files: dict[str, Any] = {}
+        for file in files:
+            self._look(file)
+
+    def _look(self, path: Path) -> None:
+        try:
+            file: Any = safe_open(path, framework="pt")
+            self.about |= file.metadata() or {}
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                if part.get_dtype().startswith(("F", "BF")):
+                    self.shapes[name] = tuple(part.get_shape())
+                    self._files[name] = file
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path} is damaged, incomplete or a Git LFS pointer ({error}); fetch it again"
+            ) from None
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in the dtype in which it is stored."""
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+
+def write_tensors(
+    path: str | Path, shapes: Mapping[str, tuple[int, ...]], read: Read, about: Mapping[str, str]
+) -> Path:
+    """Write float32 tensors to a safetensors file, with one of them in memory at a time.
+
+    Args:
+        path: the file; it appears when it is whole.
+        shapes: of the tensors, by name.
+        read: gives the tensor of a name.
+        about: metadata of the file.
+
+    Raises:
+        ValueError: an entry is not finite; the message names the tensor.
+    """
+    path = Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header: dict[str, Any] = {"__metadata__": dict(about)}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    # The format wants the data to start at a multiple of 8 bytes.
+    text += b" " * (-len(text) % 8)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in shapes:
+                tensor = read(name).detach().to("cpu", torch.float32).contiguous()
+                if not torch.isfinite(tensor).all():
+                    raise ValueError(f"{name} has an entry that is not finite, and is not written")
+                file.write(tensor.numpy().data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def digest(shapes: Mapping[str, tuple[int, ...]], read: Read) -> str:
+    """Hex digits that identify the weights of these names: their shapes and sampled entries."""
+    found = hashlib.sha256()
+    for name in sorted(shapes):
+        flat = read(name).detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // _SAMPLED)].cpu().float().contiguous()
+        found.update(f"{name} {tuple(shapes[name])}\n".encode())
+        found.update(sample.numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,86 @@
+"""Shares of the gradient along directions, and when they are halved."""
+
+import pytest
+import torch
+
+from frenet.geometry.basis import random_basis, span_basis
+from frenet.geometry.rng import generator
+from frenet.measure.lifetime import gradient_shares, lifetime, watch_training
+from frenet.measure.trajectory import Training
+from frenet.network.space import ParamSpace
+from measure.quadratic import Point, Quadratic
+
+
+def quadratic(*, d=40, noise=0.0):
+    """L = x.Hx / 2 with eigenvalues 1 and 0.01 in equal parts, and the point x = 1."""
+    eigenvalues = torch.ones(d)
+    eigenvalues[d // 2 :] = 0.01
+    model = Point(torch.ones(d))
+    task = Quadratic(torch.diag(eigenvalues), torch.zeros(d), noise)
+    return model, task, ParamSpace.select(model)
+
+
+def shares(model, task, space, bases, *, n=1):
+    return gradient_shares(model, task, bases, space=space, n=n, batch_size=1, seed=0)
+
+
+def test_shares_are_squared_cosines():
+    """g = H x = (1, ..., 1, 0.01, ...): known against any direction."""
+    model, task, space = quadratic()
+    g = task.gradient(torch.ones(40)).float()
+    first = torch.zeros(40)
+    first[0] = 5.0
+    bases = {
+        "itself": span_basis(g[None], space=space),
+        "first": span_basis(first[None], space=space),
+        "both": span_basis(torch.stack([first, g]), space=space),
+    }
+    found = shares(model, task, space, bases)
+    assert found["itself"] == pytest.approx(1, abs=1e-6)
+    assert found["first"] == pytest.approx(float(1 / g.square().sum()), rel=1e-5)
+    assert found["both"] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_random_basis_has_its_share_by_chance():
+    """k / d, over many gradients that are nothing but noise."""
+    model, task, space = quadratic(noise=100.0)
+    basis = random_basis(40, 10, generator(0, "basis"), space=space)
+    assert shares(model, task, space, {"random": basis}, n=400)["random"] == pytest.approx(
+        10 / 40, rel=0.1
+    )
+
+
+def test_the_lifetime_of_a_steep_direction_is_the_closed_form():
+    """SGD shrinks x_i by 1 - lr lambda_i a step, so g_1^2 / |g|^2 is known at every step."""
+    model, task, space = quadratic()
+    lr, lags = 0.1, tuple(range(1, 61))
+    basis = span_basis(torch.eye(40)[:1], space=space)
+    training = Training(f"sgd:{lr}", 1, 60, clip=None)
+    path, values = watch_training(
+        model, task, training, space=space, lags=lags,
+        look=lambda _: shares(model, task, space, {"first": basis}),
+    )  # fmt: skip
+    t = torch.arange(61, dtype=torch.float64)
+    steep, flat = (1 - lr) ** t, 0.01 * (1 - 0.01 * lr) ** t
+    known = steep**2 / (20 * steep**2 + 20 * flat**2)
+    assert [values["first"][lag] for lag in range(61)] == pytest.approx(known.tolist(), rel=1e-3)
+    found = lifetime(values["first"], path)
+    exact = next(s for s in range(61) if known[s] < known[0] / 2)
+    assert exact - 1 <= found.steps <= exact
+    travelled = [float(path.displacement(0, s).norm()) for s in (exact - 1, exact)]
+    assert travelled[0] <= found.distance <= travelled[1]
+    assert found.longest == 60
+
+
+def test_what_does_not_halve_has_no_lifetime():
+    model, task, space = quadratic()
+    basis = span_basis(task.gradient(torch.ones(40)).float()[None], space=space)
+    training = Training("sgd:0.001", 1, 3)
+    path, values = watch_training(
+        model, task, training, space=space, lags=(1, 3),
+        look=lambda _: shares(model, task, space, {"g": basis}),
+    )  # fmt: skip
+    found = lifetime(values["g"], path)
+    assert found.steps is None
+    assert found.distance is None
+    assert found.farthest == pytest.approx(float(path.displacement().norm()))

@@ -1,0 +1,163 @@
+"""The radius of a direction: closed forms, intervals, and what cannot be told."""
+
+import math
+
+import pytest
+import torch
+
+from frenet.geometry.rng import generator
+from frenet.measure.gradients import gradient
+from frenet.measure.line import Line, loss_line
+from frenet.methods.scale import radius
+from frenet.network.adapters import attach_lora
+from frenet.network.space import ParamSpace
+from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.tasks import collate, example_losses
+from measure.quadratic import ROWS, RowsTask
+from network.models import tiny_gpt2, tiny_llama
+
+EPS, TASK = 0.2, RowsTask()
+
+
+def polynomial(slope, curvature=0.0, cubic=0.0, *, n=8, spread=0.0, offset=1.0):
+    """n examples with q_i(r) = offset + s_i r + h r^2 / 2 + c r^3 / 6."""
+    draw = generator(0, "line")
+    slopes = slope * (1 + spread * torch.randn(n, generator=draw, dtype=torch.float64))
+
+    def at(r):
+        return offset + slopes * r + curvature * r**2 / 2 + cubic * r**3 / 6
+
+    return Line(at, slopes, torch.ones(n, dtype=torch.float64), curvature)
+
+
+def found(line, *, sign=1, start=0.01, limit=100.0, eps=EPS):
+    return radius(line, start=start, limit=limit, sign=sign, eps=eps, generator=generator(0, "b"))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("start", [1e-3, 0.3, 50.0])
+@pytest.mark.parametrize(("slope", "curvature"), [(2.0, 3.0), (-2.0, 3.0), (0.5, -0.1)])
+def test_of_a_quadratic_it_is_the_closed_form(slope, curvature, start, sign):
+    """|h| r^2 / 2 <= eps |s| r up to r = 2 eps |s| / |h|, wherever the search starts."""
+    got = found(polynomial(slope, curvature), start=start, sign=sign)
+    closed = 2 * EPS * abs(slope) / abs(curvature)
+    assert got.predicted == pytest.approx(closed)
+    assert closed / 1.05 <= got.radius <= closed
+    assert (got.low, got.high) == pytest.approx((got.radius, got.radius), rel=0.06)
+    assert not got.unbounded
+    assert got.slope == pytest.approx(slope)
+
+
+def test_of_a_cubic_it_is_the_closed_form():
+    """|c| r^3 / 6 <= eps |s| r up to r = sqrt(6 eps |s| / |c|); no quadratic knows it."""
+    got = found(polynomial(1.0, 0.0, 4.0))
+    closed = math.sqrt(6 * EPS / 4)
+    assert closed / 1.05 <= got.radius <= closed
+    assert got.predicted == math.inf
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_linear_quantity_is_unbounded_and_says_so(sign):
+    got = found(polynomial(-3.0), sign=sign, limit=7.0)
+    assert got.unbounded
+    assert got.radius == got.limit == 7.0
+    assert got.high == math.inf
+    assert max(abs(point.r) for point in got.points) == 7.0
+
+
+def test_the_interval_covers_what_other_examples_would_give():
+    """Slopes differ between examples: 40 sets of 32 of them, the closed form of the mean is 0.4."""
+    inside = 0
+    for seed in range(40):
+        draw = generator(seed, "examples")
+        slopes = 1 + 0.5 * torch.randn(32, generator=draw, dtype=torch.float64)
+        line = Line(lambda r, s=slopes: s * r + r**2 / 2, slopes, torch.ones(32).double())
+        got = radius(line, start=0.01, limit=9.0, generator=generator(seed, "b"))
+        inside += got.low <= 0.4 <= got.high
+    assert inside >= 35
+
+
+def test_examples_count_by_their_tokens():
+    """A line of sums over 1, 3 and 6 tokens is that of the mean over all tokens."""
+    counts = torch.tensor([1.0, 3.0, 6.0], dtype=torch.float64)
+    slopes = torch.tensor([1.0, 6.0, 3.0], dtype=torch.float64)
+    line = Line(lambda r: slopes * r + counts * r**2, slopes, counts)
+    assert line.slope == pytest.approx(1.0)
+    assert found(line).radius == pytest.approx(EPS, rel=0.05)
+
+
+def test_a_slope_that_drowns_in_rounding_is_refused():
+    with pytest.raises(ValueError, match="is too small to be told from rounding within"):
+        found(polynomial(1e-9, 1.0))
+    with pytest.raises(ValueError, match=r"slope along the direction, 0, is too small"):
+        found(polynomial(0.0, 1.0))
+
+
+def test_values_that_are_not_finite_end_it():
+    line = polynomial(1.0)
+    cut = Line(lambda r: line.at(r) / (r < 2), line.slopes, line.counts)
+    assert 2 / 1.05 <= found(cut).radius < 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"start": 0.0}, {"start": 200.0}, {"eps": 1.0}, {"sign": 2}, {"limit": math.inf}]
+)
+def test_settings_out_of_range(wrong):
+    with pytest.raises(ValueError, match="pass 0 < start <= limit"):
+        found(polynomial(1.0), **wrong)
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama])
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_line_of_a_loss_is_the_loss_along_it(make, lora):
+    model = attach_lora(make(), rank=2, seed=0) if lora else make()
+    space, batch = ParamSpace.select(model), collate(ROWS)
+    direction = torch.randn(space.dim, generator=generator(0, "u"))
+    unit = direction / direction.norm()
+    before = space.read(model)
+    g = gradient(model, TASK, batch, space=space)
+    with loss_line(model, TASK, batch, direction, space=space) as line:
+        assert line.slope == pytest.approx(float(g @ unit), rel=1e-4, abs=1e-6)
+        for r in (0.0, 0.3, -0.2):
+            values = line.at(r)
+            space.write(model, before + r * unit)
+            with torch.no_grad():
+                losses, counts = example_losses(model, batch)
+            torch.testing.assert_close(values, losses.double(), rtol=1e-6, atol=1e-5)
+            assert line.counts.tolist() == counts.tolist()
+        # Central differences of the mean, of first and of second order.
+        h = 1e-2
+        means = [float(line.at(r).sum() / line.counts.sum()) for r in (-h, 0.0, h)]
+        assert (means[2] - means[0]) / (2 * h) == pytest.approx(line.slope, rel=0.02, abs=1e-4)
+        second = (means[2] - 2 * means[1] + means[0]) / h**2
+        assert line.curvature == pytest.approx(second, rel=0.1, abs=0.02)
+        # Example by example.
+        ends = [line.at(r) for r in (-h, h)]
+        torch.testing.assert_close((ends[1] - ends[0]) / (2 * h), line.slopes, rtol=0.03, atol=1e-3)
+    assert torch.equal(space.read(model), before)
+
+
+def test_the_radius_of_a_real_loss_obeys_its_definition():
+    """Inside the border the deviation is at most eps, just beyond it it is more."""
+    model, task = SyntheticTransformer(SyntheticConfig(width=16)), SyntheticTask("copy")
+    space = ParamSpace.select(model)
+    batch = next(task.batches("test", 16, 0))
+    g = gradient(model, task, batch, space=space)
+    with loss_line(model, task, batch, g, space=space) as line:
+        got = radius(line, start=0.01, limit=50.0, sign=-1, generator=generator(0, "b"))
+        zero, counts = line.at(0.0), line.counts
+
+        def deviation(r):
+            change = float((line.at(-r) - zero).sum() / counts.sum())
+            return abs(change + r * line.slope) / abs(r * line.slope)
+
+        assert deviation(got.radius) <= EPS < deviation(1.06 * got.radius)
+    assert got.low <= got.radius <= got.high
+
+
+def test_no_line_along_nothing():
+    model = tiny_llama()
+    space = ParamSpace.select(model, "norm")
+    with pytest.raises(ValueError, match="the direction is zero"):  # noqa: SIM117
+        with loss_line(model, TASK, collate(ROWS), torch.zeros(space.dim), space=space):
+            pass

@@ -1,0 +1,355 @@
+"""Task vectors: an adapter gives the same logits by every road, misfits are named."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from frenet.geometry.rng import generator
+from frenet.methods.adapter_fit import save_as_adapter
+from frenet.methods.task_vectors import (
+    TaskVector,
+    combine,
+    from_adapter,
+    from_checkpoints,
+    from_models,
+    load_task_vector,
+    save_task_vector,
+)
+from frenet.network.adapters import quiet_peft
+from frenet.network.space import ParamSpace
+from network.models import tiny_gpt2, tiny_llama, tiny_qwen2
+
+IDS = torch.tensor([[5, 9, 3, 7, 1, 2]])
+TARGETS = {
+    "gpt2": (tiny_gpt2, ["c_attn", "c_proj"]),
+    "llama": (tiny_llama, ["q_proj", "down_proj", "embed_tokens"]),
+    "qwen2": (tiny_qwen2, ["q_proj", "o_proj", "up_proj"]),
+}
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def adapted(family, *, name="default", seed=1, model=None, **settings):
+    """A model with a trained-looking adapter: no half of it is zero."""
+    make, targets = TARGETS[family]
+    config = LoraConfig(
+        r=3, lora_alpha=5, target_modules=targets, fan_in_fan_out=family == "gpt2", **settings
+    )
+    with quiet_peft(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if model is None:
+            model = get_peft_model(make(), config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+    draw = generator(seed, "adapter")
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if f".{name}" in key and "lora_" in key:
+                p.copy_(0.2 * torch.randn(p.shape, generator=draw))
+    return model
+
+
+def saved(model, tmp_path):
+    with quiet_peft(), warnings.catch_warnings():
+        # An adapter on the embedding makes PEFT save the embedding too.
+        warnings.filterwarnings("ignore", "Setting `save_embedding_layers`")
+        model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+SETTINGS = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "patterns": {
+        "rank_pattern": {r"\d\.(self_)?attn\.\w+": 2},
+        "alpha_pattern": {r"0\.(self_)?attn\.(c_attn|q_proj)": 7},
+    },
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("family", TARGETS)
+def test_adapter_merged_and_added_vector_give_the_same_logits(family, settings, tmp_path):
+    model, base = adapted(family, **SETTINGS[settings]), TARGETS[family][0]()
+    active = logits(model)
+    assert float((active - logits(base)).abs().max()) > 0.01
+    live = from_adapter(model)
+    stored = from_adapter(saved(model, tmp_path), base=base)
+    for vector in (live, stored):
+        with vector.applied(base):
+            torch.testing.assert_close(logits(base), active, atol=1e-5, rtol=1e-5)
+    with quiet_peft():
+        merged = model.merge_and_unload()
+    torch.testing.assert_close(logits(merged), active, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_state_of_the_wrapper_makes_no_difference_and_stays(family):
+    model = adapted(family)
+    expected = {name: from_adapter(model).read(name) for name in from_adapter(model).shapes}
+    with model.disable_adapter():
+        off = from_adapter(model)
+        assert not any(m.merged for m in model.modules() if hasattr(m, "merged"))
+    model.merge_adapter()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    merged = from_adapter(model)
+    for name, change in expected.items():
+        assert torch.equal(off.read(name), change)
+        assert torch.equal(merged.read(name), change)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert all(m.merged for m in model.modules() if hasattr(m, "lora_A") and m.lora_A)
+
+
+def test_several_adapters_are_a_sum_of_products():
+    """Not the product of the sums, which has cross-terms as large as the signal."""
+    model = adapted("gpt2", name="one")
+    adapted("gpt2", name="two", seed=2, model=model)
+    alone = [from_adapter(model, weights={name: 1.0}) for name in ("one", "two")]
+    both = from_adapter(model, weights={"one": 1.0, "two": -0.5})
+    for name in both.shapes:
+        dense = alone[0].read(name).double() - 0.5 * alone[1].read(name).double()
+        torch.testing.assert_close(both.read(name).double(), dense, atol=1e-7, rtol=1e-6)
+    assert from_adapter(model).shapes == alone[0].shapes  # the active one
+
+
+def test_what_is_no_sum_of_products_is_refused(tmp_path):
+    dora = adapted("llama", use_dora=True)
+    with pytest.raises(ValueError, match="DoRA scales the columns"):
+        from_adapter(dora)
+    folder = saved(dora, tmp_path)
+    with pytest.raises(ValueError, match="DoRA scales the columns"):
+        from_adapter(folder, base=tiny_llama())
+    with pytest.raises(ValueError, match="bias='all' trains biases"):
+        from_adapter(adapted("gpt2", bias="all"))
+    with pytest.raises(ValueError, match="modules_to_save replaces whole modules"):
+        from_adapter(adapted("llama", modules_to_save=["lm_head"]))
+    with pytest.raises(ValueError, match="no adapter 'three'; the model has default"):
+        from_adapter(adapted("llama"), weights={"three": 1.0})
+    with pytest.raises(ValueError, match="carries no adapter"):
+        from_adapter(tiny_llama())
+
+
+def test_half_of_a_tied_weight_is_no_direction(tmp_path):
+    """GPT-2's embedding is its output head; an adapter on it changes the embedding alone."""
+    config = LoraConfig(r=2, target_modules=["wte"], init_lora_weights=False)
+    with quiet_peft(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(tiny_gpt2(), config)
+        model.save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    match = r"one use of a weight that is tied \(.*wte.*, .*lm_head"
+    with pytest.raises(ValueError, match=match):
+        from_adapter(model)
+    with pytest.raises(ValueError, match=match):
+        from_adapter(tmp_path / "a", base=tiny_gpt2())
+
+
+def test_an_adapter_of_another_base_is_named(tmp_path):
+    folder = saved(adapted("llama"), tmp_path)
+    with pytest.raises(ValueError, match=r"adapts model\.\S+, .* the model has .*c_attn"):
+        from_adapter(folder, base=tiny_gpt2())
+    with pytest.raises(ValueError, match="needs base="):
+        from_adapter(folder)
+    # The embedding that PEFT saved with its adapter is another one, too.
+    with pytest.raises(ValueError, match=r"not the base's own weights either: .*embed_tokens"):
+        from_adapter(folder, base=tiny_llama(seed=7))
+    file = folder / "adapter_model.safetensors"
+    tensors = {name: t for name, t in load_file(file).items() if "base_layer" not in name}
+    save_file(tensors, file)
+    with pytest.raises(
+        ValueError, match=r"of shape \S+ \S+, which on this model has shape \(64, 32"
+    ):
+        from_adapter(folder, base=tiny_llama(width=32))
+    gone = next(name for name in tensors if "lora_B" in name)
+    save_file({name: t for name, t in tensors.items() if name != gone}, file)
+    with pytest.raises(ValueError, match=r"no half of a product, .*lora_A"):
+        from_adapter(folder, base=tiny_llama())
+
+
+def test_an_untrained_adapter_has_no_direction():
+    with quiet_peft():
+        model = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="all zero: it is untrained"):
+        from_adapter(model)
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_adapter_to_delta_to_adapter(family, tmp_path):
+    """Exact low rank comes back with its rank; the error stated is the error there is."""
+    make, targets = TARGETS[family]
+    linear = [target for target in targets if target != "embed_tokens"]
+    config = LoraConfig(r=3, target_modules=linear, fan_in_fan_out=family == "gpt2")
+    with quiet_peft():
+        model = get_peft_model(make(), config)
+    draw = generator(3, "halves")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                p.copy_(torch.randn(p.shape, generator=draw))
+    vector, base = from_adapter(model), make()
+    fit = save_as_adapter(vector, tmp_path / "back", base=base, tolerance=1e-3)
+    assert set(fit.ranks.values()) == {3}
+    again = from_adapter(tmp_path / "back", base=base)
+    error = (again - vector).norm() / vector.norm()
+    assert error < 1e-5
+    assert fit.error < 1e-5
+    cut = save_as_adapter(vector, tmp_path / "cut", base=base, max_rank=1)
+    error = (from_adapter(tmp_path / "cut", base=base) - vector).norm() / vector.norm()
+    assert cut.error == pytest.approx(error, rel=1e-4)
+    assert error > 0.1
+
+
+def test_ranks_follow_the_tolerance_weight_by_weight(tmp_path):
+    """Singular values 1, 0.1, 0.01: rank 1, 2 or 3 by what may be lost."""
+    base = tiny_llama()
+    names = [f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)]
+    shape = tuple(base.get_parameter(names[0]).shape)
+    diagonal = torch.zeros(shape)
+    diagonal[0, 0], diagonal[1, 1], diagonal[2, 2] = 1.0, 0.1, 0.01
+    deltas = {names[0]: diagonal, names[1]: diagonal.clamp(max=0.1)}
+    vector = TaskVector(dict.fromkeys(names, shape), deltas.__getitem__, "by hand")
+    for tolerance, ranks in ((0.2, [1, 2]), (0.02, [2, 3]), (0.002, [3, 3])):
+        fit = save_as_adapter(vector, tmp_path / "a", base=base, tolerance=tolerance)
+        assert list(fit.ranks.values()) == ranks
+        lost = (from_adapter(tmp_path / "a", base=base) - vector).norm() / vector.norm()
+        assert fit.error == pytest.approx(lost, rel=1e-3, abs=1e-6)
+        assert fit.error <= tolerance
+
+
+def test_an_adapter_cannot_hold_a_norm(tmp_path):
+    base, name = tiny_llama(), "model.norm.weight"
+    shape = tuple(base.get_parameter(name).shape)
+    vector = TaskVector({name: shape}, lambda _: torch.ones(shape), "by hand")
+    with pytest.raises(ValueError, match=r"changes model\.norm\.weight .*an adapter cannot hold"):
+        save_as_adapter(vector, tmp_path / "a", base=base)
+    with pytest.raises(ValueError, match=r"tolerance=0\.0 is not in \(0, 1\)"):
+        save_as_adapter(vector, tmp_path / "a", base=base, tolerance=0.0)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Two checkpoints of one model on disk, the second moved by a known amount."""
+    base, tuned = tiny_llama(seed=0), tiny_llama(seed=0)
+    draw = generator(0, "moved")
+    with torch.no_grad():
+        for p in tuned.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=draw))
+    base.save_pretrained(tmp_path / "base")
+    tuned.save_pretrained(tmp_path / "tuned")
+    return base, tuned, tmp_path
+
+
+def test_base_plus_vector_is_the_tuned_model(checkpoints):
+    base, tuned, folder = checkpoints
+    vector = from_checkpoints(folder / "base", folder / "tuned")
+    before = ParamSpace.select(base).read(base)
+    with vector.applied(base):
+        torch.testing.assert_close(logits(base), logits(tuned), atol=1e-6, rtol=1e-5)
+    assert torch.equal(ParamSpace.select(base).read(base), before)
+    live = from_models(base, tuned)
+    assert live.base == vector.base
+    assert vector.cosine(live) == pytest.approx(1, abs=1e-9)
+    change = ParamSpace.select(tuned).read(tuned).double() - before.double()
+    assert vector.norm() == pytest.approx(float(change.norm()), rel=1e-7)
+    torch.testing.assert_close(vector.flat(vector.space(base)).double(), change, atol=1e-7, rtol=0)
+
+
+def test_saved_and_loaded(checkpoints):
+    _, _, folder = checkpoints
+    vector = from_checkpoints(folder / "base", folder / "tuned")
+    path = save_task_vector(0.5 * vector, folder / "v" / "vector.safetensors")
+    again = load_task_vector(path)
+    assert again.base == vector.base
+    for name in vector.shapes:
+        assert torch.equal(again.read(name), 0.5 * vector.read(name))
+    assert load_file(path).keys() == vector.shapes.keys()
+    with pytest.raises(ValueError, match="other tensors than a task vector"):
+        load_task_vector(folder / "base" / "model.safetensors")
+    with pytest.raises(ValueError, match="starts from other weights"):
+        again.space(tiny_llama(seed=5))
+    assert list(path.parent.iterdir()) == [path]
+    broken = TaskVector({"w": (1,)}, lambda _: torch.tensor([math.nan]), "nan")
+    with pytest.raises(ValueError, match="w has an entry that is not finite"):
+        save_task_vector(broken, folder / "v" / "other.safetensors")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_different_checkpoints_name_the_first_tensor(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "a")
+    tiny_llama(vocabulary=80).save_pretrained(tmp_path / "b")
+    tiny_gpt2().save_pretrained(tmp_path / "c")
+    with pytest.raises(
+        ValueError, match=r"different sizes: \S+ has shape \(64, 16\) .* \(80, 16\)"
+    ):
+        from_checkpoints(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ValueError, match=r"different architectures: .* is in .* and not in"):
+        from_checkpoints(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        from_checkpoints(tmp_path / "a", tmp_path / "none")
+    (tmp_path / "d").mkdir()
+    with pytest.raises(ValueError, match=r"holds no \.safetensors file"):
+        from_checkpoints(tmp_path / "a", tmp_path / "d")
+
+
+def test_buffers_of_integers_are_no_weights(tmp_path):
+    """Older GPT-2 checkpoints carry masks; a buffer of floats is kept, and may stand still."""
+    for name, w in (("a", 1.0), ("b", 3.0)):
+        tensors = {"w": torch.full((2,), w), "mask": torch.ones(2, dtype=torch.uint8)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    vector = from_checkpoints(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert list(vector.shapes) == ["w"]
+    assert vector.read("w").tolist() == [2.0, 2.0]
+
+
+def test_tied_weights_move_together_and_stay_tied():
+    base, tuned = tiny_gpt2(), tiny_gpt2()
+    with torch.no_grad():
+        tuned.transformer.wte.weight.add_(0.1)
+    vector = from_models(base, tuned)
+    with vector.applied(base):
+        torch.testing.assert_close(logits(base), logits(tuned), atol=1e-6, rtol=1e-5)
+        assert base.lm_head.weight is base.transformer.wte.weight
+    assert vector.norm() == pytest.approx(
+        0.1 * base.transformer.wte.weight.numel() ** 0.5, rel=1e-5
+    )
+
+
+def test_arithmetic_is_that_of_vectors():
+    draw = generator(0, "arithmetic")
+    a, b = (
+        TaskVector({"w": (3,), n: (2,)}, t.__getitem__, n)
+        for n in ("x", "y")
+        for t in [{"w": torch.randn(3, generator=draw), n: torch.randn(2, generator=draw)}]
+    )
+    sum_ = combine([(2.0, a), (-3.0, b)])
+    torch.testing.assert_close(sum_.read("w"), 2 * a.read("w") - 3 * b.read("w"))
+    torch.testing.assert_close(sum_.read("y"), -3 * b.read("y"))
+    assert (a - a).norm() == 0
+    assert a.cosine(-a) == pytest.approx(-1)
+    assert (a - a).cosine(a) == 0
+    assert a.dot(b) == pytest.approx(float(a.read("w") @ b.read("w")), rel=1e-6)
+    assert (a + b).norm() ** 2 == pytest.approx(a.norm() ** 2 + b.norm() ** 2 + 2 * a.dot(b))
+    other = TaskVector({"w": (4,)}, lambda _: torch.zeros(4), "z")
+    with pytest.raises(ValueError, match=r"different models: w has shape \(3,\) in x and \(4,\)"):
+        a + other
+    with pytest.raises(ValueError, match="no task vector to combine"):
+        combine([])
+    bases = [TaskVector({"w": (3,)}, a.read, "a", base) for base in ("1", "2")]
+    with pytest.raises(ValueError, match="start from different weights"):
+        bases[0] + bases[1]
+
+
+def test_a_vector_outside_the_space_is_refused():
+    base, tuned = tiny_llama(), tiny_llama(seed=1)
+    vector = from_models(base, tuned)
+    with pytest.raises(ValueError, match="which is not among the selected parameters"):
+        vector.flat(ParamSpace.select(base, "q_proj"))
+    small = TaskVector({"w": (2,)}, lambda _: torch.ones(2), "by hand")
+    with pytest.raises(ValueError, match=r"changes w of shape \(2,\), the model has no such"):
+        small.space(base)

@@ -1,0 +1,61 @@
+"""Directions from disk find the weights of the model that they are for, also inside a wrapper."""
+
+import pytest
+import torch
+
+from frenet.methods.task_vectors import from_models, save_task_vector
+from frenet.methods.vector_files import plain_base, vectors_from_disk
+from frenet.network.adapters import attach_lora
+from frenet.network.space import ParamSpace
+from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
+from methods.test_task_vectors import adapted, logits, saved
+from network.models import tiny_gpt2, tiny_llama
+
+
+def moved(model, seed=1):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape))
+    return model
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_all_kinds_give_the_tuned_model(tmp_path, wrapped):
+    """Checkpoint, task vector, adapter: base plus the vector is what they came from."""
+    tuned = moved(tiny_llama())
+    tuned.save_pretrained(tmp_path / "tuned")
+    file = save_task_vector(from_models(tiny_llama(), tuned), tmp_path / "v.safetensors")
+    model = adapted("llama")
+    ends = {str(tmp_path / "tuned"): tuned, str(file): tuned, str(saved(model, tmp_path)): model}
+    base = attach_lora(tiny_llama(), rank=2, targets=["q_proj"]) if wrapped else tiny_llama()
+    for vector, source in zip(vectors_from_disk(base, list(ends)), ends, strict=True):
+        with vector.applied(base):
+            torch.testing.assert_close(logits(base), logits(ends[source]), atol=1e-5, rtol=1e-4)
+        flat = vector.flat(vector.space(base))
+        assert float(flat.norm()) == pytest.approx(vector.norm(), rel=1e-5)
+
+
+def test_tied_weights_are_one(tmp_path):
+    tuned = moved(tiny_gpt2())
+    tuned.save_pretrained(tmp_path / "tuned")
+    base = tiny_gpt2()
+    (vector,) = vectors_from_disk(base, [str(tmp_path / "tuned")])
+    assert vector.space(base).dim == ParamSpace.select(base).dim
+    with vector.applied(base):
+        torch.testing.assert_close(logits(base), logits(tuned), atol=1e-5, rtol=1e-4)
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    tiny_llama(vocabulary=80).save_pretrained(tmp_path / "wide")
+    tiny_llama().save_pretrained(tmp_path / "same")
+    with pytest.raises(ValueError, match=r"embed_tokens.weight has shape \(64, 16\) in the model"):
+        list(vectors_from_disk(tiny_llama(), [str(tmp_path / "wide")]))
+    with pytest.raises(ValueError, match=r"wte.weight has shape .* is not there in the file"):
+        list(vectors_from_disk(tiny_gpt2(), [str(tmp_path / "same")]))
+    with pytest.raises(ValueError, match="has the model's own weights: no direction"):
+        list(vectors_from_disk(tiny_llama(), [str(tmp_path / "same")]))
+    with pytest.raises(FileNotFoundError, match="no adapter, checkpoint or task vector"):
+        list(vectors_from_disk(tiny_llama(), [str(tmp_path / "none")]))
+    with pytest.raises(ValueError, match="only models of transformers"):
+        plain_base(SyntheticTransformer(SyntheticConfig(width=16)))

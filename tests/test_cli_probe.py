@@ -1,0 +1,86 @@
+"""`frenet probe` as a person uses it, on a tiny model with an adapter beside it."""
+
+import json
+
+import pytest
+import torch
+
+from frenet.cli import main
+from frenet.geometry.rng import generator
+from frenet.methods.task_vectors import from_adapter
+from frenet.network.adapters import attach_lora
+from network.models import tiny_llama, tiny_tokenizer
+
+FEW = (
+    "--lags", "1", "2", "--n", "2", "--batch-size", "4", "--eval-size", "8", "--k", "1",
+    "--prompts", "4", "--threads", "1", "--quiet",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder, a task, statements, and an adapter."""
+    path = tmp_path_factory.mktemp("probe")
+    tiny_llama().save_pretrained(path / "model")
+    tiny_tokenizer(" y", " n").save_pretrained(path / "model")
+    task = [{"prompt": f"what is {i}?", "completion": f" {i * 7 % 10}"} for i in range(120)]
+    statements = [{"prompt": f"is it {i}?", "label": "yn"[i % 2]} for i in range(32)]
+    for name, rows in (("task", task), ("statements", statements)):
+        text = "\n".join(json.dumps(row) for row in rows)
+        (path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    model = attach_lora(tiny_llama(), rank=2)
+    draw = generator(0, "adapter")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                p.copy_(0.1 * torch.randn(p.shape, generator=draw))
+    model.save_pretrained(path / "adapter")
+    return path, from_adapter(model).norm()
+
+
+def probe(folder, *args):
+    source = ("--model", folder / "model", "--tasks", folder / "task.jsonl")
+    return main(["probe", *map(str, (*source, *FEW, *args))])
+
+
+def test_one_line_for_each_direction(folder, capsys):
+    path, norm = folder
+    given = (
+        "--vectors", path / "adapter", "--contrasts", path / "statements.jsonl",
+        "--out", path / "out",
+    )  # fmt: skip
+    assert probe(path, *given, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    found = {result["direction"]: result for result in told["directions"]}
+    assert {"gradient", "prefix", "task vector", "adapter", "steering"} <= set(found)
+    adapter = found["adapter"]
+    assert adapter["along"]["length"] == pytest.approx(norm, rel=1e-5)
+    assert adapter["along"]["times"] == pytest.approx(adapter["along"]["radius"] / norm, rel=1e-5)
+    assert adapter["along"]["low"] <= adapter["along"]["radius"]
+    assert adapter["lifetime"]["longest"] == 2
+    assert (path / "out" / "report.html").exists()
+    assert probe(path, *given) == 0  # the finished run is read again
+    said = capsys.readouterr().out
+    assert "adapter: loss is linear within 20%" in said
+    assert "steering: logit difference is linear within 20%" in said
+    assert said.count("of its own length") >= 3
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--vectors", "nowhere"), "there is no file or folder nowhere"),
+        (("--contrasts", "nowhere.jsonl"), "there is no file or folder nowhere.jsonl"),
+        (("--directions", "up"), "no direction 'up'; there are gradient, Adam step"),
+        (("--vectors", "@task.jsonl"), "is no .safetensors file"),
+        (("--vectors", "@model"), "has the model's own weights: no direction"),
+        (("--contrasts", "@statements.jsonl", "--behaviour", "b"), "no contrast 'b' in"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(folder, capsys, tmp_path, args, words):
+    path, _ = folder
+    given = [arg.replace("@", f"{path}/") for arg in args]
+    assert probe(path, *given, "--out", tmp_path / "out") in (1, 2)
+    err = capsys.readouterr().err
+    assert words in err
+    assert "Traceback" not in err
