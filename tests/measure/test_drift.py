@@ -7,10 +7,18 @@ import torch
 
 import oracles
 from frenet.geometry.rng import generator
-from frenet.measure.drift import basis_drift, half_life, snapshot, train_and_compare, update_drift
+from frenet.measure.drift import (
+    basis_drift,
+    example_snapshot,
+    half_life,
+    snapshot,
+    train_and_compare,
+    update_drift,
+)
+from frenet.measure.gradients import gradient
 from frenet.measure.trajectory import Training
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticTask
+from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from measure.quadratic import quadratic
 
 SPEED = 0.02
@@ -54,6 +62,28 @@ def test_a_rotating_plane_has_the_half_life_of_its_speed():
     for t in range(4, 80, 4):
         ratios[t] = basis_drift(start, vectors(plane(SPEED * t), draw), 2).ratio
     assert half_life(ratios) == pytest.approx(math.pi / (4 * SPEED), rel=1e-3)
+
+
+def test_the_same_examples_at_both_points_have_ratio_one_and_an_overlap_without_luck():
+    """Unpaired, gradients of the same few noisy examples overlap more than their ceiling."""
+    draw = generator(0, "paired")
+    sets = vectors(plane(0, k=3, d=400), draw, n=6, noise=1.0)
+    paired, unpaired = (basis_drift(sets, sets, 3, paired=paired) for paired in (True, False))
+    assert paired.ratio == pytest.approx(1, abs=1e-12)
+    assert paired.overlap == pytest.approx(1, abs=1e-12)
+    assert unpaired.overlap == pytest.approx(1 / paired.ceiling_s)
+    assert unpaired.overlap > 1.2
+
+
+def test_snapshots_of_single_examples_are_unit_gradients_in_three_sets():
+    model = SyntheticTransformer(SyntheticConfig(width=8, layers=1, heads=2)).eval()
+    task, space = SyntheticTask("reverse"), ParamSpace.select(model)
+    batch = next(task.batches("train", 6, 0))
+    found = torch.cat(example_snapshot(model, task, batch, space=space))
+    rows = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(6)]
+    expected = torch.stack([gradient(model, task, row, space=space) for row in rows])
+    torch.testing.assert_close(found, unit(expected), rtol=0, atol=1e-5)
+    assert [len(part) for part in example_snapshot(model, task, batch, space=space)] == [2, 2, 2]
 
 
 def test_a_noisy_plane_that_does_not_move_has_ratio_and_control_one():

@@ -320,3 +320,38 @@ def test_a_containers_quota_limits_the_processors(monkeypatch, tmp_path):
     assert cpu_count() == without
     quota.write_text("50000 100000\n")
     assert cpu_count() == 1
+
+
+def test_a_run_goes_back_to_some_of_its_cells(tmp_path):
+    fill(tmp_path / "run", CELLS[:3], finish=False)
+    with RunFolder(tmp_path / "run", HEADER) as folder:
+        folder.store_failure(CELLS[3], FAILURE)
+        folder.keep_only([CELLS[0], CELLS[2]])
+        assert [folder.done(cell) for cell in CELLS] == [True, False, True, False]
+        assert not any((tmp_path / "run" / "failed").iterdir())
+
+
+def test_a_run_that_goes_on_for_longer_has_more_cells(tmp_path):
+    fill(tmp_path / "run", CELLS)
+    longer = replace(HEADER, cells=[*HEADER.cells, "seed=9"])
+    with (
+        pytest.raises(RunFolderError, match="holds a run with cells="),
+        RunFolder(tmp_path / "run", longer, restart=True),
+    ):
+        pass
+    with RunFolder(tmp_path / "run", longer, restart=True, extend=True) as folder:
+        assert not folder.finished
+        folder.store(Cell((("seed", 9),)), [line(9)], seconds=0.5)
+    run = read_run(tmp_path / "run", partial=True)
+    assert [row["seed"] for row in run.rows] == [0, 0, 1, 1, 2, 2, 3, 3, 9]
+    other = replace(longer, config={"k": 4, "lr": 0.1})
+    with (
+        pytest.raises(RunFolderError, match="k=3, and this one has k=4"),
+        RunFolder(tmp_path / "run", other, restart=True, extend=True),
+    ):
+        pass
+
+
+def test_bytes_are_written_as_they_are(tmp_path):
+    write_whole(tmp_path / "file", b"\x00\xff\r\n")
+    assert (tmp_path / "file").read_bytes() == b"\x00\xff\r\n"

@@ -32,11 +32,12 @@ def _discover() -> dict[str, Experiment]:
 
 
 def described() -> dict[str, Experiment]:
-    """All that a report can be made of: the experiments, and the searches of ``frenet search``."""
+    """All that a report can be made of: experiments, ``frenet search`` and watched trainings."""
     from frenet import experiments
     from frenet.experiments.search import SEARCH
+    from frenet.experiments.watched import WATCHED
 
-    return {**experiments.EXPERIMENTS, SEARCH.name: SEARCH}
+    return {**experiments.EXPERIMENTS, SEARCH.name: SEARCH, WATCHED.name: WATCHED}
 
 
 def __getattr__(name: str) -> Any:

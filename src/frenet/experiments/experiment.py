@@ -99,7 +99,8 @@ class Experiment:
 
     ``run`` yields the rows of one cell; every row has the key ``table`` that names one of
     ``tables``. ``prepare`` builds (or finds in the cache) what several cells share. ``in_demo``:
-    whether ``frenet demo`` runs it without being asked for it by name.
+    whether ``frenet demo`` runs it without being asked for it by name. ``command`` gives the lines
+    that make such a run from a stored configuration, where no command of frenet does.
     """
 
     name: str
@@ -113,3 +114,4 @@ class Experiment:
     presets: Mapping[str, Any]
     prepare: Callable[[Any, Cell], None] | None = None
     in_demo: bool = True
+    command: Callable[[Mapping[str, Any]], str] | None = None

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from frenet.geometry import energy, linalg
 from frenet.measure.damage import fixed_loss
-from frenet.measure.gradients import gradient_matrix
+from frenet.measure.gradients import example_gradients, gradient_matrix
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
 from frenet.network.space import ParamSpace
-from frenet.network.tasks import Task
+from frenet.network.tasks import Batch, Task
 
 Vectors = tuple[Float[Tensor, "a d"], Float[Tensor, "b d"], Float[Tensor, "c d"]]
 
@@ -88,18 +88,38 @@ def snapshot(
         batch_size=training.batch_size,
         seed=training.seed + 1_000_003 * (step + 1),
     )
+    return _thirds(rows)
+
+
+def example_snapshot(model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace) -> Vectors:
+    """Unit gradients of single examples from one pass, in three sets of equal size.
+
+    Args:
+        model: the network; left exactly as it is.
+        task: gives the loss.
+        batch: 3n examples.
+        space: the d selected parameters.
+    """
+    return _thirds(example_gradients(model, task, batch, space=space))
+
+
+def _thirds(rows: Float[Tensor, "n d"]) -> Vectors:
+    """The rows at unit norm (in place), in three sets."""
     rows /= rows.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    fit, again, held_out = rows.split(n)
+    fit, again, held_out = rows.split(len(rows) // 3)
     return fit, again, held_out
 
 
-def basis_drift(then: Vectors, now: Vectors, k: int) -> Drift:
+def basis_drift(then: Vectors, now: Vectors, k: int, *, paired: bool = False) -> Drift:
     """Drift of the top-k basis from one set of unit vectors to another, from one Gram matrix.
 
     Args:
         then: three sets of unit vectors from step s: to fit a basis, to fit another, held out.
         now: the same from step t.
         k: basis dimension, at most the size of a fitting set.
+        paired: both are of the same examples. The ratio is then exactly 1 where nothing has
+            changed, and the overlap is taken between sets of different examples, as its ceilings
+            are: gradients of the same ones overlap more than any two samples do.
     """
     sets = [*then, *now]
     K = linalg.gram(torch.cat(sets))
@@ -115,7 +135,8 @@ def basis_drift(then: Vectors, now: Vectors, k: int) -> Drift:
         ratio=energy_of(test, old) / fresh,
         control=energy_of(old_test, old_again) / energy_of(old_test, old),
         fresh=fresh,
-        overlap=energy.overlap(K, old, new, k) / (ceilings[0] * ceilings[1]) ** 0.5,
+        overlap=energy.overlap(K, old, new_again if paired else new, k)
+        / (ceilings[0] * ceilings[1]) ** 0.5,
         ceiling_s=ceilings[0],
         ceiling_t=ceilings[1],
     )

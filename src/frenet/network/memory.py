@@ -1,5 +1,6 @@
-"""How much memory there is, asked before a large allocation."""
+"""How much memory and disk there is, asked before much of it is taken."""
 
+import shutil
 from pathlib import Path
 
 import psutil
@@ -34,4 +35,27 @@ def require_memory(needed: int, what: str, *, device: torch.device, remedy: str)
         raise MemoryError(
             f"{what} needs {needed / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free on "
             f"{device}; {remedy}"
+        )
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free on the disk where ``folder`` lies, or will lie."""
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def require_disk(needed: int, what: str, *, folder: Path, remedy: str) -> None:
+    """Raise MemoryError with both figures when ``needed`` bytes are not free on the disk.
+
+    Args:
+        needed: bytes about to be written.
+        what: names them in the message.
+        folder: where they are to be written; it need not exist yet.
+        remedy: ends the message.
+    """
+    free = free_disk(folder)
+    if needed > free:
+        raise MemoryError(
+            f"{what} needs {needed / 2**30:.2f} GiB of disk and {free / 2**30:.2f} GiB are free "
+            f"at {folder}; {remedy}"
         )

@@ -23,6 +23,8 @@ def again(run: Run, experiment: Experiment) -> Markup:
 
 def command_line(run: Run, experiment: Experiment) -> str:
     """The preset that is nearest to the configuration, and every setting that differs from it."""
+    if experiment.command is not None:
+        return experiment.command(run.config)
     presets = {name: config_dict(preset) for name, preset in experiment.presets.items()}
     changed = {name: _changed(run.config, preset) for name, preset in presets.items()}
     words = ["frenet", "run", run.experiment]

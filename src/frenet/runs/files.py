@@ -23,17 +23,17 @@ class DiskFullError(OSError):
     """No space left for a result; what was written before is whole."""
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that, killed at any moment, it holds everything or is not there.
 
     Args:
         path: the file; its folder exists.
-        text: its contents.
+        content: all that it will hold.
 
     Raises:
         DiskFullError: no space, or no quota, left.
     """
-    data = text.encode()
+    data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         with temporary.open("wb") as stream:

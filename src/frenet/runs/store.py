@@ -14,7 +14,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,16 +67,21 @@ class RunFolder:
         path: the folder; made if missing, refused if it holds something else.
         header: what the run is.
         restart: take the manifest of a finished run away, so that its failed cells run again.
+        extend: the cells may be others than those of the stored run, which take their place: a
+            training that goes on for longer than was planned.
 
     Raises:
         RunFolderError: another run, other versions, a foreign folder, or a second writer.
         DiskFullError: no space left.
     """
 
-    def __init__(self, path: Path, header: Header, *, restart: bool = False) -> None:
+    def __init__(
+        self, path: Path, header: Header, *, restart: bool = False, extend: bool = False
+    ) -> None:
         self.path = path
         self.header = header
         self._restart = restart
+        self._extend = extend
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "RunFolder":
@@ -99,8 +104,9 @@ class RunFolder:
         stored = read_header(self.path)
         state = self._state()
         if stored is not None:
-            compare_headers(self.path, stored=stored, wanted=self.header, state=state)
-        if stored is None or state == "empty":
+            known = replace(stored, cells=self.header.cells) if self._extend else stored
+            compare_headers(self.path, stored=known, wanted=self.header, state=state)
+        if stored is None or state == "empty" or self._extend:
             head = {"format": FORMAT, "started": _now(), **asdict(self.header)}
             write_whole(self.path / "config.json", _pretty(head))
         if self._restart:
@@ -135,6 +141,14 @@ class RunFolder:
         record = {"cell": cell.id, "keys": dict(cell.keys), **failure._asdict()}
         record["rows"] = [json.loads(line) for line in failure.rows]
         write_whole(self._failed_file(cell), _pretty(record))
+
+    def keep_only(self, cells: Sequence[Cell]) -> None:
+        """Remove what is stored of all other cells: a training that goes back to a checkpoint."""
+        kept = {cell_stem(cell) for cell in cells}
+        for name, ending in (("cells", ".jsonl"), ("failed", ".json")):
+            for file in (self.path / name).glob(f"*{ending}"):
+                if file.name.removesuffix(ending) not in kept:
+                    file.unlink()
 
     def finish(self, cells: Sequence[Cell], *, workers: int) -> None:
         """Write rows and timings in the order of the cells, and the manifest after all else."""

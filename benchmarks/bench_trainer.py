@@ -1,0 +1,140 @@
+"""Training by transformers' Trainer with FrenetCallback against the same training without.
+
+    python benchmarks/bench_trainer.py [--model FOLDER] [--steps 200] [--repeats 5] [--length 64]
+
+Both train the same LoRA adapter on the same rows, in turns; the first ratio is the median of the
+ratios of the turns. A short training has more looks a step than a long one, since it looks at its
+start and at its end. So the second ratio is that of a long training, from the time that the
+callback's own events took: 1 + (one step's + one look's / 100) / a step of training. ``run``
+returns rows for the table of all benchmarks; the aims are upper limits.
+"""
+
+import argparse
+import functools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments, default_data_collator
+
+from bench_gradients import STORIES, RandomTokens, adapted, ratio, show, turns
+from frenet.geometry import rng
+from frenet.integrations.trainer import FrenetCallback
+
+AIM = "at most 1.03"
+BATCH_SIZE, EVERY = 8, 100
+
+
+class Timed(FrenetCallback):
+    """A callback that adds up the seconds of looks, and of all else in its events of a step."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.looks: dict[int, float] = {}
+        self.recording = 0.0
+        for name in ("on_pre_optimizer_step", "on_optimizer_step", "on_step_end"):
+            setattr(self, name, functools.partial(self._timed, getattr(self, name)))
+
+    def _timed(self, event: Callable[..., None], *arguments: Any, **others: Any) -> None:
+        start, looks = time.perf_counter(), sum(self.looks.values())
+        event(*arguments, **others)
+        looked = sum(self.looks.values()) - looks
+        self.recording += time.perf_counter() - start - looked
+
+    def _look(self, state: Any, control: Any) -> None:
+        start = time.perf_counter()
+        super()._look(state, control)
+        if state.global_step not in self.looks:
+            self.looks[state.global_step] = time.perf_counter() - start
+
+
+def trainer(model: nn.Module, rows: list[dict[str, list[int]]], *, steps: int) -> Trainer:
+    """What one would write to train an adapter."""
+    arguments = TrainingArguments(
+        tempfile.mkdtemp(),
+        max_steps=steps,
+        per_device_train_batch_size=BATCH_SIZE,
+        learning_rate=1e-4,
+        logging_steps=50,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    return Trainer(
+        model=model, args=arguments, train_dataset=rows, data_collator=default_data_collator
+    )
+
+
+def run(
+    source: str | Path = STORIES, steps: int = 200, repeats: int = 5, length: int = 64
+) -> list[dict[str, Any]]:
+    """Ratio of the time of a watched training to that of a plain one."""
+    model, probe, space = adapted(source)
+    draw = rng.generator(0, "bench", "training")
+    ids = torch.randint(probe.vocabulary, (64, length), generator=draw).tolist()
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    watchers: list[Timed] = []
+
+    def plain() -> None:
+        with space.restored(model):
+            trainer(model, rows, steps=steps).train()
+
+    def watched() -> None:
+        with space.restored(model), tempfile.TemporaryDirectory() as out:
+            watchers.append(Timed([probe], out=Path(out) / "out", every=EVERY))
+            training = trainer(model, rows, steps=steps)
+            watchers[-1].attach(training)
+            training.train()
+
+    seconds = turns({"plain": plain, "watched": watched}, repeats)
+    return summary(seconds, watchers, source=source, steps=steps, probe=probe, length=length)
+
+
+def summary(
+    seconds: dict[str, list[float]],
+    watchers: list[Timed],
+    *,
+    source: str | Path,
+    steps: int,
+    probe: RandomTokens,
+    length: int,
+) -> list[dict[str, Any]]:
+    """Both ratios, as rows of the table."""
+    step = statistics.median(seconds["plain"]) / steps
+    look = statistics.median(found for watcher in watchers for found in watcher.looks.values())
+    each = statistics.median(watcher.recording for watcher in watchers) / steps
+    where = (
+        f"{Path(source).name}, batch {BATCH_SIZE} of {length} tokens, one probe of "
+        f"{probe.context} + {probe.target} tokens, {torch.get_num_threads()} threads, median of "
+        f"{len(seconds['plain'])}"
+    )
+    return [
+        {
+            "name": f"{steps} steps of Trainer with FrenetCallback against without",
+            "ratio": ratio(seconds["watched"], seconds["plain"]),
+            "aim": "",
+            "detail": f"{len(watchers[-1].looks)} looks; {1e3 * step:.1f} ms a step; {where}",
+        },
+        {
+            "name": "the same in a long training, a look every 100 steps",
+            "ratio": 1 + (each + look / EVERY) / step,
+            "aim": AIM,
+            "detail": f"{1e3 * each:.2f} ms a step and {1e3 * look:.0f} ms a look; {where}",
+        },
+    ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=STORIES, help="model folder, or GGUF file")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--length", type=int, default=64)
+    options = parser.parse_args()
+    show(run(options.model, options.steps, options.repeats, options.length))

@@ -1,0 +1,107 @@
+"""What is refused before a training begins, and said before it begins."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from frenet.experiments.watched import WatchConfig
+from frenet.integrations.path import SUM_BYTES
+from frenet.integrations.recording import CHUNK_BYTES, bytes_per_step
+from frenet.network.memory import free_disk, require_disk, require_memory
+from frenet.network.space import ParamSpace, Where
+
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+REMEDY = "select fewer parameters (LoRA, or where=), or train fewer steps"
+
+
+def refuse_sharded(model: nn.Module, optimizer: Any) -> None:
+    """Raise ValueError where a process holds only its share of parameters or gradients."""
+    from torch.distributed.tensor import DTensor
+
+    state = getattr(optimizer, "accelerator_state", None)
+    kind = str(getattr(getattr(state, "distributed_type", None), "value", ""))
+    split = [
+        name
+        for name, parameter in model.named_parameters()
+        if isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+    ]
+    if kind in SHARDED or split:
+        how = kind if kind in SHARDED else f"tensors in shards ({split[0]})"
+        raise ValueError(
+            f"this training shards parameters or gradients over processes ({how}), so that no "
+            "process sees a whole step; frenet records data parallel trainings (DDP) and those of "
+            "one process"
+        )
+
+
+def trained_space(model: nn.Module, where: Where) -> ParamSpace:
+    """The watched parameters, which are trained and on one device.
+
+    Raises:
+        ValueError: no parameter is trained, a selected one is frozen or quantised, or they are on
+            several devices.
+    """
+    space = ParamSpace.select(model, where)
+    parameters = space.parameters(model)
+    frozen = [n for n, p in zip(space.names, parameters, strict=True) if not p.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"{len(frozen)} of the parameters that where= selects are not trained (the first is "
+            f"{frozen[0]}); select others, or leave where= out"
+        )
+    devices = {str(parameter.device) for parameter in parameters}
+    if len(devices) > 1:
+        raise ValueError(
+            f"the trained parameters are on {', '.join(sorted(devices))}; a step can be recorded "
+            "from one device: select the parameters of one with where="
+        )
+    return space
+
+
+def space_digest(space: ParamSpace) -> str:
+    """Hex digits that identify names and shapes."""
+    return hashlib.sha256(repr((space.names, space.shapes)).encode()).hexdigest()[:16]
+
+
+def check_training(args: Any, steps: int, config: WatchConfig) -> None:
+    """Raise ValueError where a training cannot be watched in this way.
+
+    Args:
+        args: Trainer's arguments.
+        steps: planned.
+        config: what is wanted.
+    """
+    if config.k >= steps:
+        raise ValueError(
+            f"k={config.k} first steps of a training of {steps} steps leave nothing that they "
+            f"could hold; pass k <= {steps - 1}"
+        )
+    if config.gradients and args.fp16 and not args.max_grad_norm:
+        raise ValueError(
+            "with fp16 and max_grad_norm=0 gradients are multiplied by the loss scale when a "
+            "callback sees them; set max_grad_norm, use bf16, or pass gradients=False"
+        )
+
+
+def require_room(space: ParamSpace, config: WatchConfig, *, steps: int, out: Path) -> str:
+    """What a recording of so many steps takes, in words.
+
+    Raises:
+        MemoryError: more than there is, of disk or of memory.
+    """
+    step = bytes_per_step(space.dim, config.gradients)
+    # Three sets of n for each probe on disk, and while looking four of them in memory.
+    sets = 3 * config.n * 4 * space.dim
+    disk = steps * step + len(config.probes) * sets
+    looking = 4 * sets if config.probes else 0
+    memory = 3 * max(CHUNK_BYTES, step) + (SUM_BYTES + 2 * 4 * config.k) * space.dim + looking
+    what = f"recording {steps} steps of {space.dim:,} parameters ({step / 2**20:.2f} MiB a step)"
+    require_disk(disk, what, folder=out, remedy=REMEDY)
+    require_memory(memory, what, device=torch.device("cpu"), remedy=REMEDY)
+    return (
+        f"{what}: {disk / 2**30:.2f} GiB in {out}, where {free_disk(out) / 2**30:.2f} GiB are "
+        f"free, and up to {memory / 2**30:.2f} GiB of memory"
+    )

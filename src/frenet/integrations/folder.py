@@ -1,0 +1,102 @@
+"""The run folder of a watched training: one cell a look, one for what is known at the end."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.watched import TABLES, WATCHED, WatchConfig, cells
+from frenet.runs import RunFolder, RunFolderError, read_run
+from frenet.runs.header import Header, compare_headers, read_header
+from frenet.runs.machine import versions
+from frenet.runs.records import cell_stem, config_dict, encode_row, table_columns
+from frenet.runs.store import Failure
+
+END = Cell.of(part="end")
+
+
+class WatchFolder:
+    """Cells of one watched training; held against other processes from ``open`` to ``close``.
+
+    Args:
+        out: the folder.
+        config: what is watched.
+        inputs: digests of what the configuration names.
+        steps: planned steps of the whole training.
+
+    Raises:
+        RunFolderError: the folder holds a run of another configuration.
+    """
+
+    def __init__(
+        self, out: Path, config: WatchConfig, *, inputs: Mapping[str, str], steps: int
+    ) -> None:
+        before = read_header(out)
+        if before is not None and before.experiment == WATCHED.name:
+            # Who resumes may have loaded the model from the checkpoint's folder.
+            config = replace(config, model=before.config["model"])
+        self.out, self.config = out, config
+        self._header = Header(
+            experiment=WATCHED.name,
+            config=config_dict(config),
+            cells=[cell_stem(cell) for cell in cells(config, steps=steps)],
+            inputs=dict(inputs),
+            threads=before.threads if before else torch.get_num_threads(),
+            versions=versions(),
+        )
+        if before is not None:
+            compare_headers(out, stored=before, wanted=self._header, state="empty")
+        self._store: RunFolder | None = None
+        self._since = time.monotonic()
+
+    def open(self, done: int) -> None:
+        """Hold the folder, and keep the looks that the first ``done`` steps of a training had.
+
+        The look at a last step between two regular ones is not kept: a training that goes on
+        does not have it.
+        """
+        store = RunFolder(self.out, self._header, restart=done > 0, extend=True)
+        self._store = store.__enter__()
+        regular = range(0, done + 1, self.config.every)
+        self.store.keep_only([Cell.of(step=step) for step in regular] if done else [])
+
+    @property
+    def store(self) -> RunFolder:
+        """The open folder."""
+        if self._store is None:
+            raise RunFolderError(f"{self.out} is not open")
+        return self._store
+
+    def looks(self, done: int) -> list[int]:
+        """Steps of the stored looks among the first ``done``."""
+        regular = range(0, done + 1, self.config.every)
+        return [step for step in regular if self.store.done(Cell.of(step=step))]
+
+    def write(self, cell: Cell, rows: Sequence[Row]) -> None:
+        """Store the rows of a look, or of the end."""
+        tables = table_columns(TABLES)
+        lines = [encode_row(row, tables) for row in rows]
+        self.store.store(cell, lines, seconds=time.monotonic() - self._since)
+        self._since = time.monotonic()
+
+    def fail(self, message: str) -> None:
+        """Store why nothing is recorded any more."""
+        failure = Failure("training", "FloatingPointError", message, "", user_mistake=True)
+        self.store.store_failure(END, failure)
+
+    def rows(self) -> Iterator[Row]:
+        """The stored rows."""
+        yield from read_run(self.out, partial=True).rows
+
+    def finish(self, looks: Sequence[int]) -> None:
+        """Write the rows of these looks and of the end, and the manifest."""
+        self.store.finish([*(Cell.of(step=step) for step in looks), END], workers=1)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._store is not None:
+            self._store.__exit__(None, None, None)
+            self._store = None

@@ -1,0 +1,140 @@
+"""Probe tasks in a training: their gradient bases against those of the start, and their losses."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import nn
+
+from frenet.experiments.experiment import Row
+from frenet.measure.drift import Vectors, basis_drift, example_snapshot
+from frenet.network.context import measuring
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import IGNORE, Batch, Split, Task
+from frenet.runs.files import write_whole
+
+SETS = ("fit", "again", "held_out")
+
+
+class Probe(NamedTuple):
+    """A task with the examples that every look uses: for gradients, and for the loss."""
+
+    task: Task
+    batch: Batch
+    held_out: Batch
+
+    @property
+    def digest(self) -> str:
+        """Hex digits that identify all examples."""
+        state = hashlib.sha256()
+        for batch in (self.batch, self.held_out):
+            for key in sorted(batch):
+                state.update(f"{key}{tuple(batch[key].shape)}".encode())
+                state.update(batch[key].numpy().tobytes())
+        return state.hexdigest()[:16]
+
+
+def make_probes(tasks: Sequence[Task], *, n: int) -> tuple[Probe, ...]:
+    """Draw each task's examples: 3n of the train split for gradients, n of select for the loss.
+
+    They are the same at every look, so that nothing but the weights differs between looks.
+
+    Raises:
+        ValueError: two tasks of one name, too few examples, or one without a target token.
+    """
+    names = [task.name for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two probes are named {twice!r}; give each task once")
+    return tuple(
+        Probe(task, _examples(task, "train", 3 * n), _examples(task, "select", n)) for task in tasks
+    )
+
+
+def _examples(task: Task, split: Split, count: int) -> Batch:
+    """So many examples of one split, each with a target."""
+    try:
+        batch = next(task.batches(split, count, 0))
+    except ValueError as error:
+        raise ValueError(f"probe {task.name!r}: {error}; or pass a smaller n") from error
+    found = len(batch["labels"])
+    if found != count:
+        raise ValueError(
+            f"probe {task.name!r} gave {found} {split} examples of the {count} that n asks for; "
+            "pass a smaller n"
+        )
+    # The first token of a row is predicted from nothing.
+    empty = (batch["labels"][:, 1:] == IGNORE).all(1).nonzero()
+    if len(empty):
+        raise ValueError(
+            f"probe {task.name!r} has a {split} example without a target token (row "
+            f"{int(empty[0])} of the {count} drawn): every label is {IGNORE}; leave it out"
+        )
+    return batch
+
+
+def look(
+    model: nn.Module,
+    probe: Probe,
+    *,
+    space: ParamSpace,
+    k: int,
+    start: Path,
+) -> tuple[Row, float]:
+    """The drift of one probe's basis, and its loss, with the model left exactly as it is.
+
+    Args:
+        model: at the present step.
+        probe: what to look at.
+        space: the d parameters.
+        k: basis dimension, at most the number of examples in a set.
+        start: file of the start's gradients; written by the first look, which finds a ratio of 1.
+
+    Raises:
+        FloatingPointError: a loss or gradient is not finite.
+    """
+    with _no_global_draws(model), _full_precision(model):
+        now = example_snapshot(model, probe.task, probe.batch, space=space)
+        with measuring(model), torch.no_grad():
+            loss = float(probe.task.loss(model, probe.held_out))
+    if not start.exists():
+        kept = {name: part.cpu() for name, part in zip(SETS, now, strict=True)}
+        write_whole(start, save(kept))
+    found = basis_drift(_stored(start, now[0].device), now, k, paired=True)
+    random = k / space.dim
+    row: Row = {"table": "drift", "probe": probe.task.name, "k": k, **found._asdict()}
+    return row | {"random": random, "chance": random / found.fresh}, loss
+
+
+@contextmanager
+def _full_precision(model: nn.Module) -> Iterator[None]:
+    """The model's own forward pass, without the autocast that accelerate puts around it."""
+    own = model.__dict__.get("_original_forward")
+    wrapped = model.__dict__.get("forward")
+    if own is None or wrapped is None:
+        yield
+        return
+    try:
+        model.__dict__["forward"] = own
+        yield
+    finally:
+        model.__dict__["forward"] = wrapped
+
+
+def _stored(file: Path, device: torch.device) -> Vectors:
+    with safe_open(file, framework="pt") as stored:
+        fit, again, held_out = (stored.get_tensor(name).to(device) for name in SETS)
+    return fit, again, held_out
+
+
+@contextmanager
+def _no_global_draws(model: nn.Module) -> Iterator[None]:
+    """A task may draw from the global generators; training goes on as if it had not."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

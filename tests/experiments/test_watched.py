@@ -1,0 +1,64 @@
+"""How a watched training shows itself."""
+
+from frenet.experiments import described
+from frenet.experiments.watched import TABLES, TRAINING, WATCHED, WatchConfig, cells, command
+from frenet.report.figures import draw
+from frenet.runs import config_dict
+
+CONFIG = WatchConfig("m", ("a", "b"), every=4, k=2, n=3, gradients=False, where="")
+
+
+def drift(probe, ratios):
+    return [
+        {"table": "drift", "probe": probe, "step": step, "ratio": r, "control": 0.9, "chance": 0.1}
+        for step, r in ratios.items()
+    ]
+
+
+def test_every_measure_names_a_reference_that_is_there():
+    for table, columns in TABLES.items():
+        roles = {column.name: column.role for column in columns}
+        for column in columns:
+            if column.role == "measure":
+                assert roles[column.beside] == "reference", (table, column.name)
+    assert {figure.table for figure in WATCHED.figures} <= set(TABLES)
+
+
+def test_a_report_knows_it_and_no_list_of_questions_does():
+    from frenet.experiments import EXPERIMENTS
+
+    assert described()["watched-training"] is WATCHED
+    assert "watched-training" not in EXPERIMENTS
+
+
+def test_cells_are_the_looks_and_the_end():
+    ids = [cell.id for cell in cells(CONFIG, steps=10)]
+    assert ids == ["step=0", "step=4", "step=8", "step=10", "part=end"]
+    assert [cell.id for cell in cells(CONFIG, steps=8)][-2:] == ["step=8", "part=end"]
+
+
+def test_the_report_says_how_to_watch_again():
+    text = command(config_dict(CONFIG))
+    assert text.splitlines()[0] == "# probes: a, b"
+    assert "every=4, k=2, n=3, gradients=False, where=None).attach(trainer)" in text
+
+
+def test_panels_name_the_half_life_of_their_probe():
+    figure = WATCHED.figures[0]
+    rows = drift("old", {0: 1.0, 10: 0.75, 20: 0.25}) + drift("new", {0: 1.0, 20: 0.9})
+    spec = draw(figure, rows)
+    values = spec["data"]["values"] if "values" in spec.get("data", {}) else None
+    names = {row["panel"] for row in values or next(iter(spec["datasets"].values()))}
+    assert names == {"old: half-life 15 steps", "new: above a half for 20 steps"}
+
+
+def test_prefix_and_loss_are_drawn_with_their_references():
+    prefix, loss = WATCHED.figures[1:]
+    rows = [{"step": step, "captured": 0.5, "rest": 0.2, "random_walk": 0.4} for step in (4, 8)]
+    assert "so far, random walk" in str(draw(prefix, rows))
+    losses = [
+        {"source": source, "step": step, "loss": 1.0, "loss_0": 2.0}
+        for source in (TRAINING, "a")
+        for step in (0, 4)
+    ]
+    assert TRAINING in str(draw(loss, losses))
