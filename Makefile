@@ -8,8 +8,8 @@ demo: .venv/installed
 	$(BIN)/frenet demo --out runs/demo
 
 test: .venv/installed
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/pytest
 

@@ -55,6 +55,7 @@ def main() -> None:
             rows += module.run(chosen, repeats=3)
     rows += importlib.import_module("bench_plan").run()
     rows += importlib.import_module("bench_task_vectors").run()
+    rows += importlib.import_module("bench_trainer").run()
     text = f"{START}\n{environment()}\n\n{table(rows)}\n{END}"
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.split(START)[0], page.split(END)[1]

@@ -35,3 +35,12 @@ def test_watch_finetune_of_a_model_in_a_folder(tmp_path, shared):
     assert "energy ratio" in run(
         "watch_finetune.py", shared / "models" / "stories260K", "--out", tmp_path
     )
+
+
+def test_scale_adapter():
+    assert "of the adapter's own length" in run("scale_adapter.py")
+
+
+def test_merge_adapters():
+    said = run("merge_adapters.py")
+    assert "one adapter of rank 8" in said

@@ -14,6 +14,7 @@ The folders are layers; each imports only from those before it:
     experiments   one file, one question: configuration, rows, claim, figures
     runs          run folders and the engine that fills them
     report        run folders into one HTML file
+    integrations  inside other people's training
     cli           the command line
 """
 
@@ -25,6 +26,7 @@ from frenet._version import __version__
 if TYPE_CHECKING:
     from frenet.experiments import EXPERIMENTS
     from frenet.geometry.basis import Basis, krylov_basis, prefix_basis, random_basis, svd_basis
+    from frenet.integrations.trainer import FrenetCallback, read_trajectory
     from frenet.measure.activations import add, last_activations, record
     from frenet.measure.curvature import hessian_product, hutchinson, top_eigenpairs
     from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from frenet.methods.adapter_fit import save_as_adapter
     from frenet.methods.candidates import Noise
     from frenet.methods.effect_line import effect_line
+    from frenet.methods.merged import save_merged
     from frenet.methods.moving_basis import MovingBasis, moving_prefix
     from frenet.methods.plan import plan
     from frenet.methods.scale import radius
@@ -100,6 +103,7 @@ _HOME = {
     "load_task_vector": "methods.task_vectors",
     "save_task_vector": "methods.task_vectors",
     "save_as_adapter": "methods.adapter_fit",
+    "save_merged": "methods.merged",
     "loss_line": "measure.line",
     "effect_line": "methods.effect_line",
     "radius": "methods.scale",
@@ -123,6 +127,9 @@ _HOME = {
     "load_vector": "methods.steering_vector",
     "save_vector": "methods.steering_vector",
     "save_control_vector": "methods.steering_vector",
+    # inside a training by Trainer
+    "FrenetCallback": "integrations.trainer",
+    "read_trajectory": "integrations.trainer",
     # experiments
     "EXPERIMENTS": "experiments",
     "run_experiment": "runs",
@@ -133,6 +140,7 @@ _HOME = {
 __all__ = [
     "EXPERIMENTS",
     "Basis",
+    "FrenetCallback",
     "MovingBasis",
     "Noise",
     "ParamSpace",
@@ -172,10 +180,12 @@ __all__ = [
     "random_basis",
     "random_search",
     "read_run",
+    "read_trajectory",
     "record",
     "run_experiment",
     "save_as_adapter",
     "save_control_vector",
+    "save_merged",
     "save_task_vector",
     "save_vector",
     "save_winner",
