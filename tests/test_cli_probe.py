@@ -5,8 +5,12 @@ import json
 import pytest
 import torch
 
+import frenet
 from frenet.cli import main
 from frenet.geometry.rng import generator
+from frenet.integrations.recording import Recording
+from frenet.measure.trajectory_files import read_steps
+from frenet.methods.steering_vector import SteeringVector, save_vector
 from frenet.methods.task_vectors import from_adapter
 from frenet.network.adapters import attach_lora
 from network.models import tiny_llama, tiny_tokenizer
@@ -64,6 +68,37 @@ def test_one_line_for_each_direction(folder, capsys):
     assert "adapter: loss is linear within 20%" in said
     assert "steering: logit difference is linear within 20%" in said
     assert said.count("of its own length") >= 3
+
+
+def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
+    """The lifetime is that of the user's own training, the steering vector the one handed over."""
+    path, _ = folder
+    loaded = frenet.load(path / "model")
+    model = frenet.attach_lora(loaded.model, rank=4, seed=0)
+    space = frenet.ParamSpace.select(model)
+    recording = Recording(tmp_path / "trajectory", space, gradients=False)
+    recording.begin(space.read(model))
+    draw = generator(0, "steps")
+    for _ in range(3):
+        recording.add(torch.randn(space.dim, generator=draw), zeros=0, gradient=None)
+    recording.flush()
+    v = torch.randn(16, generator=draw)
+    save_vector(SteeringVector({1: v}, "by hand"), tmp_path / "v.safetensors")
+    given = (
+        "--trajectory", tmp_path, "--contrasts", path / "statements.jsonl",
+        "--steering", tmp_path / "v.safetensors", "--json",
+    )  # fmt: skip
+    assert probe(path, *given, "--out", tmp_path / "out") == 0
+    found = {r["direction"]: r for r in json.loads(capsys.readouterr().out)["directions"]}
+    assert found["steering"]["along"]["length"] == pytest.approx(float(v.norm()), rel=1e-5)
+    steps = read_steps(tmp_path).steps
+    whole = float(steps.sum(0).norm())
+    assert found["task vector"]["along"]["length"] == pytest.approx(whole, rel=1e-5)
+    assert found["task vector"]["lifetime"]["farthest"] == pytest.approx(
+        float(steps[:2].sum(0).norm()), rel=1e-5
+    )
+    assert probe(path, *given, "--lags", "9", "--out", tmp_path / "other") == 2
+    assert "has 3 steps; pass lags up to that" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from frenet.integrations import recording
-from frenet.integrations.recording import Recording, chunks, in_order, last_recorded
+from frenet.integrations.recording import Recording, last_recorded
+from frenet.measure.trajectory_files import chunks, in_order
 from frenet.network.space import ParamSpace
-from frenet.runs import RunFolderError
 
 SPACE = ParamSpace(("a", "b"), ((2,), (1, 3)))
 
@@ -73,7 +73,7 @@ def test_one_step_larger_than_a_chunk_is_a_chunk(tmp_path, monkeypatch):
 def test_missing_steps_are_an_error_that_names_them(tmp_path, small):
     filled(tmp_path, 9)
     chunks(tmp_path)[1].path.unlink()
-    with pytest.raises(RunFolderError, match="begins with step 7 where 4 is next"):
+    with pytest.raises(ValueError, match="begins with step 7 where 4 is next"):
         in_order(tmp_path)
 
 
@@ -81,5 +81,5 @@ def test_a_damaged_file_is_named(tmp_path, small):
     made = filled(tmp_path, 3)
     path = chunks(tmp_path)[0].path
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(RunFolderError, match=r"steps-00000001-00000003.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"steps-00000001-00000003.safetensors cannot be read"):
         list(made.stream(3))

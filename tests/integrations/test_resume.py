@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from frenet.integrations.recording import chunks
 from frenet.integrations.trainer import FrenetCallback, read_trajectory
+from frenet.measure.trajectory_files import chunks
 from frenet.report import write_report
 from frenet.runs import RunFolderError, read_run
 from integrations.watching import STEPS, Crash, model_of, probes, rows, train, trainer_of

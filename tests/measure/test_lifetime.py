@@ -5,7 +5,7 @@ import torch
 
 from frenet.geometry.basis import random_basis, span_basis
 from frenet.geometry.rng import generator
-from frenet.measure.lifetime import gradient_shares, lifetime, watch_training
+from frenet.measure.lifetime import follow, gradient_shares, lifetime, watch_training
 from frenet.measure.trajectory import Training
 from frenet.network.space import ParamSpace
 from measure.quadratic import Point, Quadratic
@@ -84,3 +84,26 @@ def test_what_does_not_halve_has_no_lifetime():
     assert found.steps is None
     assert found.distance is None
     assert found.farthest == pytest.approx(float(path.displacement().norm()))
+
+
+def test_following_a_recorded_path_sees_what_watching_the_training_saw():
+    model, task, space = quadratic()
+    basis = span_basis(torch.eye(40)[:1], space=space)
+
+    def look(step):
+        return shares(model, task, space, {"first": basis}) | {"step": float(step)}
+
+    training, lags = Training("adam:1e-2", 1, 12), (1, 5, 12)
+    with space.restored(model):
+        path, watched = watch_training(model, task, training, space=space, lags=lags, look=look)
+    before = space.read(model)
+    followed = follow(model, path, space=space, lags=lags, look=look)
+    assert followed.keys() == watched.keys()
+    for name, values in watched.items():
+        assert followed[name] == pytest.approx(values, rel=1e-5)
+    assert torch.equal(space.read(model), before)
+    with pytest.raises(ValueError, match="has 12 steps; pass lags up to that"):
+        follow(model, path, space=space, lags=(13,), look=look)
+    other = ParamSpace.select(model, "first")
+    with pytest.raises(ValueError, match="parameter spaces differ first at entry 1"):
+        follow(model, path, space=other, lags=lags, look=look)

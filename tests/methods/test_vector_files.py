@@ -3,11 +3,15 @@
 import pytest
 import torch
 
+from frenet.methods.candidates import Noise
+from frenet.methods.search import Selection, random_search
 from frenet.methods.task_vectors import from_models, save_task_vector
 from frenet.methods.vector_files import plain_base, vectors_from_disk
+from frenet.methods.winners import load_winner, save_winner
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
+from measure.quadratic import RowsTask
 from methods.test_task_vectors import adapted, logits, saved
 from network.models import tiny_gpt2, tiny_llama
 
@@ -59,3 +63,26 @@ def test_what_does_not_fit_is_named(tmp_path):
         list(vectors_from_disk(tiny_llama(), [str(tmp_path / "none")]))
     with pytest.raises(ValueError, match="only models of transformers"):
         plain_base(SyntheticTransformer(SyntheticConfig(width=16)))
+
+
+class Halves(RowsTask):
+    """Other rows to select by than to report on."""
+
+    def batches(self, split, batch_size, seed):
+        first = 3 if split == "select" else 30
+        rows = tuple(([5, i], [i % 7 + 1]) for i in range(first, first + 20))
+        return RowsTask(rows=rows).batches(split, batch_size, seed)
+
+
+def test_the_winner_of_a_search_is_its_displacement(tmp_path):
+    """Its folder holds the weights that were searched, and no others."""
+    base, task = tiny_llama(), Halves()
+    space = ParamSpace.select(base, "q_proj")
+    noise = Noise(0.05, seed=0)
+    chosen = Selection(select_size=4, test_size=4)
+    found = random_search(base, task, space, noise=noise, num_candidates=4, selection=chosen)
+    folder = save_winner(base, space, found, tmp_path / "winner")
+    (vector,) = vectors_from_disk(base, [str(folder)])
+    torch.testing.assert_close(
+        vector.flat(space), load_winner(base, space, folder), atol=1e-6, rtol=1e-4
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged
 from frenet.experiments.experiment import Cell, Experiment, Row
@@ -19,6 +20,7 @@ from frenet.experiments.scale_directions import (
     Config,
     Direction,
     Spot,
+    Steering,
     steering_direction,
     weight_directions,
 )
@@ -31,17 +33,21 @@ from frenet.experiments.scale_rows import (
     steering_rows,
 )
 
+if TYPE_CHECKING:
+    from frenet.measure.trajectory import Trajectory
+
 
 def cells(config: Config) -> list[Cell]:
     """One cell a seed, space and task.
 
     Raises:
         ValueError: an unknown kind of direction.
-        FileNotFoundError: a vector or contrast that is not there.
+        FileNotFoundError: a vector, contrast or training that is not there.
     """
     if unknown := [name for name in config.directions if name not in KINDS]:
         raise ValueError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
-    for source in (*config.vectors, *filter(None, [config.contrasts])):
+    single = (config.contrasts, config.steering, config.trajectory)
+    for source in (*config.vectors, *filter(None, single)):
         if not Path(source).expanduser().exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
     return [
@@ -69,41 +75,62 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
 
 
 def _measured(spot: Spot) -> Iterator[Row]:
-    from frenet.measure.lifetime import watch_training
-    from frenet.measure.trajectory import Training, train_and_record
+    from frenet.geometry.subspace import require_same_space
+    from frenet.measure.trajectory import train_and_record
+    from frenet.measure.trajectory_files import read_steps
     from frenet.methods.vector_files import vectors_from_disk
 
     model, space, config = spot.network.model, spot.network.space, spot.config
-    steps = max(config.lags)
-    training = Training(spot.optimizer, config.batch_size, steps, seed=spot.seed)
     # What may be wrong with the user's files is said before anything is trained.
     given = []
     for vector in vectors_from_disk(model, config.vectors):
         own = vector.space(model)
         given.append(Direction(vector.origin, vector.flat(own), own, vector.norm()))
-    steering = steering_direction(spot)
     with space.restored(model):
-        path = train_and_record(model, spot.task, training, space=space)
-    found = [*weight_directions(spot, path), *given]
+        if config.trajectory:
+            path = read_steps(config.trajectory)
+            require_same_space(space, path.space)
+            space.write(model, path.start)
+        steering = steering_direction(spot)
+        if not config.trajectory:
+            with space.restored(model):
+                path = train_and_record(model, spot.task, spot.training(), space=space)
+        found = [*weight_directions(spot, path), *given]
+        yield from _rows(spot, path, found, steering)
+
+
+def _rows(
+    spot: Spot, path: "Trajectory", found: list[Direction], steering: Steering | None
+) -> Iterator[Row]:
+    """Radii at the present point, and lifetimes along a training from there."""
+    from frenet.measure.lifetime import follow, watch_training
+
+    model, space, config = spot.network.model, spot.network.space, spot.config
+
+    def look(step: int) -> dict[str, float]:
+        return share_looks(spot, found, steering, step)
+
     rows = [row for direction in found for row in radius_rows(spot, direction)]
     dims = {direction.name: direction.space.dim for direction in found}
     if steering is not None:
         rows += steering_rows(spot, steering)
         dims["steering"] = len(steering.vector)
-    # Along the path that made them, prefix and task vector would have seen the minibatches.
-    other = Training(spot.optimizer, config.batch_size, steps, seed=spot.seed + 7919)
-    with space.restored(model):
-        lived, values = watch_training(
-            model, spot.task, other, space=space, lags=config.lags,
-            look=lambda step: share_looks(spot, found, steering, step),
-        )  # fmt: skip
     reach = {
         str(row["direction"]): float(str(row["relative"]))
         for row in rows
         if row["table"] == "radius" and row["sign"] == 1
     }
     yield from rows
-    yield from lifetime_rows(spot, values, lived, dims, reach)
+    if config.trajectory:
+        values = follow(model, path, space=space, lags=config.lags, look=look)
+    else:
+        # Along the path that made them, prefix and task vector would have seen the minibatches.
+        with space.restored(model):
+            path, values = watch_training(
+                model, spot.task, spot.training(replicate=1),
+                space=space, lags=config.lags, look=look,
+            )  # fmt: skip
+    yield from lifetime_rows(spot, values, path, dims, reach)
 
 
 # What `frenet probe` starts from: the user's own weights as they are, and one training run.

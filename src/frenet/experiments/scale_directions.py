@@ -11,7 +11,7 @@ from frenet.experiments.networks import Network, NetworkConfig
 if TYPE_CHECKING:
     import torch
 
-    from frenet.measure.trajectory import Trajectory
+    from frenet.measure.trajectory import Training, Trajectory
     from frenet.methods.steering_effect import Prompted
     from frenet.network.contrast import Contrast
     from frenet.network.space import ParamSpace
@@ -53,6 +53,11 @@ class Config(DamageConfig, NetworkConfig):
     """File of the contrast behind the steering vector of a language model."""
     behaviour: str = ""
     """Name of the contrast, where there are several."""
+    steering: str = ""
+    """File of a steering vector, to be followed in place of one that is made from the contrast."""
+    trajectory: str = ""
+    """Folder of a training that FrenetCallback recorded, along which to see how long directions
+    last, in place of a training that is run here. It also gives prefix and task vector."""
     protocol: str = "wrong-answers"
     """Damage before; 'none' measures around the weights as they are."""
     optimizer: str = "adam:1e-4"
@@ -94,6 +99,14 @@ class Spot:
         """Optimiser and rate of the space."""
         lora = self.cell["space"] == "lora"
         return self.config.lora_optimizer if lora else self.config.optimizer
+
+    def training(self, replicate: int = 0) -> "Training":
+        """A training on the task; replicates see other minibatches."""
+        from frenet.measure.trajectory import Training
+
+        steps = max(self.config.lags)
+        seed = self.seed + 7919 * replicate
+        return Training(self.optimizer, self.config.batch_size, steps, seed=seed)
 
     @property
     def seed(self) -> int:
@@ -200,6 +213,7 @@ def steering_direction(spot: Spot) -> Steering | None:
     from frenet.methods.effect_line import effect_line
     from frenet.methods.steering import contrast_streams
     from frenet.methods.steering_effect import prompted
+    from frenet.methods.steering_vector import load_vector
     from frenet.network.blocks import residual_blocks
 
     contrast = _contrast(spot)
@@ -208,14 +222,19 @@ def steering_direction(spot: Spot) -> Steering | None:
     own, choose, fresh = contrast.divided(3, seed=spot.seed, rows=spot.config.prompts)
     model = spot.network.model
     blocks = list(range(len(residual_blocks(model)[1])))
-    streams = contrast_streams(model, own, blocks)
+    if spot.config.steering:
+        saved = load_vector(spot.config.steering)
+        saved.require_fits(model, saved.model)
+        vectors = dict(saved.directions)
+    else:
+        streams = contrast_streams(model, own, blocks)
+        vectors = {i: streams.at(i).difference().float() for i in blocks}
     few = prompted(choose.items)[:: max(1, len(choose.items) // 8)]
-    vectors = [streams.at(i).difference().float() for i in blocks]
-    slopes = [
-        effect_line(model, few, v, block=i).slope * float(v.norm()) if v.any() else 0.0
-        for i, v in enumerate(vectors)
-    ]
-    block = slopes.index(max(slopes))
+    slopes = {
+        i: effect_line(model, few, v, block=i).slope * float(v.norm()) if v.any() else 0.0
+        for i, v in vectors.items()
+    }
+    block = max(slopes, key=lambda i: slopes[i])
     return Steering(vectors[block], block, fresh, prompted(fresh.items))
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from frenet.experiments.watched import WatchConfig
 from frenet.integrations.path import SUM_BYTES
-from frenet.integrations.recording import CHUNK_BYTES, bytes_per_step
+from frenet.integrations.recording import CHUNK_BYTES
+from frenet.measure.trajectory_files import bytes_per_step
 from frenet.network.memory import free_disk, require_disk, require_memory
 from frenet.network.space import ParamSpace, Where
 

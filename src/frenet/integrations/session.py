@@ -15,8 +15,9 @@ from frenet.integrations.checks import space_digest
 from frenet.integrations.folder import END, WatchFolder
 from frenet.integrations.path import PathSums
 from frenet.integrations.probes import Probe, look
-from frenet.integrations.recording import FOLDER, Recording, last_recorded
+from frenet.integrations.recording import Recording, last_recorded
 from frenet.measure.drift import half_life
+from frenet.measure.trajectory_files import FOLDER
 from frenet.network.adapters import structural_zeros
 from frenet.network.space import ParamSpace
 from frenet.runs import RunFolderError

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.geometry.basis import Basis
+from frenet.geometry.subspace import require_same_space
 from frenet.measure.drift import half_life
 from frenet.measure.gradients import gradient_matrix
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
@@ -94,6 +95,42 @@ def watch_training(
 
     path = train_and_record(model, task, training, space=space, watch=watch)
     return path, {name: {lag: at[name] for lag, at in found.items()} for name in found[0]}
+
+
+def follow(
+    model: nn.Module,
+    path: Trajectory,
+    *,
+    space: ParamSpace,
+    lags: Sequence[int],
+    look: Callable[[int], Mapping[str, float]],
+) -> dict[str, dict[int, float]]:
+    """Look at some quantities along a path that was recorded before.
+
+    Args:
+        model: comes back bit for bit.
+        path: of the parameters of ``space``.
+        space: the parameters that moved.
+        lags: steps after which to look, none beyond the path.
+        look: gives the quantities, by name, at the present point; told the step.
+
+    Returns:
+        Of every quantity its values by lag, lag 0 included.
+
+    Raises:
+        ValueError: a path of other parameters, naming the first that differs, or one too short.
+    """
+    require_same_space(space, path.space)
+    if not lags or max(lags) > len(path):
+        raise ValueError(
+            f"the recorded training has {len(path)} steps; pass lags up to that, at least one"
+        )
+    found = {}
+    with space.restored(model):
+        for lag in (0, *lags):
+            space.write(model, path.theta(lag).to(next(model.parameters()).device))
+            found[lag] = look(lag)
+    return {name: {lag: at[name] for lag, at in found.items()} for name in found[0]}
 
 
 def lifetime(values: Mapping[int, float], path: Trajectory) -> Lifetime:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from frenet.methods.task_vectors import TaskVector, from_adapter, load_task_vector
+from frenet.methods.winners import RECORD
 from frenet.network.tasks import base_model
 from frenet.network.tensor_files import TensorFiles
 
@@ -18,7 +19,8 @@ def vectors_from_disk(model: nn.Module, sources: Sequence[str]) -> Iterator[Task
     Args:
         model: the base, also with an adapter on it, which is then no part of the base.
         sources: folders of LoRA adapters, folders or files of checkpoints that were trained from
-            this base, and files that ``save_task_vector`` wrote.
+            this base, files that ``save_task_vector`` wrote, and folders of
+            ``save_winner``.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -56,13 +58,14 @@ def _read(model: nn.Module, path: Path) -> TaskVector:
     files = TensorFiles(path)
     if path.is_file() and files.about.get("format", "pt") != "pt":
         return load_task_vector(path)
-    return _from_checkpoint(model, files)
+    # The winner of a search holds the weights that were searched, and no others.
+    return _from_checkpoint(model, files, partly=(path / RECORD).exists())
 
 
-def _from_checkpoint(model: nn.Module, files: TensorFiles) -> TaskVector:
+def _from_checkpoint(model: nn.Module, files: TensorFiles, *, partly: bool) -> TaskVector:
     """The checkpoint minus the weights that the model has now, which are copied."""
     own = dict(plain_base(model).named_parameters())
-    shapes = {name: tuple(p.shape) for name, p in own.items()}
+    shapes = {name: tuple(p.shape) for name, p in own.items() if not partly or name in files.shapes}
     for name, shape in shapes.items():
         if files.shapes.get(name) != shape:
             raise ValueError(
