@@ -17,12 +17,12 @@ TASKS = ("predecessor", "sort")
 
 
 def adapter(name: str) -> frenet.TaskVector:
-    """What 100 steps of LoRA on one task add to the weights."""
+    """What 50 steps of LoRA on one task add to the weights."""
     model = frenet.attach_lora(
         trained_synthetic(NETWORK, seed=0), rank=4, targets=["q_proj", "v_proj"]
     )
     space = frenet.ParamSpace.select(model)
-    training = frenet.Training("adam:1e-2", steps=100)
+    training = frenet.Training("adam:1e-2", steps=50)
     frenet.train_and_record(model, SyntheticTask(name), training, space=space)
     return frenet.from_adapter(model)
 

@@ -19,7 +19,7 @@ def main() -> None:
         trained_synthetic(network, seed=0), rank=4, targets=["q_proj", "v_proj"]
     )
     frenet.train_and_record(
-        tuned, task, frenet.Training("adam:1e-2", steps=100), space=frenet.ParamSpace.select(tuned)
+        tuned, task, frenet.Training("adam:1e-2", steps=50), space=frenet.ParamSpace.select(tuned)
     )
     vector = frenet.from_adapter(tuned)
 

@@ -18,7 +18,7 @@ from frenet.integrations.trainer import FrenetCallback, read_trajectory
 from frenet.network.memory import require_disk
 from frenet.network.tasks import IGNORE
 from frenet.report import write_report
-from frenet.runs import RunFolderError, read_run
+from frenet.runs import read_run
 from integrations.watching import model_of, probes, rows, train, trainer_of
 from measure.quadratic import RowsTask
 
@@ -220,5 +220,5 @@ def test_a_probe_whose_loss_is_not_finite_ends_the_recording(tmp_path, watch, ca
 
 
 def test_a_folder_without_a_recording(tmp_path):
-    with pytest.raises(RunFolderError, match="holds no recorded training"):
+    with pytest.raises(ValueError, match="holds no recorded training"):
         read_trajectory(tmp_path)
