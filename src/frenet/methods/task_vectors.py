@@ -150,7 +150,7 @@ def combine(terms: Sequence[tuple[float, TaskVector]]) -> TaskVector:
         parts = [(a, v.read(name)) for a, v in terms if name in v.shapes]
         total = parts[0][0] * parts[0][1].float()
         for a, part in parts[1:]:
-            total += a * part
+            total.add_(part, alpha=a)
         return total
 
     origin = " + ".join(f"{a:g} * ({v.origin})" for a, v in terms)
@@ -193,8 +193,7 @@ def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
     require_same_weights(first, second)
 
     def read(name: str) -> Tensor:
-        # In place on a copy: one tensor of each file and nothing else.
-        return second.read(name).to(torch.float32, copy=True).sub_(first.read(name))
+        return second.read(name).float() - first.read(name).float()
 
     shapes = {name: first.shapes[name] for name in first.shapes if name in second.shapes}
     origin = f"{second.path} - {first.path}"

@@ -108,7 +108,9 @@ def write_tensors(
             file.write(len(text).to_bytes(8, "little") + text)
             for name in shapes:
                 tensor = read(name).detach().to("cpu", kinds[name]).contiguous()
-                if not torch.isfinite(tensor).all():
+                # A sum is several times as fast, and rarely infinite where the entries are finite.
+                sum_ = tensor.sum(dtype=torch.float32)
+                if not torch.isfinite(sum_) and not torch.isfinite(tensor).all():
                     raise ValueError(f"{name} has an entry that is not finite, and is not written")
                 file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
         part.replace(path)
