@@ -10,6 +10,8 @@ turns in one run; a ratio is the median of the turns.
 import argparse
 import importlib.util
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +56,12 @@ def differences(vector: TaskVector) -> int:
         most = max(most, private_bytes() - before)
         del kept
     return most
+
+
+def peak_alone(base: Path, tuned: Path) -> int:
+    """What ``differences`` gives in a process of its own, without freed memory to use again."""
+    command = [sys.executable, __file__, "--peak-of", str(base), str(tuned)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def private_bytes() -> int:
@@ -103,7 +111,7 @@ def run(layers: int = 30, *, repeats: int = 5) -> list[dict[str, Any]]:
             theirs = Path(folder) / "theirs"
             routines["mergekit"] = lambda: merged_by_mergekit(base, tuned, theirs)
         seconds = turns(routines, repeats)
-        memory = differences(vector)
+        memory = peak_alone(base, tuned[0])
     sizes = [torch.Size(shape).numel() for shape in vector.shapes.values()]
     size = f"{sum(sizes) / 1e6:.0f} million float32 parameters, median of {repeats}"
     pairs = {
@@ -127,5 +135,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    show(run(given.layers, repeats=given.repeats))
+    if given.peak_of:
+        print(differences(from_checkpoints(*given.peak_of)))
+    else:
+        show(run(given.layers, repeats=given.repeats))
