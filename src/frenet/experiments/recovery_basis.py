@@ -11,10 +11,10 @@ from frenet.experiments.networks import (
     build,
     describe,
     prepare,
-    task_names,
 )
+from frenet.experiments.recovery_cells import recovery_cells
 from frenet.experiments.recovery_figures import FIGURES, TABLES
-from frenet.experiments.recovery_findings import CLAIMS, LONGEST_PREFIX
+from frenet.experiments.recovery_findings import CLAIMS
 from frenet.experiments.recovery_rows import Case, Config, damaged_rows
 
 if TYPE_CHECKING:
@@ -25,32 +25,13 @@ if TYPE_CHECKING:
     Bases = dict[str, Basis]
 
 
-def cells(config: Config) -> list[Cell]:
-    """One cell a seed, space, task, protocol and optimiser."""
-    most = int(LONGEST_PREFIX * config.steps)
-    if max(config.ks) > most:
-        raise ValueError(
-            f"k={max(config.ks)} is above {LONGEST_PREFIX} of the {config.steps} steps that a "
-            f"recovery may take, so no capture could be given; pass --ks up to {most}, "
-            "or more --steps"
-        )
-    return [
-        Cell.of(seed=seed, space=space, task=task, protocol=protocol, optimizer=optimizer)
-        for seed in config.seeds
-        for space in config.spaces
-        for task in task_names(config)
-        for protocol in config.protocols
-        for optimizer in (config.lora_optimizers if space == "lora" else config.optimizers)
-    ]
-
-
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables recovery, capture and curve."""
     from frenet.measure.damage import fixed_loss
     from frenet.measure.recovery import recovered_loss
 
     network = build(config, space=cell["space"], seed=cell["seed"])
-    yield from describe(network, cell, cells(config))
+    yield from describe(network, cell, recovery_cells(config))
     task, space = network.tasks[cell["task"]], network.space
 
     def loss(split: "Split") -> float:
@@ -93,7 +74,7 @@ EXPERIMENT = Experiment(
     question="Which bases hold a recovery: fixed ones, or its own first updates?",
     claims=CLAIMS,
     config=Config,
-    cells=cells,
+    cells=recovery_cells,
     run=run,
     tables=TABLES | NETWORK_TABLES,
     figures=FIGURES,

@@ -11,12 +11,13 @@ from frenet.experiments.experiment import (
     Verdict,
 )
 from frenet.experiments.intervals import estimate, fraction, high, low, over_seeds, select, why_open
+from frenet.experiments.recovery_cells import LONGEST_PREFIX
 
 # Bases that need neither the damaged point's gradients nor the recovery itself.
 STATIC = ("gradients at start", "other tasks", "task vectors", "damage direction")
 AT_DAMAGE = ("gradients at damage", "Adam-scaled gradients", "Krylov", "Hessian")
 K = 10
-MOST_STATIC, PREFIX_SHARE, LONGEST_PREFIX = 0.25, 0.77, 0.35
+MOST_STATIC, PREFIX_SHARE = 0.25, 0.77
 
 
 def fixed_plane(rows: Rows) -> Finding:

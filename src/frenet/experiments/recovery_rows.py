@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Row
 from frenet.experiments.networks import NetworkConfig
-from frenet.experiments.recovery_findings import LONGEST_PREFIX
+from frenet.experiments.recovery_cells import LONGEST_PREFIX
 
 if TYPE_CHECKING:
     from torch import Tensor

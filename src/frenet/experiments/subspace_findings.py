@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from frenet.experiments.experiment import Claim, Estimate, Finding, Row, Rows, Verdict
 from frenet.experiments.intervals import estimate, high, low, select, why_open
-from frenet.experiments.recovery_findings import LONGEST_PREFIX
+from frenet.experiments.recovery_cells import LONGEST_PREFIX
 
 K = 10
 ALL, UNSWEPT = "all coordinates", "all, at the run's rate"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from frenet.experiments.experiment import Row
-from frenet.experiments.recovery_findings import LONGEST_PREFIX
+from frenet.experiments.recovery_cells import LONGEST_PREFIX
 from frenet.experiments.subspace_arms import (
     Arm,
     Case,

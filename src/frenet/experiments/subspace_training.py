@@ -10,9 +10,8 @@ from frenet.experiments.networks import (
     build,
     describe,
     prepare,
-    task_names,
 )
-from frenet.experiments.recovery_findings import LONGEST_PREFIX
+from frenet.experiments.recovery_cells import recovery_cells
 from frenet.experiments.subspace_arms import Case, Config
 from frenet.experiments.subspace_figures import FIGURES, TABLES
 from frenet.experiments.subspace_findings import CHANCE, CLAIMS
@@ -20,23 +19,14 @@ from frenet.experiments.subspace_rows import damaged_rows
 
 
 def cells(config: Config) -> list[Cell]:
-    """One cell a seed, space, task, protocol and optimiser."""
+    """The cells of a recovery.
+
+    Raises:
+        ValueError: an unknown basis, or a k that is too large.
+    """
     if unknown := [name for name in config.bases if name not in CHANCE]:
         raise ValueError(f"no basis {unknown[0]!r}; there are {', '.join(CHANCE)}")
-    most = int(LONGEST_PREFIX * config.steps)
-    if max(config.ks) > most:
-        raise ValueError(
-            f"k={max(config.ks)} is above {LONGEST_PREFIX} of the {config.steps} steps that the "
-            f"run may take; pass --ks up to {most}, or more --steps"
-        )
-    return [
-        Cell.of(seed=seed, space=space, task=task, protocol=protocol, optimizer=optimizer)
-        for seed in config.seeds
-        for space in config.spaces
-        for task in task_names(config)
-        for protocol in config.protocols
-        for optimizer in (config.lora_optimizers if space == "lora" else config.optimizers)
-    ]
+    return recovery_cells(config)
 
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
