@@ -73,6 +73,29 @@ def test_help_and_version_are_instant():
     assert "--batch-sizes" in done.stdout
 
 
+def test_help_names_every_command():
+    from frenet.cli.commands import COMMANDS
+
+    listed = [
+        line.split()[0] for line in cli.HELP.split("commands:")[1].split("\n\n")[0].split("\n")[1:]
+    ]
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+def test_doctor_says_what_there_is(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("FRENET_CACHE", str(tmp_path))
+    (tmp_path / "x").write_bytes(bytes(3 << 20))
+    assert cli.main(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["versions"]["frenet"] == __version__
+    assert told["cache"] == {"folder": str(tmp_path), "files": 1, "size": "3 MiB"}
+    assert told["machine"]["cpus"] >= 1
+    assert told["machine"]["free on cpu"].endswith("GiB")
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert f"  frenet        {__version__}" in said
+
+
 def test_python_m_frenet_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "frenet", "nothing"], capture_output=True, text=True

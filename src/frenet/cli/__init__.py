@@ -1,4 +1,4 @@
-"""The command line: ``frenet demo | list | run | search | steer | report | convert``.
+"""The command line: ``frenet demo | list | run | search | steer | probe | report | ...``.
 
 Whatever is slow to import is imported inside the commands, so that help is instant.
 """
@@ -17,13 +17,15 @@ usage: frenet COMMAND [options]
 How far, and for how long, can a direction in a neural network be trusted?
 
 commands:
-  demo      run all experiments on a small network trained here, and write the report
+  demo      run the experiments on a small network trained here, and write the report
   list      the experiments, their questions, claims and presets
   run       run one experiment: frenet run EXPERIMENT [options]
   search    score Gaussian displacements of a model's weights, and keep the best
   steer     extract, compare, apply and export steering vectors
+  probe     how far and how long directions can be followed: adapters, checkpoints, gradients
   report    turn run folders into one HTML file
   convert   turn a GGUF file into a folder that loads fast
+  doctor    what a bug report needs: versions, machine, memory, cache
 
 frenet COMMAND --help explains the options of a command; frenet run EXPERIMENT --help those of an
 experiment. frenet --version prints the version.
@@ -33,6 +35,7 @@ examples:
   frenet run gradient-rank --preset smoke
   frenet run recovery-basis --model path/to/model --tasks tasks.jsonl --k 20
   frenet search --model path/to/model --tasks tasks.jsonl --only my-task --plan
+  frenet probe --model path/to/model --tasks tasks.jsonl --vectors path/to/adapter
   frenet report runs/recovery-basis-1a2b3c4d --export figures
 
 A run that was stopped goes on when the same command is started again.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frenet.cli.codes import DONE, MISTAKE, NO_RESULT
+from frenet.cli.doctor import doctor
 from frenet.cli.options import (
     DEFAULT_PRESET,
     LANGUAGE_MODEL_PRESET,
@@ -233,4 +234,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "search": search,
     "steer": steer,
     "probe": probe,
+    "doctor": doctor,
 }
