@@ -173,8 +173,8 @@ FIGURES = (
         "The distance up to which the change of the loss (of a steering vector: of the logit "
         "difference) is what the slope says, within 20%, over the norm of the weights that move "
         "(of the stream). Geometric mean and interval over seeds. The tick is where a quadratic "
-        "with the measured curvature would leave the linear: beyond it, curvature turns in the "
-        "direction's favour.",
+        "with the measured curvature would leave the linear: where the radius is smaller, higher "
+        "orders come first; where it is larger, they make up for the curvature.",
         "radius",
         radius_chart,
     ),
