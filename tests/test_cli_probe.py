@@ -106,6 +106,8 @@ def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
     [
         (("--vectors", "nowhere"), "there is no file or folder nowhere"),
         (("--contrasts", "nowhere.jsonl"), "there is no file or folder nowhere.jsonl"),
+        (("--k", "2"), "a prefix of k=2 steps is all of a training of 2; pass --k below"),
+        (("--lags", "1"), "a prefix of k=1 steps is all of a training of 1"),
         (("--directions", "up"), "no direction 'up'; there are gradient, Adam step"),
         (("--vectors", "@task.jsonl"), "is no .safetensors file"),
         (("--vectors", "@model"), "has the model's own weights: no direction"),

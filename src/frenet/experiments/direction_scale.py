@@ -41,11 +41,16 @@ def cells(config: Config) -> list[Cell]:
     """One cell a seed, space and task.
 
     Raises:
-        ValueError: an unknown kind of direction.
+        ValueError: an unknown kind of direction, or a prefix as long as the training.
         FileNotFoundError: a vector, contrast or training that is not there.
     """
     if unknown := [name for name in config.directions if name not in KINDS]:
         raise ValueError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
+    if config.k >= max(config.lags):
+        raise ValueError(
+            f"a prefix of k={config.k} steps is all of a training of {max(config.lags)}; pass --k "
+            "below the last of --lags"
+        )
     single = (config.contrasts, config.steering, config.trajectory)
     for source in (*config.vectors, *filter(None, single)):
         if not Path(source).expanduser().exists():
