@@ -1,6 +1,7 @@
 """A base checkpoint plus a task vector as a checkpoint of its own, one tensor at a time."""
 
 import shutil
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,9 @@ def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Mer
                 f"the vector ({vector.origin}) does not fit {base}: it changes {name} of shape "
                 f"{shape}, the base has {files.shapes.get(name, 'no such tensor')}"
             )
-    if not any(bool(vector.read(name).any()) for name in vector.shapes):
+    # Small weights first: the question is answered by the first entry.
+    by_size = sorted(vector.shapes, key=lambda name: prod(vector.shapes[name]))
+    if not any(bool(vector.read(name).any()) for name in by_size):
         raise ValueError(f"the vector ({vector.origin}) is zero: the base is the result")
     lost = whole = 0.0
     moved = asked = 0

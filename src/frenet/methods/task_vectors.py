@@ -147,10 +147,14 @@ def combine(terms: Sequence[tuple[float, TaskVector]]) -> TaskVector:
         shapes |= dict(vector.shapes)
 
     def read(name: str) -> Tensor:
-        parts = [(a, v.read(name)) for a, v in terms if name in v.shapes]
-        total = parts[0][0] * parts[0][1].float()
-        for a, part in parts[1:]:
-            total.add_(part, alpha=a)
+        (a, first), *rest = [(a, v) for a, v in terms if name in v.shapes]
+        total = first.read(name).float()
+        if a != 1:
+            total = a * total
+        for i, (b, vector) in enumerate(rest):
+            part = vector.read(name)
+            # What a vector gave may be held by it: the first sum makes a tensor of our own.
+            total = total.add_(part, alpha=b) if i or a != 1 else total.add(part, alpha=b)
         return total
 
     origin = " + ".join(f"{a:g} * ({v.origin})" for a, v in terms)
