@@ -1,20 +1,27 @@
 """`frenet probe` as a person uses it, on a tiny model with an adapter beside it."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import frenet
 from frenet.cli import main
+from frenet.experiments.experiment import Cell
+from frenet.experiments.scale_directions import Spot
+from frenet.experiments.scale_rows import answer_rows, lifetime_rows
 from frenet.geometry.rng import generator
 from frenet.integrations.recording import Recording
+from frenet.measure.trajectory import Trajectory
 from frenet.measure.trajectory_files import read_steps
 from frenet.methods.steering_vector import SteeringVector, save_vector
 from frenet.methods.task_vectors import from_adapter
 from frenet.network.adapters import attach_lora
 from network.models import tiny_llama, tiny_tokenizer
 
+SPACE = frenet.ParamSpace(("w",), ((1,),))
 FEW = (
     "--lags", "1", "2", "--n", "2", "--batch-size", "4", "--eval-size", "8", "--k", "1",
     "--prompts", "4", "--threads", "1", "--quiet",
@@ -68,6 +75,49 @@ def test_one_line_for_each_direction(folder, capsys):
     assert "adapter: loss is linear within 20%" in said
     assert "steering: logit difference is linear within 20%" in said
     assert said.count("of its own length") >= 3
+
+
+def test_directions_of_one_name_stay_apart(folder, capsys, tmp_path):
+    """Two folders called adapter, the second twice the first: neither stands for the other."""
+    path, norm = folder
+    twice = tmp_path / "adapter"
+    shutil.copytree(path / "adapter", twice)
+    file = twice / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({n: t * (2 if "lora_B" in n else 1) for n, t in tensors.items()}, file)
+    given = ("--vectors", path / "adapter", twice, "--directions", "random", "--json")
+    assert probe(path, *given, "--out", tmp_path / "out") == 0
+    found = {r["direction"]: r for r in json.loads(capsys.readouterr().out)["directions"]}
+    lengths = [found[str(p)]["along"]["length"] for p in (path / "adapter", twice)]
+    assert lengths == pytest.approx([norm, 2 * norm], rel=1e-5)
+
+
+def life(name, values, *, dim=100):
+    """The row of a direction's lifetime, and its sentence, where it has no radius."""
+    cell = Cell.of(seed=0, space="lora", task="t")
+    spot = Spot(None, cell, None, None, None)
+    path = Trajectory(torch.zeros(1), torch.ones(9, 1), torch.zeros(9), None, SPACE)
+    rows = list(lifetime_rows(spot, {name: values}, path, {name: dim}, {}))
+    (answer,) = answer_rows(spot, rows)
+    return next(r for r in rows if r["table"] == "lifetime"), answer["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "has_share", "steps", "words"),
+    [
+        ("steering", {0: -0.1, 9: -0.1}, False, None, "made from other prompts it is another one"),
+        ("steering", {0: 0.19, 9: 0.0}, False, None, "made from other prompts"),
+        ("steering", {0: 0.8, 8: 0.0}, True, 4.0, "stale after 4 steps"),
+        ("adapter", {0: 0.09, 9: 0.0}, False, None, "less of the gradient than 10 times chance"),
+        ("adapter", {0: 0.2, 8: 0.2}, True, None, "still fresh after 8 steps"),
+    ],
+)
+def test_nothing_to_lose_is_not_called_fresh(unchecked, name, values, has_share, steps, words):
+    """Of a direction without a radius there is a line too."""
+    row, sentence = life(name, values)
+    assert (row["has_share"], row["steps"]) == (has_share, steps)
+    assert words in sentence
+    assert "no radius, since its slope is too small" in sentence
 
 
 def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):

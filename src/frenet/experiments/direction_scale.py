@@ -21,6 +21,7 @@ from frenet.experiments.scale_directions import (
     Direction,
     Spot,
     Steering,
+    source_names,
     steering_direction,
     weight_directions,
 )
@@ -88,9 +89,10 @@ def _measured(spot: Spot) -> Iterator[Row]:
     model, space, config = spot.network.model, spot.network.space, spot.config
     # What may be wrong with the user's files is said before anything is trained.
     given = []
-    for vector in vectors_from_disk(model, config.vectors):
+    names = source_names(config.vectors)
+    for name, vector in zip(names, vectors_from_disk(model, config.vectors), strict=True):
         own = vector.space(model)
-        given.append(Direction(vector.origin, vector.flat(own), own, vector.norm()))
+        given.append(Direction(name, vector.flat(own), own, vector.norm()))
     with space.restored(model):
         if config.trajectory:
             path = read_steps(config.trajectory)

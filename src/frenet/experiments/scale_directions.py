@@ -1,7 +1,9 @@
 """The directions whose radius and lifetime `direction_scale` measures, at one point."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from frenet.experiments.damaged import DamageConfig
@@ -22,6 +24,18 @@ FRESH = ("gradient", "Adam step")
 KINDS = (
     *FRESH, "prefix", "task vector", "damage line", "search winner", "random", "steering",
 )  # fmt: skip
+
+
+def source_names(sources: Sequence[str]) -> list[str]:
+    """What directions from disk are called: the last part of the path, where that is its own.
+
+    >>> source_names(["run/adapter", "tau.safetensors"])
+    ['adapter', 'tau.safetensors']
+    >>> source_names(["a/adapter", "b/adapter", "c/random"])
+    ['a/adapter', 'b/adapter', 'c/random']
+    """
+    taken = Counter([*KINDS, *(Path(source).name for source in sources)])
+    return [source if taken[Path(source).name] > 1 else Path(source).name for source in sources]
 
 
 class Direction(NamedTuple):

@@ -149,7 +149,7 @@ TABLES = {
                "a fresh one's; of a steering vector the cosine with a fresh one", "measure",
                "start"),
         Column("start", "", "the same before training", "reference"),
-        Column("chance", "", "1 / d, where the value is a share", "reference"),
+        Column("chance", "", "1 / d of a share, 1 / sqrt(h) of a cosine", "reference"),
         Column("ratio", "", "value over start; empty: no share to lose", "measure", "half"),
         Column("half", "", "where a direction counts as stale", "reference"),
         Column("displacement", "2-norm", "distance travelled", "key"),
@@ -157,7 +157,7 @@ TABLES = {
     "lifetime": (
         *_KEYS,
         Column("against", "", "what is compared", "key"),
-        Column("has_share", "", "whether it holds ten times chance at the start", "key"),
+        Column("has_share", "", "ten times chance at the start, twice of a cosine", "key"),
         Column("steps", "steps", "until half; empty: longer", "measure", "longest"),
         Column("longest", "steps", "most steps looked at", "reference"),
         Column("distance", "2-norm", "the same in distance travelled", "measure", "farthest"),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from frenet.measure.trajectory import Trajectory
 
 # A direction whose share of the gradient is not this many times chance has no share to lose: one
-# squared coordinate of a random direction exceeds it once in 500 draws.
+# squared coordinate of a random direction exceeds it once in 500 draws. A cosine of a steering
+# vector has to be twice 1 / sqrt(h).
 NO_SHARE = 10
 
 
@@ -177,13 +178,13 @@ def lifetime_rows(
 
     for name, at in values.items():
         keys: Row = {**dict(spot.cell.keys), "direction": name}
-        chance = 1 / dims[name]
-        none = name not in (*FRESH, "steering") and at[0] < NO_SHARE * chance
+        chance = dims[name] ** (-0.5 if name == "steering" else -1)
+        none = name not in FRESH and at[0] < chance * (2 if name == "steering" else NO_SHARE)
         for lag, value in at.items():
             yield {
                 "table": "share", **keys, "lag": lag, "value": value, "start": at[0],
                 "ratio": value / at[0] if at[0] > 0 and not none else None, "half": 0.5,
-                "chance": None if name in (*FRESH, "steering") else chance,
+                "chance": None if name in FRESH else chance,
                 "displacement": float(path.displacement(0, lag).norm()),
             }  # fmt: skip
         found: Lifetime = lifetime(at, path)
@@ -205,9 +206,9 @@ def _against(name: str) -> str:
 
 def answer_rows(spot: Spot, rows: Sequence[Row]) -> Iterator[Row]:
     """One sentence for each direction of a cell."""
-    for name in dict.fromkeys(row["direction"] for row in rows if row["table"] == "radius"):
+    for life in (row for row in rows if row["table"] == "lifetime"):
+        name = life["direction"]
         sides = [r for r in rows if r["table"] == "radius" and r["direction"] == name]
-        life = next(r for r in rows if r["table"] == "lifetime" and r["direction"] == name)
         yield {
             "table": "answer", **dict(spot.cell.keys), "direction": name,
             "sentence": f"{name}: {_far(sides)}; {_long(life)}",
@@ -216,6 +217,8 @@ def answer_rows(spot: Spot, rows: Sequence[Row]) -> Iterator[Row]:
 
 def _far(sides: Sequence[Row]) -> str:
     """How far, in its own length where it has one."""
+    if not sides:
+        return "no radius, since its slope is too small to be told from rounding (see the notes)"
     row = next((r for r in sides if r["sign"] == 1), sides[0])
     what = "loss" if row["where"] == "weights" else "logit difference"
     moved = "weights'" if row["where"] == "weights" else "stream's"
@@ -236,7 +239,9 @@ def _far(sides: Sequence[Row]) -> str:
 def _long(life: Row) -> str:
     """How long."""
     if not life["has_share"]:
-        return "it holds no more of the gradient than chance, so it has nothing to lose"
+        if life["direction"] == "steering":
+            return "made from other prompts it is another one, so it has nothing to lose"
+        return f"it holds less of the gradient than {NO_SHARE} times chance: nothing to lose"
     if life["steps"] is None:
         return f"still fresh after {life['longest']} steps of training"
     return f"stale after {float(str(life['steps'])):.3g} steps of training"

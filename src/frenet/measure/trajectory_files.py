@@ -103,4 +103,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; use another out") from error
+        raise ValueError(
+            f"{path} cannot be read: {error}; resume the training, or record it again"
+        ) from error
