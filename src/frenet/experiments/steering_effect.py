@@ -138,7 +138,7 @@ EXPERIMENT = Experiment(
         "cpu": Config(rows=192, spaces=("full", "lora")),
         "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(
-            rows=32, pushes=("own",), draws=4, doses=(0.02, 0.05, 0.1, 0.3), equal_rows=12
+            rows=24, pushes=("own",), draws=4, doses=(0.02, 0.05, 0.1, 0.3), equal_rows=12
         ),
     },
     prepare=prepare,

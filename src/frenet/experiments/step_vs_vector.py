@@ -154,7 +154,7 @@ EXPERIMENT = Experiment(
         "demo": Config(),
         "cpu": Config(rows=192, spaces=("full", "lora")),
         "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
-        "lm": Config(rows=32, pushes=("own",)),
+        "lm": Config(rows=24, pushes=("own",)),
     },
     prepare=prepare,
 )
