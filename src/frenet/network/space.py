@@ -125,10 +125,19 @@ class ParamSpace:
                     parameter.copy_(copy)
 
     @contextmanager
-    def displaced(self, model: nn.Module, delta: Float[Tensor, " d"]) -> Iterator[None]:
-        """The model at theta + delta; afterwards the saved theta, bit for bit."""
+    def displaced(
+        self, model: nn.Module, delta: Float[Tensor, " d"], times: float = 1.0
+    ) -> Iterator[None]:
+        """The model at theta + times * delta; afterwards the saved theta, bit for bit.
+
+        Sums are float32, and made tensor by tensor: one copy of the weights is all that it holds.
+        """
+        parts = self.unflatten(delta).values()
         with self.restored(model):
-            self.write(model, self.read(model) + delta.to(_device(model)))
+            with torch.no_grad():
+                for parameter, part in zip(self.parameters(model), parts, strict=True):
+                    moved = part.to(parameter.device, torch.float32) * times
+                    parameter.copy_(moved.add_(parameter))
             yield
 
     def locate(self, index: int) -> str:
@@ -155,10 +164,6 @@ def _address(parameter: Tensor) -> int:
     if parameter.device.type == "meta" or parameter.numel() == 0:
         return id(parameter)
     return parameter.untyped_storage().data_ptr()
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _matches(where: Where, name: str, parameter: nn.Parameter) -> bool:
