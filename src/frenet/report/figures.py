@@ -123,6 +123,7 @@ def _config(colours: Mapping[str, str]) -> Spec:
             "titleFontWeight": 500,
             "titlePadding": 10,
             "labelLimit": 220,
+            "labelSeparation": 6,
         },
         "axisX": {"grid": False},
         "legend": {
@@ -135,6 +136,7 @@ def _config(colours: Mapping[str, str]) -> Spec:
             "labelLimit": 300,
             "columns": 3,
             "columnPadding": 18,
+            "rowPadding": 6,
             "symbolStrokeWidth": 2.5,
             "offset": 14,
         },
