@@ -52,6 +52,13 @@ def draw(figure: Figure, rows: Rows) -> Spec:
     return spec
 
 
+def blank(spec: Spec) -> bool:
+    """Whether a chart has been drawn from no row at all, of those that its table has."""
+    data = spec.get("data", {})
+    rows = data.get("values", spec.get("datasets", {}).get(data.get("name"), ()))
+    return not rows
+
+
 def for_page(spec: Spec) -> Spec:
     """The specification in the page's own colours, which change with light, dark and paper."""
     named = {value: f"var(--{name})" for name, value in COLOURS.items()}

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# What neither HTML nor XML can hold: control characters and halves of surrogate pairs.
-UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
+# What neither HTML nor XML can hold (control characters, halves of surrogate pairs), and the signs
+# that turn the direction of all that follows them, with which one name can be made to look another.
+UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 VOID = frozenset({"br", "img", "input", "link", "meta"})
 
 

@@ -90,9 +90,10 @@ def export(
     for part in _sections(runs, experiments):
         for figure in part.experiment.figures:
             rows = figures.rows_of(figure, part.run.rows)
-            if not rows:
+            drawn = figures.draw(figure, rows) if rows else {}
+            if figures.blank(drawn):
                 continue
-            spec = figures.for_file(figures.draw(figure, rows), figure)
+            spec = figures.for_file(drawn, figure)
             name = Path(out_dir) / f"{part.id}-{figure.id}"
             written.append(_write(name.with_name(f"{name.name}.svg"), figures.svg(spec).encode()))
             written.append(_write(name.with_name(f"{name.name}.png"), figures.png(spec)))

@@ -66,6 +66,9 @@ def _figure(part: Section, figure: Figure, *, static: bool) -> Markup:
     except Exception as error:
         told = tag("p", f"Not drawn: {type(error).__name__}: {error}", class_="empty")
         return tag("figure", title, told, caption, id=anchor)
+    if figures.blank(spec):
+        empty = f"No row of the table {figure.table} is of the kind that this figure draws."
+        return tag("figure", title, tag("p", empty, class_="empty"), caption, id=anchor)
     words = str(spec.get("description") or figure.caption)
     chart = tag(
         "div",
