@@ -11,9 +11,9 @@ import pytest
 from browsing import CONTRAST, FIGURES, FOCUS, OPEN_ALL, STOPS, browser, opened
 
 from experiments.small import small
+from frenet._notebook import showable
 from frenet.experiments import EXPERIMENTS
 from frenet.report import write_report
-from frenet.report.markup import showable
 from frenet.runs import Run, config_dict
 
 WIDE = {"width": 1280, "height": 900}

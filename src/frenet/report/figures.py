@@ -5,9 +5,9 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from frenet._notebook import showable
 from frenet.experiments.chart_series import GREY, HEAT, PALETTE
 from frenet.experiments.experiment import Figure, Row, Rows, Scalar
-from frenet.report.markup import showable
 
 Spec = dict[str, Any]
 
