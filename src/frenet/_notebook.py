@@ -13,7 +13,7 @@ UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\u202a-\u202e\u2066-\u2069\u
 # Of a longer line the start is shown.
 LONGEST = 120
 # Of a notebook's own style sheet nothing is known but that its text can be read.
-TABLE = "border-collapse: collapse; text-align: left; color: inherit; background: transparent"
+TABLE = "border-collapse: collapse; color: inherit; background: none; overflow-wrap: anywhere"
 CAPTION = "caption-side: top; text-align: left; color: inherit; padding: 0.3em 0"
 CELL = "text-align: left; padding: 0.2em 1em 0.2em 0; border-top: 1px solid rgb(128 128 128 / 50%)"
 
@@ -33,7 +33,8 @@ class Shown:
         raise NotImplementedError(f"{type(self).__name__} says nothing of itself")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {clipped(self._told())}>"
+        told = showable(" ".join(self._told().split()))
+        return f"<{type(self).__name__}: {clipped(told)}>"
 
     def _repr_html_(self) -> str:
         return table(f"{type(self).__name__}: {self._told()}", self._facts())

@@ -47,7 +47,7 @@ class TaskVector(Shown):
     base: str = ""
 
     def _told(self) -> str:
-        return f"{self.origin}, {len(self.shapes)} weights"
+        return f"{self.origin}, weights changed: {len(self.shapes)}"
 
     def _facts(self) -> Iterator[Fact]:
         d = sum(map(math.prod, self.shapes.values()))

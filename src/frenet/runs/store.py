@@ -51,7 +51,7 @@ class Run(Shown):
     path: Path
 
     def _told(self) -> str:
-        failed = f", {len(self.failures)} cells failed" if self.failures else ""
+        failed = f", failed cells: {len(self.failures)}" if self.failures else ""
         return f"{self.experiment}, {len(self.rows)} rows in {self.path}{failed}"
 
     def _facts(self) -> Iterator[Fact]:
@@ -62,7 +62,7 @@ class Run(Shown):
             yield f"{claim.id}: {claim.statement}", ours, beside
         for row in self.rows:
             if row.get("table") == "answer":
-                yield f"seed {row.get('seed')}", row.get("sentence"), ""
+                yield f"seed\u00a0{row.get('seed')}", row.get("sentence"), ""
 
 
 class Failure(NamedTuple):
