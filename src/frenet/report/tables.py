@@ -12,6 +12,8 @@ from frenet.report.numbers import NONE, figure
 SHOWN = 200
 # As many as the style sheet lets through to paper.
 PRINTED = 15
+# Texts up to this length stay on one line of their cell.
+SHORT = 32
 TABLE_KEY = "table"
 # What a spreadsheet takes for the start of a formula. CSV has no sign that a cell is text.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -110,7 +112,8 @@ def _row(columns: Sequence[Column], row: Mapping[str, object]) -> Markup:
 
 def _cell(column: Column, value: object) -> Markup:
     if isinstance(value, str):
-        return tag("td", value, class_=column.role, dir="auto")
+        kept = " short" if len(value) <= SHORT else ""
+        return tag("td", value, class_=f"{column.role}{kept}", dir="auto")
     exact = None if value is None or isinstance(value, bool) else repr(value)
     text = figure(value)
     label = "no value" if text == NONE else None
