@@ -69,6 +69,17 @@ def test_answers_open_a_page_without_claims(tmp_path: Path) -> None:
     assert "No claim" not in text
 
 
+def test_sentences_may_start_with_any_key(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"table": "answer", "seed": 0, "task": name, "sentence": f"{name}: gains half"}
+        for name in ("copy", "sort")
+    ]
+    text = page([scale_run(rows)], tmp_path).text
+    before(text, "copy gains half sort gains half", "Go to")
+    mixed = page([scale_run([*rows, rows[0] | {"sentence": "nothing was measured"}])], tmp_path)
+    before(mixed.text, "task copy copy: gains half", "task copy nothing was measured", "Go to")
+
+
 def test_what_all_answers_share_is_not_repeated(tmp_path: Path) -> None:
     text = page([scale_run(answer_rows(1))], tmp_path).text
     assert "gradient linear up to 1.5 of its length a: b linear up to" in text

@@ -1,15 +1,13 @@
 """What runs without a claim say: the sentences of their table ``answer``, or their question."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from frenet.experiments.experiment import Rows
+from frenet.experiments.experiment import Rows, Scalar
 from frenet.report.markup import Markup, join, tag, user_text
 from frenet.report.sections import Section
 
 TABLE = "answer"
 SENTENCE = "sentence"
-# The column that a sentence starts with; what follows the colon is said about it.
-SUBJECT = "direction"
 # Lines on one subject that are seen without opening anything.
 OPEN = 3
 
@@ -19,10 +17,11 @@ def answers(part: Section) -> Markup:
     rows = [row for row in part.run.rows if row.get("table") == TABLE and row.get(SENTENCE)]
     if not rows:
         return Markup("")
-    told = _telling(rows)
+    about = _subject(rows)
+    told = _telling(rows, about)
     groups: dict[str, list[Markup]] = {}
     for row in rows:
-        subject, said = str(row.get(SUBJECT, "")), str(row[SENTENCE])
+        subject, said = str(row.get(about, "")), str(row[SENTENCE])
         which = ", ".join(f"{key} {row.get(key)}" for key in told)
         label = tag("span", user_text(which), class_="run") if told else Markup("")
         words = user_text(said.removeprefix(f"{subject}: "))
@@ -41,11 +40,20 @@ def opening(sections: Sequence[Section]) -> Iterator[Markup]:
         yield found
 
 
-def _telling(rows: Rows) -> list[str]:
+def _subject(rows: Rows) -> str:
+    """The key with which all sentences start; what follows the colon is said about it."""
+    start = (k for k in rows[0] if all(_starts(row, k) for row in rows))
+    return next(start, "")
+
+
+def _starts(row: Mapping[str, Scalar], key: str) -> bool:
+    return str(row[SENTENCE]).startswith(f"{row.get(key)}: ")
+
+
+def _telling(rows: Rows, about: str) -> list[str]:
     """The keys that tell sentences on one subject apart."""
-    keys = dict.fromkeys(key for row in rows for key in row)
-    silent = ("table", SENTENCE, SUBJECT)
-    return [k for k in keys if k not in silent and len({row.get(k) for row in rows}) > 1]
+    silent = ("table", SENTENCE, about)
+    return [k for k in rows[0] if k not in silent and len({row.get(k) for row in rows}) > 1]
 
 
 def _group(subject: str, lines: Sequence[Markup]) -> Markup:
