@@ -54,9 +54,10 @@ class SteeringVector(Shown):
         return f"{self.origin}, blocks {', '.join(map(str, self.blocks))}"
 
     def _facts(self) -> Iterator[Fact]:
-        chance = f"cosines of random vectors are about {self.width**-0.5:.3g}"
         for block in self.blocks:
-            yield f"norm after block {block}", float(self.directions[block].norm()), chance
+            norm, chance = float(self.directions[block].norm()), self.width**-0.5
+            told = f"cosines of random vectors are about {chance:.3g}"
+            yield f"norm after block {block}", norm, told
 
     def __add__(self, other: "SteeringVector") -> "SteeringVector":
         return self._with(other, 1.0)

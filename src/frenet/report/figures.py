@@ -53,10 +53,10 @@ def draw(figure: Figure, rows: Rows) -> Spec:
 
 
 def blank(spec: Spec) -> bool:
-    """Whether a chart has been drawn from no row at all, of those that its table has."""
+    """Whether the data of a chart, as far as they stand in one place, have no row."""
     data = spec.get("data", {})
-    rows = data.get("values", spec.get("datasets", {}).get(data.get("name"), ()))
-    return not rows
+    rows = data.get("values", spec.get("datasets", {}).get(data.get("name")))
+    return rows is not None and not rows
 
 
 def for_page(spec: Spec) -> Spec:

@@ -90,8 +90,7 @@ def export(
     for part in _sections(runs, experiments):
         for figure in part.experiment.figures:
             rows = figures.rows_of(figure, part.run.rows)
-            drawn = figures.draw(figure, rows) if rows else {}
-            if figures.blank(drawn):
+            if not rows or figures.blank(drawn := figures.draw(figure, rows)):
                 continue
             spec = figures.for_file(drawn, figure)
             name = Path(out_dir) / f"{part.id}-{figure.id}"
