@@ -12,12 +12,14 @@ import frenet
 from frenet._notebook import HEADINGS, LONGEST, Shown, showable, table
 from frenet.geometry.nulls import Interval
 from frenet.geometry.theory import Local
+from frenet.measure.line import Line
 from frenet.measure.trajectory import Trajectory
 from frenet.methods.candidates import Noise
 from frenet.methods.plan import plan
 from frenet.methods.scale import Point, Radius
 from frenet.methods.search import Gain, SearchResult
 from frenet.methods.survey import Survey
+from frenet.network.load import Loaded
 from frenet.runs import Run
 
 HOSTILE = "<script>alert(1)</script>\x00\u202e" + "long" * 100
@@ -63,6 +65,9 @@ def results() -> dict[str, Any]:
         "ParamSpace": SPACE,
         "Basis": frenet.prefix_basis(STEPS, 3, space=SPACE, origin=HOSTILE),
         "Trajectory": Trajectory(STEPS[0], STEPS, torch.tensor([3.0, 2.0, 1.5, 1.25]), None, SPACE),
+        "Loaded": Loaded(
+            torch.nn.Linear(30, 20), None, HOSTILE, "folder", torch.float32, "abcdef", ()
+        ),
         "SteeringVector": frenet.SteeringVector({2: torch.full((64,), 0.5)}, HOSTILE),
         "TaskVector": frenet.TaskVector({"w": (20, 20)}, lambda name: torch.ones(20, 20), HOSTILE),
         "Radius": Radius(1, 0.5, 0.25, 0.75, False, 8.0, 0.625, -1.0, (Point(1.0, 2.0, 3.0),) * 99),
@@ -116,6 +121,7 @@ def test_a_table_holds_text_only_and_says_what_to_read_beside(result: Any) -> No
             ["norm after block 2", "4", "cosines of random vectors are about 0.125"],
         ),
         ("TaskVector", ["coordinates", "400", "cosines of random vectors are about 0.05"]),
+        ("Loaded", ["parameters", "620", "fingerprint abcdef"]),
         ("Radius", ["radius", "0.5", "95% interval 0.25 to 0.75"]),
         ("Survey", ["trace of the Hessian", "20", "standard error 1.5"]),
         (
@@ -138,6 +144,18 @@ def test_a_table_holds_text_only_and_says_what_to_read_beside(result: Any) -> No
 )
 def test_numbers_by_hand(name: str, row: list[str]) -> None:
     assert row in Cells(results()[name]._repr_html_()).rows
+
+
+def test_a_line_says_its_slope_and_holds_no_tensor() -> None:
+    line = Line(lambda r: torch.zeros(300), torch.full((300,), -2.0), torch.full((300,), 4.0), 1.0)
+    assert repr(line) == "<Line: 300 examples, slope -0.5 at 0>"
+
+
+def test_a_model_shows_its_notes() -> None:
+    model = torch.nn.Linear(3, 2)
+    found = Loaded(model, None, "a/b", "hub", torch.bfloat16, "abc", ("Tied.",), "./adapter")
+    assert repr(found) == "<Loaded: a/b with the adapter ./adapter (hub), bfloat16>"
+    assert Cells(found._repr_html_()).rows[-1] == ["note", "Tied.", ""]
 
 
 def test_a_straight_path_is_longer_than_a_random_walk() -> None:
