@@ -83,7 +83,8 @@ def opened(browser: Any, path: Path, **how: Any) -> Iterator[tuple[Any, Seen]]:
     context.close()
 
 
-# For every figure: how many marks are drawn, and the text of its SVG.
+# For every figure: how many marks are drawn, the text of its SVG, how far it reaches beyond the
+# figure, and labels of an axis that lie under the axis's title.
 FIGURES = """() => Array.from(document.querySelectorAll("figure"), (figure) => ({
   id: figure.id,
   chart: figure.querySelector("[data-chart]") !== null,
@@ -96,6 +97,14 @@ FIGURES = """() => Array.from(document.querySelectorAll("figure"), (figure) => (
   words: Array.from(figure.querySelectorAll("svg text"), (text) => text.textContent),
   right: Math.max(0, ...Array.from(figure.querySelectorAll("svg text"),
     (text) => text.getBoundingClientRect().right - figure.getBoundingClientRect().right)),
+  covered: Array.from(figure.querySelectorAll("svg .role-axis")).flatMap((axis) => {
+    const title = axis.querySelector(".role-axis-title text")?.getBoundingClientRect();
+    return Array.from(axis.querySelectorAll(".role-axis-label text")).filter((label) => {
+      const box = label.getBoundingClientRect();
+      return title && box.left < title.right && title.left < box.right
+        && box.top < title.bottom && title.top < box.bottom;
+    }).map((label) => label.textContent);
+  }),
 }))"""
 
 OPEN_ALL = "() => document.querySelectorAll('details').forEach((block) => (block.open = true))"

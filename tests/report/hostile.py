@@ -32,7 +32,7 @@ def runs() -> list[Run]:
     spectrum, recovery, drift = made_up.runs()
     tasks = dict(zip(made_up.TASKS, NAMES, strict=False))
     bases = dict(zip(sorted({str(row["basis"]) for row in recovery.rows}), NAMES, strict=False))
-    rates = dict(zip(sorted({str(row["rate"]) for row in drift.rows}), NAMES[5:], strict=False))
+    rates = dict(zip(sorted({str(row["rate"]) for row in drift.rows}), NAMES[6:], strict=True))
     failures = [
         {"cell": f"task={name}", "stage": "run", "type": "ValueError", "error": name}
         for name in NAMES

@@ -130,6 +130,8 @@ def _config(colours: Mapping[str, str]) -> Spec:
             "titleFontWeight": 500,
             "titlePadding": 10,
             "labelLimit": 220,
+            # Room for the longest label; Vega's own 200 pixels put the title on top of it.
+            "maxExtent": 260,
             "labelSeparation": 6,
         },
         "axisX": {"grid": False},
