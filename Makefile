@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench clean
+.PHONY: demo test test-slow bench dist clean
 
 demo: .venv/installed
 	$(BIN)/frenet demo --out runs/demo
@@ -20,6 +20,10 @@ test-slow: .venv/installed
 bench: .venv/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/run.py
+
+# Source archive and wheel, the wheel built from the archive.
+dist: .venv/installed
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._notebook import Fact, Shown
+
 Where = str | Callable[[str, nn.Parameter], bool] | None
 
 
-@dataclass(frozen=True)
-class ParamSpace:
+@dataclass(frozen=True, repr=False)
+class ParamSpace(Shown):
     """The selected parameters of a model, flattened in a fixed order into R^d.
 
     Tied parameters count once, under the name that the model lists first.
@@ -56,6 +58,14 @@ class ParamSpace:
         if not chosen:
             raise ValueError(_nothing_matches(model, where))
         return cls(tuple(n for n, _ in chosen), tuple(tuple(p.shape) for _, p in chosen))
+
+    def _told(self) -> str:
+        ends = " to ".join(dict.fromkeys((self.names[0], self.names[-1])))
+        return f"{self.dim} coordinates in {len(self.names)} parameters, {ends}"
+
+    def _facts(self) -> Iterator[Fact]:
+        chance = f"cosines of random vectors are about {self.dim**-0.5:.3g}"
+        yield "coordinates", self.dim, chance
 
     @property
     def sizes(self) -> tuple[int, ...]:
