@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from frenet.cli.codes import DONE, MISTAKE, NO_RESULT
 from frenet.cli.doctor import doctor
-from frenet.cli.execution import Task, execute, execute_all, path_text, preset_of, show_runs
+from frenet.cli.execution import Planned, execute, execute_all, path_text, preset_of, show_runs
 from frenet.cli.options import (
     RUN_HELP,
     Convert,
@@ -108,7 +108,7 @@ def _demo(args: list[str]) -> int:
             e.name: named(work.preset, e.presets, f"preset of {e.name}") for e in _chosen(())
         }
         out = work.out or demo_out(work.preset, presets)
-        todo = [Task(e, presets[e.name], out / e.name) for e in chosen]
+        todo = [Planned(e, presets[e.name], out / e.name) for e in chosen]
         runs, failed = execute_all(todo, work)
         report = write_report(runs, out / "report.html") if runs else None
         facts = {"command": "demo", "preset": work.preset, "out": str(out), "failed": failed}

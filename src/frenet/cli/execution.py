@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from frenet.runs import Run
 
 
-class Task(NamedTuple):
+class Planned(NamedTuple):
     """One experiment that is to run into a folder."""
 
     experiment: "Experiment"
@@ -54,7 +54,7 @@ def execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "Ru
     )
 
 
-def execute_all(todo: Sequence[Task], work: Work) -> "tuple[list[Run], dict[str, str]]":
+def execute_all(todo: Sequence[Planned], work: Work) -> "tuple[list[Run], dict[str, str]]":
     """One after the other; what fails altogether is told, and does not stop what follows."""
     from frenet.runs import RunFailedError
 

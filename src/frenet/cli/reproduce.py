@@ -1,20 +1,17 @@
 """``frenet reproduce``: all experiments on several networks, and one report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from frenet.cli.codes import DONE, NO_RESULT
-from frenet.cli.execution import execute, show_runs
-from frenet.cli.options import Work, named, parse_both, preset_of, printing
+from frenet.cli.execution import Planned, execute_all, path_text, preset_of, show_runs
+from frenet.cli.options import Work, named, parse_both, printing
 
 if TYPE_CHECKING:
-    from frenet.experiments.forecast import Forecast
     from frenet.experiments.reproduction import Part
-    from frenet.runs import Run
+    from frenet.runs.forecast import Forecast
 
 ABOUT = (
     "The whole argument: all experiments on every network, one report with the claims on each of "
@@ -35,6 +32,8 @@ class Reproducing(Work):
 def reproduce(args: list[str]) -> int:
     """``frenet reproduce``."""
     from frenet.experiments.reproduction import PRESETS, folder_name, parts
+    from frenet.report import write_report
+    from frenet.runs import reproduction_out
 
     name = preset_of(args)
     settings = named(name, PRESETS, "preset of reproduce")
@@ -43,59 +42,109 @@ def reproduce(args: list[str]) -> int:
         titles=("running", "networks"),
     )  # fmt: skip
     with printing(work.json) as show:
-        from frenet.report import write_report
-        from frenet.runs import config_digest, config_dict
-
         todo = parts(wanted, name)
-        digest = config_digest(f"reproduce-{name}", config_dict(wanted))
-        out = work.out or Path("runs") / f"reproduce-{name}-{digest[:8]}"
-        forecasts = _forecasts(todo, name, work, out=out, show=show)
-        facts: dict[str, Any] = {"command": "reproduce", "preset": name, "out": str(out)}
-        facts["expected_seconds"] = round(sum(f.seconds for f in forecasts), 1)
-        facts["expected_mib"] = max((f.mib for f in forecasts), default=0)
-        if work.plan:
-            if work.json:
-                show(facts)
-            return DONE
-        runs, failed = _run_all([(part, out / folder_name(part)) for part in todo], work)
-        report = write_report(runs, out / "report.html") if runs else None
-        facts |= {"failed": failed, "report": None if report is None else str(report)}
-        show_runs(show, runs, facts, as_json=work.json)
-        if report is not None and not work.json:
-            show(f"report: {report}")
-    return NO_RESULT if failed or any(run.failures for run in runs) else DONE
+        out = work.out or reproduction_out(name, wanted)
+        forecasts = _forecasts(todo, name, work, out=out)
+        facts = _say_costs(todo, forecasts, work, out=out)
+        if not work.plan:
+            planned = [Planned(p.experiment, p.config, out / folder_name(p)) for p in todo]
+            runs, failed = execute_all(planned, work)
+            report = write_report(runs, out / "report.html") if runs else None
+            facts |= {"failed": failed, "report": path_text(report)}
+            show_runs(show, runs, facts, as_json=work.json)
+            if report is not None and not work.json:
+                show(f"report: {report}")
+            return NO_RESULT if failed or any(run.failures for run in runs) else DONE
+        if work.json:
+            show(facts)
+    return DONE
 
 
-def _forecasts(
-    todo: "Sequence[Part]",
-    preset: str,
-    work: Reproducing,
-    *,
-    out: Path,
-    show: Callable[[Any], None],
-) -> "list[Forecast]":
-    """What every part still costs, said before anything runs.
+def _say_costs(
+    todo: "Sequence[Part]", forecasts: "Sequence[Forecast]", work: Reproducing, *, out: Path
+) -> dict[str, Any]:
+    """Show time and memory on standard error before anything runs; the same as facts.
 
     Raises:
         MemoryError: the workers would need more memory than there is.
     """
-    from frenet.experiments.forecast import forecast
+    from rich.console import Console
 
-    raise NotImplementedError
+    from frenet.runs.progress import duration
+
+    workers = _workers(work)
+    seconds = sum(f.seconds / min(workers, f.cells) for f in forecasts)
+    left = [f.mib for f in forecasts if f.finished < f.cells]
+    memory = max(left, default=0.0) * workers
+    console = Console(stderr=True, highlight=False)
+    if not work.quiet:
+        console.print(_plan_table(todo, forecasts, workers))
+        console.print(
+            f"about {duration(seconds)} with {workers} workers and at most {memory:,.0f} MiB; "
+            f"into {out}",
+            markup=False,
+        )
+    if work.engine == "processes":
+        _require_memory(forecasts, workers)
+    return {
+        "command": "reproduce", "preset": work.preset, "out": str(out),
+        "expected_seconds": round(seconds, 1), "expected_mib": round(memory),
+        "cells": sum(f.cells for f in forecasts), "finished": sum(f.finished for f in forecasts),
+    }  # fmt: skip
 
 
-def _run_all(todo: "Sequence[tuple[Part, Path]]", work: Work) -> "tuple[list[Run], dict[str, str]]":
-    """Every part, one after the other; one that fails does not stop the others."""
-    import sys
+def _forecasts(
+    todo: "Sequence[Part]", preset: str, work: Reproducing, *, out: Path
+) -> "list[Forecast]":
+    """What every part still costs; networks that are finished are not loaded again."""
+    from frenet.experiments.reproduction import by_network, folder_name
+    from frenet.runs.forecast import Speed, forecast, network_speed
 
-    from frenet.runs import RunFailedError
+    found = []
+    for mine in by_network(todo).values():
+        unknown = Speed(0.0, 0.0)
+        some = [forecast(p, preset, unknown, folder=out / folder_name(p)) for p in mine]
+        if any(f.finished < f.cells for f in some):
+            speed = network_speed(mine[0])
+            some = [forecast(p, preset, speed, folder=out / folder_name(p)) for p in mine]
+        found += some
+    return found
 
-    runs: list[Run] = []
-    failed: dict[str, str] = {}
-    for part, folder in todo:
-        try:
-            runs.append(execute(part.experiment, part.config, folder, work))
-        except RunFailedError as error:
-            failed[folder.name] = str(error)
-            print(f"frenet: {folder.name}: {error}", file=sys.stderr)
-    return runs, failed
+
+def _workers(work: Reproducing) -> int:
+    """How many processes will work at the same time, for the forecast."""
+    from frenet.runs.machine import cpu_count, has_cuda
+
+    return work.workers or (1 if has_cuda() else cpu_count())
+
+
+def _require_memory(forecasts: "Sequence[Forecast]", workers: int) -> None:
+    """Refuse what would end in the system's killing of workers."""
+    import torch
+
+    from frenet.network.memory import require_memory
+
+    left = [f.mib for f in forecasts if f.finished < f.cells]
+    most = max(left, default=0.0)
+    require_memory(
+        round(workers * most * 2**20),
+        f"{workers} workers of {most:,.0f} MiB each",
+        device=torch.device("cpu"),
+        remedy="pass fewer --workers (with more --threads), or smaller --networks",
+    )
+
+
+def _plan_table(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]", workers: int) -> Any:
+    """What will run, for people."""
+    from rich.table import Table
+
+    from frenet.runs.progress import duration
+
+    table = Table("network", "experiment", "cells", "finished", "about", "memory of a worker")
+    for part, cost in zip(todo, forecasts, strict=True):
+        time = duration(cost.seconds / min(workers, cost.cells))
+        table.add_row(
+            part.network, part.experiment.name, str(cost.cells), str(cost.finished), time,
+            f"{cost.mib:,.0f} MiB",
+        )  # fmt: skip
+    return table
