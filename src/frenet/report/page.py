@@ -107,22 +107,32 @@ def _sections(runs: Sequence[Run], experiments: Mapping[str, Experiment] | None)
 
         experiments = described()
     parts: list[Section] = []
+    labels = _labels(runs)
     for run in runs:
         if run.experiment not in experiments:
             known = ", ".join(sorted(experiments))
             raise ValueError(f"no experiment is called {run.experiment!r}; known are {known}")
         before = sum(part.run.experiment == run.experiment for part in parts)
         name = _slug(run.experiment) + (f"-{before + 1}" if before else "")
-        label = _network(run)
+        label = labels[_model(run)]
         if any((part.run.experiment, part.label) == (run.experiment, label) for part in parts):
             label = f"{label} ({run.path.name})"
         parts.append(Section(name, label, run, experiments[run.experiment]))
     return parts
 
 
-def _network(run: Run) -> str:
-    """What a model is called: a hub id whole, of a path the last part."""
-    model = str(run.config.get("model", ""))
+def _labels(runs: Sequence[Run]) -> dict[str, str]:
+    """What each model is called: a hub id whole, of a path the last part where that is its own."""
+    models = list(dict.fromkeys(map(_model, runs)))
+    short = [_short(model) for model in models]
+    return {m: m if short.count(s) > 1 else s for m, s in zip(models, short, strict=True)}
+
+
+def _model(run: Run) -> str:
+    return str(run.config.get("model", ""))
+
+
+def _short(model: str) -> str:
     if model == "synthetic":
         return "the synthetic transformer"
     parts = model.replace("\\", "/").rstrip("/").split("/")
