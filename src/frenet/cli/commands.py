@@ -122,7 +122,7 @@ def _report(args: list[str]) -> int:
     """``frenet report``."""
     options = parse(Report, args, command="report", about="Turn run folders into one HTML file.")
     with printing(options.json) as show:
-        from frenet.report import export, write_report
+        from frenet.report import export, write_report, write_results
         from frenet.runs import find_runs, read_run
 
         folders = find_runs(options.runs)
@@ -133,13 +133,18 @@ def _report(args: list[str]) -> int:
         report = write_report(runs, options.out or beside / "report.html")
         if options.export is not None:
             export(runs, options.export)
+        if options.results is not None:
+            write_results(runs, options.results)
         facts = {"command": "report", "report": str(report), "export": path_text(options.export)}
+        facts["results"] = path_text(options.results)
         if options.json:
             show_runs(show, runs, facts, as_json=True)
         else:
             show(f"report: {report}")
             if options.export is not None:
                 show(f"figures and tables: {options.export}")
+            if options.results is not None:
+                show(f"results: {options.results / 'index.md'}")
     return DONE
 
 

@@ -78,6 +78,8 @@ class Report:
     """The HTML file. By default report.html beside the runs."""
     export: Folder = None
     """Also write the figures (PNG, SVG) and tables (CSV) there."""
+    results: Folder = None
+    """Also write a Markdown page there, with figures and all rows, to keep beside code."""
     partial: bool = False
     """Accept runs that are not finished."""
     json: bool = False

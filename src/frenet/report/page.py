@@ -9,11 +9,13 @@ import base64
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 from frenet.experiments.experiment import Experiment
+from frenet.experiments.reproduction import short_name
 from frenet.report import answers, figures
 from frenet.report.markup import Markup, join, tag
 from frenet.report.opening import chapter, decided, grouped, opening
@@ -48,7 +50,7 @@ def write_report(
     out = Path(out)
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; name a file, such as {out / 'report.html'}")
-    networks = grouped(_sections(runs, experiments))
+    networks = grouped(sections_of(runs, experiments))
     known = {network.id: decided(network) for network in networks}
     decisions = [decision for some in known.values() for decision in some]
     bodies = []
@@ -59,7 +61,7 @@ def write_report(
         said = {part.id: answers.answers(part) for part in network.parts if decisions}
         bodies += [section(part, said.get(part.id), static=static) for part in network.parts]
     page = _document(opening(networks, decisions, static=static), join(bodies))
-    return _write(out, page.encode())
+    return write_whole(out, page.encode())
 
 
 def export(
@@ -83,22 +85,24 @@ def export(
         ValueError: no run, or a run of an experiment that is not known.
     """
     written = []
-    for part in _sections(runs, experiments):
+    for part in sections_of(runs, experiments):
         for figure in part.experiment.figures:
             rows = figures.rows_of(figure, part.run.rows)
             if not rows or figures.blank(drawn := figures.draw(figure, rows)):
                 continue
             spec = figures.for_file(drawn, figure)
             name = Path(out_dir) / f"{part.id}-{figure.id}"
-            written.append(_write(name.with_name(f"{name.name}.svg"), figures.svg(spec).encode()))
-            written.append(_write(name.with_name(f"{name.name}.png"), figures.png(spec)))
+            written.append(
+                write_whole(name.with_name(f"{name.name}.svg"), figures.svg(spec).encode())
+            )
+            written.append(write_whole(name.with_name(f"{name.name}.png"), figures.png(spec)))
         for table, (columns, rows) in tables_of(part.experiment, part.run.rows).items():
             text = csv_bytes(columns, rows)
-            written.append(_write(Path(out_dir) / f"{part.id}-{_slug(table)}.csv", text))
+            written.append(write_whole(Path(out_dir) / f"{part.id}-{_slug(table)}.csv", text))
     return written
 
 
-def _sections(runs: Sequence[Run], experiments: Mapping[str, Experiment] | None) -> list[Section]:
+def sections_of(runs: Sequence[Run], experiments: Mapping[str, Experiment] | None) -> list[Section]:
     """The runs with what they answer and a name each, in the order given."""
     if not runs:
         raise ValueError("there is no run to report; give at least one run folder")
@@ -107,14 +111,17 @@ def _sections(runs: Sequence[Run], experiments: Mapping[str, Experiment] | None)
 
         experiments = described()
     parts: list[Section] = []
-    labels = _labels(runs)
+    labels, used = _labels(runs), Counter[str]()
     for run in runs:
         if run.experiment not in experiments:
             known = ", ".join(sorted(experiments))
             raise ValueError(f"no experiment is called {run.experiment!r}; known are {known}")
-        before = sum(part.run.experiment == run.experiment for part in parts)
-        name = _slug(run.experiment) + (f"-{before + 1}" if before else "")
         label = labels[_model(run)]
+        name = _slug(run.experiment)
+        if len(labels) > 1:
+            name = f"{_slug(short_name(_model(run)))}-{name}"
+        before = used[name] = used[name] + 1
+        name += f"-{before}" if before > 1 else ""
         if any((part.run.experiment, part.label) == (run.experiment, label) for part in parts):
             label = f"{label} ({run.path.name})"
         parts.append(Section(name, label, run, experiments[run.experiment]))
@@ -182,7 +189,8 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
-def _write(path: Path, content: bytes) -> Path:
+def write_whole(path: Path, content: bytes) -> Path:
+    """Put a file in place, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -1,0 +1,176 @@
+"""Runs as a folder to keep beside code: a Markdown page, the claims' figures, every row."""
+
+import gzip
+import html
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from frenet.experiments.experiment import Experiment
+from frenet.report import answers, figures
+from frenet.report.claims import Decision, answer
+from frenet.report.numbers import estimate
+from frenet.report.opening import Network, decided, grouped
+from frenet.report.page import sections_of, write_whole
+from frenet.report.provenance import command_line
+from frenet.report.sections import Section
+from frenet.report.tables import csv_bytes, tables_of
+from frenet.runs import Run
+
+# What the configuration says of damage, training and sizes, where an experiment has it.
+TOLD = (
+    "seeds", "spaces", "tasks", "only", "protocols", "protocol", "points", "optimizers",
+    "optimizer", "lora_optimizers", "lora_optimizer", "learn_optimizer", "learn_steps",
+)  # fmt: skip
+
+
+def write_results(
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    experiments: Mapping[str, Experiment] | None = None,
+) -> Path:
+    """Write ``index.md``, an SVG of each figure that a claim or the first screen names, and tables.
+
+    Every number of the page stands in a row of one of the tables, ``EXPERIMENT-TABLE.csv.gz``: the
+    same rows give the same files, byte for byte.
+
+    Args:
+        runs: finished or partial runs.
+        out: the folder; files of the same names are replaced.
+        experiments: name -> experiment; the package's own unless given.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: no run, or a run of an experiment that is not known.
+    """
+    networks = grouped(sections_of(runs, experiments))
+    known = {network.id: decided(network) for network in networks}
+    decisions = [decision for some in known.values() for decision in some]
+    lines = ["# Results", ""]
+    if decisions:
+        lines += [answer(decisions), "", *_matrix(networks, decisions), ""]
+    for network in networks:
+        lines += _network(network, known[network.id], out)
+    lines += _made(networks)
+    return write_whole(out / "index.md", ("\n".join(lines).rstrip() + "\n").encode())
+
+
+def _matrix(networks: Sequence[Network], decisions: Sequence[Decision]) -> Iterator[str]:
+    """Claims in rows, networks in columns."""
+    found = {(d.claim.id, d.run): d for d in decisions}
+    claims = {d.claim.id: d.claim for d in decisions}
+    yield _row("claim", "in the paper", *(network.label for network in networks))
+    yield _row(*["---"] * (len(networks) + 2))
+    for name in sorted(claims):
+        cells = []
+        for network in networks:
+            decision = found.get((name, network.label))
+            cells.append("not measured" if decision is None else _verdict(decision))
+        yield _row(f"**{name}** {claims[name].statement}", claims[name].paper, *cells)
+
+
+def _verdict(decision: Decision) -> str:
+    finding = decision.finding
+    text = f"**{finding.verdict}**: {estimate(finding.estimate)}"
+    if finding.reference_estimate is None:
+        return text
+    return f"{text} beside {estimate(finding.reference_estimate)}"
+
+
+def _network(network: Network, decisions: Sequence[Decision], out: Path) -> Iterator[str]:
+    """Everything about one network; its files are written on the way."""
+    yield from (f"## {_text(network.label)}", "")
+    for decision in decisions:
+        yield from _claim(decision)
+    for part in network.parts:
+        for line in _sentences(part):
+            yield f"- {_text(line)}"
+        yield ""
+        yield from _figures(part, out)
+        names = []
+        for table, (columns, rows) in tables_of(part.experiment, part.run.rows).items():
+            file = f"{part.id}-{re.sub(r'[^A-Za-z0-9_-]+', '-', table)}.csv.gz"
+            # Without a time in its head, a compressed file follows from its content alone.
+            write_whole(out / file, gzip.compress(csv_bytes(columns, rows), mtime=0))
+            names.append(f"[{table}]({file})")
+        yield from (f"Rows of `{part.run.experiment}`: {', '.join(names)}.", "")
+
+
+def _claim(decision: Decision) -> Iterator[str]:
+    claim, finding = decision.claim, decision.finding
+    yield (
+        f"**{claim.id}. {_text(claim.statement)}: {finding.verdict}.** "
+        f"In the paper: {_text(claim.paper)}."
+    )
+    for name, found in (
+        (finding.quantity, finding.estimate),
+        (finding.reference, finding.reference_estimate),
+    ):
+        if name:
+            yield f"{_text(name[:1].upper() + name[1:])}: {estimate(found)}."
+    yield f"{_text(finding.why[:1].upper() + finding.why[1:])}. The rule: {_text(claim.rule)}."
+    yield ""
+    for line in finding.notes:
+        yield f"- {_text(line)}"
+    yield ""
+
+
+def _sentences(part: Section) -> Iterator[str]:
+    """The answers of a run, where it has some, each once."""
+    found = (row for row in part.run.rows if row.get("table") == answers.TABLE)
+    keys = ("seed", "space", "task")
+    for row in found:
+        where = ", ".join(f"{key} {row[key]}" for key in keys if key in row)
+        yield f"{row[answers.SENTENCE]} ({where})"
+
+
+def _figures(part: Section, out: Path) -> Iterator[str]:
+    """The figures that a claim names, and those of the first screen."""
+    wanted = {claim.figure for claim in part.experiment.claims}
+    for figure in part.experiment.figures:
+        rows = figures.rows_of(figure, part.run.rows)
+        if not (figure.front or figure.id in wanted) or not rows:
+            continue
+        drawn = figures.draw(figure, rows)
+        if figures.blank(drawn):
+            continue
+        file = f"{part.id}-{figure.id}.svg"
+        write_whole(out / file, figures.svg(figures.for_file(drawn, figure)).encode())
+        yield from (f"![{_text(figure.title)}]({file})", "")
+
+
+def _made(networks: Sequence[Network]) -> Iterator[str]:
+    """Versions, settings and commands."""
+    yield from ("## How these numbers came about", "")
+    runs = [part.run for network in networks for part in network.parts]
+    for name, value in runs[0].manifest["versions"].items():
+        yield f"- {name} {value}"
+    yield f"- {runs[0].manifest['machine']['platform']}, commit {runs[0].manifest['commit']}"
+    yield ""
+    for network in networks:
+        yield from (f"### {_text(network.label)}: settings", "")
+        for part in network.parts:
+            config = part.run.config
+            told = [f"{key} {_listed(config[key])}" for key in TOLD if config.get(key)]
+            seconds = part.run.manifest["cell_seconds"]
+            yield f"- `{part.run.experiment}`: {'; '.join(told)}; {seconds or 0:,.0f} s of cells"
+        yield ""
+        yield "```"
+        yield from (command_line(part.run, part.experiment) for part in network.parts)
+        yield from ("```", "")
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(_text(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _text(text: str) -> str:
+    """Text in Markdown: no tags of HTML, no line ends."""
+    return html.escape(" ".join(text.split()), quote=False)
