@@ -15,7 +15,7 @@ the weights of layer norms are left out of what is timed, and the errors in all 
 import argparse
 import copy
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ from timing import (
 )
 
 ROWS, PROBES, PAIRS = 16, 16, 4
+CURVLINOPS = "curvlinops"
 # Of float32 products: relative to the norm, of the trace's own probes, of an eigenvalue.
 SAME_PRODUCT, SAME_TRACE, SAME_VALUE = 1e-4, 1e-3, 1e-3
 Matvec = Callable[[Tensor], Tensor]
@@ -83,16 +84,25 @@ def loaded(source: str | Path, rows: int) -> Setup:
     """A language model and rows of random tokens."""
     model = load(source).model
     task = RandomTokens(model.config.vocab_size)
-    batch = with_additive_mask(next(task.batches("train", rows, 0)))
+    batch = next(task.batches("train", rows, 0))
     return Setup(model_name(source), model, task, ParamSpace.select(model), batch)
+
+
+def mask_added(setup: Setup) -> Batch:
+    """The batch in the form that ``torch.func`` can take, in the dtype of the model."""
+    dtype = setup.space.parameters(setup.model)[0].dtype
+    batch = with_additive_mask(setup.batch)
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
 
 
 def double_backward(setup: Setup, *, kept: bool) -> Matvec:
     """v -> H v as the gradient of <gradient, v>, by autograd alone."""
     parameters = setup.space.parameters(setup.model)
 
+    batch = mask_added(setup)
+
     def slope() -> Tensor:
-        loss = setup.task.loss(setup.model, setup.batch)
+        loss = setup.task.loss(setup.model, batch)
         parts = torch.autograd.grad(loss, parameters, create_graph=True)
         return torch.cat([part.reshape(-1) for part in parts])
 
@@ -106,16 +116,28 @@ def double_backward(setup: Setup, *, kept: bool) -> Matvec:
     return product
 
 
+def by_us(setup: Setup) -> Matvec:
+    """v -> H v of this library."""
+    return hessian_product(setup.model, setup.task, setup.batch, space=setup.space)
+
+
+def by_curvlinops(setup: Setup) -> Matvec:
+    """v -> H v of curvlinops."""
+    operator = curvlinops_operator(setup)
+    return lambda vector: operator @ vector
+
+
 def curvlinops_operator(setup: Setup) -> Any:
     """The same Hessian as an operator of curvlinops."""
     from curvlinops import HessianLinearOperator
 
-    targets = target_logits(setup.model, setup.batch)[1].flatten()
+    batch = mask_added(setup)
+    targets = target_logits(setup.model, batch)[1].flatten()
     return HessianLinearOperator(
         Predictions(setup.model),
         nn.CrossEntropyLoss(),
         setup.space.parameters(setup.model),
-        [(setup.batch, targets)],
+        [(batch, targets)],
         batch_size_fn=lambda batch: len(batch["labels"]),
         check_deterministic=False,
     )
@@ -131,58 +153,55 @@ def require_same(what: str, name: str, theirs: Tensor, ours: Tensor, limit: floa
 def errors(setup: Setup) -> Iterator[Row]:
     """Relative errors of a product in all weights, to double backward in float64."""
     setup = setup._replace(space=ParamSpace.select(setup.model))
-    exact = setup._replace(model=copy.deepcopy(setup.model).double(), batch=_double(setup.batch))
-    vector = torch.randn(setup.space.dim, generator=rng.generator(0, "bench", "hessian"))
+    exact = setup._replace(model=copy.deepcopy(setup.model).double())
+    vector = _vector(setup)
     reference = double_backward(exact, kept=False)(vector.double())
-    products: dict[str, Matvec] = {
-        "ours": hessian_product(setup.model, setup.task, setup.batch, space=setup.space),
-        f"curvlinops {version('curvlinops-for-pytorch')}": curvlinops_operator(setup).__matmul__,
-    }
-    for name, product in products.items():
+
+    def error(name: str, make: Callable[[Setup], Matvec]) -> Iterator[Row]:
+        found = make(setup)(vector)
         yield {
             "name": f"relative error of a Hessian product in all weights, {name}",
             "model": setup.name,
-            "ratio": float((product(vector) - reference).norm() / reference.norm()),
+            "ratio": float((found - reference).norm() / reference.norm()),
             "aim": f"at most {SAME_PRODUCT:.0e}",
             "detail": f"to double backward in float64; d = {setup.space.dim:,}",
         }
 
-
-def _double(batch: Batch) -> Batch:
-    return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    for name, make in {"ours": by_us, CURVLINOPS: by_curvlinops}.items():
+        what = f"error of a Hessian product, {name}"
+        yield from attempted(what, partial(error, name, make), model=setup.name)
 
 
 def products(setup: Setup, repeats: int) -> Iterator[Row]:
     """One product, by us and by the others."""
-    ours = hessian_product(setup.model, setup.task, setup.batch, space=setup.space)
-    vector = torch.randn(setup.space.dim, generator=rng.generator(0, "bench", "hessian"))
-    operator = curvlinops_operator(setup)
-    others: dict[str, Matvec] = {
-        f"curvlinops {version('curvlinops-for-pytorch')}": lambda v: operator @ v,
-        "double backward": double_backward(setup, kept=False),
-        "double backward, its graph kept": double_backward(setup, kept=True),
+    others: dict[str, Callable[[Setup], Matvec]] = {
+        CURVLINOPS: by_curvlinops,
+        "double backward": partial(double_backward, kept=False),
+        "double backward, its graph kept": partial(double_backward, kept=True),
     }
-    for name, product in others.items():
-        require_same("the product", name, product(vector), ours(vector), SAME_PRODUCT)
-    routines = {name: lambda p=product: p(vector) for name, product in others.items()}
-    seconds = turns({"ours": lambda: ours(vector), **routines}, repeats)
-    own = seconds.pop("ours")
-    for name, other in seconds.items():
-        yield _row(f"Hessian product against {name}", setup, own, other)
+    ours, vector = by_us(setup), _vector(setup)
+
+    def against(name: str, make: Callable[[Setup], Matvec]) -> Iterator[Row]:
+        other = make(setup)
+        require_same("the product", name, other(vector), ours(vector), SAME_PRODUCT)
+        seconds = turns({"ours": lambda: ours(vector), "other": lambda: other(vector)}, repeats)
+        yield _row(f"Hessian product against {name}", setup, *seconds.values())
+
+    for name, make in others.items():
+        what = f"Hessian product against {name}"
+        yield from attempted(what, partial(against, name, make), model=setup.name)
 
 
 def traces(setup: Setup, repeats: int, probes: int) -> Iterator[Row]:
     """Hutchinson's trace from the same number of probes, each package with its own draws."""
     from curvlinops import hutchinson_trace
 
-    ours = hessian_product(setup.model, setup.task, setup.batch, space=setup.space)
-    operator = curvlinops_operator(setup)
-    name = f"curvlinops {version('curvlinops-for-pytorch')}"
+    ours, operator = by_us(setup), curvlinops_operator(setup)
     found = hutchinson(ours, setup.space.dim, probes=2, generator=_probes())
     draw = _probes()
     z = torch.stack([_signs(setup.space.dim, draw) for _ in range(2)], dim=1)
     theirs = (z * (operator @ z)).sum(0).mean()
-    require_same("the trace", name, theirs[None], torch.tensor([found.trace]), SAME_TRACE)
+    require_same("the trace", CURVLINOPS, theirs[None], torch.tensor([found.trace]), SAME_TRACE)
     seconds = turns(
         {
             "ours": lambda: hutchinson(ours, setup.space.dim, probes=probes, generator=_probes()),
@@ -190,15 +209,14 @@ def traces(setup: Setup, repeats: int, probes: int) -> Iterator[Row]:
         },
         repeats,
     )
-    what = f"trace from {probes} probes against {name}"
+    what = f"trace from {probes} probes against {CURVLINOPS}"
     yield _row(what, setup, seconds["ours"], seconds["theirs"])
 
 
 def eigenpairs(setup: Setup, repeats: int, pairs: int) -> Iterator[Row]:
     """Leading eigenvalues, against scipy's Lanczos on the operator of curvlinops."""
     dim = setup.space.dim
-    ours = hessian_product(setup.model, setup.task, setup.batch, space=setup.space)
-    operator = curvlinops_operator(setup).to_scipy()
+    ours, operator = by_us(setup), curvlinops_operator(setup).to_scipy()
     start = torch.randn(dim, generator=_probes(), dtype=torch.float64).numpy()
 
     def theirs() -> Any:
@@ -207,12 +225,16 @@ def eigenpairs(setup: Setup, repeats: int, pairs: int) -> Iterator[Row]:
     def mine() -> Tensor:
         return top_eigenpairs(ours, dim, pairs, generator=_probes()).values
 
-    name = f"curvlinops {version('curvlinops-for-pytorch')} under scipy's Lanczos"
+    name = f"{CURVLINOPS} under scipy's Lanczos"
     values = torch.tensor(sorted(theirs(), key=lambda value: -abs(value)))
     require_same("the eigenvalues", name, values, mine(), SAME_VALUE)
     seconds = turns({"ours": mine, "theirs": theirs}, repeats)
     what = f"{pairs} leading eigenpairs against {name}"
     yield _row(what, setup, seconds["ours"], seconds["theirs"])
+
+
+def _vector(setup: Setup) -> Tensor:
+    return torch.randn(setup.space.dim, generator=rng.generator(0, "bench", "hessian"))
 
 
 def _probes() -> torch.Generator:
@@ -248,18 +270,21 @@ def run(
         makers.insert(0, synthetic)
     for maker in makers:
         setup = maker()
-        parts: dict[str, Callable[[], Iterator[Row]]] = {
-            "errors of a Hessian product": lambda setup=setup: errors(setup),
-            "Hessian product": lambda setup=setup: products(setup, repeats),
-            "trace": lambda setup=setup: traces(setup, max(1, repeats // 2), probes),
+        parts: dict[str, Callable[[Setup], Iterator[Row]]] = {
+            "errors of Hessian products": errors,
+            "Hessian products": partial(products, repeats=repeats),
+            f"trace against {CURVLINOPS}": partial(
+                traces, repeats=max(1, repeats // 2), probes=probes
+            ),
         }
         if pairs:
-            parts["leading eigenpairs"] = lambda setup=setup: eigenpairs(setup, 2, pairs)
+            what = f"leading eigenpairs against {CURVLINOPS}"
+            parts[what] = partial(eigenpairs, repeats=max(1, repeats // 3), pairs=pairs)
         # Fused attention has no second derivatives; ours looks after that itself.
         with transformable(setup.model):
             setup.model.requires_grad_(True)
             for name, part in parts.items():
-                yield from attempted(f"{name}, with curvlinops", part, model=setup.name)
+                yield from attempted(name, partial(part, setup), model=setup.name)
 
 
 if __name__ == "__main__":
