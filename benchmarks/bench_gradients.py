@@ -26,10 +26,10 @@ from timing import (
     ratios,
     run_of,
     show,
-    size,
     times,
     turns,
 )
+from units import size
 
 TIME_AIM = "at most 1.25"
 MEMORY_AIM = "at most 1.05"

@@ -36,10 +36,10 @@ from timing import (
     ratios,
     run_of,
     show,
-    size,
     times,
     turns,
 )
+from units import size
 
 # Rows and tokens of the batch that every candidate is scored on.
 SHAPES = ((2, 16), (8, 32), (32, 64))

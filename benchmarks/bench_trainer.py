@@ -29,13 +29,13 @@ from timing import (
     RandomTokens,
     Row,
     adapted,
-    duration,
     model_name,
     ratios,
     run_of,
     show,
     turns,
 )
+from units import duration
 
 AIM = "at most 1.03"
 BATCH_SIZE, EVERY = 8, 100

@@ -25,6 +25,7 @@ from frenet.network.adapters import attach_lora
 from frenet.network.load import load
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, collate, token_loss
+from units import duration
 
 Row = dict[str, Any]
 FOLDERS = re.compile(r"(?<![\w.])(?:/[\w.+-]+)+/")
@@ -111,24 +112,6 @@ def times(*seconds: Sequence[float]) -> str:
     return " against ".join(duration(statistics.median(part)) for part in seconds)
 
 
-def duration(seconds: float) -> str:
-    """Seconds in a readable unit, three digits."""
-    scale, unit = next(
-        (pair for pair in ((1.0, "s"), (1e-3, "ms")) if seconds >= 0.1 * pair[0]), (1e-6, "µs")
-    )
-    return f"{seconds / scale:.3g} {unit}"
-
-
-def size(count: float) -> str:
-    """Bytes in a readable unit.
-
-    >>> size(3 * 2**20), size(5.25 * 2**30)
-    ('3.0 MiB', '5.2 GiB')
-    """
-    scale, unit = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
-    return f"{count / scale:.1f} {unit}"
-
-
 def run_of(repeats: int) -> str:
     """Threads and repetitions, for a detail."""
     return f"{torch.get_num_threads()} threads, median of {repeats}"
@@ -183,6 +166,9 @@ def alone(script: str, *arguments: object) -> Any:
 def show(rows: Iterable[Row]) -> None:
     """Print the rows as they come."""
     for row in rows:
-        figure = f"{row['ratio']:6.3g}" if "ratio" in row else f"not measured: {row['why']}"
+        if "why" in row:
+            figure = f"not measured: {row['why']}"
+        else:
+            figure = f"{row['ratio']:6.3g}" if "ratio" in row else f"{len(row['points'])} points"
         name = f"{row['name']} ({row['model']})" if row.get("model") else row["name"]
         print(f"{name:<76} {figure}  {row.get('aim', ''):<13} {row.get('detail', '')}", flush=True)
