@@ -29,7 +29,7 @@ def tables(jobs: Mapping[str, Job]) -> dict[str, str]:
     growth = jobs[GROWTH].rows if GROWTH in jobs else []
     return {
         "table": f"{environments(jobs)}\n\n{table(ratios)}",
-        "growth": growth_table(growth),
+        "growth": f"{growth_table(growth)}\n\n![Time against size]({FIGURE.name})",
     }
 
 
