@@ -3,8 +3,9 @@
     python benchmarks/bench_growth.py [--most 1e8] [--only "top_k_svd ..."]
 
 Every curve is measured in a process of its own, from small sizes to large ones, and stops before a
-size that would need more memory than is free. A point has the median time of a few runs, and the
-most memory that the process held beyond what it held before the inputs were made.
+size that would need more memory than is free, by what the size before needed. A point has the
+median time of a few runs, and the most memory that the process held beyond what it held before the
+inputs were made.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from frenet.network.memory import free_bytes
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticTask, SyntheticTransformer
 from frenet.runs.ray_engine import ray_engine
-from timing import STORIES, Row, adapted, attempted, from_status, high_water
+from timing import STORIES, Row, adapted, attempted, from_status, high_water, reason
 from units import duration, size
 
 Point = dict[str, Any]
@@ -43,7 +44,7 @@ LARGEST_TENSOR = 1_000_000
 # A routine that takes longer than this is run once, and not for a warm-up.
 LONG_S = 4.0
 # Share of the free memory that a point may need.
-MOST_OF_FREE = 0.9
+MOST_OF_FREE = 0.75
 NOISE = Noise(1e-3)
 
 
@@ -57,7 +58,6 @@ class Curve:
         sizes: from small to large.
         expected: exponent of the time.
         point: measures one size.
-        needs: bytes that a size needs, inputs and result.
         warm: run the smallest size once before; what the first call loads belongs to no size.
     """
 
@@ -66,7 +66,6 @@ class Curve:
     sizes: tuple[int, ...]
     expected: str
     point: Callable[[int], Point]
-    needs: Callable[[int], int] = lambda _: 0
     warm: bool = True
 
 
@@ -166,22 +165,16 @@ def _timed_chunks(engine: Engine, count: int) -> tuple[float, float]:
     return (arrivals[-1] - begun) / (chunks - count) * chunks, begun - arrivals[0]
 
 
-def _rows_and(directions: int) -> Callable[[int], int]:
-    """Bytes of N vectors and of a basis that is built in two copies."""
-    return lambda d: 4 * d * (N + 2 * directions)
-
-
 TO_1E8 = tuple(10**power for power in range(4, 9))
 TO_512 = tuple(2**power for power in range(3, 10))
 TO_4096 = tuple(4**power for power in range(7))
 CURVES = (
-    Curve(f"top_k_svd of {N} vectors, k = {K}", "d", TO_1E8, "1", measured(_svd), _rows_and(K)),
-    Curve(f"prefix_basis of {N} steps", "d", TO_1E8, "1", measured(_prefix), _rows_and(N)),
-    Curve("a candidate drawn, written, restored", "d", TO_1E8, "1", measured(_candidate),
-          lambda d: 8 * d),
+    Curve(f"top_k_svd of {N} vectors, k = {K}", "d", TO_1E8, "1", measured(_svd)),
+    Curve(f"prefix_basis of {N} steps", "d", TO_1E8, "1", measured(_prefix)),
+    Curve("a candidate drawn, written, restored", "d", TO_1E8, "1", measured(_candidate)),
     Curve("gradient_matrix, synthetic", "gradients", TO_512, "1", measured(_gradients)),
     Curve("held-out energy and its nulls, d = 103,680", "gradients", TO_512, "1 to 2",
-          measured(_energy), lambda n: 16 * n * 103_680),
+          measured(_energy)),
     Curve("random_search, stories260K", "candidates", TO_4096, "1", measured(_search)),
     Curve(f"{SEARCHED} candidates on Ray", "workers", (1, 2, 4), "-1 up to the cores", workers,
           warm=False),
@@ -192,12 +185,15 @@ def points(curve: Curve, most: float) -> Iterator[Point]:
     """The points of a curve, and why it stopped early where it did."""
     if curve.warm:
         curve.point(curve.sizes[0])
+    per_unit = 0.0
     for count in (count for count in curve.sizes if count <= most):
-        needed, free = curve.needs(count), free_bytes(torch.device("cpu"))
+        needed, free = per_unit * count, free_bytes(torch.device("cpu"))
         if needed > MOST_OF_FREE * free:
             yield {"stopped": f"{count:.0e} needs {size(needed)} and {size(free)} are free"}
             return
-        yield curve.point(count)
+        found = curve.point(count)
+        per_unit = (found["bytes"] or 0) / count
+        yield found
 
 
 def grown(curve: Curve, most: float) -> Iterator[Row]:
@@ -241,8 +237,11 @@ def main() -> None:
             print(json.dumps(row))
         return
     curve = next(curve for curve in CURVES if curve.name == options.curve)
-    for point in points(curve, options.most):
-        print(json.dumps(point), flush=True)
+    try:
+        for point in points(curve, options.most):
+            print(json.dumps(point), flush=True)
+    except Exception as error:
+        print(json.dumps({"stopped": reason(error)}))
 
 
 if __name__ == "__main__":

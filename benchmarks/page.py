@@ -180,15 +180,21 @@ def figure(rows: Iterable[Row]) -> str:
     panels = []
     for over in dict.fromkeys(point["over"] for point in points):
         here = [point for point in points if point["over"] == over]
+        # A label at every size that was measured, no lines between them.
+        sizes = sorted({p["size"] for p in here})
+        marks = alt.Axis(values=sizes, format="~s" if over == "d" else ",d", grid=False)
         panels.append(
-            alt.Chart(alt.InlineData(here), title="", width=210, height=170)
+            alt.Chart(alt.InlineData(here), width=180, height=170)
             .mark_line(point=True)
             .encode(
-                alt.X("size:Q", title=over).scale(type="log", nice=False).axis(tickCount=5),
-                alt.Y("seconds:Q", title="seconds").scale(type="log").axis(tickCount=5),
-                alt.Color("curve:N", title=None)
-                .legend(orient="top", direction="vertical", labelLimit=260),
+                alt.X("size:Q", title=over, axis=marks).scale(type="log", nice=False),
+                alt.Y("seconds:Q", title="seconds")
+                .scale(type="log", nice=False, padding=8)
+                .axis(tickCount=4, format="~g", grid=False),
+                alt.Color("curve:N", title=None, sort=None).legend(
+                    orient="top", direction="vertical", labelLimit=240
+                ),
             )
-        )  # fmt: skip
-    chart = alt.hconcat(*panels).resolve_scale(color="independent", x="independent")
+        )
+    chart = alt.hconcat(*panels, background="white").resolve_scale(color="independent")
     return svg(chart.to_dict())

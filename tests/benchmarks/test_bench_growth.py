@@ -7,19 +7,19 @@ import bench_growth
 from bench_growth import CURVES, Curve, grown, measured, points
 
 
-def counted(sizes, **settings):
+def counted(sizes, *, per_unit=0, **settings):
     calls = []
 
     def point(count):
         calls.append(count)
-        return {"size": count, "seconds": 1.0, "bytes": 0}
+        return {"size": count, "seconds": 1.0, "bytes": per_unit * count}
 
     return Curve("f", "d", sizes, "1", point, **settings), calls
 
 
 def test_a_curve_stops_before_what_does_not_fit(monkeypatch):
     monkeypatch.setattr(bench_growth, "free_bytes", lambda device: 2**31)
-    curve, calls = counted((10**6, 10**8, 10**9), needs=lambda d: 8 * d)
+    curve, calls = counted((10**6, 10**8, 10**9), per_unit=8)
     found = list(points(curve, 1e9))
     assert [point.get("size") for point in found] == [10**6, 10**8, None]
     assert found[-1]["stopped"] == "1e+09 needs 7.5 GiB and 2.0 GiB are free"
