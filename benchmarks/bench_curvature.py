@@ -97,9 +97,7 @@ def mask_added(setup: Setup) -> Batch:
 
 def double_backward(setup: Setup, *, kept: bool) -> Matvec:
     """v -> H v as the gradient of <gradient, v>, by autograd alone."""
-    parameters = setup.space.parameters(setup.model)
-
-    batch = mask_added(setup)
+    parameters, batch = setup.space.parameters(setup.model), mask_added(setup)
 
     def slope() -> Tensor:
         loss = setup.task.loss(setup.model, batch)

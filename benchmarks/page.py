@@ -182,7 +182,8 @@ def figure(rows: Iterable[Row]) -> str:
         here = [point for point in points if point["over"] == over]
         # A label at every size that was measured, no lines between them.
         sizes = sorted({p["size"] for p in here})
-        marks = alt.Axis(values=sizes, format="~s" if over == "d" else ",d", grid=False)
+        label = "~s" if over == "d" else ",d"
+        marks = alt.Axis(values=sizes, format=label, grid=False, labelOverlap=False)
         panels.append(
             alt.Chart(alt.InlineData(here), width=180, height=170)
             .mark_line(point=True)

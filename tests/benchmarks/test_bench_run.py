@@ -40,6 +40,15 @@ def test_an_error_becomes_a_row_without_the_folders_of_the_machine():
     ]
 
 
+def test_a_process_of_its_own_gives_back_what_it_prints_or_its_last_words(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys; print([1, int(sys.argv[1])])")
+    assert timing.alone(str(script), 2) == [1, 2]
+    script.write_text("raise MemoryError('too much')")
+    with pytest.raises(RuntimeError, match="ended early: MemoryError: too much"):
+        timing.alone(str(script))
+
+
 def test_routines_take_turns():
     calls = []
     routines = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
