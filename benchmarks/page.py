@@ -183,9 +183,11 @@ def figure(rows: Iterable[Row]) -> str:
         # A label at every size that was measured, no lines between them.
         sizes = sorted({p["size"] for p in here})
         label = "~s" if over == "d" else ",d"
-        marks = alt.Axis(values=sizes, format=label, grid=False, labelOverlap=False)
+        marks = alt.Axis(
+            values=sizes, format=label, grid=False, labelOverlap=False, labelFlush=False
+        )
         panels.append(
-            alt.Chart(alt.InlineData(here), width=180, height=170)
+            alt.Chart(alt.InlineData(here), width=190, height=170)
             .mark_line(point=True)
             .encode(
                 alt.X("size:Q", title=over, axis=marks).scale(type="log", nice=False),
