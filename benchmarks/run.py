@@ -16,7 +16,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "bench_plan": {"searches": 1, "networks": 1},
     "bench_steering": {"repeats": 1, "pairs": 2, "few": 2},
     "bench_task_vectors": {"layers": 1, "repeats": 1},
-    "bench_trainer": {"steps": 2, "repeats": 1},
+    "bench_trainer": {"steps": 12, "repeats": 1},
     "bench_curvature": {"repeats": 1, "rows": 2, "probes": 2, "pairs": 0},
     "bench_growth": {"most": 1e4, "only": "candidate drawn"},
 }
@@ -169,11 +169,17 @@ def commit() -> str:
     return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else "")
 
 
-def report(results: Path) -> None:
-    """Print the tables, and write them and the figure into the page."""
+def known(results: Path) -> dict[str, records.Job]:
+    """The jobs that have records, in the order of the table: each script on its models."""
     jobs = records.read(results)
-    known = [Work(name, model) for name in SETTINGS for model in models(jobs)]
-    jobs = {work.job: jobs[work.job] for work in known if work.job in jobs}
+    extra = dict.fromkeys(name.partition(" on ")[2] for name in jobs if " on " in name)
+    names = [Work(script, model).job for script in SETTINGS for model in (None, *extra)]
+    return {name: jobs[name] for name in names if name in jobs}
+
+
+def report(results: Path) -> None:
+    """Write the tables and the figure into the page."""
+    jobs = known(results)
     if missing := [name for name in SETTINGS if name not in jobs]:
         raise SystemExit(
             f"{results.name} has no rows of {', '.join(missing)}, so the page is left as it is; "
@@ -181,11 +187,6 @@ def report(results: Path) -> None:
         )
     page.write(page.tables(jobs), page.PAGE)
     page.FIGURE.write_text(page.figure(jobs[page.GROWTH].rows), encoding="utf-8")
-
-
-def models(jobs: Mapping[str, records.Job]) -> list[str | None]:
-    """None, and the models that scripts were also run on."""
-    return [None, *dict.fromkeys(name.partition(" on ")[2] for name in jobs if " on " in name)]
 
 
 def main() -> None:
@@ -216,7 +217,7 @@ def main() -> None:
             print(f"\n{each.job}", flush=True)
             measure_apart(each, results, quick=options.quick)
     if options.quick:
-        print(page.tables(records.read(results))["table"])
+        print("\n\n".join(page.tables(known(results)).values()))
     else:
         report(results)
 
