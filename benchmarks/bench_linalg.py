@@ -7,16 +7,18 @@ gradients are.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from frenet.geometry import rng
 from frenet.geometry.linalg import principal_angles, top_k_svd
 from timing import Row, attempted, ratios, run_of, show, times, turns
 
+Routines = dict[str, Callable[[], Any]]
 AIM = "at least 8"
 ORTHONORMAL = 1e-5
 SUBSPACE = 1e-4
@@ -35,22 +37,33 @@ def gradient_like(n: int, d: int, *, rank: int = 16, noise: float = 0.7) -> Tens
 def run(n: int = 64, d: int = 1_000_000, k: int = 16, repeats: int = 3) -> Iterator[Row]:
     """Ratios of the time of the others to ours, and our two errors."""
     G = gradient_like(n, d)
-    yield from attempted("top_k_svd against others", lambda: timed(G, k, repeats))
+    for name, others in {"torch": by_torch, "scikit-learn": by_sklearn}.items():
+        rows = partial(timed, G, k, repeats, others)
+        yield from attempted(f"top_k_svd against {name}", rows)
     yield from attempted("errors of top_k_svd", lambda: errors(G, k))
 
 
-def timed(G: Tensor, k: int, repeats: int) -> Iterator[Row]:
-    """Time of the others over ours."""
+def by_torch(G: Tensor, k: int) -> Routines:
+    """The decomposition of torch, which has no leading part."""
+    return {
+        "torch.linalg.svd": lambda: torch.linalg.svd(G, full_matrices=False),
+        "torch.linalg.svd of the transpose": lambda: torch.linalg.svd(G.T, full_matrices=False),
+    }
+
+
+def by_sklearn(G: Tensor, k: int) -> Routines:
+    """The randomised one of scikit-learn."""
+    from sklearn.utils.extmath import randomized_svd
+
     array = G.numpy()
-    seconds = turns(
-        {
-            "ours": lambda: top_k_svd(G, k),
-            "torch.linalg.svd": lambda: torch.linalg.svd(G, full_matrices=False),
-            "torch.linalg.svd of the transpose": lambda: torch.linalg.svd(G.T, full_matrices=False),
-            "sklearn randomized_svd": lambda: randomized_svd(array, k, random_state=0),
-        },
-        repeats,
-    )
+    return {"sklearn randomized_svd": lambda: randomized_svd(array, k, random_state=0)}
+
+
+def timed(
+    G: Tensor, k: int, repeats: int, others: Callable[[Tensor, int], Routines]
+) -> Iterator[Row]:
+    """Time of the others over ours."""
+    seconds = turns({"ours": lambda: top_k_svd(G, k), **others(G, k)}, repeats)
     ours = seconds.pop("ours")
     for name, other in seconds.items():
         yield {

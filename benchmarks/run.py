@@ -26,6 +26,7 @@ import torch
 
 import page
 import records
+from timing import attempted, show
 
 ROOT = Path(__file__).resolve().parents[1]
 # Packages that are only compared with, installed beside the environment and not into it.
@@ -101,7 +102,6 @@ def planned(model: str | None, only: Sequence[str]) -> list[Work]:
 
 def measure(work: Work, results: Path, *, quick: bool) -> None:
     """Run a script in this process and keep its rows."""
-    from timing import attempted, show
 
     def rows() -> Any:
         return importlib.import_module(work.script).run(**work.settings(quick=quick))
@@ -216,6 +216,10 @@ def main() -> None:
         if not (options.resume and each.job in done):
             print(f"\n{each.job}", flush=True)
             measure_apart(each, results, quick=options.quick)
+    # An error of our own code would be a row like that of a peer that is missing: say them all.
+    if lost := [row for job in known(results).values() for row in job.rows if "why" in row]:
+        print(f"\n{len(lost)} rows were not measured:")
+        show(lost)
     if options.quick:
         print("\n\n".join(page.tables(known(results)).values()))
     else:

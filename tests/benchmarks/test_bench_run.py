@@ -104,7 +104,7 @@ def command(monkeypatch, fake, *arguments):
     run.main()
 
 
-def test_all_then_only_one_again(fake, monkeypatch, capsys):
+def test_all_then_only_one_again(fake, monkeypatch):
     called = in_this_process(monkeypatch)
     command(monkeypatch, fake, "--model", "folder/m.gguf")
     assert called == ["bench_fake", "bench_fake on m.gguf", "bench_growth"]
@@ -151,7 +151,7 @@ def test_a_page_does_not_lose_the_rows_that_were_never_measured(fake, monkeypatc
     assert page.PAGE.read_text() == before
 
 
-def test_a_benchmark_that_fails_leaves_the_others(fake, monkeypatch):
+def test_a_benchmark_that_fails_leaves_the_others(fake, monkeypatch, capsys):
     in_this_process(monkeypatch)
 
     def failing(rows):
@@ -164,6 +164,7 @@ def test_a_benchmark_that_fails_leaves_the_others(fake, monkeypatch):
     assert "| a | - | 1 |" in text
     assert r"| bench_fake | - | not measured |  |  |  | RuntimeError: peer \| missing |" in text
     assert "| c |" in text
+    assert "\n1 rows were not measured:\nbench_fake" in capsys.readouterr().out
     monkeypatch.delitem(sys.modules, "bench_fake")
     command(monkeypatch, fake, "--only", "bench_fake")
     assert "ModuleNotFoundError: No module named 'bench_fake'" in page.PAGE.read_text()
@@ -197,8 +198,6 @@ def test_what_does_not_exist_is_refused():
 @pytest.mark.parametrize("script", list(run.SETTINGS))
 def test_every_script_takes_the_settings_that_it_is_given(script):
     assert (run.ROOT / "benchmarks" / f"{script}.py").exists()
-    if script == "bench_linalg":
-        pytest.importorskip("sklearn")
     parameters = inspect.signature(importlib.import_module(script).run).parameters
     given = {**run.SETTINGS[script], **run.QUICK[script], **run.ON_A_MODEL.get(script, {})}
     assert set(given) <= set(parameters)
