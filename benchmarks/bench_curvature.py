@@ -195,10 +195,10 @@ def traces(setup: Setup, repeats: int, probes: int) -> Iterator[Row]:
     from curvlinops import hutchinson_trace
 
     ours, operator = by_us(setup), curvlinops_operator(setup)
-    found = hutchinson(ours, setup.space.dim, probes=2, generator=_probes())
     draw = _probes()
     z = torch.stack([_signs(setup.space.dim, draw) for _ in range(2)], dim=1)
     theirs = (z * (operator @ z)).sum(0).mean()
+    found = hutchinson(ours, setup.space.dim, probes=2, generator=_probes())
     require_same("the trace", CURVLINOPS, theirs[None], torch.tensor([found.trace]), SAME_TRACE)
     seconds = turns(
         {
