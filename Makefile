@@ -17,9 +17,15 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow
 
-bench: .venv/installed
+# Arguments as in: make bench BENCH="--model SmolLM2.gguf --resume"
+bench: .venv/installed build/peers/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,bench]'
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
+# Apart from .venv, so that the tests do not see them; a peer that is missing has a row that says so.
+build/peers/installed: benchmarks/peers.txt | .venv/installed
+	rm -rf build/peers
+	-$(BIN)/pip install -q --no-deps --target build/peers -r benchmarks/peers.txt && touch $@
 
 # Source archive and wheel, the wheel built from the archive.
 dist: .venv/installed

@@ -1,23 +1,24 @@
 """Top-16 basis of 64 x 1,000,000 against torch.linalg.svd and sklearn's randomized_svd.
 
-    python benchmarks/bench_linalg.py
+    python benchmarks/bench_linalg.py [--repeats 3]
 
 All are timed in one run, in turns, on the same matrix: unit rows near 16 directions, as
-gradients are. ``run`` returns rows for the table of all benchmarks.
+gradients are.
 """
 
-import statistics
-import time
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from frenet.geometry import rng
 from frenet.geometry.linalg import principal_angles, top_k_svd
+from timing import Row, attempted, ratios, run_of, show, times, turns
 
+Routines = dict[str, Callable[[], Any]]
 AIM = "at least 8"
 ORTHONORMAL = 1e-5
 SUBSPACE = 1e-4
@@ -33,47 +34,50 @@ def gradient_like(n: int, d: int, *, rank: int = 16, noise: float = 0.7) -> Tens
     return rows / rows.norm(dim=1, keepdim=True)
 
 
-def medians(routines: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each routine, taken in turns so that all see the same machine."""
-    seconds: dict[str, list[float]] = {name: [] for name in routines}
-    for _ in range(repeats):
-        for name, routine in routines.items():
-            start = time.perf_counter()
-            routine()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def run(n: int = 64, d: int = 1_000_000, k: int = 16, repeats: int = 3) -> list[dict[str, Any]]:
+def run(n: int = 64, d: int = 1_000_000, k: int = 16, repeats: int = 3) -> Iterator[Row]:
     """Ratios of the time of the others to ours, and our two errors."""
     G = gradient_like(n, d)
+    for name, others in {"torch": by_torch, "scikit-learn": by_sklearn}.items():
+        rows = partial(timed, G, k, repeats, others)
+        yield from attempted(f"top_k_svd against {name}", rows)
+    yield from attempted("errors of top_k_svd", lambda: errors(G, k))
+
+
+def by_torch(G: Tensor, k: int) -> Routines:
+    """The decomposition of torch, which has no leading part."""
+    return {
+        "torch.linalg.svd": lambda: torch.linalg.svd(G, full_matrices=False),
+        "torch.linalg.svd of the transpose": lambda: torch.linalg.svd(G.T, full_matrices=False),
+    }
+
+
+def by_sklearn(G: Tensor, k: int) -> Routines:
+    """The randomised one of scikit-learn."""
+    from sklearn.utils.extmath import randomized_svd
+
     array = G.numpy()
-    top_k_svd(G[:, :10_000], k)
-    seconds = medians(
-        {
-            "ours": lambda: top_k_svd(G, k),
-            "torch.linalg.svd": lambda: torch.linalg.svd(G, full_matrices=False),
-            "torch.linalg.svd of the transpose": lambda: torch.linalg.svd(G.T, full_matrices=False),
-            "sklearn randomized_svd": lambda: randomized_svd(array, k, random_state=0),
-        },
-        repeats,
-    )
+    return {"sklearn randomized_svd": lambda: randomized_svd(array, k, random_state=0)}
+
+
+def timed(
+    G: Tensor, k: int, repeats: int, others: Callable[[Tensor, int], Routines]
+) -> Iterator[Row]:
+    """Time of the others over ours."""
+    seconds = turns({"ours": lambda: top_k_svd(G, k), **others(G, k)}, repeats)
     ours = seconds.pop("ours")
-    where = f"{n} x {d:,}, k = {k}, {torch.get_num_threads()} threads, median of {repeats}"
-    rows: list[dict[str, Any]] = [
-        {
+    for name, other in seconds.items():
+        yield {
             "name": f"top_k_svd against {name}",
-            "ratio": other / ours,
+            "model": None,
+            **ratios(other, ours),
             # The transpose is not what one would write first; it is here to be fair.
-            "aim": None if "transpose" in name else AIM,
-            "detail": f"{ours:.2f} s against {other:.2f} s; {where}",
+            "aim": "" if "transpose" in name else AIM,
+            "detail": f"{times(ours, other)}; {len(G)} x {G.shape[1]:,}, k = {k}, "
+            f"{run_of(repeats)}",
         }
-        for name, other in seconds.items()
-    ]
-    return rows + errors(G, k)
 
 
-def errors(G: Tensor, k: int) -> list[dict[str, Any]]:
+def errors(G: Tensor, k: int) -> Iterator[Row]:
     """Two errors beside their limits: orthonormality and subspace."""
     U = top_k_svd(G, k).U
     # In float64: torch's own float32 result is further away from it than ours.
@@ -81,27 +85,23 @@ def errors(G: Tensor, k: int) -> list[dict[str, Any]]:
     single = torch.linalg.svd(G, full_matrices=False).Vh[:k].T
     off = float((U.T.double() @ U.double() - torch.eye(k)).abs().max())
     ours, theirs = (float(principal_angles(basis, exact)[-1]) for basis in (U, single))
-    return [
-        {
-            "name": "top_k_svd: orthonormality |U^T U - I|",
-            "ratio": off,
-            "aim": f"at most {ORTHONORMAL:.0e}",
-            "detail": f"{len(G)} x {G.shape[1]:,}, k = {k}",
-        },
-        {
-            "name": "top_k_svd: largest angle to the float64 SVD, radians",
-            "ratio": ours,
-            "aim": f"at most {SUBSPACE:.0e}",
-            "detail": f"torch.linalg.svd in float32 has {theirs:.1e}",
-        },
-    ]
-
-
-def main() -> None:
-    """Print the table."""
-    for row in run():
-        print(f"{row['ratio']:9.3g} {row['aim'] or '-':>14}  {row['name']}: {row['detail']}")
+    yield {
+        "name": "top_k_svd: orthonormality |U^T U - I|",
+        "model": None,
+        "ratio": off,
+        "aim": f"at most {ORTHONORMAL:.0e}",
+        "detail": f"{len(G)} x {G.shape[1]:,}, k = {k}",
+    }
+    yield {
+        "name": "top_k_svd: largest angle to the float64 SVD, radians",
+        "model": None,
+        "ratio": ours,
+        "aim": f"at most {SUBSPACE:.0e}",
+        "detail": f"torch.linalg.svd in float32 has {theirs:.1e}",
+    }
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    show(run(repeats=parser.parse_args().repeats))

@@ -9,9 +9,7 @@ turns in one run, and a ratio is the median of the ratios of the turns; above 1 
 
 import argparse
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench_gradients import STORIES, RandomTokens, adapted, high_water, ratio, show, turns
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.evaluation import Evaluator, group_size
 from frenet.network.blocks import block_list
@@ -27,7 +24,24 @@ from frenet.network.context import measuring
 from frenet.network.load import load
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, token_loss
+from timing import (
+    STORIES,
+    RandomTokens,
+    Row,
+    adapted,
+    alone,
+    attempted,
+    high_water,
+    model_name,
+    ratios,
+    run_of,
+    show,
+    times,
+    turns,
+)
+from units import size
 
+# Rows and tokens of the batch that every candidate is scored on.
 SHAPES = ((2, 16), (8, 32), (32, 64))
 NOISE = Noise(1e-3)
 
@@ -60,10 +74,11 @@ def shaped(vocabulary: int, rows: int, tokens: int) -> Batch:
     return next(task.batches("select", rows, 0))
 
 
-def adapters(source: str | Path, repeats: int) -> list[dict[str, Any]]:
+def adapters(
+    source: str | Path, repeats: int, shapes: Sequence[tuple[int, int]], most: int
+) -> Iterator[Row]:
     """Rank-4 adapters, in all blocks and in the last third of them."""
     model, tokens, space = adapted(source)
-    base: Any = model
     count = len(block_list(model))
     late = {f".{i}." for i in range(count - count // 3, count)}
     places = {
@@ -72,16 +87,15 @@ def adapters(source: str | Path, repeats: int) -> list[dict[str, Any]]:
             model, lambda name, _: "lora_" in name and any(part in name for part in late)
         ),
     }
-    found = []
-    for rows, length in SHAPES:
+    for rows, length in shapes:
         batch = shaped(tokens.vocabulary, rows, length)
         for where, part in places.items():
             with Candidates(model, part, NOISE) as candidates:
                 group = group_size(candidates, batch)
-            n = max(8, min(64, group))
-            seconds = turns(_routines(base, part, batch, n, group), repeats)
-            found += _rows(seconds, source, part, f"{rows} x {length} tokens, {where}", n)
-    return found
+            n = max(min(8, most), min(most, group))
+            seconds = turns(_routines(model, part, batch, n, group), repeats)
+            what = f"{rows} x {length} tokens, {where}"
+            yield from _rows(seconds, model_name(source), part, what, n)
 
 
 def _routines(
@@ -101,8 +115,8 @@ def _routines(
 
 
 def _rows(
-    seconds: dict[str, list[float]], source: str | Path, space: ParamSpace, what: str, n: int
-) -> list[dict[str, Any]]:
+    seconds: dict[str, list[float]], model: str, space: ParamSpace, what: str, n: int
+) -> Iterator[Row]:
     ours = seconds.pop("ours")
     rate = n / statistics.median(ours)
     late, small = "last third" in what, what.startswith("2 x")
@@ -110,52 +124,55 @@ def _rows(
         "plain inference": "above 1" if late else "at least 0.95",
         "perturb, evaluate, subtract": "at least 1.8" if small else "at least 1",
     }
-    return [
-        {
+    for name, other in seconds.items():
+        yield {
             "name": f"candidates per second against {name}, {what}",
-            "ratio": ratio(other, ours),
+            "model": model,
+            **ratios(other, ours),
             "aim": aims[name],
-            "detail": f"{rate:.1f} candidates a second; {Path(source).name}, d = {space.dim:,}, "
-            f"N = {n}, {torch.get_num_threads()} threads, median of {len(ours)}",
+            "detail": f"{rate:.1f} candidates a second; d = {space.dim:,}, N = {n}, "
+            f"{run_of(len(ours))}",
         }
-        for name, other in seconds.items()
-    ]
 
 
-def full_weights(source: str | Path, repeats: int) -> dict[str, Any]:
-    """Noise on all weights in place, at an evaluation batch of 2,048 tokens."""
+def full_weights(
+    source: str | Path, repeats: int, shape: tuple[int, int], count: int
+) -> Iterator[Row]:
+    """Noise on all weights in place."""
     model = load(source).model
     space = ParamSpace.select(model)
-    batch = shaped(model.config.vocab_size, 32, 64)
+    batch = shaped(model.config.vocab_size, *shape)
     evaluator = Evaluator(space, NOISE, "loss", batch)
     seconds = turns(
-        {"ours": lambda: evaluator(model, range(8)), "plain": lambda: plain(model, batch, 8, 1)},
+        {
+            "ours": lambda: evaluator(model, range(count)),
+            "plain": lambda: plain(model, batch, count, 1),
+        },
         repeats,
     )
-    return {
+    yield {
         "name": "full-weight candidates: time against unperturbed evaluation",
-        "ratio": ratio(seconds["ours"], seconds["plain"]),
-        "aim": "at most 1.15",
-        "detail": f"{Path(source).name}, d = {space.dim:,}, 32 x 64 tokens, "
-        f"{torch.get_num_threads()} threads, median of {repeats}",
+        "model": model_name(source),
+        **ratios(seconds["ours"], seconds["plain"]),
+        # The aim is for batches of 2,048 tokens.
+        "aim": "at most 1.15" if shape == SHAPES[-1] else "",
+        "detail": f"{times(seconds['ours'], seconds['plain'])}; d = {space.dim:,}, "
+        f"{shape[0]} x {shape[1]} tokens, N = {count}, {run_of(repeats)}",
     }
 
 
-def memory() -> dict[str, Any]:
+def memory() -> Iterator[Row]:
     """Peak of a search in all weights of a random network, above plain evaluation of its batch."""
-    found = []
-    for what in ("plain", "search", "weights"):
-        command = [sys.executable, __file__, "--peak-of", what]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found.append(int(done.stdout))
-    plain_peak, searched, weights = found
-    return {
+    plain_peak, searched, weights = (
+        alone(__file__, "--peak-of", what) for what in ("plain", "search", "weights")
+    )
+    yield {
         "name": "peak memory of a search above plain evaluation, against the weights it moves",
+        "model": "random Llama",
         "ratio": (searched - plain_peak) / weights,
         "aim": "at most 1.5",
-        "detail": f"{(searched - plain_peak) / 2**20:.0f} MB for weights of {weights / 2**20:.0f} "
-        "MB: a saved copy, and the noise of one tensor; Llama architecture, random weights, 8 x 32 "
-        "tokens",
+        "detail": f"{size(searched - plain_peak)} for weights of {size(weights)}: a saved copy, "
+        "and the noise of one tensor; 8 x 32 tokens",
     }
 
 
@@ -180,9 +197,25 @@ def peak(what: str) -> int:
     return high_water(routine)
 
 
-def run(source: str | Path = STORIES, repeats: int = 5) -> list[dict[str, Any]]:
-    """Rows for the table of all benchmarks."""
-    return [*adapters(source, repeats), full_weights(source, repeats), memory()]
+def run(
+    source: str | Path = STORIES,
+    repeats: int = 5,
+    *,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    most: int = 64,
+    whole: int = 8,
+) -> Iterator[Row]:
+    """At most ``most`` candidates of adapters a turn, ``whole`` of all weights."""
+    name = model_name(source)
+    yield from attempted(
+        "candidates of adapters", lambda: adapters(source, repeats, shapes, most), model=name
+    )
+    yield from attempted(
+        "full-weight candidates", lambda: full_weights(source, repeats, shapes[-1], whole),
+        model=name,
+    )  # fmt: skip
+    if source == STORIES:
+        yield from attempted("peak memory of a search", memory)
 
 
 if __name__ == "__main__":

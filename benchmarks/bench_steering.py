@@ -7,17 +7,15 @@ head on the last column only. All take turns in one run; a ratio is the median o
 """
 
 import argparse
-import importlib.util
-import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bench_gradients import STORIES, ratio, show, turns
 from frenet.geometry import rng
 from frenet.measure.activations import TOKENS, last_activations, length_groups, run_blocks
 from frenet.measure.shift import activation_shift
@@ -26,11 +24,13 @@ from frenet.methods.steering import caa
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.contrast import Contrast, Item
-from frenet.network.load import load
+from frenet.network.load import Loaded, load
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
+from timing import STORIES, Row, attempted, model_name, ratios, run_of, show, times, turns
 
 PAIRS, JVP_ROWS, NEW = 256, 64, 48
+Routines = dict[str, Callable[[], Any]]
 # Lengths of short statements.
 SHORTEST, LONGEST = 8, 24
 
@@ -70,44 +70,72 @@ def without_end(model: Any) -> Iterator[None]:
         model.generation_config.eos_token_id, model.config.eos_token_id = own
 
 
-def run(source: str | Path = STORIES, repeats: int = 5) -> list[dict[str, Any]]:
-    """Rows for the table of all benchmarks."""
+def run(
+    source: str | Path = STORIES, repeats: int = 5, *, pairs: int = PAIRS, few: int = JVP_ROWS
+) -> Iterator[Row]:
+    """Contrasts of so many ``pairs``, Jacobian-vector products of ``few`` prompts."""
+    name = model_name(source)
+    parts: dict[str, Callable[[], Iterator[Row]]] = {
+        "activations and products": lambda: forward(source, repeats, pairs, few),
+        "steered generation": lambda: generation(source, repeats),
+        "contrast vector against steering-vectors": lambda: peer(
+            source, repeats, pairs, by_steering_vectors
+        ),
+        "contrast vector against repeng": lambda: peer(source, repeats, pairs, by_repeng),
+    }
+    for part, rows in parts.items():
+        yield from attempted(part, rows, model=name)
+
+
+def forward(source: str | Path, repeats: int, pairs: int, few: int) -> Iterator[Row]:
+    """What is read off forward passes, against the same passes without reading."""
     model = load(source).model
     vocabulary, count = model.config.vocab_size, len(residual_blocks(model)[1])
-    rows, few = prompts(vocabulary, 2 * PAIRS), prompts(vocabulary, JVP_ROWS)
+    rows, some = prompts(vocabulary, 2 * pairs), prompts(vocabulary, few)
     asked = list(range(0, count, max(1, count // 4)))
     space = ParamSpace.select(model, lambda _, p: p.is_floating_point())
     step = 1e-3 * space.read(model)
-    prompt, width = rows[0], model.config.hidden_size
-    vector = torch.zeros(1, width)
-    routines: dict[str, Callable[[], Any]] = {
-        "plain": lambda: plain(model, rows),
-        "activations": lambda: last_activations(model, rows, asked),
-        "plain, few": lambda: plain(model, few),
-        "shift": lambda: activation_shift(model, few, step, space=space, blocks=asked),
-    }
-    seconds = turns(routines, repeats)
+    seconds = turns(
+        {
+            "plain": lambda: plain(model, rows),
+            "activations": lambda: last_activations(model, rows, asked),
+            "plain, few": lambda: plain(model, some),
+            "shift": lambda: activation_shift(model, some, step, space=space, blocks=asked),
+        },
+        repeats,
+    )
+    yield _row(
+        "activations of contrast pairs against plain forward passes", source,
+        (seconds["activations"], seconds["plain"]), "at most 1.05",
+        f"{pairs} pairs of {SHORTEST} to {LONGEST} tokens, {len(asked)} of {count} blocks",
+    )  # fmt: skip
+    yield _row(
+        "Jacobian-vector product against plain forward passes", source,
+        (seconds["shift"], seconds["plain, few"]), "at most 3",
+        f"{few} prompts, all {space.dim:,} weights",
+    )  # fmt: skip
+
+
+def generation(source: str | Path, repeats: int) -> Iterator[Row]:
+    """Generation with a vector added at every token, against without."""
+    model = load(source).model
+    prompt, block = prompts(model.config.vocab_size, 1)[0], len(residual_blocks(model)[1]) // 2
+    vector = torch.zeros(1, model.config.hidden_size)
     with without_end(model):
-        seconds |= turns(
+        seconds = turns(
             {
-                "generate": lambda: generated(model, prompt),
+                "plain": lambda: generated(model, prompt),
                 "steered": lambda: generate_steered(
-                    model, prompt, vector, block=count // 2, new_tokens=NEW
+                    model, prompt, vector, block=block, new_tokens=NEW
                 ),
             },
             repeats,
         )
-    where = f"{Path(source).name}, {torch.get_num_threads()} threads, median of {repeats}"
-    return [
-        _row("activations of contrast pairs", seconds, ("activations", "plain"),
-             "at most 1.05", f"{PAIRS} pairs of {SHORTEST} to {LONGEST} tokens, {len(asked)} of "
-             f"{count} blocks; {where}"),
-        _row("Jacobian-vector product", seconds, ("shift", "plain, few"), "at most 3",
-             f"{JVP_ROWS} prompts, all {space.dim:,} weights; {where}"),
-        _row("steered generation", seconds, ("steered", "generate"), "at most 1.03",
-             f"{NEW} new tokens; {where}"),
-        *peers(source, repeats),
-    ]  # fmt: skip
+    pair = seconds["steered"], seconds["plain"]
+    yield _row(
+        "steered generation against plain generation", source, pair, "at most 1.03",
+        f"{NEW} new tokens",
+    )  # fmt: skip
 
 
 SENTENCE = "the city of Paris is in France and a river runs through it on its way to the sea"
@@ -125,16 +153,14 @@ def texts(count: int) -> list[tuple[str, str]]:
     return [(f"{body} yes", f"{body} no") for body in bodies]
 
 
-def peers(source: str | Path, repeats: int) -> list[dict[str, Any]]:
-    """Contrast vectors at all blocks, against the package steering-vectors; without it no row."""
-    if importlib.util.find_spec("steering_vectors") is None:
-        return []
-    from importlib.metadata import version
-
-    from steering_vectors import train_steering_vector
-
-    loaded = load(source)
-    model, pairs = loaded.model, texts(PAIRS)
+def peer(
+    source: str | Path,
+    repeats: int,
+    count: int,
+    routines: Callable[[Loaded, list[tuple[str, str]]], Routines],
+) -> Iterator[Row]:
+    """Contrast vectors at all blocks, against the routines of another package."""
+    loaded, pairs = load(source), texts(count)
     if loaded.tokenizer.pad_token is None:
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token or loaded.tokenizer.unk_token
     items = [
@@ -143,40 +169,55 @@ def peers(source: str | Path, repeats: int) -> list[dict[str, Any]]:
         for ids in [[loaded.tokenizer(text).input_ids for text in (first, second)]]
     ]
     contrast = Contrast("bench", "pairs", (), tuple(items))
+    ours: Routines = {"ours": lambda: caa(loaded.model, contrast)}
+    seconds = turns(ours | routines(loaded, pairs), repeats)
+    own = seconds.pop("ours")
+    for name, theirs in seconds.items():
+        yield _row(
+            f"contrast vector against {name}", source, (own, theirs), "below 1",
+            f"{count} pairs, all blocks",
+        )  # fmt: skip
 
-    def theirs(batch_size: int) -> Any:
+
+def by_steering_vectors(loaded: Loaded, pairs: list[tuple[str, str]]) -> Routines:
+    """The package steering-vectors, in batches of 32 and of its default of 1."""
+    from steering_vectors import train_steering_vector
+
+    def train(size: int) -> Any:
         return train_steering_vector(
-            model, loaded.tokenizer, pairs, batch_size=batch_size, show_progress=False
+            loaded.model, loaded.tokenizer, pairs, batch_size=size, show_progress=False
         )
 
-    seconds = turns(
-        {"ours": lambda: caa(model, contrast), "32": lambda: theirs(32), "1": lambda: theirs(1)},
-        repeats,
-    )
-    where = f"{Path(source).name}, {torch.get_num_threads()} threads, median of {repeats}"
-    return [
-        {
-            "name": f"contrast vector against steering-vectors {version('steering-vectors')}, "
-            f"batch of {size}",
-            "ratio": ratio(seconds["ours"], seconds[size]),
-            "aim": "below 1",
-            "detail": f"{statistics.median(seconds['ours']):.2f} s against "
-            f"{statistics.median(seconds[size]):.2f} s; {PAIRS} pairs, all blocks; {where}",
-        }
-        for size in ("32", "1")
-    ]
+    package = f"steering-vectors {version('steering-vectors')}, batch of"
+    return {f"{package} 32": lambda: train(32), f"{package} 1": lambda: train(1)}
+
+
+def by_repeng(loaded: Loaded, pairs: list[tuple[str, str]]) -> Routines:
+    """The package repeng, whose direction is a principal component of the differences."""
+    from repeng import ControlVector, DatasetEntry
+
+    entries = [DatasetEntry(positive=a, negative=b) for a, b in pairs]
+    return {
+        f"repeng {version('repeng')}": lambda: ControlVector.train(
+            loaded.model, loaded.tokenizer, entries
+        )
+    }
 
 
 def _row(
-    name: str, seconds: dict[str, list[float]], pair: tuple[str, str], aim: str, detail: str
-) -> dict[str, Any]:
-    ours, base = (seconds[key] for key in pair)
-    times = " against ".join(f"{statistics.median(part):.3f} s" for part in (ours, base))
+    name: str,
+    source: str | Path,
+    pair: tuple[list[float], list[float]],
+    aim: str,
+    detail: str,
+) -> Row:
+    ours, base = pair
     return {
-        "name": f"{name} against plain {'generation' if 'gener' in name else 'forward passes'}",
-        "ratio": ratio(ours, base),
+        "name": name,
+        "model": model_name(source),
+        **ratios(ours, base),
         "aim": aim,
-        "detail": f"{times}; {detail}",
+        "detail": f"{times(ours, base)}; {detail}, {run_of(len(ours))}",
     }
 
 

@@ -8,21 +8,18 @@ turns in one run; a ratio is the median of the turns.
 """
 
 import argparse
-import importlib.util
-import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bench_gradients import ratio, show, turns
 from frenet.methods.merged import save_merged
 from frenet.methods.task_vectors import TaskVector, from_checkpoints
 from frenet.network.tensor_files import TensorFiles
+from timing import Row, alone, attempted, from_status, ratios, show, times, turns
+from units import size
 
 WIDTH, MLP, VOCABULARY = 576, 1536, 49_152
 
@@ -50,24 +47,12 @@ def read_both(files: list[TensorFiles]) -> None:
 
 def differences(vector: TaskVector) -> int:
     """Every tensor of the vector, and the most private memory that was held beyond that before."""
-    before, most = private_bytes(), 0
+    before, most = from_status("RssAnon"), 0
     for name in vector.shapes:
         kept = vector.read(name)
-        most = max(most, private_bytes() - before)
+        most = max(most, from_status("RssAnon") - before)
         del kept
     return most
-
-
-def peak_alone(base: Path, tuned: Path) -> int:
-    """What ``differences`` gives in a process of its own, without freed memory to use again."""
-    command = [sys.executable, __file__, "--peak-of", str(base), str(tuned)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def private_bytes() -> int:
-    """Memory of this process that is no mapped file, by Linux's own count."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
 def merged(base: Path, tuned: list[Path], out: Path) -> None:
@@ -95,40 +80,78 @@ def merged_by_mergekit(base: Path, tuned: list[Path], out: Path) -> None:
     )  # fmt: skip
 
 
-def run(layers: int = 30, *, repeats: int = 5) -> list[dict[str, Any]]:
-    """Rows of the table."""
+def run(layers: int = 30, *, repeats: int = 5) -> Iterator[Row]:
+    """Ratios to reading both files, to mergekit, and to the largest tensor."""
     with tempfile.TemporaryDirectory() as folder:
         base, *tuned = (checkpoint(Path(folder) / f"{i}", layers, seed=i) for i in range(3))
-        files = [TensorFiles(path) for path in (base, tuned[0])]
         vector = from_checkpoints(base, tuned[0])
-        routines: dict[str, Callable[[], Any]] = {
+        sizes = [torch.Size(shape).numel() for shape in vector.shapes.values()]
+        what = f"{sum(sizes) / 1e6:.0f} million float32 parameters, median of {repeats}"
+        yield from attempted(
+            "task vector of two checkpoints",
+            lambda: reading(vector, [base, tuned[0]], repeats, what),
+        )
+        yield from attempted(
+            "sum of two task vectors against mergekit",
+            lambda: merging(base, tuned, Path(folder), repeats, what),
+        )
+        yield from attempted(
+            "memory of the differences", lambda: memory(base, tuned[0], largest=4 * max(sizes))
+        )
+
+
+def reading(vector: TaskVector, paths: list[Path], repeats: int, what: str) -> Iterator[Row]:
+    """The vector and its norm, against reading both checkpoints."""
+    files = [TensorFiles(path) for path in paths]
+    seconds = turns(
+        {
             "read": lambda: read_both(files),
-            "difference": lambda: differences(vector),
-            "norm": lambda: vector.norm(),
-            "merged": lambda: merged(base, tuned, Path(folder) / "ours"),
+            "task vector of two checkpoints": lambda: differences(vector),
+            "norm of a task vector": lambda: vector.norm(),
+        },
+        repeats,
+    )
+    base = seconds.pop("read")
+    for name, values in seconds.items():
+        yield {
+            "name": f"{name} against reading both",
+            "model": "random Llama",
+            **ratios(values, base),
+            "aim": "at most 1.3" if name.startswith("task") else "",
+            "detail": f"{times(values, base)}; {what}",
         }
-        if importlib.util.find_spec("mergekit"):
-            theirs = Path(folder) / "theirs"
-            routines["mergekit"] = lambda: merged_by_mergekit(base, tuned, theirs)
-        seconds = turns(routines, repeats)
-        memory = peak_alone(base, tuned[0])
-    sizes = [torch.Size(shape).numel() for shape in vector.shapes.values()]
-    size = f"{sum(sizes) / 1e6:.0f} million float32 parameters, median of {repeats}"
-    pairs = {
-        "task vector of two checkpoints / reading both": ("difference", "read", "1.3"),
-        "its norm / reading both": ("norm", "read", ""),
-        "sum of two vectors, written as a checkpoint / mergekit": ("merged", "mergekit", "1"),
+
+
+def merging(base: Path, tuned: list[Path], folder: Path, repeats: int, what: str) -> Iterator[Row]:
+    """A sum written as a checkpoint, against mergekit's."""
+    seconds = turns(
+        {
+            "ours": lambda: merged(base, tuned, folder / "ours"),
+            "mergekit": lambda: merged_by_mergekit(base, tuned, folder / "theirs"),
+        },
+        repeats,
+    )
+    ours, theirs = seconds.values()
+    yield {
+        "name": "sum of two task vectors, written as a checkpoint, against mergekit "
+        f"{version('mergekit')}",
+        "model": "random Llama",
+        **ratios(ours, theirs),
+        "aim": "at most 1",
+        "detail": f"{times(ours, theirs)}; {what}",
     }
-    rows = [
-        {"name": name, "ratio": ratio(seconds[ours], seconds[other]), "aim": aim,
-         "detail": f"{statistics.median(seconds[ours]):.2f} s against "
-                   f"{statistics.median(seconds[other]):.2f} s; {size}"}
-        for name, (ours, other, aim) in pairs.items()
-        if other in seconds
-    ]  # fmt: skip
-    largest = 4 * max(sizes)
-    held = {"name": "memory of the differences / the largest tensor", "ratio": memory / largest}
-    return [*rows, {**held, "aim": "1", "detail": f"{largest / 2**20:.0f} MiB"}]
+
+
+def memory(base: Path, tuned: Path, *, largest: int) -> Iterator[Row]:
+    """Most that the differences hold, alone in a process: freed memory would be used again."""
+    held = alone(__file__, "--peak-of", base, tuned)
+    yield {
+        "name": "private memory of the differences against the largest tensor",
+        "model": "random Llama",
+        "ratio": held / largest,
+        "aim": "about 1",
+        "detail": f"{size(held)} for a tensor of {size(largest)}",
+    }
 
 
 if __name__ == "__main__":

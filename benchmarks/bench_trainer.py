@@ -5,8 +5,8 @@
 Both train the same LoRA adapter on the same rows, in turns; the first ratio is the median of the
 ratios of the turns. A short training has more looks a step than a long one, since it looks at its
 start and at its end. So the second ratio is that of a long training, from the time that the
-callback's own events took: 1 + (one step's + one look's / 100) / a step of training. ``run``
-returns rows for the table of all benchmarks; the aims are upper limits.
+callback's own events took: 1 + (one step's + one look's / 100) / a step of training. The aims are
+upper limits.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,20 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments, default_data_collator
 
-from bench_gradients import STORIES, RandomTokens, adapted, ratio, show, turns
 from frenet.geometry import rng
 from frenet.integrations.trainer import FrenetCallback
+from timing import (
+    STORIES,
+    RandomTokens,
+    Row,
+    adapted,
+    model_name,
+    ratios,
+    run_of,
+    show,
+    turns,
+)
+from units import duration
 
 AIM = "at most 1.03"
 BATCH_SIZE, EVERY = 8, 100
@@ -73,7 +84,7 @@ def trainer(model: nn.Module, rows: list[dict[str, list[int]]], *, steps: int) -
 
 def run(
     source: str | Path = STORIES, steps: int = 200, repeats: int = 5, length: int = 64
-) -> list[dict[str, Any]]:
+) -> Iterator[Row]:
     """Ratio of the time of a watched training to that of a plain one."""
     model, probe, space = adapted(source)
     draw = rng.generator(0, "bench", "training")
@@ -93,7 +104,7 @@ def run(
             training.train()
 
     seconds = turns({"plain": plain, "watched": watched}, repeats)
-    return summary(seconds, watchers, source=source, steps=steps, probe=probe, length=length)
+    yield from summary(seconds, watchers, source=source, steps=steps, probe=probe, length=length)
 
 
 def summary(
@@ -104,30 +115,29 @@ def summary(
     steps: int,
     probe: RandomTokens,
     length: int,
-) -> list[dict[str, Any]]:
+) -> Iterator[Row]:
     """Both ratios, as rows of the table."""
     step = statistics.median(seconds["plain"]) / steps
     look = statistics.median(found for watcher in watchers for found in watcher.looks.values())
     each = statistics.median(watcher.recording for watcher in watchers) / steps
     where = (
-        f"{Path(source).name}, batch {BATCH_SIZE} of {length} tokens, one probe of "
-        f"{probe.context} + {probe.target} tokens, {torch.get_num_threads()} threads, median of "
-        f"{len(seconds['plain'])}"
+        f"batch {BATCH_SIZE} of {length} tokens, one probe of {probe.context} + {probe.target} "
+        f"tokens, {run_of(len(seconds['plain']))}"
     )
-    return [
-        {
-            "name": f"{steps} steps of Trainer with FrenetCallback against without",
-            "ratio": ratio(seconds["watched"], seconds["plain"]),
-            "aim": "",
-            "detail": f"{len(watchers[-1].looks)} looks; {1e3 * step:.1f} ms a step; {where}",
-        },
-        {
-            "name": "the same in a long training, a look every 100 steps",
-            "ratio": 1 + (each + look / EVERY) / step,
-            "aim": AIM,
-            "detail": f"{1e3 * each:.2f} ms a step and {1e3 * look:.0f} ms a look; {where}",
-        },
-    ]
+    yield {
+        "name": f"{steps} steps of Trainer with FrenetCallback against without",
+        "model": model_name(source),
+        **ratios(seconds["watched"], seconds["plain"]),
+        "aim": "",
+        "detail": f"{len(watchers[-1].looks)} looks; {duration(step)} a step; {where}",
+    }
+    yield {
+        "name": f"the same in a long training, a look every {EVERY} steps",
+        "model": model_name(source),
+        "ratio": 1 + (each + look / EVERY) / step,
+        "aim": AIM,
+        "detail": f"{duration(each)} a step and {duration(look)} a look; {where}",
+    }
 
 
 if __name__ == "__main__":

@@ -3,25 +3,33 @@
     python benchmarks/bench_trajectory.py [--model FOLDER] [--steps 10] [--repeats 15]
 
 Both train the same LoRA adapter on the same batches with Adam and clipping, in turns; the ratio is
-the median of the ratios of the turns. ``run`` returns rows for the table of all benchmarks; the
-aim is an upper limit.
+the median of the ratios of the turns; the aim is an upper limit.
 """
 
 import argparse
 import itertools
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from bench_gradients import STORIES, RandomTokens, adapted, ratio, show, turns
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch
+from timing import (
+    STORIES,
+    RandomTokens,
+    Row,
+    adapted,
+    model_name,
+    ratios,
+    run_of,
+    show,
+    times,
+    turns,
+)
 
 AIM = "at most 1.05"
 RATE = 1e-4
@@ -55,7 +63,7 @@ def plain(model: nn.Module, task: Prepared, space: ParamSpace, *, steps: int) ->
 
 def run(
     source: str | Path = STORIES, steps: int = 10, repeats: int = 15, batch_size: int = 8
-) -> list[dict[str, Any]]:
+) -> Iterator[Row]:
     """Ratio of the time of recorded training to that of plain training."""
     model, tokens, space = adapted(source)
     ready = list(itertools.islice(tokens.batches("train", batch_size, 0), steps))
@@ -71,18 +79,15 @@ def run(
             plain(model, task, space, steps=steps)
 
     seconds = turns({"plain": unrecorded, "recorded": recorded}, repeats)
-    each = {name: 1e3 * statistics.median(values) / steps for name, values in seconds.items()}
-    return [
-        {
-            "name": "recorded training against the same plain training",
-            "ratio": ratio(seconds["recorded"], seconds["plain"]),
-            "aim": AIM,
-            "detail": f"{each['recorded']:.2f} ms a step against {each['plain']:.2f} ms; "
-            f"{Path(source).name}, batch {batch_size} of {task.context} + {task.target} tokens, "
-            f"d = {space.dim:,}, {torch.get_num_threads()} threads, median of {repeats} runs of "
-            f"{steps} steps",
-        }
-    ]
+    recording, plainly = ([t / steps for t in seconds[key]] for key in ("recorded", "plain"))
+    yield {
+        "name": "recorded training against the same plain training",
+        "model": model_name(source),
+        **ratios(recording, plainly),
+        "aim": AIM,
+        "detail": f"{times(recording, plainly)} a step; batch {batch_size} of {task.context} + "
+        f"{task.target} tokens, d = {space.dim:,}, {run_of(repeats)} runs of {steps} steps",
+    }
 
 
 if __name__ == "__main__":

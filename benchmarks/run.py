@@ -1,66 +1,229 @@
-"""All benchmarks, one table: `make bench` writes it into benchmarks/README.md.
+"""All benchmarks in one command; `make bench` runs it and writes the tables of README.md.
 
-Every row is a ratio measured side by side in one run. The machine and the versions stand above the
-table; numbers of different runs are not comparable, their ratios are.
+    python benchmarks/run.py [--model FILE] [--resume] [--only bench_search ...] [--quick]
+
+Every script runs in a process of its own, so that neither its memory nor its threads reach the next
+one. Its rows are kept as they come, in build/bench.jsonl: --resume goes on after an interruption,
+--only measures some scripts again and leaves the rows of the others. What cannot be measured has a
+row that says why.
 """
 
 import argparse
+import datetime
 import importlib
+import os
 import platform
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 
-PAGE = Path(__file__).parent / "README.md"
-START, END = "<!-- table -->", "<!-- end of table -->"
-PACKAGES = ("torch", "transformers", "peft", "scikit-learn", "numpy")
+import page
+import records
+from timing import attempted, show
+
+ROOT = Path(__file__).resolve().parents[1]
+# Packages that are only compared with, installed beside the environment and not into it.
+PEERS = ROOT / "build" / "peers"
+PACKAGES = (
+    "torch", "transformers", "peft", "numpy", "scikit-learn", "ray", "curvlinops-for-pytorch",
+    "steering-vectors", "mergekit",
+)  # fmt: skip
+# A model that computes for minutes gets fewer rows and repeats, and no batches of 2,048 tokens.
+ON_A_MODEL: dict[str, dict[str, Any]] = {
+    "bench_gradients": {"n": 8, "repeats": 3},
+    "bench_trajectory": {"steps": 3, "repeats": 3},
+    "bench_search": {"repeats": 3, "shapes": ((2, 16), (8, 32)), "most": 8, "whole": 2},
+    "bench_steering": {"repeats": 3, "pairs": 32, "few": 16},
+    "bench_trainer": {"steps": 12, "repeats": 3},
+    "bench_curvature": {"repeats": 3, "rows": 2, "probes": 4, "pairs": 0},
+}
+# As small as each can be: to see that all of them run.
+QUICK: dict[str, dict[str, Any]] = {
+    "bench_linalg": {"n": 8, "d": 20_000, "k": 4, "repeats": 1},
+    "bench_gradients": {"n": 2, "repeats": 1},
+    "bench_trajectory": {"steps": 2, "repeats": 1},
+    "bench_search": {"repeats": 1, "shapes": ((2, 16),), "most": 8, "whole": 1},
+    "bench_plan": {"searches": 1, "networks": 1},
+    "bench_steering": {"repeats": 1, "pairs": 2, "few": 2},
+    "bench_task_vectors": {"layers": 1, "repeats": 1},
+    "bench_trainer": {"steps": 12, "repeats": 1},
+    "bench_curvature": {"repeats": 1, "rows": 2, "probes": 2, "pairs": 0},
+    "bench_growth": {"most": 1e4, "only": "candidate drawn"},
+}
+# The order of the table, and what differs from the scripts' own settings.
+SETTINGS: dict[str, dict[str, Any]] = {name: {} for name in QUICK} | {
+    "bench_task_vectors": {"repeats": 3},
+    "bench_trainer": {"repeats": 3},
+}
 
 
-def environment() -> str:
-    """The machine and the versions, in one line."""
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return (
-        f"Python {platform.python_version()}, {versions}; {platform.machine()}, "
-        f"{torch.get_num_threads()} threads."
-    )
+class Work(NamedTuple):
+    """One script on one model; None is what the script uses by itself."""
+
+    script: str
+    model: str | None = None
+
+    @property
+    def job(self) -> str:
+        """Its name in the records."""
+        return f"{self.script} on {Path(self.model).name}" if self.model else self.script
+
+    def settings(self, *, quick: bool) -> dict[str, Any]:
+        """Arguments of the script's ``run``."""
+        if self.model is None:
+            return (QUICK if quick else SETTINGS)[self.script]
+        small = QUICK[self.script] if quick else ON_A_MODEL[self.script]
+        return {"source": self.model, **small}
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown."""
-    lines = ["| what | measured | aim | detail |", "|---|---|---|---|"]
-    for row in rows:
-        found = row["ratio"]
-        figure = f"{found:.3g}"
-        aim = row["aim"] or "-"
-        cells = (
-            str(cell).replace("|", "\\|") for cell in (row["name"], figure, aim, row["detail"])
+def planned(model: str | None, only: Sequence[str]) -> list[Work]:
+    """What is to be measured, in the order of the table.
+
+    Raises:
+        ValueError: ``only`` names no script.
+    """
+    if unknown := [name for name in only if name not in SETTINGS]:
+        raise ValueError(f"no benchmark {unknown[0]!r}; there are {', '.join(SETTINGS)}")
+    found = []
+    for name in SETTINGS:
+        if not only or name in only:
+            found.append(Work(name))
+            if model and name in ON_A_MODEL:
+                found.append(Work(name, model))
+    return found
+
+
+def measure(work: Work, results: Path, *, quick: bool) -> None:
+    """Run a script in this process and keep its rows."""
+
+    def rows() -> Any:
+        return importlib.import_module(work.script).run(**work.settings(quick=quick))
+
+    for row in attempted(work.job, rows):
+        records.add(results, job=work.job, row=row)
+        show([row])
+
+
+def measure_apart(work: Work, results: Path, *, quick: bool) -> None:
+    """The same in a process of its own; when it is killed, a row says so."""
+    records.add(results, job=work.job, environment=environment())
+    start = time.perf_counter()
+    command = [sys.executable, __file__, "--script", work.script, "--results", str(results)]
+    command += ["--model", work.model] if work.model else []
+    status = subprocess.run([*command, *(["--quick"] if quick else [])]).returncode
+    if status:
+        why = f"the process ended with status {status}"
+        records.add(results, job=work.job, row={"name": work.job, "model": None, "why": why})
+    records.add(results, job=work.job, seconds=time.perf_counter() - start)
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions, commit and date."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        "processor": processor(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "memory": psutil.virtual_memory().total,
+        "load": os.getloadavg()[0],
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages; peers may be missing."""
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def processor() -> str:
+    """The name that the processor gives itself."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit that is checked out, and whether the code differs from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "src", "benchmarks/*.py")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else "")
+
+
+def known(results: Path) -> dict[str, records.Job]:
+    """The jobs that have records, in the order of the table: each script on its models."""
+    jobs = records.read(results)
+    extra = dict.fromkeys(name.partition(" on ")[2] for name in jobs if " on " in name)
+    names = [Work(script, model).job for script in SETTINGS for model in (None, *extra)]
+    return {name: jobs[name] for name in names if name in jobs}
+
+
+def report(results: Path) -> None:
+    """Write the tables and the figure into the page."""
+    jobs = known(results)
+    if missing := [name for name in SETTINGS if name not in jobs]:
+        raise SystemExit(
+            f"{results.name} has no rows of {', '.join(missing)}, so the page is left as it is; "
+            "run with --resume to measure them"
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    page.write(page.tables(jobs), page.PAGE)
+    page.FIGURE.write_text(page.figure(jobs[page.GROWTH].rows), encoding="utf-8")
 
 
 def main() -> None:
-    """Run the benchmarks and rewrite the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure what is asked for, then write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", help="one more model, a folder or a GGUF file")
-    chosen = parser.parse_args().model
-    rows: list[dict[str, Any]] = list(importlib.import_module("bench_linalg").run())
-    for name in ("bench_gradients", "bench_trajectory", "bench_search", "bench_steering"):
-        module = importlib.import_module(name)
-        rows += module.run()
-        if chosen:
-            rows += module.run(chosen, repeats=3)
-    rows += importlib.import_module("bench_plan").run()
-    rows += importlib.import_module("bench_task_vectors").run()
-    rows += importlib.import_module("bench_trainer").run()
-    text = f"{START}\n{environment()}\n\n{table(rows)}\n{END}"
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.split(START)[0], page.split(END)[1]
-    PAGE.write_text(before + text + after, encoding="utf-8")
-    print(table(rows))
+    parser.add_argument("--only", nargs="+", default=[], help="measure only these, again")
+    parser.add_argument("--resume", action="store_true", help="go on with what is not done yet")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes; leaves the page")
+    parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--script", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    # Last, so that what is installed in the environment is what is used.
+    sys.path.append(str(PEERS))
+    name = "bench-quick.jsonl" if options.quick else "bench.jsonl"
+    results = options.results or ROOT / "build" / name
+    if options.script:
+        measure(Work(options.script, options.model), results, quick=options.quick)
+        return
+    work = planned(options.model, options.only)
+    if not options.resume and not options.only:
+        results.unlink(missing_ok=True)
+    done = {name for name, job in records.read(results).items() if job.seconds is not None}
+    for each in work:
+        if not (options.resume and each.job in done):
+            print(f"\n{each.job}", flush=True)
+            measure_apart(each, results, quick=options.quick)
+    # An error of our own code would be a row like that of a peer that is missing: say them all.
+    if lost := [row for job in known(results).values() for row in job.rows if "why" in row]:
+        print(f"\n{len(lost)} rows were not measured:")
+        show(lost)
+    if options.quick:
+        print("\n\n".join(page.tables(known(results)).values()))
+    else:
+        report(results)
 
 
 if __name__ == "__main__":
