@@ -47,11 +47,11 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """A page of small runs of this package: one that decides a claim, one that has answers."""
+    """A page of a small run of this package, which opens with answers."""
     folder = tmp_path_factory.mktemp("real")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FRENET_CACHE", str(folder / "cache"))
-        runs = [_run("gradient-rank", points=("none",)), _run("direction-scale", seeds=(0, 1))]
+        runs = [_run("direction-scale", directions=("gradient", "prefix", "random"))]
     path = write_report(runs, folder / "real.html", static=False)
     return Report(path, runs, sum(len(EXPERIMENTS[run.experiment].figures) for run in runs))
 
@@ -87,7 +87,7 @@ def test_the_page_asks_for_nothing_and_draws_every_figure(chromium: Any, report:
         for figure in figures:
             assert figure["chart"], figure
             assert not figure["told"], figure
-            assert figure["marks"] >= 3, figure
+            assert figure["marks"] >= 2, figure
             assert len(figure["words"]) >= 4, figure
             assert figure["right"] <= 0, figure
             assert figure["covered"] == [], figure
@@ -113,9 +113,10 @@ def test_tab_reaches_everything_in_order_and_shows_where_it_is(
     chromium: Any, report: Report
 ) -> None:
     with opened(chromium, report.path, viewport=WIDE) as (page, seen):
-        page.evaluate(OPEN_ALL)
+        if len(report.runs) > 1:  # the larger page, with all that can be opened open
+            page.evaluate(OPEN_ALL)
         count = page.evaluate(STOPS)
-        assert count > 40
+        assert count > 15
         stops = []
         for _ in range(count):
             page.keyboard.press("Tab")
@@ -134,7 +135,7 @@ def test_the_keyboard_skips_opens_and_sorts(chromium: Any, real: Report) -> None
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.closest('#claims') !== null")
 
-        table = page.locator("#gradient-rank-table-energy")
+        table = page.locator("#direction-scale-table-line")
         table.locator("summary").focus()
         page.keyboard.press("Enter")
         assert table.evaluate("(block) => block.open")
@@ -156,44 +157,36 @@ def test_the_keyboard_skips_opens_and_sorts(chromium: Any, real: Report) -> None
 
 def test_a_link_to_a_closed_table_opens_it(chromium: Any, real: Report) -> None:
     with opened(chromium, real.path, viewport=WIDE) as (page, _):
-        figure = page.locator("#gradient-rank-energy")
+        figure = page.locator("#direction-scale-radius")
         figure.locator("summary").click()
         figure.locator("details a").click()
-        page.wait_for_function("document.querySelector('#gradient-rank-table-energy').open")
+        page.wait_for_function("document.querySelector('#direction-scale-table-radius').open")
 
 
-@pytest.mark.parametrize("size", [PHONE, ZOOMED], ids=["phone", "zoomed"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_narrow_pages_fit_and_can_be_read(
-    chromium: Any, report: Report, size: dict[str, int], scheme: str
-) -> None:
-    with opened(chromium, report.path, viewport=size, color_scheme=scheme) as (page, seen):
+@pytest.mark.parametrize("size", [WIDE, PHONE, ZOOMED], ids=["wide", "phone", "zoomed"])
+def test_pages_fit_and_can_be_read(chromium: Any, report: Report, size: dict[str, int]) -> None:
+    with opened(chromium, report.path, viewport=size) as (page, seen):
         assert overflow(page) <= 0
         for figure in page.evaluate(FIGURES):
-            assert figure["marks"] >= 3, figure
+            assert figure["marks"] >= 2, figure
             assert figure["right"] <= 0, figure
             assert figure["covered"] == [], figure
         page.evaluate(OPEN_ALL)
         assert overflow(page) <= 0
-        assert unreadable(page) == []
+        paper = {}
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            paper[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert unreadable(page) == []
+        assert paper["light"] != paper["dark"]
         assert seen.trouble(page) == []
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_wide_pages_can_be_read(chromium: Any, report: Report, scheme: str) -> None:
-    with opened(chromium, report.path, viewport=WIDE, color_scheme=scheme) as (page, _):
-        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (dark != "rgb(252, 252, 251)") == (scheme == "dark")
-        page.evaluate(OPEN_ALL)
-        assert overflow(page) <= 0
-        assert unreadable(page) == []
 
 
 def test_paper_shows_the_figures_and_what_was_closed(chromium: Any, report: Report) -> None:
     with opened(chromium, report.path, viewport=WIDE, color_scheme="dark") as (page, seen):
         page.emulate_media(media="print")
         for figure in page.evaluate(FIGURES):
-            assert figure["marks"] >= 3, figure
+            assert figure["marks"] >= 2, figure
         assert page.locator("details p, details td").first.is_visible()
         assert page.evaluate("getComputedStyle(document.body).color") == "rgb(29, 35, 41)"
         assert unreadable(page) == []
