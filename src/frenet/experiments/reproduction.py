@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from frenet.experiments import EXPERIMENTS
 from frenet.experiments.experiment import Experiment
 
 SYNTHETIC = "synthetic"
@@ -110,6 +109,8 @@ def parts(wanted: Reproduction, preset: str) -> list[Part]:
     Raises:
         ValueError: no networks, one twice, or an unknown experiment.
     """
+    from frenet.experiments import EXPERIMENTS
+
     if not wanted.networks:
         raise ValueError("there are no networks; pass --networks synthetic, or a model")
     if twice := [n for n in wanted.networks if wanted.networks.count(n) > 1]:

@@ -168,7 +168,7 @@ def push_gradient(
     prompts: Sequence[tuple[list[int], int]],
     *,
     space: ParamSpace,
-    tokens: int = TOKENS,
+    tokens: int = TOKENS // 4,
 ) -> Float[Tensor, " d"]:
     """Gradient of the mean loss of an answer, g = d/dtheta mean_i -log p(answer_i | prompt_i).
 
@@ -176,7 +176,8 @@ def push_gradient(
         model: a decoder; left exactly as it is.
         prompts: token ids, and the answer's token.
         space: the d parameters.
-        tokens: at most so many in one forward and backward pass.
+        tokens: at most so many in one forward and backward pass; their activations are kept, which
+            at a width of 1,000 and 24 blocks takes more than 2 MB a token.
 
     Raises:
         FloatingPointError: the gradient is not finite; names the parameter.

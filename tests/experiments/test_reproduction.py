@@ -1,0 +1,120 @@
+"""A reproduction: which experiments run where, with which settings, and at which cost."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from frenet.experiments import EXPERIMENTS
+from frenet.experiments.costs import COSTS, MODEL
+from frenet.experiments.reproduction import (
+    PRESETS,
+    SYNTHETIC,
+    Reproduction,
+    by_network,
+    folder_names,
+    parts,
+)
+from frenet.runs import forecast as forecasting
+from frenet.runs.engine import cells_of
+from frenet.runs.forecast import LIBRARIES_MIB, Speed, forecast, is_finished, network_speed
+
+CLAIMS = {f"C{i}" for i in range(1, 8)}
+OFFLINE = [name for name in PRESETS if name != "gpu"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_puts_every_claim_to_the_test_on_every_network(preset):
+    found = by_network(parts(PRESETS[preset], preset))
+    assert list(found) == list(PRESETS[preset].networks)
+    for mine in found.values():
+        assert {claim.id for part in mine for claim in part.experiment.claims} >= CLAIMS
+        assert "direction-scale" in {part.experiment.name for part in mine}  # the map
+
+
+@pytest.mark.parametrize("preset", OFFLINE)
+def test_presets_are_configurations_that_run(preset):
+    for part in parts(PRESETS[preset], preset):
+        assert cells_of(part.experiment, part.config)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_part_of_every_preset_has_a_cost(preset):
+    for part in parts(PRESETS[preset], preset):
+        kind = SYNTHETIC if part.network == SYNTHETIC else MODEL
+        cost = COSTS[kind][preset][part.experiment.name]
+        assert cost.steps > 0
+        assert cost.memory > 0
+
+
+def test_the_larger_presets_run_everything():
+    for preset in ("cpu", "gpu"):
+        mine = by_network(parts(PRESETS[preset], preset))[SYNTHETIC]
+        assert {part.experiment.name for part in mine} == set(EXPERIMENTS)
+
+
+def test_language_models_get_tasks_and_statements_where_they_belong():
+    wanted = Reproduction(networks=("a/model",), tasks=("t.jsonl",), statements=("s.jsonl",))
+    for part in parts(wanted, "cpu"):
+        steering = part.experiment.name in ("step-vs-vector", "steering-effect")
+        assert part.config.model == "a/model"
+        assert part.config.tasks == (("s.jsonl",) if steering else ("t.jsonl",))
+        if part.experiment.name == "direction-scale":
+            assert part.config.contrasts == "s.jsonl"
+
+
+def test_names_reach_the_experiments_that_have_them():
+    wanted = Reproduction(networks=("a/model",), only=("sort", "comparisons"))
+    only = {part.experiment.name: part.config.only for part in parts(wanted, "demo")}
+    assert only["gradient-rank"] == ("sort",)
+    assert only["step-vs-vector"] == ("comparisons",)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "match"),
+    [
+        (Reproduction(networks=()), "there are no networks"),
+        (Reproduction(networks=("a", "b", "a")), "--networks names a twice"),
+        (Reproduction(experiments=("rank",)), "no experiment 'rank'; there are"),
+        (Reproduction(only=("sorted",)), "no task or statements 'sorted'; there are plural"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_said_at_once(wanted, match):
+    with pytest.raises(ValueError, match=match):
+        parts(wanted, "demo")
+
+
+def test_folders_of_models_that_share_a_name_stay_apart():
+    wanted = Reproduction(networks=("a/last", "b/last", "c/Other One.gguf"))
+    wanted = replace(wanted, experiments=("gradient-rank",))
+    assert folder_names(parts(wanted, "demo")) == [
+        "a-last-gradient-rank", "b-last-gradient-rank", "Other-One-gradient-rank",
+    ]  # fmt: skip
+
+
+def test_a_forecast_is_cells_times_steps_and_falls_with_what_is_finished(tmp_path: Path):
+    wanted = replace(PRESETS["demo"], experiments=("gradient-rank",))
+    synthetic, model = parts(wanted, "demo")
+    speed = Speed(step=0.5, weights_mib=100.0)
+    for part, kind, unit in ((synthetic, SYNTHETIC, 1.0), (model, MODEL, 100.0)):
+        cost = COSTS[kind]["demo"]["gradient-rank"]
+        cells = len(cells_of(part.experiment, part.config))
+        before = forecast(part, "demo", speed, folder=tmp_path / "none")
+        assert before.seconds == pytest.approx(cost.steps * 0.5 * cells)
+        assert before.mib == pytest.approx(LIBRARIES_MIB + cost.memory * unit)
+        done = tmp_path / kind / "cells"
+        done.mkdir(parents=True)
+        (done / "one.jsonl").touch()
+        after = forecast(part, "demo", speed, folder=done.parent)
+        assert (after.finished, after.cells) == (1, cells)
+        assert after.seconds == pytest.approx(before.seconds * (cells - 1) / cells)
+        assert not is_finished(part, done.parent)
+
+
+def test_the_speed_of_a_network_is_that_of_its_training_step(monkeypatch):
+    clock = iter(range(0, 1000, 3))
+    monkeypatch.setattr(forecasting.time, "perf_counter", lambda: float(next(clock)))
+    (part,) = parts(Reproduction(networks=(SYNTHETIC,), experiments=("gradient-rank",)), "smoke")
+    speed = network_speed(part)
+    assert speed.step == 3.0
+    assert 0.05 < speed.weights_mib < 0.5  # 4 bytes of some tens of thousands of parameters

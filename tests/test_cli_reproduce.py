@@ -1,0 +1,76 @@
+"""``frenet reproduce``: the cost first, then every part, then one report; stopped, it goes on."""
+
+import json
+
+import pytest
+
+from frenet import cli
+from frenet.cli import reproduce as command
+from frenet.network import memory
+from frenet.runs import read_run
+
+SMALL = [
+    "reproduce", "--preset", "smoke", "--networks", "synthetic", "--experiments", "gradient-rank",
+    "step-vs-vector", "--workers", "1", "--threads", "1", "--out", "out",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_plan_says_time_and_memory_and_runs_nothing(folder, capsys):
+    assert cli.main([*SMALL, "--plan"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "gradient-rank" in said
+    assert "with 1 workers and at most" in said
+    assert not (folder / "out").exists()
+
+
+def test_the_plan_as_json(capsys):
+    assert cli.main([*SMALL, "--plan", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["cells"] == 6
+    assert facts["finished"] == 0
+    assert facts["expected_seconds"] > 0
+    assert facts["expected_mib"] > 100
+
+
+def test_every_part_runs_once_and_one_report_has_them_all(folder, capsys, monkeypatch):
+    assert cli.main([*SMALL, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert [run["experiment"] for run in first["runs"]] == ["gradient-rank", "step-vs-vector"]
+    assert (folder / "out" / "report.html").stat().st_size > 100_000
+    rows = (folder / "out" / "synthetic-gradient-rank" / "rows.jsonl").read_bytes()
+    assert read_run(folder / "out" / "synthetic-step-vs-vector").manifest["complete"]
+
+    def untouchable(part):
+        raise AssertionError("a network whose parts are finished was loaded")
+
+    monkeypatch.setattr("frenet.runs.forecast.network_speed", untouchable)
+    assert cli.main([*SMALL, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["finished"], again["expected_seconds"]) == (6, 0)
+    assert (folder / "out" / "synthetic-gradient-rank" / "rows.jsonl").read_bytes() == rows
+
+
+def test_too_little_memory_is_said_before_anything_runs(folder, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
+    assert cli.main(SMALL) == 1
+    said = capsys.readouterr().err
+    assert "1 workers of" in said
+    assert "pass fewer --workers" in said
+    assert not (folder / "out").exists()
+
+
+def test_mistakes_are_said_in_one_line(capsys):
+    assert cli.main(["reproduce", "--preset", "demi"]) == 2
+    assert "no preset of reproduce 'demi'; did you mean 'demo'?" in capsys.readouterr().err
+    assert cli.main(["reproduce", "--networks", "nowhere.gguf"]) == 2
+    assert "there is no file or folder nowhere.gguf" in capsys.readouterr().err
+
+
+def test_workers_are_those_that_were_asked_for():
+    assert command._workers(command.Reproducing(workers=3)) == 3
