@@ -10,8 +10,6 @@ class Reference(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Puts ``Examples:`` before the first prompt, as the Google style has it."""
-        if obj.is_module:
-            obj.public = not obj.name.startswith("_")
         if obj.docstring is None:
             return
         lines = obj.docstring.value.splitlines()

@@ -1,4 +1,4 @@
-"""What mkdocs does beyond its plugins: formulas as MathML, and the list of public names."""
+"""What mkdocs does beyond its plugins: formulas as MathML, lists of names, nothing from outside."""
 
 import ast
 import html
@@ -12,6 +12,9 @@ from mkdocs.exceptions import PluginError
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+OUTSIDE = re.compile(
+    r'<(?:script|img|iframe)[^>]*\ssrc="?(?:https?:)?//|<link[^>]*\shref="?https?:'
+)
 PUBLIC = "<!-- public names -->"
 MODULES = re.compile(r"<!-- modules of (\w+) -->")
 GROUP = re.compile(r"^    # (.+)$")
@@ -28,6 +31,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def on_page_content(content: str, **_: Any) -> str:
     """The page with its formulas as MathML, which browsers show without a script."""
     return FORMULA.sub(_formula, content)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """The page, which has to be read without a network, and with all its formulas."""
+    if found := OUTSIDE.search(output):
+        raise PluginError(f"{page.file.src_uri} loads something from elsewhere: {found[0]}")
+    if 'class="arithmatex"' in output:
+        raise PluginError(f"{page.file.src_uri} has a formula that is not MathML")
+    return output
 
 
 def public_names() -> str:
