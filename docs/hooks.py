@@ -86,5 +86,7 @@ def _first_line(docstring: str) -> str:
 
 
 def _formula(found: re.Match[str]) -> str:
-    display = "block" if found[1] == "div" else "inline"
-    return convert(html.unescape(found[2]).strip(), display=display)
+    source = html.unescape(found[2]).strip()
+    if found[1] == "span":
+        return convert(source)
+    return f'<div class="formula">{convert(source, display="block")}</div>'
