@@ -1,4 +1,4 @@
-"""A search on a Ray cluster of two workers is the search of one process, also when one dies."""
+"""Searches and cells on a Ray cluster of two workers are those of one process, also if one dies."""
 
 import os
 import sys
@@ -9,12 +9,14 @@ import pytest
 import ray
 import torch
 from ray import cloudpickle
+from toy_experiment import EXPERIMENT, Config
 
 from frenet.geometry.rng import generator
 from frenet.methods.candidates import Noise
 from frenet.methods.search import Selection, random_search
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.runs import run_experiment
 from frenet.runs.ray_engine import ray_engine
 
 TASK = SyntheticTask("reverse")
@@ -48,7 +50,11 @@ def cluster():
     """Ray on this machine with two processors, to whose workers this module is sent along."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+            ray.init(
+                num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+            )
         cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield
         ray.shutdown()
@@ -100,3 +106,33 @@ def test_a_cluster_that_is_not_there_is_said_before_anything_is_done(address, er
 def test_no_workers_are_refused():
     with pytest.raises(ValueError, match="workers=0 is not possible"):
         ray_engine(workers=0)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("ignore")
+def test_cells_on_a_cluster_give_the_rows_of_one_process(tmp_path):
+    config = Config(tasks=("copy", "sort", "fail"), seeds=(0, 1, 13))
+    here = run_experiment(EXPERIMENT, config, tmp_path / "here", workers=1, threads=1)
+    there = run_experiment(EXPERIMENT, config, tmp_path / "there", engine="ray", threads=1)
+    rows = [(folder / "rows.jsonl").read_bytes() for folder in (here.path, there.path)]
+    assert rows[0] == rows[1] != b""
+    assert there.failures == here.failures
+    assert len(here.failures) == 2 + 3  # a failed cell of each seed; a seed that is not prepared
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("ignore")
+def test_a_cell_that_ends_every_worker_is_a_failed_cell(tmp_path):
+    config = Config(tasks=("kill", "copy"), seeds=(0,))
+    found = run_experiment(
+        EXPERIMENT, config, tmp_path / "run", engine="ray", workers=2, threads=1, quiet=True
+    )
+    assert [failure["type"] for failure in found.failures] == ["WorkerKilled"]
+    assert {row["task"] for row in found.rows} == {"copy"}
+
+
+def test_a_cluster_that_is_not_there_stops_a_run(tmp_path):
+    with pytest.raises(ConnectionError, match="no Ray cluster answers at ray://127"):
+        run_experiment(
+            EXPERIMENT, Config(), tmp_path, engine="ray", address="ray://127.0.0.1:1", threads=1
+        )

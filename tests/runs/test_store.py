@@ -40,7 +40,9 @@ def fill(path, cells, *, finish=True, header=HEADER, **options):
     with RunFolder(path, header, **options) as folder:
         for cell in cells:
             if not folder.done(cell):
-                folder.store(cell, [line(cell["seed"]), line(cell["seed"])], seconds=0.5)
+                folder.store(
+                    cell, [line(cell["seed"]), line(cell["seed"])], seconds=0.5, peak_mib=7
+                )
         if finish:
             folder.finish(CELLS, workers=2)
 
@@ -61,7 +63,7 @@ def test_a_run_comes_back_as_it_was_stored(tmp_path):
     assert (manifest["threads"], manifest["workers"]) == (1, 2)
     assert manifest["machine"]["cpus"] == cpu_count()
     timings = json.loads((tmp_path / "run" / "timings.json").read_text())
-    assert timings[0] == {"cell": {"seed": 0}, "seconds": 0.5}
+    assert timings[0] == {"cell": {"seed": 0}, "seconds": 0.5, "peak_mib": 7}
 
 
 def test_rows_do_not_depend_on_interruptions_or_order(tmp_path):

@@ -45,6 +45,8 @@ def cells(config: Config) -> list[Cell]:
         ValueError: an unknown kind of direction, or a prefix as long as the training.
         FileNotFoundError: a vector, contrast or training that is not there.
     """
+    from frenet.network.made_data import is_made
+
     if unknown := [name for name in config.directions if name not in KINDS]:
         raise ValueError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
     if config.k >= max(config.lags):
@@ -54,7 +56,7 @@ def cells(config: Config) -> list[Cell]:
         )
     single = (config.contrasts, config.steering, config.trajectory)
     for source in (*config.vectors, *filter(None, single)):
-        if not Path(source).expanduser().exists():
+        if not is_made(source) and not Path(source).expanduser().exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
     return [
         Cell.of(seed=seed, space=space, task=task)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from frenet.network.contrast import Contrast, Item, Kind
-from frenet.network.files import RowError, Rows, read_rows, shown
-from frenet.network.hub_data import hub_rows, is_path
+from frenet.network.files import RowError, Rows, shown
 from frenet.network.schemas import TASK_FIELDS, Record, Template, recognise, records
+from frenet.network.sources import rows_of
 from frenet.network.tokens import Encoded, encode, join, whole_ids
 
 # Words for the positive side, where the data do not say which one it is.
@@ -38,7 +38,8 @@ def contrasts(
     (A) and (B) choices.
 
     Args:
-        source: a file; or, where that is no path, the name of a data set on the hub.
+        source: a file; "frenet:comparisons"; or, where that is no path, the name of a data set
+            on the hub.
         tokenizer: the model's own; used, never changed.
         max_length: the model's context length in tokens, or less.
         template: how a row becomes prompt and label; None recognises the known schemas.
@@ -92,7 +93,7 @@ def answered_names(source: str | Path) -> tuple[str, ...]:
 
 def _read(source: str | Path) -> tuple[Rows, str]:
     """The rows of a source, and the name of a contrast that no field names."""
-    rows = read_rows(source) if is_path(source) else hub_rows(str(source))
+    rows = rows_of(source)
     return rows, Path(rows.source).stem
 
 

@@ -20,6 +20,8 @@ from frenet.network.checkpoints import (
     tensor_shapes,
 )
 from frenet.network.gguf import RECORD, convert_gguf, say_on_stderr
+from frenet.network.made_data import is_made
+from frenet.network.made_model import NAME, made_model
 from frenet.network.memory import require_memory
 
 __all__ = ["Loaded", "convert_gguf", "load"]
@@ -80,8 +82,9 @@ def load(
 
     Args:
         source: a folder in Hugging Face format, a .gguf file, the folder of a PEFT adapter (its
-            configuration names the base), or, where that is no path, a hub id. The network is
-            used for a hub id only, and not at all with HF_HUB_OFFLINE=1.
+            configuration names the base), "frenet:gpt2" (trained here at the first use), or, where
+            that is no path, a hub id. The network is used for a hub id only, and not at all with
+            HF_HUB_OFFLINE=1.
         dtype: of the weights in memory, whatever they are stored in.
         device: where the model is put; None: the GPU where there is one, else the CPU.
         adapter: folder or hub id of a LoRA adapter to put on the model.
@@ -124,6 +127,10 @@ def load(
 
 def _place(source: str | Path) -> Path | str:
     """An existing path, or a hub id; an error for what can be neither."""
+    if is_made(source):
+        if source != NAME:
+            raise ValueError(f"frenet makes no model {source!r}; there is {NAME}")
+        return made_model()
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix.lower() in PICKLED:

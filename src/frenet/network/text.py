@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from frenet.geometry import rng
 from frenet.network.context import measuring
 from frenet.network.examples import Example, Options, encoded, prepare
-from frenet.network.files import OnBad, read_rows, shown
-from frenet.network.hub_data import hub_rows, is_path
+from frenet.network.files import OnBad, shown
 from frenet.network.schemas import Record, Template, recognise, records
 from frenet.network.scoring import continuation_log_probabilities, weighted_accuracy
+from frenet.network.sources import rows_of
 from frenet.network.tasks import Batch, Split, collate, token_loss
 from frenet.network.tokens import Encoded, encode
 
@@ -173,8 +173,9 @@ def text_tasks(
     """The tasks of a JSONL or CSV file, or of a data set on the hub, by name.
 
     Args:
-        source: a file; or, where that is no path, the name of a data set on the hub, with its
-            configuration after a colon ("glue:sst2"). The network is used for a name only.
+        source: a file; "frenet:words" or "frenet:comparisons", which are made here; or, where
+            that is no path, the name of a data set on the hub, with its configuration after a colon
+            ("glue:sst2"). The network is used for a name only.
         tokenizer: the model's own.
         max_length: the model's context length in tokens, or less.
         seed: fixes the splits that the data do not come with.
@@ -218,7 +219,7 @@ class _Read(NamedTuple):
 
 def _read(source: str | Path, template: Template | None, *, on_bad: OnBad) -> _Read:
     """The rows of a source as text, by task; a file without a task field is one task."""
-    rows = read_rows(source, on_bad=on_bad) if is_path(source) else hub_rows(str(source))
+    rows = rows_of(source, on_bad=on_bad)
     template = template or recognise(rows)
     found, bad = records(rows, template, on_bad=on_bad)
     by_task: dict[str, list[Record]] = {}

@@ -5,13 +5,14 @@ import pickle
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from frenet.experiments.experiment import Cell, Experiment
 from frenet.runs.header import Header, compare_headers, read_header
 from frenet.runs.machine import cpu_count, has_cuda, versions
 from frenet.runs.pool import Outcomes, here, in_workers
 from frenet.runs.progress import Watch
+from frenet.runs.ray_cells import in_cluster
 from frenet.runs.records import cell_stem, config_dict, input_digests, table_columns
 from frenet.runs.store import Failure, Run, RunFolder, read_run
 from frenet.runs.worker import Job
@@ -33,11 +34,19 @@ class RunFailedError(RuntimeError):
         self.user_mistake = all(failure.user_mistake for failure in failures)
 
 
-class Crew(NamedTuple):
-    """How many processes work, and with how many torch threads each."""
+EngineName = Literal["processes", "ray"]
 
-    workers: int
+
+class Crew(NamedTuple):
+    """Who works: so many processes, with so many torch threads each, here or on a cluster.
+
+    ``workers`` is None where the size of the cluster decides.
+    """
+
+    workers: int | None
     threads: int
+    engine: EngineName = "processes"
+    address: str | None = None
 
 
 def run_experiment(
@@ -47,6 +56,8 @@ def run_experiment(
     *,
     workers: int | None = None,
     threads: int | None = None,
+    engine: EngineName = "processes",
+    address: str | None = None,
     quiet: bool = False,
     retry_failed: bool = False,
 ) -> Run:
@@ -65,6 +76,8 @@ def run_experiment(
             one for each cell, and 1 where there is a CUDA device.
         threads: torch threads of each process, >= 1; a preparation that the other workers wait for
             has theirs, too.
+        engine: "processes" of this machine, or the workers of a "ray" cluster.
+        address: of the cluster, such as ``ray://host:10001`` or ``auto``; None starts one here.
         quiet: show no progress.
         retry_failed: run the failed cells of a finished run again.
 
@@ -89,9 +102,10 @@ def run_experiment(
         return stored
     with RunFolder(folder, header, restart=retry_failed) as store:
         if not store.finished:
-            count = workers or natural_workers(cells)
+            count = workers or (None if engine == "ray" else natural_workers(cells))
             todo = jobs(experiment, config, cells, threads=header.threads)
-            _work(store, todo, workers=count, quiet=quiet)
+            crew = Crew(count, header.threads, engine, address)
+            _work(store, todo, crew=crew, quiet=quiet)
             store.finish(cells, workers=count)
     return read_run(folder)
 
@@ -177,19 +191,21 @@ def _share(cell: Cell) -> object:
     return dict(cell.keys).get("seed")
 
 
-def _work(store: RunFolder, todo: Sequence[Job], *, workers: int, quiet: bool) -> None:
+def _work(store: RunFolder, todo: Sequence[Job], *, crew: Crew, quiet: bool) -> None:
     """Do the cells that are not stored yet."""
     cells = [job for job in todo if job.stage == "run"]
     pending = [job for job in cells if not store.done(job.cell)]
     done = len(cells) - len(pending)
     shares = {_share(job.cell) for job in pending}
     before = [j for j in todo if j.stage == "prepare" and _share(j.cell) in shares]
-    crew = Crew(min(workers, max(1, len(pending))), store.header.threads)
+    if crew.workers is not None:
+        crew = crew._replace(workers=min(crew.workers, max(1, len(pending))))
     _refuse_unsendable(pending, crew)
     with Watch(store.header.experiment, total=len(cells), done=done, quiet=quiet) as watch:
         watch.say(
             f"{store.header.experiment}: {len(cells)} cells, {done} of them finished before; "
-            f"workers: {crew.workers}, threads of each: {crew.threads}; into {store.path}"
+            f"workers: {crew.workers or 'the cluster'}, threads of each: {crew.threads}; "
+            f"into {store.path}"
         )
         try:
             failures = _sweep(store, before, pending=pending, crew=crew, watch=watch)
@@ -228,22 +244,29 @@ def _sweep(
                 watch.prepared(f"seed {_share(job.cell)}", outcome.seconds)
                 queue.extend(ready)
             else:
-                store.store(job.cell, outcome.lines, seconds=outcome.seconds)
+                store.store(
+                    job.cell, outcome.lines, seconds=outcome.seconds, peak_mib=outcome.peak_mib
+                )
                 watch.finished(job.cell.id, outcome.seconds)
     return failures
 
 
 def _outcomes(queue: deque[Job], *, crew: Crew, store: RunFolder, watch: Watch) -> Outcomes:
     """Outcomes of the queue, from this process or from workers."""
+    if crew.engine == "ray":
+        return in_cluster(
+            queue, address=crew.address, workers=crew.workers, threads=crew.threads, say=watch.say
+        )
     if crew.workers == 1:
         return here(queue)
+    assert crew.workers is not None
     log = store.path / "log.txt"
     return in_workers(queue, workers=crew.workers, threads=crew.threads, log=log, say=watch.say)
 
 
 def _refuse_unsendable(pending: Sequence[Job], crew: Crew) -> None:
     """Say it before the first process starts when a job cannot travel to another process."""
-    if crew.workers == 1 or not pending:
+    if (crew.workers == 1 and crew.engine == "processes") or not pending:
         return
     try:
         pickle.dumps(pending[0])

@@ -54,6 +54,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def peak_mib() -> int | None:
+    """The most resident memory that this process has held, in MiB; None where nobody counts it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if platform.system() == "Darwin" else 2**10)
+
+
 @functools.cache
 def commit() -> str | None:
     """The commit of frenet's own checkout, marked ``-dirty`` after edits; None elsewhere."""

@@ -130,9 +130,12 @@ class RunFolder:
         """Whether the rows of a cell are stored."""
         return self._cell_file(cell).exists()
 
-    def store(self, cell: Cell, lines: Sequence[str], *, seconds: float) -> None:
+    def store(
+        self, cell: Cell, lines: Sequence[str], *, seconds: float, peak_mib: int | None = None
+    ) -> None:
         """Store the rows of a finished cell; lines as :func:`frenet.runs.records.encode_row`."""
-        head = canonical({"cell": dict(cell.keys), "seconds": round(seconds, 3)})
+        facts = {"cell": dict(cell.keys), "seconds": round(seconds, 3), "peak_mib": peak_mib}
+        head = canonical(facts)
         write_whole(self._cell_file(cell), "".join(f"{line}\n" for line in (head, *lines)))
         self._failed_file(cell).unlink(missing_ok=True)
 
@@ -150,16 +153,16 @@ class RunFolder:
                 if file.name.removesuffix(ending) not in kept:
                     file.unlink()
 
-    def finish(self, cells: Sequence[Cell], *, workers: int) -> None:
+    def finish(self, cells: Sequence[Cell], *, workers: int | None) -> None:
         """Write rows and timings in the order of the cells, and the manifest after all else."""
         parts = [read_cell(self._cell_file(cell)) for cell in cells if self.done(cell)]
         text = "".join(line for _, lines in parts for line in lines)
-        seconds = [{"cell": head["cell"], "seconds": head["seconds"]} for head, _ in parts]
+        costs = [{key: h.get(key) for key in ("cell", "seconds", "peak_mib")} for h, _ in parts]
         failures = [_short(read_json(f)) for c in cells if (f := self._failed_file(c)).exists()]
         write_whole(self.path / "rows.jsonl", text)
-        write_whole(self.path / "timings.json", _pretty(seconds))
+        write_whole(self.path / "timings.json", _pretty(costs))
         facts = describe(self.header, rows=text, finished=len(parts), failures=failures)
-        total = round(sum(item["seconds"] for item in seconds), 3)
+        total = round(sum(head["seconds"] for head, _ in parts), 3)
         manifest = facts | {"complete": True, "workers": workers, "cell_seconds": total}
         write_whole(self.path / "manifest.json", _pretty(manifest))
 

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from frenet.experiments.experiment import Cell
+from frenet.runs.machine import peak_mib
 from frenet.runs.records import encode_row
 from frenet.runs.store import Failure
 
@@ -41,11 +42,15 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a job: the stored lines of its rows, or why there are none."""
+    """What came of a job: the stored lines of its rows, or why there are none.
+
+    ``peak_mib`` is the most memory that its process has held so far.
+    """
 
     lines: tuple[str, ...]
     seconds: float
     failure: Failure | None = None
+    peak_mib: int | None = None
 
 
 def perform(job: Job) -> Outcome:
@@ -62,7 +67,7 @@ def perform(job: Job) -> Outcome:
     except Exception as error:
         failure = describe_failure(job.stage, error, lines)
         return Outcome((), time.perf_counter() - start, failure)
-    return Outcome(tuple(lines), time.perf_counter() - start)
+    return Outcome(tuple(lines), time.perf_counter() - start, peak_mib=peak_mib())
 
 
 def perform_pickled(payload: bytes) -> Outcome:

@@ -1,0 +1,122 @@
+"""A small GPT-2 that frenet trains itself: a language model where there is no network."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from frenet.geometry import rng
+from frenet.network.cache import cache_dir
+from frenet.network.context import torch_threads
+from frenet.network.contrasts import ANSWERED, ASKED
+from frenet.network.made_data import PREFIX, made_rows
+from frenet.network.schemas import Template
+from frenet.network.tasks import collate, token_loss
+from frenet.network.text import TextTask, text_tasks
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+NAME = f"{PREFIX}gpt2"
+VERSION = 1
+CONTEXT = 96
+_VOCABULARY = 384
+_STEPS = 1200
+_ROWS = 32
+_RATE = 3e-3
+
+
+def made_model() -> Path:
+    """The folder of ``frenet:gpt2``, from the cache, or trained now: about two minutes.
+
+    GPT-2's architecture (4 blocks of width 64, learned positions, tied head, context 96), a
+    tokenizer of its own, taught the five tasks of ``frenet:words`` and to answer Yes or No about
+    ``frenet:comparisons``. It is trained in one thread, so that it is the same in every run.
+    """
+    folder = cache_dir() / "made" / f"gpt2-v{VERSION}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+            shutil.rmtree(partial, ignore_errors=True)
+            tokenizer = made_tokenizer()
+            trained_gpt2(tokenizer, steps=_STEPS).save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            partial.replace(folder)
+    return folder
+
+
+def made_tokenizer() -> Any:
+    """Byte pairs over bytes and single digits, learned from the made data."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_of])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=end, eos_token=end, model_max_length=CONTEXT
+    )
+
+
+def _texts() -> list[str]:
+    words = made_rows(f"{PREFIX}words").values
+    asked = made_rows(f"{PREFIX}comparisons").values
+    texts = [f"{row['task']}: {row['input']} -> {row['output']}" for row in words]
+    return texts + [f"{ASKED.format(**row)} {ANSWERED[row['label'] == 0]}" for row in asked]
+
+
+def made_tasks(tokenizer: Any) -> dict[str, TextTask]:
+    """What ``frenet:gpt2`` is taught: word tasks, and comparisons as they are asked about."""
+    answers = {"1": ANSWERED[0], "0": ANSWERED[1]}
+    asked = Template(ASKED, "{label}", labels=ANSWERED, words=answers)
+    words = text_tasks(f"{PREFIX}words", tokenizer, max_length=CONTEXT)
+    compared = text_tasks(f"{PREFIX}comparisons", tokenizer, max_length=CONTEXT, template=asked)
+    return words | compared
+
+
+# In one thread: the network is the same whatever the run that asks first works with.
+@torch_threads(1)
+def trained_gpt2(tokenizer: Any, *, steps: int) -> "GPT2LMHeadModel":
+    """Train on the made data: AdamW, a tenth of warm-up, linear decay, clip 1."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    end = tokenizer.eos_token_id
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=64, n_layer=4, n_head=4,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=end, eos_token_id=end,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(config)
+    tasks = made_tasks(tokenizer).values()
+    examples = [row.encoded for task in tasks for row in task.examples["train"]]
+    draw = rng.generator(0, "made", "training")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / (steps // 10), 1.1 * (1 - step / steps), 1.0)
+    )
+    for _ in range(steps):
+        chosen = torch.randint(len(examples), (_ROWS,), generator=draw).tolist()
+        batch = collate([(examples[i].context, examples[i].target) for i in chosen])
+        optimizer.zero_grad()
+        token_loss(model, batch).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    model.zero_grad()
+    return model.eval()

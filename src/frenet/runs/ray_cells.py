@@ -1,0 +1,78 @@
+"""Cells of an experiment on a Ray cluster: workers get a cell and send back its rows."""
+
+import pickle
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from frenet.runs.pool import Outcomes
+from frenet.runs.ray_cluster import TRIES, Work, cluster, handed_out, require_ray, require_reachable
+from frenet.runs.ray_engine import shared_out
+from frenet.runs.store import Failure
+from frenet.runs.worker import Job, Outcome, perform_pickled
+
+REMEDY = "frenet, of this very version, has to be installed on every machine of the cluster"
+KILLED = (
+    f"{TRIES} workers ended while they did this, one after the other: most often a machine ran out "
+    "of memory; use fewer --workers, a smaller model or smaller batches"
+)
+
+
+def in_cluster(
+    queue: deque[Job],
+    *,
+    address: str | None,
+    workers: int | None,
+    threads: int,
+    say: Callable[[str], None],
+) -> Outcomes:
+    """Do the jobs of the queue on a Ray cluster, in the order in which they end.
+
+    Which machine does a job changes nothing in its rows. Models and files are not sent: their paths
+    have to mean the same everywhere. What is prepared for several cells is found again where the
+    machines share ``FRENET_CACHE``, and made anew, with the same result, where they do not.
+
+    Args:
+        queue: the jobs; it may grow while the outcomes are being read.
+        address: of the cluster; None starts one here.
+        workers: number of workers; None: as many as have ``threads`` processors each.
+        threads: torch threads of each.
+        say: takes a line of text for the user.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: no cluster answers at the address.
+        ValueError: more workers than the cluster has processors.
+        RuntimeError: workers cannot be started.
+    """
+    require_ray()
+    if address is not None:
+        require_reachable(address)
+    with cluster(address, workers, threads) as ray:
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        count, each = shared_out(cpus, workers, threads)
+        say(f"{count} workers on a Ray cluster of {cpus} processors")
+        make = ray.remote(_Worker).options(num_cpus=each)
+        work = Work(
+            hire=lambda: make.remote(threads),
+            ask=lambda worker, job: worker.perform.remote(pickle.dumps(job)),
+            killed=_given_up,
+            remedy=REMEDY,
+        )
+        yield from handed_out(ray, queue, work, count=count)
+
+
+class _Worker:
+    """Does cells; lives in a process of its own."""
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+    def perform(self, payload: bytes) -> Outcome:
+        return perform_pickled(payload)
+
+
+def _given_up(job: Job, error: Exception) -> Any:
+    return Outcome((), 0.0, Failure(job.stage, "WorkerKilled", KILLED, "", user_mistake=False))
