@@ -33,6 +33,7 @@ EXEMPT = {
     r"^pip install": "installs from an index",
     r"^make ": "makes an environment, or runs these tests",
     r"--model Qwen/": "downloads a model",
+    r"--model frenet:gpt2": "trains a network; tests/network/test_made.py does so in a few steps",
     r"--model model\.gguf": "needs a GGUF file; tests/network/test_load.py makes some",
     r"--model stories260K": "needs a model and tasks that are not in the repository",
     r"ray://": "needs a cluster",
@@ -75,7 +76,11 @@ def write_files(folder: Path) -> None:
     tasks = [
         {"task": task, "input": word, "output": answer}
         for word in plurals
-        for task, answer in (("singular-plural", word + "s"), ("reverse", word[::-1]))
+        for task, answer in (
+            ("singular-plural", word + "s"),
+            ("plural", word + "s"),
+            ("reverse", word[::-1]),
+        )
     ]
     numbers = [(a, b) for a in range(20) for b in range(20) if a != b]
     statements = [
