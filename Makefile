@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench docs clean
+.PHONY: demo test test-slow bench docs dist clean
 
 demo: .venv/installed
 	$(BIN)/frenet demo --out runs/demo
@@ -25,6 +25,10 @@ bench: .venv/installed
 # The pages are in site/, and open from there without a server.
 docs: .venv/installed
 	$(BIN)/mkdocs build --strict --quiet
+
+# Source archive and wheel, the wheel built from the archive.
+dist: .venv/installed
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

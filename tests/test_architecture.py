@@ -48,6 +48,18 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     return {module for module in found if module in known and module != name}
 
 
+def above_nothing(src: Path) -> list[str]:
+    """Files beside the layers, which every layer may import, that import a part of the package."""
+    known = modules(src)
+    beside = [name for name in known if name.startswith(f"{PACKAGE}._") and name.count(".") == 1]
+    return [
+        f"{name} imports {module}"
+        for name in beside
+        if name != f"{PACKAGE}.__main__"
+        for module in sorted(imports(name, known[name], known))
+    ]
+
+
 def layer(name: str) -> int | None:
     """Place in the list; None for the files above all layers (``__init__``, ``__main__``)."""
     parts = name.split(".")
@@ -105,7 +117,7 @@ def long_functions(src: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("check", [wrong_imports, cycle, long_files, long_functions])
+@pytest.mark.parametrize("check", [wrong_imports, above_nothing, cycle, long_files, long_functions])
 def test_the_package_keeps_the_rules(check):
     assert check(SRC) == []
 
@@ -151,6 +163,12 @@ def test_earlier_layers_and_files_above_all_layers_may_be_imported(toy):
     )
     assert wrong_imports(src) == []
     assert cycle(src) == []
+
+
+def test_a_file_that_all_layers_may_import_imports_none_of_them(toy):
+    src = toy({"_shared.py": "import html\nfrom frenet.geometry import linalg", "__main__.py": ""})
+    toy({"geometry/linalg.py": "", "__init__.py": "from frenet._shared import x"})
+    assert above_nothing(src) == ["frenet._shared imports frenet.geometry.linalg"]
 
 
 def test_a_layer_may_not_import_the_package_itself(toy):

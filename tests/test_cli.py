@@ -1,14 +1,17 @@
 """The command line: exit codes, words for people, JSON for machines."""
 
 import errno
+import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
+import torch
 
 import frenet.experiments
 import frenet.report
@@ -91,9 +94,42 @@ def test_doctor_says_what_there_is(monkeypatch, tmp_path, capsys):
     assert told["cache"] == {"folder": str(tmp_path), "files": 1, "size": "3 MiB"}
     assert told["machine"]["cpus"] >= 1
     assert told["machine"]["free on cpu"].endswith("GiB")
+    assert told["machine"]["torch threads"] == torch.get_num_threads()
+    assert told["optional"]["gguf"] == importlib.metadata.version("gguf")
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert f"  frenet        {__version__}" in said
+    assert re.search(rf"^  frenet +{re.escape(__version__)}$", said, re.MULTILINE)
+
+
+def test_doctor_names_what_is_missing_and_never_the_user(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "somebody"))
+    monkeypatch.setenv("FRENET_CACHE", str(tmp_path / "somebody" / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setattr("frenet.cli.doctor.OPTIONAL", {"no-such-package": "nothing at all"})
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^  no-such-package +not there \(nothing at all\)$", said, re.MULTILINE)
+    assert re.search(r"^  folder +~/cache$", said, re.MULTILINE)
+    assert re.search(r"^  OMP_NUM_THREADS +3$", said, re.MULTILINE)
+    assert "somebody" not in said
+    assert "secret" not in said
+
+
+def test_doctor_does_not_fail_where_something_is_wrong(monkeypatch, capsys):
+    def broken(*args):
+        raise RuntimeError("the driver is too old")
+
+    for name in ("has_cuda", "machine", "versions"):
+        monkeypatch.setattr(f"frenet.runs.machine.{name}", broken)
+    monkeypatch.setattr("frenet.network.cache.cache_dir", broken)
+    assert cli.main(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    unknown = "not known (RuntimeError: the driver is too old)"
+    assert told["versions"]["packages"] == unknown
+    assert told["machine"]["gpu"] == told["machine"]["memory"] == unknown
+    assert told["cache"] == {"cache": unknown}
+    assert told["machine"]["torch threads"] >= 1
 
 
 def test_python_m_frenet_is_the_command():

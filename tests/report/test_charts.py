@@ -191,3 +191,19 @@ def test_charts_say_in_words_what_they_show() -> None:
 def test_altair_is_loaded_only_to_draw() -> None:
     code = "import sys, frenet.experiments.charts; sys.exit('altair' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_series_without_any_interval_draw_no_band() -> None:
+    rows: list[Row] = [
+        {"k": k, "series": "s", "value": 0.5, "low": None, "high": None} for k in (1, 2)
+    ]
+    ends = [row | {"low": 0.25, "high": 0.75} for row in rows]
+    for chart in (charts.lines, charts.dots):
+        where = {"x": "k"} if chart is charts.lines else {"row": "k"}
+        bare, banded = (
+            [layer["mark"]["type"] for layer in chart(table, **where).to_dict()["layer"]]
+            for table in (rows, ends)
+        )
+        assert len(banded) == len(bare) + 1
+        assert {"area", "rule"} & set(banded)
+        assert not {"area", "rule"} & set(bare)

@@ -101,3 +101,23 @@ def test_a_chart_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="no row has the column 'task'") as caught:
         export(made_up.runs()[1:2], tmp_path, experiments=made_up.experiments())
     assert caught.value.__notes__ == ["while drawing the figure 'broken' from table 'capture'"]
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),
+        ("-2+3", "'-2+3"),
+        ("\t=1", "'\t=1"),
+        ("-0.5", "-0.5"),
+        ("+1e-3", "+1e-3"),
+        ("a=1", "a=1"),
+        ("'quoted", "'quoted"),
+    ],
+)
+def test_no_text_is_a_formula_and_numbers_stay_numbers(text: str, cell: str) -> None:
+    columns = [Column(name, "", "", "key") for name in ("a", "b")]
+    content = csv_bytes(columns, [{"a": text, "b": -0.5}]).decode()
+    assert list(csv.reader(io.StringIO(content, newline="")))[1] == [cell, "-0.5"]

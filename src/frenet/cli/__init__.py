@@ -19,6 +19,7 @@ How far, and for how long, can a direction in a neural network be trusted?
 commands:
   demo      run the experiments on a small network trained here, and write the report
   list      the experiments, their questions, claims and presets
+  reproduce run all experiments on several networks: the paper's whole argument for your model
   run       run one experiment: frenet run EXPERIMENT [options]
   search    score Gaussian displacements of a model's weights, and keep the best
   steer     extract, compare, apply and export steering vectors

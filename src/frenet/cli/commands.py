@@ -1,6 +1,5 @@
 """What each command does."""
 
-import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -9,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from frenet.cli.codes import DONE, MISTAKE, NO_RESULT
 from frenet.cli.doctor import doctor
+from frenet.cli.execution import Planned, execute, execute_all, path_text, preset_of, show_runs
 from frenet.cli.options import (
-    DEFAULT_PRESET,
-    LANGUAGE_MODEL_PRESET,
     RUN_HELP,
     Convert,
     Demo,
@@ -24,12 +22,12 @@ from frenet.cli.options import (
     printing,
 )
 from frenet.cli.probe import probe
+from frenet.cli.reproduce import reproduce
 from frenet.cli.search import search
 from frenet.cli.steer import steer
 
 if TYPE_CHECKING:
     from frenet.experiments import Experiment
-    from frenet.runs import Run
 
 
 def _chosen(names: Sequence[str]) -> "list[Experiment]":
@@ -76,7 +74,7 @@ def _run(args: list[str]) -> int:
     if args[0].startswith("-"):
         raise ValueError(f"give the experiment before {args[0]}: frenet run EXPERIMENT [options]")
     (experiment,) = _chosen(args[:1])
-    name, title = _preset(args[1:]), experiment.name.replace("-", "_")
+    name, title = preset_of(args[1:]), experiment.name.replace("-", "_")
     preset = named(name, experiment.presets, f"preset of {experiment.name}")
     about = f"{experiment.question} Presets: {', '.join(experiment.presets)}."
     command = f"run {experiment.name}"
@@ -88,44 +86,13 @@ def _run(args: list[str]) -> int:
         from frenet.runs import default_out
 
         out = work.out or default_out(experiment, config)
-        run = _execute(experiment, config, out, work)
+        run = execute(experiment, config, out, work)
         report = write_report([run], out / "report.html")
         facts = {"command": "run", "report": str(report)}
-        _show_runs(show, [run], facts, as_json=work.json)
+        show_runs(show, [run], facts, as_json=work.json)
         if not work.json:
             show(f"results: {out}\nreport: {report}")
     return NO_RESULT if run.failures else DONE
-
-
-def _preset(args: Sequence[str]) -> str:
-    """The preset asked for, which has to be known before the other flags have defaults."""
-    model = _value("--model", args)
-    return _value("--preset", args) or (
-        DEFAULT_PRESET if model in (None, "synthetic") else LANGUAGE_MODEL_PRESET
-    )
-
-
-def _value(name: str, args: Sequence[str]) -> str | None:
-    """What follows a flag on the command line."""
-    for flag, value in itertools.pairwise([*args, ""]):
-        if flag == name or flag.startswith(f"{name}="):
-            return flag.partition("=")[2] or value
-    return None
-
-
-def _execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "Run":
-    """Run one experiment as the options say."""
-    from frenet.runs import run_experiment
-
-    return run_experiment(
-        experiment,
-        config,
-        out,
-        workers=work.workers,
-        threads=work.threads,
-        quiet=work.quiet,
-        retry_failed=work.retry_failed,
-    )
 
 
 def _demo(args: list[str]) -> int:
@@ -134,26 +101,18 @@ def _demo(args: list[str]) -> int:
     work = parse(Demo, args, command="demo", about=about)
     with printing(work.json) as show:
         from frenet.report import write_report
-        from frenet.runs import RunFailedError, demo_out
+        from frenet.runs import demo_out
 
         chosen = [e for e in _chosen(work.experiments) if e.in_demo or e.name in work.experiments]
         presets = {
             e.name: named(work.preset, e.presets, f"preset of {e.name}") for e in _chosen(())
         }
         out = work.out or demo_out(work.preset, presets)
-        runs: list[Run] = []
-        failed: dict[str, str] = {}
-        for experiment in chosen:
-            try:
-                runs.append(
-                    _execute(experiment, presets[experiment.name], out / experiment.name, work)
-                )
-            except RunFailedError as error:
-                failed[experiment.name] = str(error)
-                print(f"frenet: {experiment.name}: {error}", file=sys.stderr)
+        todo = [Planned(e, presets[e.name], out / e.name) for e in chosen]
+        runs, failed = execute_all(todo, work)
         report = write_report(runs, out / "report.html") if runs else None
         facts = {"command": "demo", "preset": work.preset, "out": str(out), "failed": failed}
-        _show_runs(show, runs, facts | {"report": _text(report)}, as_json=work.json)
+        show_runs(show, runs, facts | {"report": path_text(report)}, as_json=work.json)
         if report is not None and not work.json:
             show(f"report: {report}")
     return NO_RESULT if failed or any(run.failures for run in runs) else DONE
@@ -174,9 +133,9 @@ def _report(args: list[str]) -> int:
         report = write_report(runs, options.out or beside / "report.html")
         if options.export is not None:
             export(runs, options.export)
-        facts = {"command": "report", "report": str(report), "export": _text(options.export)}
+        facts = {"command": "report", "report": str(report), "export": path_text(options.export)}
         if options.json:
-            _show_runs(show, runs, facts, as_json=True)
+            show_runs(show, runs, facts, as_json=True)
         else:
             show(f"report: {report}")
             if options.export is not None:
@@ -193,38 +152,6 @@ def _convert(args: list[str]) -> int:
     return DONE
 
 
-def _show_runs(
-    show: Callable[[Any], None], runs: "Sequence[Run]", facts: dict[str, Any], *, as_json: bool
-) -> None:
-    """Print the claims of the runs: as JSON with further facts, or as a table for people."""
-    from rich.console import Console
-
-    from frenet.experiments import described
-    from frenet.runs import claims_table, decide_claims, run_dict
-
-    known = described()
-    decided = [decide_claims(known[r.experiment], r) if r.experiment in known else [] for r in runs]
-    if as_json:
-        show(facts | {"runs": [run_dict(run, d) for run, d in zip(runs, decided, strict=True)]})
-        return
-    findings = sorted(
-        (finding for some in decided for finding in some), key=lambda pair: pair[0].id
-    )
-    if findings:
-        Console().print(claims_table(findings))
-    for claim, finding in findings:
-        show(f"{claim.id}: {finding.why}")
-    for run in runs:
-        for failure in run.failures:
-            what = f"{failure['type']}: {failure['error']}"
-            show(f"{run.experiment}, {failure['cell']} failed: {what}")
-
-
-def _text(path: Path | None) -> str | None:
-    """A path as JSON knows it."""
-    return None if path is None else str(path)
-
-
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": _demo,
     "list": _list,
@@ -234,5 +161,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "search": search,
     "steer": steer,
     "probe": probe,
+    "reproduce": reproduce,
     "doctor": doctor,
 }

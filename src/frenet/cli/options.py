@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -39,6 +39,10 @@ class Work:
     """Processes that work at the same time. By default one for each processor; 1 with a GPU."""
     threads: Count = None
     """Torch threads of each process. By default the processors are shared out."""
+    engine: Literal["processes", "ray"] = "processes"
+    """Processes of this machine, or the workers of a Ray cluster (pip install 'frenet[ray]')."""
+    address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
+    """Ray cluster, such as ray://host:10001. By default one is started on this machine."""
     retry_failed: bool = False
     """Run the failed cells of a finished run again."""
     quiet: bool = False

@@ -188,6 +188,11 @@ def whole(chart: Any, interval: tuple[str, str]) -> Any:
     return chart.transform_filter(ends)
 
 
+def bounded(table: Rows, interval: tuple[str, str]) -> bool:
+    """Whether any row has both ends; Vega warns of a layer that has no row to draw."""
+    return any(all(number(row.get(end)) is not None for end in interval) for row in table)
+
+
 def levels(rules: Sequence[str | Rule], series: Series, axes: tuple[Axis, Axis]) -> list[Any]:
     """A dashed line for every `Rule` that is one level."""
     import altair as alt

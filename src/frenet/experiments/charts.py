@@ -13,6 +13,7 @@ from frenet.experiments.chart_parts import (
     Axis,
     Rule,
     bands,
+    bounded,
     channel,
     in_words,
     inline,
@@ -132,7 +133,7 @@ def lines(
     series = series._replace(symbols=LINES)
     base = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
     layers = bands(rules, series, (x, y))
-    if interval:
+    if interval and bounded(table, interval):
         low = channel(alt.Y, y, field=interval[0])
         band = whole(base, interval).mark_area(opacity=0.16)
         layers.append(band.encode(y=low, y2=alt.Y2(field=interval[1])))
@@ -194,7 +195,7 @@ def dots(
     if series.nulls:
         ticks = tick.mark_point(filled=True, size=360, opacity=1)
         layers.append(ticks.encode(tooltip=tip, shape=shape))
-    if interval:
+    if interval and bounded(table, interval):
         low = channel(alt.X, x, field=interval[0])
         whiskers = whole(dot, interval).mark_rule(strokeWidth=2)
         layers.append(whiskers.encode(x=low, x2=alt.X2(field=interval[1])))

@@ -195,7 +195,7 @@ def ways(dosed: Dosed, prompts: "Sequence[Prompted]") -> list[Way]:
         return partial(add, model, {Site(dosed.block, "all"): added})
 
     def weight_change(size: float) -> Callable[[], Any]:
-        return partial(space.displaced, model, dosed.step * (size * dosed.norm / dosed.shift))
+        return partial(space.displaced, model, dosed.step, size * dosed.norm / dosed.shift)
 
     def by_weights(size: float) -> float:
         with weight_change(size)():

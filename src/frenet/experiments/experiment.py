@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from frenet._notebook import Fact, Shown
+
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
 Rows = Sequence[Mapping[str, Scalar]]
@@ -58,6 +60,11 @@ class Estimate(NamedTuple):
     high: float | None = None
     n: int = 1
 
+    def __str__(self) -> str:
+        ends = self.low is not None and self.high is not None
+        interval = f" [{self.low:.3g}, {self.high:.3g}]" if ends else ""
+        return f"{self.value:.3g}{interval}, n = {self.n}"
+
 
 class Finding(NamedTuple):
     """What the stored rows say about one claim."""
@@ -93,8 +100,8 @@ class Figure(NamedTuple):
     chart: Callable[[Rows], Any]
 
 
-@dataclass(frozen=True)
-class Experiment:
+@dataclass(frozen=True, repr=False)
+class Experiment(Shown):
     """One question, from configuration to claim.
 
     ``run`` yields the rows of one cell; every row has the key ``table`` that names one of
@@ -115,3 +122,23 @@ class Experiment:
     prepare: Callable[[Any, Cell], None] | None = None
     in_demo: bool = True
     command: Callable[[Mapping[str, Any]], str] | None = None
+
+    def _told(self) -> str:
+        return f"{self.name}. {self.question}"
+
+    def _facts(self) -> Iterator[Fact]:
+        for claim in self.claims:
+            yield f"{claim.id}: {claim.statement}", f"in the paper: {claim.paper}", claim.rule
+
+
+def decided(experiment: Experiment, rows: Rows) -> list[tuple[Claim, Finding]]:
+    """Apply the rule of every claim to the rows; a rule that cannot be applied leaves it open."""
+    return [(claim, _decide(claim, rows)) for claim in experiment.claims]
+
+
+def _decide(claim: Claim, rows: Rows) -> Finding:
+    try:
+        return claim.decide(rows)
+    except Exception as error:  # rows of a run with failed cells may lack what a rule looks for
+        why = f"the rule could not be applied to these rows: {type(error).__name__}: {error}"
+        return Finding(claim.id, "undecided", "", None, "", None, why)

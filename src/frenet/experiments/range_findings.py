@@ -67,6 +67,10 @@ _KEYS = (
     Column("task", "", "task of the vector", "key"),
 )
 TABLES = {
+    "answer": (
+        *_KEYS,
+        Column("sentence", "", "loss along the vector and in sums, in words", "key"),
+    ),
     "along": (
         *_KEYS,
         Column("a", "", "coefficient of the vector", "key"),

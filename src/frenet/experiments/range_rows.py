@@ -1,7 +1,7 @@
 """Rows of `task_vector_range`: along each vector, sums of two, negation, shares in bases."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -146,3 +146,27 @@ def share_rows(spot: Range) -> Iterator[Row]:
                 "random": basis.k / network.space.dim,
                 "walk": float(walk) if origin == "own prefix" else None,
             }  # fmt: skip
+
+
+def answer_rows(rows: Sequence[Row]) -> Iterator[Row]:
+    """One sentence for the vector of each task, from the rows of a cell."""
+    for name in dict.fromkeys(row["task"] for row in rows if row["table"] == "along"):
+        mine = [row for row in rows if row["task"] == name]
+        along = {float(str(row["a"])): row for row in mine if row["table"] == "along"}
+        first = next(iter(along.values()))
+        looked = [a for a in (1.0, max(along), min(along)) if a in along and a != 0]
+        losses = (
+            f"{along[a]['loss']:.3g} at {a:g} ({along[a]['random']:.3g} along a random one)"
+            for a in looked
+        )
+        kept = (
+            f"{row['kept']:.2f} of its gain is left with that of {row['other']} added "
+            f"({row['kept_random']:.2f} with a random one)"
+            for row in mine
+            if row["table"] == "pair" and row["kept"] is not None
+        )
+        told = "; ".join((", ".join(dict.fromkeys(losses)), *kept))
+        yield {
+            "table": "answer", "seed": first["seed"], "space": first["space"], "task": name,
+            "sentence": f"{name}: loss {first['start']:.3g} without its vector, {told}",
+        }  # fmt: skip

@@ -77,9 +77,10 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
     index = _steerable(subject, streams, norms, dose=config.doses[0])
     block = subject.blocks[index]
     pushed = push_items(parts["push"], flipped=cell["push"] == "flipped")
-    g = push_gradient(model, pushed, space=subject.space)
+    # In place: of a large model's weights there is memory for few copies.
+    step = push_gradient(model, pushed, space=subject.space).neg_()
     rows = shifted_prompts(parts["moved"])
-    shift = activation_shift(model, rows, -g, space=subject.space, blocks=[block])[:, 0].mean(0)
+    shift = activation_shift(model, rows, step, space=subject.space, blocks=[block])[:, 0].mean(0)
     draw = rng.generator(cell["seed"], "steering-effect", cell["behaviour"])
     found = streams.at(index)
     vectors = {
@@ -96,7 +97,7 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
         norm=float(norms[index]),
         doses=config.doses,
         vectors={name: v / v.norm(dim=1, keepdim=True) for name, v in vectors.items()},
-        step=-g,
+        step=step,
         shift=float(shift.norm()),
     )
 

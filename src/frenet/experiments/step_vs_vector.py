@@ -64,8 +64,14 @@ def _shifts(subject: Steered, *, flipped: bool) -> tuple[Shifts, Shifts]:
     halves: list[list[torch.Tensor]] = [[], []]
     for towards in (True, False):
         pushed = push_items(subject.parts["push"], towards=towards, flipped=flipped)
-        g = push_gradient(model, pushed, space=space)
-        moved = activation_shift(model, rows, -g, space=space, blocks=subject.blocks)
+        # In place: of a large model's weights there is memory for few copies.
+        moved = activation_shift(
+            model,
+            rows,
+            push_gradient(model, pushed, space=space).neg_(),
+            space=space,
+            blocks=subject.blocks,
+        )
         for half, part in zip(halves, moved.chunk(2), strict=True):
             half.append(part.mean(0))
     first, second = (Shifts(own, other) for own, other in halves)

@@ -1,5 +1,6 @@
 """What do task vectors do beyond where training ended, against it, and in sums? (M8)."""
 
+import itertools
 from collections.abc import Iterator
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged
@@ -14,7 +15,14 @@ from frenet.experiments.networks import (
     prepare,
 )
 from frenet.experiments.range_findings import FIGURES, TABLES
-from frenet.experiments.range_rows import Config, Range, along_rows, pair_rows, share_rows
+from frenet.experiments.range_rows import (
+    Config,
+    Range,
+    along_rows,
+    answer_rows,
+    pair_rows,
+    share_rows,
+)
 
 
 def cells(config: Config) -> list[Cell]:
@@ -23,16 +31,18 @@ def cells(config: Config) -> list[Cell]:
 
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
-    """Rows of the tables along, pair and inside."""
+    """Rows of the tables along, pair, inside and answer."""
     network = build(config, space=cell["space"], seed=cell["seed"])
     yield from describe(network, cell, cells(config))
     first = network.tasks[network.measured[0]]
     try:
         with damaged(network, first, config, protocol=config.protocol, seed=cell["seed"]):
             spot = _trained(config, cell, network)
-            yield from along_rows(spot)
-            yield from pair_rows(spot)
-            yield from share_rows(spot)
+            rows: list[Row] = []
+            for row in itertools.chain(along_rows(spot), pair_rows(spot), share_rows(spot)):
+                rows.append(row)
+                yield row
+            yield from answer_rows(rows)
     except NotDamagedError as error:
         yield note(cell, f"{config.protocol} left out: {error}")
 

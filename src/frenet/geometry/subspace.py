@@ -1,5 +1,6 @@
 """Orthonormal directions in parameter space that know which parameters they are about."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from math import isnan
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from frenet._notebook import Fact, Shown
 from frenet.geometry.blocks import deviation, first_non_finite, gram
 from frenet.geometry.linalg import ORTHONORMAL, principal_angles, subspace_overlap
 
@@ -40,8 +42,8 @@ class Space(Protocol):
         """Raise FloatingPointError naming the parameter with a NaN or an infinity."""
 
 
-@dataclass(frozen=True, eq=False)
-class Basis:
+@dataclass(frozen=True, eq=False, repr=False)
+class Basis(Shown):
     """k orthonormal directions in R^d. Vectors that it is given are taken to its own device.
 
     Args:
@@ -95,6 +97,13 @@ class Basis:
     def k(self) -> int:
         """Number of directions."""
         return self.U.shape[1]
+
+    def _told(self) -> str:
+        return f"{self.k} orthonormal directions in R^{self.d}, {self.origin}"
+
+    def _facts(self) -> Iterator[Fact]:
+        yield "directions", self.k, f"rank {self.rank} of the vectors behind them"
+        yield "coordinates", self.d, f"a random vector has k / d = {self.k / self.d:.3g} inside"
 
     def coordinates(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n k"]:
         """Coordinates U^T x in the basis, float32; leading axes are kept."""

@@ -39,6 +39,9 @@ class Line(NamedTuple):
     counts: Float[Tensor, " n"]
     curvature: float | None = None
 
+    def __repr__(self) -> str:
+        return f"<Line: {len(self.counts)} examples, slope {self.slope:.4g} at 0>"
+
     @property
     def slope(self) -> float:
         """Derivative of the mean at 0, <g, u>."""

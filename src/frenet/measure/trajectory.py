@@ -2,13 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._notebook import Fact, Shown
 from frenet.geometry.basis import Basis, prefix_basis
 from frenet.network.context import measuring
 from frenet.network.memory import require_memory
@@ -45,8 +46,8 @@ class Training:
         return _OPTIMIZERS[name](parameters, float(rate) * scale)
 
 
-@dataclass(frozen=True)
-class Trajectory:
+@dataclass(frozen=True, repr=False)
+class Trajectory(Shown):
     """A path theta_0 .. theta_T: its start and the optimiser's own steps.
 
     Attributes:
@@ -66,6 +67,20 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def _told(self) -> str:
+        return f"{len(self)} steps in R^{self.space.dim}"
+
+    def _facts(self) -> Iterator[Fact]:
+        if len(self):
+            walk = f"{float(self.steps.double().square().sum().sqrt()):.4g} by a random walk"
+            yield "distance", float(self.displacement().norm()), f"{walk} of these step lengths"
+            first = f"{float(self.losses[0]):.4g} before the first"
+            yield (
+                "training loss before the last step (nats per token)",
+                float(self.losses[-1]),
+                first,
+            )
 
     def displacement(self, start: int = 0, stop: int | None = None) -> Float[Tensor, " d"]:
         """theta_stop - theta_start, summed in float64."""

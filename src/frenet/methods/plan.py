@@ -1,10 +1,12 @@
 """What a random search will bring, before it is run."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from frenet._notebook import Fact, Shown
 from frenet.geometry.theory import Best
 from frenet.methods.survey import Survey
 
@@ -21,8 +23,8 @@ class Setting(NamedTuple):
     held_out: float
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """Settings with their predicted gains.
 
     Attributes:
@@ -42,6 +44,14 @@ class Plan:
     sigma_star: float | None
     linear_up_to: float
     advice: str
+
+    def _told(self) -> str:
+        return self.advice
+
+    def _facts(self) -> Iterator[Fact]:
+        for row in self.table:
+            name = f"gain at sigma {row.sigma:.3g} with {row.candidates} candidates, held-out data"
+            yield name, row.held_out, f"{row.selected:.4g} on the selection batch"
 
 
 def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (4, 16, 64, 256)) -> Plan:

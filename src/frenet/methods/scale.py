@@ -1,12 +1,14 @@
 """How far a direction can be followed: the radius within which a quantity is linear along it."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from frenet._notebook import Fact, Shown
 from frenet.measure.line import Line
 
 # Relative error of the radius at which bisection stops.
@@ -34,8 +36,8 @@ class Point(NamedTuple):
         return abs(self.change - self.linear) / abs(self.linear) if self.linear else math.inf
 
 
-@dataclass(frozen=True)
-class Radius:
+@dataclass(frozen=True, repr=False)
+class Radius(Shown):
     """How far a quantity is linear along a direction, on one side.
 
     Attributes:
@@ -59,7 +61,24 @@ class Radius:
     limit: float
     predicted: float | None
     slope: float
-    points: tuple[Point, ...] = field(repr=False)
+    points: tuple[Point, ...]
+
+    def _told(self) -> str:
+        side = "along" if self.sign == 1 else "against"
+        if self.unbounded:
+            return f"linear {side} the direction as far as was looked, {self.limit:.4g}"
+        return (
+            f"linear {side} the direction up to {self.radius:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        )
+
+    def _facts(self) -> Iterator[Fact]:
+        yield "radius", self.radius, f"95% interval {self.low:.4g} to {self.high:.4g}"
+        yield (
+            "where a quadratic would leave the linear",
+            self.predicted,
+            "2 eps |slope / curvature|",
+        )
+        yield "slope", self.slope, f"looked at up to {self.limit:.4g}"
 
 
 def radius(

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor, nn
 
+from frenet._notebook import Fact, Shown
 from frenet.geometry.nulls import Interval
 from frenet.methods.candidates import Candidates, Noise, Where, space_of
 from frenet.methods.evaluation import Evaluator, predictions, row_scores
@@ -54,8 +55,8 @@ class Gain(NamedTuple):
     gain: Interval
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(Shown):
     """What a search found.
 
     Attributes:
@@ -88,6 +89,24 @@ class SearchResult:
     def selected_gain(self) -> float:
         """Gain of the winner on the data it was selected on, the winner's curse included."""
         return float(self.scores[self.winner]) - self.before
+
+    def _told(self) -> str:
+        gain = self.held_out.gain
+        held = f"the best gains {gain.value:.4g} [{gain.low:.4g}, {gain.high:.4g}] on held-out data"
+        return f"{len(self.scores)} candidates at sigma {self.noise.sigma:.4g}, {held}"
+
+    def _facts(self) -> Iterator[Fact]:
+        luck = "what is above the held-out gain is luck of the selection"
+        yield "gain of the best, selection batch", self.selected_gain, luck
+        for name, found in (
+            ("gain of the best", self.held_out),
+            ("gain of the top K averaged", self.average),
+            ("gain of the top K voting", self.vote),
+        ):
+            if found is not None:
+                ends = f"95% interval {found.gain.low:.4g} to {found.gain.high:.4g}"
+                unmoved = f"score {found.before:.4g} unperturbed"
+                yield f"{name}, held-out data", found.gain.value, f"{ends}; {unmoved}"
 
 
 def random_search(

@@ -220,7 +220,7 @@ def gradient_shift(
     """
     chosen = list(range(len(residual_blocks(model, path)[1])) if blocks is None else blocks)
     g = push_gradient(model, push_items(contrast, towards=towards), space=space)
-    moved = activation_shift(model, rows, -g, space=space, blocks=chosen, path=path).mean(0)
+    moved = activation_shift(model, rows, g.neg_(), space=space, blocks=chosen, path=path).mean(0)
     word = "positive" if towards else "negative"
     return SteeringVector(
         {b: moved[i].cpu() for i, b in enumerate(chosen)},

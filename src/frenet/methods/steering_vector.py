@@ -1,8 +1,8 @@
 """A steering vector: arithmetic, and files that other programs read."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from frenet._notebook import Fact, Shown
 from frenet.geometry.alignment import cosine
 from frenet.network.blocks import residual_blocks
 
@@ -19,8 +20,8 @@ FORMAT = "frenet-steering-vector-1"
 CONTROL = "controlvector"
 
 
-@dataclass(frozen=True)
-class SteeringVector:
+@dataclass(frozen=True, repr=False)
+class SteeringVector(Shown):
     """A direction of the residual stream after each of some blocks.
 
     Attributes:
@@ -34,7 +35,7 @@ class SteeringVector:
     tensor([1., 0.])
     """
 
-    directions: Mapping[int, Float[Tensor, " h"]] = field(repr=False)
+    directions: Mapping[int, Float[Tensor, " h"]]
     origin: str
     model: str = ""
     data: str = ""
@@ -48,6 +49,15 @@ class SteeringVector:
     def width(self) -> int:
         """h, the width of the stream."""
         return len(next(iter(self.directions.values())))
+
+    def _told(self) -> str:
+        return f"{self.origin}, blocks {', '.join(map(str, self.blocks))}"
+
+    def _facts(self) -> Iterator[Fact]:
+        for block in self.blocks:
+            norm, chance = float(self.directions[block].norm()), self.width**-0.5
+            told = f"cosines of random vectors are about {chance:.3g}"
+            yield f"norm after block {block}", norm, told
 
     def __add__(self, other: "SteeringVector") -> "SteeringVector":
         return self._with(other, 1.0)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._notebook import Fact, Shown
 from frenet.geometry import rng, theory
 from frenet.geometry.subspace import Basis
 from frenet.geometry.theory import Best, Local
@@ -28,8 +29,8 @@ OTHERS = 4
 PROBED = 50
 
 
-@dataclass(frozen=True)
-class Survey:
+@dataclass(frozen=True, repr=False)
+class Survey(Shown):
     """The loss around a point, as far as a search depends on it.
 
     Attributes:
@@ -48,6 +49,20 @@ class Survey:
     trace_error: float
     bend: float = 0.0
     elsewhere: Local | None = None
+
+    def _told(self) -> str:
+        return (
+            f"loss {self.loss:.4g}, gradient norm {self.local.gradient:.4g}, d = {self.local.dim}"
+        )
+
+    def _facts(self) -> Iterator[Fact]:
+        yield "loss (nats per token)", self.loss, "no search gains more"
+        yield "gradient norm", self.local.gradient, f"in {self.local.dim:,} coordinates"
+        yield "trace of the Hessian", self.local.trace, f"standard error {self.trace_error:.4g}"
+        yield "share of the slope that other data see", self.transfer, "1: all, 0: none"
+        linear = f"linear up to {self.local.linear_range():.4g}"
+        star = self.best(PROBED)
+        yield f"best sigma of {PROBED} candidates", star.sigma if star else None, linear
 
     def lasting_gain(self, sigma: float, n: int) -> float:
         """Gain on other data; shares outside [0, 1] are errors of their estimates."""

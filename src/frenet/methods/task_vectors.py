@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._notebook import Fact, Shown
 from frenet.network.adapter_delta import (
     live_products,
     products_shapes,
@@ -22,8 +23,8 @@ from frenet.network.tensor_files import Read, Shapes, TensorFiles, digest, write
 FORMAT = "frenet-task-vector-1"
 
 
-@dataclass(frozen=True)
-class TaskVector:
+@dataclass(frozen=True, repr=False)
+class TaskVector(Shown):
     """tau = theta_ft - theta_0: a change of named weights, made tensor by tensor when it is read.
 
     Vectors are added, subtracted and scaled; a weight that one of them does not have stands still
@@ -40,10 +41,17 @@ class TaskVector:
     (5.0, tensor([3., 4.]))
     """
 
-    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
-    read: Read = field(repr=False)
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Read
     origin: str
     base: str = ""
+
+    def _told(self) -> str:
+        return f"{self.origin}, weights changed: {len(self.shapes)}"
+
+    def _facts(self) -> Iterator[Fact]:
+        d = sum(map(math.prod, self.shapes.values()))
+        yield "coordinates", d, f"cosines of random vectors are about {max(d, 1) ** -0.5:.3g}"
 
     def __add__(self, other: "TaskVector") -> "TaskVector":
         return combine([(1.0, self), (1.0, other)])

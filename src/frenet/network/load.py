@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from frenet._notebook import Fact, Shown
 from frenet.network.adapter_files import adapter_folder, base_of, load_adapter
 from frenet.network.checkpoints import (
     PICKLED,
@@ -34,8 +35,8 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Loaded:
+@dataclass(frozen=True, repr=False)
+class Loaded(Shown):
     """A model ready for measuring.
 
     Attributes:
@@ -58,6 +59,15 @@ class Loaded:
     fingerprint: str
     notes: tuple[str, ...]
     adapter: str | None = None
+
+    def _told(self) -> str:
+        adapter = f" with the adapter {self.adapter}" if self.adapter else ""
+        return f"{self.source}{adapter} ({self.kind}), {str(self.dtype).removeprefix('torch.')}"
+
+    def _facts(self) -> Iterator[Fact]:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        yield "parameters", count, f"fingerprint {self.fingerprint}"
+        yield from (("note", note, "") for note in self.notes)
 
     @property
     def context_length(self) -> int | None:

@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._notebook import Fact, Shown
+
 Where = str | Callable[[str, nn.Parameter], bool] | None
 
 
-@dataclass(frozen=True)
-class ParamSpace:
+@dataclass(frozen=True, repr=False)
+class ParamSpace(Shown):
     """The selected parameters of a model, flattened in a fixed order into R^d.
 
     Tied parameters count once, under the name that the model lists first.
@@ -56,6 +58,14 @@ class ParamSpace:
         if not chosen:
             raise ValueError(_nothing_matches(model, where))
         return cls(tuple(n for n, _ in chosen), tuple(tuple(p.shape) for _, p in chosen))
+
+    def _told(self) -> str:
+        ends = " to ".join(dict.fromkeys((self.names[0], self.names[-1])))
+        return f"{self.dim} coordinates in {len(self.names)} parameters, {ends}"
+
+    def _facts(self) -> Iterator[Fact]:
+        chance = f"cosines of random vectors are about {self.dim**-0.5:.3g}"
+        yield "coordinates", self.dim, chance
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -125,10 +135,19 @@ class ParamSpace:
                     parameter.copy_(copy)
 
     @contextmanager
-    def displaced(self, model: nn.Module, delta: Float[Tensor, " d"]) -> Iterator[None]:
-        """The model at theta + delta; afterwards the saved theta, bit for bit."""
+    def displaced(
+        self, model: nn.Module, delta: Float[Tensor, " d"], times: float = 1.0
+    ) -> Iterator[None]:
+        """The model at theta + times * delta; afterwards the saved theta, bit for bit.
+
+        Sums are float32, and made tensor by tensor: one copy of the weights is all that it holds.
+        """
+        parts = self.unflatten(delta).values()
         with self.restored(model):
-            self.write(model, self.read(model) + delta.to(_device(model)))
+            with torch.no_grad():
+                for parameter, part in zip(self.parameters(model), parts, strict=True):
+                    moved = part.to(parameter.device, torch.float32) * times
+                    parameter.copy_(moved.add_(parameter))
             yield
 
     def locate(self, index: int) -> str:
@@ -155,10 +174,6 @@ def _address(parameter: Tensor) -> int:
     if parameter.device.type == "meta" or parameter.numel() == 0:
         return id(parameter)
     return parameter.untyped_storage().data_ptr()
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _matches(where: Where, name: str, parameter: nn.Parameter) -> bool:

@@ -9,6 +9,8 @@ from frenet.report.markup import Markup, join, tag, user_text
 from frenet.report.numbers import estimate, spoken
 
 ICONS = {"supported": "✓", "contradicted": "✕", "undecided": "?"}
+# Cautions about a claim that are seen without opening anything.
+NOTES = 2
 HEADINGS = ("Claim", "In the paper", "Measured here", "Chance, null or ceiling", "Verdict")
 
 
@@ -23,8 +25,6 @@ class Decision(NamedTuple):
 
 def answer(decisions: Sequence[Decision]) -> str:
     """The whole page in one sentence."""
-    if not decisions:
-        return "These runs decide no claim."
     runs = list(dict.fromkeys(decision.run for decision in decisions))
     several = Counter(decision.claim.id for decision in decisions).most_common(1)[0][1] > 1
     groups = []
@@ -48,8 +48,6 @@ def answer(decisions: Sequence[Decision]) -> str:
 
 def claims_table(decisions: Sequence[Decision]) -> Markup:
     """One row for each decision, with the rule, the reasons and the cautions beneath it."""
-    if not decisions:
-        return Markup("")
     many = len({decision.run for decision in decisions}) > 1
     head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in HEADINGS)))
     bodies = join(_claim(decision, named=many) for decision in decisions)
@@ -102,5 +100,10 @@ def _kept(words: str) -> str:
 def _notes(finding: Finding) -> Markup:
     if not finding.notes:
         return Markup("")
-    items = (tag("li", user_text(note)) for note in finding.notes)
-    return tag("div", tag("b", "What this does not say"), tag("ul", *items), class_="notes")
+    items = [tag("li", user_text(note)) for note in finding.notes]
+    # Many cautions would push the other claims off the first screen.
+    seen = len(items) if len(items) <= NOTES + 1 else NOTES
+    more = tag("summary", f"{len(items) - seen} more")
+    rest = tag("details", more, tag("ul", *items[seen:])) if items[seen:] else Markup("")
+    title = tag("b", "What this does not say")
+    return tag("div", title, tag("ul", *items[:seen]), rest, class_="notes")

@@ -5,9 +5,9 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from frenet._notebook import showable
 from frenet.experiments.chart_series import GREY, HEAT, PALETTE
 from frenet.experiments.experiment import Figure, Row, Rows, Scalar
-from frenet.report.markup import showable
 
 Spec = dict[str, Any]
 
@@ -50,6 +50,13 @@ def draw(figure: Figure, rows: Rows) -> Spec:
     # The schema's address is never followed, and the page should hold no address at all.
     spec.pop("$schema", None)
     return spec
+
+
+def blank(spec: Spec) -> bool:
+    """Whether the data of a chart, as far as they stand in one place, have no row."""
+    data = spec.get("data", {})
+    rows = data.get("values", spec.get("datasets", {}).get(data.get("name")))
+    return rows is not None and not rows
 
 
 def for_page(spec: Spec) -> Spec:
@@ -123,6 +130,9 @@ def _config(colours: Mapping[str, str]) -> Spec:
             "titleFontWeight": 500,
             "titlePadding": 10,
             "labelLimit": 220,
+            # Room for the longest label; Vega's own 200 pixels put the title on top of it.
+            "maxExtent": 260,
+            "labelSeparation": 6,
         },
         "axisX": {"grid": False},
         "legend": {
@@ -135,6 +145,7 @@ def _config(colours: Mapping[str, str]) -> Spec:
             "labelLimit": 300,
             "columns": 3,
             "columnPadding": 18,
+            "rowPadding": 6,
             "symbolStrokeWidth": 2.5,
             "offset": 14,
         },

@@ -2,12 +2,11 @@
 
 import html
 import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
-# What neither HTML nor XML can hold: control characters and halves of surrogate pairs.
-UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
+from frenet._notebook import showable
+
 VOID = frozenset({"br", "img", "input", "link", "meta"})
 
 
@@ -15,15 +14,6 @@ class Markup(str):
     """Text that is HTML already; any other text is escaped where it enters a `tag`."""
 
     __slots__ = ()
-
-
-def showable(text: str) -> str:
-    """The text with whatever a page cannot hold written out as an escape.
-
-    >>> showable("a" + chr(0) + chr(0xD800))
-    'a\\\\x00\\\\ud800'
-    """
-    return UNSHOWABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def escape(value: object) -> Markup:

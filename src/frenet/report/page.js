@@ -2,6 +2,7 @@
 (() => {
   // Figures: drawn at the width there is, and again when it changes.
   const PANEL = 210;
+  const PADDING = 5;
 
   // A title that is longer than its plot pushes panels apart, so it goes over several lines.
   function wrapped(title, width) {
@@ -20,11 +21,9 @@
     for (const inner of part.layer || []) wrapTitles(inner, width);
   }
 
-  function fitted(spec, width, panel) {
+  function fitted(spec, width, { panel, columns, limit }) {
     const copy = structuredClone(spec);
-    const label = 7 * copy.usermeta.longest + 50;
-    const columns = Math.max(1, Math.min(4, Math.floor(width / label)));
-    copy.config.legend = { ...copy.config.legend, columns, labelLimit: width - 60 };
+    copy.config.legend = { ...copy.config.legend, columns, labelLimit: limit };
     if (width < 500) copy.config.axis = { ...copy.config.axis, labelLimit: 0.42 * width };
     if (copy.facet) {
       copy.columns = Math.max(1, Math.min(copy.columns || 3, Math.floor(width / PANEL)));
@@ -37,6 +36,15 @@
     return copy;
   }
 
+  // By how many of its pixels parts of a drawing, which may be shown smaller, exceed the width.
+  function over(holder, parts, width) {
+    const svg = holder.querySelector("svg");
+    const whole = svg.getBoundingClientRect();
+    const scale = Number(svg.getAttribute("width")) / whole.width;
+    const found = Array.from(svg.querySelectorAll(parts), (e) => e.getBoundingClientRect().right);
+    return found.length ? Math.round(scale * (Math.max(...found) - whole.left)) + PADDING - width : 0;
+  }
+
   async function draw(holder, spec) {
     const width = Math.floor(holder.clientWidth);
     if (width < 50 || Math.abs(width - (holder.drawnAt || 0)) < 4) return;
@@ -45,15 +53,21 @@
       mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false,
       tooltip: { theme: "page", disableDefaultStyle: true },
     };
-    let panel = null;
-    // Panels do not count their axes into their width: what is too much is taken off and drawn anew.
-    for (let attempt = 0; attempt < 3; attempt += 1) {
-      const wanted = fitted(spec, width, panel);
+    const columns = Math.floor(width / (7 * spec.usermeta.longest + 50));
+    const size = { panel: null, columns: Math.max(1, Math.min(4, columns)), limit: width - 60 };
+    // Panels do not count their axes, nor legends their indent: what is too much is taken off.
+    for (let attempt = 0; attempt < 5; attempt += 1) {
+      const wanted = fitted(spec, width, size);
       if (holder.result) holder.result.finalize();
       holder.result = await vegaEmbed(holder, wanted, options);
-      const over = Number(holder.querySelector("svg").getAttribute("width")) - width;
-      if (!wanted.facet || Math.abs(over) <= 4) break;
-      panel = Math.max(80, Math.floor(wanted.spec.width - (over + 1) / wanted.columns));
+      const legend = over(holder, ".role-legend", width);
+      const panels = wanted.facet ? over(holder, ".cell", width) : 0;
+      if (legend <= 4 && Math.abs(panels) <= 4) break;
+      if (Math.abs(panels) > 4) {
+        size.panel = Math.max(80, Math.floor(wanted.spec.width - (panels + 1) / wanted.columns));
+      }
+      if (legend > 4 && size.columns > 1) size.columns -= 1;
+      else if (legend > 4) size.limit = Math.max(60, size.limit - legend);
     }
     holder.dataset.drawn = "yes";
   }

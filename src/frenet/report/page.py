@@ -15,7 +15,7 @@ from pathlib import Path
 
 from frenet._version import __version__
 from frenet.experiments.experiment import Experiment
-from frenet.report import figures
+from frenet.report import answers, figures
 from frenet.report.claims import Decision, answer, claims_table
 from frenet.report.markup import Markup, join, tag, user_text
 from frenet.report.sections import Section, section
@@ -35,7 +35,8 @@ def write_report(
     """One HTML file that says what the runs found; written whole or not at all.
 
     Args:
-        runs: finished or partial runs, in the order in which the page shows them.
+        runs: finished or partial runs; the page shows them in the order of their claims, and
+            those without a claim behind them, in the order given.
         out: the file; its folder is made, an older file of that name is replaced.
         experiments: name -> experiment; the package's own unless given.
         static: add a picture of every figure for readers without scripts.
@@ -58,7 +59,9 @@ def write_report(
     ]
     networks = list(dict.fromkeys(part.label for part in sections))
     decisions.sort(key=lambda decision: (networks.index(decision.run), decision.claim.id))
-    bodies = join(section(part, static=static) for part in sections)
+    # Where no claim opens the page, the answers do.
+    said = {part.id: answers.answers(part) for part in sections if decisions}
+    bodies = join(section(part, said.get(part.id), static=static) for part in sections)
     page = _document(_opening(sections, decisions), bodies)
     return _write(out, page.encode())
 
@@ -87,9 +90,9 @@ def export(
     for part in _sections(runs, experiments):
         for figure in part.experiment.figures:
             rows = figures.rows_of(figure, part.run.rows)
-            if not rows:
+            if not rows or figures.blank(drawn := figures.draw(figure, rows)):
                 continue
-            spec = figures.for_file(figures.draw(figure, rows), figure)
+            spec = figures.for_file(drawn, figure)
             name = Path(out_dir) / f"{part.id}-{figure.id}"
             written.append(_write(name.with_name(f"{name.name}.svg"), figures.svg(spec).encode()))
             written.append(_write(name.with_name(f"{name.name}.png"), figures.png(spec)))
@@ -117,7 +120,8 @@ def _sections(runs: Sequence[Run], experiments: Mapping[str, Experiment] | None)
         if any((part.run.experiment, part.label) == (run.experiment, label) for part in parts):
             label = f"{label} ({run.path.name})"
         parts.append(Section(name, label, run, experiments[run.experiment]))
-    return parts
+    # In the claims' order, which is the paper's; runs without a claim follow as they were given.
+    return sorted(parts, key=lambda part: [c.id for c in part.experiment.claims] or ["~"])
 
 
 def _network(run: Run) -> str:
@@ -138,18 +142,15 @@ def _opening(sections: Sequence[Section], decisions: Sequence[Decision]) -> Mark
     if any(part.run.manifest.get("complete") is False for part in sections):
         facts.append("not finished")
     links = [tag("a", part.id, href=f"#{part.id}") for part in sections]
+    lead = tag("p", user_text(answer(decisions)), class_="answer") if decisions else ""
+    found = claims_table(decisions) if decisions else join(answers.opening(sections))
     return join(
         [
             tag("p", "frenet report", class_="eyebrow"),
             tag("h1", TITLE),
-            tag("p", user_text(answer(decisions)), class_="answer"),
+            lead,
             tag("p", " · ".join(facts), class_="facts"),
-            tag(
-                "section",
-                tag("h2", "The claims", class_="hidden"),
-                claims_table(decisions),
-                id="claims",
-            ),
+            tag("section", tag("h2", "What was found", class_="hidden"), found, id="claims"),
             tag("nav", tag("span", "Go to"), *links, aria_label="Experiments"),
         ]
     )
@@ -175,7 +176,7 @@ def _document(opening: Markup, sections: Markup) -> Markup:
     )
     body = tag(
         "body",
-        tag("a", "Skip to the claims", href="#claims", class_="skip"),
+        tag("a", "Skip to what was found", href="#claims", class_="skip"),
         tag("main", tag("header", opening, class_="opening"), sections),
         *(tag("script", Markup(script)) for script in scripts),
     )

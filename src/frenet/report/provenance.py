@@ -15,7 +15,10 @@ LEFT_OUT = ("config", "experiment", "failures", "format")
 
 def again(run: Run, experiment: Experiment) -> Markup:
     """The command that gives the same rows, the configuration, versions and machine."""
-    command = tag("pre", tag("code", command_line(run, experiment)), class_="command", tabindex="0")
+    # Word by word, since a browser would break a line after the hyphens of a flag.
+    words = command_line(run, experiment).split(" ")
+    shown = [part for word in words for part in (tag("span", word), " ")]
+    command = tag("pre", tag("code", *shown[:-1]), class_="command", tabindex="0")
     made = {key: value for key, value in run.manifest.items() if key not in LEFT_OUT}
     lists = join((_pairs("Configuration", run.config), _pairs("Versions and machine", made)))
     return tag("div", tag("h3", "How to run it again"), command, lists, class_="block")

@@ -23,8 +23,14 @@ class Section(NamedTuple):
         return f"{self.id}-{figure}" if figure in known else None
 
 
-def section(part: Section, *, static: bool) -> Markup:
-    """The whole section of one run; ``static`` adds pictures for readers without scripts."""
+def section(part: Section, said: Markup | None = None, *, static: bool) -> Markup:
+    """The whole section of one run.
+
+    Args:
+        part: the run, what it is an answer to, and its name on the page.
+        said: what stands before the figures.
+        static: add pictures for readers without scripts.
+    """
     run, experiment = part.run, part.experiment
     label = tag("p", user_text(part.label), class_="run") if part.label else Markup("")
     head = tag(
@@ -42,7 +48,7 @@ def section(part: Section, *, static: bool) -> Markup:
         for name, (columns, rows) in found.items()
     )
     behind = tag("div", tag("h3", "The numbers behind the figures"), listed, class_="block")
-    parts = (head, failures(run), drawn, behind, again(run, experiment))
+    parts = (head, said or "", failures(run), drawn, behind, again(run, experiment))
     return tag("section", *parts, id=part.id)
 
 
@@ -60,6 +66,9 @@ def _figure(part: Section, figure: Figure, *, static: bool) -> Markup:
     except Exception as error:
         told = tag("p", f"Not drawn: {type(error).__name__}: {error}", class_="empty")
         return tag("figure", title, told, caption, id=anchor)
+    if figures.blank(spec):
+        empty = f"No row of the table {figure.table} is of the kind that this figure draws."
+        return tag("figure", title, tag("p", empty, class_="empty"), caption, id=anchor)
     words = str(spec.get("description") or figure.caption)
     chart = tag(
         "div",

@@ -12,7 +12,11 @@ from frenet.report.numbers import NONE, figure
 SHOWN = 200
 # As many as the style sheet lets through to paper.
 PRINTED = 15
+# Texts up to this length stay on one line of their cell.
+SHORT = 32
 TABLE_KEY = "table"
+# What a spreadsheet takes for the start of a formula. CSV has no sign that a cell is text.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def tables_of(experiment: Experiment, rows: Rows) -> dict[str, tuple[tuple[Column, ...], Rows]]:
@@ -43,7 +47,10 @@ def arranged(columns: Sequence[Column], rows: Rows) -> tuple[Column, ...]:
 
 
 def csv_bytes(columns: Sequence[Column], rows: Rows) -> bytes:
-    """The rows as RFC 4180 in UTF-8: doubled quotes, CRLF, full precision, nothing for None."""
+    """The rows as RFC 4180 in UTF-8: doubled quotes, CRLF, full precision, nothing for None.
+
+    Text that a spreadsheet would run as a formula starts with an apostrophe; numbers stay numbers.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(column.name for column in columns)
@@ -75,7 +82,17 @@ def html_table(name: str, columns: Sequence[Column], rows: Rows, *, file: str, i
 def _plain(value: object) -> object:
     if value is None:
         return ""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(FORMULA) and not _number(value) else value
     return str(value).lower() if isinstance(value, bool) else value
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _data_link(content: bytes) -> str:
@@ -95,7 +112,8 @@ def _row(columns: Sequence[Column], row: Mapping[str, object]) -> Markup:
 
 def _cell(column: Column, value: object) -> Markup:
     if isinstance(value, str):
-        return tag("td", value, class_=column.role, dir="auto")
+        kept = " short" if len(value) <= SHORT else ""
+        return tag("td", value, class_=f"{column.role}{kept}", dir="auto")
     exact = None if value is None or isinstance(value, bool) else repr(value)
     text = figure(value)
     label = "no value" if text == NONE else None

@@ -3,7 +3,7 @@
 from frenet.runs.claims import claims_table, decide_claims, finding_dict, run_dict
 from frenet.runs.engine import Interrupted, RunFailedError, run_experiment
 from frenet.runs.files import DiskFullError, RunFolderError
-from frenet.runs.records import config_dict, default_out, demo_out
+from frenet.runs.records import config_dict, default_out, demo_out, reproduction_out
 from frenet.runs.store import Run, RunFolder, find_runs, read_run
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "find_runs",
     "finding_dict",
     "read_run",
+    "reproduction_out",
     "run_dict",
     "run_experiment",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from frenet.experiments.experiment import Claim, Estimate, Experiment, Finding
+from frenet.experiments.experiment import Claim, Estimate, Experiment, Finding, decided
 from frenet.runs.store import Run
 
 STYLES = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
@@ -14,16 +14,7 @@ STYLES = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 def decide_claims(experiment: Experiment, run: Run) -> list[tuple[Claim, Finding]]:
     """Apply the rule of every claim to the rows; a rule that cannot be applied leaves it open."""
-    return [(claim, _decide(claim, run)) for claim in experiment.claims]
-
-
-def _decide(claim: Claim, run: Run) -> Finding:
-    """One claim's finding."""
-    try:
-        return claim.decide(run.rows)
-    except Exception as error:  # rows of a run with failed cells may lack what a rule looks for
-        why = f"the rule could not be applied to these rows: {type(error).__name__}: {error}"
-        return Finding(claim.id, "undecided", "", None, "", None, why)
+    return decided(experiment, run.rows)
 
 
 def finding_dict(claim: Claim, finding: Finding) -> dict[str, Any]:

@@ -113,6 +113,12 @@ def demo_out(preset: str, configs: Mapping[str, Any]) -> Path:
     return Path("runs") / f"{preset}-{digest[:8]}"
 
 
+def reproduction_out(preset: str, wanted: Any) -> Path:
+    """Where a reproduction goes, by its preset and its networks, tasks and experiments."""
+    digest = config_digest(f"reproduce {preset}", config_dict(wanted))
+    return Path("runs") / f"reproduce-{preset}-{digest[:8]}"
+
+
 def cell_stem(cell: Cell) -> str:
     """A file name for a cell: its id, marked by a digest where the id alone may be ambiguous.
 

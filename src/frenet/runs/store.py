@@ -13,12 +13,14 @@ import contextlib
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from frenet.experiments.experiment import Cell, Row
+from frenet._notebook import Fact, Shown
+from frenet.experiments import described
+from frenet.experiments.experiment import Cell, Row, decided
 from frenet.runs.files import RunFolderError, locked, remove_leftovers, write_whole
 from frenet.runs.header import (
     FORMAT,
@@ -33,8 +35,8 @@ from frenet.runs.machine import commit, machine
 from frenet.runs.records import canonical, cell_stem, config_digest
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Shown):
     """A stored run.
 
     ``manifest`` holds versions, machine, commit, counts and ``complete``; ``failures`` the cell,
@@ -47,6 +49,20 @@ class Run:
     manifest: dict[str, Any]
     failures: list[dict[str, Any]]
     path: Path
+
+    def _told(self) -> str:
+        failed = f", failed cells: {len(self.failures)}" if self.failures else ""
+        return f"{self.experiment}, {len(self.rows)} rows in {self.path}{failed}"
+
+    def _facts(self) -> Iterator[Fact]:
+        known = described().get(self.experiment)
+        for claim, found in decided(known, self.rows) if known else ():
+            ours = f"{found.verdict}. {found.quantity}: {found.estimate or 'none'}"
+            beside = f"{found.reference}: {found.reference_estimate or 'none'}"
+            yield f"{claim.id}: {claim.statement}", ours, beside
+        for row in self.rows:
+            if row.get("table") == "answer":
+                yield f"seed\u00a0{row.get('seed')}", row.get("sentence"), ""
 
 
 class Failure(NamedTuple):

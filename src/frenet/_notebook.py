@@ -1,0 +1,93 @@
+"""How results show themselves: one line in a console, a small table in a notebook."""
+
+import html
+import re
+from collections.abc import Iterable
+
+Fact = tuple[str, object, str]
+
+HEADINGS = ("", "value", "to be read beside")
+# What neither HTML nor XML can hold (control characters, halves of surrogate pairs), and the signs
+# that turn the direction of all that follows them, with which one name can be made to look another.
+UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Of a longer line the start is shown.
+LONGEST = 120
+# Of a notebook's own style sheet nothing is known but that its text can be read.
+TABLE = "border-collapse: collapse; color: inherit; background: none; overflow-wrap: anywhere"
+CAPTION = "caption-side: top; text-align: left; color: inherit; padding: 0.3em 0"
+CELL = "text-align: left; padding: 0.2em 1em 0.2em 0; border-top: 1px solid rgb(128 128 128 / 50%)"
+
+
+class Shown:
+    """A result that is one line in a console and a table in a notebook.
+
+    A dataclass that inherits from it is made with ``repr=False``, and says what it is in ``_told``,
+    which computes nothing, and its numbers in ``_facts``: each a name, a value, and the chance
+    level, null, ceiling or interval that belongs beside the value.
+    """
+
+    def _told(self) -> str:
+        raise NotImplementedError(f"{type(self).__name__} says nothing of itself")
+
+    def _facts(self) -> Iterable[Fact]:
+        raise NotImplementedError(f"{type(self).__name__} says nothing of itself")
+
+    def __repr__(self) -> str:
+        told = showable(" ".join(self._told().split()))
+        return f"<{type(self).__name__}: {clipped(told)}>"
+
+    def _repr_html_(self) -> str:
+        return table(f"{type(self).__name__}: {self._told()}", self._facts())
+
+
+def table(caption: str, facts: Iterable[Fact]) -> str:
+    """A table with three columns as HTML, every text in it escaped, without script or class.
+
+    >>> table("a < b", [("x", 0.123456, "chance 0")]).count("<td"), "a &lt; b" in table("a < b", [])
+    (2, True)
+    """
+    rows = "".join(
+        f'<tr><th scope="row" style="{CELL}; font-weight: inherit">{_escaped(name)}</th>'
+        f'<td style="{CELL}">{_escaped(number(value))}</td>'
+        f'<td style="{CELL}">{_escaped(beside)}</td></tr>'
+        for name, value, beside in facts
+    )
+    heads = "".join(f'<th scope="col" style="{CELL}">{heading}</th>' for heading in HEADINGS)
+    body = f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>" if rows else ""
+    title = f'<caption style="{CAPTION}">{_escaped(caption)}</caption>'
+    return f'<table style="{TABLE}">{title}{body}</table>'
+
+
+def number(value: object) -> str:
+    """A value as people read it: floats to four digits, whole numbers in groups of three.
+
+    >>> number(0.123456), number(102592), number(None), number("as it is")
+    ('0.1235', '102,592', 'not known', 'as it is')
+    """
+    if value is None:
+        return "not known"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def clipped(text: str) -> str:
+    """The start of a text that is too long for a line.
+
+    >>> len(clipped("long" * 100))
+    120
+    """
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def showable(text: str) -> str:
+    """The text with whatever a page cannot hold written out as an escape.
+
+    >>> showable("a" + chr(0) + chr(0x202E))
+    'a\\\\x00\\\\u202e'
+    """
+    return UNSHOWABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def _escaped(text: str) -> str:
+    return html.escape(showable(text))

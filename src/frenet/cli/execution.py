@@ -1,0 +1,101 @@
+"""What the commands that run experiments share: running, and showing what came of it."""
+
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from frenet.cli.options import DEFAULT_PRESET, LANGUAGE_MODEL_PRESET, Work
+
+if TYPE_CHECKING:
+    from frenet.experiments import Experiment
+    from frenet.runs import Run
+
+
+class Planned(NamedTuple):
+    """One experiment that is to run into a folder."""
+
+    experiment: "Experiment"
+    config: Any
+    out: Path
+
+
+def preset_of(args: Sequence[str]) -> str:
+    """The preset asked for, which has to be known before the other flags have defaults."""
+    model = _value("--model", args)
+    return _value("--preset", args) or (
+        DEFAULT_PRESET if model in (None, "synthetic") else LANGUAGE_MODEL_PRESET
+    )
+
+
+def _value(name: str, args: Sequence[str]) -> str | None:
+    """What follows a flag on the command line."""
+    for flag, value in itertools.pairwise([*args, ""]):
+        if flag == name or flag.startswith(f"{name}="):
+            return flag.partition("=")[2] or value
+    return None
+
+
+def execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "Run":
+    """Run one experiment as the options say."""
+    from frenet.runs import run_experiment
+
+    return run_experiment(
+        experiment,
+        config,
+        out,
+        workers=work.workers,
+        threads=work.threads,
+        engine=work.engine,
+        address=work.address,
+        quiet=work.quiet,
+        retry_failed=work.retry_failed,
+    )
+
+
+def execute_all(todo: Sequence[Planned], work: Work) -> "tuple[list[Run], dict[str, str]]":
+    """One after the other; what fails altogether is told, and does not stop what follows."""
+    from frenet.runs import RunFailedError
+
+    runs: list[Run] = []
+    failed: dict[str, str] = {}
+    for task in todo:
+        try:
+            runs.append(execute(task.experiment, task.config, task.out, work))
+        except RunFailedError as error:
+            failed[task.out.name] = str(error)
+            print(f"frenet: {task.out.name}: {error}", file=sys.stderr)
+    return runs, failed
+
+
+def show_runs(
+    show: Callable[[Any], None], runs: "Sequence[Run]", facts: dict[str, Any], *, as_json: bool
+) -> None:
+    """Print the claims of the runs: as JSON with further facts, or as a table for people."""
+    from rich.console import Console
+
+    from frenet.experiments import described
+    from frenet.runs import claims_table, decide_claims, run_dict
+
+    known = described()
+    decided = [decide_claims(known[r.experiment], r) if r.experiment in known else [] for r in runs]
+    if as_json:
+        show(facts | {"runs": [run_dict(run, d) for run, d in zip(runs, decided, strict=True)]})
+        return
+    findings = sorted(
+        (finding for some in decided for finding in some), key=lambda pair: pair[0].id
+    )
+    if findings:
+        Console().print(claims_table(findings))
+    for claim, finding in findings:
+        show(f"{claim.id}: {finding.why}")
+    for run in runs:
+        for failure in run.failures:
+            what = f"{failure['type']}: {failure['error']}"
+            show(f"{run.experiment}, {failure['cell']} failed: {what}")
+
+
+def path_text(path: Path | None) -> str | None:
+    """A path as JSON knows it."""
+    return None if path is None else str(path)

@@ -1,0 +1,150 @@
+"""``frenet reproduce``: all experiments on several networks, and one report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frenet.cli.codes import DONE, NO_RESULT
+from frenet.cli.execution import Planned, execute_all, path_text, preset_of, show_runs
+from frenet.cli.options import Work, named, parse_both, printing
+
+if TYPE_CHECKING:
+    from frenet.experiments.reproduction import Part
+    from frenet.runs.forecast import Forecast
+
+ABOUT = (
+    "The whole argument: all experiments on every network, one report with the claims on each of "
+    "them. Presets: smoke (a minute or two), demo (minutes), cpu (an evening on two cores), gpu "
+    "(small models of the hub, which it asks for). Says beforehand what it will cost; stopped at "
+    "any time, the same command goes on."
+)
+
+
+@dataclass(frozen=True)
+class Reproducing(Work):
+    """How the reproduction runs."""
+
+    plan: bool = False
+    """Only say what would run, how long it will take and how much memory it needs."""
+
+
+def reproduce(args: list[str]) -> int:
+    """``frenet reproduce``."""
+    from frenet.experiments.reproduction import PRESETS, folder_name, parts
+    from frenet.report import write_report
+    from frenet.runs import reproduction_out
+
+    name = preset_of(args)
+    settings = named(name, PRESETS, "preset of reproduce")
+    work, wanted = parse_both(
+        Reproducing, settings, args, command="reproduce", about=ABOUT,
+        titles=("running", "networks"),
+    )  # fmt: skip
+    with printing(work.json) as show:
+        todo = parts(wanted, name)
+        out = work.out or reproduction_out(name, wanted)
+        forecasts = _forecasts(todo, name, work, out=out)
+        facts = _say_costs(todo, forecasts, work, out=out)
+        if not work.plan:
+            planned = [Planned(p.experiment, p.config, out / folder_name(p)) for p in todo]
+            runs, failed = execute_all(planned, work)
+            report = write_report(runs, out / "report.html") if runs else None
+            facts |= {"failed": failed, "report": path_text(report)}
+            show_runs(show, runs, facts, as_json=work.json)
+            if report is not None and not work.json:
+                show(f"report: {report}")
+            return NO_RESULT if failed or any(run.failures for run in runs) else DONE
+        if work.json:
+            show(facts)
+    return DONE
+
+
+def _say_costs(
+    todo: "Sequence[Part]", forecasts: "Sequence[Forecast]", work: Reproducing, *, out: Path
+) -> dict[str, Any]:
+    """Show time and memory on standard error before anything runs; the same as facts.
+
+    Raises:
+        MemoryError: the workers would need more memory than there is.
+    """
+    from rich.console import Console
+
+    from frenet.runs.progress import duration
+
+    workers = _workers(work)
+    seconds = sum(f.seconds / min(workers, f.cells) for f in forecasts)
+    left = [f.mib for f in forecasts if f.finished < f.cells]
+    memory = max(left, default=0.0) * workers
+    console = Console(stderr=True, highlight=False)
+    if not work.quiet:
+        console.print(_plan_table(todo, forecasts, workers))
+        console.print(
+            f"about {duration(seconds)} with {workers} workers and at most {memory:,.0f} MiB; "
+            f"into {out}",
+            markup=False,
+        )
+    if work.engine == "processes":
+        _require_memory(forecasts, workers)
+    return {
+        "command": "reproduce", "preset": work.preset, "out": str(out),
+        "expected_seconds": round(seconds, 1), "expected_mib": round(memory),
+        "cells": sum(f.cells for f in forecasts), "finished": sum(f.finished for f in forecasts),
+    }  # fmt: skip
+
+
+def _forecasts(
+    todo: "Sequence[Part]", preset: str, work: Reproducing, *, out: Path
+) -> "list[Forecast]":
+    """What every part still costs; networks that are finished are not loaded again."""
+    from frenet.experiments.reproduction import by_network, folder_name
+    from frenet.runs.forecast import Speed, forecast, network_speed
+
+    found = []
+    for mine in by_network(todo).values():
+        unknown = Speed(0.0, 0.0)
+        some = [forecast(p, preset, unknown, folder=out / folder_name(p)) for p in mine]
+        if any(f.finished < f.cells for f in some):
+            speed = network_speed(mine[0])
+            some = [forecast(p, preset, speed, folder=out / folder_name(p)) for p in mine]
+        found += some
+    return found
+
+
+def _workers(work: Reproducing) -> int:
+    """How many processes will work at the same time, for the forecast."""
+    from frenet.runs.machine import cpu_count, has_cuda
+
+    return work.workers or (1 if has_cuda() else cpu_count())
+
+
+def _require_memory(forecasts: "Sequence[Forecast]", workers: int) -> None:
+    """Refuse what would end in the system's killing of workers."""
+    import torch
+
+    from frenet.network.memory import require_memory
+
+    left = [f.mib for f in forecasts if f.finished < f.cells]
+    most = max(left, default=0.0)
+    require_memory(
+        round(workers * most * 2**20),
+        f"{workers} workers of {most:,.0f} MiB each",
+        device=torch.device("cpu"),
+        remedy="pass fewer --workers (with more --threads), or smaller --networks",
+    )
+
+
+def _plan_table(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]", workers: int) -> Any:
+    """What will run, for people."""
+    from rich.table import Table
+
+    from frenet.runs.progress import duration
+
+    table = Table("network", "experiment", "cells", "finished", "about", "memory of a worker")
+    for part, cost in zip(todo, forecasts, strict=True):
+        time = duration(cost.seconds / min(workers, cost.cells))
+        table.add_row(
+            part.network, part.experiment.name, str(cost.cells), str(cost.finished), time,
+            f"{cost.mib:,.0f} MiB",
+        )  # fmt: skip
+    return table

@@ -1,0 +1,184 @@
+"""The whole argument for several networks: which experiments, with which settings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+from frenet.experiments import EXPERIMENTS
+from frenet.experiments.experiment import Experiment
+
+SYNTHETIC = "synthetic"
+STATEMENTS = ("step-vs-vector", "steering-effect")
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Every experiment on every network."""
+
+    networks: tuple[str, ...] = (SYNTHETIC, "frenet:gpt2")
+    """synthetic, frenet:gpt2, hub ids, folders, GGUF files."""
+    tasks: tuple[str, ...] = ("frenet:words",)
+    """Task files or data set names for the language models."""
+    statements: tuple[str, ...] = ("frenet:comparisons",)
+    """Labelled statements or A/B questions for the language models."""
+    only: tuple[str, ...] = ()
+    """Names of the tasks and statements to measure, where the files hold more. Empty: the first."""
+    experiments: tuple[str, ...] = ()
+    """Only these experiments. By default all, in demo and smoke those of frenet demo."""
+
+
+PRESETS = {
+    "smoke": Reproduction(),
+    "demo": Reproduction(),
+    "cpu": Reproduction(),
+    "gpu": Reproduction(
+        networks=(
+            SYNTHETIC, "frenet:gpt2", "distilbert/distilgpt2", "openai-community/gpt2",
+            "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B",
+        ),
+    ),
+}  # fmt: skip
+
+# What a preset changes in those of the experiments: on the synthetic transformer in the preset of
+# the same name, on language models in the preset lm.
+_FEW: dict[str, Any] = {"seeds": (0, 1), "max_tasks": 1}
+_SYNTHETIC_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "cpu": {
+        "gradient-rank": {"max_tasks": 4},
+        "recovery-basis": {"max_tasks": 2},
+        "basis-drift": {"max_tasks": 3},
+        "best-of-n": {"max_tasks": 1},
+        "subspace-training": {"max_tasks": 1},
+        "direction-scale": {"max_tasks": 2},
+    },
+}
+_MODEL_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "smoke": {
+        "gradient-rank": {"seeds": (0,), "max_tasks": 2, "n": 8, "points": ("none",)},
+        "recovery-basis": {
+            "seeds": (0,), "max_tasks": 1, "steps": 30, "ks": (1, 5, 10),
+            "protocols": ("absolute-noise",),
+        },
+        "basis-drift": {"seeds": (0,), "max_tasks": 1, "n": 8, "lags": (1, 3, 10), "window": 8},
+        "best-of-n": {
+            "seeds": (0,), "max_tasks": 1, "candidates": 8, "factors": (1.0,),
+            "places": ("all", "random:10"),
+        },
+        "step-vs-vector": {"seeds": (0,), "rows": 16, "shuffles": 100},
+        "steering-effect": {"seeds": (0,), "rows": 16, "draws": 2, "doses": (0.05, 0.2)},
+        "direction-scale": {"seeds": (0,), "max_tasks": 1, "lags": (1, 3, 12), "candidates": 8},
+        "subspace-training": {"seeds": (0,), "max_tasks": 1, "steps": 40, "ks": (2, 5)},
+        "task-vector-range": {"seeds": (0,), "max_tasks": 2, "steps": 20},
+    },
+    "demo": {
+        "gradient-rank": {**_FEW, "max_tasks": 2, "n": 16},
+        "recovery-basis": {**_FEW},
+        "basis-drift": {**_FEW},
+        "best-of-n": {
+            **_FEW, "candidates": 32, "factors": (0.5, 1.0), "places": ("all", "random:100"),
+        },
+        "direction-scale": {**_FEW},
+        "subspace-training": {**_FEW},
+        "task-vector-range": {**_FEW, "max_tasks": 2},
+    },
+    "cpu": {
+        "recovery-basis": {"max_tasks": 1},
+        "basis-drift": {"max_tasks": 1},
+        "best-of-n": {
+            "max_tasks": 1, "candidates": 64, "factors": (0.5, 1.0, 2.0),
+            "places": ("all", "random:10", "random:100"),
+        },
+        "subspace-training": {"max_tasks": 1, "protocols": ("absolute-noise",)},
+        "task-vector-range": {"max_tasks": 2},
+    },
+    "gpu": {name: {"seeds": (0, 1, 2, 3, 4)} for name in ("step-vs-vector", "steering-effect")},
+}  # fmt: skip
+
+
+class Part(NamedTuple):
+    """One experiment on one network."""
+
+    network: str
+    experiment: Experiment
+    config: Any
+
+
+def parts(wanted: Reproduction, preset: str) -> list[Part]:
+    """What is to run, in order: network after network.
+
+    Raises:
+        ValueError: no networks, one twice, or an unknown experiment.
+    """
+    if not wanted.networks:
+        raise ValueError("there are no networks; pass --networks synthetic, or a model")
+    if twice := [n for n in wanted.networks if wanted.networks.count(n) > 1]:
+        raise ValueError(f"--networks names {twice[0]} twice")
+    chosen = [
+        experiment
+        for experiment in EXPERIMENTS.values()
+        if (
+            experiment.name in wanted.experiments
+            or (not wanted.experiments and (experiment.in_demo or preset in ("cpu", "gpu")))
+        )
+    ]
+    return [
+        Part(network, experiment, settings(experiment, network, wanted, preset=preset))
+        for network in wanted.networks
+        for experiment in chosen
+    ]
+
+
+def settings(experiment: Experiment, network: str, wanted: Reproduction, *, preset: str) -> Any:
+    """The configuration of one experiment on one network."""
+    if network == SYNTHETIC:
+        changes = _SYNTHETIC_CHANGES.get(preset, {}).get(experiment.name, {})
+        return replace(experiment.presets[preset], **changes)
+    base = experiment.presets["lm"]
+    known = {field.name for field in fields(base)}
+    steering = experiment.name in STATEMENTS
+    given: dict[str, Any] = {
+        "model": network,
+        "tasks": wanted.statements if steering else wanted.tasks,
+        "only": _only(wanted, steering=steering),
+    }
+    if "contrasts" in known and wanted.statements:
+        given["contrasts"] = wanted.statements[0]
+    changes = _MODEL_CHANGES.get(preset, {}).get(experiment.name, {})
+    return replace(base, **given, **changes)
+
+
+def _only(wanted: Reproduction, *, steering: bool) -> tuple[str, ...]:
+    """The names that this kind of source has, of those asked for."""
+    if not wanted.only:
+        return ()
+    from frenet.network.contrasts import answered_names
+    from frenet.network.text import task_names
+
+    sources = wanted.statements if steering else wanted.tasks
+    names = answered_names if steering else task_names
+    there = {name for source in sources for name in names(source)}
+    return tuple(name for name in wanted.only if name in there)
+
+
+def folder_name(part: Part) -> str:
+    """Name of the folder of a part: network and experiment.
+
+    >>> short_name("Qwen/Qwen2.5-0.5B"), short_name("frenet:gpt2"), short_name("a/My Model.gguf")
+    ('Qwen2.5-0.5B', 'gpt2', 'My-Model')
+    """
+    return f"{short_name(part.network)}-{part.experiment.name}"
+
+
+def short_name(network: str) -> str:
+    """The last part of a model's name or path, safe in a file system."""
+    last = network.rstrip("/").replace("\\", "/").rpartition("/")[2].rpartition(":")[2]
+    last = last.removesuffix(".gguf")
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in last)
+
+
+def by_network(found: Sequence[Part]) -> Mapping[str, list[Part]]:
+    """The parts of each network, in order."""
+    return {
+        network: [part for part in found if part.network == network]
+        for network in dict.fromkeys(part.network for part in found)
+    }

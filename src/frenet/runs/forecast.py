@@ -1,0 +1,93 @@
+"""What a reproduction will cost, said before it runs.
+
+Costs were measured once, in training steps of the network (`experiments/costs.py`); such a step is
+timed again here, so that a forecast follows the machine and the network.
+"""
+
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from frenet.experiments.costs import COSTS, MODEL
+from frenet.experiments.reproduction import SYNTHETIC, Part
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# The step that is timed, in one thread: examples of a batch, and how often.
+SYNTHETIC_ROWS, MODEL_ROWS, REPEATS = 64, 8, 7
+# What a process holds that has imported torch, transformers and peft.
+LIBRARIES_MIB = 560
+
+
+class Speed(NamedTuple):
+    """Seconds of one training step in one thread, and MiB of the float32 weights."""
+
+    step: float
+    weights_mib: float
+
+
+class Forecast(NamedTuple):
+    """What a part still costs: seconds of one processor, MiB of each worker, and its cells."""
+
+    seconds: float
+    mib: float
+    cells: int
+    finished: int
+
+
+def forecast(part: Part, preset: str, speed: Speed, *, folder: Path) -> Forecast:
+    """The cost of what is left of a part.
+
+    Args:
+        part: experiment and network.
+        preset: of the reproduction, whose costs are known.
+        speed: of the network, as :func:`network_speed` finds it.
+        folder: where the part runs, which may hold finished cells.
+    """
+    kind = SYNTHETIC if part.network == SYNTHETIC else MODEL
+    cost = COSTS[kind][preset][part.experiment.name]
+    cells = len(part.experiment.cells(part.config))
+    finished = len(list((folder / "cells").glob("*.jsonl")))
+    unit = 1.0 if kind == SYNTHETIC else speed.weights_mib
+    seconds = cost.steps * speed.step * (cells - finished)
+    return Forecast(seconds, LIBRARIES_MIB + cost.memory * unit, cells, finished)
+
+
+def network_speed(part: Part) -> Speed:
+    """Time a training step of a part's network, of its adapters where it is a language model.
+
+    The model is loaded: one that cannot be is told before hours of work.
+    """
+    from frenet.network.context import torch_threads
+
+    with torch_threads(1):
+        model, task, rows = _model_and_task(part)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        batch = next(task.batches("train", rows, 0))
+        times = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            task.loss(model, batch).backward()
+            times.append(time.perf_counter() - start)
+            for parameter in parameters:
+                parameter.grad = None
+    size = 4 * sum(p.numel() for p in model.parameters()) / 2**20
+    return Speed(statistics.median(times), size)
+
+
+def _model_and_task(part: Part) -> "tuple[nn.Module, Any, int]":
+    if part.network == SYNTHETIC:
+        from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+
+        shape = SyntheticConfig(width=part.config.width)
+        return SyntheticTransformer(shape, seed=0), SyntheticTask("reverse"), SYNTHETIC_ROWS
+    from frenet.network.adapters import attach_lora
+    from frenet.network.load import load
+    from frenet.network.text import text_tasks
+
+    loaded = load(part.network)
+    found = text_tasks(part.config.tasks[0], loaded.tokenizer, max_length=64)
+    model = attach_lora(loaded.model, rank=part.config.rank, seed=0)
+    return model, next(iter(found.values())), MODEL_ROWS

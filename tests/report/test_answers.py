@@ -1,0 +1,137 @@
+"""Runs that decide no claim: their answers open the page, or their own section."""
+
+import dataclasses
+from pathlib import Path
+
+import made_up
+import pytest
+from test_page import Parsed
+
+from frenet.experiments.experiment import Experiment, Row
+from frenet.report import export, write_report
+from frenet.runs import Run
+
+SILENT = "scale"
+
+
+def answer_rows(seeds: int, names: tuple[str, ...] = ("gradient", "a: b")) -> list[Row]:
+    return [
+        {
+            "table": "answer",
+            "seed": seed,
+            "space": "full",
+            "direction": name,
+            "sentence": f"{name}: linear up to {seed + 1}.5 of its length",
+        }
+        for seed in range(seeds)
+        for name in names
+    ]
+
+
+def experiments() -> dict[str, Experiment]:
+    """The made-up experiments, and one without a claim."""
+    found = made_up.experiments()
+    drift = found["basis-drift"]
+    found[SILENT] = dataclasses.replace(
+        drift, name=SILENT, claims=(), question="How far does each go?"
+    )
+    return found
+
+
+def scale_run(rows: list[Row]) -> Run:
+    drift = made_up.runs()[2]
+    return Run(SILENT, drift.config, [*rows, *drift.rows], drift.manifest, [], Path("runs/scale"))
+
+
+def page(runs: list[Run], tmp_path: Path) -> Parsed:
+    out = write_report(runs, tmp_path / "r.html", experiments=experiments(), static=False)
+    return Parsed(out.read_text("utf-8"))
+
+
+def before(text: str, *parts: str) -> None:
+    """That all parts are there, in this order."""
+    places = [text.find(part) for part in parts]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_answers_open_a_page_without_claims(tmp_path: Path) -> None:
+    text = page([scale_run(answer_rows(2))], tmp_path).text
+    before(
+        text,
+        "How far does each go? On the synthetic transformer .",
+        "gradient seed 0 linear up to 1.5 of its length seed 1 linear up to 2.5 of its length",
+        "a: b seed 0 linear up to 1.5 of its length",
+        "Go to",
+    )
+    # Once at the top, and once in the table of all rows.
+    assert text.count("seed 0 linear up to 1.5") == 2
+    assert "No claim" not in text
+
+
+def test_sentences_may_start_with_any_key(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"table": "answer", "seed": 0, "task": name, "sentence": f"{name}: gains half"}
+        for name in ("copy", "sort")
+    ]
+    text = page([scale_run(rows)], tmp_path).text
+    before(text, "copy gains half sort gains half", "Go to")
+    mixed = page([scale_run([*rows, rows[0] | {"sentence": "nothing was measured"}])], tmp_path)
+    before(mixed.text, "task copy copy: gains half", "task copy nothing was measured", "Go to")
+
+
+def test_what_all_answers_share_is_not_repeated(tmp_path: Path) -> None:
+    text = page([scale_run(answer_rows(1))], tmp_path).text
+    assert "gradient linear up to 1.5 of its length a: b linear up to" in text
+    assert "space full" not in text
+
+
+def test_many_answers_are_folded(tmp_path: Path) -> None:
+    found = page([scale_run(answer_rows(9, ("gradient",)))], tmp_path)
+    before(found.text, "seed 2 linear up to 3.5", "6 more", "seed 3 linear up to 4.5", "seed 8")
+
+
+def test_without_answers_the_question_opens_the_page(tmp_path: Path) -> None:
+    found = page([scale_run([])], tmp_path)
+    asked = "How far does each go? On the synthetic transformer . No claim is put to the test"
+    assert asked in found.text
+    assert ("a", {"href": "#scale"}) in found.tags
+
+
+def test_beside_claims_the_answers_open_their_own_section(tmp_path: Path) -> None:
+    text = page([scale_run(answer_rows(1)), made_up.runs()[2]], tmp_path).text
+    before(text, "Of 1 claim", "Go to", "How far does each go?", "gradient linear up")
+    assert text.count("gradient linear up to 1.5") == 1
+
+
+def test_sections_stand_in_the_order_of_the_claims(tmp_path: Path) -> None:
+    first, second, third = made_up.runs()
+    found = page([scale_run([]), third, second, first], tmp_path)
+    names = ["gradient-rank", "recovery-basis", "basis-drift", SILENT]
+    assert [id for id in found.ids if id in names] == names
+
+
+def test_a_figure_that_draws_none_of_its_rows_says_so(tmp_path: Path) -> None:
+    found = experiments()
+    drift = found["basis-drift"]
+    empty = drift.figures[0]._replace(chart=lambda rows: drift.figures[0].chart([]))
+    found["basis-drift"] = dataclasses.replace(drift, figures=(empty,))
+    out = write_report(made_up.runs()[2:], tmp_path / "r.html", experiments=found, static=False)
+    text = Parsed(out.read_text("utf-8")).text
+    assert "No row of the table drift is of the kind that this figure draws." in text
+    written = export(made_up.runs()[2:], tmp_path / "out", experiments=found)
+    assert [file.name for file in written] == ["basis-drift-drift.csv"]
+
+
+@pytest.mark.parametrize(("count", "shown"), [(3, 3), (4, 2), (9, 2)])
+def test_many_cautions_are_folded(tmp_path: Path, count: int, shown: int) -> None:
+    found = experiments()
+    drift = found["basis-drift"]
+    (claim,) = drift.claims
+    told = claim.decide([])._replace(notes=tuple(f"caution {i}." for i in range(count)))
+    changed = (claim._replace(decide=lambda rows: told),)
+    found["basis-drift"] = dataclasses.replace(drift, claims=changed)
+    out = write_report(made_up.runs()[2:], tmp_path / "r.html", experiments=found, static=False)
+    text = Parsed(out.read_text("utf-8")).text
+    assert all(f"caution {i}." in text for i in range(count))
+    assert (f"caution {shown - 1}. {count - shown} more" in text) == (count > shown)
