@@ -27,7 +27,7 @@ TITLE = "How far, and for how long, can a direction in a neural network be trust
 
 def write_report(
     runs: Sequence[Run],
-    out: Path,
+    out: Path | str,
     *,
     experiments: Mapping[str, Experiment] | None = None,
     static: bool = True,
