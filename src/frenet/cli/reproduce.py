@@ -31,7 +31,7 @@ class Reproducing(Work):
 
 def reproduce(args: list[str]) -> int:
     """``frenet reproduce``."""
-    from frenet.experiments.reproduction import PRESETS, folder_name, parts
+    from frenet.experiments.reproduction import PRESETS, folder_names, parts
     from frenet.report import write_report
     from frenet.runs import reproduction_out
 
@@ -44,11 +44,14 @@ def reproduce(args: list[str]) -> int:
     with printing(work.json) as show:
         todo = parts(wanted, name)
         out = work.out or reproduction_out(name, wanted)
-        forecasts = _forecasts(todo, name, work, out=out)
+        folders = [out / folder for folder in folder_names(todo)]
+        forecasts = _forecasts(todo, folders, name)
         facts = _say_costs(todo, forecasts, work, out=out)
         if not work.plan:
-            planned = [Planned(p.experiment, p.config, out / folder_name(p)) for p in todo]
-            runs, failed = execute_all(planned, work)
+            planned = zip(todo, folders, strict=True)
+            runs, failed = execute_all(
+                [Planned(part.experiment, part.config, folder) for part, folder in planned], work
+            )
             report = write_report(runs, out / "report.html") if runs else None
             facts |= {"failed": failed, "report": path_text(report)}
             show_runs(show, runs, facts, as_json=work.json)
@@ -93,22 +96,19 @@ def _say_costs(
     }  # fmt: skip
 
 
-def _forecasts(
-    todo: "Sequence[Part]", preset: str, work: Reproducing, *, out: Path
-) -> "list[Forecast]":
+def _forecasts(todo: "Sequence[Part]", folders: Sequence[Path], preset: str) -> "list[Forecast]":
     """What every part still costs; networks that are finished are not loaded again."""
-    from frenet.experiments.reproduction import by_network, folder_name
-    from frenet.runs.forecast import Speed, forecast, network_speed
+    from frenet.runs.forecast import Speed, forecast, is_finished, network_speed
 
-    found = []
-    for mine in by_network(todo).values():
-        unknown = Speed(0.0, 0.0)
-        some = [forecast(p, preset, unknown, folder=out / folder_name(p)) for p in mine]
-        if any(f.finished < f.cells for f in some):
-            speed = network_speed(mine[0])
-            some = [forecast(p, preset, speed, folder=out / folder_name(p)) for p in mine]
-        found += some
-    return found
+    speeds: dict[str, Speed] = {}
+    for part, folder in zip(todo, folders, strict=True):
+        if part.network not in speeds and not is_finished(part, folder):
+            speeds[part.network] = network_speed(part)
+    idle = Speed(0.0, 0.0)
+    return [
+        forecast(part, preset, speeds.get(part.network, idle), folder=folder)
+        for part, folder in zip(todo, folders, strict=True)
+    ]
 
 
 def _workers(work: Reproducing) -> int:

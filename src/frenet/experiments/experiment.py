@@ -91,13 +91,17 @@ class Claim(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure that answers one question; ``chart`` turns rows into an Altair chart."""
+    """A figure that answers one question; ``chart`` turns rows into an Altair chart.
+
+    ``front``: it stands on the first screen of a report, below the claims.
+    """
 
     id: str
     title: str
     caption: str
     table: str
     chart: Callable[[Rows], Any]
+    front: bool = False
 
 
 @dataclass(frozen=True, repr=False)

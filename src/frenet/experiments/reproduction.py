@@ -22,7 +22,8 @@ class Reproduction:
     statements: tuple[str, ...] = ("frenet:comparisons",)
     """Labelled statements or A/B questions for the language models."""
     only: tuple[str, ...] = ()
-    """Names of the tasks and statements to measure, where the files hold more. Empty: the first."""
+    """Names of the tasks and statements to measure, where the files hold more. Empty: as many as
+    the preset takes."""
     experiments: tuple[str, ...] = ()
     """Only these experiments. By default all, in demo and smoke those of frenet demo."""
 
@@ -113,14 +114,13 @@ def parts(wanted: Reproduction, preset: str) -> list[Part]:
         raise ValueError("there are no networks; pass --networks synthetic, or a model")
     if twice := [n for n in wanted.networks if wanted.networks.count(n) > 1]:
         raise ValueError(f"--networks names {twice[0]} twice")
-    chosen = [
-        experiment
-        for experiment in EXPERIMENTS.values()
-        if (
-            experiment.name in wanted.experiments
-            or (not wanted.experiments and (experiment.in_demo or preset in ("cpu", "gpu")))
-        )
-    ]
+    if unknown := [name for name in wanted.experiments if name not in EXPERIMENTS]:
+        raise ValueError(f"no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}")
+    _refuse_unknown(wanted)
+    whole = preset in ("cpu", "gpu")
+    names = wanted.experiments or [e.name for e in EXPERIMENTS.values() if whole or e.in_demo]
+    # Those that decide claims first.
+    chosen = sorted((EXPERIMENTS[name] for name in names), key=lambda e: not e.claims)
     return [
         Part(network, experiment, settings(experiment, network, wanted, preset=preset))
         for network in wanted.networks
@@ -149,31 +149,52 @@ def settings(experiment: Experiment, network: str, wanted: Reproduction, *, pres
 
 def _only(wanted: Reproduction, *, steering: bool) -> tuple[str, ...]:
     """The names that this kind of source has, of those asked for."""
-    if not wanted.only:
-        return ()
+    there = _names(wanted, steering=steering) if wanted.only else ()
+    return tuple(name for name in wanted.only if name in there)
+
+
+def _names(wanted: Reproduction, *, steering: bool) -> list[str]:
+    """Names of all statements, or of all tasks, of the sources."""
     from frenet.network.contrasts import answered_names
     from frenet.network.text import task_names
 
     sources = wanted.statements if steering else wanted.tasks
     names = answered_names if steering else task_names
-    there = {name for source in sources for name in names(source)}
-    return tuple(name for name in wanted.only if name in there)
+    return [name for source in sources for name in names(source)]
 
 
-def folder_name(part: Part) -> str:
-    """Name of the folder of a part: network and experiment.
+def _refuse_unknown(wanted: Reproduction) -> None:
+    """Raise ValueError where ``only`` names something that no source has."""
+    if not wanted.only:
+        return
+    known = _names(wanted, steering=False) + _names(wanted, steering=True)
+    if missing := [name for name in wanted.only if name not in known]:
+        raise ValueError(f"no task or statements {missing[0]!r}; there are {', '.join(known)}")
+
+
+def folder_names(found: Sequence[Part]) -> list[str]:
+    """Names of the parts' folders: network and experiment, the network's path where it must be."""
+    networks = list(dict.fromkeys(part.network for part in found))
+    short = {network: short_name(network) for network in networks}
+    taken = list(short.values())
+    for network, name in short.items():
+        if taken.count(name) > 1:
+            short[network] = _safe(network)
+    return [f"{short[part.network]}-{part.experiment.name}" for part in found]
+
+
+def short_name(network: str) -> str:
+    """The last part of a model's name or path, safe in a file system.
 
     >>> short_name("Qwen/Qwen2.5-0.5B"), short_name("frenet:gpt2"), short_name("a/My Model.gguf")
     ('Qwen2.5-0.5B', 'gpt2', 'My-Model')
     """
-    return f"{short_name(part.network)}-{part.experiment.name}"
-
-
-def short_name(network: str) -> str:
-    """The last part of a model's name or path, safe in a file system."""
     last = network.rstrip("/").replace("\\", "/").rpartition("/")[2].rpartition(":")[2]
-    last = last.removesuffix(".gguf")
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in last)
+    return _safe(last.removesuffix(".gguf"))
+
+
+def _safe(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text).strip("-.")
 
 
 def by_network(found: Sequence[Part]) -> Mapping[str, list[Part]]:

@@ -195,6 +195,7 @@ FIGURES = (
         "outlive the run stand at the last step that was looked at.",
         "lifetime",
         map_chart,
+        front=True,
     ),
     Figure(
         "deviation",

@@ -1,7 +1,7 @@
 """The first screen: what the paper says, what the rows say, and what the rows say beside it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from frenet.experiments.experiment import Claim, Estimate, Finding
@@ -35,15 +35,63 @@ def answer(decisions: Sequence[Decision]) -> str:
     ):
         mine = [d for d in decisions if d.finding.verdict == verdict]
         if mine:
-            named = [f"{d.claim.id} on {d.run}" if several else d.claim.id for d in mine]
-            groups.append(
-                f"{len(mine)} {'is' if len(mine) == 1 else 'are'} {verb} ({spoken(named)})"
-            )
+            named = "" if several else f" ({spoken([d.claim.id for d in mine])})"
+            groups.append(f"{len(mine)} {'is' if len(mine) == 1 else 'are'} {verb}{named}")
     what = "verdicts" if several else "claims"
     if len(decisions) == 1:
         what = what.removesuffix("s")
     where = f" on {len(runs)} networks" if len(runs) > 1 else f" on {runs[0]}" if runs[0] else ""
-    return f"Of {len(decisions)} {what}{where}, {spoken(groups)}."
+    everywhere = f" {_everywhere(decisions, len(runs))}" if several else ""
+    return f"Of {len(decisions)} {what}{where}, {spoken(groups)}.{everywhere}"
+
+
+def _everywhere(decisions: Sequence[Decision], networks: int) -> str:
+    """The claims on which all networks agree."""
+    by_claim: dict[str, list[str]] = {}
+    for decision in decisions:
+        by_claim.setdefault(decision.claim.id, []).append(decision.finding.verdict)
+    words = []
+    for verdict in ("supported", "contradicted"):
+        same = [c for c, found in by_claim.items() if found == [verdict] * networks]
+        if same:
+            words.append(f"{spoken(same)} {'is' if len(same) == 1 else 'are'} {verdict} on all")
+    return f"{'; '.join(words)}." if words else "On no claim do all networks agree."
+
+
+def matrix(decisions: Sequence[Decision], anchors: Mapping[str, str]) -> Markup:
+    """Claims in rows, networks in columns: verdict, number, and what it stands beside.
+
+    Args:
+        decisions: of all networks.
+        anchors: of every network, by label.
+    """
+    claims = {decision.claim.id: decision.claim for decision in decisions}
+    found = {(decision.claim.id, decision.run): decision for decision in decisions}
+    links = (
+        tag("th", tag("a", user_text(label), href=f"#{anchor}"), scope="col")
+        for label, anchor in anchors.items()
+    )
+    head = tag("thead", tag("tr", tag("th", "Claim", scope="col"), *links))
+    rows = []
+    for claim in (claims[name] for name in sorted(claims)):
+        first = (tag("b", claim.id, class_="id"), " ", claim.statement, tag("small", claim.paper))
+        cells = [_verdict(found.get((claim.id, label)), label) for label in anchors]
+        rows.append(tag("tr", tag("th", *first, scope="row"), *cells))
+    caption = tag("caption", "The claims on every network", class_="hidden")
+    return tag("table", caption, head, tag("tbody", *rows), class_="claims matrix")
+
+
+def _verdict(decision: Decision | None, label: str) -> Markup:
+    if decision is None:
+        return tag("td", "not measured", data_label=label)
+    finding = decision.finding
+    ours = _measured(finding.estimate, "")
+    beside = estimate(finding.reference_estimate)
+    known = finding.reference_estimate is not None
+    return tag(
+        "td", badge(finding.verdict), *ours, tag("small", f"beside {beside}" if known else ""),
+        data_label=label,
+    )  # fmt: skip
 
 
 def claims_table(decisions: Sequence[Decision]) -> Markup:

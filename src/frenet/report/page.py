@@ -13,16 +13,13 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-from frenet._version import __version__
 from frenet.experiments.experiment import Experiment
 from frenet.report import answers, figures
-from frenet.report.claims import Decision, answer, claims_table
-from frenet.report.markup import Markup, join, tag, user_text
+from frenet.report.markup import Markup, join, tag
+from frenet.report.opening import chapter, decided, grouped, opening
 from frenet.report.sections import Section, section
 from frenet.report.tables import csv_bytes, tables_of
-from frenet.runs import Run, decide_claims
-
-TITLE = "How far, and for how long, can a direction in a neural network be trusted?"
+from frenet.runs import Run
 
 
 def write_report(
@@ -51,18 +48,17 @@ def write_report(
     out = Path(out)
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; name a file, such as {out / 'report.html'}")
-    sections = _sections(runs, experiments)
-    decisions = [
-        Decision(claim, finding, part.label, part.anchor(claim.figure))
-        for part in sections
-        for claim, finding in decide_claims(part.experiment, part.run)
-    ]
-    networks = list(dict.fromkeys(part.label for part in sections))
-    decisions.sort(key=lambda decision: (networks.index(decision.run), decision.claim.id))
-    # Where no claim opens the page, the answers do.
-    said = {part.id: answers.answers(part) for part in sections if decisions}
-    bodies = join(section(part, said.get(part.id), static=static) for part in sections)
-    page = _document(_opening(sections, decisions), bodies)
+    networks = grouped(_sections(runs, experiments))
+    known = {network.id: decided(network) for network in networks}
+    decisions = [decision for some in known.values() for decision in some]
+    bodies = []
+    for network in networks:
+        if len(networks) > 1:
+            bodies.append(chapter(network, known[network.id], static=static))
+        # Where no claim opens the page, the answers do.
+        said = {part.id: answers.answers(part) for part in network.parts if decisions}
+        bodies += [section(part, said.get(part.id), static=static) for part in network.parts]
+    page = _document(opening(networks, decisions, static=static), join(bodies))
     return _write(out, page.encode())
 
 
@@ -103,6 +99,7 @@ def export(
 
 
 def _sections(runs: Sequence[Run], experiments: Mapping[str, Experiment] | None) -> list[Section]:
+    """The runs with what they answer and a name each, in the order given."""
     if not runs:
         raise ValueError("there is no run to report; give at least one run folder")
     if experiments is None:
@@ -110,50 +107,41 @@ def _sections(runs: Sequence[Run], experiments: Mapping[str, Experiment] | None)
 
         experiments = described()
     parts: list[Section] = []
+    labels = _labels(runs)
     for run in runs:
         if run.experiment not in experiments:
             known = ", ".join(sorted(experiments))
             raise ValueError(f"no experiment is called {run.experiment!r}; known are {known}")
         before = sum(part.run.experiment == run.experiment for part in parts)
         name = _slug(run.experiment) + (f"-{before + 1}" if before else "")
-        label = _network(run)
+        label = labels[_model(run)]
         if any((part.run.experiment, part.label) == (run.experiment, label) for part in parts):
             label = f"{label} ({run.path.name})"
         parts.append(Section(name, label, run, experiments[run.experiment]))
-    # In the claims' order, which is the paper's; runs without a claim follow as they were given.
-    return sorted(parts, key=lambda part: [c.id for c in part.experiment.claims] or ["~"])
+    return parts
 
 
-def _network(run: Run) -> str:
-    model = str(run.config.get("model", ""))
-    return {"synthetic": "the synthetic transformer"}.get(model, model)
+def _labels(runs: Sequence[Run]) -> dict[str, str]:
+    """What each model is called: a hub id whole, of a path the last part where that is its own."""
+    models = list(dict.fromkeys(map(_model, runs)))
+    short = [_short(model) for model in models]
+    return {m: m if short.count(s) > 1 else s for m, s in zip(models, short, strict=True)}
+
+
+def _model(run: Run) -> str:
+    return str(run.config.get("model", ""))
+
+
+def _short(model: str) -> str:
+    if model == "synthetic":
+        return "the synthetic transformer"
+    parts = model.replace("\\", "/").rstrip("/").split("/")
+    path = len(parts) > 2 or parts[0] in ("", ".", "..", "~") or model.endswith(".gguf")
+    return parts[-1].removesuffix(".gguf") if path else model
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "run"
-
-
-def _opening(sections: Sequence[Section], decisions: Sequence[Decision]) -> Markup:
-    seeds = {row["seed"] for part in sections for row in part.run.rows if "seed" in row}
-    facts = [f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}"] if seeds else []
-    facts += [f"{sum(len(part.run.rows) for part in sections):,} rows", f"frenet {__version__}"]
-    failed = sum(len(part.run.failures) for part in sections)
-    facts += [f"{failed} failed cell{'' if failed == 1 else 's'}"] if failed else []
-    if any(part.run.manifest.get("complete") is False for part in sections):
-        facts.append("not finished")
-    links = [tag("a", part.id, href=f"#{part.id}") for part in sections]
-    lead = tag("p", user_text(answer(decisions)), class_="answer") if decisions else ""
-    found = claims_table(decisions) if decisions else join(answers.opening(sections))
-    return join(
-        [
-            tag("p", "frenet report", class_="eyebrow"),
-            tag("h1", TITLE),
-            lead,
-            tag("p", " · ".join(facts), class_="facts"),
-            tag("section", tag("h2", "What was found", class_="hidden"), found, id="claims"),
-            tag("nav", tag("span", "Go to"), *links, aria_label="Experiments"),
-        ]
-    )
 
 
 def _document(opening: Markup, sections: Markup) -> Markup:

@@ -39,7 +39,9 @@ def section(part: Section, said: Markup | None = None, *, static: bool) -> Marku
         tag("h2", experiment.question),
         label,
     )
-    drawn = join(_figure(part, entry, static=static) for entry in experiment.figures)
+    drawn = join(
+        figure_of(part, entry, static=static) for entry in experiment.figures if not entry.front
+    )
     found = tables.tables_of(experiment, run.rows)
     listed = join(
         tables.html_table(
@@ -52,7 +54,8 @@ def section(part: Section, said: Markup | None = None, *, static: bool) -> Marku
     return tag("section", *parts, id=part.id)
 
 
-def _figure(part: Section, figure: Figure, *, static: bool) -> Markup:
+def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
+    """One figure of a run, with its caption and its words; or why there is nothing to see."""
     anchor = f"{part.id}-{figure.id}"
     title = tag("h3", figure.title, id=f"{anchor}-title")
     caption = tag("figcaption", figure.caption)

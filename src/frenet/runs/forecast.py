@@ -48,11 +48,22 @@ def forecast(part: Part, preset: str, speed: Speed, *, folder: Path) -> Forecast
     """
     kind = SYNTHETIC if part.network == SYNTHETIC else MODEL
     cost = COSTS[kind][preset][part.experiment.name]
-    cells = len(part.experiment.cells(part.config))
-    finished = len(list((folder / "cells").glob("*.jsonl")))
+    cells, finished = _cells(part, folder)
     unit = 1.0 if kind == SYNTHETIC else speed.weights_mib
     seconds = cost.steps * speed.step * (cells - finished)
     return Forecast(seconds, LIBRARIES_MIB + cost.memory * unit, cells, finished)
+
+
+def is_finished(part: Part, folder: Path) -> bool:
+    """Whether all cells of a part are there."""
+    cells, finished = _cells(part, folder)
+    return finished >= cells
+
+
+def _cells(part: Part, folder: Path) -> tuple[int, int]:
+    """How many cells a part has, and how many of them are finished."""
+    finished = len(list((folder / "cells").glob("*.jsonl")))
+    return len(part.experiment.cells(part.config)), finished
 
 
 def network_speed(part: Part) -> Speed:

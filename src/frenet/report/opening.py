@@ -1,0 +1,106 @@
+"""The first screen, and the first lines on each network where there are several."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from frenet._version import __version__
+from frenet.report import answers
+from frenet.report.claims import Decision, answer, claims_table, matrix
+from frenet.report.markup import Markup, join, tag, user_text
+from frenet.report.sections import Section, figure_of
+from frenet.runs import decide_claims
+
+TITLE = "How far, and for how long, can a direction in a neural network be trusted?"
+
+
+class Network(NamedTuple):
+    """The runs on one network, in the order of the claims."""
+
+    id: str
+    label: str
+    parts: tuple[Section, ...]
+
+
+def grouped(sections: Sequence[Section]) -> list[Network]:
+    """The runs by network; in the claims' order, and those without a claim behind them."""
+    found: list[Network] = []
+    for label in dict.fromkeys(part.label for part in sections):
+        mine = [part for part in sections if part.label == label]
+        mine.sort(key=lambda part: [claim.id for claim in part.experiment.claims] or ["~"])
+        found.append(Network(f"network-{len(found) + 1}", label, tuple(mine)))
+    return found
+
+
+def decided(network: Network) -> list[Decision]:
+    """What its runs say about every claim, by the claims' ids."""
+    decisions = [
+        Decision(claim, finding, part.label, part.anchor(claim.figure))
+        for part in network.parts
+        for claim, finding in decide_claims(part.experiment, part.run)
+    ]
+    return sorted(decisions, key=lambda decision: decision.claim.id)
+
+
+def opening(networks: Sequence[Network], decisions: Sequence[Decision], *, static: bool) -> Markup:
+    """The answer, what stands behind it, and where to go."""
+    parts = [part for network in networks for part in network.parts]
+    several = len(networks) > 1
+    lead = tag("p", user_text(answer(decisions)), class_="answer") if decisions else ""
+    front = Markup("")
+    if not decisions:
+        found = join(answers.opening(parts))
+    elif several:
+        found = matrix(decisions, {network.label: network.id for network in networks})
+    else:
+        found = claims_table(decisions)
+    if not several:
+        front = fronts(networks[0], static=static)
+        links = [tag("a", part.id, href=f"#{part.id}") for part in parts]
+    else:
+        links = [tag("a", user_text(n.label), href=f"#{n.id}") for n in networks]
+    return join(
+        [
+            tag("p", "frenet report", class_="eyebrow"),
+            tag("h1", TITLE),
+            lead,
+            tag("p", " · ".join(_facts(parts)), class_="facts"),
+            tag("section", tag("h2", "What was found", class_="hidden"), found, id="claims"),
+            front,
+            _navigation(links, "Networks" if several else "Experiments"),
+        ]
+    )
+
+
+def chapter(network: Network, decisions: Sequence[Decision], *, static: bool) -> Markup:
+    """The first lines on one network of several: its claims, its map, its experiments."""
+    head = tag("header", tag("p", "network", class_="eyebrow"), tag("h2", user_text(network.label)))
+    found = claims_table(decisions) if decisions else Markup("")
+    links = [tag("a", part.run.experiment, href=f"#{part.id}") for part in network.parts]
+    front = fronts(network, static=static)
+    inside = (head, found, front, _navigation(links, f"Experiments on {network.label}"))
+    return tag("section", *inside, id=network.id, class_="chapter")
+
+
+def fronts(network: Network, *, static: bool) -> Markup:
+    """The figures that do not wait for their section."""
+    return join(
+        figure_of(part, figure, static=static)
+        for part in network.parts
+        for figure in part.experiment.figures
+        if figure.front
+    )
+
+
+def _facts(parts: Sequence[Section]) -> list[str]:
+    seeds = {row["seed"] for part in parts for row in part.run.rows if "seed" in row}
+    facts = [f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}"] if seeds else []
+    facts += [f"{sum(len(part.run.rows) for part in parts):,} rows", f"frenet {__version__}"]
+    failed = sum(len(part.run.failures) for part in parts)
+    facts += [f"{failed} failed cell{'' if failed == 1 else 's'}"] if failed else []
+    if any(part.run.manifest.get("complete") is False for part in parts):
+        facts.append("not finished")
+    return facts
+
+
+def _navigation(links: Sequence[Markup], label: str) -> Markup:
+    return tag("nav", tag("span", "Go to"), *links, aria_label=label)
