@@ -2,15 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench dist clean
+.PHONY: demo test test-slow bench docs dist clean
 
 demo: .venv/installed
 	$(BIN)/frenet demo --out runs/demo
 
 test: .venv/installed
-	$(BIN)/ruff format --check src tests benchmarks examples
-	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples docs/*.py
+	$(BIN)/ruff check src tests benchmarks examples docs
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
 	$(BIN)/pytest
 
 # Real models: stories260K beside the repository, SmolLM2 where FRENET_TEST_GGUF names its file.
@@ -27,6 +28,10 @@ build/peers/installed: benchmarks/peers.txt | .venv/installed
 	rm -rf build/peers
 	-$(BIN)/pip install -q --no-deps --target build/peers -r benchmarks/peers.txt && touch $@
 
+# The pages are in site/, and open from there without a server.
+docs: .venv/installed
+	$(BIN)/mkdocs build --strict --quiet
+
 # Source archive and wheel, the wheel built from the archive.
 dist: .venv/installed
 	$(BIN)/python -m build --no-isolation --outdir dist
@@ -37,4 +42,4 @@ dist: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist site

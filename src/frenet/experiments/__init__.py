@@ -14,6 +14,7 @@ from frenet.experiments.experiment import Experiment
 __all__ = ["EXPERIMENTS", "Experiment", "described"]
 
 EXPERIMENTS: dict[str, Experiment]
+"""The experiments by name, those with claims in the order of the claims after those without."""
 
 
 @functools.cache

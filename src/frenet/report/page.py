@@ -26,7 +26,7 @@ from frenet.runs import Run
 
 def write_report(
     runs: Sequence[Run],
-    out: Path,
+    out: Path | str,
     *,
     experiments: Mapping[str, Experiment] | None = None,
     static: bool = True,

@@ -1,0 +1,254 @@
+"""Every block of every page runs as a reader would run it, and the site can be built."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+
+import frenet
+from frenet.cli import main
+from frenet.geometry.rng import generator
+from network.models import tiny_llama
+from pages import Block, blocks, commands
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("*.md"), ROOT / "benchmarks/README.md", *ROOT.glob("docs/**/*.md")]
+)
+# What is shown and cannot run.
+SHOWN = {"", "json", "text", "ini", "toml"}
+# Commands that are not run here, and why. Each has to be on some page.
+EXEMPT = {
+    r"^pip install": "installs from an index",
+    r"^make ": "makes an environment, or runs these tests",
+    r"--model Qwen/": "downloads a model",
+    r"--model frenet:gpt2": "trains a network; tests/network/test_made.py does so in a few steps",
+    r"--model model\.gguf": "needs a GGUF file; tests/network/test_load.py makes some",
+    r"--model stories260K": "needs a model and tasks that are not in the repository",
+    r"ray://": "needs a cluster",
+    r"runs/drift": "belongs to the run of the GGUF file",
+    r"^frenet run \S+ +--model \./my-model --tasks \S+( --spaces lora full)?$": (
+        "takes minutes with all that the preset lm measures; the other pages run it small"
+    ),
+    r"^frenet probe --model \./my-model --tasks my_tasks\.jsonl --(vectors|contrasts)": (
+        "trains 100 steps; docs/how-to/scale-an-adapter.md runs it small"
+    ),
+    r"--budget 512": "scores 512 candidates; docs/how-to/plan-a-search.md scores 64",
+    r"--preset demo": "takes minutes; the preset smoke of the same runs elsewhere",
+}
+WORDS = (
+    "cat", "dog", "tree", "house", "bird", "road", "lamp", "stone", "boat", "cloud", "star", "hill",
+    "door", "leaf", "rain", "song",
+)  # fmt: skip
+
+
+def exempt(command: str) -> bool:
+    line = joined(command).partition("  #")[0].strip()
+    return any(re.search(pattern, line) for pattern in EXEMPT)
+
+
+def joined(command: str) -> str:
+    """A command of several lines as one."""
+    return re.sub(r"\\\n\s*", "", command)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Iterator[Path]:
+    """The folder of a reader: a model, an adapter, a fine-tuned model, tasks and statements.
+
+    One processor, so that nothing waits for worker processes; networks are kept between pages.
+    """
+    folder = tmp_path_factory.mktemp("reader")
+    before, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FRENET_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.chdir(folder)
+    os.sched_setaffinity(0, {min(before)})
+    torch.set_num_threads(1)
+    try:
+        write_files(folder)
+        write_models(folder)
+        assert main(steer_extract()) == 0
+        yield folder
+    finally:
+        patch.undo()
+        torch.set_num_threads(threads)
+        os.sched_setaffinity(0, before)
+
+
+def write_files(folder: Path) -> None:
+    """Tasks, statements and labelled texts."""
+    plurals = [f"{a}{b}" for a in WORDS for b in WORDS]
+    tasks = [
+        {"task": task, "input": word, "output": answer}
+        for word in plurals
+        for task, answer in (
+            ("singular-plural", word + "s"),
+            ("plural", word + "s"),
+            ("reverse", word[::-1]),
+        )
+    ]
+    numbers = [(a, b) for a in range(20) for b in range(20) if a != b]
+    statements = [
+        {"statement": f"{a} is larger than {b}.", "label": int(a > b)} for a, b in numbers[::2]
+    ]
+    for name, rows in (("my_tasks", tasks), ("statements", statements)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    texts = [f"a {word} is {kind},{kind}" for word in plurals for kind in ("good", "bad")]
+    (folder / "sentiment.csv").write_text("\n".join(["text,label", *texts]), encoding="utf-8")
+
+
+def write_models(folder: Path) -> None:
+    """A Llama with a tokenizer of these files, an adapter for it, and a fine-tuned one."""
+    tokenizer = trained_tokenizer([path.read_text("utf-8") for path in folder.glob("*.*")])
+    model = tiny_llama(vocabulary=len(tokenizer))
+    for name in ("my-model", "fine-tuned-folder"):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        draw = generator(0, "fine-tuned")
+        with torch.no_grad():
+            for module, p in model.named_parameters():
+                if "proj" in module:  # what an adapter can hold
+                    p += 0.01 * torch.randn(p.shape, generator=draw)
+    adapted = frenet.attach_lora(frenet.load("my-model").model, rank=2)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_B" in name:
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator(0, name)))
+    adapted.save_pretrained(folder / "my-adapter")
+
+
+def trained_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level, of 400 tokens, to which the answers Yes and No are one token each."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    answers = [" Yes No true false (A) (B)"] * 500
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<unk>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*texts, *answers], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>"
+    )
+
+
+def steer_extract() -> list[str]:
+    """Arguments that make the other vector of README.md."""
+    source = ["--model", "my-model", "--tasks", "statements.jsonl"]
+    return ["steer", "extract", *source, "--how", "gradient", "--out", "other.safetensors"]
+
+
+def training() -> dict[str, Any]:
+    """What pages about a training of the reader's own take for granted."""
+    loaded = frenet.load("my-model")
+    tasks = frenet.text_tasks("my_tasks.jsonl", loaded.tokenizer, max_length=64)
+    args = TrainingArguments(
+        "checkpoints", max_steps=12, report_to=[], save_strategy="no", use_cpu=True,
+        disable_tqdm=True,
+    )  # fmt: skip
+    return {
+        "model": frenet.attach_lora(loaded.model, rank=2),
+        "args": args,
+        "data": [padded(row.encoded) for row in tasks["reverse"].examples["train"]],
+        "probes": list(tasks.values()),
+    }
+
+
+def padded(row: Any, width: int = 32) -> dict[str, list[int]]:
+    """One example as Trainer takes it, of the same width for all."""
+    ids, rest = row.context + row.target, width - len(row.context + row.target)
+    return {
+        "input_ids": ids + [0] * rest,
+        "attention_mask": [1] * len(ids) + [0] * rest,
+        "labels": [-100] * len(row.context) + row.target + [-100] * rest,
+    }
+
+
+def with_trainer() -> dict[str, Any]:
+    """The same with the trainer made, as README.md has it."""
+    given = training()
+    trainer = Trainer(model=given["model"], args=given["args"], train_dataset=given["data"])
+    return {"frenet": frenet, "trainer": trainer, "tasks": given["probes"]}
+
+
+# Names that a page takes from its reader.
+GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
+    "README.md": with_trainer,
+    "docs/trainer.md": training,
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_runs(page, prepared, tmp_path, monkeypatch):
+    found = blocks((ROOT / page).read_text(encoding="utf-8"))
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = GIVEN[page]() if page in GIVEN else {}
+    for block in found:
+        if block.language == "python":
+            run_python(block, page, names)
+        elif block.language == "console":
+            for command in commands(block.text):
+                run_command(command)
+        else:
+            assert block.language in SHOWN, f"{page}:{block.line}: say how {block.language} runs"
+
+
+def run_python(block: Block, page: str, names: dict[str, Any]) -> None:
+    """Run a block in the names of its page; a traceback shows the line of the page."""
+    code = "\n" * (block.line - 1) + block.text
+    exec(compile(code, str(ROOT / page), "exec"), names)
+
+
+def run_command(command: str) -> None:
+    """Run a command that is not exempt; it must succeed."""
+    words = shlex.split(joined(command), comments=True)
+    if exempt(command):
+        if words[0] == "frenet":
+            require_options(words)
+    elif words[0] == "frenet":
+        assert main(words[1:]) == 0, command
+    else:
+        assert subprocess.run(["bash", "-c", command], check=False).returncode == 0, command
+
+
+def require_options(words: list[str]) -> None:
+    """The options of a command that is not run exist."""
+    name = words[1:3] if words[1] in ("run", "steer") else words[1:2]
+    options = {word for word in words if word.startswith("--")}
+    asked = subprocess.run(["frenet", *name, "--help"], capture_output=True, text=True, check=True)
+    assert options <= set(re.findall(r"--[\w-]+", asked.stdout)), words
+
+
+def test_every_exemption_is_needed():
+    lines = [
+        command
+        for page in PAGES
+        for block in blocks((ROOT / page).read_text(encoding="utf-8"))
+        if block.language == "console"
+        for command in commands(block.text)
+    ]
+    lines = [joined(line).partition("  #")[0].strip() for line in lines]
+    assert [p for p in EXEMPT if not any(re.search(p, line) for line in lines)] == []
+
+
+def test_commands_with_here_documents_and_continued_lines_are_found():
+    text = "$ cat > f <<'END'\na\nEND\n$ frenet list \\\n  --json\noutput\n"
+    assert list(commands(text)) == ["cat > f <<'END'\na\nEND", "frenet list \\\n  --json"]
+    assert blocks("a\n```python\nx = 1\n```\n") == [Block("python", "x = 1\n", 3)]

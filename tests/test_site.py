@@ -1,0 +1,90 @@
+"""What docs/hooks.py and docs/docstrings.py make of pages and docstrings."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import griffe
+import pytest
+from mkdocs.exceptions import PluginError
+
+import frenet
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def module(name):
+    """A file of docs, imported."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    return module("hooks")
+
+
+def test_formulas_become_mathml(hooks):
+    page = (
+        '<p><span class="arithmatex">\\(a &lt; b^2\\)</span></p>'
+        '<div class="arithmatex">\\[\nx\n\\]</div>'
+    )
+    made = hooks.on_page_content(page)
+    assert made.count("<math") == 2
+    assert "arithmatex" not in made
+    assert "<msup><mi>b</mi><mn>2</mn></msup>" in made
+    assert made.index('display="inline"') < made.index('display="block"')
+    text = "<p>costs $5 and <code>\\(x\\)</code></p>"
+    assert hooks.on_page_content(text) == text
+
+
+def test_all_public_names_are_listed_where_they_are_defined(hooks):
+    made = hooks.on_page_markdown(f"# Reference\n\n{hooks.PUBLIC}\n")
+    rows = re.findall(r"^\| \[`(\w+)`\]\[frenet\.([\w.]+)\.(\w+)\] \| .+ \|$", made, re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(frenet._HOME)
+    assert {*frenet._HOME, "__version__"} == set(frenet.__all__)
+    # The file that defines a name, also where frenet imports it from another.
+    assert ("caa", "methods.steering", "caa") in rows
+    assert ("Basis", "geometry.subspace", "Basis") in rows
+    assert "## Networks and tasks" in made
+
+
+def test_a_layer_has_all_its_modules(hooks):
+    made = hooks.on_page_markdown("<!-- modules of geometry -->")
+    assert made.startswith("::: frenet.geometry.alignment\n\n::: frenet.geometry.basis")
+    assert "__init__" not in made
+
+
+@pytest.mark.parametrize(
+    "outside",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        "<script async src=//cdn.example/x.js></script>",
+        '<link rel="stylesheet" href="https://fonts.example/css">',
+    ],
+)
+def test_a_page_that_loads_something_from_elsewhere_is_refused(hooks, outside):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="a.md"))
+    with pytest.raises(PluginError, match=r"a\.md loads something from elsewhere"):
+        hooks.on_post_page(outside, page)
+    fine = '<script src="assets/x.js"></script><a href="https://example.org">there</a>'
+    assert hooks.on_post_page(fine, page) == fine
+    with pytest.raises(PluginError, match="a formula that is not MathML"):
+        hooks.on_post_page('<span class="arithmatex">', page)
+
+
+def test_doctests_are_examples_and_imported_names_are_left_out(tmp_path):
+    (tmp_path / "shape.py").write_text(
+        'from math import pi\n\ndef area(r):\n    """Of a disc.\n\n    Text.\n\n    >>> area(0)\n'
+        '    0.0\n\n    >>> area(0)\n    0.0\n    """\n    return pi * r * r\n',
+        encoding="utf-8",
+    )
+    extensions = griffe.load_extensions(module("docstrings").Reference())
+    read = griffe.load("shape", search_paths=[tmp_path], extensions=extensions)
+    sections = read["area"].docstring.parse("google")
+    assert [section.kind.value for section in sections] == ["text", "examples"]
+    assert sections[1].value[0][1] == ">>> area(0)\n0.0"
+    assert read.members["pi"].public is False
