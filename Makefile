@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench docs dist clean
+.PHONY: demo test test-slow results bench docs dist clean
 
 demo: .venv/installed
 	$(BIN)/frenet demo --out runs/demo
@@ -17,6 +17,11 @@ test: .venv/installed
 # Real models: stories260K beside the repository, SmolLM2 where FRENET_TEST_GGUF names its file.
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow
+
+# Hours. The language models are those that are at hand: make results MODELS="./stories260K SmolLM2.gguf"
+results: .venv/installed
+	$(BIN)/frenet reproduce --preset cpu --networks synthetic frenet:gpt2 $(MODELS) --out runs/results
+	$(BIN)/frenet report runs/results --results docs/results
 
 # Arguments as in: make bench BENCH="--model SmolLM2.gguf --resume"
 bench: .venv/installed build/peers/installed

@@ -17,7 +17,7 @@ from frenet.experiments.reproduction import (
 )
 from frenet.runs import forecast as forecasting
 from frenet.runs.engine import cells_of
-from frenet.runs.forecast import LIBRARIES_MIB, Speed, forecast, is_finished, network_speed
+from frenet.runs.forecast import Speed, forecast, is_finished, network_speed, preparation
 
 CLAIMS = {f"C{i}" for i in range(1, 8)}
 OFFLINE = [name for name in PRESETS if name != "gpu"]
@@ -44,7 +44,8 @@ def test_every_part_of_every_preset_has_a_cost(preset):
         kind = SYNTHETIC if part.network == SYNTHETIC else MODEL
         cost = COSTS[kind][preset][part.experiment.name]
         assert cost.steps > 0
-        assert cost.memory > 0
+        assert cost.mib > 100
+        assert (cost.weights > 0) == (kind == MODEL)
 
 
 def test_the_larger_presets_run_everything():
@@ -96,12 +97,12 @@ def test_a_forecast_is_cells_times_steps_and_falls_with_what_is_finished(tmp_pat
     wanted = replace(PRESETS["demo"], experiments=("gradient-rank",))
     synthetic, model = parts(wanted, "demo")
     speed = Speed(step=0.5, weights_mib=100.0)
-    for part, kind, unit in ((synthetic, SYNTHETIC, 1.0), (model, MODEL, 100.0)):
+    for part, kind in ((synthetic, SYNTHETIC), (model, MODEL)):
         cost = COSTS[kind]["demo"]["gradient-rank"]
         cells = len(cells_of(part.experiment, part.config))
         before = forecast(part, "demo", speed, folder=tmp_path / "none")
         assert before.seconds == pytest.approx(cost.steps * 0.5 * cells)
-        assert before.mib == pytest.approx(LIBRARIES_MIB + cost.memory * unit)
+        assert before.mib == pytest.approx(cost.mib + cost.weights * 100.0)
         done = tmp_path / kind / "cells"
         done.mkdir(parents=True)
         (done / "one.jsonl").touch()
@@ -118,3 +119,15 @@ def test_the_speed_of_a_network_is_that_of_its_training_step(monkeypatch):
     speed = network_speed(part)
     assert speed.step == 3.0
     assert 0.05 < speed.weights_mib < 0.5  # 4 bytes of some tens of thousands of parameters
+
+
+def test_preparation_is_the_training_of_every_seed():
+    wanted = replace(PRESETS["demo"], experiments=("gradient-rank", "step-vs-vector"))
+    synthetic, _, model, steering = parts(wanted, "demo")
+    speed = Speed(step=0.5, weights_mib=1.0)
+    config = synthetic.config
+    steps = len(config.seeds) * config.train_steps
+    assert preparation(synthetic, speed) == pytest.approx(forecasting.OWN_STEP * 0.5 * steps)
+    learned = len(model.config.seeds) * model.config.learn_steps
+    assert preparation(model, speed) == pytest.approx(0.5 * learned)
+    assert preparation(steering, speed) == 0.0

@@ -45,8 +45,8 @@ def reproduce(args: list[str]) -> int:
         todo = parts(wanted, name)
         out = work.out or reproduction_out(name, wanted)
         folders = [out / folder for folder in folder_names(todo)]
-        forecasts = _forecasts(todo, folders, name)
-        facts = _say_costs(todo, forecasts, work, out=out)
+        forecasts, before = _forecasts(todo, folders, name)
+        facts = _say_costs(todo, forecasts, before, work, out=out)
         if not work.plan:
             planned = zip(todo, folders, strict=True)
             runs, failed = execute_all(
@@ -64,7 +64,12 @@ def reproduce(args: list[str]) -> int:
 
 
 def _say_costs(
-    todo: "Sequence[Part]", forecasts: "Sequence[Forecast]", work: Reproducing, *, out: Path
+    todo: "Sequence[Part]",
+    forecasts: "Sequence[Forecast]",
+    before: float,
+    work: Reproducing,
+    *,
+    out: Path,
 ) -> dict[str, Any]:
     """Show time and memory on standard error before anything runs; the same as facts.
 
@@ -83,7 +88,8 @@ def _say_costs(
     if not work.quiet:
         console.print(_plan_table(todo, forecasts, workers))
         console.print(
-            f"about {duration(seconds)} with {workers} workers and at most {memory:,.0f} MiB; "
+            f"about {duration(seconds)}, and up to {duration(before / workers)} for networks that "
+            f"are not in the cache, with {workers} workers and at most {memory:,.0f} MiB; "
             f"into {out}",
             markup=False,
         )
@@ -91,24 +97,37 @@ def _say_costs(
         _require_memory(forecasts, workers)
     return {
         "command": "reproduce", "preset": work.preset, "out": str(out),
-        "expected_seconds": round(seconds, 1), "expected_mib": round(memory),
+        "expected_seconds": round(seconds, 1), "preparing_seconds": round(before / workers, 1),
+        "expected_mib": round(memory),
         "cells": sum(f.cells for f in forecasts), "finished": sum(f.finished for f in forecasts),
     }  # fmt: skip
 
 
-def _forecasts(todo: "Sequence[Part]", folders: Sequence[Path], preset: str) -> "list[Forecast]":
-    """What every part still costs; networks that are finished are not loaded again."""
-    from frenet.runs.forecast import Speed, forecast, is_finished, network_speed
+def _forecasts(
+    todo: "Sequence[Part]", folders: Sequence[Path], preset: str
+) -> "tuple[list[Forecast], float]":
+    """What every part still costs, and seconds of preparation in all.
+
+    Networks whose parts are finished are not loaded again.
+    """
+    from frenet.experiments.reproduction import by_network
+    from frenet.runs.forecast import Speed, forecast, is_finished, network_speed, preparation
 
     speeds: dict[str, Speed] = {}
     for part, folder in zip(todo, folders, strict=True):
         if part.network not in speeds and not is_finished(part, folder):
             speeds[part.network] = network_speed(part)
     idle = Speed(0.0, 0.0)
-    return [
+    found = [
         forecast(part, preset, speeds.get(part.network, idle), folder=folder)
         for part, folder in zip(todo, folders, strict=True)
     ]
+    # What a network learns is learned once for all experiments.
+    before = sum(
+        max(preparation(part, speeds.get(network, idle)) for part in mine)
+        for network, mine in by_network(todo).items()
+    )
+    return found, before
 
 
 def _workers(work: Reproducing) -> int:

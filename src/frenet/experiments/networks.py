@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 # Held-out examples that say how well a task is known.
 EXAMPLES = 32
-# A cached network must not depend on the threads of the run that happened to make it.
-LEARNING_THREADS = 2
+# A cached network must not depend on the threads of the run that happened to make it; two threads
+# that wait for each other on a busy machine take many times as long as one.
+LEARNING_THREADS = 1
 
 # What the presets "smoke" of all experiments say of the network.
 SMALL_NETWORK: dict[str, Any] = {"seeds": (0, 1), "width": 32, "train_steps": 300}

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # The step that is timed, in one thread: examples of a batch, and how often.
 SYNTHETIC_ROWS, MODEL_ROWS, REPEATS = 64, 8, 7
-# What a process holds that has imported torch, transformers and peft.
-LIBRARIES_MIB = 560
+# Steps of 64 rows to which a step of the synthetic transformer's own training, of 256, comes.
+OWN_STEP = 3.5
 
 
 class Speed(NamedTuple):
@@ -49,9 +49,16 @@ def forecast(part: Part, preset: str, speed: Speed, *, folder: Path) -> Forecast
     kind = SYNTHETIC if part.network == SYNTHETIC else MODEL
     cost = COSTS[kind][preset][part.experiment.name]
     cells, finished = _cells(part, folder)
-    unit = 1.0 if kind == SYNTHETIC else speed.weights_mib
     seconds = cost.steps * speed.step * (cells - finished)
-    return Forecast(seconds, LIBRARIES_MIB + cost.memory * unit, cells, finished)
+    return Forecast(seconds, cost.mib + cost.weights * speed.weights_mib, cells, finished)
+
+
+def preparation(part: Part, speed: Speed) -> float:
+    """Seconds of one processor that a part's networks take where they are not in the cache."""
+    config = part.config
+    if part.network == SYNTHETIC:
+        return float(len(config.seeds) * OWN_STEP * config.train_steps * speed.step)
+    return float(len(config.seeds) * getattr(config, "learn_steps", 0) * speed.step)
 
 
 def is_finished(part: Part, folder: Path) -> bool:
