@@ -45,9 +45,12 @@ _FEW: dict[str, Any] = {"seeds": (0, 1), "max_tasks": 1}
 _SYNTHETIC_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
         "gradient-rank": {"max_tasks": 4},
-        "recovery-basis": {"max_tasks": 2},
+        "recovery-basis": {"max_tasks": 1},
         "basis-drift": {"max_tasks": 3},
-        "best-of-n": {"max_tasks": 1},
+        "best-of-n": {
+            "max_tasks": 1, "widths": (), "ranks": (),
+            "places": ("all", "random:10", "random:100", "random:1000", "prefix:10"),
+        },
         "subspace-training": {"max_tasks": 1},
         "direction-scale": {"max_tasks": 2},
     },
@@ -82,6 +85,7 @@ _MODEL_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "task-vector-range": {**_FEW, "max_tasks": 2},
     },
     "cpu": {
+        "gradient-rank": {"max_tasks": 2, "n": 16},
         "recovery-basis": {"max_tasks": 1},
         "basis-drift": {"max_tasks": 1},
         "best-of-n": {
