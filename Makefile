@@ -1,6 +1,8 @@
 # Needs Python 3.11 or newer with pip; everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# A banner of the documentation's theme about its successor.
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo test test-slow results bench docs dist clean
 

@@ -46,6 +46,7 @@ EXEMPT = {
     ),
     r"--budget 512": "scores 512 candidates; docs/how-to/plan-a-search.md scores 64",
     r"--preset demo": "takes minutes; the preset smoke of the same runs elsewhere",
+    r"^frenet reproduce --preset cpu": "takes hours; tests/test_cli_reproduce.py runs it small",
 }
 WORDS = (
     "cat", "dog", "tree", "house", "bird", "road", "lamp", "stone", "boat", "cloud", "star", "hill",

@@ -22,9 +22,34 @@ class Cost(NamedTuple):
     weights: float = 0.0
 
 
-# Multiples of the weights on SmolLM2: adapters that train, and steps in all weights.
+# Multiples of the weights: adapters that train, and steps in all weights (Qwen2.5-0.5B).
 _ADAPTERS, _ALL = 2.5, 4.5
 
+_SYNTHETIC_WHOLE = {
+    "gradient-rank": Cost(3374, 1140),
+    "recovery-basis": Cost(2118, 1140),
+    "basis-drift": Cost(2234, 1140),
+    "best-of-n": Cost(4675, 1140),
+    "step-vs-vector": Cost(23, 1140),
+    "steering-effect": Cost(450, 1140),
+    "direction-scale": Cost(1567, 1140),
+    "subspace-training": Cost(20545, 1140),
+    "task-vector-range": Cost(2430, 1140),
+}
+# Cells of a small network, where much of a step is overhead: for a large one they are too high.
+_MODEL_WHOLE = {
+    "gradient-rank": Cost(321, 600, _ADAPTERS),
+    "recovery-basis": Cost(403, 600, _ADAPTERS),
+    "basis-drift": Cost(458, 600, _ADAPTERS),
+    "best-of-n": Cost(2226, 600, _ADAPTERS),
+    "step-vs-vector": Cost(33, 600, _ALL),
+    "steering-effect": Cost(72, 600, _ALL),
+    "direction-scale": Cost(1094, 650, _ALL),
+    "subspace-training": Cost(339, 600, _ADAPTERS),
+    "task-vector-range": Cost(419, 650, _ADAPTERS),
+}
+
+# By kind of network and preset; a cell of the preset gpu is one of cpu.
 COSTS: dict[str, dict[str, dict[str, Cost]]] = {
     SYNTHETIC: {
         "smoke": {
@@ -36,6 +61,17 @@ COSTS: dict[str, dict[str, dict[str, Cost]]] = {
             "steering-effect": Cost(19, 490),
             "direction-scale": Cost(712, 530),
         },
+        "demo": {
+            "gradient-rank": Cost(1194, 790),
+            "recovery-basis": Cost(1148, 860),
+            "basis-drift": Cost(524, 860),
+            "best-of-n": Cost(1370, 860),
+            "step-vs-vector": Cost(9, 860),
+            "steering-effect": Cost(170, 860),
+            "direction-scale": Cost(839, 860),
+        },
+        "cpu": _SYNTHETIC_WHOLE,
+        "gpu": _SYNTHETIC_WHOLE,
     },
     MODEL: {
         "smoke": {
@@ -47,5 +83,16 @@ COSTS: dict[str, dict[str, dict[str, Cost]]] = {
             "steering-effect": Cost(72, 550, _ALL),
             "direction-scale": Cost(1607, 630, _ALL),
         },
+        "demo": {
+            "gradient-rank": Cost(324, 540, _ADAPTERS),
+            "recovery-basis": Cost(494, 550, _ADAPTERS),
+            "basis-drift": Cost(479, 550, _ADAPTERS),
+            "best-of-n": Cost(2341, 550, _ADAPTERS),
+            "step-vs-vector": Cost(27, 550, _ALL),
+            "steering-effect": Cost(64, 550, _ALL),
+            "direction-scale": Cost(1085, 650, _ALL),
+        },
+        "cpu": _MODEL_WHOLE,
+        "gpu": _MODEL_WHOLE,
     },
 }

@@ -48,10 +48,15 @@ _SYNTHETIC_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "recovery-basis": {"max_tasks": 1},
         "basis-drift": {"max_tasks": 3},
         "best-of-n": {
-            "max_tasks": 1, "widths": (), "ranks": (),
-            "places": ("all", "random:10", "random:100", "random:1000", "prefix:10"),
+            "max_tasks": 1,
+            "widths": (),
+            "ranks": (),
+            "candidates": 128,
+            "searches": 3,
+            "probes": 8,
+            "places": ("all", "random:10", "random:100", "random:1000"),
         },
-        "subspace-training": {"max_tasks": 1},
+        "subspace-training": {"max_tasks": 1, "protocols": ("wrong-answers",)},
         "direction-scale": {"max_tasks": 2},
     },
 }
