@@ -15,6 +15,7 @@ from frenet.experiments.reproduction import (
     folder_names,
     parts,
 )
+from frenet.network import made_model
 from frenet.runs import forecast as forecasting
 from frenet.runs.engine import cells_of
 from frenet.runs.forecast import Speed, forecast, is_finished, network_speed, preparation
@@ -121,7 +122,8 @@ def test_the_speed_of_a_network_is_that_of_its_training_step(monkeypatch):
     assert 0.05 < speed.weights_mib < 0.5  # 4 bytes of some tens of thousands of parameters
 
 
-def test_preparation_is_the_training_of_every_seed():
+def test_preparation_is_the_training_of_every_seed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FRENET_CACHE", str(tmp_path))
     wanted = replace(PRESETS["demo"], experiments=("gradient-rank", "step-vs-vector"))
     synthetic, _, model, steering = parts(wanted, "demo")
     speed = Speed(step=0.5, weights_mib=1.0)
@@ -129,5 +131,8 @@ def test_preparation_is_the_training_of_every_seed():
     steps = len(config.seeds) * config.train_steps
     assert preparation(synthetic, speed) == pytest.approx(forecasting.OWN_STEP * 0.5 * steps)
     learned = len(model.config.seeds) * model.config.learn_steps
+    own = made_model.STEPS * made_model.ROWS // forecasting.MODEL_ROWS
+    assert preparation(model, speed) == pytest.approx(0.5 * (learned + own))
+    made_model.made_folder().mkdir(parents=True)
     assert preparation(model, speed) == pytest.approx(0.5 * learned)
     assert preparation(steering, speed) == 0.0

@@ -16,7 +16,7 @@ WORDS, COMPARISONS = "frenet:words", "frenet:comparisons"
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FRENET_CACHE", str(tmp_path))
-    monkeypatch.setattr(made_model, "_STEPS", 12)
+    monkeypatch.setattr(made_model, "STEPS", 12)
     return tmp_path
 
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
+from safetensors.torch import save_file
 from torch import nn
 
 from frenet.geometry import rng
 from frenet.network.cache import cache_dir
 from frenet.network.context import torch_threads
 from frenet.network.contrasts import ANSWERED, ASKED
+from frenet.network.gguf import say_on_stderr
 from frenet.network.made_data import PREFIX, made_rows
 from frenet.network.schemas import Template
 from frenet.network.tasks import collate, token_loss
@@ -25,8 +27,8 @@ NAME = f"{PREFIX}gpt2"
 VERSION = 1
 CONTEXT = 96
 _VOCABULARY = 384
-_STEPS = 1200
-_ROWS = 32
+STEPS = 1200
+ROWS = 32
 _RATE = 3e-3
 
 
@@ -37,17 +39,30 @@ def made_model() -> Path:
     tokenizer of its own, taught the five tasks of ``frenet:words`` and to answer Yes or No about
     ``frenet:comparisons``. It is trained in one thread, so that it is the same in every run.
     """
-    folder = cache_dir() / "made" / f"gpt2-v{VERSION}"
+    folder = made_folder()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
+            say_on_stderr(f"training {NAME}: about two minutes, once")
             partial = folder.with_name(f".{folder.name}.{os.getpid()}")
             shutil.rmtree(partial, ignore_errors=True)
             tokenizer = made_tokenizer()
-            trained_gpt2(tokenizer, steps=_STEPS).save_pretrained(partial)
+            _save(trained_gpt2(tokenizer, steps=STEPS), partial)
             tokenizer.save_pretrained(partial)
             partial.replace(folder)
     return folder
+
+
+def made_folder() -> Path:
+    """Where ``frenet:gpt2`` is, or will be."""
+    return cache_dir() / "made" / f"gpt2-v{VERSION}"
+
+
+def _save(model: "GPT2LMHeadModel", folder: Path) -> None:
+    """A model folder; the head is the embedding, which is stored once."""
+    model.config.save_pretrained(folder)
+    tensors = {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def made_tokenizer() -> Any:
@@ -89,20 +104,26 @@ def made_tasks(tokenizer: Any) -> dict[str, TextTask]:
     return words | compared
 
 
-# In one thread: the network is the same whatever the run that asks first works with.
-@torch_threads(1)
-def trained_gpt2(tokenizer: Any, *, steps: int) -> "GPT2LMHeadModel":
-    """Train on the made data: AdamW, a tenth of warm-up, linear decay, clip 1."""
+def fresh_gpt2(tokenizer: Any) -> "GPT2LMHeadModel":
+    """The network before it is trained; always the same one."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     end = tokenizer.eos_token_id
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=CONTEXT, n_embd=64, n_layer=4, n_head=4,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=end, eos_token_id=end,
+        dtype="float32",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = GPT2LMHeadModel(config)
+        return GPT2LMHeadModel(config)
+
+
+# In one thread: the network is the same whatever the run that asks first works with.
+@torch_threads(1)
+def trained_gpt2(tokenizer: Any, *, steps: int) -> "GPT2LMHeadModel":
+    """Train on the made data: AdamW, a tenth of warm-up, linear decay, clip 1."""
+    model = fresh_gpt2(tokenizer)
     tasks = made_tasks(tokenizer).values()
     examples = [row.encoded for task in tasks for row in task.examples["train"]]
     draw = rng.generator(0, "made", "training")
@@ -111,7 +132,7 @@ def trained_gpt2(tokenizer: Any, *, steps: int) -> "GPT2LMHeadModel":
         optimizer, lambda step: min((step + 1) / (steps // 10), 1.1 * (1 - step / steps), 1.0)
     )
     for _ in range(steps):
-        chosen = torch.randint(len(examples), (_ROWS,), generator=draw).tolist()
+        chosen = torch.randint(len(examples), (ROWS,), generator=draw).tolist()
         batch = collate([(examples[i].context, examples[i].target) for i in chosen])
         optimizer.zero_grad()
         token_loss(model, batch).backward()

@@ -55,10 +55,15 @@ def forecast(part: Part, preset: str, speed: Speed, *, folder: Path) -> Forecast
 
 def preparation(part: Part, speed: Speed) -> float:
     """Seconds of one processor that a part's networks take where they are not in the cache."""
+    from frenet.network.made_model import NAME, ROWS, STEPS, made_folder
+
     config = part.config
     if part.network == SYNTHETIC:
         return float(len(config.seeds) * OWN_STEP * config.train_steps * speed.step)
-    return float(len(config.seeds) * getattr(config, "learn_steps", 0) * speed.step)
+    steps = len(config.seeds) * getattr(config, "learn_steps", 0)
+    if part.network == NAME and not made_folder().exists():
+        steps += STEPS * ROWS // MODEL_ROWS
+    return float(steps * speed.step)
 
 
 def is_finished(part: Part, folder: Path) -> bool:
@@ -76,7 +81,8 @@ def _cells(part: Part, folder: Path) -> tuple[int, int]:
 def network_speed(part: Part) -> Speed:
     """Time a training step of a part's network, of its adapters where it is a language model.
 
-    The model is loaded: one that cannot be is told before hours of work.
+    The model is loaded: one that cannot be is told before hours of work. ``frenet:gpt2`` need not
+    be trained for it.
     """
     from frenet.network.context import torch_threads
 
@@ -103,9 +109,15 @@ def _model_and_task(part: Part) -> "tuple[nn.Module, Any, int]":
         return SyntheticTransformer(shape, seed=0), SyntheticTask("reverse"), SYNTHETIC_ROWS
     from frenet.network.adapters import attach_lora
     from frenet.network.load import load
+    from frenet.network.made_model import NAME, fresh_gpt2, made_tokenizer
     from frenet.network.text import text_tasks
 
-    loaded = load(part.network)
-    found = text_tasks(part.config.tasks[0], loaded.tokenizer, max_length=64)
-    model = attach_lora(loaded.model, rank=part.config.rank, seed=0)
+    if part.network == NAME:
+        tokenizer = made_tokenizer()
+        model: Any = fresh_gpt2(tokenizer).eval()
+    else:
+        loaded = load(part.network)
+        tokenizer, model = loaded.tokenizer, loaded.model
+    found = text_tasks(part.config.tasks[0], tokenizer, max_length=64)
+    model = attach_lora(model, rank=part.config.rank, seed=0)
     return model, next(iter(found.values())), MODEL_ROWS
