@@ -83,13 +83,17 @@ def show_runs(
     if as_json:
         show(facts | {"runs": [run_dict(run, d) for run, d in zip(runs, decided, strict=True)]})
         return
-    findings = sorted(
-        (finding for some in decided for finding in some), key=lambda pair: pair[0].id
-    )
-    if findings:
-        Console().print(claims_table(findings))
-    for claim, finding in findings:
-        show(f"{claim.id}: {finding.why}")
+    models = [str(run.config.get("model", "")) for run in runs]
+    networks = list(dict.fromkeys(models))
+    for network in networks:
+        mine = (found for model, found in zip(models, decided, strict=True) if model == network)
+        findings = sorted((pair for some in mine for pair in some), key=lambda pair: pair[0].id)
+        if findings:
+            if len(networks) > 1:
+                show(f"\n{network}")
+            Console().print(claims_table(findings))
+        for claim, finding in findings:
+            show(f"{claim.id}: {finding.why}")
     for run in runs:
         for failure in run.failures:
             what = f"{failure['type']}: {failure['error']}"
