@@ -86,12 +86,14 @@ def _verdict(decision: Decision | None, label: str) -> Markup:
         return tag("td", "not measured", data_label=label)
     finding = decision.finding
     ours = _measured(finding.estimate, "")
-    beside = estimate(finding.reference_estimate)
-    known = finding.reference_estimate is not None
-    return tag(
-        "td", badge(finding.verdict), *ours, tag("small", f"beside {beside}" if known else ""),
-        data_label=label,
-    )  # fmt: skip
+    return tag("td", badge(finding.verdict), *ours, tag("small", beside(finding)), data_label=label)
+
+
+def beside(finding: Finding) -> str:
+    """What a claim's number is compared with, in few words: a number, or how it is read."""
+    if finding.reference_estimate is None:
+        return finding.reference
+    return f"beside {estimate(finding.reference_estimate)}"
 
 
 def claims_table(decisions: Sequence[Decision]) -> Markup:

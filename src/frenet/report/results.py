@@ -8,7 +8,7 @@ from pathlib import Path
 
 from frenet.experiments.experiment import Experiment
 from frenet.report import answers, figures
-from frenet.report.claims import Decision, answer
+from frenet.report.claims import Decision, answer, beside
 from frenet.report.numbers import estimate
 from frenet.report.opening import Network, decided, grouped
 from frenet.report.page import sections_of, write_whole
@@ -74,10 +74,7 @@ def _matrix(networks: Sequence[Network], decisions: Sequence[Decision]) -> Itera
 
 def _verdict(decision: Decision) -> str:
     finding = decision.finding
-    text = f"**{finding.verdict}**: {estimate(finding.estimate)}"
-    if finding.reference_estimate is None:
-        return text
-    return f"{text} beside {estimate(finding.reference_estimate)}"
+    return f"**{finding.verdict}**: {estimate(finding.estimate)}; {beside(finding)}"
 
 
 def _network(network: Network, decisions: Sequence[Decision], out: Path) -> Iterator[str]:
@@ -119,7 +116,7 @@ def _claim(decision: Decision) -> Iterator[str]:
 
 
 def _sentences(part: Section) -> Iterator[str]:
-    """The answers of a run, where it has some, each once."""
+    """The answers of a run, where it has some, with the cell that gave each."""
     found = (row for row in part.run.rows if row.get("table") == answers.TABLE)
     keys = ("seed", "space", "task")
     for row in found:
@@ -154,7 +151,7 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
         yield from (f"### {_text(network.label)}: settings", "")
         for part in network.parts:
             config = part.run.config
-            told = [f"{key} {_listed(config[key])}" for key in TOLD if config.get(key)]
+            told = [_text(f"{key} {_listed(config[key])}") for key in TOLD if config.get(key)]
             seconds = part.run.manifest["cell_seconds"]
             yield f"- `{part.run.experiment}`: {'; '.join(told)}; {seconds or 0:,.0f} s of cells"
         yield ""

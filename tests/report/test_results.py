@@ -1,0 +1,52 @@
+"""Runs as a Markdown page: every row beside it, nothing in it that is HTML, the same every time."""
+
+import csv
+import gzip
+import io
+
+import made_up
+
+from frenet.report import write_results
+from frenet.runs import Run
+
+
+def written(folder):
+    """A folder of results from two made-up networks."""
+    first = made_up.runs()[0]
+    machine = {"machine": {"platform": "made up"}, "commit": None, "cell_seconds": 1.0}
+    first = Run(**{**first.__dict__, "manifest": first.manifest | machine})
+    second = Run(**{**first.__dict__, "config": first.config | {"model": "models/<b>other</b>"}})
+    page = write_results([first, second], folder, experiments=made_up.experiments())
+    return first, page
+
+
+def test_every_row_stands_in_a_table_beside_the_page(tmp_path):
+    run, page = written(tmp_path)
+    text = page.read_text("utf-8")
+    rows = 0
+    for file in tmp_path.glob("synthetic-*.csv.gz"):
+        assert f"({file.name})" in text
+        rows += len(list(csv.DictReader(io.StringIO(gzip.decompress(file.read_bytes()).decode()))))
+    assert rows == len(run.rows)
+
+
+def test_the_page_names_both_networks_links_its_figures_and_holds_no_tag(tmp_path):
+    _, page = written(tmp_path)
+    text = page.read_text("utf-8")
+    assert "## the synthetic transformer" in text
+    # Of the parts between fences the second, fourth and so on are commands, shown as they are.
+    assert not any("<" in part for part in text.split("```")[::2])
+    assert "&lt;script&gt;" in text
+    figures = list(tmp_path.glob("*.svg"))
+    assert figures
+    assert all(f"]({figure.name})" in text for figure in figures)
+
+
+def test_the_same_runs_give_the_same_files(tmp_path):
+    for name in ("once", "again"):
+        written(tmp_path / name)
+    files = sorted(file.name for file in (tmp_path / "once").iterdir())
+    assert files == sorted(file.name for file in (tmp_path / "again").iterdir())
+    for name in files:
+        once, again = ((tmp_path / folder / name).read_bytes() for folder in ("once", "again"))
+        assert once == again
