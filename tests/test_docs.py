@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,12 @@ def require_options(words: list[str]) -> None:
     """The options of a command that is not run exist."""
     name = words[1:3] if words[1] in ("run", "steer") else words[1:2]
     options = {word for word in words if word.startswith("--")}
-    asked = subprocess.run(["frenet", *name, "--help"], capture_output=True, text=True, check=True)
+    asked = subprocess.run(
+        [sys.executable, "-m", "frenet", *name, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert options <= set(re.findall(r"--[\w-]+", asked.stdout)), words
 
 
