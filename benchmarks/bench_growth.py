@@ -14,13 +14,15 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from frenet.experiments import EXPERIMENTS
 from frenet.geometry import rng
 from frenet.geometry.basis import prefix_basis
 from frenet.geometry.energy import half_splits
@@ -28,17 +30,20 @@ from frenet.geometry.linalg import top_k_svd
 from frenet.measure.gradients import gradient_matrix
 from frenet.measure.spectra import NullSpectra, held_out_energy
 from frenet.methods.candidates import Candidates, Noise
-from frenet.methods.search import Engine, Selection, here, random_search
+from frenet.methods.search import Selection, random_search
 from frenet.network.memory import free_bytes
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticTask, SyntheticTransformer
-from frenet.runs.ray_engine import ray_engine
+from frenet.runs.engine import cells_of, jobs
+from frenet.runs.pool import here
+from frenet.runs.ray_cells import in_cluster
+from frenet.runs.worker import Job, Outcome
 from timing import STORIES, Row, adapted, attempted, from_status, high_water, reason
 from units import duration, size
 
 Point = dict[str, Any]
-# Vectors of a basis, its directions, rows of a batch, candidates of a search on workers.
-N, K, BATCH, SEARCHED = 16, 8, 16, 1024
+# Vectors of a basis, its directions, rows of a batch, seeds of an experiment.
+N, K, BATCH, SEEDS = 16, 8, 16, 16
 # The largest tensor of a network whose weights are displaced.
 LARGEST_TENSOR = 1_000_000
 # A routine that takes longer than this is run once, and not for a warm-up.
@@ -133,36 +138,42 @@ def _energy(n: int) -> Callable[[], Any]:
     return energy
 
 
-def _search(count: int, engine: Engine | None = None) -> Callable[[], Any]:
+def _search(count: int) -> Callable[[], Any]:
     model, task, space = adapted(STORIES)
     selection = Selection(select_size=4, test_size=64)
     return lambda: random_search(
-        model, task, space, noise=NOISE, num_candidates=count, selection=selection, engine=engine
+        model, task, space, noise=NOISE, num_candidates=count, selection=selection
     )
 
 
 def workers(count: int) -> Point:
-    """Time of the candidates of a search on Ray workers, from when all of them are at work."""
+    """Time of an experiment's seeds on Ray workers, from when all of them are at work."""
     torch.set_num_threads(1)
-    alone, _ = _timed_chunks(here, 1)
-    seconds, start = _timed_chunks(ray_engine(workers=count, threads=1), count)
-    note = f"{duration(alone)} in one process without Ray, workers start in {duration(start)}"
+    experiment = EXPERIMENTS["gradient-rank"]
+    seeds = replace(experiment.presets["smoke"], seeds=tuple(range(SEEDS)))
+    todo = jobs(experiment, seeds, cells_of(experiment, seeds), threads=1)
+    # The networks are trained beforehand, and cached.
+    for _ in here(deque(job for job in todo if job.stage == "prepare")):
+        pass
+    work = [job for job in todo if job.stage == "run"]
+    alone, _ = _pace(here(deque(work)), 1)
+    on_ray = in_cluster(deque(work), address=None, workers=count, threads=1, say=lambda line: None)
+    seconds, start = _pace(on_ray, count)
+    note = (
+        f"{duration(alone)} in one process without Ray, the first {count} after {duration(start)}"
+    )
     return {"size": count, "seconds": seconds, "bytes": None, "note": note}
 
 
-def _timed_chunks(engine: Engine, count: int) -> tuple[float, float]:
-    """Seconds for all chunks at the pace after each worker's first one, and up to those."""
+def _pace(outcomes: Iterator[tuple[Job, Outcome]], count: int) -> tuple[float, float]:
+    """Seconds for all outcomes at the pace after each worker's first one, and up to those."""
     arrivals = [time.perf_counter()]
-
-    def watched(*arguments: Any) -> Iterator[Any]:
-        arrivals[0] = time.perf_counter()
-        for found in engine(*arguments):
-            arrivals.append(time.perf_counter())
-            yield found
-
-    _search(SEARCHED, watched)()
-    begun, chunks = arrivals[count], len(arrivals) - 1
-    return (arrivals[-1] - begun) / (chunks - count) * chunks, begun - arrivals[0]
+    for job, outcome in outcomes:
+        if outcome.failure is not None:
+            raise RuntimeError(f"{job.cell.id}: {outcome.failure.error}")
+        arrivals.append(time.perf_counter())
+    begun, found = arrivals[count], len(arrivals) - 1
+    return (arrivals[-1] - begun) / (found - count) * found, begun - arrivals[0]
 
 
 TO_1E8 = tuple(10**power for power in range(4, 9))
@@ -176,8 +187,8 @@ CURVES = (
     Curve("held-out energy and its nulls, d = 103,680", "gradients", TO_512, "1 to 2",
           measured(_energy)),
     Curve("random_search, stories260K", "candidates", TO_4096, "1", measured(_search)),
-    Curve(f"{SEARCHED} candidates on Ray", "workers", (1, 2, 4), "-1 up to the cores", workers,
-          warm=False),
+    Curve(f"gradient-rank, {SEEDS} seeds on Ray", "workers", (1, 2, 4), "-1 up to the cores",
+          workers, warm=False),
 )  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def test_c3(ratios: list[float], control: float, verdict: str) -> None:
 
 def captures(basis: str, values: list[float], **changes: object) -> list[dict[str, object]]:
     base = {"table": "capture", "basis": basis, "k": 10, "space": "lora", "optimizer": "adam:1e-3"}
-    context = {"walk_share": 0.3, "k_over_stop": 0.2}
+    context = {"walk_share": 0.3, "k_over_stop": 0.2, "protocol": "noise"}
     return [
         base | context | {"seed": s, "captured": v, "lift": v / 0.3} | changes
         for s, v in enumerate(values)
@@ -120,6 +120,16 @@ def test_c2_takes_the_best_static_basis_and_no_basis_from_the_damaged_point() ->
     finding = fixed_plane(rows)
     assert finding.verdict == "supported"
     assert "damage direction" in finding.quantity
+
+
+def test_c2_and_c4_say_what_each_damage_and_optimiser_gave() -> None:
+    rows = captures("prefix", [0.8, 0.8, 0.8]) + captures("prefix", [0.4] * 3, protocol="labels")
+    rows += captures("prefix", [0.6] * 3, optimizer="sgd:1")
+    conditions = ("lora, noise, adam:1e-3", "lora, labels, adam:1e-3", "lora, noise, sgd:1")
+    for finding in (fixed_plane(rows), prefix_span(rows)):
+        for note, condition, value in zip(finding.notes, conditions, (0.8, 0.4, 0.6), strict=False):
+            assert note.startswith(condition)
+            assert str(value) in note
 
 
 @pytest.mark.parametrize(

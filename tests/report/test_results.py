@@ -42,6 +42,21 @@ def test_the_page_names_both_networks_links_its_figures_and_holds_no_tag(tmp_pat
     assert all(f"]({figure.name})" in text for figure in figures)
 
 
+def test_a_claim_names_the_damage_and_the_optimisers_of_the_spaces_that_were_measured(tmp_path):
+    run = made_up.runs()[0]
+    machine = {"machine": {"platform": "made up"}, "commit": None, "cell_seconds": 1.0}
+    settings = {"optimizers": ["adam:1"], "lora_optimizers": ["sgd:2"], "protocol": "noise"}
+    for spaces, trained in (
+        (["full"], "full space trained by adam:1."),
+        (["lora"], "lora space trained by sgd:2."),
+        (["full", "lora"], "full space trained by adam:1; lora space trained by sgd:2."),
+    ):
+        config = run.config | settings | {"spaces": spaces}
+        one = Run(**{**run.__dict__, "config": config, "manifest": run.manifest | machine})
+        page = write_results([one], tmp_path, experiments=made_up.experiments())
+        assert f"Measured with damage by noise; {trained}\n" in page.read_text("utf-8")
+
+
 def test_the_same_runs_give_the_same_files(tmp_path):
     for name in ("once", "again"):
         written(tmp_path / name)

@@ -53,7 +53,11 @@ class Column(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A value with its interval; ``low`` and ``high`` are None where one value is all there is."""
+    """A value with its interval, and how many values it is the mean of.
+
+    ``low`` and ``high`` are None where one value is all there is; ``n`` is 0 for a number that is
+    given and not measured.
+    """
 
     value: float
     low: float | None = None
@@ -63,7 +67,8 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         ends = self.low is not None and self.high is not None
         interval = f" [{self.low:.3g}, {self.high:.3g}]" if ends else ""
-        return f"{self.value:.3g}{interval}, n = {self.n}"
+        counted = f", n = {self.n}" if self.n else ""
+        return f"{self.value:.3g}{interval}{counted}"
 
 
 class Finding(NamedTuple):

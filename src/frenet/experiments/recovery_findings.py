@@ -1,6 +1,7 @@
 """What the rows of `recovery_basis` say: claims C2 and C4, columns and figures."""
 
 import math
+from collections.abc import Iterator
 
 from frenet.experiments.experiment import (
     Claim,
@@ -104,13 +105,13 @@ def _distance(value: Estimate | None) -> float:
 
 
 def _basis_notes(captures: Rows) -> tuple[str, ...]:
-    """The bases at the damaged point stand beside the verdict, by optimiser."""
+    """The bases at the damaged point stand beside the verdict, by damage and optimiser."""
     notes = []
-    for optimizer in dict.fromkeys(row["optimizer"] for row in captures):
-        table = over_seeds(select(captures, optimizer=optimizer), by=("basis",), value="captured")
+    for condition, part in _by_condition(captures):
+        table = over_seeds(part, by=("basis",), value="captured")
         shown = [row for row in table if row["basis"] not in ("prefix of replicate",)]
         listed = ", ".join(f"{row['basis']} {row['value']:.3f}" for row in shown)
-        notes.append(f"{optimizer}: {listed}.")
+        notes.append(f"{condition}: {listed}.")
     return tuple(notes)
 
 
@@ -131,6 +132,13 @@ def _function_notes(captures: Rows) -> tuple[str, ...]:
     )
 
 
+def _by_condition(rows: Rows) -> Iterator[tuple[str, Rows]]:
+    """Rows of each space, damage protocol and optimiser, after a name for the three."""
+    keys = ("space", "protocol", "optimizer")
+    for values in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        yield ", ".join(map(str, values)), select(rows, **dict(zip(keys, values, strict=True)))
+
+
 def _status_notes(rows: Rows) -> tuple[str, ...]:
     """Recoveries that gave no capture, and why."""
     table = select(rows, table="recovery")
@@ -143,11 +151,10 @@ def _status_notes(rows: Rows) -> tuple[str, ...]:
 
 
 def _prefix_notes(prefixes: Rows) -> tuple[str, ...]:
-    """Lift, rest and share of the run, by space and optimiser."""
+    """Lift, rest and share of the run, by damage and optimiser."""
     measured = [row for row in prefixes if row.get("captured") is not None]
     notes = []
-    for key in dict.fromkeys((row["space"], row["optimizer"]) for row in measured):
-        part = select(measured, space=key[0], optimizer=key[1])
+    for condition, part in _by_condition(measured):
         k = max((int(str(row["k"])) for row in part if int(str(row["k"])) <= K), default=0)
         at = select(part, k=k)
         captured, walk = fraction(at, "captured"), fraction(at, "walk_share")
@@ -155,7 +162,7 @@ def _prefix_notes(prefixes: Rows) -> tuple[str, ...]:
         if captured and walk and lift and share:
             rested = f", {rest.value:.2f} of the rest" if rest else ""
             notes.append(
-                f"{key[0]}, {key[1]}, k = {k} ({share.value:.2f} of the run): "
+                f"{condition}, k = {k} ({share.value:.2f} of the run): "
                 f"{captured.value:.2f}{rested}; a random walk {walk.value:.2f}, "
                 f"lift {lift.value:.1f}."
             )

@@ -35,7 +35,7 @@ def decide(rows: Rows) -> Finding:
         quantity="best-of-N inside its predicted 95% band, in the predicted range of sigma",
         estimate=covered,
         reference="nominal coverage",
-        reference_estimate=Estimate(NOMINAL) if covered else None,
+        reference_estimate=Estimate(NOMINAL, n=0) if covered else None,
         why=why,
         notes=tuple(_notes(rows, even)),
     )

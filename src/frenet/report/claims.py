@@ -117,6 +117,8 @@ def _claim(decision: Decision, *, named: bool) -> Markup:
     statement = (tag("b", claim.id, class_="id"), " ", claim.statement, run)
     ours = _measured(finding.estimate, finding.quantity)
     beside = _measured(finding.reference_estimate, finding.reference)
+    if finding.reference_estimate is None:
+        beside = beside[1:]  # a range to be read by, and no number
     link = tag("a", "figure", href=f"#{decision.figure}", aria_label=f"Figure for {claim.id}")
     verdict = (badge(finding.verdict), *([tag("small", link)] if decision.figure else []))
     contents = (statement, (claim.paper,), ours, beside, verdict)

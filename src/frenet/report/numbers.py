@@ -41,6 +41,8 @@ def estimate(found: Estimate | None, digits: int = 3) -> str:
     '0.612 [0.551, 0.670], n = 3'
     >>> estimate(Estimate(0.004))
     '0.00400, n = 1'
+    >>> estimate(Estimate(0.95, n=0))
+    '0.950'
     """
     if found is None or not math.isfinite(found.value):
         return NONE
@@ -48,7 +50,7 @@ def estimate(found: Estimate | None, digits: int = 3) -> str:
     ends = [end for end in (found.low, found.high) if end is not None and math.isfinite(end)]
     if len(ends) == 2:
         text += f" [{figure(float(ends[0]), digits)}, {figure(float(ends[1]), digits)}]"
-    return f"{text}, n = {found.n}"
+    return f"{text}, n = {found.n}" if found.n else text
 
 
 def spoken(parts: list[str]) -> str:

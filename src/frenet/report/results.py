@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from frenet.experiments.experiment import Experiment
+from frenet.experiments.experiment import Claim, Experiment, Finding
 from frenet.report import answers, figures
 from frenet.report.claims import Decision, answer, beside
 from frenet.report.numbers import estimate
@@ -15,13 +15,16 @@ from frenet.report.page import sections_of, write_whole
 from frenet.report.provenance import command_line
 from frenet.report.sections import Section
 from frenet.report.tables import csv_bytes, tables_of
-from frenet.runs import Run
+from frenet.runs import Run, decide_claims
 
-# What the configuration says of damage, training and sizes, where an experiment has it.
-TOLD = (
-    "seeds", "spaces", "tasks", "only", "protocols", "protocol", "points", "optimizers",
-    "optimizer", "lora_optimizers", "lora_optimizer", "learn_optimizer", "learn_steps",
-)  # fmt: skip
+# What the configuration says of data, damage and training, where an experiment has it.
+TOLD = ("seeds", "spaces", "tasks", "only", "points", "learn_optimizer", "learn_steps")
+DAMAGE = ("protocols", "protocol")
+# By the space that is trained with them.
+OPTIMIZERS = {
+    "full": ("optimizers", "optimizer"),
+    "lora": ("lora_optimizers", "lora_optimizer"),
+}
 
 
 def write_results(
@@ -47,13 +50,12 @@ def write_results(
         ValueError: no run, or a run of an experiment that is not known.
     """
     networks = grouped(sections_of(runs, experiments))
-    known = {network.id: decided(network) for network in networks}
-    decisions = [decision for some in known.values() for decision in some]
+    decisions = [decision for network in networks for decision in decided(network)]
     lines = ["# Results", ""]
     if decisions:
         lines += [answer(decisions), "", *_matrix(networks, decisions), ""]
     for network in networks:
-        lines += _network(network, known[network.id], out)
+        lines += _network(network, out)
     lines += _made(networks)
     return write_whole(out / "index.md", ("\n".join(lines).rstrip() + "\n").encode())
 
@@ -77,11 +79,16 @@ def _verdict(decision: Decision) -> str:
     return f"**{finding.verdict}**: {estimate(finding.estimate)}; {beside(finding)}"
 
 
-def _network(network: Network, decisions: Sequence[Decision], out: Path) -> Iterator[str]:
+def _network(network: Network, out: Path) -> Iterator[str]:
     """Everything about one network; its files are written on the way."""
     yield from (f"## {_text(network.label)}", "")
-    for decision in decisions:
-        yield from _claim(decision)
+    found = [
+        (claim, finding, part.run.config)
+        for part in network.parts
+        for claim, finding in decide_claims(part.experiment, part.run)
+    ]
+    for claim, finding, config in sorted(found, key=lambda one: one[0].id):
+        yield from _claim(claim, finding, config)
     for part in network.parts:
         for line in _sentences(part):
             yield f"- {_text(line)}"
@@ -96,8 +103,7 @@ def _network(network: Network, decisions: Sequence[Decision], out: Path) -> Iter
         yield from (f"Rows of `{part.run.experiment}`: {', '.join(names)}.", "")
 
 
-def _claim(decision: Decision) -> Iterator[str]:
-    claim, finding = decision.claim, decision.finding
+def _claim(claim: Claim, finding: Finding, config: Mapping[str, object]) -> Iterator[str]:
     yield (
         f"**{claim.id}. {_text(claim.statement)}: {finding.verdict}.** "
         f"In the paper: {_text(claim.paper)}."
@@ -107,7 +113,10 @@ def _claim(decision: Decision) -> Iterator[str]:
         (finding.reference, finding.reference_estimate),
     ):
         if name:
-            yield f"{_text(name[:1].upper() + name[1:])}: {estimate(found)}."
+            value = "" if found is None else f": {estimate(found)}"
+            yield f"{_text(name[:1].upper() + name[1:])}{value}."
+    if conditions := _conditions(config):
+        yield f"Measured with {_text('; '.join(conditions))}."
     yield f"{_text(finding.why[:1].upper() + finding.why[1:])}. The rule: {_text(claim.rule)}."
     yield ""
     for line in finding.notes:
@@ -151,13 +160,25 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
         yield from (f"### {_text(network.label)}: settings", "")
         for part in network.parts:
             config = part.run.config
-            told = [_text(f"{key} {_listed(config[key])}") for key in TOLD if config.get(key)]
+            told = [f"{key} {_listed(config[key])}" for key in TOLD if config.get(key)]
+            told = [_text(item) for item in (*told, *_conditions(config))]
             seconds = part.run.manifest["cell_seconds"]
             yield f"- `{part.run.experiment}`: {'; '.join(told)}; {seconds or 0:,.0f} s of cells"
         yield ""
         yield "```"
         yield from (command_line(part.run, part.experiment) for part in network.parts)
         yield from ("```", "")
+
+
+def _conditions(config: Mapping[str, object]) -> list[str]:
+    """Damage and optimisers, those of the spaces that were measured."""
+    damage = [_listed(config[key]) for key in DAMAGE if config.get(key)]
+    found = [f"damage by {', '.join(damage)}"] if damage else []
+    spaces = config.get("spaces")
+    for space in spaces if isinstance(spaces, list) else ():
+        used = [_listed(config[key]) for key in OPTIMIZERS[space] if config.get(key)]
+        found += [f"{space} space trained by {', '.join(used)}"] if used else []
+    return found
 
 
 def _listed(value: object) -> str:
