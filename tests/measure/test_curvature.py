@@ -8,7 +8,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from frenet.geometry.linalg import principal_angles
-from frenet.measure.curvature import hessian_product, hutchinson, top_eigenpairs
+from frenet.measure import curvature
+from frenet.measure.curvature import AT_ONCE, hessian_product, hutchinson, top_eigenpairs
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import Functional, collate
@@ -46,6 +47,42 @@ def test_products_with_unit_vectors_are_columns_of_the_hessian(dense):
     columns = torch.randperm(476, generator=torch.Generator().manual_seed(0))[:60]
     products = torch.stack([product(torch.eye(476)[i]) for i in columns])
     assert (products - H[columns]).norm() < 1e-5 * H[columns].norm()
+
+
+@pytest.mark.parametrize("count", [1, AT_ONCE, AT_ONCE + 1])
+def test_rows_of_a_matrix_have_the_products_of_the_vectors(dense, count):
+    H, product = dense
+    rows = torch.randn(count, len(H), generator=torch.Generator().manual_seed(0))
+    found = product(rows)
+    assert found.shape == rows.shape
+    expected = rows.double() @ H
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_one_row_that_is_not_finite_is_named(dense):
+    _, product = dense
+    rows = torch.ones(3, 476)
+    rows[1, 0] = torch.inf
+    with pytest.raises(FloatingPointError, match="a Hessian product is not finite in parameter"):
+        product(rows)
+
+
+def test_large_vectors_go_one_by_one_and_a_trace_from_them_is_the_same(dense, monkeypatch):
+    H, product = dense
+    sizes = []
+
+    def watched(rows):
+        sizes.append(len(rows))
+        return product(rows)
+
+    found = []
+    for room in (curvature.ROOM, 3 * len(H), len(H)):
+        monkeypatch.setattr(curvature, "ROOM", room)
+        draw = torch.Generator().manual_seed(0)
+        found.append(hutchinson(watched, len(H), probes=10, generator=draw, cubes=True))
+    assert sizes == [8, 8, 2, 2] + [3] * 6 + [1] * 2 + [1] * 20
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-4)
 
 
 def test_the_product_is_linear_and_symmetric(dense):
@@ -152,7 +189,7 @@ def test_the_errors_that_hutchinson_states_are_honest():
     H, _ = spectrum_matrix(torch.cat([torch.tensor([20.0, -8.0]), torch.ones(18)]), generator)
     matrix = H.float()
     runs = [
-        hutchinson(lambda v: matrix @ v, 20, probes=16, generator=generator) for _ in range(300)
+        hutchinson(lambda V: V @ matrix, 20, probes=16, generator=generator) for _ in range(300)
     ]
     for value, error, exact in (
         ("trace", "trace_error", H.trace()),

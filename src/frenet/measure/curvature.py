@@ -1,5 +1,6 @@
 """Curvature of a task's loss at a point: Hessian products, trace, leading eigenpairs."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,14 +9,17 @@ import torch
 from jaxtyping import Float
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
-from torch.func import grad, jvp
+from torch.func import grad, jvp, vmap
 
 from frenet.geometry.basis import Basis
 from frenet.network.context import transformable
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Functional, Task, columns_to_keep, with_additive_mask
 
+# Of a vector (d,), or of every row of a matrix (m, d).
 Matvec = Callable[[Tensor], Tensor]
+# Vectors that go through one pass, at most, and the numbers that all of them may need together.
+AT_ONCE, ROOM = 8, 2**27
 
 
 class Trace(NamedTuple):
@@ -40,7 +44,8 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
     """The map v -> H v of the task's mean loss on one batch, H = d^2 L / d theta^2.
 
     Forward-over-reverse by ``torch.func``, under the attention kernel that has second derivatives,
-    so it also works for models that run fused attention otherwise.
+    so it also works for models that run fused attention otherwise. The rows of a matrix go through
+    the network together where they are small, which takes a half to a third of the time.
 
     Args:
         model: the network; read at the time of each product and left as it is.
@@ -49,7 +54,8 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
         space: the d selected parameters.
 
     Returns:
-        A function of a vector (d,) that returns H v, float32 (d,).
+        A function of a vector (d,), or of the rows of a matrix (m, d), that returns H v, float32 of
+        the same shape.
 
     Raises:
         FloatingPointError: H v is not finite; names the parameter.
@@ -62,18 +68,44 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
     def loss(tensors: dict[str, Tensor]) -> Tensor:
         return task.loss(Functional(model, tensors, keep=keep), rows)
 
-    def product(vector: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    together = at_once(space.dim + _tangents(model, batch))
+
+    def product(vectors: Float[Tensor, "*m d"]) -> Float[Tensor, "*m d"]:
         parameters = space.parameters(model)
         tensors = {n: p.detach() for n, p in zip(space.names, parameters, strict=True)}
-        parts = space.unflatten(vector.to(parameters[0].device, torch.float32))
-        tangents = {name: part.to(tensors[name].dtype) for name, part in parts.items()}
+
+        def one(vector: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+            parts = space.unflatten(vector)
+            tangents = {name: part.to(tensors[name].dtype) for name, part in parts.items()}
+            return space.flatten(jvp(grad(loss), (tensors,), (tangents,))[1])
+
+        rows = vectors.reshape(-1, space.dim).to(parameters[0].device, torch.float32)
         with transformable(model):
-            out = jvp(grad(loss), (tensors,), (tangents,))[1]
-        result = space.flatten(out)
-        space.check_finite(result, "a Hessian product")
-        return result
+            images = [
+                one(group[0])[None] if len(group) == 1 else vmap(one)(group)
+                for group in rows.split(together)
+            ]
+        result = torch.cat(images) if len(images) > 1 else images[0]
+        for image in result:
+            space.check_finite(image, "a Hessian product")
+        return result.reshape(vectors.shape)
 
     return product
+
+
+def at_once(numbers: int) -> int:
+    """How many vectors may go through a pass that needs so many numbers for each.
+
+    >>> at_once(1_000), at_once(135_000_000)
+    (8, 1)
+    """
+    return max(1, min(AT_ONCE, ROOM // numbers))
+
+
+def _tangents(model: nn.Module, batch: Batch) -> int:
+    """About how many numbers the activations of one tangent are, forwards and backwards."""
+    widths = sum(p.shape[0] for p in model.parameters() if p.dim() == 2)
+    return 3 * math.prod(batch["labels"].shape) * widths
 
 
 def hutchinson(
@@ -82,7 +114,7 @@ def hutchinson(
     """Trace of H, and of H^2, from Rademacher probes z: mean of z^T H z and of ||H z||^2.
 
     Args:
-        product: v -> H v.
+        product: v -> H v, of every row of a matrix (m, d).
         dim: d.
         probes: number of probes, at least 2 for a standard error.
         generator: the probes.
@@ -95,19 +127,23 @@ def hutchinson(
     Source: Hutchinson (1990), A stochastic estimator of the trace of the influence matrix.
 
     >>> H = torch.diag(torch.tensor([1.0, 2.0, 3.0]))
-    >>> hutchinson(lambda v: H @ v, 3, probes=4, generator=torch.Generator().manual_seed(0))[:3]
+    >>> hutchinson(lambda V: V @ H, 3, probes=4, generator=torch.Generator().manual_seed(0))[:3]
     (6.0, 0.0, 14.0)
     """
     if probes < 2:
         raise ValueError(f"probes={probes} gives no standard error; pass at least 2")
-    first, second, third = [], [], []
-    for _ in range(probes):
-        probe = torch.randint(0, 2, (dim,), generator=generator).float() * 2 - 1
-        image = product(probe).cpu().double()
-        first.append(float(probe.double() @ image))
-        second.append(float(image @ image))
+    first: list[float] = []
+    second: list[float] = []
+    third: list[float] = []
+    for left in range(probes, 0, -at_once(dim)):
+        count = min(left, at_once(dim))
+        signs = [torch.randint(0, 2, (dim,), generator=generator) for _ in range(count)]
+        z = torch.stack(signs).float() * 2 - 1
+        image = product(z).cpu().double()
+        first += (z.double() * image).sum(1).tolist()
+        second += image.square().sum(1).tolist()
         if cubes:
-            third.append(float(image @ product(image.float()).cpu().double()))
+            third += (image * product(image.float()).cpu().double()).sum(1).tolist()
     errors = [float(np.std(values, ddof=1) / probes**0.5) for values in (first, second)]
     cube = float(np.mean(third)) if cubes else None
     return Trace(float(np.mean(first)), errors[0], float(np.mean(second)), errors[1], probes, cube)

@@ -13,7 +13,7 @@ from frenet._notebook import Fact, Shown
 from frenet.geometry import rng, theory
 from frenet.geometry.subspace import Basis
 from frenet.geometry.theory import Best, Local
-from frenet.measure.curvature import Matvec, Trace, hessian_product, hutchinson
+from frenet.measure.curvature import Matvec, Trace, at_once, hessian_product, hutchinson
 from frenet.measure.gradients import gradient
 from frenet.methods.candidates import Candidates, Noise, Where, space_of
 from frenet.methods.search import Selection, distinct
@@ -194,7 +194,7 @@ class _Seen(NamedTuple):
         return cls(_inside(where, slope), lambda v: _mean(apply(v) for apply in products), loss)
 
 
-def _mean(vectors: Iterator[Float[Tensor, " d"]]) -> Float[Tensor, " d"]:
+def _mean(vectors: Iterator[Float[Tensor, "*m d"]]) -> Float[Tensor, "*m d"]:
     """One at a time: of all weights of a model there is no room for many vectors."""
     total, count = next(vectors), 1
     for vector in vectors:
@@ -227,21 +227,21 @@ def _curvature(
     """Traces of H, tr(H_other), and tr(H_other H) / tr(H^2); exact in few dimensions."""
     probed: list[tuple[Tensor, Tensor]] = []
 
-    def recorded(v: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-        probed.append((v, matvec(v)))
+    def recorded(V: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
+        probed.append((V, matvec(V)))
         return probed[-1][1]
 
     if dim <= 2 * probes:
-        found = _exact(torch.stack([recorded(row) for row in torch.eye(dim)]).double().cpu())
+        found = _exact(recorded(torch.eye(dim)).double().cpu())
     else:
         probing = rng.generator(seed, "plan")
         found = hutchinson(recorded, dim, probes=probes, generator=probing, cubes=True)
         probed = probed[::2]  # every second product is of a product, for the cubes
     pairs = [(z, image, other(z).to(image)) for z, image in probed]
-    shared = sum(float(image @ beyond) for _, image, beyond in pairs)
-    bend = shared / (sum(float(image @ image) for _, image in probed) or 1.0)
-    trace = sum(float(z.to(beyond) @ beyond) for z, _, beyond in pairs)
-    return found, trace if dim <= 2 * probes else trace / len(pairs), bend
+    shared = sum(float((image * beyond).sum()) for _, image, beyond in pairs)
+    bend = shared / (sum(float(image.square().sum()) for _, image in probed) or 1.0)
+    trace = sum(float((z.to(beyond) * beyond).sum()) for z, _, beyond in pairs)
+    return found, trace if dim <= 2 * probes else trace / probes, bend
 
 
 def _exact(H: Float[Tensor, "k k"]) -> Trace:
@@ -256,7 +256,13 @@ def _product_inside(where: Where, matvec: Matvec) -> Matvec:
     """Hessian products in the coordinates of the basis, where there is one."""
     if not isinstance(where, Basis):
         return matvec
-    return lambda c: where.coordinates(matvec(where.expand(c)))
+
+    def inside(c: Float[Tensor, "*m k"]) -> Float[Tensor, "*m k"]:
+        groups = c.reshape(-1, where.k).split(at_once(where.d))
+        images = [where.coordinates(matvec(where.expand(group))) for group in groups]
+        return torch.cat(images).reshape(c.shape)
+
+    return inside
 
 
 def _inside(where: Where, vector: Float[Tensor, " d"]) -> Float[Tensor, " k"]:
