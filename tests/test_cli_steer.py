@@ -5,6 +5,7 @@ import json
 import pytest
 
 from frenet.cli import main
+from frenet.methods import steering
 from frenet.methods.steering_vector import load_vector
 from network.models import tiny_llama, tiny_tokenizer
 
@@ -65,6 +66,32 @@ def test_extract_compare_apply_export(folder, capsys):
     assert found["block"] == 1
     assert [result["prompt"] for result in found["results"]] == ["is it", "it is"]
     assert all(set(result["texts"]) == {"-5.0", "0.0", "5.0"} for result in found["results"])
+
+
+def test_a_gradient_vector_is_held_against_prompts_that_it_has_not_seen(folder, monkeypatch):
+    """Else its labels could not be shuffled, and the null would be none."""
+    seen = []
+
+    def watch(name, prompts):
+        plain = getattr(steering, name)
+
+        def watched(*args, **kwargs):
+            seen.append(prompts(*args))
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(steering, name, watched)
+
+    def contexts(_, contrast, *rest):
+        return {tuple(item.context) for item in contrast.items}
+
+    watch("gradient_shift", contexts)
+    watch("gradient_shift", lambda _, push, rows: {tuple(row) for row in rows})
+    watch("contrast_streams", contexts)
+    args = (*SOURCE, "--positive", "y", "--how", "gradient", "--out", "@apart.safetensors")
+    assert steer(folder, "extract", *args) == 0
+    assert len(seen) == 3
+    assert all(seen)
+    assert sum(map(len, seen)) == len(set.union(*seen))
 
 
 def test_tables_for_people(folder, capsys):

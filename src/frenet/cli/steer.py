@@ -83,8 +83,9 @@ def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any
     blocks = options.blocks or tuple(range(len(residual_blocks(model, path)[1])))
     name = loaded.fingerprint
     if options.how == "gradient":
-        push, contrast = contrast.divided(2, seed=0)
-        rows = steering.shifted_prompts(contrast)
+        # The null shuffles labels that neither the step nor the prompts that it moves may know.
+        push, moved, contrast = contrast.divided(3, seed=0)
+        rows = steering.shifted_prompts(moved)
         space = ParamSpace.select(model, lambda _, p: p.is_floating_point())
         vector = steering.gradient_shift(
             model, push, rows, space=space, blocks=blocks, fingerprint=name, path=path

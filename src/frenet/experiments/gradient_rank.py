@@ -10,6 +10,7 @@ from frenet.experiments.networks import (
     NETWORK_TABLES,
     SMALL_NETWORK,
     NetworkConfig,
+    at_most,
     build,
     describe,
     note,
@@ -56,6 +57,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables energy, spectrum and overlap."""
     network = build(config, space=cell["space"], seed=cell["seed"])
     yield from describe(network, cell, cells(config))
+    yield from _shared_examples(network, config, cell)
     sampled: dict[int, dict[str, torch.Tensor]] = {size: {} for size in config.batch_sizes}
     for name in network.measured:
         task = network.tasks[name]
@@ -76,6 +78,24 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
             sampled[size][name] = gradients
     for size, tasks in sampled.items():
         yield from _overlaps(tasks, config, {**dict(cell.keys), "batch_size": size})
+
+
+def _shared_examples(network: "Network", config: Config, cell: Cell) -> Iterator[Row]:
+    """Notes where both halves of the gradients come from the same examples; one a network."""
+    if cell["point"] != config.points[0]:
+        return
+    for name in network.measured:
+        for size in config.batch_sizes:
+            taken = 2 * config.n * size
+            rows = at_most(network.tasks[name], "train", taken)
+            if rows < taken:
+                yield note(
+                    cell,
+                    f"{name}: {2 * config.n} batches of {size} go {taken / rows:.1f} times through "
+                    f"{rows} training rows, so that both halves of the gradients are of the same "
+                    "examples and part of their held-out energy is theirs; Gaussian and shuffle "
+                    "nulls do not have it, the label-shuffled task has",
+                )
 
 
 def _sample(
