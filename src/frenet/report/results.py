@@ -140,7 +140,12 @@ def _figures(part: Section, out: Path) -> Iterator[str]:
         rows = figures.rows_of(figure, part.run.rows)
         if not (figure.front or figure.id in wanted) or not rows:
             continue
-        drawn = figures.draw(figure, rows)
+        try:
+            drawn = figures.draw(figure, rows)
+        # Any error of a chart: the other figures and the numbers must still be read.
+        except Exception as error:
+            yield from (_text(f"{figure.title}: not drawn, {type(error).__name__}: {error}"), "")
+            continue
         if figures.blank(drawn):
             continue
         file = f"{part.id}-{figure.id}.svg"
@@ -165,9 +170,7 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
             seconds = part.run.manifest["cell_seconds"]
             yield f"- `{part.run.experiment}`: {'; '.join(told)}; {seconds or 0:,.0f} s of cells"
         yield ""
-        yield "```"
-        yield from (command_line(part.run, part.experiment) for part in network.parts)
-        yield from ("```", "")
+        yield from _fenced([command_line(part.run, part.experiment) for part in network.parts])
 
 
 def _conditions(config: Mapping[str, object]) -> list[str]:
@@ -185,10 +188,18 @@ def _listed(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _fenced(lines: Sequence[str]) -> Iterator[str]:
+    """Lines between fences that none of them can close."""
+    runs = [len(found) for line in lines for found in re.findall("`+", line)]
+    fence = "`" * max(3, 1 + max(runs, default=0))
+    yield from (fence, *lines, fence, "")
+
+
 def _row(*cells: str) -> str:
     return f"| {' | '.join(_text(cell).replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _text(text: str) -> str:
-    """Text in Markdown: no tags of HTML, no line ends."""
-    return html.escape(" ".join(text.split()), quote=False)
+    """Text in Markdown: no tags of HTML, no line ends, no links, pictures, code or emphasis."""
+    plain = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"[`*]|(?<=\])[(:\[]", r"\\\g<0>", plain)
