@@ -207,6 +207,8 @@ def _work(store: RunFolder, todo: Sequence[Job], *, crew: Crew, quiet: bool) -> 
             f"workers: {crew.workers or 'the cluster'}, threads of each: {crew.threads}; "
             f"into {store.path}"
         )
+        if store.note:
+            watch.say(store.note)
         try:
             failures = _sweep(store, before, pending=pending, crew=crew, watch=watch)
         except KeyboardInterrupt:
