@@ -1,6 +1,7 @@
 """The engine: the same rows from any number of workers and after any interruption."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from toy_experiment import EXPERIMENT, Config, cells
 
 from frenet.experiments.experiment import Cell
@@ -443,7 +445,9 @@ def test_claims_are_decided_from_the_stored_rows(tmp_path):
     assert told["paper"] == "77%"
     assert run_dict(found, [(claim, finding)])["claims"] == [told]
     json.dumps(told, allow_nan=False)
-    assert claims_table([(claim, finding)]).row_count == 1
+    console = Console(file=io.StringIO(), width=120)
+    console.print(claims_table([(claim._replace(paper="77% [mean]"), finding)]))
+    assert "77% [mean]" in console.file.getvalue()
 
 
 def test_a_rule_that_fails_leaves_its_claim_undecided(tmp_path):
