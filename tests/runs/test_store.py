@@ -162,6 +162,7 @@ def test_reading_says_what_is_wrong(tmp_path):
     with pytest.raises(RunFolderError, match="is not a run folder: it has no config"):
         read_run(tmp_path)
     fill(tmp_path / "run", CELLS[:3], finish=False)
+    (tmp_path / "run" / "cells" / f"{TEMPORARY}seed=3.jsonl").touch()
     with pytest.raises(RunFolderError, match=r"not finished \(3 of 4 cells\)"):
         read_run(tmp_path / "run")
     fill(tmp_path / "run", CELLS)

@@ -258,7 +258,7 @@ def read_run(path: Path | str, *, partial: bool = False) -> Run:
     elif partial:
         text, manifest = _so_far(folder, header)
     else:
-        done = len(list((folder / "cells").glob("*.jsonl")))
+        done = sum((folder / "cells" / f"{stem}.jsonl").exists() for stem in header.cells)
         raise RunFolderError(
             f"the run in {folder} is not finished ({done} of {len(header.cells)} cells): start its "
             "command again to go on, or ask for what there is with --partial"
