@@ -95,16 +95,17 @@ def commits_of(folder: Path) -> list[str | None]:
 
 
 def note_commit(folder: Path) -> str | None:
-    """Record the commit that is checked out now; what to say where the run is of others so far."""
+    """Record the commit that is checked out now; what to say where the run has others as well."""
     before, now = commits_of(folder), commit()
+    if before == [now]:
+        return None
     if now not in before:
         file = folder / "config.json"
         write_whole(file, pretty(read_json(file) | {"commits": [*before, now]}))
-    if now == before[-1]:
-        return None
+    so_far = ", ".join(name or "(unknown)" for name in before)
     return (
-        f"{folder}: so far made at commit {before[-1] or '(unknown)'} of frenet, goes on at commit "
-        f"{now or '(unknown)'}; its manifest will name both"
+        f"{folder}: so far made at commit {so_far} of frenet, goes on at commit "
+        f"{now or '(unknown)'}; its manifest will name all of them"
     )
 
 
