@@ -154,13 +154,17 @@ def _figures(part: Section, out: Path) -> Iterator[str]:
 
 
 def _made(networks: Sequence[Network]) -> Iterator[str]:
-    """Versions, settings and commands."""
+    """Versions, machines, settings and commands."""
     yield from ("## How these numbers came about", "")
-    runs = [part.run for network in networks for part in network.parts]
-    for name, value in runs[0].manifest["versions"].items():
-        yield f"- {name} {value}"
-    yield f"- {runs[0].manifest['machine']['platform']}, commit {runs[0].manifest['commit']}"
-    yield ""
+    circumstances: dict[str, list[str]] = {}
+    for network in networks:
+        for part in network.parts:
+            where = f"`{part.run.experiment}` on {_text(network.label)}"
+            circumstances.setdefault(_circumstances(part.run), []).append(where)
+    for listed, runs in circumstances.items():
+        if len(circumstances) > 1:
+            yield from (f"{', '.join(runs)}:", "")
+        yield from (listed, "")
     for network in networks:
         yield from (f"### {_text(network.label)}: settings", "")
         for part in network.parts:
@@ -171,6 +175,17 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
             yield f"- `{part.run.experiment}`: {'; '.join(told)}; {seconds or 0:,.0f} s of cells"
         yield ""
         yield from _fenced([command_line(part.run, part.experiment) for part in network.parts])
+
+
+def _circumstances(run: Run) -> str:
+    """Versions, machine and commits of a run, as a list."""
+    made = run.manifest
+    # Earlier builds recorded the commit at the end alone.
+    commits = made.get("commits", [made["commit"]])
+    machine = ", ".join(f"{key} {value}" for key, value in made["machine"].items())
+    versions = (f"- {name} {value}" for name, value in made["versions"].items())
+    noted = "commit" if len(commits) == 1 else "commits, in this order,"
+    return "\n".join((*versions, f"- {machine}; {noted} {', '.join(map(str, commits))}"))
 
 
 def _conditions(config: Mapping[str, object]) -> list[str]:

@@ -40,13 +40,15 @@ EngineName = Literal["processes", "ray"]
 class Crew(NamedTuple):
     """Who works: so many processes, with so many torch threads each, here or on a cluster.
 
-    ``workers`` is None where the size of the cluster decides.
+    ``workers`` is None where the size of the cluster decides; ``given``: the user asked for so many
+    threads.
     """
 
     workers: int | None
     threads: int
     engine: EngineName = "processes"
     address: str | None = None
+    given: bool = False
 
 
 def run_experiment(
@@ -104,7 +106,7 @@ def run_experiment(
         if not store.finished:
             count = workers or (None if engine == "ray" else natural_workers(cells))
             todo = jobs(experiment, config, cells, threads=header.threads)
-            crew = Crew(count, header.threads, engine, address)
+            crew = Crew(count, header.threads, engine, address, threads is not None)
             _work(store, todo, crew=crew, quiet=quiet)
             store.finish(cells, workers=count)
     return read_run(folder)
@@ -207,6 +209,8 @@ def _work(store: RunFolder, todo: Sequence[Job], *, crew: Crew, quiet: bool) -> 
             f"workers: {crew.workers or 'the cluster'}, threads of each: {crew.threads}; "
             f"into {store.path}"
         )
+        if store.note:
+            watch.say(store.note)
         try:
             failures = _sweep(store, before, pending=pending, crew=crew, watch=watch)
         except KeyboardInterrupt:
@@ -255,8 +259,9 @@ def _outcomes(queue: deque[Job], *, crew: Crew, store: RunFolder, watch: Watch) 
     """Outcomes of the queue, from this process or from workers."""
     if crew.engine == "ray":
         return in_cluster(
-            queue, address=crew.address, workers=crew.workers, threads=crew.threads, say=watch.say
-        )
+            queue, address=crew.address, workers=crew.workers, threads=crew.threads,
+            given=crew.given, say=watch.say,
+        )  # fmt: skip
     if crew.workers == 1:
         return here(queue)
     assert crew.workers is not None
