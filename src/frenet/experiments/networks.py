@@ -156,6 +156,18 @@ def at_most(task: "Task", split: "Split", examples: int) -> int:
     return min(examples, len(task.examples[split])) if isinstance(task, TextTask) else examples
 
 
+def held_out(task: "Task", batch_size: int) -> "tuple[Split, int]":
+    """Split and batch size of minibatches that no training, search or choice has seen.
+
+    The synthetic tasks draw new examples for every seed; a file has the same ones for all seeds.
+    """
+    from frenet.network.text import TextTask
+
+    if isinstance(task, TextTask):
+        return "test", at_most(task, "test", batch_size)
+    return "train", batch_size
+
+
 def note(cell: Cell, text: str) -> Row:
     """A row of the table notes."""
     return {"table": "notes", "seed": cell["seed"], "space": cell["space"], "note": text}

@@ -12,7 +12,7 @@ from frenet.measure.drift import half_life
 from frenet.measure.gradients import gradient_matrix
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
 from frenet.network.space import ParamSpace
-from frenet.network.tasks import Task
+from frenet.network.tasks import Split, Task
 
 
 class Lifetime(NamedTuple):
@@ -40,10 +40,11 @@ def gradient_shares(
     n: int,
     batch_size: int,
     seed: int,
+    split: Split = "train",
 ) -> dict[str, float]:
     """Mean of ||U^T g||^2 / ||g||^2 over n minibatch gradients at the present point.
 
-    Of a random basis it is k / d. The minibatches are of the train split.
+    Of a random basis it is k / d.
 
     Args:
         model: left as it is.
@@ -53,9 +54,10 @@ def gradient_shares(
         n: minibatches.
         batch_size: examples in each.
         seed: chooses them.
+        split: which examples.
     """
     rows: Float[Tensor, "n d"] = gradient_matrix(
-        model, task, space=space, n=n, batch_size=batch_size, seed=seed
+        model, task, space=space, n=n, batch_size=batch_size, split=split, seed=seed
     )
     whole = rows.square().sum(1).clamp(min=1e-30)
     return {
