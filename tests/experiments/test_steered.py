@@ -14,6 +14,7 @@ from frenet.experiments.steered import (
     PARTS,
     Steered,
     SteeringConfig,
+    behaviours,
     cells,
     describe,
     two_words,
@@ -202,6 +203,12 @@ def test_settings_that_are_none() -> None:
         two_words(("yes",))
     assert two_words(()) is None
     assert len(cells(dataclasses.replace(SteeringConfig(), seeds=(0,)))) == 6
+
+
+def test_only_contrasts_that_are_not_named_are_left_out() -> None:
+    named = SteeringConfig(only=("count", "parity"), max_tasks=1)
+    assert behaviours(named) == ("count", "parity")
+    assert behaviours(dataclasses.replace(named, only=())) == ("parity",)
 
 
 def test_pairs_have_no_answer(tmp_path):

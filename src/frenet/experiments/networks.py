@@ -39,7 +39,8 @@ class NetworkConfig:
     only: tuple[str, ...] = ()
     """Names of the tasks to measure, where the files hold more. Empty: all."""
     max_tasks: int = 0
-    """Measure only so many tasks, the first ones; the others are still learned. 0: all."""
+    """Measure only so many tasks, the first ones, where none are named; the others are still
+    learned. 0: all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One network is trained, and everything is drawn, for each seed."""
     spaces: tuple[str, ...] = ("full",)
@@ -182,8 +183,7 @@ def task_names(config: NetworkConfig) -> tuple[str, ...]:
     known = _known_tasks(config)
     if missing := [name for name in config.only if name not in known]:
         raise ValueError(f"no task {missing[0]!r}; there are {', '.join(known)}")
-    names = config.only or known
-    return names[: config.max_tasks] if config.max_tasks else names
+    return config.only or known[: config.max_tasks or None]
 
 
 def _known_tasks(config: NetworkConfig) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ class SteeringConfig:
     only: tuple[str, ...] = ()
     """Names of the contrasts to measure, where the files hold more. Empty: all."""
     max_tasks: int = 0
-    """Measure only so many contrasts, the first ones. 0: all."""
+    """Measure only so many contrasts, the first ones, where none are named. 0: all."""
     positive: str = ""
     """Label word of the positive side. Empty: yes, true, positive or 1, else the first one."""
     prompt: str = ""
@@ -116,8 +116,7 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
         known = tuple(name for source in config.tasks for name in answered_names(source))
     if missing := [name for name in config.only if name not in known]:
         raise ValueError(f"no contrast {missing[0]!r}; there are {', '.join(known)}")
-    names = config.only or known
-    return names[: config.max_tasks] if config.max_tasks else names
+    return config.only or known[: config.max_tasks or None]
 
 
 def prepare(config: SteeringConfig, cell: Cell) -> None:
