@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged
 from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.networks import (
-    NETWORK_TABLES,
-    SMALL_NETWORK,
-    build,
-    describe,
-    note,
-    prepare,
-    task_names,
-)
+from frenet.experiments.network_rows import NETWORK_TABLES, describe, note
+from frenet.experiments.networks import SMALL_NETWORK, build, prepare, task_names
 from frenet.experiments.scale_directions import (
     KINDS,
     Config,
@@ -69,7 +62,8 @@ def cells(config: Config) -> list[Cell]:
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables radius, line, share, lifetime and answer."""
     network = build(config, space=cell["space"], seed=cell["seed"])
-    yield from describe(network, cell, cells(config))
+    size = config.batch_size
+    yield from describe(network, cell, cells(config), select=size, test=max(size, config.eval_size))
     task = network.tasks[cell["task"]]
     spot = Spot(config, cell, network, task, network.space.read(network.model).cpu())
     try:

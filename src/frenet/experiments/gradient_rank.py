@@ -6,16 +6,8 @@ from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, DamageConfig, NotDamagedError, damaged
 from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.networks import (
-    NETWORK_TABLES,
-    SMALL_NETWORK,
-    NetworkConfig,
-    at_most,
-    build,
-    describe,
-    note,
-    prepare,
-)
+from frenet.experiments.network_rows import NETWORK_TABLES, describe, note
+from frenet.experiments.networks import SMALL_NETWORK, NetworkConfig, at_most, build, prepare
 from frenet.experiments.rank_findings import CLAIMS, FIGURES, TABLES, K
 
 if TYPE_CHECKING:

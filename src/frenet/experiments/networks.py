@@ -3,11 +3,10 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from frenet.experiments.experiment import Cell, Column, Row
+from frenet.experiments.experiment import Cell
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import Split, Task
 
-# Held-out examples that say how well a task is known.
-EXAMPLES = 32
 # A cached network must not depend on the threads of the run that happened to make it; two threads
 # that wait for each other on a busy machine take many times as long as one.
 LEARNING_THREADS = 1
@@ -109,47 +106,6 @@ def prepare(config: NetworkConfig, cell: Cell) -> None:
     build(config, space=cell["space"], seed=cell["seed"])
 
 
-NETWORK_TABLES = {
-    "learned": (
-        Column("seed", "", "seed of network and data", "key"),
-        Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
-        Column("task", "", "task", "key"),
-        Column("loss", "nats/token", "held-out loss before anything is done", "measure", "chance"),
-        Column("chance", "nats/token", "ln V, a uniform guess over the vocabulary", "reference"),
-        Column("token_accuracy", "fraction", "held-out tokens", "measure", "guess"),
-        Column("exact_match", "fraction", "held-out answers, whole", "measure", "guess"),
-        Column("guess", "fraction", "1 / V", "reference"),
-    ),
-    "notes": (
-        Column("seed", "", "seed of network and data", "key"),
-        Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
-        Column("note", "", "what must be known about the network and its data", "key"),
-    ),
-}
-
-
-def describe(network: Network, cell: Cell, cells: Sequence[Cell]) -> Iterator[Row]:
-    """Rows of the tables learned and notes; only the first cell of a network gives them."""
-    import torch
-
-    from frenet.network.context import measuring
-    from frenet.network.tasks import evaluate
-
-    shared = ("seed", "space")
-    if cell != next(c for c in cells if all(c[key] == cell[key] for key in shared)):
-        return
-    keys: Row = {key: cell[key] for key in shared}
-    for name, task in network.tasks.items():
-        with measuring(network.model), torch.no_grad():
-            found = evaluate(
-                network.model, next(task.batches("test", at_most(task, "test", EXAMPLES), 0))
-            )
-        context: Row = {"chance": network.chance, "guess": math.exp(-network.chance)}
-        yield {"table": "learned", **keys, "task": name, **found._asdict(), **context}
-    for text in network.notes:
-        yield note(cell, text)
-
-
 def at_most(task: "Task", split: "Split", examples: int) -> int:
     """So many examples of a split, or as many as a task from a file has."""
     from frenet.network.text import TextTask
@@ -167,11 +123,6 @@ def held_out(task: "Task", batch_size: int) -> "tuple[Split, int]":
     if isinstance(task, TextTask):
         return "test", at_most(task, "test", batch_size)
     return "train", batch_size
-
-
-def note(cell: Cell, text: str) -> Row:
-    """A row of the table notes."""
-    return {"table": "notes", "seed": cell["seed"], "space": cell["space"], "note": text}
 
 
 def task_names(config: NetworkConfig) -> tuple[str, ...]:
