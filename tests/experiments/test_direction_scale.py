@@ -9,8 +9,8 @@ import torch
 from frenet.experiments import EXPERIMENTS
 from frenet.experiments.experiment import Cell
 from frenet.experiments.networks import build
-from frenet.experiments.scale_directions import Direction, Spot
-from frenet.experiments.scale_rows import share_looks
+from frenet.experiments.scale_directions import Direction, Spot, steering_direction
+from frenet.experiments.scale_rows import share_looks, steering_rows
 from frenet.measure.gradients import gradient
 from network.models import tiny_llama, tiny_tokenizer
 
@@ -22,7 +22,9 @@ CELL = Cell.of(seed=0, space="lora", task="next")
 def config(tmp_path_factory):
     """Of 40 rows 6 are for testing."""
     folder = tmp_path_factory.mktemp("model")
-    tiny_llama().save_pretrained(folder)
+    model = tiny_llama()
+    model.config.max_position_embeddings = 128
+    model.save_pretrained(folder)
     tiny_tokenizer(" y", " n").save_pretrained(folder)
     rows = [{"task": "next", "input": f"{i}", "output": f"{i + 1}"} for i in range(40)]
     file = folder / "rows.jsonl"
@@ -51,3 +53,22 @@ def test_shares_are_of_gradients_that_no_direction_saw(config):
     delta = gradient(model, at.task, at.task.collate(rows), space=space)
     found = share_looks(at, [Direction("own", delta, space, None)], None, 3)
     assert found["own"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("length", "read", "notes"),
+    [(100, 100, []), (200, 127, ["s: 16 of 16 prompts lost their beginning"])],
+)
+def test_prompts_of_a_contrast_are_read_as_far_as_the_model_can(
+    config, tmp_path, monkeypatch, length, read, notes
+):
+    """Not cut at 64 tokens, as tasks are; and the model is not loaded again for them."""
+    file = tmp_path / "s.jsonl"
+    rows = [{"prompt": f"is it {i:02}?".rjust(length), "label": "yn"[i % 2]} for i in range(16)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    at = spot(replace(config, contrasts=str(file)))
+    monkeypatch.delattr("frenet.network.load.load")
+    found = steering_direction(at)
+    assert found is not None
+    assert {len(item.context) for item in found.fresh.items} == {read}
+    assert [row["note"] for row in steering_rows(at, found) if row["table"] == "notes"] == notes

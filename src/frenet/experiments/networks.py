@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from frenet.experiments.experiment import Cell
@@ -75,6 +75,8 @@ class Network:
             something: a language model that has not been fine-tuned. None for the synthetic one.
         chance: ln V, the loss of a uniform guess over the vocabulary, in nats per token.
         notes: what the report must say about it.
+        tokenizer: of the model; None for the synthetic one.
+        context_length: tokens that the model can read at once, where it says so.
     """
 
     model: "nn.Module"
@@ -85,7 +87,9 @@ class Network:
     unseen: "dict[str, Task]"
     untrained: "Tensor | None"
     chance: float
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    tokenizer: Any = None
+    context_length: int | None = None
 
 
 def build(config: NetworkConfig, *, space: str, seed: int) -> Network:
@@ -225,6 +229,8 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
         untrained=untrained,
         chance=chance,
         notes=tuple(notes),
+        tokenizer=loaded.tokenizer,
+        context_length=loaded.context_length,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell
 from frenet.experiments.networks import Network, NetworkConfig, at_most
+from frenet.experiments.steered import SteeringConfig
 
 if TYPE_CHECKING:
     import torch
@@ -256,7 +257,6 @@ def steering_direction(spot: Spot) -> Steering | None:
 
 def _contrast(spot: Spot) -> "Contrast | None":
     from frenet.network.contrasts import contrasts
-    from frenet.network.load import load
     from frenet.network.synthetic_contrasts import synthetic_contrast
 
     config = spot.config
@@ -265,8 +265,11 @@ def _contrast(spot: Spot) -> "Contrast | None":
         return synthetic_contrast(config.behaviour or "count", rows=rows, seed=spot.seed)
     if not config.contrasts:
         return None
-    tokenizer = load(config.model).tokenizer
-    found = contrasts(config.contrasts, tokenizer, max_length=config.max_length)
+    network = spot.network
+    # Prompts may be longer than the examples of tasks: the limit is that of the steering.
+    longest = max(config.max_length, SteeringConfig.max_length)
+    longest = min(longest, network.context_length or longest)
+    found = contrasts(config.contrasts, network.tokenizer, max_length=longest)
     name = config.behaviour or next(iter(found))
     if name not in found:
         raise ValueError(f"no contrast {name!r} in {config.contrasts}; it has {', '.join(found)}")

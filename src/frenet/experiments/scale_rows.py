@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from frenet.experiments.experiment import Row
+from frenet.experiments.network_rows import note
 from frenet.experiments.networks import at_most, held_out
 from frenet.experiments.scale_directions import FRESH, Direction, Spot, Steering, mean_gradient
 
@@ -45,6 +46,7 @@ def steering_rows(spot: Spot, steering: Steering) -> Iterator[Row]:
     from frenet.methods.effect_line import effect_line
     from frenet.methods.steering import contrast_streams
 
+    yield from (note(spot.cell, text) for text in steering.fresh.notes)
     line = effect_line(spot.network.model, steering.prompts, steering.vector, block=steering.block)
     streams = contrast_streams(spot.network.model, steering.fresh, [steering.block])
     norm = float(streams.at(0).rows.norm(dim=1).square().mean().sqrt())
@@ -83,8 +85,7 @@ def _sides(
                 line, start=start, limit=limit, sign=sign, eps=spot.config.eps, generator=draw
             )
         except ValueError as error:
-            yield {"table": "notes", "seed": spot.cell["seed"], "space": spot.cell["space"],
-                   "note": f"{about.name}, sign {sign}: {error}"}  # fmt: skip
+            yield note(spot.cell, f"{about.name}, sign {sign}: {error}")
             continue
         predicted = found.predicted if found.predicted != math.inf else None
         yield {
