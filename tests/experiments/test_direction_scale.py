@@ -11,6 +11,7 @@ from frenet.experiments.experiment import Cell
 from frenet.experiments.networks import build
 from frenet.experiments.scale_directions import Direction, Spot, steering_direction
 from frenet.experiments.scale_rows import share_looks, steering_rows
+from frenet.integrations.recording import Recording
 from frenet.measure.gradients import gradient
 from network.models import tiny_llama, tiny_tokenizer
 
@@ -39,6 +40,29 @@ def spot(config):
     network = build(config, space="lora", seed=0)
     task = network.tasks["next"]
     return Spot(config, CELL, network, task, network.space.read(network.model))
+
+
+@pytest.mark.parametrize("contrasts", ["google/boolq", "glue:sst2", "frenet:comparisons", ""])
+def test_contrasts_may_be_a_data_set(config, contrasts):
+    assert EXPERIMENT.cells(replace(config, contrasts=contrasts)) == [CELL]
+
+
+@pytest.mark.parametrize("key", ["contrasts", "steering", "trajectory"])
+def test_files_that_are_not_there_are_refused(config, key):
+    with pytest.raises(FileNotFoundError, match=r"there is no file or folder \./none"):
+        EXPERIMENT.cells(replace(config, **{key: "./none"}))
+
+
+def test_a_recorded_training_that_is_too_short_is_refused_first(config, tmp_path, monkeypatch):
+    """Before anything is measured."""
+    network = build(config, space="lora", seed=0)
+    recording = Recording(tmp_path / "trajectory", network.space, gradients=False)
+    recording.begin(network.space.read(network.model))
+    recording.add(torch.ones(network.space.dim), zeros=0, gradient=None)
+    recording.flush()
+    monkeypatch.delattr("frenet.experiments.direction_scale.weight_directions")
+    with pytest.raises(ValueError, match="has 1 steps; pass lags up to that"):
+        list(EXPERIMENT.run(replace(config, trajectory=str(tmp_path)), CELL))
 
 
 def test_shares_are_of_gradients_that_no_direction_saw(config):

@@ -38,7 +38,7 @@ def cells(config: Config) -> list[Cell]:
         ValueError: an unknown kind of direction, or a prefix as long as the training.
         FileNotFoundError: a vector, contrast or training that is not there.
     """
-    from frenet.network.made_data import is_made
+    from frenet.network.hub_data import is_path
 
     if unknown := [name for name in config.directions if name not in KINDS]:
         raise ValueError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
@@ -47,9 +47,10 @@ def cells(config: Config) -> list[Cell]:
             f"a prefix of k={config.k} steps is all of a training of {max(config.lags)}; pass --k "
             "below the last of --lags"
         )
-    single = (config.contrasts, config.steering, config.trajectory)
-    for source in (*config.vectors, *filter(None, single)):
-        if not is_made(source) and not Path(source).expanduser().exists():
+    # Contrasts may be those of a data set on the hub.
+    contrasts = (config.contrasts,) if is_path(config.contrasts) else ()
+    for source in (*config.vectors, *contrasts, config.steering, config.trajectory):
+        if source and not Path(source).expanduser().exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
     return [
         Cell.of(seed=seed, space=space, task=task)
@@ -77,7 +78,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
 
 
 def _measured(spot: Spot) -> Iterator[Row]:
-    from frenet.geometry.subspace import require_same_space
+    from frenet.measure.lifetime import require_recorded
     from frenet.measure.trajectory import train_and_record
     from frenet.measure.trajectory_files import read_steps
     from frenet.methods.vector_files import vectors_from_disk
@@ -92,7 +93,7 @@ def _measured(spot: Spot) -> Iterator[Row]:
     with space.restored(model):
         if config.trajectory:
             path = read_steps(config.trajectory)
-            require_same_space(space, path.space)
+            require_recorded(path, space=space, lags=config.lags)
             space.write(model, path.start)
         steering = steering_direction(spot)
         if not config.trajectory:

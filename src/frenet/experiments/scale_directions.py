@@ -65,7 +65,7 @@ class Config(DamageConfig, NetworkConfig):
     vectors: tuple[str, ...] = ()
     """Further directions from disk: adapters, checkpoints, task vectors."""
     contrasts: str = ""
-    """File of the contrast behind the steering vector of a language model."""
+    """File or data set name of the contrast behind the steering vector of a language model."""
     behaviour: str = ""
     """Name of the contrast, where there are several."""
     steering: str = ""

@@ -122,17 +122,28 @@ def follow(
     Raises:
         ValueError: a path of other parameters, naming the first that differs, or one too short.
     """
-    require_same_space(space, path.space)
-    if not lags or max(lags) > len(path):
-        raise ValueError(
-            f"the recorded training has {len(path)} steps; pass lags up to that, at least one"
-        )
+    require_recorded(path, space=space, lags=lags)
     found = {}
     with space.restored(model):
         for lag in (0, *lags):
             space.write(model, path.theta(lag).to(next(model.parameters()).device))
             found[lag] = look(lag)
     return {name: {lag: at[name] for lag, at in found.items()} for name in found[0]}
+
+
+def require_recorded(path: Trajectory, *, space: ParamSpace, lags: Sequence[int]) -> None:
+    """Raise ValueError where a recorded path is of other parameters, or has too few steps.
+
+    Args:
+        path: recorded before.
+        space: the parameters that it should be of.
+        lags: steps after which to look.
+    """
+    require_same_space(space, path.space)
+    if not lags or max(lags) > len(path):
+        raise ValueError(
+            f"the recorded training has {len(path)} steps; pass lags up to that, at least one"
+        )
 
 
 def lifetime(values: Mapping[int, float], path: Trajectory) -> Lifetime:
