@@ -194,6 +194,11 @@ def test_sizes_of_equal_effect(target: float) -> None:
     assert equal_size(value, 3.0 * sign, 0.1, before=5.0) is None
 
 
+def test_a_size_that_takes_many_tries_is_found() -> None:
+    """a^(1/10) = 0.3 far below the guess: the cell is not lost for it."""
+    assert equal_size(lambda a: a**0.1, 0.3, 1.0) == pytest.approx(0.3**10, rel=0.03)
+
+
 def test_settings_that_are_none() -> None:
     with pytest.raises(ValueError, match="no push 'up'; there are own and flipped"):
         cells(SteeringConfig(pushes=("up",)))
