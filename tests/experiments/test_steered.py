@@ -11,6 +11,7 @@ from frenet.experiments import effect_findings, step_findings
 from frenet.experiments.effect_rows import equal_size
 from frenet.experiments.experiment import Cell
 from frenet.experiments.steered import (
+    ONE_MODEL,
     PARTS,
     Steered,
     SteeringConfig,
@@ -121,6 +122,15 @@ def test_at_chance_is_said_for_each_contrast_and_run() -> None:
     ]
     (sentence,) = unknown_labels(rows)
     assert sentence.startswith("In 1 of 2 runs the model is at chance on the labels of a")
+
+
+@pytest.mark.parametrize("findings", [step_findings, effect_findings])
+def test_seeds_that_share_a_model_are_told_once(findings) -> None:
+    rows = [{"table": "notes", "seed": s, "note": ONE_MODEL} for s in range(3)]
+    told = "Seeds deal the same prompts of one model anew"
+    assert [note.startswith(told) for note in findings.decide(rows).notes].count(True) == 1
+    other = [{**row, "note": "another"} for row in rows]
+    assert not any(note.startswith(told) for note in findings.decide(other).notes)
 
 
 def c6(cosines: list[float], nulls: list[float]) -> str:
