@@ -64,7 +64,9 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables radius, line, share, lifetime and answer."""
     network = build(config, space=cell["space"], seed=cell["seed"])
     size = config.batch_size
-    yield from describe(network, cell, cells(config), select=size, test=max(size, config.eval_size))
+    select = size if "search winner" in config.directions else 0
+    test = max(size, config.eval_size)
+    yield from describe(network, cell, cells(config), select=select, test=test)
     task = network.tasks[cell["task"]]
     spot = Spot(config, cell, network, task, network.space.read(network.model).cpu())
     try:
