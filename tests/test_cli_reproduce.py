@@ -1,13 +1,18 @@
 """``frenet reproduce``: the cost first, then every part, then one report; stopped, it goes on."""
 
+import io
 import json
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from frenet import cli
 from frenet.cli import reproduce as command
+from frenet.experiments.reproduction import PRESETS, Part, Reproduction, parts
 from frenet.network import memory
 from frenet.runs import read_run
+from frenet.runs.forecast import Forecast
 
 SMALL = [
     "reproduce", "--preset", "smoke", "--networks", "synthetic", "--experiments", "gradient-rank",
@@ -36,6 +41,7 @@ def test_the_plan_as_json(capsys):
     assert facts["finished"] == 0
     assert facts["expected_seconds"] > 0
     assert facts["expected_mib"] > 100
+    assert facts["lacking_memory"] is None
 
 
 def test_every_part_runs_once_and_one_report_has_them_all(folder, capsys, monkeypatch):
@@ -63,6 +69,39 @@ def test_too_little_memory_is_said_before_anything_runs(folder, capsys, monkeypa
     assert "1 workers of" in said
     assert "pass fewer --workers" in said
     assert not (folder / "out").exists()
+
+
+def test_a_plan_that_needs_too_much_memory_says_so_and_is_shown(folder, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
+    assert cli.main([*SMALL, "--plan"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "too much: 1 workers of" in said
+    assert "pass fewer --workers" in said
+    assert cli.main([*SMALL, "--plan", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["lacking_memory"].startswith("1 workers of")
+    assert facts["expected_mib"] > 1
+
+
+def test_memory_is_that_of_the_workers_that_have_a_cell():
+    few = Forecast(10.0, 1000.0, cells=12, finished=10, pending=2)
+    many = Forecast(90.0, 100.0, cells=9, finished=0, pending=9)
+    ended = Forecast(0.0, 9000.0, cells=9, finished=8, pending=0)
+    found = parts(Reproduction(networks=("synthetic",)), "smoke")[:3]
+    work = command.Reproducing(workers=8, quiet=True, engine="ray")
+    facts = command._say_costs(found, [few, many, ended], 0.0, work, out=Path("out"))
+    assert facts["expected_mib"] == 2000
+    assert facts["expected_seconds"] == pytest.approx(10 / 2 + 90 / 8, abs=0.1)
+
+
+def test_names_of_networks_are_shown_as_they_are():
+    found = [
+        Part("model[v2]", part.experiment, part.config) for part in parts(PRESETS["smoke"], "smoke")
+    ]
+    costs = [Forecast(1.0, 1.0, cells=1, finished=0, pending=1)] * len(found)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(command._plan_table(found, costs, 1))
+    assert "model[v2]" in console.file.getvalue()
 
 
 def test_mistakes_are_said_in_one_line(capsys):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from frenet.cli import main
+from frenet.cli.steer import _table
 from frenet.methods import steering
 from frenet.methods.steering_vector import load_vector
 from network.models import tiny_llama, tiny_tokenizer
@@ -106,6 +107,11 @@ def test_tables_for_people(folder, capsys):
         steer(folder, "apply", "@pairs.safetensors", "--model", "@model", "--prompt", "i do") == 0
     )
     assert "dose 0 is the model as it is" in capsys.readouterr().out
+
+
+def test_text_in_brackets_is_shown_as_it_is(capsys):
+    _table([{"name": "pairs[v2]", "p": 0.25}])
+    assert "pairs[v2]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

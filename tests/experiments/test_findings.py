@@ -139,6 +139,8 @@ def test_c2_and_c4_say_what_each_damage_and_optimiser_gave() -> None:
     [
         ([0.80, 0.81, 0.82], 2.0, "supported"),
         ([0.80, 0.81, 0.82], 1.0, "undecided"),
+        ([0.45, 0.50, 0.60], 2.0, "contradicted"),
+        ([0.30, 0.50, 0.80], 2.0, "undecided"),  # wide enough to reach 0.77, and below 0.5
         ([0.40, 0.41, 0.42], 2.0, "contradicted"),
         ([0.40], 2.0, "undecided"),
     ],
@@ -153,7 +155,7 @@ def test_c4_is_about_lora() -> None:
 
 
 def test_c4_shows_the_dimension_that_comes_closest_and_not_the_widest_interval() -> None:
-    wide = captures("prefix", [0.2, 0.6, 0.9], k=2, lift=2.0)
+    wide = captures("prefix", [0.6, 0.65, 0.7], k=2, lift=2.0)
     narrow = captures("prefix", [0.76, 0.77, 0.78], k=5, lift=2.0)
     finding = prefix_span(wide + narrow)
     assert finding.quantity == "LoRA recovery captured by the first 5 updates"
@@ -225,6 +227,19 @@ def test_c5(inside: list[float], ratio: float, verdict: str) -> None:
     finding = searched(rows)
     assert finding.verdict == verdict
     assert any(f"10 random directions: {ratio:.2f}" in note for note in finding.notes)
+
+
+def test_c5_is_open_where_cases_cancel() -> None:
+    cases = [("a", 0.5), ("b", 1.5)]
+    rows = [
+        row
+        for task, ratio in cases
+        for place, gain in (("all", 1.0), ("random:10", ratio))
+        for row in best(place, RIGHT, gain, task=task)
+    ]
+    finding = searched(rows)
+    assert finding.verdict == "undecided"
+    assert "for random:10, a, p, full, 64 alone" in finding.why
 
 
 def test_c5_without_random_directions_is_open() -> None:

@@ -21,7 +21,15 @@ from frenet.experiments.steered import behaviours
 from frenet.network import made_model
 from frenet.runs import forecast as forecasting
 from frenet.runs.engine import cells_of
-from frenet.runs.forecast import Speed, forecast, is_finished, network_speed, preparation
+from frenet.runs.forecast import (
+    Forecast,
+    Speed,
+    forecast,
+    network_speed,
+    pending_cells,
+    preparation,
+)
+from frenet.runs.records import cell_stem
 
 CLAIMS = {f"C{i}" for i in range(1, 8)}
 OFFLINE = [name for name in PRESETS if name != "gpu"]
@@ -43,10 +51,11 @@ def test_presets_are_configurations_that_run(preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_part_of_every_preset_has_a_cost(preset):
-    for part in parts(PRESETS[preset], preset):
-        kind = SYNTHETIC if part.network == SYNTHETIC else MODEL
-        cost = COSTS[kind][preset][part.experiment.name]
+@pytest.mark.parametrize("kind", [SYNTHETIC, MODEL])
+def test_every_preset_has_a_cost_for_every_experiment(kind, preset):
+    costs = COSTS[kind][preset]
+    assert set(costs) == set(EXPERIMENTS)
+    for cost in costs.values():
         assert cost.steps > 0
         assert cost.mib > 100
         assert (cost.weights > 0) == (kind == MODEL)
@@ -118,13 +127,38 @@ def test_a_forecast_is_cells_times_steps_and_falls_with_what_is_finished(tmp_pat
         before = forecast(part, "demo", speed, folder=tmp_path / "none")
         assert before.seconds == pytest.approx(cost.steps * 0.5 * cells)
         assert before.mib == pytest.approx(cost.mib + cost.weights * 100.0)
-        done = tmp_path / kind / "cells"
-        done.mkdir(parents=True)
-        (done / "one.jsonl").touch()
-        after = forecast(part, "demo", speed, folder=done.parent)
-        assert (after.finished, after.cells) == (1, cells)
+        folder = store_first(part, tmp_path / kind)
+        after = forecast(part, "demo", speed, folder=folder)
+        assert (after.finished, after.cells, after.pending) == (1, cells, cells - 1)
         assert after.seconds == pytest.approx(before.seconds * (cells - 1) / cells)
-        assert not is_finished(part, done.parent)
+
+
+def store_first(part, folder):
+    """A folder with the first cell of a part, and files that are no cells of it."""
+    (folder / "cells").mkdir(parents=True)
+    first = cell_stem(cells_of(part.experiment, part.config)[0])
+    for name in (f"{first}.jsonl", ".writing-seed=9.jsonl", "seed=99.jsonl"):
+        (folder / "cells" / name).touch()
+    return folder
+
+
+def test_nothing_is_left_of_a_finished_run_with_failed_cells_unless_they_are_retried(tmp_path):
+    (part,) = parts(Reproduction(networks=(SYNTHETIC,), experiments=("gradient-rank",)), "demo")
+    folder, cells = store_first(part, tmp_path), len(cells_of(part.experiment, part.config))
+    assert pending_cells(part, folder) == cells - 1
+    (folder / "manifest.json").touch()
+    assert pending_cells(part, folder) == 0
+    found = forecast(part, "demo", Speed(1.0, 1.0), folder=folder)
+    assert (found.seconds, found.finished, found.pending) == (0.0, 1, 0)
+    assert pending_cells(part, folder, retry_failed=True) == cells - 1
+    again = forecast(part, "demo", Speed(1.0, 1.0), folder=folder, retry_failed=True)
+    assert again.pending == cells - 1
+    assert again.seconds > 0
+
+
+@pytest.mark.parametrize(("pending", "busy"), [(0, 0), (1, 1), (4, 4), (9, 4)])
+def test_no_more_workers_are_counted_than_cells_are_left(pending, busy):
+    assert Forecast(1.0, 100.0, cells=9, finished=0, pending=pending).at_once(4) == busy
 
 
 def test_the_speed_of_a_network_is_that_of_its_training_step(monkeypatch):

@@ -133,9 +133,9 @@ def test_seeds_that_share_a_model_are_told_once(findings) -> None:
     assert not any(note.startswith(told) for note in findings.decide(other).notes)
 
 
-def c6(cosines: list[float], nulls: list[float]) -> str:
+def c6(cosines: list[float], nulls: list[float], behaviour: str = "b") -> list[dict[str, object]]:
     base = {
-        "table": "layer", "space": "full", "behaviour": "b", "push": "own", "part": "report",
+        "table": "layer", "space": "full", "behaviour": behaviour, "push": "own", "part": "report",
         "block": 1, "chosen": True, "other": -0.2, "without_answer": 0.1, "whitened": 0.1,
         "p": 0.01, "p_adjusted": 0.02, "p_limit": 0.05,
     }  # fmt: skip
@@ -145,7 +145,7 @@ def c6(cosines: list[float], nulls: list[float]) -> str:
     ]
     for other in ({"part": "choose"}, {"push": "flipped"}, {"chosen": False}):
         rows += [{**row, **other, "cosine": -1.0} for row in rows[: len(cosines)]]
-    return step_findings.decide(rows).verdict
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -158,20 +158,30 @@ def c6(cosines: list[float], nulls: list[float]) -> str:
     ],
 )
 def test_c6(cosines: list[float], nulls: list[float], verdict: str) -> None:
-    assert c6(cosines, nulls) == verdict
+    assert step_findings.decide(c6(cosines, nulls)).verdict == verdict
 
 
-def c7(ratios: list[float], contrast: float, random: float) -> str:
-    rows = []
+def test_c6_is_open_where_contrasts_cancel() -> None:
+    good, bad = [0.80, 0.82, 0.81], [0.20, 0.22, 0.21]
+    nulls = [0.3, 0.31, 0.32]
+    finding = step_findings.decide(c6(good, nulls) + c6(bad, nulls, behaviour="other"))
+    assert finding.verdict == "undecided"
+    assert "for other, full alone" in finding.why
+
+
+def c7(
+    ratios: list[float], contrast: float, random: float, behaviour: str = "b"
+) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
     for s, ratio in enumerate(ratios):
-        key = {"seed": s, "space": "full", "behaviour": "b", "push": "own", "block": 1}
+        key = {"seed": s, "space": "full", "behaviour": behaviour, "push": "own", "block": 1}
         contrast_s = contrast * (1 + 0.01 * s)
         controls = {"random": random * (1 + 0.01 * s), "matched": 1.0, "shuffled": 1.0}
         for name, slope in (("contrast", contrast_s), ("gradient", ratio * contrast_s)):
             rows.append({"table": "slope", **key, "vector": name, "slope": slope, **controls})
         rows.append({"table": "ratio", **key, "ratio": ratio})
         rows.append({"table": "ratio", **key, "push": "flipped", "ratio": 9.0})
-    return effect_findings.decide(rows).verdict
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -187,7 +197,15 @@ def c7(ratios: list[float], contrast: float, random: float) -> str:
     ],
 )
 def test_c7(ratios: list[float], contrast: float, random: float, verdict: str) -> None:
-    assert c7(ratios, contrast, random) == verdict
+    assert effect_findings.decide(c7(ratios, contrast, random)).verdict == verdict
+
+
+def test_c7_is_open_where_contrasts_cancel() -> None:
+    small, large = [0.2, 0.21, 0.22], [1.8, 1.81, 1.82]
+    rows = c7(small, 10.0, 1.0) + c7(large, 10.0, 1.0, behaviour="other")
+    finding = effect_findings.decide(rows)
+    assert finding.verdict == "undecided"
+    assert "for b, full alone" in finding.why
 
 
 @pytest.mark.parametrize("target", [0.6, -0.6, 1.7])

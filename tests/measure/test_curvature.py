@@ -67,6 +67,38 @@ def test_one_row_that_is_not_finite_is_named(dense):
         product(rows)
 
 
+class Same(torch.autograd.Function):
+    """The identity, differentiable in both modes, without a rule for vmap."""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent.clone()
+
+
+def test_what_cannot_be_batched_goes_one_by_one_and_says_so(monkeypatch):
+    model, task, space = quadratic(torch.linspace(1, 2, 6))
+    plain = type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self: Same.apply(plain(self)))
+    product = hessian_product(model, task, next(task.batches("train", 1, 0)), space=space)
+    rows = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(RuntimeWarning, match="cannot be batched over vectors"):
+        found = product(rows)
+    torch.testing.assert_close(found, (rows.double() @ task.H).float())
+    torch.testing.assert_close(product(rows), found)  # and is not tried again
+
+
 def test_large_vectors_go_one_by_one_and_a_trace_from_them_is_the_same(dense, monkeypatch):
     H, product = dense
     sizes = []

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 
 from frenet.network.cache import save_atomically
+from frenet.network.gguf import _digest
 
 
 def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
@@ -27,3 +28,9 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
     header = path.read_bytes()[8:]
     assert json.loads(header[: header.index(b"}}") + 2])["theta"]["shape"] == [2, 3]
     assert str(os.getpid()) not in path.name
+
+
+def test_converted_files_are_found_by_the_name_that_they_were_given_once(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(bytes(range(251)) * 1000)
+    assert _digest(file)[:16] == "a3072095936539c0"

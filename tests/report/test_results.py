@@ -6,7 +6,7 @@ import io
 
 import made_up
 
-from frenet.report import write_results
+from frenet.report import results, write_results
 from frenet.runs import Run
 
 
@@ -55,6 +55,66 @@ def test_a_claim_names_the_damage_and_the_optimisers_of_the_spaces_that_were_mea
         one = Run(**{**run.__dict__, "config": config, "manifest": run.manifest | machine})
         page = write_results([one], tmp_path, experiments=made_up.experiments())
         assert f"Measured with damage by noise; {trained}\n" in page.read_text("utf-8")
+
+
+def test_text_of_users_makes_no_link_picture_or_code():
+    assert results._text("![p](u) [a](b) [a][b] [a]: c `d` e*f* <g>\nh") == (
+        r"![p]\(u) [a]\(b) [a]\[b] [a]\: c \`d\` e\*f\* &lt;g&gt; h"
+    )
+    assert results._text("0.5 [0.4, 0.6], n = 3 (so)") == "0.5 [0.4, 0.6], n = 3 (so)"
+    assert list(results._fenced(["a ``` b", "c"])) == ["````", "a ``` b", "c", "````", ""]
+
+
+def test_a_figure_that_fails_leaves_the_others_and_the_numbers(tmp_path, monkeypatch):
+    plain = results.figures.draw
+    drawn = []
+
+    def draw(figure, rows):
+        drawn.append(figure.id)
+        if len(drawn) == 1:
+            raise ZeroDivisionError("no data")
+        return plain(figure, rows)
+
+    monkeypatch.setattr(results.figures, "draw", draw)
+    _, page = written(tmp_path)
+    text = page.read_text("utf-8")
+    assert "not drawn, ZeroDivisionError: no data" in text
+    assert len(list(tmp_path.glob("*.svg"))) > 0
+    assert len(list(tmp_path.glob("*.csv.gz"))) > 0
+
+
+def test_versions_machine_and_commits_are_told_once_or_beside_the_runs_that_had_them(tmp_path):
+    first = made_up.runs()[0]
+    made = {"machine": {"platform": "made up", "cpus": 2}, "cell_seconds": 1.0}
+    made |= {"versions": {"frenet": "1"}, "commit": "abc", "commits": ["abc"]}
+    changes = (
+        ("models/a", {}),
+        ("models/b", {"commit": None, "commits": ["abc", "def-dirty"]}),
+        ("models/c", {}),
+        ("models/d", {"versions": {"frenet": "2"}}),
+        ("models/e", {"machine": {"platform": "made up", "cpus": 8}}),
+    )
+    runs = [
+        Run(
+            **{
+                **first.__dict__,
+                "config": first.config | {"model": model},
+                "manifest": first.manifest | made | change,
+            }
+        )
+        for model, change in changes
+    ]
+    page = write_results(runs, tmp_path / "all", experiments=made_up.experiments())
+    name, told = f"`{first.experiment}`", page.read_text("utf-8").partition("## How these")[2]
+    assert told.count("- frenet 1\n- platform made up, cpus 2; commit abc\n") == 1
+    assert f"{name} on models/a, {name} on models/c:\n\n- frenet 1\n" in told
+    assert f"{name} on models/b:\n\n- frenet 1\n" in told
+    assert "commits, in this order, abc, def-dirty\n" in told
+    assert f"{name} on models/d:\n\n- frenet 2\n" in told
+    assert f"{name} on models/e:\n\n- frenet 1\n- platform made up, cpus 8; commit abc" in told
+    page = write_results([runs[0], runs[2]], tmp_path / "some", experiments=made_up.experiments())
+    told = page.read_text("utf-8").partition("## How these")[2]
+    assert told.startswith(" numbers came about\n\n- frenet 1\n- platform made up, cpus 2;")
 
 
 def test_the_same_runs_give_the_same_files(tmp_path):

@@ -1,5 +1,7 @@
 """The engine: the same rows from any number of workers and after any interruption."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from toy_experiment import EXPERIMENT, Config, cells
 
 from frenet.experiments.experiment import Cell
@@ -155,6 +158,22 @@ def test_a_run_that_goes_on_keeps_its_threads(tmp_path):
     with pytest.raises(RunFolderError, match="with threads=2, and this one has threads=1"):
         run(config, tmp_path, threads=1)
     assert run(config, tmp_path, threads=None).manifest["threads"] == 2
+
+
+def test_going_on_at_another_commit_is_said_in_one_line(tmp_path, capsys):
+    config = Config(tasks=("copy", "stop"), seeds=(0,))
+    for name, stop in (("one", stop_at("stop")), ("two", lambda cell, calls: {})):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("toy_experiment._misbehave", stop)
+            for module in ("store", "header"):
+                patch.setattr(f"frenet.runs.{module}.commit", lambda name=name: name)
+            capsys.readouterr()
+            with pytest.raises(Interrupted) if name == "one" else contextlib.nullcontext():
+                run(config, tmp_path)
+    said = capsys.readouterr().err.splitlines()
+    start = f"{tmp_path}: so far made at commit one of frenet, goes on at commit two"
+    assert sum(text.startswith(start) for text in said) == 1
+    assert read_run(tmp_path).manifest["commits"] == ["one", "two"]
 
 
 def stop_at(task):
@@ -426,7 +445,9 @@ def test_claims_are_decided_from_the_stored_rows(tmp_path):
     assert told["paper"] == "77%"
     assert run_dict(found, [(claim, finding)])["claims"] == [told]
     json.dumps(told, allow_nan=False)
-    assert claims_table([(claim, finding)]).row_count == 1
+    console = Console(file=io.StringIO(), width=120)
+    console.print(claims_table([(claim._replace(paper="77% [mean]"), finding)]))
+    assert "77% [mean]" in console.file.getvalue()
 
 
 def test_a_rule_that_fails_leaves_its_claim_undecided(tmp_path):

@@ -3,7 +3,9 @@
 import os
 import sys
 import warnings
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -17,6 +19,7 @@ from frenet.methods.search import Selection, random_search
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.runs import run_experiment
+from frenet.runs.ray_cluster import TRIES, Work, handed_out, processors, shared_out
 from frenet.runs.ray_engine import ray_engine
 
 TASK = SyntheticTask("reverse")
@@ -103,9 +106,89 @@ def test_a_cluster_that_is_not_there_is_said_before_anything_is_done(address, er
         ray_engine(address=address)
 
 
-def test_no_workers_are_refused():
-    with pytest.raises(ValueError, match="workers=0 is not possible"):
-        ray_engine(workers=0)
+@pytest.mark.parametrize("name", ["workers", "threads"])
+def test_none_at_all_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=0 is not possible"):
+        ray_engine(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "threads", "expected"),
+    [
+        ([3, 3, 3], None, 2, (3, 2)),  # not 9 // 2, of whom the fourth would wait for ever
+        ([3, 3, 3], 4, 2, (4, 1)),
+        ([3, 3, 3], 3, 2, (3, 2)),
+        ([8, 8], None, 32, (2, 8)),
+        ([8, 8], 3, 8, (3, 4)),
+        ([0, 5, 4], None, 2, (4, 2)),
+        ([1], None, 2, (1, 1)),
+    ],
+)
+def test_every_worker_fits_on_a_machine(machines, workers, threads, expected):
+    assert shared_out(machines, workers, threads) == expected
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "threads", "match"),
+    [
+        ([8, 8], None, 9, "threads=9, but no machine of the cluster has more than 8 CPUs; pass at"),
+        ([2, 2], 5, 1, "workers=5, but the cluster has 4 CPUs; pass at most 4"),
+        ([0, 0], None, 1, "no machine of the Ray cluster offers a CPU; start one with --num-cpus"),
+        ([], None, 1, "no machine of the Ray cluster offers a CPU"),
+    ],
+)
+def test_workers_that_would_wait_for_ever_are_refused(machines, workers, threads, match):
+    with pytest.raises(ValueError, match=match):
+        shared_out(machines, workers, threads, given=True)
+
+
+def test_machines_that_are_gone_or_without_processors_do_not_count():
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0, "memory": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 8.0}},
+        {"Alive": True, "Resources": {"memory": 1.0}},
+    ]
+    assert processors(SimpleNamespace(nodes=lambda: nodes)) == [4, 0]
+
+
+class Fake:
+    """Ray whose workers end in given ways, one after the other, before they work."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, *ends):
+        self.ends = list(ends)
+        self.hired = 0
+
+    def hire(self):
+        self.hired += 1
+        return self.hired
+
+    def wait(self, running, num_returns):
+        return running[:num_returns], running[num_returns:]
+
+    def get(self, reference):
+        if self.ends:
+            raise self.ends.pop(0)
+        return reference
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ray.exceptions.OutOfMemoryError("the memory monitor"),
+        ray.exceptions.NodeDiedError("gone"),
+        ray.exceptions.WorkerCrashedError(),
+        ray.exceptions.RayActorError(),
+    ],
+)
+def test_a_worker_is_replaced_in_whatever_way_it_died(error):
+    for deaths, expected in ((TRIES - 1, ("by", TRIES, "item")), (TRIES, "given up")):
+        fake = Fake(*[error] * deaths)
+        work = Work(fake.hire, lambda worker, item: ("by", worker, item), lambda *_: "given up", "")
+        found = list(handed_out(fake, deque(["item"]), work, count=1))
+        assert found == [("item", expected)]
+        assert fake.hired == 1 + deaths
 
 
 @pytest.mark.usefixtures("cluster")

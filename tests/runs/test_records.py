@@ -131,15 +131,47 @@ def test_digests_notice_a_change_of_the_files_that_a_configuration_names(tmp_pat
     assert after[str(folder)] != before[str(folder)]
 
 
-def test_large_inputs_are_told_apart_by_both_ends_and_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("frenet.runs.records.WHOLE_FILE_BYTES", 10)
-    monkeypatch.setattr("frenet.runs.records.SAMPLE_BYTES", 4)
+def test_large_inputs_are_told_apart_by_blocks_all_over_and_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("frenet.runs.records.WHOLE_FILE_BYTES", 1 << 20)
+    size = 64 * 3 << 16
     file = tmp_path / "weights"
     found = set()
-    for content in (b"aaaa----bbbb", b"aaab----bbbb", b"aaaa----bbba", b"aaaa-----bbbb"):
+    for place in (None, 0, size // 2, size - 1):
+        content = bytearray(size)
+        if place is not None:
+            # A stretch as long as from one block to the next.
+            content[place : place + (4 << 16)] = b"1" * min(4 << 16, size - place)
         file.write_bytes(content)
         found |= set(input_digests({"model": str(file)}).values())
-    assert len(found) == 4
+    file.write_bytes(bytes(size + 1))
+    found |= set(input_digests({"model": str(file)}).values())
+    assert len(found) == 5
+
+
+def test_a_path_from_home_is_an_input(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tasks.jsonl").write_text("one\n")
+    found = input_digests({"tasks": ["~/tasks.jsonl", "~/other.jsonl", "~nobody-here/a"]})
+    assert found == {
+        "~/tasks.jsonl": input_digests({"a": str(tmp_path / "tasks.jsonl")}).popitem()[1]
+    }
+
+
+def test_the_base_of_an_adapter_is_an_input(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+    (base / "weights").write_bytes(b"123")
+    config = adapter / "adapter_config.json"
+    for name in (str(base), "~/base"):
+        config.write_text(json.dumps({"base_model_name_or_path": name}))
+        found = input_digests({"model": str(adapter)})
+        assert set(found) == {str(adapter), name}
+        assert found[name] == input_digests({"model": str(base)})[str(base)]
+    for text in ('{"base_model_name_or_path": "owner/name"}', "{}", "[]", "{"):
+        config.write_text(text)
+        assert set(input_digests({"model": str(adapter)})) == {str(adapter)}
 
 
 def test_text_that_cannot_be_a_path_is_no_input():

@@ -84,7 +84,9 @@ def test_expectations_are_beside_what_was_found(finished):
     assert "frenet run search" not in page
 
 
-def test_stopped_and_started_again_it_ends_with_the_same_rows(finished, config, tmp_path):
+def test_stopped_and_started_again_it_ends_with_the_same_rows(
+    finished, config, tmp_path, monkeypatch
+):
     scored = []
 
     def stops(model, evaluator, chunks):
@@ -103,7 +105,10 @@ def test_stopped_and_started_again_it_ends_with_the_same_rows(finished, config, 
         left.extend(chunks)
         return here(model, evaluator, chunks)
 
-    again = run_search(config, out, engine=counts, say=quiet)
+    said = []
+    monkeypatch.setattr("frenet.runs.header.commit", lambda: "later")
+    again = run_search(config, out, engine=counts, say=said.append)
+    assert "goes on at commit later" in said[0]
     assert [chunk[0] for chunk in left] == [64]
     assert (again.path / "rows.jsonl").read_bytes() == (finished.path / "rows.jsonl").read_bytes()
 

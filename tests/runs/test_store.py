@@ -162,6 +162,7 @@ def test_reading_says_what_is_wrong(tmp_path):
     with pytest.raises(RunFolderError, match="is not a run folder: it has no config"):
         read_run(tmp_path)
     fill(tmp_path / "run", CELLS[:3], finish=False)
+    (tmp_path / "run" / "cells" / f"{TEMPORARY}seed=3.jsonl").touch()
     with pytest.raises(RunFolderError, match=r"not finished \(3 of 4 cells\)"):
         read_run(tmp_path / "run")
     fill(tmp_path / "run", CELLS)
@@ -309,9 +310,82 @@ def test_the_commit_is_frenets_own_or_none(monkeypatch, tmp_path):
     found = commit()
     assert found is None or len(found.removesuffix("-dirty")) == 40
     monkeypatch.setattr("frenet.runs.machine.__file__", str(tmp_path / "a" / "b" / "c.py"))
-    commit.cache_clear()
     assert commit() is None
-    commit.cache_clear()
+
+
+@pytest.fixture
+def checked_out(monkeypatch):
+    """Checks a commit out, as far as run folders can see."""
+
+    def check_out(name):
+        for module in ("store", "header"):
+            monkeypatch.setattr(f"frenet.runs.{module}.commit", lambda: name)
+
+    return check_out
+
+
+def test_a_run_names_the_commits_at_which_its_cells_were_made(tmp_path, checked_out):
+    checked_out("one")
+    with RunFolder(tmp_path, HEADER) as folder:
+        assert folder.note is None
+        assert json.loads((tmp_path / "config.json").read_text())["commits"] == ["one"]
+        folder.store(CELLS[0], [line(0)], seconds=1.0)
+    started = json.loads((tmp_path / "config.json").read_text())["started"]
+    checked_out("two-dirty")
+    with RunFolder(tmp_path, HEADER) as folder:
+        assert "made at commit one of frenet, goes on at commit two-dirty" in folder.note
+        folder.store(CELLS[1], [line(1)], seconds=1.0)
+        assert read_run(tmp_path, partial=True).manifest["commits"] == ["one", "two-dirty"]
+        checked_out("three")  # what workers that start from now on will run
+        folder.finish(CELLS, workers=1)
+    manifest = read_run(tmp_path).manifest
+    assert manifest["commits"] == ["one", "two-dirty", "three"]
+    assert manifest["commit"] is None
+    checked_out("four")
+    fill(tmp_path, CELLS)
+    assert json.loads((tmp_path / "config.json").read_text())["started"] == started
+
+
+def test_a_run_of_one_commit_names_that_one_and_says_nothing(tmp_path, checked_out):
+    for name, known in (("one", "one"), (None, None)):
+        checked_out(name)
+        fill(tmp_path / str(name), CELLS[:1], finish=False)
+        with RunFolder(tmp_path / str(name), HEADER) as folder:
+            assert folder.note is None
+        fill(tmp_path / str(name), CELLS)
+        manifest = read_run(tmp_path / str(name)).manifest
+        assert (manifest["commit"], manifest["commits"]) == (known, [known])
+
+
+def test_looking_at_a_finished_run_leaves_its_commits(tmp_path, checked_out):
+    checked_out("one")
+    fill(tmp_path, CELLS)
+    checked_out("two")
+    before = (tmp_path / "config.json").read_bytes()
+    with RunFolder(tmp_path, HEADER) as folder:
+        assert folder.note is None
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_before_the_first_cell_no_commit_is_kept(tmp_path, checked_out):
+    checked_out("one")
+    fill(tmp_path, [], finish=False)
+    checked_out("two")
+    fill(tmp_path, CELLS)
+    assert read_run(tmp_path).manifest["commits"] == ["two"]
+
+
+def test_a_run_whose_first_commit_was_not_recorded_says_so(tmp_path, checked_out):
+    checked_out("two")
+    fill(tmp_path, CELLS[:1], finish=False)
+    file = tmp_path / "config.json"
+    head = json.loads(file.read_text())
+    del head["commits"]
+    file.write_text(json.dumps(head))
+    with RunFolder(tmp_path, HEADER) as folder:
+        assert "made at commit (unknown) of frenet, goes on at commit two" in folder.note
+        folder.finish(CELLS[:1], workers=1)
+    assert read_run(tmp_path).manifest["commits"] == [None, "two"]
 
 
 def test_a_containers_quota_limits_the_processors(monkeypatch, tmp_path):

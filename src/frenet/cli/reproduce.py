@@ -45,7 +45,7 @@ def reproduce(args: list[str]) -> int:
         todo = parts(wanted, name)
         out = work.out or reproduction_out(name, wanted)
         folders = [out / folder for folder in folder_names(todo)]
-        forecasts, before = _forecasts(todo, folders, name)
+        forecasts, before = _forecasts(todo, folders, name, retry_failed=work.retry_failed)
         facts = _say_costs(todo, forecasts, before, work, out=out)
         if not work.plan:
             planned = zip(todo, folders, strict=True)
@@ -74,16 +74,15 @@ def _say_costs(
     """Show time and memory on standard error before anything runs; the same as facts.
 
     Raises:
-        MemoryError: the workers would need more memory than there is.
+        MemoryError: the workers would need more memory than there is, and it is not only a plan.
     """
     from rich.console import Console
 
     from frenet.runs.progress import duration
 
     workers = _workers(work)
-    seconds = sum(f.seconds / min(workers, f.cells) for f in forecasts)
-    left = [f.mib for f in forecasts if f.finished < f.cells]
-    memory = max(left, default=0.0) * workers
+    seconds = sum(f.seconds / max(1, f.at_once(workers)) for f in forecasts)
+    memory = max((f.mib * f.at_once(workers) for f in forecasts), default=0.0)
     console = Console(stderr=True, highlight=False)
     if not work.quiet:
         console.print(_plan_table(todo, forecasts, workers))
@@ -93,33 +92,40 @@ def _say_costs(
             f"into {out}",
             markup=False,
         )
-    if work.engine == "processes":
-        _require_memory(forecasts, workers)
+    lacking = _lacking_memory(forecasts, workers) if work.engine == "processes" else None
+    if lacking is not None:
+        if not work.plan:
+            raise lacking
+        if not work.quiet:
+            console.print(f"too much: {lacking}", markup=False)
     return {
         "command": "reproduce", "preset": work.preset, "out": str(out),
         "expected_seconds": round(seconds, 1), "preparing_seconds": round(before / workers, 1),
-        "expected_mib": round(memory),
+        "expected_mib": round(memory), "lacking_memory": str(lacking) if lacking else None,
         "cells": sum(f.cells for f in forecasts), "finished": sum(f.finished for f in forecasts),
     }  # fmt: skip
 
 
 def _forecasts(
-    todo: "Sequence[Part]", folders: Sequence[Path], preset: str
+    todo: "Sequence[Part]", folders: Sequence[Path], preset: str, *, retry_failed: bool
 ) -> "tuple[list[Forecast], float]":
     """What every part still costs, and seconds of preparation in all.
 
     Networks whose parts are finished are not loaded again.
     """
     from frenet.experiments.reproduction import by_network
-    from frenet.runs.forecast import Speed, forecast, is_finished, network_speed, preparation
+    from frenet.runs.forecast import Speed, forecast, network_speed, pending_cells, preparation
 
     speeds: dict[str, Speed] = {}
     for part, folder in zip(todo, folders, strict=True):
-        if part.network not in speeds and not is_finished(part, folder):
+        left = pending_cells(part, folder, retry_failed=retry_failed)
+        if left and part.network not in speeds:
             speeds[part.network] = network_speed(part)
     idle = Speed(0.0, 0.0)
     found = [
-        forecast(part, preset, speeds.get(part.network, idle), folder=folder)
+        forecast(
+            part, preset, speeds.get(part.network, idle), folder=folder, retry_failed=retry_failed
+        )
         for part, folder in zip(todo, folders, strict=True)
     ]
     # What a network learns is learned once for all experiments.
@@ -137,33 +143,38 @@ def _workers(work: Reproducing) -> int:
     return work.workers or (1 if has_cuda() else cpu_count())
 
 
-def _require_memory(forecasts: "Sequence[Forecast]", workers: int) -> None:
-    """Refuse what would end in the system's killing of workers."""
+def _lacking_memory(forecasts: "Sequence[Forecast]", workers: int) -> MemoryError | None:
+    """The error of what would end in the system's killing of workers; None where all fits."""
     import torch
 
     from frenet.network.memory import require_memory
 
-    left = [f.mib for f in forecasts if f.finished < f.cells]
-    most = max(left, default=0.0)
-    require_memory(
-        round(workers * most * 2**20),
-        f"{workers} workers of {most:,.0f} MiB each",
-        device=torch.device("cpu"),
-        remedy="pass fewer --workers (with more --threads), or smaller --networks",
-    )
+    most = max(forecasts, key=lambda f: f.mib * f.at_once(workers))
+    count = most.at_once(workers)
+    try:
+        require_memory(
+            round(count * most.mib * 2**20),
+            f"{count} workers of {most.mib:,.0f} MiB each",
+            device=torch.device("cpu"),
+            remedy="pass fewer --workers (with more --threads), or smaller --networks",
+        )
+    except MemoryError as error:
+        return error
+    return None
 
 
 def _plan_table(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]", workers: int) -> Any:
     """What will run, for people."""
     from rich.table import Table
+    from rich.text import Text
 
     from frenet.runs.progress import duration
 
     table = Table("network", "experiment", "cells", "finished", "about", "memory of a worker")
     for part, cost in zip(todo, forecasts, strict=True):
-        time = duration(cost.seconds / min(workers, cost.cells))
+        time = duration(cost.seconds / max(1, cost.at_once(workers)))
         table.add_row(
-            part.network, part.experiment.name, str(cost.cells), str(cost.finished), time,
+            Text(part.network), part.experiment.name, str(cost.cells), str(cost.finished), time,
             f"{cost.mib:,.0f} MiB",
         )  # fmt: skip
     return table

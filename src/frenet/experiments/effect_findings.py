@@ -8,6 +8,7 @@ from frenet.experiments.intervals import (
     estimate,
     high,
     low,
+    outliers,
     over_seeds,
     select,
     series_over_seeds,
@@ -30,7 +31,9 @@ def decide(rows: Rows) -> Finding:
     """Supported where the ratio lies within [0.5, 2] and both slopes are above the random ones."""
     verdict: Verdict
     slopes = select(rows, table="slope", push="own")
-    ratio = estimate(select(rows, table="ratio", push="own"), "ratio")
+    ratios = select(rows, table="ratio", push="own")
+    ratio = estimate(ratios, "ratio")
+    alone = outliers(ratios, by=("behaviour", "space"), value="ratio", within=WITHIN)
     own = {
         name: estimate(select(slopes, vector=name), "slope") for name in ("contrast", "gradient")
     }
@@ -44,6 +47,8 @@ def decide(rows: Rows) -> Finding:
     elif unclear:
         random = f"whether the {NAMES[unclear[0]]} steers more than a random vector is not clear"
         verdict, why = "undecided", why_open(own[unclear[0]], random)
+    elif alone:
+        verdict, why = "undecided", f"the ratio lies outside [0.5, 2] for {alone[0]} alone"
     elif WITHIN[0] <= low(ratio) and high(ratio) <= WITHIN[1]:
         verdict, why = "supported", "the ratio lies within [0.5, 2], both slopes above the random"
     else:
@@ -209,7 +214,8 @@ CLAIMS = (
         statement="The shift by a gradient step steers answers like the contrast vector",
         paper="a similar effect",
         rule="the ratio of the two slopes at equal norm has its whole interval inside [0.5, 2], "
-        "and both slopes have theirs above the largest of the random vectors",
+        "and no contrast has its own outside; both slopes have theirs above the largest of the "
+        "random vectors",
         decide=decide,
         figure="doses",
     ),

@@ -69,6 +69,23 @@ def high(value: Estimate | None) -> float:
     return math.inf if value is None or value.high is None else value.high
 
 
+def outliers(
+    rows: Rows, *, by: Sequence[str], value: str, within: tuple[float, float]
+) -> list[str]:
+    """Names of the groups whose own interval lies wholly outside: in a mean of all they cancel.
+
+    >>> rows = [{"seed": s, "task": t, "x": x} for s in (0, 1) for t, x in (("a", 0.1), ("b", 2))]
+    >>> outliers(rows, by=("task",), value="x", within=(0.5, 3.0))
+    ['a']
+    """
+    return [
+        ", ".join(str(row[key]) for key in by)
+        for row in over_seeds(rows, by=by, value=value)
+        if row["low"] is not None
+        and (_number(row["high"]) < within[0] or _number(row["low"]) > within[1])
+    ]
+
+
 def why_open(value: Estimate | None, otherwise: str) -> str:
     """Why an estimate decides nothing: it has no interval, or what ``otherwise`` says of it."""
     if value is None:

@@ -83,7 +83,7 @@ def dimension_chart(rows: Rows) -> object:
     for column, label in (("gain", FOUND), ("predicted", "predicted")):
         ratios = [
             row
-            for row in relative_gains(rows, column)
+            for row in relative_gains(rows, column=column)
             if row["place"] == "all" or str(row["place"]).startswith("random:")
         ]
         table += [

@@ -1,5 +1,6 @@
 """The run folder of a watched training: one cell a look, one for what is known at the end."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from frenet.runs.machine import versions
 from frenet.runs.records import cell_stem, config_dict, encode_row, table_columns
 from frenet.runs.store import Failure
 
+logger = logging.getLogger("frenet")
 END = Cell.of(part="end")
 
 
@@ -60,6 +62,8 @@ class WatchFolder:
         """
         store = RunFolder(self.out, self._header, restart=done > 0, extend=True)
         self._store = store.__enter__()
+        if store.note:
+            logger.warning("frenet: %s", store.note)
         regular = range(0, done + 1, self.config.every)
         self.store.keep_only([Cell.of(step=step) for step in regular] if done else [])
 

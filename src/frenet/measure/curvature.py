@@ -1,6 +1,7 @@
 """Curvature of a task's loss at a point: Hessian products, trace, leading eigenpairs."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,10 @@ from frenet.network.tasks import Batch, Functional, Task, columns_to_keep, with_
 Matvec = Callable[[Tensor], Tensor]
 # Vectors that go through one pass, at most, and the numbers that all of them may need together.
 AT_ONCE, ROOM = 8, 2**27
+ONE_BY_ONE = (
+    "this model or task cannot be batched over vectors ({error}); taking one Hessian product at a "
+    "time, which is two to three times as slow"
+)
 
 
 class Trace(NamedTuple):
@@ -60,6 +65,9 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
     Raises:
         FloatingPointError: H v is not finite; names the parameter.
 
+    Warns:
+        RuntimeWarning: the rows of a matrix had to be taken one at a time.
+
     Source: Pearlmutter (1994), Fast exact multiplication by the Hessian.
     """
     rows = with_additive_mask(batch)
@@ -69,6 +77,7 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
         return task.loss(Functional(model, tensors, keep=keep), rows)
 
     together = at_once(space.dim + _tangents(model, batch))
+    batched = True
 
     def product(vectors: Float[Tensor, "*m d"]) -> Float[Tensor, "*m d"]:
         parameters = space.parameters(model)
@@ -79,16 +88,22 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
             tangents = {name: part.to(tensors[name].dtype) for name, part in parts.items()}
             return space.flatten(jvp(grad(loss), (tensors,), (tangents,))[1])
 
+        def several(rows: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+            nonlocal batched
+            if batched and len(rows) > 1:
+                try:
+                    return vmap(one)(rows)
+                except (RuntimeError, ValueError) as error:
+                    warnings.warn(ONE_BY_ONE.format(error=error), RuntimeWarning, stacklevel=3)
+                    batched = False
+            return torch.stack([one(row) for row in rows])
+
         rows = vectors.reshape(-1, space.dim).to(parameters[0].device, torch.float32)
         with transformable(model):
-            images = [
-                one(group[0])[None] if len(group) == 1 else vmap(one)(group)
-                for group in rows.split(together)
-            ]
-        result = torch.cat(images) if len(images) > 1 else images[0]
-        for image in result:
+            images = torch.cat([several(group) for group in rows.split(together)])
+        for image in images:
             space.check_finite(image, "a Hessian product")
-        return result.reshape(vectors.shape)
+        return images.reshape(vectors.shape)
 
     return product
 

@@ -1,6 +1,8 @@
 """Where steering vectors come from: contrasts of activations, and gradient steps."""
 
+import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -168,7 +170,7 @@ def push_gradient(
     prompts: Sequence[tuple[list[int], int]],
     *,
     space: ParamSpace,
-    tokens: int = TOKENS // 4,
+    tokens: int = TOKENS // 8,
 ) -> Float[Tensor, " d"]:
     """Gradient of the mean loss of an answer, g = d/dtheta mean_i -log p(answer_i | prompt_i).
 
@@ -182,18 +184,25 @@ def push_gradient(
     Raises:
         FloatingPointError: the gradient is not finite; names the parameter.
     """
-    with measuring(model, space), torch.enable_grad():
+    parameters = space.parameters(model)
+    g = torch.zeros(space.dim, device=parameters[0].device)
+    with measuring(model, space), torch.enable_grad(), contextlib.ExitStack() as hooks:
+        # A large model's gradients are taken over one by one: there is no second copy of them.
+        for parameter, part in zip(parameters, space.unflatten(g).values(), strict=True):
+            handle = parameter.register_post_accumulate_grad_hook(partial(_moved, part))
+            hooks.callback(handle.remove)
         for group in length_groups([context for context, _ in prompts], tokens):
             batch = collate([(prompts[i][0], [prompts[i][1]]) for i in group])
             (token_loss(model, batch) * len(group) / len(prompts)).backward()
-        found = {n: p.grad for n, p in zip(space.names, space.parameters(model), strict=True)}
-        kept = {
-            name: torch.zeros_like(model.get_parameter(name)) if grad is None else grad
-            for name, grad in found.items()
-        }
-        g = space.flatten(kept)
     space.check_finite(g, "the gradient of the answer")
     return g
+
+
+def _moved(total: Tensor, parameter: Tensor) -> None:
+    """Add a parameter's gradient to the total, and let go of it."""
+    if parameter.grad is not None:
+        total.add_(parameter.grad)
+        parameter.grad = None
 
 
 def gradient_shift(

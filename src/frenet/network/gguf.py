@@ -18,6 +18,7 @@ from torch import nn
 
 from frenet.network.cache import cache_dir
 from frenet.network.memory import require_memory
+from frenet.network.sampled import sampled
 
 RECORD = "frenet.json"
 # Keys of transformers' table that are sections of the file or no decoders.
@@ -174,13 +175,10 @@ def _require_informative(path: Path, model: nn.Module) -> None:
 
 
 def _digest(path: Path) -> str:
-    """sha256 over the size and 64 evenly spaced blocks of 64 KiB: cheap, and by content."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for i in range(64):
-            file.seek(max(0, size - (1 << 16)) * i // 63)
-            digest.update(file.read(1 << 16))
+    """sha256 over the size and evenly spaced blocks: cheap, and by content."""
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    for block in sampled(path):
+        digest.update(block)
     return digest.hexdigest()
 
 

@@ -140,7 +140,12 @@ def _figures(part: Section, out: Path) -> Iterator[str]:
         rows = figures.rows_of(figure, part.run.rows)
         if not (figure.front or figure.id in wanted) or not rows:
             continue
-        drawn = figures.draw(figure, rows)
+        try:
+            drawn = figures.draw(figure, rows)
+        # Any error of a chart: the other figures and the numbers must still be read.
+        except Exception as error:
+            yield from (_text(f"{figure.title}: not drawn, {type(error).__name__}: {error}"), "")
+            continue
         if figures.blank(drawn):
             continue
         file = f"{part.id}-{figure.id}.svg"
@@ -149,13 +154,17 @@ def _figures(part: Section, out: Path) -> Iterator[str]:
 
 
 def _made(networks: Sequence[Network]) -> Iterator[str]:
-    """Versions, settings and commands."""
+    """Versions, machines, settings and commands."""
     yield from ("## How these numbers came about", "")
-    runs = [part.run for network in networks for part in network.parts]
-    for name, value in runs[0].manifest["versions"].items():
-        yield f"- {name} {value}"
-    yield f"- {runs[0].manifest['machine']['platform']}, commit {runs[0].manifest['commit']}"
-    yield ""
+    circumstances: dict[str, list[str]] = {}
+    for network in networks:
+        for part in network.parts:
+            where = f"`{part.run.experiment}` on {_text(network.label)}"
+            circumstances.setdefault(_circumstances(part.run), []).append(where)
+    for listed, runs in circumstances.items():
+        if len(circumstances) > 1:
+            yield from (f"{', '.join(runs)}:", "")
+        yield from (listed, "")
     for network in networks:
         yield from (f"### {_text(network.label)}: settings", "")
         for part in network.parts:
@@ -165,9 +174,18 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
             seconds = part.run.manifest["cell_seconds"]
             yield f"- `{part.run.experiment}`: {'; '.join(told)}; {seconds or 0:,.0f} s of cells"
         yield ""
-        yield "```"
-        yield from (command_line(part.run, part.experiment) for part in network.parts)
-        yield from ("```", "")
+        yield from _fenced([command_line(part.run, part.experiment) for part in network.parts])
+
+
+def _circumstances(run: Run) -> str:
+    """Versions, machine and commits of a run, as a list."""
+    made = run.manifest
+    # Earlier builds recorded the commit at the end alone.
+    commits = made.get("commits", [made["commit"]])
+    machine = ", ".join(f"{key} {value}" for key, value in made["machine"].items())
+    versions = (f"- {name} {value}" for name, value in made["versions"].items())
+    noted = "commit" if len(commits) == 1 else "commits, in this order,"
+    return "\n".join((*versions, f"- {machine}; {noted} {', '.join(map(str, commits))}"))
 
 
 def _conditions(config: Mapping[str, object]) -> list[str]:
@@ -185,10 +203,18 @@ def _listed(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _fenced(lines: Sequence[str]) -> Iterator[str]:
+    """Lines between fences that none of them can close."""
+    runs = [len(found) for line in lines for found in re.findall("`+", line)]
+    fence = "`" * max(3, 1 + max(runs, default=0))
+    yield from (fence, *lines, fence, "")
+
+
 def _row(*cells: str) -> str:
     return f"| {' | '.join(_text(cell).replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _text(text: str) -> str:
-    """Text in Markdown: no tags of HTML, no line ends."""
-    return html.escape(" ".join(text.split()), quote=False)
+    """Text in Markdown: no tags of HTML, no line ends, no links, pictures, code or emphasis."""
+    plain = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"[`*]|(?<=\])[(:\[]", r"\\\g<0>", plain)

@@ -3,8 +3,9 @@
 from frenet.runs.claims import claims_table, decide_claims, finding_dict, run_dict
 from frenet.runs.engine import Interrupted, RunFailedError, run_experiment
 from frenet.runs.files import DiskFullError, RunFolderError
+from frenet.runs.header import find_runs
 from frenet.runs.records import config_dict, default_out, demo_out, reproduction_out
-from frenet.runs.store import Run, RunFolder, find_runs, read_run
+from frenet.runs.store import Run, RunFolder, read_run
 
 __all__ = [
     "DiskFullError",

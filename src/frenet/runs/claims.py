@@ -67,8 +67,8 @@ def claims_table(findings: list[tuple[Claim, Finding]]) -> Table:
         table.add_column(heading)
     for claim, finding in findings:
         table.add_row(
-            f"{claim.id} {claim.statement}",
-            claim.paper,
+            Text(f"{claim.id} {claim.statement}"),
+            Text(claim.paper),
             _words(finding.quantity, finding.estimate),
             _words(finding.reference, finding.reference_estimate),
             Text(finding.verdict, style=STYLES[finding.verdict]),

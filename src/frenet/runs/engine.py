@@ -1,20 +1,16 @@
 """From an experiment and a configuration to a finished run folder."""
 
-import contextlib
-import pickle
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from frenet.experiments.experiment import Cell, Experiment
 from frenet.runs.header import Header, compare_headers, read_header
 from frenet.runs.machine import cpu_count, has_cuda, versions
-from frenet.runs.pool import Outcomes, here, in_workers
 from frenet.runs.progress import Watch
-from frenet.runs.ray_cells import in_cluster
 from frenet.runs.records import cell_stem, config_dict, input_digests, table_columns
 from frenet.runs.store import Failure, Run, RunFolder, read_run
+from frenet.runs.sweep import Crew, EngineName, refuse_unsendable, share, sweep
 from frenet.runs.worker import Job
 
 
@@ -32,21 +28,6 @@ class RunFailedError(RuntimeError):
         super().__init__(message)
         self.failures = list(failures)
         self.user_mistake = all(failure.user_mistake for failure in failures)
-
-
-EngineName = Literal["processes", "ray"]
-
-
-class Crew(NamedTuple):
-    """Who works: so many processes, with so many torch threads each, here or on a cluster.
-
-    ``workers`` is None where the size of the cluster decides.
-    """
-
-    workers: int | None
-    threads: int
-    engine: EngineName = "processes"
-    address: str | None = None
 
 
 def run_experiment(
@@ -104,7 +85,7 @@ def run_experiment(
         if not store.finished:
             count = workers or (None if engine == "ray" else natural_workers(cells))
             todo = jobs(experiment, config, cells, threads=header.threads)
-            crew = Crew(count, header.threads, engine, address)
+            crew = Crew(count, header.threads, engine, address, threads is not None)
             _work(store, todo, crew=crew, quiet=quiet)
             store.finish(cells, workers=count)
     return read_run(folder)
@@ -180,15 +161,10 @@ def jobs(experiment: Experiment, config: Any, cells: Sequence[Cell], *, threads:
     work = [Job("run", experiment.run, config, cell, tables, threads) for cell in cells]
     if experiment.prepare is None:
         return work
-    first = {_share(job.cell): job.cell for job in reversed(work)}
+    first = {share(job.cell): job.cell for job in reversed(work)}
     more = threads * max(1, natural_workers(cells) // len(first))
     before = [Job("prepare", experiment.prepare, config, c, tables, more) for c in first.values()]
     return [*reversed(before), *work]
-
-
-def _share(cell: Cell) -> object:
-    """What the cells have in common that share a preparation."""
-    return dict(cell.keys).get("seed")
 
 
 def _work(store: RunFolder, todo: Sequence[Job], *, crew: Crew, quiet: bool) -> None:
@@ -196,19 +172,21 @@ def _work(store: RunFolder, todo: Sequence[Job], *, crew: Crew, quiet: bool) -> 
     cells = [job for job in todo if job.stage == "run"]
     pending = [job for job in cells if not store.done(job.cell)]
     done = len(cells) - len(pending)
-    shares = {_share(job.cell) for job in pending}
-    before = [j for j in todo if j.stage == "prepare" and _share(j.cell) in shares]
+    shares = {share(job.cell) for job in pending}
+    before = [j for j in todo if j.stage == "prepare" and share(j.cell) in shares]
     if crew.workers is not None:
         crew = crew._replace(workers=min(crew.workers, max(1, len(pending))))
-    _refuse_unsendable(pending, crew)
+    refuse_unsendable(pending, crew)
     with Watch(store.header.experiment, total=len(cells), done=done, quiet=quiet) as watch:
         watch.say(
             f"{store.header.experiment}: {len(cells)} cells, {done} of them finished before; "
             f"workers: {crew.workers or 'the cluster'}, threads of each: {crew.threads}; "
             f"into {store.path}"
         )
+        if store.note:
+            watch.say(store.note)
         try:
-            failures = _sweep(store, before, pending=pending, crew=crew, watch=watch)
+            failures = sweep(store, before, pending=pending, crew=crew, watch=watch)
         except KeyboardInterrupt:
             kept = sum(store.done(job.cell) for job in cells)
             raise Interrupted(
@@ -217,71 +195,6 @@ def _work(store: RunFolder, todo: Sequence[Job], *, crew: Crew, quiet: bool) -> 
             ) from None
     if len(failures) == len(cells):
         raise RunFailedError(_all_failed(failures, store.path), failures=failures)
-
-
-def _sweep(
-    store: RunFolder, before: Sequence[Job], *, pending: Sequence[Job], crew: Crew, watch: Watch
-) -> list[Failure]:
-    """Do the jobs and store their outcomes; cells start as soon as what they share is ready."""
-    queue = deque(before or pending)
-    waiting = list(pending) if before else []
-    left = len(before)
-    failures: list[Failure] = []
-    watch.preparing(left)
-    with contextlib.closing(_outcomes(queue, crew=crew, store=store, watch=watch)) as outcomes:
-        for job, outcome in outcomes:
-            ready = [job]
-            if job.stage == "prepare":
-                ready = [other for other in waiting if _share(other.cell) == _share(job.cell)]
-                left -= 1
-                watch.preparing(left)
-            if outcome.failure is not None:
-                for failed in ready:
-                    store.store_failure(failed.cell, outcome.failure)
-                    watch.failed(failed.cell.id, _headline(outcome.failure))
-                    failures.append(outcome.failure)
-            elif job.stage == "prepare":
-                watch.prepared(f"seed {_share(job.cell)}", outcome.seconds)
-                queue.extend(ready)
-            else:
-                store.store(
-                    job.cell, outcome.lines, seconds=outcome.seconds, peak_mib=outcome.peak_mib
-                )
-                watch.finished(job.cell.id, outcome.seconds)
-    return failures
-
-
-def _outcomes(queue: deque[Job], *, crew: Crew, store: RunFolder, watch: Watch) -> Outcomes:
-    """Outcomes of the queue, from this process or from workers."""
-    if crew.engine == "ray":
-        return in_cluster(
-            queue, address=crew.address, workers=crew.workers, threads=crew.threads, say=watch.say
-        )
-    if crew.workers == 1:
-        return here(queue)
-    assert crew.workers is not None
-    log = store.path / "log.txt"
-    return in_workers(queue, workers=crew.workers, threads=crew.threads, log=log, say=watch.say)
-
-
-def _refuse_unsendable(pending: Sequence[Job], crew: Crew) -> None:
-    """Say it before the first process starts when a job cannot travel to another process."""
-    if (crew.workers == 1 and crew.engine == "processes") or not pending:
-        return
-    try:
-        pickle.dumps(pending[0])
-    except Exception as error:
-        raise ValueError(
-            f"the experiment's functions or configuration cannot be sent to worker processes "
-            f"({error}); define them at the top level of a module, or use workers=1"
-        ) from error
-
-
-def _headline(failure: Failure) -> str:
-    """A failure in one line."""
-    lines = failure.error.strip().splitlines() or [""]
-    stage = "" if failure.stage == "run" else f"in {failure.stage}: "
-    return f"{stage}{failure.type}: {lines[0]}"
 
 
 def _all_failed(failures: Sequence[Failure], folder: Path) -> str:

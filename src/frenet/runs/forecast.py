@@ -6,11 +6,14 @@ timed again here, so that a forecast follows the machine and the network.
 
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frenet.experiments.costs import COSTS, MODEL
+from frenet.experiments.experiment import Cell
 from frenet.experiments.reproduction import SYNTHETIC, Part
+from frenet.runs.records import cell_stem
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,15 +32,30 @@ class Speed(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """What a part still costs: seconds of one processor, MiB of each worker, and its cells."""
+    """What a part still costs.
+
+    Attributes:
+        seconds: of one processor.
+        mib: MiB of each worker.
+        cells: how many there are.
+        finished: how many have their rows.
+        pending: how many will be run; those that failed in a finished run are neither.
+    """
 
     seconds: float
     mib: float
     cells: int
     finished: int
+    pending: int
+
+    def at_once(self, workers: int) -> int:
+        """How many of the workers will have something to do."""
+        return min(workers, self.pending)
 
 
-def forecast(part: Part, preset: str, speed: Speed, *, folder: Path) -> Forecast:
+def forecast(
+    part: Part, preset: str, speed: Speed, *, folder: Path, retry_failed: bool = False
+) -> Forecast:
     """The cost of what is left of a part.
 
     Args:
@@ -45,12 +63,19 @@ def forecast(part: Part, preset: str, speed: Speed, *, folder: Path) -> Forecast
         preset: of the reproduction, whose costs are known.
         speed: of the network, as :func:`network_speed` finds it.
         folder: where the part runs, which may hold finished cells.
+        retry_failed: the failed cells of a finished run will be run again.
     """
     kind = SYNTHETIC if part.network == SYNTHETIC else MODEL
     cost = COSTS[kind][preset][part.experiment.name]
-    cells, finished = _cells(part, folder)
-    seconds = cost.steps * speed.step * (cells - finished)
-    return Forecast(seconds, cost.mib + cost.weights * speed.weights_mib, cells, finished)
+    cells = part.experiment.cells(part.config)
+    pending = pending_cells(part, folder, retry_failed=retry_failed)
+    return Forecast(
+        seconds=cost.steps * speed.step * pending,
+        mib=cost.mib + cost.weights * speed.weights_mib,
+        cells=len(cells),
+        finished=_finished(cells, folder),
+        pending=pending,
+    )
 
 
 def preparation(part: Part, speed: Speed) -> float:
@@ -66,16 +91,17 @@ def preparation(part: Part, speed: Speed) -> float:
     return float(steps * speed.step)
 
 
-def is_finished(part: Part, folder: Path) -> bool:
-    """Whether all cells of a part are there."""
-    cells, finished = _cells(part, folder)
-    return finished >= cells
+def pending_cells(part: Part, folder: Path, *, retry_failed: bool = False) -> int:
+    """How many cells of a part will be run: none of a finished run, unless it is to be retried."""
+    if (folder / "manifest.json").exists() and not retry_failed:
+        return 0
+    cells = part.experiment.cells(part.config)
+    return len(cells) - _finished(cells, folder)
 
 
-def _cells(part: Part, folder: Path) -> tuple[int, int]:
-    """How many cells a part has, and how many of them are finished."""
-    finished = len(list((folder / "cells").glob("*.jsonl")))
-    return len(part.experiment.cells(part.config)), finished
+def _finished(cells: Sequence[Cell], folder: Path) -> int:
+    """How many cells have their rows in the folder."""
+    return sum((folder / "cells" / f"{cell_stem(cell)}.jsonl").exists() for cell in cells)
 
 
 def network_speed(part: Part) -> Speed:

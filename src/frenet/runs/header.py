@@ -1,12 +1,13 @@
 """What a run is, fixed before its first cell and compared whenever it goes on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from frenet.runs.files import RunFolderError
+from frenet.runs.files import RunFolderError, write_whole
+from frenet.runs.machine import commit
 
 FORMAT = 1
 OTHER_OUT = "use another --out"
@@ -87,6 +88,27 @@ def _show(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def commits_of(folder: Path) -> list[str | None]:
+    """The commits at which a run was worked on, in order; None is one that is not known."""
+    # Earlier builds recorded none before the end.
+    return list(read_json(folder / "config.json").get("commits", [None]))
+
+
+def note_commit(folder: Path) -> str | None:
+    """Record the commit that is checked out now; what to say where the run has others as well."""
+    before, now = commits_of(folder), commit()
+    if before == [now]:
+        return None
+    if now not in before:
+        file = folder / "config.json"
+        write_whole(file, pretty(read_json(file) | {"commits": [*before, now]}))
+    so_far = ", ".join(name or "(unknown)" for name in before)
+    return (
+        f"{folder}: so far made at commit {so_far} of frenet, goes on at commit "
+        f"{now or '(unknown)'}; its manifest will name all of them"
+    )
+
+
 def refuse_foreign(folder: Path) -> None:
     """Refuse a folder that holds something else than a run."""
     if folder.exists() and not folder.is_dir():
@@ -96,6 +118,29 @@ def refuse_foreign(folder: Path) -> None:
     other = [item.name for item in folder.iterdir() if not item.name.startswith(".")]
     if other:
         raise RunFolderError(f"{folder} holds other things ({min(other)}, ...); {OTHER_OUT}")
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The run folders among paths, and those directly inside a path that is none itself.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        RunFolderError: a folder neither is a run nor holds one.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; give a run folder")
+        inside = sorted(file.parent for file in path.glob("*/config.json"))
+        if not (path / "config.json").exists() and not inside:
+            raise RunFolderError(f"{path} is not a run folder and holds none")
+        found += [path] if (path / "config.json").exists() else inside
+    return list(dict.fromkeys(found))
+
+
+def pretty(value: object) -> str:
+    """JSON for people: indented, in the order given."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def read_json(file: Path) -> Any:

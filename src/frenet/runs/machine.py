@@ -1,7 +1,6 @@
 """What a run ran on: versions, processors, the commit."""
 
 import contextlib
-import functools
 import importlib.metadata
 import math
 import os
@@ -64,7 +63,6 @@ def peak_mib() -> int | None:
     return peak // (2**20 if platform.system() == "Darwin" else 2**10)
 
 
-@functools.cache
 def commit() -> str | None:
     """The commit of frenet's own checkout, marked ``-dirty`` after edits; None elsewhere."""
     package = Path(__file__).resolve().parents[1]

@@ -6,8 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from frenet.runs.pool import Outcomes
-from frenet.runs.ray_cluster import TRIES, Work, cluster, handed_out, require_ray, require_reachable
-from frenet.runs.ray_engine import shared_out
+from frenet.runs.ray_cluster import (
+    TRIES,
+    Work,
+    cluster,
+    handed_out,
+    processors,
+    require_ray,
+    require_reachable,
+    shared_out,
+)
 from frenet.runs.store import Failure
 from frenet.runs.worker import Job, Outcome, perform_pickled
 
@@ -24,34 +32,44 @@ def in_cluster(
     address: str | None,
     workers: int | None,
     threads: int,
+    given: bool,
     say: Callable[[str], None],
 ) -> Outcomes:
     """Do the jobs of the queue on a Ray cluster, in the order in which they end.
 
-    Which machine does a job changes nothing in its rows. Models and files are not sent: their paths
-    have to mean the same everywhere. What is prepared for several cells is found again where the
-    machines share ``FRENET_CACHE``, and made anew, with the same result, where they do not.
+    Which of several machines of one kind does a job changes nothing in its rows; another kind of
+    processor sums in another order, and its rows differ in the last digits. Models and files are
+    not sent: their paths have to mean the same everywhere. What is prepared for several cells is
+    found again where the machines share ``FRENET_CACHE``. Where they do not, each makes its own:
+    the same on machines of one kind; on others a training, in which such differences grow, ends in
+    another network.
 
     Args:
         queue: the jobs; it may grow while the outcomes are being read.
         address: of the cluster; None starts one here.
         workers: number of workers; None: as many as have ``threads`` processors each.
         threads: torch threads of each.
+        given: the user asked for so many threads; else workers may have fewer processors.
         say: takes a line of text for the user.
 
     Raises:
         ImportError: Ray is not installed.
         ConnectionError: no cluster answers at the address.
-        ValueError: more workers than the cluster has processors.
+        ValueError: more workers than processors, or threads that no machine has.
         RuntimeError: workers cannot be started.
     """
     require_ray()
     if address is not None:
         require_reachable(address)
     with cluster(address, workers, threads) as ray:
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        count, each = shared_out(cpus, workers, threads)
-        say(f"{count} workers on a Ray cluster of {cpus} processors")
+        machines = processors(ray)
+        count, each = shared_out(machines, workers, threads, given=given)
+        say(
+            f"{count} workers with {each} processors each, on a Ray cluster of {len(machines)} "
+            f"machines with {sum(machines)}"
+        )
+        if each < threads:
+            say(f"{threads} threads of each are slow on {each}; --threads {each} would fit them")
         make = ray.remote(_Worker).options(num_cpus=each)
         work = Work(
             hire=lambda: make.remote(threads),

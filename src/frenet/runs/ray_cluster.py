@@ -3,7 +3,7 @@
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
@@ -18,6 +18,8 @@ UNREACHABLE = (
     "--address out to start one on this machine"
 )
 PATIENCE_S = 10.0
+# How Ray says that a worker is gone; the memory monitor's way is not an error of an actor.
+DEATHS = ("RayActorError", "OutOfMemoryError", "NodeDiedError", "WorkerCrashedError")
 STILLBORN = "a worker cannot take its work over: {why}; {remedy}"
 
 
@@ -83,6 +85,47 @@ def cluster(address: str | None, workers: int | None, threads: int) -> Iterator[
         ray.shutdown()
 
 
+def processors(ray: Any) -> list[int]:
+    """The whole processors of each machine of the cluster that is alive."""
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [int(resources.get("CPU", 0)) for resources in nodes]
+
+
+def shared_out(
+    machines: Sequence[int], workers: int | None, threads: int, *, given: bool = False
+) -> tuple[int, int]:
+    """Number of workers, and processors of each, so that every worker fits on a machine.
+
+    One that fits on none would wait for ever.
+
+    Args:
+        machines: whole processors of each machine.
+        workers: their number, >= 1; None: as many as fit.
+        threads: processors that each should have, >= 1; fewer where the workers would not fit.
+        given: the user asked for these threads, so that one machine has to have as many.
+
+    Raises:
+        ValueError: no processors, more workers than processors, or threads that no machine has.
+
+    >>> shared_out([8], None, 2), shared_out([3, 3, 3], None, 2), shared_out([2], 2, 2)
+    ((4, 2), (3, 2), (2, 1))
+    """
+    most, cpus = max(machines, default=0), sum(machines)
+    if not cpus:
+        raise ValueError("no machine of the Ray cluster offers a CPU; start one with --num-cpus")
+    if workers is not None and workers > cpus:
+        raise ValueError(f"workers={workers}, but the cluster has {cpus} CPUs; pass at most {cpus}")
+    if given and threads > most:
+        raise ValueError(
+            f"threads={threads}, but no machine of the cluster has more than {most} CPUs; pass at "
+            f"most {most}"
+        )
+    each = min(threads, most)
+    while sum(own // each for own in machines) < (workers or 1):
+        each -= 1
+    return workers or sum(own // each for own in machines), each
+
+
 def handed_out(
     ray: Any, queue: deque[Item], work: Work, *, count: int
 ) -> Iterator[tuple[Item, Any]]:
@@ -90,6 +133,7 @@ def handed_out(
 
     The queue may grow while the results are being read.
     """
+    deaths = tuple(getattr(ray.exceptions, name) for name in DEATHS)
     again: deque[tuple[Item, int]] = deque()
     running: dict[Any, tuple[Any, Item, int]] = {}
     idle = deque(work.hire() for _ in range(count))
@@ -102,8 +146,8 @@ def handed_out(
         worker, item, attempt = running.pop(ended)
         try:
             result = ray.get(ended)
-        except ray.exceptions.RayActorError as error:
-            if error.actor_init_failed:
+        except deaths as error:
+            if getattr(error, "actor_init_failed", False):
                 why = _last_line(error)
                 raise RuntimeError(STILLBORN.format(why=why, remedy=work.remedy)) from None
             worker = work.hire()

@@ -9,8 +9,10 @@ from frenet.runs.ray_cluster import (
     Work,
     cluster,
     handed_out,
+    processors,
     require_ray,
     require_reachable,
+    shared_out,
 )
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from frenet.methods.evaluation import Evaluator
     from frenet.methods.search import Chunk, Engine
 
+THREADS = 2
 REMEDY = (
     "a score of one's own has to be defined where workers can import it, or in the script itself"
 )
@@ -29,7 +32,7 @@ KILLED = (
 
 
 def ray_engine(
-    *, address: str | None = None, workers: int | None = None, threads: int = 2
+    *, address: str | None = None, workers: int | None = None, threads: int | None = None
 ) -> "Engine":
     """An engine that evaluates candidates on a Ray cluster.
 
@@ -40,17 +43,19 @@ def ray_engine(
     Args:
         address: of a cluster, such as ``ray://host:10001`` or ``auto``; None starts one here that
             ends with the search.
-        workers: number of workers; None: one for every ``threads`` processors of the cluster.
-        threads: torch threads, and Ray CPUs, of each worker.
+        workers: number of workers; None: as many as fit on the machines of the cluster.
+        threads: torch threads, and Ray CPUs, of each worker, fewer where so many workers do not
+            fit; None: two, or one where no machine has more.
 
     Raises:
-        ValueError: fewer than one worker.
+        ValueError: fewer than one worker, more than processors, or threads that no machine has.
         ImportError: Ray is not installed.
         ConnectionError: no cluster answers at the address.
         RuntimeError: a chunk has ended three workers.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers} is not possible; give 1 or more")
+    for name, number in (("workers", workers), ("threads", threads)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name}={number} is not possible; give 1 or more")
     require_ray()
     if address is not None:
         require_reachable(address)
@@ -60,9 +65,10 @@ def ray_engine(
     ) -> "Iterator[tuple[Chunk, Sequence[float]]]":
         if not chunks:
             return
-        with cluster(address, workers, threads) as ray:
-            cpus = int(ray.cluster_resources().get("CPU", 1))
-            count, each = shared_out(cpus, workers, threads)
+        wanted = threads or THREADS
+        with cluster(address, workers, wanted) as ray:
+            given = threads is not None
+            count, each = shared_out(processors(ray), workers, wanted, given=given)
             payload = ray.put((model, evaluator))
             make = ray.remote(_Worker).options(num_cpus=each)
             work = Work(
@@ -74,21 +80,6 @@ def ray_engine(
             yield from handed_out(ray, deque(chunks), work, count=min(count, len(chunks)))
 
     return engine
-
-
-def shared_out(cpus: int, workers: int | None, threads: int) -> tuple[int, int]:
-    """Number of workers, and threads of each: a worker without processors would wait for ever.
-
-    Raises:
-        ValueError: more workers than processors.
-
-    >>> shared_out(8, None, 2), shared_out(8, 3, 2), shared_out(2, 2, 2), shared_out(1, None, 2)
-    ((4, 2), (3, 2), (2, 1), (1, 1))
-    """
-    if workers is not None and workers > cpus:
-        raise ValueError(f"workers={workers}, but the cluster has {cpus} CPUs; pass at most {cpus}")
-    count = workers or max(1, cpus // threads)
-    return count, max(1, min(threads, cpus // count))
 
 
 class _Worker:

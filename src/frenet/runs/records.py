@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from frenet.experiments.experiment import Cell, Column, Experiment
+from frenet.network.sampled import sampled
 
 MAX_STEM = 100
-SAMPLE_BYTES = 1 << 20
 WHOLE_FILE_BYTES = 64 << 20
 
 
@@ -135,19 +135,34 @@ def cell_stem(cell: Cell) -> str:
 
 
 def input_digests(config: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the files and folders that a configuration names, so that a change is noticed."""
+    """Digests of the files and folders that a configuration names, so that a change is noticed.
+
+    The folder of an adapter stands for the base that it names, too. What comes from the hub has no
+    digest: the revision that was loaded stands among the notes of the rows.
+    """
     names: set[str] = set()
     for value in config.values():
         names.update(v for v in (value if isinstance(value, list) else [value]) if _is_path(v))
-    return {name: _digest(Path(name)) for name in sorted(names)}
+    names.update(base for name in names.copy() if _is_path(base := _base_of(name)))
+    return {name: _digest(Path(name).expanduser()) for name in sorted(names)}
 
 
 def _is_path(value: object) -> bool:
     """Whether a configuration value names something on disk."""
     try:
-        return isinstance(value, str) and value != "" and Path(value).exists()
-    except (OSError, ValueError):  # too long for a name, or a NUL byte: text, not a path
+        return isinstance(value, str) and value != "" and Path(value).expanduser().exists()
+    # Too long for a name, a NUL byte, or the home of nobody: text, not a path.
+    except (OSError, ValueError, RuntimeError):
         return False
+
+
+def _base_of(name: str) -> Any:
+    """The base that an adapter's folder names; None where it is none, or cannot be read."""
+    try:
+        text = (Path(name).expanduser() / "adapter_config.json").read_text("utf-8")
+        return json.loads(text)["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError):  # loading it will say what is wrong
+        return None
 
 
 def _digest(path: Path) -> str:
@@ -157,11 +172,7 @@ def _digest(path: Path) -> str:
     for file in files:
         size = file.stat().st_size
         state.update(canonical([file.name, size]).encode())
-        with file.open("rb") as stream:
-            if size <= WHOLE_FILE_BYTES:
-                state.update(stream.read())
-            else:  # weights: both ends and the size tell checkpoints apart without reading GBs
-                state.update(stream.read(SAMPLE_BYTES))
-                stream.seek(size - SAMPLE_BYTES)
-                state.update(stream.read())
+        # Checkpoints are told apart without reading GBs.
+        for part in [file.read_bytes()] if size <= WHOLE_FILE_BYTES else sampled(file):
+            state.update(part)
     return state.hexdigest()[:16]

@@ -65,6 +65,8 @@ def run_search(
     subject = load_subject(config)
     with RunFolder(out, _header(config, subject)) as store:
         if not store.finished:
+            if store.note:
+                say(store.note)
             try:
                 _search(config, subject, store, engine=engine, say=say)
             except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Run folders: written once, whole after any interruption, manifest last.
 
-config.json    first: experiment, configuration, cells, threads, inputs, versions
+config.json    first: experiment, configuration, cells, threads, inputs, versions, commits
 cells/         one file for each finished cell
 failed/        one file for each cell that failed: message, traceback, its rows so far
 log.txt        what worker processes printed
@@ -26,7 +26,10 @@ from frenet.runs.header import (
     FORMAT,
     Header,
     State,
+    commits_of,
     compare_headers,
+    note_commit,
+    pretty,
     read_header,
     read_json,
     refuse_foreign,
@@ -39,8 +42,9 @@ from frenet.runs.records import canonical, cell_stem, config_digest
 class Run(Shown):
     """A stored run.
 
-    ``manifest`` holds versions, machine, commit, counts and ``complete``; ``failures`` the cell,
-    stage, type and message of each cell that failed; ``path`` is where all of it lies.
+    ``manifest`` holds versions, machine, counts, ``complete`` and the ``commits`` at which the run
+    was worked on (``commit`` where it is one); ``failures`` the cell, stage, type and message of
+    each cell that failed; ``path`` is where all of it lies.
     """
 
     experiment: str
@@ -89,6 +93,8 @@ class RunFolder:
     Raises:
         RunFolderError: another run, other versions, a foreign folder, or a second writer.
         DiskFullError: no space left.
+
+    Once it is open, ``note`` is what the user should know where the run goes on.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class RunFolder:
         self._restart = restart
         self._extend = extend
         self._open = contextlib.ExitStack()
+        self.note: str | None = None
 
     def __enter__(self) -> "RunFolder":
         refuse_foreign(self.path)
@@ -122,14 +129,18 @@ class RunFolder:
         if stored is not None:
             known = replace(stored, cells=self.header.cells) if self._extend else stored
             compare_headers(self.path, stored=known, wanted=self.header, state=state)
-        if stored is None or state == "empty" or self._extend:
-            head = {"format": FORMAT, "started": _now(), **asdict(self.header)}
-            write_whole(self.path / "config.json", _pretty(head))
+        fresh = stored is None or state == "empty"
+        if fresh or self._extend:
+            commits = [commit()] if fresh else commits_of(self.path)
+            head = {"format": FORMAT, "started": _now(), "commits": commits, **asdict(self.header)}
+            write_whole(self.path / "config.json", pretty(head))
         if self._restart:
             for name in ("manifest.json", "timings.json", "rows.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
         for name in ("cells", "failed"):
             (self.path / name).mkdir(exist_ok=True)
+        if not self.finished:
+            self.note = note_commit(self.path)
 
     def _state(self) -> State:
         """How far the run is; a finished one that is to go on counts as begun."""
@@ -159,7 +170,7 @@ class RunFolder:
         """Store why a cell failed, and the rows that it got to; it is tried again on resuming."""
         record = {"cell": cell.id, "keys": dict(cell.keys), **failure._asdict()}
         record["rows"] = [json.loads(line) for line in failure.rows]
-        write_whole(self._failed_file(cell), _pretty(record))
+        write_whole(self._failed_file(cell), pretty(record))
 
     def keep_only(self, cells: Sequence[Cell]) -> None:
         """Remove what is stored of all other cells: a training that goes back to a checkpoint."""
@@ -176,11 +187,14 @@ class RunFolder:
         costs = [{key: h.get(key) for key in ("cell", "seconds", "peak_mib")} for h, _ in parts]
         failures = [_short(read_json(f)) for c in cells if (f := self._failed_file(c)).exists()]
         write_whole(self.path / "rows.jsonl", text)
-        write_whole(self.path / "timings.json", _pretty(costs))
-        facts = describe(self.header, rows=text, finished=len(parts), failures=failures)
+        write_whole(self.path / "timings.json", pretty(costs))
+        note_commit(self.path)
+        facts = describe(
+            self.header, commits_of(self.path), rows=text, finished=len(parts), failures=failures
+        )
         total = round(sum(head["seconds"] for head, _ in parts), 3)
         manifest = facts | {"complete": True, "workers": workers, "cell_seconds": total}
-        write_whole(self.path / "manifest.json", _pretty(manifest))
+        write_whole(self.path / "manifest.json", pretty(manifest))
 
     def _cell_file(self, cell: Cell) -> Path:
         return self.path / "cells" / f"{cell_stem(cell)}.jsonl"
@@ -190,9 +204,14 @@ class RunFolder:
 
 
 def describe(
-    header: Header, *, rows: str, finished: int, failures: list[dict[str, Any]]
+    header: Header,
+    commits: list[str | None],
+    *,
+    rows: str,
+    finished: int,
+    failures: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The facts of a manifest, as far as they follow from the header and the rows."""
+    """The facts of a manifest, as far as they follow from config.json and the rows."""
     return {
         "format": FORMAT,
         "experiment": header.experiment,
@@ -204,7 +223,8 @@ def describe(
         "inputs": header.inputs,
         "versions": header.versions,
         "machine": machine(),
-        "commit": commit(),
+        "commit": commits[0] if len(commits) == 1 else None,
+        "commits": commits,
         "threads": header.threads,
         "ended": _now(),
     }
@@ -238,7 +258,7 @@ def read_run(path: Path | str, *, partial: bool = False) -> Run:
     elif partial:
         text, manifest = _so_far(folder, header)
     else:
-        done = len(list((folder / "cells").glob("*.jsonl")))
+        done = sum((folder / "cells" / f"{stem}.jsonl").exists() for stem in header.cells)
         raise RunFolderError(
             f"the run in {folder} is not finished ({done} of {len(header.cells)} cells): start its "
             "command again to go on, or ask for what there is with --partial"
@@ -247,30 +267,13 @@ def read_run(path: Path | str, *, partial: bool = False) -> Run:
     return Run(header.experiment, header.config, rows, manifest, manifest["failures"], folder)
 
 
-def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The run folders among paths, and those directly inside a path that is none itself.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        RunFolderError: a folder neither is a run nor holds one.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; give a run folder")
-        inside = sorted(file.parent for file in path.glob("*/config.json"))
-        if not (path / "config.json").exists() and not inside:
-            raise RunFolderError(f"{path} is not a run folder and holds none")
-        found += [path] if (path / "config.json").exists() else inside
-    return list(dict.fromkeys(found))
-
-
 def _so_far(folder: Path, header: Header) -> tuple[str, dict[str, Any]]:
     """Rows of the finished cells of a run under way, and a manifest that says so."""
     files = [f for stem in header.cells if (f := folder / "cells" / f"{stem}.jsonl").exists()]
     text = "".join(line for file in files for line in read_cell(file)[1])
     failures = [_short(read_json(file)) for file in sorted((folder / "failed").glob("*.json"))]
-    facts = describe(header, rows=text, finished=len(files), failures=failures)
+    commits = commits_of(folder)
+    facts = describe(header, commits, rows=text, finished=len(files), failures=failures)
     return text, facts | {"complete": False, "workers": None, "cell_seconds": None}
 
 
@@ -288,11 +291,6 @@ def read_cell(file: Path) -> tuple[dict[str, Any], list[str]]:
 def _short(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifest says of a failure; the rest stands in its own file."""
     return {key: record[key] for key in ("cell", "stage", "type", "error")}
-
-
-def _pretty(value: object) -> str:
-    """JSON for people: indented, in the order given."""
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def _now() -> str:
