@@ -7,14 +7,17 @@ import pytest
 
 from frenet.experiments import EXPERIMENTS
 from frenet.experiments.costs import COSTS, MODEL
+from frenet.experiments.networks import task_names
 from frenet.experiments.reproduction import (
     PRESETS,
+    STATEMENTS,
     SYNTHETIC,
     Reproduction,
     by_network,
     folder_names,
     parts,
 )
+from frenet.experiments.steered import behaviours
 from frenet.network import made_model
 from frenet.runs import forecast as forecasting
 from frenet.runs.engine import cells_of
@@ -79,6 +82,17 @@ def test_names_reach_the_experiments_that_have_them():
     only = {part.experiment.name: part.config.only for part in parts(wanted, "demo")}
     assert only["gradient-rank"] == ("sort",)
     assert only["step-vs-vector"] == ("comparisons",)
+
+
+@pytest.mark.parametrize("preset", OFFLINE)
+def test_all_that_is_named_is_measured(preset):
+    """However few tasks the preset takes by itself."""
+    names = ("sort", "plural", "comparisons")
+    for part in parts(Reproduction(networks=("a/model",), only=names), preset):
+        if part.experiment.name in STATEMENTS:
+            assert behaviours(part.config) == names[2:]
+        else:
+            assert task_names(part.config) == names[:2]
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from frenet.experiments import effect_findings, step_findings
 from frenet.experiments.effect_rows import equal_size
 from frenet.experiments.experiment import Cell
 from frenet.experiments.steered import (
+    ONE_MODEL,
     PARTS,
     Steered,
     SteeringConfig,
+    behaviours,
     cells,
     describe,
     two_words,
@@ -122,6 +124,15 @@ def test_at_chance_is_said_for_each_contrast_and_run() -> None:
     assert sentence.startswith("In 1 of 2 runs the model is at chance on the labels of a")
 
 
+@pytest.mark.parametrize("findings", [step_findings, effect_findings])
+def test_seeds_that_share_a_model_are_told_once(findings) -> None:
+    rows = [{"table": "notes", "seed": s, "note": ONE_MODEL} for s in range(3)]
+    told = "Seeds deal the same prompts of one model anew"
+    assert [note.startswith(told) for note in findings.decide(rows).notes].count(True) == 1
+    other = [{**row, "note": "another"} for row in rows]
+    assert not any(note.startswith(told) for note in findings.decide(other).notes)
+
+
 def c6(cosines: list[float], nulls: list[float], behaviour: str = "b") -> list[dict[str, object]]:
     base = {
         "table": "layer", "space": "full", "behaviour": behaviour, "push": "own", "part": "report",
@@ -211,6 +222,11 @@ def test_sizes_of_equal_effect(target: float) -> None:
     assert equal_size(value, 3.0 * sign, 0.1, before=5.0) is None
 
 
+def test_a_size_that_takes_many_tries_is_found() -> None:
+    """a^(1/10) = 0.3 far below the guess: the cell is not lost for it."""
+    assert equal_size(lambda a: a**0.1, 0.3, 1.0) == pytest.approx(0.3**10, rel=0.03)
+
+
 def test_settings_that_are_none() -> None:
     with pytest.raises(ValueError, match="no push 'up'; there are own and flipped"):
         cells(SteeringConfig(pushes=("up",)))
@@ -220,6 +236,12 @@ def test_settings_that_are_none() -> None:
         two_words(("yes",))
     assert two_words(()) is None
     assert len(cells(dataclasses.replace(SteeringConfig(), seeds=(0,)))) == 6
+
+
+def test_only_contrasts_that_are_not_named_are_left_out() -> None:
+    named = SteeringConfig(only=("count", "parity"), max_tasks=1)
+    assert behaviours(named) == ("count", "parity")
+    assert behaviours(dataclasses.replace(named, only=())) == ("parity",)
 
 
 def test_pairs_have_no_answer(tmp_path):

@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING
 from frenet.experiments.damaged import LANGUAGE_MODEL, DamageConfig, NotDamagedError, damaged
 from frenet.experiments.drift_findings import CLAIMS, FIGURES, TABLES
 from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.networks import (
-    NETWORK_TABLES,
-    SMALL_NETWORK,
-    NetworkConfig,
-    build,
-    describe,
-    note,
-    prepare,
-    task_names,
-)
+from frenet.experiments.network_rows import NETWORK_TABLES, describe, note
+from frenet.experiments.networks import SMALL_NETWORK, NetworkConfig, build, prepare, task_names
 
 if TYPE_CHECKING:
     from frenet.experiments.networks import Network

@@ -5,14 +5,8 @@ from collections.abc import Iterator
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged
 from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.networks import (
-    NETWORK_TABLES,
-    SMALL_NETWORK,
-    build,
-    describe,
-    note,
-    task_names,
-)
+from frenet.experiments.network_rows import NETWORK_TABLES, describe, note
+from frenet.experiments.networks import SMALL_NETWORK, build, task_names
 from frenet.experiments.search_figures import FIGURES
 from frenet.experiments.search_findings import CLAIMS
 from frenet.experiments.search_rows import Config, Spot, search_rows
@@ -68,7 +62,9 @@ def prepare(config: Config, cell: Cell) -> None:
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables place, spread, quantile, best and winner."""
     network = build(_sized(config, cell), space=cell["space"], seed=cell["seed"])
-    yield from describe(network, cell, cells(config))
+    yield from describe(
+        network, cell, cells(config), select=config.select_size, test=config.test_size
+    )
     task = network.tasks[cell["task"]]
     try:
         with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):

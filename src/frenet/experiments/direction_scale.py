@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged
 from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.networks import (
-    NETWORK_TABLES,
-    SMALL_NETWORK,
-    build,
-    describe,
-    note,
-    prepare,
-    task_names,
-)
+from frenet.experiments.network_rows import NETWORK_TABLES, describe, note
+from frenet.experiments.networks import SMALL_NETWORK, build, prepare, task_names
 from frenet.experiments.scale_directions import (
     KINDS,
     Config,
@@ -45,7 +38,7 @@ def cells(config: Config) -> list[Cell]:
         ValueError: an unknown kind of direction, or a prefix as long as the training.
         FileNotFoundError: a vector, contrast or training that is not there.
     """
-    from frenet.network.made_data import is_made
+    from frenet.network.hub_data import is_path
 
     if unknown := [name for name in config.directions if name not in KINDS]:
         raise ValueError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
@@ -54,9 +47,10 @@ def cells(config: Config) -> list[Cell]:
             f"a prefix of k={config.k} steps is all of a training of {max(config.lags)}; pass --k "
             "below the last of --lags"
         )
-    single = (config.contrasts, config.steering, config.trajectory)
-    for source in (*config.vectors, *filter(None, single)):
-        if not is_made(source) and not Path(source).expanduser().exists():
+    # Contrasts may be those of a data set on the hub.
+    contrasts = (config.contrasts,) if is_path(config.contrasts) else ()
+    for source in (*config.vectors, *contrasts, config.steering, config.trajectory):
+        if source and not Path(source).expanduser().exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
     return [
         Cell.of(seed=seed, space=space, task=task)
@@ -69,7 +63,10 @@ def cells(config: Config) -> list[Cell]:
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables radius, line, share, lifetime and answer."""
     network = build(config, space=cell["space"], seed=cell["seed"])
-    yield from describe(network, cell, cells(config))
+    size = config.batch_size
+    select = size if "search winner" in config.directions else 0
+    test = max(size, config.eval_size)
+    yield from describe(network, cell, cells(config), select=select, test=test)
     task = network.tasks[cell["task"]]
     spot = Spot(config, cell, network, task, network.space.read(network.model).cpu())
     try:
@@ -83,7 +80,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
 
 
 def _measured(spot: Spot) -> Iterator[Row]:
-    from frenet.geometry.subspace import require_same_space
+    from frenet.measure.lifetime import require_recorded
     from frenet.measure.trajectory import train_and_record
     from frenet.measure.trajectory_files import read_steps
     from frenet.methods.vector_files import vectors_from_disk
@@ -98,7 +95,7 @@ def _measured(spot: Spot) -> Iterator[Row]:
     with space.restored(model):
         if config.trajectory:
             path = read_steps(config.trajectory)
-            require_same_space(space, path.space)
+            require_recorded(path, space=space, lags=config.lags)
             space.write(model, path.start)
         steering = steering_direction(spot)
         if not config.trajectory:

@@ -14,7 +14,7 @@ from frenet.experiments.intervals import (
     series_over_seeds,
     why_open,
 )
-from frenet.experiments.steered import CELL_KEYS, unknown_labels
+from frenet.experiments.steered import CELL_KEYS, one_model, unknown_labels
 
 WITHIN = (0.5, 2.0)
 NAMES = {
@@ -95,6 +95,7 @@ def _notes(rows: Rows) -> Iterator[str]:
                 f"{float(str(row['value'])):.2g} nats per token (a random vector: "
                 f"{random.value:.2g}){never}."
             )
+    yield from one_model(rows)
     yield from unknown_labels(rows)
 
 

@@ -263,7 +263,7 @@ def equal_size(
         if high >= MOST:
             return None
         low, high = high, min(2 * high, MOST)
-    return float(optimize.brentq(lambda a: effect(a) - target, low, high, rtol=0.02, maxiter=12))
+    return float(optimize.brentq(lambda a: effect(a) - target, low, high, rtol=0.02))
 
 
 def neutral_texts(

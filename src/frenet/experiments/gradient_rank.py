@@ -6,17 +6,9 @@ from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, DamageConfig, NotDamagedError, damaged
 from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.networks import (
-    NETWORK_TABLES,
-    SMALL_NETWORK,
-    NetworkConfig,
-    at_most,
-    build,
-    describe,
-    note,
-    prepare,
-)
-from frenet.experiments.rank_findings import CLAIMS, FIGURES, TABLES, K
+from frenet.experiments.network_rows import NETWORK_TABLES, describe, note
+from frenet.experiments.networks import SMALL_NETWORK, NetworkConfig, at_most, build, prepare
+from frenet.experiments.rank_findings import CLAIMS, FIGURES, SAME_EXAMPLES, TABLES, K
 
 if TYPE_CHECKING:
     import torch
@@ -92,9 +84,9 @@ def _shared_examples(network: "Network", config: Config, cell: Cell) -> Iterator
                 yield note(
                     cell,
                     f"{name}: {2 * config.n} batches of {size} go {taken / rows:.1f} times through "
-                    f"{rows} training rows, so that both halves of the gradients are of the same "
-                    "examples and part of their held-out energy is theirs; Gaussian and shuffle "
-                    "nulls do not have it, the label-shuffled task has",
+                    f"{rows} training rows, so that {SAME_EXAMPLES} and part of their held-out "
+                    "energy is theirs; Gaussian and shuffle nulls do not have it, the "
+                    "label-shuffled task has",
                 )
 
 

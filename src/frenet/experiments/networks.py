@@ -3,11 +3,10 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from frenet.experiments.experiment import Cell, Column, Row
+from frenet.experiments.experiment import Cell
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import Split, Task
 
-# Held-out examples that say how well a task is known.
-EXAMPLES = 32
 # A cached network must not depend on the threads of the run that happened to make it; two threads
 # that wait for each other on a busy machine take many times as long as one.
 LEARNING_THREADS = 1
@@ -39,7 +36,8 @@ class NetworkConfig:
     only: tuple[str, ...] = ()
     """Names of the tasks to measure, where the files hold more. Empty: all."""
     max_tasks: int = 0
-    """Measure only so many tasks, the first ones; the others are still learned. 0: all."""
+    """Measure only so many tasks, the first ones, where none are named; the others are still
+    learned. 0: all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """One network is trained, and everything is drawn, for each seed."""
     spaces: tuple[str, ...] = ("full",)
@@ -77,6 +75,8 @@ class Network:
             something: a language model that has not been fine-tuned. None for the synthetic one.
         chance: ln V, the loss of a uniform guess over the vocabulary, in nats per token.
         notes: what the report must say about it.
+        tokenizer: of the model; None for the synthetic one.
+        context_length: tokens that the model can read at once, where it says so.
     """
 
     model: "nn.Module"
@@ -87,7 +87,9 @@ class Network:
     unseen: "dict[str, Task]"
     untrained: "Tensor | None"
     chance: float
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    tokenizer: Any = None
+    context_length: int | None = None
 
 
 def build(config: NetworkConfig, *, space: str, seed: int) -> Network:
@@ -108,47 +110,6 @@ def prepare(config: NetworkConfig, cell: Cell) -> None:
     build(config, space=cell["space"], seed=cell["seed"])
 
 
-NETWORK_TABLES = {
-    "learned": (
-        Column("seed", "", "seed of network and data", "key"),
-        Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
-        Column("task", "", "task", "key"),
-        Column("loss", "nats/token", "held-out loss before anything is done", "measure", "chance"),
-        Column("chance", "nats/token", "ln V, a uniform guess over the vocabulary", "reference"),
-        Column("token_accuracy", "fraction", "held-out tokens", "measure", "guess"),
-        Column("exact_match", "fraction", "held-out answers, whole", "measure", "guess"),
-        Column("guess", "fraction", "1 / V", "reference"),
-    ),
-    "notes": (
-        Column("seed", "", "seed of network and data", "key"),
-        Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
-        Column("note", "", "what must be known about the network and its data", "key"),
-    ),
-}
-
-
-def describe(network: Network, cell: Cell, cells: Sequence[Cell]) -> Iterator[Row]:
-    """Rows of the tables learned and notes; only the first cell of a network gives them."""
-    import torch
-
-    from frenet.network.context import measuring
-    from frenet.network.tasks import evaluate
-
-    shared = ("seed", "space")
-    if cell != next(c for c in cells if all(c[key] == cell[key] for key in shared)):
-        return
-    keys: Row = {key: cell[key] for key in shared}
-    for name, task in network.tasks.items():
-        with measuring(network.model), torch.no_grad():
-            found = evaluate(
-                network.model, next(task.batches("test", at_most(task, "test", EXAMPLES), 0))
-            )
-        context: Row = {"chance": network.chance, "guess": math.exp(-network.chance)}
-        yield {"table": "learned", **keys, "task": name, **found._asdict(), **context}
-    for text in network.notes:
-        yield note(cell, text)
-
-
 def at_most(task: "Task", split: "Split", examples: int) -> int:
     """So many examples of a split, or as many as a task from a file has."""
     from frenet.network.text import TextTask
@@ -156,9 +117,16 @@ def at_most(task: "Task", split: "Split", examples: int) -> int:
     return min(examples, len(task.examples[split])) if isinstance(task, TextTask) else examples
 
 
-def note(cell: Cell, text: str) -> Row:
-    """A row of the table notes."""
-    return {"table": "notes", "seed": cell["seed"], "space": cell["space"], "note": text}
+def held_out(task: "Task", batch_size: int) -> "tuple[Split, int]":
+    """Split and batch size of minibatches that no training, search or choice has seen.
+
+    The synthetic tasks draw new examples for every seed; a file has the same ones for all seeds.
+    """
+    from frenet.network.text import TextTask
+
+    if isinstance(task, TextTask):
+        return "test", at_most(task, "test", batch_size)
+    return "train", batch_size
 
 
 def task_names(config: NetworkConfig) -> tuple[str, ...]:
@@ -170,8 +138,7 @@ def task_names(config: NetworkConfig) -> tuple[str, ...]:
     known = _known_tasks(config)
     if missing := [name for name in config.only if name not in known]:
         raise ValueError(f"no task {missing[0]!r}; there are {', '.join(known)}")
-    names = config.only or known
-    return names[: config.max_tasks] if config.max_tasks else names
+    return config.only or known[: config.max_tasks or None]
 
 
 def _known_tasks(config: NetworkConfig) -> tuple[str, ...]:
@@ -262,6 +229,8 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
         untrained=untrained,
         chance=chance,
         notes=tuple(notes),
+        tokenizer=loaded.tokenizer,
+        context_length=loaded.context_length,
     )
 
 

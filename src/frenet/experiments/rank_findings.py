@@ -14,6 +14,8 @@ from frenet.experiments.intervals import (
 
 K, FLOOR = 10, 0.4
 NULLS = ("null_gaussian", "null_shuffle")
+# In notes on gradients that go more than once through the training rows.
+SAME_EXAMPLES = "both halves of the gradients are of the same examples"
 
 
 def decide(rows: Rows) -> Finding:
@@ -74,6 +76,11 @@ def _notes(rows: Rows, at_k: Rows) -> tuple[str, ...]:
     if len(by_size) > 1:
         listed = ", ".join(f"{row['value']:.2f} at {row['batch_size']}" for row in by_size)
         notes.append(f"By batch size: {listed}.")
+    if any(SAME_EXAMPLES in str(row["note"]) for row in select(rows, table="notes")):
+        notes.append(
+            "Both halves of the gradients are of the same training rows (see the notes), and part "
+            "of the held-out energy is theirs: Gaussian and shuffle nulls do not have it."
+        )
     return tuple(notes)
 
 

@@ -5,13 +5,8 @@ from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged, require_damage
 from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.networks import (
-    NETWORK_TABLES,
-    SMALL_NETWORK,
-    build,
-    describe,
-    prepare,
-)
+from frenet.experiments.network_rows import NETWORK_TABLES, describe
+from frenet.experiments.networks import SMALL_NETWORK, at_most, build, prepare
 from frenet.experiments.recovery_cells import recovery_cells
 from frenet.experiments.recovery_figures import FIGURES, TABLES
 from frenet.experiments.recovery_findings import CLAIMS
@@ -31,11 +26,14 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     from frenet.measure.recovery import recovered_loss
 
     network = build(config, space=cell["space"], seed=cell["seed"])
-    yield from describe(network, cell, recovery_cells(config))
+    yield from describe(
+        network, cell, recovery_cells(config), select=config.probe_size, test=config.probe_size
+    )
     task, space = network.tasks[cell["task"]], network.space
 
     def loss(split: "Split") -> float:
-        return fixed_loss(network.model, task, split=split, size=config.probe_size)
+        size = at_most(task, split, config.probe_size)
+        return fixed_loss(network.model, task, split=split, size=size)
 
     before, select_before, theta_0 = loss("test"), loss("select"), space.read(network.model)
     bases = _start_bases(network, task, config, cell)

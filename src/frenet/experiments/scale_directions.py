@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell
-from frenet.experiments.networks import Network, NetworkConfig
+from frenet.experiments.networks import Network, NetworkConfig, at_most
+from frenet.experiments.steered import SteeringConfig
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ class Config(DamageConfig, NetworkConfig):
     vectors: tuple[str, ...] = ()
     """Further directions from disk: adapters, checkpoints, task vectors."""
     contrasts: str = ""
-    """File of the contrast behind the steering vector of a language model."""
+    """File or data set name of the contrast behind the steering vector of a language model."""
     behaviour: str = ""
     """Name of the contrast, where there are several."""
     steering: str = ""
@@ -188,7 +189,9 @@ def _winner(spot: Spot) -> "torch.Tensor | None":
 
     network, config = spot.network, spot.config
     selection = Selection(
-        select_size=config.batch_size, test_size=config.batch_size, seed=spot.seed
+        select_size=at_most(spot.task, "select", config.batch_size),
+        test_size=at_most(spot.task, "test", config.batch_size),
+        seed=spot.seed,
     )
     found = survey(
         network.model, spot.task, network.space,
@@ -254,7 +257,6 @@ def steering_direction(spot: Spot) -> Steering | None:
 
 def _contrast(spot: Spot) -> "Contrast | None":
     from frenet.network.contrasts import contrasts
-    from frenet.network.load import load
     from frenet.network.synthetic_contrasts import synthetic_contrast
 
     config = spot.config
@@ -263,8 +265,11 @@ def _contrast(spot: Spot) -> "Contrast | None":
         return synthetic_contrast(config.behaviour or "count", rows=rows, seed=spot.seed)
     if not config.contrasts:
         return None
-    tokenizer = load(config.model).tokenizer
-    found = contrasts(config.contrasts, tokenizer, max_length=config.max_length)
+    network = spot.network
+    # Prompts may be longer than the examples of tasks: the limit is that of the steering.
+    longest = max(config.max_length, SteeringConfig.max_length)
+    longest = min(longest, network.context_length or longest)
+    found = contrasts(config.contrasts, network.tokenizer, max_length=longest)
     name = config.behaviour or next(iter(found))
     if name not in found:
         raise ValueError(f"no contrast {name!r} in {config.contrasts}; it has {', '.join(found)}")

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from frenet.experiments.experiment import Row
-from frenet.experiments.networks import at_most
+from frenet.experiments.network_rows import note
+from frenet.experiments.networks import at_most, held_out
 from frenet.experiments.scale_directions import FRESH, Direction, Spot, Steering, mean_gradient
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def steering_rows(spot: Spot, steering: Steering) -> Iterator[Row]:
     from frenet.methods.effect_line import effect_line
     from frenet.methods.steering import contrast_streams
 
+    yield from (note(spot.cell, text) for text in steering.fresh.notes)
     line = effect_line(spot.network.model, steering.prompts, steering.vector, block=steering.block)
     streams = contrast_streams(spot.network.model, steering.fresh, [steering.block])
     norm = float(streams.at(0).rows.norm(dim=1).square().mean().sqrt())
@@ -83,8 +85,7 @@ def _sides(
                 line, start=start, limit=limit, sign=sign, eps=spot.config.eps, generator=draw
             )
         except ValueError as error:
-            yield {"table": "notes", "seed": spot.cell["seed"], "space": spot.cell["space"],
-                   "note": f"{about.name}, sign {sign}: {error}"}  # fmt: skip
+            yield note(spot.cell, f"{about.name}, sign {sign}: {error}")
             continue
         predicted = found.predicted if found.predicted != math.inf else None
         yield {
@@ -124,7 +125,8 @@ def share_looks(
 
     found: dict[str, float] = {}
     # Minibatches of their own at every step: what is held out is never what a direction saw.
-    held_out, again = (spot.seed + 1_000_003 * (2 * step + i) for i in (1, 2))
+    split, size = held_out(spot.task, spot.config.batch_size)
+    other, again = (spot.seed + 1_000_003 * (2 * step + i) for i in (1, 2))
     for space in dict.fromkeys(d.space for d in directions):
         bases = {d.name: _line_basis(d) for d in directions if d.space == space}
         for name in set(bases) & set(FRESH):
@@ -132,7 +134,7 @@ def share_looks(
             bases[f"fresh {name}"] = _line_basis(Direction(name, fresh, space, None))
         shares = gradient_shares(
             spot.network.model, spot.task, bases, space=space,
-            n=spot.config.n, batch_size=spot.config.batch_size, seed=held_out,
+            n=spot.config.n, batch_size=size, split=split, seed=other,
         )  # fmt: skip
         found |= {
             name: share / shares[f"fresh {name}"] if name in FRESH else share

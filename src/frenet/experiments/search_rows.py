@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.networks import NetworkConfig
+from frenet.experiments.networks import NetworkConfig, at_most
 from frenet.experiments.search_findings import LINEAR
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from frenet.experiments.networks import Network
     from frenet.methods.candidates import Where
-    from frenet.methods.search import SearchResult
+    from frenet.methods.search import SearchResult, Selection
     from frenet.methods.survey import Survey
     from frenet.network.tasks import Task
 
@@ -72,6 +72,17 @@ class Spot:
         """Of the noise of one search."""
         return 100_000 * int(self.cell["seed"]) + 100 * search + sigma
 
+    @property
+    def selection(self) -> "Selection":
+        """The examples of all searches, no more than there are."""
+        from frenet.methods.search import Selection
+
+        return Selection(
+            select_size=at_most(self.task, "select", self.config.select_size),
+            test_size=at_most(self.task, "test", self.config.test_size),
+            seed=int(self.cell["seed"]),
+        )
+
 
 def place(spot: Spot, search: int) -> "Where":
     """The parameters, or the basis, that one search moves in.
@@ -112,12 +123,11 @@ def place(spot: Spot, search: int) -> "Where":
 def search_rows(spot: Spot, search: int) -> Iterator[Row]:
     """One search at every sigma: what is predicted first, then what is found."""
     from frenet.methods.candidates import Noise
-    from frenet.methods.search import Selection, random_search
+    from frenet.methods.search import random_search
     from frenet.methods.survey import survey
 
     config, where = spot.config, place(spot, search)
-    model, seed = spot.network.model, int(spot.cell["seed"])
-    selection = Selection(select_size=config.select_size, test_size=config.test_size, seed=seed)
+    model, selection = spot.network.model, spot.selection
     found = survey(
         model, spot.task, where, selection=selection, probes=config.probes, seed=spot.seed(search)
     )
@@ -262,10 +272,9 @@ def _step_gain(spot: Spot, where: "Where", radius: float) -> float:
     from frenet.methods.candidates import space_of
     from frenet.network.tasks import repeatable
 
-    config, model, task = spot.config, spot.network.model, spot.task
-    seed, space = int(spot.cell["seed"]), space_of(where)
-    select = next(repeatable(task, "select", config.select_size, seed))
-    test = next(repeatable(task, "test", config.test_size, seed))
+    model, task, chosen, space = spot.network.model, spot.task, spot.selection, space_of(where)
+    select = next(repeatable(task, "select", chosen.select_size, chosen.seed))
+    test = next(repeatable(task, "test", chosen.test_size, chosen.seed))
     slope = gradient(model, task, select, space=space)
     if isinstance(where, Basis):
         slope = where.project(slope)

@@ -20,6 +20,10 @@ PARTS = ("push", "moved", "choose", "report")
 PUSHES = ("own", "flipped")
 # Above this p-value a model does not tell the two classes apart.
 KNOWN = 0.05
+ONE_MODEL = (
+    "seeds deal the same prompts anew: intervals over them say how much hangs on the choice of "
+    "prompts, not on the model"
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class SteeringConfig:
     only: tuple[str, ...] = ()
     """Names of the contrasts to measure, where the files hold more. Empty: all."""
     max_tasks: int = 0
-    """Measure only so many contrasts, the first ones. 0: all."""
+    """Measure only so many contrasts, the first ones, where none are named. 0: all."""
     positive: str = ""
     """Label word of the positive side. Empty: yes, true, positive or 1, else the first one."""
     prompt: str = ""
@@ -116,8 +120,7 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
         known = tuple(name for source in config.tasks for name in answered_names(source))
     if missing := [name for name in config.only if name not in known]:
         raise ValueError(f"no contrast {missing[0]!r}; there are {', '.join(known)}")
-    names = config.only or known
-    return names[: config.max_tasks] if config.max_tasks else names
+    return config.only or known[: config.max_tasks or None]
 
 
 def prepare(config: SteeringConfig, cell: Cell) -> None:
@@ -150,12 +153,7 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
         # Adapters change the model that they are put on.
         loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(config.model)
         model, tokenizer = loaded.model, loaded.tokenizer
-        notes += [
-            f"{config.model}: weights measured in {loaded.dtype}",
-            *loaded.notes,
-            "seeds deal the same prompts anew: intervals over them say how much hangs on the "
-            "choice of prompts, not on the model",
-        ]
+        notes += [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes, ONE_MODEL]
         found: dict[str, Contrast] = {}
         longest = min(config.max_length, loaded.context_length or config.max_length)
         for source in config.tasks:
@@ -277,6 +275,15 @@ def describe(subject: Steered, cell: Cell) -> list[Row]:
             f"p = {row['p_known']:.2f}): the labels mean nothing to it, and neither does a cosine"
         )
     return [row, *({"table": "notes", **keys, "note": note} for note in notes)]
+
+
+def one_model(rows: Rows) -> Iterator[str]:
+    """What the interval over seeds is, where they share one model."""
+    if select(rows, table="notes", note=ONE_MODEL):
+        yield (
+            "Seeds deal the same prompts of one model anew: they are not independent, and the "
+            "interval is not about other prompts or models."
+        )
 
 
 def unknown_labels(rows: Rows) -> Iterator[str]:

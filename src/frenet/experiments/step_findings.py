@@ -16,7 +16,7 @@ from frenet.experiments.intervals import (
     series_over_seeds,
     why_open,
 )
-from frenet.experiments.steered import CELL_KEYS, unknown_labels
+from frenet.experiments.steered import CELL_KEYS, one_model, unknown_labels
 
 PAPER = 0.58
 
@@ -76,6 +76,7 @@ def _notes(rows: Rows, at: Rows) -> Iterator[str]:
             f"{len(below)} of {len(at)} cosines are below 0.05 after Benjamini and Hochberg's "
             "adjustment over blocks."
         )
+    yield from one_model(rows)
     yield from unknown_labels(rows)
 
 

@@ -1,21 +1,20 @@
 """What is it worth to train k coordinates instead of all? (M4, questions S1 and S2)."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged, require_damage
 from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.networks import (
-    NETWORK_TABLES,
-    SMALL_NETWORK,
-    build,
-    describe,
-    prepare,
-)
+from frenet.experiments.network_rows import NETWORK_TABLES, describe
+from frenet.experiments.networks import SMALL_NETWORK, at_most, build, prepare
 from frenet.experiments.recovery_cells import recovery_cells
 from frenet.experiments.subspace_arms import Case, Config
 from frenet.experiments.subspace_figures import FIGURES, TABLES
 from frenet.experiments.subspace_findings import CHANCE, CLAIMS
 from frenet.experiments.subspace_rows import damaged_rows
+
+if TYPE_CHECKING:
+    from frenet.network.tasks import Split
 
 
 def cells(config: Config) -> list[Cell]:
@@ -35,19 +34,22 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     from frenet.measure.recovery import recovered_loss
 
     network = build(config, space=cell["space"], seed=cell["seed"])
-    yield from describe(network, cell, cells(config))
-    task, model, size = network.tasks[cell["task"]], network.model, config.probe_size
-    before, select_before = (
-        fixed_loss(model, task, split="test", size=size),
-        fixed_loss(model, task, split="select", size=size),
+    yield from describe(
+        network, cell, cells(config), select=config.probe_size, test=config.probe_size
     )
+    task = network.tasks[cell["task"]]
+
+    def loss(split: "Split") -> float:
+        size = at_most(task, split, config.probe_size)
+        return fixed_loss(network.model, task, split=split, size=size)
+
+    before, select_before = loss("test"), loss("select")
     keys: Row = dict(cell.keys)
     try:
         with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
-            after = fixed_loss(model, task, split="test", size=size)
-            select_after = fixed_loss(model, task, split="select", size=size)
+            after = loss("test")
+            threshold = recovered_loss(select_before, loss("select"), network.chance)
             require_damage(task, before, after, depth=config.depth, chance=network.chance)
-            threshold = recovered_loss(select_before, select_after, network.chance)
             yield from damaged_rows(Case(network, task, config, keys, before, after, threshold))
     except NotDamagedError as error:
         yield {"table": "run", **keys, "status": "not damaged", "why": str(error)}

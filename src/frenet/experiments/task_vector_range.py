@@ -5,15 +5,8 @@ from collections.abc import Iterator
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged
 from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.networks import (
-    NETWORK_TABLES,
-    SMALL_NETWORK,
-    Network,
-    build,
-    describe,
-    note,
-    prepare,
-)
+from frenet.experiments.network_rows import NETWORK_TABLES, describe, note
+from frenet.experiments.networks import SMALL_NETWORK, Network, build, prepare
 from frenet.experiments.range_findings import FIGURES, TABLES
 from frenet.experiments.range_rows import (
     Config,
@@ -33,7 +26,7 @@ def cells(config: Config) -> list[Cell]:
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables along, pair, inside and answer."""
     network = build(config, space=cell["space"], seed=cell["seed"])
-    yield from describe(network, cell, cells(config))
+    yield from describe(network, cell, cells(config), test=config.eval_size)
     first = network.tasks[network.measured[0]]
     try:
         with damaged(network, first, config, protocol=config.protocol, seed=cell["seed"]):

@@ -12,7 +12,7 @@ from frenet.measure.drift import half_life
 from frenet.measure.gradients import gradient_matrix
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
 from frenet.network.space import ParamSpace
-from frenet.network.tasks import Task
+from frenet.network.tasks import Split, Task
 
 
 class Lifetime(NamedTuple):
@@ -40,10 +40,11 @@ def gradient_shares(
     n: int,
     batch_size: int,
     seed: int,
+    split: Split = "train",
 ) -> dict[str, float]:
     """Mean of ||U^T g||^2 / ||g||^2 over n minibatch gradients at the present point.
 
-    Of a random basis it is k / d. The minibatches are of the train split.
+    Of a random basis it is k / d.
 
     Args:
         model: left as it is.
@@ -53,9 +54,10 @@ def gradient_shares(
         n: minibatches.
         batch_size: examples in each.
         seed: chooses them.
+        split: which examples.
     """
     rows: Float[Tensor, "n d"] = gradient_matrix(
-        model, task, space=space, n=n, batch_size=batch_size, seed=seed
+        model, task, space=space, n=n, batch_size=batch_size, split=split, seed=seed
     )
     whole = rows.square().sum(1).clamp(min=1e-30)
     return {
@@ -120,17 +122,28 @@ def follow(
     Raises:
         ValueError: a path of other parameters, naming the first that differs, or one too short.
     """
-    require_same_space(space, path.space)
-    if not lags or max(lags) > len(path):
-        raise ValueError(
-            f"the recorded training has {len(path)} steps; pass lags up to that, at least one"
-        )
+    require_recorded(path, space=space, lags=lags)
     found = {}
     with space.restored(model):
         for lag in (0, *lags):
             space.write(model, path.theta(lag).to(next(model.parameters()).device))
             found[lag] = look(lag)
     return {name: {lag: at[name] for lag, at in found.items()} for name in found[0]}
+
+
+def require_recorded(path: Trajectory, *, space: ParamSpace, lags: Sequence[int]) -> None:
+    """Raise ValueError where a recorded path is of other parameters, or has too few steps.
+
+    Args:
+        path: recorded before.
+        space: the parameters that it should be of.
+        lags: steps after which to look.
+    """
+    require_same_space(space, path.space)
+    if not lags or max(lags) > len(path):
+        raise ValueError(
+            f"the recorded training has {len(path)} steps; pass lags up to that, at least one"
+        )
 
 
 def lifetime(values: Mapping[int, float], path: Trajectory) -> Lifetime:

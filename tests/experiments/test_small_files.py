@@ -1,0 +1,64 @@
+"""Experiments on a file with fewer rows than they ask for: they take what there is, and say so."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from frenet.experiments import EXPERIMENTS
+from network.models import tiny_llama, tiny_tokenizer
+
+NOISE = {"protocols": ("absolute-noise",)}
+RECOVERY = NOISE | {"n": 4, "steps": 60, "lora_optimizers": ("adamw:2e-3",)}
+SMALL = {
+    "best-of-n": {
+        **NOISE,
+        "places": ("random:4",), "searches": 1, "candidates": 4, "factors": (1.0,), "probes": 2,
+    },
+    "recovery-basis": RECOVERY | {"ks": (1, 2), "vector_steps": 1, "function_k": 2},
+    "subspace-training": RECOVERY | {"ks": (2,), "tries": 1, "looks": 2},
+    "direction-scale": {
+        "protocol": "none",
+        "k": 1, "n": 2, "lags": (1, 2), "prompts": 4, "candidates": 4, "probes": 2,
+    },
+    "task-vector-range": {"k": 1, "steps": 2, "scales": (0.0, 1.0)},
+}  # fmt: skip
+LAST = {
+    "best-of-n": "winner", "recovery-basis": "capture", "subspace-training": "trained",
+    "direction-scale": "answer", "task-vector-range": "answer",
+}  # fmt: skip
+FEWER = {
+    "best-of-n": "next has 6 select rows, not 8; next has 6 test rows, not 32",
+    "recovery-basis": "next has 6 select rows, not 16; next has 6 test rows, not 16",
+    "subspace-training": "next has 6 select rows, not 16; next has 6 test rows, not 16",
+    "direction-scale": "next has 6 select rows, not 8; next has 6 test rows, not 32",
+    "task-vector-range": "next has 6 test rows, not 32",
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A model, and a file with 28 rows to train on, 6 to select by and 6 to test on."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    rows = [{"task": "next", "input": f"{i}", "output": f"{i + 1}"} for i in range(40)]
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return {"model": str(folder), "tasks": (str(file),)}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_file_is_measured_as_far_as_it_goes(name, source, tmp_path, monkeypatch):
+    monkeypatch.setenv("FRENET_CACHE", str(tmp_path))
+    experiment = EXPERIMENTS[name]
+    config = replace(
+        experiment.presets["lm"], seeds=(0,), damage_batch=4, damage_steps=20, learn_steps=60,
+        **source, **SMALL[name],
+    )  # fmt: skip
+    (cell,) = experiment.cells(config)
+    rows = list(experiment.run(config, cell))
+    notes = [str(row["note"]) for row in rows if row["table"] == "notes"]
+    assert LAST[name] in {row["table"] for row in rows}, rows
+    (fewer,) = [note for note in notes if "fewer" in note]
+    assert fewer == f"measured on fewer examples than asked for: {FEWER[name]}"
