@@ -1,6 +1,5 @@
 """Every block of every page runs as a reader would run it, and the site can be built."""
 
-import json
 import os
 import re
 import shlex
@@ -13,13 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 import frenet
 from frenet.cli import main
-from frenet.geometry.rng import generator
-from network.models import tiny_llama
 from pages import Block, blocks, commands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,10 +45,6 @@ EXEMPT = {
     r"--preset demo": "takes minutes; the preset smoke of the same runs elsewhere",
     r"^frenet reproduce --preset cpu": "takes hours; tests/test_cli_reproduce.py runs it small",
 }
-WORDS = (
-    "cat", "dog", "tree", "house", "bird", "road", "lamp", "stone", "boat", "cloud", "star", "hill",
-    "door", "leaf", "rain", "song",
-)  # fmt: skip
 
 
 def exempt(command: str) -> bool:
@@ -67,7 +59,7 @@ def joined(command: str) -> str:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Iterator[Path]:
-    """The folder of a reader: a model, an adapter, a fine-tuned model, tasks and statements.
+    """The folder of a reader who has followed the tour.
 
     One processor, so that nothing waits for worker processes; networks are kept between pages.
     """
@@ -79,9 +71,7 @@ def prepared(tmp_path_factory) -> Iterator[Path]:
     os.sched_setaffinity(0, {min(before)})
     torch.set_num_threads(1)
     try:
-        write_files(folder)
-        write_models(folder)
-        assert main(steer_extract()) == 0
+        run_tour()
         yield folder
     finally:
         patch.undo()
@@ -89,71 +79,13 @@ def prepared(tmp_path_factory) -> Iterator[Path]:
         os.sched_setaffinity(0, before)
 
 
-def write_files(folder: Path) -> None:
-    """Tasks, statements and labelled texts."""
-    plurals = [f"{a}{b}" for a in WORDS for b in WORDS]
-    tasks = [
-        {"task": task, "input": word, "output": answer}
-        for word in plurals
-        for task, answer in (
-            ("singular-plural", word + "s"),
-            ("plural", word + "s"),
-            ("reverse", word[::-1]),
-        )
-    ]
-    numbers = [(a, b) for a in range(20) for b in range(20) if a != b]
-    statements = [
-        {"statement": f"{a} is larger than {b}.", "label": int(a > b)} for a, b in numbers[::2]
-    ]
-    for name, rows in (("my_tasks", tasks), ("statements", statements)):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    texts = [f"a {word} is {kind},{kind}" for word in plurals for kind in ("good", "bad")]
-    (folder / "sentiment.csv").write_text("\n".join(["text,label", *texts]), encoding="utf-8")
-
-
-def write_models(folder: Path) -> None:
-    """A Llama with a tokenizer of these files, an adapter for it, and a fine-tuned one."""
-    tokenizer = trained_tokenizer([path.read_text("utf-8") for path in folder.glob("*.*")])
-    model = tiny_llama(vocabulary=len(tokenizer))
-    for name in ("my-model", "fine-tuned-folder"):
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-        draw = generator(0, "fine-tuned")
-        with torch.no_grad():
-            for module, p in model.named_parameters():
-                if "proj" in module:  # what an adapter can hold
-                    p += 0.01 * torch.randn(p.shape, generator=draw)
-    adapted = frenet.attach_lora(frenet.load("my-model").model, rank=2)
-    with torch.no_grad():
-        for name, p in adapted.named_parameters():
-            if "lora_B" in name:
-                p.copy_(0.1 * torch.randn(p.shape, generator=generator(0, name)))
-    adapted.save_pretrained(folder / "my-adapter")
-
-
-def trained_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level, of 400 tokens, to which the answers Yes and No are one token each."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    answers = [" Yes No true false (A) (B)"] * 500
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<unk>", "<bos>", "<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*texts, *answers], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>"
-    )
-
-
-def steer_extract() -> list[str]:
-    """Arguments that make the other vector of README.md."""
-    source = ["--model", "my-model", "--tasks", "statements.jsonl"]
-    return ["steer", "extract", *source, "--how", "gradient", "--out", "other.safetensors"]
+def run_tour() -> None:
+    """Write the files that the other pages start from as the tour does."""
+    page = "docs/tour.md"
+    names: dict[str, Any] = {}
+    for block in blocks((ROOT / page).read_text(encoding="utf-8")):
+        if block.language == "python":
+            run_python(block, page, names)
 
 
 def training() -> dict[str, Any]:
