@@ -96,7 +96,6 @@ def write_files(folder: Path) -> None:
         {"task": task, "input": word, "output": answer}
         for word in plurals
         for task, answer in (
-            ("singular-plural", word + "s"),
             ("plural", word + "s"),
             ("reverse", word[::-1]),
         )
