@@ -212,6 +212,8 @@ def test_a_number_that_is_not_finite_names_its_parameter(bad, shape):
     vector[..., 7] = bad
     with pytest.raises(FloatingPointError, match=r"the step is not finite in .* first\.bias"):
         space.check_finite(vector, "the step")
+    # Finite numbers whose sum is not.
+    space.check_finite(torch.full_like(vector, 3e38), "the step")
 
 
 def test_the_first_difference_of_two_spaces_is_named():

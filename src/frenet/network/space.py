@@ -160,13 +160,16 @@ class ParamSpace(Shown):
 
     def check_finite(self, vector: Float[Tensor, "*n d"], what: str) -> None:
         """Raise FloatingPointError naming the first parameter with a NaN or an infinity."""
-        good = torch.isfinite(vector)
-        if not good.all():
-            index = int((~good).nonzero()[0][-1])
-            raise FloatingPointError(
-                f"{what} is not finite in parameter {self.locate(index)}; "
-                "measure in float32, or lower the step size"
-            )
+        # A sum is finite only where every number is, and takes no memory; a large model has none to
+        # spare. Finite numbers may overflow in it: then every parameter is looked at.
+        if torch.isfinite(vector.sum()):
+            return
+        for name, part in zip(self.names, vector.split(self.sizes, dim=-1), strict=True):
+            if not torch.isfinite(part).all():
+                raise FloatingPointError(
+                    f"{what} is not finite in parameter {name}; "
+                    "measure in float32, or lower the step size"
+                )
 
 
 def _address(parameter: Tensor) -> int:
