@@ -96,11 +96,13 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
                 except (RuntimeError, ValueError) as error:
                     warnings.warn(ONE_BY_ONE.format(error=error), RuntimeWarning, stacklevel=3)
                     batched = False
-            return torch.stack([one(row) for row in rows])
+            # Of all weights of a large model there is no room for a copy of the one row.
+            return one(rows[0])[None] if len(rows) == 1 else torch.stack([one(row) for row in rows])
 
         rows = vectors.reshape(-1, space.dim).to(parameters[0].device, torch.float32)
         with transformable(model):
-            images = torch.cat([several(group) for group in rows.split(together)])
+            parts = [several(group) for group in rows.split(together)]
+        images = parts[0] if len(parts) == 1 else torch.cat(parts)
         for image in images:
             space.check_finite(image, "a Hessian product")
         return images.reshape(vectors.shape)
