@@ -61,8 +61,9 @@ def loop(model: nn.Module, space: ParamSpace, batch: Batch, count: int) -> None:
         for index in range(count):
             for sign in (1, -1):
                 for parameter in parameters:
-                    generator = torch.Generator().manual_seed(index)
-                    noise = torch.randn(parameter.shape, generator=generator)
+                    device = parameter.device
+                    generator = torch.Generator(device).manual_seed(index)
+                    noise = torch.randn(parameter.shape, generator=generator, device=device)
                     parameter.add_(noise, alpha=sign * NOISE.sigma)
                 if sign == 1:
                     float(token_loss(model, batch))
@@ -182,7 +183,7 @@ def peak(what: str) -> int:
         vocab_size=16384, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
         num_attention_heads=8, num_key_value_heads=8,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     space = ParamSpace.select(model)
     if what == "weights":
         return 4 * space.dim

@@ -51,7 +51,7 @@ def plain(model: nn.Module, rows: list[list[int]]) -> None:
 
 def generated(model: Any, prompt: list[int]) -> Any:
     """Greedy generation by transformers, without anything of ours."""
-    ids = torch.tensor([prompt])
+    ids = torch.tensor([prompt], device=model.device)
     with measuring(model), torch.no_grad():
         return model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,

@@ -73,8 +73,10 @@ def environments(jobs: Mapping[str, Job]) -> str:
 def describe(found: Mapping[str, Any]) -> str:
     """One environment in words."""
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    gpu = f"{found['gpu']}; " if found.get("gpu") else ""
     return (
-        f"{found['date']}, commit {found['commit']}; {found['processor']}, {found['cores']} cores, "
+        f"{found['date']}, commit {found['commit']}; {gpu}{found['processor']}, "
+        f"{found['cores']} cores, "
         f"{found['threads']} threads, {size(found['memory'])}; {versions}."
     )
 

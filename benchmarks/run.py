@@ -64,6 +64,11 @@ SETTINGS: dict[str, dict[str, Any]] = {name: {} for name in QUICK} | {
 }
 
 
+# Where torch sees a CUDA device these alone are run, on a model too with the scripts' own settings;
+# their rows are kept apart and make a table of their own.
+ON_A_GPU = ("bench_gradients", "bench_trajectory", "bench_search", "bench_steering")
+
+
 class Work(NamedTuple):
     """One script on one model; None is what the script uses by itself."""
 
@@ -79,8 +84,8 @@ class Work(NamedTuple):
         """Arguments of the script's ``run``."""
         if self.model is None:
             return (QUICK if quick else SETTINGS)[self.script]
-        small = QUICK[self.script] if quick else ON_A_MODEL[self.script]
-        return {"source": self.model, **small}
+        on_gpu = SETTINGS if torch.cuda.is_available() else ON_A_MODEL
+        return {"source": self.model, **(QUICK if quick else on_gpu)[self.script]}
 
 
 def planned(model: str | None, only: Sequence[str]) -> list[Work]:
@@ -91,9 +96,10 @@ def planned(model: str | None, only: Sequence[str]) -> list[Work]:
     """
     if unknown := [name for name in only if name not in SETTINGS]:
         raise ValueError(f"no benchmark {unknown[0]!r}; there are {', '.join(SETTINGS)}")
+    usual = ON_A_GPU if torch.cuda.is_available() else tuple(SETTINGS)
     found = []
     for name in SETTINGS:
-        if not only or name in only:
+        if name in (only or usual):
             found.append(Work(name))
             if model and name in ON_A_MODEL:
                 found.append(Work(name, model))
@@ -131,6 +137,7 @@ def environment() -> dict[str, Any]:
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "commit": commit(),
         "processor": processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": cores,
         "threads": torch.get_num_threads(),
         "memory": psutil.virtual_memory().total,
@@ -178,8 +185,11 @@ def known(results: Path) -> dict[str, records.Job]:
 
 
 def report(results: Path) -> None:
-    """Write the tables and the figure into the page."""
+    """Write the tables and the figure into the page; with a GPU, its table."""
     jobs = known(results)
+    if torch.cuda.is_available():
+        page.write({"gpu": page.tables(jobs)["table"]}, page.PAGE)
+        return
     if missing := [name for name in SETTINGS if name not in jobs]:
         raise SystemExit(
             f"{results.name} has no rows of {', '.join(missing)}, so the page is left as it is; "
@@ -203,7 +213,8 @@ def main() -> None:
     options = parser.parse_args()
     # Last, so that what is installed in the environment is what is used.
     sys.path.append(str(PEERS))
-    name = "bench-quick.jsonl" if options.quick else "bench.jsonl"
+    usual = "bench-gpu.jsonl" if torch.cuda.is_available() else "bench.jsonl"
+    name = "bench-quick.jsonl" if options.quick else usual
     results = options.results or ROOT / "build" / name
     if options.script:
         measure(Work(options.script, options.model), results, quick=options.quick)

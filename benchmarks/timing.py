@@ -84,10 +84,18 @@ def turns(routines: dict[str, Callable[[], Any]], repeats: int) -> dict[str, lis
         routine()
     for _ in range(repeats):
         for name, routine in routines.items():
+            settle()
             start = time.perf_counter()
             routine()
+            settle()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def settle() -> None:
+    """Wait for the GPU, where there is one: its work goes on after a routine has returned."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
@@ -134,7 +142,11 @@ def reason(error: BaseException) -> str:
 
 
 def high_water(routine: Callable[[], Any]) -> int:
-    """High-water mark in bytes of this process while a routine runs."""
+    """High-water mark in bytes of this process while a routine runs; on a GPU, of its tensors."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        routine()
+        return torch.cuda.max_memory_allocated()
     own = Path("/proc/self")
     if own.exists():
         # Loading peaks higher than what stays: Linux lets a process lower its mark to the present.

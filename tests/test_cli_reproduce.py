@@ -84,11 +84,11 @@ def test_a_plan_that_needs_too_much_memory_says_so_and_is_shown(folder, capsys, 
 
 
 def test_memory_is_that_of_the_workers_that_have_a_cell():
-    few = Forecast(10.0, 1000.0, cells=12, finished=10, pending=2)
-    many = Forecast(90.0, 100.0, cells=9, finished=0, pending=9)
-    ended = Forecast(0.0, 9000.0, cells=9, finished=8, pending=0)
+    few = Forecast(10.0, 1000.0, cells=12, finished=10, pending=2, crew=8)
+    many = Forecast(90.0, 100.0, cells=9, finished=0, pending=9, crew=8)
+    ended = Forecast(0.0, 9000.0, cells=9, finished=8, pending=0, crew=8)
     found = parts(Reproduction(networks=("synthetic",)), "smoke")[:3]
-    work = command.Reproducing(workers=8, quiet=True, engine="ray")
+    work = command.Reproducing(quiet=True, engine="ray")
     facts = command._say_costs(found, [few, many, ended], 0.0, work, out=Path("out"))
     assert facts["expected_mib"] == 2000
     assert facts["expected_seconds"] == pytest.approx(10 / 2 + 90 / 8, abs=0.1)
@@ -98,9 +98,9 @@ def test_names_of_networks_are_shown_as_they_are():
     found = [
         Part("model[v2]", part.experiment, part.config) for part in parts(PRESETS["smoke"], "smoke")
     ]
-    costs = [Forecast(1.0, 1.0, cells=1, finished=0, pending=1)] * len(found)
+    costs = [Forecast(1.0, 1.0, cells=1, finished=0, pending=1, crew=1)] * len(found)
     console = Console(file=io.StringIO(), width=200)
-    console.print(command._plan_table(found, costs, 1))
+    console.print(command._plan_table(found, costs))
     assert "model[v2]" in console.file.getvalue()
 
 
@@ -109,7 +109,3 @@ def test_mistakes_are_said_in_one_line(capsys):
     assert "no preset of reproduce 'demi'; did you mean 'demo'?" in capsys.readouterr().err
     assert cli.main(["reproduce", "--networks", "nowhere.gguf"]) == 2
     assert "there is no file or folder nowhere.gguf" in capsys.readouterr().err
-
-
-def test_workers_are_those_that_were_asked_for():
-    assert command._workers(command.Reproducing(workers=3)) == 3

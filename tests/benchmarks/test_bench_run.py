@@ -16,7 +16,7 @@ import timing
 
 ENVIRONMENT = {
     "date": "2026-01-02", "commit": "abc1234", "processor": "P", "cores": 2, "threads": 1,
-    "memory": 2**33, "load": 0.5, "versions": {"Python": "3.11"},
+    "gpu": None, "memory": 2**33, "load": 0.5, "versions": {"Python": "3.11"},
 }  # fmt: skip
 ROW = {"name": "a", "model": None, "ratio": 1.0, "aim": "", "detail": ""}
 CURVE = {
@@ -202,6 +202,20 @@ def test_every_script_takes_the_settings_that_it_is_given(script):
     given = {**run.SETTINGS[script], **run.QUICK[script], **run.ON_A_MODEL.get(script, {})}
     assert set(given) <= set(parameters)
     assert ("source" in parameters) == (script in run.ON_A_MODEL)
+
+
+def test_on_a_gpu_its_scripts_run_with_their_own_settings_into_its_own_table(fake, monkeypatch):
+    monkeypatch.setattr(run.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(run, "ON_A_GPU", ("bench_fake",))
+    called = in_this_process(monkeypatch)
+    page.PAGE.write_text(page.PAGE.read_text() + "\n<!-- gpu --><!-- end of gpu -->\n")
+    command(monkeypatch, fake, "--model", "folder/m.gguf")
+    assert called == ["bench_fake", "bench_fake on m.gguf"]
+    before, after = page.PAGE.read_text().split("<!-- gpu -->")
+    assert "| own |" not in before
+    assert after.count("| own |") == 2
+    assert after.count("| folder/m.gguf |") == 2
+    assert page.describe(ENVIRONMENT | {"gpu": "G"}).startswith("2026-01-02, commit abc1234; G; P,")
 
 
 def test_all_scripts_have_their_place():

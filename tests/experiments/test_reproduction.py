@@ -20,6 +20,7 @@ from frenet.experiments.reproduction import (
 from frenet.experiments.steered import behaviours
 from frenet.network import made_model
 from frenet.runs import forecast as forecasting
+from frenet.runs import machine
 from frenet.runs.engine import cells_of
 from frenet.runs.forecast import (
     Forecast,
@@ -158,7 +159,7 @@ def test_nothing_is_left_of_a_finished_run_with_failed_cells_unless_they_are_ret
 
 @pytest.mark.parametrize(("pending", "busy"), [(0, 0), (1, 1), (4, 4), (9, 4)])
 def test_no_more_workers_are_counted_than_cells_are_left(pending, busy):
-    assert Forecast(1.0, 100.0, cells=9, finished=0, pending=pending).at_once(4) == busy
+    assert Forecast(1.0, 100.0, cells=9, finished=0, pending=pending, crew=4).workers == busy
 
 
 def test_the_speed_of_a_network_is_that_of_its_training_step(monkeypatch):
@@ -184,3 +185,15 @@ def test_preparation_is_the_training_of_every_seed(tmp_path, monkeypatch):
     made_model.made_folder().mkdir(parents=True)
     assert preparation(model, speed) == pytest.approx(0.5 * learned)
     assert preparation(steering, speed) == 0.0
+
+
+@pytest.mark.parametrize(("cuda", "crews"), [(False, (6, 6)), (True, (6, 1))])
+def test_on_a_gpu_one_process_has_the_model_and_all_have_the_synthetic_network(
+    cuda, crews, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(machine, "has_cuda", lambda: cuda)
+    monkeypatch.setattr(machine, "cpu_count", lambda: 6)
+    wanted = replace(PRESETS["demo"], experiments=("gradient-rank",))
+    speed = Speed(step=0.5, weights_mib=100.0)
+    found = [forecast(part, "demo", speed, folder=tmp_path) for part in parts(wanted, "demo")]
+    assert tuple(f.crew for f in found) == crews

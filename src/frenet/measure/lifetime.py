@@ -61,7 +61,7 @@ def gradient_shares(
     )
     whole = rows.square().sum(1).clamp(min=1e-30)
     return {
-        name: float((basis.coordinates(rows).square().sum(1) / whole).mean())
+        name: float((basis.to(rows.device).coordinates(rows).square().sum(1) / whole).mean())
         for name, basis in bases.items()
     }
 

@@ -62,7 +62,7 @@ class Candidates:
     """
 
     def __init__(self, model: nn.Module, where: Where, noise: Noise) -> None:
-        self.model, self.where, self.noise = model, where, noise
+        self.model, self.where, self.noise = model, placed(where, model), noise
         self.space = space_of(where)
         if isinstance(where, Basis) and (noise.relative or noise.tied):
             kind = "relative" if noise.relative else "tied"
@@ -161,6 +161,13 @@ class Candidates:
         if self.noise.antithetic:
             sign, draw = (-1.0 if index % 2 else 1.0), index // 2
         return sign, self._streams.start(self.noise.seed, "search", draw, *names)
+
+
+def placed(where: Where, model: nn.Module) -> Where:
+    """The same place, a basis on the device of the model's parameters."""
+    if isinstance(where, Basis):
+        return where.to(space_of(where).parameters(model)[0].device)
+    return where
 
 
 def space_of(where: Where) -> ParamSpace:

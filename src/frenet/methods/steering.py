@@ -56,6 +56,9 @@ def contrast_streams(
         path: dotted name of the list of blocks, where it is not found by itself.
         tokens: at most so many in one forward pass.
 
+    Returns:
+        On the CPU, where all that is asked of them takes no time.
+
     Raises:
         ValueError: "class" is asked of prompts that have no class.
     """
@@ -69,7 +72,7 @@ def contrast_streams(
         sides = [[item.context for item in contrast.of_class(label)] for label in (True, False)]
     else:
         sides = [[item.sides[side] for item in contrast.items] for side in (0, 1)]
-    together = last_activations(model, sides[0] + sides[1], blocks, path=path, tokens=tokens)
+    together = last_activations(model, sides[0] + sides[1], blocks, path=path, tokens=tokens).cpu()
     first, second = together.split([len(sides[0]), len(sides[1])])
     return Streams(first, second, form == "answer")
 

@@ -15,7 +15,7 @@ from frenet.geometry.subspace import Basis
 from frenet.geometry.theory import Best, Local
 from frenet.measure.curvature import Matvec, Trace, at_once, hessian_product, hutchinson
 from frenet.measure.gradients import gradient
-from frenet.methods.candidates import Candidates, Noise, Where, space_of
+from frenet.methods.candidates import Candidates, Noise, Where, placed, space_of
 from frenet.methods.search import Selection, distinct
 from frenet.network.context import measuring
 from frenet.network.tasks import Split, Task, repeatable
@@ -127,7 +127,7 @@ def survey(
         probes: of Hutchinson's estimator, at least 2.
         seed: of the probes.
     """
-    chosen = selection or Selection()
+    chosen, where = selection or Selection(), placed(where, model)
     here, other = (
         _Seen.of(model, task, where, split=split, selection=chosen, batches=batches)
         for split, batches in zip(PLANNED, (1, OTHERS), strict=True)

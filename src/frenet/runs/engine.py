@@ -6,7 +6,7 @@ from typing import Any
 
 from frenet.experiments.experiment import Cell, Experiment
 from frenet.runs.header import Header, compare_headers, read_header
-from frenet.runs.machine import cpu_count, has_cuda, versions
+from frenet.runs.machine import cpu_count, usual_workers, versions
 from frenet.runs.progress import Watch
 from frenet.runs.records import cell_stem, config_dict, input_digests, table_columns
 from frenet.runs.store import Failure, Run, RunFolder, read_run
@@ -54,7 +54,7 @@ def run_experiment(
         config: an instance of ``experiment.config``.
         out: the run folder, new or of this very run.
         workers: processes, >= 1; 1 runs in this process. Default: the processors at hand, at most
-            one for each cell, and 1 where there is a CUDA device.
+            one for each cell, and 1 for a language model where there is a CUDA device.
         threads: torch threads of each process, >= 1; a preparation that the other workers wait for
             has theirs, too.
         engine: "processes" of this machine, or the workers of a "ray" cluster.
@@ -83,7 +83,7 @@ def run_experiment(
         return stored
     with RunFolder(folder, header, restart=retry_failed) as store:
         if not store.finished:
-            count = workers or (None if engine == "ray" else natural_workers(cells))
+            count = workers or (None if engine == "ray" else natural_workers(cells, config))
             todo = jobs(experiment, config, cells, threads=header.threads)
             crew = Crew(count, header.threads, engine, address, threads is not None)
             _work(store, todo, crew=crew, quiet=quiet)
@@ -118,7 +118,8 @@ def describe_run(
     settings = config_dict(config)
     before = read_header(folder)
     if threads is None:
-        threads = before.threads if before else max(1, cpu_count() // natural_workers(cells))
+        own = max(1, cpu_count() // natural_workers(cells, config))
+        threads = before.threads if before else own
     return Header(
         experiment=experiment.name,
         config=settings,
@@ -129,9 +130,9 @@ def describe_run(
     )
 
 
-def natural_workers(cells: Sequence[Cell]) -> int:
-    """How many processes work on so many cells unless told otherwise."""
-    return 1 if has_cuda() else min(cpu_count(), len(cells))
+def natural_workers(cells: Sequence[Cell], config: Any) -> int:
+    """How many processes work on these cells unless told otherwise."""
+    return min(usual_workers(config), len(cells))
 
 
 def finished_run(folder: Path, header: Header) -> Run | None:
@@ -162,7 +163,7 @@ def jobs(experiment: Experiment, config: Any, cells: Sequence[Cell], *, threads:
     if experiment.prepare is None:
         return work
     first = {share(job.cell): job.cell for job in reversed(work)}
-    more = threads * max(1, natural_workers(cells) // len(first))
+    more = threads * max(1, natural_workers(cells, config) // len(first))
     before = [Job("prepare", experiment.prepare, config, c, tables, more) for c in first.values()]
     return [*reversed(before), *work]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from frenet.experiments.costs import COSTS, MODEL
 from frenet.experiments.experiment import Cell
 from frenet.experiments.reproduction import SYNTHETIC, Part
+from frenet.runs.machine import usual_workers
 from frenet.runs.records import cell_stem
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Forecast(NamedTuple):
         cells: how many there are.
         finished: how many have their rows.
         pending: how many will be run; those that failed in a finished run are neither.
+        crew: processes that there are for them.
     """
 
     seconds: float
@@ -47,14 +49,32 @@ class Forecast(NamedTuple):
     cells: int
     finished: int
     pending: int
+    crew: int
 
-    def at_once(self, workers: int) -> int:
-        """How many of the workers will have something to do."""
-        return min(workers, self.pending)
+    @property
+    def workers(self) -> int:
+        """How many of the crew will have something to do."""
+        return min(self.crew, self.pending)
+
+    @property
+    def duration(self) -> float:
+        """Seconds with all of them at work."""
+        return self.seconds / max(1, self.workers)
+
+    @property
+    def memory(self) -> float:
+        """MiB of all of them."""
+        return self.mib * self.workers
 
 
 def forecast(
-    part: Part, preset: str, speed: Speed, *, folder: Path, retry_failed: bool = False
+    part: Part,
+    preset: str,
+    speed: Speed,
+    *,
+    folder: Path,
+    workers: int | None = None,
+    retry_failed: bool = False,
 ) -> Forecast:
     """The cost of what is left of a part.
 
@@ -63,6 +83,7 @@ def forecast(
         preset: of the reproduction, whose costs are known.
         speed: of the network, as :func:`network_speed` finds it.
         folder: where the part runs, which may hold finished cells.
+        workers: processes; None: as many as the machine suggests.
         retry_failed: the failed cells of a finished run will be run again.
     """
     kind = SYNTHETIC if part.network == SYNTHETIC else MODEL
@@ -75,6 +96,7 @@ def forecast(
         cells=len(cells),
         finished=_finished(cells, folder),
         pending=pending,
+        crew=workers or usual_workers(part.config),
     )
 
 

@@ -44,6 +44,15 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def usual_workers(config: Any) -> int:
+    """Processes for a configuration: one for each processor, or one for a model that takes a GPU.
+
+    The synthetic transformer stays on the processors.
+    """
+    takes_gpu = getattr(config, "model", "synthetic") != "synthetic" and has_cuda()
+    return 1 if takes_gpu else cpu_count()
+
+
 def machine() -> dict[str, Any]:
     """Platform, kind of processor and number of processors."""
     return {
