@@ -64,9 +64,14 @@ SETTINGS: dict[str, dict[str, Any]] = {name: {} for name in QUICK} | {
 }
 
 
-# Where torch sees a CUDA device these alone are run, on a model too with the scripts' own settings;
-# their rows are kept apart and make a table of their own.
-ON_A_GPU = ("bench_gradients", "bench_trajectory", "bench_search", "bench_steering")
+# Where torch sees a CUDA device these alone are run, on a model with these settings; their rows are
+# kept apart and make a table of their own.
+ON_A_GPU: dict[str, dict[str, Any]] = {
+    "bench_gradients": {"repeats": 5},
+    "bench_trajectory": {"repeats": 5},
+    "bench_search": {"repeats": 3, "most": 16, "whole": 2},
+    "bench_steering": {},
+}
 
 
 class Work(NamedTuple):
@@ -84,8 +89,8 @@ class Work(NamedTuple):
         """Arguments of the script's ``run``."""
         if self.model is None:
             return (QUICK if quick else SETTINGS)[self.script]
-        on_gpu = SETTINGS if torch.cuda.is_available() else ON_A_MODEL
-        return {"source": self.model, **(QUICK if quick else on_gpu)[self.script]}
+        usual = ON_A_GPU if torch.cuda.is_available() else ON_A_MODEL
+        return {"source": self.model, **(QUICK if quick else usual)[self.script]}
 
 
 def planned(model: str | None, only: Sequence[str]) -> list[Work]:
@@ -96,7 +101,7 @@ def planned(model: str | None, only: Sequence[str]) -> list[Work]:
     """
     if unknown := [name for name in only if name not in SETTINGS]:
         raise ValueError(f"no benchmark {unknown[0]!r}; there are {', '.join(SETTINGS)}")
-    usual = ON_A_GPU if torch.cuda.is_available() else tuple(SETTINGS)
+    usual = ON_A_GPU if torch.cuda.is_available() else SETTINGS
     found = []
     for name in SETTINGS:
         if name in (only or usual):

@@ -206,7 +206,7 @@ def test_every_script_takes_the_settings_that_it_is_given(script):
 
 def test_on_a_gpu_its_scripts_run_with_their_own_settings_into_its_own_table(fake, monkeypatch):
     monkeypatch.setattr(run.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(run, "ON_A_GPU", ("bench_fake",))
+    monkeypatch.setattr(run, "ON_A_GPU", {"bench_fake": {"rows": 2}})
     called = in_this_process(monkeypatch)
     page.PAGE.write_text(page.PAGE.read_text() + "\n<!-- gpu --><!-- end of gpu -->\n")
     command(monkeypatch, fake, "--model", "folder/m.gguf")

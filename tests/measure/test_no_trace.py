@@ -64,7 +64,7 @@ def bases(model, task, space):
         model, task, [task.shuffled(0)], sampling=SAMPLING, space=space, training=TRAINING
     )
     damage = bases_at_damage(model, task, sampling=SAMPLING, space=space, second_order=())
-    return torch.cat([basis.U for basis in (start | damage).values()], dim=1)
+    return torch.cat([basis.U.cpu() for basis in (start | damage).values()], dim=1)
 
 
 def inside_basis(model, task, space):
