@@ -36,8 +36,8 @@ class Work:
     out: Folder = None
     """Folder for the results. By default a name made from the settings, below runs/."""
     workers: Count = None
-    """Processes that work at the same time. By default one for each processor; 1 for a language model
-    on a GPU."""
+    """Processes that work at the same time. By default one for each processor; 1 for a language
+    model on a GPU."""
     threads: Count = None
     """Torch threads of each process. By default the processors are shared out."""
     engine: Literal["processes", "ray"] = "processes"
