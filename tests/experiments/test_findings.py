@@ -125,13 +125,31 @@ def test_c2_takes_the_best_static_basis_and_no_basis_from_the_damaged_point() ->
 def test_c2_and_c4_say_what_each_damage_and_optimiser_gave() -> None:
     rows = captures("prefix", [0.8, 0.8, 0.8]) + captures("prefix", [0.4] * 3, protocol="labels")
     rows += captures("prefix", [0.6] * 3, optimizer="sgd:1")
-    conditions = ("lora, noise, adam:1e-3", "lora, labels, adam:1e-3", "lora, noise, sgd:1")
-    for finding in (fixed_plane(rows), prefix_span(rows)):
-        for note, condition, value in zip(
-            finding.notes[:3], conditions, (0.8, 0.4, 0.6), strict=True
-        ):
-            assert note.startswith(condition)
-            assert str(value) in note
+    conditions = [("lora", "noise", "adam:1e-3"), ("lora", "labels", "adam:1e-3")]
+    conditions += [("lora", "noise", "sgd:1")]
+    for finding, name in ((fixed_plane(rows), "prefix"), (prefix_span(rows), "captured")):
+        parts = finding.breakdown.rows
+        assert [(r["space"], r["protocol"], r["optimizer"]) for r in parts] == conditions
+        assert [r[name] for r in parts] == pytest.approx([0.8, 0.4, 0.6])
+
+
+def test_c2_says_under_which_damage_a_static_basis_is_not_small() -> None:
+    rows = captures("prefix", PREFIX) + captures("task vectors", [0.1, 0.1, 0.1])
+    rows += captures("prefix", PREFIX, optimizer="sgd:1")
+    assert not any("Not everywhere" in note for note in fixed_plane(rows).notes)
+    rows += captures("task vectors", [0.3, 0.3, 0.3], optimizer="sgd:1")
+    assert fixed_plane(rows).notes[0] == (
+        "Not everywhere: under 1 of 2 damages and optimisers a static basis holds 0.25 or more: "
+        "lora, noise, sgd:1 (task vectors 0.30)."
+    )
+
+
+def test_c4_says_where_the_first_updates_hold_least_and_most() -> None:
+    rows = captures("prefix", [0.8, 0.8, 0.8]) + captures("prefix", [0.6] * 3, optimizer="sgd:1")
+    assert prefix_span(rows).notes == (
+        "By damage and optimiser the first updates of LoRA hold 0.60 (lora, noise, sgd:1, k = 10) "
+        "to 0.80 (lora, noise, adam:1e-3, k = 10).",
+    )
 
 
 @pytest.mark.parametrize(

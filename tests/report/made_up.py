@@ -9,6 +9,7 @@ from typing import Any
 from frenet.experiments import charts
 from frenet.experiments.charts import Axis, Rule
 from frenet.experiments.experiment import (
+    Breakdown,
     Claim,
     Column,
     Estimate,
@@ -237,6 +238,10 @@ def experiments() -> dict[str, Experiment]:
                     notes=(
                         "Gradients of shuffled labels are as low-rank: 0.62 of their energy.",
                         "The basis of one task holds 0.04 of another task's gradients.",
+                    ),
+                    breakdown=Breakdown(
+                        "Held-out energy by task",
+                        ({"task": "<i>a|b</i>", "energy": 0.251}, {"task": "c", "energy": None}),
                     ),
                 ),
                 "spectrum",

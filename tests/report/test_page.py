@@ -184,6 +184,15 @@ def test_every_claim_stands_beside_its_reference(page: Parsed) -> None:
             assert words in page.text, words
 
 
+def test_the_parts_of_a_claims_number_are_a_table_that_the_claim_leads_to(page: Parsed) -> None:
+    links = [a["href"] for tag, a in page.tags if tag == "a" and "parts-C1" in str(a.get("href"))]
+    assert links == ["#gradient-rank-parts-C1"]
+    assert page.text.count("Held-out energy by task") == 3  # link, table, its caption
+    files = [a.get("download") for tag, a in page.tags if tag == "a" and a.get("download")]
+    assert "gradient-rank-parts-C1.csv" in files
+    assert "<i>a|b</i>" in page.text
+
+
 def test_the_first_sentence_counts_the_verdicts(page: Parsed) -> None:
     assert (
         "Of 4 claims on the synthetic transformer, 2 are supported (C1 and C3), 1 is contradicted "

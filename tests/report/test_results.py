@@ -37,6 +37,9 @@ def test_the_page_names_both_networks_links_its_figures_and_holds_no_tag(tmp_pat
     # Of the parts between fences the second, fourth and so on are commands, shown as they are.
     assert not any("<" in part for part in text.split("```")[::2])
     assert "&lt;script&gt;" in text
+    assert "| **C1** Task gradients are locally low-rank, strongly. | “strongly low-rank” |" in text
+    assert "| **supported**: 0.662 [0.601, 0.723], n = 3; beside 0.0123 [0.0119, 0.0126]" in text
+    assert text.count("| task | energy |\n| --- | --- |\n| &lt;i&gt;a\\|b&lt;/i&gt; | 0.251 |") == 2
     figures = list(tmp_path.glob("*.svg"))
     assert figures
     assert all(f"]({figure.name})" in text for figure in figures)

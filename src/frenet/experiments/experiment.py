@@ -71,6 +71,18 @@ class Estimate(NamedTuple):
         return f"{self.value:.3g}{interval}{counted}"
 
 
+class Breakdown(NamedTuple):
+    """A claim's number in its parts: under each damage and optimiser, say.
+
+    Attributes:
+        title: what the parts are.
+        rows: a row for each, at least one, all with the same keys; text says which part it is.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+
+
 class Finding(NamedTuple):
     """What the stored rows say about one claim."""
 
@@ -82,6 +94,7 @@ class Finding(NamedTuple):
     reference_estimate: Estimate | None
     why: str
     notes: tuple[str, ...] = ()
+    breakdown: Breakdown | None = None
 
 
 class Claim(NamedTuple):

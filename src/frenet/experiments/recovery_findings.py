@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from frenet.experiments.experiment import (
+    Breakdown,
     Claim,
     Estimate,
     Finding,
@@ -17,6 +18,7 @@ from frenet.experiments.recovery_cells import LONGEST_PREFIX
 # Bases that need neither the damaged point's gradients nor the recovery itself.
 STATIC = ("gradients at start", "other tasks", "task vectors", "damage direction")
 AT_DAMAGE = ("gradients at damage", "Adam-scaled gradients", "Krylov", "Hessian")
+CONDITION = ("space", "protocol", "optimizer")
 K = 10
 MOST_STATIC, PREFIX_SHARE = 0.25, 0.77
 # What is less is not most of a displacement, however wide its interval.
@@ -41,6 +43,7 @@ def fixed_plane(rows: Rows) -> Finding:
     else:
         straddles = f"the interval straddles {MOST_STATIC}, or overlaps with the prefix's"
         verdict, why = "undecided", why_open(static, straddles)
+    parts = _bases_apart(captures)
     return Finding(
         claim="C2",
         verdict=verdict,
@@ -49,7 +52,8 @@ def fixed_plane(rows: Rows) -> Finding:
         reference="prefix",
         reference_estimate=prefix,
         why=why,
-        notes=(*_basis_notes(captures), *_function_notes(captures), *_status_notes(rows)),
+        notes=(*_elsewhere(parts), *_function_notes(captures), *_status_notes(rows)),
+        breakdown=parts,
     )
 
 
@@ -74,6 +78,7 @@ def prefix_span(rows: Rows) -> Finding:
     else:
         unclear = f"the interval is not all above {MOST}, or the lift's not all above 1"
         verdict, why = "undecided", why_open(lifts.get(best), unclear)
+    parts = _prefixes_apart(prefixes)
     return Finding(
         claim="C4",
         verdict=verdict,
@@ -82,7 +87,8 @@ def prefix_span(rows: Rows) -> Finding:
         reference="random-walk share",
         reference_estimate=fraction(select(lora, k=best), "walk_share"),
         why=why,
-        notes=_prefix_notes(prefixes),
+        notes=_least_and_most(parts),
+        breakdown=parts,
     )
 
 
@@ -105,15 +111,52 @@ def _distance(value: Estimate | None) -> float:
     return math.inf if value is None else abs(value.value - PREFIX_SHARE)
 
 
-def _basis_notes(captures: Rows) -> tuple[str, ...]:
-    """The bases at the damaged point stand beside the verdict, by damage and optimiser."""
-    notes = []
+def _bases_apart(captures: Rows) -> Breakdown | None:
+    """What every basis holds; those at the damaged point stand beside the verdict."""
+    names = dict.fromkeys(str(row["basis"]) for row in captures)
+    names.pop("prefix of replicate", None)
+    rows: list[Row] = []
     for condition, part in _by_condition(captures):
         table = over_seeds(part, by=("basis",), value="captured")
-        shown = [row for row in table if row["basis"] not in ("prefix of replicate",)]
-        listed = ", ".join(f"{row['basis']} {row['value']:.3f}" for row in shown)
-        notes.append(f"{condition}: {listed}.")
-    return tuple(notes)
+        held = {str(row["basis"]): row["value"] for row in table}
+        rows.append(condition | {name: held.get(name) for name in names})
+    title = f"Captured at k = {K}, by damage and optimiser"
+    return Breakdown(title, tuple(rows)) if rows else None
+
+
+def _elsewhere(parts: Breakdown | None) -> tuple[str, ...]:
+    """Damages and optimisers under which a static basis is not small: the mean hides them."""
+    found = []
+    for row in parts.rows if parts else ():
+        held = {name: value for name in STATIC if isinstance(value := row.get(name), float)}
+        if held:
+            found.append((_named(row), *max(held.items(), key=lambda pair: pair[1])))
+    large = sorted((f for f in found if f[2] >= MOST_STATIC), key=lambda f: -f[2])
+    if not large:
+        return ()
+    listed = "; ".join(f"{where} ({name} {value:.2f})" for where, name, value in large)
+    return (
+        f"Not everywhere: under {len(large)} of {len(found)} damages and optimisers a static basis "
+        f"holds {MOST_STATIC} or more: {listed}.",
+    )
+
+
+def _least_and_most(parts: Breakdown | None) -> tuple[str, ...]:
+    """Where the first steps of LoRA hold least, and where most."""
+    lora = [
+        (value, f"{value:.2f} ({_named(row)}, k = {row['k']})")
+        for row in (parts.rows if parts else ())
+        if row["space"] == "lora" and isinstance(value := row["captured"], float)
+    ]
+    if len(lora) < 2:
+        return ()
+    least, most = min(lora)[1], max(lora)[1]
+    return (f"By damage and optimiser the first updates of LoRA hold {least} to {most}.",)
+
+
+def _named(row: Row) -> str:
+    """The condition of a row."""
+    return ", ".join(str(row[key]) for key in CONDITION)
 
 
 def _function_notes(captures: Rows) -> tuple[str, ...]:
@@ -133,11 +176,11 @@ def _function_notes(captures: Rows) -> tuple[str, ...]:
     )
 
 
-def _by_condition(rows: Rows) -> Iterator[tuple[str, Rows]]:
-    """Rows of each space, damage protocol and optimiser, after a name for the three."""
-    keys = ("space", "protocol", "optimizer")
-    for values in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
-        yield ", ".join(map(str, values)), select(rows, **dict(zip(keys, values, strict=True)))
+def _by_condition(rows: Rows) -> Iterator[tuple[Row, Rows]]:
+    """Rows of each space, damage protocol and optimiser, after the names of the three."""
+    for values in dict.fromkeys(tuple(row[key] for key in CONDITION) for row in rows):
+        found = dict(zip(CONDITION, values, strict=True))
+        yield found, select(rows, **found)
 
 
 def _status_notes(rows: Rows) -> tuple[str, ...]:
@@ -151,23 +194,23 @@ def _status_notes(rows: Rows) -> tuple[str, ...]:
     return (f"Of {len(table)} recoveries: {listed}.",) if listed else ()
 
 
-def _prefix_notes(prefixes: Rows) -> tuple[str, ...]:
-    """Lift, rest and share of the run, by damage and optimiser."""
-    measured = [row for row in prefixes if row.get("captured") is not None]
-    notes = []
-    for condition, part in _by_condition(measured):
+def _prefixes_apart(prefixes: Rows) -> Breakdown | None:
+    """What the first steps hold, with the random walk's share, and how much of the run they are."""
+    rows: list[Row] = []
+    for condition, part in _by_condition([r for r in prefixes if r.get("captured") is not None]):
         k = max((int(str(row["k"])) for row in part if int(str(row["k"])) <= K), default=0)
         at = select(part, k=k)
-        captured, walk = fraction(at, "captured"), fraction(at, "walk_share")
-        lift, rest, share = (estimate(at, name) for name in ("lift", "rest", "k_over_stop"))
-        if captured and walk and lift and share:
-            rested = f", {rest.value:.2f} of the rest" if rest else ""
-            notes.append(
-                f"{condition}, k = {k} ({share.value:.2f} of the run): "
-                f"{captured.value:.2f}{rested}; a random walk {walk.value:.2f}, "
-                f"lift {lift.value:.1f}."
-            )
-    return tuple(notes)
+        shares = {
+            "k / T_stop": estimate(at, "k_over_stop"),
+            "captured": fraction(at, "captured"),
+            "of the rest": estimate(at, "rest"),
+            "random walk": fraction(at, "walk_share"),
+            "lift": estimate(at, "lift"),
+        }
+        found = {name: None if share is None else share.value for name, share in shares.items()}
+        rows.append({**condition, "k": k, **found})
+    title = "What the first k steps hold, by damage and optimiser"
+    return Breakdown(title, tuple(rows)) if rows else None
 
 
 CLAIMS = (

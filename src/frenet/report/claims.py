@@ -15,12 +15,13 @@ HEADINGS = ("Claim", "In the paper", "Measured here", "Chance, null or ceiling",
 
 
 class Decision(NamedTuple):
-    """One claim, what one run says about it, and where on the page its figure stands."""
+    """One claim, what one run says about it, and where on the page figure and parts stand."""
 
     claim: Claim
     finding: Finding
     run: str
     figure: str | None
+    table: str | None = None
 
 
 def answer(decisions: Sequence[Decision]) -> str:
@@ -126,7 +127,10 @@ def _claim(decision: Decision, *, named: bool) -> Markup:
     first = tag("th", *contents[0], scope="row")
     notes = _notes(finding)
     rule = tag("p", tag("b", "The rule, fixed before the run. "), claim.rule)
-    more = tag("details", tag("summary", "Why, and by which rule"), tag("p", finding.why), rule)
+    why = [tag("p", finding.why), rule]
+    if finding.breakdown and decision.table:
+        why.append(tag("p", tag("a", finding.breakdown.title, href=f"#{decision.table}")))
+    more = tag("details", tag("summary", "Why, and by which rule"), *why)
     below = tag("td", tag("div", more, notes, class_="beneath"), colspan=len(HEADINGS))
     return tag("tbody", tag("tr", first, *cells), tag("tr", below, class_="more"))
 

@@ -59,7 +59,11 @@ def write_report(
             bodies.append(chapter(network, known[network.id], static=static))
         # Where no claim opens the page, the answers do.
         said = {part.id: answers.answers(part) for part in network.parts if decisions}
-        bodies += [section(part, said.get(part.id), static=static) for part in network.parts]
+        for part in network.parts:
+            own = [
+                (d.claim, d.finding) for d in known[network.id] if d.claim in part.experiment.claims
+            ]
+            bodies.append(section(part, said.get(part.id), own, static=static))
     page = _document(opening(networks, decisions, static=static), join(bodies))
     return write_whole(out, page.encode())
 

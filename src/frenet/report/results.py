@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from frenet.experiments.experiment import Claim, Experiment, Finding
+from frenet.experiments.experiment import Breakdown, Claim, Experiment, Finding
 from frenet.report import answers, figures
 from frenet.report.claims import Decision, answer, beside
 from frenet.report.numbers import estimate
+from frenet.report.numbers import figure as number
 from frenet.report.opening import Network, decided, grouped
 from frenet.report.page import sections_of, write_whole
 from frenet.report.provenance import command_line
@@ -64,19 +65,20 @@ def _matrix(networks: Sequence[Network], decisions: Sequence[Decision]) -> Itera
     """Claims in rows, networks in columns."""
     found = {(d.claim.id, d.run): d for d in decisions}
     claims = {d.claim.id: d.claim for d in decisions}
-    yield _row("claim", "in the paper", *(network.label for network in networks))
+    yield _row("claim", "in the paper", *(_text(network.label) for network in networks))
     yield _row(*["---"] * (len(networks) + 2))
     for name in sorted(claims):
         cells = []
         for network in networks:
             decision = found.get((name, network.label))
             cells.append("not measured" if decision is None else _verdict(decision))
-        yield _row(f"**{name}** {claims[name].statement}", claims[name].paper, *cells)
+        claim = claims[name]
+        yield _row(f"**{name}** {_text(claim.statement)}", _text(claim.paper), *cells)
 
 
 def _verdict(decision: Decision) -> str:
     finding = decision.finding
-    return f"**{finding.verdict}**: {estimate(finding.estimate)}; {beside(finding)}"
+    return f"**{finding.verdict}**: {_text(f'{estimate(finding.estimate)}; {beside(finding)}')}"
 
 
 def _network(network: Network, out: Path) -> Iterator[str]:
@@ -121,6 +123,19 @@ def _claim(claim: Claim, finding: Finding, config: Mapping[str, object]) -> Iter
     yield ""
     for line in finding.notes:
         yield f"- {_text(line)}"
+    yield ""
+    if finding.breakdown:
+        yield from _breakdown(finding.breakdown)
+
+
+def _breakdown(found: Breakdown) -> Iterator[str]:
+    """The parts of a number as a table."""
+    yield from (f"{_text(found.title)}:", "")
+    names = list(found.rows[0])
+    yield _row(*map(_text, names))
+    yield _row(*["---"] * len(names))
+    for row in found.rows:
+        yield _row(*(_text(number(row[name], 3)) for name in names))
     yield ""
 
 
@@ -211,7 +226,8 @@ def _fenced(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _row(*cells: str) -> str:
-    return f"| {' | '.join(_text(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+    """Cells of text that is Markdown already."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _text(text: str) -> str:

@@ -1,9 +1,10 @@
 """What follows the claims: for each run what failed, its figures, its tables, how it was made."""
 
 import base64
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from frenet.experiments.experiment import Experiment, Figure
+from frenet.experiments.experiment import Claim, Column, Experiment, Figure, Finding
 from frenet.report import figures, tables
 from frenet.report.markup import Markup, join, script_json, tag, user_text
 from frenet.report.provenance import again, failures
@@ -22,13 +23,24 @@ class Section(NamedTuple):
         known = {entry.id for entry in self.experiment.figures}
         return f"{self.id}-{figure}" if figure in known else None
 
+    def breakdown(self, claim: Claim) -> str:
+        """Where the parts of a claim's number stand, if it has some."""
+        return f"{self.id}-parts-{claim.id}"
 
-def section(part: Section, said: Markup | None = None, *, static: bool) -> Markup:
+
+def section(
+    part: Section,
+    said: Markup | None = None,
+    findings: Sequence[tuple[Claim, Finding]] = (),
+    *,
+    static: bool,
+) -> Markup:
     """The whole section of one run.
 
     Args:
         part: the run, what it is an answer to, and its name on the page.
         said: what stands before the figures.
+        findings: of its claims, whose parts are listed.
         static: add pictures for readers without scripts.
     """
     run, experiment = part.run, part.experiment
@@ -49,9 +61,23 @@ def section(part: Section, said: Markup | None = None, *, static: bool) -> Marku
         )
         for name, (columns, rows) in found.items()
     )
-    behind = tag("div", tag("h3", "The numbers behind the figures"), listed, class_="block")
-    parts = (head, said or "", failures(run), drawn, behind, again(run, experiment))
-    return tag("section", *parts, id=part.id)
+    parts = join(_parts(part, claim, finding) for claim, finding in findings)
+    behind = tag("div", tag("h3", "The numbers behind the figures"), parts, listed, class_="block")
+    whole = (head, said or "", failures(run), drawn, behind, again(run, experiment))
+    return tag("section", *whole, id=part.id)
+
+
+def _parts(part: Section, claim: Claim, finding: Finding) -> Markup:
+    """The parts of a claim's number as one more table."""
+    if finding.breakdown is None:
+        return Markup("")
+    title, rows = finding.breakdown
+    columns = [
+        Column(name, "", "", "key" if isinstance(value, str) else "measure")
+        for name, value in rows[0].items()
+    ]
+    anchor = part.breakdown(claim)
+    return tables.html_table(f"{claim.id}: {title}", columns, rows, file=f"{anchor}.csv", id=anchor)
 
 
 def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
