@@ -89,7 +89,8 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         for part in network.parts
         for claim, finding in decide_claims(part.experiment, part.run)
     ]
-    for claim, finding, config in sorted(found, key=lambda one: one[0].id):
+    found.sort(key=lambda one: one[0].id)
+    for claim, finding, config in found:
         yield from _claim(claim, finding, config)
     for part in network.parts:
         for line in _sentences(part):
@@ -103,6 +104,11 @@ def _network(network: Network, out: Path) -> Iterator[str]:
             write_whole(out / file, gzip.compress(csv_bytes(columns, rows), mtime=0))
             names.append(f"[{table}]({file})")
         yield from (f"Rows of `{part.run.experiment}`: {', '.join(names)}.", "")
+    for claim, finding, _ in found:
+        if finding.breakdown:
+            title = f"{claim.id} on {network.label}: {finding.breakdown.title}"
+            yield from (f"### {_text(title)}", "")
+            yield from _breakdown(finding.breakdown)
 
 
 def _claim(claim: Claim, finding: Finding, config: Mapping[str, object]) -> Iterator[str]:
@@ -124,13 +130,10 @@ def _claim(claim: Claim, finding: Finding, config: Mapping[str, object]) -> Iter
     for line in finding.notes:
         yield f"- {_text(line)}"
     yield ""
-    if finding.breakdown:
-        yield from _breakdown(finding.breakdown)
 
 
 def _breakdown(found: Breakdown) -> Iterator[str]:
     """The parts of a number as a table."""
-    yield from (f"{_text(found.title)}:", "")
     names = list(found.rows[0])
     yield _row(*map(_text, names))
     yield _row(*["---"] * len(names))
