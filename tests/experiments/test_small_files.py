@@ -62,3 +62,26 @@ def test_a_small_file_is_measured_as_far_as_it_goes(name, source, tmp_path, monk
     assert LAST[name] in {row["table"] for row in rows}, rows
     (fewer,) = [note for note in notes if "fewer" in note]
     assert fewer == f"measured on fewer examples than asked for: {FEWER[name]}"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_tiny_file_is_taken_whole_where_that_says_something(name, source, tmp_path, monkeypatch):
+    """12 rows: 8 to train on, fewer than a batch of learning, and 2 to select and to test by."""
+    monkeypatch.setenv("FRENET_CACHE", str(tmp_path))
+    rows = [{"task": "next", "input": f"{i}", "output": f"{i + 1}"} for i in range(12)]
+    file = tmp_path / "tiny.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    experiment = EXPERIMENTS[name]
+    config = replace(
+        experiment.presets["lm"], seeds=(0,), damage_steps=20, learn_steps=60,
+        **{**source, "tasks": (str(file),)}, **SMALL[name],
+    )  # fmt: skip
+    (cell,) = experiment.cells(config)
+    if name != "best-of-n":
+        with pytest.raises(ValueError, match="'next' has 8 training rows and batch_size asks for "):
+            list(experiment.run(config, cell))
+        config = replace(config, batch_size=4)
+    rows = list(experiment.run(config, cell))
+    assert LAST[name] in {row["table"] for row in rows}, rows
+    (fewer,) = [r["note"] for r in rows if r["table"] == "notes" and "fewer" in str(r["note"])]
+    assert "next has 8 train rows, not 10" in fewer

@@ -65,7 +65,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     from frenet.measure.trajectory import Training
 
     network = build(config, space=cell["space"], seed=cell["seed"])
-    yield from describe(network, cell, cells(config))
+    yield from describe(network, cell, cells(config), config)
     steps = max(config.lags)
     training = Training(cell["optimizer"], config.batch_size, steps, seed=cell["seed"])
     try:

@@ -63,7 +63,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables place, spread, quantile, best and winner."""
     network = build(_sized(config, cell), space=cell["space"], seed=cell["seed"])
     yield from describe(
-        network, cell, cells(config), select=config.select_size, test=config.test_size
+        network, cell, cells(config), config, select=config.select_size, test=config.test_size
     )
     task = network.tasks[cell["task"]]
     try:

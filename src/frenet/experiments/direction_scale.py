@@ -66,7 +66,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     size = config.batch_size
     select = size if "search winner" in config.directions else 0
     test = max(size, config.eval_size)
-    yield from describe(network, cell, cells(config), select=select, test=test)
+    yield from describe(network, cell, cells(config), config, select=select, test=test)
     task = network.tasks[cell["task"]]
     spot = Spot(config, cell, network, task, network.space.read(network.model).cpu())
     try:

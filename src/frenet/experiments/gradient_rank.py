@@ -48,7 +48,7 @@ def cells(config: Config) -> list[Cell]:
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables energy, spectrum and overlap."""
     network = build(config, space=cell["space"], seed=cell["seed"])
-    yield from describe(network, cell, cells(config))
+    yield from describe(network, cell, cells(config), config)
     yield from _shared_examples(network, config, cell)
     sampled: dict[int, dict[str, torch.Tensor]] = {size: {} for size in config.batch_sizes}
     for name in network.measured:

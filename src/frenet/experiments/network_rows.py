@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell, Column, Row
 from frenet.experiments.networks import Network, at_most
 
@@ -33,7 +34,13 @@ NETWORK_TABLES = {
 
 
 def describe(
-    network: Network, cell: Cell, cells: Sequence[Cell], *, select: int = 0, test: int = 0
+    network: Network,
+    cell: Cell,
+    cells: Sequence[Cell],
+    config: DamageConfig,
+    *,
+    select: int = 0,
+    test: int = 0,
 ) -> Iterator[Row]:
     """Rows of the tables learned and notes; only the first cell of a network gives them.
 
@@ -41,6 +48,7 @@ def describe(
         network: of the cell.
         cell: this one.
         cells: all of them.
+        config: says how many examples a batch of training has.
         select: examples of the select split that the experiment asks for at once.
         test: the same of the test split; a note says where there are fewer.
     """
@@ -55,13 +63,22 @@ def describe(
     keys: Row = {key: cell[key] for key in shared}
     for name, task in network.tasks.items():
         with measuring(network.model), torch.no_grad():
-            found = evaluate(
-                network.model, next(task.batches("test", at_most(task, "test", EXAMPLES), 0))
-            )
+            found = evaluate(network.model, next(task.batches("test", EXAMPLES, 0)))
         context: Row = {"chance": network.chance, "guess": math.exp(-network.chance)}
         yield {"table": "learned", **keys, "task": name, **found._asdict(), **context}
-    for text in (*network.notes, *_fewer(network, {"select": select, "test": test})):
+    asked: dict[Split, int] = {
+        "train": _largest_batch(config),
+        "select": max(select, config.damage_batch),
+        "test": test,
+    }
+    for text in (*network.notes, *_fewer(network, asked)):
         yield note(cell, text)
+
+
+def _largest_batch(config: DamageConfig) -> int:
+    """Examples in the largest batch that is trained on, or that a gradient is taken of."""
+    sizes = (getattr(config, name, 0) for name in ("learn_batch", "damage_batch", "batch_size"))
+    return max(*sizes, *getattr(config, "batch_sizes", ()))
 
 
 def _fewer(network: Network, asked: "dict[Split, int]") -> Iterator[str]:

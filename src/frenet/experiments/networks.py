@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from frenet.experiments.experiment import Cell
@@ -117,16 +117,14 @@ def at_most(task: "Task", split: "Split", examples: int) -> int:
     return min(examples, len(task.examples[split])) if isinstance(task, TextTask) else examples
 
 
-def held_out(task: "Task", batch_size: int) -> "tuple[Split, int]":
-    """Split and batch size of minibatches that no training, search or choice has seen.
+def held_out(task: "Task") -> "Split":
+    """Split whose minibatches no training, search or choice has seen.
 
     The synthetic tasks draw new examples for every seed; a file has the same ones for all seeds.
     """
     from frenet.network.text import TextTask
 
-    if isinstance(task, TextTask):
-        return "test", at_most(task, "test", batch_size)
-    return "train", batch_size
+    return "test" if isinstance(task, TextTask) else "train"
 
 
 def task_names(config: NetworkConfig) -> tuple[str, ...]:
@@ -200,9 +198,13 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
         found = text_tasks(source, loaded.tokenizer, max_length=config.max_length)
         if twice := sorted(set(found) & set(tasks)):
             raise ValueError(f"two files have a task {twice[0]!r}; rename one of them")
-        tasks |= found
+        # Experiments take what a small file has; the note of ``describe`` says where it is less.
+        tasks |= {name: replace(task, whole=True) for name, task in found.items()}
         prints += [task.fingerprint for task in found.values()]
         notes += [f"{task.name}: {note}" for task in found.values() for note in task.notes]
+    measured = task_names(config)
+    for name in measured:
+        _require_batches(tasks[name], config)
     model: nn.Module = loaded.model
     if space == "lora":
         model = attach_lora(model, rank=config.rank, seed=seed)
@@ -224,7 +226,7 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
         space=selected,
         damage_space=selected,
         tasks=tasks,
-        measured=task_names(config),
+        measured=measured,
         unseen={},
         untrained=untrained,
         chance=chance,
@@ -232,6 +234,18 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
         tokenizer=loaded.tokenizer,
         context_length=loaded.context_length,
     )
+
+
+def _require_batches(task: "Task", config: NetworkConfig) -> None:
+    """Raise ValueError where all minibatches of a task's gradients would be the same one."""
+    sizes = (getattr(config, "batch_size", 0), *getattr(config, "batch_sizes", ()))
+    rows = at_most(task, "train", largest := max(sizes) + 1)
+    if rows < largest:
+        asked = "batch_sizes" if hasattr(config, "batch_sizes") else "batch_size"
+        raise ValueError(
+            f"task {task.name!r} has {rows} training rows and {asked} asks for {largest - 1}, so "
+            f"that all minibatches would be the same; pass a smaller {asked}, or more rows"
+        )
 
 
 def _learned(key: list[Any], learn: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.networks import Network, NetworkConfig, at_most
+from frenet.experiments.networks import Network, NetworkConfig
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +68,7 @@ class Range:
         with network.space.displaced(network.model, delta):
             for name in self.paths:
                 task = network.tasks[name]
-                size = at_most(task, "test", self.config.eval_size)
-                batch = distinct(next(repeatable(task, "test", size, 0)))
+                batch = distinct(next(repeatable(task, "test", self.config.eval_size, 0)))
                 with measuring(network.model), torch.no_grad():
                     found[name] = float(task.loss(network.model, batch))
         return found

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged, require_damage
 from frenet.experiments.experiment import Cell, Experiment, Row
 from frenet.experiments.network_rows import NETWORK_TABLES, describe
-from frenet.experiments.networks import SMALL_NETWORK, at_most, build, prepare
+from frenet.experiments.networks import SMALL_NETWORK, build, prepare
 from frenet.experiments.recovery_cells import recovery_cells
 from frenet.experiments.recovery_figures import FIGURES, TABLES
 from frenet.experiments.recovery_findings import CLAIMS
@@ -27,13 +27,17 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
 
     network = build(config, space=cell["space"], seed=cell["seed"])
     yield from describe(
-        network, cell, recovery_cells(config), select=config.probe_size, test=config.probe_size
+        network,
+        cell,
+        recovery_cells(config),
+        config,
+        select=config.probe_size,
+        test=config.probe_size,
     )
     task, space = network.tasks[cell["task"]], network.space
 
     def loss(split: "Split") -> float:
-        size = at_most(task, split, config.probe_size)
-        return fixed_loss(network.model, task, split=split, size=size)
+        return fixed_loss(network.model, task, split=split, size=config.probe_size)
 
     before, select_before, theta_0 = loss("test"), loss("select"), space.read(network.model)
     bases = _start_bases(network, task, config, cell)

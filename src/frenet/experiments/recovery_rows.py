@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Row
-from frenet.experiments.networks import NetworkConfig, at_most
+from frenet.experiments.networks import NetworkConfig
 from frenet.experiments.recovery_cells import LONGEST_PREFIX
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _recover(case: Case, *, seed: int) -> "Recovery":
             case.training(case.config.steps, seed=seed),
             space=space,
             threshold=case.threshold,
-            probe_size=at_most(case.task, "select", case.config.probe_size),
+            probe_size=case.config.probe_size,
             every=case.config.every,
         )
 
@@ -210,8 +210,7 @@ def _function(case: Case, delta: "Tensor") -> "Evaluation":
     """Held-out loss and accuracy at the damaged point plus ``delta``."""
     from frenet.measure.recovery import evaluate_at
 
-    size = at_most(case.task, "test", case.config.probe_size)
-    batch = next(case.task.batches("test", size, 0))
+    batch = next(case.task.batches("test", case.config.probe_size, 0))
     network = case.network
     return evaluate_at(network.model, batch, space=network.space, delta=delta)
 

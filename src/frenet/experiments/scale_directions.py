@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell
-from frenet.experiments.networks import Network, NetworkConfig, at_most
+from frenet.experiments.networks import Network, NetworkConfig
 from frenet.experiments.steered import SteeringConfig
 
 if TYPE_CHECKING:
@@ -189,9 +189,7 @@ def _winner(spot: Spot) -> "torch.Tensor | None":
 
     network, config = spot.network, spot.config
     selection = Selection(
-        select_size=at_most(spot.task, "select", config.batch_size),
-        test_size=at_most(spot.task, "test", config.batch_size),
-        seed=spot.seed,
+        select_size=config.batch_size, test_size=config.batch_size, seed=spot.seed
     )
     found = survey(
         network.model, spot.task, network.space,

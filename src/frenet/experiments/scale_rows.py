@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from frenet.experiments.experiment import Row
 from frenet.experiments.network_rows import note
-from frenet.experiments.networks import at_most, held_out
+from frenet.experiments.networks import held_out
 from frenet.experiments.scale_directions import FRESH, Direction, Spot, Steering, mean_gradient
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
     from frenet.network.tasks import repeatable
 
     model, space = spot.network.model, direction.space
-    size = at_most(spot.task, "test", spot.config.eval_size)
-    batch = distinct(next(repeatable(spot.task, "test", size, spot.seed)))
+    batch = distinct(next(repeatable(spot.task, "test", spot.config.eval_size, spot.seed)))
     weights = float(space.read(model).double().norm())
     with loss_line(model, spot.task, batch, direction.delta, space=space) as line:
         start = weights / 1000
@@ -125,7 +124,6 @@ def share_looks(
 
     found: dict[str, float] = {}
     # Minibatches of their own at every step: what is held out is never what a direction saw.
-    split, size = held_out(spot.task, spot.config.batch_size)
     other, again = (spot.seed + 1_000_003 * (2 * step + i) for i in (1, 2))
     for space in dict.fromkeys(d.space for d in directions):
         bases = {d.name: _line_basis(d) for d in directions if d.space == space}
@@ -134,7 +132,8 @@ def share_looks(
             bases[f"fresh {name}"] = _line_basis(Direction(name, fresh, space, None))
         shares = gradient_shares(
             spot.network.model, spot.task, bases, space=space,
-            n=spot.config.n, batch_size=size, split=split, seed=other,
+            n=spot.config.n, batch_size=spot.config.batch_size, split=held_out(spot.task),
+            seed=other,
         )  # fmt: skip
         found |= {
             name: share / shares[f"fresh {name}"] if name in FRESH else share

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.networks import NetworkConfig, at_most
+from frenet.experiments.networks import NetworkConfig
 from frenet.experiments.search_findings import LINEAR
 
 if TYPE_CHECKING:
@@ -74,12 +74,12 @@ class Spot:
 
     @property
     def selection(self) -> "Selection":
-        """The examples of all searches, no more than there are."""
+        """The examples of all searches."""
         from frenet.methods.search import Selection
 
         return Selection(
-            select_size=at_most(self.task, "select", self.config.select_size),
-            test_size=at_most(self.task, "test", self.config.test_size),
+            select_size=self.config.select_size,
+            test_size=self.config.test_size,
             seed=int(self.cell["seed"]),
         )
 

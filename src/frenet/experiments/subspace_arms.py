@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Row
-from frenet.experiments.networks import NetworkConfig, at_most
+from frenet.experiments.networks import NetworkConfig
 from frenet.experiments.subspace_findings import ALL, CHANCE
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ class Case:
         from frenet.network.context import measuring
         from frenet.network.tasks import evaluate
 
-        size = at_most(self.task, split, self.config.probe_size)
-        batch = next(self.task.batches(split, size, 0))
+        batch = next(self.task.batches(split, self.config.probe_size, 0))
         with measuring(self.network.model):
             return evaluate(self.network.model, batch)
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from frenet.experiments.experiment import Row
-from frenet.experiments.networks import at_most
 from frenet.experiments.recovery_cells import LONGEST_PREFIX
 from frenet.experiments.subspace_arms import (
     Arm,
@@ -63,7 +62,7 @@ def _run(case: Case) -> "Recovery":
             case.training(case.config.steps),
             space=space,
             threshold=case.threshold,
-            probe_size=at_most(case.task, "select", case.config.probe_size),
+            probe_size=case.config.probe_size,
         )
 
 
@@ -98,8 +97,7 @@ def _alone(case: Case, run: "Recovery", steps: int) -> float:
     """What the first steps of the run regain."""
     from frenet.measure.recovery import evaluate_at
 
-    size = at_most(case.task, "test", case.config.probe_size)
-    batch = next(case.task.batches("test", size, 0))
+    batch = next(case.task.batches("test", case.config.probe_size, 0))
     delta, network = run.trajectory.displacement(0, steps), case.network
     return case.regained(evaluate_at(network.model, batch, space=network.space, delta=delta).loss)
 

@@ -26,7 +26,7 @@ def cells(config: Config) -> list[Cell]:
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables along, pair, inside and answer."""
     network = build(config, space=cell["space"], seed=cell["seed"])
-    yield from describe(network, cell, cells(config), test=config.eval_size)
+    yield from describe(network, cell, cells(config), config, test=config.eval_size)
     first = network.tasks[network.measured[0]]
     try:
         with damaged(network, first, config, protocol=config.protocol, seed=cell["seed"]):

@@ -35,6 +35,7 @@ class TextTask:
         notes: what was dropped, cut or decided while loading, one sentence each.
         padding_side: where shorter rows are padded; measurements do not depend on it.
         score_rows: rows of the fixed sample that ``score`` uses.
+        whole: a split that is smaller than a batch serves as a whole, in place of an error.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TextTask:
     notes: tuple[str, ...] = ()
     padding_side: str = "left"
     score_rows: int = 128
+    whole: bool = False
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Mean loss in nats per target token."""
@@ -54,9 +56,11 @@ class TextTask:
         """Batches without end; every epoch is a new permutation, its incomplete rest left out.
 
         Raises:
-            ValueError: the split has fewer rows than one batch.
+            ValueError: the split has fewer rows than one batch, and it is not to be taken whole.
         """
         rows = self.examples[split]
+        if self.whole:
+            batch_size = min(batch_size, len(rows))
         if not 1 <= batch_size <= len(rows):
             raise ValueError(
                 f"batch_size={batch_size} for the {len(rows)} {split} rows of task {self.name!r}; "
