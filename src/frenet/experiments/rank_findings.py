@@ -41,8 +41,8 @@ def decide(rows: Rows) -> Finding:
     return Finding(
         claim="C1",
         verdict=verdict,
-        quantity=f"held-out gradient energy of the undamaged network in the top {K} directions, "
-        f"batches of {size}",
+        quantity=f"held-out gradient energy of the undamaged network in the top {K} directions"
+        + (f", batches of {size}" if size else ""),
         estimate=energy,
         reference="highest null",
         reference_estimate=null,
