@@ -9,16 +9,19 @@ from torch import nn
 
 from frenet.geometry.rng import generator
 from frenet.measure.activations import add, run_blocks
+from frenet.methods import steering_effect
 from frenet.methods.steered_generation import generate_steered, stream_norm
 from frenet.methods.steering_effect import (
     Prompted,
     answer_differences,
     answer_directions,
     neutral_cost,
+    prefixes,
     prompted,
     steered_differences,
 )
 from frenet.network.adapters import attach_lora
+from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.contrast import Item
 from frenet.network.sites import Site
@@ -86,6 +89,25 @@ def test_blocks_before_the_first_vector_run_once():
     assert (rows[0], rows[1]) == ([1, 1], [1, 1])
     steered_differences(model, PROMPTS[:1], {0: VECTORS})
     assert rows[1][2:] == [1, len(VECTORS)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_comes_before_the_last_token_runs_once_and_can_be_kept(family, monkeypatch):
+    """Also where the variants go through the network in several parts."""
+    monkeypatch.setattr(steering_effect, "TOGETHER", 2)
+    model, widths = FAMILIES[family](), []
+    residual_blocks(model)[1][0].register_forward_hook(
+        lambda _, args, output: widths.append(args[0].shape[1])
+    )
+    whole = steered_differences(model, PROMPTS[:2], {0: VECTORS})
+    assert widths == [2, 1, 1, 1, 5, 1, 1, 1]
+    kept = prefixes(model, PROMPTS[:2])
+    widths.clear()
+    for _ in range(2):
+        assert torch.equal(
+            steered_differences(model, PROMPTS[:2], {0: VECTORS}, before=kept), whole
+        )
+    assert set(widths) == {1}
 
 
 def test_a_model_without_a_cache():

@@ -181,14 +181,16 @@ class Way(NamedTuple):
 def ways(dosed: Dosed, prompts: "Sequence[Prompted]") -> list[Way]:
     """Both vectors, and the weight step in units of its own mean shift at the block."""
     from frenet.measure.activations import add
-    from frenet.methods.steering_effect import answer_differences, steered_differences
+    from frenet.methods.steering_effect import answer_differences, prefixes, steered_differences
     from frenet.network.sites import Site
 
     model, space = dosed.subject.model, dosed.subject.space
+    # A size is looked for in several steps, of which only the last token differs.
+    before = prefixes(model, prompts)
 
     def by_vector(name: str, size: float) -> float:
-        added = dosed.added(dosed.vectors[name][0], size)
-        return float(steered_differences(model, prompts, {dosed.block: added[None]}).mean())
+        added = {dosed.block: dosed.added(dosed.vectors[name][0], size)[None]}
+        return float(steered_differences(model, prompts, added, before=before).mean())
 
     def vector_change(name: str, size: float) -> Callable[[], Any]:
         added = dosed.added(dosed.vectors[name][0], size)

@@ -1,6 +1,7 @@
 """What a steering vector does: to the answers of prompts, and to everything else."""
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -64,8 +65,37 @@ def answer_differences(
     return found
 
 
+def prefixes(model: nn.Module, prompts: Sequence[Prompted]) -> list[Any]:
+    """What a model's cache holds after all but the last token of every prompt.
+
+    None for a prompt of one token, and where the model keeps no cache.
+    """
+    with measuring(model), torch.no_grad():
+        return [_prefix(model, prompt.context) for prompt in prompts]
+
+
+def _prefix(model: nn.Module, context: list[int]) -> Any:
+    accepted = forward_arguments(model)
+    name = next((name for name in CACHES if name in accepted), None)
+    if name is None or len(context) == 1:
+        return None
+    ids = torch.tensor([context[:-1]], device=next(model.parameters()).device)
+    call: Any = model
+    return call(input_ids=ids, use_cache=True, **_last_logits(accepted))[name]
+
+
+def _last_logits(accepted: Collection[str]) -> dict[str, Any]:
+    """The argument that leaves out all logits but the last, where the model has it."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+
+
 def steered_differences(
-    model: nn.Module, prompts: Sequence[Prompted], variants: Variants, *, path: str | None = None
+    model: nn.Module,
+    prompts: Sequence[Prompted],
+    variants: Variants,
+    *,
+    path: str | None = None,
+    before: Sequence[Any] | None = None,
 ) -> Float[Tensor, "n m"]:
     """``answer_differences`` with each of m vectors added at the last token of each prompt.
 
@@ -78,16 +108,22 @@ def steered_differences(
         prompts: n prompts.
         variants: by block, (m, h); all blocks have the same m.
         path: dotted name of the list of blocks, where it is not found by itself.
+        before: the ``prefixes`` of the prompts, where they have been made already.
     """
     count = len(next(iter(variants.values())))
     found = torch.empty(len(prompts), count)
-    cached = any(name in forward_arguments(model) for name in CACHES)
     with measuring(model), torch.no_grad():
         for i, prompt in enumerate(prompts):
+            prefix = before[i] if before is not None else _prefix(model, prompt.context)
             for start in range(0, count, TOGETHER):
                 part = {block: v[start : start + TOGETHER] for block, v in variants.items()}
-                run = _from_cache if cached and len(prompt.context) > 1 else _whole
-                logits = run(model, prompt.context, part, path).float().cpu()
+                if prefix is None:
+                    logits = _whole(model, prompt.context, part, path)
+                else:
+                    # The last token is added to the cache.
+                    cache = copy.deepcopy(prefix)
+                    logits = _from_cache(model, prompt.context, cache, part, path)
+                logits = logits.float().cpu()
                 first, second = prompt.answers
                 found[i, start : start + TOGETHER] = logits[:, first] - logits[:, second]
     return found
@@ -104,31 +140,29 @@ def _whole(
 
 
 def _from_cache(
-    model: nn.Module, context: list[int], variants: Variants, path: str | None
+    model: nn.Module, context: list[int], cache: Any, variants: Variants, path: str | None
 ) -> Float[Tensor, "m v"]:
-    """The same, with all but the last token, and the blocks before the first vector, run once."""
+    """The same by the last token alone, and one row of it in the blocks before the first vector."""
     copies = len(next(iter(variants.values())))
     device = next(model.parameters()).device
     accepted = forward_arguments(model)
     name = next(name for name in CACHES if name in accepted)
-    head: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    ids = torch.tensor([context], device=device)
     call: Any = model
-    cache = call(input_ids=ids[:, :-1], use_cache=True, **head)[name]
     blocks = residual_blocks(model, path)[1]
     # Up to the first block that is added to, all variants are one row; adding makes the copies.
     first = min((b for b, v in variants.items() if bool(v.any())), default=len(blocks))
     for layer in cache.layers[first + 1 :]:
         layer.batch_repeat_interleave(copies)
     given: dict[str, Any] = {
-        "input_ids": ids[:, -1:],
+        "input_ids": torch.tensor([context[-1:]], device=device),
         "attention_mask": torch.ones(1, len(context), dtype=torch.int64, device=device),
         "position_ids": torch.full((1, 1), len(context) - 1, device=device),
     }
     given = {key: value for key, value in given.items() if key in accepted}
     added = {Site(block, "all"): v for block, v in variants.items() if block >= first}
     with add(model, added, path=path), copied(list(blocks[first + 1 :]), copies, 1):
-        logits = call(**given, **{name: cache}, use_cache=True, **head).logits[:, -1]
+        given |= {name: cache, "use_cache": True, **_last_logits(accepted)}
+        logits = call(**given).logits[:, -1]
     return logits.expand(copies, -1)
 
 
