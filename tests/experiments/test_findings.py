@@ -142,13 +142,15 @@ def test_c2_says_under_which_damage_a_static_basis_is_not_small() -> None:
         "Not everywhere: under 1 of 2 damages and optimisers a static basis holds 0.25 or more: "
         "lora, noise, sgd:1 (task vectors 0.30)."
     )
+    rows += captures("random", [0.02, 0.02, 0.02])
+    assert "holds 0.25 or more (a random one at most 0.02): lora" in fixed_plane(rows).notes[0]
 
 
 def test_c4_says_where_the_first_updates_hold_least_and_most() -> None:
     rows = captures("prefix", [0.8, 0.8, 0.8]) + captures("prefix", [0.6] * 3, optimizer="sgd:1")
     assert prefix_span(rows).notes == (
-        "By damage and optimiser the first updates of LoRA hold 0.60 (lora, noise, sgd:1, k = 10) "
-        "to 0.80 (lora, noise, adam:1e-3, k = 10).",
+        "By damage and optimiser the first updates of LoRA hold 0.60 (lora, noise, sgd:1, k = 10; "
+        "a random walk 0.30) to 0.80 (lora, noise, adam:1e-3, k = 10; a random walk 0.30).",
     )
 
 

@@ -104,9 +104,7 @@ def test_what_comes_before_the_last_token_runs_once_and_can_be_kept(family, monk
     kept = prefixes(model, PROMPTS[:2])
     widths.clear()
     for _ in range(2):
-        assert torch.equal(
-            steered_differences(model, PROMPTS[:2], {0: VECTORS}, before=kept), whole
-        )
+        assert torch.equal(steered_differences(model, PROMPTS[:2], {0: VECTORS}, kept=kept), whole)
     assert set(widths) == {1}
 
 

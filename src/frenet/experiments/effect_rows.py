@@ -186,11 +186,11 @@ def ways(dosed: Dosed, prompts: "Sequence[Prompted]") -> list[Way]:
 
     model, space = dosed.subject.model, dosed.subject.space
     # A size is looked for in several steps, of which only the last token differs.
-    before = prefixes(model, prompts)
+    kept = prefixes(model, prompts)
 
     def by_vector(name: str, size: float) -> float:
         added = {dosed.block: dosed.added(dosed.vectors[name][0], size)[None]}
-        return float(steered_differences(model, prompts, added, before=before).mean())
+        return float(steered_differences(model, prompts, added, kept=kept).mean())
 
     def vector_change(name: str, size: float) -> Callable[[], Any]:
         added = dosed.added(dosed.vectors[name][0], size)

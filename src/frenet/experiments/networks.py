@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import Split, Task
+    from frenet.network.text import TextTask
 
 # A cached network must not depend on the threads of the run that happened to make it; two threads
 # that wait for each other on a busy machine take many times as long as one.
@@ -188,20 +189,12 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     from frenet.network.load import load
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import base_model
-    from frenet.network.text import text_tasks
 
     loaded = load(config.model)
-    tasks: dict[str, Task] = {}
-    prints = []
+    tasks = _text_tasks(config, loaded.tokenizer)
+    prints = [task.fingerprint for task in tasks.values()]
     notes = [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes]
-    for source in config.tasks:
-        found = text_tasks(source, loaded.tokenizer, max_length=config.max_length)
-        if twice := sorted(set(found) & set(tasks)):
-            raise ValueError(f"two files have a task {twice[0]!r}; rename one of them")
-        # Experiments take what a small file has; the note of ``describe`` says where it is less.
-        tasks |= {name: replace(task, whole=True) for name, task in found.items()}
-        prints += [task.fingerprint for task in found.values()]
-        notes += [f"{task.name}: {note}" for task in found.values() for note in task.notes]
+    notes += [f"{task.name}: {note}" for task in tasks.values() for note in task.notes]
     measured = task_names(config)
     for name in measured:
         _require_batches(tasks[name], config)
@@ -225,7 +218,7 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
         model=model.eval(),
         space=selected,
         damage_space=selected,
-        tasks=tasks,
+        tasks=dict(tasks),
         measured=measured,
         unseen={},
         untrained=untrained,
@@ -236,15 +229,33 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     )
 
 
-def _require_batches(task: "Task", config: NetworkConfig) -> None:
+def _text_tasks(config: NetworkConfig, tokenizer: Any) -> "dict[str, TextTask]":
+    """All tasks of the files.
+
+    Raises:
+        ValueError: two files have a task of one name.
+    """
+    from frenet.network.text import text_tasks
+
+    tasks: dict[str, TextTask] = {}
+    for source in config.tasks:
+        found = text_tasks(source, tokenizer, max_length=config.max_length)
+        if twice := sorted(set(found) & set(tasks)):
+            raise ValueError(f"two files have a task {twice[0]!r}; rename one of them")
+        # Experiments take what a small file has; the note of ``describe`` says where it is less.
+        tasks |= {name: replace(task, whole=True) for name, task in found.items()}
+    return tasks
+
+
+def _require_batches(task: "TextTask", config: NetworkConfig) -> None:
     """Raise ValueError where all minibatches of a task's gradients would be the same one."""
-    sizes = (getattr(config, "batch_size", 0), *getattr(config, "batch_sizes", ()))
-    rows = at_most(task, "train", largest := max(sizes) + 1)
-    if rows < largest:
-        asked = "batch_sizes" if hasattr(config, "batch_sizes") else "batch_size"
+    asked = "batch_sizes" if hasattr(config, "batch_sizes") else "batch_size"
+    largest = max((getattr(config, "batch_size", 0), *getattr(config, "batch_sizes", ())))
+    rows = len(task.examples["train"])
+    if rows <= largest:
         raise ValueError(
-            f"task {task.name!r} has {rows} training rows and {asked} asks for {largest - 1}, so "
-            f"that all minibatches would be the same; pass a smaller {asked}, or more rows"
+            f"task {task.name!r} has {rows} training rows and {asked} asks for {largest}, so that "
+            f"all minibatches would be the same; pass a smaller {asked}, or more rows"
         )
 
 

@@ -135,18 +135,22 @@ def _elsewhere(parts: Breakdown | None) -> tuple[str, ...]:
     if not large:
         return ()
     listed = "; ".join(f"{where} ({name} {value:.2f})" for where, name, value in large)
+    chance = [v for row in parts.rows if isinstance(v := row.get("random"), float)] if parts else []
+    beside = f" (a random one at most {max(chance):.2g})" if chance else ""
     return (
         f"Not everywhere: under {len(large)} of {len(found)} damages and optimisers a static basis "
-        f"holds {MOST_STATIC} or more: {listed}.",
+        f"holds {MOST_STATIC} or more{beside}: {listed}.",
     )
 
 
 def _least_and_most(parts: Breakdown | None) -> tuple[str, ...]:
     """Where the first steps of LoRA hold least, and where most."""
     lora = [
-        (value, f"{value:.2f} ({_named(row)}, k = {row['k']})")
+        (value, f"{value:.2f} ({_named(row)}, k = {row['k']}; a random walk {walk:.2f})")
         for row in (parts.rows if parts else ())
-        if row["space"] == "lora" and isinstance(value := row["captured"], float)
+        if row["space"] == "lora"
+        and isinstance(value := row["captured"], float)
+        and isinstance(walk := row["random walk"], float)
     ]
     if len(lora) < 2:
         return ()

@@ -95,7 +95,7 @@ def steered_differences(
     variants: Variants,
     *,
     path: str | None = None,
-    before: Sequence[Any] | None = None,
+    kept: Sequence[Any] | None = None,
 ) -> Float[Tensor, "n m"]:
     """``answer_differences`` with each of m vectors added at the last token of each prompt.
 
@@ -108,13 +108,13 @@ def steered_differences(
         prompts: n prompts.
         variants: by block, (m, h); all blocks have the same m.
         path: dotted name of the list of blocks, where it is not found by itself.
-        before: the ``prefixes`` of the prompts, where they have been made already.
+        kept: the ``prefixes`` of the prompts, where they have been made already.
     """
     count = len(next(iter(variants.values())))
     found = torch.empty(len(prompts), count)
     with measuring(model), torch.no_grad():
         for i, prompt in enumerate(prompts):
-            prefix = before[i] if before is not None else _prefix(model, prompt.context)
+            prefix = kept[i] if kept is not None else _prefix(model, prompt.context)
             for start in range(0, count, TOGETHER):
                 part = {block: v[start : start + TOGETHER] for block, v in variants.items()}
                 if prefix is None:

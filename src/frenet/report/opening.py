@@ -34,7 +34,9 @@ def grouped(sections: Sequence[Section]) -> list[Network]:
 def decided(network: Network) -> list[Decision]:
     """What its runs say about every claim, by the claims' ids."""
     decisions = [
-        Decision(claim, finding, part.label, part.anchor(claim.figure), part.breakdown(claim))
+        Decision(
+            claim, finding, part.label, part.anchor(claim.figure), part.breakdown_anchor(claim)
+        )
         for part in network.parts
         for claim, finding in decide_claims(part.experiment, part.run)
     ]

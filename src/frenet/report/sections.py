@@ -23,7 +23,7 @@ class Section(NamedTuple):
         known = {entry.id for entry in self.experiment.figures}
         return f"{self.id}-{figure}" if figure in known else None
 
-    def breakdown(self, claim: Claim) -> str:
+    def breakdown_anchor(self, claim: Claim) -> str:
         """Where the parts of a claim's number stand, if it has some."""
         return f"{self.id}-parts-{claim.id}"
 
@@ -76,7 +76,7 @@ def _parts(part: Section, claim: Claim, finding: Finding) -> Markup:
         Column(name, "", "", "key" if isinstance(value, str) else "measure")
         for name, value in rows[0].items()
     ]
-    anchor = part.breakdown(claim)
+    anchor = part.breakdown_anchor(claim)
     return tables.html_table(f"{claim.id}: {title}", columns, rows, file=f"{anchor}.csv", id=anchor)
 
 
