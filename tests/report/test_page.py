@@ -191,6 +191,10 @@ def test_the_parts_of_a_claims_number_are_a_table_that_the_claim_leads_to(page: 
     files = [a.get("download") for tag, a in page.tags if tag == "a" and a.get("download")]
     assert "gradient-rank-parts-C1.csv" in files
     assert "<i>a|b</i>" in page.text
+    # Its columns are named by the parts themselves: no empty list of meanings is left.
+    legends = [a for tag, a in page.tags if tag == "dl" and a.get("class") == "legend"]
+    tables = [a for tag, a in page.tags if tag == "details" and a.get("class") == "table"]
+    assert len(legends) == len(tables) - 1
 
 
 def test_the_first_sentence_counts_the_verdicts(page: Parsed) -> None:

@@ -124,8 +124,8 @@ def _cell(column: Column, value: object) -> Markup:
 
 def _legend(columns: Sequence[Column]) -> Markup:
     entries = []
-    for column in columns:
+    for column in (c for c in columns if c.meaning):
         unit = tag("span", column.unit, class_="unit") if column.unit else Markup("")
         beside = f"; read beside {column.beside}" if column.beside else ""
         entries.append(tag("div", tag("dt", column.name, unit), tag("dd", column.meaning, beside)))
-    return tag("dl", join(entries), class_="legend")
+    return tag("dl", join(entries), class_="legend") if entries else Markup("")
