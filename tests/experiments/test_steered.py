@@ -19,8 +19,8 @@ from frenet.experiments.steered import (
     cells,
     describe,
     two_words,
-    unknown_labels,
 )
+from frenet.experiments.steered_findings import unknown_labels
 from frenet.experiments.step_vs_vector import Config, _layers, _shifts
 from frenet.geometry.rng import generator
 from frenet.network.contrast import Contrast, Item

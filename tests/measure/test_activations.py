@@ -7,9 +7,16 @@ import torch
 from torch import nn
 
 from frenet.geometry.rng import generator
-from frenet.measure.activations import add, last_activations, record, run_blocks
+from frenet.measure.activations import (
+    add,
+    ending_after,
+    last_activations,
+    record,
+    run_blocks,
+)
 from frenet.measure.shift import activation_shift, finite_shift
 from frenet.network.adapters import attach_lora
+from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.sites import Site
 from frenet.network.space import ParamSpace
@@ -68,6 +75,30 @@ def test_a_manual_path_finds_the_same_blocks(family):
     assert torch.equal(last_activations(model, ROWS, [0], path=path), here)
     with pytest.raises(ValueError, match=rf"no module list 'x'.*its module lists are: {path}"):
         last_activations(model, ROWS, [0], path="x")
+
+
+@families
+@pytest.mark.parametrize("lora", [False, True])
+def test_nothing_behind_the_last_asked_block_runs(family, lora):
+    """Streams and their derivatives alike; hooks go, and what others raise comes through."""
+    model = FAMILIES[family]()
+    if lora:
+        model = attach_lora(model, rank=2, seed=0)
+    ran, blocks = [], residual_blocks(model)[1]
+    handle = blocks[1].register_forward_hook(lambda *_: ran.append(1))
+    space = ParamSpace.select(model)
+    step = torch.randn(space.dim, generator=generator(0, "step"))
+    one = last_activations(model, ROWS, [0])
+    shift = activation_shift(model, ROWS, step, space=space, blocks=[0])
+    assert not ran
+    handle.remove()
+    both = last_activations(model, ROWS, [0, 1])
+    torch.testing.assert_close(one[:, 0], both[:, 0])
+    shifts = activation_shift(model, ROWS, step, space=space, blocks=[1, 0])
+    torch.testing.assert_close(shift[:, 0], shifts[:, 1])
+    assert not any(block._forward_hooks for block in blocks)
+    with pytest.raises(RuntimeError, match="ours"), ending_after(model, [0]):
+        raise RuntimeError("ours")
 
 
 def test_positions():

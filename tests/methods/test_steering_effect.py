@@ -24,6 +24,7 @@ from frenet.network.adapters import attach_lora
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.contrast import Item
+from frenet.network.head import few_logits
 from frenet.network.sites import Site
 from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
 from frenet.network.tasks import collate
@@ -106,6 +107,48 @@ def test_what_comes_before_the_last_token_runs_once_and_can_be_kept(family, monk
     for _ in range(2):
         assert torch.equal(steered_differences(model, PROMPTS[:2], {0: VECTORS}, kept=kept), whole)
     assert set(widths) == {1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_output_head_is_asked_about_the_answers_only(family):
+    """Its forward is as it was afterwards, also after an error."""
+    model, widths = FAMILIES[family](), []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _, args, output: widths.append(output.shape[-1]))
+    answer_differences(model, PROMPTS)
+    steered_differences(model, PROMPTS, {1: VECTORS})
+    answers = {token for prompt in PROMPTS for token in prompt.answers}
+    assert set(widths) == {len(answers)}
+    with pytest.raises(RuntimeError, match="stop"), few_logits(model, [3]):
+        raise RuntimeError("stop")
+    assert "forward" not in head.__dict__
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_few_logits_are_those_of_all(bias):
+    head = nn.Linear(4, 11, bias=bias)
+    model, x = nn.Module(), torch.randn(3, 4, generator=generator(0, "few"))
+    model.head, model.get_output_embeddings = head, lambda: head
+    every = head(x)
+    with few_logits(model, [9, 2, 9]) as columns:
+        few = head(x)
+    assert columns == {2: 0, 9: 1}
+    torch.testing.assert_close(few, every[:, [2, 9]])
+
+
+def test_a_head_that_does_more_than_multiply_is_left_alone():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 3 * super().forward(x)
+
+    model, x = nn.Module(), torch.ones(1, 4)
+    model.head = Scaled(4, 11)
+    model.get_output_embeddings = lambda: model.head
+    every = model.head(x)
+    with few_logits(model, [9, 2]) as columns:
+        few = model.head(x)
+    assert columns == {2: 2, 9: 9}
+    assert torch.equal(few, every)
 
 
 def test_a_model_without_a_cache():

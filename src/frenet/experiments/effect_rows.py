@@ -51,15 +51,6 @@ class Dosed:
         """Keys of all rows."""
         return {**dict(self.cell.keys), "block": self.block}
 
-    def prompts(self, most: int | None = None) -> "list[Prompted]":
-        """The prompts that are reported on; of fewer than all, either class in turn."""
-        from frenet.methods.steering_effect import prompted
-
-        items = self.subject.parts["report"].items
-        half = (len(items) + 1) // 2
-        mixed = [item for pair in zip(items[:half], items[half:], strict=False) for item in pair]
-        return prompted(mixed[:most] if most else items)
-
     def added(self, vector: "torch.Tensor", dose: float) -> "torch.Tensor":
         """What is added at a dose."""
         return (dose * self.norm * vector).float()
@@ -67,11 +58,28 @@ class Dosed:
 
 @dataclass(frozen=True)
 class Effects:
-    """logit(positive) - logit(negative): without a vector (n,), with each (n, m, 2 doses)."""
+    """What vectors do to the answers of n prompts.
 
+    Attributes:
+        prompts: those that are reported on.
+        kept: the ``prefixes`` of the prompts.
+        before: (n,), logit(positive) - logit(negative) without a vector.
+        after: by kind of vector, (n, m, 2 doses), the same with each of m vectors.
+        labels: (n,), whether the positive answer is right.
+    """
+
+    prompts: "list[Prompted]"
+    kept: list[Any]
     before: "np.ndarray"
     after: "dict[str, np.ndarray]"
     labels: "np.ndarray"
+
+    def mixed(self, most: int) -> list[int]:
+        """Indices of at most so many prompts, either class in turn."""
+        count = len(self.prompts)
+        half = (count + 1) // 2
+        pairs = zip(range(half), range(half, count), strict=False)
+        return [i for pair in pairs for i in pair][:most]
 
 
 def effects_of(dosed: Dosed) -> Effects:
@@ -79,23 +87,24 @@ def effects_of(dosed: Dosed) -> Effects:
     import numpy as np
     import torch
 
-    from frenet.methods.steering_effect import steered_differences
+    from frenet.methods.steering_effect import prefixes, prompted, steered_differences
 
     rows = [torch.zeros(1, next(iter(dosed.vectors.values())).shape[1])]
     for vectors in dosed.vectors.values():
         for vector in vectors:
             rows += [dosed.added(vector, s * a)[None] for a in dosed.doses for s in (-1, 1)]
-    items = dosed.subject.parts["report"].items
-    found = steered_differences(
-        dosed.subject.model, dosed.prompts(), {dosed.block: torch.cat(rows)}
-    ).double()
+    items, model = dosed.subject.parts["report"].items, dosed.subject.model
+    prompts = prompted(items)
+    # Sizes of equal effect are looked for later, of which only the last token differs.
+    kept = prefixes(model, prompts)
+    found = steered_differences(model, prompts, {dosed.block: torch.cat(rows)}, kept=kept).double()
     after, start, width = {}, 1, 2 * len(dosed.doses)
     for name, vectors in dosed.vectors.items():
         stop = start + width * len(vectors)
         after[name] = found[:, start:stop].reshape(len(items), len(vectors), width).numpy()
         start = stop
     labels = np.array([item.label is not False for item in items])
-    return Effects(found[:, 0].numpy(), after, labels)
+    return Effects(prompts, kept, found[:, 0].numpy(), after, labels)
 
 
 def dose_rows(dosed: Dosed, effects: Effects) -> Iterator[Row]:
@@ -178,15 +187,13 @@ class Way(NamedTuple):
     change: Callable[[float], Callable[[], Any]]
 
 
-def ways(dosed: Dosed, prompts: "Sequence[Prompted]") -> list[Way]:
+def ways(dosed: Dosed, prompts: "Sequence[Prompted]", kept: Sequence[Any]) -> list[Way]:
     """Both vectors, and the weight step in units of its own mean shift at the block."""
     from frenet.measure.activations import add
-    from frenet.methods.steering_effect import answer_differences, prefixes, steered_differences
+    from frenet.methods.steering_effect import answer_differences, steered_differences
     from frenet.network.sites import Site
 
     model, space = dosed.subject.model, dosed.subject.space
-    # A size is looked for in several steps, of which only the last token differs.
-    kept = prefixes(model, prompts)
 
     def by_vector(name: str, size: float) -> float:
         added = {dosed.block: dosed.added(dosed.vectors[name][0], size)[None]}
@@ -210,13 +217,16 @@ def ways(dosed: Dosed, prompts: "Sequence[Prompted]") -> list[Way]:
     return [*found, Way("weight step", by_weights, weight_change)]
 
 
-def equal_rows(dosed: Dosed, *, dose: float, rows: int, neutral: int) -> Iterator[Row]:
+def equal_rows(
+    dosed: Dosed, effects: Effects, *, dose: float, most: int, neutral: int
+) -> Iterator[Row]:
     """What it costs to have the effect of one dose of the contrast vector, by three ways."""
-    from frenet.methods.steering_effect import answer_differences, neutral_cost
+    from frenet.methods.steering_effect import neutral_cost
 
-    model, prompts = dosed.subject.model, dosed.prompts(rows)
-    before = float(answer_differences(model, prompts).mean())
-    contrast, gradient, random, weights = ways(dosed, prompts)
+    chosen = effects.mixed(most)
+    prompts, kept = ([part[i] for i in chosen] for part in (effects.prompts, effects.kept))
+    before = float(effects.before[chosen].mean())
+    contrast, gradient, random, weights = ways(dosed, prompts, kept)
     target = contrast.value(dose) - before
     sizes: dict[str, float | None] = {contrast.name: dose}
     for way in (gradient, weights):
@@ -227,7 +237,9 @@ def equal_rows(dosed: Dosed, *, dose: float, rows: int, neutral: int) -> Iterato
         if (size := sizes[way.name]) is not None
     }
     texts = neutral_texts(dosed.subject, neutral, seed=int(dosed.cell["seed"]))
-    *costs, idle = neutral_cost(model, texts, [*reached.values(), random.change(dose)])
+    *costs, idle = neutral_cost(
+        dosed.subject.model, texts, [*reached.values(), random.change(dose)]
+    )
     by_name = dict(zip(reached, costs, strict=True))
     for name, size in sizes.items():
         cost = by_name.get(name)

@@ -1,14 +1,13 @@
 """What the experiments on steering measure: a model, its blocks, and the parts of a contrast."""
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from frenet.experiments.experiment import Cell, Column, Row, Rows
-from frenet.experiments.intervals import select
+from frenet.experiments.experiment import Cell, Column, Row
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from frenet.network.contrast import Contrast
@@ -240,10 +239,11 @@ def skipped(subject: Steered, cell: Cell) -> bool:
     return cell["push"] == "flipped" and subject.parts["push"].kind == "choices"
 
 
-def describe(subject: Steered, cell: Cell) -> list[Row]:
+def describe(subject: Steered, cell: Cell, differences: "np.ndarray | None" = None) -> list[Row]:
     """Rows of the tables behaviour and notes: does the model know the labels at all?
 
-    They do not depend on the way to push; the cells of 'own' give them.
+    They do not depend on the way to push; the cells of 'own' give them. ``differences`` are
+    logit(positive) - logit(negative) of the reported prompts, where they are known.
     """
     import numpy as np
     from scipy import stats
@@ -254,7 +254,8 @@ def describe(subject: Steered, cell: Cell) -> list[Row]:
         return []
     part = subject.parts["report"]
     keys: Row = {key: cell[key] for key in ("seed", "space", "behaviour")}
-    differences = answer_differences(subject.model, prompted(part.items)).double().numpy()
+    if differences is None:
+        differences = answer_differences(subject.model, prompted(part.items)).double().numpy()
     labels = np.array([item.label is not False for item in part.items])
     right = (differences > 0) == labels
     row: Row = {
@@ -275,25 +276,3 @@ def describe(subject: Steered, cell: Cell) -> list[Row]:
             f"p = {row['p_known']:.2f}): the labels mean nothing to it, and neither does a cosine"
         )
     return [row, *({"table": "notes", **keys, "note": note} for note in notes)]
-
-
-def one_model(rows: Rows) -> Iterator[str]:
-    """What the interval over seeds is, where they share one model."""
-    if select(rows, table="notes", note=ONE_MODEL):
-        yield (
-            "Seeds deal the same prompts of one model anew: they are not independent, and the "
-            "interval is not about other prompts or models."
-        )
-
-
-def unknown_labels(rows: Rows) -> Iterator[str]:
-    """For each contrast whose sides a model does not tell apart: in how many runs that is so."""
-    table = select(rows, table="behaviour")
-    for name in dict.fromkeys(row["behaviour"] for row in table):
-        own = select(table, behaviour=name)
-        unknown = sum(float(str(row["p_known"])) > float(str(row["p_limit"])) for row in own)
-        if unknown:
-            yield (
-                f"In {unknown} of {len(own)} runs the model is at chance on the labels of {name}: "
-                "there they mean nothing to it."
-            )

@@ -45,15 +45,19 @@ class Config(SteeringConfig):
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables behaviour, dose, slope, ratio and equal."""
     subject = steered(config, cell)
-    yield from describe(subject, cell)
     if skipped(subject, cell):
         return
     dosed = _dosed(config, cell, subject)
     effects = effects_of(dosed)
+    yield from describe(subject, cell, effects.before)
     yield from dose_rows(dosed, effects)
     yield from slope_rows(dosed, effects, resamples=config.resamples)
     yield from equal_rows(
-        dosed, dose=config.equal_dose, rows=config.equal_rows, neutral=config.neutral_rows
+        dosed,
+        effects,
+        dose=config.equal_dose,
+        most=config.equal_rows,
+        neutral=config.neutral_rows,
     )
 
 

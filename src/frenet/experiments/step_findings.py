@@ -16,7 +16,8 @@ from frenet.experiments.intervals import (
     series_over_seeds,
     why_open,
 )
-from frenet.experiments.steered import CELL_KEYS, one_model, unknown_labels
+from frenet.experiments.steered import CELL_KEYS
+from frenet.experiments.steered_findings import one_model, unknown_labels
 
 PAPER = 0.58
 

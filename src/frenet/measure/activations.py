@@ -1,13 +1,14 @@
 """Residual streams, read and written at sites: any padding, with a cache, with adapters."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.sites import Site, hooked
 from frenet.network.tasks import Batch, collate, forward_arguments
@@ -131,10 +132,34 @@ def last_activations(
         for group in length_groups(rows, tokens):
             batch = collate([(list(rows[i]), []) for i in group], padding_side=padding_side)
             require_maskable(model, batch)
-            with record(model, sites, path=path) as seen:
+            with record(model, sites, path=path) as seen, ending_after(model, blocks, path=path):
                 run_blocks(model, batch)
             found.put(group, torch.stack([seen[site] for site in sites], 1))
     return found.whole()
+
+
+class _EndedError(Exception):
+    """Raised after the last block that is needed."""
+
+
+@contextmanager
+def ending_after(
+    model: nn.Module, blocks: Sequence[int], *, path: str | None = None
+) -> Iterator[None]:
+    """Inside, a forward pass ends after the last of the blocks, and the context ends with it.
+
+    To be entered after ``record`` and ``add``, whose hooks run first.
+    """
+
+    def end(*_: Any) -> None:
+        raise _EndedError
+
+    handle = residual_blocks(model, path)[1][max(blocks)].register_forward_hook(end)
+    try:
+        with suppress(_EndedError):
+            yield
+    finally:
+        handle.remove()
 
 
 def length_groups(rows: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:

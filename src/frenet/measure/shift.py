@@ -10,6 +10,7 @@ from torch.func import jvp
 from frenet.measure.activations import (
     TOKENS,
     Collected,
+    ending_after,
     last_activations,
     length_groups,
     record,
@@ -87,7 +88,7 @@ def _streams(
     ready = with_additive_mask(batch)
 
     def streams(tensors: dict[str, Tensor]) -> Tensor:
-        with record(model, sites, path=path) as seen:
+        with record(model, sites, path=path) as seen, ending_after(model, blocks, path=path):
             run_blocks(Functional(model, tensors, keep=1), ready)
         return torch.stack([seen[site] for site in sites], 1)
 

@@ -1,8 +1,8 @@
 """What a steering vector does: to the answers of prompts, and to everything else."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.contrast import Item
 from frenet.network.grouped import copied
+from frenet.network.head import few_logits
 from frenet.network.sites import CACHES, Site
 from frenet.network.tasks import Batch, collate, forward_arguments
 
@@ -56,13 +57,21 @@ def answer_differences(
         tokens: at most so many in one forward pass.
     """
     found = torch.empty(len(prompts))
-    with measuring(model), torch.no_grad():
+    with measuring(model), torch.no_grad(), _answered(model, prompts) as columns:
         for group in length_groups([p.context for p in prompts], tokens):
             batch = collate([(prompts[i].context, []) for i in group], padding_side="left")
             logits = run_blocks(model, batch).logits[:, -1].float().cpu()
             for i, row in zip(group, logits, strict=True):
-                found[i] = row[prompts[i].answers[0]] - row[prompts[i].answers[1]]
+                first, second = columns[i]
+                found[i] = row[first] - row[second]
     return found
+
+
+@contextmanager
+def _answered(model: nn.Module, prompts: Sequence[Prompted]) -> Iterator[list[tuple[int, int]]]:
+    """Inside, the output head knows the answers only; yields their columns, prompt by prompt."""
+    with few_logits(model, [token for p in prompts for token in p.answers]) as column:
+        yield [(column[p.answers[0]], column[p.answers[1]]) for p in prompts]
 
 
 def prefixes(model: nn.Module, prompts: Sequence[Prompted]) -> list[Any]:
@@ -70,7 +79,7 @@ def prefixes(model: nn.Module, prompts: Sequence[Prompted]) -> list[Any]:
 
     None for a prompt of one token, and where the model keeps no cache.
     """
-    with measuring(model), torch.no_grad():
+    with measuring(model), torch.no_grad(), _answered(model, prompts):
         return [_prefix(model, prompt.context) for prompt in prompts]
 
 
@@ -112,8 +121,8 @@ def steered_differences(
     """
     count = len(next(iter(variants.values())))
     found = torch.empty(len(prompts), count)
-    with measuring(model), torch.no_grad():
-        for i, prompt in enumerate(prompts):
+    with measuring(model), torch.no_grad(), _answered(model, prompts) as columns:
+        for i, (prompt, (first, second)) in enumerate(zip(prompts, columns, strict=True)):
             prefix = kept[i] if kept is not None else _prefix(model, prompt.context)
             for start in range(0, count, TOGETHER):
                 part = {block: v[start : start + TOGETHER] for block, v in variants.items()}
@@ -124,7 +133,6 @@ def steered_differences(
                     cache = copy.deepcopy(prefix)
                     logits = _from_cache(model, prompt.context, cache, part, path)
                 logits = logits.float().cpu()
-                first, second = prompt.answers
                 found[i, start : start + TOGETHER] = logits[:, first] - logits[:, second]
     return found
 

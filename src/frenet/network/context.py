@@ -1,14 +1,16 @@
 """Measuring without a trace: evaluation mode, chosen gradients, everything put back."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from frenet.network.space import ParamSpace
+
+Forward = Callable[[Tensor], Tensor]
 
 
 @contextmanager
@@ -53,6 +55,20 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
         for parameter, flag, grad in parameters:
             parameter.requires_grad_(flag)
             parameter.grad = grad
+
+
+@contextmanager
+def patched(module: nn.Module, forward: Forward) -> Iterator[None]:
+    """``module.forward`` replaced on this one instance."""
+    before = module.__dict__.get("forward")
+    try:
+        module.__dict__["forward"] = forward
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
 
 
 @contextmanager

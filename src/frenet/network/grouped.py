@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frenet.network.blocks import block_list
+from frenet.network.context import Forward, patched
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import base_model
 
@@ -26,9 +27,6 @@ class Shape(NamedTuple):
 
     candidates: int
     rows: int
-
-
-Forward = Callable[[Tensor], Tensor]
 
 
 @contextmanager
@@ -60,7 +58,7 @@ def grouped(
             values = {
                 key: tensors[full].to(getattr(module, key).dtype) for key, full in own.items()
             }
-            stack.enter_context(_patched(module, make(module, values, Shape(count, rows))))
+            stack.enter_context(patched(module, make(module, values, Shape(count, rows))))
         starts = _starts(model, [module for module, _ in owners.values()])
         stack.enter_context(copied(starts, count, rows))
         yield
@@ -176,20 +174,6 @@ def _add(out: Tensor, bias: Tensor, count: int) -> Tensor:
     if bias.dim() == 1:
         return out + bias
     return (_split(out, count) + bias[:, None]).view(out.shape)
-
-
-@contextmanager
-def _patched(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """``module.forward`` replaced on this one instance."""
-    before = module.__dict__.get("forward")
-    try:
-        module.__dict__["forward"] = forward
-        yield
-    finally:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = before
 
 
 def _starts(model: nn.Module, owners: list[nn.Module]) -> list[nn.Module]:
