@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from frenet.geometry import rng
-from frenet.measure.activations import TOKENS, last_activations, length_groups, run_blocks
+from frenet.measure.activations import last_activations
+from frenet.measure.passes import TOKENS, length_groups, run_blocks
 from frenet.measure.shift import activation_shift
 from frenet.methods.steered_generation import generate_steered
 from frenet.methods.steering import caa

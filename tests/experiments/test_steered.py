@@ -23,6 +23,7 @@ from frenet.experiments.steered import (
 from frenet.experiments.steered_findings import unknown_labels
 from frenet.experiments.step_vs_vector import Config, _layers, _shifts
 from frenet.geometry.rng import generator
+from frenet.methods.steering_effect import answer_directions, prompted
 from frenet.network.contrast import Contrast, Item
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import Output
@@ -79,8 +80,9 @@ def layer_row(seed: int, *, linked: bool):
     cell = Cell.of(seed=seed, space="full", behaviour="planted", push="own")
     found = subject(seed, linked=linked)
     config = Config(shuffles=99, halves=2)
-    _, second = _shifts(found, flipped=False)
-    (row,) = _layers(config, cell, found, "report", second)
+    shifts = _shifts(found, flipped=False)
+    answers = answer_directions(found.model, prompted(found.parts["choose"].items))
+    (row,) = _layers(config, cell, found, "report", shifts, answers)
     return {**row, "chosen": True}
 
 

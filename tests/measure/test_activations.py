@@ -7,13 +7,9 @@ import torch
 from torch import nn
 
 from frenet.geometry.rng import generator
-from frenet.measure.activations import (
-    add,
-    ending_after,
-    last_activations,
-    record,
-    run_blocks,
-)
+from frenet.measure import activations
+from frenet.measure.activations import add, last_activations, record
+from frenet.measure.passes import ending_after, run_blocks
 from frenet.measure.shift import activation_shift, finite_shift
 from frenet.network.adapters import attach_lora
 from frenet.network.blocks import residual_blocks
@@ -99,6 +95,42 @@ def test_nothing_behind_the_last_asked_block_runs(family, lora):
     assert not any(block._forward_hooks for block in blocks)
     with pytest.raises(RuntimeError, match="ours"), ending_after(model, [0]):
         raise RuntimeError("ours")
+
+
+PAIRED = [[5, 9, 3], [7, 2], [5, 9, 4], [11], [7, 8], [6, 6, 6, 6], [5, 9, 3], [11], [7, 2, 1]]
+
+
+@families
+@pytest.mark.parametrize("tokens", [1, 12, 1000])
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_several_rows_begin_with_runs_once(family, tokens, lora, monkeypatch):
+    """[5, 9] before its three ends, [7] before two; the streams are those of single rows."""
+    model = FAMILIES[family]()
+    if lora:
+        model = attach_lora(model, rank=2, seed=0)
+    alone = torch.cat([last_activations(model, [row], [0, 1]) for row in PAIRED])
+    ran = []
+
+    def counted(model, batch, **cache):
+        ran.append(int(batch["attention_mask"][:, -batch["input_ids"].shape[1] :].sum()))
+        return run_blocks(model, batch, **cache)
+
+    monkeypatch.setattr(activations, "run_blocks", counted)
+    found = last_activations(model, PAIRED, [0, 1], tokens=tokens)
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+    assert sum(ran) == sum(map(len, PAIRED)) - 2 * 2 - 1
+    first = last_activations(model, PAIRED, [0], tokens=tokens)
+    torch.testing.assert_close(first, alone[:, :1], atol=1e-5, rtol=1e-5)
+
+
+@families
+def test_rows_run_whole_where_something_is_added_to_them(family):
+    model, v = FAMILIES[family](), UNIT * 3
+    with add(model, {Site(0): v}):
+        alone = torch.cat([last_activations(model, [row], [0, 1]) for row in PAIRED])
+        found = last_activations(model, PAIRED, [0, 1])
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, last_activations(model, PAIRED, [0, 1]), atol=1e-2)
 
 
 def test_positions():

@@ -8,7 +8,7 @@ import torch
 
 from frenet.geometry.alignment import Contrasted, cosine
 from frenet.geometry.rng import generator
-from frenet.measure.activations import run_blocks
+from frenet.measure.passes import run_blocks
 from frenet.measure.shift import activation_shift
 from frenet.methods.steering import (
     caa,

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from frenet.geometry.rng import generator
-from frenet.measure.activations import add, run_blocks
+from frenet.measure.activations import add
+from frenet.measure.passes import run_blocks
 from frenet.methods import steering_effect
 from frenet.methods.steered_generation import generate_steered, stream_norm
 from frenet.methods.steering_effect import (
@@ -114,7 +115,7 @@ def test_the_output_head_is_asked_about_the_answers_only(family):
     """Its forward is as it was afterwards, also after an error."""
     model, widths = FAMILIES[family](), []
     head = model.get_output_embeddings()
-    head.register_forward_hook(lambda _, args, output: widths.append(output.shape[-1]))
+    model.register_forward_hook(lambda _, args, output: widths.append(output.logits.shape[-1]))
     answer_differences(model, PROMPTS)
     steered_differences(model, PROMPTS, {1: VECTORS})
     answers = {token for prompt in PROMPTS for token in prompt.answers}

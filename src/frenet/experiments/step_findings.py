@@ -142,7 +142,7 @@ TABLES = {
         Column("z", "", "cosine over the root mean square of the shuffled", "measure", "z_limit"),
         Column("z_limit", "", "about the 95% quantile of a normal null", "reference"),
         Column("ceiling", "", "cosine of the contrast vectors of two halves", "reference"),
-        Column("other", "", "the step towards the other answer instead", "measure", "null"),
+        Column("other", "", "step towards the other answer, of report alone", "measure", "null"),
         Column("without_answer", "", "after removing what writes the answers", "measure", "cosine"),
         Column("whitened", "", "in units of the stream's covariance", "measure", "cosine"),
     ),

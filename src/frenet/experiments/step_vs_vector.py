@@ -1,6 +1,6 @@
 """Does one gradient step move activations along the labelled-contrast vector? (M6, claim C6)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,64 +35,77 @@ class Config(SteeringConfig):
 
 @dataclass(frozen=True)
 class Shifts:
-    """Mean shifts of the stream after each block, (l, h), by steps towards either answer."""
+    """Mean shifts of the stream after each block, (l, h), by a gradient step towards an answer.
 
-    own: "torch.Tensor"
+    Attributes:
+        choose: of the prompts that the block is chosen by.
+        report: of those that are reported on.
+        other: of the same, by a step towards the other answer.
+    """
+
+    choose: "torch.Tensor"
+    report: "torch.Tensor"
     other: "torch.Tensor"
 
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables behaviour and layer."""
+    from frenet.methods.steering_effect import answer_directions, prompted
+
     subject = steered(config, cell)
     yield from describe(subject, cell)
     if skipped(subject, cell):
         return
-    first, second = _shifts(subject, flipped=cell["push"] == "flipped")
-    choose = _layers(config, cell, subject, "choose", first)
+    shifts = _shifts(subject, flipped=cell["push"] == "flipped")
+    answers = answer_directions(subject.model, prompted(subject.parts["choose"].items))
+    choose = _layers(config, cell, subject, "choose", shifts, answers)
     chosen = max(choose, key=lambda row: float(str(row["z"])))["block"]
-    for row in choose + _layers(config, cell, subject, "report", second):
+    for row in choose + _layers(config, cell, subject, "report", shifts, answers):
         yield {**row, "chosen": row["block"] == chosen}
 
 
-def _shifts(subject: Steered, *, flipped: bool) -> tuple[Shifts, Shifts]:
-    """Shifts of two disjoint sets of prompts of the other class: to choose by, and to report."""
+def _shifts(subject: Steered, *, flipped: bool) -> Shifts:
+    """Shifts of prompts of the other class."""
     from frenet.measure.shift import activation_shift
     from frenet.methods.steering import push_gradient, push_items, shifted_prompts
 
     model, space = subject.model, subject.space
-    rows = shifted_prompts(subject.parts["moved"])
-    halves: list[list[torch.Tensor]] = [[], []]
-    for towards in (True, False):
+
+    def moved(rows: list[list[int]], *, towards: bool) -> "torch.Tensor":
         pushed = push_items(subject.parts["push"], towards=towards, flipped=flipped)
         # In place: of a large model's weights there is memory for few copies.
-        moved = activation_shift(
-            model,
-            rows,
-            push_gradient(model, pushed, space=space).neg_(),
-            space=space,
-            blocks=subject.blocks,
-        )
-        for half, part in zip(halves, moved.chunk(2), strict=True):
-            half.append(part.mean(0).cpu())
-    first, second = (Shifts(own, other) for own, other in halves)
-    return first, second
+        step = push_gradient(model, pushed, space=space).neg_()
+        return activation_shift(model, rows, step, space=space, blocks=subject.blocks)
+
+    rows = shifted_prompts(subject.parts["moved"])
+    half = (len(rows) + 1) // 2
+    choose, report = (part.mean(0).cpu() for part in moved(rows, towards=True).tensor_split([half]))
+    return Shifts(choose, report, moved(rows[half:], towards=False).mean(0).cpu())
 
 
-def _layers(config: Config, cell: Cell, subject: Steered, part: str, shifts: Shifts) -> list[Row]:
-    """Rows of one part of the prompts, one a block."""
-    from frenet.geometry.alignment import adjusted
+def _layers(
+    config: Config,
+    cell: Cell,
+    subject: Steered,
+    part: str,
+    shifts: Shifts,
+    answers: "torch.Tensor",
+) -> list[Row]:
+    """Rows of one part of the prompts, choose or report, one a block."""
+    from frenet.geometry.alignment import adjusted, cosine
     from frenet.methods.steering import contrast_streams
-    from frenet.methods.steering_effect import answer_directions, prompted
 
-    contrast = subject.parts[part]
-    streams = contrast_streams(subject.model, contrast, subject.blocks)
-    answers = answer_directions(subject.model, prompted(contrast.items))
+    streams = contrast_streams(subject.model, subject.parts[part], subject.blocks)
     # The nulls of one part shuffle all blocks alike, as the blocks belong together.
     name = f"step-vs-vector {part}"
+    own = shifts.report if part == "report" else shifts.choose
     found = [
-        _numbers(config, cell, streams.at(i), (shifts.own[i], shifts.other[i]), answers, name)
+        _numbers(config, cell, streams.at(i), own[i], answers, name)
         for i in range(len(subject.blocks))
     ]
+    if part == "report":
+        for i, numbers in enumerate(found):
+            numbers["other"] = cosine(streams.at(i).difference(), shifts.other[i])
     q = adjusted([float(str(numbers["p"])) for numbers in found])
     keys: Row = {"table": "layer", **dict(cell.keys), "part": part}
     return [
@@ -105,7 +118,7 @@ def _numbers(
     config: Config,
     cell: Cell,
     streams: "Contrasted",
-    shifts: "Sequence[torch.Tensor]",
+    own: "torch.Tensor",
     answers: "torch.Tensor",
     draws: str,
 ) -> Row:
@@ -122,7 +135,7 @@ def _numbers(
     )
 
     draw = rng.generator(cell["seed"], draws, cell["behaviour"])
-    v, (own, other) = streams.difference(), shifts
+    v = streams.difference()
     value = cosine(v, own)
     shuffled = shuffled_cosines(streams, own, shuffles=config.shuffles, generator=draw)
     matched = matched_cosines(streams.rows, own, draws=config.shuffles, generator=draw)
@@ -137,7 +150,6 @@ def _numbers(
         "z": against.z,
         "z_limit": 2.0,
         "ceiling": split_half_cosine(streams, repeats=config.halves, generator=draw),
-        "other": cosine(v, other),
         "without_answer": cosine(without(v, answers), without(own, answers)),
         "whitened": whitened_cosine(streams, v, own),
         "isotropic": float(len(v)) ** -0.5,

@@ -1,20 +1,26 @@
 """Residual streams, read and written at sites: any padding, with a cache, with adapters."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet.measure.passes import (
+    TOKENS,
+    Collected,
+    cache_name,
+    ending_after,
+    length_groups,
+    require_maskable,
+    run_blocks,
+)
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.sites import Site, hooked
-from frenet.network.tasks import Batch, collate, forward_arguments
-
-# Tokens that go through the network at once while activations are collected.
-TOKENS = 2048
+from frenet.network.tasks import Batch, collate
 
 
 class Recording(dict[Site, Tensor]):
@@ -107,7 +113,8 @@ def last_activations(
 ) -> Float[Tensor, "n l h"]:
     """The residual stream at the last token of every row, after each of the blocks.
 
-    Rows of like length share a forward pass, so that little is spent on padding.
+    Rows of like length share a forward pass, so that little is spent on padding. What comes before
+    the last token of several rows, such as a question with either answer, runs once.
 
     Args:
         model: a decoder; left exactly as it is.
@@ -126,114 +133,69 @@ def last_activations(
     """
     if not rows:
         raise ValueError("no prompts to look at; pass at least one")
-    sites = [Site(block) for block in blocks]
     found = Collected(blocks)
+    alone, endings = _endings(model, rows, blocks, path)
     with measuring(model), torch.no_grad():
-        for group in length_groups(rows, tokens):
-            batch = collate([(list(rows[i]), []) for i in group], padding_side=padding_side)
+        for group in length_groups([rows[i] for i in alone], tokens):
+            chosen = [alone[i] for i in group]
+            batch = collate([(list(rows[i]), []) for i in chosen], padding_side=padding_side)
             require_maskable(model, batch)
-            with record(model, sites, path=path) as seen, ending_after(model, blocks, path=path):
-                run_blocks(model, batch)
-            found.put(group, torch.stack([seen[site] for site in sites], 1))
+            found.put(chosen, _last(model, batch, blocks, path))
+        for group in length_groups([rows[members[0]][:-1] for members in endings], tokens):
+            members = [endings[i] for i in group]
+            chosen = [i for each in members for i in each]
+            beginnings = [list(rows[each[0]][:-1]) for each in members]
+            which = [g for g, each in enumerate(members) for _ in each]
+            ends = [rows[i][-1] for i in chosen]
+            found.put(chosen, _last_of_endings(model, beginnings, which, ends, blocks, path))
     return found.whole()
 
 
-class _EndedError(Exception):
-    """Raised after the last block that is needed."""
+def _endings(
+    model: nn.Module, rows: Sequence[Sequence[int]], blocks: Sequence[int], path: str | None
+) -> tuple[list[int], list[list[int]]]:
+    """Indices of rows that run as they are, and of those that differ in their last token only."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        alike.setdefault(tuple(row[:-1]), []).append(i)
+    # A beginning runs through all blocks; rows as they are end with the last one that is asked for.
+    deep = 2 * (max(blocks) + 1) > len(residual_blocks(model, path)[1])
+    # What others hook in, such as an ``add``, has to see whole rows.
+    bare = not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    shares = deep and bare and cache_name(model) is not None
+    endings = [members for begin, members in alike.items() if shares and begin and members[1:]]
+    shared = {i for members in endings for i in members}
+    return [i for i in range(len(rows)) if i not in shared], endings
 
 
-@contextmanager
-def ending_after(
-    model: nn.Module, blocks: Sequence[int], *, path: str | None = None
-) -> Iterator[None]:
-    """Inside, a forward pass ends after the last of the blocks, and the context ends with it.
-
-    To be entered after ``record`` and ``add``, whose hooks run first.
-    """
-
-    def end(*_: Any) -> None:
-        raise _EndedError
-
-    handle = residual_blocks(model, path)[1][max(blocks)].register_forward_hook(end)
-    try:
-        with suppress(_EndedError):
-            yield
-    finally:
-        handle.remove()
+def _last(
+    model: nn.Module, batch: Batch, blocks: Sequence[int], path: str | None, cache: Any = None
+) -> Float[Tensor, "b l h"]:
+    """The streams at the last tokens; where a cache holds what comes before, the batch is these."""
+    sites = [Site(block, "last" if cache is None else "all") for block in blocks]
+    with record(model, sites, path=path) as seen, ending_after(model, blocks, path=path):
+        run_blocks(model, batch, cache=cache)
+    return torch.stack([seen[site] for site in sites], 1)
 
 
-def length_groups(rows: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
-    """Indices of rows by increasing length, in groups of at most so many padded tokens.
-
-    >>> list(length_groups([[1, 2, 3], [4], [5, 6], [7]], 4))
-    [[1, 3], [2], [0]]
-    """
-    group: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if group and (len(group) + 1) * len(rows[i]) > tokens:
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
-
-
-def run_blocks(model: nn.Module, batch: Batch) -> Any:
-    """One forward pass, with the output head on the last column only."""
-    accepted = forward_arguments(model)
-    device = next(model.parameters()).device
-    given: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k in accepted}
-    given.pop("labels", None)
-    if not _padded(batch):
-        given.pop("attention_mask", None)
-    if "use_cache" in accepted:
-        given["use_cache"] = False
-    if "logits_to_keep" in accepted:
-        given["logits_to_keep"] = 1
-    return model(**given)
-
-
-class Collected:
-    """Streams of rows, put together from groups of them."""
-
-    def __init__(self, blocks: Sequence[int]) -> None:
-        self._blocks = blocks
-        self._order: list[int] = []
-        self._parts: list[Tensor] = []
-
-    def put(self, group: Sequence[int], streams: Float[Tensor, "b l h"]) -> None:
-        """Take the streams of some rows.
-
-        Raises:
-            FloatingPointError: a value is not finite; names row, block and dtype.
-        """
-        good = torch.isfinite(streams).all(2)
-        if not good.all():
-            row, block = (~good).nonzero()[0].tolist()
-            raise FloatingPointError(
-                f"the stream of row {group[row]} is not finite after block {self._blocks[block]} "
-                f"in {streams.dtype}; load the model in float32"
-            )
-        self._order += group
-        self._parts.append(streams.float())
-
-    def whole(self) -> Float[Tensor, "n l h"]:
-        """All rows, in their own order."""
-        together = torch.cat(self._parts)
-        found = torch.empty_like(together)
-        found[torch.tensor(self._order, device=found.device)] = together
-        return found
-
-
-def require_maskable(model: nn.Module, batch: Batch) -> None:
-    """Raise ValueError where rows are padded and the model has no way to know it."""
-    if _padded(batch) and "attention_mask" not in forward_arguments(model):
-        raise ValueError(
-            f"{type(model).__name__} takes no attention mask, so that rows of unlike length cannot "
-            "share a forward pass; pass them one at a time (tokens=1)"
-        )
-
-
-def _padded(batch: Batch) -> bool:
-    mask = batch.get("attention_mask")
-    return mask is not None and not bool(mask.all())
+def _last_of_endings(
+    model: nn.Module,
+    beginnings: list[list[int]],
+    which: list[int],
+    ends: list[int],
+    blocks: Sequence[int],
+    path: str | None,
+) -> Float[Tensor, "b l h"]:
+    """The streams at the last tokens ``ends``, each after the beginning that ``which`` names."""
+    batch = collate([(ids, []) for ids in beginnings], padding_side="left")
+    cache = run_blocks(model, batch, cache=True)[cache_name(model)]
+    picked = torch.tensor(which)
+    cache.batch_select_indices(picked.to(next(model.parameters()).device))
+    before = batch["attention_mask"][picked]
+    one = torch.ones_like(before[:, :1])
+    last: Batch = {
+        "input_ids": torch.tensor(ends)[:, None],
+        "attention_mask": torch.cat([before, one], 1),
+        "position_ids": before.sum(1, keepdim=True),
+    }
+    return _last(model, last, blocks, path, cache)

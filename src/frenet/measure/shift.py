@@ -7,13 +7,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp
 
-from frenet.measure.activations import (
+from frenet.measure.activations import last_activations, record
+from frenet.measure.passes import (
     TOKENS,
     Collected,
     ending_after,
-    last_activations,
     length_groups,
-    record,
     require_maskable,
     run_blocks,
 )

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from frenet.measure.activations import add, run_blocks
+from frenet.measure.activations import add
 from frenet.measure.line import Line
+from frenet.measure.passes import run_blocks
 from frenet.methods.steering_effect import Prompted, steered_differences
 from frenet.network.context import measuring
 from frenet.network.sites import Site

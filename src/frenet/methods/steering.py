@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.geometry.alignment import Contrasted
-from frenet.measure.activations import TOKENS, last_activations, length_groups
+from frenet.measure.activations import last_activations
+from frenet.measure.passes import TOKENS, length_groups
 from frenet.measure.shift import activation_shift
 from frenet.methods.steering_vector import SteeringVector
 from frenet.network.blocks import residual_blocks

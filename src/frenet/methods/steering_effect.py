@@ -1,7 +1,7 @@
 """What a steering vector does: to the answers of prompts, and to everything else."""
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -9,19 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from frenet.measure.activations import (
-    TOKENS,
-    add,
-    last_activations,
-    length_groups,
-    run_blocks,
-)
+from frenet.measure.activations import add, last_activations
+from frenet.measure.passes import TOKENS, cache_name, length_groups, run_blocks
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.contrast import Item
 from frenet.network.grouped import copied
 from frenet.network.head import few_logits
-from frenet.network.sites import CACHES, Site
+from frenet.network.sites import Site
 from frenet.network.tasks import Batch, collate, forward_arguments
 
 # By block, m vectors that are added at the last token: one row a variant of the prompt.
@@ -84,18 +79,10 @@ def prefixes(model: nn.Module, prompts: Sequence[Prompted]) -> list[Any]:
 
 
 def _prefix(model: nn.Module, context: list[int]) -> Any:
-    accepted = forward_arguments(model)
-    name = next((name for name in CACHES if name in accepted), None)
+    name = cache_name(model)
     if name is None or len(context) == 1:
         return None
-    ids = torch.tensor([context[:-1]], device=next(model.parameters()).device)
-    call: Any = model
-    return call(input_ids=ids, use_cache=True, **_last_logits(accepted))[name]
-
-
-def _last_logits(accepted: Collection[str]) -> dict[str, Any]:
-    """The argument that leaves out all logits but the last, where the model has it."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    return run_blocks(model, {"input_ids": torch.tensor([context[:-1]])}, cache=True)[name]
 
 
 def steered_differences(
@@ -152,25 +139,18 @@ def _from_cache(
 ) -> Float[Tensor, "m v"]:
     """The same by the last token alone, and one row of it in the blocks before the first vector."""
     copies = len(next(iter(variants.values())))
-    device = next(model.parameters()).device
-    accepted = forward_arguments(model)
-    name = next(name for name in CACHES if name in accepted)
-    call: Any = model
     blocks = residual_blocks(model, path)[1]
     # Up to the first block that is added to, all variants are one row; adding makes the copies.
     first = min((b for b, v in variants.items() if bool(v.any())), default=len(blocks))
     for layer in cache.layers[first + 1 :]:
         layer.batch_repeat_interleave(copies)
-    given: dict[str, Any] = {
-        "input_ids": torch.tensor([context[-1:]], device=device),
-        "attention_mask": torch.ones(1, len(context), dtype=torch.int64, device=device),
-        "position_ids": torch.full((1, 1), len(context) - 1, device=device),
+    last = {
+        "input_ids": torch.tensor([context[-1:]]),
+        "position_ids": torch.full((1, 1), len(context) - 1),
     }
-    given = {key: value for key, value in given.items() if key in accepted}
     added = {Site(block, "all"): v for block, v in variants.items() if block >= first}
     with add(model, added, path=path), copied(list(blocks[first + 1 :]), copies, 1):
-        given |= {name: cache, "use_cache": True, **_last_logits(accepted)}
-        logits = call(**given).logits[:, -1]
+        logits = run_blocks(model, last, cache=cache).logits[:, -1]
     return logits.expand(copies, -1)
 
 

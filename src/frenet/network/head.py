@@ -32,8 +32,8 @@ def few_logits(model: nn.Module, tokens: Iterable[int]) -> Iterator[dict[int, in
     chosen = sorted(set(tokens))
     find = getattr(base_model(model), "get_output_embeddings", None)
     head = find() if find else None
-    # A subclass may be quantised or adapted, and a replaced forward does more than multiply.
-    if type(head) is not nn.Linear or "forward" in head.__dict__:
+    # A subclass may be quantised or adapted; a replaced forward or a hook does more than multiply.
+    if type(head) is not nn.Linear or "forward" in head.__dict__ or head._forward_hooks:
         yield {token: token for token in chosen}
         return
     weight = head.weight[chosen]

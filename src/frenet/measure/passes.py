@@ -1,0 +1,132 @@
+"""Forward passes over rows of many lengths."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.network.blocks import residual_blocks
+from frenet.network.sites import CACHES
+from frenet.network.tasks import Batch, forward_arguments
+
+# Tokens that go through the network at once while activations are collected.
+TOKENS = 2048
+
+
+class _EndedError(Exception):
+    """Raised after the last block that is needed."""
+
+
+@contextmanager
+def ending_after(
+    model: nn.Module, blocks: Sequence[int], *, path: str | None = None
+) -> Iterator[None]:
+    """Inside, a forward pass ends after the last of the blocks, and the context ends with it.
+
+    To be entered after ``record`` and ``add``, whose hooks run first.
+    """
+
+    def end(*_: Any) -> None:
+        raise _EndedError
+
+    handle = residual_blocks(model, path)[1][max(blocks)].register_forward_hook(end)
+    try:
+        with suppress(_EndedError):
+            yield
+    finally:
+        handle.remove()
+
+
+def length_groups(rows: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
+    """Indices of rows by increasing length, in groups of at most so many padded tokens.
+
+    >>> list(length_groups([[1, 2, 3], [4], [5, 6], [7]], 4))
+    [[1, 3], [2], [0]]
+    """
+    group: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if group and (len(group) + 1) * len(rows[i]) > tokens:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def cache_name(model: nn.Module) -> str | None:
+    """What the model's key-value cache is called in its arguments and its output, if it has one."""
+    accepted = forward_arguments(model)
+    return next((name for name in CACHES if name in accepted), None)
+
+
+def run_blocks(model: nn.Module, batch: Batch, *, cache: Any = None) -> Any:
+    """One forward pass, with the output head on the last column only.
+
+    Args:
+        model: a decoder.
+        batch: what of it the model accepts is passed, and no mask where nothing is padded.
+        cache: what an earlier pass has left in its output under ``cache_name``; True: leave one.
+    """
+    accepted = forward_arguments(model)
+    device = next(model.parameters()).device
+    given: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k in accepted}
+    given.pop("labels", None)
+    if not _padded(batch):
+        given.pop("attention_mask", None)
+    if "use_cache" in accepted:
+        given["use_cache"] = cache is not None
+    name = cache_name(model)
+    if name and cache is not None and cache is not True:
+        given[name] = cache
+    if "logits_to_keep" in accepted:
+        given["logits_to_keep"] = 1
+    return model(**given)
+
+
+class Collected:
+    """Streams of rows, put together from groups of them."""
+
+    def __init__(self, blocks: Sequence[int]) -> None:
+        self._blocks = blocks
+        self._order: list[int] = []
+        self._parts: list[Tensor] = []
+
+    def put(self, group: Sequence[int], streams: Float[Tensor, "b l h"]) -> None:
+        """Take the streams of some rows.
+
+        Raises:
+            FloatingPointError: a value is not finite; names row, block and dtype.
+        """
+        good = torch.isfinite(streams).all(2)
+        if not good.all():
+            row, block = (~good).nonzero()[0].tolist()
+            raise FloatingPointError(
+                f"the stream of row {group[row]} is not finite after block {self._blocks[block]} "
+                f"in {streams.dtype}; load the model in float32"
+            )
+        self._order += group
+        self._parts.append(streams.float())
+
+    def whole(self) -> Float[Tensor, "n l h"]:
+        """All rows, in their own order."""
+        together = torch.cat(self._parts)
+        found = torch.empty_like(together)
+        found[torch.tensor(self._order, device=found.device)] = together
+        return found
+
+
+def require_maskable(model: nn.Module, batch: Batch) -> None:
+    """Raise ValueError where rows are padded and the model has no way to know it."""
+    if _padded(batch) and "attention_mask" not in forward_arguments(model):
+        raise ValueError(
+            f"{type(model).__name__} takes no attention mask, so that rows of unlike length cannot "
+            "share a forward pass; pass them one at a time (tokens=1)"
+        )
+
+
+def _padded(batch: Batch) -> bool:
+    mask = batch.get("attention_mask")
+    return mask is not None and not bool(mask.all())
