@@ -29,9 +29,18 @@ from frenet.network.head import few_logits
 from frenet.network.sites import Site
 from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
 from frenet.network.tasks import collate
-from network.models import tiny_gpt2, tiny_llama, tiny_qwen2
+from network.models import (
+    tiny_bloom,
+    tiny_gemma2,
+    tiny_gpt2,
+    tiny_lfm2,
+    tiny_llama,
+    tiny_mamba,
+    tiny_qwen2,
+)
 
 FAMILIES = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama}
+OTHERS = {"bloom": tiny_bloom, "mamba": tiny_mamba, "lfm2": tiny_lfm2, "gemma2": tiny_gemma2}
 PROMPTS = [
     Prompted([5, 9, 3], (20, 21)),
     Prompted([7, 2, 8, 4, 6, 1], (20, 21)),
@@ -69,6 +78,17 @@ def test_differences_are_those_of_whole_passes(family, lora, first):
     for i, prompt in enumerate(PROMPTS):
         for j in range(len(VECTORS)):
             change = add(model, {Site(block, "last"): v[j] for block, v in variants.items()})
+            assert float(found[i, j]) == pytest.approx(by_hand(model, prompt, change), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_differences_of_models_that_keep_other_things(family):
+    """Biases by head, recurrent states, windows: no cache is used where it is more than keys."""
+    model = OTHERS[family]()
+    found = steered_differences(model, PROMPTS, {1: VECTORS})
+    for i, prompt in enumerate(PROMPTS):
+        for j, v in enumerate(VECTORS):
+            change = add(model, {Site(1): v})
             assert float(found[i, j]) == pytest.approx(by_hand(model, prompt, change), abs=1e-4)
 
 

@@ -3,10 +3,18 @@
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -69,6 +77,43 @@ def tiny_llama(seed: int = 0, *, vocabulary: int = VOCABULARY, width: int = 16) 
         eos_token_id=2,
     )
     return _seeded(LlamaForCausalLM, config, seed)
+
+
+def tiny_bloom(seed: int = 0) -> BloomForCausalLM:
+    """Positions as biases of the attention (ALiBi), a row for each row and head: 2 blocks."""
+    config = BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.2
+    )
+    return _seeded(BloomForCausalLM, config, seed)
+
+
+def tiny_mamba(seed: int = 0) -> MambaForCausalLM:
+    """Recurrent, with a state in place of keys and values: 2 blocks."""
+    config = MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4,
+        initializer_range=0.2, eos_token_id=EOS,
+    )  # fmt: skip
+    return _seeded(MambaForCausalLM, config, seed)
+
+
+def tiny_lfm2(seed: int = 0) -> Lfm2ForCausalLM:
+    """A short convolution, whose state is kept, and a block of attention."""
+    config = Lfm2Config(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, layer_types=["conv", "full_attention"],
+        initializer_range=0.2,
+    )  # fmt: skip
+    return _seeded(Lfm2ForCausalLM, config, seed)
+
+
+def tiny_gemma2(seed: int = 0) -> Gemma2ForCausalLM:
+    """A window of 3 tokens in the first of 2 blocks, and capped logits."""
+    config = Gemma2Config(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, sliding_window=3,
+        layer_types=["sliding_attention", "full_attention"], initializer_range=0.2,
+    )  # fmt: skip
+    return _seeded(Gemma2ForCausalLM, config, seed)
 
 
 def tiny_tokenizer(*merges: str, bos: bool = False) -> PreTrainedTokenizerFast:

@@ -12,10 +12,10 @@ from frenet.network.grouped import can_group, grouped
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import IGNORE, collate, target_logits
-from network.models import tiny_gpt2, tiny_llama, tiny_qwen2
+from network.models import tiny_bloom, tiny_gpt2, tiny_llama, tiny_qwen2
 
 ROWS = [([5, 9, 3], [4, 2]), ([7, 2, 8, 4], [6, 1, 3]), ([11], [2])]
-FAMILIES = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama}
+FAMILIES = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama, "bloom": tiny_bloom}
 
 
 def together_and_apart(model, space, batch, *, count=3, size=0.1):
@@ -119,7 +119,7 @@ def test_blocks_are_found_by_their_size():
     for family, make in FAMILIES.items():
         model = make()
         found = list(block_list(model))
-        assert len(found) == (2 if family == "llama" else 3)
+        assert len(found) == model.config.num_hidden_layers
         assert list(block_list(attach_lora(model, rank=2, seed=0))) == found
     assert not block_list(nn.Linear(2, 2))
     assert len(block_list(SyntheticTransformer(SyntheticConfig(width=16)))) == 2

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from frenet.network.blocks import residual_blocks
 from frenet.network.sites import CACHES
-from frenet.network.tasks import Batch, forward_arguments
+from frenet.network.tasks import Batch, base_model, forward_arguments
 
 # Tokens that go through the network at once while activations are collected.
 TOKENS = 2048
@@ -57,9 +57,19 @@ def length_groups(rows: Sequence[Sequence[int]], tokens: int) -> Iterator[list[i
 
 
 def cache_name(model: nn.Module) -> str | None:
-    """What the model's key-value cache is called in its arguments and its output, if it has one."""
-    accepted = forward_arguments(model)
-    return next((name for name in CACHES if name in accepted), None)
+    """What the model's key-value cache is called in its arguments and its output.
+
+    None where it keeps none, and where it keeps more than keys and values: the state of a
+    recurrent block cannot be handed to another number of rows.
+    """
+    name = next((name for name in CACHES if name in forward_arguments(model)), None)
+    config = getattr(base_model(model), "config", None)
+    if name is None or config is None:
+        return None
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    kept = {type(layer) for layer in DynamicCache(config=config).layers}
+    return name if kept <= {DynamicLayer, DynamicSlidingWindowLayer} else None
 
 
 def run_blocks(model: nn.Module, batch: Batch, *, cache: Any = None) -> Any:
@@ -78,9 +88,8 @@ def run_blocks(model: nn.Module, batch: Batch, *, cache: Any = None) -> Any:
         given.pop("attention_mask", None)
     if "use_cache" in accepted:
         given["use_cache"] = cache is not None
-    name = cache_name(model)
-    if name and cache is not None and cache is not True:
-        given[name] = cache
+    if cache is not None and cache is not True:
+        given[cache_name(model)] = cache
     if "logits_to_keep" in accepted:
         given["logits_to_keep"] = 1
     return model(**given)

@@ -195,15 +195,17 @@ def _starts(model: nn.Module, owners: list[nn.Module]) -> list[nn.Module]:
 def copied(starts: list[nn.Module], count: int, rows: int) -> Iterator[None]:
     """Inside, these modules get ``count`` copies of every row of what they are called with."""
 
-    def copy(value: Any) -> Any:
+    def copy(value: Any, key: str = "") -> Any:
         if isinstance(value, tuple | list):
             return type(value)(copy(part) for part in value)
-        # One row serves all by broadcasting; a vector of positions has no rows.
-        whole = isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == rows
+        # One row serves all by broadcasting; a vector of positions has no rows. The biases of ALiBi
+        # are a row for each row and head.
+        whole = isinstance(value, Tensor) and value.dim() > 1
+        whole = whole and (value.shape[0] == rows or key == "alibi")
         return value.repeat(count, *[1] * (value.dim() - 1)) if whole else value
 
     def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        return copy(args), {key: copy(value) for key, value in kwargs.items()}
+        return copy(args), {key: copy(value, key) for key, value in kwargs.items()}
 
     handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in starts]
     try:
