@@ -88,8 +88,9 @@ def run_blocks(model: nn.Module, batch: Batch, *, cache: Any = None) -> Any:
         given.pop("attention_mask", None)
     if "use_cache" in accepted:
         given["use_cache"] = cache is not None
-    if cache is not None and cache is not True:
-        given[cache_name(model)] = cache
+    name = cache_name(model) if cache is not None else None
+    if name and cache is not True:
+        given[name] = cache
     if "logits_to_keep" in accepted:
         given["logits_to_keep"] = 1
     return model(**given)
