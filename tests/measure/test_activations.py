@@ -18,16 +18,7 @@ from frenet.network.sites import Site
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
 from frenet.network.tasks import collate
-from network.models import (
-    EOS,
-    tiny_bloom,
-    tiny_gemma2,
-    tiny_gpt2,
-    tiny_lfm2,
-    tiny_llama,
-    tiny_mamba,
-    tiny_qwen2,
-)
+from network.models import EOS, OTHERS, tiny_gpt2, tiny_llama, tiny_qwen2
 
 FAMILIES = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama}
 ROWS = [[5, 9, 3], [7, 2, 8, 4, 6, 1], [11], [3, EOS, 5, EOS]]
@@ -132,10 +123,10 @@ def test_what_several_rows_begin_with_runs_once(family, tokens, lora, monkeypatc
     torch.testing.assert_close(first, alone[:, :1], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [tiny_bloom, tiny_mamba, tiny_lfm2, tiny_gemma2])
+@pytest.mark.parametrize("family", OTHERS)
 @pytest.mark.parametrize("tokens", [12, 1000])
-def test_what_rows_share_in_models_that_keep_other_things(make, tokens):
-    model = make()
+def test_what_rows_share_in_models_that_keep_other_things(family, tokens):
+    model = OTHERS[family]()
     alone = torch.cat([last_activations(model, [row], [0, 1]) for row in PAIRED])
     found = last_activations(model, PAIRED, [0, 1], tokens=tokens)
     torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)

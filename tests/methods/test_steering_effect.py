@@ -29,18 +29,9 @@ from frenet.network.head import few_logits
 from frenet.network.sites import Site
 from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
 from frenet.network.tasks import collate
-from network.models import (
-    tiny_bloom,
-    tiny_gemma2,
-    tiny_gpt2,
-    tiny_lfm2,
-    tiny_llama,
-    tiny_mamba,
-    tiny_qwen2,
-)
+from network.models import OTHERS, tiny_gpt2, tiny_llama, tiny_qwen2
 
 FAMILIES = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama}
-OTHERS = {"bloom": tiny_bloom, "mamba": tiny_mamba, "lfm2": tiny_lfm2, "gemma2": tiny_gemma2}
 PROMPTS = [
     Prompted([5, 9, 3], (20, 21)),
     Prompted([7, 2, 8, 4, 6, 1], (20, 21)),

@@ -116,6 +116,10 @@ def tiny_gemma2(seed: int = 0) -> Gemma2ForCausalLM:
     return _seeded(Gemma2ForCausalLM, config, seed)
 
 
+# What these keep of the past, or hand to their blocks, is more than keys and values.
+OTHERS = {"bloom": tiny_bloom, "mamba": tiny_mamba, "lfm2": tiny_lfm2, "gemma2": tiny_gemma2}
+
+
 def tiny_tokenizer(*merges: str, bos: bool = False) -> PreTrainedTokenizerFast:
     """A token for each character, and for each merge of two of them; 64 tokens, no pad token.
 
