@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from frenet.experiments import effect_findings, step_findings
+from frenet.experiments import (
+    effect_findings,
+    steering_effect,
+    step_findings,
+    step_vs_vector,
+)
 from frenet.experiments.effect_rows import equal_size
 from frenet.experiments.experiment import Cell
 from frenet.experiments.steered import (
@@ -18,6 +23,7 @@ from frenet.experiments.steered import (
     behaviours,
     cells,
     describe,
+    steered,
     two_words,
 )
 from frenet.experiments.steered_findings import unknown_labels
@@ -27,6 +33,7 @@ from frenet.methods.steering_effect import answer_directions, prompted
 from frenet.network.contrast import Contrast, Item
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import Output
+from network.models import tiny_llama, tiny_tokenizer
 
 YES, NO, WIDTH, TOKENS = 0, 1, 24, 400
 
@@ -128,7 +135,7 @@ def test_at_chance_is_said_for_each_contrast_and_run() -> None:
 
 @pytest.mark.parametrize("findings", [step_findings, effect_findings])
 def test_seeds_that_share_a_model_are_told_once(findings) -> None:
-    rows = [{"table": "notes", "seed": s, "note": ONE_MODEL} for s in range(3)]
+    rows = [{"table": "notes", "seed": s, "behaviour": "b", "note": ONE_MODEL} for s in range(3)]
     told = "Seeds deal the same prompts of one model anew"
     assert [note.startswith(told) for note in findings.decide(rows).notes].count(True) == 1
     other = [{**row, "note": "another"} for row in rows]
@@ -253,3 +260,25 @@ def test_pairs_have_no_answer(tmp_path):
     config = SteeringConfig(model="m", tasks=(str(file),))
     with pytest.raises(ValueError, match=r"pairs of texts, .*'frenet steer extract' takes pairs"):
         cells(config)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "findings"),
+    [(step_vs_vector, step_findings), (steering_effect, effect_findings)],
+)
+def test_answers_of_several_tokens_are_left_out_with_the_remedy(
+    tmp_path, experiment, findings
+) -> None:
+    """One note in place of rows; words that the tokenizer has are measured."""
+    tiny_llama(width=8).save_pretrained(tmp_path)
+    tiny_tokenizer(" y", " n").save_pretrained(tmp_path)
+    config = experiment.Config(model=str(tmp_path), tasks=("frenet:comparisons",), seeds=(0,))
+    rows = [row for cell in cells(config) for row in experiment.run(config, cell)]
+    (row,) = rows
+    assert row["note"].startswith("Yes or No is several tokens to this tokenizer")
+    finding = findings.decide(rows)
+    assert finding.verdict == "undecided"
+    (told,) = finding.notes
+    assert told == f"comparisons was left out: {row['note']}."
+    known = dataclasses.replace(config, words=("y", "n"))
+    steered(known, cells(known)[0])

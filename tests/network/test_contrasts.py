@@ -184,6 +184,17 @@ def test_prompts_longer_than_the_context_lose_their_beginning_and_are_counted(tm
     assert found.notes == ("data: 4 of 4 prompts lost their beginning",)
 
 
+def test_of_a_cut_prompt_both_answers_keep_what_the_longer_one_leaves(tmp_path):
+    rows = [{"prompt": "x" * 50 + f"{i}?", "label": "yn"[i % 2]} for i in range(4)]
+    (found,) = contrasts(
+        write(tmp_path, rows), WORDS, max_length=16, words=("maybe", "no")
+    ).values()
+    for item in found.items:
+        (first, second), cut = item.sides, len(item.context)
+        assert len(first) == 16 > len(second)
+        assert first[:cut] == second[:cut] == item.context
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_synthetic_contrasts_are_balanced_and_answered_by_the_rule(name):
     import torch

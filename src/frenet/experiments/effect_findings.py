@@ -15,7 +15,7 @@ from frenet.experiments.intervals import (
     why_open,
 )
 from frenet.experiments.steered import CELL_KEYS
-from frenet.experiments.steered_findings import one_model, unknown_labels
+from frenet.experiments.steered_findings import one_model, unknown_labels, unmeasured
 
 WITHIN = (0.5, 2.0)
 NAMES = {
@@ -98,6 +98,7 @@ def _notes(rows: Rows) -> Iterator[str]:
             )
     yield from one_model(rows)
     yield from unknown_labels(rows)
+    yield from unmeasured(rows, "slope")
 
 
 def dose_chart(rows: Rows) -> object:

@@ -84,6 +84,10 @@ class Steered(NamedTuple):
     notes: tuple[str, ...]
 
 
+class UnansweredError(ValueError):
+    """A contrast whose answers this tokenizer splits: no logit says what the model answers."""
+
+
 def cells(config: SteeringConfig) -> list[Cell]:
     """One cell a seed, space, contrast and way to push.
 
@@ -133,6 +137,7 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
 
     Raises:
         ValueError: an unknown space, a block that is not there, or too few prompts.
+        UnansweredError: an answer is several tokens.
     """
     from frenet.network.adapters import attach_lora
     from frenet.network.blocks import residual_blocks
@@ -162,6 +167,11 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
                 words=two_words(config.words),
             )  # fmt: skip
         contrast = found[cell["behaviour"]]
+    if any(item.answers is None for item in contrast.items):
+        raise UnansweredError(
+            f"{' or '.join(contrast.words)} is several tokens to this tokenizer, so that no logit "
+            "is the answer's; pass two --words of one token each to frenet run"
+        )
     if space == "lora":
         targets = ["q_proj", "v_proj"] if config.model == "synthetic" else None
         model = attach_lora(model, rank=config.rank, targets=targets, seed=seed)
@@ -232,6 +242,12 @@ BEHAVIOUR_TABLES = {
         Column("note", "", "what must be known about model and prompts", "key"),
     ),
 }
+
+
+def left_out(cell: Cell, error: UnansweredError) -> list[Row]:
+    """The note in place of rows, from the cells of 'own'."""
+    keys: Row = {key: cell[key] for key in ("seed", "space", "behaviour")}
+    return [{"table": "notes", **keys, "note": str(error)}] if cell["push"] == PUSHES[0] else []
 
 
 def skipped(subject: Steered, cell: Cell) -> bool:

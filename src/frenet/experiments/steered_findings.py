@@ -27,3 +27,11 @@ def unknown_labels(rows: Rows) -> Iterator[str]:
                 f"In {unknown} of {len(own)} runs the model is at chance on the labels of {name}: "
                 "there they mean nothing to it."
             )
+
+
+def unmeasured(rows: Rows, table: str) -> Iterator[str]:
+    """Why contrasts have no rows in the table of what is measured."""
+    measured = {row["behaviour"] for row in select(rows, table=table)}
+    notes = ((row["behaviour"], row["note"]) for row in select(rows, table="notes"))
+    for name, note in dict.fromkeys(pair for pair in notes if pair[0] not in measured):
+        yield f"{name} was left out: {note}."

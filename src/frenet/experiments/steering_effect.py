@@ -11,8 +11,10 @@ from frenet.experiments.steered import (
     BEHAVIOUR_TABLES,
     Steered,
     SteeringConfig,
+    UnansweredError,
     cells,
     describe,
+    left_out,
     prepare,
     skipped,
     steered,
@@ -44,7 +46,11 @@ class Config(SteeringConfig):
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables behaviour, dose, slope, ratio and equal."""
-    subject = steered(config, cell)
+    try:
+        subject = steered(config, cell)
+    except UnansweredError as error:
+        yield from left_out(cell, error)
+        return
     if skipped(subject, cell):
         return
     dosed = _dosed(config, cell, subject)

@@ -17,7 +17,7 @@ from frenet.experiments.intervals import (
     why_open,
 )
 from frenet.experiments.steered import CELL_KEYS
-from frenet.experiments.steered_findings import one_model, unknown_labels
+from frenet.experiments.steered_findings import one_model, unknown_labels, unmeasured
 
 PAPER = 0.58
 
@@ -79,6 +79,7 @@ def _notes(rows: Rows, at: Rows) -> Iterator[str]:
         )
     yield from one_model(rows)
     yield from unknown_labels(rows)
+    yield from unmeasured(rows, "layer")
 
 
 def layer_chart(rows: Rows) -> object:

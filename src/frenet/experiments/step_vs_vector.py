@@ -9,8 +9,10 @@ from frenet.experiments.steered import (
     BEHAVIOUR_TABLES,
     Steered,
     SteeringConfig,
+    UnansweredError,
     cells,
     describe,
+    left_out,
     prepare,
     skipped,
     steered,
@@ -52,7 +54,11 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables behaviour and layer."""
     from frenet.methods.steering_effect import answer_directions, prompted
 
-    subject = steered(config, cell)
+    try:
+        subject = steered(config, cell)
+    except UnansweredError as error:
+        yield from left_out(cell, error)
+        return
     yield from describe(subject, cell)
     if skipped(subject, cell):
         return

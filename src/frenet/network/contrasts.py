@@ -198,14 +198,17 @@ def _answers(
     Raises:
         RowError: a text cannot be used, or the prompt ends differently before the two answers.
     """
-    wholes: list[list[int]] = []
-    contexts: list[list[int]] = []
+    sides: list[Encoded] = []
     for item in both:
         if isinstance(item, str):
             raise RowError(source, line, item)
-        wholes.append(item.context + item.target)
-        contexts.append(item.context)
-    first, second = wholes
+        sides.append(item)
+    contexts = [side.context for side in sides]
+    # The longer answer may have cost its prompt more of the beginning: both keep what is left.
+    short = min(contexts, key=len)
+    if short[1:] and all(c[len(c) - len(short) + 1 :] == short[1:] for c in contexts):
+        contexts = [short, short]
+    first, second = (context + side.target for context, side in zip(contexts, sides, strict=True))
     if first[:-1] == second[:-1] and len(first) > 1:
         return first[:-1], (first, second), (first[-1], second[-1])
     if contexts[0] != contexts[1] or not contexts[0]:
