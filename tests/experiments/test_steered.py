@@ -263,11 +263,14 @@ def test_pairs_have_no_answer(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("experiment", "findings"),
-    [(step_vs_vector, step_findings), (steering_effect, effect_findings)],
+    ("experiment", "findings", "measured"),
+    [
+        (step_vs_vector, step_findings, c6([0.5] * 3, [0.1] * 3)),
+        (steering_effect, effect_findings, c7([1.0] * 3, 10.0, 1.0)),
+    ],
 )
 def test_answers_of_several_tokens_are_left_out_with_the_remedy(
-    tmp_path, experiment, findings
+    tmp_path, experiment, findings, measured
 ) -> None:
     """One note in place of rows; words that the tokenizer has are measured."""
     tiny_llama(width=8).save_pretrained(tmp_path)
@@ -277,8 +280,9 @@ def test_answers_of_several_tokens_are_left_out_with_the_remedy(
     (row,) = rows
     assert row["note"].startswith("Yes or No is several tokens to this tokenizer")
     finding = findings.decide(rows)
-    assert finding.verdict == "undecided"
-    (told,) = finding.notes
-    assert told == f"comparisons was left out: {row['note']}."
+    reason = f"comparisons was left out: {row['note']}"
+    assert (finding.verdict, finding.why, finding.notes) == ("undecided", reason, ())
+    other = [*measured, row]
+    assert f"{reason}." in findings.decide(other).notes
     known = dataclasses.replace(config, words=("y", "n"))
     steered(known, cells(known)[0])

@@ -54,6 +54,8 @@ def decide(rows: Rows) -> Finding:
         verdict, why = "supported", "the ratio lies within [0.5, 2], both slopes above the random"
     else:
         verdict, why = "undecided", why_open(ratio, "the ratio's interval straddles 0.5 or 2")
+    if not slopes:
+        why = "; ".join(unmeasured(rows, "slope")) or why
     return Finding(
         claim="C7",
         verdict=verdict,
@@ -98,7 +100,8 @@ def _notes(rows: Rows) -> Iterator[str]:
             )
     yield from one_model(rows)
     yield from unknown_labels(rows)
-    yield from unmeasured(rows, "slope")
+    if select(rows, table="slope"):
+        yield from (f"{reason}." for reason in unmeasured(rows, "slope"))
 
 
 def dose_chart(rows: Rows) -> object:

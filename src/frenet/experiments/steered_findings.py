@@ -34,4 +34,4 @@ def unmeasured(rows: Rows, table: str) -> Iterator[str]:
     measured = {row["behaviour"] for row in select(rows, table=table)}
     notes = ((row["behaviour"], row["note"]) for row in select(rows, table="notes"))
     for name, note in dict.fromkeys(pair for pair in notes if pair[0] not in measured):
-        yield f"{name} was left out: {note}."
+        yield f"{name} was left out: {note}"

@@ -39,6 +39,8 @@ def decide(rows: Rows) -> Finding:
     else:
         unclear = "the difference to the higher null has an interval that holds 0"
         verdict, why = "undecided", why_open(margin, unclear)
+    if not at:
+        why = "; ".join(unmeasured(rows, "layer")) or why
     return Finding(
         claim="C6",
         verdict=verdict,
@@ -79,7 +81,8 @@ def _notes(rows: Rows, at: Rows) -> Iterator[str]:
         )
     yield from one_model(rows)
     yield from unknown_labels(rows)
-    yield from unmeasured(rows, "layer")
+    if at:
+        yield from (f"{reason}." for reason in unmeasured(rows, "layer"))
 
 
 def layer_chart(rows: Rows) -> object:
