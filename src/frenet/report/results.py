@@ -19,7 +19,9 @@ from frenet.report.tables import csv_bytes, tables_of
 from frenet.runs import Run, decide_claims
 
 # What the configuration says of data, damage and training, where an experiment has it.
-TOLD = ("seeds", "spaces", "tasks", "only", "points", "learn_optimizer", "learn_steps")
+TOLD = ("seeds", "spaces", "tasks", "only", "points")
+# Of language models; the synthetic transformer comes trained.
+LEARNING = ("learn_optimizer", "learn_steps")
 DAMAGE = ("protocols", "protocol")
 # By the space that is trained with them.
 OPTIMIZERS = {
@@ -176,18 +178,23 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
     yield from ("## How these numbers came about", "")
     circumstances: dict[str, list[str]] = {}
     for network in networks:
+        apart: dict[str, list[str]] = {}
         for part in network.parts:
-            where = f"`{part.run.experiment}` on {_text(network.label)}"
-            circumstances.setdefault(_circumstances(part.run), []).append(where)
+            apart.setdefault(_circumstances(part.run), []).append(f"`{part.run.experiment}`")
+        for listed, names in apart.items():
+            which = ", ".join(names) if len(apart) > 1 else "everything"
+            circumstances.setdefault(listed, []).append(f"{which} on {_text(network.label)}")
     for listed, runs in circumstances.items():
         if len(circumstances) > 1:
-            yield from (f"{', '.join(runs)}:", "")
+            where = "; ".join(runs)
+            yield from (f"{where[0].upper() + where[1:]}:", "")
         yield from (listed, "")
     for network in networks:
         yield from (f"### {_text(network.label)}: settings", "")
         for part in network.parts:
             config = part.run.config
-            told = [f"{key} {_listed(config[key])}" for key in TOLD if config.get(key)]
+            keys = TOLD if config.get("model") == "synthetic" else TOLD + LEARNING
+            told = [f"{key} {_listed(config[key])}" for key in keys if config.get(key)]
             told = [_text(item) for item in (*told, *_conditions(config))]
             seconds = part.run.manifest["cell_seconds"]
             yield f"- `{part.run.experiment}`: {'; '.join(told)}; {seconds or 0:,.0f} s of cells"
@@ -200,7 +207,9 @@ def _circumstances(run: Run) -> str:
     made = run.manifest
     # Earlier builds recorded the commit at the end alone.
     commits = made.get("commits", [made["commit"]])
-    machine = ", ".join(f"{key} {value}" for key, value in made["machine"].items())
+    # Of the platform the system: the rest is the kernel's own.
+    about = made["machine"] | {"platform": str(made["machine"]["platform"]).partition("-")[0]}
+    machine = ", ".join(f"{key} {value}" for key, value in about.items())
     versions = (f"- {name} {value}" for name, value in made["versions"].items())
     noted = "commit" if len(commits) == 1 else "commits, in this order,"
     return "\n".join((*versions, f"- {machine}; {noted} {', '.join(map(str, commits))}"))
