@@ -87,37 +87,41 @@ def test_a_figure_that_fails_leaves_the_others_and_the_numbers(tmp_path, monkeyp
 
 
 def test_versions_machine_and_commits_are_told_once_or_beside_the_runs_that_had_them(tmp_path):
-    first = made_up.runs()[0]
-    made = {"machine": {"platform": "made up", "cpus": 2}, "cell_seconds": 1.0}
+    first, second = made_up.runs()[:2]
+    assert first.experiment != second.experiment
+    made = {"machine": {"platform": "System-1-kernel", "cpus": 2}, "cell_seconds": 1.0}
     made |= {"versions": {"frenet": "1"}, "commit": "abc", "commits": ["abc"]}
     changes = (
-        ("models/a", {}),
-        ("models/b", {"commit": None, "commits": ["abc", "def-dirty"]}),
-        ("models/c", {}),
-        ("models/d", {"versions": {"frenet": "2"}}),
-        ("models/e", {"machine": {"platform": "made up", "cpus": 8}}),
+        (first, "models/a", {}),
+        (second, "models/a", {"commit": "ghi", "commits": ["ghi"]}),
+        (first, "models/b", {"commit": None, "commits": ["abc", "def-dirty"]}),
+        (first, "models/c", {}),
+        (first, "models/d", {"versions": {"frenet": "2"}}),
+        (first, "models/e", {"machine": {"platform": "System-1-kernel", "cpus": 8}}),
     )
     runs = [
         Run(
             **{
-                **first.__dict__,
-                "config": first.config | {"model": model},
-                "manifest": first.manifest | made | change,
+                **run.__dict__,
+                "config": run.config | {"model": model},
+                "manifest": run.manifest | made | change,
             }
         )
-        for model, change in changes
+        for run, model, change in changes
     ]
     page = write_results(runs, tmp_path / "all", experiments=made_up.experiments())
-    name, told = f"`{first.experiment}`", page.read_text("utf-8").partition("## How these")[2]
-    assert told.count("- frenet 1\n- platform made up, cpus 2; commit abc\n") == 1
-    assert f"{name} on models/a, {name} on models/c:\n\n- frenet 1\n" in told
-    assert f"{name} on models/b:\n\n- frenet 1\n" in told
-    assert "commits, in this order, abc, def-dirty\n" in told
-    assert f"{name} on models/d:\n\n- frenet 2\n" in told
-    assert f"{name} on models/e:\n\n- frenet 1\n- platform made up, cpus 8; commit abc" in told
-    page = write_results([runs[0], runs[2]], tmp_path / "some", experiments=made_up.experiments())
     told = page.read_text("utf-8").partition("## How these")[2]
-    assert told.startswith(" numbers came about\n\n- frenet 1\n- platform made up, cpus 2;")
+    assert told.count("- frenet 1\n- platform System, cpus 2; commit abc\n") == 1
+    assert f"`{first.experiment}` on models/a; everything on models/c:\n\n- frenet 1\n" in told
+    assert f"`{second.experiment}` on models/a:\n\n- frenet 1\n" in told
+    assert "cpus 2; commit ghi\n" in told
+    assert "Everything on models/b:\n\n- frenet 1\n" in told
+    assert "commits, in this order, abc, def-dirty\n" in told
+    assert "Everything on models/d:\n\n- frenet 2\n" in told
+    assert "Everything on models/e:\n\n- frenet 1\n- platform System, cpus 8; commit abc" in told
+    page = write_results([runs[0], runs[3]], tmp_path / "some", experiments=made_up.experiments())
+    told = page.read_text("utf-8").partition("## How these")[2]
+    assert told.startswith(" numbers came about\n\n- frenet 1\n- platform System, cpus 2;")
 
 
 def test_the_same_runs_give_the_same_files(tmp_path):
