@@ -80,6 +80,8 @@ def _matrix(networks: Sequence[Network], decisions: Sequence[Decision]) -> Itera
 
 def _verdict(decision: Decision) -> str:
     finding = decision.finding
+    if finding.estimate is None:
+        return f"**{finding.verdict}**: nothing was measured"
     return f"**{finding.verdict}**: {_text(f'{estimate(finding.estimate)}; {beside(finding)}')}"
 
 
@@ -114,9 +116,10 @@ def _network(network: Network, out: Path) -> Iterator[str]:
 
 
 def _claim(claim: Claim, finding: Finding, config: Mapping[str, object]) -> Iterator[str]:
+    paper = claim.paper if claim.paper.startswith("not in") else f"in the paper: {claim.paper}"
     yield (
         f"**{claim.id}. {_text(claim.statement)}: {finding.verdict}.** "
-        f"In the paper: {_text(claim.paper)}."
+        f"{_text(paper[0].upper() + paper[1:])}."
     )
     for name, found in (
         (finding.quantity, finding.estimate),
