@@ -98,6 +98,8 @@ _MODEL_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
             "places": ("all", "random:10", "random:100"),
         },
         "subspace-training": {"max_tasks": 1, "protocols": ("absolute-noise",)},
+        # A small model that has only just learned its tasks does not get worse by wrong answers.
+        "direction-scale": {"protocol": "absolute-noise"},
         "task-vector-range": {"max_tasks": 2},
     },
     "gpu": {name: {"seeds": (0, 1, 2, 3, 4)} for name in ("step-vs-vector", "steering-effect")},
