@@ -84,6 +84,7 @@ def _measured(spot: Spot) -> Iterator[Row]:
     from frenet.measure.trajectory import train_and_record
     from frenet.measure.trajectory_files import read_steps
     from frenet.methods.vector_files import vectors_from_disk
+    from frenet.network.contrast import UnansweredError
 
     model, space, config = spot.network.model, spot.network.space, spot.config
     # What may be wrong with the user's files is said before anything is trained.
@@ -97,7 +98,13 @@ def _measured(spot: Spot) -> Iterator[Row]:
             path = read_steps(config.trajectory)
             require_recorded(path, space=space, lags=config.lags)
             space.write(model, path.start)
-        steering = steering_direction(spot)
+        try:
+            steering = steering_direction(spot)
+        except UnansweredError as error:
+            if config.steering:
+                raise
+            steering = None
+            yield note(spot.cell, f"the steering vector was left out: {error}")
         if not config.trajectory:
             with space.restored(model):
                 path = train_and_record(model, spot.task, spot.training(), space=space)

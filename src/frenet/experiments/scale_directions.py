@@ -224,7 +224,11 @@ class Steering(NamedTuple):
 
 
 def steering_direction(spot: Spot) -> Steering | None:
-    """The contrast vector of the configured behaviour; None where there is none."""
+    """The contrast vector of the configured behaviour; None where there is none.
+
+    Raises:
+        UnansweredError: an answer is several tokens.
+    """
     from frenet.methods.effect_line import effect_line
     from frenet.methods.steering import contrast_streams
     from frenet.methods.steering_effect import prompted
@@ -234,6 +238,7 @@ def steering_direction(spot: Spot) -> Steering | None:
     contrast = _contrast(spot)
     if contrast is None or "steering" not in spot.config.directions:
         return None
+    contrast.require_answers()
     own, choose, fresh = contrast.divided(3, seed=spot.seed, rows=spot.config.prompts)
     model = spot.network.model
     blocks = list(range(len(residual_blocks(model)[1])))

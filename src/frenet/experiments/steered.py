@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from frenet.network.contrast import Contrast
+    from frenet.network.contrast import Contrast, UnansweredError
     from frenet.network.space import ParamSpace
 
 # Disjoint parts of a contrast: gradients are made on the first, prompts of the second are shifted,
@@ -82,10 +82,6 @@ class Steered(NamedTuple):
     parts: "dict[str, Contrast]"
     tokenizer: Any
     notes: tuple[str, ...]
-
-
-class UnansweredError(ValueError):
-    """A contrast whose answers this tokenizer splits: no logit says what the model answers."""
 
 
 def cells(config: SteeringConfig) -> list[Cell]:
@@ -167,11 +163,7 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
                 words=two_words(config.words),
             )  # fmt: skip
         contrast = found[cell["behaviour"]]
-    if any(item.answers is None for item in contrast.items):
-        raise UnansweredError(
-            f"{' or '.join(contrast.words)} is several tokens to this tokenizer, so that no logit "
-            "is the answer's; pass two --words of one token each to frenet run"
-        )
+    contrast.require_answers()
     if space == "lora":
         targets = ["q_proj", "v_proj"] if config.model == "synthetic" else None
         model = attach_lora(model, rank=config.rank, targets=targets, seed=seed)
@@ -244,7 +236,7 @@ BEHAVIOUR_TABLES = {
 }
 
 
-def left_out(cell: Cell, error: UnansweredError) -> list[Row]:
+def left_out(cell: Cell, error: "UnansweredError") -> list[Row]:
     """The note in place of rows, from the cells of 'own'."""
     keys: Row = {key: cell[key] for key in ("seed", "space", "behaviour")}
     return [{"table": "notes", **keys, "note": str(error)}] if cell["push"] == PUSHES[0] else []

@@ -11,7 +11,6 @@ from frenet.experiments.steered import (
     BEHAVIOUR_TABLES,
     Steered,
     SteeringConfig,
-    UnansweredError,
     cells,
     describe,
     left_out,
@@ -46,6 +45,8 @@ class Config(SteeringConfig):
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables behaviour, dose, slope, ratio and equal."""
+    from frenet.network.contrast import UnansweredError
+
     try:
         subject = steered(config, cell)
     except UnansweredError as error:

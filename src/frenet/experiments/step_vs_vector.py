@@ -9,7 +9,6 @@ from frenet.experiments.steered import (
     BEHAVIOUR_TABLES,
     Steered,
     SteeringConfig,
-    UnansweredError,
     cells,
     describe,
     left_out,
@@ -53,6 +52,7 @@ class Shifts:
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables behaviour and layer."""
     from frenet.methods.steering_effect import answer_directions, prompted
+    from frenet.network.contrast import UnansweredError
 
     try:
         subject = steered(config, cell)

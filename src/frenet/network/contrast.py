@@ -49,6 +49,10 @@ class Item(NamedTuple):
         return self.answers
 
 
+class UnansweredError(ValueError):
+    """A contrast whose answers a tokenizer splits: no logit says what the model answers."""
+
+
 @dataclass(frozen=True)
 class Contrast:
     """A behaviour with two sides.
@@ -75,6 +79,14 @@ class Contrast:
         for item in self.items:
             digest.update(repr((item.sides, item.label)).encode())
         return digest.hexdigest()[:16]
+
+    def require_answers(self) -> None:
+        """Raise UnansweredError where an answer is several tokens."""
+        if any(item.answers is None for item in self.items):
+            raise UnansweredError(
+                f"{' or '.join(self.words)} is several tokens to this tokenizer, so that no logit "
+                "is the answer's; pass two --words of one token each to frenet run"
+            )
 
     def of_class(self, label: bool) -> list[Item]:
         """The prompts of one class."""
