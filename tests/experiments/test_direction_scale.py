@@ -65,6 +65,25 @@ def test_a_recorded_training_that_is_too_short_is_refused_first(config, tmp_path
         list(EXPERIMENT.run(replace(config, trajectory=str(tmp_path)), CELL))
 
 
+def test_a_steering_vector_whose_answers_are_several_tokens_is_left_out(config):
+    """Alone: the directions of the weights are followed as ever, and the note has a remedy."""
+    rows = list(EXPERIMENT.run(replace(config, contrasts="frenet:comparisons"), CELL))
+    told = [row["note"] for row in rows if "left out" in str(row.get("note"))]
+    assert told == [
+        "the steering vector was left out: Yes or No is several tokens to this tokenizer, so that "
+        "no logit is the answer's; pass --contrasts that are answered with one token"
+    ]
+    assert any(row["table"] == "radius" for row in rows)
+
+
+def test_pairs_of_texts_are_refused_as_what_they_are(config, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"positive": f"yes {i}", "negative": f"no {i}"} for i in range(20)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(ValueError, match="it is a pair of texts; pass statements or choices"):
+        list(EXPERIMENT.run(replace(config, contrasts=str(file)), CELL))
+
+
 def test_shares_are_of_gradients_that_no_direction_saw(config):
     """All of a gradient of all test rows lies along that of the same rows."""
     at = spot(config)

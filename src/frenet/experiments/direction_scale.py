@@ -104,7 +104,8 @@ def _measured(spot: Spot) -> Iterator[Row]:
             if config.steering:
                 raise
             steering = None
-            yield note(spot.cell, f"the steering vector was left out: {error}")
+            remedy = "pass --contrasts that are answered with one token"
+            yield note(spot.cell, f"the steering vector was left out: {error}; {remedy}")
         if not config.trajectory:
             with space.restored(model):
                 path = train_and_record(model, spot.task, spot.training(), space=space)

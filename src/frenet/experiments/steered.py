@@ -238,8 +238,11 @@ BEHAVIOUR_TABLES = {
 
 def left_out(cell: Cell, error: "UnansweredError") -> list[Row]:
     """The note in place of rows, from the cells of 'own'."""
+    if cell["push"] != PUSHES[0]:
+        return []
     keys: Row = {key: cell[key] for key in ("seed", "space", "behaviour")}
-    return [{"table": "notes", **keys, "note": str(error)}] if cell["push"] == PUSHES[0] else []
+    remedy = "pass two --words of one token each to frenet run"
+    return [{"table": "notes", **keys, "note": f"{error}; {remedy}"}]
 
 
 def skipped(subject: Steered, cell: Cell) -> bool:

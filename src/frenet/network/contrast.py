@@ -81,11 +81,11 @@ class Contrast:
         return digest.hexdigest()[:16]
 
     def require_answers(self) -> None:
-        """Raise UnansweredError where an answer is several tokens."""
-        if any(item.answers is None for item in self.items):
+        """Raise UnansweredError where an answer is several tokens; pairs of texts have none."""
+        if self.kind != "pairs" and any(item.answers is None for item in self.items):
             raise UnansweredError(
                 f"{' or '.join(self.words)} is several tokens to this tokenizer, so that no logit "
-                "is the answer's; pass two --words of one token each to frenet run"
+                "is the answer's"
             )
 
     def of_class(self, label: bool) -> list[Item]:
