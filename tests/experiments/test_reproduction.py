@@ -78,6 +78,14 @@ def test_language_models_get_tasks_and_statements_where_they_belong():
             assert part.config.contrasts == "s.jsonl"
 
 
+@pytest.mark.parametrize("preset", ["demo", "cpu", "gpu"])
+def test_the_network_made_here_has_the_steps_that_it_needs_to_recover(preset):
+    """It needs up to 400, a pretrained one a few tens."""
+    wanted = Reproduction(networks=("frenet:gpt2", "a/model"), experiments=("recovery-basis",))
+    made, pretrained = (part.config.steps for part in parts(wanted, preset))
+    assert (made, pretrained) == (400, 80)
+
+
 def test_names_reach_the_experiments_that_have_them():
     wanted = Reproduction(networks=("a/model",), only=("sort", "comparisons"))
     only = {part.experiment.name: part.config.only for part in parts(wanted, "demo")}

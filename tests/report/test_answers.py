@@ -8,7 +8,7 @@ import pytest
 from test_page import Parsed
 
 from frenet.experiments.experiment import Experiment, Row
-from frenet.report import export, write_report
+from frenet.report import export, write_report, write_results
 from frenet.runs import Run
 
 SILENT = "scale"
@@ -89,6 +89,25 @@ def test_what_all_answers_share_is_not_repeated(tmp_path: Path) -> None:
 def test_many_answers_are_folded(tmp_path: Path) -> None:
     found = page([scale_run(answer_rows(9, ("gradient",)))], tmp_path)
     before(found.text, "seed 2 linear up to 3.5", "6 more", "seed 3 linear up to 4.5", "seed 8")
+
+
+def test_among_results_there_is_a_list_for_each_direction(tmp_path: Path) -> None:
+    def lines(rows: list[Row]) -> str:
+        run = scale_run(rows)
+        made = {"machine": {"platform": "made up"}, "commit": None, "cell_seconds": 1.0}
+        run = dataclasses.replace(run, manifest=run.manifest | made)
+        return write_results([run], tmp_path, experiments=experiments()).read_text("utf-8")
+
+    assert (
+        "\n- gradient\n"
+        "    - seed 0: linear up to 1.5 of its length\n"
+        "    - seed 1: linear up to 2.5 of its length\n"
+        "- a: b\n"
+    ) in lines(answer_rows(2))
+    # Sentences that are not about one of the keys are a list of their own.
+    assert "\n- seed 1: nothing came back\n" in lines(
+        [row | {"sentence": "nothing came back"} for row in answer_rows(2, ("gradient",))]
+    )
 
 
 def test_without_answers_the_question_opens_the_page(tmp_path: Path) -> None:

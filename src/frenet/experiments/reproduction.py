@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from frenet.experiments.experiment import Experiment
 
-SYNTHETIC = "synthetic"
+SYNTHETIC, MADE = "synthetic", "frenet:gpt2"
 STATEMENTS = ("step-vs-vector", "steering-effect")
 
 
@@ -14,7 +14,7 @@ STATEMENTS = ("step-vs-vector", "steering-effect")
 class Reproduction:
     """Every experiment on every network."""
 
-    networks: tuple[str, ...] = (SYNTHETIC, "frenet:gpt2")
+    networks: tuple[str, ...] = (SYNTHETIC, MADE)
     """synthetic, frenet:gpt2, hub ids, folders, GGUF files."""
     tasks: tuple[str, ...] = ("frenet:words",)
     """Task files or data set names for the language models."""
@@ -33,8 +33,8 @@ PRESETS = {
     "cpu": Reproduction(),
     "gpu": Reproduction(
         networks=(
-            SYNTHETIC, "frenet:gpt2", "distilbert/distilgpt2", "openai-community/gpt2",
-            "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B",
+            SYNTHETIC, MADE, "distilbert/distilgpt2", "openai-community/gpt2", "Qwen/Qwen2.5-0.5B",
+            "Qwen/Qwen2.5-1.5B",
         ),
     ),
 }  # fmt: skip
@@ -104,6 +104,13 @@ _MODEL_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "gpu": {name: {"seeds": (0, 1, 2, 3, 4)} for name in ("step-vs-vector", "steering-effect")},
 }  # fmt: skip
+# A small network that knows nothing but what it was just taught recovers in hundreds of steps,
+# where a pretrained one does in tens.
+_MADE_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": {"recovery-basis": {"steps": 400}},
+    "cpu": {"recovery-basis": {"steps": 400}, "subspace-training": {"steps": 400}},
+    "gpu": {"recovery-basis": {"steps": 400}, "subspace-training": {"steps": 400}},
+}
 
 
 class Part(NamedTuple):
@@ -156,6 +163,8 @@ def settings(experiment: Experiment, network: str, wanted: Reproduction, *, pres
     if "contrasts" in known and wanted.statements:
         given["contrasts"] = wanted.statements[0]
     changes = _MODEL_CHANGES.get(preset, {}).get(experiment.name, {})
+    if network == MADE:
+        changes = changes | _MADE_CHANGES.get(preset, {}).get(experiment.name, {})
     return replace(base, **given, **changes)
 
 

@@ -12,20 +12,30 @@ SENTENCE = "sentence"
 OPEN = 3
 
 
-def answers(part: Section) -> Markup:
-    """The sentences of one run, grouped by what they are about; nothing where it has none."""
+def said(part: Section) -> dict[str, list[tuple[str, str]]]:
+    """What the sentences of one run are about: for each subject which cell says what.
+
+    The cell is told by the keys in which the sentences differ; where they do not, it is empty.
+    """
     rows = [row for row in part.run.rows if row.get("table") == TABLE and row.get(SENTENCE)]
     if not rows:
-        return Markup("")
+        return {}
     about = _subject(rows)
     told = _telling(rows, about)
-    groups: dict[str, list[Markup]] = {}
+    groups: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
-        subject, said = str(row.get(about, "")), str(row[SENTENCE])
+        subject = str(row.get(about, ""))
         which = ", ".join(f"{key} {row.get(key)}" for key in told)
-        label = tag("span", user_text(which), class_="run") if told else Markup("")
-        words = user_text(said.removeprefix(f"{subject}: "))
-        groups.setdefault(subject, []).append(tag("li", label, words))
+        words = str(row[SENTENCE]).removeprefix(f"{subject}: ")
+        groups.setdefault(subject, []).append((which, words))
+    return groups
+
+
+def answers(part: Section) -> Markup:
+    """The sentences of one run, grouped by what they are about; nothing where it has none."""
+    groups = said(part)
+    if not groups:
+        return Markup("")
     return tag("dl", join(_group(*group) for group in groups.items()), class_="answers")
 
 
@@ -56,7 +66,11 @@ def _telling(rows: Rows, about: str) -> list[str]:
     return [k for k in rows[0] if k not in silent and len({row.get(k) for row in rows}) > 1]
 
 
-def _group(subject: str, lines: Sequence[Markup]) -> Markup:
+def _group(subject: str, sentences: Sequence[tuple[str, str]]) -> Markup:
+    lines = [
+        tag("li", tag("span", user_text(which), class_="run") if which else "", user_text(words))
+        for which, words in sentences
+    ]
     few = tag("ul", *lines[:OPEN])
     rest = lines[OPEN:]
     more = tag("details", tag("summary", f"{len(rest)} more"), tag("ul", *rest)) if rest else ""

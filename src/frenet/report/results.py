@@ -97,9 +97,7 @@ def _network(network: Network, out: Path) -> Iterator[str]:
     for claim, finding, config in found:
         yield from _claim(claim, finding, config)
     for part in network.parts:
-        for line in _sentences(part):
-            yield f"- {_text(line)}"
-        yield ""
+        yield from (*_sentences(part), "")
         yield from _figures(part, out)
         names = []
         for table, (columns, rows) in tables_of(part.experiment, part.run.rows).items():
@@ -148,12 +146,13 @@ def _breakdown(found: Breakdown) -> Iterator[str]:
 
 
 def _sentences(part: Section) -> Iterator[str]:
-    """The answers of a run, where it has some, with the cell that gave each."""
-    found = (row for row in part.run.rows if row.get("table") == answers.TABLE)
-    keys = ("seed", "space", "task")
-    for row in found:
-        where = ", ".join(f"{key} {row[key]}" for key in keys if key in row)
-        yield f"{row[answers.SENTENCE]} ({where})"
+    """The answers of a run, where it has some: a list for each thing that they are about."""
+    for subject, sentences in answers.said(part).items():
+        if subject:
+            yield f"- {_text(subject)}"
+        for which, words in sentences:
+            line = _text(f"{which}: {words}" if which else words)
+            yield f"    - {line}" if subject else f"- {line}"
 
 
 def _figures(part: Section, out: Path) -> Iterator[str]:
