@@ -67,7 +67,7 @@ class Candidates:
         if isinstance(where, Basis) and (noise.relative or noise.tied):
             kind = "relative" if noise.relative else "tied"
             raise ValueError(f"{kind} noise is about tensors; a basis has directions only")
-        self._streams = rng.Streams()
+        self._normals = rng.Normals()
         self.parameters = self.space.parameters(model)
         self.saved = [p.detach().clone() for p in self.parameters]
         self.scales = [noise.sigma] * len(self.saved)
@@ -105,7 +105,7 @@ class Candidates:
             scales = np.repeat(np.asarray(self.scales, np.float32), self.space.sizes)
         for row, index in zip(rows, indices, strict=True):
             sign, stream = self._stream(index)
-            stream.standard_normal(out=row, dtype=np.float32)
+            stream.fill(row)
             row *= np.float32(sign) * scales
         return torch.from_numpy(rows).to(self.saved[0].device)
 
@@ -145,22 +145,22 @@ class Candidates:
         for shape, scale in zip(self.space.shapes, self.scales, strict=True):
             if self.noise.tied:
                 sign, stream = self._stream(index, str(shape))
-            z = torch.from_numpy(stream.standard_normal(shape, dtype=np.float32))
+            z = torch.from_numpy(stream.draw(math.prod(shape))).reshape(shape)
             yield z.mul_(sign * scale).to(device)
 
     def _coordinates(self, index: int) -> Tensor:
         """The displacement inside the basis."""
         assert isinstance(self.where, Basis)
         sign, stream = self._stream(index, "basis")
-        z = torch.from_numpy(stream.standard_normal(self.where.k, dtype=np.float32))
+        z = torch.from_numpy(stream.draw(self.where.k))
         return z.mul_(sign * self.noise.sigma)
 
-    def _stream(self, index: int, *names: str) -> tuple[float, np.random.Generator]:
+    def _stream(self, index: int, *names: str) -> tuple[float, rng.Normals]:
         """The sign of a candidate and the stream of its draw, from the beginning."""
         sign, draw = 1.0, index
         if self.noise.antithetic:
             sign, draw = (-1.0 if index % 2 else 1.0), index // 2
-        return sign, self._streams.start(self.noise.seed, "search", draw, *names)
+        return sign, self._normals.start(self.noise.seed, "search", draw, *names)
 
 
 def placed(where: Where, model: nn.Module) -> Where:
