@@ -122,6 +122,75 @@ def test_c2_takes_the_best_static_basis_and_no_basis_from_the_damaged_point() ->
     assert "damage direction" in finding.quantity
 
 
+def test_c2_compares_bases_on_the_same_recoveries() -> None:
+    """One that is over too soon for k = 10 has the damage direction, and no prefix to compare."""
+    rows = captures("prefix", PREFIX) + captures("gradients at start", [0.2, 0.21, 0.22])
+    rows += captures("damage direction", [0.1, 0.1, 0.1], k=1)
+    short = captures("damage direction", [0.9, 0.9, 0.9], k=1, optimizer="sgd:1")
+    short += captures("prefix", PREFIX, k=5, optimizer="sgd:1")
+    finding = fixed_plane(rows + short)
+    assert "gradients at start" in finding.quantity
+    assert finding.estimate == fixed_plane(rows).estimate
+    assert [row["optimizer"] for row in finding.breakdown.rows] == ["adam:1e-3"]
+    # Where no recovery is long enough for k = 10, all are compared at what they have.
+    alone = fixed_plane(short)
+    assert alone.verdict == "contradicted"
+    assert "k = 5" in alone.quantity
+
+
+def test_c2_holds_where_it_holds_in_every_space() -> None:
+    """And shows the space with the higher capture; a mean over both would hide it."""
+    lora = captures("prefix", PREFIX) + captures("other tasks", [0.01, 0.02, 0.03])
+    for static, verdict in ((0.1, "supported"), (0.25, "undecided"), (0.5, "contradicted")):
+        values = [static - 0.01, static, static + 0.01]
+        full = captures("prefix", PREFIX, space="full")
+        full += captures("gradients at start", values, space="full")
+        finding = fixed_plane(lora + full)
+        assert finding.verdict == verdict
+        assert finding.estimate.value == pytest.approx(static)
+        assert "(gradients at start), k = 10, full space" in finding.quantity
+        assert finding.notes[0] == (
+            "In the lora space other tasks hold 0.02 [0, 0.045], the prefix 0.61 [0.59, 0.63]: "
+            "supported there."
+        )
+
+
+def recoveries(statuses: list[str], **changes: object) -> list[dict[str, object]]:
+    """Rows of recoveries that go with captures(), one replicate for each status."""
+    base = {"table": "recovery", "space": "lora", "optimizer": "adam:1e-3", "protocol": "noise"}
+    return [
+        base | {"seed": s, "status": status, "replicate": r, "stop": 40} | changes
+        for s in (0, 1, 2)
+        for r, status in enumerate(statuses)
+    ]
+
+
+def test_c2_counts_the_cases_that_it_stands_on_and_says_why_others_do_not_count() -> None:
+    rows = captures("prefix", PREFIX) + captures("other tasks", [0.1, 0.1, 0.1])
+    rows += recoveries(["recovered", "recovered"])
+    assert fixed_plane(rows).notes == ()
+    rows += recoveries(["recovered", "recovered"], optimizer="sgd:1")
+    rows += recoveries(["not damaged"], protocol="zeroed-head")
+    rows += recoveries(["recovered", "not recovered"], protocol="ascent")
+    rows += recoveries(["shallow", "recovered"], protocol="labels")
+    assert fixed_plane(rows).notes == (
+        "Of 15 cases 3 count. The others: 3 recovered in fewer than the 29 steps that k = 10 "
+        "needs, 3 not damaged, 3 not recovered, 3 shallow.",
+    )
+
+
+def test_c4_says_on_how_many_recoveries_it_stands() -> None:
+    rows = captures("prefix", [0.8, 0.8, 0.8], k=5, replicate=0)
+    rows += recoveries(["recovered"])
+    assert prefix_span(rows).notes == ()
+    rows += recoveries(["recovered"], optimizer="adam:1") + recoveries(["recovered"], space="full")
+    rows += recoveries(["not recovered"], optimizer="adam:9", stop=None)
+    assert prefix_span(rows).notes == (
+        "k = 5 is measured on 3 of 6 recoveries of LoRA: those that took 15 steps or more. Other k "
+        "are of other recoveries.",
+    )
+
+
 def test_c2_and_c4_say_what_each_damage_and_optimiser_gave() -> None:
     rows = captures("prefix", [0.8, 0.8, 0.8]) + captures("prefix", [0.4] * 3, protocol="labels")
     rows += captures("prefix", [0.6] * 3, optimizer="sgd:1")
@@ -246,7 +315,10 @@ def test_c5(inside: list[float], ratio: float, verdict: str) -> None:
     rows = best("all", inside, 1.0) + best("random:10", inside, ratio)
     finding = searched(rows)
     assert finding.verdict == verdict
-    assert any(f"10 random directions: {ratio:.2f}" in note for note in finding.notes)
+    (note,) = (note for note in finding.notes if "in the whole space" in note)
+    assert note.startswith(f"Of the gain in the whole space: {ratio:.2g}")
+    cases = len(inside)
+    assert f"in 10 random directions ({cases} of {cases} cases)" in note
 
 
 def test_c5_is_open_where_cases_cancel() -> None:
@@ -275,12 +347,36 @@ def test_c5_counts_places_without_a_best_sigma_as_far_as_they_are_to_be_trusted(
     assert searched(rows + bare).estimate != searched(rows).estimate
 
 
-def test_a_gain_that_still_grows_at_the_largest_sigma_is_not_compared() -> None:
+@pytest.mark.parametrize("unit", ["sigma*", "trusted"])
+def test_a_gain_that_still_grows_at_the_largest_sigma_is_not_compared(unit: str) -> None:
     rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
-    grows = best("random:100", RIGHT, 9.0, unit="trusted")
-    falls = [row | {"factor": 3.0, "gain": 0.0} for row in grows if row["factor"] == 1.0]
-    assert searched(rows + grows).verdict == "supported"
-    assert searched(rows + grows + falls).verdict == "contradicted"
+    grows = best("random:100", RIGHT, 9.0, unit=unit)
+    beyond = [row | {"factor": 3.0, "gain": 99.0} for row in grows if row["factor"] == 1.0]
+    falls = [row | {"factor": 4.0, "gain": 0.0} for row in beyond]
+    assert searched(rows + grows + beyond).verdict == "supported"
+    assert searched(rows + grows + beyond + falls).verdict == "contradicted"
+
+
+def test_searches_without_a_best_sigma_do_not_enter_the_gain_of_those_with_one() -> None:
+    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
+    bare = best("random:10", RIGHT, 9.0, unit="trusted", search=1)
+    assert best_gains(rows + bare) == best_gains(rows)
+
+
+def test_winners_are_told_by_the_unit_of_their_sigma() -> None:
+    """Up to half of sigma*, and up to the whole of the largest sigma to be trusted."""
+    base = {"table": "winner", "held_out_predicted": 0.0, "step": 0.0}
+    rows = [
+        base | {"seed": s, "unit": unit, "factor": factor, "selected": gain, "held_out": -gain}
+        for s in (0, 1)
+        for unit, factor, gain in (
+            ("sigma*", 0.5, 0.1), ("sigma*", 1.0, 9.0), ("trusted", 1.0, 0.2), ("trusted", 2.0, 9.0)
+        )
+    ]  # fmt: skip
+    first, second = (n for n in searched(rows).notes if n.startswith("Winners"))
+    assert first.startswith("Winners up to 0.5 times sigma*: 0.1 nats")
+    assert "-0.1 on held-out data" in first
+    assert second.startswith("Winners up to 1 times the largest sigma to be trusted: 0.2 nats")
 
 
 def test_the_gain_of_a_place_is_that_of_its_best_sigma_and_most_candidates() -> None:

@@ -170,6 +170,13 @@ def test_c6(cosines: list[float], nulls: list[float], verdict: str) -> None:
     assert step_findings.decide(c6(cosines, nulls)).verdict == verdict
 
 
+def test_small_p_values_of_negative_cosines_are_told_as_such() -> None:
+    rows = c6([-0.6, -0.62, 0.61], [0.3, 0.31, 0.32])
+    (note,) = (n for n in step_findings.decide(rows).notes if "p-values" in n)
+    assert note.startswith("The p-values of 3 of 3 cosines are below 0.05")
+    assert note.endswith("and 2 of these cosines are negative.")
+
+
 def test_c6_is_open_where_contrasts_cancel() -> None:
     good, bad = [0.80, 0.82, 0.81], [0.20, 0.22, 0.21]
     nulls = [0.3, 0.31, 0.32]
@@ -215,6 +222,35 @@ def test_c7_is_open_where_contrasts_cancel() -> None:
     finding = effect_findings.decide(rows)
     assert finding.verdict == "undecided"
     assert "for b, full alone" in finding.why
+
+
+def test_c7_asks_every_contrast_whether_its_vectors_steer_more_than_random_ones() -> None:
+    """A mean of slopes would be that of the steepest contrast."""
+    even = [1.0, 1.01, 0.99]
+    small = c7(even, 1.0, 5.0, behaviour="small")
+    finding = effect_findings.decide(c7(even, 1000.0, 1.0) + small)
+    assert (finding.verdict, finding.why) == (
+        "undecided", "the contrast vector steers no more than a random vector for small"
+    )  # fmt: skip
+    turned = c7([-0.1, -0.11, -0.12], 10.0, 1.0, behaviour="turned")
+    finding = effect_findings.decide(c7([1.9, 1.91, 1.92], 10.0, 1.0) + turned)
+    assert finding.estimate is not None
+    assert finding.estimate.value == pytest.approx(0.9)
+    assert finding.verdict == "undecided"
+    assert finding.why == "the shift by a gradient step steers the answers of turned the other way"
+    assert effect_findings.decide(turned).verdict == "contradicted"
+
+
+def test_c7_stands_beside_random_vectors_of_equal_covariance() -> None:
+    rows = c7([0.9, 1.0, 1.1], 10.0, 0.5)
+    finding = effect_findings.decide(rows)
+    assert finding.reference_estimate is not None
+    assert finding.reference_estimate.value == pytest.approx((1 / 10 + 1 / 10.1 + 1 / 10.2) / 3)
+    assert not any("as much as the shift" in note for note in finding.notes)
+    strong = [row | {"matched": 20.0} if row["table"] == "slope" else row for row in rows]
+    finding = effect_findings.decide(strong)
+    assert finding.verdict == "supported"
+    assert "steer as much as the shift by a gradient step: b (20 [20, 20] ag" in finding.notes[0]
 
 
 @pytest.mark.parametrize("target", [0.6, -0.6, 1.7])

@@ -1,9 +1,8 @@
-"""What the rows of `steering_effect` say: claim C7, columns and figures."""
+"""What the rows of `steering_effect` say: claim C7, and columns."""
 
 from collections.abc import Iterator
 
-from frenet.experiments.charts import Axis, Rule, dots, lines
-from frenet.experiments.experiment import Claim, Column, Figure, Finding, Rows, Verdict
+from frenet.experiments.experiment import Claim, Column, Finding, Row, Rows, Verdict
 from frenet.experiments.intervals import (
     estimate,
     high,
@@ -11,13 +10,14 @@ from frenet.experiments.intervals import (
     outliers,
     over_seeds,
     select,
-    series_over_seeds,
     why_open,
+    worded,
 )
 from frenet.experiments.steered import CELL_KEYS
 from frenet.experiments.steered_findings import one_model, unknown_labels, unmeasured
 
 WITHIN = (0.5, 2.0)
+CONTRAST = ("behaviour", "space")
 NAMES = {
     "contrast": "contrast vector",
     "gradient": "shift by a gradient step",
@@ -34,20 +34,16 @@ def decide(rows: Rows) -> Finding:
     slopes = select(rows, table="slope", push="own")
     ratios = select(rows, table="ratio", push="own")
     ratio = estimate(ratios, "ratio")
-    alone = outliers(ratios, by=("behaviour", "space"), value="ratio", within=WITHIN)
-    own = {
-        name: estimate(select(slopes, vector=name), "slope") for name in ("contrast", "gradient")
-    }
-    control = estimate(slopes, "random")
-    weak = [name for name, slope in own.items() if high(slope) < low(control)]
-    unclear = [name for name, slope in own.items() if low(slope) <= high(control)]
-    if weak:
-        verdict, why = "contradicted", f"the {NAMES[weak[0]]} steers no more than a random vector"
-    elif high(ratio) < WITHIN[0] or low(ratio) > WITHIN[1]:
+    alone = outliers(ratios, by=CONTRAST, value="ratio", within=WITHIN)
+    found = [_steering(part, named) for named, part in _by_contrast(slopes)]
+    weak = [why for kind, why in found if kind == "weak"]
+    unclear = [why for kind, why in found if kind != "above"]
+    if high(ratio) < WITHIN[0] or low(ratio) > WITHIN[1]:
         verdict, why = "contradicted", "the ratio of the slopes lies outside [0.5, 2]"
+    elif weak and len(weak) == len(found):
+        verdict, why = "contradicted", weak[0]
     elif unclear:
-        random = f"whether the {NAMES[unclear[0]]} steers more than a random vector is not clear"
-        verdict, why = "undecided", why_open(own[unclear[0]], random)
+        verdict, why = "undecided", why_open(ratio, (weak or unclear)[0])
     elif alone:
         verdict, why = "undecided", f"the ratio lies outside [0.5, 2] for {alone[0]} alone"
     elif WITHIN[0] <= low(ratio) and high(ratio) <= WITHIN[1]:
@@ -60,16 +56,71 @@ def decide(rows: Rows) -> Finding:
         claim="C7",
         verdict=verdict,
         quantity="slope of the answer's logit difference for the gradient shift, over that for the "
-        "contrast vector of equal norm",
+        f"contrast vector of equal norm; alike from {WITHIN[0]} to {WITHIN[1]}",
         estimate=ratio,
-        reference=f"counts as alike from {WITHIN[0]} to {WITHIN[1]}",
-        reference_estimate=None,
+        reference="the same for the largest of the random vectors of equal covariance",
+        reference_estimate=estimate(_matched(slopes), "ratio"),
         why=why,
         notes=tuple(_notes(rows)),
     )
 
 
+def _steering(slopes: Rows, name: str) -> tuple[str, str]:
+    """Whether both vectors steer one contrast more than random ones: above, weak or unclear."""
+    control = estimate(slopes, "random")
+    own = {
+        vector: estimate(select(slopes, vector=vector), "slope")
+        for vector in ("contrast", "gradient")
+    }
+    for vector, slope in own.items():
+        if high(slope) < 0:
+            return "weak", f"the {NAMES[vector]} steers the answers of {name} the other way"
+        if high(slope) < low(control):
+            return "weak", f"the {NAMES[vector]} steers no more than a random vector for {name}"
+    for vector, slope in own.items():
+        if low(slope) <= high(control):
+            return "unclear", (
+                f"whether the {NAMES[vector]} steers more than a random vector is not clear for "
+                f"{name}"
+            )
+    return "above", ""
+
+
+def _by_contrast(slopes: Rows) -> Iterator[tuple[str, Rows]]:
+    """Rows of each contrast and space, after the name of the contrast, and of one of two spaces."""
+    several = len({row["space"] for row in slopes}) > 1
+    for behaviour, space in dict.fromkeys((row["behaviour"], row["space"]) for row in slopes):
+        name = f"{behaviour} ({space})" if several else str(behaviour)
+        yield name, select(slopes, behaviour=behaviour, space=space)
+
+
+def _matched(slopes: Rows) -> list[Row]:
+    """What the ratio would be for the largest of the random vectors of equal covariance."""
+    return [
+        {**row, "ratio": float(str(row["matched"])) / abs(float(str(row["slope"])))}
+        for row in select(slopes, vector="contrast")
+        if row["slope"]
+    ]
+
+
+def _as_random(slopes: Rows) -> Iterator[str]:
+    """Contrasts for which a random vector of the stream's covariance does as much."""
+    found = []
+    for name, part in _by_contrast(slopes):
+        own = estimate(select(part, vector="gradient"), "slope")
+        matched = estimate(part, "matched")
+        if own and matched and 0 < own.value <= matched.value:
+            found.append(f"{name} ({worded(matched)} against {worded(own)})")
+    if found:
+        yield (
+            "Random vectors of the stream's own covariance, the largest of the draws, steer as "
+            f"much as the shift by a gradient step: {', '.join(found)}. The random vectors of the "
+            "rule are without that covariance."
+        )
+
+
 def _notes(rows: Rows) -> Iterator[str]:
+    yield from _as_random(select(rows, table="slope", push="own"))
     keys = ("space", "behaviour", "push")
     for row in over_seeds(select(rows, table="ratio"), by=keys, value="ratio"):
         same = select(rows, table="slope", **{key: row[key] for key in keys})
@@ -102,70 +153,6 @@ def _notes(rows: Rows) -> Iterator[str]:
     yield from unknown_labels(rows)
     if select(rows, table="slope"):
         yield from (f"{reason}." for reason in unmeasured(rows, "slope"))
-
-
-def dose_chart(rows: Rows) -> object:
-    """Change of the logit difference against dose, by vector."""
-    changed = [
-        {
-            **row,
-            "change": float(str(row["difference"])) - float(str(row["before"])),
-            "series": NAMES[str(row["vector"])],
-        }
-        for row in rows
-    ]
-    own = select(changed, push="own")
-    table = over_seeds(own, by=("behaviour", "series", "dose"), value="change")
-    return lines(
-        table,
-        x=Axis("dose", "added vector over stream norm"),
-        y=Axis("value", "change of logit difference (nats)"),
-        facet="behaviour",
-        rules=list(CONTROLS),
-    )
-
-
-def slope_chart(rows: Rows) -> object:
-    """Slopes of both vectors beside the largest of the controls."""
-    table = [
-        {**row, "series": NAMES[str(row["vector"])]}
-        for row in over_seeds(select(rows, push="own"), by=("behaviour", "vector"), value="slope")
-    ]
-    labels = dict(zip(("shuffled", "random", "matched"), CONTROLS, strict=True))
-    table += series_over_seeds(select(rows, push="own"), by=("behaviour",), values=labels)
-    return dots(
-        table,
-        x=Axis("value", "slope at dose 0 (nats per stream norm)"),
-        row=Axis("behaviour", "contrast"),
-        colour="series",
-        rules=list(CONTROLS),
-    )
-
-
-def ratio_chart(rows: Rows) -> object:
-    """Ratio of the slopes."""
-    return dots(
-        over_seeds(rows, by=("behaviour", "push"), value="ratio"),
-        x=Axis("value", "slope of the gradient shift / of the contrast vector"),
-        row=Axis("behaviour", "contrast"),
-        colour=Axis("push", "step made from"),
-        rules=[Rule("alike", *WITHIN)],
-    )
-
-
-def cost_chart(rows: Rows) -> object:
-    """KL on neutral text at equal effect."""
-    known = [row for row in select(rows, push="own") if row["kl"] is not None]
-    table = over_seeds(known, by=("behaviour", "way"), value="kl")
-    random = over_seeds(known, by=("behaviour",), value="kl_random")
-    table += [{**row, "way": "random vector at the same dose"} for row in random]
-    return dots(
-        table,
-        x=Axis("value", "KL divergence on neutral text (nats per token)"),
-        row=Axis("behaviour", "contrast"),
-        colour=Axis("way", "way"),
-        rules=["random vector at the same dose"] if random else [],
-    )
 
 
 _KEYS = (
@@ -219,41 +206,9 @@ CLAIMS = (
         statement="The shift by a gradient step steers answers like the contrast vector",
         paper="a similar effect",
         rule="the ratio of the two slopes at equal norm has its whole interval inside [0.5, 2], "
-        "and no contrast has its own outside; both slopes have theirs above the largest of the "
-        "random vectors",
+        "and no contrast has its own outside; both slopes of every contrast have theirs above the "
+        "largest of the random vectors",
         decide=decide,
         figure="doses",
-    ),
-)
-FIGURES = (
-    Figure(
-        "doses",
-        "How answers follow the added vector",
-        "Vectors of equal norm, added at the last token of the prompt after one block, which was "
-        "chosen on other prompts by the contrast vector's own slope.",
-        "dose",
-        dose_chart,
-    ),
-    Figure(
-        "slopes",
-        "Slopes at dose 0, beside vectors that should do nothing",
-        "Grey: the largest modulus among the draws of each control.",
-        "slope",
-        slope_chart,
-    ),
-    Figure(
-        "ratios",
-        "Do the two steer alike?",
-        "Ratio of the slopes; the band counts as alike.",
-        "ratio",
-        ratio_chart,
-    ),
-    Figure(
-        "costs",
-        "What the same effect costs elsewhere",
-        "Every way is brought to the effect of one dose of the contrast vector. Vectors are added "
-        "at every token of neutral text; the weight step changes the model itself.",
-        "equal",
-        cost_chart,
     ),
 )

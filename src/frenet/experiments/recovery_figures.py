@@ -3,15 +3,17 @@
 from frenet.experiments.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
-from frenet.experiments.recovery_findings import MOST_STATIC, PREFIX_SHARE, K, at_dimension
+from frenet.experiments.prefix_findings import PREFIX_SHARE
+from frenet.experiments.recovery_findings import MOST_STATIC
+from frenet.experiments.recovery_parts import K, comparable
 
 
 def bases_chart(rows: Rows) -> object:
     """Capture by basis and optimiser at k = 10."""
     return dots(
-        over_seeds(at_dimension(rows, K), by=("basis", "optimizer", "space"), value="captured"),
+        over_seeds(comparable(rows), by=("basis", "optimizer", "space"), value="captured"),
         x=Axis(
-            "value", f"captured fraction of the recovery, k = {K} (or all it has)", domain=(0, 1)
+            "value", f"captured fraction of the recovery, k = {K} (or what it has)", domain=(0, 1)
         ),
         row=Axis("basis", "basis"),
         colour=Axis("optimizer", "optimiser"),
@@ -41,10 +43,10 @@ def prefix_chart(rows: Rows) -> object:
 
 def function_chart(rows: Rows) -> object:
     """Captured displacement against regained loss, basis by basis."""
-    table = over_seeds(at_dimension(rows, K), by=("basis", "space"), value="captured")
+    table = over_seeds(comparable(rows), by=("basis", "space"), value="captured")
     gains = {
         (row["basis"], row["space"]): row["value"]
-        for row in over_seeds(at_dimension(rows, K), by=("basis", "space"), value="regained")
+        for row in over_seeds(comparable(rows), by=("basis", "space"), value="regained")
     }
     points = [
         row | {"regained": gains[row["basis"], row["space"]]}

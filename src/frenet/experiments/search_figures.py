@@ -5,6 +5,7 @@ from frenet.experiments.experiment import Figure, Row, Rows
 from frenet.experiments.intervals import over_seeds, select
 from frenet.experiments.search_findings import (
     EVEN,
+    WORDS,
     most_candidates,
     ranked,
     relative_gains,
@@ -13,7 +14,7 @@ from frenet.experiments.search_findings import (
 
 FOUND, PREDICTED = "found", "predicted, with its 95% band"
 GAINS = ("gain", "predicted", "low", "high")
-UNIT = "gain of the best, over the predicted gain at sigma*"
+SCALES = {"sigma*": "the predicted gain at sigma*", "trusted": "the loss"}
 
 
 def scaled(rows: Rows) -> list[Row]:
@@ -44,7 +45,7 @@ def best_chart(rows: Rows) -> object:
     return lines(
         [{**row, "sigma": f"sigma = {row['factor']:g} {_unit(row)}"} for row in table],
         x=Axis("candidates", "candidates N", log=True),
-        y=Axis("value", UNIT),
+        y=Axis("value", "gain of the best, over the predicted gain at sigma*, or the loss"),
         facet="sigma",
         rules=[PREDICTED],
     )
@@ -63,6 +64,7 @@ def _commonest_unit(rows: Rows) -> Rows:
 def sigma_chart(rows: Rows) -> object:
     """Gain of the most candidates against sigma, place by place."""
     at = scaled(_commonest_unit(select(rows, candidates=most_candidates(rows))))
+    unit = str(at[0]["unit"]) if at else "sigma*"
     table: list[Row] = []
     for column, label in (("gain", FOUND), ("predicted", "predicted")):
         table += [
@@ -70,8 +72,8 @@ def sigma_chart(rows: Rows) -> object:
         ]
     return lines(
         table,
-        x=Axis("factor", "sigma / sigma*, or the largest trusted", log=True),
-        y=Axis("value", UNIT),
+        x=Axis("factor", f"sigma over {WORDS[unit]}", log=True),
+        y=Axis("value", f"gain of the best, over {SCALES[unit]}"),
         facet="place",
         rules=["predicted"],
     )
@@ -194,7 +196,8 @@ FIGURES = (
     Figure(
         "best",
         "The best of N, predicted and found",
-        "Gain on the selection batch in the whole space, in units of the gain predicted at sigma*. "
+        "Gain on the selection batch in the whole space, in units of the gain predicted at sigma*, "
+        "and where there is no sigma* to trust in units of the loss. "
         "The band holds 95% of single searches; what was found is the mean over searches, with its "
         "interval over seeds.",
         "best",
@@ -204,14 +207,16 @@ FIGURES = (
         "sigma",
         "How large should the noise be?",
         "Gain of the most candidates against sigma, in units of the best one predicted for each "
-        "place from gradient and curvature.",
+        "place from gradient and curvature; where most searches have no sigma* to trust, of those, "
+        "in units of the loss.",
         "best",
         sigma_chart,
     ),
     Figure(
         "dimension",
         "Does dimension matter?",
-        "Gain at each one's best sigma in random directions, over that in the whole space.",
+        "Gain at each one's best sigma in random directions, over that in the whole space, of the "
+        "cases in which both best sigmas lie within what was searched.",
         "best",
         dimension_chart,
     ),

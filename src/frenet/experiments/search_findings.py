@@ -13,9 +13,13 @@ from frenet.experiments.intervals import (
     over_seeds,
     select,
     why_open,
+    worded,
 )
 
-COVERED, NOMINAL, REACH, LINEAR = 0.9, 0.95, 0.5, 0.2
+COVERED, NOMINAL, LINEAR = 0.9, 0.95, 0.2
+# How far the model is said to hold, by the unit of sigma.
+REACH = {"sigma*": 0.5, "trusted": 1.0}
+WORDS = {"sigma*": "sigma*", "trusted": "the largest sigma to be trusted"}
 EVEN = (0.75, 1.25)
 CASE = ("seed", "space", "task", "protocol")
 
@@ -65,11 +69,7 @@ def searched(rows: Rows) -> list[Row]:
 
 def within_reach(rows: Rows) -> list[Row]:
     """Of these, those with sigma up to sigma* / 2, or as far as the model is to be trusted."""
-    return [
-        row
-        for row in searched(rows)
-        if float(str(row["factor"])) <= (REACH if row["unit"] == "sigma*" else 1.0)
-    ]
+    return [row for row in searched(rows) if float(str(row["factor"])) <= REACH[str(row["unit"])]]
 
 
 def most_candidates(rows: Rows) -> int:
@@ -78,32 +78,34 @@ def most_candidates(rows: Rows) -> int:
 
 
 def best_gains(rows: Rows, column: str = "gain") -> list[Row]:
-    """The gain of the largest N at each place's best sigma, one row a case, size and place."""
+    """The gain of the largest N at each place's best sigma, one row a case, size and place.
+
+    Of its searches with a sigma*, or of all where none has one: the mean of some sigmas over other
+    searches than that of others would say which search is best. ``bracketed``: a larger sigma was
+    searched and gained less, or none beyond sigma* was and it is taken at its word.
+    """
     table = select(rows, table="best")
     keys = (*CASE, "size", "place", "dim")
-    found: dict[tuple[object, ...], Row] = {}
     most = select(table, candidates=most_candidates(table))
+    groups: dict[tuple[object, ...], list[Row]] = {}
     for row in aggregate(most, by=(*keys, "unit", "factor"), value=column):
-        key = tuple(row[name] for name in keys)
-        if key not in found or float(str(row["value"])) > float(str(found[key]["value"])):
-            found[key] = row
-    return list(found.values())
+        groups.setdefault(tuple(row[name] for name in keys), []).append(row)
+    found = []
+    for group in groups.values():
+        own = [dict(row) for row in select(group, unit="sigma*")] or group
+        best = max(own, key=lambda row: float(str(row["value"])))
+        largest = max(float(str(row["factor"])) for row in own)
+        inside = float(str(best["factor"])) < largest
+        found.append(best | {"bracketed": inside or (best["unit"] == "sigma*" and largest <= 1)})
+    return found
 
 
 def relative_gains(rows: Rows, start: str = "", *, column: str = "gain") -> list[Row]:
-    """``best_gains`` over that in the whole space of the same network, where both are known.
+    """``best_gains`` over that in the whole space of the same network, where both are bracketed.
 
     Of the places whose names start so.
-
-    Where the model has no sigma*, the gain at the best sigma is known only if larger ones were
-    searched and gained less.
     """
-    largest = max((float(str(row["factor"])) for row in select(rows, table="best")), default=0.0)
-    gains = [
-        row
-        for row in best_gains(rows, column)
-        if row["unit"] == "sigma*" or float(str(row["factor"])) < largest
-    ]
+    gains = select(best_gains(rows, column), bracketed=True)
     keys = (*CASE, "size")
     whole = {
         tuple(row[key] for key in keys): float(str(row["value"]))
@@ -161,7 +163,7 @@ def _notes(rows: Rows, even: dict[int, Estimate]) -> Iterator[str]:
             "quadratic model does not hold as far out; they are measured in units of the largest "
             "sigma to be trusted, and count up to that."
         )
-    for unit in ("sigma*", "trusted"):
+    for unit in WORDS:
         yield from _range_notes(select(searched(rows), unit=unit), unit)
     linear = [r for r in select(rows, table="best") if float(str(r["second_order"])) <= LINEAR]
     if (inside := fraction(linear, "inside")) is not None:
@@ -169,16 +171,29 @@ def _notes(rows: Rows, even: dict[int, Estimate]) -> Iterator[str]:
             f"Where curvature spreads less than {LINEAR} of what the slope does, with or without a "
             f"sigma*, {inside.value:.2f} lie inside."
         )
-    for k, ratio in even.items():
-        ends = "" if ratio.low is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
-        yield f"{k} random directions: {ratio.value:.2f}{ends} of the gain in the whole space."
-    yield from _winner_notes(rows)
+    yield from _even_notes(rows, even)
+    for unit in WORDS:
+        yield from _winner_notes(rows, unit)
     yield from _rank_notes(rows)
+
+
+def _even_notes(rows: Rows, even: dict[int, Estimate]) -> Iterator[str]:
+    """Gains in random directions, and of how many cases they are known."""
+    relative, gains = relative_gains(rows, "random:"), best_gains(rows)
+    found = []
+    for k, ratio in even.items():
+        kept, cases = (len(select(part, place=f"random:{k}")) for part in (relative, gains))
+        found.append(f"{worded(ratio)} in {k} random directions ({kept} of {cases} cases)")
+    if found:
+        yield (
+            f"Of the gain in the whole space: {', '.join(found)}. Cases count in which both have a "
+            "best sigma within what was searched."
+        )
 
 
 def _range_notes(rows: Rows, unit: str) -> Iterator[str]:
     """How many lie inside at each sigma, and how far that goes."""
-    words = {"sigma*": "sigma*", "trusted": "the largest sigma to be trusted"}[unit]
+    words = WORDS[unit]
     by_factor = over_seeds(rows, by=("factor",), value="inside")
     for row in by_factor:
         at = select(rows, factor=row["factor"], candidates=(most := most_candidates(rows)))
@@ -190,24 +205,24 @@ def _range_notes(rows: Rows, unit: str) -> Iterator[str]:
             )
     covered = [float(str(r["factor"])) for r in by_factor if float(str(r["value"])) >= COVERED]
     if covered:
-        reach = REACH if unit == "sigma*" else 1.0
         yield (
             f"Bands hold at least {COVERED} up to {max(covered):g} times {words}; predicted was "
-            f"{reach:g}."
+            f"{REACH[unit]:g}."
         )
 
 
-def _winner_notes(rows: Rows) -> Iterator[str]:
+def _winner_notes(rows: Rows, unit: str) -> Iterator[str]:
     """Selected against held out, and the gradient step of equal norm."""
-    near = [r for r in select(rows, table="winner") if float(str(r["factor"])) <= REACH]
+    reach = REACH[unit]
+    near = [r for r in select(rows, table="winner", unit=unit) if float(str(r["factor"])) <= reach]
     names = ("selected", "held_out", "held_out_predicted", "step")
     values = [found.value for name in names if (found := estimate(near, name)) is not None]
     if len(values) == len(names):
         selected, held, predicted, step = values
         yield (
-            f"Winners up to {REACH} sigma*: {selected:.3g} nats on the batch they were selected "
-            f"on, {held:.3g} on held-out data (predicted {predicted:.3g}); one gradient step of "
-            f"equal norm gains {step:.3g} there."
+            f"Winners up to {reach:g} times {WORDS[unit]}: {selected:.3g} nats on the batch they "
+            f"were selected on, {held:.3g} on held-out data (predicted {predicted:.3g}); one "
+            f"gradient step of equal norm gains {step:.3g} there."
         )
 
 
@@ -220,15 +235,24 @@ def _rank_notes(rows: Rows) -> Iterator[str]:
         ("density", "signal density"),
         ("density_over_curvature", "density over curvature"),
     ):
-        found = []
+        found, sizes = [], []
         for case in dict.fromkeys(tuple(row[key] for key in (*CASE, "size")) for row in table):
             where = dict(zip((*CASE, "size"), case, strict=True))
             part = select(table, **where)
             if len(part) >= 4:
                 pair = [[float(str(row[name])) for row in part] for name in (column, "value")]
                 found.append({"seed": where["seed"], "rho": float(stats.spearmanr(*pair)[0])})
-        if (rho := estimate(found, "rho")) is not None:
-            yield f"Places ranked by {words}: Spearman {rho.value:.2f} with the gains found."
+                sizes.append(len(part))
+        if (rho := fraction(found, "rho", least=-1.0)) is not None:
+            yield (
+                f"Places ranked by {words}: Spearman {worded(rho)} with the gains found, mean of "
+                f"{len(found)} cases with {_counted(sizes)} places each."
+            )
+
+
+def _counted(sizes: list[int]) -> str:
+    least, most = min(sizes), max(sizes)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 CLAIMS = (
@@ -238,9 +262,10 @@ CLAIMS = (
         "says",
         paper="it does",
         rule=f"best-of-N lies inside its predicted 95% band in {COVERED} or more of the cases with "
-        f"sigma up to {REACH} sigma* (up to the largest sigma to be trusted, where no sigma* is), "
-        "and the gain at the best sigma in 10 to 1,000 random directions is within 25% of that in "
-        "the whole space, each with its whole interval and none of a single case outside",
+        f"sigma up to {REACH['sigma*']} sigma* (up to the largest sigma to be trusted, where no "
+        "sigma* is), and the gain at the best sigma in 10 to 1,000 random directions is within 25% "
+        "of that in the whole space, where both lie within what was searched, each with its whole "
+        "interval and none of a single case outside",
         decide=decide,
         figure="best",
     ),

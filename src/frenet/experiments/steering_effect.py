@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from frenet.experiments.effect_findings import CLAIMS, FIGURES, TABLES
+from frenet.experiments.effect_figures import FIGURES
+from frenet.experiments.effect_findings import CLAIMS, TABLES
 from frenet.experiments.effect_rows import Dosed, dose_rows, effects_of, equal_rows, slope_rows
 from frenet.experiments.experiment import Cell, Experiment, Row
 from frenet.experiments.steered import (

@@ -75,9 +75,11 @@ def _notes(rows: Rows, at: Rows) -> Iterator[str]:
         )
     below = [row for row in at if float(str(row["p_adjusted"])) < float(str(row["p_limit"]))]
     if at:
+        against = sum(float(str(row["cosine"])) < 0 for row in below)
+        turned = f", and {against} of these cosines are negative" if against else ""
         yield (
-            f"{len(below)} of {len(at)} cosines are below 0.05 after Benjamini and Hochberg's "
-            "adjustment over blocks."
+            f"The p-values of {len(below)} of {len(at)} cosines are below 0.05 after Benjamini and "
+            f"Hochberg's adjustment over blocks{turned}."
         )
     yield from one_model(rows)
     yield from unknown_labels(rows)
