@@ -61,13 +61,28 @@ def test_c1(values: list[float], null: float, verdict: str) -> None:
     assert any("shuffled labels have 0.80" in note for note in finding.notes)
 
 
+def test_c1_is_decided_and_its_context_told_by_the_largest_batches() -> None:
+    """Smaller batches have other spectra, and other overlaps."""
+    rows = energy([0.6, 0.61, 0.62], space="full") + energy([0.5, 0.5, 0.5], space="lora")
+    base = {"table": "overlap", "point": "none", "batch_size": 64, "task": "a", "chance": 0.001}
+    rows += [base | {"seed": s, "other": o, "overlap": 0.1} for s in (0, 1) for o in ("a", "b")]
+    small = [row | {"batch_size": 8, "energy": 0.1, "overlap": 0.9} for row in rows]
+    notes = rank(rows + small).notes
+    assert rank(rows + small).estimate == rank(rows).estimate
+    assert "Bases of two tasks overlap by 0.10, two halves of one task by 0.10" in notes[1]
+    assert notes[2:] == (
+        "By batch size: 0.10 at 8, 0.56 at 64.",
+        "By space: full 0.61 [0.59, 0.63], lora 0.5 [0.5, 0.5].",
+    )
+
+
 def test_c1_looks_at_the_trained_network_only() -> None:
     rows = energy([0.6, 0.61, 0.62]) + energy([0.0, 0.0, 0.0], point="wrong-answers")
     assert rank(rows).verdict == "supported"
 
 
-def drifts(ratios: list[float], control: float) -> list[dict[str, object]]:
-    base = {"table": "drift", "kind": "gradients", "lag": 100, "mode": "recovery"}
+def drifts(ratios: list[float], control: float, space: str = "full") -> list[dict[str, object]]:
+    base = {"table": "drift", "kind": "gradients", "lag": 100, "mode": "recovery", "space": space}
     return [
         base | {"optimizer": "adam:1e-3", "seed": s, "ratio": r, "control": control}
         for s, r in enumerate(ratios)
@@ -85,6 +100,18 @@ def drifts(ratios: list[float], control: float) -> list[dict[str, object]]:
 )
 def test_c3(ratios: list[float], control: float, verdict: str) -> None:
     assert drift(drifts(ratios, control)).verdict == verdict
+
+
+def test_c3_tells_spaces_with_the_same_optimiser_apart_and_damage_that_did_nothing() -> None:
+    rows = drifts([0.2, 0.2, 0.2], 1.0) + drifts([0.4, 0.4, 0.4], 1.0, space="lora")
+    why = "the loss went from 1.85 to 1.56"
+    rows += [{"table": "notes", "seed": s, "note": f"labels left out: {why}"} for s in (0, 1)]
+    rows += [{"table": "notes", "seed": 0, "note": "weights measured in torch.float32"}]
+    assert drift(rows).notes == (
+        "recovery, adam:1e-3, full: ratio 0.20 (control 1.00); half-life longer than the run.",
+        "recovery, adam:1e-3, lora: ratio 0.40 (control 1.00); half-life longer than the run.",
+        f"labels was left out 2 times: {why}.",
+    )
 
 
 def captures(basis: str, values: list[float], **changes: object) -> list[dict[str, object]]:
@@ -175,7 +202,7 @@ def test_c2_counts_the_cases_that_it_stands_on_and_says_why_others_do_not_count(
     rows += recoveries(["shallow", "recovered"], protocol="labels")
     assert fixed_plane(rows).notes == (
         "Of 15 cases 3 count. The others: 3 recovered in fewer than the 29 steps that k = 10 "
-        "needs, 3 not damaged, 3 not recovered, 3 shallow.",
+        "needs, 3 not damaged by zeroed-head, 3 not recovered, 3 shallow.",
     )
 
 
@@ -254,8 +281,10 @@ def test_c4_shows_the_dimension_that_comes_closest_and_not_the_widest_interval()
 
 
 def test_a_half_life_that_one_run_reached_is_one_number() -> None:
-    life = {"table": "half_life", "kind": "gradients", "mode": "recovery", "optimizer": "adam:1e-3"}
-    lives: list[dict[str, object]] = [{**life, "steps": s} for s in (82.3, None, None)]
+    life = {"table": "half_life", "kind": "gradients", "mode": "recovery", "space": "full"}
+    lives: list[dict[str, object]] = [
+        {**life, "optimizer": "adam:1e-3", "steps": s} for s in (82.3, None, None)
+    ]
     (note,) = drift(drifts([0.5, 0.6, 0.7], 1.0) + lives).notes
     assert (
         note == "recovery, adam:1e-3: ratio 0.60 (control 1.00); half-life 82 steps in 1 of 3 runs."

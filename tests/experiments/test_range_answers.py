@@ -1,7 +1,12 @@
 """What the sentences about task vectors say, from rows by hand."""
 
+from types import SimpleNamespace
+
+import pytest
+import torch
+
 from frenet.experiments.experiment import Row
-from frenet.experiments.range_rows import answer_rows
+from frenet.experiments.range_rows import answer_rows, pair_rows
 
 KEYS = {"seed": 3, "space": "lora"}
 
@@ -35,5 +40,25 @@ def test_a_sentence_holds_the_ends_of_the_line_the_end_of_training_and_every_sum
         "0.50 of its gain is left with that of sort added (0.90 with a random one)",
     }
     assert second["sentence"] == (
-        "sort: loss 3 without its vector, 0.25 at 1 (3.4 along a random one)"
+        "sort: loss 3 without its vector, 0.25 at 1 (3.4 along a random one); it gains too little "
+        "to ask what is left of it (less than a tenth of the loss)"
     )
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_left_of_a_gain_is_asked_from_a_tenth_of_the_loss() -> None:
+    """Below, a share of the gain is a small number over a smaller one."""
+    vectors = {"copy": torch.tensor([1.0, 0.0]), "sort": torch.tensor([0.0, 1.0])}
+    spot = SimpleNamespace(
+        paths=vectors,
+        keys=KEYS,
+        vector=lambda name, replicate=0: vectors[name],
+        random={name: torch.zeros(2) for name in vectors},
+        network=SimpleNamespace(space=SimpleNamespace(dim=4)),
+        # The vector of copy takes 0.5 off its loss of 2, that of sort 0.1.
+        losses=lambda delta: {"copy": 2 - 0.5 * float(delta[0]), "sort": 2 - 0.1 * float(delta[1])},
+    )
+    copy, sort = pair_rows(spot)
+    assert (copy["gain"], copy["kept"], copy["transfer"]) == (0.5, 1.0, 0.0)
+    assert sort["gain"] == pytest.approx(0.1)
+    assert (sort["kept"], sort["kept_random"], sort["transfer"]) == (None, None, None)

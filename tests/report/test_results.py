@@ -57,7 +57,7 @@ def test_a_claim_names_the_damage_and_the_optimisers_of_the_spaces_that_were_mea
         config = run.config | settings | {"spaces": spaces}
         one = Run(**{**run.__dict__, "config": config, "manifest": run.manifest | machine})
         page = write_results([one], tmp_path, experiments=made_up.experiments())
-        assert f"Measured with damage by noise; {trained}\n" in page.read_text("utf-8")
+        assert f"Settings: damage by noise; {trained}\n" in page.read_text("utf-8")
 
 
 def test_text_of_users_makes_no_link_picture_or_code():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, DamageConfig, NotDamagedError, damaged
-from frenet.experiments.drift_findings import CLAIMS, FIGURES, TABLES
+from frenet.experiments.drift_findings import CLAIMS, FIGURES, LEFT_OUT, TABLES
 from frenet.experiments.experiment import Cell, Experiment, Row
 from frenet.experiments.network_rows import NETWORK_TABLES, describe, note
 from frenet.experiments.networks import SMALL_NETWORK, NetworkConfig, build, prepare, task_names
@@ -80,7 +80,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
                 k=config.k,
             )
     except NotDamagedError as error:
-        yield note(cell, f"{config.protocol} left out: {error}")
+        yield note(cell, f"{config.protocol}{LEFT_OUT}{error}")
         return
     k = min(config.k, config.window // 3)
     kinds = {

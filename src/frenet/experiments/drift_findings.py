@@ -1,5 +1,7 @@
 """What the rows of `basis_drift` say: claim C3, columns and figures."""
 
+from collections.abc import Iterator
+
 from frenet.experiments.charts import Axis, Rule, dots, lines
 from frenet.experiments.experiment import Claim, Column, Figure, Finding, Rows, Verdict
 from frenet.experiments.intervals import (
@@ -13,6 +15,8 @@ from frenet.experiments.intervals import (
 )
 
 LAG, CEILING, CONTROL = 100, 0.7, 0.95
+# In notes, between a damage and why it was not measured.
+LEFT_OUT = " left out: "
 
 
 def decide(rows: Rows) -> Finding:
@@ -42,18 +46,14 @@ def decide(rows: Rows) -> Finding:
 
 
 def _notes(rows: Rows, at_lag: Rows) -> tuple[str, ...]:
-    """The step size decides: say it by optimiser, with half-lives."""
+    """The step size decides: say it by space and optimiser, with half-lives."""
     notes = []
-    for row in over_seeds(at_lag, by=("mode", "optimizer"), value="ratio"):
+    several = len({row.get("space") for row in at_lag}) > 1
+    keys = ("space", "mode", "optimizer")
+    for row in over_seeds(at_lag, by=keys, value="ratio"):
+        where = {key: row[key] for key in keys}
         lives = [
-            life["steps"]
-            for life in select(
-                rows,
-                table="half_life",
-                kind="gradients",
-                mode=row["mode"],
-                optimizer=row["optimizer"],
-            )
+            life["steps"] for life in select(rows, table="half_life", kind="gradients", **where)
         ]
         reached = sorted(float(str(life)) for life in lives if life is not None)
         half = "half-life longer than the run"
@@ -61,27 +61,42 @@ def _notes(rows: Rows, at_lag: Rows) -> tuple[str, ...]:
             few = f" in {len(reached)} of {len(lives)} runs" if len(reached) < len(lives) else ""
             ends = sorted({f"{life:.0f}" for life in (reached[0], reached[-1])}, key=float)
             half = f"half-life {' to '.join(ends)} steps{few}"
-        same = select(at_lag, mode=row["mode"], optimizer=row["optimizer"])
-        control = estimate(same, "control")
+        control = estimate(select(at_lag, **where), "control")
         beside = f" (control {control.value:.2f})" if control else ""
-        notes.append(
-            f"{row['mode']}, {row['optimizer']}: ratio {row['value']:.2f}{beside}; {half}."
-        )
-    return tuple(notes)
+        named = f"{row['mode']}, {row['optimizer']}" + (f", {row['space']}" if several else "")
+        notes.append(f"{named}: ratio {row['value']:.2f}{beside}; {half}.")
+    return (*notes, *_left_out(rows))
+
+
+def _left_out(rows: Rows) -> Iterator[str]:
+    """Damage that gave nothing to recover from, with the first reason."""
+    told = [str(row["note"]).partition(LEFT_OUT) for row in select(rows, table="notes")]
+    found = [(what, why) for what, split, why in told if split]
+    for name in dict.fromkeys(what for what, _ in found):
+        reasons = [why for what, why in found if what == name]
+        yield f"{name} was left out {len(reasons)} times: {reasons[0]}."
+
+
+def _by_path(rows: Rows) -> Rows:
+    """Gradient rows with a name for their optimiser, and for the space where there are several."""
+    several = len({row.get("space") for row in rows}) > 1
+    return [
+        {**row, "path": f"{row['optimizer']}, {row['space']}" if several else row["optimizer"]}
+        for row in select(rows, kind="gradients")
+    ]
 
 
 def drift_chart(rows: Rows) -> object:
     """Energy ratio against lag, by optimiser, with the frozen control."""
-    table = over_seeds(
-        select(rows, kind="gradients"), by=("mode", "optimizer", "lag"), value="ratio"
-    )
-    control = over_seeds(select(rows, kind="gradients"), by=("mode", "lag"), value="control")
-    table += [{**row, "optimizer": "frozen control"} for row in control]
+    named = _by_path(rows)
+    table = over_seeds(named, by=("mode", "path", "lag"), value="ratio")
+    control = over_seeds(named, by=("mode", "lag"), value="control")
+    table += [{**row, "path": "frozen control"} for row in control]
     return lines(
         table,
         x=Axis("lag", "steps since the basis was made", log=True),
         y=Axis("value", "energy ratio"),
-        colour=Axis("optimizer", "optimiser"),
+        colour=Axis("path", "optimiser"),
         facet="mode",
         rules=["frozen control", Rule("threshold", CEILING)],
     )
@@ -89,8 +104,8 @@ def drift_chart(rows: Rows) -> object:
 
 def distance_chart(rows: Rows) -> object:
     """The same against the distance travelled: is it steps or distance that wears a basis out?"""
-    keys = ("mode", "optimizer", "lag")
-    gradients = select(rows, kind="gradients")
+    keys = ("mode", "path", "lag")
+    gradients = _by_path(rows)
     table = over_seeds(gradients, by=keys, value="ratio")
     moved = {
         tuple(row[key] for key in keys): row["value"]
@@ -102,7 +117,7 @@ def distance_chart(rows: Rows) -> object:
         table,
         x=Axis("displacement", "distance from the start (2-norm)", log=True),
         y=Axis("value", "energy ratio"),
-        colour=Axis("optimizer", "optimiser"),
+        colour=Axis("path", "optimiser"),
         facet="mode",
         rules=[Rule("threshold", CEILING)],
     )
@@ -111,14 +126,14 @@ def distance_chart(rows: Rows) -> object:
 def overlap_chart(rows: Rows) -> object:
     """Ratio and corrected overlap at lag 100 side by side: they disagree."""
     table = series_over_seeds(
-        select(rows, kind="gradients", lag=LAG),
-        by=("optimizer",),
+        select(_by_path(rows), lag=LAG),
+        by=("path",),
         values={"ratio": "energy ratio", "overlap": "overlap over ceiling", "control": "control"},
     )
     return dots(
         table,
         x=Axis("value", f"at lag {LAG}"),
-        row=Axis("optimizer", "optimiser"),
+        row=Axis("path", "optimiser"),
         colour="series",
         rules=["control"],
     )

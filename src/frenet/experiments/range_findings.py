@@ -85,7 +85,14 @@ TABLES = {
         Column("other", "", "task of the added vector", "key"),
         Column("gain", "nats/token", "loss that the vector takes off its task", "measure", "none"),
         Column("none", "nats/token", "no gain", "reference"),
-        Column("kept", "", "gain of the sum over that of the vector alone", "measure", "whole"),
+        Column(
+            "kept",
+            "",
+            "gain of the sum over that of the vector alone; empty: that is less "
+            "than a tenth of the loss",
+            "measure",
+            "whole",
+        ),
         Column("whole", "", "nothing lost", "reference"),
         Column("kept_random", "", "the same with a random vector added", "reference"),
         Column("transfer", "", "gain of the other vector alone, over the same", "measure", "whole"),
@@ -116,7 +123,8 @@ FIGURES = (
         "kept",
         "Two vectors at once",
         "How much of what a task vector gains on its own task is left when another is added: 1 is "
-        "all of it. Below, what the other vector does for the task alone.",
+        "all of it. Below, what the other vector does for the task alone. Of the vectors that take "
+        "at least a tenth off their task's loss.",
         "pair",
         kept_chart,
     ),

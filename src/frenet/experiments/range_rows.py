@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from frenet.measure.trajectory import Trajectory
 
 
+# Of its task's loss: a share of a smaller gain is the noise of the examples, divided by little.
+LEAST_GAIN = 0.1
+LEAST = "less than a tenth of the loss"
+
+
 @dataclass(frozen=True)
 class Config(DamageConfig, NetworkConfig):
     """Train on one task at a time from one point, and go along the differences."""
@@ -109,9 +114,10 @@ def pair_rows(spot: Range) -> Iterator[Row]:
             "kept_random": start[name] - spot.losses(tau + spot.random[other])[name],
             "transfer": start[name] - spot.losses(added)[name],
         }
+        known = alone >= LEAST_GAIN * start[name]
         yield {
             "table": "pair", **spot.keys, "task": name, "other": other, "gain": alone, "none": 0.0,
-            **{key: gain / alone if alone > 0 else None for key, gain in gains.items()},
+            **{key: gain / alone if known else None for key, gain in gains.items()},
             "whole": 1.0,
             "cosine": cosine(tau, added),
             "cosine_ceiling": cosine(tau, spot.vector(name, 1)),
@@ -164,7 +170,9 @@ def answer_rows(rows: Sequence[Row]) -> Iterator[Row]:
             for row in mine
             if row["table"] == "pair" and row["kept"] is not None
         )
-        told = "; ".join((", ".join(dict.fromkeys(losses)), *kept))
+        unknown = any(row["table"] == "pair" and row["kept"] is None for row in mine)
+        little = [f"it gains too little to ask what is left of it ({LEAST})"] if unknown else []
+        told = "; ".join((", ".join(dict.fromkeys(losses)), *kept, *little))
         yield {
             "table": "answer", "seed": first["seed"], "space": first["space"], "task": name,
             "sentence": f"{name}: loss {first['start']:.3g} without its vector, {told}",

@@ -164,7 +164,8 @@ FIGURES = (
         "bases",
         "What each basis holds of a recovery",
         "Captured fraction of the displacement from the damaged point to T_stop, mean over "
-        "protocols, tasks and replicates, 95% interval over seeds. A random basis holds k / d.",
+        "protocols, tasks and replicates, 95% interval over seeds, all of the same recoveries: "
+        "those long enough for a prefix of this k. A random basis holds k / d.",
         "capture",
         bases_chart,
     ),
@@ -172,7 +173,8 @@ FIGURES = (
         "prefix",
         "How soon is the recovery's direction known?",
         "The first k updates, orthonormalised in order. A random walk's prefix would capture its "
-        "share of the squared step norms; the replicate's own leading directions are the ceiling.",
+        "share of the squared step norms; the replicate's own leading directions are the ceiling. "
+        "Every k is of the recoveries that took at least k / 0.35 steps: the larger, the fewer.",
         "capture",
         prefix_chart,
     ),

@@ -165,8 +165,11 @@ def _function_notes(captures: Rows) -> tuple[str, ...]:
 def _status_notes(rows: Rows, captures: Rows) -> tuple[str, ...]:
     """How many cases, each damaged once and recovered twice, count, and why the others do not."""
     statuses: dict[tuple[Scalar, ...], set[Scalar]] = {}
+    unhurt: dict[Scalar, None] = {}
     for row in select(rows, table="recovery"):
         statuses.setdefault(of(row, CASE), set()).add(row["status"])
+        if row["status"] == "not damaged":
+            unhurt[row["protocol"]] = None
     counted = {of(row, CASE) for row in captures}
     reasons = [
         _reason(found, reach(select(captures, space=case[CASE.index("space")])))
@@ -176,6 +179,7 @@ def _status_notes(rows: Rows, captures: Rows) -> tuple[str, ...]:
     if not reasons:
         return ()
     listed = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
+    listed = listed.replace("not damaged", f"not damaged by {', '.join(map(str, unhurt))}")
     return (f"Of {len(statuses)} cases {len(counted)} count. The others: {listed}.",)
 
 

@@ -192,7 +192,8 @@ FIGURES = (
         "map",
         "How far and for how long",
         "Both at once: to the right, far; up, long. Points of all seeds and tasks; directions that "
-        "outlive the run stand at the last step that was looked at.",
+        "outlive the run stand at the last step that was looked at. Directions that hold no more "
+        "of the gradient than chance, as random ones do, have no lifetime and no point.",
         "lifetime",
         map_chart,
         front=True,

@@ -56,7 +56,11 @@ def _everywhere(decisions: Sequence[Decision], networks: int) -> str:
         same = [c for c, found in by_claim.items() if found == [verdict] * networks]
         if same:
             words.append(f"{spoken(same)} {'is' if len(same) == 1 else 'are'} {verdict} on all")
-    return f"{'; '.join(words)}." if words else "On no claim do all networks agree."
+    return (
+        f"{'; '.join(words)}."
+        if words
+        else "No claim is supported on all of them, none contradicted."
+    )
 
 
 def matrix(decisions: Sequence[Decision], anchors: Mapping[str, str]) -> Markup:

@@ -127,7 +127,7 @@ def _claim(claim: Claim, finding: Finding, config: Mapping[str, object]) -> Iter
             value = "" if found is None else f": {estimate(found)}"
             yield f"{_text(name[:1].upper() + name[1:])}{value}."
     if conditions := _conditions(config):
-        yield f"Measured with {_text('; '.join(conditions))}."
+        yield f"Settings: {_text('; '.join(conditions))}."
     yield f"{_text(finding.why[:1].upper() + finding.why[1:])}. The rule: {_text(claim.rule)}."
     yield ""
     for line in finding.notes:
