@@ -229,6 +229,16 @@ def test_c2_and_c4_say_what_each_damage_and_optimiser_gave() -> None:
         assert [r[name] for r in parts] == pytest.approx([0.8, 0.4, 0.6])
 
 
+def test_c2_says_where_capture_and_function_disagree() -> None:
+    rows = captures("prefix", PREFIX, regained=0.62)
+    assert fixed_plane(rows).notes == ()
+    rows += captures("damage direction", [0.01, 0.01, 0.01], k=1, regained=0.9)
+    assert fixed_plane(rows).notes == (
+        "Capture is not function: damage direction holds 0.010 of the displacement, and the "
+        "displacement projected on it regains 0.90 of the lost loss.",
+    )
+
+
 def test_c2_says_under_which_damage_a_static_basis_is_not_small() -> None:
     rows = captures("prefix", PREFIX) + captures("task vectors", [0.1, 0.1, 0.1])
     rows += captures("prefix", PREFIX, optimizer="sgd:1")

@@ -16,6 +16,7 @@ import pytest
 
 from frenet.experiments.experiment import Row
 from frenet.report import write_report
+from frenet.report.claims import Decision, matrix
 from frenet.report.numbers import estimate
 from frenet.report.provenance import command_line
 from frenet.runs import Run
@@ -328,6 +329,18 @@ def test_a_second_network_is_named_wherever_it_matters(tmp_path: Path) -> None:
     drifts = {"synthetic-basis-drift", "other-basis-drift", "synthetic-basis-drift-2"}
     assert drifts <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_a_network_on_which_nothing_was_measured_has_no_number_to_stand_beside() -> None:
+    first = made_up.runs()[2]
+    claim = made_up.experiments()["basis-drift"].claims[0]
+    nothing = claim.decide(first.rows)._replace(
+        estimate=None, reference="a null", reference_estimate=None, verdict="undecided"
+    )
+    other = [Decision(claim, nothing, "other", None)]
+    cell = str(matrix(other, {"other": "o"})).partition("<tbody>")[2]
+    assert "nothing was measured" in cell
+    assert "a null" not in cell
 
 
 def test_pictures_for_readers_without_scripts(tmp_path: Path) -> None:

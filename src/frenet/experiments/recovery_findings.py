@@ -38,6 +38,8 @@ from frenet.experiments.recovery_parts import (
 # Bases that need neither the damaged point's gradients nor the recovery itself.
 STATIC = ("gradients at start", "other tasks", "task vectors", "damage direction")
 MOST_STATIC = 0.25
+# Shares of displacement and loss that differ by less say the same.
+APART = 0.1
 
 
 class Plane(NamedTuple):
@@ -156,6 +158,8 @@ def _function_notes(captures: Rows) -> tuple[str, ...]:
     if not apart:
         return ()
     name, gain = max(apart, key=lambda pair: abs(pair[1] - by_basis[pair[0]]))
+    if abs(gain - by_basis[name]) < APART:
+        return ()
     return (
         f"Capture is not function: {name} holds {by_basis[name]:.3f} of the displacement, and the "
         f"displacement projected on it regains {gain:.2f} of the lost loss.",

@@ -90,8 +90,10 @@ def _verdict(decision: Decision | None, label: str) -> Markup:
     if decision is None:
         return tag("td", "not measured", data_label=label)
     finding = decision.finding
-    ours = _measured(finding.estimate, "")
-    return tag("td", badge(finding.verdict), *ours, tag("small", beside(finding)), data_label=label)
+    found = (*_measured(finding.estimate, ""), tag("small", beside(finding)))
+    if finding.estimate is None:
+        found = (tag("small", "nothing was measured"),)
+    return tag("td", badge(finding.verdict), *found, data_label=label)
 
 
 def beside(finding: Finding) -> str:
