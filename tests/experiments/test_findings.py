@@ -177,8 +177,8 @@ def test_c2_holds_where_it_holds_in_every_space() -> None:
         assert finding.estimate.value == pytest.approx(static)
         assert "(gradients at start), k = 10, full space" in finding.quantity
         assert finding.notes[0] == (
-            "In the lora space other tasks hold 0.02 [0, 0.045], the prefix 0.61 [0.59, 0.63]: "
-            "supported there."
+            "In the lora space the best (other tasks) holds 0.02 [0, 0.045], the prefix 0.61 "
+            "[0.59, 0.63]: supported there."
         )
 
 
@@ -225,6 +225,7 @@ def test_c2_and_c4_say_what_each_damage_and_optimiser_gave() -> None:
     conditions += [("lora", "noise", "sgd:1")]
     for finding, name in ((fixed_plane(rows), "prefix"), (prefix_span(rows), "captured")):
         parts = finding.breakdown.rows
+        assert [r["recoveries"] for r in parts] == [3, 3, 3]
         assert [(r["space"], r["protocol"], r["optimizer"]) for r in parts] == conditions
         assert [r[name] for r in parts] == pytest.approx([0.8, 0.4, 0.6])
 

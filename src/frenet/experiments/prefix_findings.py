@@ -100,6 +100,6 @@ def _prefixes_apart(prefixes: Rows) -> Breakdown | None:
             "lift": estimate(at, "lift"),
         }
         found = {name: None if share is None else share.value for name, share in shares.items()}
-        rows.append({**condition, "k": k, **found})
+        rows.append({**condition, "recoveries": len(at), "k": k, **found})
     title = "What the first k steps hold, by damage and optimiser"
     return Breakdown(title, tuple(rows)) if rows else None

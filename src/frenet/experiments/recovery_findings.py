@@ -106,8 +106,8 @@ def _plane(captures: Rows, space: str) -> Plane:
 
 def _other_spaces(planes: list[Plane]) -> tuple[str, ...]:
     return tuple(
-        f"In the {plane.space} space {plane.best} hold {worded(plane.static)}, the prefix "
-        f"{worded(plane.prefix)}: {plane.verdict} there."
+        f"In the {plane.space} space the best ({plane.best}) holds {worded(plane.static)}, the "
+        f"prefix {worded(plane.prefix)}: {plane.verdict} there."
         for plane in planes
         if plane.static
     )
