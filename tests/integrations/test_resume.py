@@ -1,5 +1,6 @@
 """A watched training that is broken off goes on from its checkpoint, to the same rows and steps."""
 
+import contextlib
 import re
 
 import pytest
@@ -58,6 +59,29 @@ def test_a_resumed_training_has_the_rows_of_an_uninterrupted_one(tmp_path, watch
     assert (found.gradients is None) == (not gradients)
     if gradients:
         assert torch.equal(found.gradients, expected.gradients)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_training_that_is_over_keeps_its_last_look(tmp_path, watch, ended):
+    """Killed after its last checkpoint, or finished and started again: no epoch is left to run."""
+
+    class Killed(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == STEPS and not ended:
+                raise KeyboardInterrupt
+
+    # Four steps an epoch, so that the eighth, between two regular looks, ends one.
+    settings = {**CHECKPOINTS, "per_device_train_batch_size": 9}
+    whole = {**watch, "out": tmp_path / "whole"}
+    train(model_of("lora"), tmp_path / "plain", watch=whole, **settings)
+    with contextlib.nullcontext() if ended else pytest.raises(KeyboardInterrupt):
+        train(model_of("lora"), tmp_path / "t", watch=watch, callbacks=[Killed()], **settings)
+    train(model_of("lora"), tmp_path / "t", watch=watch, resume=True, **settings)
+    run = read_run(watch["out"])
+    assert [row["step"] for row in run.rows if row["table"] == "drift"][::2] == [0, 3, 6, STEPS]
+    assert run.manifest["cells"] == {"total": 5, "finished": 5, "failed": 0}
+    files = [folder / "rows.jsonl" for folder in (watch["out"], whole["out"])]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_crash_leaves_a_report_of_what_there_is(tmp_path, watch):

@@ -40,7 +40,7 @@ class WatchFolder:
         if before is not None and before.experiment == WATCHED.name:
             # Who resumes may have loaded the model from the checkpoint's folder.
             config = replace(config, model=before.config["model"])
-        self.out, self.config = out, config
+        self.out, self.config, self._steps = out, config, steps
         self._header = Header(
             experiment=WATCHED.name,
             config=config_dict(config),
@@ -57,15 +57,15 @@ class WatchFolder:
     def open(self, done: int) -> None:
         """Hold the folder, and keep the looks that the first ``done`` steps of a training had.
 
-        The look at a last step between two regular ones is not kept: a training that goes on
-        does not have it.
+        The look at a last step between two regular ones is kept where the training is over, and
+        not where it goes on: one that was planned for longer does not have it.
         """
         store = RunFolder(self.out, self._header, restart=done > 0, extend=True)
         self._store = store.__enter__()
         if store.note:
             logger.warning("frenet: %s", store.note)
-        regular = range(0, done + 1, self.config.every)
-        self.store.keep_only([Cell.of(step=step) for step in regular] if done else [])
+        kept = [Cell.of(step=step) for step in self._looked_at(done)]
+        self.store.keep_only(kept if done else [])
 
     @property
     def store(self) -> RunFolder:
@@ -76,8 +76,12 @@ class WatchFolder:
 
     def looks(self, done: int) -> list[int]:
         """Steps of the stored looks among the first ``done``."""
-        regular = range(0, done + 1, self.config.every)
-        return [step for step in regular if self.store.done(Cell.of(step=step))]
+        return [step for step in self._looked_at(done) if self.store.done(Cell.of(step=step))]
+
+    def _looked_at(self, done: int) -> list[int]:
+        """Steps that are looked at by a training of which ``done`` steps are taken."""
+        last = [done] if done == self._steps else []
+        return list(dict.fromkeys([*range(0, done + 1, self.config.every), *last]))
 
     def write(self, cell: Cell, rows: Sequence[Row]) -> None:
         """Store the rows of a look, or of the end."""

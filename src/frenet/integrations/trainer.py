@@ -123,7 +123,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: Any, state: Any, control: Any, *, model: nn.Module, **others: Any
     ) -> None:
-        """Open the folder, and look at the start."""
+        """Open the folder, and look at the start, or at the end of what was trained before."""
         refuse_sharded(model, others.get("optimizer"))
         if not state.is_world_process_zero:
             return
@@ -146,7 +146,8 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
                 self.out,
                 ", ".join(args.report_to),
             )
-        if not plan.done:
+        # Trainer has no epoch left, at whose end the last look is made, for a finished training.
+        if not plan.done or plan.done >= plan.steps:
             self._look(state, control)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
