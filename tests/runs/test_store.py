@@ -100,6 +100,23 @@ def test_failures_are_kept_apart_and_forgotten_when_the_cell_works(tmp_path):
     assert list((tmp_path / "failed").iterdir()) == []
 
 
+def test_a_cell_that_worked_has_not_failed_even_where_a_kill_left_its_failure(tmp_path):
+    """Killed between the rows of a cell that was tried again and the end of its failure."""
+
+    def failed(run):
+        return [failure["cell"] for failure in run.failures], run.manifest["cells"]["failed"]
+
+    with RunFolder(tmp_path, HEADER) as folder:
+        folder.store(CELLS[1], [line(1)], seconds=1.0)
+        for cell in CELLS[1:3]:
+            folder.store_failure(cell, FAILURE)
+        assert failed(read_run(tmp_path, partial=True)) == (["seed=2"], 1)
+        folder.finish(CELLS, workers=1)
+    assert failed(read_run(tmp_path)) == (["seed=2"], 1)
+    with RunFolder(tmp_path, HEADER, restart=True):
+        assert [file.name for file in (tmp_path / "failed").iterdir()] == ["seed=2.json"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

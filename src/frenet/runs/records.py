@@ -16,6 +16,7 @@ from typing import Any
 
 from frenet.experiments.experiment import Cell, Column, Experiment
 from frenet.network.sampled import sampled
+from frenet.runs.files import RunFolderError
 
 MAX_STEM = 100
 WHOLE_FILE_BYTES = 64 << 20
@@ -132,6 +133,17 @@ def cell_stem(cell: Cell) -> str:
     if "~" not in text and len(text) <= MAX_STEM and text == text.lower():
         return text
     return f"{text[:MAX_STEM]}.{hashlib.sha256(canonical(cell.keys).encode()).hexdigest()[:8]}"
+
+
+def read_cell(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """The head of a cell's file and the lines of its rows, each with its line end."""
+    try:
+        head, *lines = file.read_text("utf-8").splitlines(keepends=True)
+        return dict(json.loads(head)), lines
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(
+            f"{file} is damaged; remove it and start the same command again"
+        ) from error
 
 
 def input_digests(config: Mapping[str, Any]) -> dict[str, str]:

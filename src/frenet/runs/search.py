@@ -24,8 +24,15 @@ from frenet.runs.engine import Interrupted
 from frenet.runs.header import Header
 from frenet.runs.machine import cpu_count, versions
 from frenet.runs.progress import duration
-from frenet.runs.records import cell_stem, config_dict, encode_row, input_digests, table_columns
-from frenet.runs.store import Run, RunFolder, read_cell, read_run
+from frenet.runs.records import (
+    cell_stem,
+    config_dict,
+    encode_row,
+    input_digests,
+    read_cell,
+    table_columns,
+)
+from frenet.runs.store import Run, RunFolder, read_run
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,7 +13,7 @@ import contextlib
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from frenet.runs.header import (
     refuse_foreign,
 )
 from frenet.runs.machine import commit, machine
-from frenet.runs.records import canonical, cell_stem, config_digest
+from frenet.runs.records import canonical, cell_stem, config_digest, read_cell
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,6 +141,9 @@ class RunFolder:
             (self.path / name).mkdir(exist_ok=True)
         if not self.finished:
             self.note = note_commit(self.path)
+            for failed in (self.path / "failed").glob("*.json"):
+                if (self.path / "cells" / f"{failed.stem}.jsonl").exists():
+                    failed.unlink()  # killed between storing the rows and this
 
     def _state(self) -> State:
         """How far the run is; a finished one that is to go on counts as begun."""
@@ -185,7 +188,7 @@ class RunFolder:
         parts = [read_cell(self._cell_file(cell)) for cell in cells if self.done(cell)]
         text = "".join(line for _, lines in parts for line in lines)
         costs = [{key: h.get(key) for key in ("cell", "seconds", "peak_mib")} for h, _ in parts]
-        failures = [_short(read_json(f)) for c in cells if (f := self._failed_file(c)).exists()]
+        failures = _failures(self.path, [cell_stem(cell) for cell in cells])
         write_whole(self.path / "rows.jsonl", text)
         write_whole(self.path / "timings.json", pretty(costs))
         note_commit(self.path)
@@ -271,26 +274,22 @@ def _so_far(folder: Path, header: Header) -> tuple[str, dict[str, Any]]:
     """Rows of the finished cells of a run under way, and a manifest that says so."""
     files = [f for stem in header.cells if (f := folder / "cells" / f"{stem}.jsonl").exists()]
     text = "".join(line for file in files for line in read_cell(file)[1])
-    failures = [_short(read_json(file)) for file in sorted((folder / "failed").glob("*.json"))]
-    commits = commits_of(folder)
+    failures, commits = _failures(folder, header.cells), commits_of(folder)
     facts = describe(header, commits, rows=text, finished=len(files), failures=failures)
     return text, facts | {"complete": False, "workers": None, "cell_seconds": None}
 
 
-def read_cell(file: Path) -> tuple[dict[str, Any], list[str]]:
-    """The head of a cell's file and the lines of its rows, each with its line end."""
-    try:
-        head, *lines = file.read_text("utf-8").splitlines(keepends=True)
-        return dict(json.loads(head)), lines
-    except (ValueError, TypeError) as error:
-        raise RunFolderError(
-            f"{file} is damaged; remove it and start the same command again"
-        ) from error
+def _failures(folder: Path, stems: Sequence[str]) -> list[dict[str, Any]]:
+    """What the manifest says of the cells that failed; the rest stands in their own files.
 
-
-def _short(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the manifest says of a failure; the rest stands in its own file."""
-    return {key: record[key] for key in ("cell", "stage", "type", "error")}
+    A cell with rows is none of them, even where a kill left the failure of an earlier try.
+    """
+    without = [stem for stem in stems if not (folder / "cells" / f"{stem}.jsonl").exists()]
+    files = [file for stem in without if (file := folder / "failed" / f"{stem}.json").exists()]
+    return [
+        {key: record[key] for key in ("cell", "stage", "type", "error")}
+        for record in map(read_json, files)
+    ]
 
 
 def _now() -> str:
