@@ -234,6 +234,10 @@ def test_bad_input_is_refused_before_anything_is_done(model):
     space = ParamSpace.select(model, "ln_f")
     with pytest.raises(ValueError, match="num_candidates=0; pass at least 1"):
         random_search(model, TASK, space, noise=Noise(0.1), num_candidates=0)
+    with pytest.raises(ValueError, match="top=0 leaves no winner to report; pass at least 1"):
+        random_search(
+            model, TASK, space, noise=Noise(0.1), num_candidates=2, selection=Selection(top=0)
+        )
     with pytest.raises(ValueError, match="8 of the 8 examples that candidates are selected on"):
         random_search(
             model, OneSplit("reverse"), space, noise=Noise(0.1), num_candidates=2, selection=SMALL

@@ -18,6 +18,8 @@ from rich.console import Console
 from toy_experiment import EXPERIMENT, Config, cells
 
 from frenet.experiments.experiment import Cell
+from frenet.experiments.search import winner_row
+from frenet.network.space import ParamSpace
 from frenet.runs import (
     DiskFullError,
     Interrupted,
@@ -472,5 +474,8 @@ def test_a_mistake_of_the_user_is_told_from_a_fault():
     assert not is_user_mistake(raised(json.loads, "{"))
     assert not is_user_mistake(raised(float, "x"))
     assert not is_user_mistake(raised(cells, None))
+    # Raised inside frenet, but by an index: nobody has put it into words.
+    assert not is_user_mistake(raised(winner_row, []))
+    assert is_user_mistake(raised(ParamSpace(("w",), ((2,),)).locate, 2))
     assert message_of(KeyError("no task 'x'")) == "no task 'x'"
     assert message_of(ValueError()) == "ValueError"

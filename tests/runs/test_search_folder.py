@@ -7,13 +7,14 @@ import re
 import pytest
 import torch
 
+from frenet.cli import main
 from frenet.experiments.search import SearchConfig, winner_row
 from frenet.experiments.subject import load_subject
 from frenet.methods.search import here
 from frenet.methods.winners import load_winner
 from frenet.network.load import load
 from frenet.report import write_report
-from frenet.runs import Interrupted, RunFolderError
+from frenet.runs import Interrupted, RunFolderError, read_run
 from frenet.runs.search import run_search
 from network.models import tiny_llama, tiny_tokenizer
 
@@ -113,6 +114,15 @@ def test_stopped_and_started_again_it_ends_with_the_same_rows(
     assert (again.path / "rows.jsonl").read_bytes() == (finished.path / "rows.jsonl").read_bytes()
 
 
+def test_one_held_out_example_has_a_gain_and_no_interval(config, tmp_path, capsys):
+    args = ["--model", config.model, "--tasks", config.tasks[0], "--sigma", "0.1", "--budget", "2"]
+    few = ["--select-size", "4", "--test-size", "1", "--probes", "2", "--top", "1", "--quiet"]
+    assert main(["search", *args, *few, "--out", str(tmp_path / "run")]) == 0
+    row = winner_row(read_run(tmp_path / "run").rows)
+    assert (row["low"], row["high"]) == (None, None)
+    assert f"gain {row['gain']:.4g}; {row['selected']:.4g} on" in capsys.readouterr().out
+
+
 def test_a_folder_of_another_search_is_refused(finished, config):
     with pytest.raises(RunFolderError, match="holds a run with budget=80, and this one has"):
         run_search(dataclasses.replace(config, budget=81), finished.path, say=quiet)
@@ -132,6 +142,7 @@ def test_a_folder_of_another_model_is_refused(config, tmp_path):
     ("changes", "match"),
     [
         ({"budget": 0}, "budget=0 is below one candidate"),
+        ({"top": 0}, "top=0 leaves no winner to report"),
         ({"sigma": "0"}, "sigma=0; pass a finite number above 0"),
         ({"sigma": "-1"}, "sigma=-1; pass a finite number above 0"),
         ({"sigma": "nan"}, "sigma=nan; pass a finite number above 0"),

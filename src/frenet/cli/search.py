@@ -101,9 +101,11 @@ def _sentence(row: "Row") -> str:
         selected = f"; {row['selected']:.4g} on the batch it was selected on"
     if row.get("expected") is not None:
         selected += f"; {row['expected']:.4g} expected"
+    # One held-out example has no interval.
+    ends = "" if row["low"] is None else f" [{row['low']:.4g}, {row['high']:.4g}]"
     return (
         f"{row['what']}: held-out score {row['before']:.4g} -> {row['after']:.4g}, gain "
-        f"{row['gain']:.4g} [{row['low']:.4g}, {row['high']:.4g}]{selected}"
+        f"{row['gain']:.4g}{ends}{selected}"
     )
 
 

@@ -138,7 +138,7 @@ def random_search(
         of the scores.
 
     Raises:
-        ValueError: N below 1, or an example in both splits.
+        ValueError: N or top below 1, or an example in both splits.
         FloatingPointError: a score that is not finite; names the candidate.
 
     Warns:
@@ -147,6 +147,8 @@ def random_search(
     if num_candidates < 1:
         raise ValueError(f"num_candidates={num_candidates}; pass at least 1")
     chosen = selection or Selection()
+    if chosen.top < 1:
+        raise ValueError(f"top={chosen.top} leaves no winner to report; pass at least 1")
     select = distinct(next(repeatable(task, "select", chosen.select_size, chosen.seed)))
     test = distinct(next(repeatable(task, "test", chosen.test_size, chosen.seed)))
     require_disjoint(select, test)

@@ -68,6 +68,8 @@ def run_search(
     """
     if config.budget < 1:
         raise ValueError(f"budget={config.budget} is below one candidate; pass at least 1")
+    if config.top < 1:
+        raise ValueError(f"top={config.top} leaves no winner to report; pass at least 1")
     fixed_sigma(config)
     subject = load_subject(config)
     with RunFolder(out, _header(config, subject)) as store:

@@ -1,6 +1,7 @@
 """What one process does with one cell: run it, check its rows, and never raise."""
 
 import contextlib
+import dis
 import os
 import pickle
 import signal
@@ -102,9 +103,9 @@ def is_user_mistake(error: BaseException) -> bool:
     """Whether an exception is frenet's way of refusing what the user gave.
 
     Missing and forbidden files are, and frenet's own kinds of ValueError; any other ValueError or
-    KeyError, a host that cannot be reached and an extra that is not installed are when frenet
-    itself raised it, and not when it came out of a library below, where it points to a fault of
-    frenet's.
+    KeyError, a host that cannot be reached and an extra that is not installed are when a ``raise``
+    of frenet's says so, and not when it came out of a library below or of an expression, such as an
+    index beyond a list, where it points to a fault of frenet's.
     """
     if isinstance(error, USER_ERRORS):
         return True
@@ -113,9 +114,12 @@ def is_user_mistake(error: BaseException) -> bool:
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    raised_in = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
     package = __name__.split(".")[0]
-    return package in (raised_in.split(".")[0], type(error).__module__.split(".")[0])
+    if type(error).__module__.split(".")[0] == package:
+        return True
+    if last is None or str(last.tb_frame.f_globals.get("__name__", "")).split(".")[0] != package:
+        return False
+    return last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def start_worker(threads: int, lifeline: Connection, log: str) -> None:
