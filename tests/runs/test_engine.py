@@ -32,7 +32,7 @@ from frenet.runs import (
     run_dict,
     run_experiment,
 )
-from frenet.runs.machine import cpu_count
+from frenet.runs.machine import cpu_count, device_of
 from frenet.runs.progress import Watch
 from frenet.runs.worker import is_user_mistake, message_of
 
@@ -160,6 +160,22 @@ def test_a_run_that_goes_on_keeps_its_threads(tmp_path):
     with pytest.raises(RunFolderError, match="with threads=2, and this one has threads=1"):
         run(config, tmp_path, threads=1)
     assert run(config, tmp_path, threads=None).manifest["threads"] == 2
+
+
+def test_a_run_begun_on_a_gpu_does_not_go_on_without_it(tmp_path):
+    config = Config(model="./mine", tasks=("copy", "stop"), seeds=(0,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toy_experiment._misbehave", stop_at("stop"))
+        patch.setattr("frenet.runs.machine.has_cuda", lambda: True)
+        patch.setattr("torch.cuda.get_device_name", lambda: "H100")
+        assert device_of(replace(config, model="synthetic")) == "cpu"
+        with pytest.raises(Interrupted):
+            run(config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["device"] == "cuda: H100"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("frenet.runs.machine.has_cuda", lambda: False)
+        with pytest.raises(RunFolderError, match="device='cuda: H100', and this one has device="):
+            run(config, tmp_path)
 
 
 def test_going_on_at_another_commit_is_said_in_one_line(tmp_path, capsys):

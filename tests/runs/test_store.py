@@ -28,6 +28,7 @@ HEADER = Header(
     inputs={"tasks.jsonl": "0123"},
     threads=1,
     versions={"frenet": "0.1.0", "torch": "2.13.0"},
+    device="cpu",
 )
 FAILURE = Failure("run", "ValueError", "no", "Traceback ...", False, ('{"x":1}',))
 
@@ -127,6 +128,7 @@ def test_a_cell_that_worked_has_not_failed_even_where_a_kill_left_its_failure(tm
         ({"cells": ["seed=0"]}, r"with cells=\['seed=0', 'seed=1'"),
         ({"threads": 2}, "with threads=1, and this one has threads=2"),
         ({"versions": {"frenet": "0.1.0", "torch": "3"}}, "version of torch='2.13.0'"),
+        ({"device": "cuda: H100"}, "with device='cpu', and this one has device='cuda: H100'"),
     ],
 )
 def test_another_run_in_the_same_folder_is_refused(tmp_path, change, words):
@@ -157,6 +159,21 @@ def test_a_finished_run_may_be_looked_at_with_other_versions_but_not_gone_on_wit
     with pytest.raises(RunFolderError, match=r"version of frenet='0\.1\.0'"):
         fill(tmp_path, CELLS, header=later, restart=True)
     assert (tmp_path / "manifest.json").exists()
+
+
+def test_a_run_of_an_unknown_device_goes_on_and_does_not_claim_one(tmp_path):
+    """Begun before devices were noted, or going on where a cluster has its own."""
+    fill(tmp_path / "old", CELLS[:2], finish=False)
+    file = tmp_path / "old" / "config.json"
+    head = json.loads(file.read_text())
+    assert head.pop("device") == "cpu"
+    file.write_text(json.dumps(head))
+    fill(tmp_path / "old", CELLS, header=replace(HEADER, device="cuda: H100"))
+    assert read_run(tmp_path / "old").manifest["device"] is None
+    fill(tmp_path / "new", CELLS[:2], finish=False)
+    assert read_run(tmp_path / "new", partial=True).manifest["device"] == "cpu"
+    fill(tmp_path / "new", CELLS, header=replace(HEADER, device=None))
+    assert read_run(tmp_path / "new").manifest["device"] == "cpu"
 
 
 def test_foreign_folders_and_files_are_left_alone(tmp_path):

@@ -1,12 +1,13 @@
 """From an experiment and a configuration to a finished run folder."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from frenet.experiments.experiment import Cell, Experiment
 from frenet.runs.header import Header, compare_headers, read_header
-from frenet.runs.machine import cpu_count, usual_workers, versions
+from frenet.runs.machine import cpu_count, device_of, usual_workers, versions
 from frenet.runs.progress import Watch
 from frenet.runs.records import cell_stem, config_dict, input_digests, table_columns
 from frenet.runs.store import Failure, Run, RunFolder, read_run
@@ -77,6 +78,8 @@ def run_experiment(
         if count is not None and count < 1:
             raise ValueError(f"{name}={count} is not possible; give 1 or more")
     header = describe_run(experiment, config, cells=cells, threads=threads, folder=folder)
+    if engine == "ray":  # workers have devices of their own
+        header = replace(header, device=None)
     stored = finished_run(folder, header)
     if stored is not None and not (retry_failed and stored.failures):
         Watch(experiment.name, total=0, done=0, quiet=quiet).say(_already(stored))
@@ -127,6 +130,7 @@ def describe_run(
         inputs=input_digests(settings),
         threads=threads,
         versions=versions(),
+        device=device_of(config),
     )
 
 

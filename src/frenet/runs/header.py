@@ -18,7 +18,10 @@ State = Literal["empty", "begun", "finished"]
 
 @dataclass(frozen=True)
 class Header:
-    """What is fixed before the first cell, and must be the same whenever the run goes on."""
+    """What is fixed before the first cell, and must be the same whenever the run goes on.
+
+    ``device`` is None where it is not known: on a cluster, and in folders of earlier builds.
+    """
 
     experiment: str
     config: dict[str, Any]
@@ -26,6 +29,7 @@ class Header:
     inputs: dict[str, str]
     threads: int
     versions: dict[str, str | None]
+    device: str | None = None
 
 
 def read_header(folder: Path) -> Header | None:
@@ -39,9 +43,10 @@ def read_header(folder: Path) -> Header | None:
         return None
     stored = read_json(file)
     names = Header.__dataclass_fields__
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT or set(names) - set(stored):
+    lacking = set(names) - {"device", *stored} if isinstance(stored, dict) else names
+    if lacking or stored["format"] != FORMAT:
         raise RunFolderError(f"{file} was not written by this version of frenet; {OTHER_OUT}")
-    return Header(**{name: stored[name] for name in names})
+    return Header(**{name: stored.get(name) for name in names})
 
 
 def compare_headers(folder: Path, *, stored: Header, wanted: Header, state: State) -> None:
@@ -52,8 +57,8 @@ def compare_headers(folder: Path, *, stored: Header, wanted: Header, state: Stat
         stored: what it holds.
         wanted: what is to run now.
         state: "empty" as long as no cell is finished: then only experiment and configuration have
-            to agree; "finished": it is only read, so versions and threads may have been others;
-            "begun": all of it has to agree.
+            to agree; "finished": it is only read, so versions, threads and device may have been
+            others; "begun": all of it has to agree, as far as it is known.
 
     Raises:
         RunFolderError: something differs.
@@ -66,6 +71,8 @@ def compare_headers(folder: Path, *, stored: Header, wanted: Header, state: Stat
     if state == "begun":
         pairs += [("threads", stored.threads, wanted.threads)]
         pairs += _pairs("version of ", stored.versions, wanted.versions)
+        if None not in (stored.device, wanted.device):
+            pairs += [("device", stored.device, wanted.device)]
     for name, old, new in pairs:
         if old != new:
             raise RunFolderError(

@@ -49,8 +49,20 @@ def usual_workers(config: Any) -> int:
 
     The synthetic transformer stays on the processors.
     """
-    takes_gpu = getattr(config, "model", "synthetic") != "synthetic" and has_cuda()
-    return 1 if takes_gpu else cpu_count()
+    return 1 if _takes_gpu(config) else cpu_count()
+
+
+def device_of(config: Any) -> str:
+    """What the numbers of a configuration are computed on: "cpu", or a GPU by its name."""
+    if not _takes_gpu(config):
+        return "cpu"
+    import torch
+
+    return f"cuda: {torch.cuda.get_device_name()}"
+
+
+def _takes_gpu(config: Any) -> bool:
+    return getattr(config, "model", "synthetic") != "synthetic" and has_cuda()
 
 
 def machine() -> dict[str, Any]:

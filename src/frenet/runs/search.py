@@ -1,5 +1,6 @@
 """`frenet search`: a plan, a search that goes on where it was stopped, and what came of it."""
 
+import dataclasses
 import json
 import math
 import time
@@ -22,7 +23,7 @@ from frenet.experiments.subject import (
 )
 from frenet.runs.engine import Interrupted
 from frenet.runs.header import Header
-from frenet.runs.machine import cpu_count, versions
+from frenet.runs.machine import cpu_count, device_of, versions
 from frenet.runs.progress import duration
 from frenet.runs.records import (
     cell_stem,
@@ -72,7 +73,10 @@ def run_search(
         raise ValueError(f"top={config.top} leaves no winner to report; pass at least 1")
     fixed_sigma(config)
     subject = load_subject(config)
-    with RunFolder(out, _header(config, subject)) as store:
+    header = _header(config, subject)
+    if engine is not None:  # it may evaluate elsewhere
+        header = dataclasses.replace(header, device=None)
+    with RunFolder(out, header) as store:
         if not store.finished:
             if store.note:
                 say(store.note)
@@ -99,6 +103,7 @@ def _header(config: SearchConfig, subject: Subject) -> Header:
         inputs={**input_digests(settings), "the weights": subject.fingerprint},
         threads=min(torch.get_num_threads(), cpu_count()),
         versions=versions(),
+        device=device_of(config),
     )
 
 

@@ -130,6 +130,8 @@ class RunFolder:
             known = replace(stored, cells=self.header.cells) if self._extend else stored
             compare_headers(self.path, stored=known, wanted=self.header, state=state)
         fresh = stored is None or state == "empty"
+        if stored is not None and not fresh:
+            self.header = replace(self.header, device=stored.device)
         if fresh or self._extend:
             commits = [commit()] if fresh else commits_of(self.path)
             head = {"format": FORMAT, "started": _now(), "commits": commits, **asdict(self.header)}
@@ -229,6 +231,7 @@ def describe(
         "commit": commits[0] if len(commits) == 1 else None,
         "commits": commits,
         "threads": header.threads,
+        "device": header.device,
         "ended": _now(),
     }
 
