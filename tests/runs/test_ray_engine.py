@@ -20,6 +20,7 @@ from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.runs import run_experiment
 from frenet.runs.ray_cluster import TRIES, Work, handed_out, processors, shared_out
+from frenet.runs.ray_cluster import cluster as joined
 from frenet.runs.ray_engine import ray_engine
 
 TASK = SyntheticTask("reverse")
@@ -140,6 +141,20 @@ def test_every_worker_fits_on_a_machine(machines, workers, threads, expected):
 def test_workers_that_would_wait_for_ever_are_refused(machines, workers, threads, match):
     with pytest.raises(ValueError, match=match):
         shared_out(machines, workers, threads, given=True)
+
+
+def test_without_an_address_no_cluster_that_is_there_is_joined(monkeypatch):
+    """Ray's own default is the one of RAY_ADDRESS, or one that was left running."""
+    asked = []
+    fake = SimpleNamespace(
+        is_initialized=lambda: False, init=lambda **given: asked.append(given), shutdown=list
+    )
+    monkeypatch.setattr("frenet.runs.ray_cluster.require_ray", lambda: fake)
+    for address, workers in ((None, None), (None, 3), ("auto", 3)):
+        with joined(address, workers, 2):
+            pass
+    assert [given["address"] for given in asked] == ["local", "local", "auto"]
+    assert [given.get("num_cpus") for given in asked] == [None, 6, None]
 
 
 def test_machines_that_are_gone_or_without_processors_do_not_count():

@@ -72,7 +72,8 @@ def cluster(address: str | None, workers: int | None, threads: int) -> Iterator[
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
         cpus = None if workers is None else workers * threads
-        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+        # Without an address Ray would join that of RAY_ADDRESS, or one that was left running here.
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     else:
         try:
             ray.init(address=address, **quiet)
