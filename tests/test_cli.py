@@ -258,6 +258,8 @@ def test_a_failed_cell_gives_code_1_and_is_named(capsys):
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "full"], "full is not a run folder and holds none"),
         (["demo", "--experiments", "toy"], "no experiment 'toy'; there are: toy-sums"),
+        (["run", "toy-sums", "--address", "auto"], "--address is of a Ray cluster; pass --engine"),
+        (["demo", "--address", "auto"], "--address is of a Ray cluster; pass --engine ray"),
         (["demo", "--preset", "gpu"], "no preset of toy-sums 'gpu'"),
     ],
 )

@@ -107,5 +107,7 @@ def test_names_of_networks_are_shown_as_they_are():
 def test_mistakes_are_said_in_one_line(capsys):
     assert cli.main(["reproduce", "--preset", "demi"]) == 2
     assert "no preset of reproduce 'demi'; did you mean 'demo'?" in capsys.readouterr().err
+    assert cli.main(["reproduce", "--address", "auto", "--networks", "nowhere.gguf"]) == 2
+    assert "--address is of a Ray cluster; pass --engine ray" in capsys.readouterr().err
     assert cli.main(["reproduce", "--networks", "nowhere.gguf"]) == 2
     assert "there is no file or folder nowhere.gguf" in capsys.readouterr().err

@@ -114,6 +114,14 @@ def test_stopped_and_started_again_it_ends_with_the_same_rows(
     assert (again.path / "rows.jsonl").read_bytes() == (finished.path / "rows.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("option", ["--workers", "--address"])
+def test_options_of_a_cluster_need_one(config, capsys, option):
+    args = ["search", "--model", "nowhere", "--tasks", config.tasks[0], option, "3"]
+    assert main(args) == 2
+    assert f"{option} " in (said := capsys.readouterr().err)
+    assert "of a Ray cluster; pass --engine ray with" in said
+
+
 def test_one_held_out_example_has_a_gain_and_no_interval(config, tmp_path, capsys):
     args = ["--model", config.model, "--tasks", config.tasks[0], "--sigma", "0.1", "--budget", "2"]
     few = ["--select-size", "4", "--test-size", "1", "--probes", "2", "--top", "1", "--quiet"]

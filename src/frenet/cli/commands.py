@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from frenet.cli.codes import DONE, MISTAKE, NO_RESULT
 from frenet.cli.doctor import doctor
-from frenet.cli.execution import Planned, execute, execute_all, path_text, preset_of, show_runs
+from frenet.cli.execution import (
+    Planned,
+    execute,
+    execute_all,
+    path_text,
+    preset_of,
+    refuse_unused,
+    show_runs,
+)
 from frenet.cli.options import (
     RUN_HELP,
     Convert,
@@ -81,6 +89,7 @@ def _run(args: list[str]) -> int:
     work, config = parse_both(
         Work, preset, args[1:], command=command, about=about, titles=("running", title)
     )
+    refuse_unused(work)
     with printing(work.json) as show:
         from frenet.report import write_report
         from frenet.runs import default_out
@@ -99,6 +108,7 @@ def _demo(args: list[str]) -> int:
     """``frenet demo``."""
     about = "Run the experiments on a small network trained here, and write the report."
     work = parse(Demo, args, command="demo", about=about)
+    refuse_unused(work)
     with printing(work.json) as show:
         from frenet.report import write_report
         from frenet.runs import demo_out

@@ -37,6 +37,12 @@ def _value(name: str, args: Sequence[str]) -> str | None:
     return None
 
 
+def refuse_unused(work: Work) -> None:
+    """Refuse an option that another one would leave without effect."""
+    if work.address is not None and work.engine != "ray":
+        raise ValueError("--address is of a Ray cluster; pass --engine ray with it")
+
+
 def execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "Run":
     """Run one experiment as the options say."""
     from frenet.runs import run_experiment

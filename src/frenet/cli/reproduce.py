@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frenet.cli.codes import DONE, NO_RESULT
-from frenet.cli.execution import Planned, execute_all, path_text, preset_of, show_runs
+from frenet.cli.execution import (
+    Planned,
+    execute_all,
+    path_text,
+    preset_of,
+    refuse_unused,
+    show_runs,
+)
 from frenet.cli.options import Work, named, parse_both, printing
 
 if TYPE_CHECKING:
@@ -41,6 +48,7 @@ def reproduce(args: list[str]) -> int:
         Reproducing, settings, args, command="reproduce", about=ABOUT,
         titles=("running", "networks"),
     )  # fmt: skip
+    refuse_unused(work)
     with printing(work.json) as show:
         todo = parts(wanted, name)
         out = work.out or reproduction_out(name, wanted)

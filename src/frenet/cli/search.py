@@ -88,6 +88,8 @@ def _engine(running: Running) -> "Engine | None":
     if running.engine == "local":
         if running.address:
             raise ValueError("--address is of a Ray cluster; pass --engine ray with it")
+        if running.workers is not None:
+            raise ValueError("--workers are those of a Ray cluster; pass --engine ray with them")
         return None
     from frenet.runs.ray_engine import ray_engine
 
