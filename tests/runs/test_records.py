@@ -153,7 +153,7 @@ def test_a_path_from_home_is_an_input(tmp_path, monkeypatch):
     (tmp_path / "tasks.jsonl").write_text("one\n")
     found = input_digests({"tasks": ["~/tasks.jsonl", "~/other.jsonl", "~nobody-here/a"]})
     assert found == {
-        "~/tasks.jsonl": input_digests({"a": str(tmp_path / "tasks.jsonl")}).popitem()[1]
+        "~/tasks.jsonl": input_digests({"tasks": str(tmp_path / "tasks.jsonl")}).popitem()[1]
     }
 
 
@@ -172,6 +172,29 @@ def test_the_base_of_an_adapter_is_an_input(tmp_path, monkeypatch):
     for text in ('{"base_model_name_or_path": "owner/name"}', "{}", "[]", "{"):
         config.write_text(text)
         assert set(input_digests({"model": str(adapter)})) == {str(adapter)}
+
+
+def test_a_name_that_happens_to_be_a_path_is_no_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("lora", "sort", "synthetic", "adapter"):
+        (tmp_path / name).mkdir()
+    settings = {"spaces": ["lora"], "only": "sort", "where": "lora", "adapter": "adapter"}
+    assert set(input_digests({"model": "owner/name", **settings})) == {"adapter"}
+    made = {"model": "synthetic", "tasks": ["sort"], "vectors": ["lora"]}
+    assert set(input_digests(made)) == {"lora"}
+
+
+def test_of_a_recorded_training_the_steps_are_the_input(tmp_path):
+    run, steps = tmp_path / "run", tmp_path / "run" / "trajectory" / "steps-1-2.safetensors"
+    steps.parent.mkdir(parents=True)
+    steps.write_bytes(b"12")
+    settings = {"trajectory": str(run)}
+    before = input_digests(settings)
+    assert set(before) == {str(run)}
+    (run / "report.html").write_text("<html>")
+    assert input_digests(settings) == before
+    steps.write_bytes(b"13")
+    assert input_digests(settings) != before
 
 
 def test_text_that_cannot_be_a_path_is_no_input():

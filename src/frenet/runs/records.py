@@ -20,6 +20,9 @@ from frenet.runs.files import RunFolderError
 
 MAX_STEM = 100
 WHOLE_FILE_BYTES = 64 << 20
+# The fields of configurations that name files and folders; any other text only may look like one.
+SOURCES = ("model", "adapter", "tasks", "vectors", "contrasts", "steering", "trajectory")
+SYNTHETIC_NAMES = ("model", "tasks")
 
 
 def canonical(value: object) -> str:
@@ -149,14 +152,20 @@ def read_cell(file: Path) -> tuple[dict[str, Any], list[str]]:
 def input_digests(config: Mapping[str, Any]) -> dict[str, str]:
     """Digests of the files and folders that a configuration names, so that a change is noticed.
 
-    The folder of an adapter stands for the base that it names, too. What comes from the hub has no
-    digest: the revision that was loaded stands among the notes of the rows.
+    Of a recorded training only the steps are read, not the report that lies beside them. The folder
+    of an adapter stands for the base that it names, too. What comes from the hub has no digest: the
+    revision that was loaded stands among the notes of the rows.
     """
+    made_here = SYNTHETIC_NAMES if config.get("model") == "synthetic" else ()
     names: set[str] = set()
-    for value in config.values():
+    for value in (config[name] for name in SOURCES if name in config and name not in made_here):
         names.update(v for v in (value if isinstance(value, list) else [value]) if _is_path(v))
     names.update(base for name in names.copy() if _is_path(base := _base_of(name)))
-    return {name: _digest(Path(name).expanduser()) for name in sorted(names)}
+    read = {name: Path(name).expanduser() for name in sorted(names)}
+    run = config.get("trajectory")
+    if run in read and (steps := read[run] / "trajectory").is_dir():
+        read[run] = steps
+    return {name: _digest(path) for name, path in read.items()}
 
 
 def _is_path(value: object) -> bool:
