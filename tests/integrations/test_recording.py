@@ -1,11 +1,13 @@
 """Steps on disk: in chunks, cut anywhere, never in a gap."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from frenet.integrations import recording
 from frenet.integrations.recording import Recording, last_recorded
-from frenet.measure.trajectory_files import chunks, in_order
+from frenet.measure.trajectory_files import chunks, in_order, read_tensors
 from frenet.network.space import ParamSpace
 
 SPACE = ParamSpace(("a", "b"), ((2,), (1, 3)))
@@ -62,6 +64,33 @@ def test_a_recording_is_cut_at_any_step_and_goes_on(tmp_path, small, kept, gradi
     again.flush()
     assert torch.equal(stored(again, 8)[0], steps(8))
     assert torch.equal(stored(again, 8)[0][:4], stored(again, 4)[0])
+
+
+@pytest.mark.parametrize("removed", [0, 1])
+def test_a_cut_that_is_interrupted_can_be_made_again(tmp_path, small, monkeypatch, removed):
+    """Killed before the old file of the steps that are kept is removed, or before any is."""
+    made = filled(tmp_path, 9)
+    unlink, done = Path.unlink, []
+
+    def killed(path, **options):
+        if len(done) == removed:
+            raise KeyboardInterrupt
+        done.append(path)
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made.cut(5)
+    last = in_order(tmp_path)[-1].last
+    assert torch.equal(read_tensors(in_order(tmp_path)[1].path)["steps"], steps(9)[3:last][:3])
+    again = Recording(tmp_path, SPACE, gradients=False)
+    assert torch.equal(stored(again, 5)[0], steps(9)[:5])
+    again.cut(5)
+    assert [(c.first, c.last) for c in chunks(tmp_path)] == [(1, 3), (4, 5)]
+    assert len(list(tmp_path.glob("steps-*"))) == 2
+    again.cut(0)
+    assert not list(tmp_path.glob("steps-*"))
 
 
 def test_one_step_larger_than_a_chunk_is_a_chunk(tmp_path, monkeypatch):

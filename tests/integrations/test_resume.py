@@ -149,6 +149,17 @@ def test_a_batch_size_that_is_tried_again_starts_over(tmp_path, watch):
     assert len(read_trajectory(watch["out"])) == STEPS
 
 
+def test_a_training_that_follows_a_diverged_one_is_not_finished_by_it(tmp_path, watch):
+    train(model_of("lora"), tmp_path / "t", watch=watch, learning_rate=float("inf"))
+    assert read_run(watch["out"]).manifest["cells"]["failed"] == 1
+    with pytest.raises(KeyboardInterrupt):
+        train(model_of("lora"), tmp_path / "u", watch=watch, callbacks=[Crash(4)])
+    with pytest.raises(RunFolderError, match="is not finished"):
+        read_run(watch["out"])
+    run = read_run(watch["out"], partial=True)
+    assert (run.failures, run.manifest["cells"]["finished"]) == ([], 2)
+
+
 def test_a_second_training_does_not_mix_with_the_first(tmp_path, watch):
     train(model_of("lora"), tmp_path / "t", watch=watch)
     before = (watch["out"] / "rows.jsonl").read_bytes()

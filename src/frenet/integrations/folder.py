@@ -60,7 +60,7 @@ class WatchFolder:
         The look at a last step between two regular ones is kept where the training is over, and
         not where it goes on: one that was planned for longer does not have it.
         """
-        store = RunFolder(self.out, self._header, restart=done > 0, extend=True)
+        store = RunFolder(self.out, self._header, restart=True, extend=True)
         self._store = store.__enter__()
         if store.note:
             logger.warning("frenet: %s", store.note)

@@ -51,6 +51,9 @@ class Recording:
     def __init__(self, folder: Path, space: ParamSpace, *, gradients: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.space, self.gradients = folder, space, gradients
+        known = {chunk.path for chunk in chunks(folder)}
+        for path in set(folder.glob("steps-*.safetensors")) - known:
+            path.unlink()
         self.written = last_recorded(folder)
         self._waiting: dict[str, list[Tensor]] = {"steps": [], "zeros": []}
         if gradients:
@@ -94,7 +97,8 @@ class Recording:
         """Keep the first ``steps`` steps only."""
         for rows in self._waiting.values():
             rows.clear()
-        for chunk in chunks(self.folder):
+        # From the end, so that there is no gap where this is interrupted.
+        for chunk in reversed(chunks(self.folder)):
             if chunk.last <= steps:
                 continue
             if chunk.first <= steps:

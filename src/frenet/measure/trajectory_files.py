@@ -35,12 +35,16 @@ def bytes_per_step(dim: int, gradients: bool) -> int:
 
 
 def chunks(folder: Path) -> list[Chunk]:
-    """The files of steps, in order."""
-    found = []
-    for path in sorted(folder.glob("steps-*.safetensors")):
-        first, last = path.stem.removeprefix("steps-").split("-")
-        found.append(Chunk(int(first), int(last), path))
-    return found
+    """The files of steps, in order.
+
+    Of two that begin with the same step the shorter one: cutting it off was interrupted before the
+    longer one was removed.
+    """
+    found: dict[int, Chunk] = {}
+    for path in sorted(folder.glob("steps-*.safetensors"), reverse=True):
+        first, last = map(int, path.stem.removeprefix("steps-").split("-"))
+        found[first] = Chunk(first, last, path)
+    return sorted(found.values())
 
 
 def in_order(folder: Path) -> list[Chunk]:
