@@ -19,6 +19,8 @@ from frenet.measure.trajectory_files import read_steps
 from frenet.methods.steering_vector import SteeringVector, save_vector
 from frenet.methods.task_vectors import from_adapter
 from frenet.network.adapters import attach_lora
+from frenet.runs import RunFolder
+from frenet.runs.header import Header
 from network.models import tiny_llama, tiny_tokenizer
 
 SPACE = frenet.ParamSpace(("w",), ((1,),))
@@ -75,6 +77,26 @@ def test_one_line_for_each_direction(folder, capsys):
     assert "adapter: loss is linear within 20%" in said
     assert "steering: logit difference is linear within 20%" in said
     assert said.count("of its own length") >= 3
+
+
+def test_failed_cells_run_again_on_request_with_all_processors(folder, tmp_path, monkeypatch):
+    """The remedy that is named for a run with failures."""
+    path, _ = folder
+    asked = []
+
+    def fails(experiment, config, out, **options):
+        asked.append((options["threads"], options["retry_failed"]))
+        raise FloatingPointError("for now")
+
+    monkeypatch.setattr("frenet.runs.run_experiment", fails)
+    monkeypatch.setattr("frenet.runs.machine.cpu_count", lambda: 7)
+    monkeypatch.setitem(globals(), "FEW", ())
+    for begun, flags in ((False, ()), (False, ("--threads", "0")), (True, ("--retry-failed",))):
+        if begun:
+            with RunFolder(tmp_path, Header("direction-scale", {}, [], {}, 2, {})):
+                pass
+        assert probe(path, *flags, "--out", tmp_path) == 1
+    assert asked == [(7, False), (0, False), (None, True)]
 
 
 def test_directions_of_one_name_stay_apart(folder, capsys, tmp_path):

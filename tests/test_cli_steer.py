@@ -127,6 +127,18 @@ def test_text_in_brackets_is_shown_as_it_is(capsys):
             ("extract", "--model", "@model", "--tasks", "@pairs.jsonl", "--form", "class"),
             "belong to no class",
         ),
+        (
+            ("extract", "--model", "@no", "--tasks", "@no", "--out", "@v.gguf"),
+            "frenet steer export",
+        ),
+        (
+            ("apply", "@no.safetensors", "--model", "@no", "--prompt", "a", "--tokens", "0"),
+            "least 1",
+        ),
+        (
+            ("apply", "@no.safetensors", "--model", "@no", "--prompt", "a", "--doses", "1", "nan"),
+            "dose nan is not finite",
+        ),
         (("compare", "@no.safetensors", "@no.safetensors"), "there is no file"),
         (("export", "@statements.jsonl", "--out", "@x.gguf"), "is no steering vector"),
         (("steal",), "no command of steer 'steal'"),

@@ -230,7 +230,13 @@ def test_a_damaged_cell_is_named(tmp_path):
 def test_run_folders_are_found_one_level_down(tmp_path):
     for name in ("b", "a"):
         fill(tmp_path / name, CELLS)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "gpt2"}')
     assert find_runs([tmp_path]) == [tmp_path / "a", tmp_path / "b"]
+    (tmp_path / "models").mkdir()
+    (tmp_path / "model").rename(tmp_path / "models" / "model")
+    with pytest.raises(RunFolderError, match="models is not a run folder and holds none"):
+        find_runs([tmp_path / "models"])
     assert find_runs([tmp_path / "b", tmp_path]) == [tmp_path / "b", tmp_path / "a"]
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         find_runs([tmp_path / "nowhere"])

@@ -26,7 +26,9 @@ class Probing:
     out: Folder = None
     """Folder for the results. By default a name made from the settings, below runs/."""
     threads: Count = None
-    """Torch threads. By default all processors."""
+    """Torch threads. By default all processors; a run that goes on keeps its own."""
+    retry_failed: bool = False
+    """Run the failed cells of a finished run again."""
     quiet: bool = False
     """Show no progress."""
     json: bool = False
@@ -41,11 +43,18 @@ def probe(args: list[str]) -> int:
     with printing(probing.json) as show:
         from frenet.report import write_report
         from frenet.runs import default_out, run_experiment
+        from frenet.runs.header import read_header
+        from frenet.runs.machine import cpu_count
 
         out = probing.out or default_out(EXPERIMENT, config)
+        # One process does all cells, so there is nobody to share the processors with.
+        threads = probing.threads
+        if threads is None and read_header(out) is None:
+            threads = cpu_count()
         run = run_experiment(
-            EXPERIMENT, config, out, workers=1, threads=probing.threads, quiet=probing.quiet
-        )
+            EXPERIMENT, config, out, workers=1, threads=threads, quiet=probing.quiet,
+            retry_failed=probing.retry_failed,
+        )  # fmt: skip
         report = write_report([run], out / "report.html")
         found = _results(run.rows)
         if probing.json:

@@ -1,5 +1,6 @@
 """``frenet steer extract | compare | apply | export``: steering vectors as files."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,11 @@ def steer(args: list[str]) -> int:
 
 def _extract(args: list[str]) -> int:
     options = parse(Extract, args, command="steer extract", about="Make a steering vector.")
+    if options.out.suffix != ".safetensors":
+        raise ValueError(
+            f"{options.out} does not end in .safetensors, which is what is written; frenet steer "
+            "export makes a GGUF file of it"
+        )
     with printing(options.json) as show:
         from frenet.methods.steering_vector import save_vector
 
@@ -161,6 +167,11 @@ def _nulls(
 
 def _apply(args: list[str]) -> int:
     options = parse(Apply, args, command="steer apply", about="Generate with a steering vector.")
+    if options.tokens < 1:
+        raise ValueError(f"tokens={options.tokens} leaves nothing to generate; pass at least 1")
+    odd = [dose for dose in options.doses if not math.isfinite(dose)]
+    if odd:
+        raise ValueError(f"dose {odd[0]} is not finite; pass numbers, such as -0.3 0.3")
     with printing(options.json) as show:
         import torch
 

@@ -37,7 +37,7 @@ class Extract(Source):
     """Options of ``frenet steer extract``."""
 
     out: Out = Path("vector.safetensors")
-    """Where the vector goes."""
+    """Where the vector goes; ends in .safetensors."""
     how: Literal["mean", "principal", "gradient"] = "mean"
     """'mean' difference of the two sides; first 'principal' component of the paired differences;
     shift by a 'gradient' step towards the positive answer."""

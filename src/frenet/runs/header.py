@@ -130,6 +130,8 @@ def refuse_foreign(folder: Path) -> None:
 def find_runs(paths: Sequence[Path]) -> list[Path]:
     """The run folders among paths, and those directly inside a path that is none itself.
 
+    What else lies there, such as the folder of a model, is passed over.
+
     Raises:
         FileNotFoundError: a path does not exist.
         RunFolderError: a folder neither is a run nor holds one.
@@ -138,11 +140,17 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; give a run folder")
-        inside = sorted(file.parent for file in path.glob("*/config.json"))
+        inside = sorted(file.parent for file in path.glob("*/config.json") if _is_run(file))
         if not (path / "config.json").exists() and not inside:
             raise RunFolderError(f"{path} is not a run folder and holds none")
         found += [path] if (path / "config.json").exists() else inside
     return list(dict.fromkeys(found))
+
+
+def _is_run(file: Path) -> bool:
+    """Whether a config.json is that of a run, if of another version."""
+    stored = read_json(file)
+    return isinstance(stored, dict) and "experiment" in stored
 
 
 def pretty(value: object) -> str:
