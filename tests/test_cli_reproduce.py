@@ -12,7 +12,7 @@ from frenet.cli import reproduce as command
 from frenet.experiments.reproduction import PRESETS, Part, Reproduction, parts
 from frenet.network import memory
 from frenet.runs import read_run
-from frenet.runs.forecast import Forecast
+from frenet.runs.forecast import Forecast, Speed
 
 SMALL = [
     "reproduce", "--preset", "smoke", "--networks", "synthetic", "--experiments", "gradient-rank",
@@ -84,9 +84,9 @@ def test_a_plan_that_needs_too_much_memory_says_so_and_is_shown(folder, capsys, 
 
 
 def test_memory_is_that_of_the_workers_that_have_a_cell():
-    few = Forecast(10.0, 1000.0, cells=12, finished=10, pending=2, crew=8)
-    many = Forecast(90.0, 100.0, cells=9, finished=0, pending=9, crew=8)
-    ended = Forecast(0.0, 9000.0, cells=9, finished=8, pending=0, crew=8)
+    few = Forecast(10.0, 1000.0, cells=12, finished=10, pending=2, crew=8, processors=8)
+    many = Forecast(90.0, 100.0, cells=9, finished=0, pending=9, crew=8, processors=8)
+    ended = Forecast(0.0, 9000.0, cells=9, finished=8, pending=0, crew=8, processors=8)
     found = parts(Reproduction(networks=("synthetic",)), "smoke")[:3]
     work = command.Reproducing(quiet=True, engine="ray")
     facts = command._say_costs(found, [few, many, ended], 0.0, work, out=Path("out"))
@@ -94,11 +94,45 @@ def test_memory_is_that_of_the_workers_that_have_a_cell():
     assert facts["expected_seconds"] == pytest.approx(10 / 2 + 90 / 8, abs=0.1)
 
 
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_workers_beyond_the_processors_cost_memory_and_save_no_time(capsys, monkeypatch, engine):
+    monkeypatch.setattr("frenet.runs.forecast.network_speed", lambda part: Speed(0.01, 1.0))
+    monkeypatch.setattr("frenet.runs.forecast.cpu_count", lambda: 2)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**50)
+    args = [
+        "reproduce",
+        "--preset",
+        "demo",
+        "--networks",
+        "synthetic",
+        "--plan",
+        "--engine",
+        engine,
+    ]
+    told = {}
+    for workers in ("1", "2", "64"):
+        assert cli.main([*args, "--json", "--workers", workers]) == 0
+        told[workers] = json.loads(capsys.readouterr().out)
+    assert told["64"]["expected_mib"] > told["2"]["expected_mib"]
+    times = [(told[w]["expected_seconds"], told[w]["preparing_seconds"]) for w in ("1", "2", "64")]
+    seeds = len(parts(PRESETS["demo"], "demo")[0].config.seeds)
+    halves = pytest.approx((times[0][0] / 2, times[0][1] / 2), abs=0.1)
+    if engine == "processes":
+        assert times[1] == times[2] == halves
+    else:
+        assert times[1] == halves
+        assert times[2][0] < times[1][0] / 4
+        assert times[2][1] == pytest.approx(times[0][1] / seeds, abs=0.1)
+    assert cli.main([*args, "--workers", "64"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("on a cluster that has 64 processors like this machine's" in said) == (engine == "ray")
+
+
 def test_names_of_networks_are_shown_as_they_are():
     found = [
         Part("model[v2]", part.experiment, part.config) for part in parts(PRESETS["smoke"], "smoke")
     ]
-    costs = [Forecast(1.0, 1.0, cells=1, finished=0, pending=1, crew=1)] * len(found)
+    costs = [Forecast(1.0, 1.0, cells=1, finished=0, pending=1, crew=1, processors=1)] * len(found)
     console = Console(file=io.StringIO(), width=200)
     console.print(command._plan_table(found, costs))
     assert "model[v2]" in console.file.getvalue()

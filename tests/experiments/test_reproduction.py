@@ -167,7 +167,10 @@ def test_nothing_is_left_of_a_finished_run_with_failed_cells_unless_they_are_ret
 
 @pytest.mark.parametrize(("pending", "busy"), [(0, 0), (1, 1), (4, 4), (9, 4)])
 def test_no_more_workers_are_counted_than_cells_are_left(pending, busy):
-    assert Forecast(1.0, 100.0, cells=9, finished=0, pending=pending, crew=4).workers == busy
+    found = Forecast(12.0, 100.0, cells=9, finished=0, pending=pending, crew=4, processors=3)
+    assert found.workers == busy
+    assert found.memory == 100.0 * busy
+    assert found.duration == 12.0 / max(1, min(busy, 3))
 
 
 def test_the_speed_of_a_network_is_that_of_its_training_step(monkeypatch):
@@ -193,6 +196,19 @@ def test_preparation_is_the_training_of_every_seed(tmp_path, monkeypatch):
     made_model.made_folder().mkdir(parents=True)
     assert preparation(model, speed) == pytest.approx(0.5 * learned)
     assert preparation(steering, speed) == 0.0
+
+
+def test_a_preparation_is_shared_by_no_more_processes_than_it_has_seeds(tmp_path, monkeypatch):
+    monkeypatch.setenv("FRENET_CACHE", str(tmp_path))
+    wanted = replace(PRESETS["demo"], experiments=("gradient-rank",))
+    speed = Speed(step=0.5, weights_mib=1.0)
+    own = 0.5 * (made_model.STEPS * made_model.ROWS // forecasting.MODEL_ROWS)
+    for part, alone in zip(parts(wanted, "demo"), (0.0, own), strict=True):
+        seeds, whole = len(part.config.seeds), preparation(part, speed) - alone
+        assert whole > 0
+        for processors, shared in ((2, 2), (seeds, seeds), (64, seeds)):
+            found = preparation(part, speed, processors=processors)
+            assert found == pytest.approx(alone + whole / shared)
 
 
 @pytest.mark.parametrize(("cuda", "crews"), [(False, (6, 6)), (True, (6, 1))])

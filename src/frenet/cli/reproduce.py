@@ -95,9 +95,9 @@ def _say_costs(
     if not work.quiet:
         console.print(_plan_table(todo, forecasts))
         console.print(
-            f"about {duration(seconds)}, and up to {duration(before / workers)} for networks that "
-            f"are not in the cache, with {workers} workers and at most {memory:,.0f} MiB; "
-            f"into {out}",
+            f"about {duration(seconds)}, and up to {duration(before)} for networks that are not in "
+            f"the cache, with {workers} workers{_reckoned(work, workers)} and at most "
+            f"{memory:,.0f} MiB; into {out}",
             markup=False,
         )
     lacking = _lacking_memory(forecasts) if work.engine == "processes" else None
@@ -108,22 +108,37 @@ def _say_costs(
             console.print(f"too much: {lacking}", markup=False)
     return {
         "command": "reproduce", "preset": work.preset, "out": str(out),
-        "expected_seconds": round(seconds, 1), "preparing_seconds": round(before / workers, 1),
+        "expected_seconds": round(seconds, 1), "preparing_seconds": round(before, 1),
         "expected_mib": round(memory), "lacking_memory": str(lacking) if lacking else None,
         "cells": sum(f.cells for f in forecasts), "finished": sum(f.finished for f in forecasts),
     }  # fmt: skip
 
 
+def _reckoned(work: Reproducing, workers: int) -> str:
+    """Whose time it is, where nobody asks the cluster how large it is."""
+    if work.engine == "processes":
+        return ""
+    return f" (on a cluster that has {workers} processors like this machine's for them)"
+
+
 def _forecasts(
     todo: "Sequence[Part]", folders: Sequence[Path], preset: str, work: Reproducing
 ) -> "tuple[list[Forecast], float]":
-    """What every part still costs, and seconds of preparation in all.
+    """What every part still costs, and how long preparations take in all.
 
     Networks whose parts are finished are not loaded again.
     """
     from frenet.experiments.reproduction import by_network
-    from frenet.runs.forecast import Speed, forecast, network_speed, pending_cells, preparation
+    from frenet.runs.forecast import (
+        Speed,
+        at_once,
+        forecast,
+        network_speed,
+        pending_cells,
+        preparation,
+    )
 
+    local = work.engine == "processes"
     speeds: dict[str, Speed] = {}
     for part, folder in zip(todo, folders, strict=True):
         left = pending_cells(part, folder, retry_failed=work.retry_failed)
@@ -133,13 +148,20 @@ def _forecasts(
     found = [
         forecast(
             part, preset, speeds.get(part.network, idle), folder=folder,
-            workers=work.workers, retry_failed=work.retry_failed,
+            workers=work.workers, local=local, retry_failed=work.retry_failed,
         )
         for part, folder in zip(todo, folders, strict=True)
     ]  # fmt: skip
     # What a network learns is learned once for all experiments.
     before = sum(
-        max(preparation(part, speeds.get(network, idle)) for part in mine)
+        max(
+            preparation(
+                part,
+                speeds.get(network, idle),
+                processors=at_once(part, work.workers, local=local),
+            )
+            for part in mine
+        )
         for network, mine in by_network(todo).items()
     )
     return found, before

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from frenet.experiments.costs import COSTS, MODEL
 from frenet.experiments.experiment import Cell
 from frenet.experiments.reproduction import SYNTHETIC, Part
-from frenet.runs.machine import usual_workers
+from frenet.runs.machine import cpu_count, usual_workers
 from frenet.runs.records import cell_stem
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Forecast(NamedTuple):
         finished: how many have their rows.
         pending: how many will be run; those that failed in a finished run are neither.
         crew: processes that there are for them.
+        processors: how many of these have a processor to work with.
     """
 
     seconds: float
@@ -51,6 +52,7 @@ class Forecast(NamedTuple):
     finished: int
     pending: int
     crew: int
+    processors: int
 
     @property
     def workers(self) -> int:
@@ -59,8 +61,8 @@ class Forecast(NamedTuple):
 
     @property
     def duration(self) -> float:
-        """Seconds with all of them at work."""
-        return self.seconds / max(1, self.workers)
+        """Seconds with all of them at work, as far as there are processors."""
+        return self.seconds / max(1, min(self.workers, self.processors))
 
     @property
     def memory(self) -> float:
@@ -75,6 +77,7 @@ def forecast(
     *,
     folder: Path,
     workers: int | None = None,
+    local: bool = True,
     retry_failed: bool = False,
 ) -> Forecast:
     """The cost of what is left of a part.
@@ -85,6 +88,7 @@ def forecast(
         speed: of the network, as :func:`network_speed` finds it.
         folder: where the part runs, which may hold finished cells.
         workers: processes; None: as many as the machine suggests.
+        local: they share the processors of this machine.
         retry_failed: the failed cells of a finished run will be run again.
     """
     kind = SYNTHETIC if part.network == SYNTHETIC else MODEL
@@ -98,17 +102,28 @@ def forecast(
         finished=_finished(cells, folder),
         pending=pending,
         crew=workers or usual_workers(part.config),
+        processors=at_once(part, workers, local=local),
     )
 
 
-def preparation(part: Part, speed: Speed) -> float:
-    """Seconds of one processor that a part's networks take where they are not in the cache."""
+def at_once(part: Part, workers: int | None, *, local: bool) -> int:
+    """How many processes have a processor to work with; on a cluster as many as are asked for."""
+    crew = workers or usual_workers(part.config)
+    return min(crew, cpu_count()) if local else crew
+
+
+def preparation(part: Part, speed: Speed, *, processors: int = 1) -> float:
+    """Seconds that a part's networks take where they are not in the cache.
+
+    The network of a seed is trained by one process, and so is ``frenet:gpt2`` for all of them.
+    """
     from frenet.network.made_model import NAME, ROWS, STEPS, made_folder
 
     config = part.config
+    rounds = len(config.seeds) / max(1, min(processors, len(config.seeds)))
     if part.network == SYNTHETIC:
-        return float(len(config.seeds) * OWN_STEP * config.train_steps * speed.step)
-    steps = len(config.seeds) * getattr(config, "learn_steps", 0)
+        return float(rounds * OWN_STEP * config.train_steps * speed.step)
+    steps = rounds * getattr(config, "learn_steps", 0)
     if part.network == NAME and not made_folder().exists():
         steps += STEPS * ROWS // MODEL_ROWS
     return float(steps * speed.step)
