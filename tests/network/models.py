@@ -5,6 +5,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -15,6 +17,10 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -114,6 +120,35 @@ def tiny_gemma2(seed: int = 0) -> Gemma2ForCausalLM:
         layer_types=["sliding_attention", "full_attention"], initializer_range=0.2,
     )  # fmt: skip
     return _seeded(Gemma2ForCausalLM, config, seed)
+
+
+def tiny_mistral(seed: int = 0) -> MistralForCausalLM:
+    """A window of 3 tokens in both blocks."""
+    config = MistralConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, sliding_window=3, initializer_range=0.2,
+    )  # fmt: skip
+    return _seeded(MistralForCausalLM, config, seed)
+
+
+def tiny_mixtral(seed: int = 0) -> MixtralForCausalLM:
+    """A mixture of 4 experts, of which every token has 2: 2 blocks."""
+    config = MixtralConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2,
+        initializer_range=0.2,
+    )  # fmt: skip
+    return _seeded(MixtralForCausalLM, config, seed)
+
+
+def tiny_falcon(seed: int = 0) -> FalconForCausalLM:
+    """Positions as biases that are added to the mask (ALiBi): 2 blocks."""
+    config = FalconConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        alibi=True, initializer_range=0.2,
+        bos_token_id=EOS, eos_token_id=EOS,
+    )  # fmt: skip
+    return _seeded(FalconForCausalLM, config, seed)
 
 
 # What these keep of the past, or hand to their blocks, is more than keys and values.

@@ -70,7 +70,7 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
 
     Source: Pearlmutter (1994), Fast exact multiplication by the Hessian.
     """
-    rows = with_additive_mask(batch)
+    rows = with_additive_mask(batch, model)
     keep = columns_to_keep(batch)
 
     def loss(tensors: dict[str, Tensor]) -> Tensor:

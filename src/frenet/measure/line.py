@@ -96,7 +96,7 @@ def _slopes(
     model: nn.Module, batch: Batch, unit: Float[Tensor, " d"], space: ParamSpace
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Directional derivative of every example's loss, and its number of target tokens."""
-    keep, rows = columns_to_keep(batch), with_additive_mask(batch)
+    keep, rows = columns_to_keep(batch), with_additive_mask(batch, model)
     held = {n: p.detach() for n, p in zip(space.names, space.parameters(model), strict=True)}
     parts = space.unflatten(unit)
     tangents = {name: part.to(held[name].dtype) for name, part in parts.items()}

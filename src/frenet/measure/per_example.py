@@ -99,7 +99,9 @@ def vmapped_rows(
 
     tensors = dict(zip(space.names, (p.detach() for p in space.parameters(model)), strict=True))
     with transformable(model):
-        parts = vmap(grad(loss), in_dims=(None, 0))(tensors, _single(with_additive_mask(batch)))
+        parts = vmap(grad(loss), in_dims=(None, 0))(
+            tensors, _single(with_additive_mask(batch, model))
+        )
     return torch.cat([parts[name].flatten(1).float() for name in space.names], dim=1)
 
 

@@ -84,7 +84,7 @@ def _streams(
     last = real & (real.cumsum(1) == real.sum(1, keepdim=True))
     # Given as a mask, the site needs no look at the additive one.
     sites = [Site(block, last) for block in blocks]
-    ready = with_additive_mask(batch)
+    ready = with_additive_mask(batch, model)
 
     def streams(tensors: dict[str, Tensor]) -> Tensor:
         with record(model, sites, path=path) as seen, ending_after(model, blocks, path=path):

@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from frenet.network.space import ParamSpace
@@ -76,17 +78,45 @@ def transformable(model: nn.Module) -> Iterator[None]:
     """``measuring``, in the state in which ``torch.func`` can differentiate and batch the model.
 
     Attention runs through the one kernel that has forward-mode and second derivatives and batching
-    rules. Hooks that make the embeddings require gradients, which come with gradient checkpointing
-    and which ``torch.func`` refuses, are off: evaluation mode does without both.
+    rules, and so do experts and the activation of BLOOM. Hooks that make the embeddings require
+    gradients, which come with gradient checkpointing and which ``torch.func`` refuses, are off:
+    evaluation mode does without both.
     """
     with (
         measuring(model),
         _without_input_hooks(model),
+        _experts_in_turn(model),
+        _plain_gelu(model),
         warnings.catch_warnings(),
         sdpa_kernel(SDPBackend.MATH),
     ):
         # The first use of forward mode has torch script some formulas of its own.
         warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)
+        yield
+
+
+@contextmanager
+def _experts_in_turn(model: nn.Module) -> Iterator[None]:
+    """Without the grouped products of a mixture of experts, which have no forward mode."""
+    field = "_experts_implementation_internal"
+    configs = {id(c): c for m in model.modules() if (c := vars(m).get("config")) is not None}
+    saved = [(c, before) for c in configs.values() if (before := getattr(c, field, None))]
+    try:
+        for config, _ in saved:
+            setattr(config, field, "eager")
+        yield
+    finally:
+        for config, before in saved:
+            setattr(config, field, before)
+
+
+@contextmanager
+def _plain_gelu(model: nn.Module) -> Iterator[None]:
+    """BLOOM's GELU by its formula: its own function has one derivative, and no forward mode."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if type(module).__name__ == "BloomGelu":
+                stack.enter_context(patched(module, partial(F.gelu, approximate="tanh")))
         yield
 
 

@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frenet.network.windows import windowed_mask
+
 Split = Literal["train", "select", "test"]
 Batch = dict[str, Tensor]
 IGNORE = -100
@@ -112,13 +114,17 @@ def causal_mask(attention_mask: Int[Tensor, "b t"]) -> Bool[Tensor, "b 1 t t"]:
     return (causal & attention_mask.bool()[:, None, None, :]) | itself
 
 
-def with_additive_mask(batch: Batch) -> Batch:
+def with_additive_mask(batch: Batch, model: nn.Module) -> Batch:
     """The batch with its mask as a finished additive ``(b, 1, t, t)`` float mask.
 
     transformers builds such a mask by looking at the values, which ``torch.func`` transforms
     cannot do; a finished one passes through untouched, under eager and under fused attention.
+    ``Functional`` puts the window of the model's attention into it. Models that count the biases of
+    ALiBi from the mask itself look at no value, and keep theirs.
     """
-    if "attention_mask" not in batch:
+    config = getattr(base_model(model), "config", None)
+    biased = getattr(config, "model_type", None) == "bloom" or getattr(config, "alibi", False)
+    if "attention_mask" not in batch or biased:
         return batch
     blocked = ~causal_mask(batch["attention_mask"])
     additive = torch.zeros(blocked.shape).masked_fill(blocked.cpu(), torch.finfo(torch.float32).min)
@@ -192,6 +198,10 @@ class Functional(nn.Module):
 
     def forward(self, **arguments: Any) -> Any:
         """The inner model's own output."""
+        mask = arguments.get("attention_mask")
+        if mask is not None and mask.dim() == 4:
+            config = getattr(base_model(self.inner), "config", None)
+            arguments["attention_mask"] = windowed_mask(config, mask)
         return torch.func.functional_call(self.inner, self.tensors, kwargs=arguments)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
