@@ -400,3 +400,13 @@ def test_the_shift_of_a_linear_stream_is_exact():
         torch.testing.assert_close(found[:, 0], wanted, atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="Linear takes no attention mask"):
         last_activations(model, ROWS[:3], [0])
+
+
+def test_a_finite_shift_of_weights_that_round_it_away_is_refused():
+    """Only what moves counts: an adapter in float32 may move over a half-precision model."""
+    model = attach_lora(tiny_llama().bfloat16(), rank=2, seed=0)
+    adapter, weights = ParamSpace.select(model), ParamSpace.select(model, "down_proj")
+    message = "finite shift moves .* than torch.bfloat16 rounds .*down_proj.* measure in float32"
+    with pytest.raises(ValueError, match=message):
+        finite_shift(model, ROWS, torch.ones(weights.dim), space=weights, blocks=[0])
+    assert finite_shift(model, ROWS, torch.ones(adapter.dim), space=adapter, blocks=[0]).any()

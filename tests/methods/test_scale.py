@@ -161,3 +161,12 @@ def test_no_line_along_nothing():
     with pytest.raises(ValueError, match="the direction is zero"):  # noqa: SIM117
         with loss_line(model, TASK, collate(ROWS), torch.zeros(space.dim), space=space):
             pass
+
+
+def test_no_line_through_weights_that_round_it_away():
+    model = tiny_llama().bfloat16()
+    space = ParamSpace.select(model)
+    message = "line through the weights moves .* than torch.bfloat16 rounds .* measure in float32"
+    with pytest.raises(ValueError, match=message):  # noqa: SIM117
+        with loss_line(model, TASK, collate(ROWS), torch.ones(space.dim), space=space):
+            pass

@@ -70,12 +70,14 @@ def loss_line(
         space: the d parameters that move.
 
     Raises:
-        ValueError: the direction is zero.
+        ValueError: the direction is zero, or parameters are below float32, whose rounding would
+            take the place of small steps.
         FloatingPointError: a slope is not finite.
     """
     norm = float(direction.double().norm())
     if norm == 0:
         raise ValueError("the direction is zero; there is no line along it")
+    space.require_float32(model, "a line through the weights")
     unit = (direction / norm).to(next(model.parameters()).device)
     slopes, counts = _slopes(model, batch, unit, space)
     if not torch.isfinite(slopes).all():

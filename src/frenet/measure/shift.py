@@ -107,7 +107,11 @@ def finite_shift(
     """The shift by a whole step, h_l(theta + delta) - h_l(theta).
 
     For small steps it is ``activation_shift``, with an error of second order in the step.
+
+    Raises:
+        ValueError: parameters are below float32, whose rounding would take the place of the step.
     """
+    space.require_float32(model, "a finite shift")
     before = last_activations(model, rows, blocks, path=path, tokens=tokens)
     with space.displaced(model, delta):
         return last_activations(model, rows, blocks, path=path, tokens=tokens) - before

@@ -150,6 +150,16 @@ class ParamSpace(Shown):
                     parameter.copy_(moved.add_(parameter))
             yield
 
+    def require_float32(self, model: nn.Module, what: str) -> None:
+        """Raise ValueError where the parameters round a small step away."""
+        for name, parameter in zip(self.names, self.parameters(model), strict=True):
+            if torch.finfo(parameter.dtype).bits < 32:
+                raise ValueError(
+                    f"{what} moves the weights by less than {parameter.dtype} rounds {name} to; "
+                    "measure in float32: call model.float(), or load the model with "
+                    "dtype=torch.float32"
+                )
+
     def locate(self, index: int) -> str:
         """The name of the parameter that holds coordinate ``index``."""
         for name, size in zip(self.names, self.sizes, strict=True):
