@@ -147,6 +147,18 @@ def test_sigma_star_is_the_closed_form_and_is_a_maximum() -> None:
     assert half.gain == pytest.approx(whole.gain / 4, rel=1e-6)
 
 
+@pytest.mark.parametrize("trace", [1e5, 1e6, 1e9])
+@pytest.mark.parametrize("quartic", [0.0, 0.1])
+def test_a_small_sigma_star_is_as_exact_as_a_large_one(trace: float, quartic: float) -> None:
+    """In units of m / t the loss is u^2 / 2 + c u^4 - u, whatever the trace."""
+    m = expected_maximum(50)
+    found = best_sigma(Local(1, 1.0, trace, quartic=quartic * trace**3 / m**2), 50)
+    assert found is not None
+    u = found.sigma * trace / m
+    assert u + 4 * quartic * u**3 == pytest.approx(1, rel=1e-2)
+    assert found.gain * trace / m**2 == pytest.approx(u - u**2 / 2 - quartic * u**4, rel=1e-9)
+
+
 @pytest.mark.parametrize("trace", [0.0, -5.0])
 def test_without_positive_trace_there_is_no_sigma_star(trace: float) -> None:
     local = Local(dim=10, gradient=1.0, trace=trace, trace_square=4.0)

@@ -208,7 +208,10 @@ def best_sigma(
         return bounded.mean(sigma) - luck
 
     # A noisy score and fourth-order terms only make it smaller, down to 0.
-    found = optimize.minimize_scalar(loss, bounds=(0, 2 * scale / local.trace), method="bounded")
+    most = 2 * scale / local.trace
+    # An absolute error of 1e-5 would be larger than the sigma of large traces.
+    precision = {"xatol": min(1e-5, 5e-3 * most)}
+    found = optimize.minimize_scalar(loss, bounds=(0, most), method="bounded", options=precision)
     return Best(float(found.x), float(min(-found.fun, to_gain)))
 
 
