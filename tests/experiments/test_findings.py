@@ -2,6 +2,7 @@
 
 import pytest
 
+from frenet.experiments.basis_drift import _half_life
 from frenet.experiments.drift_findings import decide as drift
 from frenet.experiments.intervals import estimate, high, low, over_seeds
 from frenet.experiments.rank_findings import decide as rank
@@ -300,6 +301,18 @@ def test_a_half_life_that_one_run_reached_is_one_number() -> None:
     assert (
         note == "recovery, adam:1e-3: ratio 0.60 (control 1.00); half-life 82 steps in 1 of 3 runs."
     )
+
+
+def test_updates_that_are_stale_after_one_window_have_its_length_as_a_bound() -> None:
+    """Half of the window, from a ratio of 1 that nobody saw, would say nothing about training."""
+    moved = {0.0: 0.0, 30.0: 0.5, 60.0: 0.4, 90.0: 0.8}
+    late = {0.0: 1.0, 30.0: 0.75, 60.0: 0.25, 90.0: 0.1}
+    soon = {0.0: 1.0, 30.0: 0.2, 60.0: 0.1, 90.0: 0.1}
+    known = {"longest": 90.0, "farthest": 0.8}
+    expected = {"steps": 45.0, "distance": pytest.approx(0.45), **known}
+    assert _half_life(late, moved, 0.0) == _half_life(late, moved, 30.0) == expected
+    assert _half_life(soon, moved, 30.0) == {"steps": 30.0, "distance": 0.5, **known}
+    assert _half_life(soon, moved, 0.0)["steps"] == pytest.approx(30 * 0.5 / 0.8)
 
 
 def test_a_run_that_has_ended_stays_at_its_last_loss() -> None:

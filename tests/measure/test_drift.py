@@ -209,6 +209,20 @@ def test_half_life_of_an_exponential_and_at_another_level():
     assert half_life(scaled) == pytest.approx(3 * half_life(ratios))
 
 
+@pytest.mark.parametrize(
+    ("moved", "expected"),
+    [
+        ({0: 0.0, 5: 1.5, 10: 3.0, 20: 1.0}, 3 - 2 * 0.6),  # turns back within the interval
+        ({0: 0.0, 5: 4.0, 10: 1.0, 20: 2.0}, 1 + 0.6),  # and before it
+        ({0: 0.0, 5: 1.0, 10: 2.0, 20: 6.0}, 2 + 4 * 0.6),
+    ],
+)
+def test_the_distance_at_the_crossing_is_that_of_its_lag(moved, expected):
+    ratios = {0: 1.0, 5: 0.9, 10: 0.8, 20: 0.3}
+    assert half_life(ratios) == pytest.approx(16)
+    assert half_life(ratios, moved=moved) == pytest.approx(expected)
+
+
 # On networks
 
 

@@ -6,7 +6,7 @@ import torch
 from frenet.geometry.basis import random_basis, span_basis
 from frenet.geometry.rng import generator
 from frenet.measure.lifetime import follow, gradient_shares, lifetime, watch_training
-from frenet.measure.trajectory import Training
+from frenet.measure.trajectory import Training, Trajectory
 from frenet.network.space import ParamSpace
 from measure.quadratic import Point, Quadratic
 
@@ -70,6 +70,16 @@ def test_the_lifetime_of_a_steep_direction_is_the_closed_form():
     travelled = [float(path.displacement(0, s).norm()) for s in (exact - 1, exact)]
     assert travelled[0] <= found.distance <= travelled[1]
     assert found.longest == 60
+
+
+def test_a_path_that_turns_back_has_its_lifetime_at_the_distance_of_that_step():
+    """Out to 3, back to 1; halved at step 16, where it stands at 1.8."""
+    steps = torch.cat([torch.full((10, 1), 0.3), torch.full((10, 1), -0.2)])
+    path = Trajectory(torch.zeros(1), steps, torch.zeros(20), None, ParamSpace(("w",), ((1,),)))
+    found = lifetime({0: 2.0, 5: 1.8, 10: 1.6, 20: 0.6}, path)
+    assert found.steps == pytest.approx(16)
+    assert found.distance == pytest.approx(1.8)
+    assert (found.longest, found.farthest) == (20, pytest.approx(1.0))
 
 
 def test_what_does_not_halve_has_no_lifetime():

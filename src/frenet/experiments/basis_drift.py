@@ -95,7 +95,9 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
             measured["chance"] = dimension / network.space.dim / drift.fresh
             yield {**keys, "lag": lag, **measured, "loss": losses.get(lag), "loss_0": losses[0]}
         ratios = {0.0: 1.0, **{float(lag): drift.ratio for lag, drift in found.items()}}
-        yield {**keys, "table": "half_life", **_half_life(ratios, moved)}
+        # What happens within the first window of updates is not seen.
+        bound = float(config.window) if kind == "updates" else 0.0
+        yield {**keys, "table": "half_life", **_half_life(ratios, moved, bound)}
 
 
 @contextmanager
@@ -112,14 +114,20 @@ def _start(network: "Network", config: Config, cell: Cell) -> "Iterator[Task]":
         yield task
 
 
-def _half_life(ratios: Mapping[float, float], moved: Mapping[float, float]) -> Row:
-    """Half-life in steps and in displacement norm; None where it is longer than the run."""
+def _half_life(ratios: Mapping[float, float], moved: Mapping[float, float], bound: float) -> Row:
+    """Half-life in steps and in displacement norm; None where it is longer than the run.
+
+    One shorter than ``bound``, a lag, is not known further: the bound stands in its place.
+    """
     from frenet.measure.drift import half_life
 
+    steps, distance = half_life(ratios), half_life(ratios, moved=moved)
+    if steps is not None and steps < bound:
+        steps, distance = bound, moved[bound]
     return {
-        "steps": half_life(ratios),
+        "steps": steps,
         "longest": max(moved),
-        "distance": half_life({moved[lag]: ratio for lag, ratio in ratios.items()}),
+        "distance": distance,
         "farthest": max(moved.values()),
     }
 

@@ -168,7 +168,11 @@ TABLES = {
     "half_life": (
         *_KEYS,
         Column(
-            "steps", "steps", "lag at which the ratio is 0.5; empty: longer", "measure", "longest"
+            "steps",
+            "steps",
+            "lag at which the ratio is 0.5; empty: longer; of updates, their window: at most that",
+            "measure",
+            "longest",
         ),
         Column("longest", "steps", "longest lag that was looked at", "reference"),
         Column("distance", "2-norm", "the same in distance travelled", "measure", "farthest"),

@@ -256,7 +256,11 @@ def _flat(tensors: Sequence[Tensor]) -> Float[Tensor, " d"]:
 
 def _half_life(rows: Sequence[Row], column: str = "step") -> float | None:
     """The first crossing of a half, in steps or in displacement."""
-    return half_life({float(row[column] or 0): float(row["ratio"] or 0) for row in rows}, STALE)
+    found = {
+        name: {float(row["step"] or 0): float(row[name] or 0) for row in rows}
+        for name in ("ratio", column)
+    }
+    return half_life(found["ratio"], STALE, moved=found[column])
 
 
 def _half_life_row(name: str, rows: Sequence[Row]) -> Row:

@@ -146,7 +146,8 @@ def update_drift(steps: Float[Tensor, "T d"], *, window: int, k: int) -> dict[in
     """Drift of the basis of the first window of updates, against windows that follow it.
 
     Every third step of a window is held out, the other two thirds fit two bases. Windows that
-    overlap would have a half-life of k / 2 whatever the training does.
+    overlap would have a half-life of half a window whatever the training does. What happens within
+    the first window is not seen: a half-life shorter than the window is known by that bound only.
 
     Args:
         steps: optimiser steps, shape (T, d).
@@ -165,24 +166,35 @@ def update_drift(steps: Float[Tensor, "T d"], *, window: int, k: int) -> dict[in
 
 
 def half_life(
-    ratios: Mapping[int, float] | Mapping[float, float], level: float = 0.5
+    ratios: Mapping[int, float] | Mapping[float, float],
+    level: float = 0.5,
+    *,
+    moved: Mapping[int, float] | Mapping[float, float] | None = None,
 ) -> float | None:
     """First crossing of ``level``, interpolated between the lags that were looked at.
 
     Args:
         ratios: lag -> ratio, with lag 0 at ratio 1; any unit of lag.
         level: in (0, 1).
+        moved: lag -> distance from the start; the crossing is then given as a distance, also of a
+            path that turns back.
 
     Returns:
-        The lag, in its own unit, or None where the level is never reached.
+        The lag, in its own unit, or the distance; None where the level is never reached.
 
     >>> half_life({0: 1.0, 10: 0.75, 20: 0.25})
     15.0
+    >>> half_life({0: 1.0, 10: 0.75, 20: 0.25}, moved={0: 0.0, 10: 3.0, 20: 2.0})
+    2.5
     >>> half_life({0: 1.0, 10: 0.75}) is None
     True
     """
+    places = {float(lag): float(lag) for lag in ratios}
+    if moved is not None:
+        places = {float(lag): distance for lag, distance in moved.items()}
     points = sorted((float(lag), ratio) for lag, ratio in ratios.items())
     for (before, high), (after, low) in pairwise(points):
         if low <= level < high:
-            return before + (after - before) * (high - level) / (high - low)
+            start, end = places[before], places[after]
+            return start + (end - start) * (high - level) / (high - low)
     return None

@@ -158,6 +158,5 @@ def lifetime(values: Mapping[int, float], path: Trajectory) -> Lifetime:
     start = values[0]
     moved = {lag: float(path.displacement(0, lag).norm()) for lag in values}
     ratios = {lag: value / start if start > 0 else 0.0 for lag, value in values.items()}
-    by_distance = {moved[lag]: ratio for lag, ratio in ratios.items()}
     longest = max(values)
-    return Lifetime(half_life(ratios), half_life(by_distance), longest, moved[longest])
+    return Lifetime(half_life(ratios), half_life(ratios, moved=moved), longest, moved[longest])
