@@ -8,6 +8,7 @@ from torch import nn
 from transformers import BatchEncoding
 
 from frenet.measure import per_example
+from frenet.measure.curvature import hessian_product
 from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.network import memory
@@ -314,6 +315,45 @@ def test_a_weight_used_outside_its_layer_is_noticed():
     assert per_example.linear_rows(model, task, batch, space=space) is None
     found = example_gradients(model, task, batch, space=space)
     assert (found - loop(model, task, batch, space=space)).abs().max() < 1e-5
+
+
+class OwnLoss(RowsTask):
+    """A loss as in the manuals of transformers: on the model's device, by the model itself."""
+
+    def loss(self, model, batch):
+        assert model.config.vocab_size == 64
+        logits = model(**{k: v.to(model.device) for k, v in batch.items() if k != "labels"}).logits
+        wanted = batch["labels"][:, 1:].to(model.device)
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), wanted.flatten())
+
+
+class Decayed(RowsTask):
+    """A loss that looks at a layer of the model."""
+
+    def loss(self, model, batch):
+        return token_loss(model, batch) + model.get_output_embeddings().weight.square().sum()
+
+
+@pytest.mark.parametrize("name", ["qwen2-lora", "qwen2"])
+def test_a_task_may_read_the_settings_of_the_model(name):
+    model, batch = build(name), collate(ROWS)
+    space = ParamSpace.select(model)
+    expected = example_gradients(model, RowsTask(), batch, space=space)
+    found = example_gradients(model, OwnLoss(), batch, space=space)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    g = gradient(model, RowsTask(), batch, space=space)
+    images = [hessian_product(model, t, batch, space=space)(g) for t in (OwnLoss(), RowsTask())]
+    assert (images[0] - images[1]).norm() < 1e-5 * images[1].norm()
+
+
+def test_a_task_that_reaches_for_a_layer_has_examples_one_by_one_and_no_curvature():
+    model, batch = build("qwen2"), collate(ROWS)
+    space = ParamSpace.select(model)
+    with pytest.warns(RuntimeWarning, match="output only; get_output_embeddings of the model"):
+        found = example_gradients(model, Decayed(), batch, space=space)
+    assert (found - loop(model, Decayed(), batch, space=space)).abs().max() < 1e-5
+    with pytest.raises(AttributeError, match="differentiated through the model's output only"):
+        hessian_product(model, Decayed(), batch, space=space)(torch.ones(space.dim))
 
 
 @pytest.mark.parametrize("name", ["qwen2-lora", "qwen2"])

@@ -139,7 +139,7 @@ def _examples(
         return rows
     try:
         return vmapped_rows(model, task, batch, space=space)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, AttributeError) as error:
         warnings.warn(
             f"this model or task cannot be batched over examples ({error}); taking one gradient "
             "at a time, which is two to seven times as slow",

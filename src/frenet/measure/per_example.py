@@ -90,7 +90,8 @@ def vmapped_rows(
     """Gradients of every example by ``vmap``, for any layer with batching rules.
 
     Raises:
-        RuntimeError, ValueError: something in the model or the loss has none.
+        RuntimeError, ValueError, AttributeError: something in the model or the loss has none, or
+            the loss reaches for more than the model's output.
     """
     keep = columns_to_keep(batch)
 

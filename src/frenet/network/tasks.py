@@ -181,7 +181,9 @@ class Functional(nn.Module):
 
     ``Functional(model, tensors)`` runs ``model`` with the named tensors in place of its own (tied
     names follow), so that ``torch.func`` can differentiate a task's loss in them. ``keep`` is
-    ``columns_to_keep`` of the batch, which cannot be read off inside a ``vmap``.
+    ``columns_to_keep`` of the batch, which cannot be read off inside a ``vmap``. A task may read
+    the model's settings on it, as ``device`` and ``config``, but not its layers: their parameters
+    would stand outside the derivative.
     """
 
     inner: nn.Module
@@ -195,6 +197,20 @@ class Functional(nn.Module):
         # Not registered as a submodule: the wrapper owns nothing and is made anew for every call.
         self.__dict__["inner"] = model
         self.__dict__["tensors"] = tensors
+
+    def __getattr__(self, name: str) -> Any:
+        """A setting of the inner model.
+
+        Raises:
+            AttributeError: it has none of that name, or it is a layer, a parameter or a method.
+        """
+        found = getattr(self.__dict__["inner"], name)
+        if isinstance(found, Tensor) or callable(found):
+            raise AttributeError(
+                f"the loss of a task is differentiated through the model's output only; {name} of "
+                "the model cannot be reached there"
+            )
+        return found
 
     def forward(self, **arguments: Any) -> Any:
         """The inner model's own output."""
