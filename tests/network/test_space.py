@@ -82,8 +82,20 @@ def test_quantised_parameters_are_refused_by_name():
 def test_two_parameters_on_one_storage_but_other_places_both_count():
     model = nn.Module()
     whole = torch.zeros(6)
-    model.a, model.b, model.c = (nn.Parameter(whole[i : i + 3]) for i in (0, 3, 0))
+    model.a, model.b = (nn.Parameter(whole[i : i + 3]) for i in (0, 3))
     assert ParamSpace.select(model).names == ("a", "b")
+
+
+@pytest.mark.parametrize("where", [None, "embed", "head"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_two_parameters_in_one_place_are_refused(where, transposed):
+    """Autograd gives each the slope of its own use, and moving one moves both."""
+    model = Net()
+    weight = model.embed.weight.data
+    model.head.weight = nn.Parameter(weight.T if transposed else weight)
+    with pytest.raises(ValueError, match=r"embed.weight and head.weight are two .*; tie the param"):
+        ParamSpace.select(model, where)
+    assert ParamSpace.select(model, "first").dim == 8
 
 
 def test_flatten_and_unflatten_undo_each_other():

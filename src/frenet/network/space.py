@@ -40,15 +40,25 @@ class ParamSpace(Shown):
                 parameter, or None for all floating-point parameters that require a gradient.
 
         Raises:
-            ValueError: nothing matches; the message lists the nearest names.
+            ValueError: nothing matches; the message lists the nearest names. Or a chosen parameter
+                is a second one on the memory of another: each would have a part of the gradient.
         """
         chosen: list[tuple[str, nn.Parameter]] = []
-        seen: set[tuple[int, int, tuple[int, ...]]] = set()
+        places: dict[tuple[int, int], list[str]] = {}
         for name, parameter in model.named_parameters():
-            storage = (_address(parameter), int(parameter.storage_offset()), tuple(parameter.shape))
-            if storage in seen or not _matches(where, name, parameter):
+            place = (_address(parameter), int(parameter.storage_offset()))
+            places.setdefault(place, []).append(name)
+        shared = {name: names for names in places.values() if len(names) > 1 for name in names}
+        for name, parameter in model.named_parameters():
+            if not _matches(where, name, parameter):
                 continue
-            seen.add(storage)
+            if name in shared:
+                first, second, *_ = shared[name]
+                raise ValueError(
+                    f"{first} and {second} are two parameters on one memory, of which each has a "
+                    "part of the gradient; tie the parameter itself, so that both modules hold the "
+                    "same one"
+                )
             if not parameter.is_floating_point():
                 raise ValueError(
                     f"parameter {name} has dtype {parameter.dtype}, which has no gradient; "
@@ -183,7 +193,7 @@ class ParamSpace(Shown):
 
 
 def _address(parameter: Tensor) -> int:
-    """Identity of the storage, so that two parameters on one storage count as tied."""
+    """Identity of the storage."""
     if parameter.device.type == "meta" or parameter.numel() == 0:
         return id(parameter)
     return parameter.untyped_storage().data_ptr()
