@@ -97,7 +97,7 @@ def test_a_planted_direction_is_found():
     assert split_half_cosine(sides, repeats=5, generator=generator(0, "h")) > 0.9
 
 
-def test_the_split_half_ceiling_is_that_of_independent_halves():
+def test_the_split_half_cosine_is_that_of_independent_halves():
     """Two independent estimates of v with noise of variance s^2 in d dimensions have the cosine
     |v|^2 / (|v|^2 + d s^2); of 50 + 50 rows in each half s^2 = 2 / 50."""
     d, v = 60, randn(60, seed=5) / 4
@@ -109,6 +109,10 @@ def test_the_split_half_ceiling_is_that_of_independent_halves():
     wanted = float(v @ v) / (float(v @ v) + d * 2 / 50)
     error = np.std(values) / 20**0.5
     assert np.mean(values) == pytest.approx(wanted, abs=4 * error + 0.01)
+    # Of whole vectors, 100 + 100 rows, s^2 is half as large: the ceiling that the halves foretell.
+    whole = float(v @ v) / (float(v @ v) + d * 2 / 100)
+    r = np.mean(values)
+    assert 2 * r / (1 + r) == pytest.approx(whole, abs=0.02)
     with pytest.raises(ValueError, match="1 positive and 3 negative rows have no halves"):
         split_half_cosine(streams(1, 3), repeats=1, generator=generator(0, "h"))
 

@@ -88,11 +88,11 @@ def _notes(rows: Rows, at: Rows) -> Iterator[str]:
 
 
 def layer_chart(rows: Rows) -> object:
-    """Cosine against block, with both nulls and the ceiling."""
+    """Cosine against block, with both nulls and the halves of the vector."""
     measured = {
         "cosine": "step towards the answer",
         "other": "step towards the other answer",
-        "ceiling": "ceiling (halves of the vector)",
+        "ceiling": "two halves of the vector",
         "shuffled": "labels shuffled, 95%",
         "matched": "random of equal covariance, 95%",
     }
@@ -147,7 +147,12 @@ TABLES = {
         Column("p_limit", "", "5%", "reference"),
         Column("z", "", "cosine over the root mean square of the shuffled", "measure", "z_limit"),
         Column("z_limit", "", "about the 95% quantile of a normal null", "reference"),
-        Column("ceiling", "", "cosine of the contrast vectors of two halves", "reference"),
+        Column(
+            "ceiling",
+            "",
+            "r, cosine of the contrast vectors of two halves; of wholes about 2 r / (1 + r)",
+            "reference",
+        ),
         Column("other", "", "step towards the other answer, of report alone", "measure", "null"),
         Column("without_answer", "", "after removing what writes the answers", "measure", "cosine"),
         Column("whitened", "", "in units of the stream's covariance", "measure", "cosine"),

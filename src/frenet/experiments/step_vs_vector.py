@@ -31,7 +31,7 @@ class Config(SteeringConfig):
     shuffles: int = 1000
     """Draws of either null."""
     halves: int = 20
-    """Random halves for the ceiling."""
+    """Splits in random halves, for how well the contrast vector is known."""
 
 
 @dataclass(frozen=True)

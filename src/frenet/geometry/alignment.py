@@ -119,10 +119,13 @@ def matched_vectors(
 def split_half_cosine(found: Contrasted, *, repeats: int, generator: torch.Generator) -> float:
     """Mean cosine of the mean differences of two random halves: how well the vector is known.
 
-    It is a ceiling for what the vector can have with anything of equal quality.
+    r between halves is a lower bound of the ceiling: the whole vector is of twice the rows, and can
+    have 2 r / (1 + r) with another one of equal quality, and the root of that with an exact one.
 
     Raises:
         ValueError: fewer than two rows on a side.
+
+    Source: Spearman (1910), Brown (1910): the reliability of a test of twice the length.
     """
     p, n = len(found.positive), len(found.negative)
     if min(p, n) < 2:

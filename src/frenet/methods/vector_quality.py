@@ -20,7 +20,8 @@ class Known(NamedTuple):
         shuffled: 95% quantile of the same with shuffled labels.
         cosine: of the direction with the mean difference.
         null: 95% quantile of the same with shuffled labels.
-        halves: mean cosine of the mean differences of two random halves, the ceiling.
+        halves: mean cosine of the mean differences of two random halves, r; the whole
+            direction can have 2 r / (1 + r) with another one of equal quality.
     """
 
     block: int
