@@ -1,6 +1,7 @@
 """Gradients against finite differences and a loop, and what they must not depend on."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -325,6 +326,42 @@ class OwnLoss(RowsTask):
         logits = model(**{k: v.to(model.device) for k, v in batch.items() if k != "labels"}).logits
         wanted = batch["labels"][:, 1:].to(model.device)
         return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), wanted.flatten())
+
+
+class PositionsFirst(nn.Module):
+    """Its layers have the positions before the examples; what it gives has not."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(64, 4)
+        self.mix = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 64)
+
+    def forward(self, input_ids):
+        stream = self.embed(input_ids).transpose(0, 1).cumsum(0)
+        return SimpleNamespace(logits=self.head(self.mix(stream).tanh()).transpose(0, 1))
+
+
+@pytest.mark.parametrize("tokens", [3, 4])
+def test_positions_are_not_taken_for_examples_where_there_are_as_many(tokens):
+    """The rows of both have the same sum."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = PositionsFirst()
+    space, task = ParamSpace.select(model, "mix|head"), RowsTask()
+    batch = collate([(list(range(i, i + tokens - 1)), [9 * i]) for i in (1, 2, 3)])
+    assert per_example.linear_rows(model, task, batch, space=space) is None
+    found = example_gradients(model, task, batch, space=space)
+    assert (found - loop(model, task, batch, space=space)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gpt2-lora", "qwen2-lora"])
+def test_as_many_examples_as_positions_still_need_one_pass(name):
+    model, batch = build(name), collate([([5, 9], [4]), ([7, 2], [6]), ([11], [2])])
+    space = ParamSpace.select(model)
+    found = per_example.linear_rows(model, RowsTask(), batch, space=space)
+    assert found is not None
+    assert (found - loop(model, RowsTask(), batch, space=space)).abs().max() < 1e-5
 
 
 class Decayed(RowsTask):

@@ -1,6 +1,6 @@
 """Per-example gradients: read off one backward pass, batched over examples, or one at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -67,6 +67,9 @@ def linear_rows(
         slopes = None if logits is None else _slopes(model, task, batch, logits)
         if logits is None or slopes is None:
             return None
+        square = batch["labels"].shape[0] == batch["labels"].shape[1]
+        weighted = _weighted(logits, parameters, slopes) if square else None
+        calls.clear()
         totals = torch.autograd.grad(logits, parameters, slopes, allow_unused=True)
     parts = []
     for (module, name), parameter in zip(owners, parameters, strict=True):
@@ -75,13 +78,12 @@ def linear_rows(
             part = parameter.new_zeros(len(slopes), parameter.numel())
         parts.append(part.flatten(1))
     rows = torch.cat(parts, dim=1).float()
-    filled = [
-        torch.zeros_like(p) if total is None else total
-        for p, total in zip(parameters, totals, strict=True)
-    ]
-    error = (rows.sum(0) - torch.cat([part.flatten() for part in filled]).float()).norm()
+    errors = [(rows.sum(0) - _filled(parameters, totals)).norm()]
+    if weighted is not None:
+        # Of a layer that puts positions first the rows would be those of positions, of equal sum.
+        errors.append((_weights(rows) @ rows - weighted).norm() / len(rows))
     rounding = 64 * torch.finfo(parameters[0].dtype).eps
-    return rows if error <= rounding * rows.norm(dim=1).sum() else None
+    return rows if max(errors) <= rounding * rows.norm(dim=1).sum() else None
 
 
 def vmapped_rows(
@@ -104,6 +106,28 @@ def vmapped_rows(
             tensors, _single(with_additive_mask(batch, model))
         )
     return torch.cat([parts[name].flatten(1).float() for name in space.names], dim=1)
+
+
+def _weights(rows: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+    """Another weight for every example."""
+    return torch.arange(1, len(rows) + 1, dtype=rows.dtype, device=rows.device)
+
+
+def _weighted(
+    logits: Float[Tensor, "b t v"], parameters: list[nn.Parameter], slopes: Float[Tensor, "b t v"]
+) -> Float[Tensor, " d"]:
+    """The gradient of the weighted sum of the examples' losses; the graph is kept."""
+    slopes = slopes * _weights(slopes)[:, None, None]
+    parts = torch.autograd.grad(logits, parameters, slopes, allow_unused=True, retain_graph=True)
+    return _filled(parameters, parts)
+
+
+def _filled(parameters: list[nn.Parameter], parts: Sequence[Tensor | None]) -> Float[Tensor, " d"]:
+    """One vector, with zeros for parameters that are not reached."""
+    pairs = zip(parameters, parts, strict=True)
+    return torch.cat(
+        [(torch.zeros_like(p) if part is None else part).flatten() for p, part in pairs]
+    ).float()
 
 
 def _owners(model: nn.Module, parameters: list[nn.Parameter]) -> list[tuple[nn.Module, str]] | None:
