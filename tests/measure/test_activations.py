@@ -410,3 +410,48 @@ def test_a_finite_shift_of_weights_that_round_it_away_is_refused():
     with pytest.raises(ValueError, match=message):
         finite_shift(model, ROWS, torch.ones(weights.dim), space=weights, blocks=[0])
     assert finite_shift(model, ROWS, torch.ones(adapter.dim), space=adapter, blocks=[0]).any()
+
+
+def test_many_rows_after_one_beginning_run_in_passes_that_fit(monkeypatch):
+    """Thirty rows after one beginning of three tokens, at most 24 tokens at a time: six rows."""
+    model, ran = tiny_llama(), []
+    rows = [[5, 9, 3, end] for end in range(30)]
+    alone = torch.cat([last_activations(model, [row], [0, 1]) for row in rows])
+
+    def counted(model, batch, **cache):
+        ran.append(tuple(batch["attention_mask"].shape))
+        return run_blocks(model, batch, **cache)
+
+    monkeypatch.setattr(activations, "run_blocks", counted)
+    found = last_activations(model, rows, [0, 1], tokens=24)
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+    assert ran == [(1, 3)] + [(6, 4)] * 5
+
+
+def test_a_recording_is_put_together_once_when_it_is_looked_at(monkeypatch):
+    """Hundreds of passes would copy what came before hundreds of times."""
+    model, site, joined = tiny_llama(), Site(1, "all"), []
+    whole = torch.cat
+
+    def counted(parts, *rest):
+        joined.append(len(parts))
+        return whole(parts, *rest)
+
+    with record(model, [site, Site(0)]) as seen:
+        assert len(seen) == 0
+        with pytest.raises(KeyError):
+            seen[site]
+        alone = []
+        for ids in ROWS:
+            with record(model, [site]) as own:
+                model(input_ids=torch.tensor([ids]))
+            alone.append(own[site])
+        monkeypatch.setattr(activations.torch, "cat", counted)
+        with torch.no_grad():
+            found = seen[site]
+        assert seen[site] is found
+        monkeypatch.undo()
+    assert joined == [len(ROWS)]
+    assert set(seen) == {site, Site(0)}
+    assert torch.equal(found, torch.cat(alone))
+    assert found.requires_grad

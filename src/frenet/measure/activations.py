@@ -1,5 +1,6 @@
 """Residual streams, read and written at sites: any padding, with a cache, with adapters."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,18 +23,33 @@ from frenet.network.context import measuring
 from frenet.network.sites import Site, hooked
 from frenet.network.tasks import Batch, collate
 
+# Rows to a beginning that share a pass in any case.
+COPIES = 4
 
-class Recording(dict[Site, Tensor]):
+
+class Recording(Mapping[Site, Tensor]):
     """What was seen at each site: a row (h,) a token, of all forward passes in their order."""
 
-    def __init__(self, sites: Sequence[Site]) -> None:
-        super().__init__()
-        self._parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    def __init__(self) -> None:
+        self._parts: dict[Site, list[Tensor]] = {}
 
     def take(self, site: Site, rows: Float[Tensor, "m h"]) -> None:
         """Append the rows of one forward pass."""
-        self._parts[site].append(rows)
-        self[site] = torch.cat(self._parts[site])
+        self._parts.setdefault(site, []).append(rows)
+
+    def __getitem__(self, site: Site) -> Float[Tensor, "m h"]:
+        parts = self._parts[site]
+        if len(parts) > 1:
+            # It is kept for the next look, which may want to differentiate it.
+            with torch.enable_grad():
+                parts[:] = [torch.cat(parts)]
+        return parts[0]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
 
 
 @contextmanager
@@ -62,7 +78,7 @@ def record(
     >>> seen[Site(0, "all")].shape
     torch.Size([12, 2])
     """
-    found = Recording(sites)
+    found = Recording()
 
     def see(site: Site, stream: Tensor, chosen: Tensor) -> None:
         found.take(site, stream[chosen])
@@ -121,7 +137,8 @@ def last_activations(
         rows: n lists of token ids.
         blocks: l block indices.
         path: see ``record``.
-        tokens: at most so many, padding included, in one forward pass.
+        tokens: at most so many, padding included, in one forward pass. What is kept of the
+            beginnings that rows share may be of four times as many.
         padding_side: where shorter rows are padded; the result does not depend on it.
 
     Returns:
@@ -147,7 +164,10 @@ def last_activations(
             beginnings = [list(rows[each[0]][:-1]) for each in members]
             which = [g for g, each in enumerate(members) for _ in each]
             ends = [rows[i][-1] for i in chosen]
-            found.put(chosen, _last_of_endings(model, beginnings, which, ends, blocks, path))
+            # Every ending has a copy of what is kept of its beginning.
+            most = max(COPIES * len(beginnings), tokens // (1 + max(map(len, beginnings))))
+            streams = _last_of_endings(model, beginnings, which, ends, blocks, path, most)
+            found.put(chosen, streams)
     return found.whole()
 
 
@@ -185,17 +205,25 @@ def _last_of_endings(
     ends: list[int],
     blocks: Sequence[int],
     path: str | None,
+    most: int,
 ) -> Float[Tensor, "b l h"]:
-    """The streams at the last tokens ``ends``, each after the beginning that ``which`` names."""
+    """The streams at the last tokens ``ends``, each after the beginning that ``which`` names.
+
+    The beginnings run once, the ends in passes of at most ``most`` rows.
+    """
     batch = collate([(ids, []) for ids in beginnings], padding_side="left")
-    cache = run_blocks(model, batch, cache=True)[cache_name(model)]
-    picked = torch.tensor(which)
-    cache.batch_select_indices(picked.to(next(model.parameters()).device))
-    before = batch["attention_mask"][picked]
-    one = torch.ones_like(before[:, :1])
-    last: Batch = {
-        "input_ids": torch.tensor(ends)[:, None],
-        "attention_mask": torch.cat([before, one], 1),
-        "position_ids": before.sum(1, keepdim=True),
-    }
-    return _last(model, last, blocks, path, cache)
+    kept = run_blocks(model, batch, cache=True)[cache_name(model)]
+    parts = []
+    for start in range(0, len(ends), most):
+        picked = torch.tensor(which[start : start + most])
+        cache = kept if len(ends) <= most else copy.deepcopy(kept)
+        cache.batch_select_indices(picked.to(next(model.parameters()).device))
+        before = batch["attention_mask"][picked]
+        one = torch.ones_like(before[:, :1])
+        last: Batch = {
+            "input_ids": torch.tensor(ends[start : start + most])[:, None],
+            "attention_mask": torch.cat([before, one], 1),
+            "position_ids": before.sum(1, keepdim=True),
+        }
+        parts.append(_last(model, last, blocks, path, cache))
+    return torch.cat(parts)
