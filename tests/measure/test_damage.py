@@ -1,5 +1,6 @@
 """Damage protocols on a small network that has learned to copy."""
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -194,6 +195,26 @@ def test_heads_of_language_models_are_found_on_the_right_axis(make, weights, tra
     silent[:, head * 8 : head * 8 + 8] = 0
     assert torch.equal(layer(x), layer(silent))
     assert not torch.equal(layer(x), layer(torch.zeros_like(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "attention", "mlp"),
+    [(tiny_gpt2, "attn.c_proj", "mlp.c_proj"), (tiny_qwen2, "o_proj", "down_proj")],
+)
+def test_a_factor_of_an_adapter_is_no_output_projection(make, attention, mlp):
+    """Its columns or rows are no heads; the weights beneath it are."""
+    model = lora(make(), [attention, mlp])
+    adapter = damage_of(model, task=RowsTask())
+    for protocol in ("zeroed-head", "zeroed-mlp"):
+        with pytest.raises(ValueError, match="no attention or MLP output projection to zero"):
+            PROTOCOLS[protocol](model, adapter)
+    space = ParamSpace.select(model, "base_layer|lora_")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    damages.zeroed_head(model, dataclasses.replace(adapter, space=space))
+    changed = {n: p != before[n] for n, p in model.named_parameters() if (p != before[n]).any()}
+    (name,) = changed
+    assert name.endswith(f"{attention}.base_layer.weight")
+    assert int(changed[name].sum()) == 8 * 16
 
 
 def test_exactly_the_worst_mlp_is_zeroed(learned):

@@ -130,6 +130,14 @@ def test_the_context_of_a_prefix_by_hand():
     }
 
 
+def test_a_first_step_of_zero_has_no_lift():
+    """As the first step of a warm-up from rate 0."""
+    path = path_of(torch.tensor([[0.0, 0, 0], [0, 4, 0]]))
+    none = {"captured": 0.0, "walk_share": 0.0, "lift": None, "rest": 0.0}
+    assert prefix_capture(path, 1) == none
+    assert prefix_capture(path, 2)["lift"] == pytest.approx(1.0)
+
+
 def test_a_repeated_step_counts_as_a_step_of_the_prefix():
     """Steps (1, 0), (1, 0), (0, 2): two steps span one direction and hold half of the norm."""
     found = prefix_capture(path_of(torch.tensor([[1.0, 0], [1, 0], [0, 2]])), 2)

@@ -18,6 +18,9 @@ from frenet.network.context import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Split, Task, base_model
 
+# Of the projection itself, under an adapter too: a slice of a factor is no head of the product.
+_OWN = r"\b(?!.*lora_).*weight$"
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -94,7 +97,7 @@ def zeroed_head(model: nn.Module, damage: Damage) -> None:
 
 def zeroed_mlp(model: nn.Module, damage: Damage) -> None:
     """Zero the output weights of the MLP whose loss hurts the task most; its bias stays."""
-    names = [n for n in damage.space.names if re.search(r"(down_proj|mlp\.c_proj)\b.*weight$", n)]
+    names = [n for n in damage.space.names if re.search(rf"(down_proj|mlp\.c_proj){_OWN}", n)]
     _zero_worst(model, damage, [(name, slice(None), slice(None)) for name in names])
 
 
@@ -209,7 +212,7 @@ def _heads(model: nn.Module, space: ParamSpace) -> Iterator[Place]:
     count = getattr(config, "num_attention_heads", None) or config.heads
     shapes = dict(zip(space.names, space.shapes, strict=True))
     for name in space.names:
-        if not re.search(r"(o_proj|attn\.c_proj)\b.*weight$", name):
+        if not re.search(rf"(o_proj|attn\.c_proj){_OWN}", name):
             continue
         transposed = "c_proj" in name
         size = shapes[name][0 if transposed else 1] // count

@@ -103,7 +103,8 @@ def prefix_capture(trajectory: Trajectory, k: int) -> dict[str, float | None]:
 
     ``walk_share`` is the share of the summed squared step norms that falls in the first k steps: a
     random walk's prefix captures that much. ``lift`` is the capture over it. ``rest`` is the
-    capture of theta_T - theta_k, of which a random walk's prefix holds k / d.
+    capture of theta_T - theta_k, of which a random walk's prefix holds k / d. None stands for the
+    lift where the first k steps are zero, and for the rest where nothing moved after them.
     """
     basis = trajectory.prefix(k)
     share = float(random_walk_share(trajectory.steps.norm(dim=1), k))
@@ -112,6 +113,6 @@ def prefix_capture(trajectory: Trajectory, k: int) -> dict[str, float | None]:
     return {
         "captured": captured,
         "walk_share": share,
-        "lift": captured / share,
+        "lift": captured / share if share else None,
         "rest": float(basis.captured_fraction(rest)) if rest.any() else None,
     }
