@@ -8,6 +8,7 @@ from frenet.geometry import blocks, linalg
 from frenet.geometry.blocks import reject
 from frenet.geometry.linalg import (
     gram,
+    gram_of,
     orthonormalise,
     participation_ratio,
     principal_angles,
@@ -52,6 +53,14 @@ def test_gram_sums_in_float64():
     # In float32 the ones are lost beside 1e8: their sum is 0 or 1000 off.
     G = torch.cat([torch.tensor([1e4]), torch.ones(1000)])[None]
     assert float(gram(G)) == 1e8 + 1000
+
+
+def test_the_gram_matrix_of_parts_is_that_of_the_whole_bit_for_bit(tiny_blocks):
+    G = normal(7, 30)
+    assert torch.equal(gram_of(G.split([3, 0, 4])), gram(G))
+    G[5, 2] = math.nan
+    with pytest.raises(FloatingPointError, match="row 2 is nan at coordinate 2"):
+        gram_of(G.split([3, 4]))
 
 
 def test_gram_is_exactly_symmetric_and_leaves_its_input(tiny_blocks):

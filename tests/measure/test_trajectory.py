@@ -9,6 +9,7 @@ from torch import nn
 
 import oracles
 from frenet.geometry.linalg import principal_angles
+from frenet.measure import trajectory
 from frenet.measure.gradients import gradient
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
 from frenet.network import memory
@@ -155,6 +156,26 @@ def test_the_prefix_of_gradient_descent_spans_the_krylov_space():
         assert path.prefix(k).k == k
         assert float(principal_angles(path.prefix(k).U, krylov)[-1]) < 1e-3
     assert path.prefix(4).space is space
+
+
+@pytest.mark.parametrize(("steps", "d"), [(0, 5), (3, 1), (40, 333), (9, 4096)])
+def test_a_displacement_is_the_sum_of_the_steps_however_much_fits(monkeypatch, steps, d):
+    """Bit for bit, by some columns at a time, none of which is a copy of all."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(steps, d, generator=draw)
+    path = Trajectory(torch.ones(d), rows, torch.zeros(steps), None, ParamSpace(("w",), ((d,),)))
+    plain, summed = torch.Tensor.sum, []
+
+    def watched(part, *args, **kwargs):
+        summed.append(part.numel())
+        return plain(part, *args, **kwargs)
+
+    whole = rows.sum(0, dtype=torch.float64)
+    monkeypatch.setattr(trajectory, "ROOM", 64 * max(1, steps))
+    monkeypatch.setattr(torch.Tensor, "sum", watched)
+    assert torch.equal(path.displacement(), whole.float())
+    assert torch.equal(path.theta(steps), (1 + whole).float())
+    assert max(summed) <= trajectory.ROOM
 
 
 def test_points_and_displacements_sum_up():

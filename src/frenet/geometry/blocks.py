@@ -4,7 +4,7 @@ The vectors are the rows of an ``(n, d)`` matrix, n small and d large. Summing i
 block never makes a float64 copy of the matrix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -28,18 +28,43 @@ def gram(G: Float[Tensor, "n d"], H: Float[Tensor, "m d"] | None = None) -> Floa
     tensor([[25.,  8.],
             [ 8.,  4.]], dtype=torch.float64)
     """
-    other = G if H is None else H
-    if G.shape[1] != other.shape[1]:
-        raise ValueError(f"vectors of {G.shape[1]} and of {other.shape[1]} coordinates do not meet")
-    K = torch.zeros(len(G), len(other), dtype=torch.float64, device=work_device(G))
-    for _, parts in blocks(G) if H is None else blocks(G, H):
-        K.addmm_(parts[0], parts[-1].T)
-    K = K.cpu()
-    if not torch.isfinite(K).all():
-        for matrix in (G, other):
-            require_finite(matrix)
-        raise FloatingPointError("the squared norms overflow float64; scale the vectors down")
-    return (K + K.T) / 2 if H is None else K
+    if H is None:
+        return gram_of([G])
+    if G.shape[1] != H.shape[1]:
+        raise ValueError(f"vectors of {G.shape[1]} and of {H.shape[1]} coordinates do not meet")
+    K = torch.zeros(len(G), len(H), dtype=torch.float64, device=work_device(G))
+    for _, (left, right) in blocks(G, H):
+        K.addmm_(left, right.T)
+    return _finite(K.cpu(), (G, H))
+
+
+def gram_of(matrices: Sequence[Float[Tensor, "_ d"]]) -> Float[Tensor, "n n"]:
+    """``gram`` of the rows of several matrices, as of one that would be a copy of them all.
+
+    >>> gram_of([torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])])
+    tensor([[25.,  8.],
+            [ 8.,  4.]], dtype=torch.float64)
+    """
+    sizes, (first, *_) = [len(matrix) for matrix in matrices], matrices
+    n, d, device = sum(sizes), first.shape[1], work_device(first)
+    K = torch.zeros(n, n, dtype=torch.float64, device=device)
+    buffer = torch.empty(n, _width(n, d), dtype=torch.float64, device=device)
+    for start in range(0, d, buffer.shape[1]):
+        part = buffer[:, : d - start]
+        for piece, matrix in zip(part.split(sizes), matrices, strict=True):
+            piece.copy_(matrix.detach()[:, start : start + part.shape[1]].to(device))
+        K.addmm_(part, part.T)
+    K = _finite(K.cpu(), matrices)
+    return (K + K.T) / 2
+
+
+def _finite(K: Float[Tensor, "n m"], matrices: Sequence[Tensor]) -> Float[Tensor, "n m"]:
+    """K, or an error that names what is not finite in the vectors behind it."""
+    if torch.isfinite(K).all():
+        return K
+    for matrix in matrices:
+        require_finite(matrix)
+    raise FloatingPointError("the squared norms overflow float64; scale the vectors down")
 
 
 def inverse_norms(K: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
@@ -69,7 +94,7 @@ def blocks(*matrices: Float[Tensor, "_ d"]) -> Iterator[tuple[slice, list[Tensor
     [(0, 5, 1.0)]
     """
     rows, d = sum(len(matrix) for matrix in matrices), matrices[0].shape[1]
-    width = max(1, min(d, block_size() // max(1, rows)))
+    width = _width(rows, d)
     buffers = [
         torch.empty(len(matrix), width, dtype=torch.float64, device=work_device(matrix))
         for matrix in matrices
@@ -80,6 +105,11 @@ def blocks(*matrices: Float[Tensor, "_ d"]) -> Iterator[tuple[slice, list[Tensor
         for part, matrix in zip(parts, matrices, strict=True):
             part.copy_(matrix.detach()[:, columns].to(part.device))
         yield columns, parts
+
+
+def _width(rows: int, d: int) -> int:
+    """Columns in a block of so many rows."""
+    return max(1, min(d, block_size() // max(1, rows)))
 
 
 def block_size() -> int:

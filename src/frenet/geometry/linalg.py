@@ -17,6 +17,7 @@ from frenet.geometry.blocks import (
     deviation,
     double,
     gram,
+    gram_of,
     inverse_norms,
     reject,
     work_device,
@@ -25,6 +26,7 @@ from frenet.geometry.blocks import (
 __all__ = [
     "SVD",
     "gram",
+    "gram_of",
     "orthonormalise",
     "participation_ratio",
     "principal_angles",

@@ -122,7 +122,7 @@ def basis_drift(then: Vectors, now: Vectors, k: int, *, paired: bool = False) ->
             are: gradients of the same ones overlap more than any two samples do.
     """
     sets = [*then, *now]
-    K = linalg.gram(torch.cat(sets))
+    K = linalg.gram_of(sets)
     parts = torch.arange(len(K)).split([len(part) for part in sets])
     old, old_again, old_test, new, new_again, test = parts
 

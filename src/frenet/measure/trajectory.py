@@ -17,6 +17,8 @@ from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task, repeatable
 
 Watcher = Callable[[int], bool]
+# Numbers in a float64 copy of steps that are summed.
+ROOM = 2**22
 
 _OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
     "adam": lambda p, lr: torch.optim.Adam(p, lr=lr),
@@ -73,8 +75,9 @@ class Trajectory(Shown):
 
     def _facts(self) -> Iterator[Fact]:
         if len(self):
-            walk = f"{float(self.steps.double().square().sum().sqrt()):.4g} by a random walk"
-            yield "distance", float(self.displacement().norm()), f"{walk} of these step lengths"
+            walk = float(self.steps.norm(dim=1).double().norm())
+            beside = f"{walk:.4g} by a random walk of these step lengths"
+            yield "distance", float(self.displacement().norm()), beside
             first = f"{float(self.losses[0]):.4g} before the first"
             yield (
                 "training loss before the last step (nats per token)",
@@ -84,11 +87,11 @@ class Trajectory(Shown):
 
     def displacement(self, start: int = 0, stop: int | None = None) -> Float[Tensor, " d"]:
         """theta_stop - theta_start, summed in float64."""
-        return self.steps[start:stop].sum(0, dtype=torch.float64).float()
+        return _summed(self.steps[start:stop]).float()
 
     def theta(self, step: int) -> Float[Tensor, " d"]:
         """theta_step."""
-        return (self.start.double() + self.steps[:step].sum(0, dtype=torch.float64)).float()
+        return (self.start.double() + _summed(self.steps[:step])).float()
 
     def prefix(self, k: int) -> Basis:
         """The discrete Frenet frame: the first k steps, orthonormalised in order."""
@@ -100,6 +103,16 @@ class Trajectory(Shown):
         return Trajectory(
             self.start, self.steps[:steps], self.losses[:steps], gradients, self.space
         )
+
+
+def _summed(steps: Float[Tensor, "t d"]) -> Float[Tensor, " d"]:
+    """The sum of the steps in float64, some columns at a time: a copy of all takes twice the steps.
+
+    Columns in multiples of 64 are added up in the order in which the whole would be.
+    """
+    width = max(64, ROOM // max(1, len(steps)) // 64 * 64)
+    parts = [part.sum(0, dtype=torch.float64) for part in steps.split(width, dim=1)]
+    return torch.cat(parts)
 
 
 def train_and_record(
