@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from frenet.network.contrasts import contrasts
+from frenet.network.contrasts import answered_names, contrasts
 from frenet.network.files import RowError
 from frenet.network.synthetic_contrasts import ANSWERS, synthetic_contrast
 from network.models import tiny_tokenizer
@@ -103,6 +103,41 @@ def test_choices(tmp_path):
         wanted = (ids[letter], ids["AB"[letter == "A"]])
         assert tuple(side[-1] for side in item.sides) == wanted
         assert item.answers == wanted
+
+
+def questions(answers):
+    return [
+        {"question": f"would it {i}?", "behavior": "b", "answer_matching_behavior": answer}
+        for i, answer in enumerate(answers)
+    ]
+
+
+def test_a_space_before_the_letters_changes_nothing(tmp_path):
+    """Published A/B questions are answered " (A)" and " (B)"."""
+    plain = write(tmp_path, questions(["(A)", "(B)", "(B)", "(A)"]), "plain.jsonl")
+    spaced = write(tmp_path, questions([" (A)", " (B)", "(B)", " (A) "]), "spaced.jsonl")
+    want, found = (contrasts(path, WORDS, max_length=64)["b"] for path in (plain, spaced))
+    assert found.kind == "choices"
+    assert found == want
+    # Each letter is a token after the bracket; none stands before the bracket in the prompt.
+    assert all(text(item.context).endswith("?\n\nAnswer: (") for item in found.items)
+    assert found.items[0].answers == found.items[1].answers[::-1]
+
+
+@pytest.mark.parametrize("answer", ["A", " Yes"])
+def test_other_answers_to_ab_questions_are_refused(tmp_path, answer):
+    path = write(tmp_path, questions(["(A)", answer]))
+    for read in (lambda: contrasts(path, WORDS, max_length=64), lambda: answered_names(path)):
+        with pytest.raises(
+            RowError, match=rf"line 2: unknown label '{answer}'; known are \(A\), \(B\); write"
+        ):
+            read()
+
+
+def test_a_positive_word_is_known_behind_a_space(tmp_path):
+    path = write(tmp_path, labelled([" no", " yes"] * 2))
+    (found,) = contrasts(path, WORDS, max_length=32).values()
+    assert found.words == (" yes", " no")
 
 
 def test_pairs(tmp_path):

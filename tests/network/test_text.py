@@ -586,6 +586,16 @@ def test_a_label_outside_the_given_set_is_an_error(save):
         tasks_of(save(truth), max_length=64)
 
 
+def test_a_space_before_a_label_of_the_set_is_the_joins(save):
+    answers = [f"({'AB'[i % 2]})" for i in range(6)]
+    rows = [{"question": f"q{i}", "answer_matching_behavior": a} for i, a in enumerate(answers)]
+    want = task_of(save(rows), max_length=64)
+    for row in rows:
+        row["answer_matching_behavior"] = " " + row["answer_matching_behavior"]
+    found = task_of(save(rows), max_length=64)
+    assert (found.examples, found.labels) == (want.examples, ("(A)", "(B)"))
+
+
 def test_label_scores_need_labels_and_room(save):
     task = task_of(save(open_ended()))
     with pytest.raises(ValueError, match="task 'words' has no label set"):

@@ -50,7 +50,7 @@ def contrasts(
             of ``statement`` and ``label`` are asked about, and answered Yes or No.
 
     Raises:
-        RowError: a bad row; names file, line and value.
+        RowError: a bad row, or a label that the template does not have; names file, line and value.
         ValueError: labels that are not two, one class only, or a single pair.
     """
     rows, name = _read(source)
@@ -61,7 +61,7 @@ def contrasts(
         prompt, words = prompt or ASKED, words or ANSWERED
     if prompt is not None:
         chosen = replace(chosen, prompt=prompt)
-    found, _ = records(rows, chosen, on_bad="error")
+    found = _known(rows, chosen)
     by_name: dict[str, list[Record]] = {}
     for record in found:
         by_name.setdefault(record.task or name, []).append(record)
@@ -87,7 +87,7 @@ def answered_names(source: str | Path) -> tuple[str, ...]:
             f"{rows.source} holds pairs of texts, which have no answer to push towards; pass "
             "labelled statements or A/B questions ('frenet steer extract' takes pairs)"
         )
-    found, _ = records(rows, recognise(rows), on_bad="error")
+    found = _known(rows, recognise(rows))
     return tuple(dict.fromkeys(record.task or name for record in found))
 
 
@@ -95,6 +95,18 @@ def _read(source: str | Path) -> tuple[Rows, str]:
     """The rows of a source, and the name of a contrast that no field names."""
     rows = rows_of(source)
     return rows, Path(rows.source).stem
+
+
+def _known(rows: Rows, template: Template) -> list[Record]:
+    """The rows as text; RowError where a label is not of the template's own."""
+    found, _ = records(rows, template, on_bad="error")
+    labels = template.labels
+    for record in found:
+        if isinstance(labels, tuple) and record.completion not in labels:
+            why = f"unknown label {shown(record.completion)}; known are {', '.join(labels)}"
+            remedy = "write other answers as rows of prompt and label, or pass a template for them"
+            raise RowError(rows.source, record.line, f"{why}; {remedy}")
+    return found
 
 
 def _is_pairs(rows: Rows) -> bool:
@@ -186,7 +198,7 @@ def _words(name: str, found: Sequence[str], positive: str | None) -> list[str]:
             f"positive={positive!r} is no label of contrast {name!r}; it has "
             f"{' and '.join(map(repr, found))}"
         )
-    first = positive or next((w for w in found if w.lower() in POSITIVE), found[0])
+    first = positive or next((w for w in found if w.strip().lower() in POSITIVE), found[0])
     return [first, *(word for word in found if word != first)]
 
 

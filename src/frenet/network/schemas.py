@@ -162,6 +162,9 @@ def records(
 
 def _record(row: Mapping[str, Any], line: int, *, template: Template, has_split: bool) -> Record:
     prompt, completion = template.render(row)
+    # Published A/B questions are answered " (A)"; the join would write that space itself.
+    if isinstance(template.labels, tuple) and completion.strip() in template.labels:
+        completion = completion.strip()
     task = _text(row, template.task_field) if template.task_field else None
     return Record(prompt, completion, line, task, _split(row) if has_split else None)
 
