@@ -180,6 +180,41 @@ def test_parts_are_disjoint_and_balanced(tmp_path):
         found.divided(5, seed=0)
 
 
+def test_repeated_rows_count_once_so_that_no_part_holds_them_twice(tmp_path):
+    rows = labelled(["y", "n"] * 6)
+    once = contrasts(write(tmp_path, rows, "a.jsonl"), WORDS, max_length=32)["a"]
+    (tmp_path / "more").mkdir()
+    path = write(tmp_path / "more", rows * 3, "a.jsonl")
+    thrice = contrasts(path, WORDS, max_length=32)["a"]
+    assert (once.notes, thrice.notes) == ((), ("a: 24 repeated rows dropped",))
+    assert thrice.items == once.items
+    first, second, third = thrice.divided(3, seed=0)
+    assert len({item.text for part in (first, second, third) for item in part.items}) == 12
+
+
+def test_repeated_pairs_count_once(tmp_path):
+    pair, other = {"positive": "a", "negative": "b"}, {"positive": "a", "negative": "c"}
+    path = write(tmp_path, [pair, other, pair])
+    (found,) = contrasts(path, WORDS, max_length=32).values()
+    assert [item.line for item in found.items] == [1, 2]
+    assert found.notes == ("data: 1 repeated rows dropped",)
+    with pytest.raises(ValueError, match="'data' has a single pair"):
+        contrasts(write(tmp_path, [pair, pair]), WORDS, max_length=32)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [*labelled(["y", "n"]), {"prompt": "is it 0?", "label": "n"}],
+        [*questions(["(A)", "(B)"]), {**questions("B")[0], "answer_matching_behavior": "(B)"}],
+        [{"positive": a, "negative": b} for a, b in ("ab", "cd", "ba")],
+    ],
+)
+def test_a_text_on_either_side_is_refused(tmp_path, rows):
+    with pytest.raises(RowError, match=r"line 3: .* has the tokens of line 1, on the other side"):
+        contrasts(write(tmp_path, rows), WORDS, max_length=64)
+
+
 def test_the_fingerprint_is_of_the_tokens(tmp_path):
     paths = [write(tmp_path, labelled(["y", "n", *end]), "a.jsonl") for end in (["y", "n"],) * 2]
     first, again = (next(iter(contrasts(p, WORDS, max_length=32).values())) for p in paths)

@@ -35,7 +35,7 @@ def contrasts(
 
     Rows with the keys ``positive`` and ``negative`` (and perhaps ``prompt``, which stands before
     both) are pairs of texts; rows with two labels are statements, those answered with the letters
-    (A) and (B) choices.
+    (A) and (B) choices. Repeated rows count once, with a note.
 
     Args:
         source: a file; "frenet:comparisons"; or, where that is no path, the name of a data set
@@ -50,7 +50,8 @@ def contrasts(
             of ``statement`` and ``label`` are asked about, and answered Yes or No.
 
     Raises:
-        RowError: a bad row, or a label that the template does not have; names file, line and value.
+        RowError: a bad row, a label that the template does not have, or a prompt with either
+            label; names file, line and value.
         ValueError: labels that are not two, one class only, or a single pair.
     """
     rows, name = _read(source)
@@ -130,10 +131,33 @@ def _pairs(rows: Rows, name: str, tokenizer: Any, max_length: int) -> dict[str, 
         ids = _whole(tokenizer, texts, max_length, rows.source, first.line)
         item = Item(texts[0], [], (ids[0], ids[1]), None, None, first.line)
         by_name.setdefault(first.task or name, []).append(item)
-    for key_name, items in by_name.items():
+    found = {}
+    for key_name, pairs in by_name.items():
+        items, notes = _once(key_name, pairs, rows.source)
         if len(items) < 2:
             raise ValueError(f"contrast {key_name!r} has a single pair; pass at least 2")
-    return {key: Contrast(key, "pairs", (), tuple(items)) for key, items in by_name.items()}
+        found[key_name] = Contrast(key_name, "pairs", (), items, notes)
+    return found
+
+
+def _once(
+    name: str, items: Sequence[Item], source: str
+) -> tuple[tuple[Item, ...], tuple[str, ...]]:
+    """Each item once, since the parts of a contrast share none, and a note on those left out.
+
+    Raises:
+        RowError: the same tokens stand on either side, or in either class.
+    """
+    first: dict[tuple[tuple[int, ...], ...], Item] = {}
+    for item in items:
+        key = tuple(sorted(map(tuple, item.sides)))
+        same = first.setdefault(key, item)
+        if (same.sides, same.label) != (item.sides, item.label):
+            why = f"{shown(item.text)} has the tokens of line {same.line}, on the other side"
+            raise RowError(source, item.line, f"{why}; leave one of them out")
+    repeated = len(items) - len(first)
+    notes = (f"{name}: {repeated} repeated rows dropped",) if repeated else ()
+    return tuple(first.values()), notes
 
 
 def _whole(
@@ -176,9 +200,11 @@ def _labelled(
             sides, answers = sides[::-1], answers and answers[::-1]
         label = None if choices else own == 0
         items.append(Item(row.prompt, context, sides, answers, label, row.line))
-    notes = [f"{name}: {cut} of {len(rows)} prompts lost their beginning"] if cut else []
+    kept, notes = _once(name, items, source)
+    if cut:
+        notes = (f"{name}: {cut} of {len(rows)} prompts lost their beginning", *notes)
     kind: Kind = "choices" if choices else "statements"
-    return Contrast(name, kind, tuple(words or found_words), tuple(items), tuple(notes))
+    return Contrast(name, kind, tuple(words or found_words), kept, notes)
 
 
 def _words(name: str, found: Sequence[str], positive: str | None) -> list[str]:
