@@ -91,13 +91,41 @@ def test_nothing_added_changes_nothing(family):
     torch.testing.assert_close(found, torch.tensor(plain), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("position", ["last", "all"])
+def test_inside_another_vector_differences_are_those_of_whole_passes(family, position):
+    """Also with beginnings that were kept outside of it, or inside and used outside."""
+    model = FAMILIES[family]()
+    outer = {Site(0, position): 3 * VECTORS[0]}
+    kept, plain = prefixes(model, PROMPTS), steered_differences(model, PROMPTS, {1: VECTORS})
+    with add(model, outer):
+        kept_inside = prefixes(model, PROMPTS)
+        for given in (None, kept):
+            found = steered_differences(model, PROMPTS, {1: VECTORS}, kept=given)
+            for i, prompt in enumerate(PROMPTS):
+                for j, v in enumerate(VECTORS):
+                    wanted = by_hand(model, prompt, add(model, {Site(1, "last"): v}))
+                    assert float(found[i, j]) == pytest.approx(wanted, abs=1e-4)
+    outside = steered_differences(model, PROMPTS, {1: VECTORS}, kept=kept_inside)
+    torch.testing.assert_close(outside, plain, atol=1e-4, rtol=1e-4)
+
+
+def seeing(module, look):
+    """Each call of the module shown to ``look``; no hook, with which whole prompts would run."""
+    forward = module.forward
+
+    def shown(x, *args, **kwargs):
+        look(x)
+        return forward(x, *args, **kwargs)
+
+    module.forward = shown
+
+
 def test_blocks_before_the_first_vector_run_once():
     """The last token of 4 variants: one row through block 0, four through block 1."""
     model, rows = FAMILIES["llama"](), {}
     for i, block in enumerate(model.model.layers):
-        block.register_forward_hook(
-            lambda _, args, output, i=i: rows.setdefault(i, []).append(len(args[0]))
-        )
+        seeing(block, lambda x, i=i: rows.setdefault(i, []).append(len(x)))
     steered_differences(model, PROMPTS[:1], {0: 0 * VECTORS, 1: VECTORS})
     assert (rows[0], rows[1]) == ([1, 1], [1, 1])
     steered_differences(model, PROMPTS[:1], {0: VECTORS})
@@ -109,9 +137,7 @@ def test_what_comes_before_the_last_token_runs_once_and_can_be_kept(family, monk
     """Also where the variants go through the network in several parts."""
     monkeypatch.setattr(steering_effect, "TOGETHER", 2)
     model, widths = FAMILIES[family](), []
-    residual_blocks(model)[1][0].register_forward_hook(
-        lambda _, args, output: widths.append(args[0].shape[1])
-    )
+    seeing(residual_blocks(model)[1][0], lambda x: widths.append(x.shape[1]))
     whole = steered_differences(model, PROMPTS[:2], {0: VECTORS})
     assert widths == [2, 1, 1, 1, 5, 1, 1, 1]
     kept = prefixes(model, PROMPTS[:2])

@@ -72,10 +72,16 @@ def _answered(model: nn.Module, prompts: Sequence[Prompted]) -> Iterator[list[tu
 def prefixes(model: nn.Module, prompts: Sequence[Prompted]) -> list[Any]:
     """What a model's cache holds after all but the last token of every prompt.
 
-    None for a prompt of one token, and where the model keeps no cache.
+    None for a prompt of one token, and where the model keeps no cache or has a hook.
     """
+    bare = _is_bare(model)
     with measuring(model), torch.no_grad(), _answered(model, prompts):
-        return [_prefix(model, prompt.context) for prompt in prompts]
+        return [_prefix(model, prompt.context) if bare else None for prompt in prompts]
+
+
+def _is_bare(model: nn.Module) -> bool:
+    """Whether nothing is hooked in: an ``add`` at the last token has to know which one it is."""
+    return not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def _prefix(model: nn.Module, context: list[int]) -> Any:
@@ -97,7 +103,8 @@ def steered_differences(
 
     Nothing before the last token depends on the vectors, nor does any block before the first that
     is added to: where the model keeps a cache, these run once a prompt, and only the rest of the
-    last token runs as one batch of all variants.
+    last token runs as one batch of all variants. Inside an ``add``, or with any other hook on the
+    model, whole prompts run.
 
     Args:
         model: a decoder; left exactly as it is.
@@ -108,6 +115,8 @@ def steered_differences(
     """
     count = len(next(iter(variants.values())))
     found = torch.empty(len(prompts), count)
+    if not _is_bare(model):
+        kept = [None] * len(prompts)
     with measuring(model), torch.no_grad(), _answered(model, prompts) as columns:
         for i, (prompt, (first, second)) in enumerate(zip(prompts, columns, strict=True)):
             prefix = kept[i] if kept is not None else _prefix(model, prompt.context)
