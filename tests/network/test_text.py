@@ -215,6 +215,14 @@ def test_select_is_drawn_from_train_where_the_file_has_none(save):
     assert "select: 2 rows drawn from train, split seed 0" in task.notes
 
 
+def test_a_large_split_of_the_file_leaves_half_of_train(save):
+    for given, drawn in (("test", "select"), ("dev", "test")):
+        found = parts(task_of(save(own(["train"] * 6 + [given] * 44))))
+        assert {split: len(rows) for split, rows in found.items()} == {
+            "train": 3, given.replace("dev", "select"): 44, drawn: 3,
+        }  # fmt: skip
+
+
 def test_a_file_with_dev_and_val_trains_on_dev_and_tests_on_val(save):
     task = task_of(save(own(["dev"] * 8 + ["val"] * 2)))
     found = parts(task)

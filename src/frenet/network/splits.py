@@ -35,7 +35,7 @@ def completed(
     """All three splits without a shared prompt, and notes on what was dropped or drawn.
 
     What the file lacks is drawn from train, whole prompts at a time, in an order that ``seed``
-    fixes: 15% of the prompts for test, 15% for select.
+    fixes: 15% of the prompts for test, 15% for select, and at most half of what is in train.
 
     Raises:
         ValueError: there are too few prompts for three splits.
@@ -111,10 +111,10 @@ def _without_shared_prompts(
 def _carve(
     parts: dict[Split, list[Record]], split: Split, *, wanted: int, generator: torch.Generator
 ) -> dict[Split, list[Record]]:
-    """Move ``wanted`` prompts, at least one, with all their rows from train to ``split``."""
+    """Move ``wanted`` prompts, one to half of them, with all their rows from train to ``split``."""
     prompts = list(dict.fromkeys(_key(row) for row in parts["train"]))
     order = torch.randperm(len(prompts), generator=generator).tolist()
-    chosen = {prompts[i] for i in order[: max(1, wanted)]}
+    chosen = {prompts[i] for i in order[: max(1, min(wanted, len(prompts) // 2))]}
     return {
         **parts,
         split: [row for row in parts["train"] if _key(row) in chosen],
