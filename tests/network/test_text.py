@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import EOS, byte_tokenizer, tiny_gpt2, tiny_llama, tiny_tokenizer
 
+from frenet.network.contrasts import contrasts
 from frenet.network.files import RowError
 from frenet.network.load import load
 from frenet.network.schemas import KNOWN, Template
@@ -689,6 +690,38 @@ def test_a_name_is_loaded_from_the_hub_with_its_splits_and_class_names(monkeypat
     assert task.labels == ("bad", "good")
     assert parts(task)["select"] == [1, 2]
     assert sum(map(len, task.examples.values())) == 8
+
+
+def test_the_class_that_stands_for_no_label_is_left_out(monkeypatch):
+    """The hub has -1 in the rows that nobody agreed on, and in hidden test splits."""
+    features = datasets.Features(
+        {"prompt": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    classes = {"train": [0, 1, -1] * 4, "validation": [0, 1, 0, -1], "test": [-1, -1]}
+    data = datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_dict(
+                {"prompt": [f"{split} {i}" for i in range(len(own))], "label": own}, features
+            )
+            for split, own in classes.items()
+        }
+    )
+    hub(monkeypatch, data)
+    task = task_of("someone/claims")
+    assert task.labels == ("no", "yes")
+    assert len(task.examples["train"]) + len(task.examples["test"]) == 8
+    assert parts(task)["select"] == [1, 2, 3]
+    notes = (
+        "train: 4 rows without a label left out",
+        "validation: 1 rows without a label left out",
+        "test: 2 rows without a label left out",
+    )
+    assert task.notes[:3] == notes
+    (contrast,) = contrasts("someone/claims", tiny_tokenizer(), max_length=32).values()
+    assert (contrast.words, len(contrast.items), contrast.notes) == (("yes", "no"), 11, notes)
+    hub(monkeypatch, datasets.DatasetDict(test=data["test"]))
+    with pytest.raises(ValueError, match="'someone/claims' has no row with a label"):
+        tasks_of("someone/claims")
 
 
 def test_offline_the_error_names_the_data_set_and_the_remedy(monkeypatch):

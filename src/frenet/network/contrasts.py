@@ -66,13 +66,14 @@ def contrasts(
     by_name: dict[str, list[Record]] = {}
     for record in found:
         by_name.setdefault(record.task or name, []).append(record)
-    return {
+    made = {
         key: _labelled(
             key, part, rows.source, tokenizer,
             max_length=max_length, positive=positive, words=words,
         )
         for key, part in by_name.items()
     }  # fmt: skip
+    return {key: replace(each, notes=rows.notes + each.notes) for key, each in made.items()}
 
 
 def answered_names(source: str | Path) -> tuple[str, ...]:

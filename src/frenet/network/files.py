@@ -26,13 +26,15 @@ class Rows:
     """Rows in file order; ``lines[i]`` is the physical line on which ``values[i]`` starts.
 
     Cells of a CSV file are text, whatever they look like ("NA", "null", "1"); values of a JSONL
-    file are what the JSON says. ``skipped`` holds the rows left out under ``on_bad="skip"``.
+    file are what the JSON says. ``skipped`` holds the rows left out under ``on_bad="skip"``, and
+    ``notes`` says what else was left out, one sentence each.
     """
 
     source: str
     values: tuple[dict[str, Any], ...]
     lines: tuple[int, ...]
     skipped: tuple[RowError, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)

@@ -1,11 +1,14 @@
 """Rows of a data set on the hub, asked for by name."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from frenet.network.files import Rows
 
+# What a class is where nobody has given the row one, as in the test splits of GLUE.
+_NO_LABEL = -1
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -26,12 +29,15 @@ def is_path(source: str | Path) -> bool:
 def hub_rows(name: str) -> Rows:
     """All rows of the splits of a hub data set; class numbers become the names of the classes.
 
+    Rows with the class -1, which stands for no label, are left out, with a note.
+
     Args:
         name: ``owner/name`` or ``name``, with the configuration after a colon where there are
             several.
 
     Raises:
         ConnectionError: the data set cannot be had; the message says so and names the remedy.
+        ValueError: no row has a label.
     """
     import datasets
 
@@ -45,13 +51,20 @@ def hub_rows(name: str) -> Rows:
         ) from error
     values: list[dict[str, Any]] = []
     lines: list[int] = []
+    unlabelled: Counter[str] = Counter()
     for split, rows in loaded.items():
         classes = {k: f.names for k, f in rows.features.items() if hasattr(f, "names")}
         for number, row in enumerate(rows, start=1):
+            if any(row[k] == _NO_LABEL for k in classes):
+                unlabelled[str(split)] += 1
+                continue
             named = {k: _named(v, classes.get(k)) for k, v in row.items()}
             values.append({"split": str(split), **named})
             lines.append(number)
-    return Rows(name, tuple(values), tuple(lines))
+    notes = tuple(f"{split}: {n} rows without a label left out" for split, n in unlabelled.items())
+    if unlabelled and not values:
+        raise ValueError(f"{name!r} has no row with a label; pass a data set that has labels")
+    return Rows(name, tuple(values), tuple(lines), notes=notes)
 
 
 def _named(value: Any, classes: list[str] | None) -> Any:

@@ -232,4 +232,4 @@ def _read(source: str | Path, template: Template | None, *, on_bad: OnBad) -> _R
     if not by_task:
         raise ValueError(f"{rows.source} holds no usable row; the first bad one: {bad[0]}")
     notes = tuple(f"skipped: {error}" for error in (*rows.skipped, *bad))
-    return _Read(rows.source, template, by_task, notes)
+    return _Read(rows.source, template, by_task, rows.notes + notes)
