@@ -1,9 +1,13 @@
 """Winners come back from their seeds, and from files that others read."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from frenet.geometry.basis import random_basis
+from frenet.geometry.rng import generator
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.search import Selection, random_search
 from frenet.methods.winners import load_winner, save_winner
@@ -63,3 +67,32 @@ def test_a_record_of_another_model_is_refused(tmp_path):
         load_winner(model, ParamSpace.select(model, "head"), tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no search result"):
         load_winner(model, space, tmp_path / "nothing")
+
+
+def test_a_basis_is_the_one_that_was_searched_in(tmp_path):
+    model = SyntheticTransformer(SyntheticConfig(width=16), seed=0)
+    space = ParamSpace.select(model, "blocks")
+    basis, other = (random_basis(space.dim, 3, generator(seed), space=space) for seed in (0, 1))
+    inside = save_winner(model, basis, searched(model, basis), tmp_path / "inside")
+    delta = load_winner(model, basis, inside)
+    torch.testing.assert_close(basis.project(delta), delta)
+    with pytest.raises(ValueError, match=r"in a basis \(random\), and another one \(random\) was"):
+        load_winner(model, other, inside)
+    with pytest.raises(ValueError, match=r"in a basis \(random\), and no basis was passed"):
+        load_winner(model, space, inside)
+    whole = save_winner(model, space, searched(model, space), tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"in no basis, and a basis \(random\) was passed"):
+        load_winner(model, basis, whole)
+
+
+def test_a_basis_that_the_record_does_not_identify_is_refused(tmp_path):
+    model = SyntheticTransformer(SyntheticConfig(width=16), seed=0)
+    space = ParamSpace.select(model, "blocks")
+    basis = random_basis(space.dim, 3, generator(0), space=space)
+    path = save_winner(model, basis, searched(model, basis), tmp_path) / "candidate.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    del record["basis_fingerprint"]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    for asked in (basis, space):
+        with pytest.raises(ValueError, match=r"is of a search in a basis \(random\)"):
+            load_winner(model, asked, tmp_path)

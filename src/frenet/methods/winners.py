@@ -1,5 +1,6 @@
 """Winners of a search on disk: as a seed record, and as weights that others can load."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -21,9 +22,10 @@ RECORD, WEIGHTS, FORMAT = "candidate.json", "weights.safetensors", 1
 def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Path | str) -> Path:
     """Write the winner of a search into a folder.
 
-    ``candidate.json`` holds seed, index and sigma, with the fingerprint of the weights that they
-    displace. An adapter on its base is also written as PEFT writes it, and everything else as
-    ``weights.safetensors`` with the displaced parameters by name.
+    ``candidate.json`` holds seed, index and sigma, with the fingerprints of the weights that they
+    displace and of the basis that they displace them in. An adapter on its base is also written as
+    PEFT writes it, and everything else as ``weights.safetensors`` with the displaced parameters by
+    name.
 
     Args:
         model: the network that was searched around, at the same weights; comes back bit for bit.
@@ -43,6 +45,7 @@ def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Pa
         "fingerprint": fingerprint(model),
         "parameters": list(space.names),
         "basis": where.origin if isinstance(where, Basis) else None,
+        **({"basis_fingerprint": found} if (found := _digest(where)) else {}),
         "noise": asdict(result.noise),
         "index": result.winner,
         "selected_gain": result.selected_gain,
@@ -76,7 +79,7 @@ def load_winner(model: nn.Module, where: Where, folder: Path | str) -> Float[Ten
 
     Raises:
         FileNotFoundError: the folder holds no record.
-        ValueError: the record is of other weights, or of other parameters.
+        ValueError: the record is of other weights, of other parameters, or of another basis.
     """
     path = Path(folder) / RECORD
     if not path.exists():
@@ -93,5 +96,27 @@ def load_winner(model: nn.Module, where: Where, folder: Path | str) -> Float[Ten
             f"{path} is about {len(record['parameters'])} other parameters, the first of them "
             f"{first}; select the same ones"
         )
+    _require_same_basis(path, record, where)
     with Candidates(model, where, Noise(**record["noise"])) as candidates:
         return candidates.delta(record["index"])
+
+
+def _require_same_basis(path: Path, record: dict[str, Any], where: Where) -> None:
+    """Raise ValueError where the noise was drawn inside another basis, or inside none."""
+    origin, found = record["basis"], _digest(where)
+    if (origin is None, record.get("basis_fingerprint")) == (found is None, found):
+        return
+    searched = "no basis" if origin is None else f"a basis ({origin})"
+    other = "a basis" if origin is None else "another one"
+    passed = f"{other} ({where.origin})" if isinstance(where, Basis) else "no basis"
+    raise ValueError(
+        f"{path} is of a search in {searched}, and {passed} was passed; pass what was searched in, "
+        "or take the weights of the winner, which lie beside it"
+    )
+
+
+def _digest(where: Where) -> str | None:
+    """Hex digits that identify every entry of a basis; None for a space, which its names tell."""
+    if not isinstance(where, Basis):
+        return None
+    return hashlib.sha256(where.U.detach().cpu().contiguous().numpy().data).hexdigest()
