@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import types
+import warnings
 from pathlib import Path
 
 import gguf
@@ -487,7 +488,10 @@ def adapted(saved, tmp_path):
         for name, parameter in wrapped.named_parameters():
             if "lora_B" in name:
                 parameter.data.fill_(0.3)
-        wrapped.save_pretrained(tmp_path / "adapter")
+        with warnings.catch_warnings():
+            # An adapter on embedding or head makes PEFT save the weight under it, too.
+            warnings.filterwarnings("ignore", "Setting `save_embedding_layers`")
+            wrapped.save_pretrained(tmp_path / "adapter")
         return folder, tmp_path / "adapter", wrapped
 
     return save
@@ -579,6 +583,23 @@ def test_an_adapter_of_another_width_names_the_tensor_and_both_shapes(adapted):
         ValueError, match=r"lora_A\.weight has shape \(2, 24\) in the file and \(2, 16"
     ):
         load(base, adapter=adapter, device="cpu")
+
+
+def test_the_weights_under_an_adapter_on_head_and_embedding_are_the_bases_own(adapted):
+    base, adapter, wrapped = adapted(targets=["q_proj", "lm_head", "embed_tokens"])
+    under = {
+        name for name in load_file(adapter / "adapter_model.safetensors") if "lora_" not in name
+    }
+    assert len(under) == 2
+    loaded = load(base, adapter=adapter, device="cpu")
+    assert torch.equal(logits(loaded.model), logits(wrapped))
+    half = load(base, adapter=adapter, device="cpu", dtype=torch.bfloat16)
+    assert half.model.get_output_embeddings().weight.dtype == torch.bfloat16
+    stored = load_file(adapter / "adapter_model.safetensors")
+    for name in under:
+        rewrite(adapter, lambda _, name=name: stored | {name: stored[name] + 1})
+        with pytest.raises(ValueError, match=f"only the file has {name}; only the model has noth"):
+            load(base, adapter=adapter, device="cpu")
 
 
 def test_an_untrained_adapter_is_noted(adapted):

@@ -5,14 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from frenet.network.adapter_files import adapter_folder, configuration, some
+from frenet.network.adapter_files import PREFIX, adapter_folder, configuration, is_own, some
 from frenet.network.tensor_files import Shapes, TensorFiles
 
-_PREFIX = "base_model.model."
 _HALVES = {".lora_A": ".lora_B", ".lora_embedding_A": ".lora_embedding_B"}
 # What else an adapter's configuration may ask for, and why that is no sum of products B A.
 _OTHER = {
@@ -104,7 +102,7 @@ def live_products(model: nn.Module, weights: Mapping[str, float] | None = None) 
             if (factors := _live(module, adapter, weight)) is not None:
                 layer: Any = module
                 _refuse_tied(model, layer.base_layer.weight, path)
-                found.setdefault(f"{path.removeprefix(_PREFIX)}.weight", []).append(factors)
+                found.setdefault(f"{path.removeprefix(PREFIX)}.weight", []).append(factors)
     return found
 
 
@@ -146,7 +144,7 @@ def stored_products(adapter: str | Path, base: nn.Module) -> Products:
             f"has {some(_adaptable(modules))}"
         )
     # PEFT also saves embeddings that have an adapter, or that it takes for resized.
-    if strange := [name for name in others if not _is_own(files, name, base)]:
+    if strange := [name for name in others if not is_own(files, name, base)]:
         raise ValueError(
             f"the adapter {folder} has tensors that are no half of a product, and not the base's "
             f"own weights either: {some(strange)}"
@@ -207,17 +205,8 @@ def _pairs(files: TensorFiles) -> tuple[dict[str, tuple[str, str]], list[str]]:
         other = name.replace(half, _HALVES[half]) if half else None
         if half and other in left:
             del left[name], left[other]
-            pairs[name.split(half)[0].removeprefix(_PREFIX)] = name, other
+            pairs[name.split(half)[0].removeprefix(PREFIX)] = name, other
     return pairs, list(left)
-
-
-def _is_own(files: TensorFiles, name: str, base: nn.Module) -> bool:
-    """Whether a stored tensor is one of the base's own weights, unchanged."""
-    own = dict(base.named_parameters(remove_duplicate=False))
-    found = own.get(name.removeprefix(_PREFIX).replace(".base_layer", ""))
-    if found is None or found.is_meta or tuple(found.shape) != files.shapes[name]:
-        return False
-    return bool(torch.equal(files.read(name).float(), found.detach().cpu().float()))
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:

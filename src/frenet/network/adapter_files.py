@@ -11,7 +11,9 @@ from torch import nn
 
 from frenet.network.adapters import linear_modules, quiet_peft
 from frenet.network.checkpoints import PICKLED, refuse_pickled, tensor_shapes
+from frenet.network.tensor_files import TensorFiles
 
+PREFIX = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
 _SHOWN = 4
 
@@ -62,7 +64,9 @@ def load_adapter(model: nn.Module, folder: Path) -> tuple[nn.Module, list[str]]:
         raise ValueError(
             f"{folder} is a {settings.get('peft_type')} adapter; only LORA adapters are loaded"
         )
-    stored = tensor_shapes(folder)
+    files, stored = TensorFiles(folder), tensor_shapes(folder)
+    # PEFT also saves embeddings and heads that have an adapter, or that it takes for resized.
+    stored = {name: shape for name, shape in stored.items() if not is_own(files, name, model)}
     try:
         with torch.random.fork_rng(devices=[]), quiet_peft(), warnings.catch_warnings():
             # Missing names and wrong shapes are errors, a few lines on; PEFT only warns of them.
@@ -102,6 +106,15 @@ def _require_same(
                 f"the adapter {folder} belongs to another base: {name} has shape {shape} in the "
                 f"file and {own[name]} on the model"
             )
+
+
+def is_own(files: TensorFiles, name: str, base: nn.Module) -> bool:
+    """Whether a stored tensor is one of the base's own weights, which it would leave as it is."""
+    own = dict(base.named_parameters(remove_duplicate=False))
+    found = own.get(name.removeprefix(PREFIX).replace(".base_layer", ""))
+    if found is None or found.is_meta or tuple(found.shape) != files.shapes.get(name):
+        return False
+    return bool(torch.equal(files.read(name).to(found.dtype), found.detach().cpu()))
 
 
 def configuration(folder: Path) -> dict[str, Any]:
