@@ -1,11 +1,13 @@
 """What a vector does to answers and to text: against whole passes, closed forms and no vector."""
 
+import logging
 import math
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from frenet.geometry.rng import generator
 from frenet.measure.activations import add
@@ -28,7 +30,7 @@ from frenet.network.contrast import Item
 from frenet.network.head import few_logits
 from frenet.network.sites import Site
 from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
-from frenet.network.tasks import collate
+from frenet.network.tasks import base_model, collate
 from network.models import OTHERS, tiny_gpt2, tiny_llama, tiny_qwen2
 
 FAMILIES = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama}
@@ -298,6 +300,36 @@ def test_steered_text_is_that_of_one_at_a_time(family, position):
     end = model.generation_config.eos_token_id
     assert together[0] == plain[: plain.index(end) if end in plain else None]
     assert len({tuple(text) for text in together}) > 1
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_steered_text_is_greedy_whatever_the_models_settings_are(lora, caplog, monkeypatch):
+    """By hand: the largest logit, token by token. Nothing is said about the settings, either."""
+    prompt, model = [5, 9, 3, 7], tiny_gpt2()
+    ids, new = list(prompt), 8
+    with measuring(model), torch.no_grad():
+        for _ in range(new):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    greedy = ids[len(prompt) :]
+    ask = partial(generate_steered, block=1, new_tokens=new)
+    assert ask(model, prompt, torch.zeros(1, 16)) == [greedy]
+    own = GenerationConfig(
+        do_sample=True, temperature=0.7, top_p=0.8, top_k=5, num_beams=3, repetition_penalty=9.0,
+        no_repeat_ngram_size=1, suppress_tokens=greedy, min_new_tokens=3, length_penalty=2.0,
+    )  # fmt: skip
+    if lora:
+        model = attach_lora(model, rank=2, seed=0)
+    base_model(model).generation_config = own
+    before = own.to_dict()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert ask(model, prompt, torch.zeros(1, 16)) == [greedy]
+    assert caplog.messages == []
+    with pytest.raises(ValueError, match="no block 7"):
+        generate_steered(model, prompt, torch.zeros(1, 16), block=7)
+    assert base_model(model).generation_config is own
+    assert own.to_dict() == before
+    own.eos_token_id = greedy[2]
+    assert ask(model, prompt, torch.zeros(1, 16)) == [greedy[: greedy.index(greedy[2])]]
 
 
 def test_prompts_that_cannot_be_gone_on_with():

@@ -1,6 +1,7 @@
 """Text with and without a vector, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from frenet.measure.activations import add, last_activations
 from frenet.network.context import measuring
 from frenet.network.sites import Site
+from frenet.network.tasks import base_model
 
 
 def stream_norm(
@@ -34,6 +36,9 @@ def generate_steered(
     path: str | None = None,
 ) -> list[list[int]]:
     """Greedy continuations of one prompt with each of m vectors added, in one batch.
+
+    Each token has the largest logit, whatever sampling or penalties the model's own settings ask
+    for; its end-of-sequence tokens end the text.
 
     Args:
         model: a decoder of transformers; left exactly as it is.
@@ -73,12 +78,30 @@ def generate_steered(
     with (
         measuring(model),
         torch.no_grad(),
+        _without_settings(inner),
         add(model, {Site(block, position): added}, path=path),
     ):
         whole = inner.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
         )
     return [_until(row, ends) for row in whole[:, len(prompt) :].tolist()]
+
+
+@contextmanager
+def _without_settings(model: Any) -> Iterator[None]:
+    """Inside, the model has no settings of its own, which fill what a request leaves open.
+
+    Some have no value that switches them off, such as suppressed tokens.
+    """
+    from transformers import GenerationConfig
+
+    inner = base_model(model)
+    before = inner.generation_config
+    inner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        inner.generation_config = before
 
 
 def _ends(model: Any) -> list[int]:
