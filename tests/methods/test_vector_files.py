@@ -40,6 +40,27 @@ def test_all_kinds_give_the_tuned_model(tmp_path, wrapped):
         assert float(flat.norm()) == pytest.approx(vector.norm(), rel=1e-5)
 
 
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+def test_the_plain_base_shares_weights_and_leaves_what_is_trained_alone(make):
+    """Frozen weights under an adapter stay frozen, and a trained plain model stays trained."""
+    model = attach_lora(make(), rank=2)
+    trained = [p.requires_grad for p in model.parameters()]
+    plain = plain_base(model)
+    assert [p.requires_grad for p in model.parameters()] == trained
+    assert ParamSpace.select(model).names == tuple(
+        n for n, _ in model.named_parameters() if "lora_" in n
+    )
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, make().get_parameter(name))
+    moved(plain)
+    for name, parameter in model.get_base_model().named_parameters():
+        if "lora_" not in name:
+            assert torch.equal(parameter, plain.get_parameter(name.replace(".base_layer", "")))
+    frozen = make().requires_grad_(False)
+    next(iter(plain_base(frozen).parameters())).requires_grad_(True)
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
 def test_tied_weights_are_one(tmp_path):
     tuned = moved(tiny_gpt2())
     tuned.save_pretrained(tmp_path / "tuned")

@@ -46,7 +46,9 @@ def plain_base(model: nn.Module) -> nn.Module:
         raise ValueError("only models of transformers can be compared with files")
     with torch.device("meta"):
         bare: Any = AutoModelForCausalLM.from_config(config)
-    bare.load_state_dict(_own_parameters(model), strict=False, assign=True)
+    # Detached: the parameters themselves would take over what the new model's require.
+    own = {name: parameter.detach() for name, parameter in _own_parameters(model).items()}
+    bare.load_state_dict(own, strict=False, assign=True)
     bare.tie_weights()
     plain: nn.Module = bare
     return plain
