@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from frenet.geometry.rng import generator
-from frenet.network.adapters import attach_lora
+from frenet.network.adapters import attach_lora, quiet_peft
 from frenet.network.blocks import block_list
 from frenet.network.context import measuring
 from frenet.network.grouped import can_group, grouped
@@ -102,6 +103,19 @@ def test_what_cannot_be_grouped_is_told_and_refused():
         grouped(llama, space, thetas, rows=1),
     ):
         pass
+
+
+def test_factors_that_a_variant_reads_itself_are_not_grouped():
+    """DoRA takes the weights of its factors for the norm, so that their candidates come apart."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, init_lora_weights=False)
+    with quiet_peft():
+        model = get_peft_model(tiny_llama(), config)
+    space = ParamSpace.select(model, r"lora_[AB]")
+    together, apart = together_and_apart(model, space, collate(ROWS), count=4)
+    assert (together - apart).abs().max() > 1e-3
+    assert not can_group(model, space)
+    assert not can_group(model, ParamSpace.select(model, r"q_proj.*base_layer"))
+    assert can_group(model, ParamSpace.select(model, "v_proj"))
 
 
 def test_nothing_is_left_behind_also_after_an_error():

@@ -67,12 +67,16 @@ def grouped(
 def can_group(model: nn.Module, space: ParamSpace) -> bool:
     """Whether every selected parameter belongs to a module that ``grouped`` knows, untied.
 
-    A tied parameter is read by a second module, which would go on with the old values.
+    A tied parameter is read by a second module, which would go on with the old values, and so does
+    an adapter of a LoRA variant such as DoRA, which reads the weights of its factors itself.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     chosen = {id(named[name]) for name in space.names}
     tied = sum(id(parameter) in chosen for parameter in named.values()) > len(chosen)
-    return not tied and all(_forward_of(module) for module, _ in _owners(model, space).values())
+    owners = _owners(model, space)
+    variants = [f"{n}." for n, m in model.named_modules() if getattr(m, "lora_variant", None)]
+    read_past = any(name.startswith(variant) for name in owners for variant in variants)
+    return not tied and not read_past and all(_forward_of(m) for m, _ in owners.values())
 
 
 def shares_blocks(model: nn.Module, space: ParamSpace) -> bool:
