@@ -274,6 +274,13 @@ def test_the_cost_on_a_linear_model_is_the_closed_form():
     assert nothing.perplexity == pytest.approx(cost.before, rel=1e-6)
 
 
+def test_no_loss_is_computed_for_the_cost():
+    model, losses = tiny_llama(), []
+    model.register_forward_hook(lambda _, args, output: losses.append(output.loss))
+    neutral_cost(model, [([5, 9], [3, 7]), ([2], [8])], [lambda: add(model, {Site(1): VECTORS[0]})])
+    assert losses == [None, None]
+
+
 def test_items_without_answers_have_no_effect_to_measure():
     pair = Item("one of two", [], ([5], [6]), None, None, 3)
     with pytest.raises(ValueError, match=r"'one of two' \(line 3\) has no answers"):

@@ -170,10 +170,10 @@ def random_search(
 
 def require_disjoint(select: Batch, test: Batch) -> None:
     """Raise ValueError where an example is in both batches, to be selected and reported on."""
-    keys = [_keys(batch) for batch in (select, test)]
-    if shared := [i for i, key in enumerate(keys[0]) if key in set(keys[1])]:
+    keys, others = _keys(select), set(_keys(test))
+    if shared := [i for i, key in enumerate(keys) if key in others]:
         raise ValueError(
-            f"{len(shared)} of the {len(keys[0])} examples that candidates are selected on are in "
+            f"{len(shared)} of the {len(keys)} examples that candidates are selected on are in "
             f"the test split too, the first is row {shared[0]}; the task's splits must be disjoint"
         )
 

@@ -216,6 +216,8 @@ def _log_probabilities(
     accepted = forward_arguments(model)
     device = next(model.parameters()).device
     given: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k in accepted}
+    # With labels transformers would compute a loss that nobody asks for.
+    given.pop("labels", None)
     if "use_cache" in accepted:
         given["use_cache"] = False
     call: Any = model
