@@ -1,5 +1,6 @@
 """Task vectors: an adapter gives the same logits by every road, misfits are named."""
 
+import json
 import math
 import warnings
 
@@ -20,7 +21,9 @@ from frenet.methods.task_vectors import (
     load_task_vector,
     save_task_vector,
 )
+from frenet.methods.vector_files import vectors_from_disk
 from frenet.network.adapters import quiet_peft
+from frenet.network.checkpoints import tensor_shapes
 from frenet.network.space import ParamSpace
 from network.models import tiny_gpt2, tiny_llama, tiny_qwen2
 
@@ -259,6 +262,81 @@ def test_base_plus_vector_is_the_tuned_model(checkpoints):
     change = ParamSpace.select(tuned).read(tuned).double() - before.double()
     assert vector.norm() == pytest.approx(float(change.norm()), rel=1e-7)
     torch.testing.assert_close(vector.flat(vector.space(base)).double(), change, atol=1e-7, rtol=0)
+
+
+def without(prefix, folder):
+    """The checkpoint as it is where the base model was saved alone."""
+    path = folder / "model.safetensors"
+    save_file(
+        {n.removeprefix(prefix): t for n, t in load_file(path).items()}, path, {"format": "pt"}
+    )
+
+
+@pytest.mark.parametrize("short", [("base",), ("tuned",), ("base", "tuned")])
+def test_a_base_model_saved_alone_has_the_names_of_the_whole(tmp_path, short):
+    """As the published GPT-2: "h.0.attn..." where its model has "transformer.h.0.attn..."."""
+    base, tuned = tiny_gpt2(seed=0), tiny_gpt2(seed=1)
+    base.save_pretrained(tmp_path / "base")
+    tuned.save_pretrained(tmp_path / "tuned")
+    want = from_checkpoints(tmp_path / "base", tmp_path / "tuned")
+    for name in short:
+        without("transformer.", tmp_path / name)
+    found = from_checkpoints(tmp_path / "base", tmp_path / "tuned")
+    if len(short) == 2:
+        assert sorted(found.shapes) == sorted(n.removeprefix("transformer.") for n in want.shapes)
+        return
+    assert (found.shapes, found.base) == (want.shapes, want.base)
+    with found.applied(base):
+        torch.testing.assert_close(logits(base), logits(tuned))
+    (from_disk,) = vectors_from_disk(base, [str(tmp_path / "tuned")])
+    assert from_disk.norm() == pytest.approx(want.norm(), rel=1e-6)
+
+
+def test_a_merge_keeps_the_names_of_a_base_model_saved_alone(tmp_path):
+    base, tuned = tiny_gpt2(seed=0), tiny_gpt2(seed=1)
+    base.save_pretrained(tmp_path / "base")
+    without("transformer.", tmp_path / "base")
+    vector = from_models(base, tuned)
+    part = TaskVector({n: vector.shapes[n] for n in list(vector.shapes)[2:6]}, vector.read, "part")
+    for tau, folder in ((vector, tmp_path / "sum"), (part, tmp_path / "part")):
+        assert save_merged(tmp_path / "base", tau, folder).rounding < 1e-6
+        names = [load_file(f / "model.safetensors").keys() for f in (tmp_path / "base", folder)]
+        assert names[0] == names[1]
+        merged = type(base).from_pretrained(folder).eval()
+        with tau.applied(base):
+            torch.testing.assert_close(logits(merged), logits(base))
+
+
+def test_a_second_copy_of_the_weights_is_left_alone(checkpoints):
+    """Some folders also hold them in one file of their author's format."""
+    _, _, folder = checkpoints
+    want = from_checkpoints(folder / "base", folder / "tuned")
+    tensors = load_file(folder / "base" / "model.safetensors")
+    copied = {f"other.{name}": tensor for name, tensor in tensors.items()}
+    save_file(copied, folder / "base" / "consolidated.safetensors")
+    found = from_checkpoints(folder / "base", folder / "tuned")
+    assert (found.shapes, found.base) == (want.shapes, want.base)
+    assert tensor_shapes(folder / "base") == {n: tuple(t.shape) for n, t in tensors.items()}
+    # The same in two files with an index, which names them.
+    half = dict(list(tensors.items())[::2])
+    parts = {
+        "a.safetensors": half,
+        "b.safetensors": {n: tensors[n] for n in tensors if n not in half},
+    }
+    (folder / "base" / "model.safetensors").unlink()
+    for name, part in parts.items():
+        save_file(part, folder / "base" / name)
+    index = folder / "base" / "model.safetensors.index.json"
+    places = {n: name for name, part in parts.items() for n in part}
+    index.write_text(json.dumps({"weight_map": places}), encoding="utf-8")
+    again = from_checkpoints(folder / "base", folder / "tuned")
+    assert (dict(sorted(again.shapes.items())), again.base) == (
+        dict(sorted(want.shapes.items())),
+        want.base,
+    )
+    index.write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"index\.json is no index of files .*; fetch it again"):
+        from_checkpoints(folder / "base", folder / "tuned")
 
 
 def test_saved_and_loaded(checkpoints):

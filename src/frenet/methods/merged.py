@@ -43,7 +43,7 @@ def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Mer
         ValueError: the vector changes a weight that the base does not have or has in another
             shape, or is zero; or the folder is the base's own.
     """
-    files, out = TensorFiles(base), Path(folder).expanduser()
+    files, out = TensorFiles(base).named_like(vector.shapes), Path(folder).expanduser()
     if files.path.is_file():
         raise ValueError(f"{base} is a file; pass the folder of the model")
     if out.resolve() == files.path.resolve():
@@ -61,8 +61,11 @@ def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Mer
     lost = whole = 0.0
     moved = asked = 0
 
-    def read(name: str) -> Tensor:
+    named = {stored: name for name, stored in files.stored.items()}
+
+    def read(stored: str) -> Tensor:
         nonlocal lost, whole, moved, asked
+        name = named[stored]
         own = files.read(name)
         if name not in vector.shapes:
             return own
@@ -75,12 +78,13 @@ def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Mer
         lost += squared_norm(real.sub_(tau))
         return sum_
 
-    dtypes = {name: files.read(name).dtype for name in files.shapes}
+    shapes = {stored: files.shapes[name] for stored, name in named.items()}
+    dtypes = {stored: files.read(name).dtype for stored, name in named.items()}
     out.mkdir(parents=True, exist_ok=True)
     for path in files.path.iterdir():
         if path.is_file() and not path.name.endswith(_WEIGHTS):
             shutil.copy2(path, out / path.name)
-    write_tensors(out / "model.safetensors", files.shapes, read, {"format": "pt"}, dtypes=dtypes)
+    write_tensors(out / "model.safetensors", shapes, read, {"format": "pt"}, dtypes=dtypes)
     return Merged(out, (lost / whole) ** 0.5, 1 - moved / asked)
 
 

@@ -195,21 +195,21 @@ def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
 
     Args:
         base: folder, or file, of safetensors.
-        tuned: the same weights after training.
+        tuned: the same weights after training, named as in either (``TensorFiles.named_like``).
 
     Raises:
         ValueError: the checkpoints hold different weights; names the first that differs.
         FileNotFoundError: there is no such file or folder.
     """
-    first, second = TensorFiles(base), TensorFiles(tuned)
+    second = TensorFiles(tuned).named_like(TensorFiles(base).shapes)
+    first = TensorFiles(base).named_like(second.shapes)
     require_same_weights(first, second)
 
     def read(name: str) -> Tensor:
         return second.read(name).float() - first.read(name).float()
 
     shapes = {name: first.shapes[name] for name in first.shapes if name in second.shapes}
-    origin = f"{second.path} - {first.path}"
-    return TaskVector(shapes, read, origin, digest(shapes, first.read))
+    return TaskVector(shapes, read, f"{second.path} - {first.path}", digest(shapes, first.read))
 
 
 def require_same_weights(first: TensorFiles, second: TensorFiles) -> None:

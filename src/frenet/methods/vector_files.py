@@ -67,6 +67,7 @@ def _read(model: nn.Module, path: Path) -> TaskVector:
 def _from_checkpoint(model: nn.Module, files: TensorFiles, *, partly: bool) -> TaskVector:
     """The checkpoint minus the weights that the model has now, which are copied."""
     own = dict(plain_base(model).named_parameters())
+    files = files.named_like(own)
     shapes = {name: tuple(p.shape) for name, p in own.items() if not partly or name in files.shapes}
     for name, shape in shapes.items():
         if files.shapes.get(name) != shape:

@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from frenet.network.adapter_files import PREFIX, adapter_folder, configuration, is_own, some
+from frenet.network.adapter_files import (
+    PREFIX,
+    WEIGHTS,
+    adapter_folder,
+    configuration,
+    is_own,
+    some,
+)
 from frenet.network.tensor_files import Shapes, TensorFiles
 
 _HALVES = {".lora_A": ".lora_B", ".lora_embedding_A": ".lora_embedding_B"}
@@ -135,7 +142,7 @@ def stored_products(adapter: str | Path, base: nn.Module) -> Products:
     folder = adapter_folder(adapter)
     settings = configuration(folder)
     refuse_other_kinds(f"the adapter {folder}", settings)
-    files = TensorFiles(folder)
+    files = TensorFiles(folder / WEIGHTS)
     modules = dict(base.named_modules())
     pairs, others = _pairs(files)
     if missing := [module for module in pairs if module not in modules]:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from frenet.network.adapters import linear_modules, quiet_peft
-from frenet.network.checkpoints import PICKLED, refuse_pickled, tensor_shapes
+from frenet.network.checkpoints import PICKLED, refuse_pickled
 from frenet.network.tensor_files import TensorFiles
 
 PREFIX = "base_model.model."
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _SHOWN = 4
 
 
@@ -31,10 +31,10 @@ def adapter_folder(adapter: str | Path) -> Path:
         folder = _fetched(str(adapter))
     if not folder.is_dir() or not (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder} is no PEFT adapter: it has no adapter_config.json")
-    if not (folder / _WEIGHTS).exists():
+    if not (folder / WEIGHTS).exists():
         if pickled := [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLED]:
             refuse_pickled(folder, pickled)
-        raise ValueError(f"{folder} has an adapter_config.json and no {_WEIGHTS}")
+        raise ValueError(f"{folder} has an adapter_config.json and no {WEIGHTS}")
     return folder
 
 
@@ -64,9 +64,9 @@ def load_adapter(model: nn.Module, folder: Path) -> tuple[nn.Module, list[str]]:
         raise ValueError(
             f"{folder} is a {settings.get('peft_type')} adapter; only LORA adapters are loaded"
         )
-    files, stored = TensorFiles(folder), tensor_shapes(folder)
+    files = TensorFiles(folder / WEIGHTS)
     # PEFT also saves embeddings and heads that have an adapter, or that it takes for resized.
-    stored = {name: shape for name, shape in stored.items() if not is_own(files, name, model)}
+    stored = {name: shape for name, shape in files.shapes.items() if not is_own(files, name, model)}
     try:
         with torch.random.fork_rng(devices=[]), quiet_peft(), warnings.catch_warnings():
             # Missing names and wrong shapes are errors, a few lines on; PEFT only warns of them.
@@ -133,7 +133,7 @@ def _fetched(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["adapter_config.json", _WEIGHTS]))
+        return Path(snapshot_download(name, allow_patterns=["adapter_config.json", WEIGHTS]))
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"{name!r} is no folder here, and no adapter of that name can be fetched: "

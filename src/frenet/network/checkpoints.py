@@ -7,6 +7,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from frenet.network.tensor_files import weight_files
+
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Pickled files that a Trainer leaves beside the weights; they are never opened.
 _BESIDE = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
@@ -39,13 +41,13 @@ def refuse_pickled(where: Path, names: list[str]) -> None:
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in the safetensors files of a folder, from their headers."""
+    """Name and shape of every tensor in the weights of a folder, from the headers of the files."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{path} is damaged, incomplete or a Git LFS pointer ({error}); fetch it again"
             ) from None

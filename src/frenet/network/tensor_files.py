@@ -1,9 +1,10 @@
 """Tensors in safetensors files, read and written one at a time."""
 
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,14 @@ Read = Callable[[str], Tensor]
 
 
 class TensorFiles:
-    """The floating-point tensors of a .safetensors file, or of all that lie in one folder.
+    """The floating-point tensors of a .safetensors file, or of a folder (see ``weight_files``).
 
     Nothing is read but the headers until a tensor is asked for.
 
     Attributes:
         shapes: by name, in the order of the files. Integer and boolean tensors (buffers such as
             the masks of older GPT-2 checkpoints) are no weights and are left out.
-
+        stored: by the same names, those that the tensors have in the files.
         about: metadata of the files.
 
     Raises:
@@ -48,11 +49,12 @@ class TensorFiles:
             raise FileNotFoundError(f"there is no file or folder {path}")
         if path.is_file() and path.suffix != ".safetensors":
             raise ValueError(f"{path} is no .safetensors file; convert it, or pass another one")
-        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        files = weight_files(path) if path.is_dir() else [path]
         if not files:
             raise ValueError(f"{path} holds no .safetensors file")
         self.path = path
         self.shapes: Shapes = {}
+        self.stored: dict[str, str] = {}
         self.about: dict[str, str] = {}
         self._files: dict[str, Any] = {}
         for file in files:
@@ -66,6 +68,7 @@ class TensorFiles:
                 part = file.get_slice(name)
                 if part.get_dtype().startswith(("F", "BF")):
                     self.shapes[name] = tuple(part.get_shape())
+                    self.stored[name] = name
                     self._files[name] = file
         except (SafetensorError, OSError) as error:
             raise ValueError(
@@ -74,8 +77,48 @@ class TensorFiles:
 
     def read(self, name: str) -> Tensor:
         """One tensor, in the dtype in which it is stored."""
-        tensor: Tensor = self._files[name].get_tensor(name)
+        stored = self.stored[name]
+        tensor: Tensor = self._files[stored].get_tensor(stored)
         return tensor
+
+    def named_like(self, names: Iterable[str]) -> "TensorFiles":
+        """The same tensors by the names of a whole model, where the base model was saved alone.
+
+        transformers reads either: the published GPT-2 has h.0.attn.c_attn.weight, and its model
+        transformer.h.0.attn.c_attn.weight.
+
+        Args:
+            names: of the whole model's weights, or of some of them.
+        """
+        heads = {name.partition(".")[0] for name in self.shapes}
+        whole = {
+            short: f"{head}.{short}"
+            for head, _, short in (name.partition(".") for name in names)
+            if head not in heads and short in self.shapes
+        }
+        found = copy.copy(self)
+        found.shapes = {whole.get(name, name): shape for name, shape in self.shapes.items()}
+        found.stored = {whole.get(name, name): stored for name, stored in self.stored.items()}
+        return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that transformers would load, or else all safetensors files in it.
+
+    A second copy of the weights, such as consolidated.safetensors, is left alone.
+
+    Raises:
+        ValueError: the index of the files is damaged.
+    """
+    if (whole := folder / "model.safetensors").exists():
+        return [whole]
+    if (index := folder / "model.safetensors.index.json").exists():
+        try:
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{index} is no index of files ({error}); fetch it again") from None
+        return [folder / name for name in sorted(set(names))]
+    return sorted(folder.glob("*.safetensors"))
 
 
 def write_tensors(
