@@ -20,7 +20,8 @@ State = Literal["empty", "begun", "finished"]
 class Header:
     """What is fixed before the first cell, and must be the same whenever the run goes on.
 
-    ``device`` is None where it is not known: on a cluster, and in folders of earlier builds.
+    ``device`` is None where it is not known, on a cluster and in folders of earlier builds, and for
+    trainings, which may go on on another one.
     """
 
     experiment: str

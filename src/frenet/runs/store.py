@@ -1,6 +1,6 @@
 """Run folders: written once, whole after any interruption, manifest last.
 
-config.json    first: experiment, configuration, cells, threads, inputs, versions, commits
+config.json    first: experiment, configuration, cells, threads, inputs, versions, device, commits
 cells/         one file for each finished cell
 failed/        one file for each cell that failed: message, traceback, its rows so far
 log.txt        what worker processes printed
