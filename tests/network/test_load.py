@@ -24,6 +24,7 @@ from frenet.network.gguf import supported_architectures
 from frenet.network.load import convert_gguf, load
 from frenet.network.memory import free_bytes, require_memory
 from frenet.network.space import ParamSpace
+from frenet.runs.worker import is_user_mistake
 
 IDS = torch.tensor([[5, 9, 3, 7]])
 MODELS = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama}
@@ -72,6 +73,25 @@ def test_a_folder_gives_the_model_its_tokenizer_and_says_what_it_is(saved, name)
     assert loaded.context_length == (32 if name == "gpt2" else 64)
     assert f"{name}, stored in torch.float32, measured in torch.float32, sdpa" in loaded.notes[0]
     assert loaded.notes[-1].endswith("parameters on cpu")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "awq", "bits": 4, "group_size": 32},
+    ],
+)
+def test_quantised_weights_without_their_package_are_the_users_to_change(saved, how):
+    folder = saved()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": how}))
+    with pytest.raises(
+        ValueError, match=r"needs a package .*: .*requires.*; load an unquantised copy"
+    ) as found:
+        read(folder)
+    assert is_user_mistake(found.value)
 
 
 def test_loading_leaves_the_global_random_state_alone(saved):

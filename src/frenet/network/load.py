@@ -103,8 +103,9 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: not a model, pickled weights only, weights that do not fill the model, an
-            adapter of another base; the message names file or tensor and the remedy.
+        ValueError: not a model, pickled weights only, weights that do not fill the model or need a
+            package that is not there, an adapter of another base; the message names file or tensor
+            and the remedy.
         ConnectionError: the hub cannot be reached or has no such model.
         MemoryError: the weights need more memory than there is.
     """
@@ -195,7 +196,7 @@ def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple
                 where, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, **options,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise _cannot_load(where, error) from error
     _require_filled(where, model, report)
     name = where.name if isinstance(where, Path) else where
@@ -229,6 +230,11 @@ def _cannot_load(where: Path | str, error: Exception) -> Exception:
     why = " ".join(str(error).split())
     if "trust_remote_code" in why:
         return ValueError(f"{where} needs code of its own to load, which frenet does not run")
+    if isinstance(error, ImportError):
+        return ValueError(
+            f"{where} needs a package that is not installed, as quantised weights do: {why[:300]}; "
+            "load an unquantised copy of the model, or its GGUF file, or install the package"
+        )
     if isinstance(where, str):
         return ConnectionError(
             f"{where!r} is no path here, and no model of that name can be loaded from the hub: "
