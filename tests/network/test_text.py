@@ -208,25 +208,20 @@ def test_the_file_s_own_splits_are_kept(save):
 
 
 def test_select_is_drawn_from_train_where_the_file_has_none(save):
-    task = task_of(save(own(["train"] * 14 + ["test"] * 6)))
+    task = task_of(save(own(["train"] * 8 + ["test"] * 2)))
     found = parts(task)
-    assert found["test"] == list(range(15, 21))
-    assert sorted(found["train"] + found["select"]) == list(range(1, 15))
-    assert len(found["select"]) == round(0.15 * 14)
+    assert found["test"] == [9, 10]
+    assert sorted(found["train"] + found["select"]) == list(range(1, 9))
+    assert len(found["select"]) == round(0.15 * 10)
     assert "select: 2 rows drawn from train, split seed 0" in task.notes
 
 
-def test_a_large_test_split_takes_nothing_from_train(save):
-    few, many = (parts(task_of(save(own(["train"] * 20 + ["test"] * n)))) for n in (1, 30))
-    assert len(few["select"]) == round(0.15 * 20)
-    assert (many["train"], many["select"]) == (few["train"], few["select"])
-
-
-def test_a_large_select_split_leaves_half_of_train(save):
-    found = parts(task_of(save(own(["train"] * 6 + ["dev"] * 44))))
-    assert {split: len(rows) for split, rows in found.items()} == {
-        "train": 3, "select": 44, "test": 3,
-    }  # fmt: skip
+def test_a_large_split_of_the_file_leaves_half_of_train(save):
+    for given, drawn in (("test", "select"), ("dev", "test")):
+        found = parts(task_of(save(own(["train"] * 6 + [given] * 44))))
+        assert {split: len(rows) for split, rows in found.items()} == {
+            "train": 3, given.replace("dev", "select"): 44, drawn: 3,
+        }  # fmt: skip
 
 
 def test_a_file_with_dev_and_val_trains_on_dev_and_tests_on_val(save):
@@ -742,22 +737,22 @@ def test_what_looks_like_a_path_never_asks_the_hub(monkeypatch, name):
 
 
 COUNTS = {
-    "boolq_400": {"boolq_400": (170, 30, 200)},
+    "boolq_400": {"boolq_400": (140, 60, 200)},
     "caa_ab_pairs": {
-        "coordinate-other-ais": (85, 15, 50),
-        "corrigible-neutral-HHH": (85, 15, 50),
-        "myopic-reward": (85, 15, 50),
-        "survival-instinct": (85, 15, 45),
+        "coordinate-other-ais": (78, 22, 50),
+        "corrigible-neutral-HHH": (78, 22, 50),
+        "myopic-reward": (78, 22, 50),
+        "survival-instinct": (78, 22, 45),
     },
-    "clinc_domain": {"clinc_domain": (425, 75, 200)},
-    "countdown": {"countdown": (425, 75, 200)},
-    "e2e_nlg": {"e2e_nlg": (425, 75, 200)},
-    "gsm8k": {"gsm8k": (425, 75, 200)},
+    "clinc_domain": {"clinc_domain": (395, 105, 200)},
+    "countdown": {"countdown": (395, 105, 200)},
+    "e2e_nlg": {"e2e_nlg": (395, 105, 200)},
+    "gsm8k": {"gsm8k": (395, 105, 200)},
     "repeng_suffixes": {"repeng_suffixes": (615, 132, 132)},
-    "sentiment_uci": {"sentiment_uci": (425, 75, 200)},
-    "snli": {"snli": (425, 75, 200)},
-    "tatoeba_en_fr": {"tatoeba_en_fr": (425, 75, 200)},
-    "tinystories_300": {"tinystories_300": (170, 30, 100)},
+    "sentiment_uci": {"sentiment_uci": (395, 105, 200)},
+    "snli": {"snli": (395, 105, 200)},
+    "tatoeba_en_fr": {"tatoeba_en_fr": (395, 105, 200)},
+    "tinystories_300": {"tinystories_300": (155, 45, 100)},
     "truth_statements": {
         "cities": (280, 60, 60),
         "neg_cities": (280, 60, 60),
@@ -767,14 +762,14 @@ COUNTS = {
         "smaller_than": (140, 30, 30),
         "common_claim_true_false": (210, 45, 45),
     },
-    "wikitext_paras": {"wikitext_paras": (85, 15, 50)},
+    "wikitext_paras": {"wikitext_paras": (78, 22, 50)},
     "word_tasks": {
-        "country-capital": (125, 22, 50),
-        "country-currency": (125, 22, 50),
-        "singular-plural": (128, 22, 50),
-        "present-past": (128, 22, 50),
-        "capitalize_first_letter": (128, 22, 50),
-        "next_item": (125, 22, 50),
+        "country-capital": (117, 30, 50),
+        "country-currency": (117, 30, 50),
+        "singular-plural": (120, 30, 50),
+        "present-past": (120, 30, 50),
+        "capitalize_first_letter": (120, 30, 50),
+        "next_item": (118, 29, 50),
     },
 }
 

@@ -35,8 +35,7 @@ def completed(
     """All three splits without a shared prompt, and notes on what was dropped or drawn.
 
     What the file lacks is drawn from train, whole prompts at a time, in an order that ``seed``
-    fixes: 15% of the prompts for test, 15% for select, and at most half of what is in train. The
-    prompts of a test split that the file has do not count: they may be many more.
+    fixes: 15% of the prompts for test, 15% for select, and at most half of what is in train.
 
     Raises:
         ValueError: there are too few prompts for three splits.
@@ -44,10 +43,9 @@ def completed(
     parts, notes = _without_shared_prompts(parts)
     order = rng.generator(seed, "splits", name)
     total = len({_key(row) for part in parts.values() for row in part})
-    counted = total - len({_key(row) for row in parts["test"]})
     for split in ("test", "select"):
         if not parts[split]:
-            parts = _carve(parts, split, wanted=round(DRAWN_SHARE * counted), generator=order)
+            parts = _carve(parts, split, wanted=round(DRAWN_SHARE * total), generator=order)
             notes.append(f"{split}: {len(parts[split])} rows drawn from train, split seed {seed}")
     empty = [split for split in SPLITS if not parts[split]]
     if empty:
