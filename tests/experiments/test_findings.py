@@ -289,7 +289,7 @@ def test_c4_shows_the_dimension_that_comes_closest_and_not_the_widest_interval()
     assert finding.quantity == "LoRA recovery captured by the first 5 updates"
     assert finding.estimate is not None
     assert finding.estimate.value == pytest.approx(0.77)
-    assert "k = 2, 5 reaches" in finding.why
+    assert "with k = 2, 5 it reaches" in finding.why
 
 
 def test_a_half_life_that_one_run_reached_is_one_number() -> None:

@@ -27,7 +27,7 @@ def prefix_span(rows: Rows) -> Finding:
     if reaching:
         ks = ", ".join(map(str, reaching))
         verdict = "supported"
-        why = f"k = {ks} reaches {PREFIX_SHARE}, all above {MOST} and with a lift above 1"
+        why = f"with k = {ks} it reaches {PREFIX_SHARE}, all above {MOST} and with a lift above 1"
     elif shown is not None and shown.low is not None and not any(map(_reaches, at.values())):
         verdict, why = "contradicted", f"no k up to {LONGEST_PREFIX} T_stop reaches {PREFIX_SHARE}"
     else:

@@ -200,8 +200,9 @@ CLAIMS = (
         id="C2",
         statement="No fixed task plane: static bases miss the recovery direction",
         paper="they miss it",
-        rule=f"in each space the best of {', '.join(STATIC)} at k = {K} captures under "
-        f"{MOST_STATIC}, and its upper end is below the prefix's lower end, on the same recoveries",
+        rule=f"in each space the best of {', '.join(STATIC)} at k = {K} (where no recovery is long "
+        f"enough for it, at the largest k below) captures under {MOST_STATIC}, and its upper end "
+        "is below the prefix's lower end, on the same recoveries",
         decide=fixed_plane,
         figure="bases",
     ),
