@@ -129,6 +129,18 @@ def test_a_facet_has_as_many_columns_as_panels_up_to_three() -> None:
         assert f">t{count - 1}</text>" in drawn(spec)
 
 
+def test_panels_of_other_sizes_have_scales_of_their_own_where_that_is_asked() -> None:
+    rows = [{**row, "panel": n, "value": n * row["value"]} for row in CURVE for n in (1, 1000)]
+
+    def ticks(y: Axis) -> str:
+        chart = charts.lines(rows, x="k", y=y, facet="panel", interval=None)
+        return drawn(chart.to_dict())
+
+    # The smaller panel reaches 0.4: its own scale has that tick, one up to 400 has not.
+    assert ">0.40<" in ticks(Axis("value", apart=True))
+    assert ">0.40<" not in ticks(Axis("value"))
+
+
 def test_numbers_that_json_lacks_become_gaps() -> None:
     rows: list[Row] = [{"k": 1, "value": float("nan")}, {"k": 2, "value": float("inf")}]
     spec = charts.lines(rows, x="k", interval=None, colour=None).to_dict()

@@ -19,7 +19,7 @@ class Axis(NamedTuple):
 
     ``title`` names the quantity and its unit. ``domain`` is what the axis shows at least: a value
     outside widens it, an interval that reaches further is cut at the frame. ``whole`` marks whole
-    numbers only.
+    numbers only. ``apart`` gives every panel a scale of its own, where panels differ in size.
     """
 
     field: str
@@ -27,6 +27,7 @@ class Axis(NamedTuple):
     log: bool = False
     domain: tuple[float, float] | None = None
     whole: bool = False
+    apart: bool = False
 
 
 class Rule(NamedTuple):
@@ -237,7 +238,13 @@ def _named(series: Series) -> Any:
 
 
 def panels(
-    layers: Sequence[Any], table: Rows, *, facet: str | None, height: int, words: str
+    layers: Sequence[Any],
+    table: Rows,
+    *,
+    facet: str | None,
+    height: int,
+    words: str,
+    apart: bool = False,
 ) -> "alt.LayerChart | alt.FacetChart":
     """The layers over one table, in one frame or in one panel per value of ``facet``."""
     import altair as alt
@@ -251,7 +258,8 @@ def panels(
     framed = chart.properties(height=height, width=round(560 / columns))
     faceted = framed.facet(facet=panel, columns=columns)
     # A shared axis would also stand below the places that the last row leaves empty.
-    return faceted.properties(description=words).resolve_axis(x="independent")
+    told = faceted.properties(description=words).resolve_axis(x="independent")
+    return told.resolve_scale(y="independent") if apart else told
 
 
 def in_words(table: Rows, axes: tuple[Axis, Axis], series: Series | None) -> str:

@@ -145,7 +145,7 @@ def lines(
     tip = tooltip((x, y), interval=interval, series=series, facet=facet, rows=table)
     layers += [points.encode(opacity=shown, tooltip=tip), *levels(rules, series, (x, y))]
     words = in_words(table, (x, y), series)
-    return panels(layers, table, facet=facet, height=280, words=words)
+    return panels(layers, table, facet=facet, height=280, words=words, apart=y.apart)
 
 
 def dots(
@@ -178,9 +178,8 @@ def dots(
         rows, (x, row), interval=interval, colour=colour, facet=facet, rules=rules
     )
     order = list(dict.fromkeys(str(entry[row.field]) for entry in table))
-    y = alt.Y(
-        field=row.field, type="nominal", sort=order, title=row.title, axis=alt.Axis(grid=True)
-    )
+    # Names say what they are of, and beside long ones Vega draws a title on top of them.
+    y = alt.Y(field=row.field, type="nominal", sort=order, title=None, axis=alt.Axis(grid=True))
     series = series._replace(symbols=POINTS)
     base = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
     dot = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.measured()))

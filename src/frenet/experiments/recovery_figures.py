@@ -5,16 +5,16 @@ from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
 from frenet.experiments.prefix_findings import PREFIX_SHARE
 from frenet.experiments.recovery_findings import MOST_STATIC
-from frenet.experiments.recovery_parts import K, comparable
+from frenet.experiments.recovery_parts import comparable, reach
 
 
 def bases_chart(rows: Rows) -> object:
-    """Capture by basis and optimiser at k = 10."""
+    """Capture by basis and optimiser at k = 10, or at what recoveries are long enough for."""
+    captures = comparable(rows)
+    k = reach(captures)
     return dots(
-        over_seeds(comparable(rows), by=("basis", "optimizer", "space"), value="captured"),
-        x=Axis(
-            "value", f"captured fraction of the recovery, k = {K} (or what it has)", domain=(0, 1)
-        ),
+        over_seeds(captures, by=("basis", "optimizer", "space"), value="captured"),
+        x=Axis("value", f"captured fraction, k = {k} (or what it has)", domain=(0, 1)),
         row=Axis("basis", "basis"),
         colour=Axis("optimizer", "optimiser"),
         facet="space",

@@ -45,7 +45,7 @@ def best_chart(rows: Rows) -> object:
     return lines(
         [{**row, "sigma": f"sigma = {row['factor']:g} {_unit(row)}"} for row in table],
         x=Axis("candidates", "candidates N", log=True),
-        y=Axis("value", "gain of the best, over the predicted gain at sigma*, or the loss"),
+        y=Axis("value", "gain, over that at sigma* or the loss", apart=True),
         facet="sigma",
         rules=[PREDICTED],
     )
@@ -199,7 +199,7 @@ FIGURES = (
         "Gain on the selection batch in the whole space, in units of the gain predicted at sigma*, "
         "and where there is no sigma* to trust in units of the loss. "
         "The band holds 95% of single searches; what was found is the mean over searches, with its "
-        "interval over seeds.",
+        "interval over seeds. Every panel has its own scale.",
         "best",
         best_chart,
     ),
