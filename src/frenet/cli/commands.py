@@ -89,7 +89,7 @@ def _run(args: list[str]) -> int:
     work, config = parse_both(
         Work, preset, args[1:], command=command, about=about, titles=("running", title)
     )
-    refuse_unused(work)
+    refuse_unused(work.address, work.engine)
     with printing(work.json) as show:
         from frenet.report import write_report
         from frenet.runs import default_out
@@ -108,7 +108,7 @@ def _demo(args: list[str]) -> int:
     """``frenet demo``."""
     about = "Run the experiments on a small network trained here, and write the report."
     work = parse(Demo, args, command="demo", about=about)
-    refuse_unused(work)
+    refuse_unused(work.address, work.engine)
     with printing(work.json) as show:
         from frenet.report import write_report
         from frenet.runs import demo_out

@@ -37,9 +37,9 @@ def _value(name: str, args: Sequence[str]) -> str | None:
     return None
 
 
-def refuse_unused(work: Work) -> None:
-    """Refuse an option that another one would leave without effect."""
-    if work.address is not None and work.engine != "ray":
+def refuse_unused(address: str | None, engine: str) -> None:
+    """Refuse the address of a cluster that another option would leave without effect."""
+    if address and engine != "ray":
         raise ValueError("--address is of a Ray cluster; pass --engine ray with it")
 
 

@@ -48,7 +48,7 @@ def reproduce(args: list[str]) -> int:
         Reproducing, settings, args, command="reproduce", about=ABOUT,
         titles=("running", "networks"),
     )  # fmt: skip
-    refuse_unused(work)
+    refuse_unused(work.address, work.engine)
     with printing(work.json) as show:
         todo = parts(wanted, name)
         out = work.out or reproduction_out(name, wanted)

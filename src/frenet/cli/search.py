@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from frenet.cli.codes import DONE
+from frenet.cli.execution import refuse_unused
 from frenet.cli.options import Count, Folder, parse_both, printing
 from frenet.experiments.search import SearchConfig
 
@@ -85,9 +86,8 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
 
 def _engine(running: Running) -> "Engine | None":
     """The engine that was asked for; None for this process."""
+    refuse_unused(running.address, running.engine)
     if running.engine == "local":
-        if running.address:
-            raise ValueError("--address is of a Ray cluster; pass --engine ray with it")
         if running.workers is not None:
             raise ValueError("--workers are those of a Ray cluster; pass --engine ray with them")
         return None

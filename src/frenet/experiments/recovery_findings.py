@@ -169,29 +169,28 @@ def _function_notes(captures: Rows) -> tuple[str, ...]:
 def _status_notes(rows: Rows, captures: Rows) -> tuple[str, ...]:
     """How many cases, each damaged once and recovered twice, count, and why the others do not."""
     statuses: dict[tuple[Scalar, ...], set[Scalar]] = {}
-    unhurt: dict[Scalar, None] = {}
     for row in select(rows, table="recovery"):
         statuses.setdefault(of(row, CASE), set()).add(row["status"])
-        if row["status"] == "not damaged":
-            unhurt[row["protocol"]] = None
     counted = {of(row, CASE) for row in captures}
     reasons = [
-        _reason(found, reach(select(captures, space=case[CASE.index("space")])))
+        _reason(found, dict(zip(CASE, case, strict=True)), captures)
         for case, found in statuses.items()
         if case not in counted
     ]
     if not reasons:
         return ()
     listed = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
-    listed = listed.replace("not damaged", f"not damaged by {', '.join(map(str, unhurt))}")
     return (f"Of {len(statuses)} cases {len(counted)} count. The others: {listed}.",)
 
 
-def _reason(statuses: set[Scalar], k: int) -> str:
+def _reason(statuses: set[Scalar], case: Row, captures: Rows) -> str:
     """Why a case gives no capture at k, from the statuses of its two recoveries."""
-    for reason in ("not damaged", "not recovered", "shallow"):
+    if "not damaged" in statuses:
+        return f"not damaged by {case['protocol']}"
+    for reason in ("not recovered", "shallow"):
         if reason in statuses:
             return reason
+    k = reach(select(captures, space=case["space"]))
     return f"recovered in fewer than the {least_steps(k)} steps that k = {k} needs"
 
 

@@ -44,10 +44,11 @@ def read_header(folder: Path) -> Header | None:
         return None
     stored = read_json(file)
     names = Header.__dataclass_fields__
-    lacking = set(names) - {"device", *stored} if isinstance(stored, dict) else names
-    if lacking or stored["format"] != FORMAT:
+    needed = set(names) - {"device"}
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT or needed - set(stored):
         raise RunFolderError(f"{file} was not written by this version of frenet; {OTHER_OUT}")
-    return Header(**{name: stored.get(name) for name in names})
+    known: dict[str, Any] = {name: stored.get(name) for name in names}
+    return Header(**known)
 
 
 def compare_headers(folder: Path, *, stored: Header, wanted: Header, state: State) -> None:
