@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,15 +84,20 @@ def test_a_plan_that_needs_too_much_memory_says_so_and_is_shown(folder, capsys, 
     assert facts["expected_mib"] > 1
 
 
-def test_memory_is_that_of_the_workers_that_have_a_cell():
-    few = Forecast(10.0, 1000.0, cells=12, finished=10, pending=2, crew=8, processors=8)
-    many = Forecast(90.0, 100.0, cells=9, finished=0, pending=9, crew=8, processors=8)
-    ended = Forecast(0.0, 9000.0, cells=9, finished=8, pending=0, crew=8, processors=8)
+def test_memory_is_that_of_the_workers_that_have_a_cell(capsys):
+    few = Forecast(10.0, 50.0, 1000.0, cells=12, finished=10, pending=2, crew=8, processors=8)
+    many = Forecast(90.0, 90.0, 100.0, cells=9, finished=0, pending=9, crew=8, processors=8)
+    ended = Forecast(0.0, 0.0, 9000.0, cells=9, finished=8, pending=0, crew=8, processors=8)
     found = parts(Reproduction(networks=("synthetic",)), "smoke")[:3]
     work = command.Reproducing(quiet=True, engine="ray")
     facts = command._say_costs(found, [few, many, ended], 0.0, work, out=Path("out"))
     assert facts["expected_mib"] == 2000
     assert facts["expected_seconds"] == pytest.approx(10 / 2 + 90 / 8, abs=0.1)
+    assert facts["longest_seconds"] == pytest.approx(50 / 2 + 90 / 8, abs=0.1)
+    assert capsys.readouterr().err == ""
+    command._say_costs(found, [few, many, ended], 0.0, replace(work, quiet=False), out=Path("out"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "about 0:16 (0:36 if recoveries take all the steps that they may)" in said
 
 
 @pytest.mark.parametrize("engine", ["processes", "ray"])
@@ -132,7 +138,9 @@ def test_names_of_networks_are_shown_as_they_are():
     found = [
         Part("model[v2]", part.experiment, part.config) for part in parts(PRESETS["smoke"], "smoke")
     ]
-    costs = [Forecast(1.0, 1.0, cells=1, finished=0, pending=1, crew=1, processors=1)] * len(found)
+    costs = [Forecast(1.0, 1.0, 1.0, cells=1, finished=0, pending=1, crew=1, processors=1)] * len(
+        found
+    )
     console = Console(file=io.StringIO(), width=200)
     console.print(command._plan_table(found, costs))
     assert "model[v2]" in console.file.getvalue()

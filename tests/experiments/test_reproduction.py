@@ -9,6 +9,7 @@ from frenet.experiments import EXPERIMENTS
 from frenet.experiments.costs import COSTS, MODEL
 from frenet.experiments.networks import task_names
 from frenet.experiments.reproduction import (
+    MADE,
     PRESETS,
     STATEMENTS,
     SYNTHETIC,
@@ -167,10 +168,22 @@ def test_nothing_is_left_of_a_finished_run_with_failed_cells_unless_they_are_ret
 
 @pytest.mark.parametrize(("pending", "busy"), [(0, 0), (1, 1), (4, 4), (9, 4)])
 def test_no_more_workers_are_counted_than_cells_are_left(pending, busy):
-    found = Forecast(12.0, 100.0, cells=9, finished=0, pending=pending, crew=4, processors=3)
+    found = Forecast(12.0, 36.0, 100.0, cells=9, finished=0, pending=pending, crew=4, processors=3)
     assert found.workers == busy
     assert found.memory == 100.0 * busy
     assert found.duration == 12.0 / max(1, min(busy, 3))
+    assert found.longest_duration == 3 * found.duration
+
+
+def test_a_forecast_says_what_long_recoveries_may_take(tmp_path):
+    names = ("subspace-training", "gradient-rank")
+    subspace, rank = parts(Reproduction(networks=(MADE,), experiments=names), "cpu")
+    cost, seeds = COSTS[MODEL]["cpu"]["subspace-training"], subspace.config.seeds
+    found = forecast(subspace, "cpu", Speed(0.5, 1.0), folder=tmp_path)
+    assert found.longest == cost.longest * subspace.config.steps * 0.5 * len(seeds)
+    assert found.longest > found.seconds
+    other = forecast(rank, "cpu", Speed(0.5, 1.0), folder=tmp_path)
+    assert other.longest == other.seconds
 
 
 def test_the_speed_of_a_network_is_that_of_its_training_step(monkeypatch):

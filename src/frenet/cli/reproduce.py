@@ -90,14 +90,15 @@ def _say_costs(
 
     workers = max(f.crew for f in forecasts)
     seconds = sum(f.duration for f in forecasts)
+    longest = sum(f.longest_duration for f in forecasts)
     memory = max(f.memory for f in forecasts)
     console = Console(stderr=True, highlight=False)
     if not work.quiet:
         console.print(_plan_table(todo, forecasts))
         console.print(
-            f"about {duration(seconds)}, and up to {duration(before)} for networks that are not in "
-            f"the cache, with {workers} workers{_reckoned(work, workers)} and at most "
-            f"{memory:,.0f} MiB; into {out}",
+            f"about {duration(seconds)}{_at_most(seconds, longest)}, and up to {duration(before)} "
+            f"for networks that are not in the cache, with {workers} workers"
+            f"{_reckoned(work, workers)} and at most {memory:,.0f} MiB; into {out}",
             markup=False,
         )
     lacking = _lacking_memory(forecasts) if work.engine == "processes" else None
@@ -108,10 +109,20 @@ def _say_costs(
             console.print(f"too much: {lacking}", markup=False)
     return {
         "command": "reproduce", "preset": work.preset, "out": str(out),
-        "expected_seconds": round(seconds, 1), "preparing_seconds": round(before, 1),
+        "expected_seconds": round(seconds, 1), "longest_seconds": round(longest, 1),
+        "preparing_seconds": round(before, 1),
         "expected_mib": round(memory), "lacking_memory": str(lacking) if lacking else None,
         "cells": sum(f.cells for f in forecasts), "finished": sum(f.finished for f in forecasts),
     }  # fmt: skip
+
+
+def _at_most(seconds: float, longest: float) -> str:
+    """How long it takes where recoveries take all the steps that they may."""
+    from frenet.runs.progress import duration
+
+    if longest <= seconds:
+        return ""
+    return f" ({duration(longest)} if recoveries take all the steps that they may)"
 
 
 def _reckoned(work: Reproducing, workers: int) -> str:

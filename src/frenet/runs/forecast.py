@@ -38,6 +38,7 @@ class Forecast(NamedTuple):
 
     Attributes:
         seconds: of one processor.
+        longest: the same where recoveries take all the steps that they may.
         mib: MiB of each worker.
         cells: how many there are.
         finished: how many have their rows.
@@ -47,6 +48,7 @@ class Forecast(NamedTuple):
     """
 
     seconds: float
+    longest: float
     mib: float
     cells: int
     finished: int
@@ -62,7 +64,16 @@ class Forecast(NamedTuple):
     @property
     def duration(self) -> float:
         """Seconds with all of them at work, as far as there are processors."""
-        return self.seconds / max(1, min(self.workers, self.processors))
+        return self.seconds / self._busy
+
+    @property
+    def longest_duration(self) -> float:
+        """The same where recoveries take all the steps that they may."""
+        return self.longest / self._busy
+
+    @property
+    def _busy(self) -> int:
+        return max(1, min(self.workers, self.processors))
 
     @property
     def memory(self) -> float:
@@ -95,8 +106,10 @@ def forecast(
     cost = COSTS[kind][preset][part.experiment.name]
     cells = part.experiment.cells(part.config)
     pending = pending_cells(part, folder, retry_failed=retry_failed)
+    most = max(cost.steps, cost.longest * getattr(part.config, "steps", 0))
     return Forecast(
         seconds=cost.steps * speed.step * pending,
+        longest=most * speed.step * pending,
         mib=cost.mib + cost.weights * speed.weights_mib,
         cells=len(cells),
         finished=_finished(cells, folder),
