@@ -206,7 +206,10 @@ def c7(
         ([0.9, 1.0, 1.1], 10.0, 1.0, "supported"),
         ([0.30, 0.31, 0.32], 10.0, 1.0, "contradicted"),
         ([3.0, 3.1, 3.2], 10.0, 1.0, "contradicted"),
-        ([0.9, 1.0, 1.1], 1.0, 10.0, "contradicted"),
+        ([0.04, 0.05, 0.06], 10.0, 1.0, "contradicted"),
+        ([0.9, 1.0, 1.1], 1.0, 10.0, "undecided"),
+        ([0.30, 0.31, 0.32], 1.0, 10.0, "undecided"),
+        ([-0.9, -1.0, -1.1], 1.0, 1.0, "undecided"),
         ([-0.9, -1.0, -1.1], 10.0, 1.0, "contradicted"),
         ([0.2, 1.0, 2.1], 10.0, 1.0, "undecided"),
         ([1.0], 10.0, 1.0, "undecided"),
@@ -230,7 +233,7 @@ def test_c7_asks_every_contrast_whether_its_vectors_steer_more_than_random_ones(
     small = c7(even, 1.0, 5.0, behaviour="small")
     finding = effect_findings.decide(c7(even, 1000.0, 1.0) + small)
     assert (finding.verdict, finding.why) == (
-        "undecided", "the contrast vector steers no more than a random vector for small"
+        "undecided", "the contrast vector itself is not above random vectors for small"
     )  # fmt: skip
     turned = c7([-0.1, -0.11, -0.12], 10.0, 1.0, behaviour="turned")
     finding = effect_findings.decide(c7([1.9, 1.91, 1.92], 10.0, 1.0) + turned)

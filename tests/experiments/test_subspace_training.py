@@ -193,3 +193,13 @@ def test_the_dimension_is_ten_or_the_largest_below() -> None:
     rows = [row for k in (2, 5, 20) for row in shares("prefix", [0.1], k=k)]
     rows += shares(ALL, [1.0], k=D)
     assert {row["k"] for row in at_k(rows)} == {5, D}
+
+
+def test_dimensions_that_were_left_out_are_counted() -> None:
+    rows = shares("prefix", [0.1]) + shares("gradients", [0.1]) + shares("random", [0.1])
+    for left_out in ("", "20", "5, 10, 20"):
+        rows.append({"table": "run", "status": "recovered", "left_out": left_out})
+    assert fixed_prefix(rows).notes[-1] == (
+        "Left out where the run was shorter than k / 0.35: "
+        "k = 5 in 1 of 3, k = 10 in 1 of 3, k = 20 in 2 of 3."
+    )

@@ -29,20 +29,26 @@ CONTROLS = tuple(NAMES.values())[2:]
 
 
 def decide(rows: Rows) -> Finding:
-    """Supported where the ratio lies within [0.5, 2] and both slopes are above the random ones."""
+    """Supported where the ratio lies within [0.5, 2] and both slopes are above the random ones.
+
+    Undecided where the contrast vector's own is not: a ratio to it would be one of two accidents.
+    """
     verdict: Verdict
     slopes = select(rows, table="slope", push="own")
     ratios = select(rows, table="ratio", push="own")
     ratio = estimate(ratios, "ratio")
     alone = outliers(ratios, by=CONTRAST, value="ratio", within=WITHIN)
     found = [_steering(part, named) for named, part in _by_contrast(slopes)]
-    weak = [why for kind, why in found if kind == "weak"]
-    unclear = [why for kind, why in found if kind != "above"]
-    if high(ratio) < WITHIN[0] or low(ratio) > WITHIN[1]:
+    idle, weak, unclear = (
+        [why for kind, why in found if kind == wanted] for wanted in ("idle", "weak", "unclear")
+    )
+    if idle:
+        verdict, why = "undecided", why_open(ratio, idle[0])
+    elif high(ratio) < WITHIN[0] or low(ratio) > WITHIN[1]:
         verdict, why = "contradicted", "the ratio of the slopes lies outside [0.5, 2]"
     elif weak and len(weak) == len(found):
         verdict, why = "contradicted", weak[0]
-    elif unclear:
+    elif weak or unclear:
         verdict, why = "undecided", why_open(ratio, (weak or unclear)[0])
     elif alone:
         verdict, why = "undecided", f"the ratio lies outside [0.5, 2] for {alone[0]} alone"
@@ -66,23 +72,26 @@ def decide(rows: Rows) -> Finding:
 
 
 def _steering(slopes: Rows, name: str) -> tuple[str, str]:
-    """Whether both vectors steer one contrast more than random ones: above, weak or unclear."""
+    """Whether both vectors steer one contrast more than random ones.
+
+    "above"; "idle" where the contrast vector itself is not above, so that there is nothing to
+    steer like; otherwise "weak" or "unclear", of the gradient shift.
+    """
     control = estimate(slopes, "random")
-    own = {
-        vector: estimate(select(slopes, vector=vector), "slope")
-        for vector in ("contrast", "gradient")
-    }
-    for vector, slope in own.items():
-        if high(slope) < 0:
-            return "weak", f"the {NAMES[vector]} steers the answers of {name} the other way"
-        if high(slope) < low(control):
-            return "weak", f"the {NAMES[vector]} steers no more than a random vector for {name}"
-    for vector, slope in own.items():
-        if low(slope) <= high(control):
-            return "unclear", (
-                f"whether the {NAMES[vector]} steers more than a random vector is not clear for "
-                f"{name}"
-            )
+    contrast, shift = (
+        estimate(select(slopes, vector=vector), "slope") for vector in ("contrast", "gradient")
+    )
+    if low(contrast) <= high(control):
+        return "idle", f"the contrast vector itself is not above random vectors for {name}"
+    if high(shift) < 0:
+        return "weak", f"the {NAMES['gradient']} steers the answers of {name} the other way"
+    if high(shift) < low(control):
+        return "weak", f"the {NAMES['gradient']} steers no more than a random vector for {name}"
+    if low(shift) <= high(control):
+        return "unclear", (
+            f"whether the {NAMES['gradient']} steers more than a random vector is not clear for "
+            f"{name}"
+        )
     return "above", ""
 
 
@@ -207,7 +216,7 @@ CLAIMS = (
         paper="a similar effect",
         rule="the ratio of the two slopes at equal norm has its whole interval inside [0.5, 2], "
         "and no contrast has its own outside; both slopes of every contrast have theirs above the "
-        "largest of the random vectors",
+        "largest of the random vectors; where the contrast vector's is not, nothing is decided",
         decide=decide,
         figure="doses",
     ),

@@ -1,5 +1,6 @@
 """What the rows of `subspace_training` say: two questions of our own, S1 and S2."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from frenet.experiments.experiment import Claim, Estimate, Finding, Row, Rows, Verdict
@@ -200,11 +201,10 @@ def _run_notes(rows: Rows) -> Iterator[str]:
     if lost:
         words = sorted({str(row["status"]) for row in lost})
         yield f"{len(lost)} of {len(runs)} cases have no result: {', '.join(words)}."
-    short = sorted({str(row["left_out"]) for row in runs if row.get("left_out")})
+    short = Counter(int(k) for row in runs for k in str(row.get("left_out") or "").split(",") if k)
     if short:
-        yield (
-            f"Left out where the run was shorter than k / {LONGEST_PREFIX}: k = {'; '.join(short)}."
-        )
+        listed = ", ".join(f"k = {k} in {n} of {len(runs)}" for k, n in sorted(short.items()))
+        yield f"Left out where the run was shorter than k / {LONGEST_PREFIX}: {listed}."
 
 
 CLAIMS = (
