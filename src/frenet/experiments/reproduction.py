@@ -94,7 +94,7 @@ _MODEL_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "recovery-basis": {"max_tasks": 1},
         "basis-drift": {"max_tasks": 1},
         "best-of-n": {
-            "max_tasks": 1, "candidates": 64, "factors": (0.5, 1.0, 2.0),
+            "max_tasks": 1, "searches": 3, "candidates": 64, "factors": (0.5, 1.0, 2.0),
             "places": ("all", "random:10", "random:100"),
         },
         "subspace-training": {"max_tasks": 1, "protocols": ("absolute-noise",)},

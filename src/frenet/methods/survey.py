@@ -211,13 +211,16 @@ def _quartic(candidates: Candidates, seen: _Seen, *, pairs: int) -> float:
     beyond = []
     candidates.put(None)
     before = seen.loss()
-    for j in range(pairs):
-        delta = _inside(candidates.where, candidates.delta(2 * j))
+    for group in torch.arange(pairs).split(at_once(len(seen.slope))):
+        deltas = torch.stack(
+            [_inside(candidates.where, candidates.delta(2 * j)) for j in group.tolist()]
+        )
         candidates.put(None)
-        curved = float(delta.double() @ seen.product(delta).to(delta).double()) / 2
-        for index in (2 * j, 2 * j + 1):
-            candidates.put(index)
-            beyond.append(seen.loss() - before - curved)
+        curved = (deltas.double() * seen.product(deltas).to(deltas).double()).sum(1) / 2
+        for j, bent in zip(group.tolist(), curved.tolist(), strict=True):
+            for index in (2 * j, 2 * j + 1):
+                candidates.put(index)
+                beyond.append(seen.loss() - before - bent)
     return sum(beyond) / len(beyond) / candidates.noise.sigma**4
 
 
