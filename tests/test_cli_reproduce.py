@@ -138,11 +138,9 @@ def test_names_of_networks_are_shown_as_they_are():
     found = [
         Part("model[v2]", part.experiment, part.config) for part in parts(PRESETS["smoke"], "smoke")
     ]
-    costs = [Forecast(1.0, 1.0, 1.0, cells=1, finished=0, pending=1, crew=1, processors=1)] * len(
-        found
-    )
+    cost = Forecast(1.0, 1.0, 1.0, cells=1, finished=0, pending=1, crew=1, processors=1)
     console = Console(file=io.StringIO(), width=200)
-    console.print(command._plan_table(found, costs))
+    console.print(command._plan_table(found, [cost] * len(found)))
     assert "model[v2]" in console.file.getvalue()
 
 
