@@ -17,7 +17,7 @@ import frenet.experiments
 import frenet.report
 from frenet import cli
 from frenet._version import __version__
-from frenet.runs import DiskFullError, Interrupted, RunFolderError
+from frenet.runs import DiskFullError, Interrupted, RunFolderError, pack_run, read_run
 
 TOYS = Path(__file__).parent / "runs"
 ALONE = ["--workers", "1", "--threads", "1"]
@@ -385,6 +385,18 @@ def test_report_takes_runs_and_folders_of_runs(toy, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["report"] == "r.html"
     assert [run["out"] for run in told["runs"]] == ["all/b", "all/a"]
+
+
+def test_report_takes_runs_in_one_file_and_writes_beside_them(toy, capsys):
+    assert cli.main(["run", "toy-sums", *QUICK, "--out", "run", "--quiet"]) == 0
+    file = Path("all", "toy.run.jsonl.gz")
+    file.parent.mkdir()
+    file.write_bytes(pack_run(read_run("run")))
+    capsys.readouterr()
+    for given in (file, file.parent):
+        assert cli.main(["report", str(given)]) == 0
+        assert capsys.readouterr().out == "report: all/report.html\n"
+        assert toy[-1] == ("report", [file])
 
 
 def test_report_takes_a_run_under_way_on_request(toy, capsys):

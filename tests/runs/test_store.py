@@ -1,8 +1,10 @@
 """Run folders: write-once, whole after any interruption, held by one writer."""
 
 import errno
+import gzip
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -14,7 +16,14 @@ from pathlib import Path
 import pytest
 
 from frenet.experiments.experiment import Cell
-from frenet.runs import DiskFullError, RunFolder, RunFolderError, find_runs, read_run
+from frenet.runs import (
+    DiskFullError,
+    RunFolder,
+    RunFolderError,
+    find_runs,
+    pack_run,
+    read_run,
+)
 from frenet.runs.files import TEMPORARY, locked, write_whole
 from frenet.runs.header import Header
 from frenet.runs.machine import commit, cpu_count, versions
@@ -218,6 +227,45 @@ def test_a_run_under_way_can_be_read_on_request(tmp_path):
     assert run.failures[0]["error"] == "no"
     fill(tmp_path, CELLS)
     assert run.manifest.keys() == read_run(tmp_path).manifest.keys()
+
+
+def test_a_run_in_one_file_is_the_run_and_tells_what_is_wrong_with_it(tmp_path):
+    fill(tmp_path / "run", CELLS)
+    run, file = read_run(tmp_path / "run"), tmp_path / "a.run.jsonl.gz"
+    file.write_bytes(pack_run(run))
+    packed = read_run(file)
+    machine = run.manifest["machine"] | {"platform": platform.platform().partition("-")[0]}
+    assert packed == replace(run, path=file, manifest=run.manifest | {"machine": machine})
+    assert pack_run(packed) == pack_run(run)
+    assert find_runs([tmp_path]) == [file, tmp_path / "run"]
+    assert find_runs([file]) == [file]
+    content = gzip.decompress(file.read_bytes())
+    for changed, complaint in (
+        (file.read_bytes()[:-9], "is damaged or not frenet's"),
+        (content, "is damaged or not frenet's"),
+        (gzip.compress(b"no JSON"), "is damaged or not frenet's"),
+        (gzip.compress(b"[1]"), "was not written by this version"),
+        (gzip.compress(b'{"format": 1}'), "was not written by this version"),
+        (gzip.compress(content.replace(b'"seed":1', b'"seed":2')), "it was edited"),
+    ):
+        file.write_bytes(changed)
+        with pytest.raises(RunFolderError, match=complaint):
+            read_run(file)
+    with pytest.raises(FileNotFoundError):
+        read_run(tmp_path / "none.run.jsonl.gz")
+
+
+def test_a_run_under_way_stays_one_in_a_file(tmp_path):
+    with RunFolder(tmp_path, HEADER) as folder:
+        folder.store(CELLS[2], [line(2)], seconds=1.0)
+        folder.store_failure(CELLS[1], FAILURE)
+    run, file = read_run(tmp_path, partial=True), tmp_path / "a.run.jsonl.gz"
+    file.write_bytes(pack_run(run))
+    with pytest.raises(RunFolderError, match="not finished; ask for what there is with --partial"):
+        read_run(file)
+    packed = read_run(file, partial=True)
+    assert (packed.rows, packed.failures) == (run.rows, run.failures)
+    assert packed.manifest["complete"] is False
 
 
 def test_a_damaged_cell_is_named(tmp_path):

@@ -130,13 +130,14 @@ def _demo(args: list[str]) -> int:
 
 def _report(args: list[str]) -> int:
     """``frenet report``."""
-    options = parse(Report, args, command="report", about="Turn run folders into one HTML file.")
+    options = parse(Report, args, command="report", about="Turn runs into one HTML file.")
     with printing(options.json) as show:
         from frenet.report import export, write_report, write_results
         from frenet.runs import find_runs, read_run
 
-        folders = find_runs(options.runs)
-        runs = [read_run(folder, partial=options.partial) for folder in folders]
+        found = find_runs(options.runs)
+        runs = [read_run(path, partial=options.partial) for path in found]
+        folders = [path if path.is_dir() else path.parent for path in found]
         # All as absolute paths, since those of both kinds have nothing in common.
         several = len(folders) > 1
         beside = Path(os.path.commonpath([f.resolve() for f in folders])) if several else folders[0]

@@ -73,14 +73,14 @@ class List:
 class Report:
     """Options of ``frenet report``."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
-    """Run folders, or folders of run folders."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run folders, runs in one file (.run.jsonl.gz), or folders of them."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """The HTML file. By default report.html beside the runs."""
     export: Folder = None
     """Also write the figures (PNG, SVG) and tables (CSV) there."""
     results: Folder = None
-    """Also write a Markdown page there, with figures and all rows, to keep beside code."""
+    """Also write a Markdown page there, with figures and the runs, to keep beside code."""
     partial: bool = False
     """Accept runs that are not finished."""
     json: bool = False

@@ -1,6 +1,5 @@
-"""Runs as a folder to keep beside code: a Markdown page, the claims' figures, every row."""
+"""Runs as a folder to keep beside code: a Markdown page, the claims' figures, the runs."""
 
-import gzip
 import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +14,9 @@ from frenet.report.opening import Network, decided, grouped
 from frenet.report.page import sections_of, write_whole
 from frenet.report.provenance import command_line
 from frenet.report.sections import Section
-from frenet.report.tables import csv_bytes, tables_of
-from frenet.runs import Run, decide_claims
+from frenet.runs import Run, decide_claims, pack_run
+from frenet.runs.header import PACKED
+from frenet.runs.machine import system_of
 
 # What the configuration says of data, damage and training, where an experiment has it.
 TOLD = ("seeds", "spaces", "tasks", "only", "points")
@@ -36,10 +36,11 @@ def write_results(
     *,
     experiments: Mapping[str, Experiment] | None = None,
 ) -> Path:
-    """Write ``index.md``, an SVG of each figure that a claim or the first screen names, and tables.
+    """Write ``index.md``, SVGs of the figures that a claim or the first screen names, and the runs.
 
-    Every number of the page stands in a row of one of the tables, ``EXPERIMENT-TABLE.csv.gz``: the
-    same rows give the same files, byte for byte.
+    Every number of the page stands in a row of one of the runs, ``EXPERIMENT.run.jsonl.gz``, which
+    :func:`frenet.runs.read_run` and ``frenet report`` read as they read run folders. The same runs
+    give the same files, byte for byte, in whatever folder they lie.
 
     Args:
         runs: finished or partial runs.
@@ -99,13 +100,9 @@ def _network(network: Network, out: Path) -> Iterator[str]:
     for part in network.parts:
         yield from (*_sentences(part), "")
         yield from _figures(part, out)
-        names = []
-        for table, (columns, rows) in tables_of(part.experiment, part.run.rows).items():
-            file = f"{part.id}-{re.sub(r'[^A-Za-z0-9_-]+', '-', table)}.csv.gz"
-            # Without a time in its head, a compressed file follows from its content alone.
-            write_whole(out / file, gzip.compress(csv_bytes(columns, rows), mtime=0))
-            names.append(f"[{table}]({file})")
-        yield from (f"Rows of `{part.run.experiment}`: {', '.join(names)}.", "")
+        file = f"{part.id}{PACKED}"
+        write_whole(out / file, pack_run(part.run))
+        yield from (f"[Rows of `{part.run.experiment}`]({file})", "")
     for claim, finding, _ in found:
         if finding.breakdown:
             title = f"{claim.id} on {network.label}: {finding.breakdown.title}"
@@ -178,6 +175,12 @@ def _figures(part: Section, out: Path) -> Iterator[str]:
 def _made(networks: Sequence[Network]) -> Iterator[str]:
     """Versions, machines, settings and commands."""
     yield from ("## How these numbers came about", "")
+    yield (
+        "Every number stands in a row of one of the runs in this folder. All figures and tables, "
+        "also as CSV, are on the page that `frenet report . --out report.html` makes of them; in "
+        f'Python the rows are `frenet.read_run("NAME{PACKED}").rows`.'
+    )
+    yield ""
     circumstances: dict[str, list[str]] = {}
     for network in networks:
         apart: dict[str, list[str]] = {}
@@ -209,8 +212,7 @@ def _circumstances(run: Run) -> str:
     made = run.manifest
     # Earlier builds recorded the commit at the end alone.
     commits = made.get("commits", [made["commit"]])
-    # Of the platform the system: the rest is the kernel's own.
-    about = made["machine"] | {"platform": str(made["machine"]["platform"]).partition("-")[0]}
+    about = made["machine"] | {"platform": system_of(made["machine"])}
     machine = ", ".join(f"{key} {value}" for key, value in about.items())
     versions = (f"- {name} {value}" for name, value in made["versions"].items())
     noted = "commit" if len(commits) == 1 else "commits, in this order,"

@@ -4,8 +4,9 @@ from frenet.runs.claims import claims_table, decide_claims, finding_dict, run_di
 from frenet.runs.engine import Interrupted, RunFailedError, run_experiment
 from frenet.runs.files import DiskFullError, RunFolderError
 from frenet.runs.header import find_runs
+from frenet.runs.reading import pack_run, read_run
 from frenet.runs.records import config_dict, default_out, demo_out, reproduction_out
-from frenet.runs.store import Run, RunFolder, read_run
+from frenet.runs.store import Run, RunFolder
 
 __all__ = [
     "DiskFullError",
@@ -21,6 +22,7 @@ __all__ = [
     "demo_out",
     "find_runs",
     "finding_dict",
+    "pack_run",
     "read_run",
     "reproduction_out",
     "run_dict",

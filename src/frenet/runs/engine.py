@@ -9,8 +9,9 @@ from frenet.experiments.experiment import Cell, Experiment
 from frenet.runs.header import Header, compare_headers, read_header
 from frenet.runs.machine import cpu_count, device_of, usual_workers, versions
 from frenet.runs.progress import Watch
+from frenet.runs.reading import read_run
 from frenet.runs.records import cell_stem, config_dict, input_digests, table_columns
-from frenet.runs.store import Failure, Run, RunFolder, read_run
+from frenet.runs.store import Failure, Run, RunFolder
 from frenet.runs.sweep import Crew, EngineName, refuse_unsendable, share, sweep
 from frenet.runs.worker import Job
 

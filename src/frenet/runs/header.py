@@ -10,6 +10,8 @@ from frenet.runs.files import RunFolderError, write_whole
 from frenet.runs.machine import commit
 
 FORMAT = 1
+# The end of the name of a run in one file.
+PACKED = ".run.jsonl.gz"
 OTHER_OUT = "use another --out"
 _ABSENT = object()
 
@@ -130,9 +132,10 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The run folders among paths, and those directly inside a path that is none itself.
+    """The runs among paths, and those directly inside a path that is none itself.
 
-    What else lies there, such as the folder of a model, is passed over.
+    A run is a folder, or one file that :func:`frenet.runs.pack_run` made. What else lies there,
+    such as the folder of a model, is passed over.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -142,10 +145,12 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; give a run folder")
-        inside = sorted(file.parent for file in path.glob("*/config.json") if _is_run(file))
-        if not (path / "config.json").exists() and not inside:
+        itself = path.name.endswith(PACKED) or (path / "config.json").exists()
+        inside = [file.parent for file in path.glob("*/config.json") if _is_run(file)]
+        inside += path.glob(f"*{PACKED}")
+        if not itself and not inside:
             raise RunFolderError(f"{path} is not a run folder and holds none")
-        found += [path] if (path / "config.json").exists() else inside
+        found += [path] if itself else sorted(inside)
     return list(dict.fromkeys(found))
 
 

@@ -74,6 +74,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def system_of(about: dict[str, Any]) -> str:
+    """The system in what :func:`machine` said: the rest of its platform is the kernel's own."""
+    return str(about["platform"]).partition("-")[0]
+
+
 def peak_mib() -> int | None:
     """The most resident memory that this process has held, in MiB; None where nobody counts it."""
     try:

@@ -25,6 +25,7 @@ from frenet.runs.engine import Interrupted
 from frenet.runs.header import Header
 from frenet.runs.machine import cpu_count, device_of, versions
 from frenet.runs.progress import duration
+from frenet.runs.reading import read_run
 from frenet.runs.records import (
     cell_stem,
     config_dict,
@@ -33,7 +34,7 @@ from frenet.runs.records import (
     read_cell,
     table_columns,
 )
-from frenet.runs.store import Run, RunFolder, read_run
+from frenet.runs.store import Run, RunFolder
 
 if TYPE_CHECKING:
     from torch import nn

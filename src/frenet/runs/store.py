@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from frenet._notebook import Fact, Shown
 from frenet.experiments import described
 from frenet.experiments.experiment import Cell, Row, decided
-from frenet.runs.files import RunFolderError, locked, remove_leftovers, write_whole
+from frenet.runs.files import locked, remove_leftovers, write_whole
 from frenet.runs.header import (
     FORMAT,
     Header,
@@ -190,7 +190,7 @@ class RunFolder:
         parts = [read_cell(self._cell_file(cell)) for cell in cells if self.done(cell)]
         text = "".join(line for _, lines in parts for line in lines)
         costs = [{key: h.get(key) for key in ("cell", "seconds", "peak_mib")} for h, _ in parts]
-        failures = _failures(self.path, [cell_stem(cell) for cell in cells])
+        failures = failures_of(self.path, [cell_stem(cell) for cell in cells])
         write_whole(self.path / "rows.jsonl", text)
         write_whole(self.path / "timings.json", pretty(costs))
         note_commit(self.path)
@@ -236,53 +236,7 @@ def describe(
     }
 
 
-def read_run(path: Path | str, *, partial: bool = False) -> Run:
-    """Read a stored run.
-
-    Args:
-        path: the run folder.
-        partial: also accept a run that is not finished, with the rows of its finished cells; its
-            manifest then says ``complete: false``.
-
-    Returns:
-        The run; rows in the order of the cells.
-
-    Raises:
-        RunFolderError: no run folder, not finished, or rows that are not those of the manifest.
-    """
-    folder = Path(path)
-    header = read_header(folder)
-    if header is None:
-        raise RunFolderError(f"{folder} is not a run folder: it has no config.json")
-    if (folder / "manifest.json").exists():
-        manifest = read_json(folder / "manifest.json")
-        text = (folder / "rows.jsonl").read_text("utf-8")
-        if hashlib.sha256(text.encode()).hexdigest() != manifest["rows_sha256"]:
-            raise RunFolderError(
-                f"{folder}/rows.jsonl is not what the manifest says: it was edited"
-            )
-    elif partial:
-        text, manifest = _so_far(folder, header)
-    else:
-        done = sum((folder / "cells" / f"{stem}.jsonl").exists() for stem in header.cells)
-        raise RunFolderError(
-            f"the run in {folder} is not finished ({done} of {len(header.cells)} cells): start its "
-            "command again to go on, or ask for what there is with --partial"
-        )
-    rows = [json.loads(line) for line in text.splitlines()]
-    return Run(header.experiment, header.config, rows, manifest, manifest["failures"], folder)
-
-
-def _so_far(folder: Path, header: Header) -> tuple[str, dict[str, Any]]:
-    """Rows of the finished cells of a run under way, and a manifest that says so."""
-    files = [f for stem in header.cells if (f := folder / "cells" / f"{stem}.jsonl").exists()]
-    text = "".join(line for file in files for line in read_cell(file)[1])
-    failures, commits = _failures(folder, header.cells), commits_of(folder)
-    facts = describe(header, commits, rows=text, finished=len(files), failures=failures)
-    return text, facts | {"complete": False, "workers": None, "cell_seconds": None}
-
-
-def _failures(folder: Path, stems: Sequence[str]) -> list[dict[str, Any]]:
+def failures_of(folder: Path, stems: Sequence[str]) -> list[dict[str, Any]]:
     """What the manifest says of the cells that failed; the rest stands in their own files.
 
     A cell with rows is none of them, even where a kill left the failure of an earlier try.
