@@ -11,8 +11,8 @@ import json
 import statistics
 from pathlib import Path
 
-from frenet.experiments.costs import MODEL
-from frenet.experiments.reproduction import PRESETS, SYNTHETIC, Reproduction, folder_names, parts
+from frenet.experiments.costs import kind_of
+from frenet.experiments.reproduction import PRESETS, Reproduction, folder_names, parts
 from frenet.runs.forecast import Speed, network_speed
 
 
@@ -37,8 +37,8 @@ def main() -> None:
         speed, cells = speeds[part.network], json.loads(file.read_text())
         steps = statistics.mean(cell["seconds"] for cell in cells) / speed.step
         mib = max(cell["peak_mib"] for cell in cells)
-        kind = "SYNTHETIC" if part.network == SYNTHETIC else MODEL
-        print(f'{kind} {part.network}: "{part.experiment.name}": Cost({steps:.0f}, {mib}),')
+        kind = kind_of(part.network)
+        print(f'{kind}, {part.network}: "{part.experiment.name}": Cost({steps:.0f}, {mib}),')
 
 
 if __name__ == "__main__":

@@ -97,7 +97,10 @@ def test_memory_is_that_of_the_workers_that_have_a_cell(capsys):
     assert capsys.readouterr().err == ""
     command._say_costs(found, [few, many, ended], 0.0, replace(work, quiet=False), out=Path("out"))
     said = " ".join(capsys.readouterr().err.split())
-    assert "about 0:16 (0:36 if recoveries take all the steps that they may)" in said
+    assert (
+        "about 0:16 (0:36 if recoveries in subspace-training take all the steps that they may)"
+        in said
+    )
 
 
 @pytest.mark.parametrize("engine", ["processes", "ray"])

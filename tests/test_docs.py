@@ -101,6 +101,7 @@ def training() -> dict[str, Any]:
         "args": args,
         "data": [padded(row.encoded) for row in tasks["reverse"].examples["train"]],
         "probes": list(tasks.values()),
+        "tokenizer": loaded.tokenizer,
     }
 
 
@@ -118,7 +119,7 @@ def with_trainer() -> dict[str, Any]:
     """The same with the trainer made, as README.md has it."""
     given = training()
     trainer = Trainer(model=given["model"], args=given["args"], train_dataset=given["data"])
-    return {"frenet": frenet, "trainer": trainer, "tasks": given["probes"]}
+    return {"frenet": frenet, "trainer": trainer, "tokenizer": given["tokenizer"]}
 
 
 # Names that a page takes from its reader.

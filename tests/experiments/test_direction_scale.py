@@ -53,6 +53,13 @@ def test_files_that_are_not_there_are_refused(config, key):
         EXPERIMENT.cells(replace(config, **{key: "./none"}))
 
 
+def test_a_steering_vector_without_prompts_is_refused(config, tmp_path):
+    given = replace(config, steering=str(tmp_path))
+    with pytest.raises(ValueError, match="needs prompts that it steers; pass --contrasts FILE"):
+        EXPERIMENT.cells(given)
+    assert EXPERIMENT.cells(replace(given, contrasts="frenet:comparisons")) == [CELL]
+
+
 def test_a_recorded_training_that_is_too_short_is_refused_first(config, tmp_path, monkeypatch):
     """Before anything is measured."""
     network = build(config, space="lora", seed=0)

@@ -1,12 +1,12 @@
 """A reproduction: which experiments run where, with which settings, and at which cost."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.costs import COSTS, MODEL
+from frenet.experiments.costs import COSTS, MODEL, kind_of
 from frenet.experiments.networks import task_names
 from frenet.experiments.reproduction import (
     MADE,
@@ -17,6 +17,7 @@ from frenet.experiments.reproduction import (
     by_network,
     folder_names,
     parts,
+    settings,
 )
 from frenet.experiments.steered import behaviours
 from frenet.network import made_model
@@ -34,6 +35,8 @@ from frenet.runs.forecast import (
 from frenet.runs.records import cell_stem
 
 CLAIMS = {f"C{i}" for i in range(1, 8)}
+# Settings that make cells, or other cells.
+CELLS = ("seeds", "spaces", "protocols", "protocol", "places", "widths", "ranks")
 OFFLINE = [name for name in PRESETS if name != "gpu"]
 
 
@@ -53,14 +56,33 @@ def test_presets_are_configurations_that_run(preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("kind", [SYNTHETIC, MODEL])
+@pytest.mark.parametrize("kind", [SYNTHETIC, MADE, MODEL])
 def test_every_preset_has_a_cost_for_every_experiment(kind, preset):
     costs = COSTS[kind][preset]
     assert set(costs) == set(EXPERIMENTS)
     for cost in costs.values():
         assert cost.steps > 0
         assert cost.mib > 100
-        assert (cost.weights > 0) == (kind == MODEL)
+        assert (cost.weights > 0) == (kind != SYNTHETIC)
+
+
+@pytest.mark.parametrize("network", [SYNTHETIC, MADE, "a/model"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_a_cell_of_gpu_costs_more_than_one_of_cpu_where_it_does_more(network, experiment):
+    cpu, gpu = (
+        settings(experiment, network, Reproduction(statements=()), preset=preset)
+        for preset in ("cpu", "gpu")
+    )
+    # Where all tasks are in one cell, more of them make no more cells.
+    apart = set(CELLS)
+    if network == SYNTHETIC:
+        few, many = (len(cells_of(experiment, replace(gpu, max_tasks=n))) for n in (1, 2))
+        apart |= {"max_tasks"} if few < many else set()
+    elif experiment.name not in ("gradient-rank", "task-vector-range"):
+        apart.add("max_tasks")
+    more = {f.name for f in fields(cpu) if getattr(cpu, f.name) != getattr(gpu, f.name)} - apart
+    costs = [COSTS[kind_of(network)][preset][experiment.name].steps for preset in ("cpu", "gpu")]
+    assert (costs[1] > costs[0]) == bool(more)
 
 
 def test_the_larger_presets_run_everything():
@@ -131,7 +153,7 @@ def test_a_forecast_is_cells_times_steps_and_falls_with_what_is_finished(tmp_pat
     wanted = replace(PRESETS["demo"], experiments=("gradient-rank",))
     synthetic, model = parts(wanted, "demo")
     speed = Speed(step=0.5, weights_mib=100.0)
-    for part, kind in ((synthetic, SYNTHETIC), (model, MODEL)):
+    for part, kind in ((synthetic, SYNTHETIC), (model, MADE)):
         cost = COSTS[kind]["demo"]["gradient-rank"]
         cells = len(cells_of(part.experiment, part.config))
         before = forecast(part, "demo", speed, folder=tmp_path / "none")
@@ -178,7 +200,7 @@ def test_no_more_workers_are_counted_than_cells_are_left(pending, busy):
 def test_a_forecast_says_what_long_recoveries_may_take(tmp_path):
     names = ("subspace-training", "gradient-rank")
     subspace, rank = parts(Reproduction(networks=(MADE,), experiments=names), "cpu")
-    cost, seeds = COSTS[MODEL]["cpu"]["subspace-training"], subspace.config.seeds
+    cost, seeds = COSTS[MADE]["cpu"]["subspace-training"], subspace.config.seeds
     found = forecast(subspace, "cpu", Speed(0.5, 1.0), folder=tmp_path)
     assert found.longest == cost.longest * subspace.config.steps * 0.5 * len(seeds)
     assert found.longest > found.seconds

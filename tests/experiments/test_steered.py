@@ -233,8 +233,15 @@ def test_c7_asks_every_contrast_whether_its_vectors_steer_more_than_random_ones(
     small = c7(even, 1.0, 5.0, behaviour="small")
     finding = effect_findings.decide(c7(even, 1000.0, 1.0) + small)
     assert (finding.verdict, finding.why) == (
-        "undecided", "the contrast vector itself is not above random vectors for small"
+        "undecided", "the contrast vector itself steers no more than random vectors for small"
     )  # fmt: skip
+    wide = [
+        row | {"random": [0.1, 1.0, 5.0][row["seed"]]} if row["table"] == "slope" else row
+        for row in c7(even, 2.1, 1.0)
+    ]
+    assert effect_findings.decide(wide).why == (
+        "the contrast vector itself does not clearly steer more than random vectors for b"
+    )
     turned = c7([-0.1, -0.11, -0.12], 10.0, 1.0, behaviour="turned")
     finding = effect_findings.decide(c7([1.9, 1.91, 1.92], 10.0, 1.0) + turned)
     assert finding.estimate is not None

@@ -195,6 +195,23 @@ def test_the_dimension_is_ten_or_the_largest_below() -> None:
     assert {row["k"] for row in at_k(rows)} == {5, D}
 
 
+def test_a_dimension_that_fewer_seeds_have_is_passed_over() -> None:
+    """Three pairs at k = 2, of which one alone could be compared at k = 5."""
+    rows = [
+        row
+        for basis, shift in (("prefix", 0.1), ("gradients", 0.0))
+        for k, values in ((2, [0.5, 0.6, 0.7]), (5, [0.9]))
+        for row in shares(basis, [value + shift for value in values], k=k)
+    ]
+    finding = fixed_prefix(rows)
+    assert finding.quantity.endswith("k = 2")
+    assert finding.estimate is not None
+    assert (finding.estimate.n, finding.estimate.value) == (3, pytest.approx(0.1))
+    # Where no dimension has all seeds, the others of a seed do not stay without their like.
+    few = shares("prefix", [0.5, 0.6], k=2) + shares(ALL, [1.0, 0.8, 0.1], k=D)
+    assert [row["seed"] for row in at_k(few) if row["basis"] == ALL] == [0, 1]
+
+
 def test_dimensions_that_were_left_out_are_counted() -> None:
     rows = shares("prefix", [0.1]) + shares("gradients", [0.1]) + shares("random", [0.1])
     for left_out in ("", "20", "5, 10, 20"):

@@ -318,7 +318,8 @@ def test_the_command_is_the_nearest_preset_and_what_differs() -> None:
 def test_a_second_network_is_named_wherever_it_matters(tmp_path: Path) -> None:
     first = made_up.runs()[2]
     second = Run(**{**first.__dict__, "config": first.config | {"model": "models/<other>"}})
-    third = Run(**{**first.__dict__, "path": Path("runs") / "again"})
+    other = {"config": first.config | {"k": 11}, "path": Path("runs") / "again"}
+    third = Run(**{**first.__dict__, **other})
     out = tmp_path / "report.html"
     write_report([first, second, third], out, experiments=made_up.experiments(), static=False)
     page = Parsed(out.read_text("utf-8"))

@@ -32,6 +32,39 @@ def test_the_runs_stand_beside_the_page_and_make_it_again_in_another_folder(tmp_
     assert contents[0] == contents[1]
 
 
+def test_the_page_says_what_is_not_there(tmp_path):
+    run = made_up.runs()[0]
+    machine = {"machine": {"platform": "made up"}, "commit": None, "cell_seconds": None}
+    cells = {"complete": False, "cells": {"total": 9, "finished": 2, "failed": 1}}
+    failure = {"cell": "seed=1", "stage": "run", "type": "ValueError", "error": "<no>"}
+    changes = {"manifest": run.manifest | machine | cells, "failures": [failure]}
+    page = write_results(
+        [Run(**{**run.__dict__, **changes})], tmp_path, experiments=made_up.experiments()
+    )
+    text = page.read_text("utf-8")
+    assert "- `gradient-rank` is not finished. 2 of 9 cells are there.\n" in text
+    assert "- `gradient-rank`: seed=1 failed: ValueError: &lt;no&gt;\n" in text
+    assert "`frenet report FOLDER --out report.html --partial`" in text
+    assert "s of cells" not in text
+    (file,) = find_runs([tmp_path])
+    assert read_run(file, partial=True).failures == [failure]
+
+
+def test_a_run_that_is_given_twice_counts_once(tmp_path):
+    run, page = written(tmp_path / "first")
+    copies = [read_run(file) for file in find_runs([page.parent])]
+    again = write_results([*copies, run], tmp_path / "again", experiments=made_up.experiments())
+    assert len(find_runs([again.parent])) == 2
+    assert again.read_text("utf-8").count("\n## the synthetic transformer") == 1
+
+
+def test_a_network_that_joins_renames_no_run(tmp_path):
+    run, _ = written(tmp_path / "both")
+    write_results([run], tmp_path / "one", experiments=made_up.experiments())
+    (alone,) = find_runs([tmp_path / "one"])
+    assert (tmp_path / "both" / alone.name).read_bytes() == alone.read_bytes()
+
+
 def test_the_page_names_both_networks_links_its_figures_and_holds_no_tag(tmp_path):
     _, page = written(tmp_path)
     text = page.read_text("utf-8")

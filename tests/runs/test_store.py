@@ -237,6 +237,7 @@ def test_a_run_in_one_file_is_the_run_and_tells_what_is_wrong_with_it(tmp_path):
     machine = run.manifest["machine"] | {"platform": platform.platform().partition("-")[0]}
     assert packed == replace(run, path=file, manifest=run.manifest | {"machine": machine})
     assert pack_run(packed) == pack_run(run)
+    (tmp_path / "._a.run.jsonl.gz").write_bytes(b"not a run")
     assert find_runs([tmp_path]) == [file, tmp_path / "run"]
     assert find_runs([file]) == [file]
     content = gzip.decompress(file.read_bytes())

@@ -122,7 +122,8 @@ def _at_most(seconds: float, longest: float) -> str:
 
     if longest <= seconds:
         return ""
-    return f" ({duration(longest)} if recoveries take all the steps that they may)"
+    needing = "if recoveries in subspace-training take all the steps that they may"
+    return f" ({duration(longest)} {needing})"
 
 
 def _reckoned(work: Reproducing, workers: int) -> str:

@@ -1,7 +1,8 @@
 """One file, one question. ``EXPERIMENTS`` maps the name of every experiment to its description.
 
-A module of this folder takes part by defining ``EXPERIMENT``; nothing else has to be edited. The
-modules are imported at the first look at ``EXPERIMENTS``, not when this package is imported.
+A module of this folder takes part by defining ``EXPERIMENT``; its cost, for forecasts, stands in
+``costs.py``. The modules are imported at the first look at ``EXPERIMENTS``, not when this package
+is imported.
 """
 
 import functools

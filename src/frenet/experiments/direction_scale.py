@@ -35,7 +35,8 @@ def cells(config: Config) -> list[Cell]:
     """One cell a seed, space and task.
 
     Raises:
-        ValueError: an unknown kind of direction, or a prefix as long as the training.
+        ValueError: an unknown kind of direction, a prefix as long as the training, or a steering
+            vector without the prompts that it steers.
         FileNotFoundError: a vector, contrast or training that is not there.
     """
     from frenet.network.hub_data import is_path
@@ -52,6 +53,10 @@ def cells(config: Config) -> list[Cell]:
     for source in (*config.vectors, *contrasts, config.steering, config.trajectory):
         if source and not Path(source).expanduser().exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
+    if config.steering and not config.contrasts and config.model != "synthetic":
+        raise ValueError(
+            f"--steering {config.steering} needs prompts that it steers; pass --contrasts FILE"
+        )
     return [
         Cell.of(seed=seed, space=space, task=task)
         for seed in config.seeds

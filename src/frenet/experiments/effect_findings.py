@@ -74,15 +74,16 @@ def decide(rows: Rows) -> Finding:
 def _steering(slopes: Rows, name: str) -> tuple[str, str]:
     """Whether both vectors steer one contrast more than random ones.
 
-    "above"; "idle" where the contrast vector itself is not above, so that there is nothing to
-    steer like; otherwise "weak" or "unclear", of the gradient shift.
+    "above"; "idle" where the contrast vector itself is not clearly above, so that there is nothing
+    to steer like; otherwise "weak" or "unclear", of the gradient shift.
     """
     control = estimate(slopes, "random")
     contrast, shift = (
         estimate(select(slopes, vector=vector), "slope") for vector in ("contrast", "gradient")
     )
     if low(contrast) <= high(control):
-        return "idle", f"the contrast vector itself is not above random vectors for {name}"
+        more = "steers no more" if high(contrast) < low(control) else "does not clearly steer more"
+        return "idle", f"the contrast vector itself {more} than random vectors for {name}"
     if high(shift) < 0:
         return "weak", f"the {NAMES['gradient']} steers the answers of {name} the other way"
     if high(shift) < low(control):
@@ -216,7 +217,8 @@ CLAIMS = (
         paper="a similar effect",
         rule="the ratio of the two slopes at equal norm has its whole interval inside [0.5, 2], "
         "and no contrast has its own outside; both slopes of every contrast have theirs above the "
-        "largest of the random vectors; where the contrast vector's is not, nothing is decided",
+        "largest of the random vectors; where the contrast vector's is not clearly above, nothing "
+        "is decided",
         decide=decide,
         figure="doses",
     ),

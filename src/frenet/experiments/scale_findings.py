@@ -184,8 +184,8 @@ FIGURES = (
         "What a direction made at the start still holds while training goes on with other "
         "minibatches: its share of the gradient (of gradient and Adam step: over that of one made "
         "on the spot), or the cosine of a steering vector with one made on the spot. Directions "
-        "that hold no more of the gradient than chance are left out. The frame ends at 0 and 1.2, "
-        "and cuts what reaches beyond.",
+        "that hold no more of the gradient than chance are left out. Intervals are cut at "
+        "the frame, which shows 0 to 1.2 and every mean.",
         "share",
         share_chart,
     ),

@@ -1,7 +1,7 @@
 """What the rows of `subspace_training` say: two questions of our own, S1 and S2."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from frenet.experiments.experiment import Claim, Estimate, Finding, Row, Rows, Verdict
 from frenet.experiments.intervals import estimate, high, low, select, why_open
@@ -77,9 +77,14 @@ def refreshed_prefix(rows: Rows) -> Finding:
 
 
 def at_k(rows: Rows) -> list[Row]:
-    """Rows at k = 10, or at the largest k below, with those of all coordinates."""
+    """Rows at :func:`_k`, with those of all coordinates in the same cases."""
     k = _k(rows)
-    return [dict(row) for row in rows if row["k"] == k or row["basis"] not in CHANCE]
+    cases = {_case(row) for row in rows if row["basis"] in CHANCE and row["k"] == k}
+    return [
+        dict(row)
+        for row in rows
+        if (row["k"] == k if row["basis"] in CHANCE else _case(row) in cases)
+    ]
 
 
 def groups(table: Rows) -> list[tuple[str, list[Row]]]:
@@ -95,9 +100,16 @@ def groups(table: Rows) -> list[tuple[str, list[Row]]]:
 
 
 def _k(table: Rows) -> int:
-    """10, or the largest dimension below it that was measured."""
-    sizes = {int(str(row["k"])) for row in table if row["basis"] in CHANCE}
-    return max((k for k in sizes if k <= K), default=K)
+    """10, or the largest dimension below it that more seeds have."""
+    seeds: dict[int, set[object]] = {}
+    for row in table:
+        if row["basis"] in CHANCE and (k := int(str(row["k"]))) <= K:
+            seeds.setdefault(k, set()).add(row["seed"])
+    return max(seeds, key=lambda k: (len(seeds[k]), k), default=K)
+
+
+def _case(row: Mapping[str, object]) -> tuple[object, ...]:
+    return tuple(row[key] for key in CASE)
 
 
 def _share(table: Rows, basis: str) -> Estimate | None:
@@ -106,14 +118,11 @@ def _share(table: Rows, basis: str) -> Estimate | None:
 
 def _paired(table: Rows, first: str, second: str) -> list[Row]:
     """Difference of the shares of two bases in every case that has both."""
-    other = {
-        tuple(row[key] for key in CASE): float(str(row["regained"]))
-        for row in select(table, basis=second)
-    }
+    other = {_case(row): float(str(row["regained"])) for row in select(table, basis=second)}
     return [
         {"seed": row["seed"], "difference": float(str(row["regained"])) - other[case]}
         for row in select(table, basis=first)
-        if (case := tuple(row[key] for key in CASE)) in other
+        if (case := _case(row)) in other
     ]
 
 
@@ -212,9 +221,9 @@ CLAIMS = (
         id="S1",
         statement="The first k updates are the best k coordinates to train in",
         paper=OWN,
-        rule=f"from the damaged point, at equal steps and k = {K} (or the largest k below that was "
-        "measured), training inside the prefix regains more of the lost loss than inside the best "
-        f"of {', '.join(FIXED[1:])}, paired by case, with the whole interval over seeds",
+        rule=f"from the damaged point, at equal steps and k = {K} (or the largest k below that "
+        "more seeds have), training inside the prefix regains more of the lost loss than inside "
+        f"the best of {', '.join(FIXED[1:])}, paired by case, with the whole interval over seeds",
         decide=fixed_prefix,
         figure="curves",
     ),

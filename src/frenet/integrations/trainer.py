@@ -64,8 +64,8 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
     checkpoint goes on in the same folder; what was recorded beyond the checkpoint is cut off.
 
     Args:
-        probes: tasks to look at, as ``frenet.text_tasks`` gives them; may be empty. Each needs 3n
-            examples to train on and n held out; gradients are of single examples.
+        probes: tasks to look at, such as the values of ``frenet.text_tasks``; may be empty. Each
+            needs 3n examples to train on and n held out; gradients are of single examples.
         out: folder for steps and results; ``frenet report`` reads it, with ``--partial`` also
             during training.
         every: steps from one look to the next, >= 1.

@@ -106,8 +106,17 @@ def export(
     return written
 
 
-def sections_of(runs: Sequence[Run], experiments: Mapping[str, Experiment] | None) -> list[Section]:
-    """The runs with what they answer and a name each, in the order given."""
+def sections_of(
+    runs: Sequence[Run],
+    experiments: Mapping[str, Experiment] | None,
+    *,
+    with_network: bool = False,
+) -> list[Section]:
+    """The runs with what they answer and a name each, in the order given.
+
+    The names start with the network where there are several, or ``with_network``. A run that is
+    given twice, from two places, counts once.
+    """
     if not runs:
         raise ValueError("there is no run to report; give at least one run folder")
     if experiments is None:
@@ -120,9 +129,11 @@ def sections_of(runs: Sequence[Run], experiments: Mapping[str, Experiment] | Non
         if run.experiment not in experiments:
             known = ", ".join(sorted(experiments))
             raise ValueError(f"no experiment is called {run.experiment!r}; known are {known}")
+        if any(_same(part.run, run) for part in parts):
+            continue
         label = labels[_model(run)]
         name = _slug(run.experiment)
-        if len(labels) > 1:
+        if with_network or len(labels) > 1:
             name = f"{_slug(short_name(_model(run)))}-{name}"
         before = used[name] = used[name] + 1
         name += f"-{before}" if before > 1 else ""
@@ -130,6 +141,10 @@ def sections_of(runs: Sequence[Run], experiments: Mapping[str, Experiment] | Non
             label = f"{label} ({run.path.name})"
         parts.append(Section(name, label, run, experiments[run.experiment]))
     return parts
+
+
+def _same(one: Run, other: Run) -> bool:
+    return (one.experiment, one.config, one.rows) == (other.experiment, other.config, other.rows)
 
 
 def _labels(runs: Sequence[Run]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from frenet.experiments.experiment import Experiment
 from frenet.report.markup import Markup, join, tag, user_text
 from frenet.report.numbers import figure
 from frenet.runs import Run, config_dict
+from frenet.runs.header import PACKED
 
 # Told elsewhere on the page.
 LEFT_OUT = ("config", "experiment", "failures", "format")
@@ -50,17 +51,20 @@ def failures(run: Run) -> Markup:
     """What failed, or has not been run yet; nothing where all is done."""
     parts = []
     if run.manifest.get("complete") is False:
-        parts.append(tag("p", tag("b", "This run is not finished."), " ", _counted(run.manifest)))
+        parts.append(tag("p", tag("b", "This run is not finished."), " ", counted(run.manifest)))
     if run.failures:
         few = len(run.failures) == 1
         count = f"{len(run.failures)} cell{' has' if few else 's have'} failed."
-        why = " The figures and verdicts stand on the others. Tracebacks: the run folder, failed/."
+        why = " The figures and verdicts stand on the others."
+        if not run.path.name.endswith(PACKED):
+            why += " Tracebacks: the run folder, failed/."
         items = (tag("li", _failure(failure)) for failure in run.failures)
         parts += [tag("p", tag("b", count), why), tag("ul", *items)]
     return tag("div", *parts, class_="failures", role="note") if parts else Markup("")
 
 
-def _counted(manifest: Mapping[str, Any]) -> str:
+def counted(manifest: Mapping[str, Any]) -> str:
+    """How many cells have their rows, where the manifest says it."""
     cells = manifest.get("cells")
     if not isinstance(cells, Mapping):
         return ""

@@ -12,7 +12,7 @@ from frenet.report.numbers import estimate
 from frenet.report.numbers import figure as number
 from frenet.report.opening import Network, decided, grouped
 from frenet.report.page import sections_of, write_whole
-from frenet.report.provenance import command_line
+from frenet.report.provenance import command_line, counted
 from frenet.report.sections import Section
 from frenet.runs import Run, decide_claims, pack_run
 from frenet.runs.header import PACKED
@@ -38,9 +38,9 @@ def write_results(
 ) -> Path:
     """Write ``index.md``, SVGs of the figures that a claim or the first screen names, and the runs.
 
-    Every number of the page stands in a row of one of the runs, ``EXPERIMENT.run.jsonl.gz``, which
-    :func:`frenet.runs.read_run` and ``frenet report`` read as they read run folders. The same runs
-    give the same files, byte for byte, in whatever folder they lie.
+    Every number of the page stands in a row of a run. ``NETWORK-EXPERIMENT.run.jsonl.gz`` holds it,
+    which :func:`frenet.runs.read_run` and ``frenet report`` read as they read run folders. The same
+    finished runs in the same order give the same files, byte for byte.
 
     Args:
         runs: finished or partial runs.
@@ -53,7 +53,7 @@ def write_results(
     Raises:
         ValueError: no run, or a run of an experiment that is not known.
     """
-    networks = grouped(sections_of(runs, experiments))
+    networks = grouped(sections_of(runs, experiments, with_network=True))
     decisions = [decision for network in networks for decision in decided(network)]
     lines = ["# Results", ""]
     if decisions:
@@ -95,6 +95,9 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         for claim, finding in decide_claims(part.experiment, part.run)
     ]
     found.sort(key=lambda one: one[0].id)
+    if lacking := [line for part in network.parts for line in _lacking(part.run)]:
+        yield from ("Not everything is there; verdicts and figures stand on the rest:", "")
+        yield from (*lacking, "")
     for claim, finding, config in found:
         yield from _claim(claim, finding, config)
     for part in network.parts:
@@ -108,6 +111,15 @@ def _network(network: Network, out: Path) -> Iterator[str]:
             title = f"{claim.id} on {network.label}: {finding.breakdown.title}"
             yield from (f"### {_text(title)}", "")
             yield from _breakdown(finding.breakdown)
+
+
+def _lacking(run: Run) -> Iterator[str]:
+    """What has not been run yet, and what failed."""
+    if run.manifest.get("complete") is False:
+        yield f"- `{run.experiment}` is not finished. {counted(run.manifest)}"
+    for failure in run.failures:
+        why = f"{failure.get('cell')} failed: {failure.get('type')}: {failure.get('error')}"
+        yield f"- `{run.experiment}`: {_text(why)}"
 
 
 def _claim(claim: Claim, finding: Finding, config: Mapping[str, object]) -> Iterator[str]:
@@ -175,10 +187,12 @@ def _figures(part: Section, out: Path) -> Iterator[str]:
 def _made(networks: Sequence[Network]) -> Iterator[str]:
     """Versions, machines, settings and commands."""
     yield from ("## How these numbers came about", "")
+    open_yet = any(p.run.manifest.get("complete") is False for n in networks for p in n.parts)
     yield (
         "Every number stands in a row of one of the runs in this folder. All figures and tables, "
-        "also as CSV, are on the page that `frenet report . --out report.html` makes of them; in "
-        f'Python the rows are `frenet.read_run("NAME{PACKED}").rows`.'
+        "also as CSV, are on the page that `frenet report FOLDER --out report.html"
+        f"{' --partial' if open_yet else ''}` makes of it; "
+        f'in Python the rows are `frenet.read_run("NAME{PACKED}").rows`.'
     )
     yield ""
     circumstances: dict[str, list[str]] = {}
@@ -201,8 +215,9 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
             keys = TOLD if config.get("model") == "synthetic" else TOLD + LEARNING
             told = [f"{key} {_listed(config[key])}" for key in keys if config.get(key)]
             told = [_text(item) for item in (*told, *_conditions(config))]
-            seconds = part.run.manifest["cell_seconds"]
-            yield f"- `{part.run.experiment}`: {'; '.join(told)}; {seconds or 0:,.0f} s of cells"
+            if seconds := part.run.manifest["cell_seconds"]:
+                told.append(f"{seconds:,.0f} s of cells")
+            yield f"- `{part.run.experiment}`: {'; '.join(told)}"
         yield ""
         yield from _fenced([command_line(part.run, part.experiment) for part in network.parts])
 

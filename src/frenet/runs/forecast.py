@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from frenet.experiments.costs import COSTS, MODEL
+from frenet.experiments.costs import COSTS, kind_of
 from frenet.experiments.experiment import Cell
 from frenet.experiments.reproduction import SYNTHETIC, Part
 from frenet.runs.machine import cpu_count, usual_workers
@@ -102,8 +102,7 @@ def forecast(
         local: they share the processors of this machine.
         retry_failed: the failed cells of a finished run will be run again.
     """
-    kind = SYNTHETIC if part.network == SYNTHETIC else MODEL
-    cost = COSTS[kind][preset][part.experiment.name]
+    cost = COSTS[kind_of(part.network)][preset][part.experiment.name]
     cells = part.experiment.cells(part.config)
     pending = pending_cells(part, folder, retry_failed=retry_failed)
     most = max(cost.steps, cost.longest * getattr(part.config, "steps", 0))

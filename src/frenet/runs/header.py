@@ -147,7 +147,8 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
             raise FileNotFoundError(f"{path} does not exist; give a run folder")
         itself = path.name.endswith(PACKED) or (path / "config.json").exists()
         inside = [file.parent for file in path.glob("*/config.json") if _is_run(file)]
-        inside += path.glob(f"*{PACKED}")
+        # Not what a system has put beside a file, under its name after a dot.
+        inside += path.glob(f"[!.]*{PACKED}")
         if not itself and not inside:
             raise RunFolderError(f"{path} is not a run folder and holds none")
         found += [path] if itself else sorted(inside)

@@ -57,12 +57,15 @@ def _so_far(folder: Path, header: Header) -> tuple[str, dict[str, Any]]:
     text = "".join(line for file in files for line in read_cell(file)[1])
     failures, commits = failures_of(folder, header.cells), commits_of(folder)
     facts = describe(header, commits, rows=text, finished=len(files), failures=failures)
-    return text, facts | {"complete": False, "workers": None, "cell_seconds": None}
+    open_yet = {"complete": False, "workers": None, "cell_seconds": None, "ended": None}
+    return text, facts | open_yet
 
 
 def _refuse_edited(file: Path, text: str, manifest: dict[str, Any]) -> None:
     if hashlib.sha256(text.encode()).hexdigest() != manifest["rows_sha256"]:
-        raise RunFolderError(f"{file} is not what the manifest says: it was edited")
+        raise RunFolderError(
+            f"{file} is not what the manifest says: it was edited; take the file as it was written"
+        )
 
 
 def pack_run(run: Run) -> bytes:
@@ -100,10 +103,15 @@ def _read_packed(file: Path, *, partial: bool) -> Run:
         with gzip.open(file, "rt", encoding="utf-8", newline="\n") as stream:
             head, text = json.loads(stream.readline()), stream.read()
     except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
-        raise RunFolderError(f"{file} is damaged or not frenet's: {error}") from error
+        raise RunFolderError(
+            f"{file} is damaged or not frenet's: {error}; copy it again, or make it again with "
+            "frenet report RUN_DIR --results FOLDER"
+        ) from error
     needed = {"experiment", "config", "manifest"}
     if not isinstance(head, dict) or head.get("format") != FORMAT or needed - set(head):
-        raise RunFolderError(f"{file} was not written by this version of frenet")
+        raise RunFolderError(
+            f"{file} was not written by this version of frenet; read it with the one that wrote it"
+        )
     manifest = head["manifest"]
     _refuse_edited(file, text, manifest)
     if manifest.get("complete") is False and not partial:
