@@ -154,10 +154,10 @@ FIGURES = (
         "curves",
         "How fast does a basis recover?",
         "Held-out loss against the step, as many steps and the same minibatches for all, k = 10 or "
-        "the largest below. The line is the median over seeds, the band holds all seeds. Every "
-        "basis has the learning rate that was best on the training minibatches; the dashed grey "
-        "lines train all coordinates, at their best rate and at that of the run which the prefix "
-        "comes from.",
+        "the largest below that more seeds have. The line is the median over seeds, the band holds "
+        "all seeds. Every basis has the learning rate that was best on the training minibatches; "
+        "the dashed grey lines train all coordinates, at their best rate and at that of the run "
+        "which the prefix comes from.",
         "curve",
         curve_chart,
     ),
