@@ -48,7 +48,9 @@ def read_header(folder: Path) -> Header | None:
     names = Header.__dataclass_fields__
     needed = set(names) - {"device"}
     if not isinstance(stored, dict) or stored.get("format") != FORMAT or needed - set(stored):
-        raise RunFolderError(f"{file} was not written by this version of frenet; {OTHER_OUT}")
+        raise RunFolderError(
+            f"{file} was not written by this version of frenet; use another folder"
+        )
     known: dict[str, Any] = {name: stored.get(name) for name in names}
     return Header(**known)
 
@@ -171,4 +173,6 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        raise RunFolderError(f"{file} is damaged or not frenet's: {error}; {OTHER_OUT}") from error
+        raise RunFolderError(
+            f"{file} is damaged or not frenet's: {error}; use another folder"
+        ) from error
