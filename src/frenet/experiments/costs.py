@@ -25,8 +25,9 @@ class Cost(NamedTuple):
     longest: float = 0.0
 
 
-# Multiples of the weights: adapters that train (SmolLM2: 1.9), and steps in all weights (5.1).
-_ADAPTERS, _ALL = 2.5, 5.2
+# Multiples of the weights: adapters that train (SmolLM2: 1.9), many candidates in one pass (4.1),
+# and steps in all weights (5.1).
+_ADAPTERS, _SEARCH, _ALL = 2.5, 4.2, 5.2
 
 _SYNTHETIC_WHOLE = {
     "gradient-rank": Cost(3374, 1140),
@@ -45,7 +46,7 @@ _MODEL_WHOLE = {
     "gradient-rank": Cost(426, 600, _ADAPTERS),
     "recovery-basis": Cost(329, 600, _ADAPTERS),
     "basis-drift": Cost(920, 600, _ADAPTERS),
-    "best-of-n": Cost(1336, 600, _ADAPTERS),
+    "best-of-n": Cost(1408, 600, _SEARCH),
     "step-vs-vector": Cost(34, 600, _ALL),
     "steering-effect": Cost(91, 600, _ALL),
     "direction-scale": Cost(1188, 650, _ALL),
@@ -54,15 +55,15 @@ _MODEL_WHOLE = {
 }
 # Much of a step of a small network is overhead, and its recoveries take 240 to 352 steps.
 _MADE_WHOLE = {
-    "gradient-rank": Cost(321, 600, _ADAPTERS),
-    "recovery-basis": Cost(1364, 600, _ADAPTERS),
-    "basis-drift": Cost(458, 600, _ADAPTERS),
-    "best-of-n": Cost(1336, 600, _ADAPTERS),
-    "step-vs-vector": Cost(33, 600, _ALL),
-    "steering-effect": Cost(72, 600, _ALL),
-    "direction-scale": Cost(1094, 650, _ALL),
-    "subspace-training": Cost(44200, 600, _ADAPTERS, longest=263),
-    "task-vector-range": Cost(419, 650, _ADAPTERS),
+    "gradient-rank": Cost(310, 600, _ADAPTERS),
+    "recovery-basis": Cost(1188, 600, _ADAPTERS),
+    "basis-drift": Cost(567, 600, _ADAPTERS),
+    "best-of-n": Cost(929, 600, _SEARCH),
+    "step-vs-vector": Cost(39, 600, _ALL),
+    "steering-effect": Cost(71, 600, _ALL),
+    "direction-scale": Cost(1183, 650, _ALL),
+    "subspace-training": Cost(31000, 600, _ADAPTERS, longest=263),
+    "task-vector-range": Cost(453, 650, _ADAPTERS),
 }
 
 
@@ -86,7 +87,7 @@ _MADE_SMOKE = {
     "gradient-rank": Cost(122, 540, _ADAPTERS),
     "recovery-basis": Cost(224, 540, _ADAPTERS),
     "basis-drift": Cost(269, 540, _ADAPTERS),
-    "best-of-n": Cost(3097, 550, _ADAPTERS),
+    "best-of-n": Cost(3097, 550, _SEARCH),
     "step-vs-vector": Cost(36, 550, _ALL),
     "steering-effect": Cost(72, 550, _ALL),
     "direction-scale": Cost(1607, 630, _ALL),
@@ -97,7 +98,7 @@ _MADE_DEMO = {
     "gradient-rank": Cost(324, 540, _ADAPTERS),
     "recovery-basis": Cost(494, 550, _ADAPTERS),
     "basis-drift": Cost(479, 550, _ADAPTERS),
-    "best-of-n": Cost(2341, 550, _ADAPTERS),
+    "best-of-n": Cost(2341, 550, _SEARCH),
     "step-vs-vector": Cost(27, 550, _ALL),
     "steering-effect": Cost(64, 550, _ALL),
     "direction-scale": Cost(1085, 650, _ALL),
