@@ -214,6 +214,8 @@ def test_c4_says_on_how_many_recoveries_it_stands() -> None:
     rows += recoveries(["recovered"], optimizer="adam:1") + recoveries(["recovered"], space="full")
     rows += recoveries(["not recovered"], optimizer="adam:9", stop=None)
     assert prefix_span(rows).notes == (
+        "3 of 9 recoveries of LoRA did not arrive in the --steps that they may take, and do not "
+        "count.",
         "k = 5 is measured on 3 of 6 recoveries of LoRA: those that took 15 steps or more. Other k "
         "are of other recoveries.",
     )

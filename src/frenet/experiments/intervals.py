@@ -102,7 +102,7 @@ def why_open(value: Estimate | None, otherwise: str) -> str:
     """Why an estimate decides nothing: it has no interval, or what ``otherwise`` says of it."""
     if value is None:
         return "nothing was measured"
-    return "one seed has no interval" if value.low is None else otherwise
+    return "only one seed counts, which gives no interval" if value.low is None else otherwise
 
 
 def _number(value: Scalar) -> float:

@@ -42,7 +42,7 @@ def prefix_span(rows: Rows) -> Finding:
         reference="random-walk share",
         reference_estimate=fraction(select(lora, k=best), "walk_share"),
         why=why,
-        notes=(*_least_and_most(parts), *_long_enough(rows, best)),
+        notes=(*_least_and_most(parts), *_not_recovered(rows), *_long_enough(rows, best)),
         breakdown=parts,
     )
 
@@ -68,6 +68,18 @@ def _least_and_most(parts: Breakdown | None) -> tuple[str, ...]:
         return ()
     least, most = min(lora)[1], max(lora)[1]
     return (f"By damage and optimiser the first updates of LoRA hold {least} to {most}.",)
+
+
+def _not_recovered(rows: Rows) -> tuple[str, ...]:
+    """How many recoveries have no prefix, since they did not arrive."""
+    table = select(rows, table="recovery", space="lora")
+    lost = select(table, status="not recovered")
+    if not lost:
+        return ()
+    return (
+        f"{len(lost)} of {len(table)} recoveries of LoRA did not arrive in the --steps that they "
+        "may take, and do not count.",
+    )
 
 
 def _long_enough(rows: Rows, k: int) -> tuple[str, ...]:
