@@ -356,6 +356,8 @@ def start(config_flags, out, *, workers):
         command,
         env=environment(),
         start_new_session=True,
+        # Jobs that a shell runs in the background ignore Ctrl-C, and so do their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
