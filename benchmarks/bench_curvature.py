@@ -91,7 +91,7 @@ def loaded(source: str | Path, rows: int) -> Setup:
 def mask_added(setup: Setup) -> Batch:
     """The batch in the form that ``torch.func`` can take, in the dtype of the model."""
     dtype = setup.space.parameters(setup.model)[0].dtype
-    batch = with_additive_mask(setup.batch)
+    batch = with_additive_mask(setup.batch, setup.model)
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
 
 

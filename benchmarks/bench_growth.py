@@ -157,7 +157,9 @@ def workers(count: int) -> Point:
         pass
     work = [job for job in todo if job.stage == "run"]
     alone, _ = _pace(here(deque(work)), 1)
-    on_ray = in_cluster(deque(work), address=None, workers=count, threads=1, say=lambda line: None)
+    on_ray = in_cluster(
+        deque(work), address=None, workers=count, threads=1, given=True, say=lambda line: None
+    )
     seconds, start = _pace(on_ray, count)
     note = (
         f"{duration(alone)} in one process without Ray, the first {count} after {duration(start)}"
