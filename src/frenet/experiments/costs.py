@@ -29,8 +29,8 @@ class Cost(NamedTuple):
 # and steps in all weights (5.1).
 _ADAPTERS, _SEARCH, _ALL = 2.5, 4.2, 5.2
 
-# task-vector-range, and subspace-training of frenet:gpt2, are reckoned from the seconds of their
-# runs in docs/results and the step that the other experiments there imply.
+# task-vector-range here, and subspace-training of frenet:gpt2 below, are reckoned from the seconds
+# of their runs in docs/results and the step that the other experiments there imply.
 _SYNTHETIC_WHOLE = {
     "gradient-rank": Cost(3374, 1140),
     "recovery-basis": Cost(2118, 1140),

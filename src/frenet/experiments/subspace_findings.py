@@ -1,11 +1,12 @@
 """What the rows of `subspace_training` say: two questions of our own, S1 and S2."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from frenet.experiments.experiment import Claim, Estimate, Finding, Row, Rows, Verdict
 from frenet.experiments.intervals import estimate, high, low, select, why_open
 from frenet.experiments.recovery_cells import LONGEST_PREFIX
+from frenet.experiments.recovery_parts import of
 
 K = 10
 ALL, UNSWEPT = "all coordinates", "all, at the run's rate"
@@ -79,11 +80,11 @@ def refreshed_prefix(rows: Rows) -> Finding:
 def at_k(rows: Rows) -> list[Row]:
     """Rows at :func:`_k`, with those of all coordinates in the same cases."""
     k = _k(rows)
-    cases = {_case(row) for row in rows if row["basis"] in CHANCE and row["k"] == k}
+    cases = {of(row, CASE) for row in rows if row["basis"] in CHANCE and row["k"] == k}
     return [
         dict(row)
         for row in rows
-        if (row["k"] == k if row["basis"] in CHANCE else _case(row) in cases)
+        if (row["k"] == k if row["basis"] in CHANCE else of(row, CASE) in cases)
     ]
 
 
@@ -108,21 +109,17 @@ def _k(table: Rows) -> int:
     return max(seeds, key=lambda k: (len(seeds[k]), k), default=K)
 
 
-def _case(row: Mapping[str, object]) -> tuple[object, ...]:
-    return tuple(row[key] for key in CASE)
-
-
 def _share(table: Rows, basis: str) -> Estimate | None:
     return estimate(select(table, basis=basis), "regained")
 
 
 def _paired(table: Rows, first: str, second: str) -> list[Row]:
     """Difference of the shares of two bases in every case that has both."""
-    other = {_case(row): float(str(row["regained"])) for row in select(table, basis=second)}
+    other = {of(row, CASE): float(str(row["regained"])) for row in select(table, basis=second)}
     return [
         {"seed": row["seed"], "difference": float(str(row["regained"])) - other[case]}
         for row in select(table, basis=first)
-        if (case := _case(row)) in other
+        if (case := of(row, CASE)) in other
     ]
 
 
