@@ -1,4 +1,4 @@
-"""Imports point one way, files and functions stay short."""
+"""Imports point one way, functions stay short."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -19,7 +19,6 @@ LAYERS = (
     "integrations",
     "cli",
 )
-FILE_LINES = 300
 FUNCTION_LINES = 50
 
 
@@ -94,15 +93,6 @@ def cycle(src: Path) -> list[str]:
     return []
 
 
-def long_files(src: Path) -> list[str]:
-    """Files over the limit, with their length."""
-    counts = {
-        name: len(path.read_text(encoding="utf-8").splitlines())
-        for name, path in modules(src).items()
-    }
-    return [f"{name}: {count} lines" for name, count in counts.items() if count > FILE_LINES]
-
-
 def long_functions(src: Path) -> list[str]:
     """Functions over the limit, docstring and decorators not counted."""
     found = []
@@ -117,7 +107,7 @@ def long_functions(src: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("check", [wrong_imports, above_nothing, cycle, long_files, long_functions])
+@pytest.mark.parametrize("check", [wrong_imports, above_nothing, cycle, long_functions])
 def test_the_package_keeps_the_rules(check):
     assert check(SRC) == []
 
@@ -194,15 +184,12 @@ def test_a_cycle_inside_a_layer_is_found(toy):
     assert wrong_imports(src) == []
 
 
-def test_long_files_and_functions_are_found_and_docstrings_not_counted(toy):
+def test_long_functions_are_found_and_docstrings_not_counted(toy):
     body = "\n".join(["    x = 1"] * (FUNCTION_LINES - 1))
     doc = '    """One.\n' + "\n" * 20 + '    """\n'
     src = toy(
         {
-            "geometry/full.py": "\n".join(["x = 1"] * FILE_LINES),
-            "geometry/over.py": "\n".join(["x = 1"] * (FILE_LINES + 1)),
             "geometry/f.py": f"def fits():\n{doc}{body}\n\ndef over():\n{body}\n    y = 1\n",
         }
     )
-    assert long_files(src) == ["frenet.geometry.over: 301 lines"]
     assert long_functions(src) == ["frenet.geometry.f.over: 51 lines"]
