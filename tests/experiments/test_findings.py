@@ -2,10 +2,12 @@
 
 import pytest
 
+from frenet.experiments import scale_findings as scale
 from frenet.experiments.basis_drift import _half_life
 from frenet.experiments.drift_findings import decide as drift
 from frenet.experiments.intervals import estimate, high, low, over_seeds
 from frenet.experiments.rank_findings import decide as rank
+from frenet.experiments.rank_findings import energy_chart, task_chart
 from frenet.experiments.recovery_figures import held
 from frenet.experiments.recovery_findings import fixed_plane, prefix_span
 from frenet.experiments.search_findings import best_gains, ranked
@@ -75,6 +77,14 @@ def test_c1_is_decided_and_its_context_told_by_the_largest_batches() -> None:
         "By batch size: 0.10 at 8, 0.56 at 64.",
         "By space: full 0.61 [0.59, 0.63], lora 0.5 [0.5, 0.5].",
     )
+
+
+def test_an_axis_of_a_fraction_runs_from_0_to_1() -> None:
+    rows = energy([0.6, 0.61, 0.62], ceiling=0.9)
+    for chart, axis in ((energy_chart, "y"), (task_chart, "x")):
+        layers = chart(rows).to_dict()["layer"]  # type: ignore[attr-defined]
+        domains = [layer["encoding"][axis]["scale"]["domain"] for layer in layers]
+        assert domains == [[0, 1]] * len(layers)
 
 
 def test_c1_looks_at_the_trained_network_only() -> None:
@@ -446,3 +456,64 @@ def test_places_are_ranked_within_their_network() -> None:
         assert row["value"] == pytest.approx(0.5 if alone else 1.0)
         assert row["density"] == (1.0 if alone else 0.25)
         assert row["density_over_curvature"] == 1.0
+
+
+def test_rules_at_equality() -> None:
+    """An interval that touches its limit is not beyond it."""
+    assert rank(energy([1.0, 1.0], null=1.0)).verdict == "undecided"
+    assert rank(energy([0.5, 0.5], null=0.5)).verdict == "undecided"
+    assert drift(drifts([0.7, 0.7], 1.0)).verdict == "undecided"
+    assert drift(drifts([0.3, 0.3], 0.95)).verdict == "undecided"
+    for static, prefix in ((0.25, 0.6), (0.125, 0.125)):
+        rows = captures("other tasks", [static] * 2) + captures("prefix", [prefix] * 2)
+        assert fixed_plane(rows).verdict == "undecided"
+    assert prefix_span(captures("prefix", [0.8, 0.8], lift=1.0)).verdict == "undecided"
+    covered = best("all", [0.9, 0.9], 1.0) + best("random:10", [0.9, 0.9], 1.0)
+    assert searched(covered).verdict == "supported"
+
+
+@pytest.mark.parametrize(("order", "rho"), [(1, "1"), (-1, "-1")])
+def test_c5_says_how_well_either_prediction_ranks_the_places(order: int, rho: str) -> None:
+    """The rank correlation itself, by density and by density over curvature."""
+    places = ["all", "name:a", "name:b", "name:c", "name:d"]
+    rows = [
+        row
+        for i, place in enumerate(places)
+        for row in best(
+            place, RIGHT, 1.0 + i, density=1.0 + order * 0.1 * i, density_over_curvature=2.0 + i
+        )
+    ]
+    by_density, by_curvature = (n for n in searched(rows).notes if n.startswith("Places ranked"))
+    assert f"Spearman {rho} [{rho}, {rho}]" in by_density
+    assert "Spearman 1 [1, 1]" in by_curvature
+
+
+def directions(**changes: object) -> list[dict[str, object]]:
+    """Rows of two directions in the tables of direction-scale, over three seeds."""
+    base = {"space": "full", "task": "a", "where": "weights", "eps": 0.2, "has_share": True}
+    return [
+        base | {"direction": d, "seed": s, "sign": sign, "lag": lag} | changes
+        for d in ("gradient", "random")
+        for s in range(3)
+        for sign in (1, -1)
+        for lag in (0, 1, 100)
+    ]
+
+
+def values(chart: object) -> list[dict[str, object]]:
+    """All data of a chart."""
+    return [row for rows in chart.to_dict()["datasets"].values() for row in rows]  # type: ignore[attr-defined]
+
+
+def test_charts_of_direction_scale_hold_what_they_show() -> None:
+    """Every direction along its sign, every lag but the start, the half where it is stale."""
+    radii = values(scale.radius_chart(directions(relative=0.5, radius=2.0, predicted=4.0)))
+    assert {row["direction"] for row in radii} == {"gradient", "random"}
+    assert {round(float(str(row["value"])), 9) for row in radii} == {0.5, 1.0}
+    shares = values(scale.share_chart(directions(ratio=0.8)))
+    assert {row["lag"] for row in shares if "lag" in row} == {1, 100}
+    assert {row["at"] for row in shares if "at" in row} == {0.5}
+    lives = values(scale.map_chart(directions(relative=0.5, steps=0.1, longest=50)))
+    assert {row["life"] for row in lives} == {0.5}
+    lives = values(scale.map_chart(directions(relative=0.5, steps=None, longest=50)))
+    assert {row["life"] for row in lives} == {50.0}

@@ -143,6 +143,15 @@ def test_the_shrunk_covariance_is_that_of_scikit_learn():
         np.testing.assert_allclose(shrunk_covariance(rows).numpy(), wanted, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("unit", [0.1, 10.0])
+def test_the_shrunk_covariance_knows_no_unit(unit):
+    """S(c X) = c^2 S(X): how much is shrunk depends on shapes, not on the unit of the streams."""
+    rows = randn(20, 12) * torch.linspace(0.2, 3, 12)
+    torch.testing.assert_close(
+        shrunk_covariance(unit * rows), unit**2 * shrunk_covariance(rows), rtol=1e-9, atol=1e-12
+    )
+
+
 def test_whitening_undoes_a_change_of_basis():
     """With many streams, x -> M x of streams, v -> M v of vectors leaves the whitened cosine."""
     sides = Contrasted(randn(4000, 5), randn(4000, 5, seed=1))

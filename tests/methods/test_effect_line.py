@@ -24,10 +24,12 @@ def test_slopes_are_derivatives(make, block):
 def test_a_linear_model_has_no_end():
     """logits = W (h + r u): linear as far as one looks, with slope (w_a - w_b).u."""
     model, prompts = Linear(), [Prompted([3, 1], (4, 5)), Prompted([2, 7], (5, 4))]
-    v = torch.tensor([2.0, 0.0, 0.0])
+    v = torch.tensor([3.0, 4.0, 0.0])
     line = effect_line(model, prompts[:1], v, block=0)
     W = model.head.weight.detach()
-    assert line.slope == pytest.approx(float(W[4, 0] - W[5, 0]), rel=1e-5)
+    apart = W[4] - W[5]
+    # The unit of the line is the 2-norm: u = (0.6, 0.8, 0).
+    assert line.slope == pytest.approx(float(0.6 * apart[0] + 0.8 * apart[1]), rel=1e-5)
     found = radius(line, start=0.1, limit=50.0, generator=generator(0, "b"))
     assert found.unbounded
     assert found.predicted is None

@@ -8,7 +8,7 @@ import torch
 from frenet.geometry.rng import generator
 from frenet.measure.gradients import gradient
 from frenet.measure.line import Line, loss_line
-from frenet.methods.scale import radius
+from frenet.methods.scale import ROUNDING, _Seen, radius
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
@@ -170,3 +170,38 @@ def test_no_line_through_weights_that_round_it_away():
     with pytest.raises(ValueError, match=message):  # noqa: SIM117
         with loss_line(model, TASK, collate(ROWS), torch.ones(space.dim), space=space):
             pass
+
+
+def test_an_interval_whose_lower_end_is_measured_keeps_it_where_the_mean_has_no_end():
+    """Two of eight examples bend: some resamples end before the limit, the mean does not."""
+    bends = torch.tensor([0.16, 0.16, *[0.0] * 6], dtype=torch.float64)
+    slopes = torch.ones(8, dtype=torch.float64)
+    line = Line(lambda r: slopes * r + bends * r**2, slopes, torch.ones(8, dtype=torch.float64))
+    got = found(line, limit=4.0)
+    assert got.unbounded
+    assert got.high == math.inf
+    # 0.16 r n / 8 <= 0.2: with n = 2 it never ends before 4, with 5 of 8 at 2.
+    assert 1.2 < got.low < 4.0
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.4])
+def test_the_nearest_distance_is_where_rounding_is_as_large_as_the_allowed_deviation(eps):
+    """Values near 2 are known to 2e-6; the deviation that counts is eps |slope| r."""
+    seen = _Seen(polynomial(0.5, offset=2.0), 1, eps)
+    assert seen.nearest == pytest.approx(ROUNDING * 2.0 / (0.5 * eps))
+
+
+def test_the_interval_is_looked_for_within_a_factor_of_one_and_a_half():
+    """So that resamples which cross elsewhere find looked-at distances on either side."""
+    got = found(polynomial(1.0, 1.0))
+    radii = [point.r for point in got.points]
+    assert any(r == pytest.approx(got.radius / 1.5) for r in radii)
+    outside = min(r for r in radii if r > got.radius)
+    assert any(r == pytest.approx(1.5 * outside) for r in radii)
+
+
+def test_the_side_is_named():
+    """The side of a radius is a part of what it says."""
+    line = polynomial(1.0, 1.0)
+    assert "along" in repr(found(line))
+    assert "against" in repr(found(line, sign=-1))

@@ -11,7 +11,7 @@ from frenet.geometry.basis import random_basis
 from frenet.geometry.rng import generator
 from frenet.geometry.theory import Local, expected_maximum
 from frenet.methods.candidates import Candidates, Noise
-from frenet.methods.evaluation import Evaluator, row_scores
+from frenet.methods.evaluation import Evaluator, group_size, row_scores
 from frenet.methods.scores import RowScores, vote_scores
 from frenet.methods.search import Selection, distinct, gain, random_search
 from frenet.network.space import ParamSpace
@@ -84,6 +84,16 @@ def test_scores_do_not_depend_on_how_many_are_evaluated_together(model, score, w
     monkeypatch.setattr("frenet.methods.evaluation.can_group", lambda *_: False)
     assert evaluator(model, range(7)) == pytest.approx(together, abs=1e-5)
     assert evaluator(model, [5, 2]) == pytest.approx([together[5], together[2]], abs=1e-5)
+
+
+@pytest.mark.parametrize(("free", "scarce"), [(2**40, False), (2**14, True)])
+def test_candidates_share_a_pass_as_far_as_memory_goes(model, free, scarce, monkeypatch):
+    """As many as bring it to 4,096 tokens; one by one if half of the free memory holds no more."""
+    monkeypatch.setattr("frenet.methods.evaluation.free_bytes", lambda device: free)
+    batch = next(TASK.batches("select", 6, 0))
+    tokens = 4096 // batch["labels"].numel()
+    with Candidates(model, ParamSpace.select(model), Noise(0.1)) as candidates:
+        assert group_size(candidates, batch) == (1 if scarce else tokens)
 
 
 def test_scores_are_those_of_the_displaced_network(model):
