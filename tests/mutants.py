@@ -1,0 +1,223 @@
+"""Changes single lines of mathematics and counts how many changes the tests notice.
+
+    python tests/mutants.py geometry/linalg methods/scale --draw 50 --seed 1 --out mutants.jsonl
+
+A mutant has one operator, comparison, constant, sign or reduction changed. It runs in a process of
+its own, against the doctests of its module and the tests that import it, and is noticed if one of
+them fails or takes too long. Of an experiment the contract of all experiments and the stored
+results run too. What survives either changes no result, which somebody has to argue, or shows what
+the tests of its module leave open.
+"""
+
+import argparse
+import ast
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+SRC, TESTS = ROOT / "src", ROOT / "tests"
+SECOND = ("tests/experiments/test_contract.py", "tests/test_results_page.py")
+LIMIT_S = 600
+
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+}  # fmt: skip
+OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Pow: ast.Mult,
+}  # fmt: skip
+# Reductions and functions that have a like one with another value.
+NAMES = {
+    "min": "max", "max": "min", "sum": "mean", "mean": "sum", "argmax": "argmin",
+    "argmin": "argmax", "amax": "amin", "square": "abs", "sqrt": "square", "floor": "ceil",
+    "ceil": "floor", "sin": "cos", "exp": "expm1", "log": "log1p", "any": "all", "all": "any",
+    "clamp_min": "clamp_max", "cumsum": "cumprod",
+}  # fmt: skip
+
+
+class Mutant(NamedTuple):
+    """One change: module below ``frenet``, line, what it was, what it became, the whole source."""
+
+    module: str
+    line: int
+    before: str
+    after: str
+    source: str
+
+
+def sites(tree: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that can be changed, in order; not in annotations, docstrings, errors or words."""
+    skipped: set[int] = set()
+    for node in ast.walk(tree):
+        own: list[ast.AST | None] = []
+        if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom):
+            own = [node]
+        elif isinstance(node, ast.AnnAssign | ast.arg):
+            own = [node.annotation]
+        elif isinstance(node, ast.FunctionDef):
+            own = [node.returns, *node.decorator_list]
+        for part in filter(None, own):
+            skipped |= {id(below) for below in ast.walk(part)}
+    for node in ast.walk(tree):
+        if id(node) not in skipped and list(changes(node)):
+            yield node
+
+
+def changes(node: ast.AST) -> Iterator[tuple[str, object]]:
+    """The fields of a node that can be changed, each with its other value."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
+        yield "ops", [COMPARISONS[type(node.ops[0])](), *node.ops[1:]]
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        yield "op", OPERATORS[type(node.op)]()
+    elif isinstance(node, ast.BoolOp):
+        yield "op", ast.Or() if isinstance(node.op, ast.And) else ast.And()
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        yield "op", ast.UAdd()
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        yield "value", node.value + 1 if type(node.value) is int else (node.value or 1.0) * 1.5
+    elif isinstance(node, ast.Attribute) and node.attr in NAMES:
+        yield "attr", NAMES[node.attr]
+    elif isinstance(node, ast.Name) and node.id in ("min", "max", "any", "all"):
+        yield "id", NAMES[node.id]
+
+
+def mutants(module: str) -> list[Mutant]:
+    """All changes of one module."""
+    text = (SRC / "frenet" / f"{module}.py").read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    found = []
+    for node in sites(tree):
+        before = ast.unparse(node)
+        for field, value in changes(node):
+            kept = getattr(node, field)
+            setattr(node, field, value)
+            after = ast.unparse(node)
+            found.append(Mutant(module, node.lineno, before, after, ast.unparse(tree)))
+            setattr(node, field, kept)
+    return found
+
+
+def draw(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
+    """So many changes, of different lines, with the seed alone deciding which."""
+    chosen = random.Random(seed)
+    lines: dict[tuple[str, int], list[Mutant]] = {}
+    for module in sorted(modules):
+        for mutant in mutants(module):
+            lines.setdefault((module, mutant.line), []).append(mutant)
+    drawn = chosen.sample(sorted(lines), min(count, len(lines)))
+    return [chosen.choice(lines[line]) for line in drawn]
+
+
+def tests_of(module: str, src: Path) -> list[str]:
+    """The module itself in this copy, for its doctests, and the test files that import it.
+
+    The file that is named after it comes first: it is the likeliest to notice.
+    """
+    dotted = f"frenet.{module.replace('/', '.')}"
+    package, _, name = dotted.rpartition(".")
+    files = []
+    for path in sorted(TESTS.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = [alias.name for alias in node.names] if hasattr(node, "names") else []
+            origin = getattr(node, "module", None)
+            if origin == dotted or (origin == package and name in parts):
+                files.append(str(path.relative_to(ROOT)))
+                break
+    files.sort(key=lambda file: not file.endswith(f"test_{name}.py"))
+    return [str(src / "frenet" / f"{module}.py"), *files]
+
+
+def noticed(files: Sequence[str]) -> str:
+    """What the test files say: "passed", "failed" or "timed out"."""
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 1)
+            os.dup2(nothing.fileno(), 2)
+        import pytest
+
+        # Plugins that the parent has imported cannot have their assertions rewritten.
+        options = ["-c", "pyproject.toml", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        os._exit(pytest.main([*options, *files]))
+    end = time.monotonic() + LIMIT_S
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return "passed" if status == 0 else "failed"
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "timed out"
+
+
+@contextmanager
+def written(mutant: Mutant, src: Path) -> Iterator[None]:
+    """The change in a copy of the package, as long as the context lasts."""
+    path = src / "frenet" / f"{mutant.module}.py"
+    kept = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(mutant.source, encoding="utf-8")
+        yield
+    finally:
+        path.write_text(kept, encoding="utf-8")
+        # A file of the same second and size would be taken for the one that was compiled.
+        for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+            compiled.unlink()
+
+
+def judge(mutant: Mutant, src: Path) -> dict[str, object]:
+    """What became of a mutant, and of which it was one."""
+    with written(mutant, src):
+        verdict = noticed(tests_of(mutant.module, src))
+        if verdict == "passed" and mutant.module.startswith("experiments/"):
+            verdict = noticed(SECOND)
+    row = {k: v for k, v in mutant._asdict().items() if k != "source"}
+    return {**row, "verdict": "survived" if verdict == "passed" else verdict}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("modules", nargs="+", help="below src/frenet, such as geometry/linalg")
+    parser.add_argument("--draw", type=int, default=50, help="how many changes")
+    parser.add_argument("--seed", type=int, default=0, help="decides which")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, one a change")
+    asked = parser.parse_args()
+    os.chdir(ROOT)
+    drawn = draw(asked.modules, asked.draw, asked.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        src = Path(folder, "src")
+        shutil.copytree(SRC, src, ignore=shutil.ignore_patterns("__pycache__"))
+        os.environ["PYTHONPATH"] = str(src)
+        sys.path[:0] = [str(src), str(TESTS)]
+        # Imported once for all processes; frenet itself is imported by each.
+        for name in ("torch", "transformers", "peft", "scipy.stats", "altair", "pytest"):
+            importlib.import_module(name)
+        for module in dict.fromkeys(mutant.module for mutant in drawn):
+            if noticed(tests_of(module, src)) != "passed":
+                sys.exit(f"the tests of {module} fail without any change")
+        with asked.out.open("a") as out:
+            for mutant in drawn:
+                row = judge(mutant, src)
+                print(json.dumps(row), file=out, flush=True)
+                where = f"{mutant.module}:{mutant.line}"
+                print(
+                    f"{row['verdict']:9} {where}  {mutant.before}  ->  {mutant.after}", flush=True
+                )
+
+
+if __name__ == "__main__":
+    main()
