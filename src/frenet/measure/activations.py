@@ -20,6 +20,7 @@ from frenet.measure.passes import (
 )
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
+from frenet.network.limits import require_room
 from frenet.network.sites import Site, hooked
 from frenet.network.tasks import Batch, collate
 
@@ -145,11 +146,12 @@ def last_activations(
         float32, on the model's device.
 
     Raises:
-        ValueError: no rows, or an empty one.
+        ValueError: no rows, an empty one, or one that is longer than the model reads.
         FloatingPointError: a value is not finite; names row, block and dtype.
     """
     if not rows:
         raise ValueError("no prompts to look at; pass at least one")
+    require_room(model, max(map(len, rows)))
     found = Collected(blocks)
     alone, endings = _endings(model, rows, blocks, path)
     with measuring(model), torch.no_grad():
