@@ -134,7 +134,7 @@ def token_notes(
 def of_one_prompt(items: Sequence[Encoded]) -> list[Encoded]:
     """Completions of one prompt, each after what is left of it by the longest of them."""
     shortest = min((item.context for item in items), key=len)
-    # All but the beginning, which is one token wherever a token across the join ends the prompt.
+    # All but the beginning must agree where a token across the join ends the prompt.
     kept = len(shortest) - 1
     whole = {len(item.context) + item.cut for item in items}
     plain = len(whole) == 1 and not any(item.spans_join for item in items)
@@ -194,9 +194,8 @@ def _begun_once(text: _Text, bos: int | None) -> _Text:
     lead, own, ends = text.lead, text.own, text.ends
     if not lead and bos is not None and own[:1] == [bos]:
         lead = [bos]
-    n = len(lead)
-    while n and own[:n] == lead:
-        own, ends = own[n:], ends and ends[n:]
+    while again := next((k for k in range(len(lead), 0, -1) if own[:k] == lead[-k:]), 0):
+        own, ends = own[again:], ends and ends[again:]
     return _Text(lead, own, text.tail, ends)
 
 
