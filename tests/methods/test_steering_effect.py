@@ -349,8 +349,15 @@ def test_prompts_that_cannot_be_gone_on_with():
         found = generate_steered(model, [5] * 30, VECTORS[:1], block=0, new_tokens=9)
     assert len(found[0]) <= 2
     assert len(generate_steered(model, [5] * 30, VECTORS[:1], block=0, new_tokens=2)[0]) <= 2
+    for longer in ([[5], [5] * 33], [[5] * 33, [*[5] * 32, 4], [*[5] * 32, 3]]):
+        with pytest.raises(ValueError, match="a text of 33 tokens is longer than the 32"):
+            stream_norm(model, longer, 0)
+    prompts = [Prompted([5] * 33, (1, 2))]
     with pytest.raises(ValueError, match="a text of 33 tokens is longer than the 32"):
-        stream_norm(model, [[5], [5] * 33], 0)
+        answer_differences(model, prompts)
+    # The last token alone, after 32 that were kept.
+    with pytest.raises(ValueError, match="a text of 33 tokens is longer than the 32"):
+        steered_differences(model, prompts, {0: VECTORS})
 
 
 def test_the_stream_norm_is_the_root_mean_square():

@@ -74,9 +74,7 @@ def word_pieces():
     tokenizer = Tokenizer(pieces.WordPiece(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=100, special_tokens=SPECIAL, show_progress=False
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=100, special_tokens=SPECIAL, show_progress=False)
     tokenizer.train_from_iterator(TEXTS, trainer)
     return framed(tokenizer, ("<|turn|>",), ("</s>",))
 
@@ -136,7 +134,7 @@ def test_both_parts_are_the_whole_text_as_the_tokenizer_writes_it(framing, pair)
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_the_context_is_the_prompt_as_it_is_read_alone_unless_the_join_is_lost(framing, pair):
-    tokenizer, lead, tail = framing
+    tokenizer, _, tail = framing
     (found,) = encode(tokenizer, [pair], max_length=99)
     (prompt,) = text_ids(tokenizer, [pair[0]])
     assert prompt + tail == written(tokenizer, pair[0])

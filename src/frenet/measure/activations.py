@@ -20,7 +20,6 @@ from frenet.measure.passes import (
 )
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
-from frenet.network.limits import require_room
 from frenet.network.sites import Site, hooked
 from frenet.network.tasks import Batch, collate
 
@@ -151,7 +150,6 @@ def last_activations(
     """
     if not rows:
         raise ValueError("no prompts to look at; pass at least one")
-    require_room(model, max(map(len, rows)))
     found = Collected(blocks)
     alone, endings = _endings(model, rows, blocks, path)
     with measuring(model), torch.no_grad():
