@@ -6,19 +6,31 @@ import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 OUTSIDE = re.compile(
     r'<(?:script|img|iframe)[^>]*\ssrc="?(?:https?:)?//|<link[^>]*\shref="?https?:'
 )
+PICTURE = re.compile(r'<img[^>]*\ssrc="([^"]+)"')
+# Pictures of pages that are included from outside docs, by the name that those pages give them.
+BORROWED = {"growth.svg": ROOT / "benchmarks/growth.svg"}
 PUBLIC = "<!-- public names -->"
 MODULES = re.compile(r"<!-- modules of (\w+) -->")
 GROUP = re.compile(r"^    # (.+)$")
 ENTRY = re.compile(r'^    "(\w+)": "([\w.]+)",$')
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """The files of the site, with the pictures of included pages."""
+    for name, path in BORROWED.items():
+        files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -40,6 +52,15 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
     if 'class="arithmatex"' in output:
         raise PluginError(f"{page.file.src_uri} has a formula that is not MathML")
     return output
+
+
+def on_post_build(config: Any) -> None:
+    """Every picture of every page is a file of the site."""
+    for page in sorted(Path(config["site_dir"]).rglob("*.html")):
+        for source in PICTURE.findall(page.read_text(encoding="utf-8")):
+            name = unquote(html.unescape(source))
+            if not name.startswith("data:") and not (page.parent / name).is_file():
+                raise PluginError(f"{page.name} shows the picture {name}, which is not in the site")
 
 
 def public_names() -> str:

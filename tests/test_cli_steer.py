@@ -3,12 +3,14 @@
 import json
 
 import pytest
+from tokenizers import processors
 
 from frenet.cli import main
 from frenet.cli.steer import _table
 from frenet.methods import steering
 from frenet.methods.steering_vector import load_vector
-from network.models import tiny_llama, tiny_tokenizer
+from frenet.network.tokens import encode
+from network.models import EOS, tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,31 @@ def test_a_vector_of_another_model(folder, capsys):
     missing = ("--block", "9")
     assert steer(folder, "apply", "@own.safetensors", "--model", "@model", *prompt, *missing) == 2
     assert "no direction for block 9; it has 0, 1" in capsys.readouterr().err
+
+
+def test_prompts_to_go_on_with_have_one_beginning_and_no_end(folder, monkeypatch, capsys):
+    """They are the context of a task's example, which the tokenizer itself would end."""
+    tokenizer = tiny_tokenizer(" y", " n")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<eos> $A <eos>", special_tokens=[("<eos>", EOS)]
+    )
+    tiny_llama(width=16).save_pretrained(folder / "ended")
+    tokenizer.save_pretrained(folder / "ended")
+    ended = ("--model", "@ended", "--tasks", "@statements.jsonl", "--positive", "y")
+    assert steer(folder, "extract", *ended, "--out", "@ended.safetensors") == 0
+    given = []
+
+    def generate(model, ids, added, **_):
+        given.append(ids)
+        return [[]] * len(added)
+
+    monkeypatch.setattr("frenet.methods.steered_generation.generate_steered", generate)
+    prompts = ("is it 3?", "<eos>is it 3?")
+    found = ("apply", "@ended.safetensors", "--model", "@ended", "--prompt", *prompts)
+    assert steer(folder, *found) == 0
+    (row,) = encode(tokenizer, [("is it 3?", "n")], max_length=64)
+    assert given == [row.context, row.context]
+    assert (row.context[0], row.context.count(EOS), row.target[-1]) == (EOS, 1, EOS)
 
 
 def test_help(folder, capsys):

@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+import tyro
 from transformers import Trainer, TrainingArguments
 
 import frenet
 from frenet.cli import main
+from frenet.cli.commands import COMMANDS
+from frenet.cli.steer import COMMANDS as STEER
+from frenet.experiments import EXPERIMENTS
 from pages import Block, blocks, commands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,6 +178,27 @@ def require_options(words: list[str]) -> None:
         check=True,
     )
     assert options <= set(re.findall(r"--[\w-]+", asked.stdout)), words
+
+
+def test_every_example_of_every_help_is_accepted(monkeypatch, capsys):
+    """As far as its options are read: the files that it names are not there."""
+    asked = [[], *([name] for name in COMMANDS), *(["steer", name] for name in STEER)]
+    for words in (*asked, *(["run", name] for name in EXPERIMENTS)):
+        assert main([*words, "--help"]) == 0
+    shown = re.findall(r"^ +(frenet .+)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(shown) >= 6
+    read, parse = [], tyro.cli
+
+    def only_parse(*args, **how):
+        parse(*args, **how)
+        read.append(how["prog"])
+        raise SystemExit(0)
+
+    monkeypatch.setattr(tyro, "cli", only_parse)
+    for command in shown:
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert all(c.startswith(prog) for c, prog in zip(shown, read, strict=True))
+    assert main(["run", "recovery-basis", "--k", "20"]) != 0
 
 
 def test_every_exemption_is_needed():

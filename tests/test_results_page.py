@@ -1,14 +1,62 @@
-"""docs/results: the page follows from the runs beside it, word for word."""
+"""docs/results: the page follows from the runs beside it, word for word, and every figure draws."""
 
 from pathlib import Path
 
-from frenet.report import write_results
+import pytest
+
+from frenet.experiments import EXPERIMENTS, charts
+from frenet.report import figures, write_results
 from frenet.runs import find_runs, read_run
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 
-def test_the_runs_in_the_folder_make_its_page_again(tmp_path):
-    page = write_results([read_run(file) for file in find_runs([RESULTS])], tmp_path)
+@pytest.fixture(scope="module")
+def runs():
+    return [read_run(file) for file in find_runs([RESULTS])]
+
+
+def stored_figures(runs):
+    """Every figure of every stored run, with the rows of its table."""
+    for run in runs:
+        for figure in EXPERIMENTS[run.experiment].figures:
+            if rows := figures.rows_of(figure, run.rows):
+                yield run, figure, rows
+
+
+def test_the_runs_in_the_folder_make_its_page_again(runs, tmp_path):
+    page = write_results(runs, tmp_path)
     assert page.read_text("utf-8") == (RESULTS / "index.md").read_text("utf-8")
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in RESULTS.iterdir()}
+
+
+def test_every_figure_of_every_stored_run_has_a_chart_and_every_null_is_in_some(runs, monkeypatch):
+    """A null that a run lacks is left out silently: a name that none has would be a slip."""
+    asked, found, missing = set(), set(), []
+    prepare = charts.prepare
+
+    def watched(rows, axes, *, rules, **rest):
+        table, series = prepare(rows, axes, rules=rules, **rest)
+        asked.update((key, rule) for rule in rules if isinstance(rule, str))
+        found.update((key, name) for name in series.nulls)
+        return table, series
+
+    monkeypatch.setattr(charts, "prepare", watched)
+    for run, figure, rows in stored_figures(runs):
+        key = run.experiment, figure.id
+        try:
+            figure.chart(rows)
+        except Exception as error:
+            missing.append(f"{run.path.name}, {figure.id}: {error}")
+    assert missing == []
+    assert asked == found
+    assert ("best-of-n", "dimension") in {where for where, _ in asked}
+
+
+@pytest.mark.slow
+def test_every_figure_of_every_stored_run_is_drawn(runs):
+    """Vega draws each; what has rows and no mark of its own is a blank."""
+    for _, figure, rows in stored_figures(runs):
+        spec = figures.draw(figure, rows)
+        if not figures.blank(spec):
+            assert figures.svg(figures.for_file(spec, figure)).startswith("<svg")

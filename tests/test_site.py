@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import griffe
 import pytest
+import yaml
 from mkdocs.exceptions import PluginError
 
 import frenet
@@ -74,6 +75,44 @@ def test_a_page_that_loads_something_from_elsewhere_is_refused(hooks, outside):
     assert hooks.on_post_page(fine, page) == fine
     with pytest.raises(PluginError, match="a formula that is not MathML"):
         hooks.on_post_page('<span class="arithmatex">', page)
+
+
+def test_a_page_with_a_picture_that_the_site_lacks_is_refused(hooks, tmp_path):
+    (tmp_path / "pages").mkdir()
+    page = tmp_path / "pages" / "a.html"
+    page.write_text(
+        '<img src="data:image/png;base64,AA=="> <img alt="x" src="../b%20c.svg">', encoding="utf-8"
+    )
+    with pytest.raises(PluginError, match=r"a\.html shows the picture \.\./b c\.svg"):
+        hooks.on_post_build({"site_dir": str(tmp_path)})
+    (tmp_path / "b c.svg").write_text("<svg/>", encoding="utf-8")
+    hooks.on_post_build({"site_dir": str(tmp_path)})
+
+
+def test_pictures_of_included_pages_are_there_and_named_by_them(hooks):
+    root = DOCS.parent
+    shown = re.findall(
+        r"!\[[^\]]*\]\(([^)]+)\)", (root / "benchmarks/README.md").read_text("utf-8")
+    )
+    assert set(shown) == set(hooks.BORROWED)
+    assert all(path.is_file() for path in hooks.BORROWED.values())
+
+
+def test_every_page_is_an_entry_of_the_navigation(hooks):
+    """The theme makes the first index.md of a section the link of its heading: it has no entry."""
+    config = yaml.load((DOCS.parent / "mkdocs.yml").read_text("utf-8"), Loader=yaml.BaseLoader)
+    headings, entries = [], []
+    for entry in config["nav"]:
+        ((name, found),) = entry.items() if isinstance(entry, dict) else ((None, entry),)
+        if isinstance(found, str):
+            entries.append(found)
+            continue
+        pages = [next(iter(p.values())) if isinstance(p, dict) else p for p in found]
+        titled = [p for p in pages if p.endswith("index.md")]
+        headings += [(name, page) for page in titled]
+        entries += [p for p in pages if p not in titled]
+    assert headings == [("Reference", "api/index.md")]
+    assert "results/index.md" in entries
 
 
 def test_doctests_are_examples_and_imported_names_are_left_out(tmp_path):

@@ -106,19 +106,20 @@ def test_shares_are_of_gradients_that_no_direction_saw(config):
 
 
 @pytest.mark.parametrize(
-    ("length", "read", "notes"),
-    [(100, 100, []), (200, 127, ["s: 16 of 16 prompts lost their beginning"])],
+    ("given", "length", "read"),
+    [(128, 100, 100), (64, 100, 63), (200, 200, 127)],
 )
-def test_prompts_of_a_contrast_are_read_as_far_as_the_model_can(
-    config, tmp_path, monkeypatch, length, read, notes
+def test_prompts_of_a_contrast_are_read_as_far_as_is_asked_and_the_model_can(
+    config, tmp_path, monkeypatch, given, length, read
 ):
-    """Not cut at 64 tokens, as tasks are; and the model is not loaded again for them."""
+    """The option is what it says; the model, which reads 128, is not loaded again for them."""
     file = tmp_path / "s.jsonl"
     rows = [{"prompt": f"is it {i:02}?".rjust(length), "label": "yn"[i % 2]} for i in range(16)]
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    at = spot(replace(config, contrasts=str(file)))
+    at = spot(replace(config, contrasts=str(file), max_length=given))
     monkeypatch.delattr("frenet.network.load.load")
     found = steering_direction(at)
     assert found is not None
     assert {len(item.context) for item in found.fresh.items} == {read}
-    assert [row["note"] for row in steering_rows(at, found) if row["table"] == "notes"] == notes
+    notes = [row["note"] for row in steering_rows(at, found) if row["table"] == "notes"]
+    assert notes == ([] if read == length else ["s: 16 of 16 prompts lost their beginning"])

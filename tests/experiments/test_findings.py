@@ -403,6 +403,18 @@ def test_c5_without_random_directions_is_open() -> None:
     assert searched(best("all", RIGHT, 1.0)).verdict == "undecided"
 
 
+def test_c5_says_what_is_open_of_the_gain() -> None:
+    """One seed of it gives no interval; that the interval straddles is said where there is one."""
+    whole = best("all", RIGHT, 1.0)
+    single = [row for row in best("random:10", RIGHT, 0.5) if row["seed"] == 0]
+    assert "for the gain in 10 random directions" in (why := searched(whole + single).why)
+    assert "only one seed" in why
+    rows = [row for row in best("random:10", RIGHT, 0.74) if row["seed"] != 0]
+    wide = [row | {"gain": row["gain"] * (1 if row["seed"] == 1 else 1.1)} for row in rows]
+    assert "in 10 random directions is within 25% is not clear" in searched(whole + wide).why
+    assert "nothing was measured of the gain" in searched(whole).why
+
+
 def test_c5_counts_places_without_a_best_sigma_as_far_as_they_are_to_be_trusted() -> None:
     """Beyond that, at twice the trusted sigma, nothing is predicted."""
     rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)

@@ -2,9 +2,14 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
 
 from frenet.experiments import EXPERIMENTS
+from frenet.experiments.gradient_rank import Config, _spectra
 from frenet.experiments.rank_findings import decide
+from frenet.geometry import rng
 from network.models import tiny_llama, tiny_tokenizer
 
 
@@ -30,3 +35,25 @@ def test_halves_of_the_same_examples_are_told(tmp_path):
     assert [note.startswith(told) for note in decide(found).notes].count(True) == 1
     once = [row for row in found if row.get("note") != repeated[0]]
     assert not any(note.startswith(told) for note in decide(once).notes)
+
+
+def test_the_random_stream_has_the_names_of_its_cell_whatever_other_columns_there_are(monkeypatch):
+    """Stored runs were drawn with these names in this order."""
+    asked, plain = [], rng.generator
+
+    def named(seed, *names):
+        asked.append((seed, *names))
+        return plain(seed, *names)
+
+    monkeypatch.setattr(rng, "generator", named)
+    network = SimpleNamespace(space=SimpleNamespace(sizes=(12, 8), dim=20))
+    config = Config(nulls=1, repeats=2, n=4, ks=(1, 2))
+    gradients, shuffled = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(1))
+    keys = {"seed": 3, "space": "full", "point": "none", "batch_size": 16, "task": "copy"}
+    more = {"dtype": "float32", **dict(reversed(keys.items())), "note": "x"}
+    energies = []
+    for columns in (keys, more):
+        rows = list(_spectra(network, config, columns, gradients, shuffled))
+        energies.append([{k: v for k, v in row.items() if k not in more} for row in rows])
+    assert asked == [(3, "gradient-rank", "3", "full", "none", "16", "copy")] * 2
+    assert energies[0] == energies[1]

@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 
 from frenet.experiments import EXPERIMENTS
-from network.models import tiny_llama, tiny_tokenizer
+from frenet.experiments.networks import build
+from frenet.experiments.search import SearchConfig
+from frenet.experiments.subject import load_subject
+from network.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 NOISE = {"protocols": ("absolute-noise",)}
 RECOVERY = NOISE | {"n": 4, "steps": 60, "lora_optimizers": ("adamw:2e-3",)}
@@ -85,3 +88,25 @@ def test_a_tiny_file_is_taken_whole_where_that_says_something(name, source, tmp_
     assert LAST[name] in {row["table"] for row in rows}, rows
     (fewer,) = [r["note"] for r in rows if r["table"] == "notes" and "fewer" in str(r["note"])]
     assert "next has 8 train rows, not 10" in fewer
+
+
+def test_examples_are_no_longer_than_the_model_reads(tmp_path):
+    """Asked for 64 tokens, of a model with 32 positions; what was cut is said."""
+    tiny_gpt2().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    rows = [{"task": "next", "input": f"{i:045}", "output": f"{i + 1}"} for i in range(40)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    config = replace(
+        EXPERIMENTS["best-of-n"].presets["lm"], model=str(tmp_path), tasks=(str(file),),
+        learn_steps=0, max_length=64,
+    )  # fmt: skip
+    network = build(config, space="full", seed=0)
+    searched = SearchConfig(model=str(tmp_path), tasks=(str(file),), space="full", max_length=64)
+    subject = load_subject(searched)
+    for task, notes in ((network.tasks["next"], network.notes), (subject.task, subject.notes)):
+        examples = [row.encoded for rows in task.examples.values() for row in rows]
+        assert {len(row.context) + len(row.target) for row in examples} == {32}
+        whole = {len(f"next: {i:045} -> {i + 1}") for i in range(40)}
+        assert {row.cut for row in examples} == {length - 32 for length in whole}
+        assert any("train: 28 of 28 rows cut" in note for note in notes)

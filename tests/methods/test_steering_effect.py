@@ -332,7 +332,7 @@ def test_steered_text_is_greedy_whatever_the_models_settings_are(lora, caplog, m
     assert ask(model, prompt, torch.zeros(1, 16)) == [greedy]
     assert caplog.messages == []
     with pytest.raises(ValueError, match="no block 7"):
-        generate_steered(model, prompt, torch.zeros(1, 16), block=7)
+        generate_steered(model, prompt, torch.zeros(1, 16), block=7, new_tokens=new)
     assert base_model(model).generation_config is own
     assert own.to_dict() == before
     own.eos_token_id = greedy[2]
@@ -345,7 +345,19 @@ def test_prompts_that_cannot_be_gone_on_with():
         generate_steered(model, [], VECTORS[:1], block=0)
     with pytest.raises(ValueError, match="the prompt has 32 tokens and the model reads 32"):
         generate_steered(model, [5] * 32, VECTORS[:1], block=0)
-    assert len(generate_steered(model, [5] * 30, VECTORS[:1], block=0, new_tokens=9)[0]) <= 2
+    with pytest.warns(RuntimeWarning, match="30 of the 32 tokens .* at most 2 new tokens .* not 9"):
+        found = generate_steered(model, [5] * 30, VECTORS[:1], block=0, new_tokens=9)
+    assert len(found[0]) <= 2
+    assert len(generate_steered(model, [5] * 30, VECTORS[:1], block=0, new_tokens=2)[0]) <= 2
+    for longer in ([[5], [5] * 33], [[5] * 33, [*[5] * 32, 4], [*[5] * 32, 3]]):
+        with pytest.raises(ValueError, match="a text of 33 tokens is longer than the 32"):
+            stream_norm(model, longer, 0)
+    prompts = [Prompted([5] * 33, (1, 2))]
+    with pytest.raises(ValueError, match="a text of 33 tokens is longer than the 32"):
+        answer_differences(model, prompts)
+    # The last token alone, after 32 that were kept.
+    with pytest.raises(ValueError, match="a text of 33 tokens is longer than the 32"):
+        steered_differences(model, prompts, {0: VECTORS})
 
 
 def test_the_stream_norm_is_the_root_mean_square():

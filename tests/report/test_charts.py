@@ -108,9 +108,20 @@ def test_a_logarithmic_axis_refuses_zero() -> None:
         charts.lines(rows, x=Axis("k", log=True))
 
 
-def test_a_rule_that_names_no_series_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no series is called 'nul'; 'series' has measure, null"):
-        charts.lines(CURVE, x="k", rules=("nul",))
+def test_a_null_that_no_row_has_is_left_out_of_the_chart_and_of_its_legend() -> None:
+    rules = ("null", "ceiling", Rule("level", 0.3))
+    for rows in (CURVE, CURVE[:3]):
+        there = [name for name in ("measure", "null") if any(r["series"] == name for r in rows)]
+        for chart in (
+            charts.lines(rows, x="k", rules=rules),
+            charts.dots(rows, row="k", colour="series", rules=rules),
+            charts.scatter(rows, x="k", y="value", colour="series", rules=rules),
+        ):
+            spec = chart.to_dict()
+            colours = scale_of(spec, "color")
+            assert colours["domain"] == [*there, "level"]
+            assert colours["range"] == [PALETTE[0], *[GREY] * (len(there) - 1), GREY]
+            assert "ceiling" not in drawn(spec)
 
 
 def test_a_domain_makes_room_for_values_and_levels_but_not_for_intervals() -> None:

@@ -34,7 +34,7 @@ experiment. frenet --version prints the version.
 examples:
   frenet demo
   frenet run gradient-rank --preset smoke
-  frenet run recovery-basis --model path/to/model --tasks tasks.jsonl --k 20
+  frenet run recovery-basis --model path/to/model --tasks tasks.jsonl --ks 20
   frenet search --model path/to/model --tasks tasks.jsonl --only my-task --plan
   frenet probe --model path/to/model --tasks tasks.jsonl --vectors path/to/adapter
   frenet report runs/recovery-basis-1a2b3c4d --export figures

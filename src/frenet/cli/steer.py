@@ -178,13 +178,14 @@ def _apply(args: list[str]) -> int:
         from frenet.methods.steered_generation import generate_steered, stream_norm
         from frenet.methods.steering_vector import load_vector
         from frenet.network.load import load
+        from frenet.network.tokens import text_ids
 
         vector, loaded = load_vector(options.vector), load(options.model)
         path = options.path or None
         vector.require_fits(loaded.model, loaded.fingerprint, path=path)
         block = vector.blocks[len(vector.blocks) // 2] if options.block is None else options.block
         direction = vector.at(block)
-        prompts = [list(loaded.tokenizer(text)["input_ids"]) for text in options.prompt]
+        prompts = text_ids(loaded.tokenizer, options.prompt)
         norm = stream_norm(loaded.model, prompts, block, path=path)
         doses = sorted({0.0, *options.doses})
         added = torch.stack([dose * norm * direction / direction.norm() for dose in doses])

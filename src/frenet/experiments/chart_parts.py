@@ -121,11 +121,8 @@ def prepare(
                 "leave such rows out or pass log=False"
             )
     names = list(dict.fromkeys(entry[key.field] for entry in table))
-    named = [rule for rule in rules if isinstance(rule, str)]
-    for name in named:
-        if table and name not in names:
-            known = ", ".join(names)
-            raise ValueError(f"no series is called {name!r}; {key.field!r} has {known}")
+    # A null that no row of this run has is left out: the measure is still worth drawing.
+    named = [rule for rule in rules if isinstance(rule, str) and rule in names]
     drawn = [rule.label for rule in rules if isinstance(rule, Rule)]
     names = [n for n in names if n not in named] + named + drawn
     return table, Series(key.field, key.title if colour else None, names, named, drawn, {})

@@ -119,10 +119,11 @@ def lines(
         interval: the columns of the band's ends, None for no band.
         colour: column that names the series, None for a single line.
         facet: column that names the panel.
-        rules: a string names a series of ``colour`` that is a null or ceiling; a `Rule` is a level.
+        rules: a string names a series of ``colour`` that is a null or ceiling, and is left out
+            if no row has that series; a `Rule` is a level.
 
     Raises:
-        ValueError: a logarithmic axis with a value that is not positive, or an unknown series.
+        ValueError: a logarithmic axis with a value that is not positive, or an unknown column.
     """
     import altair as alt
 

@@ -66,7 +66,7 @@ def cost_chart(rows: Rows) -> object:
         x=Axis("value", "KL divergence on neutral text (nats per token)"),
         row=Axis("behaviour", "contrast"),
         colour=Axis("way", "way"),
-        rules=["random vector at the same dose"] if random else [],
+        rules=["random vector at the same dose"],
     )
 
 

@@ -83,15 +83,16 @@ def _steering(slopes: Rows, name: str) -> tuple[str, str]:
     )
     if low(contrast) <= high(control):
         more = "steers no more" if high(contrast) < low(control) else "does not clearly steer more"
-        return "idle", f"the contrast vector itself {more} than random vectors for {name}"
+        idle = f"the contrast vector itself {more} than random vectors for {name}"
+        return "idle", why_open(contrast, idle, of=f"the contrast vector for {name}")
     if high(shift) < 0:
         return "weak", f"the {NAMES['gradient']} steers the answers of {name} the other way"
     if high(shift) < low(control):
         return "weak", f"the {NAMES['gradient']} steers no more than a random vector for {name}"
     if low(shift) <= high(control):
-        return "unclear", (
-            f"whether the {NAMES['gradient']} steers more than a random vector is not clear for "
-            f"{name}"
+        unclear = f"whether the {NAMES['gradient']} steers more than a random vector is not clear"
+        return "unclear", why_open(
+            shift, f"{unclear} for {name}", of=f"the {NAMES['gradient']} for {name}"
         )
     return "above", ""
 

@@ -284,6 +284,7 @@ def neutral_texts(
     subject: "Steered", count: int, *, seed: int
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids of texts that no contrast is about: what is given, and what is predicted."""
+    from frenet.network.limits import context_length
     from frenet.network.neutral import NEUTRAL
     from frenet.network.synthetic_contrasts import neutral_rows
     from frenet.network.tokens import Encoded, encode
@@ -291,6 +292,7 @@ def neutral_texts(
     if subject.tokenizer is None:
         return neutral_rows(count, seed=seed)
     pairs = [("", text) for text in NEUTRAL[:count]]
-    found = encode(subject.tokenizer, pairs, max_length=NEUTRAL_TOKENS)
+    longest = min(NEUTRAL_TOKENS, context_length(subject.model) or NEUTRAL_TOKENS)
+    found = encode(subject.tokenizer, pairs, max_length=longest)
     wholes = [item.context + item.target for item in found if isinstance(item, Encoded)]
     return [(ids[:1], ids[1:]) for ids in wholes]

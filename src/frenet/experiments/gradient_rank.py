@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from frenet.network.tasks import Task
 
 
+# What names the random stream of one task's nulls and splits; a column more leaves it as it is.
+STREAM = ("seed", "space", "point", "batch_size", "task")
+
+
 @dataclass(frozen=True)
 class Config(DamageConfig, NetworkConfig):
     """Gradients of every task at one point: what a basis from half of them holds of the rest."""
@@ -118,7 +122,8 @@ def _spectra(
     from frenet.geometry.energy import half_splits
     from frenet.measure.spectra import NullSpectra, effective_ranks, held_out_energy
 
-    draw = rng.generator(int(str(keys["seed"])), "gradient-rank", *map(str, keys.values()))
+    names = (str(keys[part]) for part in STREAM)
+    draw = rng.generator(int(str(keys["seed"])), "gradient-rank", *names)
     draws = [NullSpectra.draw(gradients, network.space.sizes, draw) for _ in range(config.nulls)]
     splits = half_splits(2 * config.n, config.repeats, draw)
     table = held_out_energy(gradients, shuffled, splits=splits, draws=draws, ks=config.ks)

@@ -98,11 +98,19 @@ def outliers(
     ]
 
 
-def why_open(value: Estimate | None, otherwise: str) -> str:
-    """Why an estimate decides nothing: it has no interval, or what ``otherwise`` says of it."""
+def why_open(value: Estimate | None, otherwise: str, *, of: str = "") -> str:
+    """Why an estimate decides nothing: it has no interval, or what ``otherwise`` says of it.
+
+    ``of`` names the quantity, for a rule that has several.
+
+    >>> why_open(Estimate(0.5, n=1), "the interval holds 0", of="the gain")
+    'only one seed counts for the gain, which gives no interval'
+    """
     if value is None:
-        return "nothing was measured"
-    return "only one seed counts, which gives no interval" if value.low is None else otherwise
+        return f"nothing was measured of {of}" if of else "nothing was measured"
+    if value.low is None:
+        return f"only one seed counts{f' for {of}' if of else ''}, which gives no interval"
+    return otherwise
 
 
 def _number(value: Scalar) -> float:

@@ -191,7 +191,8 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     from frenet.network.tasks import base_model
 
     loaded = load(config.model)
-    tasks = _text_tasks(config, loaded.tokenizer)
+    longest = min(config.max_length, loaded.context_length or config.max_length)
+    tasks = _text_tasks(config, loaded.tokenizer, longest)
     prints = [task.fingerprint for task in tasks.values()]
     notes = [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes]
     notes += [f"{task.name}: {note}" for task in tasks.values() for note in task.notes]
@@ -229,8 +230,8 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     )
 
 
-def _text_tasks(config: NetworkConfig, tokenizer: Any) -> "dict[str, TextTask]":
-    """All tasks of the files.
+def _text_tasks(config: NetworkConfig, tokenizer: Any, longest: int) -> "dict[str, TextTask]":
+    """All tasks of the files, no example of them longer than ``longest`` tokens.
 
     Raises:
         ValueError: two files have a task of one name.
@@ -239,7 +240,7 @@ def _text_tasks(config: NetworkConfig, tokenizer: Any) -> "dict[str, TextTask]":
 
     tasks: dict[str, TextTask] = {}
     for source in config.tasks:
-        found = text_tasks(source, tokenizer, max_length=config.max_length)
+        found = text_tasks(source, tokenizer, max_length=longest)
         if twice := sorted(set(found) & set(tasks)):
             raise ValueError(f"two files have a task {twice[0]!r}; rename one of them")
         # Experiments take what a small file has; the note of ``describe`` says where it is less.

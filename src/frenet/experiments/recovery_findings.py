@@ -100,7 +100,8 @@ def _plane(captures: Rows, space: str) -> Plane:
         verdict, why = "contradicted", f"above {above}"
     else:
         straddles = f"the interval straddles {MOST_STATIC}, or overlaps with the prefix's"
-        verdict, why = "undecided", why_open(static, straddles)
+        open_yet = why_open(prefix, straddles, of="the prefix")
+        verdict, why = "undecided", why_open(static, open_yet)
     return Plane(space, reach(captures), best, static, prefix, verdict, why)
 
 

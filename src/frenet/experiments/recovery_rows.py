@@ -180,8 +180,6 @@ def _capture_rows(
     full = _function(case, displacement)
     for name, basis in bases.items():
         for k in (k for k in config.ks if k <= basis.k):
-            # Dependent steps count as steps, though they add no direction.
-            part = path.prefix(k) if name == "prefix" else basis.truncate(k)
             ceiling = bases["PCA of replicate"]
             row: Row = {
                 "table": "capture",
@@ -194,13 +192,16 @@ def _capture_rows(
                 "chance": k / case.network.space.dim,
             }
             if k <= LONGEST_PREFIX * own.stop:
-                row["captured"] = float(part.captured_fraction(displacement))
+                if name == "prefix":
+                    row |= prefix_capture(path, k)
+                else:
+                    row["captured"] = float(basis.truncate(k).captured_fraction(displacement))
                 row["ceiling"] = float(
                     ceiling.truncate(min(k, ceiling.k)).captured_fraction(displacement)
                 )
-                if name == "prefix":
-                    row |= prefix_capture(path, k)
                 if k == min(config.function_k, basis.k):
+                    # Dependent steps count as steps, though they add no direction.
+                    part = path.prefix(k) if name == "prefix" else basis.truncate(k)
                     optimise = replicate == 0 and name in config.optimised
                     row |= _worth(case, part, own, full=full, optimise=optimise)
             yield row

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell
 from frenet.experiments.networks import Network, NetworkConfig
-from frenet.experiments.steered import SteeringConfig
 
 if TYPE_CHECKING:
     import torch
@@ -269,9 +268,7 @@ def _contrast(spot: Spot) -> "Contrast | None":
     if not config.contrasts:
         return None
     network = spot.network
-    # Prompts may be longer than the examples of tasks: the limit is that of the steering.
-    longest = max(config.max_length, SteeringConfig.max_length)
-    longest = min(longest, network.context_length or longest)
+    longest = min(config.max_length, network.context_length or config.max_length)
     found = contrasts(config.contrasts, network.tokenizer, max_length=longest)
     name = config.behaviour or next(iter(found))
     if name not in found:

@@ -84,12 +84,11 @@ def best_chart(rows: Rows) -> object:
         if row["predicted"] is not None:
             band: Row = {"low": row["low"], "high": row["high"]}
             table.append(bare | band | {"value": row["predicted"], "series": PREDICTED})
-    planned = any(row["series"] == PREDICTED for row in table)
     return lines(
         table,
         x=Axis("n", "candidates", log=True),
         y=Axis("value", "gain of the best so far, on the selection batch"),
-        rules=[PREDICTED] if planned else [],
+        rules=[PREDICTED],
     )
 
 

@@ -40,8 +40,10 @@ def decide(rows: Rows) -> Finding:
     elif low(covered) < COVERED:
         verdict, why = "undecided", why_open(covered, f"the interval straddles {COVERED}")
     elif unclear or not even:
-        which = f"in {unclear[0]} random directions " if unclear else ""
-        verdict, why = "undecided", f"whether the gain {which}is within 25% is not clear"
+        first = even[unclear[0]] if unclear else None
+        gain = f"the gain in {unclear[0] if unclear else 'any'} random directions"
+        otherwise = f"whether {gain} is within 25% is not clear"
+        verdict, why = "undecided", why_open(first, otherwise, of=gain)
     elif alone:
         verdict, why = "undecided", f"the gain is not within 25% for {alone[0]} alone"
     else:

@@ -42,7 +42,8 @@ def load_subject(config: SearchConfig) -> Subject:
     from frenet.network.space import ParamSpace
 
     loaded = load(config.model, dtype=getattr(torch, config.dtype), adapter=config.adapter or None)
-    task = _task(config, loaded.tokenizer)
+    longest = min(config.max_length, loaded.context_length or config.max_length)
+    task = _task(config, loaded.tokenizer, longest)
     model = loaded.model
     if config.space == "lora" and not hasattr(model, "peft_config"):
         model = attach_lora(model, rank=config.rank, seed=config.seed)
@@ -89,13 +90,13 @@ def _named(whole: "ParamSpace", pattern: str) -> "ParamSpace":
     return ParamSpace(names, shapes)
 
 
-def _task(config: SearchConfig, tokenizer: Any) -> Any:
-    """The one task that is searched on."""
+def _task(config: SearchConfig, tokenizer: Any, longest: int) -> Any:
+    """The one task that is searched on, no example of it longer than ``longest`` tokens."""
     from frenet.network.text import text_tasks
 
     found: dict[str, Any] = {}
     for source in config.tasks:
-        found |= text_tasks(source, tokenizer, max_length=config.max_length, seed=config.seed)
+        found |= text_tasks(source, tokenizer, max_length=longest, seed=config.seed)
     if config.only and config.only not in found:
         raise ValueError(f"no task {config.only!r}; there are {', '.join(found)}")
     if not config.only and len(found) > 1:

@@ -145,7 +145,7 @@ def last_activations(
         float32, on the model's device.
 
     Raises:
-        ValueError: no rows, or an empty one.
+        ValueError: no rows, an empty one, or one that is longer than the model reads.
         FloatingPointError: a value is not finite; names row, block and dtype.
     """
     if not rows:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.network.blocks import residual_blocks
+from frenet.network.limits import require_room
 from frenet.network.sites import CACHES
 from frenet.network.tasks import Batch, base_model, forward_arguments
 
@@ -79,7 +80,13 @@ def run_blocks(model: nn.Module, batch: Batch, *, cache: Any = None) -> Any:
         model: a decoder.
         batch: what of it the model accepts is passed, and no mask where nothing is padded.
         cache: what an earlier pass has left in its output under ``cache_name``; True: leave one.
+
+    Raises:
+        ValueError: rows that are longer than the model reads.
     """
+    positions = batch.get("position_ids")
+    width = batch["input_ids"].shape[1]
+    require_room(model, width if positions is None else int(positions.max()) + 1)
     accepted = forward_arguments(model)
     device = next(model.parameters()).device
     given: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k in accepted}

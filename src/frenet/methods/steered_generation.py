@@ -1,5 +1,6 @@
 """Text with and without a vector, side by side."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from frenet.measure.activations import add, last_activations
 from frenet.network.context import measuring
+from frenet.network.limits import context_length
 from frenet.network.sites import Site
 from frenet.network.tasks import base_model
 
@@ -47,7 +49,7 @@ def generate_steered(
             generation.
         block: 0-based; the vectors are added to its output.
         position: see ``Site``.
-        new_tokens: at most so many.
+        new_tokens: at most so many; fewer, with a warning, if the model reads no more.
         path: dotted name of the list of blocks, where it is not found by itself.
 
     Returns:
@@ -61,10 +63,17 @@ def generate_steered(
     inner: Any = model
     if not prompt:
         raise ValueError("the prompt has no tokens; pass some text")
-    room = getattr(inner.config, "max_position_embeddings", None)
+    room = context_length(model)
     if room is not None and len(prompt) >= room:
         raise ValueError(
             f"the prompt has {len(prompt)} tokens and the model reads {room}; shorten it"
+        )
+    if room is not None and len(prompt) + new_tokens > room:
+        warnings.warn(
+            f"the prompt has {len(prompt)} of the {room} tokens that the model reads: at most "
+            f"{room - len(prompt)} new tokens are generated, not {new_tokens}",
+            RuntimeWarning,
+            stacklevel=2,
         )
     ends = _ends(inner)
     settings = GenerationConfig(

@@ -9,7 +9,7 @@ from frenet.network.contrast import Contrast, Item, Kind
 from frenet.network.files import RowError, Rows, shown
 from frenet.network.schemas import TASK_FIELDS, Record, Template, recognise, records
 from frenet.network.sources import rows_of
-from frenet.network.tokens import Encoded, encode, join, whole_ids
+from frenet.network.tokens import Encoded, encode, join, of_one_prompt, text_ids, token_notes
 
 # Words for the positive side, where the data do not say which one it is.
 POSITIVE = ("yes", "true", "positive", "1")
@@ -164,12 +164,20 @@ def _once(
 def _whole(
     tokenizer: Any, texts: Sequence[str], max_length: int, source: str, line: int
 ) -> list[list[int]]:
-    found = whole_ids(tokenizer, texts)
+    found = text_ids(tokenizer, texts)
     for text, ids in zip(texts, found, strict=True):
         if len(ids) > max_length:
             why = f"{shown(text)} has {len(ids)} tokens, the model reads {max_length}"
             raise RowError(source, line, f"{why}; shorten it, since its last token is what is read")
+    _require_apart(found, texts, source, line)
     return found
+
+
+def _require_apart(ids: Sequence[list[int]], texts: Sequence[str], source: str, line: int) -> None:
+    """Raise RowError if two texts are the same tokens."""
+    if ids[0] == ids[1]:
+        both = " and ".join(map(shown, texts))
+        raise RowError(source, line, f"{both} are the same tokens to this tokenizer")
 
 
 def _labelled(
@@ -189,20 +197,22 @@ def _labelled(
     # Of "(A)" the letter is what is answered; the bracket behind it says nothing more.
     written = [word.removesuffix(")") if choices else word for word in words or found_words]
     pairs = [(row.prompt, word) for row in rows for word in written]
-    tokens = encode(tokenizer, pairs, max_length=max_length)
-    items = []
-    cut = 0
+    tokens = encode(tokenizer, pairs, max_length=max_length, end=False)
+    items, read = [], []
     for i, row in enumerate(rows):
-        both = tokens[2 * i], tokens[2 * i + 1]
+        both = _usable(tokens[2 * i : 2 * i + 2], source=source, line=row.line)
         context, sides, answers = _answers(both, source=source, line=row.line)
-        cut += any(isinstance(item, Encoded) and item.cut for item in both)
+        _require_apart(sides, written, source, row.line)
+        read.append(max(both, key=lambda side: (side.cut, side.spans_join)))
         own = found_words.index(row.completion)
         if choices and own == 1:
             sides, answers = sides[::-1], answers and answers[::-1]
         label = None if choices else own == 0
         items.append(Item(row.prompt, context, sides, answers, label, row.line))
     kept, notes = _once(name, items, source)
-    if cut:
+    told = token_notes(tokenizer, read, [row.line for row in rows], "prompts")
+    notes = (*(f"{name}: {note}" for note in told), *notes)
+    if cut := sum(side.cut > 0 for side in read):
         notes = (f"{name}: {cut} of {len(rows)} prompts lost their beginning", *notes)
     kind: Kind = "choices" if choices else "statements"
     return Contrast(name, kind, tuple(words or found_words), kept, notes)
@@ -229,25 +239,30 @@ def _words(name: str, found: Sequence[str], positive: str | None) -> list[str]:
     return [first, *(word for word in found if word != first)]
 
 
-def _answers(
-    both: tuple[Encoded | str, Encoded | str], *, source: str, line: int
-) -> tuple[list[int], tuple[list[int], list[int]], tuple[int, int] | None]:
-    """The prompt, the whole texts of both sides, and the answers where each is one token.
+def _usable(both: Sequence[Encoded | str], *, source: str, line: int) -> list[Encoded]:
+    """Both sides, after what is left of the prompt by the longer one.
 
     Raises:
-        RowError: a text cannot be used, or the prompt ends differently before the two answers.
+        RowError: a text cannot be used.
     """
     sides: list[Encoded] = []
     for item in both:
         if isinstance(item, str):
             raise RowError(source, line, item)
         sides.append(item)
-    contexts = [side.context for side in sides]
-    # The longer answer may have cost its prompt more of the beginning: both keep what is left.
-    short = min(contexts, key=len)
-    if short[1:] and all(c[len(c) - len(short) + 1 :] == short[1:] for c in contexts):
-        contexts = [short, short]
-    first, second = (context + side.target for context, side in zip(contexts, sides, strict=True))
+    return of_one_prompt(sides)
+
+
+def _answers(
+    both: Sequence[Encoded], *, source: str, line: int
+) -> tuple[list[int], tuple[list[int], list[int]], tuple[int, int] | None]:
+    """The prompt, the whole texts of both sides, and the answers where each is one token.
+
+    Raises:
+        RowError: the prompt ends differently before the two answers.
+    """
+    contexts = [side.context for side in both]
+    first, second = (context + side.target for context, side in zip(contexts, both, strict=True))
     if first[:-1] == second[:-1] and len(first) > 1:
         return first[:-1], (first, second), (first[-1], second[-1])
     if contexts[0] != contexts[1] or not contexts[0]:

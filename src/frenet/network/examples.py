@@ -1,5 +1,6 @@
 """From records to tokenised examples: divided, labels checked, bad rows named."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,7 @@ from frenet.network.files import OnBad, RowError, shown
 from frenet.network.schemas import Record
 from frenet.network.splits import completed, own_splits
 from frenet.network.tasks import Split
-from frenet.network.tokens import Encoded, encode
+from frenet.network.tokens import Encoded, encode, token_notes
 
 
 class Example(NamedTuple):
@@ -56,13 +57,14 @@ def prepare(name: str, rows: Sequence[Record], options: Options) -> Prepared:
     bad: list[RowError] = []
     if labels:
         own = {s: _known(part, labels, bad=bad, options=options) for s, part in own.items()}
+        _require_apart(labels, own, options)
     parts, changes = completed(own, name=name, seed=options.seed)
     examples: dict[Split, tuple[Example, ...]] = {}
     counts: list[str] = []
     for split, part in parts.items():
         order = rng.generator(options.seed, "limit", name, split)
         examples[split] = encoded(_limited(part, options.limit, order), options, bad=bad)
-        counts += _counts(split, examples[split])
+        counts += _counts(split, examples[split], options.tokenizer)
         if not examples[split]:
             raise ValueError(f"task {name!r} has no usable {split} row; the last: {bad[-1]}")
     skipped = [f"skipped: {error}" for error in bad]
@@ -99,6 +101,27 @@ def _known(
     return good
 
 
+def _require_apart(
+    labels: tuple[str, ...], own: dict[Split, list[Record]], options: Options
+) -> None:
+    """Raise ValueError if two labels are the same tokens, so that no score can tell them apart."""
+    prompt = next((row.prompt for part in own.values() for row in part), None)
+    if not prompt:
+        return
+    pairs = [(prompt, label) for label in labels]
+    seen: dict[tuple[int, ...], str] = {}
+    for label, item in zip(
+        labels, encode(options.tokenizer, pairs, max_length=sys.maxsize), strict=True
+    ):
+        if not isinstance(item, Encoded):
+            raise ValueError(f"{options.source}: the label {shown(label)}: {item}")
+        if (same := seen.setdefault(tuple(item.context + item.target), label)) != label:
+            raise ValueError(
+                f"{options.source}: the labels {shown(same)} and {shown(label)} are the same "
+                "tokens to this tokenizer; write one of them as another word"
+            )
+
+
 def _reject(error: RowError, bad: list[RowError], on_bad: OnBad) -> None:
     if on_bad == "error":
         raise error
@@ -113,16 +136,12 @@ def _limited(rows: list[Record], limit: int | None, generator: torch.Generator) 
     return [rows[i] for i in chosen.tolist()]
 
 
-def _counts(split: Split, examples: Sequence[Example]) -> list[str]:
-    """Notes on prompts that were cut and on tokens across the join."""
+def _counts(split: Split, examples: Sequence[Example], tokenizer: Any) -> list[str]:
+    """Notes on prompts that were cut, and on tokens that a reader would not expect."""
     cut = [example.encoded.cut for example in examples if example.encoded.cut]
-    across = sum(example.encoded.spans_join for example in examples)
     notes = []
     if cut:
         notes.append(f"{split}: {len(cut)} of {len(examples)} rows cut, {sum(cut)} tokens in all")
-    if across:
-        notes.append(
-            f"{split}: in {across} of {len(examples)} rows a token spans the end of the prompt and "
-            "the start of the completion; it is scored"
-        )
-    return notes
+    items = [example.encoded for example in examples]
+    told = token_notes(tokenizer, items, [example.line for example in examples])
+    return [*notes, *(f"{split}: {note}" for note in told)]

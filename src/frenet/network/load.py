@@ -21,6 +21,7 @@ from frenet.network.checkpoints import (
     tensor_shapes,
 )
 from frenet.network.gguf import RECORD, convert_gguf, say_on_stderr
+from frenet.network.limits import context_length
 from frenet.network.made_data import is_made
 from frenet.network.made_model import NAME, made_model
 from frenet.network.memory import require_memory
@@ -72,11 +73,7 @@ class Loaded(Shown):
     @property
     def context_length(self) -> int | None:
         """Tokens that the model can read at once, where its configuration says so."""
-        config: Any = self.model.config
-        for name in ("max_position_embeddings", "n_positions"):
-            if isinstance(length := getattr(config, name, None), int):
-                return length
-        return None
+        return context_length(self.model)
 
 
 def load(

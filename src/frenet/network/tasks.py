@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frenet.network.limits import require_room
 from frenet.network.windows import windowed_mask
 
 Split = Literal["train", "select", "test"]
@@ -147,7 +148,11 @@ def target_logits(
 
     Columns before the first target of any row are not sent through the output head where the
     model can leave them out: with a vocabulary of 50,000 the head is a fifth of a small model.
+
+    Raises:
+        ValueError: no target token, or rows that are longer than the model reads.
     """
+    require_room(model, batch["labels"].shape[-1])
     keep = getattr(model, "keep", None) or columns_to_keep(batch)
     device = next(model.parameters()).device
     moved = {key: value.to(device) for key, value in batch.items()}

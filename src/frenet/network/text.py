@@ -1,6 +1,7 @@
 """Text tasks: prompts with completions, tokenised once, from files and data sets."""
 
 import hashlib
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from frenet.network.schemas import Record, Template, recognise, records
 from frenet.network.scoring import continuation_log_probabilities, weighted_accuracy
 from frenet.network.sources import rows_of
 from frenet.network.tasks import Batch, Split, collate, token_loss
-from frenet.network.tokens import Encoded, encode
+from frenet.network.tokens import Encoded, encode, of_one_prompt
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,9 @@ class TextTask:
     ) -> Float[Tensor, "n labels"]:
         """Log-probability in nats of every label after every prompt, summed over its tokens.
 
+        A prompt that does not fit ``max_length`` loses its beginning, the same for every label, and
+        a warning says how many do.
+
         Raises:
             ValueError: the task has no label set, or a prompt leaves no room for a label.
         """
@@ -121,6 +125,15 @@ class TextTask:
         if len(good) < len(found):
             index, why = next((i, w) for i, w in enumerate(found) if isinstance(w, str))
             raise ValueError(f"label {pairs[index][1]!r} after {shown(pairs[index][0])}: {why}")
+        n = len(self.labels)
+        good = [same for i in range(0, len(good), n) for same in of_one_prompt(good[i : i + n])]
+        if cut := sum(item.cut > 0 for item in good[::n]):
+            warnings.warn(
+                f"task {self.name!r}: {cut} of {len(prompts)} prompts are longer than "
+                f"max_length={self.max_length} leaves for them, and lose their beginning",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         with measuring(model):
             flat = continuation_log_probabilities(model, good, batch_size=batch_size)
         return flat.reshape(len(prompts), len(self.labels))

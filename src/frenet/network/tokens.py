@@ -1,84 +1,163 @@
-"""Prompt and completion as token ids, with the scored span kept through joins and truncation."""
+"""Prompt and completion as token ids: the one place where text becomes what a model reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 
 class Encoded(NamedTuple):
     """Token ids of one example; the loss falls on ``target``.
 
-    ``cut`` counts the tokens that did not fit; ``spans_join`` says that the first target token
-    also holds the end of the prompt.
+    ``cut`` counts the tokens that did not fit. ``spans_join`` says that the prompt's own tokens are
+    not the beginning of the joined text's, so that the first target token also holds the end of
+    the prompt. ``special`` is the first special token that the text itself spells out.
     """
 
     context: list[int]
     target: list[int]
     cut: int = 0
     spans_join: bool = False
+    special: int | None = None
 
 
-class _Tokens(NamedTuple):
-    """Ids of a whole text, and where each token ends in it (None: an added special token)."""
+class _Text(NamedTuple):
+    """A text as the tokenizer writes it: what it puts before, the text's own ids, what it appends.
 
-    ids: list[int]
-    starts: list[int]
-    ends: list[int | None]
+    ``ends`` are the characters at which the own tokens end, None if the tokenizer does not say.
+    """
+
+    lead: list[int]
+    own: list[int]
+    tail: list[int]
+    ends: list[int] | None
 
 
 def join(prompt: str, completion: str) -> str:
     """The text that the model reads: one space between the parts where neither has one.
 
-    >>> join("Answer:", "yes"), join("Answer:", " yes"), join("", "Once")
-    ('Answer: yes', 'Answer: yes', 'Once')
+    >>> join("Answer:", "yes"), join("Answer:", " yes"), join("", "Once"), join("Once", "")
+    ('Answer: yes', 'Answer: yes', 'Once', 'Once')
     """
-    if not prompt or prompt[-1].isspace() or completion[:1].isspace():
+    if not prompt or not completion or prompt[-1].isspace() or completion[0].isspace():
         return prompt + completion
     return f"{prompt} {completion}"
 
 
 def encode(
-    tokenizer: Any, pairs: Sequence[tuple[str, str]], *, max_length: int
+    tokenizer: Any, pairs: Sequence[tuple[str, str]], *, max_length: int, end: bool = True
 ) -> list[Encoded | str]:
     """Token ids of prompt and completion pairs; a string says why a pair cannot be used.
 
-    The joined text is tokenised as a whole, with the special tokens that the tokenizer adds by
-    default (a second beginning-of-sequence token is removed). The target starts at the first token
-    that holds a character of the completion, so that a token across the join is scored rather
-    than lost. Tokens that do not fit ``max_length`` are cut from the left of the prompt, after the
-    beginning-of-sequence token; plain text (an empty prompt) is cut at its end.
-    """
-    if not pairs:
-        return []
-    texts = [join(prompt, completion) for prompt, completion in pairs]
-    if getattr(tokenizer, "is_fast", False):
-        tokenised = _tokenise(tokenizer, texts)
-    else:
-        prompts = [prompt for prompt, _ in pairs]
-        tokenised = _tokenise_slowly(tokenizer, prompts, texts)
-    bos = getattr(tokenizer, "bos_token_id", None)
-    found: list[Encoded | str] = []
-    for (prompt, _), tokens in zip(pairs, tokenised, strict=True):
-        tokens = _one_bos(tokens, bos)
-        whole = _split(tokens, len(prompt))
-        found.append(_fit(whole, max_length, bos=bos, plain=not prompt))
-    return found
-
-
-def whole_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of whole texts, with the special tokens that the tokenizer adds, one at the start.
+    The joined text is tokenised as a whole, as a training text is: with the beginning that the
+    tokenizer writes before a text, once, and with the end that it writes behind one, if it does.
+    The context is the prompt as ``text_ids`` has it. Only if those tokens are not the beginning of
+    the joined text's, because one reaches across the join, does the target start at the first
+    token that holds a character of the completion, so that this token is scored. Tokens that do
+    not fit ``max_length`` are cut from the left of the prompt, after the tokenizer's beginning;
+    plain text (an empty prompt) is cut at its end.
 
     Args:
         tokenizer: used, never changed.
-        texts: of any length, at least one character each.
+        pairs: prompts and completions.
+        max_length: most tokens of an example.
+        end: keep the end that the tokenizer writes; False for answers that are read at their last
+            token.
     """
+    if not pairs:
+        return []
+    wholes = _tokenised(tokenizer, [join(prompt, completion) for prompt, completion in pairs])
+    prompts = list(dict.fromkeys(prompt for prompt, _ in pairs if prompt))
+    alone = dict(zip(prompts, _tokenised(tokenizer, prompts), strict=True))
+    special = special_ids(tokenizer)
+    found: list[Encoded | str] = []
+    for (prompt, _), text in zip(pairs, wholes, strict=True):
+        spelled = next((token for token in text.own if token in special), None)
+        tail = text.tail if end and text.own[-len(text.tail) :] != text.tail else []
+        if prompt:
+            border, across = _border(text, alone[prompt].own, len(prompt))
+            whole = Encoded(text.own[:border], text.own[border:], 0, across, spelled)
+            found.append(_fit(text.lead, whole, tail, max_length))
+        else:
+            found.append(_plain(text.lead, text.own + tail, spelled, max_length))
+    return found
+
+
+def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that go on, or that are read at their last token, such as prompts.
+
+    They have the beginning that the tokenizer writes before a text, once, and no end behind.
+
+    Args:
+        tokenizer: used, never changed.
+        texts: of any length.
+    """
+    return [text.lead + text.own for text in _tokenised(tokenizer, texts)]
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids that no ordinary text has: a text that holds one spells the special token out."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    found = {i for i, token in added.items() if token.special}
+    found |= set(getattr(tokenizer, "all_special_ids", ()))
+    return frozenset(found - {getattr(tokenizer, "unk_token_id", None)})
+
+
+def token_notes(
+    tokenizer: Any, items: Sequence[Encoded], lines: Sequence[int], rows: str = "rows"
+) -> list[str]:
+    """What a reader must know about tokens of some examples, each with the first of its kind.
+
+    Args:
+        tokenizer: that the examples were made with.
+        items: the examples.
+        lines: of the source, one for each.
+        rows: what the examples are called.
+    """
+    notes = []
+    across = [i for i, item in enumerate(items) if item.spans_join]
+    if across:
+        token = tokenizer.convert_ids_to_tokens(items[across[0]].target[:1])[0]
+        notes.append(
+            f"in {len(across)} of {len(items)} {rows} a token spans the end of the prompt and the "
+            f"start of the completion, such as {token!r} in line {lines[across[0]]}; it is scored"
+        )
+    spelled = [i for i, item in enumerate(items) if item.special is not None]
+    if spelled:
+        token = tokenizer.convert_ids_to_tokens([items[spelled[0]].special])[0]
+        notes.append(
+            f"in {len(spelled)} of {len(items)} {rows} the text spells out special tokens, such as "
+            f"{token!r} in line {lines[spelled[0]]}; they are read as special tokens"
+        )
+    return notes
+
+
+def of_one_prompt(items: Sequence[Encoded]) -> list[Encoded]:
+    """Completions of one prompt, each after what is left of it by the longest of them."""
+    shortest = min((item.context for item in items), key=len)
+    # All but the beginning must agree where a token across the join ends the prompt.
+    kept = len(shortest) - 1
+    whole = {len(item.context) + item.cut for item in items}
+    plain = len(whole) == 1 and not any(item.spans_join for item in items)
+    if not plain and (kept < 1 or any(i.context[-kept:] != shortest[-kept:] for i in items)):
+        return list(items)
+    return [
+        item._replace(context=shortest, cut=item.cut + len(item.context) - len(shortest))
+        for item in items
+    ]
+
+
+def _tokenised(tokenizer: Any, texts: Sequence[str]) -> list[_Text]:
+    """The texts as the tokenizer writes them, their beginning once."""
+    if not texts:
+        return []
+    fast = getattr(tokenizer, "is_fast", False)
+    found = _with_offsets(tokenizer, texts) if fast else _by_comparison(tokenizer, texts)
     bos = getattr(tokenizer, "bos_token_id", None)
-    if getattr(tokenizer, "is_fast", False):
-        return [_one_bos(tokens, bos).ids for tokens in _tokenise(tokenizer, texts)]
-    tokenised = _tokenise_slowly(tokenizer, ["" for _ in texts], texts)
-    return [_one_bos(tokens, bos).ids for tokens in tokenised]
+    return [_begun_once(text, bos) for text in found]
 
 
-def _tokenise(tokenizer: Any, texts: Sequence[str]) -> list[_Tokens]:
+def _with_offsets(tokenizer: Any, texts: Sequence[str]) -> Iterator[_Text]:
+    """By the mask of what the tokenizer itself has put around the text."""
     batch = tokenizer(
         list(texts),
         add_special_tokens=True,
@@ -87,71 +166,69 @@ def _tokenise(tokenizer: Any, texts: Sequence[str]) -> list[_Tokens]:
         return_attention_mask=False,
         verbose=False,
     )
-    return [
-        _Tokens(
-            list(ids),
-            [start for start, _ in offsets],
-            [None if special else end for (_, end), special in zip(offsets, mask, strict=True)],
+    columns = (batch["input_ids"], batch["offset_mapping"], batch["special_tokens_mask"])
+    for ids, offsets, mask in zip(*columns, strict=True):
+        start = len(list(takewhile(bool, mask)))
+        stop = max(start, len(mask) - len(list(takewhile(bool, reversed(mask)))))
+        ends = [end for _, end in offsets[start:stop]]
+        yield _Text(ids[:start], ids[start:stop], ids[stop:], ends)
+
+
+def _by_comparison(tokenizer: Any, texts: Sequence[str]) -> Iterator[_Text]:
+    """By what the tokenizer makes of the text when it is asked to put nothing around it."""
+    for text in texts:
+        ids, own = (
+            list(tokenizer(text, add_special_tokens=add, verbose=False)["input_ids"])
+            for add in (True, False)
         )
-        for ids, offsets, mask in zip(
-            batch["input_ids"], batch["offset_mapping"], batch["special_tokens_mask"], strict=True
-        )
-    ]
+        places = range(len(ids) - len(own) + 1)
+        start = next((i for i in places if ids[i : i + len(own)] == own), None)
+        if start is None:
+            yield _Text([], ids, [], None)
+        else:
+            yield _Text(ids[:start], own, ids[start + len(own) :], None)
 
 
-def _tokenise_slowly(tokenizer: Any, prompts: Sequence[str], texts: Sequence[str]) -> list[_Tokens]:
-    """Without offsets: the prompt reaches as far as its own ids agree with those of the whole."""
-    found = []
-    for prompt, text in zip(prompts, texts, strict=True):
-        ids = list(tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"])
-        alone = list(tokenizer(prompt, add_special_tokens=True, verbose=False)["input_ids"])
-        agree = 0
-        while agree < min(len(ids), len(alone)) and ids[agree] == alone[agree]:
-            agree += 1
-        bos = getattr(tokenizer, "bos_token_id", None)
-        special = [position == 0 and ids[0] == bos for position in range(len(ids))]
-        ends = [len(prompt) if i < agree else len(text) for i in range(len(ids))]
-        # Ids of the prompt that are not in the whole were merged with the completion.
-        starts = [len(prompt) if agree == len(alone) else 0] * len(ids)
-        found.append(
-            _Tokens(ids, starts, [None if s else e for s, e in zip(special, ends, strict=True)])
-        )
-    return found
+def _begun_once(text: _Text, bos: int | None) -> _Text:
+    """A template that spells the beginning out must not get the tokenizer's as well."""
+    lead, own, ends = text.lead, text.own, text.ends
+    if not lead and bos is not None and own[:1] == [bos]:
+        lead = [bos]
+    while again := next((k for k in range(len(lead), 0, -1) if own[:k] == lead[-k:]), 0):
+        own, ends = own[again:], ends and ends[again:]
+    return _Text(lead, own, text.tail, ends)
 
 
-def _one_bos(tokens: _Tokens, bos: int | None) -> _Tokens:
-    """A template that writes the token itself must not get the tokenizer's as well."""
-    if bos is not None and tokens.ids[:2] == [bos, bos]:
-        return _Tokens(tokens.ids[1:], tokens.starts[1:], [None, *tokens.ends[2:]])
-    return tokens
+def _border(text: _Text, prompt: list[int], boundary: int) -> tuple[int, bool]:
+    """How many of the text's tokens are the prompt, and whether one reaches across its end."""
+    if text.own[: len(prompt)] == prompt:
+        return len(prompt), False
+    if text.ends is not None:
+        return next((i for i, end in enumerate(text.ends) if end > boundary), len(text.own)), True
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(text.own, prompt, strict=False))
+    return len(list(pairs)), True
 
 
-def _split(tokens: _Tokens, boundary: int) -> Encoded:
-    """Everything from the first token that reaches beyond ``boundary`` characters is target."""
-    reach = (i for i, end in enumerate(tokens.ends) if end is not None and end > boundary)
-    first = next(reach, len(tokens.ids))
-    across = first < len(tokens.ids) and tokens.starts[first] < boundary
-    return Encoded(tokens.ids[:first], tokens.ids[first:], spans_join=across)
+def _plain(lead: list[int], own: list[int], special: int | None, max_length: int) -> Encoded | str:
+    ids = (lead + own)[:max_length]
+    first = max(1, len(lead))
+    if len(ids) <= first:
+        return "the text is a single token, so that there is nothing to predict it from"
+    return Encoded(ids[:first], ids[first:], len(lead) + len(own) - len(ids), special=special)
 
 
-def _fit(whole: Encoded, max_length: int, *, bos: int | None, plain: bool) -> Encoded | str:
+def _fit(lead: list[int], whole: Encoded, tail: list[int], max_length: int) -> Encoded | str:
     context, target = whole.context, whole.target
-    if plain:
-        ids = (context + target)[:max_length]
-        if len(ids) < 2:
-            return "the text is a single token, so that there is nothing to predict it from"
-        return Encoded(ids[:1], ids[1:], cut=len(context) + len(target) - len(ids))
     if not target:
         return "the tokenizer makes no token of the completion"
-    if not context:
+    if not lead and not context:
         return "the prompt and the completion are one token, so that there is nothing to predict"
-    lead = 1 if bos is not None and context[0] == bos else 0
-    room = max_length - len(target)
-    if room < lead + 1 and room < len(context):
+    target = target + tail
+    room = max_length - len(lead) - len(target)
+    if room < 1 and room < len(context):
         return (
             f"the completion has {len(target)} tokens, which leaves no room for a prompt in a "
             f"context of {max_length}; shorten it or raise max_length"
         )
     cut = max(0, len(context) - room)
-    kept = context[:lead] + context[lead + cut :]
-    return whole._replace(context=kept, cut=cut)
+    return whole._replace(context=lead + context[cut:], target=target, cut=cut)
