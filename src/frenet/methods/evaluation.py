@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet.geometry.linalg import root_mean_square
 from frenet.geometry.rng import generator
 from frenet.methods.candidates import Candidates, Noise, Where, space_of
 from frenet.methods.scores import SCORES, RowScores, Score, checked, user_score
 from frenet.network.context import measuring
 from frenet.network.grouped import (
+    Agreement,
     Layout,
     LayoutError,
     can_group,
@@ -183,17 +185,19 @@ def checked_layout(model: nn.Module, space: ParamSpace, batch: Batch) -> Layout:
     Raises:
         LayoutError: they have other logits, or there is no such pass; names a module.
     """
-    layout, error, rounding = _compared(model, space, batch)
-    if error <= rounding:
+    layout, found = _compared(model, space, batch)
+    if found:
         return layout
+    if not math.isfinite(found.error):
+        raise LayoutError("the logits of a trial are not finite, so that nothing can be compared")
     owners = list(dict.fromkeys(name.rpartition(".")[0] for name in space.names))
     while len(owners) > 1:  # by halves, to a module that is wrong alone
         half = owners[: len(owners) // 2]
-        _, part_error, part_rounding = _compared(model, _only(space, half), batch)
-        owners = owners[len(half) :] if part_error <= part_rounding else half
+        agreed = _compared(model, _only(space, half), batch)[1]
+        owners = owners[len(half) :] if agreed else half
     raise LayoutError(
-        f"the logits differ by {error:.2g} where rounding explains {rounding:.2g}, and so they do "
-        f"with candidates for {owners[0]} alone"
+        f"the logits differ by {found.error:.2g} where rounding explains {found.rounding:.2g}, and "
+        f"so they do with candidates for {owners[0]} alone"
     )
 
 
@@ -205,8 +209,8 @@ def _only(space: ParamSpace, owners: Sequence[str]) -> ParamSpace:
     )
 
 
-def _compared(model: nn.Module, space: ParamSpace, batch: Batch) -> tuple[Layout, float, float]:
-    """The layout, and how far two candidates together are from each alone, and may be."""
+def _compared(model: nn.Module, space: ParamSpace, batch: Batch) -> tuple[Layout, Agreement]:
+    """The layout, and whether two candidates together have the logits of each alone."""
     rows, thetas = len(batch["labels"]), _two_apart(model, space)
     one_more = {key: torch.cat([value, value[:1]]) for key, value in batch.items()}
     shapes, alone = [], []
@@ -224,16 +228,9 @@ def _compared(model: nn.Module, space: ParamSpace, batch: Batch) -> tuple[Layout
     except Exception as error:
         raise LayoutError(f"it fails with {type(error).__name__}: {error}") from error
     wanted = labels != IGNORE
+    coarsest = max((p.dtype for p in space.parameters(model)), key=lambda d: torch.finfo(d).eps)
     apart = torch.stack(alone)[:, wanted]
-    # Of the arithmetic's own precision, in what the candidates change and in the logits themselves.
-    eps = max(torch.finfo(p.dtype).eps for p in space.parameters(model))
-    rounding = eps**0.5 * _size(apart[0] - apart[1]) + 8 * eps * _size(apart)
-    return layout, _size(together[:, wanted] - apart), rounding
-
-
-def _size(x: Tensor) -> float:
-    """Root mean square."""
-    return float(x.square().mean().sqrt())
+    return layout, Agreement.of(together[:, wanted], apart, coarsest)
 
 
 def _two_apart(model: nn.Module, space: ParamSpace) -> Float[Tensor, "2 d"]:
@@ -243,7 +240,7 @@ def _two_apart(model: nn.Module, space: ParamSpace) -> Float[Tensor, "2 d"]:
     for part, own in zip(
         noise.split(space.sizes, dim=1), theta.split(space.sizes), strict=True
     ):
-        part *= max(STRETCH * _size(own), LEAST)
+        part *= max(STRETCH * root_mean_square(own), LEAST)
     return noise.add_(theta)
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frenet.geometry.linalg import root_mean_square
 from frenet.network.blocks import block_list
 from frenet.network.context import Forward, patched
 from frenet.network.space import ParamSpace
@@ -63,7 +64,7 @@ class Layout(NamedTuple):
         for name, calls in first.items():
             others = second[name]
             if not calls:
-                raise LayoutError(f"{name} is never called, so its weights are read elsewhere")
+                raise LayoutError(f"{name} is never called: its weights are read past it, or not at all")
             if [call.keys() for call in calls] != [call.keys() for call in others]:
                 raise LayoutError(f"{name} is called in another way where there are more rows")
             found = taken.setdefault(name, {})
@@ -89,6 +90,31 @@ def _axis(name: str, rows: int, shape: tuple[int, ...], more: tuple[int, ...]) -
         f"{name} is called with a tensor of shape {shape} for {rows} rows and of {more} for "
         f"{rows + 1}, in which each row has no part of its own"
     )
+
+
+class Agreement(NamedTuple):
+    """How far two candidates in one pass are from each alone, root mean square, and may be."""
+
+    error: float
+    rounding: float
+
+    @classmethod
+    def of(
+        cls, together: Float[Tensor, "2 *s"], alone: Float[Tensor, "2 *s"], dtype: torch.dtype
+    ) -> "Agreement":
+        """Of the logits that a model of this dtype gives.
+
+        Rounding is a few units in the last place, and a small part of what the candidates change:
+        their choice of experts may turn on the last digit.
+        """
+        eps = torch.finfo(dtype).eps
+        change = root_mean_square(alone[0] - alone[1])
+        rounding = 4 * eps * root_mean_square(alone) + eps**0.5 / 4 * change
+        return cls(root_mean_square(together - alone), rounding)
+
+    def __bool__(self) -> bool:
+        """Whether the difference is rounding."""
+        return self.error <= self.rounding
 
 
 @contextmanager
