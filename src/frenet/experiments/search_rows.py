@@ -267,6 +267,7 @@ def _winner_row(
 def _step_gain(spot: Spot, where: "Where", radius: float) -> float:
     """Gain on held-out data of one gradient step of this length, the yardstick of a search."""
     from frenet.geometry.basis import Basis
+    from frenet.geometry.linalg import norm
     from frenet.measure.gradients import gradient
     from frenet.measure.recovery import evaluate_at
     from frenet.methods.candidates import space_of
@@ -278,6 +279,6 @@ def _step_gain(spot: Spot, where: "Where", radius: float) -> float:
     slope = gradient(model, task, select, space=space)
     if isinstance(where, Basis):
         slope = where.project(slope)
-    step = -radius * slope / slope.norm()
+    step = slope * (-radius / norm(slope))
     before = evaluate_at(model, test, space=space, delta=0 * step).loss
     return before - evaluate_at(model, test, space=space, delta=step).loss

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.watched import STALE, TRAINING, WatchConfig
+from frenet.geometry.linalg import norm
 from frenet.integrations.checks import space_digest
 from frenet.integrations.folder import END, WatchFolder
 from frenet.integrations.path import PathSums
@@ -111,7 +112,7 @@ class Session:
             for step, zeros in zip(moves.steps, moves.zeros.tolist(), strict=True):
                 self.path.add(step, zeros=zeros)
         expected = recording.start().double() + self.path.total
-        off = float((expected - self._point.cpu()).norm())
+        off = norm(expected - self._point.cpu())
         if off > MISMATCH * self.path.displacement:
             raise RunFolderError(
                 f"the parameters that are resumed at step {done} are {off:.3g} from those recorded "

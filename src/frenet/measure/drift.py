@@ -105,7 +105,7 @@ def example_snapshot(model: nn.Module, task: Task, batch: Batch, *, space: Param
 
 def _thirds(rows: Float[Tensor, "n d"]) -> Vectors:
     """The rows at unit norm (in place), in three sets."""
-    rows /= rows.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    rows /= linalg.norms(rows)[:, None].clamp(min=1e-30).to(rows)
     fit, again, held_out = rows.split(len(rows) // 3)
     return fit, again, held_out
 
@@ -159,7 +159,7 @@ def update_drift(steps: Float[Tensor, "T d"], *, window: int, k: int) -> dict[in
     """
     if k < 1 or window < 3 * k:
         raise ValueError(f"window={window} is short for k={k}; a third of it must hold k steps")
-    unit = steps / steps.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    unit = steps / linalg.norms(steps)[:, None].clamp(min=1e-30).to(steps)
     windows = [block for block in unit.split(window) if len(block) == window]
     thirds = [(block[0::3], block[1::3], block[2::3]) for block in windows]
     return {i * window: basis_drift(thirds[0], thirds[i], k) for i in range(1, len(thirds))}

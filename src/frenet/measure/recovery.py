@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet.geometry.linalg import norms
 from frenet.geometry.nulls import random_walk_share
 from frenet.measure.damage import fixed_loss
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
@@ -107,7 +108,7 @@ def prefix_capture(trajectory: Trajectory, k: int) -> dict[str, float | None]:
     lift where the first k steps are zero, and for the rest where nothing moved after them.
     """
     basis = trajectory.prefix(k)
-    share = float(random_walk_share(trajectory.steps.norm(dim=1), k))
+    share = float(random_walk_share(norms(trajectory.steps), k))
     captured = float(basis.captured_fraction(trajectory.displacement()))
     rest = trajectory.displacement(k)
     return {

@@ -204,9 +204,7 @@ def checked_layout(model: nn.Module, space: ParamSpace, batch: Batch) -> Layout:
 def _only(space: ParamSpace, owners: Sequence[str]) -> ParamSpace:
     """The parameters of these modules."""
     chosen = [i for i, name in enumerate(space.names) if name.rpartition(".")[0] in owners]
-    return ParamSpace(
-        tuple(space.names[i] for i in chosen), tuple(space.shapes[i] for i in chosen)
-    )
+    return ParamSpace(tuple(space.names[i] for i in chosen), tuple(space.shapes[i] for i in chosen))
 
 
 def _compared(model: nn.Module, space: ParamSpace, batch: Batch) -> tuple[Layout, Agreement]:
@@ -237,9 +235,7 @@ def _two_apart(model: nn.Module, space: ParamSpace) -> Float[Tensor, "2 d"]:
     """The present parameters with two draws of noise that each tensor shows in the logits."""
     theta, draws = space.read(model), generator(0, "check")
     noise = torch.randn(2, space.dim, generator=draws).to(theta)
-    for part, own in zip(
-        noise.split(space.sizes, dim=1), theta.split(space.sizes), strict=True
-    ):
+    for part, own in zip(noise.split(space.sizes, dim=1), theta.split(space.sizes), strict=True):
         part *= max(STRETCH * root_mean_square(own), LEAST)
     return noise.add_(theta)
 

@@ -16,7 +16,7 @@ from frenet.measure.passes import TOKENS, cache_name, length_groups, run_blocks
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.contrast import Item
-from frenet.network.grouped import copied
+from frenet.network.grouped import Agreement, Layout, LayoutError, copied, named, watched
 from frenet.network.head import few_logits
 from frenet.network.sites import Site
 from frenet.network.tasks import Batch, collate, forward_arguments
@@ -84,9 +84,7 @@ class Prefixes(NamedTuple):
     layout: Layout | None
 
 
-def prefixes(
-    model: nn.Module, prompts: Sequence[Prompted], *, path: str | None = None
-) -> Prefixes:
+def prefixes(model: nn.Module, prompts: Sequence[Prompted], *, path: str | None = None) -> Prefixes:
     """What a model's cache holds after all but the last token of every prompt.
 
     Whole prompts run where the model keeps no cache or has a hook, and where two variants of the

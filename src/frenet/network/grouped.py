@@ -64,7 +64,9 @@ class Layout(NamedTuple):
         for name, calls in first.items():
             others = second[name]
             if not calls:
-                raise LayoutError(f"{name} is never called: its weights are read past it, or not at all")
+                raise LayoutError(
+                    f"{name} is never called: its weights are read past it, or not at all"
+                )
             if [call.keys() for call in calls] != [call.keys() for call in others]:
                 raise LayoutError(f"{name} is called in another way where there are more rows")
             found = taken.setdefault(name, {})
