@@ -8,7 +8,7 @@ Which dimension of a tensor holds the rows is observed, in one pass of b rows an
 dimension that only happens to be of size b stays as it is.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ class Layout(NamedTuple):
                 for path, shape in call.items():
                     axis = _axis(name, rows, shape, other[path])
                     if found.setdefault(path, axis) != axis:
-                        raise LayoutError(f"{name} is called with rows in several places")
+                        raise LayoutError(f"{name} finds the rows elsewhere from call to call")
         return cls(rows, taken)
 
 
@@ -231,16 +231,13 @@ def _expecting(name: str, size: int, forward: Forward) -> Forward:
 def can_group(model: nn.Module, space: ParamSpace) -> bool:
     """Whether every selected parameter belongs to a module that ``grouped`` knows, untied.
 
-    A tied parameter is read by a second module, which would go on with the old values, and so does
-    an adapter of a LoRA variant such as DoRA, which reads the weights of its factors itself.
+    A tied parameter is read by a second module, which would go on with the old values. Whether the
+    modules are used as ``grouped`` expects is seen by a trial only.
     """
-    named = dict(model.named_parameters(remove_duplicate=False))
-    chosen = {id(named[name]) for name in space.names}
-    tied = sum(id(parameter) in chosen for parameter in named.values()) > len(chosen)
-    owners = _owners(model, space)
-    variants = [f"{n}." for n, m in model.named_modules() if getattr(m, "lora_variant", None)]
-    read_past = any(name.startswith(variant) for name in owners for variant in variants)
-    return not tied and not read_past and all(_forward_of(m) for m, _ in owners.values())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    chosen = {id(parameters[name]) for name in space.names}
+    tied = sum(id(parameter) in chosen for parameter in parameters.values()) > len(chosen)
+    return not tied and all(_forward_of(m) for m, _ in _owners(model, space).values())
 
 
 def shares_blocks(model: nn.Module, space: ParamSpace) -> bool:
@@ -368,7 +365,7 @@ def _starts(model: nn.Module, owners: Sequence[nn.Module]) -> dict[str, nn.Modul
     return named(model, stack[first:])
 
 
-def named(model: nn.Module, modules: Sequence[nn.Module]) -> dict[str, nn.Module]:
+def named(model: nn.Module, modules: Iterable[nn.Module]) -> dict[str, nn.Module]:
     """These modules of the model, in their order, by name."""
     names = {id(module): name for name, module in model.named_modules()}
     return {names[id(module)]: module for module in modules}
