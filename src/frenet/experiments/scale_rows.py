@@ -100,7 +100,7 @@ def _sides(
             "limit": limit,
             "length": length,
             "times": found.radius / length if length else None,
-            "relative": found.radius / about.norm,
+            "relative": found.radius / about.norm if about.norm else None,
             "slope": found.slope,
             "eps": spot.config.eps,
         }
@@ -137,7 +137,7 @@ def share_looks(
             seed=other,
         )  # fmt: skip
         found |= {
-            name: share / shares[f"fresh {name}"] if name in FRESH else share
+            name: share / (shares[f"fresh {name}"] or 1.0) if name in FRESH else share
             for name, share in shares.items()
             if not name.startswith("fresh ")
         }

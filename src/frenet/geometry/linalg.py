@@ -56,7 +56,7 @@ class SVD(NamedTuple):
     rank: int
 
 
-def dot(x: Float[Tensor, "*s"], y: Float[Tensor, "*s"]) -> float:
+def dot(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> float:
     """Inner product of all entries, sum_i x_i y_i, summed in float64.
 
     A float32 sum of 1e8 products is wrong by percents: torch adds them up in a few running totals,
@@ -92,7 +92,7 @@ def dot(x: Float[Tensor, "*s"], y: Float[Tensor, "*s"]) -> float:
     return float(total)
 
 
-def norm(x: Float[Tensor, "*s"]) -> float:
+def norm(x: Float[Tensor, "..."]) -> float:
     """||x||, the 2-norm of all entries, summed in float64 as ``dot`` is.
 
     >>> norm(torch.tensor([3.0, 4.0]))
@@ -110,7 +110,7 @@ def norms(G: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     return torch.tensor([norm(row) for row in G], dtype=torch.float64)
 
 
-def root_mean_square(x: Float[Tensor, "*s"]) -> float:
+def root_mean_square(x: Float[Tensor, "..."]) -> float:
     """||x|| / sqrt(d), summed in float64 as ``dot`` is; 0 without entries.
 
     >>> root_mean_square(torch.tensor([1.0, 7.0]))

@@ -47,7 +47,7 @@ def gaussian_like(
 
     def draw(part: Tensor) -> Tensor:
         z = torch.randn(part.shape, generator=generator, device=generator.device).to(part.device)
-        return z * (norm(part) / norm(z))
+        return z * (norm(part) / (norm(z) or 1.0))
 
     return _by_tensor(G, sizes, draw)
 

@@ -84,10 +84,19 @@ def regained(loss: float, loss_0: float, loss_d: float, chance: float) -> float:
 
     Otherwise any displacement would "recover" a loss above chance.
 
+    Raises:
+        ValueError: the damaged loss, or chance, is not above the loss before.
+
     >>> regained(1.0, 0.0, 5.0, 2.0)
     0.5
     """
     top = min(loss_d, chance)
+    if not top > loss_0:
+        raise ValueError(
+            f"the damage lost nothing that could be regained: the loss is {loss_d:.4g} after it, "
+            f"{chance:.4g} by chance and {loss_0:.4g} before it; take a larger depth, or a task "
+            "that the network has learned"
+        )
     return (top - loss) / (top - loss_0)
 
 

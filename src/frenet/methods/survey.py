@@ -100,8 +100,10 @@ class Survey(Shown):
         """Sigma to which n candidates may go where there is no best one.
 
         Curvature spreads less than a fifth of what the slope does, and a linear loss would not
-        gain more than there is.
+        gain more than there is. 0 for a zero gradient, or where there is no loss left to gain.
         """
+        if self.local.gradient == 0:
+            return 0.0
         bound = self.loss / (theory.expected_maximum(max(n, 2)) * self.local.gradient)
         return min(self.local.linear_range(), bound)
 
@@ -150,7 +152,10 @@ def survey(
     loss = here.loss()
     made = Survey(local, loss, share, found.trace_error, bend, elsewhere)
     star = made.best(PROBED)
-    noise = Noise(star.sigma if star else made.trusted(PROBED), seed=seed, antithetic=True)
+    sigma = star.sigma if star else made.trusted(PROBED)
+    if sigma == 0:  # no distance at which anything is to be expected
+        return made
+    noise = Noise(sigma, seed=seed, antithetic=True)
     with Candidates(model, where, noise) as candidates:
         pairs = max(2, probes // 2)
         quartics = [_quartic(candidates, seen, pairs=pairs) for seen in (here, other)]
