@@ -102,7 +102,8 @@ def adapters(
 def _routines(
     model: Any, space: ParamSpace, batch: Batch, n: int, group: int
 ) -> dict[str, Callable[[], Any]]:
-    evaluator = Evaluator(space, NOISE, "loss", batch)
+    # As in a search, where one look at two candidates decides for all.
+    evaluator = Evaluator(space, NOISE, "loss", batch).decide(model)
 
     def unperturbed() -> None:
         with model.disable_adapter():
@@ -143,7 +144,7 @@ def full_weights(
     model = load(source).model
     space = ParamSpace.select(model)
     batch = shaped(model.config.vocab_size, *shape)
-    evaluator = Evaluator(space, NOISE, "loss", batch)
+    evaluator = Evaluator(space, NOISE, "loss", batch).decide(model)
     seconds = turns(
         {
             "ours": lambda: evaluator(model, range(count)),

@@ -5,6 +5,7 @@ import torch
 
 import oracles
 from frenet.geometry import blocks, linalg
+from frenet.geometry.alignment import cosine
 from frenet.geometry.blocks import reject
 from frenet.geometry.linalg import (
     gram,
@@ -18,6 +19,7 @@ from frenet.geometry.linalg import (
     top_k_svd,
 )
 from frenet.geometry.rng import generator
+from frenet.geometry.subspace import Basis
 
 HALF = [torch.float16, torch.bfloat16]
 NAN, INF = float("nan"), float("inf")
@@ -476,3 +478,57 @@ def test_steps_of_equal_size_in_every_coordinate_are_orthonormalised() -> None:
     Q = orthonormalise(3e-4 * signs).double()
     assert Q.shape == (100_000, 4)
     assert (Q.T @ Q - torch.eye(4)).abs().max() <= 1e-5
+
+
+LONG = 20_000_003
+
+
+def test_long_vectors_lose_no_digits():
+    """Constant vectors: float32 norms are off by 1e-2 at this d, inner products by 1e-3."""
+    x, y = torch.full((LONG,), 0.25), torch.full((LONG,), 3.0)
+    x[-1] = -7.0
+    assert linalg.dot(x, y) == pytest.approx(0.75 * (LONG - 1) - 21, rel=1e-14)
+    assert linalg.norm(x) == pytest.approx(math.sqrt((LONG - 1) / 16 + 49), rel=1e-14)
+    assert linalg.root_mean_square(y) == pytest.approx(3.0, rel=1e-14)
+    assert cosine(x, y) == pytest.approx(
+        (0.75 * (LONG - 1) - 21) / (3 * math.sqrt(LONG * ((LONG - 1) / 16 + 49))), rel=1e-13
+    )
+
+
+def test_falling_entries_have_the_norm_of_the_harmonic_series():
+    """sum 1 / i = ln d + gamma + 1 / 2d; the largest entries come first, where rounding starts."""
+    x = torch.arange(1, LONG + 1, dtype=torch.float64).rsqrt().float()
+    harmonic = math.log(LONG) + 0.5772156649015329 + 0.5 / LONG
+    assert linalg.norm(x) == pytest.approx(math.sqrt(harmonic), rel=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_norms_of_any_shape_and_dtype_are_those_of_float64(dtype, tiny_blocks):
+    G = torch.randn(3, 5, 7, generator=generator(0, "norms")).to(dtype)
+    for x in (G, G.transpose(0, 2), G[:, 1:2], G[0, 0, 0], G[:, :0]):
+        wanted = x.double().square().sum()
+        assert linalg.norm(x) == pytest.approx(float(wanted.sqrt()), rel=1e-12)
+        assert linalg.dot(x, 2 * x) == pytest.approx(float(2 * wanted), rel=1e-2)
+    rows = G.flatten(1)
+    torch.testing.assert_close(linalg.norms(rows), rows.double().norm(dim=1))
+    assert linalg.root_mean_square(G[:, :0]) == 0.0
+
+
+def test_vectors_that_do_not_meet_are_refused_and_what_is_not_finite_shows():
+    with pytest.raises(ValueError, match="vectors of 3 and of 4 coordinates"):
+        linalg.dot(torch.ones(3), torch.ones(4))
+    assert math.isnan(linalg.norm(torch.tensor([1.0, float("nan")])))
+    assert linalg.norm(torch.tensor([1.0, float("inf")])) == math.inf
+
+
+def test_coordinates_in_a_basis_of_long_vectors_lose_no_digits():
+    d = 5_000_000
+    U = torch.zeros(d, 2)
+    U[: d // 2, 0] = U[d // 2 :, 1] = (d // 2) ** -0.5
+    basis = Basis(U, None, None, "halves", rank=2)
+    x = torch.full((2, d), 0.3)
+    x[1, d // 2 :] = -0.1
+    half = math.sqrt(d // 2)
+    wanted = torch.tensor([[0.3 * half, 0.3 * half], [0.3 * half, -0.1 * half]])
+    torch.testing.assert_close(basis.coordinates(x), wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(basis.coordinates(x[0]), wanted[0], rtol=1e-6, atol=0)

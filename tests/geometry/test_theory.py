@@ -255,3 +255,15 @@ def test_on_other_data_the_winner_keeps_its_share_of_slope_and_curvature():
     local = Local(d, float(np.linalg.norm(g)), 0.0, float(h @ h), float(g @ (h * g)))
     expected = local.lasting_gain(sigma, n, transfer=0.6, bend=0.3)
     assert -other.mean() == pytest.approx(expected, abs=4 * other.std() / 4000**0.5)
+
+
+def test_without_a_slope_or_spread_there_is_an_answer():
+    """Nothing is divided by zero: the luck of a flat loss is nought, its change is a step."""
+    flat = Local(dim=4, gradient=0.0, trace=0.0)
+    assert transfer(0.0, 0.0) == 0.0
+    assert flat.gain(0.1, 64) == flat.lasting_gain(0.1, 64) == flat.step_gain(1.0) == 0.0
+    assert best_sigma(flat, 64) is None
+    assert flat.linear_range() == 0.0
+    change = Local(dim=4, gradient=0.0, trace=2.0).change(1.0)
+    assert change.cdf(np.array([0.9, 1.0, 1.1])).tolist() == [0.0, 1.0, 1.0]
+    assert change.best_of(8) == pytest.approx(1.0)

@@ -19,7 +19,7 @@ from frenet.network.memory import require_disk
 from frenet.network.tasks import IGNORE
 from frenet.report import write_report
 from frenet.runs import read_run
-from integrations.watching import model_of, probes, rows, train, trainer_of
+from integrations.watching import STEPS, model_of, probes, rows, train, trainer_of
 from measure.quadratic import RowsTask
 
 
@@ -42,6 +42,18 @@ def test_settings_out_of_range(watch, changed, message):
     given = {**watch, **changed}
     with pytest.raises(ValueError, match=message):
         FrenetCallback(given.pop("probes"), **given)
+
+
+def test_probes_without_any_gradient_are_a_note_and_do_not_end_the_training(tmp_path, watch):
+    """Only A trains, and B is zero: nothing depends on it."""
+    model = model_of("lora")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_A" in name)
+    trainer = train(model, tmp_path / "t", watch=watch)
+    assert trainer.state.global_step == STEPS
+    notes = [row["note"] for row in read_run(watch["out"]).rows if row["table"] == "notes"]
+    for probe in ("plus", "times"):
+        assert any(f"basis of probe {probe} was not looked at: all vectors" in n for n in notes)
 
 
 def test_two_probes_of_one_name(watch):

@@ -8,6 +8,7 @@ import torch
 import oracles
 from frenet.geometry.rng import generator
 from frenet.measure.drift import (
+    UndefinedDriftError,
     basis_drift,
     example_snapshot,
     half_life,
@@ -270,3 +271,18 @@ def test_gradients_that_only_shrink_do_not_drift():
     _, found, _ = train_and_compare(model, task, training, space=space, lags=[10], n=8, k=1)
     assert found[10].ratio == pytest.approx(1, abs=1e-2)
     assert found[10].fresh > 0.99
+
+
+def test_a_step_without_any_gradient_has_a_reason_instead_of_a_drift():
+    """A task that is learned to a loss of zero, or parameters that have no gradient."""
+    some = tuple(torch.eye(6).split(2))
+    none = (torch.zeros(2, 6), some[1], some[2])
+    for then, now, which in ((some, none, "now"), (none, some, "then")):
+        with pytest.raises(UndefinedDriftError, match=f"those {which} are zero"):
+            basis_drift(then, now, 2)
+
+
+def test_gradients_that_share_nothing_have_a_reason_instead_of_a_drift():
+    """Each set in coordinates of its own, as of embeddings of tokens that come once."""
+    with pytest.raises(UndefinedDriftError, match="take more vectors"):
+        basis_drift(tuple(torch.eye(6).split(2)), tuple(torch.eye(6).split(2)), 2)

@@ -189,3 +189,23 @@ def test_a_straight_path_is_held_by_its_first_step():
         "lift": pytest.approx(10.0),
         "rest": pytest.approx(1.0),
     }
+
+
+def test_shares_and_lift_of_long_steps_lose_no_digits():
+    """A flat step and one along an axis, both of norm 1; float32 norms make the share 0.498."""
+    d = 5_000_000
+    steps = torch.zeros(2, d)
+    steps[0] = d**-0.5
+    steps[1, 0] = 1.0
+    space = ParamSpace(("w",), ((d,),))
+    found = prefix_capture(Trajectory(torch.zeros(d), steps, torch.zeros(2), None, space), 1)
+    inner = 1 + d**-0.5
+    assert found["walk_share"] == pytest.approx(0.5, rel=1e-6)
+    assert found["captured"] == pytest.approx(inner / 2, rel=1e-6)
+    assert found["lift"] == pytest.approx(inner, rel=1e-6)
+
+
+@pytest.mark.parametrize(("loss_d", "chance"), [(1.0, 2.0), (0.5, 2.0), (3.0, 1.0)])
+def test_a_damage_that_lost_nothing_is_refused(loss_d, chance):
+    with pytest.raises(ValueError, match="the damage lost nothing that could be regained"):
+        regained(0.9, 1.0, loss_d, chance)

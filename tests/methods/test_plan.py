@@ -9,9 +9,13 @@ from frenet.geometry.basis import span_basis
 from frenet.geometry.rng import generator
 from frenet.geometry.theory import Local, expected_maximum
 from frenet.methods.plan import plan
+from frenet.methods.search import Selection
 from frenet.methods.survey import Survey, survey
+from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
+from frenet.network.synthetic import SyntheticTask
 from measure.quadratic import Point, Quadratic, quadratic
+from network.models import tiny_gpt2
 
 CURVATURES = torch.linspace(-0.5, 3, 12)
 
@@ -151,3 +155,33 @@ def test_no_more_is_promised_than_there_is_to_gain():
     assert found.sigma_star is None  # at m ||g|| / tr(H) the model would gain 0.17
     assert found.best is not None
     assert found.best.sigma == pytest.approx(0.01 / (2 * expected_maximum(64)))
+
+
+def test_a_zero_gradient_predicts_no_gain_and_says_why():
+    """lora_A of a fresh adapter: B is zero, so that nothing depends on A."""
+    model = attach_lora(tiny_gpt2(), rank=2, seed=0)
+    task = SyntheticTask("reverse")
+    found = survey(
+        model, task, ParamSpace.select(model, "lora_A"), probes=2,
+        selection=Selection(select_size=4, test_size=4),
+    )  # fmt: skip
+    assert (found.local.gradient, found.transfer, found.trusted(64)) == (0.0, 0.0, 0.0)
+    made = plan(found, budget=64)
+    assert made.best is None
+    assert all(row.held_out == row.selected == 0.0 for row in made.table)
+    assert "gradient on the selection batch is zero in all 96 coordinates" in made.advice
+
+
+def test_a_linear_loss_without_curvature_is_planned_as_far_as_there_is_loss():
+    found = Survey(Local(dim=4, gradient=2.0, trace=0.0), 1.0, 1.0, 0.0)
+    made = plan(found, budget=64)
+    assert made.linear_up_to == float("inf")
+    assert made.best.sigma == pytest.approx(1.0 / (expected_maximum(64) * 2.0))
+    assert made.best.held_out == pytest.approx(1.0)
+
+
+def test_no_loss_left_is_no_gain():
+    found = Survey(Local(dim=4, gradient=1e-9, trace=1.0, trace_square=1.0), 0.0, 1.0, 0.0)
+    made = plan(found, budget=64)
+    assert made.best is None
+    assert "loss on the selection batch is zero already" in made.advice

@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, MptConfig, MptForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from frenet.geometry.rng import generator
 from frenet.measure.activations import add
@@ -124,14 +125,50 @@ def seeing(module, look):
 
 
 def test_blocks_before_the_first_vector_run_once():
-    """The last token of 4 variants: one row through block 0, four through block 1."""
+    """The last token of 5 variants: one row through block 0, five through block 1."""
     model, rows = FAMILIES["llama"](), {}
+    kept = prefixes(model, PROMPTS[:1])
     for i, block in enumerate(model.model.layers):
         seeing(block, lambda x, i=i: rows.setdefault(i, []).append(len(x)))
-    steered_differences(model, PROMPTS[:1], {0: 0 * VECTORS, 1: VECTORS})
-    assert (rows[0], rows[1]) == ([1, 1], [1, 1])
-    steered_differences(model, PROMPTS[:1], {0: VECTORS})
-    assert rows[1][2:] == [1, len(VECTORS)]
+    steered_differences(model, PROMPTS[:1], {0: 0 * VECTORS, 1: VECTORS}, kept=kept)
+    assert (rows[0], rows[1]) == ([1], [1])
+    steered_differences(model, PROMPTS[:1], {0: VECTORS}, kept=kept)
+    assert rows[1][1:] == [len(VECTORS)]
+
+
+def test_whole_prompts_run_where_going_on_from_what_is_kept_is_not_right(monkeypatch):
+    model, update = tiny_llama(), DynamicLayer.update
+
+    def forgetful(layer, *args, **kwargs):
+        if layer.get_seq_length():
+            layer.keys = layer.keys / 2
+        return update(layer, *args, **kwargs)
+
+    wanted = steered_differences(model, PROMPTS, {1: VECTORS})
+    monkeypatch.setattr(DynamicLayer, "update", forgetful)
+    with pytest.warns(RuntimeWarning, match="kept is not right for this model: the logits differ"):
+        found = steered_differences(model, PROMPTS, {1: VECTORS})
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    with pytest.warns(RuntimeWarning, match="kept is not right for this model"):
+        kept = prefixes(model, PROMPTS)
+    found = steered_differences(model, PROMPTS, {1: VECTORS}, kept=kept)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_biases_of_heads_are_no_rows_also_where_they_are_as_many(heads):
+    """MPT gives its blocks a bias for each head, in the place where others have rows."""
+    config = MptConfig(
+        vocab_size=64, d_model=16, n_heads=heads, n_layers=3, max_seq_len=32, expansion_ratio=2
+    )
+    torch.manual_seed(0)
+    model = MptForCausalLM(config).eval()
+    vectors = VECTORS[:2]
+    found = steered_differences(model, PROMPTS, {0: vectors})
+    for i, prompt in enumerate(PROMPTS):
+        for j, v in enumerate(vectors):
+            wanted = by_hand(model, prompt, add(model, {Site(0, "last"): v}))
+            assert float(found[i, j]) == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -141,7 +178,8 @@ def test_what_comes_before_the_last_token_runs_once_and_can_be_kept(family, monk
     model, widths = FAMILIES[family](), []
     seeing(residual_blocks(model)[1][0], lambda x: widths.append(x.shape[1]))
     whole = steered_differences(model, PROMPTS[:2], {0: VECTORS})
-    assert widths == [2, 1, 1, 1, 5, 1, 1, 1]
+    # After one look at how rows run, on the first prompt.
+    assert widths == [2, 1, 1, 3, 1, 3, 2, 1, 1, 1, 5, 1, 1, 1]
     kept = prefixes(model, PROMPTS[:2])
     widths.clear()
     for _ in range(2):

@@ -61,6 +61,7 @@ def _names(config: Config, mode: str) -> tuple[str, ...]:
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables drift and half_life."""
+    from frenet.geometry.linalg import norm
     from frenet.measure.drift import train_and_compare, update_drift
     from frenet.measure.trajectory import Training
 
@@ -89,7 +90,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     }
     for kind, (dimension, found) in kinds.items():
         keys: Row = {"table": "drift", **dict(cell.keys), "kind": kind, "k": dimension}
-        moved = {float(lag): float(path.displacement(0, lag).norm()) for lag in (0, *found)}
+        moved = {float(lag): norm(path.displacement(0, lag)) for lag in (0, *found)}
         for lag, drift in found.items():
             measured: Row = {**drift._asdict(), "displacement": moved[lag]}
             measured["chance"] = dimension / network.space.dim / drift.fresh

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from frenet.experiments.steered import Steered
-    from frenet.methods.steering_effect import Prompted
+    from frenet.methods.steering_effect import Prefixes, Prompted
 
 SHOWN = ("contrast", "gradient")
 CONTROLS = ("random", "matched", "shuffled")
@@ -69,7 +69,7 @@ class Effects:
     """
 
     prompts: "list[Prompted]"
-    kept: list[Any]
+    kept: "Prefixes"
     before: "np.ndarray"
     after: "dict[str, np.ndarray]"
     labels: "np.ndarray"
@@ -187,7 +187,7 @@ class Way(NamedTuple):
     change: Callable[[float], Callable[[], Any]]
 
 
-def ways(dosed: Dosed, prompts: "Sequence[Prompted]", kept: Sequence[Any]) -> list[Way]:
+def ways(dosed: Dosed, prompts: "Sequence[Prompted]", kept: "Prefixes") -> list[Way]:
     """Both vectors, and the weight step in units of its own mean shift at the block."""
     from frenet.measure.activations import add
     from frenet.methods.steering_effect import answer_differences, steered_differences
@@ -224,7 +224,8 @@ def equal_rows(
     from frenet.methods.steering_effect import neutral_cost
 
     chosen = effects.mixed(most)
-    prompts, kept = ([part[i] for i in chosen] for part in (effects.prompts, effects.kept))
+    prompts = [effects.prompts[i] for i in chosen]
+    kept = effects.kept._replace(caches=[effects.kept.caches[i] for i in chosen])
     before = float(effects.before[chosen].mean())
     contrast, gradient, random, weights = ways(dosed, prompts, kept)
     target = contrast.value(dose) - before

@@ -128,6 +128,8 @@ def pair_rows(spot: Range) -> Iterator[Row]:
 def share_rows(spot: Range) -> Iterator[Row]:
     """The table inside: how much of tau lies in bases of k directions."""
     from frenet.geometry.basis import Basis, svd_basis
+    from frenet.geometry.linalg import norms
+    from frenet.geometry.nulls import random_walk_share
     from frenet.measure.gradients import gradient_matrix
 
     network, k = spot.network, spot.config.k
@@ -143,13 +145,13 @@ def share_rows(spot: Range) -> Iterator[Row]:
             "own prefix": path.prefix(k),
             "prefix of the replicate": again.prefix(k),
         }
-        walk = path.steps[:k].double().square().sum() / path.steps.double().square().sum()
+        walk = random_walk_share(norms(path.steps), k)
         for origin, basis in bases.items():
             yield {
                 "table": "inside", **spot.keys, "task": name, "basis": origin, "k": basis.k,
                 "captured": float(basis.captured_fraction(spot.vector(name))),
                 "random": basis.k / network.space.dim,
-                "walk": float(walk) if origin == "own prefix" else None,
+                "walk": walk if origin == "own prefix" else None,
             }  # fmt: skip
 
 

@@ -130,7 +130,8 @@ def _recover(case: Case, *, seed: int) -> "Recovery":
 
 def _recovery_rows(case: Case, own: "Recovery", other: "Recovery", replicate: int) -> Iterator[Row]:
     """How one recovery went, and its loss against the step."""
-    from torch.nn.functional import cosine_similarity
+    from frenet.geometry.alignment import cosine
+    from frenet.geometry.linalg import norm, norms
 
     mine, its = own.trajectory.displacement(), other.trajectory.displacement()
     status = "not recovered" if own.stop is None else "shallow" if own.stop <= 2 else "recovered"
@@ -143,9 +144,9 @@ def _recovery_rows(case: Case, own: "Recovery", other: "Recovery", replicate: in
         "longest": case.config.steps,
         "loss_end": own.losses[-1][1],
         "threshold": own.threshold,
-        "displacement": float(mine.norm()),
-        "path_length": float(own.trajectory.steps.norm(dim=1).sum()),
-        "replicate_cosine": float(cosine_similarity(mine, its, dim=0)),
+        "displacement": norm(mine),
+        "path_length": float(norms(own.trajectory.steps).sum()),
+        "replicate_cosine": cosine(mine, its),
         "cosine_chance": case.network.space.dim**-0.5,
     }
     # The same steps in every run, so that runs can be averaged; denser where the loss falls most.

@@ -135,6 +135,8 @@ def weight_directions(spot: Spot, path: "Trajectory") -> Iterator[Direction]:
         spot: where; the network stands at theta_d.
         path: training from there, with other minibatches than lifetimes are measured along.
     """
+    from frenet.geometry.linalg import norm
+
     makers: dict[str, Callable[[], torch.Tensor | None]] = {
         "gradient": lambda: -mean_gradient(spot, scaled=False),
         "Adam step": lambda: -mean_gradient(spot, scaled=True),
@@ -150,7 +152,7 @@ def weight_directions(spot: Spot, path: "Trajectory") -> Iterator[Direction]:
         delta = make()
         if delta is None or not delta.any():
             continue
-        own = None if name in (*FRESH, "random") else float(delta.double().norm())
+        own = None if name in (*FRESH, "random") else norm(delta)
         yield Direction(name, delta, spot.network.space, own)
 
 

@@ -23,13 +23,14 @@ NO_SHARE = 10
 
 def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
     """Rows of the tables radius and line for a direction in weights."""
+    from frenet.geometry.linalg import norm
     from frenet.measure.line import loss_line
     from frenet.methods.search import distinct
     from frenet.network.tasks import repeatable
 
     model, space = spot.network.model, direction.space
     batch = distinct(next(repeatable(spot.task, "test", spot.config.eval_size, spot.seed)))
-    weights = float(space.read(model).double().norm())
+    weights = norm(space.read(model))
     with loss_line(model, spot.task, batch, direction.delta, space=space) as line:
         start = weights / 1000
         if line.curvature:
@@ -99,7 +100,7 @@ def _sides(
             "limit": limit,
             "length": length,
             "times": found.radius / length if length else None,
-            "relative": found.radius / about.norm,
+            "relative": found.radius / about.norm if about.norm else None,
             "slope": found.slope,
             "eps": spot.config.eps,
         }
@@ -136,7 +137,7 @@ def share_looks(
             seed=other,
         )  # fmt: skip
         found |= {
-            name: share / shares[f"fresh {name}"] if name in FRESH else share
+            name: share / (shares[f"fresh {name}"] or 1.0) if name in FRESH else share
             for name, share in shares.items()
             if not name.startswith("fresh ")
         }
@@ -175,6 +176,7 @@ def lifetime_rows(
         dims: by direction, the d of its space, or the h of its stream.
         reach: by direction, its radius over the norm of what it moves, where it has one.
     """
+    from frenet.geometry.linalg import norm
     from frenet.measure.lifetime import lifetime
 
     for name, at in values.items():
@@ -186,7 +188,7 @@ def lifetime_rows(
                 "table": "share", **keys, "lag": lag, "value": value, "start": at[0],
                 "ratio": value / at[0] if at[0] > 0 and not none else None, "half": 0.5,
                 "chance": None if name in FRESH else chance,
-                "displacement": float(path.displacement(0, lag).norm()),
+                "displacement": norm(path.displacement(0, lag)),
             }  # fmt: skip
         found: Lifetime = lifetime(at, path)
         yield {

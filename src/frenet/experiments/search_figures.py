@@ -18,10 +18,14 @@ SCALES = {"sigma*": "the predicted gain at sigma*", "trusted": "the loss"}
 
 
 def scaled(rows: Rows) -> list[Row]:
-    """Rows of best with gains in units of the best one that is predicted for their place."""
+    """Rows of best with gains in units of the best one that is predicted for their place.
+
+    Without those of a loss of zero, which has nothing to gain.
+    """
     return [
         {**row, **{name: float(str(row[name])) / float(str(row["scale"])) for name in GAINS}}
         for row in rows
+        if row["scale"]
     ]
 
 
@@ -108,7 +112,9 @@ def slope_chart(rows: Rows) -> object:
     table: list[Row] = []
     for column, label in (("gain", FOUND), ("predicted", "predicted")):
         shares = [
-            {**row, "share": float(str(row[column])) / float(str(row["linear"]))} for row in at
+            {**row, "share": float(str(row[column])) / float(str(row["linear"]))}
+            for row in at
+            if row["linear"]
         ]
         table += [
             row | {"series": label}

@@ -243,6 +243,8 @@ def _rank_notes(rows: Rows) -> Iterator[str]:
             part = select(table, **where)
             if len(part) >= 4:
                 pair = [[float(str(row[name])) for row in part] for name in (column, "value")]
+                if any(len(set(values)) == 1 for values in pair):
+                    continue  # nothing is ranked
                 found.append({"seed": where["seed"], "rho": float(stats.spearmanr(*pair)[0])})
                 sizes.append(len(part))
         if (rho := fraction(found, "rho", least=-1.0)) is not None:

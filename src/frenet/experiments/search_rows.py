@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.network_rows import note
 from frenet.experiments.networks import NetworkConfig
 from frenet.experiments.search_findings import LINEAR
 
@@ -135,6 +136,10 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
     unit = star.sigma if star else found.trusted(config.candidates)
     keys: Row = {**dict(spot.cell.keys), "search": search, "dim": found.local.dim}
     yield _place_row(keys, found, config.candidates)
+    if unit == 0:
+        text = "the gradient is zero, or the loss: no sigma follows, and nothing was searched"
+        yield note(spot.cell, f"{spot.cell['place']}: {text}")
+        return
     for i, factor in enumerate(config.factors):
         noise = Noise(factor * unit, seed=spot.seed(search, i + 1))
         at: Row = {
@@ -201,6 +206,8 @@ def _quantile_rows(at: Row, found: "Survey", changes: "np.ndarray") -> Iterator[
     import numpy as np
 
     change = found.local.change(float(str(at["sigma"])))
+    if change.std == 0:
+        return
     predicted = change.quantile(np.array(QUANTILES))
     pairs = zip(QUANTILES, np.quantile(changes, QUANTILES), predicted, strict=True)
     for p, observed, expected in pairs:
@@ -267,6 +274,7 @@ def _winner_row(
 def _step_gain(spot: Spot, where: "Where", radius: float) -> float:
     """Gain on held-out data of one gradient step of this length, the yardstick of a search."""
     from frenet.geometry.basis import Basis
+    from frenet.geometry.linalg import norm
     from frenet.measure.gradients import gradient
     from frenet.measure.recovery import evaluate_at
     from frenet.methods.candidates import space_of
@@ -278,6 +286,8 @@ def _step_gain(spot: Spot, where: "Where", radius: float) -> float:
     slope = gradient(model, task, select, space=space)
     if isinstance(where, Basis):
         slope = where.project(slope)
-    step = -radius * slope / slope.norm()
+    if not slope.any():
+        return 0.0
+    step = slope * (-radius / norm(slope))
     before = evaluate_at(model, test, space=space, delta=0 * step).loss
     return before - evaluate_at(model, test, space=space, delta=step).loss

@@ -103,6 +103,12 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
         "random": torch.randn(config.draws, len(shift), generator=draw, dtype=torch.float64),
         "matched": matched_vectors(found.rows, config.draws, draw),
     }
+    for name in ("contrast", "gradient"):
+        if not vectors[name].any():
+            raise ValueError(
+                f"the {name} vector of {cell['behaviour']} is zero after block {block}, so it has "
+                "no direction to steer along; use prompts whose two sides differ before the block"
+            )
     return Dosed(
         cell=cell,
         subject=subject,

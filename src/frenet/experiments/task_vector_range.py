@@ -45,6 +45,7 @@ def _trained(config: Config, cell: Cell, network: Network) -> Range:
     import torch
 
     from frenet.geometry import rng
+    from frenet.geometry.linalg import norm
     from frenet.measure.trajectory import Training, train_and_record
 
     model, space, seed = network.model, network.space, int(cell["seed"])
@@ -60,7 +61,7 @@ def _trained(config: Config, cell: Cell, network: Network) -> Range:
                 found.append(train_and_record(model, network.tasks[name], training, space=space))
         paths[name] = (found[0], found[1])
         z = torch.randn(space.dim, generator=rng.generator(seed, "task-vector-range", name))
-        random[name] = z * (found[0].displacement().norm() / z.norm())
+        random[name] = z * (norm(found[0].displacement()) / norm(z))
     return Range(config, cell, network, paths, random)
 
 

@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
+from frenet.geometry.linalg import dot, norm
+
 
 class Contrasted(NamedTuple):
     """Streams of the two sides of a contrast.
@@ -38,12 +40,13 @@ class Contrasted(NamedTuple):
 
 
 def cosine(a: Float[Tensor, " h"], b: Float[Tensor, " h"]) -> float:
-    """a.b / (||a|| ||b||) in float64; 0 where one of them is zero.
+    """a.b / (||a|| ||b||) in float64, of vectors of any length; 0 where one of them is zero.
 
     >>> round(cosine(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])) ** 2, 12)
     0.5
     """
-    return float(cosines(a[None], b)[0])
+    norms = norm(a) * norm(b)
+    return dot(a, b) / norms if norms > 0 else 0.0
 
 
 def cosines(rows: Float[Tensor, "m h"], direction: Float[Tensor, " h"]) -> Float[Tensor, " m"]:

@@ -36,7 +36,12 @@ class Change:
         return self._quantile(p, 1 - p)
 
     def cdf(self, change: Array) -> Array:
-        """Share of the displacements whose change is at most ``change``."""
+        """Share of the displacements whose change is at most ``change``.
+
+        Without spread it is a step at the mean.
+        """
+        if self.std == 0:
+            return np.where(np.asarray(change) >= self.mean, 1.0, 0.0)
         x = (change - self.mean) / self.std
         if abs(self.skew) < NORMAL:
             return special.ndtr(x)

@@ -1,9 +1,10 @@
-"""Bases, angles and spectra of a few long vectors, through small float64 Gram matrices.
+"""Lengths, angles, bases and spectra of a few long vectors, summed in float64.
 
 Vectors are rows of an ``(n, d)`` matrix with n small and d large; a basis is its transpose,
 ``(d, k)`` with orthonormal columns.
 """
 
+import math
 import warnings
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from frenet.geometry.blocks import (
+    block_size,
     blocks,
     combine,
     deviation,
@@ -25,11 +27,15 @@ from frenet.geometry.blocks import (
 
 __all__ = [
     "SVD",
+    "dot",
     "gram",
     "gram_of",
+    "norm",
+    "norms",
     "orthonormalise",
     "participation_ratio",
     "principal_angles",
+    "root_mean_square",
     "spectrum",
     "stable_rank",
     "subspace_overlap",
@@ -48,6 +54,69 @@ class SVD(NamedTuple):
     U: Float[Tensor, "d k"]
     S: Float[Tensor, " k"]
     rank: int
+
+
+def dot(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> float:
+    """Inner product of all entries, sum_i x_i y_i, summed in float64.
+
+    A float32 sum of 1e8 products is wrong by percents: torch adds them up in a few running totals,
+    which lose the digits of what is added to them. Here blocks are converted one at a time, on the
+    device of x, so that no float64 copy of a vector is made.
+
+    Args:
+        x: any shape, dtype and device; not differentiated.
+        y: as many entries.
+
+    Raises:
+        ValueError: the vectors differ in length.
+
+    >>> dot(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0]))
+    11.0
+    """
+    if x.numel() != y.numel():
+        raise ValueError(f"vectors of {x.numel()} and of {y.numel()} coordinates do not meet")
+    first, second = x.detach().reshape(-1), y.detach().reshape(-1)
+    # A quarter of a block of many rows was fastest: 0.23 s for 1e8 entries, 0.11 s in float32.
+    width = max(1, min(len(first), block_size() // 4))
+    device = work_device(first)
+    left = torch.empty(width, dtype=torch.float64, device=device)
+    right = left if x is y else torch.empty_like(left)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for start in range(0, len(first), width):
+        span = slice(start, start + width)
+        a, b = (buffer[: len(first[span])] for buffer in (left, right))
+        a.copy_(first[span])
+        if x is not y:
+            b.copy_(second[span])
+        total += a.dot(b)
+    return float(total)
+
+
+def norm(x: Float[Tensor, "..."]) -> float:
+    """||x||, the 2-norm of all entries, summed in float64 as ``dot`` is.
+
+    >>> norm(torch.tensor([3.0, 4.0]))
+    5.0
+    """
+    return math.sqrt(dot(x, x))
+
+
+def norms(G: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """``norm`` of every row, float64, on the CPU.
+
+    >>> norms(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+    tensor([5., 2.], dtype=torch.float64)
+    """
+    return torch.tensor([norm(row) for row in G], dtype=torch.float64)
+
+
+def root_mean_square(x: Float[Tensor, "..."]) -> float:
+    """||x|| / sqrt(d), summed in float64 as ``dot`` is; 0 without entries.
+
+    >>> root_mean_square(torch.tensor([1.0, 7.0]))
+    5.0
+    """
+    return norm(x) / math.sqrt(max(1, x.numel()))
 
 
 def spectrum(K: Float[Tensor, "n n"]) -> tuple[Float[Tensor, " r"], Float[Tensor, "n r"]]:

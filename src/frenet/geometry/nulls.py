@@ -8,7 +8,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
-from frenet.geometry.blocks import double
+from frenet.geometry.linalg import norm
 
 
 class Interval(NamedTuple):
@@ -47,8 +47,7 @@ def gaussian_like(
 
     def draw(part: Tensor) -> Tensor:
         z = torch.randn(part.shape, generator=generator, device=generator.device).to(part.device)
-        wanted, got = (double(x).norm() for x in (part, z))
-        return z * float(wanted / got)
+        return z * (norm(part) / (norm(z) or 1.0))
 
     return _by_tensor(G, sizes, draw)
 

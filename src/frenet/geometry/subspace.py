@@ -13,7 +13,7 @@ from torch import Tensor
 
 from frenet._notebook import Fact, Shown
 from frenet.geometry.blocks import deviation, first_non_finite, gram
-from frenet.geometry.linalg import ORTHONORMAL, principal_angles, subspace_overlap
+from frenet.geometry.linalg import ORTHONORMAL, norms, principal_angles, subspace_overlap
 
 
 @runtime_checkable
@@ -107,9 +107,14 @@ class Basis(Shown):
         yield "coordinates", self.d, f"a random vector has k / d = {self.k / self.d:.3g} inside"
 
     def coordinates(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n k"]:
-        """Coordinates U^T x in the basis, float32; leading axes are kept."""
+        """Coordinates U^T x in the basis, summed in float64, float32; leading axes are kept.
+
+        Raises:
+            FloatingPointError: a coordinate of x is not finite.
+        """
         self._require_length(x, self.d, "coordinates, the basis is in R^")
-        return x.to(self.U) @ self.U
+        rows = x.to(self.U.device).reshape(-1, self.d)
+        return gram(rows, self.U.T).to(self.U).reshape(*x.shape[:-1], self.k)
 
     def expand(self, c: Float[Tensor, "*n k"]) -> Float[Tensor, "*n d"]:
         """The vector U c with these coordinates, float32; differentiable in c."""
@@ -130,7 +135,7 @@ class Basis(Shown):
         """
         self._require_length(x, self.d, "coordinates, the basis is in R^")
         rows = x.to(self.U.device).reshape(-1, self.d)
-        energies = torch.tensor([float(gram(row[None])) for row in rows], dtype=torch.float64)
+        energies = norms(rows).square()
         if (energies == 0).any():
             index = int((energies == 0).nonzero()[0])
             raise ValueError(f"vector {index} of {len(rows)} is zero, so no share of it is defined")

@@ -231,12 +231,15 @@ def transfer(inner: float, selected: float) -> float:
 
     Args:
         inner: <g_test, g_select>.
-        selected: ||g_select||, above 0.
+        selected: ||g_select||.
+
+    Returns:
+        The share; 0 for a zero gradient, of which there is nothing to see.
 
     >>> transfer(2.0, 2.0)
     0.5
     """
-    return inner / selected**2
+    return inner / selected**2 if selected > 0 else 0.0
 
 
 def candidates_for(

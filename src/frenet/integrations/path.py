@@ -8,6 +8,7 @@ from torch import Tensor
 
 from frenet.experiments.experiment import Row
 from frenet.geometry.basis import Basis, prefix_basis
+from frenet.geometry.linalg import dot, norm
 from frenet.network.space import ParamSpace
 
 # Two sums in float64, the point in float32, and two vectors in passing.
@@ -38,7 +39,7 @@ class PathSums:
         Returns:
             False, and nothing is taken, where the step is not finite.
         """
-        square = float(step.double().square().sum())
+        square = dot(step, step)
         if not math.isfinite(square):
             return False
         self.steps += 1
@@ -57,7 +58,7 @@ class PathSums:
     @property
     def displacement(self) -> float:
         """Distance from the start, 2-norm."""
-        return float(self.total.norm())
+        return norm(self.total)
 
     def rows(self) -> list[Row]:
         """Rows of the tables path and prefix; none at the start, no prefix up to step k."""

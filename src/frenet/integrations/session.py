@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.watched import STALE, TRAINING, WatchConfig
+from frenet.geometry.linalg import norm
 from frenet.integrations.checks import space_digest
 from frenet.integrations.folder import END, WatchFolder
 from frenet.integrations.path import PathSums
 from frenet.integrations.probes import Probe, look
 from frenet.integrations.recording import Recording, last_recorded
-from frenet.measure.drift import half_life
+from frenet.measure.drift import UndefinedDriftError, half_life
 from frenet.measure.trajectory_files import FOLDER
 from frenet.network.adapters import structural_zeros
 from frenet.network.space import ParamSpace
@@ -111,7 +112,7 @@ class Session:
             for step, zeros in zip(moves.steps, moves.zeros.tolist(), strict=True):
                 self.path.add(step, zeros=zeros)
         expected = recording.start().double() + self.path.total
-        off = float((expected - self._point.cpu()).norm())
+        off = norm(expected - self._point.cpu())
         if off > MISMATCH * self.path.displacement:
             raise RunFolderError(
                 f"the parameters that are resumed at step {done} are {off:.3g} from those recorded "
@@ -186,7 +187,12 @@ class Session:
 
     def _look_at(self, probe: Probe, step: int, start: Path) -> list[Row]:
         name, k = probe.task.name, min(self.config.k, self.config.n)
-        found, loss = look(self.model, probe, space=self.space, k=k, start=start)
+        try:
+            found, loss = look(self.model, probe, space=self.space, k=k, start=start)
+        except UndefinedDriftError as error:
+            note = f"the basis of probe {name} was not looked at: {error}"
+            logger.warning("frenet: %s", note)
+            return [{"table": "notes", "step": step, "note": note}]
         drift: Row = {**found, "step": step, "displacement": self.path.displacement}
         fresh_until = _half_life(self._drift[name])
         self._drift[name].append(drift)

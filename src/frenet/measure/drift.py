@@ -18,6 +18,10 @@ from frenet.network.tasks import Batch, Task
 Vectors = tuple[Float[Tensor, "a d"], Float[Tensor, "b d"], Float[Tensor, "c d"]]
 
 
+class UndefinedDriftError(ValueError):
+    """There is no energy that two bases could be compared by; says where."""
+
+
 class Drift(NamedTuple):
     """A basis of step s looked at from step t.
 
@@ -105,7 +109,7 @@ def example_snapshot(model: nn.Module, task: Task, batch: Batch, *, space: Param
 
 def _thirds(rows: Float[Tensor, "n d"]) -> Vectors:
     """The rows at unit norm (in place), in three sets."""
-    rows /= rows.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    rows /= linalg.norms(rows)[:, None].clamp(min=1e-30).to(rows)
     fit, again, held_out = rows.split(len(rows) // 3)
     return fit, again, held_out
 
@@ -120,20 +124,35 @@ def basis_drift(then: Vectors, now: Vectors, k: int, *, paired: bool = False) ->
         paired: both are of the same examples. The ratio is then exactly 1 where nothing has
             changed, and the overlap is taken between sets of different examples, as its ceilings
             are: gradients of the same ones overlap more than any two samples do.
+
+    Raises:
+        UndefinedDriftError: all vectors of a set are zero, or those held out have no part in the
+            basis of their own step.
     """
     sets = [*then, *now]
     K = linalg.gram_of(sets)
+    for which, part in zip(("then", "now"), (then, now), strict=True):
+        if not all(bool(rows.any()) for rows in part):
+            raise UndefinedDriftError(
+                f"all vectors of one set of those {which} are zero, so they span no basis: nothing "
+                "is left to learn, or the selected parameters have no gradient"
+            )
     parts = torch.arange(len(K)).split([len(part) for part in sets])
     old, old_again, old_test, new, new_again, test = parts
 
     def energy_of(held_out: Tensor, basis: Tensor) -> float:
         return float(energy.captured_energy(K, basis, held_out, [k])[0])
 
-    fresh = energy_of(test, new)
+    fresh, own = energy_of(test, new), energy_of(old_test, old)
     ceilings = energy.overlap(K, old, old_again, k), energy.overlap(K, new, new_again, k)
+    if not min(fresh, own, *ceilings) > 0:
+        raise UndefinedDriftError(
+            "vectors that were held out have no part in a basis of the same step, so two steps "
+            "cannot be compared; take more vectors, or parameters that all examples share"
+        )
     return Drift(
         ratio=energy_of(test, old) / fresh,
-        control=energy_of(old_test, old_again) / energy_of(old_test, old),
+        control=energy_of(old_test, old_again) / own,
         fresh=fresh,
         overlap=energy.overlap(K, old, new_again if paired else new, k)
         / (ceilings[0] * ceilings[1]) ** 0.5,
@@ -159,7 +178,7 @@ def update_drift(steps: Float[Tensor, "T d"], *, window: int, k: int) -> dict[in
     """
     if k < 1 or window < 3 * k:
         raise ValueError(f"window={window} is short for k={k}; a third of it must hold k steps")
-    unit = steps / steps.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    unit = steps / linalg.norms(steps)[:, None].clamp(min=1e-30).to(steps)
     windows = [block for block in unit.split(window) if len(block) == window]
     thirds = [(block[0::3], block[1::3], block[2::3]) for block in windows]
     return {i * window: basis_drift(thirds[0], thirds[i], k) for i in range(1, len(thirds))}

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.geometry.basis import Basis
+from frenet.geometry.linalg import norm, norms
 from frenet.geometry.subspace import require_same_space
 from frenet.measure.drift import half_life
 from frenet.measure.gradients import gradient_matrix
@@ -59,11 +60,9 @@ def gradient_shares(
     rows: Float[Tensor, "n d"] = gradient_matrix(
         model, task, space=space, n=n, batch_size=batch_size, split=split, seed=seed
     )
-    whole = rows.square().sum(1).clamp(min=1e-30)
-    return {
-        name: float((basis.to(rows.device).coordinates(rows).square().sum(1) / whole).mean())
-        for name, basis in bases.items()
-    }
+    whole = norms(rows).square().clamp(min=1e-30)
+    inside = {name: basis.to(rows.device).coordinates(rows) for name, basis in bases.items()}
+    return {name: float((norms(part).square() / whole).mean()) for name, part in inside.items()}
 
 
 def watch_training(
@@ -156,7 +155,7 @@ def lifetime(values: Mapping[int, float], path: Trajectory) -> Lifetime:
     Lifetime(steps=3.0, distance=3.0, longest=4, farthest=4.0)
     """
     start = values[0]
-    moved = {lag: float(path.displacement(0, lag).norm()) for lag in values}
+    moved = {lag: norm(path.displacement(0, lag)) for lag in values}
     ratios = {lag: value / start if start > 0 else 0.0 for lag, value in values.items()}
     longest = max(values)
     return Lifetime(half_life(ratios), half_life(ratios, moved=moved), longest, moved[longest])

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp
 
+from frenet.geometry.linalg import dot, norm
 from frenet.measure.curvature import hessian_product
 from frenet.network.context import measuring, transformable
 from frenet.network.space import ParamSpace
@@ -74,11 +75,11 @@ def loss_line(
             take the place of small steps.
         FloatingPointError: a slope is not finite.
     """
-    norm = float(direction.double().norm())
-    if norm == 0:
+    length = norm(direction)
+    if length == 0:
         raise ValueError("the direction is zero; there is no line along it")
     space.require_float32(model, "a line through the weights")
-    unit = (direction / norm).to(next(model.parameters()).device)
+    unit = (direction / length).to(next(model.parameters()).device)
     slopes, counts = _slopes(model, batch, unit, space)
     if not torch.isfinite(slopes).all():
         raise FloatingPointError("the slope of the loss along the direction is not finite")
@@ -91,7 +92,7 @@ def loss_line(
             return example_losses(model, batch)[0].double().cpu()
 
     with space.restored(model):
-        yield Line(at, slopes, counts, float(Hu.double() @ unit.double()))
+        yield Line(at, slopes, counts, dot(Hu, unit))
 
 
 def _slopes(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils.hooks import RemovableHandle
 
+from frenet.geometry.linalg import norm, norms
 from frenet.network.context import measuring, transformable
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Functional, Task, columns_to_keep, with_additive_mask
@@ -78,12 +79,12 @@ def linear_rows(
             part = parameter.new_zeros(len(slopes), parameter.numel())
         parts.append(part.flatten(1))
     rows = torch.cat(parts, dim=1).float()
-    errors = [(rows.sum(0) - _filled(parameters, totals)).norm()]
+    errors = [norm(rows.sum(0) - _filled(parameters, totals))]
     if weighted is not None:
         # Of a layer that puts positions first the rows would be those of positions, of equal sum.
-        errors.append((_weights(rows) @ rows - weighted).norm() / len(rows))
+        errors.append(norm(_weights(rows) @ rows - weighted) / len(rows))
     rounding = 64 * torch.finfo(parameters[0].dtype).eps
-    return rows if max(errors) <= rounding * rows.norm(dim=1).sum() else None
+    return rows if max(errors) <= rounding * float(norms(rows).sum()) else None
 
 
 def vmapped_rows(

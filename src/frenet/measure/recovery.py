@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet.geometry.linalg import norms
 from frenet.geometry.nulls import random_walk_share
 from frenet.measure.damage import fixed_loss
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
@@ -83,10 +84,19 @@ def regained(loss: float, loss_0: float, loss_d: float, chance: float) -> float:
 
     Otherwise any displacement would "recover" a loss above chance.
 
+    Raises:
+        ValueError: the damaged loss, or chance, is not above the loss before.
+
     >>> regained(1.0, 0.0, 5.0, 2.0)
     0.5
     """
     top = min(loss_d, chance)
+    if not top > loss_0:
+        raise ValueError(
+            f"the damage lost nothing that could be regained: the loss is {loss_d:.4g} after it, "
+            f"{chance:.4g} by chance and {loss_0:.4g} before it; take a larger depth, or a task "
+            "that the network has learned"
+        )
     return (top - loss) / (top - loss_0)
 
 
@@ -107,7 +117,7 @@ def prefix_capture(trajectory: Trajectory, k: int) -> dict[str, float | None]:
     lift where the first k steps are zero, and for the rest where nothing moved after them.
     """
     basis = trajectory.prefix(k)
-    share = float(random_walk_share(trajectory.steps.norm(dim=1), k))
+    share = float(random_walk_share(norms(trajectory.steps), k))
     captured = float(basis.captured_fraction(trajectory.displacement()))
     rest = trajectory.displacement(k)
     return {

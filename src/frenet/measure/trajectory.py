@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from frenet._notebook import Fact, Shown
 from frenet.geometry.basis import Basis, prefix_basis
+from frenet.geometry.linalg import norm
 from frenet.network.context import measuring
 from frenet.network.memory import require_memory
 from frenet.network.space import ParamSpace
@@ -75,9 +76,9 @@ class Trajectory(Shown):
 
     def _facts(self) -> Iterator[Fact]:
         if len(self):
-            walk = float(self.steps.norm(dim=1).double().norm())
+            walk = norm(self.steps)
             beside = f"{walk:.4g} by a random walk of these step lengths"
-            yield "distance", float(self.displacement().norm()), beside
+            yield "distance", norm(self.displacement()), beside
             first = f"{float(self.losses[0]):.4g} before the first"
             yield (
                 "training loss before the last step (nats per token)",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from frenet.geometry.linalg import dot
 from frenet.methods.task_vectors import TaskVector
 from frenet.network.tensor_files import TensorFiles, write_tensors
 
@@ -74,8 +75,9 @@ def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Mer
         real = sum_.float() - own.float()
         asked += int(tau.count_nonzero())
         moved += int(real.count_nonzero())
-        whole += squared_norm(tau)
-        lost += squared_norm(real.sub_(tau))
+        whole += dot(tau, tau)
+        real.sub_(tau)
+        lost += dot(real, real)
         return sum_
 
     shapes = {stored: files.shapes[name] for stored, name in named.items()}
@@ -86,9 +88,3 @@ def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Mer
             shutil.copy2(path, out / path.name)
     write_tensors(out / "model.safetensors", shapes, read, {"format": "pt"}, dtypes=dtypes)
     return Merged(out, (lost / whole) ** 0.5, 1 - moved / asked)
-
-
-def squared_norm(tensor: Tensor) -> float:
-    """||x||^2, to about 1e-5 of it: as fast as it can be read."""
-    flat = tensor.reshape(-1)
-    return float(flat @ flat)

@@ -95,6 +95,14 @@ def _setting(found: Survey, sigma: float, n: int) -> Setting:
 
 
 def _advice(found: Survey, chosen: Setting | None, best: Best | None) -> str:
+    if found.local.gradient == 0:
+        return (
+            "no gain is to be expected: the gradient on the selection batch is zero in all "
+            f"{found.local.dim:,} coordinates; search in others, for a LoRA that has not been "
+            "trained in its B factors"
+        )
+    if found.loss == 0:
+        return "no gain is to be expected: the loss on the selection batch is zero already"
     if chosen is None:
         return (
             f"no gain on held-out data is to be expected: {found.transfer:.2f} of what selection "

@@ -142,7 +142,8 @@ def random_search(
         FloatingPointError: a score that is not finite; names the candidate.
 
     Warns:
-        RuntimeWarning: the dtype of the weights rounds more than 5% of them back.
+        RuntimeWarning: the dtype of the weights rounds more than 5% of them back, or candidates
+            are evaluated one by one because they are not right in one forward pass.
     """
     if num_candidates < 1:
         raise ValueError(f"num_candidates={num_candidates}; pass at least 1")
@@ -152,8 +153,9 @@ def random_search(
     select = distinct(next(repeatable(task, "select", chosen.select_size, chosen.seed)))
     test = distinct(next(repeatable(task, "test", chosen.test_size, chosen.seed)))
     require_disjoint(select, test)
-    evaluator = Evaluator(where, noise, chosen.score, select)
     unmoved = _unmoved(model, where, noise)
+    # Here and once, for all that an engine sends it to.
+    evaluator = Evaluator(where, noise, chosen.score, select).decide(model)
     before = float(row_scores(model, chosen.score, select, whole=True).means())
     indices = range(num_candidates)
     chunks = [indices[i : i + CHUNK] for i in indices[::CHUNK]]

@@ -1,20 +1,22 @@
 """What a steering vector does: to the answers of prompts, and to everything else."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet.geometry.rng import generator
 from frenet.measure.activations import add, last_activations
 from frenet.measure.passes import TOKENS, cache_name, length_groups, run_blocks
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.contrast import Item
-from frenet.network.grouped import copied
+from frenet.network.grouped import Agreement, Layout, LayoutError, copied, named, watched
 from frenet.network.head import few_logits
 from frenet.network.sites import Site
 from frenet.network.tasks import Batch, collate, forward_arguments
@@ -69,14 +71,79 @@ def _answered(model: nn.Module, prompts: Sequence[Prompted]) -> Iterator[list[tu
         yield [(column[p.answers[0]], column[p.answers[1]]) for p in prompts]
 
 
-def prefixes(model: nn.Module, prompts: Sequence[Prompted]) -> list[Any]:
+class Prefixes(NamedTuple):
+    """What a model keeps of prompts, and how the rest of them runs as one batch of variants.
+
+    Attributes:
+        caches: keys and values of all but the last token of every prompt; None for a prompt of one
+            token.
+        layout: of the blocks; None: whole prompts run.
+    """
+
+    caches: list[Any]
+    layout: Layout | None
+
+
+def prefixes(model: nn.Module, prompts: Sequence[Prompted], *, path: str | None = None) -> Prefixes:
     """What a model's cache holds after all but the last token of every prompt.
 
-    None for a prompt of one token, and where the model keeps no cache or has a hook.
+    Whole prompts run where the model keeps no cache or has a hook, and where two variants of the
+    first prompt come out differently from the cache.
+
+    Warns:
+        RuntimeWarning: the latter.
     """
-    bare = _is_bare(model)
     with measuring(model), torch.no_grad(), _answered(model, prompts):
-        return [_prefix(model, prompt.context) if bare else None for prompt in prompts]
+        layout = _layout(model, prompts, path)
+        if layout is None:
+            return Prefixes([None] * len(prompts), None)
+        return Prefixes([_prefix(model, prompt.context) for prompt in prompts], layout)
+
+
+def _layout(model: nn.Module, prompts: Sequence[Prompted], path: str | None) -> Layout | None:
+    """How blocks see the rows of a last token, once two variants agree with whole passes."""
+    context = next((p.context for p in prompts if len(p.context) > 1), None)
+    if context is None or cache_name(model) is None or not _is_bare(model):
+        return None
+    blocks = named(model, residual_blocks(model, path)[1])
+    prefix, shapes = _prefix(model, context), []
+    for rows in (1, 2):
+        cache = copy.deepcopy(prefix)
+        for layer in cache.layers:
+            layer.batch_repeat_interleave(rows)
+        with watched(blocks) as seen:
+            run_blocks(model, _last(context, rows), cache=cache)
+        shapes.append(seen)
+    stream = last_activations(model, [context], [0], path=path)[0, 0]
+    draws = torch.randn(2, len(stream), generator=generator(0, "check"))
+    # As long as the stream itself, so that the logits change by more than rounding.
+    trial = {0: draws * (stream.norm() / draws.norm(dim=1, keepdim=True))}
+    try:
+        layout = Layout.of(1, *shapes)
+        fast = _from_cache(model, context, copy.deepcopy(prefix), trial, path, layout)
+    except Exception as error:  # whatever else a model does with a cache
+        problem = f"it fails with {type(error).__name__}: {error}"
+    else:
+        dtype = next(model.parameters()).dtype
+        found = Agreement.of(fast.float(), _whole(model, context, trial, path).float(), dtype)
+        if found:
+            return layout
+        problem = f"the logits differ by {found.error:.2g}, {found.rounding:.2g} is rounding"
+    warnings.warn(
+        f"every variant of a prompt runs as a whole, because going on from keys and values that "
+        f"are kept is not right for this model: {problem}",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return None
+
+
+def _last(context: list[int], rows: int = 1) -> Batch:
+    """The last token of a prompt, at its position."""
+    return {
+        "input_ids": torch.tensor([context[-1:]] * rows),
+        "position_ids": torch.full((rows, 1), len(context) - 1),
+    }
 
 
 def _is_bare(model: nn.Module) -> bool:
@@ -97,7 +164,7 @@ def steered_differences(
     variants: Variants,
     *,
     path: str | None = None,
-    kept: Sequence[Any] | None = None,
+    kept: Prefixes | None = None,
 ) -> Float[Tensor, "n m"]:
     """``answer_differences`` with each of m vectors added at the last token of each prompt.
 
@@ -112,25 +179,42 @@ def steered_differences(
         variants: by block, (m, h); all blocks have the same m.
         path: dotted name of the list of blocks, where it is not found by itself.
         kept: the ``prefixes`` of the prompts, where they have been made already.
+
+    Warns:
+        RuntimeWarning: as ``prefixes``.
     """
     count = len(next(iter(variants.values())))
     found = torch.empty(len(prompts), count)
-    if not _is_bare(model):
-        kept = [None] * len(prompts)
+    bare = _is_bare(model)
     with measuring(model), torch.no_grad(), _answered(model, prompts) as columns:
+        layout = kept.layout if kept is not None else _layout(model, prompts, path)
         for i, (prompt, (first, second)) in enumerate(zip(prompts, columns, strict=True)):
-            prefix = kept[i] if kept is not None else _prefix(model, prompt.context)
+            prefix = None
+            if bare and layout is not None:
+                prefix = kept.caches[i] if kept is not None else _prefix(model, prompt.context)
             for start in range(0, count, TOGETHER):
                 part = {block: v[start : start + TOGETHER] for block, v in variants.items()}
-                if prefix is None:
-                    logits = _whole(model, prompt.context, part, path)
-                else:
-                    # The last token is added to the cache.
-                    cache = copy.deepcopy(prefix)
-                    logits = _from_cache(model, prompt.context, cache, part, path)
+                logits = _last_logits(model, prompt.context, prefix, part, path, layout)
                 logits = logits.float().cpu()
                 found[i, start : start + TOGETHER] = logits[:, first] - logits[:, second]
     return found
+
+
+def _last_logits(
+    model: nn.Module,
+    context: list[int],
+    prefix: Any,
+    variants: Variants,
+    path: str | None,
+    layout: Layout | None,
+) -> Float[Tensor, "m v"]:
+    """From what is kept of a prompt, or by whole passes."""
+    if prefix is not None and layout is not None:
+        # The last token is added to the cache. A window that the prompt fills, say, has blocks
+        # called in another way than the layout knows.
+        with suppress(LayoutError):
+            return _from_cache(model, context, copy.deepcopy(prefix), variants, path, layout)
+    return _whole(model, context, variants, path)
 
 
 def _whole(
@@ -144,7 +228,12 @@ def _whole(
 
 
 def _from_cache(
-    model: nn.Module, context: list[int], cache: Any, variants: Variants, path: str | None
+    model: nn.Module,
+    context: list[int],
+    cache: Any,
+    variants: Variants,
+    path: str | None,
+    layout: Layout,
 ) -> Float[Tensor, "m v"]:
     """The same by the last token alone, and one row of it in the blocks before the first vector."""
     copies = len(next(iter(variants.values())))
@@ -153,13 +242,10 @@ def _from_cache(
     first = min((b for b, v in variants.items() if bool(v.any())), default=len(blocks))
     for layer in cache.layers[first + 1 :]:
         layer.batch_repeat_interleave(copies)
-    last = {
-        "input_ids": torch.tensor([context[-1:]]),
-        "position_ids": torch.full((1, 1), len(context) - 1),
-    }
     added = {Site(block, "all"): v for block, v in variants.items() if block >= first}
-    with add(model, added, path=path), copied(list(blocks[first + 1 :]), copies, 1):
-        logits = run_blocks(model, last, cache=cache).logits[:, -1]
+    later = named(model, blocks[first + 1 :])
+    with add(model, added, path=path), copied(later, copies, layout):
+        logits = run_blocks(model, _last(context), cache=cache).logits[:, -1]
     return logits.expand(copies, -1)
 
 

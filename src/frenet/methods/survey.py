@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from frenet._notebook import Fact, Shown
 from frenet.geometry import rng, theory
+from frenet.geometry.linalg import dot, norm
 from frenet.geometry.subspace import Basis
 from frenet.geometry.theory import Best, Local
 from frenet.measure.curvature import Matvec, Trace, at_once, hessian_product, hutchinson
@@ -99,8 +100,10 @@ class Survey(Shown):
         """Sigma to which n candidates may go where there is no best one.
 
         Curvature spreads less than a fifth of what the slope does, and a linear loss would not
-        gain more than there is.
+        gain more than there is. 0 for a zero gradient, or where there is no loss left to gain.
         """
+        if self.local.gradient == 0:
+            return 0.0
         bound = self.loss / (theory.expected_maximum(max(n, 2)) * self.local.gradient)
         return min(self.local.linear_range(), bound)
 
@@ -138,18 +141,21 @@ def survey(
     )
     local = Local(
         dim=dim,
-        gradient=float(here.slope.double().norm()),
+        gradient=norm(here.slope),
         trace=found.trace,
         trace_square=found.trace_of_square,
-        along=float(here.slope.double() @ here.product(here.slope).double()),
+        along=dot(here.slope, here.product(here.slope)),
         trace_cube=found.trace_of_cube or 0.0,
     )
-    elsewhere = Local(dim, float(other.slope.double().norm()), trace_elsewhere)
-    share = theory.transfer(float(here.slope.double() @ other.slope.double()), local.gradient)
+    elsewhere = Local(dim, norm(other.slope), trace_elsewhere)
+    share = theory.transfer(dot(here.slope, other.slope), local.gradient)
     loss = here.loss()
     made = Survey(local, loss, share, found.trace_error, bend, elsewhere)
     star = made.best(PROBED)
-    noise = Noise(star.sigma if star else made.trusted(PROBED), seed=seed, antithetic=True)
+    sigma = star.sigma if star else made.trusted(PROBED)
+    if sigma == 0:  # no distance at which anything is to be expected
+        return made
+    noise = Noise(sigma, seed=seed, antithetic=True)
     with Candidates(model, where, noise) as candidates:
         pairs = max(2, probes // 2)
         quartics = [_quartic(candidates, seen, pairs=pairs) for seen in (here, other)]
@@ -216,8 +222,8 @@ def _quartic(candidates: Candidates, seen: _Seen, *, pairs: int) -> float:
             [_inside(candidates.where, candidates.delta(2 * j)) for j in group.tolist()]
         )
         candidates.put(None)
-        curved = (deltas.double() * seen.product(deltas).to(deltas).double()).sum(1) / 2
-        for j, bent in zip(group.tolist(), curved.tolist(), strict=True):
+        curved = [dot(*pair) / 2 for pair in zip(deltas, seen.product(deltas), strict=True)]
+        for j, bent in zip(group.tolist(), curved, strict=True):
             for index in (2 * j, 2 * j + 1):
                 candidates.put(index)
                 beyond.append(seen.loss() - before - bent)
@@ -241,9 +247,9 @@ def _curvature(
         found = hutchinson(recorded, dim, probes=probes, generator=probing, cubes=True)
         probed = probed[::2]  # every second product is of a product, for the cubes
     pairs = [(z, image, other(z).to(image)) for z, image in probed]
-    shared = sum(float((image * beyond).sum()) for _, image, beyond in pairs)
-    bend = shared / (sum(float(image.square().sum()) for _, image in probed) or 1.0)
-    trace = sum(float((z.to(beyond) * beyond).sum()) for z, _, beyond in pairs)
+    shared = sum(dot(image, beyond) for _, image, beyond in pairs)
+    bend = shared / (sum(dot(image, image) for _, image in probed) or 1.0)
+    trace = sum(dot(beyond, z) for z, _, beyond in pairs)
     return found, trace if dim <= 2 * probes else trace / probes, bend
 
 

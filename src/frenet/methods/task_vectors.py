@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet._notebook import Fact, Shown
+from frenet.geometry.linalg import dot
 from frenet.network.adapter_delta import (
     live_products,
     products_shapes,
@@ -78,8 +79,8 @@ class TaskVector(Shown):
         total = 0.0
         for name in self.shapes:
             if name in other.shapes:
-                own = self.read(name).reshape(-1).double()
-                total += float(own @ (own if same else other.read(name).reshape(-1).double()))
+                own = self.read(name)
+                total += dot(own, own if same else other.read(name))
         return total
 
     def cosine(self, other: "TaskVector") -> float:
