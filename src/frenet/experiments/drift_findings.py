@@ -1,9 +1,19 @@
 """What the rows of `basis_drift` say: claim C3, columns and figures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from frenet.experiments.brackets import bracket, life, life_cells, life_columns
 from frenet.experiments.charts import Axis, Rule, dots, lines
-from frenet.experiments.experiment import Claim, Column, Figure, Finding, Rows, Verdict
+from frenet.experiments.experiment import (
+    Claim,
+    Column,
+    Figure,
+    Finding,
+    Row,
+    Rows,
+    Scalar,
+    Verdict,
+)
 from frenet.experiments.intervals import (
     estimate,
     high,
@@ -52,20 +62,41 @@ def _notes(rows: Rows, at_lag: Rows) -> tuple[str, ...]:
     keys = ("space", "mode", "optimizer")
     for row in over_seeds(at_lag, by=keys, value="ratio"):
         where = {key: row[key] for key in keys}
-        lives = [
-            life["steps"] for life in select(rows, table="half_life", kind="gradients", **where)
-        ]
-        reached = sorted(float(str(life)) for life in lives if life is not None)
-        half = "half-life longer than the run"
-        if reached:
-            few = f" in {len(reached)} of {len(lives)} runs" if len(reached) < len(lives) else ""
-            ends = sorted({f"{life:.0f}" for life in (reached[0], reached[-1])}, key=float)
-            half = f"half-life {' to '.join(ends)} steps{few}"
+        half = half_lives(select(rows, table="half_life", kind="gradients", **where))
         control = estimate(select(at_lag, **where), "control")
         beside = f" (control {control.value:.2f})" if control else ""
         named = f"{row['mode']}, {row['optimizer']}" + (f", {row['space']}" if several else "")
-        notes.append(f"{named}: ratio {row['value']:.2f}{beside}; {half}.")
+        notes.append(f"{named}: ratio {row['value']:.2f}{beside}{half and '; '}{half}.")
     return (*notes, *_left_out(rows))
+
+
+def half_lives(rows: Rows) -> str:
+    """What several runs say of one half-life: a bracket around those that saw its end."""
+    from frenet.measure.bracket import hull
+
+    lives = [life for row in rows if (life := bracket(row)) is not None]
+    if not lives:
+        return ""
+    ended = [life for life in lives if life.found]
+    if not ended:
+        return f"half-life {min(lives)} steps"
+    few = f" in {len(ended)} of {len(lives)} runs" if len(ended) < len(lives) else ""
+    return f"half-life {hull(ended)} steps{few}"
+
+
+def reread(rows: Rows) -> list[Row]:
+    """Rows with the half-life as a bracket, also where a number between two looks was stored."""
+    keys = [column.name for column in _KEYS]
+    looks: dict[tuple[Scalar, ...], list[Mapping[str, Scalar]]] = {}
+    for row in select(rows, table="drift"):
+        looks.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    found: list[Row] = []
+    for row in rows:
+        if row["table"] == "half_life" and "steps_low" not in row:
+            own = looks.get(tuple(row.get(key) for key in keys), [])
+            row = {**row, **life_cells(life(own, lag="lag"))}
+        found.append(dict(row))
+    return found
 
 
 def _left_out(rows: Rows) -> Iterator[str]:
@@ -167,16 +198,7 @@ TABLES = {
     ),
     "half_life": (
         *_KEYS,
-        Column(
-            "steps",
-            "steps",
-            "lag at which the ratio is 0.5; empty: longer; of updates, their window: at most that",
-            "measure",
-            "longest",
-        ),
-        Column("longest", "steps", "longest lag that was looked at", "reference"),
-        Column("distance", "2-norm", "the same in distance travelled", "measure", "farthest"),
-        Column("farthest", "2-norm", "greatest distance that was looked at", "reference"),
+        *life_columns("lag at which the ratio is 0.5"),
     ),
 }
 

@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from frenet.experiments.experiment import Row
+from frenet.experiments.brackets import bracket, life, life_cells
+from frenet.experiments.experiment import Row, Rows, Scalar
 from frenet.experiments.network_rows import note
 from frenet.experiments.networks import held_out
 from frenet.experiments.scale_directions import FRESH, Direction, Spot, Steering, mean_gradient
 
 if TYPE_CHECKING:
     from frenet.geometry.basis import Basis
-    from frenet.measure.lifetime import Lifetime
     from frenet.measure.line import Line
     from frenet.measure.trajectory import Trajectory
 
@@ -181,6 +181,7 @@ def lifetime_rows(
         keys: Row = {**dict(spot.cell.keys), "direction": name}
         chance = dims[name] ** (-0.5 if name == "steering" else -1)
         none = name not in FRESH and at[0] < chance * (2 if name == "steering" else NO_SHARE)
+        none = none or not at[0] > 0
         for lag, value in at.items():
             yield {
                 "table": "share", **keys, "lag": lag, "value": value, "start": at[0],
@@ -188,12 +189,10 @@ def lifetime_rows(
                 "chance": None if name in FRESH else chance,
                 "displacement": float(path.displacement(0, lag).norm()),
             }  # fmt: skip
-        found: Lifetime = lifetime(at, path)
         yield {
             "table": "lifetime", **keys, "against": _against(name), "has_share": not none,
-            "steps": None if none else found.steps, "longest": found.longest,
-            "distance": None if none else found.distance, "farthest": found.farthest,
-            "relative": reach.get(name),
+            **life_cells(None if none else lifetime(at, path)), "longest": max(at),
+            "farthest": max(path.distances(max(at))), "relative": reach.get(name),
         }  # fmt: skip
 
 
@@ -243,6 +242,24 @@ def _long(life: Row) -> str:
         if life["direction"] == "steering":
             return "made from other prompts it is another one, so it has nothing to lose"
         return f"it holds less of the gradient than {NO_SHARE} times chance: nothing to lose"
-    if life["steps"] is None:
-        return f"still fresh after {life['longest']} steps of training"
-    return f"stale after {float(str(life['steps'])):.3g} steps of training"
+    return f"lifetime {bracket(life)} steps of training"
+
+
+def reread(rows: Rows) -> list[Row]:
+    """Rows with lifetimes as brackets, also where a number between two looks was stored."""
+    names = ("seed", "space", "task", "direction")
+    looks: dict[tuple[Scalar, ...], list[Mapping[str, Scalar]]] = {}
+    lives: dict[tuple[Scalar, ...], Row] = {}
+    found: list[Row] = []
+    for row in rows:
+        key = tuple(row.get(name) for name in names)
+        if row["table"] == "share":
+            looks.setdefault(key, []).append(row)
+        elif row["table"] == "lifetime" and "steps_low" not in row:
+            own = life(looks.get(key, []), lag="lag") if row["has_share"] else None
+            row = lives[key] = {**row, **life_cells(own)}
+        elif row["table"] == "answer" and key in lives:
+            far = str(row["sentence"]).rpartition("; ")[0]
+            row = {**row, "sentence": f"{far}; {_long(lives[key])}"}
+        found.append(dict(row))
+    return found

@@ -13,10 +13,11 @@ from transformers import Trainer, TrainerCallback
 
 from frenet.experiments.experiment import Row
 from frenet.experiments.watched import TRAINING, WatchConfig
-from frenet.integrations.checks import check_training, refuse_sharded, require_room, trained_space
+from frenet.integrations.checks import check_training, refuse_sharded, require_room
 from frenet.integrations.probes import make_probes
 from frenet.integrations.recording import read_trajectory
 from frenet.integrations.session import Plan, Session
+from frenet.integrations.trained import Trained, trained_space
 from frenet.network.space import Where
 from frenet.network.tasks import Task
 
@@ -129,14 +130,14 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             return
         retried = self._session is not None and bool(args.auto_find_batch_size)
         self._take_over(state)
-        space = trained_space(model, self._where)
+        space = trained_space(model, self._where, others.get("optimizer"))
         plan = Plan(state.max_steps, state.global_step)
         check_training(args, plan.steps, self._config)
         left = plan.steps - plan.done
         logger.info("frenet: %s", require_room(space, self._config, steps=left, out=self.out))
         name = str(getattr(getattr(model, "config", None), "_name_or_path", "")) or "the model"
         self._session = Session(
-            model, space, self._probes, replace(self._config, model=name),
+            Trained(model, space, self._where), self._probes, replace(self._config, model=name),
             out=self.out, plan=plan, start_over=retried,
         )  # fmt: skip
         if self._trainer is None and args.report_to:
@@ -164,7 +165,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         """Look, where it is time; a checkpoint that follows finds its steps on disk."""
         if self._session is None:
             return
-        if state.global_step % self._config.every == 0:
+        if state.global_step in self._session.planned:
             self._look(state, control)
         self._before_saving(control)
 

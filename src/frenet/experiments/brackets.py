@@ -1,0 +1,68 @@
+"""Brackets in rows: three columns for each, and the two columns of a half-life or lifetime."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from frenet.experiments.experiment import Column, Row, Rows, Scalar
+
+if TYPE_CHECKING:
+    from frenet.measure.bracket import Bracket
+    from frenet.measure.lifetime import Lifetime
+
+FACTOR = "interpolated where high / low <= 1.25, else empty"
+
+
+def life_columns(what: str) -> tuple[Column, ...]:
+    """The columns of a half-life or lifetime, in steps and in distance from the start.
+
+    Args:
+        what: the event whose steps are counted.
+    """
+    return (
+        Column("steps", "steps", f"{what}, {FACTOR}", "measure", "longest"),
+        Column("steps_low", "steps", "last look before it", "reference"),
+        Column("steps_high", "steps", "first look behind it; empty: later", "reference"),
+        Column("longest", "steps", "most steps that were looked at", "reference"),
+        Column("distance", "2-norm", "the same in distance from the start", "measure", "farthest"),
+        Column("distance_low", "2-norm", "least distance between those looks", "reference"),
+        Column("distance_high", "2-norm", "greatest one; empty: later", "reference"),
+        Column("farthest", "2-norm", "greatest distance that was looked at", "reference"),
+    )
+
+
+def life_cells(found: "Lifetime | None") -> Row:
+    """Both brackets as cells; empty where there is no lifetime."""
+    row: Row = {}
+    for name in ("steps", "distance"):
+        bracket = getattr(found, name, None)
+        ends = (None, None, None) if bracket is None else (bracket.value, *bracket[:2])
+        row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+    return row
+
+
+def bracket(row: Mapping[str, Scalar], name: str = "steps") -> "Bracket | None":
+    """The bracket that a row holds; None where it holds none."""
+    from frenet.measure.bracket import Bracket
+
+    low, high, value = (row.get(key) for key in (f"{name}_low", f"{name}_high", name))
+    if low is None:
+        return None
+    return Bracket(float(low), *(None if end is None else float(end) for end in (high, value)))
+
+
+def life(looks: Rows, *, lag: str, ratio: str = "ratio") -> "Lifetime | None":
+    """The lifetime that rows of single looks say: a lag, a ratio and a displacement each.
+
+    None where no look has a ratio.
+    """
+    from frenet.measure.drift import half_life
+    from frenet.measure.lifetime import Lifetime
+
+    known = {float(str(row[lag])): row for row in looks if row[ratio] is not None}
+    if not known:
+        return None
+    ratios = {at: float(str(row[ratio])) for at, row in known.items()}
+    moved = {0.0: 0.0, **{at: float(str(row["displacement"])) for at, row in known.items()}}
+    return Lifetime(
+        half_life(ratios), half_life(ratios, moved=moved), int(max(known)), max(moved.values())
+    )
