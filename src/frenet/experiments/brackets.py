@@ -1,6 +1,6 @@
 """Brackets in rows: three columns for each, and the two columns of a half-life or lifetime."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from frenet.experiments.experiment import Column, Row, Rows, Scalar
@@ -40,7 +40,7 @@ def life_cells(found: "Lifetime | None") -> Row:
     return row
 
 
-def bracket(row: Mapping[str, Scalar], name: str = "steps") -> "Bracket | None":
+def bracket_of(row: Mapping[str, Scalar], name: str = "steps") -> "Bracket | None":
     """The bracket that a row holds; None where it holds none."""
     from frenet.measure.bracket import Bracket
 
@@ -50,7 +50,7 @@ def bracket(row: Mapping[str, Scalar], name: str = "steps") -> "Bracket | None":
     return Bracket(float(low), *(None if end is None else float(end) for end in (high, value)))
 
 
-def life(looks: Rows, *, lag: str, ratio: str = "ratio") -> "Lifetime | None":
+def life_of(looks: Rows, *, lag: str, ratio: str = "ratio") -> "Lifetime | None":
     """The lifetime that rows of single looks say: a lag, a ratio and a displacement each.
 
     None where no look has a ratio.
@@ -66,3 +66,27 @@ def life(looks: Rows, *, lag: str, ratio: str = "ratio") -> "Lifetime | None":
     return Lifetime(
         half_life(ratios), half_life(ratios, moved=moved), int(max(known)), max(moved.values())
     )
+
+
+def reread(rows: Rows, *, looks: str, lives: str, keys: Sequence[str], lag: str) -> list[Row]:
+    """Rows of any version with brackets: earlier ones stored numbers between two looks.
+
+    Args:
+        rows: of a run.
+        looks: table of the single looks.
+        lives: table of the half-lives or lifetimes.
+        keys: columns that say which looks belong to which lifetime.
+        lag: column of the looks' lag.
+    """
+    found: dict[tuple[Scalar, ...], list[Mapping[str, Scalar]]] = {}
+    for row in rows:
+        if row["table"] == looks:
+            found.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+
+    def bracketed(row: Mapping[str, Scalar]) -> Row:
+        if row["table"] != lives or "steps_low" in row:
+            return dict(row)
+        own = found.get(tuple(row.get(key) for key in keys), [])
+        return {**row, **life_cells(life_of(own, lag=lag))}
+
+    return [bracketed(row) for row in rows]

@@ -1,8 +1,9 @@
 """What the rows of `basis_drift` say: claim C3, columns and figures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from frenet.experiments.brackets import bracket, life, life_cells, life_columns
+from frenet.experiments import brackets
+from frenet.experiments.brackets import bracket_of, life_columns
 from frenet.experiments.charts import Axis, Rule, dots, lines
 from frenet.experiments.experiment import (
     Claim,
@@ -11,7 +12,6 @@ from frenet.experiments.experiment import (
     Finding,
     Row,
     Rows,
-    Scalar,
     Verdict,
 )
 from frenet.experiments.intervals import (
@@ -74,29 +74,20 @@ def half_lives(rows: Rows) -> str:
     """What several runs say of one half-life: a bracket around those that saw its end."""
     from frenet.measure.bracket import hull
 
-    lives = [life for row in rows if (life := bracket(row)) is not None]
+    lives = [life for row in rows if (life := bracket_of(row)) is not None]
     if not lives:
         return ""
     ended = [life for life in lives if life.found]
     if not ended:
-        return f"half-life {min(lives)} steps"
+        return f"half-life {min(lives).told('step')}"
     few = f" in {len(ended)} of {len(lives)} runs" if len(ended) < len(lives) else ""
-    return f"half-life {hull(ended)} steps{few}"
+    return f"half-life {hull(ended).told('step')}{few}"
 
 
 def reread(rows: Rows) -> list[Row]:
-    """Rows with the half-life as a bracket, also where a number between two looks was stored."""
+    """Rows with half-lives as brackets, also those of earlier versions."""
     keys = [column.name for column in _KEYS]
-    looks: dict[tuple[Scalar, ...], list[Mapping[str, Scalar]]] = {}
-    for row in select(rows, table="drift"):
-        looks.setdefault(tuple(row.get(key) for key in keys), []).append(row)
-    found: list[Row] = []
-    for row in rows:
-        if row["table"] == "half_life" and "steps_low" not in row:
-            own = looks.get(tuple(row.get(key) for key in keys), [])
-            row = {**row, **life_cells(life(own, lag="lag"))}
-        found.append(dict(row))
-    return found
+    return brackets.reread(rows, looks="drift", lives="half_life", keys=keys, lag="lag")
 
 
 def _left_out(rows: Rows) -> Iterator[str]:

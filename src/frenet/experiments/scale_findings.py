@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from frenet.experiments.brackets import bracket, life_columns
+from frenet.experiments.brackets import bracket_of, life_columns
 from frenet.experiments.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar
 from frenet.experiments.intervals import over_seeds, select
@@ -94,7 +94,7 @@ def map_chart(rows: Rows) -> object:
     table = [
         {**row, **_life(found)}
         for row in rows
-        if row["has_share"] and row.get("relative") is not None and (found := bracket(row))
+        if row["has_share"] and row.get("relative") is not None and (found := bracket_of(row))
     ]
     return scatter(
         table,
@@ -201,8 +201,9 @@ FIGURES = (
         "How far and for how long",
         "Both at once: to the right, far; up, long. Points of all seeds and tasks. A lifetime ends "
         "somewhere on the line below its point, between the two looks that it joins; directions "
-        "that outlive the run have no line, at the last step that was looked at. Directions that hold no more "
-        "of the gradient than chance, as random ones do, have no lifetime and no point.",
+        "that outlive the run have no line, at the last step that was looked at. Directions that "
+        "hold no more of the gradient than chance, as random ones do, have no lifetime and no "
+        "point.",
         "lifetime",
         map_chart,
         front=True,

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from frenet.experiments.brackets import bracket, life, life_cells
-from frenet.experiments.experiment import Row, Rows, Scalar
+from frenet.experiments import brackets
+from frenet.experiments.brackets import bracket_of, life_cells
+from frenet.experiments.experiment import Row, Rows
 from frenet.experiments.network_rows import note
 from frenet.experiments.networks import held_out
 from frenet.experiments.scale_directions import FRESH, Direction, Spot, Steering, mean_gradient
@@ -242,24 +243,22 @@ def _long(life: Row) -> str:
         if life["direction"] == "steering":
             return "made from other prompts it is another one, so it has nothing to lose"
         return f"it holds less of the gradient than {NO_SHARE} times chance: nothing to lose"
-    return f"lifetime {bracket(life)} steps of training"
+    found = bracket_of(life)
+    return f"lifetime {found.told('step')} of training" if found else "lifetime not known"
 
 
 def reread(rows: Rows) -> list[Row]:
-    """Rows with lifetimes as brackets, also where a number between two looks was stored."""
-    names = ("seed", "space", "task", "direction")
-    looks: dict[tuple[Scalar, ...], list[Mapping[str, Scalar]]] = {}
-    lives: dict[tuple[Scalar, ...], Row] = {}
-    found: list[Row] = []
-    for row in rows:
-        key = tuple(row.get(name) for name in names)
-        if row["table"] == "share":
-            looks.setdefault(key, []).append(row)
-        elif row["table"] == "lifetime" and "steps_low" not in row:
-            own = life(looks.get(key, []), lag="lag") if row["has_share"] else None
-            row = lives[key] = {**row, **life_cells(own)}
-        elif row["table"] == "answer" and key in lives:
+    """Rows of any version with lifetimes as brackets, and with sentences that say so."""
+    keys = ("seed", "space", "task", "direction")
+    found = brackets.reread(rows, looks="share", lives="lifetime", keys=keys, lag="lag")
+    lives = {
+        tuple(new[key] for key in keys): new
+        for old, new in zip(rows, found, strict=True)
+        if new["table"] == "lifetime" and new != old
+    }
+    for row in found:
+        life = lives.get(tuple(row.get(key) for key in keys))
+        if life is not None and row["table"] == "answer":
             far = str(row["sentence"]).rpartition("; ")[0]
-            row = {**row, "sentence": f"{far}; {_long(lives[key])}"}
-        found.append(dict(row))
+            row["sentence"] = f"{far}; {_long(life)}"
     return found

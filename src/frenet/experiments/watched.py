@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from frenet.experiments.brackets import life, life_columns
+from frenet.experiments import brackets
+from frenet.experiments.brackets import life_columns, life_of
 from frenet.experiments.charts import Axis, Rule, lines
 from frenet.experiments.experiment import Cell, Column, Experiment, Figure, Row, Rows
 from frenet.experiments.intervals import select
@@ -77,6 +78,11 @@ def command(config: Mapping[str, Any]) -> str:
     )
 
 
+def reread(rows: Rows) -> list[Row]:
+    """Rows with half-lives as brackets, also those of earlier versions."""
+    return brackets.reread(rows, looks="drift", lives="half_life", keys=("probe",), lag="step")
+
+
 def drift_chart(rows: Rows) -> object:
     """Energy ratio against step, one panel a probe, with its control and what chance gives."""
     series = {"ratio": "energy ratio", "control": "control", "chance": "chance"}
@@ -101,8 +107,8 @@ def drift_chart(rows: Rows) -> object:
 
 def half_life_of(rows: Rows) -> str:
     """The half-life of one probe's basis in words, from its rows of the table drift."""
-    found = life(rows, lag="step")
-    return "no half-life" if found is None else f"half-life {found.steps} steps"
+    found = life_of(rows, lag="step")
+    return "no half-life" if found is None else f"half-life {found.steps.told('step')}"
 
 
 def prefix_chart(rows: Rows) -> object:
@@ -250,4 +256,5 @@ WATCHED = Experiment(
     figures=FIGURES,
     presets={},
     command=command,
+    reread=reread,
 )

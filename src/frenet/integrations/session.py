@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from frenet.experiments.brackets import life, life_cells
+from frenet.experiments.brackets import life_cells, life_of
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.watched import STALE, TRAINING, WatchConfig, looks
 from frenet.integrations.checks import space_digest
@@ -213,14 +213,14 @@ class Session:
         name, k = probe.task.name, min(self.config.k, self.config.n)
         found, loss = look(self.model, probe, space=self.space, k=k, start=start)
         drift: Row = {**found, "step": step, "displacement": self.path.displacement}
-        before = life(self._drift[name], lag="step")
+        before = life_of(self._drift[name], lag="step")
         self._drift[name].append(drift)
-        now = life(self._drift[name], lag="step")
+        now = life_of(self._drift[name], lag="step")
         rows = [drift, self._loss_row(name, step, loss)]
         if now is not None and now.steps.found and not (before and before.steps.found):
             note = (
                 f"the gradient basis that probe {name} had at the start has gone stale: its energy "
-                f"ratio fell below {STALE} after {now.steps} steps (control "
+                f"ratio fell below {STALE} after {now.steps.told('step')} (control "
                 f"{drift['control']:.2f}, chance {drift['chance']:.2g})"
             )
             logger.warning("frenet: %s", note)
@@ -269,8 +269,8 @@ class Session:
         notes.append(f"{self.space.dim:,} parameters are watched, in {' and '.join(kinds)}")
         if frozen := self.trained.frozen:
             notes.append(
-                f"{frozen} of {len(self.space.names)} watched tensors are frozen at the start; they "
-                "are recorded all the same, since the optimiser has them"
+                f"{frozen} of {len(self.space.names)} watched tensors are frozen at the start; "
+                "they are recorded all the same, since the optimiser has them"
             )
         dead = structural_zeros(self.model, self.space)
         if dead.zero and self.probes:
@@ -302,13 +302,13 @@ class Session:
 
 def _at_end(name: str, rows: Sequence[Row]) -> list[Row]:
     """The half-life of one probe's basis, as numbers and as a sentence."""
-    found = life(rows, lag="step")
+    found = life_of(rows, lag="step")
     if found is None:
         return []
     ends: Row = {"longest": found.longest, "farthest": found.farthest}
-    said = f"the gradient basis of the start is stale after {found.steps} steps"
+    said = f"the gradient basis of the start is stale after {found.steps.told('step')}"
     if not found.steps.found:
-        said = f"the gradient basis of the start stays good for {found.steps} steps"
+        said = f"the gradient basis of the start stays good for {found.steps.told('step')}"
     return [
         {"table": "half_life", "probe": name, **life_cells(found), **ends},
         {"table": "answer", "probe": name, "sentence": f"{name}: {said}"},

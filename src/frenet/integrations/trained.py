@@ -1,6 +1,8 @@
 """Whether what a recording holds is all that trains, and which of its gradients can be seen."""
 
+import itertools
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -84,8 +86,6 @@ class Trained:
     def __init__(self, model: nn.Module, space: ParamSpace, where: Where) -> None:
         self.model, self.space, self.where = model, space, where
         self.parameters = space.parameters(model)
-        self._known: list[nn.Parameter] = []
-        self._flags: list[bool] = []
         self._remember()
         self._sums = self._outside_sums()
 
@@ -101,9 +101,9 @@ class Trained:
             LeftOutError: a recorded parameter is gone or has another shape, or one that is not
                 recorded has begun to train.
         """
-        present = list(self.model.parameters())
-        same = len(present) == len(self._known) and all(map(_is, present, self._known))
-        if same and [parameter.requires_grad for parameter in present] == self._flags:
+        held = self._held()
+        same = len(held) == len(self._known) and all(map(operator.is_, held, self._known))
+        if same and [parameter.requires_grad for parameter in self._all] == self._flags:
             return []
         named = dict(self.model.named_parameters(remove_duplicate=False))
         replaced = []
@@ -119,12 +119,12 @@ class Trained:
                 replaced.append(name)
                 self.parameters[i] = own
         for name, parameter in self.model.named_parameters():
-            if name not in self.space.names and selects(self.where, name, parameter):
-                if not self._aliased(parameter):
-                    raise LeftOutError(
-                        f"{name} is not recorded: at the start it was not there, or neither "
-                        "trained nor in the optimiser, and now it trains"
-                    )
+            new = name not in self.space.names and not self._aliased(parameter)
+            if new and selects(self.where, name, parameter):
+                raise LeftOutError(
+                    f"{name} is not recorded: at the start it was not there, or neither trained "
+                    "nor in the optimiser, and now it trains"
+                )
         self._remember()
         return replaced
 
@@ -148,11 +148,21 @@ class Trained:
         return any(parameter is own for own in self.parameters)
 
     def _remember(self) -> None:
-        self._known = list(self.model.parameters())
-        self._flags = [parameter.requires_grad for parameter in self._known]
+        modules = list(self.model.modules())
+        self._dicts = [d for module in modules for d in (module._parameters, module._modules)]
+        self._known, self._all = self._held(), list(self.model.parameters())
+        self._flags = [parameter.requires_grad for parameter in self._all]
+
+    def _held(self) -> list[object]:
+        """All modules and parameters, as the known modules hold them.
+
+        Their own dicts, since walking through a model with an adapter on each of its layers takes
+        ten times as long, and this is done at every step.
+        """
+        return list(itertools.chain.from_iterable(held.values() for held in self._dicts))
 
     def _outside_sums(self) -> Mapping[str, int]:
-        """A number for every weight that is not recorded; none where a selection leaves some out."""
+        """A number for every weight that is not recorded; nothing under a selection."""
         if self.where is not None:
             return {}
         own = set(map(id, self.parameters))
@@ -253,10 +263,6 @@ class Gradients:
 def flat(tensors: Sequence[Tensor]) -> Float[Tensor, " d"]:
     """One float32 vector of all entries, in order."""
     return torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
 
 
 def _readable(parameter: Tensor) -> bool:

@@ -60,6 +60,15 @@ class Bracket(NamedTuple):
         ends = f"between {_figure(self.low)} and {_figure(self.high)}"
         return ends if self.value is None else f"about {_figure(self.value)} ({ends})"
 
+    def told(self, unit: str) -> str:
+        """In words, with a unit in the singular.
+
+        >>> print(Bracket(0.0, 1.0).told("step"), Bracket(1.0, 2.0).told("step"), sep=", ")
+        at most 1 step, between 1 and 2 steps
+        """
+        last = self.low if self.high is None else self.high
+        return f"{self} {unit}" if last == 1 else f"{self} {unit}s"
+
 
 def hull(brackets: Sequence[Bracket]) -> Bracket:
     """The narrowest bracket around several, each of which found its crossing.
