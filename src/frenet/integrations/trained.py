@@ -103,7 +103,9 @@ class Trained:
         """
         held = self._held()
         same = len(held) == len(self._known) and all(map(operator.is_, held, self._known))
-        if same and [parameter.requires_grad for parameter in self._all] == self._flags:
+        same = same and [parameter.requires_grad for parameter in self._all] == self._flags
+        # Resizing embeddings puts other data into the same parameter.
+        if same and [parameter.shape for parameter in self.parameters] == list(self.space.shapes):
             return []
         named = dict(self.model.named_parameters(remove_duplicate=False))
         replaced = []
