@@ -133,7 +133,13 @@ def life(name, values, *, dim=100):
         ("steering", {0: 0.8, 8: 0.0}, True, (None, 0, 8), "lifetime at most 8 steps"),
         ("adapter", {0: 0.09, 9: 0.0}, False, None, "less of the gradient than 10 times chance"),
         ("adapter", {0: 0.2, 8: 0.2}, True, (None, 8, None), "lifetime more than 8 steps"),
-        ("adapter", {0: 0.2, 4: 0.15, 5: 0.05}, True, (4.5, 4, 5), "lifetime about 4.5 (between 4"),
+        (
+            "adapter",
+            {0: 0.2, 4: 0.15, 5: 0.05},
+            True,
+            (4.5, 4, 5),
+            "lifetime about 4.5 steps (between 4",
+        ),
         ("gradient", {0: 0.0, 5: 0.0}, False, None, "nothing to lose"),
     ],
 )

@@ -50,24 +50,27 @@ class Bracket(NamedTuple):
 
         >>> print(Bracket(1.0, 2.0), Bracket(0.0, 60.0), Bracket(100.0, None), sep=", ")
         between 1 and 2, at most 60, more than 100
-        >>> print(Bracket(20.0, 24.0, 22.53))
-        about 22.5 (between 20 and 24)
         """
-        if self.high is None:
-            return f"more than {_figure(self.low)}"
-        if self.low <= 0:
-            return f"at most {_figure(self.high)}"
-        ends = f"between {_figure(self.low)} and {_figure(self.high)}"
-        return ends if self.value is None else f"about {_figure(self.value)} ({ends})"
+        return self.told()
 
-    def told(self, unit: str) -> str:
+    def told(self, unit: str = "") -> str:
         """In words, with a unit in the singular.
 
         >>> print(Bracket(0.0, 1.0).told("step"), Bracket(1.0, 2.0).told("step"), sep=", ")
         at most 1 step, between 1 and 2 steps
+        >>> print(Bracket(20.0, 24.0, 22.53).told("step"))
+        about 22.5 steps (between 20 and 24)
         """
         last = self.low if self.high is None else self.high
-        return f"{self} {unit}" if last == 1 else f"{self} {unit}s"
+        unit = unit and f" {unit}{'' if last == 1 else 's'}"
+        if self.high is None:
+            return f"more than {_figure(self.low)}{unit}"
+        if self.low <= 0:
+            return f"at most {_figure(self.high)}{unit}"
+        ends = f"between {_figure(self.low)} and {_figure(self.high)}"
+        return (
+            f"{ends}{unit}" if self.value is None else f"about {_figure(self.value)}{unit} ({ends})"
+        )
 
 
 def hull(brackets: Sequence[Bracket]) -> Bracket:
