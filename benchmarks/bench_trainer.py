@@ -4,9 +4,9 @@
 
 Both train the same LoRA adapter on the same rows, in turns; the first ratio is the median of the
 ratios of the turns. A short training has more looks a step than a long one, since it looks at its
-start and at its end. So the second ratio is that of a long training, from the time that the
-callback's own events took: 1 + (one step's + one look's / 100) / a step of training. The aims are
-upper limits.
+start, soon after it, and at its end. So the second ratio is that of a training of 1,000 steps, from
+the time that the callback's own events took and the looks that its defaults have in so many steps.
+The aims are upper limits.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments, default_data_collator
 
+from frenet.experiments.watched import looks
 from frenet.geometry import rng
 from frenet.integrations.trainer import FrenetCallback
 from timing import (
@@ -38,7 +39,9 @@ from timing import (
 from units import duration
 
 AIM = "at most 1.03"
-BATCH_SIZE, EVERY = 8, 100
+BATCH_SIZE, LONG = 8, 1000
+# The callback's default.
+EVERY = 200
 
 
 class Timed(FrenetCallback):
@@ -120,6 +123,7 @@ def summary(
     step = statistics.median(seconds["plain"]) / steps
     look = statistics.median(found for watcher in watchers for found in watcher.looks.values())
     each = statistics.median(watcher.recording for watcher in watchers) / steps
+    count = len(looks(EVERY, LONG))
     where = (
         f"batch {BATCH_SIZE} of {length} tokens, one probe of {probe.context} + {probe.target} "
         f"tokens, {run_of(len(seconds['plain']))}"
@@ -132,11 +136,12 @@ def summary(
         "detail": f"{len(watchers[-1].looks)} looks; {duration(step)} a step; {where}",
     }
     yield {
-        "name": f"the same in a long training, a look every {EVERY} steps",
+        "name": f"the same in {LONG:,} steps, {count} looks",
         "model": model_name(source),
-        "ratio": 1 + (each + look / EVERY) / step,
+        "ratio": 1 + (each + look * count / LONG) / step,
         "aim": AIM,
-        "detail": f"{duration(each)} a step and {duration(look)} a look; {where}",
+        "detail": f"{duration(each)} a step and {duration(look)} a look, as long as "
+        f"{look / step:.1f} steps; {where}",
     }
 
 

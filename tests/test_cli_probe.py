@@ -71,6 +71,7 @@ def test_one_line_for_each_direction(folder, capsys):
     assert adapter["along"]["times"] == pytest.approx(adapter["along"]["radius"] / norm, rel=1e-5)
     assert adapter["along"]["low"] <= adapter["along"]["radius"]
     assert adapter["lifetime"]["longest"] == 2
+    assert {"steps", "steps_low", "steps_high", "distance_low"} < set(adapter["lifetime"])
     assert (path / "out" / "report.html").exists()
     assert probe(path, *given) == 0  # the finished run is read again
     said = capsys.readouterr().out
@@ -125,19 +126,29 @@ def life(name, values, *, dim=100):
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "has_share", "steps", "words"),
+    ("name", "values", "has_share", "ends", "words"),
     [
         ("steering", {0: -0.1, 9: -0.1}, False, None, "made from other prompts it is another one"),
         ("steering", {0: 0.19, 9: 0.0}, False, None, "made from other prompts"),
-        ("steering", {0: 0.8, 8: 0.0}, True, 4.0, "stale after 4 steps"),
+        ("steering", {0: 0.8, 8: 0.0}, True, (None, 0, 8), "lifetime at most 8 steps"),
         ("adapter", {0: 0.09, 9: 0.0}, False, None, "less of the gradient than 10 times chance"),
-        ("adapter", {0: 0.2, 8: 0.2}, True, None, "still fresh after 8 steps"),
+        ("adapter", {0: 0.2, 8: 0.2}, True, (None, 8, None), "lifetime more than 8 steps"),
+        (
+            "adapter",
+            {0: 0.2, 4: 0.15, 5: 0.05},
+            True,
+            (4.5, 4, 5),
+            "lifetime about 4.5 steps (between 4",
+        ),
+        ("gradient", {0: 0.0, 5: 0.0}, False, None, "nothing to lose"),
     ],
 )
-def test_nothing_to_lose_is_not_called_fresh(unchecked, name, values, has_share, steps, words):
+def test_nothing_to_lose_is_not_called_fresh(unchecked, name, values, has_share, ends, words):
     """Of a direction without a radius there is a line too."""
     row, sentence = life(name, values)
-    assert (row["has_share"], row["steps"]) == (has_share, steps)
+    found = tuple(row[end] for end in ("steps", "steps_low", "steps_high"))
+    assert (row["has_share"], found) == (has_share, ends or (None, None, None))
+    assert row["longest"] == max(values)
     assert words in sentence
     assert "no radius, since its slope is too small" in sentence
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from frenet.experiments import basis_drift, brackets
 from frenet.experiments import scale_findings as scale
-from frenet.experiments.basis_drift import _half_life
 from frenet.experiments.drift_findings import decide as drift
 from frenet.experiments.intervals import estimate, high, low, over_seeds
 from frenet.experiments.rank_findings import decide as rank
@@ -113,14 +113,21 @@ def test_c3(ratios: list[float], control: float, verdict: str) -> None:
     assert drift(drifts(ratios, control)).verdict == verdict
 
 
+def half_life(space: str, low: float, high: float | None) -> dict[str, object]:
+    keys = {"table": "half_life", "kind": "gradients", "mode": "recovery", "space": space}
+    ends = {"steps": None, "steps_low": low, "steps_high": high}
+    return {**keys, "optimizer": "adam:1e-3", **ends}
+
+
 def test_c3_tells_spaces_with_the_same_optimiser_apart_and_damage_that_did_nothing() -> None:
     rows = drifts([0.2, 0.2, 0.2], 1.0) + drifts([0.4, 0.4, 0.4], 1.0, space="lora")
     why = "the loss went from 1.85 to 1.56"
     rows += [{"table": "notes", "seed": s, "note": f"labels left out: {why}"} for s in (0, 1)]
     rows += [{"table": "notes", "seed": 0, "note": "weights measured in torch.float32"}]
+    rows.append(half_life("lora", 100.0, None))
     assert drift(rows).notes == (
-        "recovery, adam:1e-3, full: ratio 0.20 (control 1.00); half-life longer than the run.",
-        "recovery, adam:1e-3, lora: ratio 0.40 (control 1.00); half-life longer than the run.",
+        "recovery, adam:1e-3, full: ratio 0.20 (control 1.00).",
+        "recovery, adam:1e-3, lora: ratio 0.40 (control 1.00); half-life more than 100 steps.",
         f"labels was left out 2 times: {why}.",
     )
 
@@ -304,27 +311,41 @@ def test_c4_shows_the_dimension_that_comes_closest_and_not_the_widest_interval()
     assert "with k = 2, 5 it reaches" in finding.why
 
 
-def test_a_half_life_that_one_run_reached_is_one_number() -> None:
-    life = {"table": "half_life", "kind": "gradients", "mode": "recovery", "space": "full"}
-    lives: list[dict[str, object]] = [
-        {**life, "optimizer": "adam:1e-3", "steps": s} for s in (82.3, None, None)
-    ]
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ([(50.0, 100.0), (100.0, None), (100.0, None)], "between 50 and 100 steps in 1 of 3 runs."),
+        ([(50.0, 100.0), (5.0, 10.0), (20.0, 50.0)], "between 5 and 100 steps."),
+        ([(0.0, 1.0), (0.0, 1.0), (0.0, 1.0)], "at most 1 step."),
+        ([(100.0, None), (200.0, None), (200.0, None)], "more than 100 steps."),
+    ],
+)
+def test_half_lives_of_several_runs_are_one_bracket_around_all(
+    ends: list[tuple[float, float | None]], words: str
+) -> None:
+    lives = [half_life("full", low, high) for low, high in ends]
     (note,) = drift(drifts([0.5, 0.6, 0.7], 1.0) + lives).notes
-    assert (
-        note == "recovery, adam:1e-3: ratio 0.60 (control 1.00); half-life 82 steps in 1 of 3 runs."
-    )
+    assert note == f"recovery, adam:1e-3: ratio 0.60 (control 1.00); half-life {words}"
 
 
-def test_updates_that_are_stale_after_one_window_have_its_length_as_a_bound() -> None:
-    """Half of the window, from a ratio of 1 that nobody saw, would say nothing about training."""
-    moved = {0.0: 0.0, 30.0: 0.5, 60.0: 0.4, 90.0: 0.8}
-    late = {0.0: 1.0, 30.0: 0.75, 60.0: 0.25, 90.0: 0.1}
-    soon = {0.0: 1.0, 30.0: 0.2, 60.0: 0.1, 90.0: 0.1}
-    known = {"longest": 90.0, "farthest": 0.8}
-    expected = {"steps": 45.0, "distance": pytest.approx(0.45), **known}
-    assert _half_life(late, moved, 0.0) == _half_life(late, moved, 30.0) == expected
-    assert _half_life(soon, moved, 30.0) == {"steps": 30.0, "distance": 0.5, **known}
-    assert _half_life(soon, moved, 0.0)["steps"] == pytest.approx(30 * 0.5 / 0.8)
+def test_stored_half_lives_between_two_looks_are_read_as_brackets() -> None:
+    """Also of updates, of which nothing is seen within the first window."""
+    keys = {"seed": 0, "space": "full", "mode": "m", "task": "t", "optimizer": "o", "k": 2}
+    rows: list[dict[str, object]] = []
+    looks = {"gradients": {1: 0.9, 10: 0.4, 100: 0.1}, "updates": {30: 0.2, 60: 0.1}}
+    for kind, ratios in looks.items():
+        own = {**keys, "kind": kind}
+        for lag, ratio in ratios.items():
+            rows.append({"table": "drift", **own, "lag": lag, "ratio": ratio, "displacement": 0.1})
+        rows.append({"table": "half_life", **own, "steps": 8.2, "distance": 0.09, "longest": 100.0})
+    before = [dict(row) for row in rows]
+    found = [row for row in basis_drift.EXPERIMENT.reread(rows) if row["table"] == "half_life"]
+    assert rows == before
+    assert [str(brackets.bracket_of(row)) for row in found] == ["between 1 and 10", "at most 30"]
+    assert [row["steps"] for row in found] == [None, None]
+    assert [row["distance_high"] for row in found] == [0.1, 0.1]
+    # What has brackets already is left as it is.
+    assert basis_drift.EXPERIMENT.reread(found) == found
 
 
 def test_a_run_that_has_ended_stays_at_its_last_loss() -> None:

@@ -1,7 +1,7 @@
 """How a watched training shows itself."""
 
 from frenet.experiments import described
-from frenet.experiments.watched import TABLES, TRAINING, WATCHED, WatchConfig, cells, command
+from frenet.experiments.watched import TABLES, TRAINING, WATCHED, WatchConfig, cells, command, looks
 from frenet.report.figures import draw
 from frenet.runs import config_dict
 
@@ -10,7 +10,15 @@ CONFIG = WatchConfig("m", ("a", "b"), every=4, k=2, n=3, gradients=False, where=
 
 def drift(probe, ratios):
     return [
-        {"table": "drift", "probe": probe, "step": step, "ratio": r, "control": 0.9, "chance": 0.1}
+        {
+            "table": "drift",
+            "probe": probe,
+            "step": step,
+            "ratio": r,
+            "control": 0.9,
+            "chance": 0.1,
+            "displacement": 0.1 * step,
+        }
         for step, r in ratios.items()
     ]
 
@@ -33,8 +41,22 @@ def test_a_report_knows_it_and_no_list_of_questions_does():
 
 def test_cells_are_the_looks_and_the_end():
     ids = [cell.id for cell in cells(CONFIG, steps=10)]
-    assert ids == ["step=0", "step=4", "step=8", "step=10", "part=end"]
+    assert ids == [f"step={step}" for step in (0, 1, 2, 4, 8, 10)] + ["part=end"]
     assert [cell.id for cell in cells(CONFIG, steps=8)][-2:] == ["step=8", "part=end"]
+
+
+def test_looks_are_dense_at_the_start_and_go_on_evenly():
+    early = [0, 1, 2, 5, 10, 20, 50, 100]
+    assert looks(200, 1000) == [*early, 200, 400, 600, 800, 1000]
+    assert looks(100, 60) == [0, 1, 2, 5, 10, 20, 50, 60]
+    assert looks(100, 250) == [*early, 200, 250]
+    assert looks(1, 7) == list(range(8))
+    assert looks(200, 0) == [0]
+    for every in (1, 2, 3, 7, 50, 200):
+        for steps in (1, 2, 9, 60, 401):
+            # Of two plans for one training the looks before the shorter one's end are the same.
+            longer = [step for step in looks(every, steps + 137) if step < steps]
+            assert looks(every, steps)[:-1] == longer
 
 
 def test_the_report_says_how_to_watch_again():
@@ -49,7 +71,7 @@ def test_panels_name_the_half_life_of_their_probe():
     spec = draw(figure, rows)
     values = spec["data"]["values"] if "values" in spec.get("data", {}) else None
     names = {row["panel"] for row in values or next(iter(spec["datasets"].values()))}
-    assert names == {"old: half-life 15 steps", "new: above a half for 20 steps"}
+    assert names == {"old: half-life between 10 and 20 steps", "new: half-life more than 20 steps"}
 
 
 def test_prefix_and_loss_are_drawn_with_their_references():

@@ -1,6 +1,7 @@
 """A watched training: the same weights as without, every step on disk, rows that can be checked."""
 
 import copy
+import itertools
 import logging
 import math
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from frenet.experiments import brackets
 from frenet.geometry.basis import prefix_basis
 from frenet.integrations.trainer import FrenetCallback, read_trajectory
 from frenet.measure.drift import basis_drift, example_snapshot, half_life
@@ -15,6 +17,7 @@ from frenet.network.context import measuring
 from frenet.network.space import ParamSpace
 from frenet.runs import read_run
 from integrations.watching import (
+    LOOKS,
     STEPS,
     model_of,
     pad,
@@ -153,7 +156,7 @@ def test_drift_rows_are_those_of_the_start_and_the_present(tmp_path, watch):
     model = model_of("lora")
     trained = train(model, tmp_path / "t", watch=watch).model
     found = [row for row in table(watch["out"], "drift") if row["probe"] == "times"]
-    assert [row["step"] for row in found] == [0, 3, 6, 8]
+    assert [row["step"] for row in found] == LOOKS
     task = watch["probes"][1]
     batch = next(task.batches("train", 12, 0))
     space = ParamSpace.select(trained)
@@ -174,28 +177,57 @@ def test_drift_rows_are_those_of_the_start_and_the_present(tmp_path, watch):
     assert losses[-1]["loss"] == pytest.approx(expected)
     assert {row["loss_0"] for row in losses} == {losses[0]["loss"]}
     ratios = {row["step"]: row["ratio"] for row in found}
-    lives = {row["probe"]: row["steps"] for row in table(watch["out"], "half_life")}
-    assert lives["times"] == half_life(ratios)
+    moved = {row["step"]: row["displacement"] for row in found}
+    (life,) = (row for row in table(watch["out"], "half_life") if row["probe"] == "times")
+    expected = half_life(ratios)
+    assert brackets.bracket_of(life) == expected
+    assert life["distance_low"] == pytest.approx(moved[expected.low])
 
 
 def test_a_training_that_does_not_move_drifts_nowhere(tmp_path, watch):
     train(model_of("gpt2"), tmp_path / "t", watch=watch, learning_rate=0.0)
     assert {row["ratio"] for row in table(watch["out"], "drift")} == {1.0}
-    assert {row["steps"] for row in table(watch["out"], "half_life")} == {None}
+    lives = {str(brackets.bracket_of(row)) for row in table(watch["out"], "half_life")}
+    assert lives == {f"more than {STEPS}"}
     assert {row["unmoved"] for row in table(watch["out"], "path")} == {1.0}
     assert table(watch["out"], "prefix") == []
 
 
-def test_a_stale_basis_is_reported_once_at_the_interpolated_step(tmp_path, watch, caplog):
+def test_a_stale_basis_is_reported_once_between_two_looks(tmp_path, watch, caplog):
     with caplog.at_level(logging.WARNING, logger="frenet"):
         train(model_of("lora"), tmp_path / "t", watch=watch, learning_rate=0.2)
-    lives = {row["probe"]: row["steps"] for row in table(watch["out"], "half_life")}
-    assert all(life is not None for life in lives.values())
+    answers = {row["probe"]: row["sentence"] for row in table(watch["out"], "answer")}
+    lives = {r["probe"]: brackets.bracket_of(r) for r in table(watch["out"], "half_life")}
+    assert len(lives) == len(answers) == 2
     for name, life in lives.items():
+        assert (life.low, life.high) in set(itertools.pairwise(LOOKS))
         said = [r.message for r in caplog.records if f"probe {name} " in r.message]
         assert len(said) == 1
-        assert f"fell below 0.5 at step {life:.0f} (control" in said[0]
+        assert f"fell below 0.5 after {life.told('step')} (control" in said[0]
         assert said[0].removeprefix("frenet: ") in {r["note"] for r in table(watch["out"], "notes")}
+        assert answers[name].endswith(f"is stale after {life.told('step')}")
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.03, 0.2])
+def test_the_bracket_of_the_defaults_holds_what_a_look_at_every_step_finds(tmp_path, rate):
+    """60 steps: the defaults look at 0, 1, 2, 5, 10, 20, 50 and 60."""
+    settings = {"max_steps": 60, "learning_rate": rate, "logging_steps": 60}
+    found = []
+    for name, given in (("default", {}), ("dense", {"every": 1})):
+        watch = {"probes": probes(), "out": tmp_path / name, "n": 4, **given}
+        train(model_of("lora"), tmp_path / "t", watch=watch, **settings)
+        rows = table(watch["out"], "half_life")
+        found.append([brackets.bracket_of(row) for row in rows])
+    steps = {row["step"] for row in table(tmp_path / "default", "drift")}
+    assert steps == {0, 1, 2, 5, 10, 20, 50, 60}
+    assert {row["step"] for row in table(tmp_path / "dense", "drift")} == set(range(61))
+    for bracket, dense in zip(*found, strict=True):
+        # Close looks, by which nothing is interpolated over a span that was not looked at.
+        assert dense.high is None or dense.high - dense.low == 1
+        assert bracket.low <= dense.low
+        assert (bracket.high or math.inf) >= (dense.high or math.inf)
+    if rate == 0.2:
+        assert all(dense.found for dense in found[1])
 
 
 def test_steps_of_half_precision_weights_are_what_rounding_left(tmp_path, watch):
@@ -227,7 +259,7 @@ def test_scalars_reach_reporters_through_trainers_log(tmp_path, watch):
         model_of("lora"), tmp_path / "t", watch=watch, callbacks=[heard], logging_steps=3
     )
     ours = {step: logs for step, logs in heard.logs if any("frenet" in key for key in logs)}
-    assert list(ours) == [0, 3, 6, 8]
+    assert list(ours) == LOOKS
     drift = {(r["probe"], r["step"]): r["ratio"] for r in table(watch["out"], "drift")}
     for step, logs in ours.items():
         for name in ("plus", "times"):
@@ -237,7 +269,7 @@ def test_scalars_reach_reporters_through_trainers_log(tmp_path, watch):
         assert "loss" not in logs
     assert [step for step, logs in heard.logs if "loss" in logs] == [3, 6]
     kept = [e for e in trainer.state.log_history if "frenet/plus/energy_ratio" in e]
-    assert [entry["step"] for entry in kept] == [0, 3, 6, 8]
+    assert [entry["step"] for entry in kept] == LOOKS
 
 
 def test_as_a_plain_callback_it_fills_the_log_history_and_says_what_is_missing(
@@ -256,7 +288,7 @@ def test_as_a_plain_callback_it_fills_the_log_history_and_says_what_is_missing(
     assert "attach(trainer)" in caplog.text
     assert not any("frenet" in key for _, logs in heard.logs for key in logs)
     kept = [e["step"] for e in trainer.state.log_history if "frenet/plus/energy_ratio" in e]
-    assert kept == [0, 3, 6, 8]
+    assert kept == LOOKS
     assert len(read_trajectory(watch["out"])) == STEPS
 
 
@@ -296,7 +328,7 @@ def test_an_early_end_keeps_its_last_step(tmp_path, watch):
 
     train(model_of("lora"), tmp_path / "t", watch=watch, callbacks=[Enough()])
     assert len(read_trajectory(watch["out"])) == 4
-    assert [row["step"] for row in table(watch["out"], "path")] == [3, 4]
+    assert [row["step"] for row in table(watch["out"], "path")] == [1, 2, 3, 4]
 
 
 def test_collators_that_drop_columns_do_not_matter(tmp_path, watch):
@@ -306,4 +338,4 @@ def test_collators_that_drop_columns_do_not_matter(tmp_path, watch):
     given = dict(watch)
     FrenetCallback(given.pop("probes"), **given).attach(trainer)
     trainer.train()
-    assert len(table(watch["out"], "drift")) == 8
+    assert len(table(watch["out"], "drift")) == 2 * len(LOOKS)

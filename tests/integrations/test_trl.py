@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 
 from frenet.integrations.trainer import FrenetCallback, read_trajectory
-from integrations.watching import STEPS, model_of, probes, rows, weights
+from integrations.watching import LOOKS, STEPS, model_of, probes, rows, weights
 from network.models import tiny_tokenizer
 
 pytest.importorskip("trl", reason="trl is not installed: pip install 'frenet[trl]'")
@@ -63,5 +63,5 @@ def test_sft_trainer_trains_and_logs_as_it_would_have(tmp_path):
     assert kept == expected
     assert any("mean_token_accuracy" in entry for entry in kept)
     looks = [e["step"] for e in watched.state.log_history if "frenet/plus/energy_ratio" in e]
-    assert looks == [0, 3, 6, 8]
+    assert looks == LOOKS
     assert len(read_trajectory(out)) == STEPS

@@ -17,6 +17,8 @@ from frenet.network.text import text_tasks
 from network.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 STEPS = 8
+# Steps at which a callback with every=3 looks.
+LOOKS = [0, 1, 2, 3, 6, STEPS]
 
 
 @functools.cache

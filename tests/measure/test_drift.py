@@ -62,7 +62,7 @@ def test_a_rotating_plane_has_the_half_life_of_its_speed():
     ratios = {0: 1.0}
     for t in range(4, 80, 4):
         ratios[t] = basis_drift(start, vectors(plane(SPEED * t), draw), 2).ratio
-    assert half_life(ratios) == pytest.approx(math.pi / (4 * SPEED), rel=1e-3)
+    assert half_life(ratios).value == pytest.approx(math.pi / (4 * SPEED), rel=1e-3)
 
 
 def test_the_same_examples_at_both_points_have_ratio_one_and_an_overlap_without_luck():
@@ -187,41 +187,80 @@ def test_a_short_window_is_refused(window, k):
 
 
 @pytest.mark.parametrize(
-    ("ratios", "expected"),
+    ("ratios", "expected", "words"),
     [
-        ({0: 1.0, 10: 0.5}, 10.0),
-        ({0: 1.0, 10: 0.0}, 5.0),
-        ({20: 0.25, 0: 1.0, 10: 0.75}, 15.0),  # in any order
-        ({0: 1.0, 10: 0.4, 20: 0.9, 30: 0.1}, 10 * 5 / 6),  # the first crossing
-        ({0: 1.0, 10: 0.9, 20: 0.51}, None),
-        ({0.0: 1.0, 0.5: 0.0}, 0.25),  # in displacement norm
-        ({0: 1.0}, None),
+        ({0: 1.0, 10: 0.5}, (0, 10, None), "at most 10"),
+        ({0: 1.0, 60: 0.016}, (0, 60, None), "at most 60"),
+        ({1: 0.3, 2: 0.2}, (0, 1, None), "at most 1"),  # without the start, which is 1
+        ({20: 0.25, 0: 1.0, 10: 0.75}, (10, 20, None), "between 10 and 20"),  # in any order
+        ({0: 1.0, 10: 0.4, 20: 0.9, 30: 0.1}, (0, 10, None), "at most 10"),  # the first crossing
+        ({0: 1.0, 10: 0.9, 20: 0.51}, (20, None, None), "more than 20"),
+        ({0.0: 1.0, 0.5: 0.0}, (0, 0.5, None), "at most 0.5"),  # in another unit
+        ({0: 1.0}, (0, None, None), "more than 0"),
+        ({0: 1.0, 4: 0.75, 5: 0.25}, (4, 5, 4.5), "about 4.5 (between 4 and 5)"),
+        ({0: 1.0, 4: 0.75, 5.01: 0.25}, (4, 5.01, None), "between 4 and 5.01"),
+        ({0: 1.0, 4: math.nan, 8: 0.6, 9: math.nan, 20: 0.1}, (8, 20, None), "between 8 and 20"),
     ],
 )
-def test_half_life_interpolates_the_first_crossing(ratios, expected):
-    assert half_life(ratios) == (None if expected is None else pytest.approx(expected))
+def test_half_life_is_the_bracket_of_the_first_crossing(ratios, expected, words):
+    found = half_life(ratios)
+    assert found == expected
+    assert str(found) == words
 
 
-def test_half_life_of_an_exponential_and_at_another_level():
-    ratios = {t: math.exp(-t / 30) for t in range(0, 200, 2)}
-    assert half_life(ratios) == pytest.approx(30 * math.log(2), rel=1e-3)
-    assert half_life(ratios, level=0.1) == pytest.approx(30 * math.log(10), rel=1e-3)
-    scaled = {3 * t: ratio for t, ratio in ratios.items()}
-    assert half_life(scaled) == pytest.approx(3 * half_life(ratios))
+@pytest.mark.parametrize("ratios", [{}, {3: math.nan}])
+def test_half_life_of_nothing_that_was_looked_at(ratios):
+    with pytest.raises(ValueError, match="no finite ratio"):
+        half_life(ratios)
+
+
+def test_half_life_of_ratios_that_are_not_to_the_start():
+    with pytest.raises(ValueError, match=r"ratio at lag 0 is 0\.2, which is not above level=0\.5"):
+        half_life({0: 0.2, 1: 0.1})
+
+
+@pytest.mark.parametrize("life", [0.4, 1.0, 1.5, 17.0, 31.0, 99.0, 250.0])
+@pytest.mark.parametrize("level", [0.5, 0.1])
+def test_brackets_hold_the_crossing_of_an_exponential_and_those_of_more_looks(life, level):
+    """exp(-t / tau) crosses the level at ``life``, whatever the grid; fewer looks say less."""
+    grids = [range(201), (0, 1, 2, 5, 10, 20, 50, 100, 200), (0, 1, 10, 100, 200), (0, 100, 200)]
+    finer = None
+    for grid in grids:
+        ratios = {t: level ** (t / life) for t in grid}
+        found = half_life(ratios, level)
+        assert found.low < life <= (found.high or math.inf)
+        assert found.found == (life <= 200)
+        assert found.value is None or found.value == pytest.approx(life, rel=0.05)
+        assert (found.value is not None) == (
+            found.low > 0 and (found.high or math.inf) / found.low <= 1.25
+        )
+        if finer is not None:
+            assert found.low <= finer.low
+            assert (found.high or math.inf) >= (finer.high or math.inf)
+        finer = found
+        scaled = half_life({3 * t: ratio for t, ratio in ratios.items()}, level)
+        assert scaled[:2] == (3 * found.low, found.high and 3 * found.high)
 
 
 @pytest.mark.parametrize(
-    ("moved", "expected"),
+    ("moved", "low", "high"),
     [
-        ({0: 0.0, 5: 1.5, 10: 3.0, 20: 1.0}, 3 - 2 * 0.6),  # turns back within the interval
-        ({0: 0.0, 5: 4.0, 10: 1.0, 20: 2.0}, 1 + 0.6),  # and before it
-        ({0: 0.0, 5: 1.0, 10: 2.0, 20: 6.0}, 2 + 4 * 0.6),
+        ({0: 0.0, 5: 1.5, 10: 3.0, 20: 1.0}, 1.0, 3.0),  # turns back between the looks
+        ({0: 0.0, 5: 4.0, 10: 1.0, 20: 2.0}, 1.0, 2.0),  # and before them
+        ({0: 0.0, 5: 1.0, 10: 2.0, 12: 9.0, 15: 0.5, 20: 6.0}, 0.5, 9.0),  # seen at every step
     ],
 )
-def test_the_distance_at_the_crossing_is_that_of_its_lag(moved, expected):
+def test_the_distance_at_a_crossing_is_one_of_those_between_its_looks(moved, low, high):
     ratios = {0: 1.0, 5: 0.9, 10: 0.8, 20: 0.3}
-    assert half_life(ratios) == pytest.approx(16)
-    assert half_life(ratios, moved=moved) == pytest.approx(expected)
+    assert half_life(ratios) == (10, 20, None)
+    assert half_life(ratios, moved=moved) == (low, high, None)
+
+
+def test_a_crossing_between_two_close_distances_is_interpolated():
+    ratios = {0: 1.0, 8: 0.75, 20: 0.25}
+    assert half_life(ratios, moved={0: 0.0, 8: 4.0, 20: 5.0}) == (4.0, 5.0, 4.5)
+    never = half_life({0: 1.0, 8: 0.75}, moved={0: 0.0, 5: 6.0, 8: 4.0})
+    assert never == (6.0, None, None)
 
 
 # On networks

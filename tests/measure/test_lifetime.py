@@ -66,20 +66,44 @@ def test_the_lifetime_of_a_steep_direction_is_the_closed_form():
     assert [values["first"][lag] for lag in range(61)] == pytest.approx(known.tolist(), rel=1e-3)
     found = lifetime(values["first"], path)
     exact = next(s for s in range(61) if known[s] < known[0] / 2)
-    assert exact - 1 <= found.steps <= exact
+    assert (found.steps.low, found.steps.high) == (exact - 1, exact)
+    assert exact - 1 < found.steps.value <= exact
     travelled = [float(path.displacement(0, s).norm()) for s in (exact - 1, exact)]
-    assert travelled[0] <= found.distance <= travelled[1]
+    assert (found.distance.low, found.distance.high) == pytest.approx(travelled)
     assert found.longest == 60
 
 
-def test_a_path_that_turns_back_has_its_lifetime_at_the_distance_of_that_step():
-    """Out to 3, back to 1; halved at step 16, where it stands at 1.8."""
+def test_a_path_that_turns_back_was_at_all_the_distances_between_two_looks():
+    """Out to 3 at step 10, back to 1 at step 20."""
     steps = torch.cat([torch.full((10, 1), 0.3), torch.full((10, 1), -0.2)])
     path = Trajectory(torch.zeros(1), steps, torch.zeros(20), None, ParamSpace(("w",), ((1,),)))
     found = lifetime({0: 2.0, 5: 1.8, 10: 1.6, 20: 0.6}, path)
-    assert found.steps == pytest.approx(16)
-    assert found.distance == pytest.approx(1.8)
-    assert (found.longest, found.farthest) == (20, pytest.approx(1.0))
+    assert found.steps == (10, 20, None)
+    assert found.distance == (pytest.approx(1.0), pytest.approx(3.0), None)
+    assert (found.longest, found.farthest) == (20, pytest.approx(3.0))
+    # Between steps 5 and 15 it went from 1.5 to 3 and back to 2.
+    found = lifetime({0: 2.0, 5: 1.8, 15: 0.6}, path)
+    assert found.distance == (pytest.approx(1.5), pytest.approx(3.0), None)
+
+
+def test_between_the_start_and_the_first_step_nothing_is_measured():
+    path = Trajectory(
+        torch.zeros(1), torch.ones(1, 1), torch.zeros(1), None, ParamSpace(("w",), ((1,),))
+    )
+    found = lifetime({0: 1.0, 1: 0.01}, path)
+    assert found.steps == found.distance == (0.0, 1.0, None)
+    assert str(found.steps) == "at most 1"
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {0: 1.0}, {1: 1.0, 2: 0.5}, {0: 0.0, 1: 1.0}, {0: -1.0, 1: 1.0}]
+)
+def test_what_is_not_there_at_the_start_cannot_be_halved(values):
+    path = Trajectory(
+        torch.zeros(1), torch.ones(2, 1), torch.zeros(2), None, ParamSpace(("w",), ((1,),))
+    )
+    with pytest.raises(ValueError, match="pass the value at lag 0, which must be above 0"):
+        lifetime(values, path)
 
 
 def test_what_does_not_halve_has_no_lifetime():
@@ -91,9 +115,10 @@ def test_what_does_not_halve_has_no_lifetime():
         look=lambda _: shares(model, task, space, {"g": basis}),
     )  # fmt: skip
     found = lifetime(values["g"], path)
-    assert found.steps is None
-    assert found.distance is None
-    assert found.farthest == pytest.approx(float(path.displacement().norm()))
+    farthest = float(path.displacement().norm())
+    assert found.steps == (3, None, None)
+    assert found.distance == (pytest.approx(farthest), None, None)
+    assert found.farthest == pytest.approx(farthest)
 
 
 def test_following_a_recorded_path_sees_what_watching_the_training_saw():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from frenet.cli.codes import DONE, NO_RESULT
 from frenet.cli.options import Count, Folder, parse_both, printing
+from frenet.experiments.brackets import life_columns
 from frenet.experiments.direction_scale import EXPERIMENT, PROBE
 
 if TYPE_CHECKING:
@@ -81,6 +82,6 @@ def _results(rows: "Sequence[Row]") -> list[dict[str, Any]]:
             if row["table"] == "radius"
         }
         life = next(row for row in own if row["table"] == "lifetime")
-        lived = {name: life[name] for name in ("steps", "longest", "distance", "farthest")}
+        lived = {column.name: life[column.name] for column in life_columns("")}
         found.append({**keys, "sentence": answer["sentence"], **sides, "lifetime": lived})
     return found

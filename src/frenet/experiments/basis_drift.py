@@ -1,12 +1,12 @@
 """How long does a gradient basis stay useful while training moves on? (M3, claim C3)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import LANGUAGE_MODEL, DamageConfig, NotDamagedError, damaged
-from frenet.experiments.drift_findings import CLAIMS, FIGURES, LEFT_OUT, TABLES
+from frenet.experiments.drift_findings import CLAIMS, FIGURES, LEFT_OUT, TABLES, reread
 from frenet.experiments.experiment import Cell, Experiment, Row
 from frenet.experiments.network_rows import NETWORK_TABLES, describe, note
 from frenet.experiments.networks import SMALL_NETWORK, NetworkConfig, build, prepare, task_names
@@ -61,8 +61,9 @@ def _names(config: Config, mode: str) -> tuple[str, ...]:
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables drift and half_life."""
-    from frenet.geometry.linalg import norm
+    from frenet.experiments.brackets import life_cells
     from frenet.measure.drift import train_and_compare, update_drift
+    from frenet.measure.lifetime import lifetime
     from frenet.measure.trajectory import Training
 
     network = build(config, space=cell["space"], seed=cell["seed"])
@@ -90,15 +91,17 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     }
     for kind, (dimension, found) in kinds.items():
         keys: Row = {"table": "drift", **dict(cell.keys), "kind": kind, "k": dimension}
-        moved = {float(lag): norm(path.displacement(0, lag)) for lag in (0, *found)}
+        moved = path.distances(max(found, default=0))
         for lag, drift in found.items():
             measured: Row = {**drift._asdict(), "displacement": moved[lag]}
             measured["chance"] = dimension / network.space.dim / drift.fresh
             yield {**keys, "lag": lag, **measured, "loss": losses.get(lag), "loss_0": losses[0]}
-        ratios = {0.0: 1.0, **{float(lag): drift.ratio for lag, drift in found.items()}}
-        # What happens within the first window of updates is not seen.
-        bound = float(config.window) if kind == "updates" else 0.0
-        yield {**keys, "table": "half_life", **_half_life(ratios, moved, bound)}
+        # What happens within the first window of updates is not seen: of them, too, nothing is
+        # known between lag 0 and the first lag.
+        ratios = {0: 1.0, **{lag: drift.ratio for lag, drift in found.items()}}
+        life = life_cells(lifetime(ratios, path) if found else None)
+        ends: Row = {"longest": max(ratios), "farthest": max(moved)}
+        yield {**keys, "table": "half_life", **life, **ends}
 
 
 @contextmanager
@@ -113,24 +116,6 @@ def _start(network: "Network", config: Config, cell: Cell) -> "Iterator[Task]":
         if network.untrained is not None:
             network.space.write(network.model, network.untrained)
         yield task
-
-
-def _half_life(ratios: Mapping[float, float], moved: Mapping[float, float], bound: float) -> Row:
-    """Half-life in steps and in displacement norm; None where it is longer than the run.
-
-    One shorter than ``bound``, a lag, is not known further: the bound stands in its place.
-    """
-    from frenet.measure.drift import half_life
-
-    steps, distance = half_life(ratios), half_life(ratios, moved=moved)
-    if steps is not None and steps < bound:
-        steps, distance = bound, moved[bound]
-    return {
-        "steps": steps,
-        "longest": max(moved),
-        "distance": distance,
-        "farthest": max(moved.values()),
-    }
 
 
 EXPERIMENT = Experiment(
@@ -174,4 +159,5 @@ EXPERIMENT = Experiment(
         ),
     },
     prepare=prepare,
+    reread=reread,
 )

@@ -245,6 +245,7 @@ def scatter(
     *,
     x: str | Axis,
     y: str | Axis,
+    interval: tuple[str, str] | None = None,
     colour: str | Axis | None = None,
     facet: str | None = None,
     diagonal: bool = True,
@@ -256,6 +257,7 @@ def scatter(
         rows: one row per point.
         x: column of the horizontal axis.
         y: column of the vertical axis.
+        interval: the columns of the ends of a vertical line for each point, None for none.
         colour: column that names the series, None for one.
         facet: column that names the panel.
         diagonal: draw y = x over the range that both axes share.
@@ -264,10 +266,16 @@ def scatter(
     import altair as alt
 
     x, y = placed(x, y, rows=rows, rules=rules)
-    table, series = prepare(rows, (x, y), interval=None, colour=colour, facet=facet, rules=rules)
+    table, series = prepare(
+        rows, (x, y), interval=interval, colour=colour, facet=facet, rules=rules
+    )
     series = series._replace(symbols=POINTS)
     base = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
     layers = [*bands(rules, series, (x, y)), *levels(rules, series, (x, y))]
+    if interval and bounded(table, interval):
+        low = channel(alt.Y, y, field=interval[0])
+        ends = whole(base, interval).mark_rule(strokeWidth=2, opacity=0.6)
+        layers.append(ends.encode(y=low, y2=alt.Y2(field=interval[1])))
     cells = [number(row[axis.field]) for row in table for axis in (x, y)]
     values = [value for value in cells if value is not None]
     if diagonal and values:
@@ -275,7 +283,7 @@ def scatter(
         line = alt.Chart(inline(ends)).mark_line(color=GREY, strokeDash=[2, 3])
         layers.append(line.encode(x=channel(alt.X, x), y=channel(alt.Y, y)))
     points = base.mark_point(filled=True, size=70, opacity=0.85)
-    tip = tooltip((x, y), series=series, facet=facet, rows=table)
+    tip = tooltip((x, y), interval=interval, series=series, facet=facet, rows=table)
     layers.append(points.encode(shape=series.shape(), tooltip=tip))
     words = in_words(table, (x, y), series)
     return panels(layers, table, facet=facet, height=320, words=words)

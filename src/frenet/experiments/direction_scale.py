@@ -23,6 +23,7 @@ from frenet.experiments.scale_rows import (
     answer_rows,
     lifetime_rows,
     radius_rows,
+    reread,
     share_looks,
     steering_rows,
 )
@@ -186,4 +187,5 @@ EXPERIMENT = Experiment(
         ),
     },
     prepare=prepare,
+    reread=reread,
 )  # fmt: skip

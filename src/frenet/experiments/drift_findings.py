@@ -2,8 +2,18 @@
 
 from collections.abc import Iterator
 
+from frenet.experiments import brackets
+from frenet.experiments.brackets import bracket_of, life_columns
 from frenet.experiments.charts import Axis, Rule, dots, lines
-from frenet.experiments.experiment import Claim, Column, Figure, Finding, Rows, Verdict
+from frenet.experiments.experiment import (
+    Claim,
+    Column,
+    Figure,
+    Finding,
+    Row,
+    Rows,
+    Verdict,
+)
 from frenet.experiments.intervals import (
     estimate,
     high,
@@ -52,20 +62,32 @@ def _notes(rows: Rows, at_lag: Rows) -> tuple[str, ...]:
     keys = ("space", "mode", "optimizer")
     for row in over_seeds(at_lag, by=keys, value="ratio"):
         where = {key: row[key] for key in keys}
-        lives = [
-            life["steps"] for life in select(rows, table="half_life", kind="gradients", **where)
-        ]
-        reached = sorted(float(str(life)) for life in lives if life is not None)
-        half = "half-life longer than the run"
-        if reached:
-            few = f" in {len(reached)} of {len(lives)} runs" if len(reached) < len(lives) else ""
-            ends = sorted({f"{life:.0f}" for life in (reached[0], reached[-1])}, key=float)
-            half = f"half-life {' to '.join(ends)} steps{few}"
+        half = half_lives(select(rows, table="half_life", kind="gradients", **where))
         control = estimate(select(at_lag, **where), "control")
         beside = f" (control {control.value:.2f})" if control else ""
         named = f"{row['mode']}, {row['optimizer']}" + (f", {row['space']}" if several else "")
-        notes.append(f"{named}: ratio {row['value']:.2f}{beside}; {half}.")
+        notes.append(f"{named}: ratio {row['value']:.2f}{beside}{half and '; '}{half}.")
     return (*notes, *_left_out(rows))
+
+
+def half_lives(rows: Rows) -> str:
+    """What several runs say of one half-life: a bracket around those that saw its end."""
+    from frenet.measure.bracket import hull
+
+    lives = [life for row in rows if (life := bracket_of(row)) is not None]
+    if not lives:
+        return ""
+    ended = [life for life in lives if life.found]
+    if not ended:
+        return f"half-life {min(lives).told('step')}"
+    few = f" in {len(ended)} of {len(lives)} runs" if len(ended) < len(lives) else ""
+    return f"half-life {hull(ended).told('step')}{few}"
+
+
+def reread(rows: Rows) -> list[Row]:
+    """Rows with half-lives as brackets, also those of earlier versions."""
+    keys = [column.name for column in _KEYS]
+    return brackets.reread(rows, looks="drift", lives="half_life", keys=keys, lag="lag")
 
 
 def _left_out(rows: Rows) -> Iterator[str]:
@@ -167,16 +189,7 @@ TABLES = {
     ),
     "half_life": (
         *_KEYS,
-        Column(
-            "steps",
-            "steps",
-            "lag at which the ratio is 0.5; empty: longer; of updates, their window: at most that",
-            "measure",
-            "longest",
-        ),
-        Column("longest", "steps", "longest lag that was looked at", "reference"),
-        Column("distance", "2-norm", "the same in distance travelled", "measure", "farthest"),
-        Column("farthest", "2-norm", "greatest distance that was looked at", "reference"),
+        *life_columns("lag at which the ratio is 0.5"),
     ),
 }
 

@@ -120,7 +120,7 @@ TABLES = {
         *_LOSSES,
         Column("loss_end", "nats/token", "select loss at the end", "measure", "threshold"),
         Column("threshold", "nats/token", "5% of min(loss_d, ln V) above loss_0", "reference"),
-        Column("stop", "steps", "T_stop", "measure", "longest"),
+        Column("stop", "steps", "T_stop, of the steps looked at", "measure", "longest"),
         Column("longest", "steps", "most steps allowed", "reference"),
         Column("displacement", "2-norm", "theta_stop - theta_damaged", "measure", "path_length"),
         Column("path_length", "2-norm", "summed step norms: the longest it could be", "reference"),

@@ -2,12 +2,18 @@
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+from frenet.experiments.brackets import bracket_of, life_columns
 from frenet.experiments.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar
 from frenet.experiments.intervals import over_seeds, select
 
+if TYPE_CHECKING:
+    from frenet.measure.bracket import Bracket
+
 QUADRATIC, FOUND = "where a quadratic would leave the linear", "found"
+AT_LEAST = "at least: linear as far as was looked"
 
 
 def _geometric(rows: Rows, value: str, *, by: tuple[str, ...]) -> list[Row]:
@@ -35,6 +41,10 @@ def radius_chart(rows: Rows) -> object:
         for value, series in (("relative", FOUND), ("expected", QUADRATIC))
         for row in _geometric(along, value, by=by)
     ]
+    ends = {tuple(row[key] for key in by) for row in along if row.get("unbounded")}
+    for row in table:
+        if row["series"] == FOUND and tuple(row[key] for key in by) in ends:
+            row["series"] = AT_LEAST
     return dots(
         table,
         x=Axis("value", "radius, as a share of the norm of what is moved", log=True),
@@ -87,21 +97,26 @@ def share_chart(rows: Rows) -> object:
 def map_chart(rows: Rows) -> object:
     """Radius against lifetime: one point a direction, seed and task."""
     table = [
-        {
-            **row,
-            "life": max(float(str(row["longest"] if row["steps"] is None else row["steps"])), 0.5),
-        }
+        {**row, **_life(found)}
         for row in rows
-        if row["has_share"] and row.get("relative") is not None
+        if row["has_share"] and row.get("relative") is not None and (found := bracket_of(row))
     ]
     return scatter(
         table,
         x=Axis("relative", "radius, as a share of the norm of what is moved", log=True),
         y=Axis("life", "lifetime in steps", log=True),
+        interval=("after", "by"),
         colour="direction",
         facet="space",
         diagonal=False,
     )
+
+
+def _life(found: "Bracket") -> Row:
+    """A bracket on a logarithmic axis: the line of its two ends, and a point on one of them."""
+    if found.high is None:
+        return {"life": found.low, "after": None, "by": None}
+    return {"life": found.high, "after": max(found.low, 0.5), "by": found.high}
 
 
 _KEYS = (
@@ -158,10 +173,7 @@ TABLES = {
         *_KEYS,
         Column("against", "", "what is compared", "key"),
         Column("has_share", "", "ten times chance at the start, twice of a cosine", "key"),
-        Column("steps", "steps", "until half; empty: longer", "measure", "longest"),
-        Column("longest", "steps", "most steps looked at", "reference"),
-        Column("distance", "2-norm", "the same in distance travelled", "measure", "farthest"),
-        Column("farthest", "2-norm", "greatest distance looked at", "reference"),
+        *life_columns("until half"),
         Column("relative", "", "radius along it over the norm of what it moves", "key"),
     ),
 }  # fmt: skip
@@ -174,7 +186,9 @@ FIGURES = (
         "difference) is what the slope says, within 20%, over the norm of the weights that move "
         "(of the stream). Geometric mean and interval over seeds. The tick is where a quadratic "
         "with the measured curvature would leave the linear: where the radius is smaller, higher "
-        "orders come first; where it is larger, they make up for the curvature.",
+        "orders come first; where it is larger, they make up for the curvature. A direction that "
+        "was linear as far as was looked, on any seed or task, stands with the least that is "
+        "known.",
         "radius",
         radius_chart,
     ),
@@ -192,9 +206,11 @@ FIGURES = (
     Figure(
         "map",
         "How far and for how long",
-        "Both at once: to the right, far; up, long. Points of all seeds and tasks; directions that "
-        "outlive the run stand at the last step that was looked at. Directions that hold no more "
-        "of the gradient than chance, as random ones do, have no lifetime and no point.",
+        "Both at once: to the right, far; up, long. Points of all seeds and tasks. A lifetime ends "
+        "somewhere on the line below its point, between the two looks that it joins; directions "
+        "that outlive the run have no line, at the last step that was looked at. Directions that "
+        "hold no more of the gradient than chance, as random ones do, have no lifetime and no "
+        "point.",
         "lifetime",
         map_chart,
         front=True,

@@ -4,14 +4,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from frenet.experiments.experiment import Row
+from frenet.experiments import brackets
+from frenet.experiments.brackets import bracket_of, life_cells
+from frenet.experiments.experiment import Row, Rows
 from frenet.experiments.network_rows import note
 from frenet.experiments.networks import held_out
 from frenet.experiments.scale_directions import FRESH, Direction, Spot, Steering, mean_gradient
 
 if TYPE_CHECKING:
     from frenet.geometry.basis import Basis
-    from frenet.measure.lifetime import Lifetime
     from frenet.measure.line import Line
     from frenet.measure.trajectory import Trajectory
 
@@ -183,6 +184,7 @@ def lifetime_rows(
         keys: Row = {**dict(spot.cell.keys), "direction": name}
         chance = dims[name] ** (-0.5 if name == "steering" else -1)
         none = name not in FRESH and at[0] < chance * (2 if name == "steering" else NO_SHARE)
+        none = none or not at[0] > 0
         for lag, value in at.items():
             yield {
                 "table": "share", **keys, "lag": lag, "value": value, "start": at[0],
@@ -190,12 +192,10 @@ def lifetime_rows(
                 "chance": None if name in FRESH else chance,
                 "displacement": norm(path.displacement(0, lag)),
             }  # fmt: skip
-        found: Lifetime = lifetime(at, path)
         yield {
             "table": "lifetime", **keys, "against": _against(name), "has_share": not none,
-            "steps": None if none else found.steps, "longest": found.longest,
-            "distance": None if none else found.distance, "farthest": found.farthest,
-            "relative": reach.get(name),
+            **life_cells(None if none else lifetime(at, path)), "longest": max(at),
+            "farthest": max(path.distances(max(at))), "relative": reach.get(name),
         }  # fmt: skip
 
 
@@ -245,6 +245,22 @@ def _long(life: Row) -> str:
         if life["direction"] == "steering":
             return "made from other prompts it is another one, so it has nothing to lose"
         return f"it holds less of the gradient than {NO_SHARE} times chance: nothing to lose"
-    if life["steps"] is None:
-        return f"still fresh after {life['longest']} steps of training"
-    return f"stale after {float(str(life['steps'])):.3g} steps of training"
+    found = bracket_of(life)
+    return f"lifetime {found.told('step')} of training" if found else "lifetime not known"
+
+
+def reread(rows: Rows) -> list[Row]:
+    """Rows of any version with lifetimes as brackets, and with sentences that say so."""
+    keys = ("seed", "space", "task", "direction")
+    found = brackets.reread(rows, looks="share", lives="lifetime", keys=keys, lag="lag")
+    lives = {
+        tuple(new[key] for key in keys): new
+        for old, new in zip(rows, found, strict=True)
+        if new["table"] == "lifetime" and new != old
+    }
+    for row in found:
+        life = lives.get(tuple(row.get(key) for key in keys))
+        if life is not None and row["table"] == "answer":
+            far = str(row["sentence"]).rpartition("; ")[0]
+            row["sentence"] = f"{far}; {_long(life)}"
+    return found

@@ -8,11 +8,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from frenet.experiments import brackets
+from frenet.experiments.brackets import life_columns, life_of
 from frenet.experiments.charts import Axis, Rule, lines
-from frenet.experiments.experiment import Cell, Column, Experiment, Figure, Row, Rows, Scalar
+from frenet.experiments.experiment import Cell, Column, Experiment, Figure, Row, Rows
 from frenet.experiments.intervals import select
 
 STALE = 0.5
+# Steps that are looked at before the first multiple of ``every``: directions go stale fastest at
+# the start of a training.
+EARLY = (1, 2, 5, 10, 20, 50, 100)
 # Where a loss comes from that is no probe's.
 TRAINING = "training (Trainer's log)"
 
@@ -26,7 +31,7 @@ class WatchConfig:
     probes: tuple[str, ...]
     """Names of the probe tasks."""
     every: int
-    """Steps from one look to the next."""
+    """Steps from one look to the next, after the early ones."""
     k: int
     """First steps that make the prefix, and dimension of the gradient bases (at most n)."""
     n: int
@@ -37,10 +42,23 @@ class WatchConfig:
     """Which parameters: a regular expression; empty: those that are trained."""
 
 
+def looks(every: int, steps: int) -> list[int]:
+    """The steps at which a training of ``steps`` steps is looked at, in order.
+
+    The start, the early ones, the multiples of ``every``, and the last step.
+
+    >>> looks(200, 450)
+    [0, 1, 2, 5, 10, 20, 50, 100, 200, 400, 450]
+    >>> looks(4, 10)
+    [0, 1, 2, 4, 8, 10]
+    """
+    early = [step for step in EARLY if step < min(every, steps)]
+    return sorted({0, *early, *range(every, steps + 1, every), steps})
+
+
 def cells(config: WatchConfig, *, steps: int) -> list[Cell]:
-    """One cell a look: at the start, every so many steps, at the last step; and one for the end."""
-    looks = dict.fromkeys([*range(0, steps + 1, config.every), steps])
-    return [*(Cell.of(step=step) for step in looks), Cell.of(part="end")]
+    """One cell a look, and one for the end."""
+    return [*(Cell.of(step=step) for step in looks(config.every, steps)), Cell.of(part="end")]
 
 
 def run(config: WatchConfig, cell: Cell) -> Iterator[Row]:
@@ -60,13 +78,18 @@ def command(config: Mapping[str, Any]) -> str:
     )
 
 
+def reread(rows: Rows) -> list[Row]:
+    """Rows with half-lives as brackets, also those of earlier versions."""
+    return brackets.reread(rows, looks="drift", lives="half_life", keys=("probe",), lag="step")
+
+
 def drift_chart(rows: Rows) -> object:
     """Energy ratio against step, one panel a probe, with its control and what chance gives."""
     series = {"ratio": "energy ratio", "control": "control", "chance": "chance"}
     table: list[Row] = []
     for probe in dict.fromkeys(row["probe"] for row in rows):
         own = select(rows, probe=probe)
-        title = f"{probe}: {_half_life(own)}"
+        title = f"{probe}: {half_life_of(own)}"
         for column, label in series.items():
             table += [
                 {"step": row["step"], "value": row[column], "series": label, "panel": title}
@@ -82,16 +105,10 @@ def drift_chart(rows: Rows) -> object:
     )
 
 
-def _half_life(rows: Rows) -> str:
-    """The half-life of one probe's basis in words."""
-    from frenet.measure.drift import half_life
-
-    known = [row for row in rows if row["ratio"] is not None]
-    ratios = {_number(row["step"]): _number(row["ratio"]) for row in known}
-    found = half_life(ratios)
-    if found is None:
-        return f"above a half for {max(ratios, default=0):.0f} steps"
-    return f"half-life {found:.0f} steps"
+def half_life_of(rows: Rows) -> str:
+    """The half-life of one probe's basis in words, from its rows of the table drift."""
+    found = life_of(rows, lag="step")
+    return "no half-life" if found is None else f"half-life {found.steps.told('step')}"
 
 
 def prefix_chart(rows: Rows) -> object:
@@ -125,12 +142,12 @@ def loss_chart(rows: Rows) -> object:
     )
 
 
-def _number(value: Scalar) -> float:
-    return float(value) if value is not None else float("nan")
-
-
 _STEP = Column("step", "steps", "optimiser steps taken", "key")
 TABLES = {
+    "answer": (
+        Column("probe", "", "probe task", "key"),
+        Column("sentence", "", "how long its gradient basis stays good, in words", "key"),
+    ),
     "drift": (
         Column("probe", "", "probe task", "key"),
         _STEP,
@@ -153,10 +170,7 @@ TABLES = {
     ),
     "half_life": (
         Column("probe", "", "probe task", "key"),
-        Column("steps", "steps", "step at ratio 0.5; empty: later", "measure", "longest"),
-        Column("longest", "steps", "last step that was looked at", "reference"),
-        Column("distance", "2-norm", "the same in distance travelled", "measure", "farthest"),
-        Column("farthest", "2-norm", "greatest distance that was looked at", "reference"),
+        *life_columns("step at ratio 0.5"),
     ),
     "prefix": (
         _STEP,
@@ -177,7 +191,19 @@ TABLES = {
         Column("displacement", "2-norm", "distance from the start", "measure", "walk"),
         Column("walk", "2-norm", "of a random walk with steps as long", "reference"),
         Column("unmoved", "fraction", "coordinates a step left alone, mean", "measure", "zeros"),
-        Column("zeros", "fraction", "coordinates without a gradient, mean", "reference"),
+        Column(
+            "zeros",
+            "fraction",
+            "coordinates with a gradient of zero, mean; empty: no gradient was there to see",
+            "reference",
+        ),
+        Column(
+            "unseen",
+            "fraction",
+            "coordinates whose gradient was not there to see: frozen, or "
+            "used up inside the backward pass; mean",
+            "reference",
+        ),
     ),
     "loss": (
         Column("source", "", "a probe, or the training: the mean since Trainer's last log", "key"),
@@ -230,4 +256,5 @@ WATCHED = Experiment(
     figures=FIGURES,
     presets={},
     command=command,
+    reread=reread,
 )

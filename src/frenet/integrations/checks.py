@@ -12,7 +12,7 @@ from frenet.integrations.path import SUM_BYTES
 from frenet.integrations.recording import CHUNK_BYTES
 from frenet.measure.trajectory_files import bytes_per_step
 from frenet.network.memory import free_disk, require_disk, require_memory
-from frenet.network.space import ParamSpace, Where
+from frenet.network.space import ParamSpace
 
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 REMEDY = "select fewer parameters (LoRA, or where=), or train fewer steps"
@@ -36,30 +36,6 @@ def refuse_sharded(model: nn.Module, optimizer: Any) -> None:
             "process sees a whole step; frenet records data parallel trainings (DDP) and those of "
             "one process"
         )
-
-
-def trained_space(model: nn.Module, where: Where) -> ParamSpace:
-    """The watched parameters, which are trained and on one device.
-
-    Raises:
-        ValueError: no parameter is trained, a selected one is frozen or quantised, or they are on
-            several devices.
-    """
-    space = ParamSpace.select(model, where)
-    parameters = space.parameters(model)
-    frozen = [n for n, p in zip(space.names, parameters, strict=True) if not p.requires_grad]
-    if frozen:
-        raise ValueError(
-            f"{len(frozen)} of the parameters that where= selects are not trained (the first is "
-            f"{frozen[0]}); select others, or leave where= out"
-        )
-    devices = {str(parameter.device) for parameter in parameters}
-    if len(devices) > 1:
-        raise ValueError(
-            f"the trained parameters are on {', '.join(sorted(devices))}; a step can be recorded "
-            "from one device: select the parameters of one with where="
-        )
-    return space
 
 
 def space_digest(space: ParamSpace) -> str:

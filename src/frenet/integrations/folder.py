@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.watched import TABLES, WATCHED, WatchConfig, cells
+from frenet.experiments.watched import TABLES, WATCHED, WatchConfig, cells, looks
 from frenet.runs import RunFolder, RunFolderError, read_run
 from frenet.runs.header import Header, compare_headers, read_header
 from frenet.runs.machine import versions
@@ -80,8 +80,7 @@ class WatchFolder:
 
     def _looked_at(self, done: int) -> list[int]:
         """Steps that are looked at by a training of which ``done`` steps are taken."""
-        last = [done] if done == self._steps else []
-        return list(dict.fromkeys([*range(0, done + 1, self.config.every), *last]))
+        return [step for step in looks(self.config.every, self._steps) if step <= done]
 
     def write(self, cell: Cell, rows: Sequence[Row]) -> None:
         """Store the rows of a look, or of the end."""
@@ -90,9 +89,9 @@ class WatchFolder:
         self.store.store(cell, lines, seconds=time.monotonic() - self._since)
         self._since = time.monotonic()
 
-    def fail(self, message: str) -> None:
+    def fail(self, kind: type[Exception], message: str) -> None:
         """Store why nothing is recorded any more."""
-        failure = Failure("training", "FloatingPointError", message, "", user_mistake=True)
+        failure = Failure("training", kind.__name__, message, "", user_mistake=True)
         self.store.store_failure(END, failure)
 
     def rows(self) -> Iterator[Row]:

@@ -31,10 +31,16 @@ class PathSums:
         self._first: list[Tensor] = []
         self._after_k = self.total
         self._squares, self._squares_k = 0.0, 0.0
-        self._unmoved, self._zeros = 0, 0
+        self._unmoved, self._zeros, self.unseen = 0, 0, 0
+        self.distances = [0.0]
 
-    def add(self, step: Float[Tensor, " d"], *, zeros: int) -> bool:
-        """Take the next step, and the number of its coordinates whose gradient was zero.
+    def add(self, step: Float[Tensor, " d"], *, zeros: int, unseen: int) -> bool:
+        """Take the next step.
+
+        Args:
+            step: the move.
+            zeros: in how many coordinates the gradient was zero.
+            unseen: in how many there was no gradient to see.
 
         Returns:
             False, and nothing is taken, where the step is not finite.
@@ -47,6 +53,8 @@ class PathSums:
         self._squares += square
         self._unmoved += self.space.dim - int(step.count_nonzero())
         self._zeros += zeros
+        self.unseen += unseen
+        self.distances.append(self.displacement)
         if self.steps <= self.k:
             self._first.append(step)
         if self.steps == self.k:
@@ -71,7 +79,8 @@ class PathSums:
             "displacement": self.displacement,
             "walk": self._squares**0.5,
             "unmoved": self._unmoved / moves,
-            "zeros": self._zeros / moves,
+            "zeros": self._zeros / moves if self.unseen < moves else None,
+            "unseen": self.unseen / moves,
         }
         return [path, *self._prefix_rows()]
 

@@ -33,10 +33,17 @@ CHUNK_BYTES = 32 << 20
 
 
 class Moves(NamedTuple):
-    """Consecutive steps, and in how many coordinates each had a gradient of zero."""
+    """Consecutive steps.
+
+    Attributes:
+        steps: the moves.
+        zeros: in how many coordinates the gradient of each was zero.
+        unseen: in how many there was no gradient to see.
+    """
 
     steps: Float[Tensor, "m d"]
     zeros: Int[Tensor, " m"]
+    unseen: Int[Tensor, " m"]
 
 
 class Recording:
@@ -55,7 +62,7 @@ class Recording:
         for path in set(folder.glob("steps-*.safetensors")) - known:
             path.unlink()
         self.written = last_recorded(folder)
-        self._waiting: dict[str, list[Tensor]] = {"steps": [], "zeros": []}
+        self._waiting: dict[str, list[Tensor]] = {"steps": [], "zeros": [], "unseen": []}
         if gradients:
             self._waiting["gradients"] = []
 
@@ -73,11 +80,17 @@ class Recording:
         return read_tensors(self.folder / START)["theta"]
 
     def add(
-        self, step: Float[Tensor, " d"], *, zeros: int, gradient: Float[Tensor, " d"] | None
+        self,
+        step: Float[Tensor, " d"],
+        *,
+        zeros: int,
+        unseen: int = 0,
+        gradient: Float[Tensor, " d"] | None,
     ) -> None:
         """Take the next step; a full chunk is written."""
         self._waiting["steps"].append(step)
         self._waiting["zeros"].append(torch.tensor(zeros))
+        self._waiting["unseen"].append(torch.tensor(unseen))
         if gradient is not None:
             self._waiting["gradients"].append(gradient)
         if len(self._waiting["steps"]) >= steps_per_chunk(self.space.dim, self.gradients):
@@ -114,7 +127,9 @@ class Recording:
         """The first ``steps`` steps, one chunk in memory at a time."""
         for chunk in in_order(self.folder):
             tensors, left = read_tensors(chunk.path), max(0, steps - chunk.first + 1)
-            yield Moves(tensors["steps"][:left], tensors["zeros"][:left])
+            # Recordings of earlier versions counted a gradient that was not there as zero.
+            unseen = tensors.get("unseen", torch.zeros_like(tensors["zeros"]))
+            yield Moves(tensors["steps"][:left], tensors["zeros"][:left], unseen[:left])
 
     def _write(self, tensors: dict[str, Tensor], *, first: int) -> None:
         last = first + len(tensors["steps"]) - 1

@@ -5,22 +5,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from frenet.experiments.brackets import life_cells, life_of
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.watched import STALE, TRAINING, WatchConfig
+from frenet.experiments.watched import STALE, TRAINING, WatchConfig, looks
 from frenet.geometry.linalg import norm
 from frenet.integrations.checks import space_digest
 from frenet.integrations.folder import END, WatchFolder
 from frenet.integrations.path import PathSums
 from frenet.integrations.probes import Probe, look
 from frenet.integrations.recording import Recording, last_recorded
-from frenet.measure.drift import UndefinedDriftError, half_life
+from frenet.integrations.trained import Gradients, LeftOutError, Trained, flat
+from frenet.measure.drift import UndefinedDriftError
 from frenet.measure.trajectory_files import FOLDER
 from frenet.network.adapters import structural_zeros
-from frenet.network.space import ParamSpace
 from frenet.runs import RunFolderError
 
 logger = logging.getLogger("frenet")
@@ -43,8 +43,7 @@ class Session:
     """Steps and looks of one training, into one folder.
 
     Args:
-        model: at the step where the training begins or goes on.
-        space: the d parameters.
+        trained: the model, at the step where the training begins or goes on, and its d parameters.
         probes: what is looked at.
         config: how closely.
         out: the folder.
@@ -57,8 +56,7 @@ class Session:
 
     def __init__(
         self,
-        model: nn.Module,
-        space: ParamSpace,
+        trained: Trained,
         probes: Sequence[Probe],
         config: WatchConfig,
         *,
@@ -67,22 +65,24 @@ class Session:
         start_over: bool = False,
     ) -> None:
         inputs = {f"examples of {probe.task.name}": probe.digest for probe in probes}
+        model, space = trained.model, trained.space
         inputs["the parameters"] = space_digest(space)
         self.folder = WatchFolder(out, config, inputs=inputs, steps=plan.steps)
         self.model, self.space, self.probes, self.plan = model, space, probes, plan
-        self.config = self.folder.config
+        self.trained, self.config = trained, self.folder.config
+        self.planned = frozenset(looks(config.every, plan.steps))
         self.path = PathSums(space, k=config.k)
-        self.diverged = False
-        # Found once: looking their names up at every step would take longer than reading them.
-        self._parameters = space.parameters(model)
+        # Nothing is recorded any more; the folder says why.
+        self.stopped = False
+        self.gradients = Gradients(trained, keep=config.gradients)
         self._point = self._read()
-        self._zeros: int = 0
-        self._gradient: Tensor | None = None
         self._steps = out / FOLDER
         # Rows so far: by probe, for its half-life.
         self._drift: dict[str, list[Row]] = {probe.task.name: [] for probe in probes}
         self._first_loss: dict[str, float] = {}
         self._looks: list[int] = []
+        # Starts of notes that are said once.
+        self._noted: set[str] = set()
         found = last_recorded(self._steps)
         if plan.done > found:
             raise RunFolderError(
@@ -109,8 +109,9 @@ class Session:
         done = self.plan.done
         recording = Recording(self._steps, self.space, gradients=self.config.gradients)
         for moves in recording.stream(done):
-            for step, zeros in zip(moves.steps, moves.zeros.tolist(), strict=True):
-                self.path.add(step, zeros=zeros)
+            counts = zip(moves.zeros.tolist(), moves.unseen.tolist(), strict=True)
+            for step, (zeros, unseen) in zip(moves.steps, counts, strict=True):
+                self.path.add(step, zeros=zeros, unseen=unseen)
         expected = recording.start().double() + self.path.total
         off = norm(expected - self._point.cpu())
         if off > MISMATCH * self.path.displacement:
@@ -127,41 +128,58 @@ class Session:
                 self._drift[str(row["probe"])].append(row)
             elif row["table"] == "loss" and row["loss"] is not None:
                 self._first_loss.setdefault(str(row["source"]), float(row["loss"]))
+            elif row["table"] == "notes":
+                self._noted.add(str(row["note"]).partition(":")[0])
         return recording
 
     def before_step(self) -> None:
         """Note the gradient that the optimiser is about to use."""
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        gradient = _flat(parts)
-        self._zeros = self.space.dim - int(gradient.count_nonzero())
-        self._gradient = gradient.cpu() if self.config.gradients else None
+        if not self.stopped:
+            self.gradients.note()
 
     def _read(self) -> Float[Tensor, " d"]:
-        return _flat(self._parameters)
+        return flat(self.trained.parameters)
 
     def after_step(self) -> None:
-        """Record the move since the step before; nothing from a step on that is not finite."""
-        if self.diverged:
+        """Record the move since the step before.
+
+        Nothing is recorded from a step on that is not finite, or from which on the recorded
+        parameters are not all that trains.
+        """
+        if self.stopped:
+            return
+        number = self.path.steps + 1
+        try:
+            for name in self.trained.follow():
+                logger.warning(
+                    "frenet: at step %d %s is another tensor than before; its moves are still "
+                    "recorded, the change of tensors included", number, name,
+                )  # fmt: skip
+        except LeftOutError as error:
+            self._stop(LeftOutError, f"step {number} of this training: {error}")
             return
         point = self._read()
         step = (point - self._point).cpu()
-        if not self.path.add(step, zeros=self._zeros):
-            number = self.path.steps + 1
+        seen = self.gradients.counted(step)
+        if not self.path.add(step, zeros=seen.zeros, unseen=seen.unseen):
             try:
                 self.space.check_finite(step, f"step {number} of this training")
             except FloatingPointError as error:
-                self._stop(str(error))
+                self._stop(FloatingPointError, str(error))
             return
-        self.recording.add(step, zeros=self._zeros, gradient=self._gradient)
+        self.recording.add(
+            step, zeros=seen.zeros, unseen=seen.unseen, gradient=self.gradients.vector
+        )
         self._point = point
 
-    def _stop(self, why: str) -> None:
+    def _stop(self, kind: type[Exception], why: str) -> None:
         """Keep what there is, and say why there will be no more."""
-        self.diverged = True
+        self.stopped = True
+        self.gradients.close()
         self.recording.flush()
         kept = f"{why}; the {len(self.recording)} steps before it are kept in {self.folder.out}"
-        self.folder.fail(kept)
-        logger.error("frenet: training diverged: %s", kept)
+        self.folder.fail(kind, kept)
+        logger.error("frenet: nothing is recorded any more: %s", kept)
 
     def look(self, step: int, logs: Logs) -> list[Row]:
         """Measure the probes and the path so far, and store it; the rows are given back.
@@ -170,19 +188,27 @@ class Session:
             step: optimiser steps taken.
             logs: what Trainer has logged.
         """
-        if self.diverged or step in self._looks:
+        if self.stopped or step in self._looks:
             return []
         self.recording.flush()
         rows: list[Row] = []
         try:
+            self.trained.check_outside()
+        except LeftOutError as error:
+            before = self._looks[-1] if self._looks else 0
+            self.recording.cut(before)
+            self._stop(LeftOutError, f"between steps {before} and {step} of this training: {error}")
+            return []
+        try:
             for index, probe in enumerate(self.probes):
                 rows += self._look_at(probe, step, self._steps / f"probe-{index}.safetensors")
         except FloatingPointError as error:
-            self._stop(f"{error}, after step {step}")
+            self._stop(FloatingPointError, f"{error}, after step {step}")
             return []
         rows += [*self.path.rows(), *self._logged(logs, before=step), *self._notes(step)]
         self.folder.write(Cell.of(step=step), rows)
         self._looks.append(step)
+        self.gradients.watch()
         return rows
 
     def _look_at(self, probe: Probe, step: int, start: Path) -> list[Row]:
@@ -194,14 +220,14 @@ class Session:
             logger.warning("frenet: %s", note)
             return [{"table": "notes", "step": step, "note": note}]
         drift: Row = {**found, "step": step, "displacement": self.path.displacement}
-        fresh_until = _half_life(self._drift[name])
+        before = life_of(self._drift[name], lag="step")
         self._drift[name].append(drift)
-        stale = _half_life(self._drift[name])
+        now = life_of(self._drift[name], lag="step")
         rows = [drift, self._loss_row(name, step, loss)]
-        if stale is not None and fresh_until is None:
+        if now is not None and now.steps.found and not (before and before.steps.found):
             note = (
                 f"the gradient basis that probe {name} had at the start has gone stale: its energy "
-                f"ratio fell below {STALE} at step {stale:.0f} (control "
+                f"ratio fell below {STALE} after {now.steps.told('step')} (control "
                 f"{drift['control']:.2f}, chance {drift['chance']:.2g})"
             )
             logger.warning("frenet: %s", note)
@@ -224,12 +250,35 @@ class Session:
         ]
 
     def _notes(self, step: int) -> list[Row]:
-        """What has to be known about the start."""
-        if step:
+        """What has to be known about the start, and about gradients that nobody could see."""
+        notes = self._at_start() if not step else self._unseen()
+        return [{"table": "notes", "step": step, "note": note} for note in notes]
+
+    def _unseen(self) -> list[str]:
+        """Once, that the counts of gradients leave some out."""
+        told = "gradients that were not seen"
+        if not self.path.unseen or told in self._noted:
             return []
+        self._noted.add(told)
+        share = self.path.unseen / (self.path.steps * self.space.dim)
+        why = "a parameter was frozen at that step, or no loss depends on it"
+        if self.gradients.gone:
+            why = "the optimiser steps inside the backward pass, which uses them up"
+            logger.warning("frenet: gradients are not seen: %s", why)
+        return [
+            f"{told}: {share:.0%} of the coordinates so far, since {why}; they count neither as "
+            "zero nor otherwise" + (", and are recorded as NaN" if self.config.gradients else "")
+        ]
+
+    def _at_start(self) -> list[str]:
         config, notes = self.config, []
-        kinds = sorted({str(p.dtype).removeprefix("torch.") for p in self._parameters})
+        kinds = sorted({str(p.dtype).removeprefix("torch.") for p in self.trained.parameters})
         notes.append(f"{self.space.dim:,} parameters are watched, in {' and '.join(kinds)}")
+        if frozen := self.trained.frozen:
+            notes.append(
+                f"{frozen} of {len(self.space.names)} watched tensors are frozen at the start; "
+                "they are recorded all the same, since the optimiser has them"
+            )
         dead = structural_zeros(self.model, self.space)
         if dead.zero and self.probes:
             notes.append(
@@ -243,38 +292,31 @@ class Session:
                 f"{self.plan.steps} planned steps are less than {LONG} k = {LONG * config.k}: what "
                 "the prefix captures says little"
             )
-        return [{"table": "notes", "step": 0, "note": note} for note in notes]
+        return notes
 
     def finish(self, logs: Logs) -> None:
         """Write what is known at the end, and close the folder."""
         self.recording.flush()
-        if not self.diverged:
+        self.gradients.close()
+        if not self.stopped:
             rows = self._logged(logs)
-            rows += [_half_life_row(name, found) for name, found in self._drift.items() if found]
+            for name, found in self._drift.items():
+                rows += _at_end(name, found)
             self.folder.write(END, rows)
         self.folder.finish(self._looks)
         self.folder.close()
 
 
-def _flat(tensors: Sequence[Tensor]) -> Float[Tensor, " d"]:
-    return torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
-
-
-def _half_life(rows: Sequence[Row], column: str = "step") -> float | None:
-    """The first crossing of a half, in steps or in displacement."""
-    found = {
-        name: {float(row["step"] or 0): float(row[name] or 0) for row in rows}
-        for name in ("ratio", column)
-    }
-    return half_life(found["ratio"], STALE, moved=found[column])
-
-
-def _half_life_row(name: str, rows: Sequence[Row]) -> Row:
-    return {
-        "table": "half_life",
-        "probe": name,
-        "steps": _half_life(rows),
-        "longest": rows[-1]["step"],
-        "distance": _half_life(rows, "displacement"),
-        "farthest": max(float(row["displacement"] or 0) for row in rows),
-    }
+def _at_end(name: str, rows: Sequence[Row]) -> list[Row]:
+    """The half-life of one probe's basis, as numbers and as a sentence."""
+    found = life_of(rows, lag="step")
+    if found is None:
+        return []
+    ends: Row = {"longest": found.longest, "farthest": found.farthest}
+    said = f"the gradient basis of the start is stale after {found.steps.told('step')}"
+    if not found.steps.found:
+        said = f"the gradient basis of the start stays good for {found.steps.told('step')}"
+    return [
+        {"table": "half_life", "probe": name, **life_cells(found), **ends},
+        {"table": "answer", "probe": name, "sentence": f"{name}: {said}"},
+    ]

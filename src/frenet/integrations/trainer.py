@@ -13,10 +13,11 @@ from transformers import Trainer, TrainerCallback
 
 from frenet.experiments.experiment import Row
 from frenet.experiments.watched import TRAINING, WatchConfig
-from frenet.integrations.checks import check_training, refuse_sharded, require_room, trained_space
+from frenet.integrations.checks import check_training, refuse_sharded, require_room
 from frenet.integrations.probes import make_probes
 from frenet.integrations.recording import read_trajectory
 from frenet.integrations.session import Plan, Session
+from frenet.integrations.trained import Trained, trained_space
 from frenet.network.space import Where
 from frenet.network.tasks import Task
 
@@ -55,10 +56,19 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
     share of coordinates that did not move. Recorded gradients are those of Trainer just before the
     optimiser's step: accumulated, averaged over processes, and clipped already.
 
-    At the start, every ``every`` steps and at the last step it looks at each probe: energy of
+    It looks at each probe at the start, after steps 1, 2, 5, 10, 20, 50 and 100, every ``every``
+    steps, and at the last step: energy of
     held-out gradients in the basis of the start over that in a fresh one, with a control without
     training; overlap; loss. And at the displacement so far: the share inside the span of the first
     k steps, beside a random walk's. A look leaves no trace in model, gradients or random numbers.
+    What happens between two looks is not seen, so a half-life is given by the looks around it.
+
+    Without ``where`` all parameters are recorded that require a gradient or that the optimiser has,
+    so that those which are unfrozen later, or in turn, belong to the path. Where others begin to
+    train or change all the same (an adapter that is added, or merged into weights that are not
+    recorded; embeddings that grow), recording stops, and log and report name parameter and step.
+    A gradient that is not there just before the optimiser's step, of a frozen parameter, or of an
+    optimiser that steps inside the backward pass, counts as not seen, and is recorded as NaN.
 
     Only the main process of a data parallel training records. A training that is resumed from a
     checkpoint goes on in the same folder; what was recorded beyond the checkpoint is cut off.
@@ -68,12 +78,13 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             needs 3n examples to train on and n held out; gradients are of single examples.
         out: folder for steps and results; ``frenet report`` reads it, with ``--partial`` also
             during training.
-        every: steps from one look to the next, >= 1.
+        every: steps from one look to the next, >= 1, from the first multiple of it on.
         k: first steps that make the prefix, below the number of steps; also the dimension of the
             gradient bases, where n allows.
         n: gradients in each of three sets, >= 2; a look costs as much as training on 3n examples
             of each probe.
-        where: the parameters, as in ``ParamSpace.select``; None: all that are trained.
+        where: the parameters, as in ``ParamSpace.select``; what it leaves out is not looked after.
+            None: all that may train.
         gradients: record the gradients too, which doubles the size.
 
     Raises:
@@ -86,7 +97,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         probes: Sequence[Task],
         *,
         out: Path | str,
-        every: int = 100,
+        every: int = 200,
         k: int = 10,
         n: int = 8,
         where: Where = None,
@@ -129,14 +140,14 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             return
         retried = self._session is not None and bool(args.auto_find_batch_size)
         self._take_over(state)
-        space = trained_space(model, self._where)
+        space = trained_space(model, self._where, others.get("optimizer"))
         plan = Plan(state.max_steps, state.global_step)
         check_training(args, plan.steps, self._config)
         left = plan.steps - plan.done
         logger.info("frenet: %s", require_room(space, self._config, steps=left, out=self.out))
         name = str(getattr(getattr(model, "config", None), "_name_or_path", "")) or "the model"
         self._session = Session(
-            model, space, self._probes, replace(self._config, model=name),
+            Trained(model, space, self._where), self._probes, replace(self._config, model=name),
             out=self.out, plan=plan, start_over=retried,
         )  # fmt: skip
         if self._trainer is None and args.report_to:
@@ -164,7 +175,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         """Look, where it is time; a checkpoint that follows finds its steps on disk."""
         if self._session is None:
             return
-        if state.global_step % self._config.every == 0:
+        if state.global_step in self._session.planned:
             self._look(state, control)
         self._before_saving(control)
 

@@ -1,7 +1,7 @@
 """How long a basis stays useful while training moves on."""
 
+import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.geometry import energy, linalg
+from frenet.measure.bracket import Bracket
 from frenet.measure.damage import fixed_loss
 from frenet.measure.gradients import example_gradients, gradient_matrix
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
@@ -189,31 +190,51 @@ def half_life(
     level: float = 0.5,
     *,
     moved: Mapping[int, float] | Mapping[float, float] | None = None,
-) -> float | None:
-    """First crossing of ``level``, interpolated between the lags that were looked at.
+) -> Bracket:
+    """The two lags between which a ratio first fell to ``level``, as far as was looked.
+
+    A ratio that fell and rose again between two lags is not seen.
 
     Args:
-        ratios: lag -> ratio, with lag 0 at ratio 1; any unit of lag.
+        ratios: lag -> ratio, at least one; any unit of lag. At lag 0 the ratio is 1 by definition.
+            Those that are not finite are left out.
         level: in (0, 1).
-        moved: lag -> distance from the start; the crossing is then given as a distance, also of a
-            path that turns back.
+        moved: lag -> distance from the start, for all lags of ``ratios`` and perhaps others. The
+            bracket is then one of distances: the least and the greatest of the lags from the last
+            above ``level`` to the first that is not.
 
     Returns:
-        The lag, in its own unit, or the distance; None where the level is never reached.
+        The bracket, in the unit of the lags, or of the distances. One without a crossing reaches to
+        the last lag, or to the greatest distance.
 
-    >>> half_life({0: 1.0, 10: 0.75, 20: 0.25})
-    15.0
-    >>> half_life({0: 1.0, 10: 0.75, 20: 0.25}, moved={0: 0.0, 10: 3.0, 20: 2.0})
-    2.5
-    >>> half_life({0: 1.0, 10: 0.75}) is None
-    True
+    Raises:
+        ValueError: no finite ratio, or one at lag 0 that is not above ``level``.
+
+    >>> print(half_life({0: 1.0, 10: 0.75, 20: 0.25}))
+    between 10 and 20
+    >>> print(half_life({0: 1.0, 10: 0.75, 20: 0.25}, moved={0: 0.0, 10: 3.0, 15: 3.5, 20: 2.0}))
+    between 2 and 3.5
+    >>> print(half_life({0: 1.0, 60: 0.02}), half_life({0: 1.0, 10: 0.75}), sep=", ")
+    at most 60, more than 10
     """
-    places = {float(lag): float(lag) for lag in ratios}
-    if moved is not None:
-        places = {float(lag): distance for lag, distance in moved.items()}
-    points = sorted((float(lag), ratio) for lag, ratio in ratios.items())
-    for (before, high), (after, low) in pairwise(points):
-        if low <= level < high:
-            start, end = places[before], places[after]
-            return start + (end - start) * (high - level) / (high - low)
-    return None
+    points = sorted((float(lag), float(r)) for lag, r in ratios.items() if math.isfinite(r))
+    if not points:
+        raise ValueError("there is no finite ratio; look at one lag at least")
+    if points[0][0] == 0 and points[0][1] <= level:
+        raise ValueError(
+            f"the ratio at lag 0 is {points[0][1]:.4g}, which is not above level={level}; pass "
+            "ratios to the value at the start"
+        )
+    places = None if moved is None else {float(lag): float(at) for lag, at in moved.items()}
+    before, high = 0.0, 1.0
+    for after, low in points:
+        if low > level:
+            before, high = after, low
+            continue
+        share = (high - level) / (high - low)
+        if places is None:
+            return Bracket.between(before, after, before + (after - before) * share)
+        start, end = places.get(before, 0.0), places[after]
+        passed = [at for lag, at in places.items() if before <= lag <= after] + [start]
+        return Bracket.between(min(passed), max(passed), start + (end - start) * share)
+    return Bracket(before if places is None else max(places.values()), None)

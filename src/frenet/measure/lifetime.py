@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.geometry.basis import Basis
-from frenet.geometry.linalg import norm, norms
+from frenet.geometry.linalg import norms
 from frenet.geometry.subspace import require_same_space
+from frenet.measure.bracket import Bracket
 from frenet.measure.drift import half_life
 from frenet.measure.gradients import gradient_matrix
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
@@ -20,14 +21,14 @@ class Lifetime(NamedTuple):
     """When a quantity of a direction first falls to half of what it was at the start.
 
     Attributes:
-        steps: of training, interpolated; None where it does not within those looked at.
-        distance: the same as a distance travelled.
+        steps: of training, the two looks between which it does.
+        distance: from the start, the least and the greatest between those looks.
         longest: most steps that were looked at.
-        farthest: distance travelled by then.
+        farthest: greatest distance from the start within them.
     """
 
-    steps: float | None
-    distance: float | None
+    steps: Bracket
+    distance: Bracket
     longest: int
     farthest: float
 
@@ -148,14 +149,27 @@ def require_recorded(path: Trajectory, *, space: ParamSpace, lags: Sequence[int]
 def lifetime(values: Mapping[int, float], path: Trajectory) -> Lifetime:
     """When values, by lag, fall to half of the one at lag 0, in steps and in distance.
 
+    Args:
+        values: lag -> value, with lag 0 and at least one other.
+        path: of at least as many steps as the last lag.
+
+    Raises:
+        ValueError: lag 0 or all others are missing, or the value at lag 0 is not above 0: there is
+            nothing that could be halved.
+
     >>> import torch
     >>> path = Trajectory(torch.zeros(1), torch.ones(4, 1), torch.zeros(4), None,
     ...                   ParamSpace(("w",), ((1,),)))
-    >>> lifetime({0: 2.0, 2: 1.5, 4: 0.5}, path)
-    Lifetime(steps=3.0, distance=3.0, longest=4, farthest=4.0)
+    >>> found = lifetime({0: 2.0, 2: 1.5, 4: 0.5}, path)
+    >>> print(found.steps, found.distance, sep=", ")
+    between 2 and 4, between 2 and 4
     """
-    start = values[0]
-    moved = {lag: norm(path.displacement(0, lag)) for lag in values}
-    ratios = {lag: value / start if start > 0 else 0.0 for lag, value in values.items()}
+    if len(values) < 2 or not values.get(0, 0.0) > 0:
+        raise ValueError(
+            f"values has {dict(values)}; pass the value at lag 0, which must be above 0, and at "
+            "one later lag at least"
+        )
     longest = max(values)
-    return Lifetime(half_life(ratios), half_life(ratios, moved=moved), longest, moved[longest])
+    moved = dict(enumerate(path.distances(longest)))
+    ratios = {lag: value / values[0] for lag, value in values.items()}
+    return Lifetime(half_life(ratios), half_life(ratios, moved=moved), longest, max(moved.values()))

@@ -29,7 +29,8 @@ class Recovery:
 
     Attributes:
         trajectory: the path from the damaged point to T_stop, or to the last step.
-        stop: T_stop, the first step with the loss below ``threshold``; None: not recovered.
+        stop: T_stop, the first step looked at with the loss below ``threshold``, where training
+            ends; None: not recovered.
         threshold: see ``recovered_loss``.
         losses: (step, loss on the fixed select batch) pairs, from step 0.
     """

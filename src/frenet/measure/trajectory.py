@@ -90,6 +90,11 @@ class Trajectory(Shown):
         """theta_stop - theta_start, summed in float64."""
         return _summed(self.steps[start:stop]).float()
 
+    def distances(self, stop: int) -> list[float]:
+        """||theta_t - theta_0|| for t = 0 .. stop, summed in float64."""
+        total = torch.zeros(self.space.dim, dtype=torch.float64)
+        return [0.0, *(float(total.add_(step).norm()) for step in self.steps[:stop])]
+
     def theta(self, step: int) -> Float[Tensor, " d"]:
         """theta_step."""
         return (self.start.double() + _summed(self.steps[:step])).float()

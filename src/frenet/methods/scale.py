@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from frenet._notebook import Fact, Shown
+from frenet.measure.bracket import Bracket
 from frenet.measure.line import Line
 
 # Relative error of the radius at which bisection stops.
@@ -43,8 +44,9 @@ class Radius(Shown):
     Attributes:
         sign: 1 along the direction, -1 against it.
         radius: largest distance that was found linear within ``eps``; ``limit`` where all was.
-        low: lower end of its 95% interval over examples.
-        high: upper end; infinity where resamples stay linear as far as was looked.
+        low: lower end of its 95% interval over examples; never more than is known from the
+            distances looked at, so that it is 0 where resamples leave the linear before the first.
+        high: upper end, never less; infinity where resamples stay linear as far as was looked.
         unbounded: linear as far as was looked.
         limit: how far that is.
         predicted: 2 eps |s| / |u.Hu|, where a quadratic would leave the linear; infinity without
@@ -158,7 +160,11 @@ class _Seen:
         return self.point(r).deviation <= self.eps
 
     def resampled(self, resamples: int, generator: torch.Generator) -> tuple[float, float]:
-        """2.5% and 97.5% quantiles of the first crossing over resampled examples."""
+        """2.5% and 97.5% quantiles of the first crossing over resampled examples.
+
+        Of a crossing between two distances far apart the lower end counts for the one, and the
+        upper end for the other.
+        """
         n, radii = len(self.zero), np.array(sorted(self.values))
         drawn = torch.randint(0, n, (resamples, n), generator=generator).numpy()
         weights = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(float)
@@ -168,22 +174,30 @@ class _Seen:
             slopes = self.sign * (weights @ self.slopes)[:, None] * radii
             deviations = np.abs(weights @ changes - slopes) / np.abs(slopes)
         deviations = np.nan_to_num(deviations, nan=np.inf)
-        crossings = [_crossing(radii, row, self.eps) for row in deviations]
-        low, high = np.quantile(crossings, [0.025, 0.975], method="inverted_cdf")
+        ends = np.array([_crossing(radii, row, self.eps) for row in deviations])
+        low = np.quantile(ends[:, 0], 0.025, method="inverted_cdf")
+        high = np.quantile(ends[:, 1], 0.975, method="inverted_cdf")
         return float(low), float(high)
 
 
-def _crossing(radii: np.ndarray, deviations: np.ndarray, eps: float) -> float:
-    """First distance at which the deviation exceeds eps, interpolated; infinity where none does."""
+def _crossing(radii: np.ndarray, deviations: np.ndarray, eps: float) -> tuple[float, float]:
+    """Between which distances the deviation first exceeds eps; twice the same where interpolated.
+
+    Where it does nowhere, from the last distance to infinity.
+    """
     beyond = np.flatnonzero(deviations > eps)
     if not len(beyond):
-        return math.inf
+        return float(radii[-1]), math.inf
     j = int(beyond[0])
+    outside = float(radii[j])
     if j == 0:
-        return float(radii[0])
-    before, after = deviations[j - 1], deviations[j]
-    share = (eps - before) / (after - before) if math.isfinite(after) else 0.0
-    return float(radii[j - 1] * (radii[j] / radii[j - 1]) ** share)
+        return 0.0, outside
+    inside, before, after = float(radii[j - 1]), deviations[j - 1], deviations[j]
+    if not math.isfinite(after):
+        return inside, outside
+    share = (eps - before) / (after - before)
+    value = Bracket.between(inside, outside, inside * (outside / inside) ** share).value
+    return (inside, outside) if value is None else (value, value)
 
 
 def _bracket(seen: _Seen, start: float, limit: float) -> float:

@@ -50,7 +50,7 @@ class ParamSpace(Shown):
             places.setdefault(place, []).append(name)
         shared = {name: names for names in places.values() if len(names) > 1 for name in names}
         for name, parameter in model.named_parameters():
-            if not _matches(where, name, parameter):
+            if not selects(where, name, parameter):
                 continue
             if name in shared:
                 first, second, *_ = shared[name]
@@ -199,7 +199,8 @@ def _address(parameter: Tensor) -> int:
     return parameter.untyped_storage().data_ptr()
 
 
-def _matches(where: Where, name: str, parameter: nn.Parameter) -> bool:
+def selects(where: Where, name: str, parameter: nn.Parameter) -> bool:
+    """Whether ``where`` chooses a parameter, as in ``ParamSpace.select``."""
     if where is None:
         return parameter.requires_grad and parameter.is_floating_point()
     if isinstance(where, str):

@@ -7,6 +7,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from frenet.experiments import described
+from frenet.experiments.experiment import Row
 from frenet.runs.files import RunFolderError
 from frenet.runs.header import FORMAT, PACKED, Header, commits_of, read_header, read_json
 from frenet.runs.machine import system_of
@@ -47,8 +49,15 @@ def read_run(path: Path | str, *, partial: bool = False) -> Run:
             f"the run in {folder} is not finished ({done} of {len(header.cells)} cells): start its "
             "command again to go on, or ask for what there is with --partial"
         )
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = _rows(header.experiment, text)
     return Run(header.experiment, header.config, rows, manifest, manifest["failures"], folder)
+
+
+def _rows(experiment: str, text: str) -> list[Row]:
+    """The stored rows, in the terms of this version."""
+    rows: list[Row] = [json.loads(line) for line in text.splitlines()]
+    known = described().get(experiment)
+    return rows if known is None or known.reread is None else known.reread(rows)
 
 
 def _so_far(folder: Path, header: Header) -> tuple[str, dict[str, Any]]:
@@ -118,5 +127,5 @@ def _read_packed(file: Path, *, partial: bool) -> Run:
         raise RunFolderError(
             f"the run in {file} is not finished; ask for what there is with --partial"
         )
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = _rows(head["experiment"], text)
     return Run(head["experiment"], head["config"], rows, manifest, manifest["failures"], file)

@@ -1,0 +1,92 @@
+"""Where a crossing lies that was looked for at some places only."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# The one place of this factor: a number between two looks is given where they are no further apart.
+NARROW = 1.25
+
+
+class Bracket(NamedTuple):
+    """The two looks between which a quantity crossed a level: low < crossing <= high.
+
+    What it did between two looks is not known: it may have crossed and come back before ``low``.
+
+    Attributes:
+        low: last look before the crossing, in any unit, at least 0; 0 is the start itself. Without
+            a crossing, how far was looked.
+        high: first look behind it; None where no look found one.
+        value: interpolated between the two, where high / low <= NARROW; None elsewhere, since what
+            lies between two looks is not measured.
+    """
+
+    low: float
+    high: float | None
+    value: float | None = None
+
+    @classmethod
+    def between(cls, low: float, high: float, value: float) -> "Bracket":
+        """The bracket of two looks, with the interpolated value where they are close enough.
+
+        Args:
+            low: at least 0.
+            high: at least ``low``.
+            value: between the two.
+
+        >>> Bracket.between(20.0, 24.0, 22.5)
+        Bracket(low=20.0, high=24.0, value=22.5)
+        >>> Bracket.between(1.0, 2.0, 1.4)
+        Bracket(low=1.0, high=2.0, value=None)
+        """
+        return cls(low, high, value if low > 0 and high <= NARROW * low else None)
+
+    @property
+    def found(self) -> bool:
+        """Whether any look found the crossing."""
+        return self.high is not None
+
+    def __str__(self) -> str:
+        """In words, without the unit.
+
+        >>> print(Bracket(1.0, 2.0), Bracket(0.0, 60.0), Bracket(100.0, None), sep=", ")
+        between 1 and 2, at most 60, more than 100
+        """
+        return self.told()
+
+    def told(self, unit: str = "") -> str:
+        """In words, with a unit in the singular.
+
+        >>> print(Bracket(0.0, 1.0).told("step"), Bracket(1.0, 2.0).told("step"), sep=", ")
+        at most 1 step, between 1 and 2 steps
+        >>> print(Bracket(20.0, 24.0, 22.53).told("step"))
+        about 22.5 steps (between 20 and 24)
+        """
+        last = self.low if self.high is None else self.high
+        unit = unit and f" {unit}{'' if last == 1 else 's'}"
+        if self.high is None:
+            return f"more than {_figure(self.low)}{unit}"
+        if self.low <= 0:
+            return f"at most {_figure(self.high)}{unit}"
+        ends = f"between {_figure(self.low)} and {_figure(self.high)}"
+        return (
+            f"{ends}{unit}" if self.value is None else f"about {_figure(self.value)}{unit} ({ends})"
+        )
+
+
+def hull(brackets: Sequence[Bracket]) -> Bracket:
+    """The narrowest bracket around several, each of which found its crossing.
+
+    >>> hull([Bracket(3.0, 10.0), Bracket(1.0, 3.0)])
+    Bracket(low=1.0, high=10.0, value=None)
+    """
+    if len(brackets) == 1:
+        return brackets[0]
+    ends = [bracket.high for bracket in brackets if bracket.high is not None]
+    if not brackets or len(ends) < len(brackets):
+        raise ValueError("a hull needs brackets, each with a crossing that was found")
+    return Bracket(min(bracket.low for bracket in brackets), max(ends))
+
+
+def _figure(value: float) -> str:
+    """Whole numbers whole, others to three digits."""
+    return f"{value:.0f}" if value == round(value) else f"{value:.3g}"
