@@ -546,7 +546,8 @@ def test_charts_of_direction_scale_hold_what_they_show() -> None:
     shares = values(scale.share_chart(directions(ratio=0.8)))
     assert {row["lag"] for row in shares if "lag" in row} == {1, 100}
     assert {row["at"] for row in shares if "at" in row} == {0.5}
-    lives = values(scale.map_chart(directions(relative=0.5, steps=0.1, longest=50)))
-    assert {row["life"] for row in lives} == {0.5}
-    lives = values(scale.map_chart(directions(relative=0.5, steps=None, longest=50)))
+    ends = {"steps_low": 0.0, "steps_high": 20.0}
+    lives = values(scale.map_chart(directions(relative=0.5, **ends)))
+    assert {(row["life"], row["after"], row["by"]) for row in lives} == {(20.0, 0.5, 20.0)}
+    lives = values(scale.map_chart(directions(relative=0.5, steps_low=50.0, steps_high=None)))
     assert {row["life"] for row in lives} == {50.0}
