@@ -44,11 +44,12 @@ class PathSums:
         Returns:
             False, and nothing is taken, where the step is not finite.
         """
-        square = float(step.double().square().sum())
+        exact = step.double()
+        square = float(exact @ exact)
         if not math.isfinite(square):
             return False
         self.steps += 1
-        self.total += step
+        self.total += exact
         self._squares += square
         self._unmoved += self.space.dim - int(step.count_nonzero())
         self._zeros += zeros
