@@ -205,3 +205,25 @@ def test_the_side_is_named():
     line = polynomial(1.0, 1.0)
     assert "along" in repr(found(line))
     assert "against" in repr(found(line, sign=-1))
+
+
+def test_an_interval_is_never_narrower_than_the_distances_looked_at():
+    """Ends that lie between two far distances: of a quadratic each resample's border is known.
+
+    2 eps |s| / h, s the mean slope of the resample: its quantiles lie within the interval.
+    """
+    draw = generator(3, "far")
+    slopes = 1 + 1.6 * torch.randn(16, generator=draw, dtype=torch.float64)
+    slopes = slopes - slopes.mean() + 1
+    line = Line(lambda r: slopes * r + r**2 / 2, slopes, torch.ones(16).double(), 1.0)
+    rows = torch.randint(0, 16, (20_000, 16), generator=draw)
+    borders = 2 * EPS * slopes[rows].mean(1).abs()
+    ends = [float(borders.quantile(q)) for q in (0.03, 0.97)]
+    for start in (0.01, 0.3, 0.38):
+        drawn = generator(0, "b")
+        got = radius(line, start=start, limit=100.0, resamples=4000, generator=drawn)
+        assert got.low <= ends[0]
+        assert got.high >= ends[1]
+        nearest = min(abs(point.r) for point in got.points if point.r)
+        # Of borders nearer than the nearest distance nothing more is known.
+        assert (got.low == 0) == (ends[0] < nearest)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from frenet.experiments.experiment import Row
 from frenet.geometry.basis import Basis, prefix_basis
-from frenet.geometry.linalg import dot, norm
+from frenet.geometry.linalg import norm
 from frenet.network.space import ParamSpace
 
 # Two sums in float64, the point in float32, and two vectors in passing.
@@ -45,11 +45,12 @@ class PathSums:
         Returns:
             False, and nothing is taken, where the step is not finite.
         """
-        square = dot(step, step)
+        exact = step.double()
+        square = float(exact @ exact)
         if not math.isfinite(square):
             return False
         self.steps += 1
-        self.total += step
+        self.total += exact
         self._squares += square
         self._unmoved += self.space.dim - int(step.count_nonzero())
         self._zeros += zeros

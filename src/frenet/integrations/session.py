@@ -193,6 +193,7 @@ class Session:
         self.recording.flush()
         rows: list[Row] = []
         try:
+            self.trained.follow(thorough=True)
             self.trained.check_outside()
         except LeftOutError as error:
             before = self._looks[-1] if self._looks else 0

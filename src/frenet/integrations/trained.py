@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from frenet.network.space import ParamSpace, Where, selects
 
+_values = operator.methodcaller("values")
 # Whole numbers of the size of an entry: a sum of them is exact, and sees a change of any bit.
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -94,8 +95,11 @@ class Trained:
         """How many of the recorded parameters do not require a gradient at present."""
         return sum(not parameter.requires_grad for parameter in self.parameters)
 
-    def follow(self) -> list[str]:
+    def follow(self, *, thorough: bool = False) -> list[str]:
         """Take up parameters that stand where recorded ones stood; the names of these.
+
+        Args:
+            thorough: also see what was put into modules that were empty before.
 
         Raises:
             LeftOutError: a recorded parameter is gone or has another shape, or one that is not
@@ -105,6 +109,7 @@ class Trained:
         same = len(held) == len(self._known) and all(map(operator.is_, held, self._known))
         same = same and [parameter.requires_grad for parameter in self._all] == self._flags
         # Resizing embeddings puts other data into the same parameter.
+        same = same and not thorough
         if same and [parameter.shape for parameter in self.parameters] == list(self.space.shapes):
             return []
         named = dict(self.model.named_parameters(remove_duplicate=False))
@@ -151,7 +156,8 @@ class Trained:
 
     def _remember(self) -> None:
         modules = list(self.model.modules())
-        self._dicts = [d for module in modules for d in (module._parameters, module._modules)]
+        held = [d for module in modules for d in (module._parameters, module._modules)]
+        self._dicts = [d for d in held if d]
         self._known, self._all = self._held(), list(self.model.parameters())
         self._flags = [parameter.requires_grad for parameter in self._all]
 
@@ -161,7 +167,7 @@ class Trained:
         Their own dicts, since walking through a model with an adapter on each of its layers takes
         ten times as long, and this is done at every step.
         """
-        return list(itertools.chain.from_iterable(held.values() for held in self._dicts))
+        return list(itertools.chain.from_iterable(map(_values, self._dicts)))
 
     def _outside_sums(self) -> Mapping[str, int]:
         """A number for every weight that is not recorded; nothing under a selection."""
@@ -264,7 +270,8 @@ class Gradients:
 
 def flat(tensors: Sequence[Tensor]) -> Float[Tensor, " d"]:
     """One float32 vector of all entries, in order."""
-    return torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
+    with torch.no_grad():
+        return torch.cat([tensor.reshape(-1) for tensor in tensors]).float()
 
 
 def _readable(parameter: Tensor) -> bool:

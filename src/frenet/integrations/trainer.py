@@ -97,7 +97,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         probes: Sequence[Task],
         *,
         out: Path | str,
-        every: int = 200,
+        every: int = 500,
         k: int = 10,
         n: int = 8,
         where: Where = None,
