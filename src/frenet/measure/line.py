@@ -11,6 +11,7 @@ from torch.func import jvp
 
 from frenet.measure.curvature import hessian_product
 from frenet.network.context import measuring, transformable
+from frenet.network.padding import arranged
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import (
     Batch,
@@ -18,7 +19,6 @@ from frenet.network.tasks import (
     Task,
     columns_to_keep,
     example_losses,
-    with_additive_mask,
 )
 
 
@@ -98,15 +98,15 @@ def _slopes(
     model: nn.Module, batch: Batch, unit: Float[Tensor, " d"], space: ParamSpace
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Directional derivative of every example's loss, and its number of target tokens."""
-    keep, rows = columns_to_keep(batch), with_additive_mask(batch, model)
+    keep = columns_to_keep(batch)
+    arranged(model, batch)  # The way of padded rows is measured before the transform.
     held = {n: p.detach() for n, p in zip(space.names, space.parameters(model), strict=True)}
     parts = space.unflatten(unit)
     tangents = {name: part.to(held[name].dtype) for name, part in parts.items()}
 
-    def losses(tensors: dict[str, Tensor]) -> Tensor:
-        return example_losses(Functional(model, tensors, keep=keep), rows)[0]
+    def losses(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return example_losses(Functional(model, tensors, keep=keep), batch)
 
     with transformable(model), torch.no_grad():
-        slopes = jvp(losses, (held,), (tangents,))[1]
-    counts = (batch["labels"][:, 1:] >= 0).sum(1)
+        _, slopes, counts = jvp(losses, (held,), (tangents,), has_aux=True)
     return slopes.double().cpu(), counts.double().cpu()

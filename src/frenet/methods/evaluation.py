@@ -12,6 +12,7 @@ from frenet.methods.scores import SCORES, RowScores, Score, checked, user_score
 from frenet.network.context import measuring
 from frenet.network.grouped import can_group, grouped, shares_blocks
 from frenet.network.memory import free_bytes
+from frenet.network.padding import arranged
 from frenet.network.tasks import Batch, columns_to_keep, target_logits
 
 # Tokens of all candidates in one forward pass: with more a pass is no faster for each token, and
@@ -61,7 +62,9 @@ class Evaluator:
 
     def _scores(self, candidates: Candidates, indices: list[int]) -> Iterator[RowScores]:
         size = 1
-        if isinstance(self.score, str) and can_group(candidates.model, candidates.space):
+        together = isinstance(self.score, str) and can_group(candidates.model, candidates.space)
+        # Candidates share a pass of all rows of the batch, as they are.
+        if together and arranged(candidates.model, self.batch) is None:
             size = group_size(candidates, self.batch)
         if size > 1 and isinstance(self.score, str):
             for start in range(0, len(indices), size):

@@ -1,0 +1,290 @@
+"""Rows of unlike length in one batch: how a model runs them is measured, not looked up."""
+
+import inspect
+import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+IGNORE = -100
+# Tokens of a row that a measurement of the way looks at.
+LOOKED_AT = 64
+# Relative difference of logits that counts as rounding, and the same in units of the last place.
+ROUNDING, LAST_PLACES = 1e-4, 16
+# What a model may raise on inputs that it is not made for.
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+
+
+class Way(NamedTuple):
+    """What a model makes of rows that are padded.
+
+    Attributes:
+        left: with a mask (b, t), padding on the left changes no logit of a real token.
+        right: the same of padding on the right.
+        causal: without a mask, what follows a token changes none of its logits.
+    """
+
+    left: bool
+    right: bool
+    causal: bool
+
+    def runs(self, mask: Int[Tensor, "b t"]) -> bool:
+        """Whether rows with this mask may run as they are."""
+        return (self.left or bool(mask[:, 0].all())) and (self.right or bool(mask[:, -1].all()))
+
+
+class Part(NamedTuple):
+    """Rows of a batch that run together without a mask.
+
+    Attributes:
+        rows: their numbers in the batch, on the CPU.
+        batch: their real tokens, each row from the first column on. Rows that end before the last
+            column have targets of -100 there, and a mask of ones, so that the model sees text.
+    """
+
+    rows: Int[Tensor, " g"]
+    batch: dict[str, Tensor]
+
+
+_KNOWN: "WeakKeyDictionary[nn.Module, tuple[Any, Way]]" = WeakKeyDictionary()
+_SAID: "WeakSet[nn.Module]" = WeakSet()
+
+
+def base_model(model: Any) -> Any:
+    """The model itself, or the model inside a PEFT wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def forward_arguments(model: nn.Module) -> frozenset[str]:
+    """Names that the forward pass of the model, or of the model inside a wrapper, accepts."""
+    own = base_model(vars(model).get("inner", model))
+    return frozenset(inspect.signature(own.forward).parameters)
+
+
+def is_padded(batch: dict[str, Tensor]) -> bool:
+    """Whether a mask (b, t) leaves columns out."""
+    mask = batch.get("attention_mask")
+    return mask is not None and mask.dim() == 2 and not bool(mask.all())
+
+
+def padded_way(model: nn.Module, batch: dict[str, Tensor]) -> Way:
+    """How the model can run padded rows, measured once for each model object.
+
+    The first tokens of the shortest and of the longest row go through the model each alone, and
+    together: padded on the left, padded on the right, and with more text in place of padding.
+    Neither hooks nor random draws notice.
+
+    Args:
+        model: a decoder, also inside a PEFT wrapper or a ``Functional``; left exactly as it is.
+        batch: padded rows.
+    """
+    outer = vars(model).get("inner", model)
+    inner = base_model(outer)
+    attention = getattr(getattr(inner, "config", None), "_attn_implementation", None)
+    known, way = _KNOWN.get(inner, (None, None))
+    if way is None or known != attention:
+        with _quiet(outer):
+            way = _measured(outer, batch)
+        _KNOWN[inner] = (attention, way)
+    return way
+
+
+def arranged(model: nn.Module, batch: dict[str, Tensor]) -> list[Part] | None:
+    """The batch in parts that this model runs rightly; None: as it is.
+
+    Warns:
+        RuntimeWarning: the model cannot run the padded rows as they are; once for each model.
+    """
+    if not is_padded(batch) or _has_holes(batch["attention_mask"]):
+        return None
+    way = padded_way(model, batch)
+    if way.runs(batch["attention_mask"]):
+        return None
+    inner = base_model(vars(model).get("inner", model))
+    if inner not in _SAID:
+        _SAID.add(inner)
+        how = "with padding on the right" if way.causal else "in groups of one length, more slowly"
+        warnings.warn(
+            f"padding would change what {type(inner).__name__} makes of a text: rows of unlike "
+            f"length run {how}, which gives each the numbers that it has alone",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return unmasked(way, batch)
+
+
+def unmasked(way: Way, batch: dict[str, Tensor]) -> list[Part]:
+    """All rows in parts without a mask: in one, or in one for each length."""
+    lengths = batch["attention_mask"].sum(1).cpu()
+    every = torch.arange(len(lengths))
+    apart = [every[lengths == length] for length in lengths.unique()]
+    return [Part(rows, _moved(batch, rows)) for rows in ([every] if way.causal else apart)]
+
+
+def placed(
+    pieces: list[Float[Tensor, "g s v"]], parts: list[Part], batch: dict[str, Tensor], keep: int
+) -> Float[Tensor, "b k v"]:
+    """Logits of parts, each of the part's last columns, in the last ``keep`` columns of the batch.
+
+    A column that is padding, or stands before all targets of its part, holds another one's logits.
+    """
+    mask = batch["attention_mask"].bool().cpu()
+    order = (mask.long().cumsum(1) - 1)[:, -keep:]
+    source = torch.zeros_like(order)
+    start = 0
+    for piece, part in zip(pieces, parts, strict=True):
+        rows, columns = piece.shape[:2]
+        first = part.batch["labels"].shape[1] - columns
+        local = start + torch.arange(rows)[:, None] * columns + order[part.rows] - first
+        source[part.rows] = local.where(mask[part.rows, -keep:] & (order[part.rows] >= first), 0)
+        start += rows * columns
+    # Out of place, as torch.func wants it.
+    return torch.cat([piece.flatten(0, 1) for piece in pieces])[source.to(pieces[0].device)]
+
+
+def _has_holes(mask: Int[Tensor, "b t"]) -> bool:
+    """Whether a row has no tokens, or masked ones between others: no padding, but a user's mask."""
+    real = mask.bool().int()
+    return bool(((real.diff(dim=1) == 1).sum(1) + real[:, 0] != 1).any())
+
+
+def _moved(batch: dict[str, Tensor], rows: Int[Tensor, " g"]) -> dict[str, Tensor]:
+    """Some rows without padding on the left, no wider than the longest of them."""
+    mask = batch["attention_mask"]
+    count, width = mask.shape
+    rows = rows.to(mask.device)
+    real = mask[rows].bool()
+    columns = (~real).int().argsort(dim=1, stable=True)[:, : int(real.sum(1).max())]
+    kept = real.gather(1, columns)
+    moved = {}
+    for key, value in batch.items():
+        if value.dim() > 1 and value.shape[1] == width and value.shape[0] in (1, count):
+            own = value.expand(count, *value.shape[1:])[rows.to(value.device)]
+            moved[key] = own[torch.arange(len(rows))[:, None], columns.to(value.device)]
+        else:
+            moved[key] = value[rows.to(value.device)] if value.shape[:1] == (count,) else value
+    moved["attention_mask"] = torch.ones_like(moved["attention_mask"])
+    if "labels" in moved:
+        moved["labels"] = moved["labels"].where(kept.to(moved["labels"].device), IGNORE)
+    if "position_ids" in moved:
+        # What follows a row counts on: positions that begin anew would say that texts are packed.
+        places = moved["position_ids"]
+        beyond = (~kept).long().cumsum(1).to(places.device)
+        last = places.gather(1, kept.sum(1, keepdim=True).to(places.device) - 1)
+        moved["position_ids"] = places.where(beyond == 0, last + beyond)
+    return moved
+
+
+def _measured(model: nn.Module, batch: dict[str, Tensor]) -> Way:
+    """The way of a model. One that cannot run rows alone is taken by its word, its arguments."""
+    lengths = batch["attention_mask"].sum(1).cpu()
+    pair = torch.stack([lengths.argmin(), lengths.argmax()])
+    long = min(int(lengths.max()), LOOKED_AT)
+    short = max(1, min(int(lengths.min()), long // 3))
+    both = _first_columns(_moved(batch, pair), long)
+    both.pop("labels", None)
+    try:
+        alone = [
+            _logits(model, _first_columns(_row(both, i), n)) for i, n in ((0, short), (1, long))
+        ]
+        expected = torch.cat([logits[0] for logits in alone])
+        spread = float((expected - expected.mean(1, keepdim=True)).norm())
+    except _REFUSALS:
+        spread = math.nan
+    if not math.isfinite(spread):
+        takes_mask = "attention_mask" in forward_arguments(model)
+        return Way(takes_mask, takes_mask, causal=False)
+
+    def agrees(rows: dict[str, Tensor], start: int) -> bool:
+        try:
+            first, second = _logits(model, rows)
+        except _REFUSALS:
+            return False
+        off = torch.cat([first[start : start + short], second]) - expected
+        return float(off.norm()) <= _rounding(model, expected) * spread
+
+    shift = long - short
+    left = agrees(_masked(both, short, shift=shift), shift)
+    return Way(left, agrees(_masked(both, short), 0), agrees(both, 0))
+
+
+def _rounding(model: nn.Module, logits: Tensor) -> float:
+    """Relative difference of logits that is rounding in the coarsest type that has a part in it."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} | {logits.dtype}
+    if torch.is_autocast_enabled(logits.device.type):
+        kinds.add(torch.get_autocast_dtype(logits.device.type))
+    return max(ROUNDING, *(LAST_PLACES * torch.finfo(kind).eps for kind in kinds))
+
+
+def _columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of its tensors that have an entry for every token."""
+    shape = batch["attention_mask"].shape
+    return {key: value for key, value in batch.items() if value.shape[:2] == shape}
+
+
+def _first_columns(batch: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    return batch | {key: value[:, :count] for key, value in _columns(batch).items()}
+
+
+def _row(batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+    count = len(batch["attention_mask"])
+    return {k: v[i : i + 1] if v.shape[:1] == (count,) else v for k, v in batch.items()}
+
+
+def _masked(batch: dict[str, Tensor], short: int, *, shift: int = 0) -> dict[str, Tensor]:
+    """Two rows of which the first has only ``short`` tokens, ``shift`` columns from the left.
+
+    What the mask leaves out is text: the ids under it have no say.
+    """
+    moved = {}
+    for key, value in _columns(batch).items():
+        moved[key] = value.clone()
+        moved[key][0] = value[0].roll(shift, 0)
+    columns = torch.arange(moved["attention_mask"].shape[1], device=moved["attention_mask"].device)
+    moved["attention_mask"][0] = ((columns >= shift) & (columns < shift + short)).long()
+    if "position_ids" in moved:
+        own = moved["position_ids"][0]
+        own[:shift], own[shift + short :] = own[shift], own[shift + short - 1]
+    return batch | moved
+
+
+def _logits(model: Any, batch: dict[str, Tensor]) -> Float[Tensor, "b t v"]:
+    accepted = forward_arguments(model)
+    device = next(model.parameters()).device
+    given: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k in accepted}
+    if "use_cache" in accepted:
+        given["use_cache"] = False
+    found = model(**given)
+    logits = found if isinstance(found, Tensor) else found.logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Without hooks, dropout, gradients and draws: nobody notices that the model was asked."""
+    modules = list(model.modules())
+    hooks = [(m, m._forward_hooks, m._forward_pre_hooks) for m in modules]
+    training = [m for m in modules if m.training]
+    device = next(model.parameters()).device
+    try:
+        for module, *_ in hooks:
+            module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
+        for module in training:
+            module.training = False
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ):
+            yield
+    finally:
+        for module, after, before in hooks:
+            module._forward_hooks, module._forward_pre_hooks = after, before
+        for module in training:
+            module.training = True
