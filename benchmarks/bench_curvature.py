@@ -122,7 +122,7 @@ def curvlinops_operator(setup: Setup) -> Any:
     """The same Hessian as an operator of curvlinops."""
     from curvlinops import HessianLinearOperator
 
-    batch = mask_added(setup)
+    batch = setup.batch
     targets = target_logits(setup.model, batch)[1].flatten()
     return HessianLinearOperator(
         Predictions(setup.model),

@@ -14,7 +14,7 @@ from frenet.experiments.watched import STALE, TRAINING, WatchConfig
 from frenet.integrations.checks import space_digest
 from frenet.integrations.folder import END, WatchFolder
 from frenet.integrations.path import PathSums
-from frenet.integrations.probes import Probe, look
+from frenet.integrations.probes import Probe, checked, look
 from frenet.integrations.recording import Recording, last_recorded
 from frenet.measure.drift import half_life
 from frenet.measure.trajectory_files import FOLDER
@@ -224,6 +224,9 @@ class Session:
         config, notes = self.config, []
         kinds = sorted({str(p.dtype).removeprefix("torch.") for p in self._parameters})
         notes.append(f"{self.space.dim:,} parameters are watched, in {' and '.join(kinds)}")
+        for probe in self.probes[:1]:
+            check = checked(self.model, probe, space=self.space)
+            notes += [check.note] if check.note else []
         dead = structural_zeros(self.model, self.space)
         if dead.zero and self.probes:
             notes.append(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp
 
+from frenet.measure.checked import check_slope
 from frenet.measure.curvature import hessian_product
 from frenet.network.context import measuring, transformable
 from frenet.network.padding import arranged
@@ -71,13 +72,14 @@ def loss_line(
 
     Raises:
         ValueError: the direction is zero, or parameters are below float32, whose rounding would
-            take the place of small steps.
+            take the place of small steps, or the model's gradient is not that of its loss.
         FloatingPointError: a slope is not finite.
     """
     norm = float(direction.double().norm())
     if norm == 0:
         raise ValueError("the direction is zero; there is no line along it")
     space.require_float32(model, "a line through the weights")
+    check_slope(model, task, batch, space=space)
     unit = (direction / norm).to(next(model.parameters()).device)
     slopes, counts = _slopes(model, batch, unit, space)
     if not torch.isfinite(slopes).all():

@@ -12,7 +12,7 @@ from torch.func import grad, vmap
 from torch.utils.hooks import RemovableHandle
 
 from frenet.network.context import measuring, transformable
-from frenet.network.padding import Part, is_padded, padded_way, unmasked
+from frenet.network.padding import Part, is_padded, unmasked
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Functional, Task, columns_to_keep
 
@@ -117,7 +117,7 @@ def vmapped_rows(
 def _for_vmap(model: nn.Module, batch: Batch) -> list[Part]:
     """The batch in parts of which no mask has to be looked at, which a ``vmap`` does not allow."""
     if is_padded(batch):
-        return unmasked(padded_way(model, batch), batch)
+        return unmasked(model, batch)
     return [Part(torch.arange(len(batch["labels"])), batch)]
 
 

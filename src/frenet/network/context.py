@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +36,25 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
     """Dropout off, and a gradient for the parameters of ``space`` only (None: for no parameter).
 
     Training flags, ``requires_grad`` and ``.grad`` are afterwards as they were. Evaluation mode
-    also switches gradient checkpointing off, which ``torch.func`` does not support.
+    also switches gradient checkpointing off, which ``torch.func`` does not support. The row of an
+    embedding that is named as padding has its gradient like all others, since its id may also be a
+    word of the text; padding itself has none.
     """
     # Most models are in evaluation mode already, and a large one has thousands of modules: what is
     # as it should be is not touched.
-    training = [module for module in model.modules() if module.training]
+    training, embeddings = [], []
+    for module in model.modules():
+        if module.training:
+            training.append(module)
+        if isinstance(module, nn.Embedding) and _padded_without_need(module):
+            embeddings.append((module, module.padding_idx))
     wanted = set(map(id, space.parameters(model))) if space else set()
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
         if training:
             model.eval()
+        for embedding, _ in embeddings:
+            embedding.padding_idx = None
         for parameter, flag, _ in parameters:
             if flag != (id(parameter) in wanted):
                 parameter.requires_grad_(not flag)
@@ -54,9 +64,22 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
     finally:
         for module in training:
             module.training = True
+        for embedding, index in embeddings:
+            embedding.padding_idx = index
         for parameter, flag, grad in parameters:
             parameter.requires_grad_(flag)
             parameter.grad = grad
+
+
+def _padded_without_need(module: nn.Embedding) -> bool:
+    """Whether only the gradient depends on which row is named as padding.
+
+    Some positions are counted from it, which the forward pass of their class shows.
+    """
+    if module.padding_idx is None:
+        return False
+    own: Any = type(module).forward
+    return own is nn.Embedding.forward or "padding_idx" not in own.__code__.co_names
 
 
 @contextmanager

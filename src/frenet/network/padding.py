@@ -41,12 +41,11 @@ class Way(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Rows of a batch that run together without a mask.
+    """Rows of a batch that run together.
 
     Attributes:
         rows: their numbers in the batch, on the CPU.
-        batch: their real tokens, each row from the first column on. Rows that end before the last
-            column have targets of -100 there, and a mask of ones, so that the model sees text.
+        batch: their tokens, each row from the first column on.
     """
 
     rows: Int[Tensor, " g"]
@@ -55,6 +54,8 @@ class Part(NamedTuple):
 
 _KNOWN: "WeakKeyDictionary[nn.Module, tuple[Any, Way]]" = WeakKeyDictionary()
 _SAID: "WeakSet[nn.Module]" = WeakSet()
+# Models whose passes somebody watches row by row.
+_WATCHED: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
 
 
 def base_model(model: Any) -> Any:
@@ -96,8 +97,22 @@ def padded_way(model: nn.Module, batch: dict[str, Tensor]) -> Way:
     return way
 
 
+@contextmanager
+def rows_in_order(model: nn.Module) -> Iterator[None]:
+    """Inside, the rows of a batch have to go through the model together, in their own order."""
+    inner = base_model(vars(model).get("inner", model))
+    _WATCHED[inner] = _WATCHED.get(inner, 0) + 1
+    try:
+        yield
+    finally:
+        _WATCHED[inner] -= 1
+
+
 def arranged(model: nn.Module, batch: dict[str, Tensor]) -> list[Part] | None:
     """The batch in parts that this model runs rightly; None: as it is.
+
+    Raises:
+        ValueError: the rows cannot run as they are, and something is recorded or added in them.
 
     Warns:
         RuntimeWarning: the model cannot run the padded rows as they are; once for each model.
@@ -108,24 +123,53 @@ def arranged(model: nn.Module, batch: dict[str, Tensor]) -> list[Part] | None:
     if way.runs(batch["attention_mask"]):
         return None
     inner = base_model(vars(model).get("inner", model))
+    name = type(inner).__name__
+    if _WATCHED.get(inner):
+        also = ", or pad them on the right" if way.right else ""
+        raise ValueError(
+            f"padding would change what {name} makes of a text, and sites are read or added to in "
+            f"rows as they are; pass rows of one length{also}"
+        )
     if inner not in _SAID:
         _SAID.add(inner)
-        how = "with padding on the right" if way.causal else "in groups of one length, more slowly"
+        how = "with padding on the right" if way.right else "in groups of one length, more slowly"
         warnings.warn(
-            f"padding would change what {type(inner).__name__} makes of a text: rows of unlike "
-            f"length run {how}, which gives each the numbers that it has alone",
+            f"padding would change what {name} makes of a text: rows of unlike length run {how}, "
+            "which gives each the numbers that it has alone",
             RuntimeWarning,
             stacklevel=3,
         )
-    return unmasked(way, batch)
+    return [_whole(batch)] if way.right else _apart(batch)
 
 
-def unmasked(way: Way, batch: dict[str, Tensor]) -> list[Part]:
-    """All rows in parts without a mask: in one, or in one for each length."""
+def unmasked(model: nn.Module, batch: dict[str, Tensor]) -> list[Part]:
+    """Padded rows in parts with a mask of ones, which nothing needs to look at.
+
+    A part has rows of one length, or, in a causal model, shorter ones that more text follows, which
+    has no targets.
+
+    Raises:
+        ValueError: a row has masked columns between others.
+    """
+    if _has_holes(batch["attention_mask"]):
+        raise ValueError("a mask leaves out tokens between others")
+    parts = [_whole(batch)] if padded_way(model, batch).causal else _apart(batch)
+    ones = [torch.ones_like(part.batch["attention_mask"]) for part in parts]
+    return [
+        Part(part.rows, part.batch | {"attention_mask": mask})
+        for part, mask in zip(parts, ones, strict=True)
+    ]
+
+
+def _whole(batch: dict[str, Tensor]) -> Part:
+    every = torch.arange(len(batch["attention_mask"]))
+    return Part(every, _moved(batch, every))
+
+
+def _apart(batch: dict[str, Tensor]) -> list[Part]:
     lengths = batch["attention_mask"].sum(1).cpu()
-    every = torch.arange(len(lengths))
-    apart = [every[lengths == length] for length in lengths.unique()]
-    return [Part(rows, _moved(batch, rows)) for rows in ([every] if way.causal else apart)]
+    groups = [(lengths == length).nonzero().flatten() for length in lengths.unique()]
+    return [Part(rows, _moved(batch, rows)) for rows in groups]
 
 
 def placed(
@@ -156,7 +200,7 @@ def _has_holes(mask: Int[Tensor, "b t"]) -> bool:
 
 
 def _moved(batch: dict[str, Tensor], rows: Int[Tensor, " g"]) -> dict[str, Tensor]:
-    """Some rows without padding on the left, no wider than the longest of them."""
+    """Some rows with all padding on the right, no wider than the longest of them."""
     mask = batch["attention_mask"]
     count, width = mask.shape
     rows = rows.to(mask.device)
@@ -170,7 +214,6 @@ def _moved(batch: dict[str, Tensor], rows: Int[Tensor, " g"]) -> dict[str, Tenso
             moved[key] = own[torch.arange(len(rows))[:, None], columns.to(value.device)]
         else:
             moved[key] = value[rows.to(value.device)] if value.shape[:1] == (count,) else value
-    moved["attention_mask"] = torch.ones_like(moved["attention_mask"])
     if "labels" in moved:
         moved["labels"] = moved["labels"].where(kept.to(moved["labels"].device), IGNORE)
     if "position_ids" in moved:
@@ -190,6 +233,7 @@ def _measured(model: nn.Module, batch: dict[str, Tensor]) -> Way:
     short = max(1, min(int(lengths.min()), long // 3))
     both = _first_columns(_moved(batch, pair), long)
     both.pop("labels", None)
+    both["attention_mask"] = torch.ones_like(both["attention_mask"])
     try:
         alone = [
             _logits(model, _first_columns(_row(both, i), n)) for i, n in ((0, short), (1, long))
