@@ -173,7 +173,7 @@ def _apart(batch: dict[str, Tensor]) -> list[Part]:
 
 
 def placed(
-    pieces: list[Float[Tensor, "g s v"]], parts: list[Part], batch: dict[str, Tensor], keep: int
+    pieces: list[Tensor], parts: list[Part], batch: dict[str, Tensor], keep: int
 ) -> Float[Tensor, "b k v"]:
     """Logits of parts, each of the part's last columns, in the last ``keep`` columns of the batch.
 
