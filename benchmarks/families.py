@@ -4,7 +4,7 @@ import argparse
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,14 +88,8 @@ OWN: dict[str, dict[str, Any]] = {
         "layer_types": None,
     },
     "recurrent_gemma": {"num_hidden_layers": 3},
-    "xlstm": {
-        "num_heads": 4,
-        "num_blocks": 2,
-        "chunkwise_kernel": "chunkwise--native_autograd",
-        "sequence_kernel": "native_sequence__native",
-        "step_kernel": "native",
-        "head_dim": 8,
-    },
+    "xlstm": {"chunk_size": 64},
+    "falcon_h1": {"mamba_n_heads": 8},
     "reformer": {"axial_pos_embds_dim": (8, 24), "axial_pos_shape": (8, 8), "is_decoder": True},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "zaya": {"num_experts_per_tok": 1},
@@ -183,6 +177,19 @@ class Rows:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean loss in nats per target token."""
         return token_loss(model, batch)
+
+    def batches(self, split: str, batch_size: int, seed: int) -> Iterator[Batch]:
+        """All rows, again and again."""
+        while True:
+            yield collate(ROWS)
+
+    def score(self, model: nn.Module, split: str) -> dict[str, float]:
+        """Nothing is scored."""
+        return {}
+
+    def shuffled(self, seed: int) -> "Rows":
+        """There is no control."""
+        return self
 
 
 class Subject:

@@ -205,8 +205,8 @@ def test_a_model_is_looked_at_once_and_says_so_once(recwarn):
     for _ in range(3):
         example_losses(model, collate(ROWS))
     assert len(recwarn) == 1
-    # Two rows alone and together in three ways; then three batches.
-    assert model.passes == 5 + 3
+    # Three rows alone and together in three ways; then three batches.
+    assert model.passes == 6 + 3
 
 
 def test_a_model_that_reads_its_mask_runs_padded_rows_as_they_are(model, recwarn):

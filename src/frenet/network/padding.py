@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 IGNORE = -100
-# Tokens of a row that a measurement of the way looks at.
-LOOKED_AT = 64
+# Tokens of a row that a measurement of the way looks at, and logits of each.
+LOOKED_AT, ENTRIES = 256, 1024
 # Relative difference of logits that counts as rounding, and the same in units of the last place.
 ROUNDING, LAST_PLACES = 1e-4, 16
 # What a model may raise on inputs that it is not made for.
@@ -78,9 +78,9 @@ def is_padded(batch: dict[str, Tensor]) -> bool:
 def padded_way(model: nn.Module, batch: dict[str, Tensor]) -> Way:
     """How the model can run padded rows, measured once for each model object.
 
-    The first tokens of the shortest and of the longest row go through the model each alone, and
-    together: padded on the left, padded on the right, and with more text in place of padding.
-    Neither hooks nor random draws notice.
+    The beginnings of rows, of three lengths, go through the model each alone, and together: padded
+    on the left, padded on the right, and with more text in place of padding. Neither hooks nor
+    random draws notice.
 
     Args:
         model: a decoder, also inside a PEFT wrapper or a ``Functional``; left exactly as it is.
@@ -228,17 +228,17 @@ def _moved(batch: dict[str, Tensor], rows: Int[Tensor, " g"]) -> dict[str, Tenso
 def _measured(model: nn.Module, batch: dict[str, Tensor]) -> Way:
     """The way of a model. One that cannot run rows alone is taken by its word, its arguments."""
     lengths = batch["attention_mask"].sum(1).cpu()
-    pair = torch.stack([lengths.argmin(), lengths.argmax()])
+    chosen = torch.stack([lengths.argmin(), lengths.argmax(), lengths.argmax()])
     long = min(int(lengths.max()), LOOKED_AT)
-    short = max(1, min(int(lengths.min()), long // 3))
-    both = _first_columns(_moved(batch, pair), long)
-    both.pop("labels", None)
-    both["attention_mask"] = torch.ones_like(both["attention_mask"])
+    # Padding by odd numbers of columns, so that what a model pools in blocks is cut elsewhere.
+    sizes = [long - min(long - 1, part | 1) for part in (2 * long // 3, long // 4)] + [long]
+    sizes[0] = min(sizes[0], int(lengths.min()))
+    rows = _first_columns(_moved(batch, chosen), long)
+    rows.pop("labels", None)
+    rows["attention_mask"] = torch.ones_like(rows["attention_mask"])
     try:
-        alone = [
-            _logits(model, _first_columns(_row(both, i), n)) for i, n in ((0, short), (1, long))
-        ]
-        expected = torch.cat([logits[0] for logits in alone])
+        single = [_first_columns(_row(rows, i), size) for i, size in enumerate(sizes)]
+        expected = torch.cat([_logits(model, row)[0] for row in single])
         spread = float((expected - expected.mean(1, keepdim=True)).norm())
     except _REFUSALS:
         spread = math.nan
@@ -246,17 +246,18 @@ def _measured(model: nn.Module, batch: dict[str, Tensor]) -> Way:
         takes_mask = "attention_mask" in forward_arguments(model)
         return Way(takes_mask, takes_mask, causal=False)
 
-    def agrees(rows: dict[str, Tensor], start: int) -> bool:
+    def agrees(together: dict[str, Tensor], starts: list[int]) -> bool:
         try:
-            first, second = _logits(model, rows)
+            found = _logits(model, together)
         except _REFUSALS:
             return False
-        off = torch.cat([first[start : start + short], second]) - expected
+        spans = zip(found, starts, sizes, strict=True)
+        off = torch.cat([row[start : start + size] for row, start, size in spans]) - expected
         return float(off.norm()) <= _rounding(model, expected) * spread
 
-    shift = long - short
-    left = agrees(_masked(both, short, shift=shift), shift)
-    return Way(left, agrees(_masked(both, short), 0), agrees(both, 0))
+    first, shifts = [0] * len(sizes), [long - size for size in sizes]
+    left = agrees(_masked(rows, shifts, sizes), shifts)
+    return Way(left, agrees(_masked(rows, first, sizes), first), agrees(rows, first))
 
 
 def _rounding(model: nn.Module, logits: Tensor) -> float:
@@ -282,20 +283,20 @@ def _row(batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
     return {k: v[i : i + 1] if v.shape[:1] == (count,) else v for k, v in batch.items()}
 
 
-def _masked(batch: dict[str, Tensor], short: int, *, shift: int = 0) -> dict[str, Tensor]:
-    """Two rows of which the first has only ``short`` tokens, ``shift`` columns from the left.
+def _masked(batch: dict[str, Tensor], starts: list[int], sizes: list[int]) -> dict[str, Tensor]:
+    """The first tokens of every row, from a column on; the mask leaves all others out.
 
-    What the mask leaves out is text: the ids under it have no say.
+    What is left out is text: the ids under a mask have no say.
     """
-    moved = {}
-    for key, value in _columns(batch).items():
-        moved[key] = value.clone()
-        moved[key][0] = value[0].roll(shift, 0)
-    columns = torch.arange(moved["attention_mask"].shape[1], device=moved["attention_mask"].device)
-    moved["attention_mask"][0] = ((columns >= shift) & (columns < shift + short)).long()
-    if "position_ids" in moved:
-        own = moved["position_ids"][0]
-        own[:shift], own[shift + short :] = own[shift], own[shift + short - 1]
+    moved = {key: value.clone() for key, value in _columns(batch).items()}
+    for i, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        for value in moved.values():
+            value[i] = value[i].roll(start, 0)
+        moved["attention_mask"][i, :start] = 0
+        moved["attention_mask"][i, start + size :] = 0
+        if "position_ids" in moved:
+            own = moved["position_ids"][i]
+            own[:start], own[start + size :] = int(own[start]), int(own[start + size - 1])
     return batch | moved
 
 
@@ -307,7 +308,7 @@ def _logits(model: Any, batch: dict[str, Tensor]) -> Float[Tensor, "b t v"]:
         given["use_cache"] = False
     found = model(**given)
     logits = found if isinstance(found, Tensor) else found.logits
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits[..., :ENTRIES].to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @contextmanager
