@@ -1,6 +1,9 @@
 """What frenet measures, family by family of transformers, against numbers that are known."""
 
 import argparse
+import contextlib
+import copy
+import itertools
 import sys
 import traceback
 import warnings
@@ -162,7 +165,7 @@ def build(name: str, seed: int = 0) -> Any:
             for parameter in model.parameters():
                 parameter.data += 0.05 * torch.randn(parameter.shape)
         with torch.no_grad():
-            model(input_ids=torch.tensor([ROWS[0][0]]))
+            alone(model, ROWS[0][0])
     except Exception as error:  # whatever a family's code raises on an unusual configuration
         raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())[:120]) from error
     return model
@@ -192,6 +195,12 @@ class Rows:
         return self
 
 
+def alone(model: Any, ids: Sequence[int]) -> Tensor:
+    """Logits of a row that has nothing but its ids."""
+    kept = {"use_cache": False} if "use_cache" in forward_arguments(model) else {}
+    return model(input_ids=torch.tensor([list(ids)]), **kept).logits[0]
+
+
 class Subject:
     """A network, and what is known of it from rows that run alone, with nothing but their ids."""
 
@@ -199,29 +208,24 @@ class Subject:
         self.model, self.space = model, ParamSpace.select(model)
         u = torch.randn(self.space.dim, generator=rng.generator(0, "families"))
         self.u = u / u.norm()
-        self.gradients = self.slopes()
+        self.gradients = self.slopes(model)
         self.batch = collate(ROWS)
 
-    def alone(self, ids: Sequence[int]) -> Tensor:
-        """Logits of a row that has nothing but its ids."""
-        kept = {"use_cache": False} if "use_cache" in forward_arguments(self.model) else {}
-        return self.model(input_ids=torch.tensor([list(ids)]), **kept).logits[0].float()
-
-    def losses(self) -> list[Tensor]:
+    def losses(self, model: Any) -> list[Tensor]:
         """Summed loss of every row."""
         found = []
         for context, target in ROWS:
-            logits = self.alone(context + target)
+            logits = alone(model, context + target)
             predicted = logits[len(context) - 1 : -1]
             found.append(F.cross_entropy(predicted, torch.tensor(target), reduction="sum"))
         return found
 
-    def slopes(self) -> Tensor:
+    def slopes(self, model: Any) -> Tensor:
         """Gradients of the rows' summed losses, (n, d), at the present weights."""
-        parameters = self.space.parameters(self.model)
+        parameters = self.space.parameters(model)
         rows = []
-        with measuring(self.model, self.space), torch.enable_grad():
-            for loss in self.losses():
+        with measuring(model, self.space), torch.enable_grad():
+            for loss in self.losses(model):
                 parts = torch.autograd.grad(loss, parameters, allow_unused=True)
                 pairs = zip(parts, parameters, strict=True)
                 filled = [torch.zeros_like(p) if g is None else g for g, p in pairs]
@@ -239,7 +243,7 @@ class Subject:
         handle = residual_blocks(self.model)[1][0].register_forward_hook(hook)
         try:
             with torch.no_grad():
-                return self.alone(context)[-1]
+                return alone(self.model, context)[-1]
         finally:
             handle.remove()
 
@@ -256,7 +260,7 @@ def off(found: Tensor, expected: Tensor) -> float:
 def loss_error(of: Subject) -> float:
     """Of the losses of padded rows, on either side."""
     with torch.no_grad():
-        expected = torch.stack(of.losses())
+        expected = torch.stack(of.losses(of.model))
         sides = [collate(ROWS, padding_side=side) for side in ("left", "right")]
         return max(off(example_losses(of.model, batch)[0], expected) for batch in sides)
 
@@ -274,15 +278,24 @@ def slope_error(of: Subject) -> float:
 
 
 def product_error(of: Subject) -> float:
-    """Of a Hessian product, against central differences of gradients; the best of three steps."""
-    found = hessian_product(of.model, Rows(), of.batch, space=of.space)(of.u)
+    """Of a Hessian product, against central differences of gradients; the best of some steps.
+
+    The gradients are those of a copy in float64, as far as its layers keep to that.
+    """
+    copies = [copy.deepcopy(of.model).to(kind) for kind in (torch.float64, torch.float32)]
+    found = hessian_product(of.model, Rows(), of.batch, space=of.space)(of.u).double()
     errors = []
-    for h in (1e-2, 1e-3, 1e-4):
+    for copied, h in itertools.product(copies, (1e-2, 1e-3, 1e-4)):
+        model, kind = copy.deepcopy(copied), next(copied.parameters()).dtype
+        start = [p.detach().clone() for p in of.space.parameters(model)]
+        parts = list(of.space.unflatten(of.u).values())
         ends = []
-        for sign in (1, -1):
-            with of.space.displaced(of.model, of.u, sign * h):
-                ends.append(of.slopes().double().sum(0) / TARGETS.sum())
-        errors.append(off(found.double(), (ends[0] - ends[1]) / (2 * h)))
+        with contextlib.suppress(RuntimeError):  # layers that do not take float64
+            for sign in (1, -1):
+                for p, at, part in zip(of.space.parameters(model), start, parts, strict=True):
+                    p.data = at + sign * h * part.to(kind)
+                ends.append(of.slopes(model).double().sum(0) / TARGETS.sum())
+            errors.append(off(found, (ends[0] - ends[1]) / (2 * h)))
     return min(errors)
 
 

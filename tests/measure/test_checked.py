@@ -61,7 +61,7 @@ def test_a_gradient_that_is_stopped_in_part_is_an_error(share):
     """(1 - share) of the true slope: for a half, differences find twice what the gradient says."""
     model = Stopped(share)
     space, task = ParamSpace.select(model), bowl()
-    with pytest.raises(ValueError, match="gradient of Stopped is not the derivative .* quadratic"):
+    with pytest.raises(ValueError, match=r"gradient of Stopped is not the derivative .* quadratic"):
         check_slope(model, task, one_batch(task), space=space)
 
 

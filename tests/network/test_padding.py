@@ -6,12 +6,13 @@ import pytest
 import torch
 from models import EOS, VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen2
 from torch import nn
+from transformers import RobertaConfig, RobertaForCausalLM
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from frenet.measure.activations import record
 from frenet.measure.gradients import gradient
 from frenet.network.context import measuring
-from frenet.network.padding import arranged, padded_way
+from frenet.network.padding import arranged, forward_arguments, padded_way
 from frenet.network.sites import Site
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate, example_losses, token_loss
@@ -300,3 +301,19 @@ def test_positions_that_are_counted_from_the_padding_id_stay():
     positions = Positions(6, 2, padding_idx=1)
     with measuring(positions):
         assert torch.equal(positions(2), positions.weight[1:3])
+
+
+def test_positions_go_to_models_only_that_count_them_from_zero():
+    """RoBERTa counts from behind its padding id, and would shift all positions that it is given."""
+    config = RobertaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=32, pad_token_id=1, is_decoder=True,
+        initializer_range=0.2,
+    )  # fmt: skip
+    model = seeded(RobertaForCausalLM, config=config)
+    assert "position_ids" not in forward_arguments(model)
+    assert "position_ids" in forward_arguments(tiny_gpt2())
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[5, 9, 3]])).logits[0, -1]
+        found, _ = example_losses(model, collate([([5, 9, 3], [7])]))
+    assert found.item() == pytest.approx(-logits.log_softmax(-1)[7].item(), abs=1e-5)

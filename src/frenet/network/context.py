@@ -14,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from frenet.network.space import ParamSpace
 
 Forward = Callable[[Tensor], Tensor]
+# What torch says of a layer that has a backward pass only.
+_NO_FORWARD_MODE = ("forward AD", "autograd.Function with functorch", "jvp")
 
 
 @contextmanager
@@ -104,6 +106,9 @@ def transformable(model: nn.Module) -> Iterator[None]:
     rules, and so do experts and the activation of BLOOM. Hooks that make the embeddings require
     gradients, which come with gradient checkpointing and which ``torch.func`` refuses, are off:
     evaluation mode does without both.
+
+    Raises:
+        ValueError: a layer has no derivative in forward mode, as some compiled kernels.
     """
     with (
         measuring(model),
@@ -115,7 +120,17 @@ def transformable(model: nn.Module) -> Iterator[None]:
     ):
         # The first use of forward mode has torch script some formulas of its own.
         warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in _NO_FORWARD_MODE):
+                raise
+            raise ValueError(
+                f"{type(model).__name__} has a layer without derivatives in forward mode, so that "
+                f"slopes and Hessian products of it cannot be measured ({str(error)[:120]} ...); "
+                "load it without compiled kernels, such as those of mamba_ssm, causal_conv1d or "
+                "flash-linear-attention, or measure gradients"
+            ) from error
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class Part(NamedTuple):
 
 
 _KNOWN: "WeakKeyDictionary[nn.Module, tuple[Any, Way]]" = WeakKeyDictionary()
+_FROM_ZERO: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 _SAID: "WeakSet[nn.Module]" = WeakSet()
 # Models whose passes somebody watches row by row.
 _WATCHED: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
@@ -64,9 +65,35 @@ def base_model(model: Any) -> Any:
 
 
 def forward_arguments(model: nn.Module) -> frozenset[str]:
-    """Names that the forward pass of the model, or of the model inside a wrapper, accepts."""
+    """Names that the forward pass of the model, or of the model inside a wrapper, accepts.
+
+    Without positions, where the model does not count them from 0 as a batch does: it is asked once.
+    """
     own = base_model(vars(model).get("inner", model))
-    return frozenset(inspect.signature(own.forward).parameters)
+    names = frozenset(inspect.signature(own.forward).parameters)
+    if "position_ids" not in names or not hasattr(own, "get_input_embeddings"):
+        return names
+    if own not in _FROM_ZERO:
+        with _quiet(own):
+            _FROM_ZERO[own] = _counts_from_zero(own)
+    return names if _FROM_ZERO[own] else names - {"position_ids"}
+
+
+def _counts_from_zero(model: Any) -> bool:
+    """Whether positions 0, 1, 2 leave a text as it is; True where that cannot be seen."""
+    try:
+        count = model.get_input_embeddings().weight.shape[0]
+        device = next(model.parameters()).device
+        ids = torch.arange(2, 6, device=device)[None] % count
+        places = torch.arange(4, device=device)[None]
+        plain, placed = (
+            model(input_ids=ids, **more).logits[..., :ENTRIES].float()
+            for more in ({}, {"position_ids": places})
+        )
+    except _REFUSALS:
+        return True
+    spread = (plain - plain.mean(-1, keepdim=True)).norm()
+    return not bool((placed - plain).norm() > _rounding(model, plain) * spread)
 
 
 def is_padded(batch: dict[str, Tensor]) -> bool:
