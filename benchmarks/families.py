@@ -208,6 +208,7 @@ class Subject:
         self.model, self.space = model, ParamSpace.select(model)
         u = torch.randn(self.space.dim, generator=rng.generator(0, "families"))
         self.u = u / u.norm()
+        self.copies = [copy.deepcopy(model).to(kind) for kind in (torch.float64, torch.float32)]
         self.gradients = self.slopes(model)
         self.batch = collate(ROWS)
 
@@ -282,10 +283,9 @@ def product_error(of: Subject) -> float:
 
     The gradients are those of a copy in float64, as far as its layers keep to that.
     """
-    copies = [copy.deepcopy(of.model).to(kind) for kind in (torch.float64, torch.float32)]
     found = hessian_product(of.model, Rows(), of.batch, space=of.space)(of.u).double()
     errors = []
-    for copied, h in itertools.product(copies, (1e-2, 1e-3, 1e-4)):
+    for copied, h in itertools.product(of.copies, (1e-2, 1e-3, 1e-4)):
         model, kind = copy.deepcopy(copied), next(copied.parameters()).dtype
         start = [p.detach().clone() for p in of.space.parameters(model)]
         parts = list(of.space.unflatten(of.u).values())
@@ -451,9 +451,9 @@ A cell is **right** if the two agree up to rounding; **slow way** if they agree 
 that it took a slower way, such as rows of one length together; **refused** if frenet gave an
 error that names the reason; and **wrong** otherwise.
 
-A model is not told by its name. The first time that rows of unlike length meet a model, frenet
-runs two of them alone and padded, and compares the logits: where padding changes them, rows run
-with padding on the right, or in groups of one length. At the start of a measurement the slope of
+No list of names decides how a model runs. The first time that rows of unlike length meet a model,
+frenet runs the beginnings of three of them alone and padded, and compares the logits. If padding
+changes them, rows run with padding on the right, or in groups of one length. At the start of a measurement the slope of
 the loss along its gradient is compared with differences of losses at three step sizes. A
 disagreement above 5% is an error; where rounding hides the slope, as in half precision, the notes
 of a run say that derivatives are not checked.
@@ -468,7 +468,7 @@ def page(found: dict[str, dict[str, str]], unbuilt: dict[str, str], version: str
     cells = [cell for row in found.values() for cell in row.values()]
     kinds = ("right", "slow way", "refused", "wrong")
     counts = [f"{sum(c.startswith(kind) for c in cells)} {kind}" for kind in kinds]
-    text += f"Of {len(cells)} cells of {len(found)} families, {', '.join(counts)}.\n\n"
+    text += f"The {len(cells)} cells of {len(found)} families: {', '.join(counts)}.\n\n"
     text += f"| family | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}\n"
     reasons: dict[str, list[str]] = {}
     for name, row in found.items():
