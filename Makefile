@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A banner of the documentation's theme about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-slow results bench docs dist clean
+.PHONY: demo test test-slow results bench families docs dist clean
 
 demo: .venv/installed
 	$(BIN)/frenet demo --out runs/demo
@@ -29,6 +29,10 @@ results: .venv/installed
 bench: .venv/installed build/peers/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python benchmarks/run.py $(BENCH)
+
+# Minutes: every family of the installed transformers that has a causal language model, tiny.
+families: .venv/installed
+	$(BIN)/python benchmarks/families.py
 
 # Apart from .venv, so that the tests do not see them; a peer that is missing has a row that says so.
 build/peers/installed: benchmarks/peers.txt | .venv/installed

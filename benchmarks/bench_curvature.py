@@ -29,7 +29,7 @@ from frenet.network.context import transformable
 from frenet.network.load import load
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticTask, SyntheticTransformer
-from frenet.network.tasks import Batch, Task, target_logits, with_additive_mask
+from frenet.network.tasks import Batch, Task, target_logits
 from timing import (
     STORIES,
     RandomTokens,
@@ -88,16 +88,9 @@ def loaded(source: str | Path, rows: int) -> Setup:
     return Setup(model_name(source), model, task, ParamSpace.select(model), batch)
 
 
-def mask_added(setup: Setup) -> Batch:
-    """The batch in the form that ``torch.func`` can take, in the dtype of the model."""
-    dtype = setup.space.parameters(setup.model)[0].dtype
-    batch = with_additive_mask(setup.batch, setup.model)
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
-
-
 def double_backward(setup: Setup, *, kept: bool) -> Matvec:
     """v -> H v as the gradient of <gradient, v>, by autograd alone."""
-    parameters, batch = setup.space.parameters(setup.model), mask_added(setup)
+    parameters, batch = setup.space.parameters(setup.model), setup.batch
 
     def slope() -> Tensor:
         loss = setup.task.loss(setup.model, batch)
@@ -129,7 +122,7 @@ def curvlinops_operator(setup: Setup) -> Any:
     """The same Hessian as an operator of curvlinops."""
     from curvlinops import HessianLinearOperator
 
-    batch = mask_added(setup)
+    batch = setup.batch
     targets = target_logits(setup.model, batch)[1].flatten()
     return HessianLinearOperator(
         Predictions(setup.model),

@@ -268,3 +268,26 @@ def test_top_eigenpairs_of_a_network(dense):
 def test_k_must_lie_below_the_dimension(k):
     with pytest.raises(ValueError, match=f"k={k} must be between 1 and 3, one less than the dim"):
         top_eigenpairs(lambda v: v, 4, k, generator=torch.Generator())
+
+
+class Doubled(torch.autograd.Function):
+    """2x, with a backward pass only, as the kernels of other packages have."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 2 * slope
+
+
+def test_a_layer_without_forward_mode_is_named():
+    model = tiny_qwen2()
+    model.model.norm.register_forward_hook(lambda module, given, found: Doubled.apply(found))
+    space = ParamSpace.select(model, "norm")
+    message = (
+        "Qwen2ForCausalLM has a layer without derivatives in forward mode, .* compiled kernels"
+    )
+    with pytest.raises(ValueError, match=message):
+        hessian_product(model, RowsTask(), collate(ROWS), space=space)(torch.ones(space.dim))

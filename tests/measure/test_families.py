@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import Llama4TextConfig
 
 from frenet.measure.curvature import hessian_product
 from frenet.measure.gradients import gradient
@@ -12,7 +11,6 @@ from frenet.measure.shift import activation_shift, finite_shift
 from frenet.network.context import transformable
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
-from frenet.network.windows import windowed_mask
 from measure.conftest import lora
 from measure.quadratic import ROWS, RowsTask
 from network.models import tiny_bloom, tiny_falcon, tiny_gemma2, tiny_mistral, tiny_mixtral
@@ -94,18 +92,3 @@ def test_the_way_of_the_experts_is_as_before():
     with transformable(model):
         assert model.config._experts_implementation == "eager"
     assert model.config._experts_implementation == before
-
-
-def test_rows_as_long_as_the_window_have_the_plain_mask():
-    config, mask = tiny_gemma2().config, torch.zeros(1, 1, 3, 3)
-    assert windowed_mask(config, mask) is mask
-    assert windowed_mask(None, mask) is mask
-
-
-def test_rows_beyond_a_window_that_is_not_known_are_refused():
-    config = Llama4TextConfig(attention_chunk_size=4, num_hidden_layers=4)
-    message = "rows have 5 tokens, and the attention of this llama4_text model a window of 4 .* cut"
-    with pytest.raises(ValueError, match=message):
-        windowed_mask(config, torch.zeros(1, 1, 5, 5))
-    mask = torch.zeros(1, 1, 4, 4)
-    assert windowed_mask(config, mask) is mask

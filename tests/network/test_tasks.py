@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic import SyntheticTask
 from frenet.network.tasks import (
     IGNORE,
     Functional,
@@ -26,7 +26,6 @@ from frenet.network.tasks import (
     position_ids,
     target_logits,
     token_loss,
-    with_additive_mask,
 )
 
 ROWS = [([5, 9, 3], [4, 8]), ([7, 2, 8, 4, 6, 1], [6, 1, 3]), ([11], [2])]
@@ -79,27 +78,6 @@ def test_the_causal_mask_lets_real_tokens_see_the_real_past_and_padding_itself()
         [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
     ]
     assert allowed.any(-1).all()  # a row that sees nothing is NaN in some kernels
-
-
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_finished_mask_gives_the_losses_of_the_plain_one(model, attention, padding_side):
-    model.set_attn_implementation(attention)
-    batch = collate(ROWS, padding_side=padding_side)
-    finished = with_additive_mask(batch, model)
-    assert finished["attention_mask"].shape == (3, 1, 9, 9)
-    assert finished["attention_mask"].max() == 0
-    for plain, other in zip(
-        example_losses(model, batch), example_losses(model, finished), strict=True
-    ):
-        torch.testing.assert_close(plain, other, rtol=0, atol=1e-5)
-    del batch["position_ids"]
-    assert torch.equal(with_additive_mask(batch, model)["position_ids"], finished["position_ids"])
-
-
-def test_a_batch_without_a_mask_stays_as_it_is():
-    batch = next(SyntheticTask("copy").batches("train", 2, 0))
-    assert with_additive_mask(batch, SyntheticTransformer()) is batch
 
 
 @pytest.mark.parametrize(
@@ -221,7 +199,7 @@ def test_an_evaluation_agrees_with_the_loss_and_needs_no_gradient(model):
 def test_no_kernel_makes_nan_of_padding(kernel):
     model = tiny_qwen2()
     with sdpa_kernel(kernel):
-        losses, _ = example_losses(model, with_additive_mask(collate(ROWS), model))
+        losses, _ = example_losses(model, collate(ROWS))
     assert torch.isfinite(losses).all()
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # that wait for each other on a busy machine take many times as long as one.
 LEARNING_THREADS = 1
 
+# Examples on which derivatives are checked.
+CHECKED = 8
+
 # What the presets "smoke" of all experiments say of the network.
 SMALL_NETWORK: dict[str, Any] = {"seeds": (0, 1), "width": 32, "train_steps": 300}
 
@@ -97,13 +100,32 @@ def build(config: NetworkConfig, *, space: str, seed: int) -> Network:
     """The network of one seed, from the cache where it was built before.
 
     Raises:
-        ValueError: an unknown space or task name.
+        ValueError: an unknown space or task name, or a network whose gradient is not the derivative
+            of its loss.
     """
     if space not in ("full", "lora"):
         raise ValueError(f"unknown space {space!r}; there are full and lora")
-    if config.model == "synthetic":
-        return _synthetic(config, space, seed)
-    return _language_model(config, space, seed)
+    make = _synthetic if config.model == "synthetic" else _language_model
+    network = make(config, space, seed)
+    return replace(network, notes=(*network.notes, *_not_checked(network)))
+
+
+def _not_checked(network: Network) -> list[str]:
+    """Nothing where the derivatives of a task are seen to be right, else why they are not.
+
+    Raises:
+        ValueError: the network's gradient is not the derivative of its loss.
+    """
+    from frenet.measure.checked import check_slope
+
+    found = ""
+    for name in network.measured:
+        task = network.tasks[name]
+        batch = next(task.batches("train", at_most(task, "train", CHECKED), 0))
+        found = check_slope(network.model, task, batch, space=network.space).note
+        if not found:
+            break
+    return [found] if found else []
 
 
 def prepare(config: NetworkConfig, cell: Cell) -> None:

@@ -116,6 +116,14 @@ def make_plan(config: SearchConfig, subject: Subject) -> "Plan":
     return plan(found, budget=config.budget)
 
 
+def derivatives_note(subject: Subject) -> str:
+    """What has to be said of the derivatives that a plan hangs on, or nothing."""
+    from frenet.measure.checked import check_slope
+
+    batch = next(subject.task.batches("select", subject.selection.select_size, 0))
+    return check_slope(subject.model, subject.task, batch, space=subject.space).note
+
+
 def fixed_sigma(config: SearchConfig) -> float | None:
     """The sigma that was given; None for 'auto'.
 

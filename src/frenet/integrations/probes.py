@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import nn
 
 from frenet.experiments.experiment import Row
+from frenet.measure.checked import Check, check_slope
 from frenet.measure.drift import Vectors, basis_drift, example_snapshot
 from frenet.network.context import measuring
 from frenet.network.space import ParamSpace
@@ -76,6 +77,16 @@ def _examples(task: Task, split: Split, count: int) -> Batch:
             f"{int(empty[0])} of the {count} drawn): every label is {IGNORE}; leave it out"
         )
     return batch
+
+
+def checked(model: nn.Module, probe: Probe, *, space: ParamSpace) -> Check:
+    """Whether the gradients of a probe are those of its loss; the model is left as it is.
+
+    Raises:
+        ValueError: they are not; names the model.
+    """
+    with _no_global_draws(model), _full_precision(model):
+        return check_slope(model, probe.task, probe.held_out, space=space)
 
 
 def look(

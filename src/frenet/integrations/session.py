@@ -15,7 +15,7 @@ from frenet.geometry.linalg import norm
 from frenet.integrations.checks import space_digest
 from frenet.integrations.folder import END, WatchFolder
 from frenet.integrations.path import PathSums
-from frenet.integrations.probes import Probe, look
+from frenet.integrations.probes import Probe, checked, look
 from frenet.integrations.recording import Recording, last_recorded
 from frenet.integrations.trained import Gradients, LeftOutError, Trained, flat
 from frenet.measure.drift import UndefinedDriftError
@@ -280,6 +280,9 @@ class Session:
                 f"{frozen} of {len(self.space.names)} watched tensors are frozen at the start; "
                 "they are recorded all the same, since the optimiser has them"
             )
+        for probe in self.probes[:1]:
+            check = checked(self.model, probe, space=self.space)
+            notes += [check.note] if check.note else []
         dead = structural_zeros(self.model, self.space)
         if dead.zero and self.probes:
             notes.append(

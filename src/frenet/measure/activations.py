@@ -14,8 +14,7 @@ from frenet.measure.passes import (
     Collected,
     cache_name,
     ending_after,
-    length_groups,
-    require_maskable,
+    fitting_groups,
     run_blocks,
 )
 from frenet.network.blocks import residual_blocks
@@ -153,12 +152,13 @@ def last_activations(
     found = Collected(blocks)
     alone, endings = _endings(model, rows, blocks, path)
     with measuring(model), torch.no_grad():
-        for group in length_groups([rows[i] for i in alone], tokens):
+        whole = [rows[i] for i in alone]
+        for group in fitting_groups(model, whole, tokens, padding_side=padding_side):
             chosen = [alone[i] for i in group]
             batch = collate([(list(rows[i]), []) for i in chosen], padding_side=padding_side)
-            require_maskable(model, batch)
             found.put(chosen, _last(model, batch, blocks, path))
-        for group in length_groups([rows[members[0]][:-1] for members in endings], tokens):
+        shared = [rows[members[0]][:-1] for members in endings]
+        for group in fitting_groups(model, shared, tokens):
             members = [endings[i] for i in group]
             chosen = [i for each in members for i in each]
             beginnings = [list(rows[each[0]][:-1]) for each in members]

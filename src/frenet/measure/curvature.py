@@ -14,8 +14,9 @@ from torch.func import grad, jvp, vmap
 
 from frenet.geometry.basis import Basis
 from frenet.network.context import transformable
+from frenet.network.padding import arranged
 from frenet.network.space import ParamSpace
-from frenet.network.tasks import Batch, Functional, Task, columns_to_keep, with_additive_mask
+from frenet.network.tasks import Batch, Functional, Task, columns_to_keep
 
 # Of a vector (d,), or of every row of a matrix (m, d).
 Matvec = Callable[[Tensor], Tensor]
@@ -70,11 +71,11 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
 
     Source: Pearlmutter (1994), Fast exact multiplication by the Hessian.
     """
-    rows = with_additive_mask(batch, model)
     keep = columns_to_keep(batch)
+    arranged(model, batch)  # The way of padded rows is measured before the first transform.
 
     def loss(tensors: dict[str, Tensor]) -> Tensor:
-        return task.loss(Functional(model, tensors, keep=keep), rows)
+        return task.loss(Functional(model, tensors, keep=keep), batch)
 
     together = at_once(space.dim + _tangents(model, batch))
     batched = True

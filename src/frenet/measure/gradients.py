@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from frenet.measure.per_example import linear_rows, vmapped_rows
 from frenet.network.context import measuring
 from frenet.network.memory import require_memory
+from frenet.network.padding import Part, arranged
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Split, Task, repeatable
 
@@ -124,8 +125,10 @@ def example_gradients(
     )
     rows = torch.empty(count, space.dim, device=device)
     for start in range(0, count, size):
-        part = {key: value[start : start + size] for key, value in batch.items()}
-        rows[start : start + size] = _examples(model, task, part, space=space)
+        some = {key: value[start : start + size] for key, value in batch.items()}
+        parts = arranged(model, some) or [Part(torch.arange(len(some["labels"])), some)]
+        for part in parts:
+            rows[start + part.rows] = _examples(model, task, part.batch, space=space)
     space.check_finite(rows, f"a gradient of task {task.name}")
     return rows
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from frenet.geometry.linalg import dot, norm
+from frenet.measure.checked import check_slope
 from frenet.measure.curvature import hessian_product
 from frenet.network.context import measuring, transformable
+from frenet.network.padding import arranged
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import (
     Batch,
@@ -19,7 +21,6 @@ from frenet.network.tasks import (
     Task,
     columns_to_keep,
     example_losses,
-    with_additive_mask,
 )
 
 
@@ -72,13 +73,14 @@ def loss_line(
 
     Raises:
         ValueError: the direction is zero, or parameters are below float32, whose rounding would
-            take the place of small steps.
+            take the place of small steps, or the model's gradient is not that of its loss.
         FloatingPointError: a slope is not finite.
     """
     length = norm(direction)
     if length == 0:
         raise ValueError("the direction is zero; there is no line along it")
     space.require_float32(model, "a line through the weights")
+    check_slope(model, task, batch, space=space)
     unit = (direction / length).to(next(model.parameters()).device)
     slopes, counts = _slopes(model, batch, unit, space)
     if not torch.isfinite(slopes).all():
@@ -99,15 +101,15 @@ def _slopes(
     model: nn.Module, batch: Batch, unit: Float[Tensor, " d"], space: ParamSpace
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Directional derivative of every example's loss, and its number of target tokens."""
-    keep, rows = columns_to_keep(batch), with_additive_mask(batch, model)
+    keep = columns_to_keep(batch)
+    arranged(model, batch)  # The way of padded rows is measured before the transform.
     held = {n: p.detach() for n, p in zip(space.names, space.parameters(model), strict=True)}
     parts = space.unflatten(unit)
     tangents = {name: part.to(held[name].dtype) for name, part in parts.items()}
 
-    def losses(tensors: dict[str, Tensor]) -> Tensor:
-        return example_losses(Functional(model, tensors, keep=keep), rows)[0]
+    def losses(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return example_losses(Functional(model, tensors, keep=keep), batch)
 
     with transformable(model), torch.no_grad():
-        slopes = jvp(losses, (held,), (tangents,))[1]
-    counts = (batch["labels"][:, 1:] >= 0).sum(1)
+        _, slopes, counts = jvp(losses, (held,), (tangents,), has_aux=True)
     return slopes.double().cpu(), counts.double().cpu()

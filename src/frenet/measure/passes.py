@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from frenet.network.blocks import residual_blocks
 from frenet.network.limits import require_room
+from frenet.network.padding import arranged, is_padded
 from frenet.network.sites import CACHES
-from frenet.network.tasks import Batch, base_model, forward_arguments
+from frenet.network.tasks import Batch, base_model, collate, forward_arguments
 
 # Tokens that go through the network at once while activations are collected.
 TOKENS = 2048
@@ -41,20 +42,42 @@ def ending_after(
         handle.remove()
 
 
-def length_groups(rows: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
+def length_groups(
+    rows: Sequence[Sequence[int]], tokens: int, *, alike: bool = False
+) -> Iterator[list[int]]:
     """Indices of rows by increasing length, in groups of at most so many padded tokens.
 
+    ``alike``: no group holds rows of two lengths.
+
     >>> list(length_groups([[1, 2, 3], [4], [5, 6], [7]], 4))
+    [[1, 3], [2], [0]]
+    >>> list(length_groups([[1, 2, 3], [4], [5, 6], [7]], 9, alike=True))
     [[1, 3], [2], [0]]
     """
     group: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if group and (len(group) + 1) * len(rows[i]) > tokens:
+        full = (len(group) + 1) * len(rows[i]) > tokens
+        if group and (full or (alike and len(rows[i]) != len(rows[group[0]]))):
             yield group
             group = []
         group.append(i)
     if group:
         yield group
+
+
+def fitting_groups(
+    model: nn.Module, rows: Sequence[Sequence[int]], tokens: int, *, padding_side: str = "left"
+) -> Iterator[list[int]]:
+    """``length_groups``, of one length each where padding on that side would change the streams.
+
+    So it is, too, where the model takes no mask, from which the last token of a row is known.
+    """
+    if "attention_mask" not in forward_arguments(model):
+        yield from length_groups(rows, tokens, alike=True)
+        return
+    ends = sorted(rows, key=len)[:: max(1, len(rows) - 1)]
+    pair = collate([(list(row), []) for row in ends], padding_side=padding_side) if ends else {}
+    yield from length_groups(rows, tokens, alike=arranged(model, pair) is not None)
 
 
 def cache_name(model: nn.Module) -> str | None:
@@ -91,7 +114,7 @@ def run_blocks(model: nn.Module, batch: Batch, *, cache: Any = None) -> Any:
     device = next(model.parameters()).device
     given: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k in accepted}
     given.pop("labels", None)
-    if not _padded(batch):
+    if not is_padded(batch):
         given.pop("attention_mask", None)
     if "use_cache" in accepted:
         given["use_cache"] = cache is not None
@@ -133,17 +156,3 @@ class Collected:
         found = torch.empty_like(together)
         found[torch.tensor(self._order, device=found.device)] = together
         return found
-
-
-def require_maskable(model: nn.Module, batch: Batch) -> None:
-    """Raise ValueError where rows are padded and the model has no way to know it."""
-    if _padded(batch) and "attention_mask" not in forward_arguments(model):
-        raise ValueError(
-            f"{type(model).__name__} takes no attention mask, so that rows of unlike length cannot "
-            "share a forward pass; pass them one at a time (tokens=1)"
-        )
-
-
-def _padded(batch: Batch) -> bool:
-    mask = batch.get("attention_mask")
-    return mask is not None and not bool(mask.all())

@@ -13,8 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from frenet.geometry.linalg import norm, norms
 from frenet.network.context import measuring, transformable
+from frenet.network.padding import Part, is_padded, unmasked
 from frenet.network.space import ParamSpace
-from frenet.network.tasks import Batch, Functional, Task, columns_to_keep, with_additive_mask
+from frenet.network.tasks import Batch, Functional, Task, columns_to_keep
 
 
 class Call(NamedTuple):
@@ -28,7 +29,7 @@ class Replay(Functional):
     """Logits that were computed before, given again to a loss that asks for them row by row."""
 
     def __init__(self, model: nn.Module, logits: Tensor, *, keep: int) -> None:
-        super().__init__(model, {}, keep=keep)
+        super().__init__(model, {}, keep=keep, ready=True)
         self.__dict__["logits"] = logits
 
     def forward(self, **arguments: Any) -> Any:
@@ -96,17 +97,29 @@ def vmapped_rows(
         RuntimeError, ValueError, AttributeError: something in the model or the loss has none, or
             the loss reaches for more than the model's output.
     """
-    keep = columns_to_keep(batch)
-
-    def loss(tensors: dict[str, Tensor], row: Batch) -> Tensor:
-        return task.loss(Functional(model, tensors, keep=keep), row)
-
     tensors = dict(zip(space.names, (p.detach() for p in space.parameters(model)), strict=True))
-    with transformable(model):
-        parts = vmap(grad(loss), in_dims=(None, 0))(
-            tensors, _single(with_additive_mask(batch, model))
-        )
-    return torch.cat([parts[name].flatten(1).float() for name in space.names], dim=1)
+    found = torch.empty(len(batch["labels"]), space.dim, device=next(iter(tensors.values())).device)
+    for part in _for_vmap(model, batch):
+        keep = columns_to_keep(part.batch)
+        single, shared = _single(part.batch)
+
+        def loss(
+            tensors: dict[str, Tensor], row: Batch, keep: int = keep, shared: Batch = shared
+        ) -> Tensor:
+            return task.loss(Functional(model, tensors, keep=keep, ready=True), row | shared)
+
+        with transformable(model):
+            parts = vmap(grad(loss), in_dims=(None, 0))(tensors, single)
+        rows = [parts[name].flatten(1).float() for name in space.names]
+        found[part.rows] = torch.cat(rows, dim=1)
+    return found
+
+
+def _for_vmap(model: nn.Module, batch: Batch) -> list[Part]:
+    """The batch in parts of which no mask has to be looked at, which a ``vmap`` does not allow."""
+    if is_padded(batch):
+        return unmasked(model, batch)
+    return [Part(torch.arange(len(batch["labels"])), batch)]
 
 
 def _weights(rows: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
@@ -176,17 +189,27 @@ def _slopes(model: nn.Module, task: Task, batch: Batch, logits: Tensor) -> Tenso
     keep = columns_to_keep(batch)
 
     def loss(own: Tensor, row: Batch) -> Tensor:
-        return task.loss(Replay(model, own, keep=keep), row)
+        return task.loss(Replay(model, own, keep=keep), row | shared)
 
     try:
-        return vmap(grad(loss))(logits.detach()[:, None], _single(batch))[:, 0]
+        single, shared = _single(batch)
+        return vmap(grad(loss))(logits.detach()[:, None], single)[:, 0]
     except (RuntimeError, ValueError, AttributeError):
         return None
 
 
-def _single(batch: Batch) -> Batch:
-    """Every example as a batch of one, along a new leading axis."""
-    return {key: value[:, None] for key, value in batch.items()}
+def _single(batch: Batch) -> tuple[Batch, Batch]:
+    """Every example as a batch of one, along a new leading axis; and what all of them share.
+
+    Masks and positions that are the same for all examples stay outside a ``vmap``: models look at
+    their values.
+    """
+    shared = {
+        key: batch[key][:1]
+        for key in ("attention_mask", "position_ids")
+        if key in batch and bool((batch[key] == batch[key][:1]).all())
+    }
+    return {k: v[:, None] for k, v in batch.items() if k not in shared}, shared
 
 
 def _rows_of(calls: list[Call], name: str, batch: Batch) -> Tensor | None:

@@ -12,14 +12,13 @@ from frenet.measure.passes import (
     TOKENS,
     Collected,
     ending_after,
-    length_groups,
-    require_maskable,
+    fitting_groups,
     run_blocks,
 )
 from frenet.network.context import transformable
 from frenet.network.sites import Site
 from frenet.network.space import ParamSpace
-from frenet.network.tasks import Batch, Functional, collate, with_additive_mask
+from frenet.network.tasks import Batch, Functional, collate
 
 
 def activation_shift(
@@ -68,9 +67,8 @@ def activation_shift(
     tangents = {name: part.to(held[name].dtype) for name, part in parts.items()}
     found = Collected(blocks)
     with transformable(model), torch.no_grad():
-        for group in length_groups(rows, tokens):
+        for group in fitting_groups(model, rows, tokens, padding_side="right"):
             batch = collate([(list(rows[i]), []) for i in group], padding_side="right")
-            require_maskable(model, batch)
             streams = _streams(model, batch, blocks, path)
             found.put(group, jvp(streams, (held,), (tangents,))[1])
     return found.whole()
@@ -82,13 +80,11 @@ def _streams(
     """The streams at the last tokens, (b, l, h), as a function of the parameters."""
     real = batch["attention_mask"].bool()
     last = real & (real.cumsum(1) == real.sum(1, keepdim=True))
-    # Given as a mask, the site needs no look at the additive one.
     sites = [Site(block, last) for block in blocks]
-    ready = with_additive_mask(batch, model)
 
     def streams(tensors: dict[str, Tensor]) -> Tensor:
         with record(model, sites, path=path) as seen, ending_after(model, blocks, path=path):
-            run_blocks(Functional(model, tensors, keep=1), ready)
+            run_blocks(Functional(model, tensors, keep=1), batch)
         return torch.stack([seen[site] for site in sites], 1)
 
     return streams

@@ -25,6 +25,7 @@ from frenet.network.grouped import (
     watched,
 )
 from frenet.network.memory import free_bytes
+from frenet.network.padding import arranged
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import IGNORE, Batch, columns_to_keep, target_logits
 
@@ -71,7 +72,9 @@ class Evaluator:
             RuntimeWarning: their logits differ by more than rounding, or the pass of both fails.
         """
         layout = None
-        if isinstance(self.score, str) and can_group(model, space_of(self.where)):
+        together = isinstance(self.score, str) and can_group(model, space_of(self.where))
+        # Candidates share a pass of all rows of the batch, as they are.
+        if together and arranged(model, self.batch) is None:
             with Candidates(model, self.where, self.noise) as candidates:
                 size = group_size(candidates, self.batch)
             if size > 1:
@@ -103,7 +106,10 @@ class Evaluator:
         return found
 
     def _scores(self, candidates: Candidates, indices: list[int]) -> Iterator[RowScores]:
-        size = 1 if self.layout is None else group_size(candidates, self.batch)
+        size = 1
+        # How the model runs padded rows is looked at before any of its modules is replaced.
+        if self.layout is not None and arranged(candidates.model, self.batch) is None:
+            size = group_size(candidates, self.batch)
         for start in range(0, len(indices), size):
             group = indices[start : start + size]
             if size > 1 and self.layout is not None and isinstance(self.score, str):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from frenet.geometry.rng import generator
 from frenet.measure.activations import add, last_activations
-from frenet.measure.passes import TOKENS, cache_name, length_groups, run_blocks
+from frenet.measure.passes import TOKENS, cache_name, fitting_groups, run_blocks
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.contrast import Item
@@ -55,7 +55,7 @@ def answer_differences(
     """
     found = torch.empty(len(prompts))
     with measuring(model), torch.no_grad(), _answered(model, prompts) as columns:
-        for group in length_groups([p.context for p in prompts], tokens):
+        for group in fitting_groups(model, [p.context for p in prompts], tokens):
             batch = collate([(prompts[i].context, []) for i in group], padding_side="left")
             logits = run_blocks(model, batch).logits[:, -1].float().cpu()
             for i, row in zip(group, logits, strict=True):
@@ -282,7 +282,8 @@ def neutral_cost(
     total = [[0.0, 0.0] for _ in changes]
     before, count = 0.0, 0
     with measuring(model), torch.no_grad():
-        for group in length_groups([given + predicted for given, predicted in rows], tokens):
+        texts = [given + predicted for given, predicted in rows]
+        for group in fitting_groups(model, texts, tokens):
             batch = collate([rows[i] for i in group])
             base, targets = _log_probabilities(model, batch, nullcontext())
             before -= float(base.gather(1, targets[:, None]).sum())

@@ -14,6 +14,7 @@ from frenet.geometry import rng, theory
 from frenet.geometry.linalg import dot, norm
 from frenet.geometry.subspace import Basis
 from frenet.geometry.theory import Best, Local
+from frenet.measure.checked import check_slope
 from frenet.measure.curvature import Matvec, Trace, at_once, hessian_product, hutchinson
 from frenet.measure.gradients import gradient
 from frenet.methods.candidates import Candidates, Noise, Where, placed, space_of
@@ -129,8 +130,13 @@ def survey(
         selection: the search that is planned.
         probes: of Hutchinson's estimator, at least 2.
         seed: of the probes.
+
+    Raises:
+        ValueError: the model's gradient is not the derivative of its loss.
     """
     chosen, where = selection or Selection(), placed(where, model)
+    batch = next(repeatable(task, PLANNED[0], chosen.select_size, chosen.seed))
+    check_slope(model, task, batch, space=space_of(where))
     here, other = (
         _Seen.of(model, task, where, split=split, selection=chosen, batches=batches)
         for split, batches in zip(PLANNED, (1, OTHERS), strict=True)

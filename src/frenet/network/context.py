@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from frenet.network.space import ParamSpace
 
 Forward = Callable[[Tensor], Tensor]
+# What torch says of a layer that has a backward pass only.
+_NO_FORWARD_MODE = ("forward AD", "autograd.Function with functorch", "jvp")
 
 
 @contextmanager
@@ -35,16 +38,25 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
     """Dropout off, and a gradient for the parameters of ``space`` only (None: for no parameter).
 
     Training flags, ``requires_grad`` and ``.grad`` are afterwards as they were. Evaluation mode
-    also switches gradient checkpointing off, which ``torch.func`` does not support.
+    also switches gradient checkpointing off, which ``torch.func`` does not support. The row of an
+    embedding that is named as padding has its gradient like all others, since its id may also be a
+    word of the text; padding itself has none.
     """
     # Most models are in evaluation mode already, and a large one has thousands of modules: what is
     # as it should be is not touched.
-    training = [module for module in model.modules() if module.training]
+    training, embeddings = [], []
+    for module in model.modules():
+        if module.training:
+            training.append(module)
+        if isinstance(module, nn.Embedding) and _padded_without_need(module):
+            embeddings.append((module, module.padding_idx))
     wanted = set(map(id, space.parameters(model))) if space else set()
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
         if training:
             model.eval()
+        for embedding, _ in embeddings:
+            embedding.padding_idx = None
         for parameter, flag, _ in parameters:
             if flag != (id(parameter) in wanted):
                 parameter.requires_grad_(not flag)
@@ -54,9 +66,22 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
     finally:
         for module in training:
             module.training = True
+        for embedding, index in embeddings:
+            embedding.padding_idx = index
         for parameter, flag, grad in parameters:
             parameter.requires_grad_(flag)
             parameter.grad = grad
+
+
+def _padded_without_need(module: nn.Embedding) -> bool:
+    """Whether only the gradient depends on which row is named as padding.
+
+    Some positions are counted from it, which the forward pass of their class shows.
+    """
+    if module.padding_idx is None:
+        return False
+    own: Any = type(module).forward
+    return own is nn.Embedding.forward or "padding_idx" not in own.__code__.co_names
 
 
 @contextmanager
@@ -81,6 +106,9 @@ def transformable(model: nn.Module) -> Iterator[None]:
     rules, and so do experts and the activation of BLOOM. Hooks that make the embeddings require
     gradients, which come with gradient checkpointing and which ``torch.func`` refuses, are off:
     evaluation mode does without both.
+
+    Raises:
+        ValueError: a layer has no derivative in forward mode, as some compiled kernels.
     """
     with (
         measuring(model),
@@ -92,7 +120,17 @@ def transformable(model: nn.Module) -> Iterator[None]:
     ):
         # The first use of forward mode has torch script some formulas of its own.
         warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in _NO_FORWARD_MODE):
+                raise
+            raise ValueError(
+                f"{type(model).__name__} has a layer without derivatives in forward mode, so that "
+                f"slopes and Hessian products of it cannot be measured ({str(error)[:120]} ...); "
+                "load it without compiled kernels, such as those of mamba_ssm, causal_conv1d or "
+                "flash-linear-attention, or measure gradients"
+            ) from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from frenet.network.blocks import residual_blocks
+from frenet.network.padding import rows_in_order
 from frenet.network.tasks import base_model
 
 Position = Literal["last", "all", "generated"] | tuple[int, ...] | Bool[Tensor, "b t"]
@@ -52,6 +53,7 @@ def hooked(
             )
     watch = _Watch()
     with ExitStack() as stack:
+        stack.enter_context(rows_in_order(model))
         # A PEFT wrapper calls the forward of its model past all hooks, and generation calls the
         # model inside it: one of these is always called properly.
         for module in {id(m): m for m in (model, base_model(model), parent)}.values():

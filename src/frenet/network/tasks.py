@@ -1,6 +1,5 @@
 """What a task is, and the loss and accuracy that every task shares."""
 
-import inspect
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -10,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frenet.network.limits import require_room
-from frenet.network.windows import windowed_mask
+from frenet.network.padding import IGNORE as IGNORE
+from frenet.network.padding import arranged, is_padded, placed
+from frenet.network.padding import base_model as base_model
+from frenet.network.padding import forward_arguments as forward_arguments
 
 Split = Literal["train", "select", "test"]
 Batch = dict[str, Tensor]
-IGNORE = -100
 
 
 @runtime_checkable
@@ -115,24 +116,6 @@ def causal_mask(attention_mask: Int[Tensor, "b t"]) -> Bool[Tensor, "b 1 t t"]:
     return (causal & attention_mask.bool()[:, None, None, :]) | itself
 
 
-def with_additive_mask(batch: Batch, model: nn.Module) -> Batch:
-    """The batch with its mask as a finished additive ``(b, 1, t, t)`` float mask.
-
-    transformers builds such a mask by looking at the values, which ``torch.func`` transforms
-    cannot do; a finished one passes through untouched, under eager and under fused attention.
-    ``Functional`` puts the window of the model's attention into it. Models that count the biases of
-    ALiBi from the mask itself look at no value, and keep theirs.
-    """
-    config = getattr(base_model(model), "config", None)
-    biased = getattr(config, "model_type", None) == "bloom" or getattr(config, "alibi", False)
-    if "attention_mask" not in batch or biased:
-        return batch
-    blocked = ~causal_mask(batch["attention_mask"])
-    additive = torch.zeros(blocked.shape).masked_fill(blocked.cpu(), torch.finfo(torch.float32).min)
-    positions = batch.get("position_ids", position_ids(batch["attention_mask"]))
-    return {**batch, "attention_mask": additive, "position_ids": positions}
-
-
 def columns_to_keep(batch: Batch) -> int:
     """How many trailing columns hold every target and the column that predicts the first one."""
     columns = (batch["labels"] != IGNORE).any(0)
@@ -148,37 +131,48 @@ def target_logits(
 
     Columns before the first target of any row are not sent through the output head where the
     model can leave them out: with a vocabulary of 50,000 the head is a fifth of a small model.
+    Rows whose padding would change the logits run as ``padding.arranged`` has them.
 
     Raises:
         ValueError: no target token, or rows that are longer than the model reads.
     """
     require_room(model, batch["labels"].shape[-1])
     keep = getattr(model, "keep", None) or columns_to_keep(batch)
+    ready = getattr(model, "ready", False)
+    parts = None if ready else arranged(model, batch)
+    if parts is None:
+        logits = _last_logits(model, batch, keep)
+    else:
+        sizes = [_columns_of_part(part.batch) for part in parts]
+        pieces = [_last_logits(model, p.batch, k) for p, k in zip(parts, sizes, strict=True)]
+        logits = placed(pieces, parts, batch, keep)
+    labels = batch["labels"].to(logits.device)
+    if not ready and is_padded(batch):
+        # The first token of a row is predicted from nothing, also where padding stands before it.
+        first = batch["attention_mask"].bool().int().argmax(1, keepdim=True).to(labels.device)
+        labels = labels.scatter(1, first, IGNORE)
+    return logits[:, :-1], labels[:, -keep:][:, 1:]
+
+
+def _columns_of_part(batch: Batch) -> int:
+    """``columns_to_keep``, or one column where no row has a target."""
+    return columns_to_keep(batch) if bool((batch["labels"] != IGNORE).any()) else 1
+
+
+def _last_logits(model: nn.Module, batch: Batch, keep: int) -> Float[Tensor, "n s v"]:
+    """Logits of the last columns of a batch that runs as it is, in float32 at least."""
     device = next(model.parameters()).device
-    moved = {key: value.to(device) for key, value in batch.items()}
-    labels = moved.pop("labels")
     accepted = forward_arguments(model)
-    arguments: dict[str, Any] = {key: value for key, value in moved.items() if key in accepted}
+    arguments: dict[str, Any] = {
+        key: value.to(device) for key, value in batch.items() if key in accepted and key != "labels"
+    }
     if "use_cache" in accepted:
         arguments["use_cache"] = False
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
     logits = model(**arguments).logits[:, -keep:]
     # Half precision would lose the loss; a float64 model keeps its own.
-    exact = torch.promote_types(logits.dtype, torch.float32)
-    return logits[:, :-1].to(exact), labels[:, -keep:][:, 1:]
-
-
-def forward_arguments(model: nn.Module) -> frozenset[str]:
-    """Names that the forward pass of the model, or of the model inside a PEFT wrapper, accepts."""
-    if isinstance(model, Functional):
-        model = model.inner
-    return frozenset(inspect.signature(base_model(model).forward).parameters)
-
-
-def base_model(model: Any) -> Any:
-    """The model itself, or the model inside a PEFT wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Functional(nn.Module):
@@ -186,19 +180,25 @@ class Functional(nn.Module):
 
     ``Functional(model, tensors)`` runs ``model`` with the named tensors in place of its own (tied
     names follow), so that ``torch.func`` can differentiate a task's loss in them. ``keep`` is
-    ``columns_to_keep`` of the batch, which cannot be read off inside a ``vmap``. A task may read
-    the model's settings on it, as ``device`` and ``config``, but not its layers: their parameters
-    would stand outside the derivative.
+    ``columns_to_keep`` of the batch, which cannot be read off inside a ``vmap``; ``ready`` says
+    that the batch runs as it is, which cannot be looked up there either. A task may read the
+    model's settings on it, as ``device`` and ``config``, but not its layers: their parameters would
+    stand outside the derivative.
     """
 
     inner: nn.Module
     tensors: dict[str, Tensor]
 
     def __init__(
-        self, model: nn.Module, tensors: dict[str, Tensor], *, keep: int | None = None
+        self,
+        model: nn.Module,
+        tensors: dict[str, Tensor],
+        *,
+        keep: int | None = None,
+        ready: bool = False,
     ) -> None:
         super().__init__()
-        self.keep = keep
+        self.keep, self.ready = keep, ready
         # Not registered as a submodule: the wrapper owns nothing and is made anew for every call.
         self.__dict__["inner"] = model
         self.__dict__["tensors"] = tensors
@@ -219,10 +219,6 @@ class Functional(nn.Module):
 
     def forward(self, **arguments: Any) -> Any:
         """The inner model's own output."""
-        mask = arguments.get("attention_mask")
-        if mask is not None and mask.dim() == 4:
-            config = getattr(base_model(self.inner), "config", None)
-            arguments["attention_mask"] = windowed_mask(config, mask)
         return torch.func.functional_call(self.inner, self.tensors, kwargs=arguments)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:

@@ -14,6 +14,7 @@ from frenet.experiments.search import SEARCH, TABLES, SearchConfig, cells
 from frenet.experiments.subject import (
     Subject,
     best_rows,
+    derivatives_note,
     expected,
     fixed_sigma,
     load_subject,
@@ -160,7 +161,8 @@ def _planned(config: SearchConfig, subject: Subject, store: RunFolder, say: Say)
     say(made.advice if config.sigma == "auto" else f"planned: {made.advice} Given: {sigma:g}.")
     planned = {"sigma": sigma, **expected(config, made, sigma)}
     file.write_text(json.dumps(planned, indent=2) + "\n", encoding="utf-8")
-    notes: list[Row] = [{"table": "notes", "note": text} for text in (*subject.notes, made.advice)]
+    texts = (*subject.notes, derivatives_note(subject), made.advice)
+    notes: list[Row] = [{"table": "notes", "note": text} for text in texts if text]
     rows = [*plan_rows(made), *notes]
     _store(store, cell, rows, seconds=time.monotonic() - start)
     return planned

@@ -1,0 +1,518 @@
+"""What frenet measures, family by family of transformers, against numbers that are known."""
+
+import argparse
+import contextlib
+import copy
+import itertools
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from frenet.geometry import rng
+from frenet.measure.activations import add, last_activations
+from frenet.measure.curvature import hessian_product
+from frenet.measure.gradients import example_gradients, gradient
+from frenet.measure.line import loss_line
+from frenet.measure.passes import fitting_groups, run_blocks
+from frenet.methods.candidates import Candidates, Noise
+from frenet.methods.evaluation import Evaluator, row_scores
+from frenet.methods.steered_generation import generate_steered
+from frenet.network.blocks import residual_blocks
+from frenet.network.context import measuring
+from frenet.network.padding import forward_arguments
+from frenet.network.sites import Position, Site
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Batch, collate, example_losses, token_loss
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
+VOCABULARY, LARGEST = 64, 3_000_000
+# Contexts and targets; the first row is longer than every window below.
+ROWS = [([11, 4, 7, 3, 9, 14], [2, 63]), ([2], [8, 4, 6, 13, 22]), ([5, 9, 3], [7])]
+# Settings of a configuration, where it has them, by the value that makes a network tiny.
+SMALL = {
+    0: "bos_token_id decoder_start_token_id",
+    1: "n_group topk_group n_shared_experts num_shared_experts first_k_dense_replace "
+    "mamba_n_groups n_groups mamba_ngroups num_nextn_predict_layers eos_token_id type_vocab_size",
+    2: "num_key_value_heads num_kv_heads num_experts_per_tok top_k moe_topk num_hidden_layers "
+    "num_experts_per_token n_layer n_layers num_layers encoder_layers decoder_layers moe_k "
+    "moe_top_k num_global_key_value_heads index_n_heads",
+    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads "
+    "decoder_attention_heads num_experts num_local_experts n_routed_experts sliding_window "
+    "state_size mamba_d_state ssm_state_size mamba_dt_rank time_step_rank attention_chunk_size "
+    "linear_num_value_heads linear_num_key_heads mamba_n_heads qk_rope_head_dim "
+    "qk_nope_head_dim index_topk local_window_size mamba_num_heads linear_num_heads window_size "
+    "attention_window_size",
+    8: "head_dim v_head_dim qk_head_dim q_lora_rank kv_lora_rank linear_key_head_dim "
+    "linear_value_head_dim mamba_d_head mamba_head_dim global_head_dim d_kv kv_channels "
+    "rotary_dim chunk_size mamba_chunk_size index_head_dim o_lora_rank hidden_size_per_layer_input",
+    16: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size "
+    "moe_shared_expert_intermediate_size shared_intermediate_size expert_intermediate_size",
+    32: "hidden_size d_model n_embd dim_model embedding_size emb_dim word_embed_proj_dim "
+    "attention_hidden_size lru_width residual_size dim embed_dim hidden_dim",
+    64: "intermediate_size ffn_dim d_ff n_inner ffn_hidden_size encoder_ffn_dim decoder_ffn_dim "
+    "dim_ff ffn_size mlp_dim max_position_embeddings n_positions n_ctx max_seq_len vocab_size "
+    "max_sequence_length max_source_positions max_target_positions intermediate_size_mlp "
+    "dense_intermediate_size mamba_d_ssm vocab_size_per_layer_input",
+}
+TO = {name: value for value, names in SMALL.items() for name in names.split()}
+LATENT = {"num_key_value_heads": 4}
+# What a family asks for beyond that.
+OWN: dict[str, dict[str, Any]] = {
+    "axk1": LATENT,
+    "axk2": LATENT,
+    "deepseek_v2": LATENT | {"num_experts_per_tok": 2, "topk_method": "greedy"},
+    "deepseek_v3": LATENT,
+    "deepseek_v32": LATENT,
+    "glm_moe_dsa": LATENT,
+    "longcat_flash": LATENT,
+    "youtu": LATENT,
+    "glm4_moe_lite": LATENT,
+    "kimi_linear": LATENT,
+    "minicpm3": LATENT,
+    "sarvam_mla": LATENT,
+    "dots3_note_text": LATENT,
+    "bamba": {"mamba_n_heads": 8, "attn_layer_indices": [1]},
+    "granitemoehybrid": {"mamba_n_heads": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "layer_types": None,
+    },
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "xlstm": {"chunk_size": 64},
+    "falcon_h1": {"mamba_n_heads": 8},
+    "reformer": {"axial_pos_embds_dim": (8, 24), "axial_pos_shape": (8, 8), "is_decoder": True},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "zaya": {"num_experts_per_tok": 1},
+    "nemotron": {"head_dim": 8},
+    "ministral": {"head_dim": 8},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "modernbert-decoder": {"pad_token_id": 0},
+    **{
+        name: {"pad_token_id": 1}
+        for name in (
+            "camembert",
+            "data2vec-text",
+            "roberta",
+            "roberta-prelayernorm",
+            "xlm-roberta",
+            "xlm-roberta-xl",
+            "xmod",
+            "prophetnet",
+            "xlm",
+        )
+    },
+}
+
+
+def small(kind: type[Any], given: dict[str, Any]) -> Any:
+    """A tiny configuration: every kind of layer that the family's own one has, once or twice."""
+    base = kind()
+    own, found = base.to_dict(), {}
+    for key, value in own.items():
+        if key in (getattr(kind, "sub_configs", None) or {}):
+            if (part := getattr(base, key, None)) is not None:
+                found[key] = small(type(part), given).to_dict()
+        elif key in TO and type(value) is int:
+            found[key] = TO[key]
+        elif key in ("initializer_range", "init_std"):
+            found[key] = 0.2
+        elif key == "pad_token_id":
+            found[key] = None
+        elif key == "layer_types" and value:
+            kinds = list(dict.fromkeys(value))
+            found[key] = kinds if len(kinds) > 1 else kinds * 2
+    if "layer_types" in found:
+        found |= {key: len(found["layer_types"]) for key in ("num_hidden_layers",) if key in own}
+    return kind(**{**found, **{k: v for k, v in given.items() if k in own or not own}})
+
+
+def build(name: str, seed: int = 0) -> Any:
+    """A tiny network of a family, with random weights.
+
+    Raises:
+        ValueError: the family cannot be built so; says why.
+    """
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    try:
+        config = small(CONFIG_MAPPING[name], OWN.get(name, {}))
+        if hasattr(config, "is_decoder"):
+            config.is_decoder = True
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        with torch.device("meta"):
+            size = sum(p.numel() for p in kind._from_config(config).parameters())
+        if size > LARGEST:
+            raise ValueError(f"{size / 1e6:.0f} million parameters at its smallest")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = kind._from_config(config).eval()
+            # Equal experts and activations of exactly zero would have no derivative.
+            for parameter in model.parameters():
+                parameter.data += 0.05 * torch.randn(parameter.shape)
+        with torch.no_grad():
+            alone(model, ROWS[0][0])
+    except Exception as error:  # whatever a family's code raises on an unusual configuration
+        raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())[:120]) from error
+    return model
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows as a task."""
+
+    name: str = "rows"
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss in nats per target token."""
+        return token_loss(model, batch)
+
+    def batches(self, split: str, batch_size: int, seed: int) -> Iterator[Batch]:
+        """All rows, again and again."""
+        while True:
+            yield collate(ROWS)
+
+    def score(self, model: nn.Module, split: str) -> dict[str, float]:
+        """Nothing is scored."""
+        return {}
+
+    def shuffled(self, seed: int) -> "Rows":
+        """There is no control."""
+        return self
+
+
+def alone(model: Any, ids: Sequence[int]) -> Tensor:
+    """Logits of a row that has nothing but its ids."""
+    kept = {"use_cache": False} if "use_cache" in forward_arguments(model) else {}
+    return model(input_ids=torch.tensor([list(ids)]), **kept).logits[0]
+
+
+class Subject:
+    """A network, and what is known of it from rows that run alone, with nothing but their ids."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.space = model, ParamSpace.select(model)
+        u = torch.randn(self.space.dim, generator=rng.generator(0, "families"))
+        self.u = u / u.norm()
+        self.copies = [copy.deepcopy(model).to(kind) for kind in (torch.float64, torch.float32)]
+        self.gradients = self.slopes(model)
+        self.batch = collate(ROWS)
+
+    def losses(self, model: Any) -> list[Tensor]:
+        """Summed loss of every row."""
+        found = []
+        for context, target in ROWS:
+            logits = alone(model, context + target)
+            predicted = logits[len(context) - 1 : -1]
+            found.append(F.cross_entropy(predicted, torch.tensor(target), reduction="sum"))
+        return found
+
+    def slopes(self, model: Any) -> Tensor:
+        """Gradients of the rows' summed losses, (n, d), at the present weights."""
+        parameters = self.space.parameters(model)
+        rows = []
+        with measuring(model, self.space), torch.enable_grad():
+            for loss in self.losses(model):
+                parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+                pairs = zip(parts, parameters, strict=True)
+                filled = [torch.zeros_like(p) if g is None else g for g, p in pairs]
+                rows.append(torch.cat([part.flatten() for part in filled]))
+        return torch.stack(rows)
+
+    def logits(self, context: Sequence[int], v: Tensor, start: int) -> Tensor:
+        """Last logits of a text alone, with v added after the first block from a token on."""
+
+        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            stream = output[0] if isinstance(output, tuple) else output
+            moved = torch.cat([stream[:, :start], stream[:, start:] + v], 1)
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        handle = residual_blocks(self.model)[1][0].register_forward_hook(hook)
+        try:
+            with torch.no_grad():
+                return alone(self.model, context)[-1]
+        finally:
+            handle.remove()
+
+
+TARGETS = torch.tensor([float(len(target)) for _, target in ROWS])
+CONTEXTS = [context for context, _ in ROWS]
+
+
+def off(found: Tensor, expected: Tensor) -> float:
+    """Relative error."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def loss_error(of: Subject) -> float:
+    """Of the losses of padded rows, on either side."""
+    with torch.no_grad():
+        expected = torch.stack(of.losses(of.model))
+        sides = [collate(ROWS, padding_side=side) for side in ("left", "right")]
+        return max(off(example_losses(of.model, batch)[0], expected) for batch in sides)
+
+
+def gradient_error(of: Subject) -> float:
+    """Of the gradient of a padded batch."""
+    found = gradient(of.model, Rows(), of.batch, space=of.space)
+    return off(found, of.gradients.sum(0) / TARGETS.sum())
+
+
+def slope_error(of: Subject) -> float:
+    """Of the forward-mode slopes of all rows along a random line."""
+    with loss_line(of.model, Rows(), of.batch, of.u, space=of.space) as line:
+        return off(line.slopes.float(), of.gradients @ of.u)
+
+
+def product_error(of: Subject) -> float:
+    """Of a Hessian product, against central differences of gradients; the best of some steps.
+
+    The gradients are those of a copy in float64, as far as its layers keep to that.
+    """
+    found = hessian_product(of.model, Rows(), of.batch, space=of.space)(of.u).double()
+    errors = []
+    for copied, h in itertools.product(of.copies, (1e-2, 1e-3, 1e-4)):
+        model, kind = copy.deepcopy(copied), next(copied.parameters()).dtype
+        start = [p.detach().clone() for p in of.space.parameters(model)]
+        parts = list(of.space.unflatten(of.u).values())
+        ends = []
+        with contextlib.suppress(RuntimeError):  # layers that do not take float64
+            for sign in (1, -1):
+                for p, at, part in zip(of.space.parameters(model), start, parts, strict=True):
+                    p.data = at + sign * h * part.to(kind)
+                ends.append(of.slopes(model).double().sum(0) / TARGETS.sum())
+            errors.append(off(found, (ends[0] - ends[1]) / (2 * h)))
+    return min(errors)
+
+
+def examples_error(of: Subject) -> float:
+    """Of the gradients of single examples."""
+    found = example_gradients(of.model, Rows(), of.batch, space=of.space)
+    return off(found, of.gradients / TARGETS[:, None])
+
+
+def steering_error(of: Subject) -> float:
+    """Of streams read, and of logits after a vector is added, at the last and at all tokens."""
+    streams = last_activations(of.model, CONTEXTS, [0])
+    v = 0.3 * streams.norm(dim=-1).mean() * unit(streams.shape[-1])
+    alone = torch.cat([last_activations(of.model, [context], [0]) for context in CONTEXTS])
+    errors = [off(streams, alone)]
+    positions: tuple[Position, ...] = ("last", "all")
+    for position in positions:
+        starts = [len(c) - 1 if position == "last" else 0 for c in CONTEXTS]
+        expected = [of.logits(c, v, s) for c, s in zip(CONTEXTS, starts, strict=True)]
+        found = torch.empty(len(CONTEXTS), VOCABULARY)
+        for group in fitting_groups(of.model, CONTEXTS, 1000):
+            batch = collate([(CONTEXTS[i], []) for i in group])
+            with add(of.model, {Site(0, position): v}), torch.no_grad():
+                found[group] = run_blocks(of.model, batch).logits[:, -1].float()
+        errors.append(off(found, torch.stack(expected)))
+    return max(errors)
+
+
+def generation_error(of: Subject) -> float:
+    """Share of tokens that steered generation has otherwise than a loop that keeps nothing."""
+    context = CONTEXTS[0]
+    width = last_activations(of.model, [context], [0]).shape[-1]
+    v = unit(width)
+    found = generate_steered(of.model, context, torch.stack([v, v]), block=0, new_tokens=3)
+    expected: list[int] = []
+    while len(expected) < 3:
+        token = int(of.logits(context + expected, v, len(context) - 1).argmax())
+        if token == 1:  # the end-of-sequence token
+            break
+        expected.append(token)
+    return float(found != [expected, expected])
+
+
+def candidates_error(of: Subject) -> float:
+    """Of the scores of candidates in one pass, against one after the other.
+
+    Raises:
+        SlowWay: they were taken one after the other.
+    """
+    noise, passes = Noise(0.02), 0
+    evaluator = Evaluator(of.space, noise, "loss", of.batch)
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    handle = of.model.register_forward_hook(count)
+    found = torch.tensor(evaluator(of.model, range(4)))
+    handle.remove()
+    expected = []
+    with Candidates(of.model, of.space, noise) as candidates:
+        for index in range(4):
+            candidates.put(index)
+            expected.append(row_scores(of.model, "loss", of.batch).means())
+    error = off(found, torch.cat(expected))
+    if passes >= 4:
+        warnings.warn("candidates one at a time are slower", RuntimeWarning, stacklevel=2)
+    return error
+
+
+def unit(width: int) -> Tensor:
+    """A random unit vector."""
+    v = torch.randn(width, generator=rng.generator(0, "families", "vector"))
+    return v / v.norm()
+
+
+class Column(NamedTuple):
+    """One measurement: what it is called, its error, and what of that is rounding."""
+
+    name: str
+    error: Callable[[Subject], float]
+    bound: float
+
+
+COLUMNS = (
+    Column("loss", loss_error, 1e-4),
+    Column("gradient", gradient_error, 1e-3),
+    Column("slope", slope_error, 1e-3),
+    Column("Hessian product", product_error, 2e-2),
+    Column("examples", examples_error, 1e-3),
+    Column("steering", steering_error, 1e-3),
+    Column("generation", generation_error, 0.0),
+    Column("candidates", candidates_error, 1e-3),
+)
+
+
+def judged(column: Column, of: Subject) -> str:
+    """right, slow way, refused with its reason, or wrong with the error."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            error = column.error(of)
+        except Exception as raised:  # a crash is wrong, whatever its kind
+            place = traceback.extract_tb(raised.__traceback__)[-1].filename
+            words = " ".join(str(raised).split())[:160]
+            meant = isinstance(raised, ValueError) and "frenet" in Path(place).parts
+            return f"refused: {words}" if meant else f"wrong: {type(raised).__name__}: {words}"
+    if not error <= column.bound:
+        return f"wrong: relative error {error:.1g}"
+    slow = any("slow" in str(warning.message) for warning in said)
+    return "slow way" if slow else "right"
+
+
+def measured(name: str) -> dict[str, str]:
+    """The cells of a family.
+
+    Raises:
+        ValueError: it cannot be built.
+    """
+    of = Subject(build(name))
+    with torch.random.fork_rng(devices=[]):
+        return {column.name: judged(column, of) for column in COLUMNS}
+
+
+def names() -> list[str]:
+    """All families with a causal language model, by the names of their configurations."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+INTRO = """# What frenet measures, and how it knows that it is right
+
+This page is made by `make families`. The command builds every family of transformers {version}
+that has a causal language model, tiny and with random weights, and gives it {rows} rows of unlike
+length in one padded batch. What frenet measures there is compared with what the same rows give
+one at a time, without padding and without frenet:
+
+- **loss**: of every row, padded on the left and on the right.
+- **gradient**: of the mean loss, by backward passes of the single rows.
+- **slope**: of every row's loss along a random line, in forward mode, against those backward
+  passes.
+- **Hessian product**: against central differences of the gradients.
+- **examples**: the gradient of every row.
+- **steering**: a vector is read, and added, at the last token and at all tokens after the first
+  block.
+- **generation**: a vector is added while text is generated, against a loop that keeps no keys and
+  values.
+- **candidates**: the scores of random candidates that share a pass, against one candidate after
+  the other.
+
+A cell is **right** if the two agree up to rounding; **slow way** if they agree and frenet said
+that it took a slower way, such as rows of one length together; **refused** if frenet gave an
+error that names the reason; and **wrong** otherwise.
+
+No list of names decides how a model runs. The first time that rows of unlike length meet a model,
+frenet runs the beginnings of three of them alone and padded, and compares the logits. If padding
+changes them, rows run with padding on the right, or in groups of one length. At the start of a measurement the slope of
+the loss along its gradient is compared with differences of losses at three step sizes. A
+disagreement above 5% is an error; where rounding hides the slope, as in half precision, the notes
+of a run say that derivatives are not checked.
+
+"""
+
+
+def page(found: dict[str, dict[str, str]], unbuilt: dict[str, str], version: str) -> str:
+    """The page of the documentation."""
+    text = INTRO.format(version=version, rows=len(ROWS))
+    heads = [column.name for column in COLUMNS]
+    cells = [cell for row in found.values() for cell in row.values()]
+    kinds = ("right", "slow way", "refused", "wrong")
+    counts = [f"{sum(c.startswith(kind) for c in cells)} {kind}" for kind in kinds]
+    text += f"The {len(cells)} cells of {len(found)} families: {', '.join(counts)}.\n\n"
+    text += f"| family | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}\n"
+    reasons: dict[str, list[str]] = {}
+    for name, row in found.items():
+        short = []
+        for head in heads:
+            kind, _, why = row[head].partition(": ")
+            if why:
+                reasons.setdefault(f"{kind}: {why}", []).append(f"{name} ({head})")
+            short.append(kind)
+        text += f"| {name} | {' | '.join(short)} |\n"
+    if reasons:
+        text += "\n## Reasons\n\n"
+        text += "".join(f"- {escaped(why)}: {', '.join(of)}\n" for why, of in reasons.items())
+    if unbuilt:
+        text += "\n## Families that are not in the table\n\nThey cannot be built so small.\n\n"
+        text += "".join(f"- {name}: {escaped(why)}\n" for name, why in unbuilt.items())
+    return text
+
+
+def escaped(text: str) -> str:
+    """A message as Markdown shows it, on one line."""
+    return "`" + text.replace("`", "'") + "`"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the families, and write the page; 1 where a cell is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("families", nargs="*", help="names; all by default")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page that is written")
+    options = parser.parse_args(arguments)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    found, unbuilt = {}, {}
+    for name in options.families or names():
+        try:
+            found[name] = measured(name)
+            print(name, found[name], flush=True)
+        except (ValueError, RuntimeError) as error:
+            unbuilt[name] = str(error)
+            print(name, "not built:", error, flush=True)
+    options.out.write_text(page(found, unbuilt, transformers.__version__), encoding="utf-8")
+    return int(any(cell.startswith("wrong") for row in found.values() for cell in row.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""One look at the start of a measurement: are the derivatives those of the loss?"""
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from frenet.measure.gradients import gradient
+from frenet.network.context import measuring
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Batch, Task, base_model
+
+# Displacements, as shares of the loss that a step along the gradient would take away.
+SHARES = (1e-1, 1e-2, 1e-3)
+# Disagreement that is an error, and rounding of a loss in units of the last place.
+LIMIT, LAST_PLACES = 0.05, 32
+
+
+class Check(NamedTuple):
+    """The slope of a loss along its gradient, against central differences.
+
+    Attributes:
+        slope: ||g||, in nats per token per unit of length.
+        error: relative disagreement with the central difference that agrees best; None: not
+            checked.
+        why: what the check could not see through, where it is not checked.
+    """
+
+    slope: float
+    error: float | None
+    why: str = ""
+
+    @property
+    def note(self) -> str:
+        """A sentence for a report where the derivatives are not checked, else nothing."""
+        return "" if self.error is not None else f"derivatives not checked: {self.why}"
+
+
+_CHECKED: "WeakKeyDictionary[nn.Module, dict[tuple[str, ...], Check]]" = WeakKeyDictionary()
+
+
+def check_slope(model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace) -> Check:
+    """Compare ||g|| with (L(theta + h g/||g||) - L(theta - h g/||g||)) / 2h at three steps h.
+
+    Takes one gradient and seven losses, once for each model object, task and space. The weights
+    come back bit for bit.
+
+    Args:
+        model: the network.
+        task: gives the loss.
+        batch: a few examples.
+        space: the d parameters.
+
+    Returns:
+        What was found. Not checked are a gradient of zero, and slopes that rounding, or a loss that
+        bends or jumps, hides: no two of the three differences then agree.
+
+    Raises:
+        ValueError: the differences agree with each other, and not with the slope, by more than 5%
+            beyond the bound of rounding; names the model.
+    """
+    known = _CHECKED.setdefault(base_model(model), {})
+    key = (task.name, *space.names)
+    if key not in known:
+        known[key] = _check(model, task, batch, space)
+    return known[key]
+
+
+def _check(model: nn.Module, task: Task, batch: Batch, space: ParamSpace) -> Check:
+    g = gradient(model, task, batch, space=space)
+    slope = float(g.double().norm())
+    start = abs(_loss(model, task, batch))
+    if slope == 0 or start == 0:
+        return Check(slope, None, f"the gradient of task {task.name} is zero")
+    rounding = _rounding(model, g, space, loss=start)
+    bounds = [rounding / (share * start) for share in SHARES]
+    found = []
+    for share in SHARES:
+        step = share * start / slope
+        with space.displaced(model, g, step / slope):
+            ahead = _loss(model, task, batch)
+        with space.displaced(model, g, -step / slope):
+            behind = _loss(model, task, batch)
+        found.append((ahead - behind) / (2 * step * slope))
+    # The ratio of a slope that is right is 1.
+    pairs = sorted(zip(bounds, found, strict=True))
+    seen = [(bound, ratio) for bound, ratio in pairs if bound <= LIMIT]
+    if not seen:
+        return Check(slope, None, f"rounding hides the slope of task {task.name}")
+    agreeing = [abs(ratio - 1) for bound, ratio in seen if abs(ratio - 1) <= LIMIT + bound]
+    if agreeing:
+        return Check(slope, min(agreeing))
+    steady = any(
+        abs(one - other) <= LIMIT * max(abs(one), abs(other)) + low + high
+        for (low, one), (high, other) in pairwise(seen)
+    )
+    if not steady:
+        return Check(slope, None, f"the loss of task {task.name} bends or jumps at these steps")
+    raise ValueError(
+        f"the gradient of {type(base_model(model)).__name__} is not the derivative of its loss on "
+        f"task {task.name}: its slope is {slope:.4g} per unit of length, and central differences "
+        f"at three steps give {', '.join(f'{ratio * slope:.4g}' for ratio in found)}. Some part of "
+        "the model stops or replaces gradients; measure parameters behind that part, or another "
+        "model"
+    )
+
+
+def _rounding(model: nn.Module, g: Float[Tensor, " d"], space: ParamSpace, *, loss: float) -> float:
+    """Bound in nats of what rounding of the loss, and of the moved weights, makes of a loss."""
+    parameters = space.parameters(model)
+    parts = zip(parameters, space.unflatten(g).values(), strict=True)
+    moved = math.fsum(float((p.detach().float() * own).double().norm()) ** 2 for p, own in parts)
+    eps = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())
+    return eps * (LAST_PLACES * max(loss, 1.0) + math.sqrt(moved))
+
+
+def _loss(model: nn.Module, task: Task, batch: Batch) -> float:
+    with measuring(model), torch.no_grad():
+        return float(task.loss(model, batch))
