@@ -453,10 +453,11 @@ error that names the reason; and **wrong** otherwise.
 
 No list of names decides how a model runs. The first time that rows of unlike length meet a model,
 frenet runs the beginnings of three of them alone and padded, and compares the logits. If padding
-changes them, rows run with padding on the right, or in groups of one length. At the start of a measurement the slope of
-the loss along its gradient is compared with differences of losses at three step sizes. A
-disagreement above 5% is an error; where rounding hides the slope, as in half precision, the notes
-of a run say that derivatives are not checked.
+changes them, rows run with padding on the right, or in groups of one length.
+
+At the start of a measurement the slope of the loss along its gradient is compared with differences
+of losses at three step sizes. A disagreement above 5% is an error. If rounding hides the slope, as
+in half precision, the notes of a run say that derivatives are not checked.
 
 """
 

@@ -286,8 +286,6 @@ def test_a_layer_without_forward_mode_is_named():
     model = tiny_qwen2()
     model.model.norm.register_forward_hook(lambda module, given, found: Doubled.apply(found))
     space = ParamSpace.select(model, "norm")
-    message = (
-        "Qwen2ForCausalLM has a layer without derivatives in forward mode, .* compiled kernels"
-    )
+    message = "Qwen2ForCausalLM has a layer without derivatives in forward mode, .* kernels"
     with pytest.raises(ValueError, match=message):
         hessian_product(model, RowsTask(), collate(ROWS), space=space)(torch.ones(space.dim))
