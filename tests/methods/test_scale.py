@@ -220,8 +220,7 @@ def test_an_interval_is_never_narrower_than_the_distances_looked_at():
     borders = 2 * EPS * slopes[rows].mean(1).abs()
     ends = [float(borders.quantile(q)) for q in (0.03, 0.97)]
     for start in (0.01, 0.3, 0.38):
-        drawn = generator(0, "b")
-        got = radius(line, start=start, limit=100.0, resamples=4000, generator=drawn)
+        got = radius(line, start=start, limit=100.0, generator=generator(0, "b"), resamples=4000)
         assert got.low <= ends[0]
         assert got.high >= ends[1]
         nearest = min(abs(point.r) for point in got.points if point.r)
