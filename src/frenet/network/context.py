@@ -3,16 +3,19 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from frenet.network.eager import uncompiled
 from frenet.network.space import ParamSpace
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[..., Tensor]
 
 
 @contextmanager
@@ -35,7 +38,8 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
     """Dropout off, and a gradient for the parameters of ``space`` only (None: for no parameter).
 
     Training flags, ``requires_grad`` and ``.grad`` are afterwards as they were. Evaluation mode
-    also switches gradient checkpointing off, which ``torch.func`` does not support.
+    also switches gradient checkpointing off, which ``torch.func`` does not support. Compiled models
+    run as they are written, since compiled code does not see hooks and replaced forwards.
     """
     # Most models are in evaluation mode already, and a large one has thousands of modules: what is
     # as it should be is not touched.
@@ -50,7 +54,8 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
                 parameter.requires_grad_(not flag)
             # A backward pass would add to the very tensor that is kept for the end.
             parameter.grad = None
-        yield
+        with uncompiled():
+            yield
     finally:
         for module in training:
             module.training = True
@@ -59,13 +64,31 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
             parameter.grad = grad
 
 
+@dataclass
+class Calls:
+    """How often a replaced forward has run."""
+
+    count: int = 0
+
+
 @contextmanager
-def patched(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """``module.forward`` replaced on this one instance."""
+def patched(module: nn.Module, forward: Forward) -> Iterator[Calls]:
+    """``module.forward`` replaced on this one instance; its calls are counted.
+
+    A forward that never runs changes nothing: another module may read the weights past it. Whoever
+    relies on it has to look at the count, or to compare.
+    """
     before = module.__dict__.get("forward")
+    calls = Calls()
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        calls.count += 1
+        return forward(*args, **kwargs)
+
     try:
-        module.__dict__["forward"] = forward
-        yield
+        module.__dict__["forward"] = counted
+        with uncompiled():
+            yield calls
     finally:
         if before is None:
             del module.__dict__["forward"]
