@@ -38,6 +38,11 @@ def refuse_sharded(model: nn.Module, optimizer: Any) -> None:
         )
 
 
+def _trains(_: str, parameter: nn.Parameter) -> bool:
+    """All that is trained; images may train a tower that no text reaches."""
+    return parameter.requires_grad and parameter.is_floating_point()
+
+
 def trained_space(model: nn.Module, where: Where) -> ParamSpace:
     """The watched parameters, which are trained and on one device.
 
@@ -45,7 +50,7 @@ def trained_space(model: nn.Module, where: Where) -> ParamSpace:
         ValueError: no parameter is trained, a selected one is frozen or quantised, or they are on
             several devices.
     """
-    space = ParamSpace.select(model, where)
+    space = ParamSpace.select(model, _trains if where is None else where)
     parameters = space.parameters(model)
     frozen = [n for n, p in zip(space.names, parameters, strict=True) if not p.requires_grad]
     if frozen:

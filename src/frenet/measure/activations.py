@@ -167,7 +167,8 @@ def add(
         if vector.dim() == 1:
             return stream + vector * chosen[..., None].to(stream.dtype)
         prompts = len(stream) // now.copies
-        if len(vector) not in (1, prompts):
+        # One row becomes as many as there are vectors.
+        if prompts > 1 and len(vector) not in (1, prompts):
             raise ValueError(
                 f"there are {len(vector)} vectors for block {site.block}, and the batch has "
                 f"{prompts} rows; pass one vector, or one a row"

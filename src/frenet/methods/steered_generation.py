@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.measure.activations import add, last_activations
+from frenet.network.blocks import context_length
 from frenet.network.context import measuring
 from frenet.network.sites import Site
 from frenet.network.tasks import base_model
@@ -61,7 +62,7 @@ def generate_steered(
     inner: Any = model
     if not prompt:
         raise ValueError("the prompt has no tokens; pass some text")
-    room = getattr(inner.config, "max_position_embeddings", None)
+    room = context_length(model)
     if room is not None and len(prompt) >= room:
         raise ValueError(
             f"the prompt has {len(prompt)} tokens and the model reads {room}; shorten it"
@@ -108,7 +109,8 @@ def _ends(model: Any) -> list[int]:
     """The model's end-of-sequence tokens."""
     own = getattr(model, "generation_config", None)
     ends = getattr(own, "eos_token_id", None)
-    ends = getattr(model.config, "eos_token_id", None) if ends is None else ends
+    text = base_model(model).config.get_text_config()
+    ends = getattr(text, "eos_token_id", None) if ends is None else ends
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 

@@ -157,7 +157,7 @@ def _from_cache(
         "input_ids": torch.tensor([context[-1:]]),
         "position_ids": torch.full((1, 1), len(context) - 1),
     }
-    added = {Site(block, "all"): v for block, v in variants.items() if block >= first}
+    added = {Site(block): v for block, v in variants.items() if block >= first}
     with add(model, added, path=path), copied(list(blocks[first + 1 :]), copies, 1):
         logits = run_blocks(model, last, cache=cache).logits[:, -1]
     return logits.expand(copies, -1)

@@ -63,6 +63,17 @@ def unread(model: nn.Module) -> set[int]:
     return {id(p) for n in text_reach(model).towers for p in inner.get_submodule(n).parameters()}
 
 
+def context_length(model: nn.Module) -> int | None:
+    """Tokens that the model can read at once, where its configuration says so."""
+    config: Any = getattr(base_model(model), "config", None)
+    # A model of several modalities has a configuration of its own for text.
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for name in ("max_position_embeddings", "n_positions"):
+        if isinstance(length := getattr(text, name, None), int):
+            return length
+    return None
+
+
 def residual_blocks(model: nn.Module, path: str | None = None) -> tuple[nn.Module, nn.ModuleList]:
     """The blocks of a decoder in order, and the module that runs them.
 

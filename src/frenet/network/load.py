@@ -13,6 +13,7 @@ from torch import nn
 
 from frenet._notebook import Fact, Shown
 from frenet.network.adapter_files import adapter_folder, base_of, load_adapter
+from frenet.network.blocks import context_length, text_reach
 from frenet.network.checkpoints import (
     PICKLED,
     fingerprint,
@@ -24,6 +25,7 @@ from frenet.network.gguf import RECORD, convert_gguf, say_on_stderr
 from frenet.network.made_data import is_made
 from frenet.network.made_model import NAME, made_model
 from frenet.network.memory import require_memory
+from frenet.network.tasks import base_model
 
 __all__ = ["Loaded", "convert_gguf", "load"]
 
@@ -72,11 +74,7 @@ class Loaded(Shown):
     @property
     def context_length(self) -> int | None:
         """Tokens that the model can read at once, where its configuration says so."""
-        config: Any = self.model.config
-        for name in ("max_position_embeddings", "n_positions"):
-            if isinstance(length := getattr(config, name, None), int):
-                return length
-        return None
+        return context_length(self.model)
 
 
 def load(
@@ -129,6 +127,7 @@ def load(
         model, said = load_adapter(model, adapter_folder(adapter))
         notes += said
     model = model.to(place).eval()
+    notes += _tower_notes(model)
     notes.append(f"{sum(p.numel() for p in model.parameters()):,} parameters on {place}")
     return Loaded(
         model, tokens, str(source), kind, dtype, fingerprint(model), tuple(notes),
@@ -168,6 +167,19 @@ def _place(source: str | Path) -> Path | str:
 
 def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
+
+
+def _tower_notes(model: nn.Module) -> list[str]:
+    """What is left out of the coordinates."""
+    towers = text_reach(model).towers
+    if not towers:
+        return []
+    inner = base_model(model)
+    count = sum(p.numel() for name in towers for p in inner.get_submodule(name).parameters())
+    return [
+        f"no text reaches {', '.join(towers)}, whose {count:,} parameters are not among the "
+        "coordinates unless where= selects them"
+    ]
 
 
 def _gguf_note(folder: Path, dtype: torch.dtype) -> str:

@@ -56,7 +56,7 @@ class Prompt:
         """
         if self.real is None:
             raise ValueError(
-                "the attention mask is no (batch, tokens) mask, so the padding is not known; call "
+                "the attention mask is no (batch, tokens) mask of all tokens, so the padding is not known; call "
                 "the model or generate with such a mask, or give a mask as the position of the site"
             )
         return self.real

@@ -102,13 +102,16 @@ def _block_hook(
         if now is None or (again and reads):
             return None
         stream = output[0] if isinstance(output, tuple) else output
-        if stream.shape[:2] != now.shape:
+        rows, t = stream.shape[:2]
+        # A row that others were copied from before this block stands for all of them.
+        if t != now.shape[1] or now.shape[0] not in (1, rows):
             raise ValueError(
-                f"block {site.block} runs on a stream of {tuple(stream.shape[:2])} rows and tokens "
-                f"in a pass over {now.shape}, so that positions in it are not known; pass the path "
+                f"block {site.block} runs on a stream of {rows} rows of {t} tokens in a pass over "
+                f"{now.shape[0]} of {now.shape[1]}, so that positions in it are not known; pass the path "
                 "of the blocks that text runs through, and rows that are not packed"
             )
-        changed = act(site, stream, now.chosen(site.position, stream.device), now)
+        chosen = now.chosen(site.position, stream.device).expand(rows, t)
+        changed = act(site, stream, chosen, now)
         if changed is None:
             return None
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
