@@ -223,7 +223,12 @@ class Watch:
         end = generation.end + t if chunk else generation.text_end(prepared.width)
         held = _held(_cache_of(given))
         past = end - t if held is None else held
-        if generation.kept is None or past + t != end:
+        if generation.kept is None:
+            raise ValueError(
+                "the state that generate goes on from does not tell how many tokens it holds; give "
+                "generate the whole prompt, without the state"
+            )
+        if past + t != end:
             raise ValueError(
                 f"generate was given prompts of {generation.tokens} tokens, and its pass ends with "
                 f"token {past + t} in place of {end}, so that its positions are not known; give "
@@ -289,7 +294,12 @@ def generation_known(watch: Watch, finish: Finish) -> Iterator[None]:
     @wraps(prepare or generate)
     def prepared(input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         assert prepare is not None
-        if watch.generation is not None and not watch.drafting:
+        if watch.generation is None:
+            raise ValueError(
+                f"{type(model).__name__} prepares a pass outside its own generate, so that the "
+                "prompt is not known; call generate on the model itself"
+            )
+        if not watch.drafting:
             width, mask = input_ids.shape[1], kwargs.get("attention_mask")
             flat = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
             watch.generation.prepared = Prepared(width, flat)
