@@ -42,7 +42,10 @@ class Recording(Mapping[Site, Tensor]):
 
     def take(self, site: Site, stream: Tensor, chosen: Tensor, now: Pass) -> None:
         """Append the chosen rows of one forward pass."""
-        if now.generation:
+        if now.again:
+            # A backward pass has to find the same tensors as before, and nothing is new.
+            stream[chosen]
+        elif now.generation:
             assert now.prompt is not None
             text = self._open.setdefault(site, _Text(now.prompt.shape[1]))
             text.put(stream, chosen, now.past)
@@ -62,6 +65,18 @@ class Recording(Mapping[Site, Tensor]):
             with torch.enable_grad():
                 parts[:] = [torch.cat(parts)]
         return parts[0]
+
+    def stacked(self, sites: Sequence[Site]) -> Float[Tensor, "m l h"]:
+        """The rows at l sites of equally many tokens.
+
+        Raises:
+            ValueError: the block of a site did not run.
+        """
+        if missing := [site.block for site in sites if site not in self._parts]:
+            raise ValueError(
+                f"block {missing[0]} did not run, so that it has no stream; choose other blocks"
+            )
+        return torch.stack([self[site] for site in sites], 1)
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self._parts)
@@ -262,7 +277,7 @@ def _last(
     sites = [Site(block) for block in blocks]
     with record(model, sites, path=path) as seen, ending_after(model, blocks, path=path):
         run_blocks(model, batch, cache=cache)
-    return torch.stack([seen[site] for site in sites], 1)
+    return seen.stacked(sites)
 
 
 def _last_of_endings(

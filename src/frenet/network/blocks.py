@@ -113,21 +113,23 @@ def _size(module: nn.Module) -> int:
 
 def _looked(model: nn.Module, lists: tuple[str, ...]) -> Reach:
     """Run a text through the model, and see what runs."""
-    largest = max(lists, key=lambda name: _size(model.get_submodule(name)))
     with _quiet(model):
         ids = _text_of(model)
-        ran = _ran(model, ids) if ids is not None else None
-        if ids is None or ran is None:
-            return Reach(largest, ())
+        ran, through = _ran(model, ids) if ids is not None else (set(), False)
         sizes = {
             name: sum(_size(m) for m in model.get_submodule(name).children() if id(m) in ran)
             for name in lists
         }
+        if not any(sizes.values()):
+            return Reach(max(lists, key=lambda name: _size(model.get_submodule(name))), ())
         blocks = max(lists, key=lambda name: sizes[name])
-        if not sizes[blocks]:
-            return Reach(largest, ())
-        towers = list(_still(model, "", ran, model.get_submodule(blocks)))
-        return Reach(blocks, tuple(n for n in towers if not _matters(model, n, ids)))
+        if ids is None or not through:
+            return Reach(blocks, ())
+        still = list(_still(model, "", ran, model.get_submodule(blocks)))
+        read = _read(model, still, ids) if still else set()
+        return Reach(
+            blocks, tuple(part for n in still for part in _apart(model.get_submodule(n), n, read))
+        )
 
 
 def _text_of(model: nn.Module) -> Tensor | None:
@@ -144,8 +146,8 @@ def _text_of(model: nn.Module) -> Tensor | None:
     return torch.tensor([[middle, middle - 1]], device=device)
 
 
-def _ran(model: nn.Module, ids: Tensor) -> set[int] | None:
-    """The ids of the modules that run with a text; None where it does not run through."""
+def _ran(model: nn.Module, ids: Tensor) -> tuple[set[int], bool]:
+    """The ids of the modules that run with a text, and whether it runs through to the end."""
     ran: set[int] = set()
     with ExitStack() as stack, torch.no_grad():
         for module in model.modules():
@@ -154,8 +156,8 @@ def _ran(model: nn.Module, ids: Tensor) -> set[int] | None:
         try:
             _logits(model, ids)
         except _FAILURES:
-            return None
-    return ran
+            return ran, False
+    return ran, True
 
 
 def _logits(model: nn.Module, ids: Tensor) -> Any:
@@ -181,24 +183,33 @@ def _still(module: nn.Module, name: str, ran: set[int], blocks: nn.Module) -> It
             yield from _still(child, f"{name}.{own}" if name else own, ran, blocks)
 
 
-def _matters(model: nn.Module, name: str, ids: Tensor) -> bool:
-    """Whether the output for a text depends on parameters of a module that does not run.
+def _read(model: nn.Module, names: list[str], ids: Tensor) -> set[int]:
+    """The ids of those parameters of modules that do not run on which the output depends.
 
-    Another module may read its weight, as one that is tied.
+    Another module may read them past their own, as a weight that is tied.
     """
-    asked = [p for p in model.get_submodule(name).parameters() if p.is_floating_point()]
+    asked = {p for name in names for p in model.get_submodule(name).parameters()}
     for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for parameter in asked:
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(parameter in asked and parameter.is_floating_point())
     with torch.enable_grad():
         logits = _logits(model, ids)
     if not isinstance(logits, Tensor):
-        return True
+        return {id(p) for p in asked}
     if not logits.requires_grad:
-        return False
-    parts = torch.autograd.grad(logits.float().sum(), asked, allow_unused=True)
-    return any(part is not None for part in parts)
+        return set()
+    able = [p for p in asked if p.requires_grad]
+    parts = torch.autograd.grad(logits.float().sum(), able, allow_unused=True)
+    return {id(p) for p, part in zip(able, parts, strict=True) if part is not None}
+
+
+def _apart(module: nn.Module, name: str, read: set[int]) -> Iterator[str]:
+    """Names of the largest parts of a module of whose parameters none is read."""
+    if not any(id(p) in read for p in module.parameters()):
+        if next(module.parameters(), None) is not None:
+            yield name
+        return
+    for own, child in module.named_children():
+        yield from _apart(child, f"{name}.{own}", read)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-Position = Literal["last", "all", "generated"] | tuple[int, ...] | Bool[Tensor, "b t"]
+Position = Literal["last", "all", "generated"] | tuple[int, ...] | Bool[Tensor, "r p"]
 POSITIONS = ("last", "all", "generated")
 
 
@@ -73,6 +73,7 @@ class Pass:
         real: (b, t), False at padding; None where that is not known.
         copies: rows of this pass for each prompt of the caller, as in a beam search.
         generation: whether ``generate`` runs the pass.
+        again: whether a backward pass runs it a second time.
     """
 
     prompt: Prompt | None
@@ -81,6 +82,7 @@ class Pass:
     real: Bool[Tensor, "b t"] | None
     copies: int = 1
     generation: bool = False
+    again: bool = False
 
     def chosen(self, position: Position, device: torch.device) -> Bool[Tensor, "b t"]:
         """The columns of this pass that belong to a position.
@@ -134,7 +136,7 @@ class Pass:
             )
         return self._real()
 
-    def _masked(self, mask: Bool[Tensor, "b p"]) -> Bool[Tensor, "b t"]:
+    def _masked(self, mask: Bool[Tensor, "r p"]) -> Bool[Tensor, "b t"]:
         """A mask of the caller's prompts, for the rows of this pass."""
         assert self.prompt is not None
         rows, width = self.prompt.shape

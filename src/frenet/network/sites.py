@@ -55,8 +55,7 @@ def hooked(
     an error.
 
     Args:
-        finish: what only reads gets to know how many columns a ``generate`` has computed, and gets
-            no block that a backward pass runs again.
+        finish: gets to know how many columns each ``generate`` has computed.
     """
     if getattr(getattr(base_model(model), "config", None), "is_encoder_decoder", False):
         raise ValueError(
@@ -84,7 +83,7 @@ def hooked(
         for i, block in enumerate(blocks):
             stack.callback(block.register_forward_hook(partial(_noted, watch, i)).remove)
         for site in sites:
-            hook = _block_hook(watch, site, act, reads=finish is not None)
+            hook = _block_hook(watch, site, act)
             stack.callback(blocks[site.block].register_forward_hook(hook).remove)
         stack.enter_context(generation_known(watch, finish or (lambda _: None)))
         yield watch
@@ -94,12 +93,10 @@ def _noted(watch: Watch, block: int, *_: Any) -> None:
     watch.ran(block)
 
 
-def _block_hook(
-    watch: Watch, site: Site, act: Act, *, reads: bool
-) -> Callable[[nn.Module, Any, Any], Any]:
+def _block_hook(watch: Watch, site: Site, act: Act) -> Callable[[nn.Module, Any, Any], Any]:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        now, again = watch.at_block()
-        if now is None or (again and reads):
+        now = watch.at_block()
+        if now is None:
             return None
         stream = output[0] if isinstance(output, tuple) else output
         rows, t = stream.shape[:2]

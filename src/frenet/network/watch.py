@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -157,16 +157,16 @@ class Watch:
         if not self._stack or self._owner == id(module):
             self.now = None
 
-    def at_block(self) -> tuple[Pass | None, bool]:
-        """The pass whose block runs, and whether a backward pass runs it again.
+    def at_block(self) -> Pass | None:
+        """The pass whose block runs; None for one that is not the model's own.
 
         Raises:
             ValueError: it is no pass of the model, or one of several.
         """
         if self.drafting:
-            return None, False
+            return None
         if self.now is not None:
-            return self.now, False
+            return self.now
         if torch._C._current_graph_task_id() >= 0 and self._again:
             self._backward = True
             if any(p is not self._again[0] for p in self._again):
@@ -174,9 +174,9 @@ class Watch:
                     "a backward pass runs the blocks of several forward passes again; switch "
                     "gradient checkpointing off, or go backward after every pass"
                 )
-            return self._again[0], True
+            return replace(self._again[0], again=True)
         if self.generation is not None:  # an assistant that shares blocks with the model
-            return None, False
+            return None
         raise ValueError("the blocks ran outside a forward pass of the model")
 
     def _single(self, tokens: Tensor, given: dict[str, Any]) -> Pass:
