@@ -120,9 +120,9 @@ def test_a_captured_pass_is_an_error():
 
     model.forward = replayed
     for context in (add(model, {Site(0, "all"): V}), record(model, [Site(0)])):
-        with pytest.raises(ValueError, match="block 0 did not run in a forward pass of Llama"):
-            with context:
-                model(input_ids=IDS)
+        message = "block 0 did not run in a forward pass of Llama"
+        with pytest.raises(ValueError, match=message), context:
+            model(input_ids=IDS)
     with pytest.raises(ValueError, match="block 0 did not run"):
         last_activations(model, ROWS, [0])
     model.forward = own

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.network.blocks import residual_blocks
-from frenet.network.watch import CACHES
 from frenet.network.tasks import Batch, base_model, forward_arguments
+from frenet.network.watch import CACHES
 
 # Tokens that go through the network at once while activations are collected.
 TOKENS = 2048

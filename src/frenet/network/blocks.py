@@ -87,8 +87,8 @@ def residual_blocks(model: nn.Module, path: str | None = None) -> tuple[nn.Modul
     inner: Any = base_model(model)
     names = {name: m for name, m in inner.named_modules() if isinstance(m, nn.ModuleList)}
     # Looked for in any case, so that no text runs later, inside the hooks of the caller.
-    found = block_list(model)
-    found = names.get(path) if path is not None else found
+    own = block_list(model)
+    found = names.get(path) if path is not None else own
     if not found:
         there = ", ".join(names) or "none"
         missing = f"no module list {path!r}" if path is not None else "no list of blocks"
@@ -101,10 +101,10 @@ def _outermost_lists(model: nn.Module) -> Iterator[str]:
     """Names of the module lists that stand in no other list, as those of experts do."""
     last = None
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module):
-            if last is None or not name.startswith(f"{last}."):
-                last = name
-                yield name
+        inside = last is not None and name.startswith(f"{last}.")
+        if isinstance(module, nn.ModuleList) and len(module) and not inside:
+            last = name
+            yield name
 
 
 def _size(module: nn.Module) -> int:

@@ -56,8 +56,9 @@ class Prompt:
         """
         if self.real is None:
             raise ValueError(
-                "the attention mask is no (batch, tokens) mask of all tokens, so the padding is not known; call "
-                "the model or generate with such a mask, or give a mask as the position of the site"
+                "the attention mask is no (batch, tokens) mask of all tokens, so the padding is "
+                "not known; call the model or generate with such a mask, or give a mask as the "
+                "position of the site"
             )
         return self.real
 

@@ -104,8 +104,8 @@ def _block_hook(watch: Watch, site: Site, act: Act) -> Callable[[nn.Module, Any,
         if t != now.shape[1] or now.shape[0] not in (1, rows):
             raise ValueError(
                 f"block {site.block} runs on a stream of {rows} rows of {t} tokens in a pass over "
-                f"{now.shape[0]} of {now.shape[1]}, so that positions in it are not known; pass the path "
-                "of the blocks that text runs through, and rows that are not packed"
+                f"{now.shape[0]} of {now.shape[1]}, so that positions in it are not known; pass "
+                "the path of the blocks that text runs through, and rows that are not packed"
             )
         chosen = now.chosen(site.position, stream.device).expand(rows, t)
         changed = act(site, stream, chosen, now)

@@ -57,13 +57,15 @@ class Generation:
     @classmethod
     def called(cls, call: dict[str, Any]) -> "Generation":
         """From the arguments of ``generate``."""
-        ids = call.get("inputs") if call.get("input_ids") is None else call["input_ids"]
-        embeds = call.get("inputs_embeds")
+        named: Any = call.get("input_ids")
+        ids: Any = call.get("inputs") if named is None else named
+        embeds: Any = call.get("inputs_embeds")
         given = ids if embeds is None else embeds
-        mask, cache = call.get("attention_mask"), _cache_of(call)
+        mask: Any = call.get("attention_mask")
+        cache = _cache_of(call)
         # Without any prompt there is the one token that starts a text.
-        rows, tokens = (1, 1) if given is None else (given.shape[0], given.shape[1])
-        width = ids.shape[1] if ids is not None else 0 if embeds is not None else 1
+        rows, tokens = (1, 1) if given is None else given.shape[:2]
+        width = (1 if embeds is None else 0) if ids is None else ids.shape[1]
         # Beside a cache the ids are all tokens, or those only that the cache does not hold.
         known = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= tokens
         tokens = mask.shape[1] if known else tokens
