@@ -19,6 +19,7 @@ from frenet.measure.passes import (
 )
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
+from frenet.network.positions import Pass
 from frenet.network.sites import Site, hooked
 from frenet.network.tasks import Batch, collate
 
@@ -27,14 +28,34 @@ COPIES = 4
 
 
 class Recording(Mapping[Site, Tensor]):
-    """What was seen at each site: a row (h,) a token, of all forward passes in their order."""
+    """What was seen at each site: a row (h,) a token.
+
+    Rows of a forward pass come row by row of the batch, and passes in their order. Of a call of
+    ``generate`` every token of its text has one row, however it was computed: first those of the
+    prompts, row by row, then those of each new token.
+    """
 
     def __init__(self) -> None:
         self._parts: dict[Site, list[Tensor]] = {}
+        self._open: dict[Site, _Text] = {}
 
-    def take(self, site: Site, rows: Float[Tensor, "m h"]) -> None:
-        """Append the rows of one forward pass."""
-        self._parts.setdefault(site, []).append(rows)
+    def take(self, site: Site, stream: Tensor, chosen: Tensor, now: Pass) -> None:
+        """Append the chosen rows of one forward pass."""
+        if now.again:
+            # A backward pass has to find the same tensors as before, and nothing is new.
+            stream[chosen]
+        elif now.generation:
+            assert now.prompt is not None
+            text = self._open.setdefault(site, _Text(now.prompt.shape[1]))
+            text.put(stream, chosen, now.past)
+        else:
+            self._parts.setdefault(site, []).append(stream[chosen])
+
+    def finish(self, columns: int | None) -> None:
+        """Take over the text of a ``generate``, of which so many columns were computed."""
+        for site, text in self._open.items():
+            self._parts.setdefault(site, []).append(text.whole(columns))
+        self._open = {}
 
     def __getitem__(self, site: Site) -> Float[Tensor, "m h"]:
         parts = self._parts[site]
@@ -44,11 +65,59 @@ class Recording(Mapping[Site, Tensor]):
                 parts[:] = [torch.cat(parts)]
         return parts[0]
 
+    def stacked(self, sites: Sequence[Site]) -> Float[Tensor, "m l h"]:
+        """The rows at l sites of equally many tokens.
+
+        Raises:
+            ValueError: the block of a site did not run.
+        """
+        if missing := [site.block for site in sites if site not in self._parts]:
+            raise ValueError(
+                f"block {missing[0]} did not run, so that it has no stream; choose other blocks"
+            )
+        return torch.stack([self[site] for site in sites], 1)
+
     def __iter__(self) -> Iterator[Site]:
         return iter(self._parts)
 
     def __len__(self) -> int:
         return len(self._parts)
+
+
+class _Text:
+    """Streams of one text that is generated, by row and column."""
+
+    def __init__(self, prompt: int) -> None:
+        self._prompt = prompt
+        self._rows: list[Tensor] = []
+        self._places: list[Tensor] = []
+        self._end = 0
+
+    def put(self, stream: Float[Tensor, "b t h"], chosen: Tensor, past: int) -> None:
+        """The chosen tokens of a pass that begins with column ``past``."""
+        if past < self._end:
+            # Candidates that were not taken, or all that a pass without a cache computes again.
+            self._keep_before(past)
+        where = chosen.nonzero()
+        self._rows.append(stream[where[:, 0], where[:, 1]])
+        self._places.append(where + torch.tensor([0, past], device=where.device))
+        self._end = past + stream.shape[1]
+
+    def _keep_before(self, end: int) -> None:
+        for i, places in enumerate(self._places):
+            kept = places[:, 1] < end
+            self._rows[i], self._places[i] = self._rows[i][kept], places[kept]
+
+    def whole(self, columns: int | None) -> Float[Tensor, "m h"]:
+        """The rows of the prompts, row by row, then those of new tokens, column by column."""
+        if columns is not None:
+            self._keep_before(columns)
+        rows, places = torch.cat(self._rows), torch.cat(self._places)
+        row, column = places.unbind(1)
+        count = int(row.max()) + 1 if len(row) else 1
+        new = column * count + row
+        order = torch.where(column < self._prompt, row * self._prompt + column, new)
+        return rows[order.argsort()]
 
 
 @contextmanager
@@ -67,7 +136,8 @@ def record(
         differentiable where the forward pass is.
 
     Raises:
-        ValueError: a block that the model does not have.
+        ValueError: a block that the model does not have or that does not run in a pass, a position
+            that a prompt does not have, or one whose token was computed before.
 
     >>> block = nn.Linear(2, 2)
     >>> model = nn.Module(); model.layers = nn.ModuleList([block])
@@ -79,10 +149,7 @@ def record(
     """
     found = Recording()
 
-    def see(site: Site, stream: Tensor, chosen: Tensor) -> None:
-        found.take(site, stream[chosen])
-
-    with hooked(model, sites, see, path=path):
+    with hooked(model, sites, found.take, path=path, finish=found.finish):
         yield found
 
 
@@ -100,21 +167,36 @@ def add(
         path: dotted name of the list of blocks, where it is not found by itself.
 
     Raises:
-        ValueError: a block that the model does not have, or a vector of another width.
+        ValueError: see ``record``; a vector of another width, or one for other rows; or no forward
+            pass of the model was seen inside.
     """
 
-    def put(site: Site, stream: Tensor, chosen: Tensor) -> Tensor:
+    def put(site: Site, stream: Tensor, chosen: Tensor, now: Pass) -> Tensor:
         vector = vectors[site].to(stream.device, stream.dtype)
         if vector.shape[-1] != stream.shape[-1]:
             raise ValueError(
                 f"the vector for block {site.block} has {vector.shape[-1]} entries, the stream "
                 f"{stream.shape[-1]}; it belongs to another model"
             )
-        rows = vector if vector.dim() == 1 else vector[:, None]
-        return stream + rows * chosen[..., None].to(stream.dtype)
+        if vector.dim() == 1:
+            return stream + vector * chosen[..., None].to(stream.dtype)
+        prompts = len(stream) // now.copies
+        # One row becomes as many as there are vectors.
+        if prompts > 1 and len(vector) not in (1, prompts):
+            raise ValueError(
+                f"there are {len(vector)} vectors for block {site.block}, and the batch has "
+                f"{prompts} rows; pass one vector, or one a row"
+            )
+        rows = vector.repeat_interleave(now.copies, 0) if len(vector) > 1 else vector
+        return stream + rows[:, None] * chosen[..., None].to(stream.dtype)
 
-    with hooked(model, tuple(vectors), put, path=path):
+    with hooked(model, tuple(vectors), put, path=path) as watch:
         yield
+    if vectors and not watch.passes:
+        raise ValueError(
+            f"no forward pass of {type(model).__name__} was seen while vectors were added to it; "
+            "call this very model inside, and no copy of it that was captured before"
+        )
 
 
 def last_activations(
@@ -192,10 +274,10 @@ def _last(
     model: nn.Module, batch: Batch, blocks: Sequence[int], path: str | None, cache: Any = None
 ) -> Float[Tensor, "b l h"]:
     """The streams at the last tokens; where a cache holds what comes before, the batch is these."""
-    sites = [Site(block, "last" if cache is None else "all") for block in blocks]
+    sites = [Site(block) for block in blocks]
     with record(model, sites, path=path) as seen, ending_after(model, blocks, path=path):
         run_blocks(model, batch, cache=cache)
-    return torch.stack([seen[site] for site in sites], 1)
+    return seen.stacked(sites)
 
 
 def _last_of_endings(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from frenet.network.blocks import residual_blocks
 from frenet.network.limits import require_room
 from frenet.network.padding import arranged, is_padded
-from frenet.network.sites import CACHES
 from frenet.network.tasks import Batch, base_model, collate, forward_arguments
+from frenet.network.watch import CACHES
 
 # Tokens that go through the network at once while activations are collected.
 TOKENS = 2048

@@ -85,7 +85,7 @@ def _streams(
     def streams(tensors: dict[str, Tensor]) -> Tensor:
         with record(model, sites, path=path) as seen, ending_after(model, blocks, path=path):
             run_blocks(Functional(model, tensors, keep=1), batch)
-        return torch.stack([seen[site] for site in sites], 1)
+        return seen.stacked(sites)
 
     return streams
 

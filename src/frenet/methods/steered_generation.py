@@ -117,7 +117,8 @@ def _ends(model: Any) -> list[int]:
     """The model's end-of-sequence tokens."""
     own = getattr(model, "generation_config", None)
     ends = getattr(own, "eos_token_id", None)
-    ends = getattr(model.config, "eos_token_id", None) if ends is None else ends
+    text = base_model(model).config.get_text_config()
+    ends = getattr(text, "eos_token_id", None) if ends is None else ends
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 

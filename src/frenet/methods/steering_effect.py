@@ -242,7 +242,7 @@ def _from_cache(
     first = min((b for b, v in variants.items() if bool(v.any())), default=len(blocks))
     for layer in cache.layers[first + 1 :]:
         layer.batch_repeat_interleave(copies)
-    added = {Site(block, "all"): v for block, v in variants.items() if block >= first}
+    added = {Site(block): v for block, v in variants.items() if block >= first}
     later = named(model, blocks[first + 1 :])
     with add(model, added, path=path), copied(later, copies, layout):
         logits = run_blocks(model, _last(context), cache=cache).logits[:, -1]

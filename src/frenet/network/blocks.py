@@ -1,17 +1,66 @@
-"""The transformer blocks of a model."""
+"""The transformer blocks of a model: the modules that run, in order, when a text passes through."""
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from frenet.network.tasks import base_model
+from frenet.network.eager import uncompiled
+from frenet.network.tasks import base_model, forward_arguments
+
+# What a forward pass raises that wants more than a text, or other ids.
+_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
+
+
+class Reach(NamedTuple):
+    """Where a text goes in a model.
+
+    Attributes:
+        blocks: name of the module list whose modules a text runs through; "" where there is none.
+        towers: names of the modules that no text reaches, as those that read images.
+    """
+
+    blocks: str
+    towers: tuple[str, ...]
+
+
+# Modules are kept by name: adapters may come into them, and blocks may be left out.
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], Reach]] = WeakKeyDictionary()
+
+
+def text_reach(model: nn.Module) -> Reach:
+    """The blocks that a text runs through, and the parts of the model that it never reaches.
+
+    A model with one list of modules has its blocks there. Where there are several, side by side,
+    one short text runs through the model once, and the blocks are the modules of the list of which
+    most parameters run. Without a text that runs it is the list with the most parameters. What
+    does not run is a tower where no output depends on its parameters either.
+    """
+    inner = base_model(model)
+    lists = tuple(_outermost_lists(inner))
+    if len(lists) < 2:
+        return Reach(lists[0] if lists else "", ())
+    kept = _KNOWN.get(inner)
+    if kept is None or kept[0] != lists:
+        kept = _KNOWN[inner] = (lists, _looked(inner, lists))
+    return kept[1]
 
 
 def block_list(model: nn.Module) -> nn.ModuleList:
-    """The module list that holds the most parameters; empty where there is none."""
-    lists = [m for m in base_model(model).modules() if isinstance(m, nn.ModuleList) and len(m)]
-    sizes = [sum(p.numel() for p in each.parameters()) for each in lists]
-    return lists[sizes.index(max(sizes))] if lists else nn.ModuleList()
+    """The blocks that a text runs through; empty where there is no list of modules."""
+    name = text_reach(model).blocks
+    found = base_model(model).get_submodule(name) if name else nn.ModuleList()
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def unread(model: nn.Module) -> set[int]:
+    """The ids of the parameters in parts of the model that no text reaches."""
+    inner = base_model(model)
+    return {id(p) for n in text_reach(model).towers for p in inner.get_submodule(n).parameters()}
 
 
 def residual_blocks(model: nn.Module, path: str | None = None) -> tuple[nn.Module, nn.ModuleList]:
@@ -26,10 +75,143 @@ def residual_blocks(model: nn.Module, path: str | None = None) -> tuple[nn.Modul
     """
     inner: Any = base_model(model)
     names = {name: m for name, m in inner.named_modules() if isinstance(m, nn.ModuleList)}
-    found = names.get(path) if path is not None else block_list(model)
+    # Looked for in any case, so that no text runs later, inside the hooks of the caller.
+    own = block_list(model)
+    found = names.get(path) if path is not None else own
     if not found:
         there = ", ".join(names) or "none"
         missing = f"no module list {path!r}" if path is not None else "no list of blocks"
         raise ValueError(f"{missing} in {type(inner).__name__}; its module lists are: {there}")
     name = next(name for name, module in names.items() if module is found)
     return inner.get_submodule(name.rpartition(".")[0]), found
+
+
+def _outermost_lists(model: nn.Module) -> Iterator[str]:
+    """Names of the module lists that stand in no other list, as those of experts do."""
+    last = None
+    for name, module in model.named_modules():
+        inside = last is not None and name.startswith(f"{last}.")
+        if isinstance(module, nn.ModuleList) and len(module) and not inside:
+            last = name
+            yield name
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _looked(model: nn.Module, lists: tuple[str, ...]) -> Reach:
+    """Run a text through the model, and see what runs."""
+    with _quiet(model):
+        ids = _text_of(model)
+        ran, through = _ran(model, ids) if ids is not None else (set(), False)
+        sizes = {
+            name: sum(_size(m) for m in model.get_submodule(name).children() if id(m) in ran)
+            for name in lists
+        }
+        if not any(sizes.values()):
+            return Reach(max(lists, key=lambda name: _size(model.get_submodule(name))), ())
+        blocks = max(lists, key=lambda name: sizes[name])
+        if ids is None or not through:
+            return Reach(blocks, ())
+        still = list(_still(model, "", ran, model.get_submodule(blocks)))
+        read = _read(model, still, ids) if still else set()
+        return Reach(
+            blocks, tuple(part for n in still for part in _apart(model.get_submodule(n), n, read))
+        )
+
+
+def _text_of(model: nn.Module) -> Tensor | None:
+    """Two tokens from the middle of the vocabulary: special ones stand at its ends."""
+    if "input_ids" not in forward_arguments(model):
+        return None
+    find = getattr(model, "get_input_embeddings", None)
+    try:
+        table = find() if find else None
+    except _FAILURES:
+        table = None
+    middle = getattr(table, "num_embeddings", 2) // 2
+    device = next(model.parameters()).device
+    return torch.tensor([[middle, middle - 1]], device=device)
+
+
+def _ran(model: nn.Module, ids: Tensor) -> tuple[set[int], bool]:
+    """The ids of the modules that run with a text, and whether it runs through to the end."""
+    ran: set[int] = set()
+    with ExitStack() as stack, torch.no_grad():
+        for module in model.modules():
+            handle = module.register_forward_pre_hook(lambda m, _: ran.add(id(m)))
+            stack.callback(handle.remove)
+        try:
+            _logits(model, ids)
+        except _FAILURES:
+            return ran, False
+    return ran, True
+
+
+def _logits(model: nn.Module, ids: Tensor) -> Any:
+    accepted = forward_arguments(model)
+    given: dict[str, Any] = {"input_ids": ids}
+    if "use_cache" in accepted:
+        given["use_cache"] = False
+    found = model(**given)
+    return getattr(found, "logits", found)
+
+
+def _still(module: nn.Module, name: str, ran: set[int], blocks: nn.Module) -> Iterator[str]:
+    """Names of the largest modules in which nothing ran; inside a block that ran, all counts.
+
+    Which experts of a mixture run depends on the text.
+    """
+    if not any(id(m) in ran for m in module.modules()):
+        if next(module.parameters(), None) is not None:
+            yield name
+        return
+    for own, child in module.named_children():
+        if not (module is blocks and id(child) in ran):
+            yield from _still(child, f"{name}.{own}" if name else own, ran, blocks)
+
+
+def _read(model: nn.Module, names: list[str], ids: Tensor) -> set[int]:
+    """The ids of those parameters of modules that do not run on which the output depends.
+
+    Another module may read them past their own, as a weight that is tied.
+    """
+    asked = {p for name in names for p in model.get_submodule(name).parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in asked and parameter.is_floating_point())
+    with torch.enable_grad():
+        logits = _logits(model, ids)
+    if not isinstance(logits, Tensor):
+        return {id(p) for p in asked}
+    if not logits.requires_grad:
+        return set()
+    able = [p for p in asked if p.requires_grad]
+    parts = torch.autograd.grad(logits.float().sum(), able, allow_unused=True)
+    return {id(p) for p, part in zip(able, parts, strict=True) if part is not None}
+
+
+def _apart(module: nn.Module, name: str, read: set[int]) -> Iterator[str]:
+    """Names of the largest parts of a module of whose parameters none is read."""
+    if not any(id(p) in read for p in module.parameters()):
+        if next(module.parameters(), None) is not None:
+            yield name
+        return
+    for own, child in module.named_children():
+        yield from _apart(child, f"{name}.{own}", read)
+
+
+@contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and compiled code off; flags are afterwards as they were."""
+    training = [module for module in model.modules() if module.training]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        with uncompiled():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from frenet.network.eager import uncompiled
 from frenet.network.space import ParamSpace
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[..., Tensor]
 # What torch says of a layer that has a backward pass only.
 _NO_FORWARD_MODE = ("forward AD", "autograd.Function with functorch", "jvp")
 
@@ -40,7 +42,8 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
     Training flags, ``requires_grad`` and ``.grad`` are afterwards as they were. Evaluation mode
     also switches gradient checkpointing off, which ``torch.func`` does not support. The row of an
     embedding that is named as padding has its gradient like all others, since its id may also be a
-    word of the text; padding itself has none.
+    word of the text; padding itself has none. Compiled models run as they are written, since
+    compiled code does not see hooks and replaced forwards.
     """
     # Most models are in evaluation mode already, and a large one has thousands of modules: what is
     # as it should be is not touched.
@@ -62,7 +65,8 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
                 parameter.requires_grad_(not flag)
             # A backward pass would add to the very tensor that is kept for the end.
             parameter.grad = None
-        yield
+        with uncompiled():
+            yield
     finally:
         for module in training:
             module.training = True
@@ -84,13 +88,31 @@ def _padded_without_need(module: nn.Embedding) -> bool:
     return own is nn.Embedding.forward or "padding_idx" not in own.__code__.co_names
 
 
+@dataclass
+class Calls:
+    """How often a replaced forward has run."""
+
+    count: int = 0
+
+
 @contextmanager
-def patched(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """``module.forward`` replaced on this one instance."""
+def patched(module: nn.Module, forward: Forward) -> Iterator[Calls]:
+    """``module.forward`` replaced on this one instance; its calls are counted.
+
+    A forward that never runs changes nothing: another module may read the weights past it. Whoever
+    relies on it has to look at the count, or to compare.
+    """
     before = module.__dict__.get("forward")
+    calls = Calls()
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        calls.count += 1
+        return forward(*args, **kwargs)
+
     try:
-        module.__dict__["forward"] = forward
-        yield
+        module.__dict__["forward"] = counted
+        with uncompiled():
+            yield calls
     finally:
         if before is None:
             del module.__dict__["forward"]

@@ -1,7 +1,8 @@
 """The output head of a model, asked about a few tokens."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,9 +13,10 @@ from frenet.network.tasks import base_model
 
 @contextmanager
 def few_logits(model: nn.Module, tokens: Iterable[int]) -> Iterator[dict[int, int]]:
-    """Inside, the output head gives the logits of these tokens only, where it is a plain layer.
+    """Inside, the model gives the logits of these tokens only, where its head is a plain layer.
 
-    The head of a small model with a large vocabulary is a fifth of its work.
+    The head of a small model with a large vocabulary is a fifth of its work. A model that reads the
+    weight of its head past the layer does all of that work, and the other logits are left out.
 
     Args:
         model: left exactly as it is; a head of another kind gives all logits as ever.
@@ -42,5 +44,15 @@ def few_logits(model: nn.Module, tokens: Iterable[int]) -> Iterator[dict[int, in
     def forward(x: Tensor) -> Tensor:
         return F.linear(x, weight, bias)
 
-    with patched(head, forward):
+    with patched(head, forward) as calls, ExitStack() as stack:
+        seen = 0
+
+        def cut(_module: nn.Module, _args: Any, output: Any) -> None:
+            nonlocal seen
+            if calls.count == seen:
+                output.logits = output.logits[..., chosen]
+            seen = calls.count
+
+        # A PEFT wrapper calls its model past the hooks.
+        stack.callback(model.register_forward_hook(cut).remove)
         yield {token: i for i, token in enumerate(chosen)}

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from frenet.network.padding import base_model
+
 
 def context_length(model: Any) -> int | None:
     """Tokens that the model can read at once, if its configuration says so."""
-    config = getattr(model, "config", None)
+    config = getattr(base_model(model), "config", None)
     text = getattr(config, "get_text_config", None)
     config = text() if callable(text) else config
     for name in ("max_position_embeddings", "n_positions"):

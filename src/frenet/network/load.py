@@ -13,6 +13,7 @@ from torch import nn
 
 from frenet._notebook import Fact, Shown
 from frenet.network.adapter_files import adapter_folder, base_of, load_adapter
+from frenet.network.blocks import text_reach
 from frenet.network.checkpoints import (
     PICKLED,
     fingerprint,
@@ -25,6 +26,7 @@ from frenet.network.limits import context_length
 from frenet.network.made_data import is_made
 from frenet.network.made_model import NAME, made_model
 from frenet.network.memory import require_memory
+from frenet.network.tasks import base_model
 
 __all__ = ["Loaded", "convert_gguf", "load"]
 
@@ -126,6 +128,7 @@ def load(
         model, said = load_adapter(model, adapter_folder(adapter))
         notes += said
     model = model.to(place).eval()
+    notes += _tower_notes(model)
     notes.append(f"{sum(p.numel() for p in model.parameters()):,} parameters on {place}")
     return Loaded(
         model, tokens, str(source), kind, dtype, fingerprint(model), tuple(notes),
@@ -165,6 +168,19 @@ def _place(source: str | Path) -> Path | str:
 
 def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
+
+
+def _tower_notes(model: nn.Module) -> list[str]:
+    """What is left out of the coordinates."""
+    towers = text_reach(model).towers
+    if not towers:
+        return []
+    inner = base_model(model)
+    count = sum(p.numel() for name in towers for p in inner.get_submodule(name).parameters())
+    return [
+        f"no text reaches {', '.join(towers)}, whose {count:,} parameters are not among the "
+        "coordinates unless where= selects them"
+    ]
 
 
 def _gguf_note(folder: Path, dtype: torch.dtype) -> str:

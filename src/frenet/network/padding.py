@@ -60,7 +60,11 @@ _WATCHED: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
 
 
 def base_model(model: Any) -> Any:
-    """The model itself, or the model inside a PEFT wrapper."""
+    """The model itself, or the model inside wrappers of PEFT, torch.compile or data parallelism."""
+    while inner := getattr(model, "_modules", {}).get("_orig_mod"):
+        model = inner
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return base_model(model.module)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

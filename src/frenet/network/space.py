@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet._notebook import Fact, Shown
+from frenet.network.blocks import unread
 
 Where = str | Callable[[str, nn.Parameter], bool] | None
 
@@ -37,7 +38,8 @@ class ParamSpace(Shown):
         Args:
             model: any module.
             where: a regular expression searched for in the name, a predicate of name and
-                parameter, or None for all floating-point parameters that require a gradient.
+                parameter, or None for all floating-point parameters that require a gradient, but
+                for those of towers that no text reaches (see ``blocks.text_reach``).
 
         Raises:
             ValueError: nothing matches; the message lists the nearest names. Or a chosen parameter
@@ -48,9 +50,10 @@ class ParamSpace(Shown):
         for name, parameter in model.named_parameters():
             place = (_address(parameter), int(parameter.storage_offset()))
             places.setdefault(place, []).append(name)
+        left_out = unread(model) if where is None else set()
         shared = {name: names for names in places.values() if len(names) > 1 for name in names}
         for name, parameter in model.named_parameters():
-            if not selects(where, name, parameter):
+            if not selects(where, name, parameter) or id(parameter) in left_out:
                 continue
             if name in shared:
                 first, second, *_ = shared[name]
