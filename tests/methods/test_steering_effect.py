@@ -31,7 +31,7 @@ from frenet.network.contrast import Item
 from frenet.network.head import few_logits
 from frenet.network.sites import Site
 from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
-from frenet.network.tasks import base_model, collate
+from frenet.network.tasks import base_model, collate, forward_arguments
 from network.models import OTHERS, tiny_gpt2, tiny_llama, tiny_qwen2
 
 FAMILIES = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama}
@@ -176,6 +176,7 @@ def test_what_comes_before_the_last_token_runs_once_and_can_be_kept(family, monk
     """Also where the variants go through the network in several parts."""
     monkeypatch.setattr(steering_effect, "TOGETHER", 2)
     model, widths = FAMILIES[family](), []
+    forward_arguments(model)  # asks the model once how it counts positions
     seeing(residual_blocks(model)[1][0], lambda x: widths.append(x.shape[1]))
     whole = steered_differences(model, PROMPTS[:2], {0: VECTORS})
     # After one look at how rows run, on the first prompt.

@@ -93,8 +93,9 @@ def prefixes(model: nn.Module, prompts: Sequence[Prompted], *, path: str | None 
     Warns:
         RuntimeWarning: the latter.
     """
+    bare = _is_bare(model)
     with measuring(model), torch.no_grad(), _answered(model, prompts):
-        layout = _layout(model, prompts, path)
+        layout = _layout(model, prompts, path) if bare else None
         if layout is None:
             return Prefixes([None] * len(prompts), None)
         return Prefixes([_prefix(model, prompt.context) for prompt in prompts], layout)
@@ -103,7 +104,7 @@ def prefixes(model: nn.Module, prompts: Sequence[Prompted], *, path: str | None 
 def _layout(model: nn.Module, prompts: Sequence[Prompted], path: str | None) -> Layout | None:
     """How blocks see the rows of a last token, once two variants agree with whole passes."""
     context = next((p.context for p in prompts if len(p.context) > 1), None)
-    if context is None or cache_name(model) is None or not _is_bare(model):
+    if context is None or cache_name(model) is None:
         return None
     blocks = named(model, residual_blocks(model, path)[1])
     prefix, shapes = _prefix(model, context), []
@@ -187,10 +188,12 @@ def steered_differences(
     found = torch.empty(len(prompts), count)
     bare = _is_bare(model)
     with measuring(model), torch.no_grad(), _answered(model, prompts) as columns:
-        layout = kept.layout if kept is not None else _layout(model, prompts, path)
+        layout = None
+        if bare:
+            layout = kept.layout if kept is not None else _layout(model, prompts, path)
         for i, (prompt, (first, second)) in enumerate(zip(prompts, columns, strict=True)):
             prefix = None
-            if bare and layout is not None:
+            if layout is not None:
                 prefix = kept.caches[i] if kept is not None else _prefix(model, prompt.context)
             for start in range(0, count, TOGETHER):
                 part = {block: v[start : start + TOGETHER] for block, v in variants.items()}
