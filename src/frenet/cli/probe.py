@@ -1,22 +1,24 @@
 """``frenet probe``: how far, and for how long, can directions around a model be followed?"""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from frenet.cli.codes import DONE, NO_RESULT
 from frenet.cli.options import Count, Folder, parse_both, printing
 from frenet.experiments.direction_scale import EXPERIMENT, PROBE
+from frenet.experiments.scale_findings import labelled
 
 if TYPE_CHECKING:
-    from frenet.experiments.experiment import Row
+    from frenet.experiments.experiment import Rows
 
 ABOUT = (
     "Radius and lifetime of directions around the weights of a model: its gradient, the prefix and "
     "the whole of a training run that is started here, a random one, a steering vector, and "
     "adapters, checkpoints and task vectors from disk (--vectors)."
 )
-SHOWN = ("radius", "low", "high", "predicted", "times", "relative", "unbounded", "length")
+SHOWN = (
+    "radius", "low", "high", "predicted", "times", "relative", "unbounded", "length", "coordinates",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def probe(args: list[str]) -> int:
             retry_failed=probing.retry_failed,
         )  # fmt: skip
         report = write_report([run], out / "report.html")
-        found = _results(run.rows)
+        found = _results(labelled(run.rows))
         if probing.json:
             facts: dict[str, Any] = {"command": "probe", "out": str(out), "report": str(report)}
             show(facts | {"directions": found, "failures": run.failures})
@@ -69,14 +71,14 @@ def probe(args: list[str]) -> int:
     return NO_RESULT if run.failures else DONE
 
 
-def _results(rows: "Sequence[Row]") -> list[dict[str, Any]]:
+def _results(rows: "Rows") -> list[dict[str, Any]]:
     """Of every direction the sentence, its radii on both sides and its lifetime."""
     found = []
     for answer in (row for row in rows if row["table"] == "answer"):
         keys = {key: answer[key] for key in ("seed", "space", "task", "direction")}
         own = [row for row in rows if all(row.get(k) == v for k, v in keys.items())]
         sides = {
-            "along" if row["sign"] == 1 else "against": {name: row[name] for name in SHOWN}
+            "along" if row["sign"] == 1 else "against": {name: row.get(name) for name in SHOWN}
             for row in own
             if row["table"] == "radius"
         }

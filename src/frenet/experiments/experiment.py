@@ -129,7 +129,8 @@ class Experiment(Shown):
     ``run`` yields the rows of one cell; every row has the key ``table`` that names one of
     ``tables``. ``prepare`` builds (or finds in the cache) what several cells share. ``in_demo``:
     whether ``frenet demo`` runs it without being asked for it by name. ``command`` gives the lines
-    that make such a run from a stored configuration, where no command of frenet does.
+    that make such a run from a stored configuration, where no command of frenet does. ``labelled``
+    gives rows that an earlier build stored the labels which the present tables have.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Experiment(Shown):
     prepare: Callable[[Any, Cell], None] | None = None
     in_demo: bool = True
     command: Callable[[Mapping[str, Any]], str] | None = None
+    labelled: Callable[[Rows], Rows] | None = None
 
     def _told(self) -> str:
         return f"{self.name}. {self.question}"

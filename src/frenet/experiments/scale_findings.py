@@ -6,8 +6,65 @@ from collections.abc import Mapping
 from frenet.experiments.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar
 from frenet.experiments.intervals import over_seeds, select
+from frenet.experiments.network_rows import NETWORK_TABLES
+from frenet.experiments.scale_directions import KINDS
 
 QUADRATIC, FOUND = "where a quadratic would leave the linear", "found"
+# The unit of both kinds of line, and of the stream.
+RADIUS = "radius: the change there, as a share of the norm of the weights (stream)"
+EARLIER = (
+    "stored by an earlier build: with LoRA every direction but those from disk was followed along "
+    "the straight line of the factors A and B, also prefix, task vector and damage line; radii are "
+    "shares of the norm of the factors"
+)
+
+
+def labelled(rows: Rows) -> Rows:
+    """Rows of builds that went along the factors of LoRA without saying so, with the labels."""
+    found: list[Row] = [dict(row) for row in rows]
+    own = [row for row in found if row["table"] not in NETWORK_TABLES]
+    if any("coordinates" in row for row in own):
+        return rows
+    for row in own:
+        row |= _labels(row)
+    cells = dict.fromkeys((row["seed"], row["space"]) for row in own if row["space"] == "lora")
+    keys = ("seed", "space")
+    return found + [
+        {"table": "notes", **dict(zip(keys, cell, strict=True)), "note": EARLIER} for cell in cells
+    ]
+
+
+def _labels(row: Row) -> Row:
+    """What a row of an earlier build does not say of itself."""
+    factors = row["space"] == "lora" and row["direction"] in KINDS
+    coordinates = "factors" if factors else "weights"
+    if row["direction"] == "steering":
+        coordinates = "stream"
+    if row["table"] == "answer":
+        words = str(row["sentence"])
+        if coordinates != "stream":
+            words = words.replace("of its own length", f"of its own length, in the {coordinates}")
+            norm = f"of the {coordinates}' norm, in the {coordinates}"
+            words = words.replace("of the weights' norm", norm)
+        return {"sentence": words}
+    added: Row = {"coordinates": coordinates}
+    if "relative" in row:
+        added["share_of"] = coordinates
+    if row["table"] == "radius":
+        added |= {f"relative_{end}": _scaled(row, end) for end in ("low", "high", "predicted")}
+    return added
+
+
+def _scaled(row: Row, end: str) -> float | None:
+    """A length of a radius row in the unit of its ``relative``."""
+    if row.get(end) is None:
+        return None
+    return float(str(row[end])) * float(str(row["relative"])) / float(str(row["radius"]))
+
+
+def _panel(row: Mapping[str, Scalar]) -> str:
+    """Of a chart of radii: the space, and the unit where it is not the shared one."""
+    return f"{row['space']}{', of the factors' if row['share_of'] == 'factors' else ''}"
 
 
 def _geometric(rows: Rows, value: str, *, by: tuple[str, ...]) -> list[Row]:
@@ -28,28 +85,21 @@ def _geometric(rows: Rows, value: str, *, by: tuple[str, ...]) -> list[Row]:
 
 def radius_chart(rows: Rows) -> object:
     """Radius along every direction, over the norm of what it moves, with the quadratic's."""
-    along = [{**row, "expected": _over(row, "predicted")} for row in select(rows, sign=1)]
-    by = ("space", "direction")
+    along = [{**row, "panel": _panel(row)} for row in select(rows, sign=1)]
+    by = ("panel", "direction")
     table: list[Row] = [
         {**row, "series": series}
-        for value, series in (("relative", FOUND), ("expected", QUADRATIC))
+        for value, series in (("relative", FOUND), ("relative_predicted", QUADRATIC))
         for row in _geometric(along, value, by=by)
     ]
     return dots(
         table,
-        x=Axis("value", "radius, as a share of the norm of what is moved", log=True),
+        x=Axis("value", RADIUS, log=True),
         row="direction",
         colour="series",
-        facet="space",
+        facet="panel",
         rules=[QUADRATIC],
     )
-
-
-def _over(row: Mapping[str, Scalar], column: str) -> float | None:
-    """A length of a radius row, over the norm of the weights or of the stream."""
-    if row.get(column) is None:
-        return None
-    return float(str(row[column])) * float(str(row["relative"])) / float(str(row["radius"]))
 
 
 def deviation_chart(rows: Rows) -> object:
@@ -89,6 +139,7 @@ def map_chart(rows: Rows) -> object:
     table = [
         {
             **row,
+            "panel": _panel(row),
             "life": max(float(str(row["longest"] if row["steps"] is None else row["steps"])), 0.5),
         }
         for row in rows
@@ -96,10 +147,10 @@ def map_chart(rows: Rows) -> object:
     ]
     return scatter(
         table,
-        x=Axis("relative", "radius, as a share of the norm of what is moved", log=True),
+        x=Axis("relative", RADIUS, log=True),
         y=Axis("life", "lifetime in steps", log=True),
         colour="direction",
-        facet="space",
+        facet="panel",
         diagonal=False,
     )
 
@@ -110,10 +161,18 @@ _KEYS = (
     Column("task", "", "task", "key"),
     Column("direction", "", "kind of direction, or its file", "key"),
 )
+_COORDINATES = Column(
+    "coordinates", "", "in which the line is straight, and in which gradients are compared with "
+    "it: the weights, the factors A and B of LoRA, the stream of activations", "key",
+)  # fmt: skip
+_SHARE_OF = Column(
+    "share_of", "", "whose norm relative is a share of; factors: of an earlier build", "key"
+)
 TABLES = {
     "answer": (*_KEYS, Column("sentence", "", "radius along it and lifetime, in words", "key")),
     "radius": (
         *_KEYS,
+        _COORDINATES,
         Column("where", "", "weights, or the block of a steering vector", "key"),
         Column("sign", "", "1 along the direction, -1 against it", "key"),
         Column("radius", "2-norm", "largest distance at which the change is linear within eps",
@@ -126,13 +185,19 @@ TABLES = {
         Column("limit", "2-norm", "how far that is", "reference"),
         Column("length", "2-norm", "of the direction itself, where it has one", "reference"),
         Column("times", "", "radius over that length", "measure", "length"),
-        Column("relative", "", "radius over the norm of the weights, or of the stream", "measure",
-               "limit"),
+        Column("relative", "", "||Delta W|| / ||W|| at the radius, of a line in the factors as of "
+               "one in the weights; of a steering vector radius over the norm of the stream",
+               "measure", "relative_predicted"),
+        Column("relative_low", "", "the same at low", "reference"),
+        Column("relative_high", "", "the same at high", "reference"),
+        Column("relative_predicted", "", "the same at predicted", "reference"),
+        _SHARE_OF,
         Column("slope", "nats/token", "of the loss, or of the logit difference, per unit", "key"),
         Column("eps", "", "relative deviation that is allowed", "reference"),
     ),
     "line": (
         *_KEYS,
+        _COORDINATES,
         Column("sign", "", "1 along the direction, -1 against it", "key"),
         Column("r", "2-norm", "distance", "key"),
         Column("share", "", "distance over the radius", "key"),
@@ -144,6 +209,7 @@ TABLES = {
     ),
     "share": (
         *_KEYS,
+        _COORDINATES,
         Column("lag", "steps", "steps of training", "key"),
         Column("value", "", "share of held-out gradients along it; of a gradient or Adam step over "
                "a fresh one's; of a steering vector the cosine with a fresh one", "measure",
@@ -152,17 +218,21 @@ TABLES = {
         Column("chance", "", "1 / d of a share, 1 / sqrt(h) of a cosine", "reference"),
         Column("ratio", "", "value over start; empty: no share to lose", "measure", "half"),
         Column("half", "", "where a direction counts as stale", "reference"),
-        Column("displacement", "2-norm", "distance travelled", "key"),
+        Column("displacement", "2-norm", "distance travelled, with LoRA by the factors", "key"),
     ),
     "lifetime": (
         *_KEYS,
+        _COORDINATES,
         Column("against", "", "what is compared", "key"),
         Column("has_share", "", "ten times chance at the start, twice of a cosine", "key"),
         Column("steps", "steps", "until half; empty: longer", "measure", "longest"),
         Column("longest", "steps", "most steps looked at", "reference"),
-        Column("distance", "2-norm", "the same in distance travelled", "measure", "farthest"),
+        Column("distance", "2-norm", "the same in distance travelled, with LoRA by the factors",
+               "measure", "farthest"),
         Column("farthest", "2-norm", "greatest distance looked at", "reference"),
-        Column("relative", "", "radius along it over the norm of what it moves", "key"),
+        Column("relative", "", "||Delta W|| / ||W|| at its radius; of a steering vector radius "
+               "over the norm of the stream", "key"),
+        _SHARE_OF,
     ),
 }  # fmt: skip
 
@@ -171,10 +241,12 @@ FIGURES = (
         "radius",
         "How far",
         "The distance up to which the change of the loss (of a steering vector: of the logit "
-        "difference) is what the slope says, within 20%, over the norm of the weights that move "
-        "(of the stream). Geometric mean and interval over seeds. The tick is where a quadratic "
-        "with the measured curvature would leave the linear: where the radius is smaller, higher "
-        "orders come first; where it is larger, they make up for the curvature.",
+        "difference) is what the slope says, within 20%, given as the change of the weights there "
+        "over the norm of those that move (of the stream). With LoRA gradient, Adam step, random "
+        "and search winner are lines in the factors, all others in the weights. Geometric mean and "
+        "interval over seeds. The tick is where a quadratic with the measured curvature would "
+        "leave the linear: where the radius is smaller, higher orders come first; where it is "
+        "larger, they make up for the curvature.",
         "radius",
         radius_chart,
     ),
@@ -192,7 +264,11 @@ FIGURES = (
     Figure(
         "map",
         "How far and for how long",
-        "Both at once: to the right, far; up, long. Points of all seeds and tasks; directions that "
+        "Both at once: to the right, far; up, long. With LoRA gradient, Adam step, random and "
+        "search winner are lines in the factors, all others in the weights; both by the change of "
+        "the weights at the radius. A panel of the factors is of an earlier build, which followed "
+        "all lines there and gave radii over their norm. "
+        "Points of all seeds and tasks; directions that "
         "outlive the run stand at the last step that was looked at. Directions that hold no more "
         "of the gradient than chance, as random ones do, have no lifetime and no point.",
         "lifetime",

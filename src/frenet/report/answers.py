@@ -17,7 +17,7 @@ def said(part: Section) -> dict[str, list[tuple[str, str]]]:
 
     The cell is told by the keys in which the sentences differ; where they do not, it is empty.
     """
-    rows = [row for row in part.run.rows if row.get("table") == TABLE and row.get(SENTENCE)]
+    rows = [row for row in part.rows if row.get("table") == TABLE and row.get(SENTENCE)]
     if not rows:
         return {}
     about = _subject(rows)

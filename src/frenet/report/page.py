@@ -91,7 +91,7 @@ def export(
     written = []
     for part in sections_of(runs, experiments):
         for figure in part.experiment.figures:
-            rows = figures.rows_of(figure, part.run.rows)
+            rows = figures.rows_of(figure, part.rows)
             if not rows or figures.blank(drawn := figures.draw(figure, rows)):
                 continue
             spec = figures.for_file(drawn, figure)
@@ -100,7 +100,7 @@ def export(
                 write_whole(name.with_name(f"{name.name}.svg"), figures.svg(spec).encode())
             )
             written.append(write_whole(name.with_name(f"{name.name}.png"), figures.png(spec)))
-        for table, (columns, rows) in tables_of(part.experiment, part.run.rows).items():
+        for table, (columns, rows) in tables_of(part.experiment, part.rows).items():
             text = csv_bytes(columns, rows)
             written.append(write_whole(Path(out_dir) / f"{part.id}-{_slug(table)}.csv", text))
     return written

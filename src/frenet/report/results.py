@@ -168,7 +168,7 @@ def _figures(part: Section, out: Path) -> Iterator[str]:
     """The figures that a claim names, and those of the first screen."""
     wanted = {claim.figure for claim in part.experiment.claims}
     for figure in part.experiment.figures:
-        rows = figures.rows_of(figure, part.run.rows)
+        rows = figures.rows_of(figure, part.rows)
         if not (figure.front or figure.id in wanted) or not rows:
             continue
         try:

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from frenet.experiments.experiment import Claim, Column, Experiment, Figure, Finding
+from frenet.experiments.experiment import Claim, Column, Experiment, Figure, Finding, Rows
 from frenet.report import figures, tables
 from frenet.report.markup import Markup, join, script_json, tag, user_text
 from frenet.report.provenance import again, failures
@@ -18,6 +18,12 @@ class Section(NamedTuple):
     label: str
     run: Run
     experiment: Experiment
+
+    @property
+    def rows(self) -> Rows:
+        """Those of the run, with the labels that its build did not give them yet."""
+        labelled = self.experiment.labelled
+        return self.run.rows if labelled is None else labelled(self.run.rows)
 
     def anchor(self, figure: str) -> str | None:
         known = {entry.id for entry in self.experiment.figures}
@@ -54,7 +60,7 @@ def section(
     drawn = join(
         figure_of(part, entry, static=static) for entry in experiment.figures if not entry.front
     )
-    found = tables.tables_of(experiment, run.rows)
+    found = tables.tables_of(experiment, part.rows)
     listed = join(
         tables.html_table(
             name, columns, rows, file=f"{part.id}-{name}.csv", id=f"{part.id}-table-{name}"
@@ -85,7 +91,7 @@ def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
     anchor = f"{part.id}-{figure.id}"
     title = tag("h3", figure.title, id=f"{anchor}-title")
     caption = tag("figcaption", figure.caption)
-    rows = figures.rows_of(figure, part.run.rows)
+    rows = figures.rows_of(figure, part.rows)
     if not rows:
         empty = f"These runs hold no row of the table {figure.table}, so there is nothing to draw."
         return tag("figure", title, tag("p", empty, class_="empty"), caption, id=anchor)
