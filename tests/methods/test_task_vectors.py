@@ -128,7 +128,11 @@ def test_several_adapters_are_a_sum_of_products():
     assert from_adapter(model).shapes == alone[0].shapes  # the active one
 
 
-LINEAR = {"gpt2": ["c_attn", "c_proj"], "llama": ["q_proj", "down_proj"], "qwen2": ["q_proj", "o_proj"]}
+LINEAR = {
+    "gpt2": ["c_attn", "c_proj"],
+    "llama": ["q_proj", "down_proj"],
+    "qwen2": ["q_proj", "o_proj"],
+}
 
 
 def fresh(family, *, name="default", model=None, seed=1, **settings):

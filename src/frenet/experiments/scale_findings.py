@@ -1,17 +1,16 @@
 """What the rows of `direction_scale` say: columns and figures."""
 
 import math
-from collections.abc import Mapping
 
 from frenet.experiments.charts import Axis, Rule, dots, lines, scatter
-from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar
+from frenet.experiments.experiment import Column, Figure, Row, Rows
 from frenet.experiments.intervals import over_seeds, select
 from frenet.experiments.network_rows import NETWORK_TABLES
 from frenet.experiments.scale_directions import KINDS
 
 QUADRATIC, FOUND = "where a quadratic would leave the linear", "found"
 # The unit of both kinds of line, and of the stream.
-RADIUS = "radius: the change there, as a share of the norm of the weights (stream)"
+RADIUS = "radius, over the norm of the weights (stream)"
 EARLIER = (
     "stored by an earlier build: with LoRA every direction but those from disk was followed along "
     "the straight line of the factors A and B, also prefix, task vector and damage line; radii are "
@@ -62,9 +61,11 @@ def _scaled(row: Row, end: str) -> float | None:
     return float(str(row[end])) * float(str(row["relative"])) / float(str(row["radius"]))
 
 
-def _panel(row: Mapping[str, Scalar]) -> str:
-    """Of a chart of radii: the space, and the unit where it is not the shared one."""
-    return f"{row['space']}{', of the factors' if row['share_of'] == 'factors' else ''}"
+def _panelled(rows: Rows) -> list[Row]:
+    """Rows with a panel for each space, which says where its unit is not the shared one."""
+    factors = {row["space"] for row in rows if row.get("share_of") == "factors"}
+    unit = dict.fromkeys(factors, ", over the norm of the factors")
+    return [{**row, "panel": f"{row['space']}{unit.get(row['space'], '')}"} for row in rows]
 
 
 def _geometric(rows: Rows, value: str, *, by: tuple[str, ...]) -> list[Row]:
@@ -85,7 +86,7 @@ def _geometric(rows: Rows, value: str, *, by: tuple[str, ...]) -> list[Row]:
 
 def radius_chart(rows: Rows) -> object:
     """Radius along every direction, over the norm of what it moves, with the quadratic's."""
-    along = [{**row, "panel": _panel(row)} for row in select(rows, sign=1)]
+    along = _panelled(select(rows, sign=1))
     by = ("panel", "direction")
     table: list[Row] = [
         {**row, "series": series}
@@ -139,10 +140,9 @@ def map_chart(rows: Rows) -> object:
     table = [
         {
             **row,
-            "panel": _panel(row),
             "life": max(float(str(row["longest"] if row["steps"] is None else row["steps"])), 0.5),
         }
-        for row in rows
+        for row in _panelled(rows)
         if row["has_share"] and row.get("relative") is not None
     ]
     return scatter(
@@ -266,9 +266,8 @@ FIGURES = (
         "How far and for how long",
         "Both at once: to the right, far; up, long. With LoRA gradient, Adam step, random and "
         "search winner are lines in the factors, all others in the weights; both by the change of "
-        "the weights at the radius. A panel of the factors is of an earlier build, which followed "
-        "all lines there and gave radii over their norm. "
-        "Points of all seeds and tasks; directions that "
+        "the weights at the radius. A panel over the norm of the factors is of an earlier build, "
+        "which followed all its lines there. Points of all seeds and tasks; directions that "
         "outlive the run stand at the last step that was looked at. Directions that hold no more "
         "of the gradient than chance, as random ones do, have no lifetime and no point.",
         "lifetime",
