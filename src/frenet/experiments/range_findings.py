@@ -124,7 +124,7 @@ def inside_chart(rows: Rows) -> object:
 
 _KEYS = (
     Column("seed", "", "seed of network, data and minibatches", "key"),
-    Column("space", "", "parameters that train: all weights, or LoRA adapters", "key"),
+    Column("space", "", "parameters that train: all weights, or the factors of LoRA", "key"),
     Column("task", "", "task of the vector", "key"),
 )
 _COORDINATES = Column(

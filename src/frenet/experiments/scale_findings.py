@@ -157,7 +157,7 @@ def map_chart(rows: Rows) -> object:
 
 _KEYS = (
     Column("seed", "", "seed of network, data and minibatches", "key"),
-    Column("space", "", "parameters that train: all weights, or LoRA adapters", "key"),
+    Column("space", "", "parameters that train: all weights, or the factors of LoRA", "key"),
     Column("task", "", "task", "key"),
     Column("direction", "", "kind of direction, or its file", "key"),
 )
