@@ -50,7 +50,8 @@ def _labels(row: Row) -> Row:
     if "relative" in row:
         added["share_of"] = coordinates
     if row["table"] == "radius":
-        added |= {f"relative_{end}": _scaled(row, end) for end in ("low", "high", "predicted")}
+        ends = ("low", "high", "predicted", "limit")
+        added |= {f"relative_{end}": _scaled(row, end) for end in ends}
     return added
 
 
@@ -187,10 +188,11 @@ TABLES = {
         Column("times", "", "radius over that length", "measure", "length"),
         Column("relative", "", "||Delta W|| / ||W|| at the radius, of a line in the factors as of "
                "one in the weights; of a steering vector radius over the norm of the stream",
-               "measure", "relative_predicted"),
+               "measure", "relative_limit"),
         Column("relative_low", "", "the same at low", "reference"),
         Column("relative_high", "", "the same at high", "reference"),
         Column("relative_predicted", "", "the same at predicted", "reference"),
+        Column("relative_limit", "", "the same at limit", "reference"),
         _SHARE_OF,
         Column("slope", "nats/token", "of the loss, or of the logit difference, per unit", "key"),
         Column("eps", "", "relative deviation that is allowed", "reference"),

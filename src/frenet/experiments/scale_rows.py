@@ -142,6 +142,7 @@ def _sides(
             "relative_low": shares["low"],
             "relative_high": shares["high"],
             "relative_predicted": shares["predicted"],
+            "relative_limit": about.share(sign * limit),
             "share_of": "stream" if about.coordinates == "stream" else "weights",
             "slope": found.slope,
             "eps": spot.config.eps,
