@@ -126,8 +126,9 @@ def _sides(
         except ValueError as error:
             yield note(spot.cell, f"{about.name}, sign {sign}: {error}")
             continue
-        ends = {"radius": found.radius, "low": found.low, "high": found.high}
-        ends = {name: _finite(end) for name, end in (*ends.items(), ("predicted", found.predicted))}
+        ends = {
+            name: _finite(getattr(found, name)) for name in ("radius", "low", "high", "predicted")
+        }
         shares = {name: None if r is None else about.share(sign * r) for name, r in ends.items()}
         yield {
             "table": "radius",
