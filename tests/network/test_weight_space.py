@@ -4,19 +4,20 @@ import warnings
 
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoHaConfig, LoraConfig, get_peft_model
 from torch import nn
 
 from frenet.geometry.rng import generator
 from frenet.network.adapters import attach_lora, quiet_peft
 from frenet.network.space import ParamSpace
 from frenet.network.weight_space import coordinates_of, weight_change, weights_norm
-from network.models import tiny_gpt2, tiny_llama, tiny_qwen2
+from network.models import tiny_gpt2, tiny_llama, tiny_mistral, tiny_mixtral, tiny_qwen2
 
 IDS = torch.tensor([[5, 9, 3, 7, 1, 2]])
 CASES = {
     "gpt2": (tiny_gpt2, ["c_attn", "c_proj"], {}),
     "llama": (tiny_llama, ["q_proj", "down_proj", "embed_tokens"], {"use_rslora": True}),
+    "mistral": (tiny_mistral, ["k_proj", "up_proj"], {"init_lora_weights": "olora"}),
     "qwen2": (
         tiny_qwen2,
         ["q_proj", "o_proj"],
@@ -181,13 +182,15 @@ def test_other_parameters_change_by_their_own_step():
         (LoraConfig(use_dora=True), None, "no sum of products B A"),
         (LoraConfig(use_dora=True), "lora_[AB]", "no plain LoRA adapter"),
         (LoHaConfig(), None, "no sum of products B A"),
+        (AdaLoraConfig(total_step=10), None, "no sum of products B A"),
+        (AdaLoraConfig(total_step=10), "lora_[AB]", "something else to its weight"),
         (LoraConfig(target_modules=["lm_head"]), None, "one use of a weight that is tied"),
         (LoraConfig(lora_bias=True), None, "no plain LoRA adapter"),
     ],
-    ids=["DoRA", "DoRA's halves", "LoHa", "tied", "bias of B"],
+    ids=["DoRA", "DoRA's halves", "LoHa", "AdaLoRA", "AdaLoRA's halves", "tied", "bias of B"],
 )
 def test_what_is_no_change_of_a_weight_is_refused(config, where, words):
-    config.r, config.target_modules = 2, config.target_modules or ["q_proj"]
+    config.r, config.target_modules = 2, config.target_modules or {"q_proj"}
     with quiet_peft(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(tiny_qwen2(), config)
@@ -226,5 +229,16 @@ def test_a_packed_weight_is_no_matrix_to_add_to():
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
     layer.base_layer.weight = nn.Parameter(layer.base_layer.weight.detach().reshape(-1, 1))
     space = factors(model)
-    with pytest.raises(ValueError, match=r"as a matrix of shape .* without quantisation"):
+    with pytest.raises(ValueError, match=r"as one matrix of shape .* without quantisation"):
+        weight_change(model, space, torch.zeros(space.dim))
+
+
+def test_experts_in_one_tensor_are_several_products():
+    """PEFT's target_parameters: the factors of all experts in one pair of matrices."""
+    config = LoraConfig(r=2, target_modules=[], target_parameters=["mlp.experts.gate_up_proj"])
+    with quiet_peft(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(tiny_mixtral(), config)
+    space = ParamSpace.select(model)
+    with pytest.raises(ValueError, match="adds something else to its weight"):
         weight_change(model, space, torch.zeros(space.dim))

@@ -129,7 +129,6 @@ def _sides(
         ends = {
             name: _finite(getattr(found, name)) for name in ("radius", "low", "high", "predicted")
         }
-        shares = {name: None if r is None else about.share(sign * r) for name, r in ends.items()}
         yield {
             "table": "radius",
             **side,
@@ -139,12 +138,7 @@ def _sides(
             "limit": limit,
             "length": length,
             "times": found.radius / length if length else None,
-            "relative": shares["radius"],
-            "relative_low": shares["low"],
-            "relative_high": shares["high"],
-            "relative_predicted": shares["predicted"],
-            "relative_limit": about.share(sign * limit),
-            "share_of": "stream" if about.coordinates == "stream" else "weights",
+            **_moved(about, sign, ends | {"limit": limit}),
             "slope": found.slope,
             "eps": spot.config.eps,
         }
@@ -155,6 +149,14 @@ def _sides(
                 "change": point.change if math.isfinite(point.change) else None,
                 "linear": point.linear, "deviation": deviation, "eps": spot.config.eps,
             }  # fmt: skip
+
+
+def _moved(about: "_About", sign: int, ends: Mapping[str, float | None]) -> Row:
+    """What distances along a line move, over the norm of the weights or of the stream."""
+    shares = {name: None if r is None else about.share(sign * r) for name, r in ends.items()}
+    whole = "stream" if about.coordinates == "stream" else "weights"
+    named = {f"relative_{name}": share for name, share in shares.items() if name != "radius"}
+    return {"relative": shares["radius"], **named, "share_of": whole}
 
 
 def _finite(value: float | None) -> float | None:

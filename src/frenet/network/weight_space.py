@@ -21,6 +21,10 @@ from frenet.network.space import ParamSpace
 from frenet.network.tensor_files import Read, Shapes
 
 Coordinates = Literal["weights", "factors"]
+_MERGE = (
+    "merge it into its base before and after (merge_and_unload of peft), and take the difference "
+    "of the two"
+)
 
 
 class _Factors(NamedTuple):
@@ -103,8 +107,9 @@ def _exact_products(
         )
         if name not in own or tuple(own[name].shape) != parts[0].shape:
             raise ValueError(
-                f"{prefix} does not hold its weight as a matrix of shape {parts[0].shape}; load "
-                "the model without quantisation"
+                f"{prefix} does not hold its weight as one matrix of shape {parts[0].shape}: load "
+                "the model without quantisation, and adapt no parameters of several matrices "
+                "(target_parameters of peft)"
             )
         refuse_tied(model, own[name], prefix)
         products.setdefault(name, []).extend(parts)
@@ -118,9 +123,7 @@ def _refuse_inside_adapter(model: nn.Module, name: str) -> None:
         layer = model.get_submodule(".".join(path[:i]))
         if hasattr(layer, "base_layer") and path[i] != "base_layer":
             raise ValueError(
-                f"{name} belongs to an adapter that is no sum of products B A, so that its step "
-                "has no change of the weights here; merge the adapter into its base before and "
-                "after (merge_and_unload of peft), and take the difference of the two"
+                f"{name} belongs to an adapter that is no sum of products B A; {_MERGE}"
             )
 
 
@@ -232,7 +235,21 @@ def _factors(
             or adapter in getattr(module, "lora_magnitude_vector", {})
         ):
             raise ValueError(f"{prefix} carries no plain LoRA adapter of a linear module")
+        turned = kind == "lora_embedding_A" or bool(module.fan_in_fan_out)
+        scale = float(module.scaling[adapter])
+        _refuse_other_product(
+            module, adapter, Factors(own[other].detach(), own[name].detach(), scale, turned), prefix
+        )
         A, B = (before[n].detach().float().to(device) for n in (name, other))
         a_step, b_step = parts.get(name, torch.zeros_like(A)), parts.get(other, torch.zeros_like(B))
-        turned = kind == "lora_embedding_A" or bool(module.fan_in_fan_out)
-        yield prefix, _Factors(B, A, b_step, a_step, float(module.scaling[adapter]), turned)
+        yield prefix, _Factors(B, A, b_step, a_step, scale, turned)
+
+
+def _refuse_other_product(module: Any, adapter: str, factors: Factors, prefix: str) -> None:
+    """Raise ValueError where PEFT adds something else to a weight than scale * B A."""
+    added, expected = module.get_delta_weight(adapter).detach().float(), factors.product()
+    # A product in the dtype of half-precision factors is rounded to about 1%.
+    if added.shape != expected.shape or (added - expected).norm() > 0.05 * added.norm():
+        raise ValueError(
+            f"the adapter on {prefix} adds something else to its weight than scale * B A; {_MERGE}"
+        )
