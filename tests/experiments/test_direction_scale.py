@@ -15,7 +15,7 @@ from frenet.experiments.scale_directions import (
     steering_direction,
     weight_directions,
 )
-from frenet.experiments.scale_rows import radius_rows, share_looks, steering_rows
+from frenet.experiments.scale_rows import answer_rows, radius_rows, share_looks, steering_rows
 from frenet.integrations.recording import Recording
 from frenet.measure.gradients import gradient
 from frenet.measure.trajectory import train_and_record
@@ -170,6 +170,33 @@ def test_what_training_made_goes_along_the_weights_and_what_optimisers_make_alon
                 else:
                     moved = row[r]
                 assert row[end] == pytest.approx(moved / weights, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "length", "words"),
+    [
+        ("factors", None, "up to 0.002 of the weights' norm, in the factors [0.001, ?]"),
+        ("weights", None, "up to 0.002 of the weights' norm, in the weights [0.001, ?]"),
+        ("weights", 4.0, "up to 0.5 of its own length, in the weights [0.25, ?]"),
+        (
+            "factors",
+            4.0,
+            "up to 0.5 of its own length, in the factors [0.25, ?], where the weights have moved "
+            "by 0.002 of their norm",
+        ),
+    ],
+)
+def test_every_line_says_along_what_it_goes(config, coordinates, length, words):
+    """A radius of factors without a length is told by what it does to the weights."""
+    keys = {**dict(CELL.keys), "direction": "d", "coordinates": coordinates}
+    reach = {"radius": 2.0, "low": 1.0, "high": None, "length": length, "eps": 0.2, "sign": 1}
+    shares = {"relative": 0.002, "relative_low": 0.001, "relative_high": None}
+    rows = [
+        {"table": "radius", **keys, **reach, **shares, "where": "weights", "unbounded": False},
+        {"table": "lifetime", **keys, "has_share": True, "steps": 3.0, "longest": 9},
+    ]
+    (answer,) = answer_rows(Spot(config, CELL, None, None, None), rows)
+    assert answer["sentence"].split("; ")[0] == f"d: loss is linear within 20% {words}"
 
 
 def test_the_line_back_to_the_undamaged_adapter_is_one_of_the_weights(config):

@@ -258,8 +258,9 @@ FIGURES = (
         "What a direction made at the start still holds while training goes on with other "
         "minibatches: its share of the gradient (of gradient and Adam step: over that of one made "
         "on the spot), or the cosine of a steering vector with one made on the spot. Directions "
-        "that hold no more of the gradient than chance are left out. Intervals are cut at "
-        "the frame, which shows 0 to 1.2 and every mean.",
+        "that hold no more of the gradient than chance are left out. With LoRA the gradients are "
+        "those of the factors for gradient, Adam step and search winner, and those of the weights "
+        "for the others. Intervals are cut at the frame, which shows 0 to 1.2 and every mean.",
         "share",
         share_chart,
     ),
