@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,7 +187,8 @@ def test_what_training_made_goes_along_the_weights_and_what_optimisers_make_alon
         ),
     ],
 )
-def test_every_line_says_along_what_it_goes(config, coordinates, length, words):
+@pytest.mark.usefixtures("unchecked")
+def test_every_line_says_along_what_it_goes(coordinates, length, words):
     """A radius of factors without a length is told by what it does to the weights."""
     keys = {**dict(CELL.keys), "direction": "d", "coordinates": coordinates}
     reach = {"radius": 2.0, "low": 1.0, "high": None, "length": length, "eps": 0.2, "sign": 1}
@@ -195,7 +197,7 @@ def test_every_line_says_along_what_it_goes(config, coordinates, length, words):
         {"table": "radius", **keys, **reach, **shares, "where": "weights", "unbounded": False},
         {"table": "lifetime", **keys, "has_share": True, "steps": 3.0, "longest": 9},
     ]
-    (answer,) = answer_rows(Spot(config, CELL, None, None, None), rows)
+    (answer,) = answer_rows(SimpleNamespace(cell=CELL), rows)
     assert answer["sentence"].split("; ")[0] == f"d: loss is linear within 20% {words}"
 
 
