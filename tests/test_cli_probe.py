@@ -120,7 +120,7 @@ def life(name, values, *, dim=100):
     cell = Cell.of(seed=0, space="lora", task="t")
     spot = Spot(None, cell, None, None, None)
     path = Trajectory(torch.zeros(1), torch.ones(9, 1), torch.zeros(9), None, SPACE)
-    rows = list(lifetime_rows(spot, {name: values}, path, {name: dim}, {}))
+    rows = list(lifetime_rows(spot, {name: values}, path, {name: dim}, {}, {name: "weights"}))
     (answer,) = answer_rows(spot, rows)
     return next(r for r in rows if r["table"] == "lifetime"), answer["sentence"]
 
@@ -174,9 +174,15 @@ def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
     assert probe(path, *given, "--out", tmp_path / "out") == 0
     found = {r["direction"]: r for r in json.loads(capsys.readouterr().out)["directions"]}
     assert found["steering"]["along"]["length"] == pytest.approx(float(v.norm()), rel=1e-5)
-    steps = read_steps(tmp_path).steps
-    whole = float(steps.sum(0).norm())
+    recorded = read_steps(tmp_path)
+    steps = recorded.steps
+    with torch.no_grad():  # the network at the end of the training, as PEFT adds it up
+        space.write(model, recorded.theta(3))
+        added = [m.get_delta_weight("default") for m in model.modules() if hasattr(m, "lora_A")]
+    whole = float(torch.cat([change.reshape(-1) for change in added]).norm())
     assert found["task vector"]["along"]["length"] == pytest.approx(whole, rel=1e-5)
+    assert found["task vector"]["along"]["coordinates"] == "weights"
+    assert found["gradient"]["along"]["coordinates"] == "factors"
     assert found["task vector"]["lifetime"]["farthest"] == pytest.approx(
         float(steps[:2].sum(0).norm()), rel=1e-5
     )

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         TaskVector,
         from_adapter,
         from_checkpoints,
+        from_training,
         load_task_vector,
         save_task_vector,
     )
@@ -100,6 +101,7 @@ _HOME = {
     "TaskVector": "methods.task_vectors",
     "from_checkpoints": "methods.task_vectors",
     "from_adapter": "methods.task_vectors",
+    "from_training": "methods.task_vectors",
     "load_task_vector": "methods.task_vectors",
     "save_task_vector": "methods.task_vectors",
     "save_as_adapter": "methods.adapter_fit",
@@ -161,6 +163,7 @@ __all__ = [
     "example_gradients",
     "from_adapter",
     "from_checkpoints",
+    "from_training",
     "gradient",
     "gradient_matrix",
     "gradient_shift",

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +10,17 @@ import torch
 from frenet.experiments import EXPERIMENTS
 from frenet.experiments.experiment import Cell
 from frenet.experiments.networks import build
-from frenet.experiments.scale_directions import Direction, Spot, steering_direction
-from frenet.experiments.scale_rows import share_looks, steering_rows
+from frenet.experiments.scale_directions import (
+    Direction,
+    Spot,
+    steering_direction,
+    weight_directions,
+)
+from frenet.experiments.scale_rows import answer_rows, radius_rows, share_looks, steering_rows
 from frenet.integrations.recording import Recording
 from frenet.measure.gradients import gradient
+from frenet.measure.trajectory import train_and_record
+from frenet.network.space import ParamSpace
 from network.models import tiny_llama, tiny_tokenizer
 
 EXPERIMENT = EXPERIMENTS["direction-scale"]
@@ -103,6 +111,108 @@ def test_shares_are_of_gradients_that_no_direction_saw(config):
     delta = gradient(model, at.task, at.task.collate(rows), space=space)
     found = share_looks(at, [Direction("own", delta, space, None)], None, 3)
     assert found["own"] == pytest.approx(1, abs=1e-5)
+
+
+def test_shares_of_a_direction_in_the_weights_are_of_their_own_gradient(config):
+    """dL/dW, not the image of the factors' gradient: all of it lies along itself."""
+    at = spot(config)
+    model, rows = at.network.model, at.task.examples["test"]
+    weights = ParamSpace.select(model, r"[qv]_proj\.base_layer\.weight")
+    delta = gradient(model, at.task, at.task.collate(rows), space=weights)
+    direction = Direction("own", delta, weights, None)
+    assert direction.coordinates == "weights"
+    assert share_looks(at, [direction], None, 3)["own"] == pytest.approx(1, abs=1e-5)
+
+
+def products(model):
+    """s B A of every adapted module, dense."""
+    with torch.no_grad():
+        found = [m.get_delta_weight("default") for m in model.modules() if hasattr(m, "lora_A")]
+    return torch.cat([change.reshape(-1).double() for change in found])
+
+
+def whole(model):
+    """Every adapted weight with its adapter, dense."""
+    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+    with torch.no_grad():
+        found = [m.base_layer.weight + m.get_delta_weight("default") for m in layers]
+    return torch.cat([weight.reshape(-1).double() for weight in found])
+
+
+def test_what_training_made_goes_along_the_weights_and_what_optimisers_make_along_factors(config):
+    """Both with the change of the weights at their radius, over the norm of the weights."""
+    at = spot(replace(config, lora_optimizer="adamw:5e-2"))
+    model, space = at.network.model, at.network.space
+    with torch.no_grad():  # a trained adapter, so that B is not zero
+        for p in space.parameters(model):
+            p.add_(0.05)
+    here, weights = products(model), float(whole(model).norm())
+    with space.restored(model):
+        path = train_and_record(model, at.task, at.training(), space=space)
+    found = {direction.name: direction for direction in weight_directions(at, path)}
+    ways = {name: direction.coordinates for name, direction in found.items()}
+    assert {name for name, way in ways.items() if way == "weights"} >= {"prefix", "task vector"}
+    assert {ways[name] for name in ("gradient", "Adam step", "random")} == {"factors"}
+    for name, stop in (("prefix", 1), ("task vector", 2)):
+        with space.displaced(model, path.displacement(0, stop)):
+            change = products(model) - here
+        assert found[name].length == pytest.approx(float(change.norm()), rel=1e-4)
+        assert len(found[name].delta) == len(change)
+    for name in ("task vector", "gradient"):
+        sides = {r["sign"]: r for r in radius_rows(at, found[name]) if r["table"] == "radius"}
+        assert sides
+        for sign, row in sides.items():
+            assert row["coordinates"] == ways[name]
+            for end, r in (("relative", "radius"), ("relative_low", "low")):
+                if name == "gradient":
+                    unit = found[name].delta / found[name].delta.norm()
+                    with space.displaced(model, sign * row[r] * unit):
+                        moved = float((products(model) - here).norm())
+                else:
+                    moved = row[r]
+                assert row[end] == pytest.approx(moved / weights, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "length", "words"),
+    [
+        ("factors", None, "up to 0.002 of the weights' norm, in the factors [0.001, ?]"),
+        ("weights", None, "up to 0.002 of the weights' norm, in the weights [0.001, ?]"),
+        ("weights", 4.0, "up to 0.5 of its own length, in the weights [0.25, ?]"),
+        (
+            "factors",
+            4.0,
+            "up to 0.5 of its own length, in the factors [0.25, ?], where the weights have moved "
+            "by 0.002 of their norm",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_every_line_says_along_what_it_goes(coordinates, length, words):
+    """A radius of factors without a length is told by what it does to the weights."""
+    keys = {**dict(CELL.keys), "direction": "d", "coordinates": coordinates}
+    reach = {"radius": 2.0, "low": 1.0, "high": None, "length": length, "eps": 0.2, "sign": 1}
+    shares = {"relative": 0.002, "relative_low": 0.001, "relative_high": None}
+    rows = [
+        {"table": "radius", **keys, **reach, **shares, "where": "weights", "unbounded": False},
+        {"table": "lifetime", **keys, "has_share": True, "steps": 3.0, "longest": 9},
+    ]
+    (answer,) = answer_rows(SimpleNamespace(cell=CELL), rows)
+    assert answer["sentence"].split("; ")[0] == f"d: loss is linear within 20% {words}"
+
+
+def test_the_line_back_to_the_undamaged_adapter_is_one_of_the_weights(config):
+    at = spot(config)
+    model, space = at.network.model, at.network.space
+    undamaged = products(model)
+    noise = 0.1 * torch.randn(space.dim, generator=torch.Generator().manual_seed(0))
+    with space.displaced(model, noise):
+        path = train_and_record(model, at.task, at.training(), space=space)
+        with space.displaced(model, at.start + noise - space.read(model)):
+            back = {d.name: d for d in weight_directions(at, path)}["damage line"]
+            change = undamaged - products(model)
+    assert back.coordinates == "weights"
+    assert back.length == pytest.approx(float(change.norm()), rel=1e-4)
 
 
 @pytest.mark.parametrize(

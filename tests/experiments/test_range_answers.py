@@ -11,13 +11,19 @@ from frenet.experiments.range_rows import answer_rows, pair_rows
 KEYS = {"seed": 3, "space": "lora"}
 
 
-def along(task: str, a: float, loss: float, random: float) -> Row:
-    start = {"start": 3.0, "others": 1.0, "others_start": 1.0}
+def along(task: str, a: float, loss: float, random: float, way: str = "weights") -> Row:
+    start = {"start": 3.0, "others": 1.0, "others_start": 1.0, "coordinates": way}
     return {"table": "along", **KEYS, "task": task, "a": a, "loss": loss, "random": random, **start}
 
 
 def pair(task: str, other: str, kept: float | None) -> Row:
-    return {"table": "pair", **KEYS, "task": task, "other": other, "kept": kept, "kept_random": 0.9}
+    keys = {**KEYS, "task": task, "other": other, "coordinates": "weights"}
+    return {"table": "pair", **keys, "kept": kept, "kept_random": 0.9}
+
+
+def reach(task: str, way: str, times: float, *, unbounded: bool = False) -> Row:
+    keys = {**KEYS, "task": task, "coordinates": way}
+    return {"table": "radius", **keys, "times": times, "unbounded": unbounded, "eps": 0.2}
 
 
 def test_a_sentence_holds_the_ends_of_the_line_the_end_of_training_and_every_sum() -> None:
@@ -26,7 +32,11 @@ def test_a_sentence_holds_the_ends_of_the_line_the_end_of_training_and_every_sum
         along("copy", 0.0, 3.0, 3.0),
         along("copy", 1.0, 0.5, 3.2),
         along("copy", 2.0, 0.75, 3.3),
+        along("copy", 1.0, 0.5, 3.5, "factors"),
+        along("copy", -1.0, 1.5, 3.6, "factors"),
         along("sort", 1.0, 0.25, 3.4),
+        reach("copy", "weights", 0.65),
+        reach("copy", "factors", 8.0, unbounded=True),
         pair("copy", "sort", 0.5),
         pair("sort", "copy", None),
     ]
@@ -35,13 +45,15 @@ def test_a_sentence_holds_the_ends_of_the_line_the_end_of_training_and_every_sum
         "table": "answer",
         **KEYS,
         "task": "copy",
-        "sentence": "copy: loss 3 without its vector, 0.5 at 1 (3.2 along a random one), "
-        "0.75 at 2 (3.3 along a random one), 7 at -1 (3.1 along a random one); "
-        "0.50 of its gain is left with that of sort added (0.90 with a random one)",
+        "sentence": "copy: loss 3 without its vector; in the weights 0.5 at 1 (3.2 along a random "
+        "one), 0.75 at 2 (3.3 along a random one), 7 at -1 (3.1 along a random one), linear within "
+        "20% up to 0.65 of its length; in the factors 0.5 at 1 (3.5 along a random one), 1.5 at -1 "
+        "(3.6 along a random one), linear within 20% as far as was looked, 8 of its length; "
+        "0.50 of its gain is left with that of sort added in the weights (0.90 with a random one)",
     }
     assert second["sentence"] == (
-        "sort: loss 3 without its vector, 0.25 at 1 (3.4 along a random one); it gains too little "
-        "to ask what is left of it (less than a tenth of the loss)"
+        "sort: loss 3 without its vector; in the weights 0.25 at 1 (3.4 along a random one); it "
+        "gains too little to ask what is left of it (less than a tenth of the loss)"
     )
 
 
@@ -53,8 +65,8 @@ def test_what_is_left_of_a_gain_is_asked_from_a_tenth_of_the_loss() -> None:
         paths=vectors,
         keys=KEYS,
         vector=lambda name, replicate=0: vectors[name],
-        random={name: torch.zeros(2) for name in vectors},
-        network=SimpleNamespace(space=SimpleNamespace(dim=4)),
+        random=lambda name: torch.zeros(2),
+        space=SimpleNamespace(dim=4),
         # The vector of copy takes 0.5 off its loss of 2, that of sort 0.1.
         losses=lambda delta: {"copy": 2 - 0.5 * float(delta[0]), "sort": 2 - 0.1 * float(delta[1])},
     )

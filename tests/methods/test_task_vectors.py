@@ -10,14 +10,18 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from frenet.geometry.rng import generator
+from frenet.measure.line import loss_line
+from frenet.measure.trajectory import Training, train_and_record
 from frenet.methods.adapter_fit import save_as_adapter
 from frenet.methods.merged import save_merged
+from frenet.methods.scale import radius
 from frenet.methods.task_vectors import (
     TaskVector,
     combine,
     from_adapter,
     from_checkpoints,
     from_models,
+    from_training,
     load_task_vector,
     save_task_vector,
 )
@@ -25,6 +29,7 @@ from frenet.methods.vector_files import vectors_from_disk
 from frenet.network.adapters import quiet_peft
 from frenet.network.checkpoints import tensor_shapes
 from frenet.network.space import ParamSpace
+from measure.quadratic import RowsTask
 from network.models import tiny_gpt2, tiny_llama, tiny_qwen2
 
 IDS = torch.tensor([[5, 9, 3, 7, 1, 2]])
@@ -121,6 +126,117 @@ def test_several_adapters_are_a_sum_of_products():
         dense = alone[0].read(name).double() - 0.5 * alone[1].read(name).double()
         torch.testing.assert_close(both.read(name).double(), dense, atol=1e-7, rtol=1e-6)
     assert from_adapter(model).shapes == alone[0].shapes  # the active one
+
+
+LINEAR = {
+    "gpt2": ["c_attn", "c_proj"],
+    "llama": ["q_proj", "down_proj"],
+    "qwen2": ["q_proj", "o_proj"],
+}
+
+
+def fresh(family, *, name="default", model=None, seed=1, **settings):
+    """A model with an untrained adapter, B = 0, and the space of its factors."""
+    config = LoraConfig(
+        r=3,
+        lora_alpha=5,
+        target_modules=LINEAR[family],
+        fan_in_fan_out=family == "gpt2",
+        **settings,
+    )
+    with quiet_peft(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if model is None:
+            model = get_peft_model(TARGETS[family][0](), config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+            model.set_adapter(name)
+    return model.eval(), ParamSpace.select(model, rf"lora_.*\.{name}\.")
+
+
+def plainly(names):
+    """Names of weights as the base has them."""
+    return {n.removeprefix("base_model.model.").replace(".base_layer", ""): n for n in names}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("family", LINEAR)
+def test_a_training_is_the_adapter_that_it_saves(family, settings, tmp_path):
+    """The same vector, and the same radius, as of the folder read back."""
+    model, space = fresh(family, **SETTINGS[settings])
+    task, training = RowsTask(), Training("adamw:2e-2", 3, 12)
+    with space.restored(model):
+        path = train_and_record(model, task, training, space=space)
+        folder = saved(model, tmp_path)
+    before = space.read(model)
+    made = from_training(model, path)
+    assert torch.equal(space.read(model), before)
+    base = TARGETS[family][0]()
+    stored = from_adapter(folder, base=base)
+    names = plainly(made.shapes)
+    assert set(names) == set(stored.shapes)
+    for plain, name in names.items():
+        torch.testing.assert_close(made.read(name), stored.read(plain), atol=1e-7, rtol=1e-4)
+    batch = next(task.batches("test", 3, 0))
+    found = []
+    for network, vector in ((model, made), (base.eval(), stored)):
+        where = vector.space(network)
+        with loss_line(network, task, batch, vector.flat(where), space=where) as line:
+            size = vector.norm()
+            found.append(
+                radius(line, start=size / 16, limit=16 * size, generator=generator(0, "radius"))
+            )
+    assert found[0].radius == pytest.approx(found[1].radius, rel=1e-4)
+    assert found[0].slope == pytest.approx(found[1].slope, rel=1e-4)
+    assert [p.r for p in found[0].points] == pytest.approx([p.r for p in found[1].points], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", LINEAR)
+def test_a_sum_of_two_trainings_is_what_peft_merges_of_both(family):
+    """Both adapters added to the base by PEFT, not an adapter of the sums of their factors."""
+    model, first = fresh(family, name="one")
+    paths = [train_and_record(model, RowsTask(), Training("adamw:2e-2", 3, 8), space=first)]
+    _, second = fresh(family, name="two", model=model, seed=2)
+    other = RowsTask().shuffled(0)
+    paths.append(train_and_record(model, other, Training("adamw:2e-2", 3, 8), space=second))
+    total = from_training(model, paths[0]) + from_training(model, paths[1])
+    base = TARGETS[family][0]().eval()
+    named = plainly(total.shapes)
+    plain = TaskVector(
+        {name: total.shapes[named[name]] for name in named},
+        lambda name: total.read(named[name]),
+        "both",
+    )
+    with quiet_peft():
+        merged = model.merge_and_unload(adapter_names=["one", "two"])
+    with plain.applied(base):
+        torch.testing.assert_close(logits(base), logits(merged), atol=2e-5, rtol=1e-4)
+
+
+def test_a_training_that_goes_on_from_a_trained_adapter():
+    """B is not zero at the start: the vector leads from there, not from the base."""
+    model = adapted("qwen2")
+    space = ParamSpace.select(model, "lora_")
+    here = {name: from_adapter(model).read(name) for name in from_adapter(model).shapes}
+    with space.restored(model):
+        path = train_and_record(model, RowsTask(), Training("sgd:0.5", 3, 5), space=space)
+        there, end = from_adapter(model), logits(model)
+    made = from_training(model, path)
+    for plain, name in plainly(made.shapes).items():
+        change = there.read(plain).double() - here[plain].double()
+        torch.testing.assert_close(made.read(name).double(), change, atol=1e-6, rtol=1e-3)
+    with made.applied(model):
+        torch.testing.assert_close(logits(model), end, atol=2e-5, rtol=1e-4)
+
+
+def test_a_training_of_all_weights_is_its_displacement():
+    model = tiny_llama().eval()
+    space = ParamSpace.select(model)
+    with space.restored(model):
+        path = train_and_record(model, RowsTask(), Training("adam:1e-3", 3, 4), space=space)
+    made = from_training(model, path, stop=2)
+    assert made.space(model) == space
+    assert torch.equal(made.flat(space), path.displacement(0, 2))
 
 
 def test_what_is_no_sum_of_products_is_refused(tmp_path):

@@ -1,6 +1,5 @@
 """``frenet probe``: how far, and for how long, can directions around a model be followed?"""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +9,16 @@ from frenet.experiments.brackets import life_columns
 from frenet.experiments.direction_scale import EXPERIMENT, PROBE
 
 if TYPE_CHECKING:
-    from frenet.experiments.experiment import Row
+    from frenet.experiments.experiment import Rows
 
 ABOUT = (
     "Radius and lifetime of directions around the weights of a model: its gradient, the prefix and "
     "the whole of a training run that is started here, a random one, a steering vector, and "
     "adapters, checkpoints and task vectors from disk (--vectors)."
 )
-SHOWN = ("radius", "low", "high", "predicted", "times", "relative", "unbounded", "length")
+SHOWN = (
+    "radius", "low", "high", "predicted", "times", "relative", "unbounded", "length", "coordinates",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,14 @@ def probe(args: list[str]) -> int:
     return NO_RESULT if run.failures else DONE
 
 
-def _results(rows: "Sequence[Row]") -> list[dict[str, Any]]:
+def _results(rows: "Rows") -> list[dict[str, Any]]:
     """Of every direction the sentence, its radii on both sides and its lifetime."""
     found = []
     for answer in (row for row in rows if row["table"] == "answer"):
         keys = {key: answer[key] for key in ("seed", "space", "task", "direction")}
         own = [row for row in rows if all(row.get(k) == v for k, v in keys.items())]
         sides = {
-            "along" if row["sign"] == 1 else "against": {name: row[name] for name in SHOWN}
+            "along" if row["sign"] == 1 else "against": {name: row.get(name) for name in SHOWN}
             for row in own
             if row["table"] == "radius"
         }

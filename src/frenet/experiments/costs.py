@@ -26,8 +26,8 @@ class Cost(NamedTuple):
 
 
 # Multiples of the weights: adapters that train (SmolLM2: 1.9), many candidates in one pass (4.1),
-# and steps in all weights (5.1).
-_ADAPTERS, _SEARCH, _ALL = 2.5, 4.2, 5.2
+# steps in all weights (5.1), and the curvature along a line through adapted weights (6.9).
+_ADAPTERS, _SEARCH, _ALL, _LINES = 2.5, 4.2, 5.2, 7.0
 
 # task-vector-range here, and subspace-training of frenet:gpt2 below, are reckoned from the seconds
 # of their runs in docs/results and the step that the other experiments there imply.
@@ -40,7 +40,7 @@ _SYNTHETIC_WHOLE = {
     "steering-effect": Cost(450, 1140),
     "direction-scale": Cost(1567, 1140),
     "subspace-training": Cost(20545, 1140, longest=342),
-    "task-vector-range": Cost(29900, 1140),
+    "task-vector-range": Cost(36000, 1140),
 }
 # SmolLM2's, most at a step of 0.85 s. Its recoveries took 10 to 24 steps; for each step of them
 # subspace-training costs what it did on frenet:gpt2.
@@ -51,9 +51,9 @@ _MODEL_WHOLE = {
     "best-of-n": Cost(1408, 600, _SEARCH),
     "step-vs-vector": Cost(34, 600, _ALL),
     "steering-effect": Cost(91, 600, _ALL),
-    "direction-scale": Cost(1188, 650, _ALL),
+    "direction-scale": Cost(1188, 650, _LINES),
     "subspace-training": Cost(1570, 600, _ADAPTERS, longest=263),
-    "task-vector-range": Cost(668, 650, _ADAPTERS),
+    "task-vector-range": Cost(880, 650, _LINES),
 }
 # Much of a step of a small network is overhead, and its recoveries take 240 to 352 steps.
 _MADE_WHOLE = {
@@ -63,9 +63,9 @@ _MADE_WHOLE = {
     "best-of-n": Cost(929, 600, _SEARCH),
     "step-vs-vector": Cost(39, 600, _ALL),
     "steering-effect": Cost(71, 600, _ALL),
-    "direction-scale": Cost(1183, 650, _ALL),
+    "direction-scale": Cost(1183, 650, _LINES),
     "subspace-training": Cost(31000, 600, _ADAPTERS, longest=263),
-    "task-vector-range": Cost(453, 650, _ADAPTERS),
+    "task-vector-range": Cost(600, 650, _LINES),
 }
 
 
@@ -92,7 +92,7 @@ _MADE_SMOKE = {
     "best-of-n": Cost(3097, 550, _SEARCH),
     "step-vs-vector": Cost(36, 550, _ALL),
     "steering-effect": Cost(72, 550, _ALL),
-    "direction-scale": Cost(1607, 630, _ALL),
+    "direction-scale": Cost(1607, 630, _LINES),
     "subspace-training": _MODEL_WHOLE["subspace-training"],
     "task-vector-range": _MODEL_WHOLE["task-vector-range"],
 }
@@ -103,7 +103,7 @@ _MADE_DEMO = {
     "best-of-n": Cost(2341, 550, _SEARCH),
     "step-vs-vector": Cost(27, 550, _ALL),
     "steering-effect": Cost(64, 550, _ALL),
-    "direction-scale": Cost(1085, 650, _ALL),
+    "direction-scale": Cost(1085, 650, _LINES),
     "subspace-training": _MODEL_WHOLE["subspace-training"],
     "task-vector-range": _MODEL_WHOLE["task-vector-range"],
 }

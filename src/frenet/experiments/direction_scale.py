@@ -18,7 +18,7 @@ from frenet.experiments.scale_directions import (
     steering_direction,
     weight_directions,
 )
-from frenet.experiments.scale_findings import FIGURES, TABLES
+from frenet.experiments.scale_findings import FIGURES, TABLES, labelled
 from frenet.experiments.scale_rows import (
     answer_rows,
     lifetime_rows,
@@ -132,9 +132,10 @@ def _rows(
 
     rows = [row for direction in found for row in radius_rows(spot, direction)]
     dims = {direction.name: direction.space.dim for direction in found}
+    coordinates: dict[str, str] = {direction.name: direction.coordinates for direction in found}
     if steering is not None:
         rows += steering_rows(spot, steering)
-        dims["steering"] = len(steering.vector)
+        dims["steering"], coordinates["steering"] = len(steering.vector), "stream"
     reach = {
         str(row["direction"]): float(str(row["relative"]))
         for row in rows
@@ -150,7 +151,7 @@ def _rows(
                 model, spot.task, spot.training(replicate=1),
                 space=space, lags=config.lags, look=look,
             )  # fmt: skip
-    yield from lifetime_rows(spot, values, path, dims, reach)
+    yield from lifetime_rows(spot, values, path, dims, reach, coordinates)
 
 
 # What `frenet probe` starts from: the user's own weights as they are, and one training run.
@@ -187,5 +188,5 @@ EXPERIMENT = Experiment(
         ),
     },
     prepare=prepare,
-    reread=reread,
+    reread=lambda rows: labelled(reread(rows)),
 )  # fmt: skip

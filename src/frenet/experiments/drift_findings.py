@@ -163,7 +163,7 @@ def overlap_chart(rows: Rows) -> object:
 
 _KEYS = (
     Column("seed", "", "seed of network, data and minibatches", "key"),
-    Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
+    Column("space", "", "parameters: all weights, or the factors of LoRA", "key"),
     Column("mode", "", "recovery after damage, or fine-tuning on a new task", "key"),
     Column("task", "", "task", "key"),
     Column("optimizer", "", "optimiser and rate", "key"),

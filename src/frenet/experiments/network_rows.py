@@ -17,7 +17,7 @@ EXAMPLES = 32
 NETWORK_TABLES = {
     "learned": (
         Column("seed", "", "seed of network and data", "key"),
-        Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
+        Column("space", "", "parameters: all weights, or the factors of LoRA", "key"),
         Column("task", "", "task", "key"),
         Column("loss", "nats/token", "held-out loss before anything is done", "measure", "chance"),
         Column("chance", "nats/token", "ln V, a uniform guess over the vocabulary", "reference"),
@@ -27,7 +27,7 @@ NETWORK_TABLES = {
     ),
     "notes": (
         Column("seed", "", "seed of network and data", "key"),
-        Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
+        Column("space", "", "parameters: all weights, or the factors of LoRA", "key"),
         Column("note", "", "what must be known about the network and its data", "key"),
     ),
 }

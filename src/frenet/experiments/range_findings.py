@@ -2,24 +2,85 @@
 
 from frenet.experiments.charts import Axis, dots, lines
 from frenet.experiments.experiment import Column, Figure, Row, Rows
-from frenet.experiments.intervals import over_seeds, series_over_seeds
+from frenet.experiments.intervals import over_seeds, select, series_over_seeds
+from frenet.experiments.network_rows import NETWORK_TABLES
 
 OWN, OTHERS, RANDOM = "its own task", "the other tasks", "its own, along a random vector"
+EARLIER = (
+    "stored by an earlier build: with LoRA losses along task vectors, sums and cosines are those "
+    "of the factors A and B, not of the weights"
+)
+
+
+def labelled(rows: Rows) -> Rows:
+    """Rows of builds that went along the factors of LoRA without saying so, with the labels."""
+    found: list[Row] = [dict(row) for row in rows]
+    own = [row for row in found if row["table"] not in NETWORK_TABLES]
+    if any("coordinates" in row for row in own):
+        return rows
+    for row in own:
+        coordinates = "factors" if row["space"] == "lora" else "weights"
+        if row["table"] == "answer":
+            words = str(row["sentence"])
+            words = words.replace("its vector, ", f"its vector; in the {coordinates} ", 1)
+            row["sentence"] = words.replace(" added (", f" added in the {coordinates} (")
+        else:
+            row["coordinates"] = coordinates
+    cells = dict.fromkeys((row["seed"], row["space"]) for row in own if row["space"] == "lora")
+    keys = ("seed", "space")
+    return found + [
+        {"table": "notes", **dict(zip(keys, cell, strict=True)), "note": EARLIER} for cell in cells
+    ]
 
 
 def along_chart(rows: Rows) -> object:
     """Loss against the coefficient, of the vector's own task and of the others."""
-    by = ("space", "task", "a")
+    by = ("panel", "a")
     columns = {"loss": OWN, "random": RANDOM}
     if any(row["others"] is not None for row in rows):
         columns["others"] = OTHERS
     return lines(
-        series_over_seeds(rows, by=by, values=columns),
+        series_over_seeds(_panelled(rows), by=by, values=columns),
         x=Axis("a", "coefficient of the vector"),
         y=Axis("value", "loss, nats per token"),
         colour="series",
-        facet="task",
+        facet="panel",
         rules=[RANDOM],
+    )
+
+
+def _panelled(rows: Rows) -> list[Row]:
+    """Rows with a panel for each task and, where there are several, each space and line."""
+    lines_of = {(row["space"], row["coordinates"]) for row in rows}
+    names = {
+        (space, coordinates): f": {space}, in the {coordinates}" if len(lines_of) > 1 else ""
+        for space, coordinates in lines_of
+    }
+    return [
+        {**row, "panel": f"{row['task']}{names[row['space'], row['coordinates']]}"} for row in rows
+    ]
+
+
+def ways_chart(rows: Rows) -> object:
+    """Both straight lines to the end of one training, of the first seed."""
+    first = min(int(str(row["seed"])) for row in rows)
+    several = len({row["space"] for row in rows}) > 1
+    table: list[Row] = [
+        {
+            **row,
+            "series": f"in the {row['coordinates']}",
+            "panel": f"{row['task']}{': ' + str(row['space']) if several else ''}",
+        }
+        for row in select(rows, seed=first)
+    ]
+    return lines(
+        table,
+        x=Axis("a", "share of the way to the end of training"),
+        y=Axis("loss", "loss, nats per token", domain=(0.0, 1.0), apart=True),
+        interval=None,
+        colour="series",
+        facet="panel",
+        rules=[],
     )
 
 
@@ -63,9 +124,13 @@ def inside_chart(rows: Rows) -> object:
 
 _KEYS = (
     Column("seed", "", "seed of network, data and minibatches", "key"),
-    Column("space", "", "parameters that train: all weights, or LoRA adapters", "key"),
+    Column("space", "", "parameters that train: all weights, or the factors of LoRA", "key"),
     Column("task", "", "task of the vector", "key"),
 )
+_COORDINATES = Column(
+    "coordinates", "", "in which the line is straight: the weights, or the factors A and B of LoRA",
+    "key",
+)  # fmt: skip
 TABLES = {
     "answer": (
         *_KEYS,
@@ -73,15 +138,39 @@ TABLES = {
     ),
     "along": (
         *_KEYS,
+        _COORDINATES,
         Column("a", "", "coefficient of the vector", "key"),
         Column("loss", "nats/token", "of its own task at theta_0 + a tau", "measure", "random"),
         Column("start", "nats/token", "of its own task at theta_0", "reference"),
         Column("random", "nats/token", "along a random vector as long", "reference"),
         Column("others", "nats/token", "mean of the other tasks", "measure", "others_start"),
         Column("others_start", "nats/token", "the same at theta_0", "reference"),
+        Column("relative", "", "||Delta W|| / ||W|| there", "reference"),
+    ),
+    "radius": (
+        *_KEYS,
+        _COORDINATES,
+        Column(
+            "times",
+            "",
+            "largest share of the vector at which the change of its task's loss is "
+            "linear within eps",
+            "measure",
+            "whole",
+        ),
+        Column("low", "", "lower end of its 95% interval over examples", "reference"),
+        Column("high", "", "upper end; empty: beyond what was looked at", "reference"),
+        Column("whole", "", "the end of training", "reference"),
+        Column("unbounded", "", "linear as far as was looked", "key"),
+        Column("radius", "2-norm", "the same as a distance", "measure", "length"),
+        Column("length", "2-norm", "of the vector", "reference"),
+        Column("relative", "", "||Delta W|| / ||W|| at the radius", "measure", "relative_length"),
+        Column("relative_length", "", "the same at the end of training", "reference"),
+        Column("eps", "", "relative deviation that is allowed", "reference"),
     ),
     "pair": (
         *_KEYS,
+        _COORDINATES,
         Column("other", "", "task of the added vector", "key"),
         Column("gain", "nats/token", "loss that the vector takes off its task", "measure", "none"),
         Column("none", "nats/token", "no gain", "reference"),
@@ -102,6 +191,7 @@ TABLES = {
     ),
     "inside": (
         *_KEYS,
+        _COORDINATES,
         Column("basis", "", "what the directions are", "key"),
         Column("k", "", "how many", "key"),
         Column("captured", "fraction", "of the vector's squared norm", "measure", "random"),
@@ -112,10 +202,22 @@ TABLES = {
 
 FIGURES = (
     Figure(
+        "ways",
+        "To the end of one training, and beyond",
+        "Loss of the task along straight lines from the start, 0, through the end of its training, "
+        "1, of the first seed. LoRA has two such lines, which end in the same network: in the "
+        "weights, which an adapter follows when it is scaled, and in its factors A and B, whose "
+        "product is a parabola in the weights.",
+        "along",
+        ways_chart,
+        front=True,
+    ),
+    Figure(
         "along",
         "Along a task vector",
         "Loss at theta_0 + a tau: 1 is where training ended, below 0 the vector is negated, "
-        "beyond 1 it is carried further than training went.",
+        "beyond 1 it is carried further than training went. With LoRA also along the straight line "
+        "of the factors.",
         "along",
         along_chart,
     ),
@@ -124,7 +226,7 @@ FIGURES = (
         "Two vectors at once",
         "How much of what a task vector gains on its own task is left when another is added: 1 is "
         "all of it. Below, what the other vector does for the task alone. Of the vectors that take "
-        "at least a tenth off their task's loss.",
+        "at least a tenth off their task's loss. Vectors are added in the weights.",
         "pair",
         kept_chart,
     ),
@@ -132,7 +234,8 @@ FIGURES = (
         "inside",
         "Where a task vector lies",
         "Share of its squared norm in bases of k directions. The prefix of a random walk with the "
-        "same step lengths would hold its part too.",
+        "same step lengths would hold its part too. With LoRA in the factors, in which gradients "
+        "and steps are taken.",
         "inside",
         inside_chart,
     ),

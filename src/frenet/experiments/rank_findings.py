@@ -142,7 +142,7 @@ def overlap_chart(rows: Rows) -> object:
 
 _KEYS = (
     Column("seed", "", "seed of network, data and draws", "key"),
-    Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
+    Column("space", "", "parameters: all weights, or the factors of LoRA", "key"),
     Column("point", "", "none: the trained network; else after this damage", "key"),
     Column("batch_size", "examples", "examples in a minibatch", "key"),
     Column("task", "", "task", "key"),

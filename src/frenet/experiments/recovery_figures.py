@@ -101,7 +101,7 @@ def held(rows: Rows) -> list[Row]:
 
 _CASE = (
     Column("seed", "", "seed of network, data, damage and minibatches", "key"),
-    Column("space", "", "parameters that recover: all weights, or LoRA adapters", "key"),
+    Column("space", "", "parameters that recover: all weights, or the factors of LoRA", "key"),
     Column("task", "", "damaged task", "key"),
     Column("protocol", "", "kind of damage", "key"),
     Column("optimizer", "", "optimiser of the recovery and its rate", "key"),

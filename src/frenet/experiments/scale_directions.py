@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     from frenet.measure.trajectory import Training, Trajectory
     from frenet.methods.steering_effect import Prompted
+    from frenet.methods.task_vectors import TaskVector
     from frenet.network.contrast import Contrast
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import Task
+    from frenet.network.weight_space import Coordinates
 
 # Directions that are made anew at every step that is looked at, and compared with that.
 FRESH = ("gradient", "Adam step")
@@ -39,7 +41,7 @@ def source_names(sources: Sequence[str]) -> list[str]:
 
 
 class Direction(NamedTuple):
-    """A direction in weights.
+    """A direction in weights, or in the factors of LoRA.
 
     Attributes:
         name: its kind, or the file that it comes from.
@@ -52,6 +54,13 @@ class Direction(NamedTuple):
     delta: "torch.Tensor"
     space: "ParamSpace"
     length: float | None
+
+    @property
+    def coordinates(self) -> "Coordinates":
+        """In which its line is straight."""
+        from frenet.network.weight_space import coordinates_of
+
+        return coordinates_of(self.space)
 
 
 @dataclass(frozen=True)
@@ -129,31 +138,49 @@ class Spot:
 
 
 def weight_directions(spot: Spot, path: "Trajectory") -> Iterator[Direction]:
-    """Directions of the network's own space, in the order of KINDS.
+    """Directions of what the network trains, in the order of KINDS.
+
+    What an optimiser or a search makes is a line of the parameters that train, with LoRA of the
+    factors. What training has made is a change of the weights, as an adapter from disk is.
 
     Args:
         spot: where; the network stands at theta_d.
         path: training from there, with other minibatches than lifetimes are measured along.
     """
-    from frenet.geometry.linalg import norm
+    from frenet.methods.task_vectors import from_step, from_training
 
-    makers: dict[str, Callable[[], torch.Tensor | None]] = {
+    model, space = spot.network.model, spot.network.space
+
+    def back() -> "TaskVector":
+        return from_step(model, spot.start - space.read(model).cpu(), space=space)
+
+    makers: dict[str, Callable[[], torch.Tensor | TaskVector | None]] = {
         "gradient": lambda: -mean_gradient(spot, scaled=False),
         "Adam step": lambda: -mean_gradient(spot, scaled=True),
-        "prefix": lambda: path.displacement(0, spot.config.k),
-        "task vector": lambda: path.displacement(),
-        "damage line": lambda: spot.start - spot.network.space.read(spot.network.model).cpu(),
+        "prefix": lambda: from_training(model, path, stop=spot.config.k),
+        "task vector": lambda: from_training(model, path),
+        "damage line": back,
         "search winner": lambda: _winner(spot),
         "random": lambda: _random(spot),
     }
     for name, make in makers.items():
-        if name not in spot.config.directions:
-            continue
-        delta = make()
-        if delta is None or not delta.any():
-            continue
-        own = None if name in (*FRESH, "random") else norm(delta)
-        yield Direction(name, delta, spot.network.space, own)
+        if name in spot.config.directions and (made := make()) is not None:
+            found = _direction(spot, name, made)
+            if found.delta.any():
+                yield found
+
+
+def _direction(spot: Spot, name: str, made: "torch.Tensor | TaskVector") -> Direction:
+    """What a maker gave, in coordinates: those that train, or those of the weights."""
+    import torch
+
+    from frenet.geometry.linalg import norm
+
+    if isinstance(made, torch.Tensor):
+        own = None if name in (*FRESH, "random") else norm(made)
+        return Direction(name, made, spot.network.space, own)
+    space = made.space(spot.network.model)
+    return Direction(name, made.flat(space), space, made.norm())
 
 
 def mean_gradient(spot: Spot, *, scaled: bool, seed: int | None = None) -> "torch.Tensor":

@@ -1,7 +1,7 @@
 """Rows of `direction_scale`: radius, deviation along the line, share of the gradient, lifetime."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from frenet.experiments import brackets
@@ -12,18 +12,24 @@ from frenet.experiments.networks import held_out
 from frenet.experiments.scale_directions import FRESH, Direction, Spot, Steering, mean_gradient
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from frenet.geometry.basis import Basis
     from frenet.measure.line import Line
     from frenet.measure.trajectory import Trajectory
+    from frenet.network.space import ParamSpace
 
 # A direction whose share of the gradient is not this many times chance has no share to lose: one
 # squared coordinate of a random direction exceeds it once in 500 draws. A cosine of a steering
 # vector has to be twice 1 / sqrt(h).
 NO_SHARE = 10
+# The radius of a row and the ends of its interval, as shares of the norm of what moves.
+SHARES = ("relative", "relative_low", "relative_high")
 
 
 def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
-    """Rows of the tables radius and line for a direction in weights."""
+    """Rows of the tables radius and line for a direction in weights or factors."""
     from frenet.geometry.linalg import norm
     from frenet.measure.line import loss_line
     from frenet.methods.search import distinct
@@ -31,15 +37,48 @@ def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
 
     model, space = spot.network.model, direction.space
     batch = distinct(next(repeatable(spot.task, "test", spot.config.eval_size, spot.seed)))
-    weights = norm(space.read(model))
+    share = weight_share(model, direction.delta, space=space)
+    about = _About(direction.name, "weights", direction.coordinates, share)
+    size = norm(space.read(model))
     with loss_line(model, spot.task, batch, direction.delta, space=space) as line:
-        start = weights / 1000
-        if line.curvature:
-            # A quarter of where a quadratic would leave the linear.
-            start = min(start, spot.config.eps * abs(line.slope / line.curvature) / 2)
-        limit = max(weights, 4 * (direction.length or 0.0))
-        about = _About(direction.name, "weights", weights)
+        start, limit = looked_between(line, size, length=direction.length, eps=spot.config.eps)
         yield from _sides(spot, line, about, length=direction.length, start=start, limit=limit)
+
+
+def looked_between(
+    line: "Line", size: float, *, length: float | None, eps: float
+) -> tuple[float, float]:
+    """First and greatest distance at which a line through parameters of norm ``size`` is seen."""
+    start = size / 1000
+    if line.curvature:
+        # A quarter of where a quadratic would leave the linear.
+        start = min(start, eps * abs(line.slope / line.curvature) / 2)
+    return start, max(size, 4 * (length or 0.0))
+
+
+def weight_share(
+    model: "nn.Module", direction: "torch.Tensor", *, space: "ParamSpace"
+) -> Callable[[float], float]:
+    r"""||Delta W|| / ||W|| at a distance along a line, of weights or of factors.
+
+    Args:
+        model: at the start of the line.
+        direction: (d,), not zero.
+        space: of its coordinates.
+    """
+    from frenet.methods.task_vectors import from_step
+    from frenet.network.weight_space import coordinates_of, weights_norm
+
+    start = space.read(model).cpu()
+    unit = direction.cpu() / float(direction.double().norm())
+    weights = weights_norm(model, from_step(model, unit, space=space).space(model))
+
+    def share(r: float) -> float:
+        if coordinates_of(space) == "weights":
+            return abs(r) / weights
+        return from_step(model, r * unit, space=space, start=start).norm() / weights
+
+    return share
 
 
 def steering_rows(spot: Spot, steering: Steering) -> Iterator[Row]:
@@ -52,16 +91,17 @@ def steering_rows(spot: Spot, steering: Steering) -> Iterator[Row]:
     streams = contrast_streams(spot.network.model, steering.fresh, [steering.block])
     norm = float(streams.at(0).rows.norm(dim=1).square().mean().sqrt())
     length = float(steering.vector.norm())
-    about = _About("steering", f"block {steering.block}", norm)
+    about = _About("steering", f"block {steering.block}", "stream", lambda r: abs(r) / norm)
     yield from _sides(spot, line, about, length=length, start=length / 16, limit=16 * norm)
 
 
 class _About(NamedTuple):
-    """A direction, where it acts, and the norm of what it moves."""
+    """A direction, where it acts, in which coordinates, and what share of a norm it moves."""
 
     name: str
     where: str
-    norm: float
+    coordinates: str
+    share: Callable[[float], float]
 
 
 def _sides(
@@ -80,7 +120,7 @@ def _sides(
     keys: Row = {**dict(spot.cell.keys), "direction": about.name}
     for sign in (1, -1):
         draw = rng.generator(spot.seed, "direction-scale", about.name, str(sign))
-        side: Row = {**keys, "sign": sign}
+        side: Row = {**keys, "coordinates": about.coordinates, "sign": sign}
         try:
             found = radius(
                 line, start=start, limit=limit, sign=sign, eps=spot.config.eps, generator=draw
@@ -88,20 +128,19 @@ def _sides(
         except ValueError as error:
             yield note(spot.cell, f"{about.name}, sign {sign}: {error}")
             continue
-        predicted = found.predicted if found.predicted != math.inf else None
+        ends = {
+            name: _finite(getattr(found, name)) for name in ("radius", "low", "high", "predicted")
+        }
         yield {
             "table": "radius",
             **side,
             "where": about.where,
-            "radius": found.radius,
-            "low": found.low,
-            "high": None if found.high == math.inf else found.high,
-            "predicted": predicted,
+            **ends,
             "unbounded": found.unbounded,
             "limit": limit,
             "length": length,
             "times": found.radius / length if length else None,
-            "relative": found.radius / about.norm if about.norm else None,
+            **_moved(about, sign, ends | {"limit": limit}),
             "slope": found.slope,
             "eps": spot.config.eps,
         }
@@ -114,13 +153,26 @@ def _sides(
             }  # fmt: skip
 
 
+def _moved(about: "_About", sign: int, ends: Mapping[str, float | None]) -> Row:
+    """What distances along a line move, over the norm of the weights or of the stream."""
+    shares = {name: None if r is None else about.share(sign * r) for name, r in ends.items()}
+    whole = "stream" if about.coordinates == "stream" else "weights"
+    named = {f"relative_{name}": share for name, share in shares.items() if name != "radius"}
+    return {"relative": shares["radius"], **named, "share_of": whole}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def share_looks(
     spot: Spot, directions: Sequence[Direction], steering: Steering | None, step: int
 ) -> dict[str, float]:
     """What every direction holds at the present point, by name.
 
-    Of weights, the share of held-out gradients along it; where it can be made anew, over that of
-    the fresh one. Of activations, the cosine with the fresh one.
+    Of weights, the share of held-out gradients along it, in its own coordinates: dL/dW of the
+    weights that it changes, or the gradient of the factors; where it can be made anew, over that
+    of the fresh one. Of activations, the cosine with the fresh one.
     """
     from frenet.measure.lifetime import gradient_shares
 
@@ -167,6 +219,7 @@ def lifetime_rows(
     path: "Trajectory",
     dims: Mapping[str, int],
     reach: Mapping[str, float],
+    coordinates: Mapping[str, str],
 ) -> Iterator[Row]:
     """Rows of the tables share and lifetime.
 
@@ -175,13 +228,14 @@ def lifetime_rows(
         values: by direction, what ``share_looks`` gave at every lag.
         path: the training.
         dims: by direction, the d of its space, or the h of its stream.
-        reach: by direction, its radius over the norm of what it moves, where it has one.
+        reach: by direction, what its radius moves over its norm, where it has one.
+        coordinates: by direction, in which its line is straight.
     """
     from frenet.geometry.linalg import norm
     from frenet.measure.lifetime import lifetime
 
     for name, at in values.items():
-        keys: Row = {**dict(spot.cell.keys), "direction": name}
+        keys: Row = {**dict(spot.cell.keys), "direction": name, "coordinates": coordinates[name]}
         chance = dims[name] ** (-0.5 if name == "steering" else -1)
         none = name not in FRESH and at[0] < chance * (2 if name == "steering" else NO_SHARE)
         none = none or not at[0] > 0
@@ -193,18 +247,18 @@ def lifetime_rows(
                 "displacement": norm(path.displacement(0, lag)),
             }  # fmt: skip
         yield {
-            "table": "lifetime", **keys, "against": _against(name), "has_share": not none,
-            **life_cells(None if none else lifetime(at, path)), "longest": max(at),
-            "farthest": max(path.distances(max(at))), "relative": reach.get(name),
+            "table": "lifetime", **keys, "against": _against(name, coordinates[name]),
+            "has_share": not none, **life_cells(None if none else lifetime(at, path)),
+            "longest": max(at), "farthest": max(path.distances(max(at))),
+            "relative": reach.get(name), "share_of": "stream" if name == "steering" else "weights",
         }  # fmt: skip
 
 
-def _against(name: str) -> str:
-    if name in FRESH:
-        return "its share of the gradient, over a fresh one's"
+def _against(name: str, coordinates: str) -> str:
     if name == "steering":
         return "its cosine with a fresh one"
-    return "its share of the gradient, over that at the start"
+    over = "a fresh one's" if name in FRESH else "that at the start"
+    return f"its share of the gradient in the {coordinates}, over {over}"
 
 
 def answer_rows(spot: Spot, rows: Sequence[Row]) -> Iterator[Row]:
@@ -225,18 +279,22 @@ def _far(sides: Sequence[Row]) -> str:
     row = next((r for r in sides if r["sign"] == 1), sides[0])
     what = "loss" if row["where"] == "weights" else "logit difference"
     moved = "weights'" if row["where"] == "weights" else "stream's"
-    size = float(str(row["radius"]))
-    # In its own length, or in that of what it moves.
-    one = float(str(row["length"])) if row["length"] else size / float(str(row["relative"]))
-    unit = "its own length" if row["length"] else f"the {moved} norm"
     within = f"{what} is linear within {float(str(row['eps'])):.0%}"
-    if row["unbounded"]:
-        return f"{within} as far as was looked, {size / one:.3g} of {unit}"
-    low, high = (
-        "?" if end is None else f"{float(str(end)) / one:.3g}" for end in (row["low"], row["high"])
+    # In its own length, or as a share of what it moves.
+    one = float(str(row["length"])) if row["length"] else 1.0
+    ends = ("radius", "low", "high") if row["length"] else SHARES
+    size, low, high = (
+        "?" if row[end] is None else f"{float(str(row[end])) / one:.3g}" for end in ends
     )
+    unit = "its own length" if row["length"] else f"the {moved} norm"
+    along = "" if row["where"] != "weights" else f", in the {row['coordinates']}"
+    moves = ""
+    if row["length"] and row["coordinates"] == "factors":
+        moves = f", where the weights have moved by {float(str(row['relative'])):.3g} of their norm"
+    if row["unbounded"]:
+        return f"{within} as far as was looked, {size} of {unit}{along}{moves}"
     side = "" if row["sign"] == 1 else ", against it"
-    return f"{within} up to {size / one:.3g} of {unit}{side} [{low}, {high}]"
+    return f"{within} up to {size} of {unit}{along}{side} [{low}, {high}]{moves}"
 
 
 def _long(life: Row) -> str:

@@ -4,7 +4,7 @@ from frenet.experiments.experiment import Column
 
 _PLACE = (
     Column("seed", "", "seed of network, data and damage", "key"),
-    Column("space", "", "parameters: all weights, or LoRA adapters", "key"),
+    Column("space", "", "parameters: all weights, or the factors of LoRA", "key"),
     Column("size", "", "width of the network, or rank of the adapters", "key"),
     Column("task", "", "damaged task", "key"),
     Column("protocol", "", "kind of damage", "key"),

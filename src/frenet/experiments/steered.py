@@ -209,7 +209,7 @@ def _synthetic(width: int, steps: int, seed: int) -> "nn.Module":
 
 SUBJECT_KEYS = (
     Column("seed", "", "seed of network and parts", "key"),
-    Column("space", "", "parameters that step: all weights, or LoRA adapters", "key"),
+    Column("space", "", "parameters that step: all weights, or the factors of LoRA", "key"),
     Column("behaviour", "", "contrast", "key"),
 )
 CELL_KEYS = (

@@ -84,7 +84,7 @@ def dimension_chart(rows: Rows) -> object:
 
 _CASE = (
     Column("seed", "", "seed of network, data, damage, bases and minibatches", "key"),
-    Column("space", "", "parameters that recover: all weights, or LoRA adapters", "key"),
+    Column("space", "", "parameters that recover: all weights, or the factors of LoRA", "key"),
     Column("task", "", "damaged task", "key"),
     Column("protocol", "", "kind of damage", "key"),
     Column("optimizer", "", "optimiser, and the rate of the run that gives the prefix", "key"),

@@ -7,13 +7,14 @@ from frenet.experiments.damaged import LANGUAGE_MODEL, NotDamagedError, damaged
 from frenet.experiments.experiment import Cell, Experiment, Row
 from frenet.experiments.network_rows import NETWORK_TABLES, describe, note
 from frenet.experiments.networks import SMALL_NETWORK, Network, build, prepare
-from frenet.experiments.range_findings import FIGURES, TABLES
+from frenet.experiments.range_findings import FIGURES, TABLES, labelled
 from frenet.experiments.range_rows import (
     Config,
     Range,
     along_rows,
     answer_rows,
     pair_rows,
+    radius_rows,
     share_rows,
 )
 
@@ -24,7 +25,7 @@ def cells(config: Config) -> list[Cell]:
 
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
-    """Rows of the tables along, pair, inside and answer."""
+    """Rows of the tables along, radius, pair, inside and answer."""
     network = build(config, space=cell["space"], seed=cell["seed"])
     yield from describe(network, cell, cells(config), config, test=config.eval_size)
     first = network.tasks[network.measured[0]]
@@ -32,7 +33,8 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
         with damaged(network, first, config, protocol=config.protocol, seed=cell["seed"]):
             spot = _trained(config, cell, network)
             rows: list[Row] = []
-            for row in itertools.chain(along_rows(spot), pair_rows(spot), share_rows(spot)):
+            tables = (along_rows, radius_rows, pair_rows, share_rows)
+            for row in itertools.chain.from_iterable(table(spot) for table in tables):
                 rows.append(row)
                 yield row
             yield from answer_rows(rows)
@@ -41,16 +43,13 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
 
 
 def _trained(config: Config, cell: Cell, network: Network) -> Range:
-    """The vectors of all measured tasks, twice, and random ones of their lengths."""
-    import torch
-
-    from frenet.geometry import rng
-    from frenet.geometry.linalg import norm
+    """The vectors of all measured tasks, twice."""
     from frenet.measure.trajectory import Training, train_and_record
+    from frenet.methods.task_vectors import from_training
 
     model, space, seed = network.model, network.space, int(cell["seed"])
     optimizer = config.lora_optimizer if cell["space"] == "lora" else config.optimizer
-    paths, random = {}, {}
+    paths, vectors = {}, {}
     for name in network.measured:
         found = []
         for replicate in (0, 1):
@@ -60,9 +59,10 @@ def _trained(config: Config, cell: Cell, network: Network) -> Range:
             with space.restored(model):
                 found.append(train_and_record(model, network.tasks[name], training, space=space))
         paths[name] = (found[0], found[1])
-        z = torch.randn(space.dim, generator=rng.generator(seed, "task-vector-range", name))
-        random[name] = z * (norm(found[0].displacement()) / norm(z))
-    return Range(config, cell, network, paths, random)
+        weights = from_training(model, found[0]).space(model)
+        taus = [from_training(model, path).flat(weights) for path in found]
+        vectors[name] = (taus[0], taus[1])
+    return Range(config, cell, network, paths, weights, vectors)
 
 
 EXPERIMENT = Experiment(
@@ -89,4 +89,5 @@ EXPERIMENT = Experiment(
     },
     prepare=prepare,
     in_demo=False,
+    reread=labelled,
 )  # fmt: skip

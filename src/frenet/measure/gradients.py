@@ -1,6 +1,7 @@
 """Task gradients at a point: one, a matrix of n, and one per example."""
 
 import warnings
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -83,12 +84,30 @@ def gradient_matrix(
         remedy="pass a smaller n, or select fewer parameters",
     )
     rows = torch.empty(n, space.dim, device=device)
+    found = gradient_rows(
+        model, task, space=space, n=n, batch_size=batch_size, split=split, seed=seed
+    )
+    for row, one in zip(rows, found, strict=True):
+        row.copy_(one)
+    return rows
+
+
+def gradient_rows(
+    model: nn.Module,
+    task: Task,
+    *,
+    space: ParamSpace,
+    n: int,
+    batch_size: int,
+    split: Split = "train",
+    seed: int = 0,
+) -> Iterator[Float[Tensor, " d"]]:
+    """The rows of ``gradient_matrix`` one by one, where all of them would not fit."""
     batches = repeatable(task, split, batch_size, seed)
-    for i, row in enumerate(rows):
+    for i in range(n):
         if (batch := next(batches, None)) is None:
             raise ValueError(f"task {task.name} gave {i} of the {n} batches; pass n <= {i}")
-        row.copy_(gradient(model, task, batch, space=space))
-    return rows
+        yield gradient(model, task, batch, space=space)
 
 
 def example_gradients(

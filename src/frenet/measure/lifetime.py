@@ -3,15 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from frenet.geometry.basis import Basis
-from frenet.geometry.linalg import norms
+from frenet.geometry.linalg import dot
 from frenet.geometry.subspace import require_same_space
 from frenet.measure.bracket import Bracket
 from frenet.measure.drift import half_life
-from frenet.measure.gradients import gradient_matrix
+from frenet.measure.gradients import gradient_rows
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Split, Task
@@ -58,12 +57,16 @@ def gradient_shares(
         seed: chooses them.
         split: which examples.
     """
-    rows: Float[Tensor, "n d"] = gradient_matrix(
+    totals = dict.fromkeys(bases, 0.0)
+    # One at a time: the weights that an adapter changes are many more than its factors.
+    for row in gradient_rows(
         model, task, space=space, n=n, batch_size=batch_size, split=split, seed=seed
-    )
-    whole = norms(rows).square().clamp(min=1e-30)
-    inside = {name: basis.to(rows.device).coordinates(rows) for name, basis in bases.items()}
-    return {name: float((norms(part).square() / whole).mean()) for name, part in inside.items()}
+    ):
+        whole = max(dot(row, row), 1e-30)
+        for name, basis in bases.items():
+            inside = basis.to(row.device).coordinates(row[None])[0]
+            totals[name] += dot(inside, inside) / whole / n
+    return totals
 
 
 def watch_training(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from frenet._notebook import Fact, Shown
 from frenet.geometry.linalg import dot
+from frenet.measure.trajectory import Trajectory
 from frenet.network.adapter_delta import (
     live_products,
     products_shapes,
@@ -20,6 +21,7 @@ from frenet.network.adapter_delta import (
 )
 from frenet.network.space import ParamSpace
 from frenet.network.tensor_files import Read, Shapes, TensorFiles, digest, write_tensors
+from frenet.network.weight_space import weight_change
 
 FORMAT = "frenet-task-vector-1"
 
@@ -276,6 +278,58 @@ def from_adapter(
     return TaskVector(
         products_shapes(products), lambda name: sum_of_products(products, name), origin
     )
+
+
+def from_step(
+    model: nn.Module,
+    step: Float[Tensor, " d"],
+    *,
+    space: ParamSpace,
+    start: Float[Tensor, " d"] | None = None,
+    origin: str = "step",
+) -> TaskVector:
+    r"""What a step of some parameters does to the weights of the network.
+
+    $$\tau = s\,(B_1 A_1 - B_0 A_0)$$
+
+    Of LoRA it is the change of the product, which is no straight line of the factors: half of
+    tau is not what half of the step makes. Of other parameters it is the step itself.
+
+    Args:
+        model: carries the parameters; left as it is.
+        step: from theta_0 to theta_1, in the coordinates of ``space``.
+        space: the parameters that moved.
+        start: theta_0; None: where the model stands.
+        origin: how the step was made.
+
+    Returns:
+        The vector, its weights named as in ``model``: added to a model whose adapter is at
+        theta_0, it gives the network of theta_1.
+
+    Raises:
+        ValueError: an adapter that is no sum of products B A.
+    """
+    shapes, read = weight_change(model, space, step, start)
+    return TaskVector(shapes, read, origin)
+
+
+def from_training(
+    model: nn.Module, path: Trajectory, *, start: int = 0, stop: int | None = None
+) -> TaskVector:
+    """What a recorded training, or some steps of it, did to the weights (``from_step``).
+
+    Args:
+        model: that was trained, wherever it stands now; left as it is.
+        path: of its parameters, or of the factors of its adapter.
+        start: steps before the vector begins.
+        stop: steps after which it ends; None: all. A prefix ends after its k steps.
+
+    Raises:
+        ValueError: an adapter that is no sum of products B A.
+    """
+    ends = f"steps {start} to {len(path) if stop is None else stop} of a training"
+    step = path.displacement(start, stop)
+    return from_step(model, step, space=path.space, start=path.theta(start), origin=ends)
 
 
 def save_task_vector(vector: TaskVector, path: str | Path) -> Path:

@@ -108,7 +108,7 @@ def live_products(model: nn.Module, weights: Mapping[str, float] | None = None) 
         for adapter, weight in chosen.items():
             if (factors := _live(module, adapter, weight)) is not None:
                 layer: Any = module
-                _refuse_tied(model, layer.base_layer.weight, path)
+                refuse_tied(model, layer.base_layer.weight, path)
                 found.setdefault(f"{path.removeprefix(PREFIX)}.weight", []).append(factors)
     return found
 
@@ -167,7 +167,7 @@ def stored_products(adapter: str | Path, base: nn.Module) -> Products:
                 f"the adapter {folder} belongs to another base: it changes {module}.weight by a "
                 f"matrix of shape {factors.shape}, which on this model has shape {tuple(own.shape)}"
             )
-        _refuse_tied(base, own, module)
+        refuse_tied(base, own, module)
         found[f"{module}.weight"] = [factors]
     return found
 
@@ -192,7 +192,7 @@ def refuse_other_kinds(what: str, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_tied(model: nn.Module, weight: Tensor, module: str) -> None:
+def refuse_tied(model: nn.Module, weight: Tensor, module: str) -> None:
     """Raise ValueError where the weight is tied: the adapter changes one of its two uses only."""
     names = [n for n, p in model.named_parameters(remove_duplicate=False) if p is weight]
     if len(names) > 1:
