@@ -540,7 +540,7 @@ def values(chart: object) -> list[dict[str, object]]:
 
 def test_charts_of_direction_scale_hold_what_they_show() -> None:
     """Every direction along its sign, every lag but the start, the half where it is stale."""
-    radii = values(scale.radius_chart(directions(relative=0.5, radius=2.0, predicted=4.0)))
+    radii = values(scale.radius_chart(directions(relative=0.5, relative_predicted=1.0)))
     assert {row["direction"] for row in radii} == {"gradient", "random"}
     assert {round(float(str(row["value"])), 9) for row in radii} == {0.5, 1.0}
     shares = values(scale.share_chart(directions(ratio=0.8)))

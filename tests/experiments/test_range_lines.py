@@ -1,7 +1,6 @@
 """Along which line task vectors of LoRA go: losses with a closed form, and stored rows."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -257,11 +256,6 @@ def test_rows_of_directions_of_an_earlier_build_say_so_direction_by_direction():
 
 
 @pytest.mark.parametrize("name", ["task-vector-range", "direction-scale"])
-def test_reports_read_rows_through_the_labels(name):
-    from frenet.report.sections import Section
-
+def test_runs_of_an_earlier_build_are_read_with_the_labels(name):
     row = old(table="along", a=1.0, loss=1.0, direction="prefix")
-    run = SimpleNamespace(rows=[row], experiment=name)
-    part = Section("id", "", run, EXPERIMENTS[name])
-    assert part.rows[0]["coordinates"] == "factors"
-    assert "coordinates" not in row
+    assert EXPERIMENTS[name].reread([row])[0]["coordinates"] == "factors"
