@@ -50,7 +50,9 @@ def trained_space(model: nn.Module, where: Where) -> ParamSpace:
         ValueError: no parameter is trained, a selected one is frozen or quantised, or they are on
             several devices.
     """
-    space = ParamSpace.select(model, _trains if where is None else where)
+    if where is None and any(_trains(*named) for named in model.named_parameters()):
+        where = _trains
+    space = ParamSpace.select(model, where)
     parameters = space.parameters(model)
     frozen = [n for n, p in zip(space.names, parameters, strict=True) if not p.requires_grad]
     if frozen:
