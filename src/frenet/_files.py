@@ -18,7 +18,10 @@ TEMPORARY = ".writing-"
 OUT = "--out"
 _DAY_S = 86_400
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_READ_ONLY = errno.EROFS
+# What only writing can meet: a disk that is full or read-only, a limit of the size of files.
+_OF_WRITING = (*_FULL, errno.EROFS, errno.EFBIG)
+# Bytes that are free where something did not fit that is written in blocks.
+_NO_ROOM = 1 << 16
 # How libraries written in Rust (safetensors, tokenizers) report an error of the system.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _OWNED = re.compile(rf"{re.escape(TEMPORARY)}.+\.([0-9a-f]{{8}})-(\d+)")
@@ -80,39 +83,53 @@ def whole(path: Path, *, moves: str = OUT, size: int | None = None) -> Iterator[
 
 
 @contextlib.contextmanager
-def whole_files(folder: Path, *, last: str, moves: str = OUT) -> Iterator[Path]:
+def whole_files(
+    folder: Path, *, last: str, alone: bool = False, moves: str = OUT
+) -> Iterator[Path]:
     """A temporary folder whose files go into ``folder`` when the block ends, ``last`` after all.
 
-    So a folder that holds ``last`` holds the others, too. Files of other names stay as they are.
+    So a folder that holds ``last`` holds the others of the same writing, too.
 
     Args:
         folder: made where it is missing.
         last: the name of the file that says that the folder is whole.
+        alone: what else lies there is removed; otherwise files of other names stay as they are.
         moves: the option or variable that moves it to another disk, for messages.
 
     Raises:
         OSError: as ``whole``.
     """
-    temporary = folder / f"{TEMPORARY}files.{_owner()}"
+    temporary, is_new = folder / f"{TEMPORARY}files.{_owner()}", not folder.exists()
     with named_errors(folder, moves=moves):
         folder.mkdir(parents=True, exist_ok=True)
         _tidy(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
     try:
-        with named_errors(folder, moves=moves, block=True):
-            yield temporary
+        try:
+            with named_errors(folder, moves=moves, block=True):
+                yield temporary
+        except NotWrittenError as error:  # of a file inside
+            told = str(error).replace(str(temporary), str(folder))
+            raise type(error)(error.errno, told) from error
         with named_errors(folder, moves=moves):
             written = sorted(temporary.iterdir(), key=lambda path: (path.name == last, path.name))
             for path in written:
                 _sync(path)
+            (folder / last).unlink(missing_ok=True)
+            names = {path.name for path in written}
+            for path in folder.iterdir() if alone else ():
+                if path.name not in names and not path.name.startswith(TEMPORARY):
+                    _remove(path)
             for path in written:
-                if path.name == last:
-                    _sync_folder(folder)
+                _sync_folder(folder)
                 path.replace(folder / path.name)
             _sync_folder(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def write_whole(path: Path, content: str | bytes, *, moves: str = OUT) -> Path:
@@ -139,23 +156,26 @@ def named_errors(
         path: the file or folder.
         moves: the option or variable that moves it to another disk.
         size: bytes that it needs, where they are known.
-        block: other code runs inside, whose errors are passed on unless they can only be those of
-            writing: a full disk and a read-only file system.
+        block: other code runs inside, whose errors are passed on unless only writing can meet them.
     """
     try:
         yield
     except (NotWrittenError, DamagedFileError):
         raise
     except Exception as error:
-        number = _number(error)
-        if number is None or (block and number not in (*_FULL, _READ_ONLY)):
+        number = _number(error, path.parent)
+        if number is None or (block and number not in _OF_WRITING):
             raise
         raise _not_written(path, error, number, moves=moves, size=size) from error
 
 
-def _number(error: Exception) -> int | None:
+def _number(error: Exception, folder: Path) -> int | None:
     """The number of an error of the system; None for any other error."""
     if isinstance(error, OSError):
+        # NumPy says how many entries it wrote, and not why no more.
+        with contextlib.suppress(OSError):
+            if error.errno is None and shutil.disk_usage(folder).free < _NO_ROOM:
+                return errno.ENOSPC
         return error.errno
     found = _OS_ERROR.search(str(error))
     return int(found[1]) if found else None
@@ -232,8 +252,12 @@ def _remove(path: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Make the content of a file last through a power cut."""
-    with path.open("r+b") as stream:
-        os.fsync(stream.fileno())
+    # POSIX syncs what was only opened for reading, which a copied file may allow alone.
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -274,7 +298,9 @@ def unsealed(value: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
     with contextlib.suppress(ValueError, RecursionError):
         found = _seal(rest)
     if found is None or value.get("sha256") != found:
-        raise DamagedFileError(where, "is not what was written: its sha256 does not match its content")
+        raise DamagedFileError(
+            where, "is not what was written: its sha256 does not match its content"
+        )
     return rest
 
 

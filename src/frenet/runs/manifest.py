@@ -85,7 +85,11 @@ def checked_rows(data: bytes, manifest: dict[str, Any], where: Path | str) -> li
         DamagedFileError: it is another one, or holds something else than rows.
     """
     if hashlib.sha256(data).hexdigest() != manifest["rows_sha256"]:
-        raise DamagedFileError(where, "is not what the manifest says: it was edited or cut off")
+        raise DamagedFileError(
+            where,
+            f"is not what the manifest says: it was edited or cut off, or {MANIFEST} is another "
+            "run's",
+        )
     try:
         lines = data.decode().splitlines()
     except UnicodeDecodeError as error:

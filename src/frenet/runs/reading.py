@@ -93,6 +93,7 @@ def pack_run(run: Run) -> bytes:
     text = "".join(f"{canonical(row)}\n" for row in run.rows)
     about = run.manifest["machine"]
     manifest = run.manifest | {
+        "config_sha256": config_digest(run.experiment, run.config),
         "rows": len(run.rows),
         "rows_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "machine": about | {"platform": system_of(about)},
