@@ -16,6 +16,7 @@ import torch
 import frenet.experiments
 import frenet.report
 from frenet import cli
+from frenet._files import DamagedFileError, NotWrittenError
 from frenet._version import __version__
 from frenet.runs import DiskFullError, Interrupted, RunFolderError, pack_run, read_run
 
@@ -292,6 +293,9 @@ def test_a_run_without_any_result_gives_code_1(capsys):
     ("error", "code", "words"),
     [
         (DiskFullError(errno.ENOSPC, "disk full: make room"), 1, "error: disk full: make room"),
+        (NotWrittenError(errno.EROFS, "x cannot be written"), 1, "error: x cannot be written"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), 1, "error: x: Read-only file system"),
+        (DamagedFileError("x.json", "is not JSON"), 2, "frenet: error: x.json is not JSON"),
         (MemoryError("the matrix needs 40 GiB"), 1, "out of memory: the matrix needs 40 GiB"),
         (RunFolderError("another process"), 2, "frenet: error: another process"),
         (FileNotFoundError("no model at x"), 2, "frenet: error: no model at x"),

@@ -1,6 +1,10 @@
 """Winners come back from their seeds, and from files that others read."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from frenet.geometry.rng import generator
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.search import Selection, random_search
 from frenet.methods.winners import load_winner, save_winner
+from frenet.network.adapter_files import load_adapter
 from frenet.network.adapters import attach_lora, quiet_peft
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
@@ -91,8 +96,97 @@ def test_a_basis_that_the_record_does_not_identify_is_refused(tmp_path):
     basis = random_basis(space.dim, 3, generator(0), space=space)
     path = save_winner(model, basis, searched(model, basis), tmp_path) / "candidate.json"
     record = json.loads(path.read_text(encoding="utf-8"))
-    del record["basis_fingerprint"]
+    # Of an early build, which wrote no digest either.
+    record |= {"format": 1}
+    del record["basis_fingerprint"], record["sha256"]
     path.write_text(json.dumps(record), encoding="utf-8")
     for asked in (basis, space):
         with pytest.raises(ValueError, match=r"is of a search in a basis \(random\)"):
             load_winner(model, asked, tmp_path)
+
+
+def damaged(path):
+    """A file with a digit or byte changed at several places, and cut at several."""
+    data = path.read_bytes()
+    for place in range(0, len(data), max(1, len(data) // 12)):
+        yield data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :]
+        yield data[:place]
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def adapter_winner(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("winner")
+    model = attach_lora(tiny_llama(), rank=2, seed=0)
+    space = ParamSpace.select(model)
+    save_winner(model, space, searched(model, space), folder)
+    return model, space, folder
+
+
+def test_a_damaged_seed_record_is_named_and_gives_no_other_winner(adapter_winner):
+    model, space, folder = adapter_winner
+    expected = load_winner(model, space, folder)
+    for content in damaged(folder / "candidate.json"):
+        (folder / "candidate.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"candidate\.json"):
+            load_winner(model, space, folder)
+    assert torch.equal(load_winner(model, space, folder), expected)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_adapter_is_named_and_not_applied(adapter_winner, name):
+    _, _, folder = adapter_winner
+    for content in damaged(folder / name):
+        (folder / name).write_bytes(content)
+        try:
+            found, _ = load_adapter(tiny_llama(), folder)
+        except ValueError as error:
+            assert "adapter" in str(error)  # noqa: PT017
+        else:  # what people change when they move a base or an adapter
+            assert name == "adapter_config.json"
+            theirs = ParamSpace.select(found).read(found)
+            assert torch.equal(theirs, expected_of(adapter_winner))
+
+
+def expected_of(winner):
+    model, space, folder = winner
+    return space.read(model) + load_winner(model, space, folder)
+
+
+HASHED = """
+import sys
+import torch
+from frenet.methods.candidates import Noise
+from frenet.methods.search import Selection, random_search
+from frenet.methods.winners import save_winner
+from frenet.network.adapters import attach_lora
+from frenet.network.space import ParamSpace
+from frenet.network.synthetic import SyntheticTask
+from network.models import tiny_llama
+
+model = attach_lora(tiny_llama(), rank=2, targets=["q_proj", "v_proj", "up_proj"], seed=0)
+space = ParamSpace.select(model)
+result = random_search(
+    model, SyntheticTask("reverse"), space, noise=Noise(0.1, seed=3), num_candidates=2,
+    selection=Selection(select_size=4, test_size=4),
+)
+save_winner(model, space, result, sys.argv[1])
+"""
+
+
+def test_the_files_are_the_same_bytes_in_every_process_and_nothing_is_said(tmp_path):
+    """PEFT writes sets in the order of their hashes, which every process has anew."""
+    tests = Path(__file__).parents[1]
+    sources = [str(tests), str(tests.parent / "src")]
+    for seed in ("1", "2"):
+        own = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sources)}
+        done = subprocess.run(
+            [sys.executable, "-c", HASHED, str(tmp_path / seed)],
+            env=own, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert "Repo card" not in done.stdout + done.stderr
+    first, second = (
+        {file.name: file.read_bytes() for file in (tmp_path / seed).iterdir()} for seed in "12"
+    )
+    assert first == second
+    assert set(first) == {"adapter_config.json", "adapter_model.safetensors", "candidate.json"}

@@ -483,6 +483,59 @@ def test_a_conversion_that_would_not_fit_is_refused_before_it_starts(tmp_path, m
         convert_gguf(path, say=lambda _: None)
 
 
+def test_a_damaged_conversion_is_named_and_made_again(tmp_path):
+    path = to_gguf(tiny_llama(), tmp_path / "tiny.gguf")
+    folder = convert_gguf(path, say=lambda _: None)
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "frenet.json"} <= set(whole)
+    for name, data in whole.items():
+        middle = len(data) // 2
+        flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+        for content in (flipped, data[:middle], b"", None):
+            said = []
+            if content is None:
+                (folder / name).unlink()
+            else:
+                (folder / name).write_bytes(content)
+            assert convert_gguf(path, say=said.append) == folder
+            assert {f.name: f.read_bytes() for f in folder.iterdir()} == whole
+            if (name, content) != ("frenet.json", None):
+                assert name in said[0]
+            assert "converting tiny.gguf once" in said[-1]
+    said = []
+    convert_gguf(path, say=said.append)
+    assert said == []
+
+
+def test_the_folder_of_another_conversion_is_not_taken(tmp_path):
+    one = convert_gguf(to_gguf(tiny_llama(0), tmp_path / "one.gguf"), say=lambda _: None)
+    two = convert_gguf(to_gguf(tiny_llama(1), tmp_path / "two.gguf"), say=lambda _: None)
+    want = (one / "model.safetensors").read_bytes()
+    shutil.rmtree(one)
+    shutil.copytree(two, one)
+    said = []
+    convert_gguf(tmp_path / "one.gguf", say=said.append)
+    assert "is that of another folder" in said[0]
+    assert (one / "model.safetensors").read_bytes() == want
+
+
+def test_a_disk_that_fills_up_during_a_conversion_is_named_and_leaves_nothing(
+    tmp_path, monkeypatch
+):
+    path = to_gguf(tiny_llama(), tmp_path / "tiny.gguf")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("FRENET_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"disk full: .* with FRENET_CACHE"):
+            convert_gguf(path, say=lambda _: None)
+    assert list((tmp_path / "cache" / "gguf").iterdir()) == []
+    convert_gguf(path, say=lambda _: None)
+
+
 @pytest.mark.slow
 def test_a_real_gguf_file():
     source = os.environ.get("FRENET_TEST_GGUF")

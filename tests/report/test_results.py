@@ -2,7 +2,7 @@
 
 import made_up
 
-from frenet.report import results, write_results
+from frenet.report import figures, results, write_results
 from frenet.runs import Run, find_runs, read_run
 
 
@@ -167,3 +167,10 @@ def test_the_same_runs_give_the_same_files(tmp_path):
     for name in files:
         once, again = ((tmp_path / folder / name).read_bytes() for folder in ("once", "again"))
         assert once == again
+
+
+def test_where_pictures_cannot_be_drawn_the_page_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "can_draw", lambda: False)
+    _, page = written(tmp_path)
+    assert "Pictures of the figures are missing" in page.read_text("utf-8")
+    assert {file.suffix for file in tmp_path.iterdir()} == {".md", ".gz"}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -164,3 +165,81 @@ def test_what_cannot_be_searched_is_said_and_leaves_nothing(config, tmp_path, ch
     with pytest.raises(ValueError, match=match):
         run_search(dataclasses.replace(config, **changes), tmp_path / "run", say=quiet)
     assert not (tmp_path / "run").exists()
+
+
+def begun_again(finished, tmp_path, name, change):
+    """An unfinished copy of a search, with one of its files changed; rows of its end, and notes."""
+    run = tmp_path / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(finished.path, run)
+    for file in ("manifest.json", "rows.jsonl", "cells/part=result.jsonl"):
+        (run / file).unlink()
+    change(run / name)
+    return run
+
+
+def flip(path):
+    """One digit of a file changed."""
+    text = path.read_text()
+    place = re.search(r'"(?:score|sigma)": ?\S*?(\d)(?=[,}\n])', text).start(1)
+    path.write_text(text[:place] + str(9 - int(text[place])) + text[place + 1 :])
+
+
+def cut(path):
+    """The last rows of a file lost, or its end."""
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]))
+
+
+def swap(path):
+    """The file of another chunk under this one's name."""
+    shutil.copy(path.with_name("part=candidates,first=0.jsonl"), path)
+
+
+CHUNK = "cells/part=candidates,first=32.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (CHUNK, flip),
+        (CHUNK, cut),
+        (CHUNK, swap),
+        ("cells/part=plan.jsonl", cut),
+        ("plan.json", flip),
+        ("plan.json", cut),
+        ("winner/candidate.json", cut),
+    ],
+)
+def test_a_damaged_part_is_made_again_and_the_rows_are_the_same(
+    finished, config, tmp_path, name, change
+):
+    run, said = begun_again(finished, tmp_path, name, change), []
+    again = run_search(config, run, say=said.append)
+    assert (again.path / "rows.jsonl").read_bytes() == (finished.path / "rows.jsonl").read_bytes()
+    if name.startswith("cells/"):
+        assert name.partition("/")[2] in said[0]
+        assert "this cell is made again" in said[0]
+    for file in ("plan.json", *(f"winner/{f.name}" for f in (run / "winner").iterdir())):
+        assert (run / file).read_bytes() == (finished.path / file).read_bytes()
+
+
+def test_a_chunk_of_an_early_build_that_lost_rows_is_made_again(finished, config, tmp_path):
+    run = begun_again(finished, tmp_path, CHUNK, cut)
+    for cell in (run / "cells").iterdir():
+        first, *rows = cell.read_text().splitlines(keepends=True)
+        kept = {k: v for k, v in json.loads(first).items() if k in ("cell", "seconds", "peak_mib")}
+        cell.write_text("".join([json.dumps(kept) + "\n", *rows]))
+    again = run_search(config, run, say=quiet)
+    assert (again.path / "rows.jsonl").read_bytes() == (finished.path / "rows.jsonl").read_bytes()
+
+
+def test_the_damaged_plan_of_an_early_build_is_refused_by_name(finished, config, tmp_path):
+    """Its sigma stood in that file alone: with another one, scores would be mixed."""
+    run = begun_again(finished, tmp_path, "plan.json", cut)
+    cell = run / "cells" / "part=plan.jsonl"
+    first, *rows = cell.read_text().splitlines(keepends=True)
+    kept = {k: v for k, v in json.loads(first).items() if k in ("cell", "seconds", "peak_mib")}
+    cell.write_text("".join([json.dumps(kept) + "\n", *rows]))
+    with pytest.raises(RunFolderError, match=r"plan\.json is damaged: it is not JSON"):
+        run_search(config, run, say=quiet)

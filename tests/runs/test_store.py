@@ -57,6 +57,24 @@ def fill(path, cells, *, finish=True, header=HEADER, **options):
             folder.finish(CELLS, workers=2)
 
 
+def of_format_1(run):
+    """Make a folder what early builds wrote: no digests, commits or device; what it had."""
+    file = run / "config.json"
+    head = json.loads(file.read_text())
+    early = {k: v for k, v in head.items() if k not in ("sha256", "commits", "device")}
+    file.write_text(json.dumps(early | {"format": 1}))
+    for cell in (run / "cells").glob("*.jsonl"):
+        first, *rows = cell.read_text().splitlines(keepends=True)
+        kept = {k: v for k, v in json.loads(first).items() if k in ("cell", "seconds", "peak_mib")}
+        cell.write_text("".join([json.dumps(kept) + "\n", *rows]))
+    manifest = run / "manifest.json"
+    if manifest.exists():
+        found = json.loads(manifest.read_text())
+        del found["sha256"]
+        manifest.write_text(json.dumps(found | {"format": 1}))
+    return head
+
+
 def test_a_run_comes_back_as_it_was_stored(tmp_path):
     fill(tmp_path / "run", reversed(CELLS))
     run = read_run(tmp_path / "run")
@@ -86,10 +104,11 @@ def test_rows_do_not_depend_on_interruptions_or_order(tmp_path):
 
 def test_the_configuration_is_written_first_and_the_manifest_last(tmp_path, monkeypatch):
     names = []
-    monkeypatch.setattr(
-        "frenet.runs.store.write_whole",
-        lambda path, text: (names.append(path.name), write_whole(path, text)),
-    )
+    for module in ("header", "store"):
+        monkeypatch.setattr(
+            f"frenet.runs.{module}.write_whole",
+            lambda path, text: (names.append(path.name), write_whole(path, text)),
+        )
     fill(tmp_path / "run", CELLS[:1])
     assert names[0] == "config.json"
     assert names[-1] == "manifest.json"
@@ -173,10 +192,7 @@ def test_a_finished_run_may_be_looked_at_with_other_versions_but_not_gone_on_wit
 def test_a_run_of_an_unknown_device_goes_on_and_does_not_claim_one(tmp_path):
     """Begun before devices were noted, or going on where a cluster has its own."""
     fill(tmp_path / "old", CELLS[:2], finish=False)
-    file = tmp_path / "old" / "config.json"
-    head = json.loads(file.read_text())
-    assert head.pop("device") == "cpu"
-    file.write_text(json.dumps(head))
+    assert of_format_1(tmp_path / "old").pop("device") == "cpu"
     fill(tmp_path / "old", CELLS, header=replace(HEADER, device="cuda: H100"))
     assert read_run(tmp_path / "old").manifest["device"] is None
     fill(tmp_path / "new", CELLS[:2], finish=False)
@@ -246,8 +262,10 @@ def test_a_run_in_one_file_is_the_run_and_tells_what_is_wrong_with_it(tmp_path):
         (content, "is damaged or not frenet's"),
         (gzip.compress(b"no JSON"), "is damaged or not frenet's"),
         (gzip.compress(b"[1]"), "was not written by this version"),
-        (gzip.compress(b'{"format": 1}'), "was not written by this version"),
+        (gzip.compress(b'{"format": 3}'), "was not written by this version"),
+        (gzip.compress(b'{"format": 1}'), "has no key 'experiment'"),
         (gzip.compress(content.replace(b'"seed":1', b'"seed":2')), "it was edited"),
+        (gzip.compress(content.replace(b'"lr": 0.1', b'"lr": 0.2')), "sha256 does not match"),
     ):
         file.write_bytes(changed)
         with pytest.raises(RunFolderError, match=complaint):
@@ -269,11 +287,19 @@ def test_a_run_under_way_stays_one_in_a_file(tmp_path):
     assert packed.manifest["complete"] is False
 
 
-def test_a_damaged_cell_is_named(tmp_path):
-    fill(tmp_path, CELLS, finish=False)
-    (tmp_path / "cells" / "seed=1.jsonl").write_text("")
-    with pytest.raises(RunFolderError, match=r"seed=1.jsonl is damaged; remove it"):
-        fill(tmp_path, [])
+def test_a_damaged_cell_is_named_and_made_again(tmp_path):
+    fill(tmp_path / "undisturbed", CELLS)
+    run = tmp_path / "run"
+    fill(run, CELLS, finish=False)
+    (run / "cells" / "seed=1.jsonl").write_text("")
+    with pytest.raises(RunFolderError, match=r"seed=1\.jsonl is damaged: .* makes this cell again"):
+        read_run(run, partial=True)
+    with RunFolder(run, HEADER) as folder:
+        assert "seed=1.jsonl is damaged" in folder.note
+        assert [folder.done(cell) for cell in CELLS] == [True, False, True, True]
+    fill(run, CELLS)
+    expected = (tmp_path / "undisturbed" / "rows.jsonl").read_bytes()
+    assert (run / "rows.jsonl").read_bytes() == expected
 
 
 def test_run_folders_are_found_one_level_down(tmp_path):
@@ -467,10 +493,7 @@ def test_before_the_first_cell_no_commit_is_kept(tmp_path, checked_out):
 def test_a_run_whose_first_commit_was_not_recorded_says_so(tmp_path, checked_out):
     checked_out("two")
     fill(tmp_path, CELLS[:1], finish=False)
-    file = tmp_path / "config.json"
-    head = json.loads(file.read_text())
-    del head["commits"]
-    file.write_text(json.dumps(head))
+    of_format_1(tmp_path)
     with RunFolder(tmp_path, HEADER) as folder:
         assert "made at commit (unknown) of frenet, goes on at commit two" in folder.note
         folder.finish(CELLS[:1], workers=1)

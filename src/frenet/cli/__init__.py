@@ -3,6 +3,7 @@
 Whatever is slow to import is imported inside the commands, so that help is instant.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -45,6 +46,10 @@ exit codes: 0 done; 1 some cell failed, or there is no result; 2 a mistake in wh
 """
 
 
+# What a disk says that frenet's own writers did not meet: full, over quota, read-only, broken.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -68,12 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def explain(error: Exception) -> tuple[int, str]:
     """The exit code and the one message for an exception."""
-    from frenet.runs import DiskFullError, RunFailedError
+    from frenet._files import NotWrittenError
+    from frenet.runs import RunFailedError
     from frenet.runs.worker import is_user_mistake, message_of
 
     message = message_of(error)
-    if isinstance(error, DiskFullError):
-        return NO_RESULT, str(error.strerror)
+    if isinstance(error, NotWrittenError):
+        return NO_RESULT, message
     if isinstance(error, RunFailedError):
         return (MISTAKE if error.user_mistake else NO_RESULT), message
     if isinstance(error, MemoryError):
@@ -82,6 +88,9 @@ def explain(error: Exception) -> tuple[int, str]:
         return MISTAKE, message
     if isinstance(error, FloatingPointError):  # what was measured is not finite; says where
         return NO_RESULT, message
+    if isinstance(error, OSError) and error.errno in DISK:
+        where = f"{error.filename}: " if error.filename else ""
+        return NO_RESULT, f"{where}{error.strerror}; make room, or choose another place"
     kind = type(error).__name__
     return FAULT, f"unexpected {kind}: {message} (FRENET_TRACEBACK=1 shows where it came from)"
 

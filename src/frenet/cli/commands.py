@@ -132,7 +132,7 @@ def _report(args: list[str]) -> int:
     """``frenet report``."""
     options = parse(Report, args, command="report", about="Turn runs into one HTML file.")
     with printing(options.json) as show:
-        from frenet.report import export, write_report, write_results
+        from frenet.report import export, figures, write_report, write_results
         from frenet.runs import find_runs, read_run
 
         found = find_runs(options.runs)
@@ -144,6 +144,8 @@ def _report(args: list[str]) -> int:
         report = write_report(runs, options.out or beside / "report.html")
         if options.export is not None:
             export(runs, options.export)
+        if (options.export or options.results) and not figures.can_draw():
+            print(f"frenet: {figures.UNDRAWN}", file=sys.stderr)
         if options.results is not None:
             write_results(runs, options.results)
         facts = {"command": "report", "report": str(report), "export": path_text(options.export)}

@@ -284,14 +284,14 @@ def _require_batches(task: "TextTask", config: NetworkConfig) -> None:
 
 def _learned(key: list[Any], learn: Any) -> Any:
     """The parameter vector that ``learn()`` gives, kept in the cache under ``key``."""
-    from safetensors.torch import load_file
-
-    from frenet.network.cache import cache_dir, save_atomically
+    from frenet.network.cache import cache_dir, kept_tensors
     from frenet.network.context import torch_threads
 
     digest = hashlib.sha256(json.dumps([*key, LEARNING_THREADS]).encode()).hexdigest()[:16]
     path = cache_dir() / "learned" / f"{digest}.safetensors"
-    if not path.exists():
+
+    def made() -> dict[str, Any]:
         with torch_threads(LEARNING_THREADS):
-            save_atomically({"theta": learn()}, path)
-    return load_file(path)["theta"]
+            return {"theta": learn()}
+
+    return kept_tensors(path, made)["theta"]

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import nn
 
 from frenet.experiments.experiment import Row
@@ -17,7 +15,7 @@ from frenet.measure.drift import Vectors, basis_drift, example_snapshot
 from frenet.network.context import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import IGNORE, Batch, Split, Task
-from frenet.runs.files import write_whole
+from frenet.network.tensor_files import load_tensors, save_tensors
 
 SETS = ("fit", "again", "held_out")
 
@@ -115,7 +113,7 @@ def look(
             loss = float(probe.task.loss(model, probe.held_out))
     if not start.exists():
         kept = {name: part.cpu() for name, part in zip(SETS, now, strict=True)}
-        write_whole(start, save(kept))
+        save_tensors(kept, start, named=True)
     found = basis_drift(_stored(start, now[0].device), now, k, paired=True)
     random = k / space.dim
     row: Row = {"table": "drift", "probe": probe.task.name, "k": k, **found._asdict()}
@@ -138,8 +136,8 @@ def _full_precision(model: nn.Module) -> Iterator[None]:
 
 
 def _stored(file: Path, device: torch.device) -> Vectors:
-    with safe_open(file, framework="pt") as stored:
-        fit, again, held_out = (stored.get_tensor(name).to(device) for name in SETS)
+    stored, _ = load_tensors(file)
+    fit, again, held_out = (stored[name].to(device) for name in SETS)
     return fit, again, held_out
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save
 from torch import Tensor
 
 from frenet.experiments.watched import TRAINING
@@ -26,8 +25,8 @@ from frenet.measure.trajectory_files import (
     read_tensors,
 )
 from frenet.network.space import ParamSpace
+from frenet.network.tensor_files import save_tensors
 from frenet.runs import read_run
-from frenet.runs.files import write_whole
 
 CHUNK_BYTES = 32 << 20
 
@@ -73,7 +72,7 @@ class Recording:
         """Forget what is there, and start at theta_0."""
         self.cut(0)
         about = {"names": json.dumps(self.space.names), "shapes": json.dumps(self.space.shapes)}
-        write_whole(self.folder / START, save({"theta": theta}, about))
+        save_tensors({"theta": theta}, self.folder / START, about, named=True)
 
     def start(self) -> Float[Tensor, " d"]:
         """theta_0."""
@@ -133,7 +132,8 @@ class Recording:
 
     def _write(self, tensors: dict[str, Tensor], *, first: int) -> None:
         last = first + len(tensors["steps"]) - 1
-        write_whole(self.folder / f"steps-{first:08d}-{last:08d}.safetensors", save(tensors))
+        name = f"steps-{first:08d}-{last:08d}.safetensors"
+        save_tensors(tensors, self.folder / name, named=True)
 
 
 def steps_per_chunk(dim: int, gradients: bool) -> int:

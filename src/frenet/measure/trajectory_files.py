@@ -4,18 +4,18 @@ start.safetensors               theta_0, with names and shapes of the parameters
 steps-00000001-00000035...      steps 1 to 35; with them the gradients, where they were asked for
 """
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from frenet._files import DamagedFileError, parse_json, require_object
 from frenet.measure.trajectory import Trajectory
 from frenet.network.memory import require_memory
 from frenet.network.space import ParamSpace
+from frenet.network.tensor_files import load_tensors
 
 FOLDER = "trajectory"
 START = "start.safetensors"
@@ -77,11 +77,11 @@ def read_steps(out: Path | str) -> Trajectory:
     folder = Path(out).expanduser() / FOLDER
     if not (folder / START).exists():
         raise ValueError(f"{out} holds no recorded training: there is no {FOLDER}/{START}")
-    with safe_open(folder / START, framework="pt") as file:
-        about = file.metadata()
-        theta = file.get_tensor("theta")
-    shapes = tuple(tuple(shape) for shape in json.loads(about["shapes"]))
-    space = ParamSpace(tuple(json.loads(about["names"])), shapes)
+    tensors, about = _read(folder / START)
+    require_object(about, folder / START, shapes=str, names=str)
+    shapes = tuple(tuple(shape) for shape in parse_json(about["shapes"], folder / START))
+    space = ParamSpace(tuple(parse_json(about["names"], folder / START)), shapes)
+    theta = tensors["theta"]
     found = in_order(folder)
     total = found[-1].last if found else 0
     kept = bool(found) and "gradients" in read_tensors(found[0].path)
@@ -103,10 +103,14 @@ def read_steps(out: Path | str) -> Trajectory:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, mapped from the disk."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+        return load_tensors(path)
+    except DamagedFileError as error:
         raise ValueError(
-            f"{path} cannot be read: {error}; resume the training, or record it again"
+            f"{path} cannot be read: it {error.why}; resume the training, or record it again"
         ) from error

@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._files import whole_files
 from frenet.methods.task_vectors import TaskVector
+from frenet.network.adapter_files import WEIGHTS, write_adapter
 from frenet.network.adapters import linear_modules, quiet_peft
 
 
@@ -111,9 +113,7 @@ def _factored(
 def _write(factors: dict[str, tuple[Tensor, Tensor]], folder: Path, *, turned: bool) -> Path:
     """The files of a PEFT adapter whose scale is 1."""
     from peft import LoraConfig
-    from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     ranks = {name.removesuffix(".weight"): len(A) for name, (_, A) in factors.items()}
     most = max(ranks.values())
     own = {module: rank for module, rank in ranks.items() if rank != most}
@@ -128,6 +128,6 @@ def _write(factors: dict[str, tuple[Tensor, Tensor]], folder: Path, *, turned: b
             rank_pattern=own, alpha_pattern=own, fan_in_fan_out=turned, inference_mode=True,
             task_type="CAUSAL_LM",
         )  # fmt: skip
-        config.save_pretrained(folder)
-    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+        with whole_files(folder, last=WEIGHTS) as part:
+            write_adapter(config, tensors, part)
     return folder

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from frenet._files import whole_files
 from frenet.geometry.linalg import dot
 from frenet.methods.task_vectors import TaskVector
 from frenet.network.tensor_files import TensorFiles, write_tensors
 
 # Weights in any form; everything else in a model's folder goes along.
+MERGED = "model.safetensors"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -82,9 +84,9 @@ def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Mer
 
     shapes = {stored: files.shapes[name] for stored, name in named.items()}
     dtypes = {stored: files.read(name).dtype for stored, name in named.items()}
-    out.mkdir(parents=True, exist_ok=True)
-    for path in files.path.iterdir():
-        if path.is_file() and not path.name.endswith(_WEIGHTS):
-            shutil.copy2(path, out / path.name)
-    write_tensors(out / "model.safetensors", shapes, read, {"format": "pt"}, dtypes=dtypes)
+    with whole_files(out, last=MERGED) as part:
+        for path in files.path.iterdir():
+            if path.is_file() and not path.name.endswith(_WEIGHTS):
+                shutil.copy2(path, part / path.name)
+        write_tensors(part / MERGED, shapes, read, {"format": "pt"}, dtypes=dtypes)
     return Merged(out, (lost / whole) ** 0.5, 1 - moved / asked)

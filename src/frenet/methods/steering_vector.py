@@ -1,5 +1,6 @@
 """A steering vector: arithmetic, and files that other programs read."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -7,13 +8,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from frenet._files import DamagedFileError, canonical, require_object, whole
 from frenet._notebook import Fact, Shown
 from frenet.geometry.alignment import cosine
 from frenet.network.blocks import residual_blocks
+from frenet.network.tensor_files import DIGESTS, load_tensors, save_tensors
 
 FORMAT = "frenet-steering-vector-1"
 # The architecture by which llama.cpp knows a control vector.
@@ -137,13 +138,10 @@ def save_vector(vector: SteeringVector, path: str | Path) -> Path:
     Raises:
         ValueError: an entry is not finite.
     """
-    path = Path(path).expanduser()
     _require_finite(vector)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f"block.{b}": v.float().contiguous() for b, v in vector.directions.items()}
+    tensors = {f"block.{b}": v.float() for b, v in vector.directions.items()}
     about = {"format": FORMAT, "origin": vector.origin, "model": vector.model, "data": vector.data}
-    save_file(tensors, path, about)
-    return path
+    return save_tensors(tensors, Path(path).expanduser(), about)
 
 
 def load_vector(path: str | Path) -> SteeringVector:
@@ -151,7 +149,7 @@ def load_vector(path: str | Path) -> SteeringVector:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is neither.
+        ValueError: it is neither, or not what frenet wrote.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -160,15 +158,18 @@ def load_vector(path: str | Path) -> SteeringVector:
         return _load_control_vector(path)
     if path.suffix.lower() != ".safetensors":
         raise ValueError(f"{path} is no steering vector; pass a .safetensors or a .gguf file")
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors has one error type of its own, and OSError
-        raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
+    tensors, about = load_tensors(path)
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} holds other tensors than a steering vector of frenet")
-    directions = {int(name.removeprefix("block.")): v for name, v in tensors.items()}
+    require_object(about, path, origin=str, model=str, data=str)
+    directions = {}
+    for name, direction in tensors.items():
+        block = name.removeprefix("block.")
+        if not block.isdigit() or direction.ndim != 1:
+            raise DamagedFileError(path, f"has the tensor {name!r}, which is no direction")
+        directions[int(block)] = direction
+    if not directions:
+        raise DamagedFileError(path, "holds no direction")
     return SteeringVector(directions, about["origin"], about["model"], about["data"])
 
 
@@ -198,18 +199,29 @@ def save_control_vector(vector: SteeringVector, path: str | Path, *, architectur
             "the vector has a direction for block 0 only, for which GGUF control vectors have no "
             "place; extract a later block"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = GGUFWriter(path, CONTROL)
-    writer.add_string(f"{CONTROL}.model_hint", architecture)
-    writer.add_uint32(f"{CONTROL}.layer_count", len(blocks))
-    writer.add_string("general.description", vector.origin)
-    for block in blocks:
-        writer.add_tensor(f"direction.{block}", vector.directions[block].float().cpu().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    own = {block: vector.directions[block].float().cpu() for block in blocks}
+    with whole(path) as part:
+        writer = GGUFWriter(part, CONTROL)
+        writer.add_string(f"{CONTROL}.model_hint", architecture)
+        writer.add_uint32(f"{CONTROL}.layer_count", len(blocks))
+        writer.add_string("general.description", vector.origin)
+        writer.add_string(DIGESTS, _digest(own, vector.origin))
+        for block, direction in own.items():
+            writer.add_tensor(f"direction.{block}", direction.numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
     return path
+
+
+def _digest(directions: Mapping[int, Tensor], origin: str) -> str:
+    """sha256 of the directions in a control vector, with their blocks and where they come from."""
+    about = {"origin": origin, "blocks": {str(b): len(v) for b, v in directions.items()}}
+    state = hashlib.sha256(canonical(about).encode())
+    for block in sorted(directions):
+        state.update(directions[block].contiguous().numpy().tobytes())
+    return state.hexdigest()
 
 
 def _load_control_vector(path: Path) -> SteeringVector:
@@ -218,9 +230,18 @@ def _load_control_vector(path: Path) -> SteeringVector:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError(f"{path} is not a GGUF file: it does not start with the bytes GGUF")
-    reader = GGUFReader(path)
-    field_of = reader.fields.get("general.architecture")
-    kind = field_of.contents() if field_of else None
+    try:
+        reader = GGUFReader(path)
+        text = {
+            name: field.contents()
+            for name in ("general.architecture", "general.description", DIGESTS)
+            if (field := reader.fields.get(name))
+        }
+    except Exception as error:  # the reader trusts the file, and has no error of its own
+        raise DamagedFileError(
+            path, f"is damaged or incomplete ({error}); fetch it again"
+        ) from None
+    kind = text.get("general.architecture")
     if kind != CONTROL:
         raise ValueError(f"{path} is a GGUF file of {kind!r}, not a control vector")
     found = {}
@@ -231,8 +252,11 @@ def _load_control_vector(path: Path) -> SteeringVector:
         found[int(block)] = torch.from_numpy(tensor.data.copy()).float().reshape(-1)
     if not found:
         raise ValueError(f"{path} holds no direction")
-    about = reader.fields.get("general.description")
-    return SteeringVector(found, about.contents() if about else f"control vector {path.name}")
+    origin = text.get("general.description", f"control vector {path.name}")
+    # Control vectors of other programs have no digest.
+    if DIGESTS in text and text[DIGESTS] != _digest(found, origin):
+        raise DamagedFileError(path, "is not what was written (sha256); export it again")
+    return SteeringVector(found, origin)
 
 
 def _require_finite(vector: SteeringVector) -> None:

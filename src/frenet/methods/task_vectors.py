@@ -352,4 +352,6 @@ def load_task_vector(path: str | Path) -> TaskVector:
             f"{path} holds other tensors than a task vector of frenet; for a checkpoint pass its "
             "base too"
         )
+    if not {"origin", "base"} <= about.keys():
+        raise ValueError(f"{path} does not say what it was made of; save the task vector again")
     return TaskVector(files.shapes, files.read, about["origin"], about["base"])

@@ -1,7 +1,8 @@
 """Winners of a search on disk: as a seed record, and as weights that others can load."""
 
+import copy
 import hashlib
-import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._files import DamagedFileError, pretty, read_object, sealed, unsealed, whole_files
 from frenet._version import __version__
 from frenet.geometry.subspace import Basis
 from frenet.methods.candidates import Candidates, Noise, Where, space_of
 from frenet.methods.search import SearchResult
-from frenet.network.cache import save_atomically
+from frenet.network.adapter_files import write_adapter
 from frenet.network.checkpoints import fingerprint
+from frenet.network.tensor_files import save_tensors
 
-RECORD, WEIGHTS, FORMAT = "candidate.json", "weights.safetensors", 1
+RECORD, WEIGHTS, FORMAT = "candidate.json", "weights.safetensors", 2
 
 
 def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Path | str) -> Path:
@@ -37,7 +40,6 @@ def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Pa
         The folder.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     space = space_of(where)
     record = {
         "format": FORMAT,
@@ -52,21 +54,54 @@ def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Pa
         "held_out": {
             "before": result.held_out.before,
             "after": result.held_out.after,
-            "gain": list(result.held_out.gain),
+            # One example has no interval.
+            "gain": [end if math.isfinite(end) else None for end in result.held_out.gain],
         },
     }
-    with Candidates(model, where, result.noise) as candidates:
+    with (
+        whole_files(folder, last=RECORD) as part,
+        Candidates(model, where, result.noise) as candidates,
+    ):
         candidates.put(result.winner)
-        wrapper: Any = model
         if all("lora_" in name for name in space.names) and hasattr(model, "peft_config"):
-            wrapper.save_pretrained(folder)
+            _write_adapter(model, part)
         else:
             values = space.parameters(model)
-            save_atomically(
-                {n: p.detach() for n, p in zip(space.names, values, strict=True)}, folder / WEIGHTS
-            )
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            tensors = {n: p.detach() for n, p in zip(space.names, values, strict=True)}
+            save_tensors(tensors, part / WEIGHTS)
+        (part / RECORD).write_text(pretty(sealed(record)), encoding="utf-8")
     return folder
+
+
+def _write_adapter(model: Any, folder: Path) -> None:
+    """The active adapter of PEFT's wrapper, as PEFT writes it but for its model card."""
+    from peft import get_peft_model_state_dict
+
+    name, base = model.active_adapter, model.get_base_model()
+    config = copy.copy(model.peft_config[name])
+    config.base_model_name_or_path = (
+        config.base_model_name_or_path or getattr(base, "name_or_path", None) or None
+    )
+    config.inference_mode = True
+    kind = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
+    tensors = get_peft_model_state_dict(model, adapter_name=name)
+    write_adapter(config, tensors, folder, auto_mapping=None if config.task_type else kind)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """A seed record.
+
+    Raises:
+        DamagedFileError: it is not what was written, or of another version of frenet.
+    """
+    record = read_object(
+        path, fingerprint=str, parameters=list, noise=dict, index=int, basis=(str, type(None))
+    )
+    if record.get("format") not in (1, FORMAT):
+        raise DamagedFileError(path, "is of another version of frenet")
+    if record["format"] == 1 and "sha256" not in record:  # of an early build, without a digest
+        return record
+    return unsealed(record, path)
 
 
 def load_winner(model: nn.Module, where: Where, folder: Path | str) -> Float[Tensor, " d"]:
@@ -79,12 +114,13 @@ def load_winner(model: nn.Module, where: Where, folder: Path | str) -> Float[Ten
 
     Raises:
         FileNotFoundError: the folder holds no record.
+        DamagedFileError: the record is not what was written.
         ValueError: the record is of other weights, of other parameters, or of another basis.
     """
     path = Path(folder) / RECORD
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no search result: it has no {RECORD}")
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record = _record(path)
     if record["fingerprint"] != fingerprint(model):
         raise ValueError(
             f"{path} is a result of other weights (fingerprint {record['fingerprint'][:12]}, this "

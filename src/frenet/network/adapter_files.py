@@ -1,20 +1,26 @@
 """PEFT adapters on disk: found, checked against their base, never applied in part."""
 
-import json
+import hashlib
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from frenet._files import DamagedFileError, canonical, pretty, read_object
 from frenet.network.adapters import linear_modules, quiet_peft
 from frenet.network.checkpoints import PICKLED, refuse_pickled
-from frenet.network.tensor_files import TensorFiles
+from frenet.network.tensor_files import TensorFiles, save_tensors
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
+# The key, in the metadata of weights that frenet wrote, of the digest of their configuration; what
+# people change in it when they move a base or an adapter is not covered.
+_CONFIGURED = "frenet.adapter_config"
+_MOVED = ("base_model_name_or_path", "revision", "inference_mode")
 _SHOWN = 4
 
 
@@ -65,6 +71,7 @@ def load_adapter(model: nn.Module, folder: Path) -> tuple[nn.Module, list[str]]:
             f"{folder} is a {settings.get('peft_type')} adapter; only LORA adapters are loaded"
         )
     files = TensorFiles(folder / WEIGHTS)
+    files.require_undamaged()
     # PEFT also saves embeddings and heads that have an adapter, or that it takes for resized.
     stored = {name: shape for name, shape in files.shapes.items() if not is_own(files, name, model)}
     try:
@@ -118,13 +125,48 @@ def is_own(files: TensorFiles, name: str, base: nn.Module) -> bool:
 
 
 def configuration(folder: Path) -> dict[str, Any]:
-    """What ``adapter_config.json`` of a folder says."""
+    """What ``adapter_config.json`` of a folder says.
+
+    Raises:
+        DamagedFileError: it is no JSON object, or not the one that frenet wrote with the weights.
+    """
     path = folder / "adapter_config.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    return dict(found)
+    found = read_object(path)
+    if (folder / WEIGHTS).exists():
+        written = TensorFiles(folder / WEIGHTS).about.get(_CONFIGURED)
+        if written is not None and written != _config_digest(found):
+            raise DamagedFileError(path, f"is not the one that was written with {WEIGHTS}")
+    return found
+
+
+def write_adapter(
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    auto_mapping: Mapping[str, str] | None = None,
+) -> None:
+    """Write configuration and weights as PEFT does, the same bytes every time, with digests.
+
+    Args:
+        config: PEFT's.
+        tensors: by the names that PEFT gives them.
+        folder: which is there; see ``whole_files``.
+        auto_mapping: the class of the base, where the configuration has no kind of task.
+    """
+    config.save_pretrained(folder, auto_mapping_dict=auto_mapping)
+    path = folder / "adapter_config.json"
+    # PEFT turns sets into lists in the order of their hashes, which every process has anew.
+    sets = {key for key, value in config.to_dict().items() if isinstance(value, set)}
+    settings = {k: sorted(v) if k in sets else v for k, v in read_object(path).items()}
+    path.write_text(pretty(settings), encoding="utf-8")
+    about = {"format": "pt", _CONFIGURED: _config_digest(settings)}
+    save_tensors(tensors, folder / WEIGHTS, about)
+
+
+def _config_digest(config: dict[str, Any]) -> str:
+    kept = {key: value for key, value in config.items() if key not in _MOVED}
+    return hashlib.sha256(canonical(kept).encode()).hexdigest()
 
 
 def _fetched(name: str) -> Path:

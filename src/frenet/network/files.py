@@ -113,6 +113,8 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]] |
             yield RowError(path, number, f"not JSON at column {error.colno}: {error.msg}")
         except ValueError as error:
             yield RowError(path, number, str(error))
+        except RecursionError:
+            yield RowError(path, number, "nested too deeply to be read")
         else:
             if isinstance(value, dict):
                 yield number, value

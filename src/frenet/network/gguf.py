@@ -1,26 +1,24 @@
 """GGUF files: converted once into a folder of dequantised weights that loads fast."""
 
 import copy
+import errno
 import hashlib
-import json
-import os
 import shutil
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from frenet.network.cache import cache_dir
+from frenet._files import DamagedFileError, DiskFullError, named_errors, whole_files
+from frenet.network.cache import VARIABLE, cache_dir
+from frenet.network.made_folder import RECORD, seal_folder, whole_folder
 from frenet.network.memory import require_memory
 from frenet.network.sampled import sampled
 
-RECORD = "frenet.json"
 # Keys of transformers' table that are sections of the file or no decoders.
 _NOT_DECODERS = ("general", "tokenizer", "t5", "umt5")
 # While converting, the dequantised tensors and one copy of them in float32.
@@ -54,7 +52,8 @@ def convert_gguf(
     """The folder with the dequantised weights and the tokenizer of a GGUF file.
 
     The first call converts, which takes a minute for a small model; later calls with the same
-    content return the same folder at once. The folder is either whole or not there.
+    content compare that folder with the digests of its files, once in a process, and return it. A
+    folder that is damaged is named and made again.
 
     Args:
         path: the .gguf file.
@@ -66,33 +65,43 @@ def convert_gguf(
         ValueError: not a GGUF file, an architecture that is not supported, or weights that do not
             fill the model.
         MemoryError: the conversion needs more memory than there is.
-        OSError: the disk has no room for the folder.
+        DiskFullError: the disk has no room for the folder.
+        OSError: the folder cannot be written.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     digest = _digest(path)
     folder = (cache or cache_dir() / "gguf") / f"{path.stem}-{digest[:16]}"
-    if (folder / RECORD).exists():
-        return folder
+    with named_errors(folder, moves=VARIABLE):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if whole_folder(folder, {"sampled_sha256": digest}):
+            return folder
+    except DamagedFileError as error:
+        say(f"{error.where} {error.why}: {path.name} is converted again")
+    _convert(path, folder, digest, say)
+    return folder
+
+
+def _convert(path: Path, folder: Path, digest: str, say: Callable[[str], None]) -> None:
+    """Make the folder, after asking whether memory and disk have room."""
     header = read_header(path)
     needed = _BYTES_PER_PARAMETER * header.parameters
     require_memory(
         needed, f"converting {path.name}", device=torch.device("cpu"), remedy="free some memory"
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
     _require_disk(4 * header.parameters, folder.parent)
     say(
         f"converting {path.name} once: {header.architecture}, {header.quantisation}, "
         f"{header.parameters:,} parameters, {needed / 2**30:.2f} GiB of memory, "
         f"{4 * header.parameters / 2**30:.2f} GiB in {folder}"
     )
-    with _new_folder(folder) as unfinished:
+    with whole_files(folder, last=RECORD, alone=True, moves=VARIABLE) as unfinished:
         _write_converted(path, header, unfinished)
         record = {"file": path.name, "sampled_sha256": digest, **header._asdict()}
         del record["tensors"]
-        (unfinished / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return folder
+        seal_folder(unfinished, record)
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -185,23 +194,8 @@ def _digest(path: Path) -> str:
 def _require_disk(needed: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(
+        raise DiskFullError(
+            errno.ENOSPC,
             f"the converted model needs {needed / 2**30:.2f} GiB in {folder} and "
-            f"{free / 2**30:.2f} GiB are free; set FRENET_CACHE to a larger disk"
+            f"{free / 2**30:.2f} GiB are free; set FRENET_CACHE to a larger disk",
         )
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the place of ``folder`` when everything in it is written."""
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        yield unfinished
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            # Another process has put its own, equal folder there in the meantime.
-            if not (folder / RECORD).exists():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,6 +1,5 @@
 """A language model and its tokenizer from a hub id, a folder, a GGUF file or a PEFT adapter."""
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,12 +20,14 @@ from frenet.network.checkpoints import (
     require_model_folder,
     tensor_shapes,
 )
-from frenet.network.gguf import RECORD, convert_gguf, say_on_stderr
+from frenet.network.gguf import convert_gguf, say_on_stderr
 from frenet.network.limits import context_length
 from frenet.network.made_data import is_made
+from frenet.network.made_folder import read_record
 from frenet.network.made_model import NAME, made_model
 from frenet.network.memory import require_memory
 from frenet.network.tasks import base_model
+from frenet.network.tensor_files import TensorFiles
 
 __all__ = ["Loaded", "convert_gguf", "load"]
 
@@ -184,7 +185,7 @@ def _tower_notes(model: nn.Module) -> list[str]:
 
 
 def _gguf_note(folder: Path, dtype: torch.dtype) -> str:
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    record = read_record(folder)
     return (
         f"{record['file']}: stored as {record['quantisation']}, dequantised, measured in {dtype}; "
         "results refer to the dequantised weights"
@@ -200,6 +201,7 @@ def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple
         entries = sum(torch.Size(shape).numel() for shape in tensor_shapes(where).values())
         size = entries * torch.finfo(dtype).bits // 8
         require_memory(size, f"{where}", device=device, remedy="use a smaller model or dtype")
+        TensorFiles(where).require_undamaged()
     options = {"trust_remote_code": False, "local_files_only": isinstance(where, Path)}
     try:
         stored = AutoConfig.from_pretrained(where, **options)

@@ -1,23 +1,23 @@
 """A small GPT-2 that frenet trains itself: a language model where there is no network."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
-from safetensors.torch import save_file
 from torch import nn
 
+from frenet._files import DamagedFileError, named_errors, whole_files
 from frenet.geometry import rng
-from frenet.network.cache import cache_dir
+from frenet.network.cache import VARIABLE, cache_dir
 from frenet.network.context import torch_threads
 from frenet.network.contrasts import ANSWERED, ASKED
 from frenet.network.gguf import say_on_stderr
 from frenet.network.made_data import PREFIX, made_rows
+from frenet.network.made_folder import RECORD, seal_folder, whole_folder
 from frenet.network.schemas import Template
 from frenet.network.tasks import collate, token_loss
+from frenet.network.tensor_files import save_tensors
 from frenet.network.text import TextTask, text_tasks
 
 if TYPE_CHECKING:
@@ -39,17 +39,21 @@ def made_model() -> Path:
     tokenizer of its own, taught the five tasks of ``frenet:words`` and to answer Yes or No about
     ``frenet:comparisons``. It is trained in one thread, so that it is the same in every run.
     """
-    folder = made_folder()
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder, about = made_folder(), {"name": NAME, "version": VERSION}
+    with named_errors(folder, moves=VARIABLE):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            say_on_stderr(f"training {NAME}: about two minutes, once")
-            partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-            shutil.rmtree(partial, ignore_errors=True)
+        try:
+            if whole_folder(folder, about):
+                return folder
+        except DamagedFileError as error:
+            say_on_stderr(f"{error.where} {error.why}: {NAME} is trained again")
+        say_on_stderr(f"training {NAME}: about two minutes, once")
+        with whole_files(folder, last=RECORD, alone=True, moves=VARIABLE) as partial:
             tokenizer = made_tokenizer()
             _save(trained_gpt2(tokenizer, steps=STEPS), partial)
             tokenizer.save_pretrained(partial)
-            partial.replace(folder)
+            seal_folder(partial, about)
     return folder
 
 
@@ -62,7 +66,7 @@ def _save(model: "GPT2LMHeadModel", folder: Path) -> None:
     """A model folder; the head is the embedding, which is stored once."""
     model.config.save_pretrained(folder)
     tensors = {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def made_tokenizer() -> Any:

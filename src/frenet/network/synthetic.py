@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frenet.geometry import rng
-from frenet.network.cache import cache_dir, save_atomically
+from frenet.network.cache import cache_dir, kept_tensors
 from frenet.network.context import torch_threads
 from frenet.network.tasks import (
     IGNORE,
@@ -284,9 +283,8 @@ def trained_synthetic(config: SyntheticConfig, *, seed: int) -> SyntheticTransfo
     """The trained network, from the cache where it was trained before with the same settings."""
     key = "-".join(str(value) for value in asdict(config).values())
     path = cache_dir() / "synthetic" / f"v2-{key}-seed{seed}.safetensors"
-    if not path.exists():
-        trained = train_synthetic(config, seed=seed)
-        save_atomically(dict(trained.state_dict()), path)
     model = SyntheticTransformer(config, seed=seed)
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(
+        kept_tensors(path, lambda: train_synthetic(config, seed=seed).state_dict())
+    )
     return model.eval()

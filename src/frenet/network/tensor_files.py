@@ -1,9 +1,13 @@
-"""Tensors in safetensors files, read and written one at a time."""
+"""Tensors in safetensors files, read and written one at a time, and known by their digests.
+
+What frenet writes holds the sha256 of every tensor, with its name, dtype and shape, and of the
+metadata with all names; a tensor is compared with it when it is read. Files of other programs have
+no digests and are read as they are.
+"""
 
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -13,6 +17,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from frenet._files import (
+    OUT,
+    DamagedFileError,
+    canonical,
+    named_errors,
+    parse_json,
+    read_object,
+    require_object,
+    whole,
+)
+
+# The key of the digests in a file's metadata, and the name under which they cover the metadata.
+DIGESTS, ALL = "frenet.sha256", ""
+# The key of the name that a file has to keep.
+NAME = "frenet.name"
 # Entries of each tensor that are read to tell one set of weights from another.
 _SAMPLED = 1 << 12
 
@@ -21,6 +40,12 @@ _CODES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 
 Shapes = dict[str, tuple[int, ...]]
@@ -57,29 +82,53 @@ class TensorFiles:
         self.stored: dict[str, str] = {}
         self.about: dict[str, str] = {}
         self._files: dict[str, Any] = {}
+        # By stored name: the file, and the digest that its tensor has there.
+        self._digests: dict[str, tuple[Path, str | None]] = {}
         for file in files:
             self._look(file)
 
     def _look(self, path: Path) -> None:
         try:
             file: Any = safe_open(path, framework="pt")
-            self.about |= file.metadata() or {}
+            about = dict(file.metadata() or {})
+            digests = _digests_of(path, about, file.keys())
+            self.about |= {key: value for key, value in about.items() if key != DIGESTS}
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 if part.get_dtype().startswith(("F", "BF")):
                     self.shapes[name] = tuple(part.get_shape())
                     self.stored[name] = name
                     self._files[name] = file
+                    if digests is not None:
+                        self._digests[name] = path, digests.get(name)
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{path} is damaged, incomplete or a Git LFS pointer ({error}); fetch it again"
             ) from None
 
     def read(self, name: str) -> Tensor:
-        """One tensor, in the dtype in which it is stored."""
+        """One tensor, in the dtype in which it is stored.
+
+        Raises:
+            DamagedFileError: it is not what frenet wrote; the first read of it compares its digest.
+        """
         stored = self.stored[name]
         tensor: Tensor = self._files[stored].get_tensor(stored)
+        if stored in self._digests:
+            path, digest = self._digests[stored]
+            _require_digest(path, stored, tensor, digest)
+            del self._digests[stored]
         return tensor
+
+    def require_undamaged(self) -> None:
+        """Read every tensor that has a digest; for files that another library will load.
+
+        Raises:
+            DamagedFileError: one of them is not what frenet wrote.
+        """
+        for name, stored in self.stored.items():
+            if stored in self._digests:
+                self.read(name)
 
     def named_like(self, names: Iterable[str]) -> "TensorFiles":
         """The same tensors by the names of a whole model, where the base model was saved alone.
@@ -114,11 +163,76 @@ def weight_files(folder: Path) -> list[Path]:
         return [whole]
     if (index := folder / "model.safetensors.index.json").exists():
         try:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{index} is no index of files ({error}); fetch it again") from None
+            names = list(read_object(index, weight_map=dict)["weight_map"].values())
+            if not all(isinstance(name, str) for name in names):
+                raise DamagedFileError(index, "names a file by something else than text")
+        except DamagedFileError as error:
+            raise ValueError(
+                f"{index} is no index of files (it {error.why}); fetch it again"
+            ) from None
         return [folder / name for name in sorted(set(names))]
     return sorted(folder.glob("*.safetensors"))
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+    about: Mapping[str, str] | None = None,
+    *,
+    named: bool = False,
+    moves: str = OUT,
+) -> Path:
+    """Write tensors that are in memory, in their own dtypes, finite or not.
+
+    Args:
+        tensors: by name.
+        path: the file; it appears when it is whole.
+        about: metadata of the file.
+        named: the file is read under this very name alone, so that it is not taken for another.
+        moves: the option or variable that moves it to another disk, for messages.
+
+    Raises:
+        OSError: as ``whole``.
+    """
+    own = {NAME: Path(path).name} if named else {}
+    return write_tensors(
+        path,
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        tensors.__getitem__,
+        {**(about or {}), **own},
+        dtypes={name: tensor.dtype for name, tensor in tensors.items()},
+        finite=False,
+        moves=moves,
+    )
+
+
+def load_tensors(path: Path, *, sealed: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a file, mapped from the disk, and its metadata.
+
+    Args:
+        path: the file.
+        sealed: it must have digests.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: no safetensors file, a cut one, or one with digests of other content.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DamagedFileError(path, f"cannot be read as safetensors: {error}") from None
+    digests = _digests_of(path, about, tensors)
+    if about.get(NAME, path.name) != path.name:
+        raise DamagedFileError(path, f"holds what was written as {about[NAME]}")
+    if sealed and digests is None:
+        raise DamagedFileError(path, "has no digests, so that damage cannot be seen")
+    for name, tensor in tensors.items() if digests is not None else ():
+        _require_digest(path, name, tensor, (digests or {}).get(name))
+    return tensors, {key: value for key, value in about.items() if key != DIGESTS}
 
 
 def write_tensors(
@@ -128,6 +242,8 @@ def write_tensors(
     about: Mapping[str, str],
     *,
     dtypes: Mapping[str, torch.dtype] | None = None,
+    finite: bool = True,
+    moves: str = OUT,
 ) -> Path:
     """Write tensors to a safetensors file, with one of them in memory at a time.
 
@@ -137,46 +253,92 @@ def write_tensors(
         read: gives the tensor of a name.
         about: metadata of the file.
         dtypes: by name; float32 where there is none.
+        finite: entries that are not finite are an error.
+        moves: the option or variable that moves the file to another disk, for messages.
 
     Raises:
         ValueError: an entry is not finite; the message names the tensor.
+        OSError: as ``whole``.
     """
     path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
     kinds = {name: (dtypes or {}).get(name, torch.float32) for name in shapes}
-    text = _header(shapes, kinds, about)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in shapes:
-                tensor = read(name).detach().to("cpu", kinds[name]).contiguous()
-                # A sum is several times as fast, and rarely infinite where the entries are finite.
-                sum_ = tensor.sum(dtype=torch.float32)
-                if not torch.isfinite(sum_) and not torch.isfinite(tensor).all():
-                    raise ValueError(f"{name} has an entry that is not finite, and is not written")
+    # As the format has it, so that every tensor starts at a multiple of its entries' size.
+    order = sorted(shapes, key=lambda name: -kinds[name].itemsize)
+    digests = dict.fromkeys([ALL, *order], "0" * hashlib.sha256().digest_size * 2)
+    digests[ALL] = _about_digest(about, order)
+    size = len(_header(shapes, kinds, about, digests))
+    with whole(path, moves=moves) as part, part.open("r+b") as file:
+        file.seek(8 + size)
+        for name in order:
+            tensor = read(name).detach().to("cpu", kinds[name]).contiguous()
+            if finite:
+                _require_finite(name, tensor)
+            digests[name] = _tensor_digest(name, tensor)
+            with named_errors(path, moves=moves):
                 file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        file.seek(0)
+        file.write(size.to_bytes(8, "little") + _header(shapes, kinds, about, digests))
     return path
+
+
+def _require_finite(name: str, tensor: Tensor) -> None:
+    # A sum is several times as fast, and rarely infinite where the entries are finite.
+    sum_ = tensor.sum(dtype=torch.float32)
+    if not torch.isfinite(sum_) and not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} has an entry that is not finite, and is not written")
 
 
 def _header(
     shapes: Mapping[str, tuple[int, ...]],
     kinds: Mapping[str, torch.dtype],
     about: Mapping[str, str],
+    digests: Mapping[str, str],
 ) -> bytes:
-    """The header of a safetensors file, in JSON."""
-    header: dict[str, Any] = {"__metadata__": dict(about)}
+    """The header of a safetensors file, in JSON; tensors in the order of the digests."""
+    header: dict[str, Any] = {"__metadata__": {**about, DIGESTS: json.dumps(digests)}}
     end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + kinds[name].itemsize * prod(shape)
+    for name in digests:
+        if name == ALL:
+            continue
+        start, end = end, end + kinds[name].itemsize * prod(shapes[name])
         code = _CODES[kinds[name]]
-        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": code, "shape": list(shapes[name]), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     # The format wants the data to start at a multiple of 8 bytes.
     return text + b" " * (-len(text) % 8)
+
+
+def _about_digest(about: Mapping[str, str], names: Iterable[str]) -> str:
+    return hashlib.sha256(canonical([dict(about), sorted(names)]).encode()).hexdigest()
+
+
+def _tensor_digest(name: str, tensor: Tensor) -> str:
+    """sha256 of a tensor's name, dtype, shape and entries."""
+    state = hashlib.sha256(f"{name}\n{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def _digests_of(
+    path: Path, about: Mapping[str, str], names: Iterable[str]
+) -> dict[str, Any] | None:
+    """The digests in a file's metadata, which they cover; None where frenet did not write it."""
+    if DIGESTS not in about:
+        return None
+    digests = require_object(parse_json(about[DIGESTS], path), path)
+    rest = {key: value for key, value in about.items() if key != DIGESTS}
+    if digests.get(ALL) != _about_digest(rest, names):
+        raise DamagedFileError(
+            path, "has other metadata, or other tensors, than were written; make it again"
+        )
+    return digests
+
+
+def _require_digest(path: Path, name: str, tensor: Tensor, digest: str | None) -> None:
+    if _tensor_digest(name, tensor) != digest:
+        raise DamagedFileError(
+            path, f"holds another tensor {name} than was written (sha256); make it again"
+        )
 
 
 def digest(shapes: Mapping[str, tuple[int, ...]], read: Read) -> str:

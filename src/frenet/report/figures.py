@@ -1,6 +1,8 @@
 """A figure of an experiment as a Vega-Lite specification: coloured for the page, or for a file."""
 
 import functools
+import subprocess
+import sys
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +27,31 @@ DATA = frozenset({"datasets", "domain", "values"})
 # What the bundle hands to the page's own script.
 BUNDLED = "window.vegaEmbed = vegaEmbed;"
 WIDTH = 640
+
+
+UNDRAWN = (
+    "Pictures of the figures are missing: the library that draws them did not start where this was "
+    "written, most often under a limit of the address space (ulimit -v). frenet report draws them "
+    "where there is none."
+)
+
+
+@functools.cache
+def can_draw() -> bool:
+    """Whether vl-convert works in this process.
+
+    Its JavaScript engine reserves address space when it starts, and where it gets none it ends the
+    process. So it is tried in another one first, where the address space has a limit.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return True
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        return True
+    trial = "import vl_convert; vl_convert.vega_to_svg({'width': 1, 'height': 1})"
+    done = subprocess.run([sys.executable, "-c", trial], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def rows_of(figure: Figure, rows: Rows) -> Rows:

@@ -7,13 +7,13 @@ evaluates its expressions by an interpreter (``ast: true``), so 'unsafe-eval' is
 
 import base64
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from frenet._files import write_whole
 from frenet.experiments.experiment import Experiment
 from frenet.experiments.reproduction import short_name
 from frenet.report import answers, figures
@@ -65,7 +65,7 @@ def write_report(
             ]
             bodies.append(section(part, said.get(part.id), own, static=static))
     page = _document(opening(networks, decisions, static=static), join(bodies))
-    return write_whole(out, page.encode())
+    return write_whole(out, page.encode(), moves="frenet report RUN --out FILE")
 
 
 def export(
@@ -77,7 +77,8 @@ def export(
     """Every figure as SVG and PNG, every table as CSV, under names that stay the same.
 
     Args:
-        runs: finished or partial runs; figures whose table has no rows are left out.
+        runs: finished or partial runs; figures whose table has no rows are left out, and all of
+            them where ``figures.can_draw`` says that pictures cannot be drawn.
         out_dir: the folder, made where it is missing.
         experiments: name -> experiment; the package's own unless given.
 
@@ -94,16 +95,22 @@ def export(
             rows = figures.rows_of(figure, part.run.rows)
             if not rows or figures.blank(drawn := figures.draw(figure, rows)):
                 continue
+            if not figures.can_draw():
+                continue
             spec = figures.for_file(drawn, figure)
             name = Path(out_dir) / f"{part.id}-{figure.id}"
             written.append(
-                write_whole(name.with_name(f"{name.name}.svg"), figures.svg(spec).encode())
+                _exported(name.with_name(f"{name.name}.svg"), figures.svg(spec).encode())
             )
-            written.append(write_whole(name.with_name(f"{name.name}.png"), figures.png(spec)))
+            written.append(_exported(name.with_name(f"{name.name}.png"), figures.png(spec)))
         for table, (columns, rows) in tables_of(part.experiment, part.run.rows).items():
             text = csv_bytes(columns, rows)
-            written.append(write_whole(Path(out_dir) / f"{part.id}-{_slug(table)}.csv", text))
+            written.append(_exported(Path(out_dir) / f"{part.id}-{_slug(table)}.csv", text))
     return written
+
+
+def _exported(path: Path, content: bytes) -> Path:
+    return write_whole(path, content, moves="--export")
 
 
 def sections_of(
@@ -206,15 +213,3 @@ def _asset(name: str) -> str:
 def _hash(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Put a file in place, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path

@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from frenet._files import write_whole
 from frenet.experiments.experiment import Breakdown, Claim, Experiment, Finding
 from frenet.report import answers, figures
 from frenet.report.claims import Decision, answer, beside
 from frenet.report.numbers import estimate
 from frenet.report.numbers import figure as number
 from frenet.report.opening import Network, decided, grouped
-from frenet.report.page import sections_of, write_whole
+from frenet.report.page import sections_of
 from frenet.report.provenance import command_line, counted
 from frenet.report.sections import Section
 from frenet.runs import Run, decide_claims, pack_run
@@ -23,6 +24,8 @@ TOLD = ("seeds", "spaces", "tasks", "only", "points")
 # Of language models; the synthetic transformer comes trained.
 LEARNING = ("learn_optimizer", "learn_steps")
 DAMAGE = ("protocols", "protocol")
+# What moves the folder, for messages.
+MOVES = "--results"
 # By the space that is trained with them.
 OPTIMIZERS = {
     "full": ("optimizers", "optimizer"),
@@ -61,7 +64,7 @@ def write_results(
     for network in networks:
         lines += _network(network, out)
     lines += _made(networks)
-    return write_whole(out / "index.md", ("\n".join(lines).rstrip() + "\n").encode())
+    return write_whole(out / "index.md", ("\n".join(lines).rstrip() + "\n").encode(), moves=MOVES)
 
 
 def _matrix(networks: Sequence[Network], decisions: Sequence[Decision]) -> Iterator[str]:
@@ -104,7 +107,7 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         yield from (*_sentences(part), "")
         yield from _figures(part, out)
         file = f"{part.id}{PACKED}"
-        write_whole(out / file, pack_run(part.run))
+        write_whole(out / file, pack_run(part.run), moves=MOVES)
         yield from (f"[Rows of `{part.run.experiment}`]({file})", "")
     for claim, finding, _ in found:
         if finding.breakdown:
@@ -179,8 +182,11 @@ def _figures(part: Section, out: Path) -> Iterator[str]:
             continue
         if figures.blank(drawn):
             continue
+        if not figures.can_draw():
+            yield from (f"{_text(figure.title)}: {figures.UNDRAWN}", "")
+            continue
         file = f"{part.id}-{figure.id}.svg"
-        write_whole(out / file, figures.svg(figures.for_file(drawn, figure)).encode())
+        write_whole(out / file, figures.svg(figures.for_file(drawn, figure)).encode(), moves=MOVES)
         yield from (f"![{_text(figure.title)}]({file})", "")
 
 

@@ -118,6 +118,8 @@ def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
 
 
 def _picture(spec: figures.Spec, figure: Figure) -> Markup:
+    if not figures.can_draw():
+        return tag("noscript", tag("p", figures.UNDRAWN, class_="empty"))
     drawn = figures.svg(figures.for_file(spec, figure)).encode()
     source = "data:image/svg+xml;base64," + base64.b64encode(drawn).decode("ascii")
     return tag("noscript", tag("img", src=source, alt=figure.caption, class_="still"))

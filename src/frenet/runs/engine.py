@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from frenet.experiments.experiment import Cell, Experiment
+from frenet.runs.files import DamagedRunError
 from frenet.runs.header import Header, compare_headers, read_header
 from frenet.runs.machine import cpu_count, device_of, usual_workers, versions
 from frenet.runs.progress import Watch
@@ -141,13 +142,16 @@ def natural_workers(cells: Sequence[Cell], config: Any) -> int:
 
 
 def finished_run(folder: Path, header: Header) -> Run | None:
-    """The run, if it is finished; an error if the folder holds another one."""
+    """The run, if it is finished and whole; an error if the folder holds another one."""
     if not (folder / "manifest.json").exists():
         return None
     stored = read_header(folder)
     if stored is not None:
         compare_headers(folder, stored=stored, wanted=header, state="finished")
-    return read_run(folder)
+    try:
+        return read_run(folder)
+    except DamagedRunError:  # opened for writing, the folder says it and makes it again
+        return None
 
 
 def _already(run: Run) -> str:

@@ -129,6 +129,7 @@ def preparation(part: Part, speed: Speed, *, processors: int = 1) -> float:
 
     The network of a seed is trained by one process, and so is ``frenet:gpt2`` for all of them.
     """
+    from frenet.network.made_folder import RECORD
     from frenet.network.made_model import NAME, ROWS, STEPS, made_folder
 
     config = part.config
@@ -136,7 +137,7 @@ def preparation(part: Part, speed: Speed, *, processors: int = 1) -> float:
     if part.network == SYNTHETIC:
         return float(rounds * OWN_STEP * config.train_steps * speed.step)
     steps = rounds * getattr(config, "learn_steps", 0)
-    if part.network == NAME and not made_folder().exists():
+    if part.network == NAME and not (made_folder() / RECORD).exists():
         steps += STEPS * ROWS // MODEL_ROWS
     return float(steps * speed.step)
 

@@ -1,15 +1,25 @@
 """What a run is, fixed before its first cell and compared whenever it goes on."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from frenet.runs.files import RunFolderError, write_whole
+from frenet._files import (
+    DamagedFileError,
+    pretty,
+    read_json,
+    require_object,
+    sealed,
+    unsealed,
+    write_whole,
+)
+from frenet.runs.files import RunFolderError
 from frenet.runs.machine import commit
 
-FORMAT = 1
+# Of config.json, manifest.json, cells and packed runs. Format 1 has no digests but of all rows.
+FORMAT = 2
+FORMATS = (1, FORMAT)
 # The end of the name of a run in one file.
 PACKED = ".run.jsonl.gz"
 OTHER_OUT = "use another --out"
@@ -44,15 +54,41 @@ def read_header(folder: Path) -> Header | None:
     file = folder / "config.json"
     if not file.exists():
         return None
-    stored = read_json(file)
     names = Header.__dataclass_fields__
-    needed = set(names) - {"device"}
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT or needed - set(stored):
+    try:
+        stored = read_json(file)
+        needed = {"format", *names} - {"device"}
+        readable = isinstance(stored, dict) and stored.get("format") in FORMATS
+        if not readable or needed - set(stored):
+            raise RunFolderError(
+                f"{file} was not written by this version of frenet; use another folder"
+            )
+        stored = require_object(
+            without_seal(stored, file), file, experiment=str, config=dict, cells=list, inputs=dict,
+            threads=int, versions=dict,
+        )  # fmt: skip
+        if not all(isinstance(stem, str) for stem in stored["cells"]):
+            raise DamagedFileError(file, "has a cell whose name is no text")
+        if not isinstance(stored.get("commits", []), list):
+            raise DamagedFileError(file, "has no list under 'commits'")
+    except DamagedFileError as error:
         raise RunFolderError(
-            f"{file} was not written by this version of frenet; use another folder"
-        )
+            f"{file} is damaged or not frenet's: it {error.why}; take it as it was written, or use "
+            "another folder"
+        ) from error
     known: dict[str, Any] = {name: stored.get(name) for name in names}
     return Header(**known)
+
+
+def without_seal(stored: dict[str, Any], where: Path | str) -> dict[str, Any]:
+    """A stored object without its digest, which format 1 does not have.
+
+    Raises:
+        DamagedFileError: the digest is missing, or of another content.
+    """
+    if stored["format"] == 1 and "sha256" not in stored:
+        return stored
+    return unsealed(stored, where)
 
 
 def compare_headers(folder: Path, *, stored: Header, wanted: Header, state: State) -> None:
@@ -104,7 +140,19 @@ def _show(value: object) -> str:
 def commits_of(folder: Path) -> list[str | None]:
     """The commits at which a run was worked on, in order; None is one that is not known."""
     # Earlier builds recorded none before the end.
-    return list(read_json(folder / "config.json").get("commits", [None]))
+    return list(_head(folder).get("commits", [None]))
+
+
+def _head(folder: Path) -> dict[str, Any]:
+    """What config.json of a run folder holds, after it was read once as a header."""
+    stored: dict[str, Any] = read_json(folder / "config.json")
+    return stored
+
+
+def write_head(folder: Path, head: Mapping[str, Any]) -> None:
+    """Write config.json; one of format 1 stays one, since its cells have no digests either."""
+    rest = {key: value for key, value in head.items() if key != "sha256"}
+    write_whole(folder / "config.json", pretty(rest if rest["format"] == 1 else sealed(rest)))
 
 
 def note_commit(folder: Path) -> str | None:
@@ -113,8 +161,7 @@ def note_commit(folder: Path) -> str | None:
     if before == [now]:
         return None
     if now not in before:
-        file = folder / "config.json"
-        write_whole(file, pretty(read_json(file) | {"commits": [*before, now]}))
+        write_head(folder, _head(folder) | {"commits": [*before, now]})
     so_far = ", ".join(name or "(unknown)" for name in before)
     return (
         f"{folder}: so far made at commit {so_far} of frenet, goes on at commit "
@@ -159,20 +206,11 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 def _is_run(file: Path) -> bool:
     """Whether a config.json is that of a run, if of another version."""
-    stored = read_json(file)
-    return isinstance(stored, dict) and "experiment" in stored
-
-
-def pretty(value: object) -> str:
-    """JSON for people: indented, in the order given."""
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
-
-
-def read_json(file: Path) -> Any:
-    """A JSON file of a run folder."""
     try:
-        return json.loads(file.read_text("utf-8"))
-    except ValueError as error:
+        stored = read_json(file)
+    except DamagedFileError as error:
         raise RunFolderError(
-            f"{file} is damaged or not frenet's: {error}; use another folder"
+            f"{file} is damaged or not frenet's: it {error.why}; take it as it was written, or "
+            "name the runs that are to be read"
         ) from error
+    return isinstance(stored, dict) and "experiment" in stored

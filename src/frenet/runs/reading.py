@@ -7,12 +7,29 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from frenet._files import DamagedFileError, canonical, parse_json, require_object, sealed
 from frenet.experiments import described
 from frenet.experiments.experiment import Row
-from frenet.runs.files import RunFolderError
-from frenet.runs.header import FORMAT, PACKED, Header, commits_of, read_header, read_json
+from frenet.runs.files import DamagedRunError, RunFolderError
+from frenet.runs.header import (
+    FORMAT,
+    FORMATS,
+    PACKED,
+    Header,
+    commits_of,
+    read_header,
+    without_seal,
+)
 from frenet.runs.machine import system_of
-from frenet.runs.records import canonical, read_cell
+from frenet.runs.manifest import (
+    MANIFEST,
+    checked_manifest,
+    checked_rows,
+    read_finished,
+    refuse_other,
+    refuse_version,
+)
+from frenet.runs.records import config_digest, read_cell
 from frenet.runs.store import Run, describe, failures_of
 
 
@@ -37,44 +54,38 @@ def read_run(path: Path | str, *, partial: bool = False) -> Run:
     header = read_header(folder)
     if header is None:
         raise RunFolderError(f"{folder} is not a run folder: it has no config.json")
-    if (folder / "manifest.json").exists():
-        manifest = read_json(folder / "manifest.json")
-        text = (folder / "rows.jsonl").read_text("utf-8")
-        _refuse_edited(folder / "rows.jsonl", text, manifest)
+    if (folder / MANIFEST).exists():
+        manifest, rows = read_finished(folder, header)
     elif partial:
-        text, manifest = _so_far(folder, header)
+        manifest, rows = _so_far(folder, header)
     else:
         done = sum((folder / "cells" / f"{stem}.jsonl").exists() for stem in header.cells)
         raise RunFolderError(
             f"the run in {folder} is not finished ({done} of {len(header.cells)} cells): start its "
             "command again to go on, or ask for what there is with --partial"
         )
-    rows = _rows(header.experiment, text)
-    return Run(header.experiment, header.config, rows, manifest, manifest["failures"], folder)
+    return _run(header.experiment, header.config, rows, manifest, folder)
 
 
-def _rows(experiment: str, text: str) -> list[Row]:
-    """The stored rows, in the terms of this version."""
-    rows: list[Row] = [json.loads(line) for line in text.splitlines()]
+def _run(
+    experiment: str, config: dict[str, Any], stored: list[Row], manifest: dict[str, Any], path: Path
+) -> Run:
+    """A run, its rows in the terms of this version."""
     known = described().get(experiment)
-    return rows if known is None or known.reread is None else known.reread(rows)
+    rows = stored if known is None or known.reread is None else known.reread(stored)
+    return Run(experiment, config, rows, manifest, manifest["failures"], path, stored=stored)
 
 
-def _so_far(folder: Path, header: Header) -> tuple[str, dict[str, Any]]:
-    """Rows of the finished cells of a run under way, and a manifest that says so."""
+def _so_far(folder: Path, header: Header) -> tuple[dict[str, Any], list[Row]]:
+    """A manifest that says that the run is under way, and the rows of its finished cells."""
+    run = config_digest(header.experiment, header.config)
     files = [f for stem in header.cells if (f := folder / "cells" / f"{stem}.jsonl").exists()]
-    text = "".join(line for file in files for line in read_cell(file)[1])
+    cells = [read_cell(file, run=run) for file in files]
+    text = "".join(line for cell in cells for line in cell.lines)
     failures, commits = failures_of(folder, header.cells), commits_of(folder)
-    facts = describe(header, commits, rows=text, finished=len(files), failures=failures)
+    facts = describe(header, commits, rows=text, cells=cells, failures=failures)
     open_yet = {"complete": False, "workers": None, "cell_seconds": None, "ended": None}
-    return text, facts | open_yet
-
-
-def _refuse_edited(file: Path, text: str, manifest: dict[str, Any]) -> None:
-    if hashlib.sha256(text.encode()).hexdigest() != manifest["rows_sha256"]:
-        raise RunFolderError(
-            f"{file} is not what the manifest says: it was edited; take the file as it was written"
-        )
+    return facts | open_yet, [json.loads(line) for line in text.splitlines()]
 
 
 def pack_run(run: Run) -> bytes:
@@ -89,9 +100,12 @@ def pack_run(run: Run) -> bytes:
     Returns:
         The content of a file whose name ends with ``.run.jsonl.gz``.
     """
-    text = "".join(f"{canonical(row)}\n" for row in run.rows)
+    rows = run.rows if run.stored is None else run.stored
+    text = "".join(f"{canonical(row)}\n" for row in rows)
     about = run.manifest["machine"]
     manifest = run.manifest | {
+        "config_sha256": config_digest(run.experiment, run.config),
+        "rows": len(rows),
         "rows_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "machine": about | {"platform": system_of(about)},
         "failures": run.failures,
@@ -103,29 +117,36 @@ def pack_run(run: Run) -> bytes:
         "manifest": manifest,
     }
     # Without a time in its head, a compressed file follows from its content alone.
-    return gzip.compress(f"{json.dumps(head, allow_nan=False)}\n{text}".encode(), mtime=0)
+    content = f"{json.dumps(sealed(head), allow_nan=False)}\n{text}"
+    return gzip.compress(content.encode(), mtime=0)
 
 
 def _read_packed(file: Path, *, partial: bool) -> Run:
     """A run from the file that :func:`pack_run` made of it."""
     try:
-        with gzip.open(file, "rt", encoding="utf-8", newline="\n") as stream:
-            head, text = json.loads(stream.readline()), stream.read()
-    except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
-        raise RunFolderError(
-            f"{file} is damaged or not frenet's: {error}; copy it again, or make it again with "
-            "frenet report RUN_DIR --results FOLDER"
+        head, manifest, rows = _unpacked(file)
+    except (gzip.BadGzipFile, EOFError, zlib.error, DamagedFileError) as error:
+        why = f"it {error.why}" if isinstance(error, DamagedFileError) else error
+        raise DamagedRunError(
+            f"{file} is damaged or not frenet's: {why}",
+            "copy it again, or make it again with frenet report RUN_DIR --results FOLDER",
         ) from error
-    needed = {"experiment", "config", "manifest"}
-    if not isinstance(head, dict) or head.get("format") != FORMAT or needed - set(head):
-        raise RunFolderError(
-            f"{file} was not written by this version of frenet; read it with the one that wrote it"
-        )
-    manifest = head["manifest"]
-    _refuse_edited(file, text, manifest)
-    if manifest.get("complete") is False and not partial:
+    if manifest["complete"] is False and not partial:
         raise RunFolderError(
             f"the run in {file} is not finished; ask for what there is with --partial"
         )
-    rows = _rows(head["experiment"], text)
-    return Run(head["experiment"], head["config"], rows, manifest, manifest["failures"], file)
+    return _run(head["experiment"], head["config"], rows, manifest, file)
+
+
+def _unpacked(file: Path) -> tuple[dict[str, Any], dict[str, Any], list[Row]]:
+    """Head, manifest and rows of a packed run, compared with each other."""
+    first, _, text = gzip.decompress(file.read_bytes()).partition(b"\n")
+    head = parse_json(first, file)
+    if not isinstance(head, dict) or head.get("format") not in FORMATS:
+        refuse_version(file)
+    head = without_seal(head, file)
+    require_object(head, file, experiment=str, config=dict, manifest=dict)
+    # The digest of the head covers the manifest.
+    manifest = checked_manifest(head["manifest"] | {"format": 1}, file)
+    refuse_other(head["experiment"], head["config"], manifest, file)
+    return head, head["manifest"], checked_rows(text, manifest, file)

@@ -8,26 +8,29 @@ configuration a number that is not finite is an error: no run can be told apart 
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from frenet._files import (
+    DamagedFileError,
+    canonical,
+    parse_json,
+    read_object,
+    require_object,
+    sealed,
+)
 from frenet.experiments.experiment import Cell, Column, Experiment
 from frenet.network.sampled import sampled
-from frenet.runs.files import RunFolderError
+from frenet.runs.files import DamagedRunError
+from frenet.runs.header import FORMAT, FORMATS, without_seal
 
 MAX_STEM = 100
 WHOLE_FILE_BYTES = 64 << 20
 # The fields of configurations that name files and folders; any other text only may look like one.
 SOURCES = ("model", "adapter", "tasks", "vectors", "contrasts", "steering", "trajectory")
 SYNTHETIC_NAMES = ("model", "tasks")
-
-
-def canonical(value: object) -> str:
-    """One line of JSON that depends on the value alone: sorted keys, shortest floats, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def encode_row(row: Mapping[str, Any], tables: Mapping[str, Sequence[str]]) -> str:
@@ -138,15 +141,102 @@ def cell_stem(cell: Cell) -> str:
     return f"{text[:MAX_STEM]}.{hashlib.sha256(canonical(cell.keys).encode()).hexdigest()[:8]}"
 
 
-def read_cell(file: Path) -> tuple[dict[str, Any], list[str]]:
-    """The head of a cell's file and the lines of its rows, each with its line end."""
+class StoredCell(NamedTuple):
+    """A cell's file: its head, and the lines of its rows, each with its line end.
+
+    ``sealed``: it has digests; without them damage cannot be seen.
+    """
+
+    head: dict[str, Any]
+    lines: list[str]
+    sealed: bool
+
+
+def encode_cell(
+    cell: Cell, lines: Sequence[str], *, run: str, about: Mapping[str, Any] | None = None
+) -> str:
+    """The content of a cell's file: a head that knows its rows and itself, then the rows.
+
+    Args:
+        cell: whose rows they are.
+        lines: as ``encode_row`` gives them.
+        run: the digest of experiment and configuration.
+        about: what else stands in the head.
+    """
+    text = "".join(f"{line}\n" for line in lines)
+    head = {
+        **(about or {}),
+        "format": FORMAT,
+        "cell": dict(cell.keys),
+        "name": cell_stem(cell),
+        "run": run,
+        "rows": len(lines),
+        "rows_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    return f"{canonical(sealed(head))}\n{text}"
+
+
+def read_cell(file: Path, *, run: str) -> StoredCell:
+    """A cell's file, after comparing it with what its head says.
+
+    Args:
+        file: in the folder of cells.
+        run: the digest of experiment and configuration of the run.
+
+    Raises:
+        DamagedRunError: it is not what was written, or the file of another cell or run.
+    """
     try:
-        head, *lines = file.read_text("utf-8").splitlines(keepends=True)
-        return dict(json.loads(head)), lines
-    except (ValueError, TypeError) as error:
-        raise RunFolderError(
-            f"{file} is damaged; remove it and start the same command again"
+        return _cell(file, run)
+    except DamagedFileError as error:
+        raise DamagedRunError.of(
+            error, "start the same command again, which makes this cell again"
         ) from error
+
+
+def _cell(file: Path, run: str) -> StoredCell:
+    data = file.read_bytes()
+    first, _, text = data.partition(b"\n")
+    # JSON is split at LF alone; the rows of format 1 have none inside, either.
+    lines = [f"{line}\n" for line in _text(text, file).split("\n")[:-1]]
+    head = require_object(parse_json(first, file), file, cell=dict, seconds=(int, float))
+    head.setdefault("format", 1)
+    if head["format"] not in FORMATS:
+        raise DamagedFileError(file, f"has the unknown format {head['format']!r}")
+    head = without_seal(head, file)
+    if has_seal := head["format"] != 1:
+        require_object(head, file, rows=int, rows_sha256=str)
+        if (head.get("name"), head.get("run")) != (file.stem, run):
+            raise DamagedFileError(file, "is the file of another cell or of another run")
+        if head["rows"] != len(lines) or head["rows_sha256"] != _sha256(text):
+            raise DamagedFileError(file, f"does not hold its {head['rows']} rows as written")
+    elif not _may_be_of(head["cell"], file.stem):
+        raise DamagedFileError(file, "is the file of another cell")
+    elif text and not text.endswith(b"\n"):
+        raise DamagedFileError(file, "ends inside a row")
+    else:
+        for number, line in enumerate(lines, start=2):
+            require_object(parse_json(line, file), f"{file}, line {number},", table=str)
+    return StoredCell(head, lines, has_seal)
+
+
+def _text(data: bytes, file: Path) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise DamagedFileError(file, f"is not UTF-8 at {error.start}") from None
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _may_be_of(keys: Mapping[str, Any], stem: str) -> bool:
+    """Whether a cell of these keys, whose order format 1 does not keep, may have this name."""
+    parts = [f"{key}={value}" for key, value in keys.items()]
+    text = ",".join(parts)
+    marked = cell_stem(Cell(tuple(keys.items()))) != Cell(tuple(keys.items())).id
+    return marked or (len(text) == len(stem) and all(part in stem for part in parts))
 
 
 def input_digests(config: Mapping[str, Any]) -> dict[str, str]:
@@ -180,9 +270,9 @@ def _is_path(value: object) -> bool:
 def _base_of(name: str) -> Any:
     """The base that an adapter's folder names; None where it is none, or cannot be read."""
     try:
-        text = (Path(name).expanduser() / "adapter_config.json").read_text("utf-8")
-        return json.loads(text)["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError):  # loading it will say what is wrong
+        config = read_object(Path(name).expanduser() / "adapter_config.json")
+        return config.get("base_model_name_or_path")
+    except (OSError, ValueError, RuntimeError):  # loading it will say what is wrong
         return None
 
 

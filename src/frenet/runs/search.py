@@ -5,10 +5,11 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frenet._files import DamagedFileError, read_object, write_whole
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.search import SEARCH, TABLES, SearchConfig, cells
 from frenet.experiments.subject import (
@@ -23,6 +24,7 @@ from frenet.experiments.subject import (
     result_rows,
 )
 from frenet.runs.engine import Interrupted
+from frenet.runs.files import DamagedRunError
 from frenet.runs.header import Header
 from frenet.runs.machine import cpu_count, device_of, versions
 from frenet.runs.progress import duration
@@ -32,7 +34,6 @@ from frenet.runs.records import (
     config_dict,
     encode_row,
     input_digests,
-    read_cell,
     table_columns,
 )
 from frenet.runs.store import Run, RunFolder
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from frenet.methods.search import Engine
 
 Say = Callable[[str], None]
-WINNER = "winner"
+PLAN, WINNER = "plan.json", "winner"
 ENDS = ("plan", "result")
 
 
@@ -150,9 +151,8 @@ def _search(
 def _planned(config: SearchConfig, subject: Subject, store: RunFolder, say: Say) -> dict[str, Any]:
     """Sigma and expectations: of the stored plan, or of one that is made and stored now."""
     cell = Cell.of(part="plan")
-    file = store.path / "plan.json"
-    if store.done(cell) and file.exists():
-        return dict(json.loads(file.read_text("utf-8")))
+    if store.done(cell) and (known := _stored_plan(store, cell)):
+        return known
     start = time.monotonic()
     made = make_plan(config, subject)
     sigma = fixed_sigma(config) or (made.best.sigma if made.best else None)
@@ -160,12 +160,38 @@ def _planned(config: SearchConfig, subject: Subject, store: RunFolder, say: Say)
         raise ValueError(f"{made.advice}; or pass --sigma to search all the same")
     say(made.advice if config.sigma == "auto" else f"planned: {made.advice} Given: {sigma:g}.")
     planned = {"sigma": sigma, **expected(config, made, sigma)}
-    file.write_text(json.dumps(planned, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(planned, indent=2) + "\n"
     texts = (*subject.notes, derivatives_note(subject), made.advice)
-    notes: list[Row] = [{"table": "notes", "note": text} for text in texts if text]
+    notes: list[Row] = [{"table": "notes", "note": said} for said in texts if said]
     rows = [*plan_rows(made), *notes]
-    _store(store, cell, rows, seconds=time.monotonic() - start)
+    _store(store, cell, rows, seconds=time.monotonic() - start, about={"plan": text})
+    write_whole(store.path / PLAN, text)
     return planned
+
+
+def _stored_plan(store: RunFolder, cell: Cell) -> dict[str, Any] | None:
+    """What was planned before; the file for people is written again where it says something else.
+
+    Early builds kept it in that file alone, without a digest.
+
+    Raises:
+        RunFolderError: the plan of an early build is damaged.
+    """
+    file = store.path / PLAN
+    head = store.stored(cell).head
+    if "plan" not in head:
+        if not file.exists():
+            return None
+        try:
+            return read_object(file, sigma=(int, float))
+        except DamagedFileError as error:
+            raise DamagedRunError.of(
+                error, "what was searched cannot be known without it: use another --out"
+            ) from error
+    text: str = head["plan"]
+    if not file.exists() or file.read_bytes() != text.encode():
+        write_whole(file, text)
+    return dict(json.loads(text))
 
 
 def _kept(engine: "Engine", store: RunFolder, watch: "Progress") -> "Engine":
@@ -177,12 +203,11 @@ def _kept(engine: "Engine", store: RunFolder, watch: "Progress") -> "Engine":
         named = [(Cell.of(part="candidates", first=chunk[0]), chunk) for chunk in chunks]
         waiting = []
         for cell, chunk in named:
-            if store.done(cell):
-                stored = _stored_scores(store, cell)
+            if (stored := _stored_scores(store, cell, chunk)) is None:
+                waiting.append(chunk)
+            else:
                 watch.scored(chunk, stored, new=False)
                 yield chunk, stored
-            else:
-                waiting.append(chunk)
         start = time.monotonic()
         for chunk, scores in engine(model, evaluator, waiting):
             rows: list[Row] = [
@@ -198,14 +223,27 @@ def _kept(engine: "Engine", store: RunFolder, watch: "Progress") -> "Engine":
     return kept
 
 
-def _stored_scores(store: RunFolder, cell: Cell) -> list[float]:
-    _, lines = read_cell(store.path / "cells" / f"{cell_stem(cell)}.jsonl")
-    return [json.loads(line)["score"] for line in lines]
+def _stored_scores(store: RunFolder, cell: Cell, chunk: Sequence[int]) -> list[float] | None:
+    """The scores of a chunk; None where they are not stored, or not those of all candidates."""
+    if not store.done(cell):
+        return None
+    rows = [json.loads(line) for line in store.stored(cell).lines]
+    if [row.get("index") for row in rows] != list(chunk):
+        return None
+    return [row["score"] for row in rows]
 
 
-def _store(store: RunFolder, cell: Cell, rows: Sequence[Row], *, seconds: float) -> None:
+def _store(
+    store: RunFolder,
+    cell: Cell,
+    rows: Sequence[Row],
+    *,
+    seconds: float,
+    about: Mapping[str, Any] | None = None,
+) -> None:
     tables = table_columns(TABLES)
-    store.store(cell, [encode_row(row, tables) for row in rows], seconds=seconds)
+    lines = [encode_row(row, tables) for row in rows]
+    store.store(cell, lines, seconds=seconds, about=about)
 
 
 class Progress:

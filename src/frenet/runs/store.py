@@ -1,27 +1,41 @@
 """Run folders: written once, whole after any interruption, manifest last.
 
 config.json    first: experiment, configuration, cells, threads, inputs, versions, device, commits
-cells/         one file for each finished cell
+cells/         one file for each finished cell: its name, the digest of its run, its rows
 failed/        one file for each cell that failed: message, traceback, its rows so far
 log.txt        what worker processes printed
 rows.jsonl     every row in the order of the cells
 timings.json   seconds of each cell
 manifest.json  last: it says that the run is finished, and with what
+
+config.json, manifest.json, the heads of cells and failures hold the sha256 of their own content, a
+cell and the manifest that of the rows. What is damaged and follows from something else is named and
+made again when the run goes on: a cell from its experiment, rows and manifest from the cells.
 """
 
 import contextlib
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from frenet._files import (
+    DamagedFileError,
+    named_errors,
+    pretty,
+    read_object,
+    remove_leftovers,
+    sealed,
+    unsealed,
+    write_whole,
+)
 from frenet._notebook import Fact, Shown
 from frenet.experiments import described
 from frenet.experiments.experiment import Cell, Row, decided
-from frenet.runs.files import locked, remove_leftovers, write_whole
+from frenet.runs.files import DamagedRunError, RunFolderError, locked
 from frenet.runs.header import (
     FORMAT,
     Header,
@@ -29,13 +43,13 @@ from frenet.runs.header import (
     commits_of,
     compare_headers,
     note_commit,
-    pretty,
     read_header,
-    read_json,
     refuse_foreign,
+    write_head,
 )
 from frenet.runs.machine import commit, machine
-from frenet.runs.records import canonical, cell_stem, config_digest, read_cell
+from frenet.runs.manifest import MANIFEST, ROWS, read_finished
+from frenet.runs.records import StoredCell, cell_stem, config_digest, encode_cell, read_cell
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +58,8 @@ class Run(Shown):
 
     ``manifest`` holds versions, machine, counts, ``complete`` and the ``commits`` at which the run
     was worked on (``commit`` where it is one); ``failures`` the cell, stage, type and message of
-    each cell that failed; ``path`` is where all of it lies.
+    each cell that failed; ``path`` is where all of it lies. ``stored`` are the rows as they were
+    written, where ``rows`` are what this version makes of them.
     """
 
     experiment: str
@@ -53,6 +68,7 @@ class Run(Shown):
     manifest: dict[str, Any]
     failures: list[dict[str, Any]]
     path: Path
+    stored: list[Row] | None = None
 
     def _told(self) -> str:
         failed = f", failed cells: {len(self.failures)}" if self.failures else ""
@@ -94,7 +110,8 @@ class RunFolder:
         RunFolderError: another run, other versions, a foreign folder, or a second writer.
         DiskFullError: no space left.
 
-    Once it is open, ``note`` is what the user should know where the run goes on.
+    Once it is open, ``note`` is what the user should know where the run goes on: another commit,
+    and what was damaged and is made again.
     """
 
     def __init__(
@@ -106,10 +123,12 @@ class RunFolder:
         self._extend = extend
         self._open = contextlib.ExitStack()
         self.note: str | None = None
+        self._run = config_digest(header.experiment, header.config)
 
     def __enter__(self) -> "RunFolder":
         refuse_foreign(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        with named_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         self._open.enter_context(locked(self.path))
         try:
             self._prepare()
@@ -123,29 +142,64 @@ class RunFolder:
 
     def _prepare(self) -> None:
         """Check what is there, or write the first file."""
-        remove_leftovers(self.path)
+        with named_errors(self.path):
+            remove_leftovers(self.path)
         stored = read_header(self.path)
         state = self._state()
         if stored is not None:
             known = replace(stored, cells=self.header.cells) if self._extend else stored
             compare_headers(self.path, stored=known, wanted=self.header, state=state)
+        notes = [*self._unseal(stored)] if stored is not None and state == "finished" else []
         fresh = stored is None or state == "empty"
         if stored is not None and not fresh:
             self.header = replace(self.header, device=stored.device)
         if fresh or self._extend:
             commits = [commit()] if fresh else commits_of(self.path)
             head = {"format": FORMAT, "started": _now(), "commits": commits, **asdict(self.header)}
-            write_whole(self.path / "config.json", pretty(head))
-        if self._restart:
-            for name in ("manifest.json", "timings.json", "rows.jsonl"):
-                (self.path / name).unlink(missing_ok=True)
-        for name in ("cells", "failed"):
-            (self.path / name).mkdir(exist_ok=True)
+            write_head(self.path, head)
+        with named_errors(self.path):
+            if self._restart:
+                for name in (MANIFEST, "timings.json", ROWS):
+                    (self.path / name).unlink(missing_ok=True)
+            for name in ("cells", "failed"):
+                (self.path / name).mkdir(exist_ok=True)
+            if not self.finished:
+                notes += [*self._drop_damaged()]
         if not self.finished:
-            self.note = note_commit(self.path)
-            for failed in (self.path / "failed").glob("*.json"):
-                if (self.path / "cells" / f"{failed.stem}.jsonl").exists():
-                    failed.unlink()  # killed between storing the rows and this
+            commit_note = note_commit(self.path)
+            notes += [commit_note] if commit_note else []
+        self.note = "\n".join(notes) or None
+
+    def _unseal(self, stored: Header) -> Iterator[str]:
+        """Let a finished run whose manifest or rows are damaged go on, and say why."""
+        try:
+            read_finished(self.path, stored)
+        except DamagedRunError as error:
+            self._restart = True
+            try:
+                compare_headers(self.path, stored=stored, wanted=self.header, state="begun")
+            except RunFolderError as other:
+                raise RunFolderError(f"{error}. That is not possible here: {other}") from error
+            yield f"{error.told}; it is made again from the stored cells"
+
+    def _drop_damaged(self) -> Iterator[str]:
+        """Remove damaged cells, which are made again, and say which; say what cannot be checked."""
+        unsealed_cells = 0
+        for file in sorted((self.path / "cells").glob("*.jsonl")):
+            try:
+                unsealed_cells += not read_cell(file, run=self._run).sealed
+            except DamagedRunError as error:
+                file.unlink()
+                yield f"{error.told}; this cell is made again"
+        if unsealed_cells:
+            yield (
+                f"{self.path}: finished cells without digests, of an earlier build: "
+                f"{unsealed_cells}; damage in them cannot be seen"
+            )
+        for failed in (self.path / "failed").glob("*.json"):
+            done = (self.path / "cells" / f"{failed.stem}.jsonl").exists()
+            if done or not _readable(failed):  # killed between storing the rows and this
+                failed.unlink()
 
     def _state(self) -> State:
         """How far the run is; a finished one that is to go on counts as begun."""
@@ -163,19 +217,35 @@ class RunFolder:
         return self._cell_file(cell).exists()
 
     def store(
-        self, cell: Cell, lines: Sequence[str], *, seconds: float, peak_mib: int | None = None
+        self,
+        cell: Cell,
+        lines: Sequence[str],
+        *,
+        seconds: float,
+        peak_mib: int | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Store the rows of a finished cell; lines as :func:`frenet.runs.records.encode_row`."""
-        facts = {"cell": dict(cell.keys), "seconds": round(seconds, 3), "peak_mib": peak_mib}
-        head = canonical(facts)
-        write_whole(self._cell_file(cell), "".join(f"{line}\n" for line in (head, *lines)))
+        """Store the rows of a finished cell; lines as :func:`frenet.runs.records.encode_row`.
+
+        ``about`` goes into the head of its file, beside the rows.
+        """
+        facts = {**(about or {}), "seconds": round(seconds, 3), "peak_mib": peak_mib}
+        write_whole(self._cell_file(cell), encode_cell(cell, lines, run=self._run, about=facts))
         self._failed_file(cell).unlink(missing_ok=True)
+
+    def stored(self, cell: Cell) -> StoredCell:
+        """What is stored of a finished cell.
+
+        Raises:
+            DamagedRunError: it is not what was written.
+        """
+        return read_cell(self._cell_file(cell), run=self._run)
 
     def store_failure(self, cell: Cell, failure: Failure) -> None:
         """Store why a cell failed, and the rows that it got to; it is tried again on resuming."""
         record = {"cell": cell.id, "keys": dict(cell.keys), **failure._asdict()}
         record["rows"] = [json.loads(line) for line in failure.rows]
-        write_whole(self._failed_file(cell), pretty(record))
+        write_whole(self._failed_file(cell), pretty(sealed(record)))
 
     def keep_only(self, cells: Sequence[Cell]) -> None:
         """Remove what is stored of all other cells: a training that goes back to a checkpoint."""
@@ -187,19 +257,19 @@ class RunFolder:
 
     def finish(self, cells: Sequence[Cell], *, workers: int | None) -> None:
         """Write rows and timings in the order of the cells, and the manifest after all else."""
-        parts = [read_cell(self._cell_file(cell)) for cell in cells if self.done(cell)]
-        text = "".join(line for _, lines in parts for line in lines)
-        costs = [{key: h.get(key) for key in ("cell", "seconds", "peak_mib")} for h, _ in parts]
+        parts = [self.stored(cell) for cell in cells if self.done(cell)]
+        text = "".join(line for part in parts for line in part.lines)
+        costs = [{key: p.head.get(key) for key in ("cell", "seconds", "peak_mib")} for p in parts]
         failures = failures_of(self.path, [cell_stem(cell) for cell in cells])
-        write_whole(self.path / "rows.jsonl", text)
+        write_whole(self.path / ROWS, text)
         write_whole(self.path / "timings.json", pretty(costs))
         note_commit(self.path)
         facts = describe(
-            self.header, commits_of(self.path), rows=text, finished=len(parts), failures=failures
+            self.header, commits_of(self.path), rows=text, cells=parts, failures=failures
         )
-        total = round(sum(head["seconds"] for head, _ in parts), 3)
+        total = round(sum(part.head["seconds"] for part in parts), 3)
         manifest = facts | {"complete": True, "workers": workers, "cell_seconds": total}
-        write_whole(self.path / "manifest.json", pretty(manifest))
+        write_whole(self.path / MANIFEST, pretty(sealed(manifest)))
 
     def _cell_file(self, cell: Cell) -> Path:
         return self.path / "cells" / f"{cell_stem(cell)}.jsonl"
@@ -213,15 +283,20 @@ def describe(
     commits: list[str | None],
     *,
     rows: str,
-    finished: int,
+    cells: Sequence[StoredCell],
     failures: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The facts of a manifest, as far as they follow from config.json and the rows."""
+    """The facts of a manifest, as far as they follow from config.json and the cells.
+
+    ``cells_without_digest``, where there are any, counts those in which damage cannot be seen.
+    """
+    bare = sum(not cell.sealed for cell in cells)
     return {
         "format": FORMAT,
         "experiment": header.experiment,
         "config_sha256": config_digest(header.experiment, header.config),
-        "cells": {"total": len(header.cells), "finished": finished, "failed": len(failures)},
+        "cells": {"total": len(header.cells), "finished": len(cells), "failed": len(failures)},
+        **({"cells_without_digest": bare} if bare else {}),
         "rows": rows.count("\n"),
         "rows_sha256": hashlib.sha256(rows.encode()).hexdigest(),
         "failures": failures,
@@ -245,8 +320,29 @@ def failures_of(folder: Path, stems: Sequence[str]) -> list[dict[str, Any]]:
     files = [file for stem in without if (file := folder / "failed" / f"{stem}.json").exists()]
     return [
         {key: record[key] for key in ("cell", "stage", "type", "error")}
-        for record in map(read_json, files)
+        for record in map(_failure, files)
     ]
+
+
+def _failure(file: Path) -> dict[str, Any]:
+    """The stored record of a cell that failed."""
+    try:
+        found = read_object(file, cell=str, stage=str, type=str, error=str)
+        # Earlier builds wrote no digest.
+        return unsealed(found, file) if "sha256" in found else found
+    except DamagedFileError as error:
+        raise DamagedRunError.of(
+            error, "start the same command again, which runs this cell again"
+        ) from error
+
+
+def _readable(file: Path) -> bool:
+    """Whether the record of a failure is what was written."""
+    try:
+        _failure(file)
+    except DamagedRunError:
+        return False
+    return True
 
 
 def _now() -> str:
