@@ -56,9 +56,12 @@ def _list(args: list[str]) -> int:
             show({"experiments": [_described(e, config_dict) for e in experiments]})
             return DONE
         for experiment in experiments:
-            claims = [f"\n  {claim.id}: {claim.statement}" for claim in experiment.claims]
-            presets = f"\n  presets: {', '.join(experiment.presets)}\n"
-            show("".join([experiment.name, "\n  ", experiment.question, *claims, presets]))
+            show(experiment.name)
+            show(f"  {experiment.question}")
+            for claim in experiment.claims:
+                show(f"  {claim.id}: {claim.statement}")
+            show(f"  presets: {', '.join(experiment.presets)}")
+            show("")
     return DONE
 
 
@@ -100,7 +103,8 @@ def _run(args: list[str]) -> int:
         facts = {"command": "run", "report": str(report)}
         show_runs(show, [run], facts, as_json=work.json)
         if not work.json:
-            show(f"results: {out}\nreport: {report}")
+            show(f"results: {out}")
+            show(f"report: {report}")
     return NO_RESULT if run.failures else DONE
 
 
@@ -164,7 +168,8 @@ def _convert(args: list[str]) -> int:
     options = parse(Convert, args, command="convert", about="Turn a GGUF file into a folder.")
     from frenet.network.load import convert_gguf
 
-    print(convert_gguf(options.file))
+    with printing(False) as show:
+        show(convert_gguf(options.file))
     return DONE
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from frenet._notebook import one_line
+
 DEFAULT_PRESET = "demo"
 LANGUAGE_MODEL_PRESET = "lm"
 RUN_HELP = """\
@@ -139,11 +141,14 @@ def parse_both(
 
 @contextlib.contextmanager
 def printing(as_json: bool) -> Iterator[Callable[[Any], None]]:
-    """Where results go: with JSON, all that libraries print goes to standard error instead."""
+    """Where results go, a line at a time, or as JSON.
+
+    With JSON, all that libraries print goes to standard error instead.
+    """
     out = sys.stdout
 
     def show(value: Any) -> None:
-        text = json.dumps(value, indent=2, allow_nan=False) if as_json else value
+        text = json.dumps(value, indent=2, allow_nan=False) if as_json else one_line(value)
         print(text, file=out, flush=True)
 
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from frenet._notebook import one_line
 from frenet.cli.codes import DONE
 from frenet.cli.execution import refuse_unused
 from frenet.cli.options import Count, Folder, parse_both, printing
@@ -69,7 +70,7 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
 
     def say(text: str) -> None:
         if not running.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(one_line(text), file=sys.stderr, flush=True)
 
     out = running.out or default_out(SEARCH, config)
     run = run_search(config, out, engine=_engine(running, say), say=say)
@@ -81,7 +82,8 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
         return
     for row in results:
         show(_sentence(row))
-    show(f"winner: {out / WINNER}\nresults: {out}\nreport: {report}")
+    for what, where in (("winner", out / WINNER), ("results", out), ("report", report)):
+        show(f"{what}: {where}")
 
 
 def _engine(running: Running, say: Callable[[str], None]) -> "Engine | None":

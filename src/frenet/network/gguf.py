@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from frenet._notebook import one_line
 from frenet.network.cache import cache_dir
 from frenet.network.memory import require_memory
 from frenet.network.sampled import sampled
@@ -45,7 +46,7 @@ def supported_architectures() -> tuple[str, ...]:
 
 def say_on_stderr(message: str) -> None:
     """The default voice of slow steps."""
-    print(message, file=sys.stderr, flush=True)
+    print(one_line(message), file=sys.stderr, flush=True)
 
 
 def convert_gguf(

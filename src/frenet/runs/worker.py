@@ -2,6 +2,7 @@
 
 import contextlib
 import dis
+import io
 import os
 import pickle
 import signal
@@ -136,6 +137,9 @@ def start_worker(threads: int, lifeline: Connection, log: str) -> None:
     stream = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for standard in (sys.stdout, sys.stderr):
         standard.flush()
+        if isinstance(standard, io.TextIOWrapper):
+            # What a library prints must not fail the cell for want of a character.
+            standard.reconfigure(encoding="utf-8", errors="backslashreplace")
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     os.close(stream)
