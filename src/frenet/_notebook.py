@@ -1,5 +1,6 @@
 """How results show themselves: one line in a console, a small table in a notebook."""
 
+import hashlib
 import html
 import re
 from collections.abc import Iterable
@@ -100,18 +101,26 @@ def one_line(text: object, longest: int = LONGEST_MESSAGE) -> str:
     """One line of a terminal or a page that shows any text and obeys none of it.
 
     Whatever a terminal would obey, and line ends, are written out as escapes; the middle of a text
-    that is too long is left out, with the number of characters that it had.
+    that is too long is left out.
 
     >>> one_line("task" + chr(27) + "[31m" + chr(10) + "error: forged")
     'task\\\\x1b[31m\\\\nerror: forged'
-    >>> one_line("long" * 1000, 40)
-    'longlonglongl... (4,000 characters) ...nglong'
     """
-    text = str(text)
-    if len(text) > longest:
-        head, end = longest // 3, longest // 6
-        text = f"{text[:head]}... ({len(text):,} characters) ...{text[-end:]}"
-    return BREAKS.sub(lambda found: ascii(found[0])[1:-1], showable(text))
+    plain = showable(shortened(str(text), longest))
+    return BREAKS.sub(lambda found: ascii(found[0])[1:-1], plain)
+
+
+def shortened(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """Start and end of a text that is too long, its length, and what tells it from others.
+
+    >>> shortened("long" * 1000, 40)
+    'longlonglongl... (4,000 characters, 59f1d666) ...nglong'
+    """
+    if len(text) <= longest:
+        return text
+    name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    head, end = text[: longest // 3], text[-(longest // 6) :]
+    return f"{head}... ({len(text):,} characters, {name}) ...{end}"
 
 
 def _escaped(text: str) -> str:

@@ -6,6 +6,7 @@ evaluates its expressions by an interpreter (``ast: true``), so 'unsafe-eval' is
 """
 
 import base64
+import dataclasses
 import hashlib
 import os
 import re
@@ -13,7 +14,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from frenet._notebook import shortened
 from frenet.experiments.experiment import Experiment
 from frenet.experiments.reproduction import short_name
 from frenet.report import answers, figures
@@ -100,7 +103,7 @@ def export(
                 write_whole(name.with_name(f"{name.name}.svg"), figures.svg(spec).encode())
             )
             written.append(write_whole(name.with_name(f"{name.name}.png"), figures.png(spec)))
-        for table, (columns, rows) in tables_of(part.experiment, part.run.rows).items():
+        for table, (columns, rows) in tables_of(part.experiment, part.stored.rows).items():
             text = csv_bytes(columns, rows)
             written.append(write_whole(Path(out_dir) / f"{part.id}-{_slug(table)}.csv", text))
     return written
@@ -124,12 +127,13 @@ def sections_of(
 
         experiments = described()
     parts: list[Section] = []
-    labels, used = _labels(runs), Counter[str]()
-    for run in runs:
+    shown = [_on_page(run) for run in runs]
+    labels, used = _labels(shown), Counter[str]()
+    for run, stored in zip(shown, runs, strict=True):
         if run.experiment not in experiments:
             known = ", ".join(sorted(experiments))
             raise ValueError(f"no experiment is called {run.experiment!r}; known are {known}")
-        if any(_same(part.run, run) for part in parts):
+        if any(_same(part.stored, stored) for part in parts):
             continue
         label = labels[_model(run)]
         name = _slug(run.experiment)
@@ -139,8 +143,29 @@ def sections_of(
         name += f"-{before}" if before > 1 else ""
         if any((part.run.experiment, part.label) == (run.experiment, label) for part in parts):
             label = f"{label} ({run.path.name})"
-        parts.append(Section(name, label, run, experiments[run.experiment]))
+        parts.append(Section(name, label, run, experiments[run.experiment], stored))
     return parts
+
+
+def _on_page(run: Run) -> Run:
+    """The run without what no page can hold: texts that are thousands of characters long."""
+    return dataclasses.replace(
+        run,
+        config=_shortened(run.config),
+        rows=_shortened(run.rows),
+        manifest=_shortened(run.manifest),
+        failures=_shortened(run.failures),
+    )
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, str):
+        return shortened(value)
+    if isinstance(value, list):
+        return [_shortened(entry) for entry in value]
+    if isinstance(value, dict):
+        return {_shortened(key): _shortened(entry) for key, entry in value.items()}
+    return value
 
 
 def _same(one: Run, other: Run) -> bool:

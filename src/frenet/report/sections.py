@@ -12,12 +12,21 @@ from frenet.runs import Run
 
 
 class Section(NamedTuple):
-    """One run on the page: ``id`` starts anchors and file names, ``label`` names the network."""
+    """One run on the page.
+
+    Attributes:
+        id: starts anchors and file names.
+        label: names the network.
+        run: what is shown of the run: texts that are too long for a page are shortened.
+        experiment: what the run is an answer to.
+        stored: the run as it is.
+    """
 
     id: str
     label: str
     run: Run
     experiment: Experiment
+    stored: Run
 
     def anchor(self, figure: str) -> str | None:
         known = {entry.id for entry in self.experiment.figures}

@@ -21,8 +21,8 @@ TRIES = 3
 MISSING = "the Ray engine needs Ray; install it with: pip install 'frenet[ray]'"
 UNREACHABLE = (
     "no Ray cluster answers at {address} ({why}); check the address, give a head node that was "
-    "just started half a minute, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if the cluster asks for "
-    "a token, or leave --address out to start one on this machine"
+    "just started half a minute, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if the cluster asks "
+    "for a token, or leave --address out to start one on this machine"
 )
 PATIENCE_S = 10.0
 # How often the machines of the cluster are counted again.
