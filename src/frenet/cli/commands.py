@@ -137,6 +137,7 @@ def _report(args: list[str]) -> int:
     options = parse(Report, args, command="report", about="Turn runs into one HTML file.")
     with printing(options.json) as show:
         from frenet.report import export, write_report, write_results
+        from frenet.report.figures import undrawable
         from frenet.runs import find_runs, read_run
 
         found = find_runs(options.runs)
@@ -156,6 +157,8 @@ def _report(args: list[str]) -> int:
             show_runs(show, runs, facts, as_json=True)
         else:
             show(f"report: {report}")
+            if why := undrawable():
+                show(f"without figures: {why}")
             if options.export is not None:
                 show(f"figures and tables: {options.export}")
             if options.results is not None:

@@ -80,7 +80,8 @@ def export(
     """Every figure as SVG and PNG, every table as CSV, under names that stay the same.
 
     Args:
-        runs: finished or partial runs; figures whose table has no rows are left out.
+        runs: finished or partial runs; figures whose table has no rows are left out, and all of
+            them where this process cannot draw (``figures.undrawable`` says why).
         out_dir: the folder, made where it is missing.
         experiments: name -> experiment; the package's own unless given.
 
@@ -93,7 +94,7 @@ def export(
     """
     written = []
     for part in sections_of(runs, experiments):
-        for figure in part.experiment.figures:
+        for figure in () if figures.undrawable() else part.experiment.figures:
             rows = figures.rows_of(figure, part.run.rows)
             if not rows or figures.blank(drawn := figures.draw(figure, rows)):
                 continue
@@ -196,7 +197,7 @@ def _slug(text: str) -> str:
 
 
 def _document(opening: Markup, sections: Markup) -> Markup:
-    scripts = [figures.bundle(), _asset("page.js")]
+    scripts = [*([] if figures.undrawable() else [figures.bundle()]), _asset("page.js")]
     style = _asset("page.css")
     hashes = " ".join(_hash(script) for script in scripts)
     policy = (

@@ -174,6 +174,9 @@ def _figures(part: Section, out: Path) -> Iterator[str]:
         rows = figures.rows_of(figure, part.run.rows)
         if not (figure.front or figure.id in wanted) or not rows:
             continue
+        if why := figures.undrawable():
+            yield from (markdown(f"{figure.title}: not drawn; {why}."), "")
+            continue
         try:
             drawn = figures.draw(figure, rows)
         # Any error of a chart: the other figures and the numbers must still be read.

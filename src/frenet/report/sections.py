@@ -98,8 +98,12 @@ def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
     if not rows:
         empty = f"These runs hold no row of the table {figure.table}, so there is nothing to draw."
         return tag("figure", title, tag("p", empty, class_="empty"), caption, id=anchor)
+    if why := figures.undrawable():
+        told = tag("p", f"Not drawn: {why}.", class_="empty")
+        return tag("figure", title, told, caption, id=anchor)
     try:
         spec = figures.draw(figure, rows)
+        still = _picture(spec, figure) if static and not figures.blank(spec) else Markup("")
     # Any error of a chart: the other figures and the numbers must still be read.
     except Exception as error:
         told = tag("p", f"Not drawn: {type(error).__name__}: {error}", class_="empty")
@@ -116,7 +120,6 @@ def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
         aria_label=f"{figure.title}. {words}",
     )
     data = script_json(figures.for_page(spec), id=f"{anchor}-spec")
-    still = _picture(spec, figure) if static else Markup("")
     link = tag("a", f"table {figure.table}", href=f"#{part.id}-table-{figure.table}")
     told = tag(
         "details",
