@@ -24,6 +24,8 @@ from frenet.network.gguf import RECORD, convert_gguf, say_on_stderr
 from frenet.network.made_data import is_made
 from frenet.network.made_model import NAME, made_model
 from frenet.network.memory import require_memory
+from frenet.network.promised import require_stored
+from frenet.network.tensor_files import weight_files
 
 __all__ = ["Loaded", "convert_gguf", "load"]
 
@@ -185,7 +187,8 @@ def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple
     if isinstance(where, Path):
         require_model_folder(where)
         entries = sum(torch.Size(shape).numel() for shape in tensor_shapes(where).values())
-        size = entries * torch.finfo(dtype).bits // 8
+        stored = sum(file.stat().st_size for file in weight_files(where))
+        size = max(entries, require_stored(where, stored)) * torch.finfo(dtype).bits // 8
         require_memory(size, f"{where}", device=device, remedy="use a smaller model or dtype")
     options = {"trust_remote_code": False, "local_files_only": isinstance(where, Path)}
     try:
