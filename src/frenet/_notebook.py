@@ -17,9 +17,10 @@ UNSHOWABLE = re.compile(
 BREAKS = re.compile("[\t\n\r]")
 # Of a longer line the start is shown.
 LONGEST = 120
-# Of a longer message or name the start and the end are shown.
+# Of a longer message the start and the end are shown.
 LONGEST_MESSAGE = 2000
-LONGEST_NAME = 200
+# A longer text is no name of a task.
+LONGEST_NAME = 1000
 # Of a notebook's own style sheet nothing is known but that its text can be read.
 TABLE = "border-collapse: collapse; color: inherit; background: none; overflow-wrap: anywhere"
 CAPTION = "caption-side: top; text-align: left; color: inherit; padding: 0.3em 0"

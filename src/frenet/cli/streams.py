@@ -3,9 +3,12 @@
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+from frenet._notebook import one_line
 
 
 class OutputLostError(OSError):
@@ -72,6 +75,26 @@ class Stream:
                 why = getattr(error, "strerror", None) or str(error)
                 number = getattr(error, "errno", None)
                 raise OutputLostError(number, f"standard output cannot be written: {why}") from None
+
+
+class Tamed:
+    """A stream for messages of a library that repeat what the user gave.
+
+    Line ends and, on a terminal, colours are the library's own; all else is written out.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._own = re.compile(r"(\n|\x1b\[[0-9;]*m)" if stream.isatty() else r"(\n)")
+
+    def write(self, text: str) -> int:
+        parts = self._own.split(text)
+        parts[::2] = [one_line(part) for part in parts[::2]]
+        self._stream.write("".join(parts))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextlib.contextmanager

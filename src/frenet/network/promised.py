@@ -75,7 +75,9 @@ def _layers(folder: Path) -> Iterator[int]:
         part = todo.pop()
         if isinstance(part, dict):
             kind = part.get("model_type")
-            known = CONFIG_MAPPING[kind] if isinstance(kind, str) and kind in CONFIG_MAPPING else None
+            known = (
+                CONFIG_MAPPING[kind] if isinstance(kind, str) and kind in CONFIG_MAPPING else None
+            )
             own = getattr(known, "attribute_map", {}).get(LAYERS, LAYERS)
             yield from (part[n] for n in (LAYERS, own) if isinstance(part.get(n), int))
             todo += part.values()

@@ -25,6 +25,7 @@ from frenet.report.opening import chapter, decided, grouped, opening
 from frenet.report.sections import Section, section
 from frenet.report.tables import csv_bytes, tables_of
 from frenet.runs import Run
+from frenet.runs.files import require_path
 
 
 def write_report(
@@ -50,7 +51,7 @@ def write_report(
         ValueError: no run, or a run of an experiment that is not known.
         IsADirectoryError: ``out`` is a folder.
     """
-    out = Path(out)
+    out = require_path(out)
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; name a file, such as {out / 'report.html'}")
     networks = grouped(sections_of(runs, experiments))

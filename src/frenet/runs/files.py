@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from frenet._notebook import one_line
+
 TEMPORARY = ".writing-"
 LOCK = ".lock"
 # A child that a killed writer was just starting holds the lock until it is another program.
@@ -21,6 +23,17 @@ class RunFolderError(ValueError):
 
 class DiskFullError(OSError):
     """No space left for a result; what was written before is whole."""
+
+
+def require_path(path: Path | str) -> Path:
+    """The path, which no system call would take with a NUL character in it.
+
+    Raises:
+        ValueError: it holds one; the message names the path.
+    """
+    if "\0" in str(path):
+        raise ValueError(f"{one_line(path)} holds a NUL character, which no file name can have")
+    return Path(path)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -22,6 +22,7 @@ from frenet.experiments.subject import (
     result_rows,
 )
 from frenet.runs.engine import Interrupted
+from frenet.runs.files import require_path
 from frenet.runs.header import Header
 from frenet.runs.machine import cpu_count, device_of, versions
 from frenet.runs.progress import duration
@@ -73,6 +74,7 @@ def run_search(
     if config.top < 1:
         raise ValueError(f"top={config.top} leaves no winner to report; pass at least 1")
     fixed_sigma(config)
+    require_path(out)
     subject = load_subject(config)
     header = _header(config, subject)
     if engine is not None:  # it may evaluate elsewhere
