@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from frenet._notebook import LONGEST_MESSAGE, one_line, shortened
-from frenet.cli import main
+from frenet.cli import explain, main
 from frenet.cli.codes import DONE, MISTAKE, NO_RESULT, TERMINATED
 from frenet.cli.options import printing
 from frenet.cli.steer import _texts
 from frenet.cli.streams import OutputLostError, Stream, Tamed, standard_streams
+from frenet.network.text import task_names
 
 # A title of the window, a bell, a colour, a NUL, line ends, right-to-left, C1 codes and line
 # separators; after each a sign that stays.
@@ -76,7 +77,6 @@ def task_file(folder, name, count=12):
         ("steer", HOSTILE),
         ("steer", "compare", HOSTILE.replace("\ud800", ""), "b"),
         ("convert", HOSTILE.replace("\ud800", "") + ".gguf"),
-        ("search", "--model", "m", "--tasks", HOSTILE.replace("\ud800", "") + ".jsonl", "--plan"),
     ],
 )
 def test_messages_show_hostile_text_and_obey_none_of_it(args):
@@ -117,11 +117,11 @@ def test_paths_that_cannot_exist_are_the_users_mistake_and_named(args, words):
 
 def test_a_task_name_that_is_no_name_is_refused_with_its_line(tmp_path):
     path = task_file(tmp_path, "t" * 2**20)
-    code, text = said("search", "--model", "m", "--tasks", path, "--plan")
-    assert code == MISTAKE
-    assert f"{path}, line 1: 'task' is 'ttt" in text
-    assert "1,048,577 characters long" in text
-    assert len(text) < LONGEST_MESSAGE
+    with pytest.raises(ValueError, match="1,048,577 characters long") as refused:
+        task_names(path)
+    assert str(refused.value).startswith(f"{path}, line 1: 'task' is 'ttt")
+    assert len(str(refused.value)) < LONGEST_MESSAGE
+    assert explain(refused.value)[0] == MISTAKE
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "cp437", "utf-8", "utf-16"])

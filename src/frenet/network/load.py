@@ -182,6 +182,7 @@ def _gguf_note(folder: Path, dtype: torch.dtype) -> str:
 
 def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple[Any, list[str]]:
     """The model of a folder or hub id, complete, and what to say about it."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if isinstance(where, Path):
@@ -199,7 +200,10 @@ def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple
                 where, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, **options,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    # StrictDataclassError: config.json holds text where a number belongs, or the like.
+    except (
+        *(OSError, ValueError, RuntimeError, KeyError, ImportError), StrictDataclassError,
+    ) as error:  # fmt: skip
         raise _cannot_load(where, error) from error
     _require_filled(where, model, report)
     name = where.name if isinstance(where, Path) else where

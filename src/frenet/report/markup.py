@@ -10,11 +10,11 @@ from typing import Any
 from frenet._notebook import one_line, showable
 
 # What ends code, emphasis, links and tags of Markdown, or of a common extension of it.
-MARKS = re.compile(r"[`*]|(?<=\])[(:\[]")
+MARKS = re.compile(r"[`*]|(?<=\])[(\[]")
 # The same, where a backslash is not understood by every reader, or is itself meant.
-MEANT = re.compile(r"[\\{}]|~~|==|://|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+MEANT = re.compile(r"[\\{}]|~~|==|://|(?<=\]):|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 # What makes a heading, a list, a quotation, a definition or an inclusion of a line.
-LEADING = re.compile(r"^(?:[#>=:!?|;]|[-+](?=[- ]|$)|\d+[.)](?=\s|$))")
+LEADING = re.compile(r"^(?:[#>=:!?|;]|[-+](?=[- ]|$)|\d+[.)](?=\s|$)|\[(?=\w+\]$))")
 VOID = frozenset({"br", "img", "input", "link", "meta"})
 
 
