@@ -111,6 +111,15 @@ def one_line(text: object, longest: int = LONGEST_MESSAGE) -> str:
     return BREAKS.sub(lambda found: ascii(found[0])[1:-1], plain)
 
 
+def listed(names: Iterable[str]) -> str:
+    """Names in a message, whatever is in them.
+
+    >>> listed(["plural", "past" + chr(10)])
+    'plural, past\\\\n'
+    """
+    return ", ".join(one_line(name, LONGEST) for name in names)
+
+
 def shortened(text: str, longest: int = LONGEST_MESSAGE) -> str:
     """Start and end of a text that is too long, its length, and what tells it from others.
 

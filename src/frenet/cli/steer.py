@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from frenet._notebook import one_line
+from frenet._notebook import listed, one_line
 from frenet.cli.codes import DONE, MISTAKE
 from frenet.cli.options import named, parse, printing
 from frenet.cli.steer_options import Apply, Compare, Export, Extract, Source
@@ -73,9 +73,9 @@ def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
             words=two_words(options.words),
         )  # fmt: skip
     if options.only and options.only not in found:
-        raise ValueError(f"no contrast {options.only!r}; there are {', '.join(found)}")
+        raise ValueError(f"no contrast {options.only!r}; there are {listed(found)}")
     if not options.only and len(found) != 1:
-        raise ValueError(f"a vector has one contrast; pass --only with one of {', '.join(found)}")
+        raise ValueError(f"a vector has one contrast; pass --only with one of {listed(found)}")
     return loaded, found[options.only or next(iter(found))]
 
 

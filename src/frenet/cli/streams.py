@@ -106,7 +106,7 @@ def standard_streams() -> Iterator[None]:
     """
     before = sys.stdout, sys.stderr
     out, err = Stream(before[0], needed=True), Stream(before[1], needed=False)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield
         out.close()
