@@ -5,15 +5,18 @@ Two raylets on this machine stand for two machines with one processor each.
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import deque
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
 from toy_experiment import EXPERIMENT, Config
 
+from frenet.cli.codes import TERMINATED
 from frenet.geometry.rng import generator
 from frenet.methods.candidates import Noise
 from frenet.methods.search import Selection, random_search
@@ -149,3 +152,23 @@ class Slow:
         if os.getpid() != self.here:
             time.sleep(0.01)
         return float(self.space.read(model) @ self.slope)
+
+
+def test_the_end_of_the_driver_by_sigterm_is_a_line_and_no_stack(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("toy_experiment.py"), "run", "toy-sums",
+         "--engine", "ray", "--workers", "1", "--seconds", "2", "--out", tmp_path / "run"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("[1/"):
+            process.terminate()
+    process.stdout.close()
+    assert process.wait() == TERMINATED
+    assert "1 of 6 cells are finished and kept in" in lines[-1]
+    assert not [line for line in lines if "SIGTERM" in line or "@  " in line]
