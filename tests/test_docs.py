@@ -37,7 +37,8 @@ EXEMPT = {
     r"--model frenet:gpt2": "trains a network; tests/network/test_made.py does so in a few steps",
     r"--model model\.gguf": "needs a GGUF file; tests/network/test_load.py makes some",
     r"--model stories260K": "needs a model and tasks that are not in the repository",
-    r"ray://": "needs a cluster",
+    r"--address (ray://)?host:": "needs a cluster",
+    r"^ray ": "starts a cluster, and keeps its token in the home directory",
     r"runs/drift": "belongs to the run of the GGUF file",
     r"^frenet run \S+ +--model \./my-model --tasks \S+( --spaces lora full)?$": (
         "takes minutes with all that the preset lm measures; the other pages run it small"

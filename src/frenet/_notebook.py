@@ -1,5 +1,6 @@
 """How results show themselves: one line in a console, a small table in a notebook."""
 
+import hashlib
 import html
 import re
 from collections.abc import Iterable
@@ -7,11 +8,19 @@ from collections.abc import Iterable
 Fact = tuple[str, object, str]
 
 HEADINGS = ("", "value", "to be read beside")
-# What neither HTML nor XML can hold (control characters, halves of surrogate pairs), and the signs
-# that turn the direction of all that follows them, with which one name can be made to look another.
-UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# What neither HTML nor XML can hold (control characters, halves of surrogate pairs), what a
+# terminal obeys instead of showing it, and the signs that end a line or turn the direction of what
+# follows them, with which one name can be made to look another.
+UNSHOWABLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+BREAKS = re.compile("[\t\n\r]")
 # Of a longer line the start is shown.
 LONGEST = 120
+# Of a longer message the start and the end are shown.
+LONGEST_MESSAGE = 2000
+# A longer text is no name of a task.
+LONGEST_NAME = 1000
 # Of a notebook's own style sheet nothing is known but that its text can be read.
 TABLE = "border-collapse: collapse; color: inherit; background: none; overflow-wrap: anywhere"
 CAPTION = "caption-side: top; text-align: left; color: inherit; padding: 0.3em 0"
@@ -87,6 +96,41 @@ def showable(text: str) -> str:
     'a\\\\x00\\\\u202e'
     """
     return UNSHOWABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: object, longest: int = LONGEST_MESSAGE) -> str:
+    """One line of a terminal or a page that shows any text and obeys none of it.
+
+    Whatever a terminal would obey, and line ends, are written out as escapes; the middle of a text
+    that is too long is left out.
+
+    >>> one_line("task" + chr(27) + "[31m" + chr(10) + "error: forged")
+    'task\\\\x1b[31m\\\\nerror: forged'
+    """
+    plain = showable(shortened(str(text), longest))
+    return BREAKS.sub(lambda found: ascii(found[0])[1:-1], plain)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message, whatever is in them.
+
+    >>> listed(["plural", "past" + chr(10)])
+    'plural, past\\\\n'
+    """
+    return ", ".join(one_line(name, LONGEST) for name in names)
+
+
+def shortened(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """Start and end of a text that is too long, its length, and what tells it from others.
+
+    >>> shortened("long" * 1000, 40)
+    'longlonglongl... (4,000 characters, 59f1d666) ...nglong'
+    """
+    if len(text) <= longest:
+        return text
+    name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    head, end = text[: longest // 3], text[-(longest // 6) :]
+    return f"{head}... ({len(text):,} characters, {name}) ...{end}"
 
 
 def _escaped(text: str) -> str:

@@ -3,8 +3,6 @@
 import csv
 import io
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +10,7 @@ import made_up
 import pytest
 
 from frenet.experiments.experiment import Column, Experiment
-from frenet.report import export, figures, write_report
+from frenet.report import export
 from frenet.report.tables import arranged, csv_bytes
 
 
@@ -123,28 +121,3 @@ def test_no_text_is_a_formula_and_numbers_stay_numbers(text: str, cell: str) -> 
     columns = [Column(name, "", "", "key") for name in ("a", "b")]
     content = csv_bytes(columns, [{"a": text, "b": -0.5}]).decode()
     assert list(csv.reader(io.StringIO(content, newline="")))[1] == [cell, "-0.5"]
-
-
-def test_where_pictures_cannot_be_drawn_the_rest_is_written(tmp_path, monkeypatch):
-    """Under a limit of the address space the library that draws them would end the process."""
-    monkeypatch.setattr(figures, "can_draw", lambda: False)
-    monkeypatch.setattr(figures, "svg", lambda spec: pytest.fail("drawn all the same"))
-    monkeypatch.setattr(figures, "png", lambda spec: pytest.fail("drawn all the same"))
-    runs, known = made_up.runs(), only_sound_figures()
-    page = write_report(runs, tmp_path / "r.html", experiments=known).read_text("utf-8")
-    assert "Pictures of the figures are missing" in page
-    assert "ulimit -v" in page
-    endings = {path.suffix for path in export(runs, tmp_path / "out", experiments=known)}
-    assert endings == {".csv"}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="sets a limit of the address space")
-def test_a_limit_of_the_address_space_is_found_out_by_another_process():
-    code = (
-        "import resource\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
-        "from frenet.report import figures\n"
-        "print(figures.can_draw())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"

@@ -1,8 +1,14 @@
 """Runs as a Markdown page: every row beside it, nothing in it that is HTML, the same every time."""
 
-import made_up
+from html.parser import HTMLParser
 
-from frenet.report import figures, results, write_results
+import hostile
+import made_up
+import markdown as site
+import pytest
+
+from frenet.report import results, write_results
+from frenet.report.markup import markdown
 from frenet.runs import Run, find_runs, read_run
 
 
@@ -96,10 +102,10 @@ def test_a_claim_names_the_damage_and_the_optimisers_of_the_spaces_that_were_mea
 
 
 def test_text_of_users_makes_no_link_picture_or_code():
-    assert results._text("![p](u) [a](b) [a][b] [a]: c `d` e*f* <g>\nh") == (
-        r"![p]\(u) [a]\(b) [a]\[b] [a]\: c \`d\` e\*f\* &lt;g&gt; h"
+    assert markdown("![p](u) [a](b) [a][b] [a]: c `d` e*f* <g>\nh") == (
+        r"&#33;[p]\(u) [a]\(b) [a]\[b] [a]&#58; c \`d\` e\*f\* &lt;g&gt; h"
     )
-    assert results._text("0.5 [0.4, 0.6], n = 3 (so)") == "0.5 [0.4, 0.6], n = 3 (so)"
+    assert markdown("0.5 [0.4, 0.6], n = 3 (so)") == "0.5 [0.4, 0.6], n = 3 (so)"
     assert list(results._fenced(["a ``` b", "c"])) == ["````", "a ``` b", "c", "````", ""]
 
 
@@ -169,8 +175,69 @@ def test_the_same_runs_give_the_same_files(tmp_path):
         assert once == again
 
 
-def test_where_pictures_cannot_be_drawn_the_page_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "can_draw", lambda: False)
-    _, page = written(tmp_path)
-    assert "Pictures of the figures are missing" in page.read_text("utf-8")
-    assert {file.suffix for file in tmp_path.iterdir()} == {".md", ".gz"}
+class Tags(HTMLParser):
+    """Names of the elements of a page, and of their attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.seen, self.text = set(), ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen |= {tag, *(name for name, _ in attrs)}
+
+    def handle_data(self, data):
+        self.text += data
+
+
+EXTENSIONS = ["attr_list", "abbr", "admonition", "footnotes", "def_list", "toc", "md_in_html"]
+MEANT = (
+    "{: onclick=alert(1) }", "# a", "1. a", "- a", "+ a", "> a", "::: os", "!!! note", "[TOC]",
+    "*[a]: b", "[^1]: a", "[a]: javascript:alert(1)", "\\[a](javascript:alert(1))", "a\\`b`",
+    "_a_ __b__", "~~a~~", "--8<-- \"/etc/passwd\"", ": a", "| a | b |", "https://example.org",
+    "<a@b.c>", "\x1b[31m\x9b2J\u202e", "a_b_c 0.5 [1, 2] (x) -0.3", "* * *", "===",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*MEANT, *hostile.NAMES])
+def test_any_text_is_itself_on_a_page_made_of_the_markdown(text):
+    """By the program that makes sites of such pages, with extensions that give texts a meaning."""
+    for before in ("", "- ", "## "):
+        page = Tags(site.markdown(f"{before}{markdown(text)}\n", extensions=EXTENSIONS))
+        assert page.seen <= {"p", "ul", "li", "h2", "id"}
+        shown = " ".join(text.split())
+        for sign in "\x00\x1b\x9b\u202e":
+            shown = shown.replace(sign, ascii(sign)[1:-1])
+        assert page.text.strip() == shown
+
+
+def test_hostile_runs_make_a_page_without_tags_and_signs_that_are_obeyed(tmp_path):
+    """Model, tasks, failures, versions, machine, commits and settings are all forged."""
+    runs = []
+    for run in hostile.runs():
+        forged = {
+            "versions": {name: name for name in hostile.NAMES},
+            "machine": {"platform": hostile.NAMES[0], hostile.NAMES[1]: "x\n\n<b>"},
+            "commit": "\x1b[31m<script>", "cell_seconds": None, "complete": False,
+            "cells": {"finished": "<script>", "total": "\n# a"},
+        }  # fmt: skip
+        runs.append(Run(**{**run.__dict__, "manifest": run.manifest | forged}))
+    page = write_results(runs, tmp_path, experiments=hostile.experiments()).read_text("utf-8")
+    assert not set("\x00\x1b\u202e\r") & set(page)
+    tags = Tags(site.markdown(page, extensions=["fenced_code", "tables", "attr_list"]))
+    assert not {"script", "onerror", "b", "h1" if "<h1>a" in page else ""} & tags.seen
+    assert "alert(1)" in tags.text
+
+
+def test_a_name_of_a_megabyte_is_shortened_on_the_page_and_whole_beside_it(tmp_path):
+    run = made_up.runs()[0]
+    machine = {"machine": {"platform": "made up"}, "commit": None, "cell_seconds": 1.0}
+    long = "t" * 2**20
+    rows = [
+        row | {"task": long} if row.get("task") == made_up.TASKS[0] else row for row in run.rows
+    ]
+    forged = Run(**{**run.__dict__, "rows": rows, "manifest": run.manifest | machine})
+    page = write_results([forged], tmp_path, experiments=made_up.experiments())
+    assert len(page.read_bytes()) < 100_000
+    (file,) = find_runs([tmp_path])
+    assert read_run(file).rows == rows

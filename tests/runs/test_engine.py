@@ -81,6 +81,8 @@ def spoilt(tmp_path_factory):
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOY_MARKS", str(base / "marks"))
+        # What a library prints must not fail its cell for want of a character.
+        patch.setenv("PYTHONIOENCODING", "ascii")
         patch.setattr(Watch, "say", lambda self, text: said.append(text))
         found = run(config, base / "run", workers=2)
     return found, said, marks(base / "marks")
@@ -90,6 +92,7 @@ def test_failed_cells_do_not_sink_the_sweep(spoilt):
     found, _, _ = spoilt
     done = {row["task"] for row in found.rows}
     assert done == {"copy", "beside", "noisy", "sort"}
+    assert "prints \N{CHECK MARK}" in (found.path / "log.txt").read_text("utf-8")
     failed = {(f["cell"], f["type"]) for f in found.failures if "seed=0" in f["cell"]}
     assert failed == {
         ("seed=0,task=fail", "FloatingPointError"),

@@ -19,7 +19,7 @@ from frenet.methods.search import Selection, random_search
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.runs import run_experiment
-from frenet.runs.ray_cluster import TRIES, Work, handed_out, processors, shared_out
+from frenet.runs.ray_cluster import TRIES, Fleet, Work, handed_out, processors, shared_out
 from frenet.runs.ray_cluster import cluster as joined
 from frenet.runs.ray_engine import ray_engine
 
@@ -157,35 +157,64 @@ def test_without_an_address_no_cluster_that_is_there_is_joined(monkeypatch):
     assert [given.get("num_cpus") for given in asked] == [None, 6, None]
 
 
+def machine(name, cpus, *, alive=True):
+    return {"NodeID": name, "Alive": alive, "Resources": {"CPU": float(cpus)} if cpus else {}}
+
+
 def test_machines_that_are_gone_or_without_processors_do_not_count():
-    nodes = [
-        {"Alive": True, "Resources": {"CPU": 4.0, "memory": 1.0}},
-        {"Alive": False, "Resources": {"CPU": 8.0}},
-        {"Alive": True, "Resources": {"memory": 1.0}},
-    ]
-    assert processors(SimpleNamespace(nodes=lambda: nodes)) == [4, 0]
+    nodes = [machine("a", 4), machine("b", 8, alive=False), machine("c", 0)]
+    assert processors(SimpleNamespace(nodes=lambda: nodes)) == {"a": 4, "c": 0}
 
 
 class Fake:
-    """Ray whose workers end in given ways, one after the other, before they work."""
+    """Ray that does a task when it is waited for; machines and deaths follow a script.
+
+    ``machines[i]`` are those at the i-th count, the last ones ever after. ``ends`` are the errors
+    in which the first results end.
+    """
 
     exceptions = ray.exceptions
 
-    def __init__(self, *ends):
-        self.ends = list(ends)
-        self.hired = 0
+    def __init__(self, machines, ends=()):
+        self.machines, self.ends = list(machines), list(ends)
+        self.at_once = []
+        self.cancelled = []
 
-    def hire(self):
-        self.hired += 1
-        return self.hired
+    def nodes(self):
+        now = self.machines.pop(0) if len(self.machines) > 1 else self.machines[0]
+        return [machine(name, cpus) for name, cpus in now.items()]
 
-    def wait(self, running, num_returns):
+    def remote(self, function):
+        handle = SimpleNamespace(remote=lambda perform, shared, item, threads: ("ref", item))
+        return SimpleNamespace(options=lambda **given: handle)
+
+    def put(self, subject):
+        return subject
+
+    def wait(self, running, num_returns, timeout):
+        self.at_once.append(len(running))
         return running[:num_returns], running[num_returns:]
 
     def get(self, reference):
         if self.ends:
             raise self.ends.pop(0)
-        return reference
+        return reference[1]
+
+    def cancel(self, reference, force):
+        self.cancelled.append(reference)
+
+
+WORK = Work(
+    perform=lambda subject, item: item, pack=lambda item: item, name=str,
+    killed=lambda item, error: "given up", remedy="",
+)  # fmt: skip
+
+
+def done(fake, items, said, *, workers=None, monkeypatch=None):
+    if monkeypatch is not None:
+        monkeypatch.setattr("frenet.runs.ray_cluster.LOOK_S", 0.0)
+    fleet = Fleet(fake, workers=workers, each=2, say=said.append)
+    return list(handed_out(fake, deque(items), WORK, fleet=fleet))
 
 
 @pytest.mark.parametrize(
@@ -194,16 +223,48 @@ class Fake:
         ray.exceptions.OutOfMemoryError("the memory monitor"),
         ray.exceptions.NodeDiedError("gone"),
         ray.exceptions.WorkerCrashedError(),
-        ray.exceptions.RayActorError(),
+        ray.exceptions.ObjectLostError("00" * 28, None, ""),
     ],
 )
-def test_a_worker_is_replaced_in_whatever_way_it_died(error):
-    for deaths, expected in ((TRIES - 1, ("by", TRIES, "item")), (TRIES, "given up")):
-        fake = Fake(*[error] * deaths)
-        work = Work(fake.hire, lambda worker, item: ("by", worker, item), lambda *_: "given up", "")
-        found = list(handed_out(fake, deque(["item"]), work, count=1))
-        assert found == [("item", expected)]
-        assert fake.hired == 1 + deaths
+def test_what_a_worker_had_that_was_lost_is_tried_again(error):
+    for deaths, expected in ((TRIES - 1, "item"), (TRIES, "given up")):
+        said = []
+        assert done(Fake([{"a": 2}], [error] * deaths), ["item"], said) == [("item", expected)]
+        assert said == ["a worker was lost during item: trying again"] * (TRIES - 1)
+
+
+def test_as_many_items_are_out_as_workers_fit_on_the_machines_that_are_there_now(monkeypatch):
+    """5 + 4 processors hold 2 + 2 workers of 2; then one machine is gone, then another joins."""
+    fake = Fake([{"a": 5, "b": 4}, {"a": 5}, {"a": 5, "c": 2}])
+    said = []
+    assert len(done(fake, range(8), said, monkeypatch=monkeypatch)) == 8
+    # One ends at a time: 4 are out, of whom 3 are left when one machine is gone, and so on.
+    assert fake.at_once == [4, 3, 3, 3, 3, 3, 2, 1]
+    assert [line.partition(":")[2].split() for line in said] == [
+        ["1", "machine", "with", "5", "processors", "left"],
+        ["2", "machines", "with", "7", "processors", "now"],
+    ]
+    few = Fake([{"a": 5, "b": 4}])
+    assert len(done(few, range(4), [], workers=1)) == 4
+    assert few.at_once == [1, 1, 1, 1]
+
+
+def test_a_cluster_without_machines_is_waited_for_and_given_up(monkeypatch):
+    assert done(Fake([{"a": 1}, {"a": 1}, {"b": 2}]), ["item"], [], monkeypatch=monkeypatch) == [
+        ("item", "item")
+    ]
+    monkeypatch.setattr("frenet.runs.ray_cluster.ABANDONED_S", -1.0)
+    with pytest.raises(RuntimeError, match="no machine of the Ray cluster has 2 processors"):
+        done(Fake([{"a": 1}]), ["item"], [], monkeypatch=monkeypatch)
+
+
+def test_what_is_out_is_called_off_with_the_work():
+    fake = Fake([{"a": 4}])
+    fleet = Fleet(fake, workers=None, each=2, say=lambda text: None)
+    outcomes = handed_out(fake, deque(range(5)), WORK, fleet=fleet)
+    assert next(outcomes) == (0, 0)
+    outcomes.close()
+    assert fake.cancelled == [("ref", 1)]
 
 
 @pytest.mark.usefixtures("cluster")
@@ -234,3 +295,29 @@ def test_a_cluster_that_is_not_there_stops_a_run(tmp_path):
         run_experiment(
             EXPERIMENT, Config(), tmp_path, engine="ray", address="ray://127.0.0.1:1", threads=1
         )
+
+
+class Elsewhere:
+    """A score that can be sent and not be received: its module is on this machine alone."""
+
+    def __init__(self):
+        self.here = os.getpid()
+
+    def __reduce__(self):
+        return _only_in, (self.here,)
+
+    def __call__(self, model, batch) -> float:
+        return 0.0
+
+
+def _only_in(process: int) -> Elsewhere:
+    if os.getpid() != process:
+        raise ModuleNotFoundError("No module named 'my_scores'")
+    return Elsewhere()
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("ignore")
+def test_a_worker_that_cannot_read_what_it_is_sent_says_so(model):
+    with pytest.raises(RuntimeError, match="No module named 'my_scores'; a score of one's own"):
+        search(model, Elsewhere(), ray_engine(workers=1, threads=1), count=32)

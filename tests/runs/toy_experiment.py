@@ -94,7 +94,7 @@ def _misbehave(cell: Cell, calls: int) -> dict[str, Any]:
     if task == "beside" and calls == 1:  # until the worker beside it is killed
         time.sleep(30)
     if task == "noisy":
-        print("a library that prints")
+        print("a library that prints \N{CHECK MARK}")
     if task == "odd":
         return {"loss": torch.tensor(1.0)}
     return {}

@@ -3,14 +3,20 @@
 Whatever is slow to import is imported inside the commands, so that help is instant.
 """
 
+import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from frenet._notebook import one_line
 from frenet._version import __version__
-from frenet.cli.codes import DONE, FAULT, MISTAKE, NO_RESULT, STOPPED
+from frenet.cli.codes import DONE, FAULT, MISTAKE, NO_RESULT, STOPPED, TERMINATED
+from frenet.cli.streams import OutputLostError, standard_streams
 
 HELP = """\
 usage: frenet COMMAND [options]
@@ -42,7 +48,7 @@ examples:
 
 A run that was stopped goes on when the same command is started again.
 exit codes: 0 done; 1 some cell failed, or there is no result; 2 a mistake in what was given;
-130 stopped by Ctrl-C; 70 a fault of frenet's own (FRENET_TRACEBACK=1 shows where)
+130 stopped by Ctrl-C, 143 by SIGTERM; 70 a fault of frenet's own (FRENET_TRACEBACK=1 shows where)
 """
 
 
@@ -54,21 +60,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
+        with standard_streams(), _stopping() as stopped:
+            return _ended(args, stopped)
+    except OutputLostError as error:
+        # The reader of a pipe, such as head, has seen enough; a full disk has not.
+        if error.errno == errno.EPIPE:
+            return DONE
+        print(f"frenet: error: {error.strerror}", file=sys.stderr)
+        return NO_RESULT
+
+
+def _ended(args: list[str], stopped: list[int]) -> int:
+    """Run a command; whatever ends it becomes an exit code and one line."""
+    try:
         return _dispatch(args)
     except SystemExit as error:  # how tyro ends, after help or a message of its own
         return error.code if isinstance(error.code, int) else MISTAKE
     except KeyboardInterrupt as error:
-        print(f"\nfrenet: {str(error) or 'stopped'}", file=sys.stderr)
-        return STOPPED
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        print(f"\nfrenet: {one_line(str(error) or 'stopped')}", file=sys.stderr)
+        return TERMINATED if stopped else STOPPED
+    except OutputLostError:
+        raise
     except Exception as error:
         code, message = explain(error)
         if os.environ.get("FRENET_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exception(error)
-        print(f"frenet: error: {message}", file=sys.stderr)
+        print(f"frenet: error: {one_line(message)}", file=sys.stderr)
         return code
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """Have SIGTERM, which schedulers send, stop a command like Ctrl-C; the list notes it."""
+    stopped: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def explain(error: Exception) -> tuple[int, str]:

@@ -56,9 +56,12 @@ def _list(args: list[str]) -> int:
             show({"experiments": [_described(e, config_dict) for e in experiments]})
             return DONE
         for experiment in experiments:
-            claims = [f"\n  {claim.id}: {claim.statement}" for claim in experiment.claims]
-            presets = f"\n  presets: {', '.join(experiment.presets)}\n"
-            show("".join([experiment.name, "\n  ", experiment.question, *claims, presets]))
+            show(experiment.name)
+            show(f"  {experiment.question}")
+            for claim in experiment.claims:
+                show(f"  {claim.id}: {claim.statement}")
+            show(f"  presets: {', '.join(experiment.presets)}")
+            show("")
     return DONE
 
 
@@ -100,7 +103,8 @@ def _run(args: list[str]) -> int:
         facts = {"command": "run", "report": str(report)}
         show_runs(show, [run], facts, as_json=work.json)
         if not work.json:
-            show(f"results: {out}\nreport: {report}")
+            show(f"results: {out}")
+            show(f"report: {report}")
     return NO_RESULT if run.failures else DONE
 
 
@@ -132,7 +136,8 @@ def _report(args: list[str]) -> int:
     """``frenet report``."""
     options = parse(Report, args, command="report", about="Turn runs into one HTML file.")
     with printing(options.json) as show:
-        from frenet.report import export, figures, write_report, write_results
+        from frenet.report import export, write_report, write_results
+        from frenet.report.figures import undrawable
         from frenet.runs import find_runs, read_run
 
         found = find_runs(options.runs)
@@ -144,8 +149,6 @@ def _report(args: list[str]) -> int:
         report = write_report(runs, options.out or beside / "report.html")
         if options.export is not None:
             export(runs, options.export)
-        if (options.export or options.results) and not figures.can_draw():
-            print(f"frenet: {figures.UNDRAWN}", file=sys.stderr)
         if options.results is not None:
             write_results(runs, options.results)
         facts = {"command": "report", "report": str(report), "export": path_text(options.export)}
@@ -154,6 +157,8 @@ def _report(args: list[str]) -> int:
             show_runs(show, runs, facts, as_json=True)
         else:
             show(f"report: {report}")
+            if why := undrawable():
+                show(f"without figures: {why}")
             if options.export is not None:
                 show(f"figures and tables: {options.export}")
             if options.results is not None:
@@ -166,7 +171,8 @@ def _convert(args: list[str]) -> int:
     options = parse(Convert, args, command="convert", about="Turn a GGUF file into a folder.")
     from frenet.network.load import convert_gguf
 
-    print(convert_gguf(options.file))
+    with printing(False) as show:
+        show(convert_gguf(options.file))
     return DONE
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from frenet._notebook import one_line
 from frenet.cli.options import DEFAULT_PRESET, LANGUAGE_MODEL_PRESET, Work
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def execute_all(todo: Sequence[Planned], work: Work) -> "tuple[list[Run], dict[s
             runs.append(execute(task.experiment, task.config, task.out, work))
         except RunFailedError as error:
             failed[task.out.name] = str(error)
-            print(f"frenet: {task.out.name}: {error}", file=sys.stderr)
+            print(f"frenet: {one_line(f'{task.out.name}: {error}')}", file=sys.stderr)
     return runs, failed
 
 
@@ -96,7 +97,8 @@ def show_runs(
         findings = sorted((pair for some in mine for pair in some), key=lambda pair: pair[0].id)
         if findings:
             if len(networks) > 1:
-                show(f"\n{network}")
+                show("")
+                show(network)
             Console().print(claims_table(findings))
         for claim, finding in findings:
             show(f"{claim.id}: {finding.why}")

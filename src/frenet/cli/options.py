@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from frenet._notebook import one_line
+from frenet.cli.streams import Tamed
+
 DEFAULT_PRESET = "demo"
 LANGUAGE_MODEL_PRESET = "lm"
 RUN_HELP = """\
@@ -107,7 +110,10 @@ def named(name: str, known: Mapping[str, T], what: str) -> T:
 def parse(options: type[T], args: Sequence[str], *, command: str, about: str) -> T:
     """Command-line flags of a dataclass; ends the program on a mistake, or after help."""
     conf = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(options, prog=f"frenet {command}", description=about, args=args, config=conf)
+    with contextlib.redirect_stderr(Tamed(sys.stderr)):
+        return tyro.cli(
+            options, prog=f"frenet {command}", description=about, args=args, config=conf
+        )
 
 
 def parse_both(
@@ -126,24 +132,28 @@ def parse_both(
     kind = type(settings) if preset else settings
     both: Any = make_dataclass("Both", [(titles[0], ours), (titles[1], kind)])
     given = {"default": both(running(), settings)} if preset else {}
-    parsed = tyro.cli(
-        both,
-        prog=f"frenet {command}",
-        description=about,
-        args=args,
-        config=(tyro.conf.OmitArgPrefixes,),
-        **given,
-    )
+    with contextlib.redirect_stderr(Tamed(sys.stderr)):
+        parsed = tyro.cli(
+            both,
+            prog=f"frenet {command}",
+            description=about,
+            args=args,
+            config=(tyro.conf.OmitArgPrefixes,),
+            **given,
+        )
     return getattr(parsed, titles[0]), getattr(parsed, titles[1])
 
 
 @contextlib.contextmanager
 def printing(as_json: bool) -> Iterator[Callable[[Any], None]]:
-    """Where results go: with JSON, all that libraries print goes to standard error instead."""
+    """Where results go, a line at a time, or as JSON.
+
+    With JSON, all that libraries print goes to standard error instead.
+    """
     out = sys.stdout
 
     def show(value: Any) -> None:
-        text = json.dumps(value, indent=2, allow_nan=False) if as_json else value
+        text = json.dumps(value, indent=2, allow_nan=False) if as_json else one_line(value)
         print(text, file=out, flush=True)
 
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():

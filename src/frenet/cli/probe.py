@@ -67,7 +67,8 @@ def probe(args: list[str]) -> int:
                 show(result["sentence"])
             for failure in run.failures:
                 show(f"failed: {failure['error']}")
-            show(f"results: {out}\nreport: {report}")
+            show(f"results: {out}")
+            show(f"report: {report}")
     return NO_RESULT if run.failures else DONE
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frenet._notebook import one_line
 from frenet.cli.codes import DONE, NO_RESULT
 from frenet.cli.execution import (
     Planned,
@@ -98,7 +99,7 @@ def _say_costs(
         console.print(
             f"about {duration(seconds)}{_at_most(seconds, longest)}, and up to {duration(before)} "
             f"for networks that are not in the cache, with {workers} workers"
-            f"{_reckoned(work, workers)} and at most {memory:,.0f} MiB; into {out}",
+            f"{_reckoned(work, workers)} and at most {memory:,.0f} MiB; into {one_line(out)}",
             markup=False,
         )
     lacking = _lacking_memory(forecasts) if work.engine == "processes" else None
@@ -106,7 +107,7 @@ def _say_costs(
         if not work.plan:
             raise lacking
         if not work.quiet:
-            console.print(f"too much: {lacking}", markup=False)
+            console.print(f"too much: {one_line(lacking)}", markup=False)
     return {
         "command": "reproduce", "preset": work.preset, "out": str(out),
         "expected_seconds": round(seconds, 1), "longest_seconds": round(longest, 1),
@@ -208,7 +209,7 @@ def _plan_table(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]") -> Any:
     table = Table("network", "experiment", "cells", "finished", "about", "memory of a worker")
     for part, cost in zip(todo, forecasts, strict=True):
         table.add_row(
-            Text(part.network), part.experiment.name, str(cost.cells), str(cost.finished),
+            Text(one_line(part.network)), part.experiment.name, str(cost.cells), str(cost.finished),
             duration(cost.duration), f"{cost.mib:,.0f} MiB",
         )  # fmt: skip
     return table

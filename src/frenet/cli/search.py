@@ -1,12 +1,13 @@
 """``frenet search``: plan a random search around a model's weights, or run it."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from frenet._notebook import one_line
 from frenet.cli.codes import DONE
 from frenet.cli.execution import refuse_unused
 from frenet.cli.options import Count, Folder, parse_both, printing
@@ -69,10 +70,10 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
 
     def say(text: str) -> None:
         if not running.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(one_line(text), file=sys.stderr, flush=True)
 
     out = running.out or default_out(SEARCH, config)
-    run = run_search(config, out, engine=_engine(running), say=say)
+    run = run_search(config, out, engine=_engine(running, say), say=say)
     report = write_report([run], out / "report.html")
     results = [row for row in run.rows if row["table"] == "result"]
     if running.json:
@@ -81,10 +82,11 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
         return
     for row in results:
         show(_sentence(row))
-    show(f"winner: {out / WINNER}\nresults: {out}\nreport: {report}")
+    for what, where in (("winner", out / WINNER), ("results", out), ("report", report)):
+        show(f"{what}: {where}")
 
 
-def _engine(running: Running) -> "Engine | None":
+def _engine(running: Running, say: Callable[[str], None]) -> "Engine | None":
     """The engine that was asked for; None for this process."""
     refuse_unused(running.address, running.engine)
     if running.engine == "local":
@@ -93,7 +95,7 @@ def _engine(running: Running) -> "Engine | None":
         return None
     from frenet.runs.ray_engine import ray_engine
 
-    return ray_engine(address=running.address or None, workers=running.workers)
+    return ray_engine(address=running.address or None, workers=running.workers, say=say)
 
 
 def _sentence(row: "Row") -> str:

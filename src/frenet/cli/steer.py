@@ -1,9 +1,11 @@
 """``frenet steer extract | compare | apply | export``: steering vectors as files."""
 
 import math
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from frenet._notebook import listed, one_line
 from frenet.cli.codes import DONE, MISTAKE
 from frenet.cli.options import named, parse, printing
 from frenet.cli.steer_options import Apply, Compare, Export, Extract, Source
@@ -71,9 +73,9 @@ def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
             words=two_words(options.words),
         )  # fmt: skip
     if options.only and options.only not in found:
-        raise ValueError(f"no contrast {options.only!r}; there are {', '.join(found)}")
+        raise ValueError(f"no contrast {options.only!r}; there are {listed(found)}")
     if not options.only and len(found) != 1:
-        raise ValueError(f"a vector has one contrast; pass --only with one of {', '.join(found)}")
+        raise ValueError(f"a vector has one contrast; pass --only with one of {listed(found)}")
     return loaded, found[options.only or next(iter(found))]
 
 
@@ -217,13 +219,14 @@ def _export(args: list[str]) -> int:
     vector = load_vector(options.vector)
     if options.out.suffix == ".gguf":
         path = save_control_vector(vector, options.out, architecture=options.architecture)
-        if 0 in vector.blocks:
-            print("block 0 is left out: GGUF control vectors have no place for it")
     elif options.out.suffix == ".safetensors":
         path = save_vector(vector, options.out)
     else:
         raise ValueError(f"{options.out} ends in neither .gguf nor .safetensors")
-    print(path)
+    with printing(False) as show:
+        if path.suffix == ".gguf" and 0 in vector.blocks:
+            show("block 0 is left out: GGUF control vectors have no place for it")
+        show(path)
     return DONE
 
 
@@ -234,7 +237,7 @@ def _table(rows: list[Any]) -> None:
 
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
+        table.add_row(*(Text(one_line(_cell(value))) for value in row.values()))
     Console().print(table)
 
 
@@ -249,10 +252,15 @@ def _texts(prompt: str, texts: dict[str, str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("dose", "text", title=Text(prompt), show_lines=True)
+    table = Table("dose", "text", title=Text(_lines(prompt)), show_lines=True)
     for dose, text in texts.items():
-        table.add_row(dose, Text(text))
+        table.add_row(dose, Text(_lines(text)))
     Console().print(table)
+
+
+def _lines(text: str) -> str:
+    """A text of several lines as a terminal may show it."""
+    return "\n".join(one_line(line, sys.maxsize) for line in text.split("\n"))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from frenet._notebook import listed
 from frenet.experiments.experiment import Cell
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def task_names(config: NetworkConfig) -> tuple[str, ...]:
     """
     known = _known_tasks(config)
     if missing := [name for name in config.only if name not in known]:
-        raise ValueError(f"no task {missing[0]!r}; there are {', '.join(known)}")
+        raise ValueError(f"no task {missing[0]!r}; there are {listed(known)}")
     return config.only or known[: config.max_tasks or None]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
+from frenet._notebook import listed
 from frenet.experiments.experiment import Experiment
 
 SYNTHETIC, MADE = "synthetic", "frenet:gpt2"
@@ -190,7 +191,7 @@ def _refuse_unknown(wanted: Reproduction) -> None:
         return
     known = _names(wanted, steering=False) + _names(wanted, steering=True)
     if missing := [name for name in wanted.only if name not in known]:
-        raise ValueError(f"no task or statements {missing[0]!r}; there are {', '.join(known)}")
+        raise ValueError(f"no task or statements {missing[0]!r}; there are {listed(known)}")
 
 
 def folder_names(found: Sequence[Part]) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from frenet._notebook import listed
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell
 from frenet.experiments.networks import Network, NetworkConfig
@@ -301,5 +302,5 @@ def _contrast(spot: Spot) -> "Contrast | None":
     found = contrasts(config.contrasts, network.tokenizer, max_length=longest)
     name = config.behaviour or next(iter(found))
     if name not in found:
-        raise ValueError(f"no contrast {name!r} in {config.contrasts}; it has {', '.join(found)}")
+        raise ValueError(f"no contrast {name!r} in {config.contrasts}; it has {listed(found)}")
     return found[name]

@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from frenet._notebook import listed
 from frenet.experiments.experiment import Cell, Column, Row
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
             raise ValueError(f"model {config.model} needs contrasts: pass --tasks FILE.jsonl")
         known = tuple(name for source in config.tasks for name in answered_names(source))
     if missing := [name for name in config.only if name not in known]:
-        raise ValueError(f"no contrast {missing[0]!r}; there are {', '.join(known)}")
+        raise ValueError(f"no contrast {missing[0]!r}; there are {listed(known)}")
     return config.only or known[: config.max_tasks or None]
 
 

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from frenet._notebook import listed
 from frenet.experiments.experiment import Row
 from frenet.experiments.search import SearchConfig
 
@@ -98,9 +99,9 @@ def _task(config: SearchConfig, tokenizer: Any, longest: int) -> Any:
     for source in config.tasks:
         found |= text_tasks(source, tokenizer, max_length=longest, seed=config.seed)
     if config.only and config.only not in found:
-        raise ValueError(f"no task {config.only!r}; there are {', '.join(found)}")
+        raise ValueError(f"no task {config.only!r}; there are {listed(found)}")
     if not config.only and len(found) > 1:
-        raise ValueError(f"a search is on one task; pass --only with one of {', '.join(found)}")
+        raise ValueError(f"a search is on one task; pass --only with one of {listed(found)}")
     return found[config.only or next(iter(found))]
 
 

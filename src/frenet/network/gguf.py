@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from frenet._files import DamagedFileError, DiskFullError, named_errors, whole_files
+from frenet._notebook import one_line
 from frenet.network.cache import VARIABLE, cache_dir
 from frenet.network.made_folder import RECORD, seal_folder, whole_folder
 from frenet.network.memory import require_memory
@@ -43,7 +44,7 @@ def supported_architectures() -> tuple[str, ...]:
 
 def say_on_stderr(message: str) -> None:
     """The default voice of slow steps."""
-    print(message, file=sys.stderr, flush=True)
+    print(one_line(message), file=sys.stderr, flush=True)
 
 
 def convert_gguf(

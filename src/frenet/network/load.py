@@ -26,8 +26,9 @@ from frenet.network.made_data import is_made
 from frenet.network.made_folder import read_record
 from frenet.network.made_model import NAME, made_model
 from frenet.network.memory import require_memory
+from frenet.network.promised import require_stored
 from frenet.network.tasks import base_model
-from frenet.network.tensor_files import TensorFiles
+from frenet.network.tensor_files import TensorFiles, weight_files
 
 __all__ = ["Loaded", "convert_gguf", "load"]
 
@@ -194,12 +195,14 @@ def _gguf_note(folder: Path, dtype: torch.dtype) -> str:
 
 def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple[Any, list[str]]:
     """The model of a folder or hub id, complete, and what to say about it."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if isinstance(where, Path):
         require_model_folder(where)
         entries = sum(torch.Size(shape).numel() for shape in tensor_shapes(where).values())
-        size = entries * torch.finfo(dtype).bits // 8
+        stored = sum(file.stat().st_size for file in weight_files(where))
+        size = max(entries, require_stored(where, stored)) * torch.finfo(dtype).bits // 8
         require_memory(size, f"{where}", device=device, remedy="use a smaller model or dtype")
         TensorFiles(where).require_undamaged()
     options = {"trust_remote_code": False, "local_files_only": isinstance(where, Path)}
@@ -211,7 +214,10 @@ def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple
                 where, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, **options,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    # StrictDataclassError: config.json holds text where a number belongs, or the like.
+    except (
+        *(OSError, ValueError, RuntimeError, KeyError, ImportError), StrictDataclassError,
+    ) as error:  # fmt: skip
         raise _cannot_load(where, error) from error
     _require_filled(where, model, report)
     name = where.name if isinstance(where, Path) else where

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+from frenet._notebook import LONGEST_NAME
 from frenet.network.files import OnBad, RowError, Rows, shown
 
 # Fields that split one file into several tasks, where the schema is a known one.
@@ -165,7 +166,7 @@ def _record(row: Mapping[str, Any], line: int, *, template: Template, has_split:
     # Published A/B questions are answered " (A)"; the join would write that space itself.
     if isinstance(template.labels, tuple) and completion.strip() in template.labels:
         completion = completion.strip()
-    task = _text(row, template.task_field) if template.task_field else None
+    task = _task(row, template.task_field) if template.task_field else None
     return Record(prompt, completion, line, task, _split(row) if has_split else None)
 
 
@@ -240,6 +241,17 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     if not text.isascii() and any(0xD800 <= ord(c) < 0xE000 for c in text):
         raise ValueError(f"{key!r} holds half a surrogate pair, which is no character")
     return text
+
+
+def _task(row: Mapping[str, Any], key: str) -> str:
+    """The name of the task that a row belongs to."""
+    name = _text(row, key)
+    if len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"{key!r} is {shown(name)}, {len(name):,} characters long; it names the task of a row, "
+            f"and a name has at most {LONGEST_NAME:,}"
+        )
+    return name
 
 
 def _scalar(value: str | int | float) -> str:

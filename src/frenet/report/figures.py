@@ -1,6 +1,7 @@
 """A figure of an experiment as a Vega-Lite specification: coloured for the page, or for a file."""
 
 import functools
+import json
 import subprocess
 import sys
 import textwrap
@@ -27,31 +28,14 @@ DATA = frozenset({"datasets", "domain", "values"})
 # What the bundle hands to the page's own script.
 BUNDLED = "window.vegaEmbed = vegaEmbed;"
 WIDTH = 640
-
-
-UNDRAWN = (
-    "Pictures of the figures are missing: the library that draws them did not start where this was "
-    "written, most often under a limit of the address space (ulimit -v). frenet report draws them "
-    "where there is none."
-)
-
-
-@functools.cache
-def can_draw() -> bool:
-    """Whether vl-convert works in this process.
-
-    Its JavaScript engine reserves address space when it starts, and where it gets none it ends the
-    process. So it is tried in another one first, where the address space has a limit.
-    """
-    try:
-        import resource
-    except ImportError:  # Windows
-        return True
-    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
-        return True
-    trial = "import vl_convert; vl_convert.vega_to_svg({'width': 1, 'height': 1})"
-    done = subprocess.run([sys.executable, "-c", trial], capture_output=True, check=False)
-    return done.returncode == 0
+EMPTY: Spec = {"data": {"values": [{"x": 1}]}, "mark": "point"}
+# The program of a process that draws one figure.
+APART = """
+import json, sys, vl_convert
+name, what, options = json.load(sys.stdin.buffer)
+found = getattr(vl_convert, name)(what, **options)
+sys.stdout.buffer.write(found if isinstance(found, bytes) else found.encode())
+"""
 
 
 def rows_of(figure: Figure, rows: Rows) -> Rows:
@@ -110,24 +94,80 @@ def for_file(spec: Spec, figure: Figure) -> Spec:
 
 def svg(spec: Spec) -> str:
     """The specification drawn as SVG."""
-    import vl_convert
-
-    return str(vl_convert.vegalite_to_svg(spec, vl_version=vega_lite_version()))
+    return _drawn("vegalite_to_svg", spec).decode()
 
 
 def png(spec: Spec) -> bytes:
     """The specification drawn as PNG, at twice the size for sharp print."""
-    import vl_convert
-
-    return bytes(vl_convert.vegalite_to_png(spec, vl_version=vega_lite_version(), scale=2))
+    return _drawn("vegalite_to_png", spec, scale=2)
 
 
 @functools.cache
 def bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script that needs nothing else."""
+    return _drawn("javascript_bundle", BUNDLED).decode()
+
+
+@functools.cache
+def undrawable() -> str:
+    """Why this process can draw no figure at all; empty where it can.
+
+    The engine that draws reserves far more addresses than it uses, and ends its process where they
+    are not granted.
+    """
+    try:
+        import vl_convert  # noqa: F401
+    except ImportError as error:
+        return f"vl-convert-python cannot be loaded ({error}); install it again"
+    limit = address_limit()
+    if limit is None:
+        return ""
+    try:
+        _apart("vegalite_to_svg", EMPTY, {"vl_version": vega_lite_version()})
+    except RuntimeError:
+        return (
+            f"the address space of this process is limited to {limit / 2**30:.3g} GiB (ulimit -v), "
+            "and the engine that draws figures reserves more; the numbers are in the tables. "
+            "frenet report, started without that limit, draws the figures"
+        )
+    return ""
+
+
+def address_limit() -> int | None:
+    """Bytes of addresses that this process may have; None where nothing limits them."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _drawn(name: str, what: Spec | str, **options: Any) -> bytes:
+    """What a function of vl_convert makes."""
+    options["vl_version"] = vega_lite_version()
+    if address_limit() is not None:
+        return _apart(name, what, options)
     import vl_convert
 
-    return str(vl_convert.javascript_bundle(BUNDLED, vl_version=vega_lite_version()))
+    found = getattr(vl_convert, name)(what, **options)
+    return found if isinstance(found, bytes) else str(found).encode()
+
+
+def _apart(name: str, what: Spec | str, options: dict[str, Any]) -> bytes:
+    """The same in a process of its own, which may end without ending this one.
+
+    Raises:
+        RuntimeError: it ended without a result.
+    """
+    call = json.dumps([name, what, options])
+    # -P: a file of the folder that the user is in is not taken for a library.
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", APART], input=call.encode(), capture_output=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"the process that draws ended with code {done.returncode}")
+    return done.stdout
 
 
 def vega_lite_version() -> str:

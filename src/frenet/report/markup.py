@@ -2,11 +2,19 @@
 
 import html
 import json
+import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
-from frenet._notebook import showable
+from frenet._notebook import one_line, showable
 
+# What ends code, emphasis, links and tags of Markdown, or of a common extension of it.
+MARKS = re.compile(r"[`*]|(?<=\])[(\[]")
+# The same, where a backslash is not understood by every reader, or is itself meant.
+MEANT = re.compile(r"[\\{}]|~~|==|://|(?<=\]):|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+# What makes a heading, a list, a quotation, a definition or an inclusion of a line.
+LEADING = re.compile(r"^(?:[#>=:!?|;]|[-+](?=[- ]|$)|\d+[.)](?=\s|$)|\[(?=\w+\]$))")
 VOID = frozenset({"br", "img", "input", "link", "meta"})
 
 
@@ -49,6 +57,23 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
 def user_text(value: object) -> Markup:
     """Text from a task file, a path or an error, kept from turning its surroundings round."""
     return tag("bdi", value)
+
+
+def markdown(text: object) -> str:
+    """One line of Markdown that shows any text as it is, and starts or ends nothing.
+
+    >>> print(markdown("a_b <b> *c* [d](e) {f}"))
+    a_b &lt;b&gt; \\*c\\* [d]\\(e) &#123;f&#125;
+    """
+    plain = one_line(" ".join(str(text).split()), sys.maxsize)
+    # What a backslash is put before later must not be one that the text brings along.
+    plain = MEANT.sub(lambda found: _entities(found[0]), html.escape(plain, quote=False))
+    plain = LEADING.sub(lambda found: _entities(found[0]), plain)
+    return MARKS.sub(r"\\\g<0>", plain)
+
+
+def _entities(text: str) -> str:
+    return "".join(f"&#{ord(sign)};" for sign in text)
 
 
 def script_json(value: Any, *, id: str) -> Markup:

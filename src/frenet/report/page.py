@@ -6,14 +6,17 @@ evaluates its expressions by an interpreter (``ast: true``), so 'unsafe-eval' is
 """
 
 import base64
+import dataclasses
 import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from frenet._files import write_whole
+from frenet._notebook import shortened
 from frenet.experiments.experiment import Experiment
 from frenet.experiments.reproduction import short_name
 from frenet.report import answers, figures
@@ -22,6 +25,7 @@ from frenet.report.opening import chapter, decided, grouped, opening
 from frenet.report.sections import Section, section
 from frenet.report.tables import csv_bytes, tables_of
 from frenet.runs import Run
+from frenet.runs.files import require_path
 
 
 def write_report(
@@ -47,7 +51,7 @@ def write_report(
         ValueError: no run, or a run of an experiment that is not known.
         IsADirectoryError: ``out`` is a folder.
     """
-    out = Path(out)
+    out = require_path(out)
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; name a file, such as {out / 'report.html'}")
     networks = grouped(sections_of(runs, experiments))
@@ -78,7 +82,7 @@ def export(
 
     Args:
         runs: finished or partial runs; figures whose table has no rows are left out, and all of
-            them where ``figures.can_draw`` says that pictures cannot be drawn.
+            them where this process cannot draw (``figures.undrawable`` says why).
         out_dir: the folder, made where it is missing.
         experiments: name -> experiment; the package's own unless given.
 
@@ -91,11 +95,9 @@ def export(
     """
     written = []
     for part in sections_of(runs, experiments):
-        for figure in part.experiment.figures:
+        for figure in () if figures.undrawable() else part.experiment.figures:
             rows = figures.rows_of(figure, part.run.rows)
             if not rows or figures.blank(drawn := figures.draw(figure, rows)):
-                continue
-            if not figures.can_draw():
                 continue
             spec = figures.for_file(drawn, figure)
             name = Path(out_dir) / f"{part.id}-{figure.id}"
@@ -103,7 +105,7 @@ def export(
                 _exported(name.with_name(f"{name.name}.svg"), figures.svg(spec).encode())
             )
             written.append(_exported(name.with_name(f"{name.name}.png"), figures.png(spec)))
-        for table, (columns, rows) in tables_of(part.experiment, part.run.rows).items():
+        for table, (columns, rows) in tables_of(part.experiment, part.stored.rows).items():
             text = csv_bytes(columns, rows)
             written.append(_exported(Path(out_dir) / f"{part.id}-{_slug(table)}.csv", text))
     return written
@@ -131,12 +133,13 @@ def sections_of(
 
         experiments = described()
     parts: list[Section] = []
-    labels, used = _labels(runs), Counter[str]()
-    for run in runs:
+    shown = [_on_page(run) for run in runs]
+    labels, used = _labels(shown), Counter[str]()
+    for run, stored in zip(shown, runs, strict=True):
         if run.experiment not in experiments:
             known = ", ".join(sorted(experiments))
             raise ValueError(f"no experiment is called {run.experiment!r}; known are {known}")
-        if any(_same(part.run, run) for part in parts):
+        if any(_same(part.stored, stored) for part in parts):
             continue
         label = labels[_model(run)]
         name = _slug(run.experiment)
@@ -146,8 +149,29 @@ def sections_of(
         name += f"-{before}" if before > 1 else ""
         if any((part.run.experiment, part.label) == (run.experiment, label) for part in parts):
             label = f"{label} ({run.path.name})"
-        parts.append(Section(name, label, run, experiments[run.experiment]))
+        parts.append(Section(name, label, run, experiments[run.experiment], stored))
     return parts
+
+
+def _on_page(run: Run) -> Run:
+    """The run without what no page can hold: texts that are thousands of characters long."""
+    return dataclasses.replace(
+        run,
+        config=_shortened(run.config),
+        rows=_shortened(run.rows),
+        manifest=_shortened(run.manifest),
+        failures=_shortened(run.failures),
+    )
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, str):
+        return shortened(value)
+    if isinstance(value, list):
+        return [_shortened(entry) for entry in value]
+    if isinstance(value, dict):
+        return {_shortened(key): _shortened(entry) for key, entry in value.items()}
+    return value
 
 
 def _same(one: Run, other: Run) -> bool:
@@ -178,7 +202,7 @@ def _slug(text: str) -> str:
 
 
 def _document(opening: Markup, sections: Markup) -> Markup:
-    scripts = [figures.bundle(), _asset("page.js")]
+    scripts = [*([] if figures.undrawable() else [figures.bundle()]), _asset("page.js")]
     style = _asset("page.css")
     hashes = " ".join(_hash(script) for script in scripts)
     policy = (

@@ -1,14 +1,16 @@
 """Runs as a folder to keep beside code: a Markdown page, the claims' figures, the runs."""
 
-import html
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from frenet._files import write_whole
+from frenet._notebook import one_line
 from frenet.experiments.experiment import Breakdown, Claim, Experiment, Finding
 from frenet.report import answers, figures
 from frenet.report.claims import Decision, answer, beside
+from frenet.report.markup import markdown
 from frenet.report.numbers import estimate
 from frenet.report.numbers import figure as number
 from frenet.report.opening import Network, decided, grouped
@@ -60,7 +62,7 @@ def write_results(
     decisions = [decision for network in networks for decision in decided(network)]
     lines = ["# Results", ""]
     if decisions:
-        lines += [answer(decisions), "", *_matrix(networks, decisions), ""]
+        lines += [markdown(answer(decisions)), "", *_matrix(networks, decisions), ""]
     for network in networks:
         lines += _network(network, out)
     lines += _made(networks)
@@ -71,7 +73,7 @@ def _matrix(networks: Sequence[Network], decisions: Sequence[Decision]) -> Itera
     """Claims in rows, networks in columns."""
     found = {(d.claim.id, d.run): d for d in decisions}
     claims = {d.claim.id: d.claim for d in decisions}
-    yield _row("claim", "in the paper", *(_text(network.label) for network in networks))
+    yield _row("claim", "in the paper", *(markdown(network.label) for network in networks))
     yield _row(*["---"] * (len(networks) + 2))
     for name in sorted(claims):
         cells = []
@@ -79,19 +81,19 @@ def _matrix(networks: Sequence[Network], decisions: Sequence[Decision]) -> Itera
             decision = found.get((name, network.label))
             cells.append("not measured" if decision is None else _verdict(decision))
         claim = claims[name]
-        yield _row(f"**{name}** {_text(claim.statement)}", _text(claim.paper), *cells)
+        yield _row(f"**{name}** {markdown(claim.statement)}", markdown(claim.paper), *cells)
 
 
 def _verdict(decision: Decision) -> str:
     finding = decision.finding
     if finding.estimate is None:
         return f"**{finding.verdict}**: nothing was measured"
-    return f"**{finding.verdict}**: {_text(f'{estimate(finding.estimate)}; {beside(finding)}')}"
+    return f"**{finding.verdict}**: {markdown(f'{estimate(finding.estimate)}; {beside(finding)}')}"
 
 
 def _network(network: Network, out: Path) -> Iterator[str]:
     """Everything about one network; its files are written on the way."""
-    yield from (f"## {_text(network.label)}", "")
+    yield from (f"## {markdown(network.label)}", "")
     found = [
         (claim, finding, part.run.config)
         for part in network.parts
@@ -107,29 +109,29 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         yield from (*_sentences(part), "")
         yield from _figures(part, out)
         file = f"{part.id}{PACKED}"
-        write_whole(out / file, pack_run(part.run), moves=MOVES)
+        write_whole(out / file, pack_run(part.stored), moves=MOVES)
         yield from (f"[Rows of `{part.run.experiment}`]({file})", "")
     for claim, finding, _ in found:
         if finding.breakdown:
             title = f"{claim.id} on {network.label}: {finding.breakdown.title}"
-            yield from (f"### {_text(title)}", "")
+            yield from (f"### {markdown(title)}", "")
             yield from _breakdown(finding.breakdown)
 
 
 def _lacking(run: Run) -> Iterator[str]:
     """What has not been run yet, and what failed."""
     if run.manifest.get("complete") is False:
-        yield f"- `{run.experiment}` is not finished. {counted(run.manifest)}"
+        yield f"- `{run.experiment}` is not finished. {markdown(counted(run.manifest))}"
     for failure in run.failures:
         why = f"{failure.get('cell')} failed: {failure.get('type')}: {failure.get('error')}"
-        yield f"- `{run.experiment}`: {_text(why)}"
+        yield f"- `{run.experiment}`: {markdown(why)}"
 
 
 def _claim(claim: Claim, finding: Finding, config: Mapping[str, object]) -> Iterator[str]:
     paper = claim.paper if claim.paper.startswith("not in") else f"in the paper: {claim.paper}"
     yield (
-        f"**{claim.id}. {_text(claim.statement)}: {finding.verdict}.** "
-        f"{_text(paper[0].upper() + paper[1:])}."
+        f"**{claim.id}. {markdown(claim.statement)}: {finding.verdict}.** "
+        f"{markdown(paper[0].upper() + paper[1:])}."
     )
     for name, found in (
         (finding.quantity, finding.estimate),
@@ -137,23 +139,24 @@ def _claim(claim: Claim, finding: Finding, config: Mapping[str, object]) -> Iter
     ):
         if name:
             value = "" if found is None else f": {estimate(found)}"
-            yield f"{_text(name[:1].upper() + name[1:])}{value}."
+            yield f"{markdown(name[:1].upper() + name[1:])}{value}."
     if conditions := _conditions(config):
-        yield f"Settings: {_text('; '.join(conditions))}."
-    yield f"{_text(finding.why[:1].upper() + finding.why[1:])}. The rule: {_text(claim.rule)}."
+        yield f"Settings: {markdown('; '.join(conditions))}."
+    why = markdown(finding.why[:1].upper() + finding.why[1:])
+    yield f"{why}. The rule: {markdown(claim.rule)}."
     yield ""
     for line in finding.notes:
-        yield f"- {_text(line)}"
+        yield f"- {markdown(line)}"
     yield ""
 
 
 def _breakdown(found: Breakdown) -> Iterator[str]:
     """The parts of a number as a table."""
     names = list(found.rows[0])
-    yield _row(*map(_text, names))
+    yield _row(*map(markdown, names))
     yield _row(*["---"] * len(names))
     for row in found.rows:
-        yield _row(*(_text(number(row[name], 3)) for name in names))
+        yield _row(*(markdown(number(row[name], 3)) for name in names))
     yield ""
 
 
@@ -161,9 +164,9 @@ def _sentences(part: Section) -> Iterator[str]:
     """The answers of a run, where it has some: a list for each thing that they are about."""
     for subject, sentences in answers.said(part).items():
         if subject:
-            yield f"- {_text(subject)}"
+            yield f"- {markdown(subject)}"
         for which, words in sentences:
-            line = _text(f"{which}: {words}" if which else words)
+            line = markdown(f"{which}: {words}" if which else words)
             yield f"    - {line}" if subject else f"- {line}"
 
 
@@ -174,20 +177,20 @@ def _figures(part: Section, out: Path) -> Iterator[str]:
         rows = figures.rows_of(figure, part.run.rows)
         if not (figure.front or figure.id in wanted) or not rows:
             continue
+        if why := figures.undrawable():
+            yield from (markdown(f"{figure.title}: not drawn; {why}."), "")
+            continue
         try:
             drawn = figures.draw(figure, rows)
         # Any error of a chart: the other figures and the numbers must still be read.
         except Exception as error:
-            yield from (_text(f"{figure.title}: not drawn, {type(error).__name__}: {error}"), "")
+            yield from (markdown(f"{figure.title}: not drawn, {type(error).__name__}: {error}"), "")
             continue
         if figures.blank(drawn):
             continue
-        if not figures.can_draw():
-            yield from (f"{_text(figure.title)}: {figures.UNDRAWN}", "")
-            continue
         file = f"{part.id}-{figure.id}.svg"
         write_whole(out / file, figures.svg(figures.for_file(drawn, figure)).encode(), moves=MOVES)
-        yield from (f"![{_text(figure.title)}]({file})", "")
+        yield from (f"![{markdown(figure.title)}]({file})", "")
 
 
 def _made(networks: Sequence[Network]) -> Iterator[str]:
@@ -208,19 +211,19 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
             apart.setdefault(_circumstances(part.run), []).append(f"`{part.run.experiment}`")
         for listed, names in apart.items():
             which = ", ".join(names) if len(apart) > 1 else "everything"
-            circumstances.setdefault(listed, []).append(f"{which} on {_text(network.label)}")
+            circumstances.setdefault(listed, []).append(f"{which} on {markdown(network.label)}")
     for listed, runs in circumstances.items():
         if len(circumstances) > 1:
             where = "; ".join(runs)
             yield from (f"{where[0].upper() + where[1:]}:", "")
         yield from (listed, "")
     for network in networks:
-        yield from (f"### {_text(network.label)}: settings", "")
+        yield from (f"### {markdown(network.label)}: settings", "")
         for part in network.parts:
             config = part.run.config
             keys = TOLD if config.get("model") == "synthetic" else TOLD + LEARNING
             told = [f"{key} {_listed(config[key])}" for key in keys if config.get(key)]
-            told = [_text(item) for item in (*told, *_conditions(config))]
+            told = [markdown(item) for item in (*told, *_conditions(config))]
             if seconds := part.run.manifest["cell_seconds"]:
                 told.append(f"{seconds:,.0f} s of cells")
             yield f"- `{part.run.experiment}`: {'; '.join(told)}"
@@ -235,9 +238,10 @@ def _circumstances(run: Run) -> str:
     commits = made.get("commits", [made["commit"]])
     about = made["machine"] | {"platform": system_of(made["machine"])}
     machine = ", ".join(f"{key} {value}" for key, value in about.items())
-    versions = (f"- {name} {value}" for name, value in made["versions"].items())
+    versions = [f"{name} {value}" for name, value in made["versions"].items()]
     noted = "commit" if len(commits) == 1 else "commits, in this order,"
-    return "\n".join((*versions, f"- {machine}; {noted} {', '.join(map(str, commits))}"))
+    told = (*versions, f"{machine}; {noted} {', '.join(map(str, commits))}")
+    return "\n".join(f"- {markdown(line)}" for line in told)
 
 
 def _conditions(config: Mapping[str, object]) -> list[str]:
@@ -257,6 +261,7 @@ def _listed(value: object) -> str:
 
 def _fenced(lines: Sequence[str]) -> Iterator[str]:
     """Lines between fences that none of them can close."""
+    lines = [one_line(line, sys.maxsize) for line in lines]
     runs = [len(found) for line in lines for found in re.findall("`+", line)]
     fence = "`" * max(3, 1 + max(runs, default=0))
     yield from (fence, *lines, fence, "")
@@ -265,9 +270,3 @@ def _fenced(lines: Sequence[str]) -> Iterator[str]:
 def _row(*cells: str) -> str:
     """Cells of text that is Markdown already."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _text(text: str) -> str:
-    """Text in Markdown: no tags of HTML, no line ends, no links, pictures, code or emphasis."""
-    plain = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"[`*]|(?<=\])[(:\[]", r"\\\g<0>", plain)

@@ -12,12 +12,21 @@ from frenet.runs import Run
 
 
 class Section(NamedTuple):
-    """One run on the page: ``id`` starts anchors and file names, ``label`` names the network."""
+    """One run on the page.
+
+    Attributes:
+        id: starts anchors and file names.
+        label: names the network.
+        run: what is shown of the run: texts that are too long for a page are shortened.
+        experiment: what the run is an answer to.
+        stored: the run as it is.
+    """
 
     id: str
     label: str
     run: Run
     experiment: Experiment
+    stored: Run
 
     def anchor(self, figure: str) -> str | None:
         known = {entry.id for entry in self.experiment.figures}
@@ -89,8 +98,12 @@ def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
     if not rows:
         empty = f"These runs hold no row of the table {figure.table}, so there is nothing to draw."
         return tag("figure", title, tag("p", empty, class_="empty"), caption, id=anchor)
+    if why := figures.undrawable():
+        told = tag("p", f"Not drawn: {why}.", class_="empty")
+        return tag("figure", title, told, caption, id=anchor)
     try:
         spec = figures.draw(figure, rows)
+        still = _picture(spec, figure) if static and not figures.blank(spec) else Markup("")
     # Any error of a chart: the other figures and the numbers must still be read.
     except Exception as error:
         told = tag("p", f"Not drawn: {type(error).__name__}: {error}", class_="empty")
@@ -107,7 +120,6 @@ def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
         aria_label=f"{figure.title}. {words}",
     )
     data = script_json(figures.for_page(spec), id=f"{anchor}-spec")
-    still = _picture(spec, figure) if static else Markup("")
     link = tag("a", f"table {figure.table}", href=f"#{part.id}-table-{figure.table}")
     told = tag(
         "details",
@@ -118,8 +130,6 @@ def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
 
 
 def _picture(spec: figures.Spec, figure: Figure) -> Markup:
-    if not figures.can_draw():
-        return tag("noscript", tag("p", figures.UNDRAWN, class_="empty"))
     drawn = figures.svg(figures.for_file(spec, figure)).encode()
     source = "data:image/svg+xml;base64," + base64.b64encode(drawn).decode("ascii")
     return tag("noscript", tag("img", src=source, alt=figure.caption, class_="still"))

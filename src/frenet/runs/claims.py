@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from frenet._notebook import one_line
 from frenet.experiments.experiment import Claim, Estimate, Experiment, Finding, decided
 from frenet.runs.store import Run
 
@@ -68,8 +69,8 @@ def claims_table(findings: list[tuple[Claim, Finding]]) -> Table:
         table.add_column(heading)
     for claim, finding in findings:
         table.add_row(
-            Text(f"{claim.id} {claim.statement}"),
-            Text(claim.paper),
+            Text(one_line(f"{claim.id} {claim.statement}")),
+            Text(one_line(claim.paper)),
             _words(finding.quantity, finding.estimate),
             _words(finding.reference, finding.reference_estimate),
             Text(finding.verdict, style=STYLES[finding.verdict]),
@@ -80,8 +81,8 @@ def claims_table(findings: list[tuple[Claim, Finding]]) -> Table:
 def _words(name: str, estimate: Estimate | None) -> Text:
     """A named number with its interval."""
     if estimate is None:
-        return Text(name or "none")
+        return Text(one_line(name or "none"))
     text = f"{name}: {estimate.value:.3g}"
     if estimate.low is not None and estimate.high is not None:
         text += f" [{estimate.low:.3g}, {estimate.high:.3g}]"
-    return Text(text)
+    return Text(one_line(text))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from frenet.experiments.experiment import Cell, Experiment
-from frenet.runs.files import DamagedRunError
+from frenet.runs.files import DamagedRunError, require_path
 from frenet.runs.header import Header, compare_headers, read_header
 from frenet.runs.machine import cpu_count, device_of, usual_workers, versions
 from frenet.runs.progress import Watch
@@ -74,7 +74,7 @@ def run_experiment(
         RunFailedError: every cell failed.
         Interrupted: Ctrl-C; finished cells are kept.
     """
-    folder = Path(out)
+    folder = require_path(out)
     cells = cells_of(experiment, config)
     for name, count in (("workers", workers), ("threads", threads)):
         if count is not None and count < 1:

@@ -14,6 +14,7 @@ from frenet._files import (
     remove_leftovers,
     write_whole,
 )
+from frenet._notebook import one_line
 
 __all__ = [
     "LOCK",
@@ -23,6 +24,7 @@ __all__ = [
     "RunFolderError",
     "locked",
     "remove_leftovers",
+    "require_path",
     "write_whole",
 ]
 
@@ -33,6 +35,17 @@ LOCK_PATIENCE_S = 1.0
 
 class RunFolderError(ValueError):
     """The folder cannot be used for this run; the message says why and what to do."""
+
+
+def require_path(path: Path | str) -> Path:
+    """The path, which no system call would take with a NUL character in it.
+
+    Raises:
+        ValueError: it holds one; the message names the path.
+    """
+    if "\0" in str(path):
+        raise ValueError(f"{one_line(path)} holds a NUL character, which no file name can have")
+    return Path(path)
 
 
 class DamagedRunError(RunFolderError):

@@ -15,6 +15,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from frenet._notebook import one_line
+
 
 class _Left(ProgressColumn):
     """Time left by the pace of all cells; rich's own forgets cells longer than 30 s."""
@@ -35,7 +37,7 @@ class Watch:
     """
 
     def __init__(self, title: str, *, total: int, done: int, quiet: bool = False) -> None:
-        self._title = title
+        self._title = one_line(title)
         self._total = total
         self._done = self._before = done
         self._quiet = quiet
@@ -54,7 +56,7 @@ class Watch:
                 _Left(),
                 console=console,
             )
-            self._task = self._bar.add_task(title, total=total, completed=done, end=None)
+            self._task = self._bar.add_task(self._title, total=total, completed=done, end=None)
 
     def __enter__(self) -> "Watch":
         if self._bar is not None:
@@ -68,9 +70,9 @@ class Watch:
     def say(self, text: str) -> None:
         """Show a line."""
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, soft_wrap=True)
+            self._bar.console.print(one_line(text), markup=False, soft_wrap=True)
         elif not self._quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(one_line(text), file=sys.stderr, flush=True)
 
     def preparing(self, count: int) -> None:
         """So many things that cells share are still being made."""

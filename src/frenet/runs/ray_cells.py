@@ -6,16 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from frenet.runs.pool import Outcomes
-from frenet.runs.ray_cluster import (
-    TRIES,
-    Work,
-    cluster,
-    handed_out,
-    processors,
-    require_ray,
-    require_reachable,
-    shared_out,
-)
+from frenet.runs.ray_cluster import TRIES, Crew, Work, on_cluster
 from frenet.runs.store import Failure
 from frenet.runs.worker import Job, Outcome, perform_pickled
 
@@ -56,40 +47,20 @@ def in_cluster(
         ImportError: Ray is not installed.
         ConnectionError: no cluster answers at the address.
         ValueError: more workers than processors, or threads that no machine has.
-        RuntimeError: workers cannot be started.
+        RuntimeError: a worker cannot read what it is sent, or no machine is left.
     """
-    require_ray()
-    if address is not None:
-        require_reachable(address)
-    with cluster(address, workers, threads) as ray:
-        machines = processors(ray)
-        count, each = shared_out(machines, workers, threads, given=given)
-        say(
-            f"{count} workers with {each} processors each, on a Ray cluster of {len(machines)} "
-            f"machines with {sum(machines)}"
-        )
-        if each < threads:
-            say(f"{threads} threads of each are slow on {each}; --threads {each} would fit them")
-        make = ray.remote(_Worker).options(num_cpus=each)
-        work = Work(
-            hire=lambda: make.remote(threads),
-            ask=lambda worker, job: worker.perform.remote(pickle.dumps(job)),
-            killed=_given_up,
-            remedy=REMEDY,
-        )
-        yield from handed_out(ray, queue, work, count=count)
+    work = Work(
+        perform=_perform,
+        pack=pickle.dumps,
+        name=lambda job: job.cell.id,
+        killed=_given_up,
+        remedy=REMEDY,
+    )
+    yield from on_cluster(queue, work, Crew(address, workers, threads, given, say))
 
 
-class _Worker:
-    """Does cells; lives in a process of its own."""
-
-    def __init__(self, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-    def perform(self, payload: bytes) -> Outcome:
-        return perform_pickled(payload)
+def _perform(_subject: None, payload: bytes) -> Outcome:
+    return perform_pickled(payload)
 
 
 def _given_up(job: Job, error: Exception) -> Any:

@@ -1,43 +1,121 @@
-"""Ray: a cluster found or started, and work handed to its workers until all of it is done."""
+"""Ray: a cluster found or started, and items done by its workers until all of them are done.
+
+Every item is a task of Ray's, which finds a processor for it on whatever machines there are. What
+is done here is what Ray leaves open: no more items are handed out than workers fit on the machines
+that are there now, so that one that is lost is not waited for; an item that ends its worker is
+tried a bounded number of times (Ray repeats what ran out of memory for ever); and the user learns
+which machines went and came.
+"""
 
 import contextlib
+import signal
 import socket
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, NamedTuple
 
 # So often an item is tried: what kills three workers would kill all of them.
 TRIES = 3
 MISSING = "the Ray engine needs Ray; install it with: pip install 'frenet[ray]'"
 UNREACHABLE = (
     "no Ray cluster answers at {address} ({why}); check the address, give a head node that was "
-    "just started half a minute, set RAY_AUTH_TOKEN where the cluster asks for a token, or leave "
-    "--address out to start one on this machine"
+    "just started half a minute, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if the cluster asks "
+    "for a token, or leave --address out to start one on this machine"
 )
 PATIENCE_S = 10.0
-# How Ray says that a worker is gone; the memory monitor's way is not an error of an actor.
-DEATHS = ("RayActorError", "OutOfMemoryError", "NodeDiedError", "WorkerCrashedError")
-STILLBORN = "a worker cannot take its work over: {why}; {remedy}"
+# How often the machines of the cluster are counted again.
+LOOK_S = 1.0
+# How long a cluster without a machine for a worker is waited for: a machine starts within that.
+ABANDONED_S = 120.0
+# How Ray says that a worker is gone, or that its result went with its machine.
+LOSSES = (
+    "WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "RayActorError", "ObjectLostError",
+)  # fmt: skip
+UNUSABLE = "a worker cannot take its work over: {why}; {remedy}"
+# What Ray says where the function of a task is not to be found on the machine.
+NOT_IMPORTED = "failed to import on the worker"
+EMPTY = (
+    "no machine of the Ray cluster has {each} processors for a worker, for {seconds:.0f} s now; "
+    "what is finished is kept: start machines and then the same command again"
+)
 
 
 class Work(NamedTuple):
-    """What workers are asked to do.
+    """What workers do with items.
 
     Attributes:
-        hire: starts a worker.
-        ask: hands an item to a worker; a reference to the result comes back.
+        perform: called on a worker with the subject and a packed item; found there by its name.
+        pack: what is sent of an item.
+        name: what an item is called in a line for the user.
         killed: the result of an item that ended three workers, from the item and the error; or it
             raises.
-        remedy: what to do where a worker cannot even start.
+        remedy: what to do if a worker cannot take over what it is sent.
+        subject: what all items share; it is sent to every machine once.
     """
 
-    hire: Callable[[], Any]
-    ask: Callable[[Any, Any], Any]
+    perform: Callable[[Any, Any], Any]
+    pack: Callable[[Any], Any]
+    name: Callable[[Any], str]
     killed: Callable[[Any, Exception], Any]
     remedy: str
+    subject: Any = None
+
+
+class Crew(NamedTuple):
+    """Who does the work.
+
+    Attributes:
+        address: of the cluster; None starts one here.
+        workers: number of workers; None: as many as fit on the machines.
+        threads: processors, and torch threads, that each should have.
+        given: the user asked for so many threads; else workers may have fewer processors.
+        say: takes a line of text for the user.
+    """
+
+    address: str | None
+    workers: int | None
+    threads: int
+    given: bool
+    say: Callable[[str], None]
+
+
+class UnusableError(RuntimeError):
+    """What a worker was sent cannot be read there."""
+
+
+def on_cluster(queue: deque[Any], work: Work, crew: Crew) -> Generator[tuple[Any, Any], None, None]:
+    """Do the items of the queue on a Ray cluster, in the order in which they end.
+
+    Args:
+        queue: the items; it may grow while the results are being read.
+        work: what is done with them.
+        crew: who does it.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: no cluster answers at the address.
+        ValueError: more workers than processors, or threads that no machine has.
+        RuntimeError: a worker cannot read what it is sent, or no machine is left.
+    """
+    require_ray()
+    if crew.address is not None:
+        require_reachable(crew.address)
+    with cluster(crew.address, crew.workers, crew.threads) as ray:
+        machines = list(processors(ray).values())
+        count, each = shared_out(machines, crew.workers, crew.threads, given=crew.given)
+        crew.say(
+            f"{_plural(count, 'worker')} with {_plural(each, 'processor')} each, on a Ray cluster "
+            f"of {_counted(machines)}"
+        )
+        if each < crew.threads:
+            crew.say(
+                f"{crew.threads} threads of each are slow on {each}; --threads {each} would fit "
+                "them"
+            )
+        fleet = Fleet(ray, workers=crew.workers, each=each, say=crew.say)
+        yield from handed_out(ray, queue, work, fleet=fleet)
 
 
 def require_ray() -> Any:
@@ -70,26 +148,50 @@ def cluster(address: str | None, workers: int | None, threads: int) -> Iterator[
         yield ray
         return
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
-    if address is None:
-        cpus = None if workers is None else workers * threads
-        # Without an address Ray would join that of RAY_ADDRESS, or one that was left running here.
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-    else:
+    with _own_sigterm() as take_back:
+        if address is None:
+            cpus = None if workers is None else workers * threads
+            # Without an address Ray would join RAY_ADDRESS, or one that was left running here.
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        else:
+            _joined(ray, address, quiet)
+        take_back()
         try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, ImportError) as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConnectionError(UNREACHABLE.format(address=address, why=why)) from error
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _joined(ray: Any, address: str, quiet: dict[str, Any]) -> None:
+    """Connect to the cluster at the address, or say why not."""
+    refusals = (ConnectionError, RuntimeError, ValueError, ImportError)
     try:
-        yield ray
+        ray.init(address=address, **quiet)
+    except (*refusals, ray.exceptions.RayError) as error:  # of authentication, for one
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConnectionError(UNREACHABLE.format(address=address, why=why)) from error
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[Callable[[], None]]:
+    """A function that gives SIGTERM back to whoever handled it: Ray's handler prints a C stack."""
+    before = signal.getsignal(signal.SIGTERM)
+    mine = threading.current_thread() is threading.main_thread()
+
+    def take_back() -> None:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+    try:
+        yield take_back
     finally:
-        ray.shutdown()
+        take_back()
 
 
-def processors(ray: Any) -> list[int]:
-    """The whole processors of each machine of the cluster that is alive."""
-    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return [int(resources.get("CPU", 0)) for resources in nodes]
+def processors(ray: Any) -> dict[str, int]:
+    """The whole processors of each machine of the cluster that is alive, by its name."""
+    alive = (node for node in ray.nodes() if node["Alive"])
+    return {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in alive}
 
 
 def shared_out(
@@ -127,40 +229,131 @@ def shared_out(
     return workers or sum(own // each for own in machines), each
 
 
+class Fleet:
+    """The machines of a cluster, counted again and again while workers work on them.
+
+    Args:
+        ray: Ray, connected to the cluster.
+        workers: the most workers at a time; None: as many as fit on the machines.
+        each: processors of a worker.
+        say: takes a line for the user when machines come or go.
+    """
+
+    def __init__(
+        self, ray: Any, *, workers: int | None, each: int, say: Callable[[str], None]
+    ) -> None:
+        self._ray, self._workers = ray, workers
+        self.each, self.say = each, say
+        self._machines = processors(ray)
+        self._looked = self._useful = time.monotonic()
+
+    @property
+    def size(self) -> int:
+        """How many workers fit on the machines that are there."""
+        fit = sum(own // self.each for own in self._machines.values())
+        return fit if self._workers is None else min(fit, self._workers)
+
+    def ended(self, running: Sequence[Any]) -> list[Any]:
+        """Those of the tasks that have ended, after waiting for one, or for machines.
+
+        Raises:
+            RuntimeError: no machine has had room for a worker for a while.
+        """
+        ended: list[Any] = []
+        if running:
+            ended, _ = self._ray.wait(list(running), num_returns=1, timeout=LOOK_S)
+        else:  # since no worker fits anywhere
+            time.sleep(LOOK_S)
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._look()
+        return ended
+
+    def _look(self) -> None:
+        """Count the machines, and say it if there are others than before."""
+        before, self._machines = self._machines, processors(self._ray)
+        self._looked = time.monotonic()
+        left = _counted(list(self._machines.values()))
+        if gone := len(before.keys() - self._machines.keys()):
+            self.say(f"the Ray cluster lost {_plural(gone, 'machine')}: {left} left")
+        if came := len(self._machines.keys() - before.keys()):
+            self.say(f"{_plural(came, 'machine')} joined the Ray cluster: {left} now")
+        if self.size:
+            self._useful = self._looked
+        elif self._looked - self._useful > ABANDONED_S:
+            raise RuntimeError(EMPTY.format(each=self.each, seconds=ABANDONED_S))
+
+
 def handed_out(
-    ray: Any, queue: deque[Item], work: Work, *, count: int
-) -> Iterator[tuple[Item, Any]]:
-    """Give every worker one item at a time until the queue is empty; one that dies is replaced.
+    ray: Any, queue: deque[Any], work: Work, *, fleet: Fleet
+) -> Iterator[tuple[Any, Any]]:
+    """Have the items done, as many at a time as workers fit on the machines.
 
     The queue may grow while the results are being read.
     """
-    deaths = tuple(getattr(ray.exceptions, name) for name in DEATHS)
-    again: deque[tuple[Item, int]] = deque()
-    running: dict[Any, tuple[Any, Item, int]] = {}
-    idle = deque(work.hire() for _ in range(count))
-    while queue or again or running:
-        while idle and (queue or again):
-            item, attempt = again.popleft() if again else (queue.popleft(), 1)
-            worker = idle.popleft()
-            running[work.ask(worker, item)] = (worker, item, attempt)
-        (ended, *_), _ = ray.wait(list(running), num_returns=1)
-        worker, item, attempt = running.pop(ended)
-        try:
-            result = ray.get(ended)
-        except deaths as error:
-            if getattr(error, "actor_init_failed", False):
-                why = _last_line(error)
-                raise RuntimeError(STILLBORN.format(why=why, remedy=work.remedy)) from None
-            worker = work.hire()
-            if attempt < TRIES:
-                again.append((item, attempt + 1))
-            else:
-                yield item, work.killed(item, error)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        else:
-            yield item, result
-        idle.append(worker)
+    losses = tuple(getattr(ray.exceptions, name) for name in LOSSES)
+    # Ray does not repeat anything by itself: it would repeat for ever what ran out of memory.
+    task = ray.remote(_perform).options(num_cpus=fleet.each, max_retries=0)
+    # In a list, so that a worker that cannot read it can say so.
+    shared = [ray.put(work.subject)]
+    again: deque[tuple[Any, int]] = deque()
+    running: dict[Any, tuple[Any, int]] = {}
+    try:
+        while queue or again or running:
+            while (queue or again) and len(running) < fleet.size:
+                item, attempt = again.popleft() if again else (queue.popleft(), 1)
+                reference = task.remote(work.perform, shared, work.pack(item), fleet.each)
+                running[reference] = (item, attempt)
+            for reference in fleet.ended(list(running)):
+                item, attempt = running.pop(reference)
+                try:
+                    result = ray.get(reference)
+                except losses as error:
+                    if attempt == TRIES:
+                        yield item, work.killed(item, error)
+                        continue
+                    fleet.say(f"a worker was lost during {work.name(item)}: trying again")
+                    again.append((item, attempt + 1))
+                except ray.exceptions.RayTaskError as error:
+                    raise _cause(error, work) from None
+                else:
+                    yield item, result
+    finally:
+        for reference in running:
+            with contextlib.suppress(Exception):
+                ray.cancel(reference, force=True)
+
+
+def _perform(
+    perform: Callable[[Any, Any], Any], shared: Sequence[Any], item: Any, threads: int
+) -> Any:
+    """Do an item, on a worker."""
+    import ray
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        (subject,) = ray.get(shared)
+    except ray.exceptions.ObjectLostError:
+        raise
+    except Exception as error:
+        raise UnusableError(f"{type(error).__name__}: {_last_line(error)}") from None
+    return perform(subject, item)
+
+
+def _cause(error: Any, work: Work) -> Exception:
+    """What went wrong on a worker, or why it could not begin."""
+    cause: Exception = error.cause
+    if isinstance(cause, UnusableError) or NOT_IMPORTED in str(cause):
+        return RuntimeError(UNUSABLE.format(why=_last_line(cause), remedy=work.remedy))
+    return cause
+
+
+def _counted(machines: Sequence[int]) -> str:
+    return f"{_plural(len(machines), 'machine')} with {_plural(sum(machines), 'processor')}"
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _last_line(error: Exception) -> str:

@@ -1,18 +1,16 @@
 """Candidates on a Ray cluster: workers hold the model, get indices and send back scores."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from frenet.runs.ray_cluster import (
     TRIES,
+    Crew,
     Work,
-    cluster,
-    handed_out,
-    processors,
+    on_cluster,
     require_ray,
     require_reachable,
-    shared_out,
 )
 
 if TYPE_CHECKING:
@@ -32,13 +30,18 @@ KILLED = (
 
 
 def ray_engine(
-    *, address: str | None = None, workers: int | None = None, threads: int | None = None
+    *,
+    address: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> "Engine":
     """An engine that evaluates candidates on a Ray cluster.
 
-    Model and evaluator travel to every worker once; after that indices go out and scores come back.
-    A chunk whose worker dies is given to another one. Which worker has which chunk changes nothing:
-    a candidate follows from seed and index alone.
+    Model and evaluator travel to every machine once; after that indices go out and scores come
+    back. A chunk whose worker dies is given to another one, also if its machine is gone for good;
+    a machine that joins is given chunks, too. Which worker has which chunk changes nothing: a
+    candidate follows from seed and index alone.
 
     Args:
         address: of a cluster, such as ``ray://host:10001`` or ``auto``; None starts one here that
@@ -46,12 +49,13 @@ def ray_engine(
         workers: number of workers; None: as many as fit on the machines of the cluster.
         threads: torch threads, and Ray CPUs, of each worker, fewer where so many workers do not
             fit; None: two, or one where no machine has more.
+        say: takes a line of text for the user, such as how many machines are left; None: nobody.
 
     Raises:
         ValueError: fewer than one worker, more than processors, or threads that no machine has.
         ImportError: Ray is not installed.
         ConnectionError: no cluster answers at the address.
-        RuntimeError: a chunk has ended three workers.
+        RuntimeError: a chunk has ended three workers, or no machine is left.
     """
     for name, number in (("workers", workers), ("threads", threads)):
         if number is not None and number < 1:
@@ -65,34 +69,27 @@ def ray_engine(
     ) -> "Iterator[tuple[Chunk, Sequence[float]]]":
         if not chunks:
             return
-        wanted = threads or THREADS
-        with cluster(address, workers, wanted) as ray:
-            given = threads is not None
-            count, each = shared_out(processors(ray), workers, wanted, given=given)
-            payload = ray.put((model, evaluator))
-            make = ray.remote(_Worker).options(num_cpus=each)
-            work = Work(
-                hire=lambda: make.remote(payload, each),
-                ask=lambda worker, chunk: worker.scores.remote(chunk),
-                killed=_refuse,
-                remedy=REMEDY,
-            )
-            yield from handed_out(ray, deque(chunks), work, count=min(count, len(chunks)))
+        work = Work(
+            perform=_scores,
+            pack=list,
+            name=lambda chunk: f"candidates {chunk[0]} to {chunk[-1]}",
+            killed=_refuse,
+            remedy=REMEDY,
+            subject=(model, evaluator),
+        )
+        crew = Crew(address, workers, threads or THREADS, threads is not None, say or _nothing)
+        yield from on_cluster(deque(chunks), work, crew)
 
     return engine
 
 
-class _Worker:
-    """Evaluates chunks; lives in a process of its own."""
+def _scores(subject: "tuple[nn.Module, Evaluator]", chunk: "Chunk") -> list[float]:
+    model, evaluator = subject
+    return evaluator(model, chunk)
 
-    def __init__(self, subject: "tuple[nn.Module, Evaluator]", threads: int) -> None:
-        import torch
 
-        torch.set_num_threads(threads)
-        self._model, self._evaluator = subject
-
-    def scores(self, chunk: "Chunk") -> list[float]:
-        return self._evaluator(self._model, chunk)
+def _nothing(text: str) -> None:
+    """Say it to nobody."""
 
 
 def _refuse(chunk: "Chunk", error: Exception) -> None:

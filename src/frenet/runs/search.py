@@ -24,7 +24,7 @@ from frenet.experiments.subject import (
     result_rows,
 )
 from frenet.runs.engine import Interrupted
-from frenet.runs.files import DamagedRunError
+from frenet.runs.files import DamagedRunError, require_path
 from frenet.runs.header import Header
 from frenet.runs.machine import cpu_count, device_of, versions
 from frenet.runs.progress import duration
@@ -75,6 +75,7 @@ def run_search(
     if config.top < 1:
         raise ValueError(f"top={config.top} leaves no winner to report; pass at least 1")
     fixed_sigma(config)
+    require_path(out)
     subject = load_subject(config)
     header = _header(config, subject)
     if engine is not None:  # it may evaluate elsewhere

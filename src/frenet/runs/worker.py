@@ -2,6 +2,8 @@
 
 import contextlib
 import dis
+import errno
+import io
 import os
 import pickle
 import signal
@@ -26,6 +28,8 @@ USER_ERRORS = (
     IsADirectoryError,
     PermissionError,
 )
+# A name that is too long, links in a circle, characters that the file system does not know.
+NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ)
 
 
 class Job(NamedTuple):
@@ -102,12 +106,14 @@ def message_of(error: BaseException) -> str:
 def is_user_mistake(error: BaseException) -> bool:
     """Whether an exception is frenet's way of refusing what the user gave.
 
-    Missing and forbidden files are, and frenet's own kinds of ValueError; any other ValueError or
-    KeyError, a host that cannot be reached and an extra that is not installed are when a ``raise``
-    of frenet's says so, and not when it came out of a library below or of an expression, such as an
-    index beyond a list, where it points to a fault of frenet's.
+    Missing and forbidden files are, paths that cannot exist, and frenet's own kinds of ValueError;
+    any other ValueError or KeyError, a host that cannot be reached and an extra that is not
+    installed are when a ``raise`` of frenet's says so, and not when it came out of a library below
+    or of an expression, such as an index beyond a list, where it points to a fault of frenet's.
     """
     if isinstance(error, USER_ERRORS):
+        return True
+    if isinstance(error, OSError) and error.errno in NO_PATH:
         return True
     if not isinstance(error, ValueError | LookupError | ConnectionError | ImportError):
         return False
@@ -136,6 +142,9 @@ def start_worker(threads: int, lifeline: Connection, log: str) -> None:
     stream = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for standard in (sys.stdout, sys.stderr):
         standard.flush()
+        if isinstance(standard, io.TextIOWrapper):
+            # What a library prints must not fail the cell for want of a character.
+            standard.reconfigure(encoding="utf-8", errors="backslashreplace")
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     os.close(stream)

@@ -1,0 +1,103 @@
+"""What config.json promises of a model, compared with what is stored, before anything is built."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as hooks
+
+# No format of weights, however quantised, keeps more than this many of them in a byte.
+PER_BYTE = 8
+LAYERS = "num_hidden_layers"
+
+
+class _TooMuchError(Exception):
+    """The parameters made so far are more than were stored."""
+
+
+def require_stored(folder: Path, stored: int) -> int:
+    """Number of parameters that the configuration of a folder promises.
+
+    The model is made without memory for its weights, and no further than its parameters could have
+    been stored: a configuration with 10^7 layers beside a megabyte of weights would take all the
+    memory and minutes, before anything could be compared.
+
+    Args:
+        folder: holds config.json and weights.
+        stored: bytes of the weights.
+
+    Returns:
+        The parameters; 0 where this cannot be found out, and loading will show it.
+
+    Raises:
+        ValueError: more parameters, or layers, than can have been stored.
+    """
+    limit = PER_BYTE * stored
+    layers = max(_layers(folder), default=0)
+    if layers > limit:
+        raise ValueError(_refusal(folder, f"{layers:,} layers", stored))
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {"trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), _counted(limit):
+            model = AutoModelForCausalLM.from_config(config, **options)
+    except _TooMuchError as error:
+        what = f"a model of at least {error.args[0]:,} parameters"
+        raise ValueError(_refusal(folder, what, stored)) from None
+    # Whatever else is wrong is said by the loader, in its own words.
+    except Exception:
+        return 0
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _refusal(folder: Path, what: str, stored: int) -> str:
+    return (
+        f"{folder / 'config.json'} promises {what}, and the weights beside it have {stored:,} "
+        "bytes; the configuration belongs to another model, or weights are missing"
+    )
+
+
+def _layers(folder: Path) -> Iterator[int]:
+    """Every number of layers in config.json, by the name that all models of transformers share."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        todo: list[Any] = [json.loads((folder / "config.json").read_text(encoding="utf-8"))]
+    except (OSError, ValueError, RecursionError):
+        return
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            kind = part.get("model_type")
+            known = (
+                CONFIG_MAPPING[kind] if isinstance(kind, str) and kind in CONFIG_MAPPING else None
+            )
+            own = getattr(known, "attribute_map", {}).get(LAYERS, LAYERS)
+            yield from (part[n] for n in (LAYERS, own) if isinstance(part.get(n), int))
+            todo += part.values()
+        elif isinstance(part, list):
+            todo += part
+
+
+@contextmanager
+def _counted(limit: int) -> Iterator[None]:
+    """Stop the making of a model whose parameters have more than ``limit`` entries in all."""
+    made = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal made
+        made += parameter.numel() if parameter is not None else 0
+        if made > limit:
+            raise _TooMuchError(made)
+
+    handle = hooks.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
