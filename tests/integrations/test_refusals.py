@@ -199,6 +199,8 @@ def test_disk_of_a_folder_that_is_not_there_yet(tmp_path):
 def test_a_diverging_training_keeps_the_steps_before(tmp_path, watch, caplog):
     settings = {"optim": "sgd", "learning_rate": 1e38, "lr_scheduler_type": "constant"}
     settings |= {"max_grad_norm": 0.0}
+    # A look would find a gradient that is not finite before a step is.
+    watch["probes"] = []
     with caplog.at_level(logging.ERROR, logger="frenet"):
         trainer = train(model_of("gpt2"), tmp_path / "t", watch=watch, **settings)
     assert trainer.state.global_step == 8
