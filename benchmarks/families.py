@@ -28,7 +28,8 @@ from frenet.methods.steered_generation import generate_steered
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.padding import forward_arguments
-from frenet.network.sites import Position, Site
+from frenet.network.positions import Position
+from frenet.network.sites import Site
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, collate, example_losses, token_loss
 

@@ -145,7 +145,7 @@ class Experiment(Shown):
     prepare: Callable[[Any, Cell], None] | None = None
     in_demo: bool = True
     command: Callable[[Mapping[str, Any]], str] | None = None
-    reread: Callable[[Rows], list[Row]] | None = None
+    reread: Callable[[Rows], Rows] | None = None
 
     def _told(self) -> str:
         return f"{self.name}. {self.question}"

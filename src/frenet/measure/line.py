@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -111,5 +111,6 @@ def _slopes(
         return example_losses(Functional(model, tensors, keep=keep), batch)
 
     with transformable(model), torch.no_grad():
-        _, slopes, counts = jvp(losses, (held,), (tangents,), has_aux=True)
+        found: Any = jvp(losses, (held,), (tangents,), has_aux=True)
+    _, slopes, counts = found
     return slopes.double().cpu(), counts.double().cpu()

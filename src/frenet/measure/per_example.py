@@ -204,7 +204,7 @@ def _single(batch: Batch) -> tuple[Batch, Batch]:
     Masks and positions that are the same for all examples stay outside a ``vmap``: models look at
     their values.
     """
-    shared = {
+    shared: Batch = {
         key: batch[key][:1]
         for key in ("attention_mask", "position_ids")
         if key in batch and bool((batch[key] == batch[key][:1]).all())

@@ -72,7 +72,8 @@ def _run(
 ) -> Run:
     """A run, its rows in the terms of this version."""
     known = described().get(experiment)
-    rows = stored if known is None or known.reread is None else known.reread(stored)
+    read = None if known is None else known.reread
+    rows: list[Row] = stored if read is None else [dict(row) for row in read(stored)]
     return Run(experiment, config, rows, manifest, manifest["failures"], path, stored=stored)
 
 
