@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from frenet.measure.activations import add, last_activations, record
-from frenet.network.blocks import context_length, residual_blocks, text_reach
+from frenet.network.blocks import residual_blocks, text_reach
+from frenet.network.limits import context_length
 from frenet.network.sites import Site
 from frenet.network.space import ParamSpace
 

@@ -57,7 +57,11 @@ def cluster():
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
             ray.init(
-                num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
             )
         cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield

@@ -19,13 +19,13 @@ def life_columns(what: str) -> tuple[Column, ...]:
         what: the event whose steps are counted.
     """
     return (
-        Column("steps", "steps", f"{what}, {FACTOR}", "measure", "longest"),
+        Column("steps", "steps", f"{what}, {FACTOR}", "reference"),
         Column("steps_low", "steps", "last look before it", "reference"),
-        Column("steps_high", "steps", "first look behind it; empty: later", "reference"),
+        Column("steps_high", "steps", "first look behind it; empty: later", "measure", "longest"),
         Column("longest", "steps", "most steps that were looked at", "reference"),
-        Column("distance", "2-norm", "the same in distance from the start", "measure", "farthest"),
+        Column("distance", "2-norm", "the same in distance from the start", "reference"),
         Column("distance_low", "2-norm", "least distance between those looks", "reference"),
-        Column("distance_high", "2-norm", "greatest one; empty: later", "reference"),
+        Column("distance_high", "2-norm", "greatest one; empty: later", "measure", "farthest"),
         Column("farthest", "2-norm", "greatest distance that was looked at", "reference"),
     )
 
