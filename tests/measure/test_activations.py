@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from frenet.geometry.rng import generator
 from frenet.measure import activations
@@ -456,3 +457,30 @@ def test_a_recording_is_put_together_once_when_it_is_looked_at(monkeypatch):
     assert set(seen) == {site, Site(0)}
     assert torch.equal(found, torch.cat(alone))
     assert found.requires_grad
+
+
+def test_a_block_may_return_a_list():
+    """As OpenAI's GPT does; the stream is its first part."""
+    config = OpenAIGPTConfig(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2)
+    torch.manual_seed(0)
+    model, v = OpenAIGPTLMHeadModel(config).eval(), torch.ones(16)
+    plain = own_hidden_states(model, [5, 9, 3])[0][0]
+    torch.testing.assert_close(last_activations(model, [[5, 9, 3]], [0])[0, 0], plain[-1])
+    with record(model, [Site(0)]) as seen, add(model, {Site(0): v}), torch.no_grad():
+        model(input_ids=torch.tensor([[5, 9, 3]]))
+    torch.testing.assert_close(seen[Site(0)][0], plain[-1])
+    with add(model, {Site(0): v}), record(model, [Site(0)]) as seen, torch.no_grad():
+        model(input_ids=torch.tensor([[5, 9, 3]]))
+    torch.testing.assert_close(seen[Site(0)][0], plain[-1] + v)
+
+
+def test_a_stream_of_several_widths_is_refused():
+    """Hyper-connections keep four streams a token."""
+    model = SyntheticTransformer(SyntheticConfig(width=16))
+    block = residual_blocks(model)[1][0]
+    block.register_forward_hook(lambda *given: given[-1][:, :, None].expand(-1, -1, 4, -1))
+    with (
+        pytest.raises(ValueError, match=r"stream of shape \(1, 3, 4, 16\)"),
+        record(model, [Site(0)]),
+    ):
+        model(input_ids=torch.tensor([[1, 2, 3]]))

@@ -7,7 +7,13 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from transformers import GenerationConfig, MptConfig, MptForCausalLM
+from transformers import (
+    CamembertConfig,
+    CamembertForCausalLM,
+    GenerationConfig,
+    MptConfig,
+    MptForCausalLM,
+)
 from transformers.cache_utils import DynamicLayer
 
 from frenet.geometry.rng import generator
@@ -376,6 +382,50 @@ def test_steered_text_is_greedy_whatever_the_models_settings_are(lora, caplog, m
     assert own.to_dict() == before
     own.eos_token_id = greedy[2]
     assert ask(model, prompt, torch.zeros(1, 16)) == [greedy[: greedy.index(greedy[2])]]
+
+
+def whole_passes(model, prompt, v, new):
+    """Greedy tokens by whole passes, with v added from the last token of the prompt on."""
+    ids = list(prompt)
+    for _ in range(new):
+        place = torch.arange(len(ids))[None] >= len(prompt) - 1
+        with measuring(model), torch.no_grad(), add(model, {Site(1, place): v}):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_text_is_generated_without_a_cache_that_changes_it(monkeypatch):
+    """The fast way is compared with whole passes once, and then left alone."""
+    update, prompt = DynamicLayer.update, [5, 9, 3, 7]
+
+    def forgetful(layer, keys, values, *args, **kwargs):
+        if layer.get_seq_length():
+            layer.values = layer.values / 2
+        return update(layer, keys, values, *args, **kwargs)
+
+    monkeypatch.setattr(DynamicLayer, "update", forgetful)
+    model = tiny_llama()
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    v = 8 * VECTORS[0]
+    with pytest.warns(RuntimeWarning, match="LlamaForCausalLM has other logits .* more slowly"):
+        found = generate_steered(model, prompt, v[None], block=1, new_tokens=6)
+    assert found == [whole_passes(model, prompt, v, 6)]
+    assert generate_steered(model, prompt, v[None], block=1, new_tokens=6) == found
+
+
+def test_text_is_refused_if_generate_has_other_logits_than_the_forward_pass():
+    """generate counts positions from 0, and CamemBERT from behind its padding."""
+    config = CamembertConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=40, pad_token_id=1, is_decoder=True,
+        initializer_range=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = CamembertForCausalLM(config).eval()
+    with pytest.raises(
+        ValueError, match="gives CamembertForCausalLM other logits than its forward"
+    ):
+        generate_steered(model, [5, 9, 3, 7], VECTORS[:1], block=0, new_tokens=3)
 
 
 def test_prompts_that_cannot_be_gone_on_with():

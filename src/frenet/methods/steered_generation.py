@@ -4,16 +4,24 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.measure.activations import add, last_activations
+from frenet.measure.passes import run_blocks
 from frenet.network.context import measuring
 from frenet.network.limits import context_length
+from frenet.network.padding import rounding
 from frenet.network.sites import Site
 from frenet.network.tasks import base_model
+
+# Tokens of a prompt with which the way of generating is tried.
+TRIED = 8
+# Whether a model may keep keys and values while it generates.
+_KEEPS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def stream_norm(
@@ -56,7 +64,11 @@ def generate_steered(
         The new tokens of each, without what follows the end-of-sequence token.
 
     Raises:
-        ValueError: an empty prompt, or one that leaves no room for new tokens.
+        ValueError: an empty prompt, one that leaves no room for new tokens, or a model of which
+            ``generate`` has other logits than its forward pass.
+
+    Warns:
+        RuntimeWarning: the model reads fewer new tokens, or generates without a cache.
     """
     from transformers import GenerationConfig
 
@@ -82,18 +94,63 @@ def generate_steered(
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
     )
-    device = next(model.parameters()).device
-    ids = torch.tensor([list(prompt)] * len(added), device=device)
-    with (
-        measuring(model),
-        torch.no_grad(),
-        _without_settings(inner),
-        add(model, {Site(block, position): added}, path=path),
-    ):
-        whole = inner.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
-        )
+    with measuring(model), torch.no_grad(), _without_settings(inner):
+        settings.use_cache = _keeps(inner, list(prompt[: min(TRIED, (room or TRIED + 2) - 2)]))
+        with add(model, {Site(block, position): added}, path=path):
+            whole = _generated(inner, [list(prompt)] * len(added), settings)
     return [_until(row, ends) for row in whole[:, len(prompt) :].tolist()]
+
+
+def _generated(model: Any, prompts: list[list[int]], settings: Any) -> Any:
+    ids = torch.tensor(prompts, device=next(model.parameters()).device)
+    return model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
+    )
+
+
+def _keeps(model: Any, prompt: list[int]) -> bool:
+    """Whether to keep keys and values: if two new tokens have the logits of whole passes.
+
+    Raises:
+        ValueError: they have them neither with what is kept nor without.
+    """
+    from transformers import GenerationConfig
+
+    inner, name = base_model(model), type(base_model(model)).__name__
+    if inner in _KEEPS or not prompt:
+        return _KEEPS.get(inner, True)
+    for kept in (True, False):
+        settings = GenerationConfig(
+            do_sample=False, max_new_tokens=2, pad_token_id=0, use_cache=kept,
+            return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+        try:
+            made = _generated(model, [prompt], settings)
+        except Exception:  # whatever a model does with what it kept
+            if not kept:
+                raise
+            continue
+        text = made.sequences[0].tolist()
+        whole = [
+            run_blocks(model, {"input_ids": torch.tensor([text[: len(prompt) + i]])}).logits[0, -1]
+            for i in range(len(made.logits))
+        ]
+        found, expected = torch.cat(made.logits).float(), torch.stack(whole).float()
+        spread = (expected - expected.mean(1, keepdim=True)).norm()
+        if (found - expected).norm() <= rounding(model, expected) * spread:
+            _KEEPS[inner] = kept
+            if not kept:
+                warnings.warn(
+                    f"{name} has other logits with the keys and values that generate keeps: texts "
+                    "are generated without them, more slowly",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            return kept
+    raise ValueError(
+        f"generate of transformers gives {name} other logits than its forward pass has, so that "
+        "no text of it shows what a vector does; use add with passes of your own"
+    )
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def _counts_from_zero(model: Any) -> bool:
     except _REFUSALS:
         return True
     spread = (plain - plain.mean(-1, keepdim=True)).norm()
-    return not bool((placed - plain).norm() > _rounding(model, plain) * spread)
+    return not bool((placed - plain).norm() > rounding(model, plain) * spread)
 
 
 def is_padded(batch: dict[str, Tensor]) -> bool:
@@ -284,14 +284,14 @@ def _measured(model: nn.Module, batch: dict[str, Tensor]) -> Way:
             return False
         spans = zip(found, starts, sizes, strict=True)
         off = torch.cat([row[start : start + size] for row, start, size in spans]) - expected
-        return float(off.norm()) <= _rounding(model, expected) * spread
+        return float(off.norm()) <= rounding(model, expected) * spread
 
     first, shifts = [0] * len(sizes), [long - size for size in sizes]
     left = agrees(_masked(rows, shifts, sizes), shifts)
     return Way(left, agrees(_masked(rows, first, sizes), first), agrees(rows, first))
 
 
-def _rounding(model: nn.Module, logits: Tensor) -> float:
+def rounding(model: nn.Module, logits: Tensor) -> float:
     """Relative difference of logits that is rounding in the coarsest type that has a part in it."""
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} | {logits.dtype}
     if torch.is_autocast_enabled(logits.device.type):

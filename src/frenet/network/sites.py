@@ -100,7 +100,13 @@ def _block_hook(watch: Watch, site: Site, act: Act) -> Callable[[nn.Module, Any,
         now = watch.at_block()
         if now is None:
             return None
-        stream = output[0] if isinstance(output, tuple) else output
+        stream = output[0] if isinstance(output, tuple | list) else output
+        if stream.dim() != 3:
+            raise ValueError(
+                f"block {site.block} of {type(module).__name__} has a stream of shape "
+                f"{tuple(stream.shape)}, where a vector of one width has no place; frenet reads "
+                "streams of rows, tokens and one width"
+            )
         rows, t = stream.shape[:2]
         # A row that others were copied from before this block stands for all of them.
         if t != now.shape[1] or now.shape[0] not in (1, rows):
@@ -113,6 +119,8 @@ def _block_hook(watch: Watch, site: Site, act: Act) -> Callable[[nn.Module, Any,
         changed = act(site, stream, chosen, now)
         if changed is None:
             return None
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        if isinstance(output, tuple | list):
+            return type(output)((changed, *output[1:]))
+        return changed
 
     return hook
