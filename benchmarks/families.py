@@ -458,9 +458,10 @@ def names() -> list[str]:
 INTRO = """# What frenet measures, and how it knows that it is right
 
 This page is made by `make families`. The command builds the families of transformers {version}
-that have a causal language model, tiny and with random weights, and gives each {rows} rows of unlike
-length in one padded batch. Those that it could not build are listed at the end with the reason. What frenet measures there is compared with what the same rows give
-one at a time, without padding and without frenet:
+that have a causal language model, tiny and with random weights, and gives each {rows} rows of
+unlike length in one padded batch. Those that it could not build are listed at the end with the
+reason. What frenet measures is compared with what the same rows give one at a time, without padding
+and without frenet:
 
 - **loss**: of every row, padded on the left and on the right.
 - **gradient**: of the mean loss, by backward passes of the single rows.
