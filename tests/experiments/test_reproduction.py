@@ -229,6 +229,8 @@ def test_preparation_is_the_training_of_every_seed(tmp_path, monkeypatch):
     own = made_model.STEPS * made_model.ROWS // forecasting.MODEL_ROWS
     assert preparation(model, speed) == pytest.approx(0.5 * (learned + own))
     made_model.made_folder().mkdir(parents=True)
+    assert preparation(model, speed) == pytest.approx(0.5 * (learned + own))
+    (made_model.made_folder() / made_model.RECORD).write_text("{}", encoding="utf-8")
     assert preparation(model, speed) == pytest.approx(0.5 * learned)
     assert preparation(steering, speed) == 0.0
 

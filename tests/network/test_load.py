@@ -22,6 +22,7 @@ from frenet.network.cache import cache_dir
 from frenet.network.checkpoints import fingerprint
 from frenet.network.gguf import supported_architectures
 from frenet.network.load import convert_gguf, load
+from frenet.network.made_folder import whole_folder
 from frenet.network.memory import free_bytes, require_memory
 from frenet.network.space import ParamSpace
 from frenet.runs.worker import is_user_mistake
@@ -411,20 +412,20 @@ def test_an_interrupted_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list((cache_dir() / "gguf").iterdir()) == []
 
 
-def test_a_folder_that_another_process_finished_meanwhile_is_used(tmp_path, monkeypatch):
+def test_a_folder_that_another_process_wrote_meanwhile_is_whole_afterwards(tmp_path, monkeypatch):
     path = to_gguf(tiny_llama(), tmp_path / "tiny.gguf")
     write = gguf_module._write_converted
 
     def slow(path, header, folder):
         write(path, header, folder)
-        other = folder.parent / "-".join(folder.name[1:].split(".")[:-1])
-        other.mkdir()
-        (other / gguf_module.RECORD).write_text("{}")
+        (folder.parent / "config.json").write_text("{}")
+        (folder.parent / gguf_module.RECORD).write_text("{}")
 
     monkeypatch.setattr(gguf_module, "_write_converted", slow)
     folder = convert_gguf(path, say=lambda _: None)
-    assert (folder / gguf_module.RECORD).read_text() == "{}"
+    assert whole_folder(folder, {"file": "tiny.gguf"})
     assert list(folder.parent.iterdir()) == [folder]
+    assert not [path for path in folder.iterdir() if path.is_dir()]
 
 
 def test_an_unsupported_architecture_is_one_line_with_the_supported_ones(tmp_path):
