@@ -41,7 +41,7 @@ def whole_folder(folder: Path, about: Mapping[str, Any]) -> bool:
     """Whether a folder is there, and every file in it what was written.
 
     The files are compared once in the life of a process, or after they were written again, by all
-    processors: a GB takes about a second on two of them.
+    processors.
 
     Args:
         folder: which may not be there.
