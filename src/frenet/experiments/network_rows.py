@@ -1,11 +1,11 @@
 """Rows that every experiment gives about its networks: what they know, what must be known."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from frenet.experiments.damaged import DamageConfig
-from frenet.experiments.experiment import Cell, Column, Row
+from frenet.experiments.experiment import Cell, Column, Row, Rows
 from frenet.experiments.networks import Network, at_most
 
 if TYPE_CHECKING:
@@ -96,3 +96,23 @@ def _fewer(network: Network, asked: "dict[Split, int]") -> Iterator[str]:
 def note(cell: Cell, text: str) -> Row:
     """A row of the table notes."""
     return {"table": "notes", "seed": cell["seed"], "space": cell["space"], "note": text}
+
+
+def labelled_rows(rows: Rows, labels: Callable[[Row], Row], *, earlier: str) -> Rows:
+    """Rows of builds that went along the factors of LoRA without saying so, with the labels.
+
+    Args:
+        rows: of a run; returned as they are if one of them says its coordinates.
+        labels: the columns that a row gets or that change.
+        earlier: a note for every cell with LoRA.
+    """
+    found: list[Row] = [dict(row) for row in rows]
+    own = [row for row in found if row["table"] not in NETWORK_TABLES]
+    if any("coordinates" in row for row in own):
+        return rows
+    for row in own:
+        row |= labels(row)
+    cells = dict.fromkeys((row["seed"], row["space"]) for row in own if row["space"] == "lora")
+    return found + [
+        {"table": "notes", "seed": seed, "space": space, "note": earlier} for seed, space in cells
+    ]

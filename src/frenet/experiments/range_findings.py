@@ -3,7 +3,7 @@
 from frenet.experiments.charts import Axis, dots, lines
 from frenet.experiments.experiment import Column, Figure, Row, Rows
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
-from frenet.experiments.network_rows import NETWORK_TABLES
+from frenet.experiments.network_rows import labelled_rows
 
 OWN, OTHERS, RANDOM = "its own task", "the other tasks", "its own, along a random vector"
 EARLIER = (
@@ -14,23 +14,16 @@ EARLIER = (
 
 def labelled(rows: Rows) -> Rows:
     """Rows of builds that went along the factors of LoRA without saying so, with the labels."""
-    found: list[Row] = [dict(row) for row in rows]
-    own = [row for row in found if row["table"] not in NETWORK_TABLES]
-    if any("coordinates" in row for row in own):
-        return rows
-    for row in own:
-        coordinates = "factors" if row["space"] == "lora" else "weights"
-        if row["table"] == "answer":
-            words = str(row["sentence"])
-            words = words.replace("its vector, ", f"its vector; in the {coordinates} ", 1)
-            row["sentence"] = words.replace(" added (", f" added in the {coordinates} (")
-        else:
-            row["coordinates"] = coordinates
-    cells = dict.fromkeys((row["seed"], row["space"]) for row in own if row["space"] == "lora")
-    keys = ("seed", "space")
-    return found + [
-        {"table": "notes", **dict(zip(keys, cell, strict=True)), "note": EARLIER} for cell in cells
-    ]
+    return labelled_rows(rows, _labels, earlier=EARLIER)
+
+
+def _labels(row: Row) -> Row:
+    """What a row of an earlier build does not say of itself."""
+    coordinates = "factors" if row["space"] == "lora" else "weights"
+    if row["table"] != "answer":
+        return {"coordinates": coordinates}
+    words = str(row["sentence"]).replace("its vector, ", f"its vector; in the {coordinates} ", 1)
+    return {"sentence": words.replace(" added (", f" added in the {coordinates} (")}
 
 
 def along_chart(rows: Rows) -> object:

@@ -7,7 +7,7 @@ from frenet.experiments.brackets import bracket_of, life_columns
 from frenet.experiments.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.experiment import Column, Figure, Row, Rows
 from frenet.experiments.intervals import over_seeds, select
-from frenet.experiments.network_rows import NETWORK_TABLES
+from frenet.experiments.network_rows import labelled_rows
 from frenet.experiments.scale_directions import KINDS
 
 if TYPE_CHECKING:
@@ -26,17 +26,7 @@ EARLIER = (
 
 def labelled(rows: Rows) -> Rows:
     """Rows of builds that went along the factors of LoRA without saying so, with the labels."""
-    found: list[Row] = [dict(row) for row in rows]
-    own = [row for row in found if row["table"] not in NETWORK_TABLES]
-    if any("coordinates" in row for row in own):
-        return rows
-    for row in own:
-        row |= _labels(row)
-    cells = dict.fromkeys((row["seed"], row["space"]) for row in own if row["space"] == "lora")
-    keys = ("seed", "space")
-    return found + [
-        {"table": "notes", **dict(zip(keys, cell, strict=True)), "note": EARLIER} for cell in cells
-    ]
+    return labelled_rows(rows, _labels, earlier=EARLIER)
 
 
 def _labels(row: Row) -> Row:
