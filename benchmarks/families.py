@@ -28,6 +28,7 @@ from frenet.methods.evaluation import Evaluator, row_scores
 from frenet.methods.steered_generation import generate_steered
 from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
+from frenet.network.grouped import can_group
 from frenet.network.padding import forward_arguments
 from frenet.network.positions import Position
 from frenet.network.sites import Site
@@ -69,8 +70,17 @@ SMALL = {
     "dense_intermediate_size mamba_d_ssm vocab_size_per_layer_input",
 }
 TO = {name: value for value, names in SMALL.items() for name in names.split()}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 LATENT = {"num_key_value_heads": 4}
 HEADS = LATENT | {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "head_dim": 8}
+QSA = {
+    "hc_lowrank": 8,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+}
 # What a family asks for beyond that.
 OWN: dict[str, dict[str, Any]] = {
     "axk1": HEADS,
@@ -79,13 +89,78 @@ OWN: dict[str, dict[str, Any]] = {
     "deepseek_v3": HEADS,
     "deepseek_v32": LATENT,
     "glm_moe_dsa": LATENT,
-    "longcat_flash": LATENT,
-    "youtu": LATENT,
+    "longcat_flash": LATENT | {"head_dim": 4, "zero_expert_num": 2},
+    "youtu": LATENT | {"head_dim": 4},
+    "bailing_hybrid": HEADS | {"num_expert_group": 1, "linear_head_dim": 8, "layer_group_size": 2},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
+    "dory": {
+        "num_hidden_layers": 6,
+        "layer_types": [
+            "sliding_attention",
+            "mlp",
+            "full_attention",
+            "mlp",
+            "full_attention",
+            "mlp",
+        ],
+        "n_input_layers": 2,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 2,
+    },
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "gemma4": {"pad_token_id": 0},
+    "gemma4_unified": {"pad_token_id": 0},
+    "phi4_multimodal": {
+        "audio_config": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "nemo_conv_channels": 8,
+            "ext_pw_out_channel": 32,
+            "num_blocks": 1,
+        },
+    },
+    "dots3_note": LATENT | {"per_layer_config": None},
+    "blt": {"encoder_hash_byte_group_vocab": 100, "hidden_size_global": 32},
+    "emu3": {"pad_token_id": 0},
+    "gemma3n_text": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
+        "laurel_rank": 8,
+        "intermediate_size": 64,
+    },
+    "inkling2_text": {"unpadded_vocab_size": 64, "swa_head_dim": 8, "rel_extent": 16},
+    "inkling2_loop_text": {"unpadded_vocab_size": 64, "swa_head_dim": 8, "rel_extent": 16},
+    "qwen4_exp": QSA,
+    "qwen4_exp_text": QSA,
+    "roc_bert": {
+        "pronunciation_embed_dim": 8,
+        "pronunciation_vocab_size": 64,
+        "shape_embed_dim": 8,
+        "shape_vocab_size": 64,
+    },
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+    },
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+        "hybrid_layer_ids": [1, 3],
+        "mamba_headdim": 8,
+        "n_mamba_heads": 8,
+    },
     "glm4_moe_lite": LATENT,
     "kimi_linear": LATENT,
     "minicpm3": LATENT,
     "sarvam_mla": LATENT,
-    "dots3_note_text": LATENT,
+    "dots3_note_text": LATENT | {"per_layer_config": None},
     "bamba": {"mamba_n_heads": 8, "attn_layer_indices": [1]},
     "granitemoehybrid": {"mamba_n_heads": 8, "layer_types": ["mamba", "attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
@@ -103,11 +178,12 @@ OWN: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds_dim": (8, 24), "axial_pos_shape": (8, 8), "is_decoder": True},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "zaya": {"num_experts_per_tok": 1},
-    "nemotron": {"head_dim": 8},
+    "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
     "ministral": {"head_dim": 8},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
     "modernbert-decoder": {"pad_token_id": 0},
+    "xmod": {"pad_token_id": 1, "default_language": "en_XX"},
     **{
         name: {"pad_token_id": 1}
         for name in (
@@ -117,7 +193,6 @@ OWN: dict[str, dict[str, Any]] = {
             "roberta-prelayernorm",
             "xlm-roberta",
             "xlm-roberta-xl",
-            "xmod",
             "prophetnet",
             "xlm",
         )
@@ -132,7 +207,7 @@ def small(kind: type[Any], given: dict[str, Any]) -> Any:
     for key, value in own.items():
         if key in (getattr(kind, "sub_configs", None) or {}):
             if (part := getattr(base, key, None)) is not None:
-                found[key] = small(type(part), given).to_dict()
+                found[key] = small(type(part), given | given.get(key, {})).to_dict()
         elif key in TO and type(value) is int:
             found[key] = TO[key]
         elif key in ("initializer_range", "init_std"):
@@ -157,10 +232,14 @@ def build(name: str, seed: int = 0) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     try:
-        config = small(CONFIG_MAPPING[name], OWN.get(name, {}))
+        family = CONFIG_MAPPING[name]
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[family]
+        # Of a family with other parts the class for text alone has a configuration of its own.
+        parts = (getattr(family, "sub_configs", None) or {}).values()
+        own = kind.config_class if kind.config_class in parts else family
+        config = small(own, OWN.get(name, {}))
         if hasattr(config, "is_decoder"):
             config.is_decoder = True
-        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         with torch.device("meta"):
             size = sum(p.numel() for p in kind._from_config(config).parameters())
         if size > LARGEST:
@@ -370,11 +449,16 @@ def generation_error(of: Subject) -> float:
 def candidates_error(of: Subject) -> float:
     """Of the scores of candidates in one pass, against one after the other.
 
-    Raises:
-        SlowWay: they were taken one after the other.
+    They differ in the weights of linear layers and embeddings, as far as several can share a pass.
     """
+
+    def shared(name: str, parameter: nn.Parameter) -> bool:
+        one = ParamSpace((name,), (tuple(parameter.shape),))
+        return name in of.space.names and can_group(of.model, one)
+
     noise, passes = Noise(0.02), 0
-    evaluator = Evaluator(of.space, noise, "loss", of.batch)
+    space = ParamSpace.select(of.model, shared)
+    evaluator = Evaluator(space, noise, "loss", of.batch).decide(of.model)
 
     def count(*_: Any) -> None:
         nonlocal passes
@@ -384,7 +468,7 @@ def candidates_error(of: Subject) -> float:
     found = torch.tensor(evaluator(of.model, range(4)))
     handle.remove()
     expected = []
-    with Candidates(of.model, of.space, noise) as candidates:
+    with Candidates(of.model, space, noise) as candidates:
         for index in range(4):
             candidates.put(index)
             expected.append(row_scores(of.model, "loss", of.batch).means())
@@ -474,8 +558,8 @@ and without frenet:
   block.
 - **generation**: a vector is added while text is generated, against a loop that keeps no keys and
   values.
-- **candidates**: the scores of random candidates that share a pass, against one candidate after
-  the other.
+- **candidates**: the scores of random candidates for the weights of linear layers that share a
+  pass, against one candidate after the other.
 
 A cell is **right** if the two agree up to rounding; **slow way** if they agree and frenet said
 that it took a slower way, such as rows of one length together; **refused** if frenet gave an
@@ -514,7 +598,7 @@ def page(found: dict[str, dict[str, str]], unbuilt: dict[str, str], version: str
         text += "\n## Reasons\n\n"
         text += "".join(f"- {escaped(why)}: {', '.join(of)}\n" for why, of in reasons.items())
     if unbuilt:
-        text += "\n## Families that are not in the table\n\nThey could not be built so small.\n\n"
+        text += "\n## Families that are not in the table\n\nThey cannot be built so small, or do not run on text alone.\n\n"
         text += "".join(f"- {name}: {escaped(why)}\n" for name, why in unbuilt.items())
     return text
 

@@ -164,6 +164,11 @@ def test_the_rank_counts_singular_values_above_1e_6_of_the_largest():
     assert top_k_svd(1e-12 * G, 9).rank == 3
 
 
+@pytest.mark.parametrize(("second", "rank"), [(0.9e-6, 1), (1.1e-6, 2)])
+def test_a_millionth_of_the_largest_is_the_limit_of_a_direction(second: float, rank: int):
+    assert top_k_svd(torch.diag(torch.tensor([1.0, second])), 2).rank == rank
+
+
 @pytest.mark.parametrize("copies", [2, 5])
 def test_duplicated_rows_add_no_rank(copies):
     rows = normal(4, 90)

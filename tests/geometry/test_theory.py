@@ -220,6 +220,10 @@ def test_how_many_candidates_a_gain_takes() -> None:
     assert candidates_for(local, 0.1, wanted) == pytest.approx(37, rel=1e-6)
     assert candidates_for(local, 0.1, -1.0) == 1.0
     assert candidates_for(local, 0.1, 100.0) is None
+    linear = Local(dim=1, gradient=1.0, trace=0.0)
+    most = 1e12
+    assert candidates_for(linear, 1.0, expected_maximum(0.99 * most)) == pytest.approx(0.99 * most)
+    assert candidates_for(linear, 1.0, expected_maximum(1.01 * most)) is None
 
 
 def test_less_than_one_candidate_is_refused() -> None:

@@ -173,6 +173,30 @@ def test_the_first_window_is_compared_with_each_later_one():
         assert found[lag].ratio == pytest.approx(math.cos(0.2 * i) ** 2, abs=1e-5)
 
 
+def test_every_third_step_is_held_out_and_the_others_fit_two_bases():
+    steps = unit(torch.randn(24, 30, generator=generator(0, "thirds")))
+    then, now = (
+        tuple(
+            steps[[i + start for i in which]]
+            for which in ((0, 3, 6, 9), (1, 4, 7, 10), (2, 5, 8, 11))
+        )
+        for start in (0, 12)
+    )
+    assert update_drift(steps, window=12, k=2)[12] == pytest.approx(basis_drift(then, now, 2))
+
+
+def test_steps_and_gradients_of_any_length_count_alike():
+    """A rotating plane seen by vectors of norm 1.2e-30 to 1 has the ratio of its angle."""
+    draw = generator(0, "lengths")
+    blocks = [torch.randn(12, 2, generator=draw).double() @ plane(0.2 * i) for i in range(2)]
+    long = unit(torch.cat(blocks))
+    short = (1.2e-30 * long).float()
+    short[::2] = long[::2].float()
+    (expected,) = update_drift(long.float(), window=12, k=2).values()
+    (found,) = update_drift(short, window=12, k=2).values()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_one_window_is_not_compared():
     assert update_drift(torch.ones(12, 4), window=9, k=1) == {}
 
