@@ -598,7 +598,8 @@ def page(found: dict[str, dict[str, str]], unbuilt: dict[str, str], version: str
         text += "\n## Reasons\n\n"
         text += "".join(f"- {escaped(why)}: {', '.join(of)}\n" for why, of in reasons.items())
     if unbuilt:
-        text += "\n## Families that are not in the table\n\nThey cannot be built so small, or do not run on text alone.\n\n"
+        text += "\n## Families that are not in the table\n\n"
+        text += "They cannot be built so small, or do not run on text alone.\n\n"
         text += "".join(f"- {name}: {escaped(why)}\n" for name, why in unbuilt.items())
     return text
 
