@@ -79,15 +79,18 @@ def dot(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> float:
     # A quarter of a block of many rows was fastest: 0.23 s for 1e8 entries, 0.11 s in float32.
     width = max(1, min(len(first), block_size() // 4))
     device = work_device(first)
-    left = torch.empty(width, dtype=torch.float64, device=device)
-    right = left if x is y else torch.empty_like(left)
+    buffers = [torch.empty(width, dtype=torch.float64, device=device) for _ in range(2)]
     total = torch.zeros((), dtype=torch.float64, device=device)
+
+    def exact(part: Tensor, buffer: Tensor) -> Tensor:
+        """The entries in float64, without a copy if they are that already."""
+        there = part.dtype == buffer.dtype and part.device == buffer.device
+        return part if there else buffer[: len(part)].copy_(part)
+
     for start in range(0, len(first), width):
         span = slice(start, start + width)
-        a, b = (buffer[: len(first[span])] for buffer in (left, right))
-        a.copy_(first[span])
-        if x is not y:
-            b.copy_(second[span])
+        a = exact(first[span], buffers[0])
+        b = a if x is y else exact(second[span], buffers[1])
         total += a.dot(b)
     return float(total)
 
