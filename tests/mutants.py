@@ -120,23 +120,35 @@ def draw(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
     return [chosen.choice(lines[line]) for line in drawn]
 
 
-def tests_of(module: str, src: Path) -> list[str]:
-    """The module itself in this copy, for its doctests, and the test files that import it.
-
-    The file that is named after it comes first: it is the likeliest to notice.
-    """
+def importers(module: str, root: Path, pattern: str) -> list[Path]:
+    """The files below a folder that import a module of frenet, in order."""
     dotted = f"frenet.{module.replace('/', '.')}"
     package, _, name = dotted.rpartition(".")
     files = []
-    for path in sorted(TESTS.rglob("test_*.py")):
+    for path in sorted(root.rglob(pattern)):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             parts = [alias.name for alias in node.names] if hasattr(node, "names") else []
             origin = getattr(node, "module", None)
             if origin == dotted or (origin == package and name in parts):
-                files.append(str(path.relative_to(ROOT)))
+                files.append(path)
                 break
-    files.sort(key=lambda file: not file.endswith(f"test_{name}.py"))
-    return [str(src / "frenet" / f"{module}.py"), *files]
+    return files
+
+
+def tests_of(module: str, src: Path) -> list[str]:
+    """The module itself in this copy, for its doctests, and the test files that import it.
+
+    The file that is named after it comes first: it is the likeliest to notice. A part that no test
+    imports is tested by the tests of the modules that use it.
+    """
+    files = importers(module, TESTS, "test_*.py")
+    if not files:
+        users = importers(module, SRC / "frenet", "*.py")
+        names = [path.relative_to(SRC / "frenet").with_suffix("").as_posix() for path in users]
+        files = sorted({file for name in names for file in importers(name, TESTS, "test_*.py")})
+    files.sort(key=lambda file: file.name != f"test_{Path(module).name}.py")
+    own = src / "frenet" / f"{module}.py"
+    return [str(own), *(str(file.relative_to(ROOT)) for file in files)]
 
 
 def noticed(files: Sequence[str]) -> str:
