@@ -127,9 +127,10 @@ def importers(module: str, root: Path, pattern: str) -> list[Path]:
     files = []
     for path in sorted(root.rglob(pattern)):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            parts = [alias.name for alias in node.names] if hasattr(node, "names") else []
-            origin = getattr(node, "module", None)
-            if origin == dotted or (origin == package and name in parts):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            parts = [alias.name for alias in node.names]
+            if node.module == dotted or (node.module == package and name in parts):
                 files.append(path)
                 break
     return files
