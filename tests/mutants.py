@@ -3,10 +3,10 @@
     python tests/mutants.py geometry/linalg methods/scale --draw 50 --seed 1 --out mutants.jsonl
 
 A mutant has one operator, comparison, constant, sign or reduction changed. It runs in a process of
-its own, against the doctests of its module and the tests that import it, and is noticed if one of
-them fails or takes too long. Of an experiment the contract of all experiments and the stored
-results run too. What survives either changes no result, which somebody has to argue, or shows what
-the tests of its module leave open.
+its own, against the doctests of its module, the tests that import it and those of its layer, and is
+noticed if one of them fails or takes too long; an experiment also meets the stored results. What
+survives either changes no result, which somebody has to argue, or shows what the tests of its
+module leave open.
 """
 
 import argparse
@@ -20,15 +20,17 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import coverage
 
 ROOT = Path(__file__).resolve().parents[1]
 SRC, TESTS = ROOT / "src", ROOT / "tests"
-SECOND = ("tests/experiments/test_contract.py", "tests/test_results_page.py")
-LIMIT_S = 600
+LIMIT_S = 1800
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -121,26 +123,59 @@ def draw(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
 
 
 def tests_of(module: str, src: Path) -> list[str]:
-    """The module itself in this copy, for its doctests, and the test files that import it.
+    """The module itself in this copy, for its doctests, and the test files that may run it.
 
-    The file that is named after it comes first: it is the likeliest to notice.
+    These are the files that import it, and those of its layer. The file that is named after it
+    comes first: it is the likeliest to notice.
     """
     dotted = f"frenet.{module.replace('/', '.')}"
     package, _, name = dotted.rpartition(".")
-    files = []
-    for path in sorted(TESTS.rglob("test_*.py")):
+    files = set((TESTS / module.split("/")[0]).glob("test_*.py"))
+    for path in TESTS.rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            parts = [alias.name for alias in node.names] if hasattr(node, "names") else []
-            origin = getattr(node, "module", None)
-            if origin == dotted or (origin == package and name in parts):
-                files.append(str(path.relative_to(ROOT)))
-                break
-    files.sort(key=lambda file: not file.endswith(f"test_{name}.py"))
-    return [str(src / "frenet" / f"{module}.py"), *files]
+            if isinstance(node, ast.ImportFrom):
+                parts = [alias.name for alias in node.names]
+                if node.module == dotted or (node.module == package and name in parts):
+                    files.add(path)
+    if module.startswith("experiments/"):
+        files.add(TESTS / "test_results_page.py")
+    ordered = sorted(files, key=lambda file: (file.name != f"test_{name}.py", file))
+    own = src / "frenet" / f"{module}.py"
+    return [str(own), *(str(file.relative_to(ROOT)) for file in ordered)]
 
 
-def noticed(files: Sequence[str]) -> str:
-    """What the test files say: "passed", "failed" or "timed out"."""
+class Lines:
+    """A plugin of pytest that notes which tests run each line of modules, the quickest first."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths, self.seconds = paths, Counter[str]()
+        self.coverage = coverage.Coverage(include=[str(path) for path in paths], data_file=None)
+        self.coverage.start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.coverage.switch_context(nodeid)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] += report.duration
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.coverage.switch_context("")
+
+    def pytest_unconfigure(self) -> None:
+        self.coverage.stop()
+        for path in self.paths:
+            lines = self.coverage.get_data().contexts_by_lineno(str(path))
+            found = {n: sorted(tests, key=self.seconds.__getitem__) for n, tests in lines.items()}
+            path.with_suffix(".lines").write_text(json.dumps(found), encoding="utf-8")
+
+
+def noticed(tests: Sequence[str], lines_of: Sequence[Path] = ()) -> str:
+    """What tests say: "passed", "failed" or "timed out".
+
+    Args:
+        tests: files, or single tests.
+        lines_of: modules; which tests run their lines is written beside them.
+    """
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
@@ -152,7 +187,8 @@ def noticed(files: Sequence[str]) -> str:
         # Plugins that the parent has imported cannot have their assertions rewritten.
         options = ["-c", "pyproject.toml", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        os._exit(pytest.main([*options, *files]))
+        plugins = [Lines(lines_of)] if lines_of else []
+        os._exit(pytest.main([*options, *tests], plugins=plugins))
     end = time.monotonic() + LIMIT_S
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -162,6 +198,13 @@ def noticed(files: Sequence[str]) -> str:
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "timed out"
+
+
+def that_run(mutant: Mutant, src: Path) -> list[str]:
+    """The tests that run a line, the quickest first; none where it runs at import as well."""
+    path = src / "frenet" / f"{mutant.module}.lines"
+    found = json.loads(path.read_text(encoding="utf-8")).get(str(mutant.line), [""])
+    return [] if "" in found else found
 
 
 @contextmanager
@@ -180,11 +223,16 @@ def written(mutant: Mutant, src: Path) -> Iterator[None]:
 
 
 def judge(mutant: Mutant, src: Path) -> dict[str, object]:
-    """What became of a mutant, and of which it was one."""
+    """What became of a mutant, and of which it was one.
+
+    The tests that run its line come first. What they do not notice meets all others too, since some
+    run the module in a process of their own.
+    """
     with written(mutant, src):
-        verdict = noticed(tests_of(mutant.module, src))
-        if verdict == "passed" and mutant.module.startswith("experiments/"):
-            verdict = noticed(SECOND)
+        chosen = that_run(mutant, src)
+        verdict = noticed(chosen) if chosen else "passed"
+        if verdict == "passed":
+            verdict = noticed(tests_of(mutant.module, src))
     row = {k: v for k, v in mutant._asdict().items() if k != "source"}
     return {**row, "verdict": "survived" if verdict == "passed" else verdict}
 
@@ -206,9 +254,11 @@ def main() -> None:
         # Imported once for all processes; frenet itself is imported by each.
         for name in ("torch", "transformers", "peft", "scipy.stats", "altair", "pytest"):
             importlib.import_module(name)
-        for module in dict.fromkeys(mutant.module for mutant in drawn):
-            if noticed(tests_of(module, src)) != "passed":
-                sys.exit(f"the tests of {module} fail without any change")
+        modules = list(dict.fromkeys(mutant.module for mutant in drawn))
+        every = dict.fromkeys(test for module in modules for test in tests_of(module, src))
+        paths = [src / "frenet" / f"{module}.py" for module in modules]
+        if noticed(list(every), paths) != "passed":
+            sys.exit("the tests of these modules fail without any change")
         with asked.out.open("a") as out:
             for mutant in drawn:
                 row = judge(mutant, src)
