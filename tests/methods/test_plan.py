@@ -83,6 +83,18 @@ def test_unlike_batches_transfer_less():
     assert 0 < sum(shares) / 12 < 0.95
 
 
+def test_other_data_are_four_train_batches_and_probes_are_eight():
+    """The slope elsewhere is the mean of four batches; eight probes see a trace of the noise."""
+    model, task, space = quadratic(CURVATURES, noise=1.0)
+    found, again = survey(model, task, space), survey(model, task, space, probes=8, seed=0)
+    assert found == again
+    batches = task.batches("train", Selection().select_size, Selection().seed)
+    slopes = torch.stack([next(batches)["slope"][0] for _ in range(4)]).double().mean(0)
+    there = float((task.gradient(space.read(model)) + slopes).norm())
+    assert found.elsewhere is not None
+    assert found.elsewhere.gradient == pytest.approx(there, rel=1e-5)
+
+
 SURVEY = Survey(Local(dim=1000, gradient=2.0, trace=300.0), 5.0, 1.0, 1.0)
 
 
@@ -110,6 +122,24 @@ def test_where_nothing_transfers_the_plan_says_so(transfer):
     found = plan(dataclasses.replace(SURVEY, transfer=transfer), budget=64)
     assert found.best is None
     assert "no gain on held-out data is to be expected" in found.advice
+
+
+def test_the_table_has_four_counts_and_four_halvings_of_sigma():
+    found = plan(SURVEY, budget=1000)
+    assert found.best is not None
+    assert {row.candidates for row in found.table} == {4, 16, 64, 256, 1000}
+    shares = sorted({round(row.sigma / found.best.sigma, 6) for row in found.table})
+    assert shares == [0.125, 0.25, 0.5, 1.0]
+
+
+def test_the_advised_sigma_is_one_of_39_shares_of_the_largest():
+    """From 0.05 in steps of 0.025: the nearest to the one that is best on other data."""
+    for wanted in (0.05, 0.075, 0.4, 0.975):
+        # Where a share t of the slope transfers, the best sigma is t times sigma*.
+        made = plan(dataclasses.replace(SURVEY, transfer=wanted), budget=64)
+        assert made.best is not None
+        assert made.sigma_star is not None
+        assert made.best.sigma / made.sigma_star == pytest.approx(wanted, rel=1e-6)
 
 
 def test_one_candidate_is_no_search():

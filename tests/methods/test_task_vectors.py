@@ -342,6 +342,16 @@ def test_ranks_follow_the_tolerance_weight_by_weight(tmp_path):
         assert fit.error <= tolerance
 
 
+def test_without_a_tolerance_one_percent_of_the_norm_may_be_lost(tmp_path):
+    base, name = tiny_llama(), "model.layers.0.self_attn.q_proj.weight"
+    shape = tuple(base.get_parameter(name).shape)
+    for second, rank in ((0.0099, 1), (0.0102, 2)):
+        diagonal = torch.zeros(shape)
+        diagonal[0, 0], diagonal[1, 1] = 1.0, second
+        vector = TaskVector({name: shape}, {name: diagonal}.__getitem__, "by hand")
+        assert save_as_adapter(vector, tmp_path / str(rank), base=base).ranks == {name: rank}
+
+
 def test_an_adapter_cannot_hold_a_norm(tmp_path):
     base, name = tiny_llama(), "model.norm.weight"
     shape = tuple(base.get_parameter(name).shape)
