@@ -197,15 +197,18 @@ def test_long_functions_are_found_and_docstrings_not_counted(toy):
 
 def test_a_seed_that_is_left_out_is_zero() -> None:
     """Everywhere the same, so that two ways to one measurement draw the same numbers."""
-    found = {}
+    found: dict[str, object] = {}
     for name, path in modules(SRC).items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.FunctionDef):
-                continue
-            plain, named = node.args, node.args.kwonlyargs
-            late = zip(reversed(plain.args), reversed(plain.defaults), strict=False)
-            for argument, default in (*late, *zip(named, plain.kw_defaults, strict=True)):
-                if argument.arg == "seed" and default is not None:
-                    found[f"{name}.{node.name}"] = ast.literal_eval(default)
-    assert len(found) > 20
+            pairs: list[tuple[str, ast.expr | None]] = []
+            if isinstance(node, ast.FunctionDef):
+                late = zip(reversed(node.args.args), reversed(node.args.defaults), strict=False)
+                named = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+                pairs = [(argument.arg, default) for argument, default in (*late, *named)]
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                pairs = [(node.target.id, node.value)]
+            for argument, default in pairs:
+                if argument == "seed" and isinstance(default, ast.Constant):
+                    found[f"{name}:{node.lineno}"] = default.value
+    assert len(found) > 10
     assert {place: seed for place, seed in found.items() if seed not in (0, None)} == {}
