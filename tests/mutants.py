@@ -125,12 +125,13 @@ def draw(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
 def tests_of(module: str, src: Path) -> list[str]:
     """The module itself in this copy, for its doctests, and the test files that may run it.
 
-    These are the files that import it, and those of its layer. The file that is named after it
-    comes first: it is the likeliest to notice.
+    These are the files that import it, which come first as the likeliest to notice, and the others
+    of its layer.
     """
     dotted = f"frenet.{module.replace('/', '.')}"
     package, _, name = dotted.rpartition(".")
-    files = set((TESTS / module.split("/")[0]).glob("test_*.py"))
+    layer = set((TESTS / module.split("/")[0]).glob("test_*.py"))
+    files = set()
     for path in TESTS.rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
@@ -138,8 +139,8 @@ def tests_of(module: str, src: Path) -> list[str]:
                 if node.module == dotted or (node.module == package and name in parts):
                     files.add(path)
     if module.startswith("experiments/"):
-        files.add(TESTS / "test_results_page.py")
-    ordered = sorted(files, key=lambda file: (file.name != f"test_{name}.py", file))
+        layer.add(TESTS / "test_results_page.py")
+    ordered = sorted(files | layer, key=lambda file: (file not in files, file))
     own = src / "frenet" / f"{module}.py"
     return [str(own), *(str(file.relative_to(ROOT)) for file in ordered)]
 
@@ -225,14 +226,11 @@ def written(mutant: Mutant, src: Path) -> Iterator[None]:
 def judge(mutant: Mutant, src: Path) -> dict[str, object]:
     """What became of a mutant, and of which it was one.
 
-    The tests that run its line come first. What they do not notice meets all others too, since some
-    run the module in a process of their own.
+    Only the tests that run its line can notice it. Those that run the module in a process of their
+    own are not seen to do so; what only they would notice counts as survived.
     """
     with written(mutant, src):
-        chosen = that_run(mutant, src)
-        verdict = noticed(chosen) if chosen else "passed"
-        if verdict == "passed":
-            verdict = noticed(tests_of(mutant.module, src))
+        verdict = noticed(that_run(mutant, src) or tests_of(mutant.module, src))
     row = {k: v for k, v in mutant._asdict().items() if k != "source"}
     return {**row, "verdict": "survived" if verdict == "passed" else verdict}
 

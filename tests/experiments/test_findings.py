@@ -5,7 +5,7 @@ import pytest
 from frenet.experiments import basis_drift, brackets
 from frenet.experiments import scale_findings as scale
 from frenet.experiments.drift_findings import decide as drift
-from frenet.experiments.intervals import estimate, high, low, over_seeds
+from frenet.experiments.intervals import estimate, high, low, outliers, over_seeds
 from frenet.experiments.rank_findings import decide as rank
 from frenet.experiments.rank_findings import energy_chart, task_chart
 from frenet.experiments.recovery_figures import held
@@ -503,6 +503,13 @@ def test_rules_at_equality() -> None:
     assert prefix_span(captures("prefix", [0.8, 0.8], lift=1.0)).verdict == "undecided"
     covered = best("all", [0.9, 0.9], 1.0) + best("random:10", [0.9, 0.9], 1.0)
     assert searched(covered).verdict == "supported"
+    assert prefix_span(captures("prefix", [0.77, 0.77], lift=1.5)).verdict == "supported"
+    for gain, verdict in ((3.0, "supported"), (5.0, "supported"), (2.9, "contradicted")):
+        rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
+        even = [row | {"gain": 4.0 if row["place"] == "all" else gain} for row in rows]
+        assert searched(even).verdict == verdict
+    at_ends = [{"seed": s, "task": t, "x": x} for s in (0, 1) for t, x in (("a", 0.5), ("b", 3.0))]
+    assert outliers(at_ends, by=("task",), value="x", within=(0.5, 3.0)) == []
 
 
 @pytest.mark.parametrize(("order", "rho"), [(1, "1"), (-1, "-1")])

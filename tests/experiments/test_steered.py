@@ -263,6 +263,60 @@ def test_c7_stands_beside_random_vectors_of_equal_covariance() -> None:
     assert "steer as much as the shift by a gradient step: b (20 [20, 20] ag" in finding.notes[0]
 
 
+def steady(rows: list[dict[str, object]], **slopes: float) -> list[dict[str, object]]:
+    """The rows with the same slopes in every seed, so that each interval is a point."""
+    controls = {"random": slopes.pop("random")}
+    return [
+        row | controls | {"slope": slopes[str(row["vector"])]} if row["table"] == "slope" else row
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    ("contrast", "gradient", "verdict", "why"),
+    [
+        (1.0, 3.0, "undecided", "itself does not clearly steer more"),
+        (0.9, 3.0, "undecided", "itself steers no more"),
+        (9.0, 0.0, "contradicted", "steers no more than a random vector"),
+        (9.0, -0.1, "contradicted", "the other way"),
+        (9.0, 1.0, "undecided", "steers more than a random vector is not clear"),
+        (9.0, 1.1, "supported", "both slopes above the random"),
+    ],
+)
+def test_c7_at_equality(contrast: float, gradient: float, verdict: str, why: str) -> None:
+    """A slope that is the random vectors' own is neither above nor below them."""
+    rows = steady(c7([1.0, 1.0, 1.0], 1.0, 1.0), contrast=contrast, gradient=gradient, random=1.0)
+    finding = effect_findings.decide(rows)
+    assert (finding.verdict, why in finding.why) == (verdict, True)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"),
+    [(0.49, "contradicted"), (0.5, "supported"), (2.0, "supported"), (2.01, "contradicted")],
+)
+def test_c7_holds_at_the_ends_of_its_range(ratio: float, verdict: str) -> None:
+    assert effect_findings.decide(c7([ratio] * 3, 10.0, 1.0)).verdict == verdict
+
+
+def test_random_vectors_that_steer_as_much_are_named() -> None:
+    rows = steady(c7([1.0] * 3, 1.0, 1.0), contrast=9.0, gradient=2.0, random=1.0)
+    for matched, named in ((1.9, False), (2.0, True), (2.1, True)):
+        given = [row | {"matched": matched} if row["table"] == "slope" else row for row in rows]
+        notes = effect_findings.decide(given).notes
+        assert any("as much as the shift" in note for note in notes) is named
+
+
+def test_c6_at_equality() -> None:
+    finding = step_findings.decide(c6([0.3] * 3, [0.3] * 3))
+    assert (finding.verdict, "holds 0" in finding.why) == ("undecided", True)
+    # Two contrasts that cancel to a margin of exactly 0 are told apart.
+    rows = c6([0.75] * 3, [0.5] * 3) + c6([0.25] * 3, [0.5] * 3, behaviour="other")
+    assert "for other, full alone" in step_findings.decide(rows).why
+    rows = [row | {"p_adjusted": 0.05} for row in c6([0.6] * 3, [0.3] * 3)]
+    (note,) = (n for n in step_findings.decide(rows).notes if "p-values" in n)
+    assert note.startswith("The p-values of 0 of 3 cosines are below 0.05")
+
+
 @pytest.mark.parametrize("target", [0.6, -0.6, 1.7])
 def test_sizes_of_equal_effect(target: float) -> None:
     """3 a - a^2 to 2%, from either side; what is out of reach is None."""

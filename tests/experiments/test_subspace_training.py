@@ -158,6 +158,17 @@ def test_s1_compares_seed_by_seed(prefix: list[float], verdict: str) -> None:
     assert finding.reference == "share regained inside gradients"
 
 
+def test_s1_at_equality_and_at_its_own_dimension() -> None:
+    """A difference of 0 decides nothing; more than 10 directions are not looked at."""
+    rows = shares("prefix", GRADIENTS) + shares("gradients", GRADIENTS)
+    finding = fixed_prefix(rows)
+    assert (finding.verdict, "k = 10" in finding.quantity) == ("undecided", True)
+    larger = shares("prefix", [0.9] * 3, k=11) + shares("gradients", [0.1] * 3, k=11)
+    assert fixed_prefix(rows + larger) == finding
+    smaller = shares("prefix", [0.9] * 3, k=9) + shares("gradients", [0.1] * 3, k=9)
+    assert fixed_prefix(rows + smaller).verdict == "undecided"
+
+
 def test_s1_takes_the_best_of_the_other_bases() -> None:
     rows = shares("prefix", [0.60, 0.70, 0.81]) + shares("gradients", GRADIENTS)
     rows += shares("Adam-scaled gradients", [0.80, 0.90, 0.99])
