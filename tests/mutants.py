@@ -3,10 +3,9 @@
     python tests/mutants.py geometry/linalg methods/scale --draw 50 --seed 1 --out mutants.jsonl
 
 A mutant has one operator, comparison, constant, sign or reduction changed. It runs in a process of
-its own, against the doctests of its module, the tests that import it and those of its layer, and is
-noticed if one of them fails or takes too long; an experiment also meets the stored results. What
-survives either changes no result, which somebody has to argue, or shows what the tests of its
-module leave open.
+its own, against those of the doctests of its module and of the tests that import it, or its users,
+that run the line, and is noticed if one of them fails or takes too long. What survives either
+changes no result, which somebody has to argue, or shows what the tests of its module leave open.
 """
 
 import argparse
@@ -122,27 +121,31 @@ def draw(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
     return [chosen.choice(lines[line]) for line in drawn]
 
 
-def tests_of(module: str, src: Path) -> list[str]:
-    """The module itself in this copy, for its doctests, and the test files that may run it.
-
-    These are the files that import it, which come first as the likeliest to notice, and the others
-    of its layer.
-    """
+def importing(module: str, root: Path, pattern: str) -> set[Path]:
+    """The files below a folder that import a module of frenet."""
     dotted = f"frenet.{module.replace('/', '.')}"
     package, _, name = dotted.rpartition(".")
-    layer = set((TESTS / module.split("/")[0]).glob("test_*.py"))
-    files = set()
-    for path in TESTS.rglob("test_*.py"):
+    found = set()
+    for path in root.rglob(pattern):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
                 parts = [alias.name for alias in node.names]
                 if node.module == dotted or (node.module == package and name in parts):
-                    files.add(path)
-    if module.startswith("experiments/"):
-        layer.add(TESTS / "test_results_page.py")
-    ordered = sorted(files | layer, key=lambda file: (file not in files, file))
+                    found.add(path)
+    return found
+
+
+def tests_of(module: str, src: Path) -> list[str]:
+    """The module itself in this copy, for its doctests, and the test files that may run it.
+
+    These are the files that import it, or a module of its layer that imports it.
+    """
+    package = SRC / "frenet"
+    users = importing(module, package / module.split("/")[0], "*.py")
+    names = [user.relative_to(package).with_suffix("").as_posix() for user in users]
+    files = {file for name in (module, *names) for file in importing(name, TESTS, "test_*.py")}
     own = src / "frenet" / f"{module}.py"
-    return [str(own), *(str(file.relative_to(ROOT)) for file in ordered)]
+    return [str(own), *sorted(str(file.relative_to(ROOT)) for file in files)]
 
 
 class Lines:
