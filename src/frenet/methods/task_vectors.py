@@ -1,7 +1,8 @@
 """Task vectors: the difference between two checkpoints, or what an adapter adds, as a direction."""
 
+import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from frenet.network.adapter_delta import (
 )
 from frenet.network.adapter_files import adapter_folder
 from frenet.network.adapter_load import base_notes
+from frenet.network.checkpoints import tied_copies
 from frenet.network.space import ParamSpace
 from frenet.network.tensor_files import Read, Shapes, TensorFiles, digest, write_tensors
 from frenet.network.weight_space import weight_change
@@ -213,6 +215,7 @@ def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
     """
     second = TensorFiles(tuned).named_like(TensorFiles(base).shapes)
     first = TensorFiles(base).named_like(second.shapes)
+    first, second = (_without(files, tied_copies(files)) for files in (first, second))
     require_same_weights(first, second)
 
     def read(name: str) -> Tensor:
@@ -220,6 +223,13 @@ def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
 
     shapes = {name: first.shapes[name] for name in first.shapes if name in second.shapes}
     return TaskVector(shapes, read, f"{second.path} - {first.path}", digest(shapes, first.read))
+
+
+def _without(files: TensorFiles, names: Iterable[str]) -> TensorFiles:
+    """The same files without some tensors."""
+    found = copy.copy(files)
+    found.shapes = {name: shape for name, shape in files.shapes.items() if name not in names}
+    return found
 
 
 def require_same_weights(first: TensorFiles, second: TensorFiles) -> None:

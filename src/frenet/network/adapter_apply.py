@@ -3,7 +3,7 @@
 import copy
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from frenet.network.adapters import linear_modules, quiet_peft
 from frenet.network.folders import some
 from frenet.network.memory import require_memory
 
-_SHOWN = 4
+_SHOWN, _PREFIX = 4, ("base_model", "model")
 MERGE = (
     "merge it into its base (merge_and_unload of peft), save that, and take the difference of the "
     "checkpoints"
@@ -105,32 +105,35 @@ def _wrapped(model: nn.Module, folder: Path) -> Any:
 def _places(stored: list[str], own: list[str]) -> dict[str, str]:
     """By stored name, the name on the model: the same, or the only one that it can stand for.
 
-    Other tools leave parts out, or put their own between: the name of the adapter, or of a wrapper.
-    Parts that no name on the model has are passed over; what is left has to be the end of one name
-    on the model, or to have its parts in another order.
+    Other tools put parts of their own into a name, such as the adapter's or a wrapper's, begin it
+    further down, or have its parts in another order. Parts that no name on the model has are passed
+    over, if the others are a whole name.
     """
-    places = {name: name for name in set(stored) & set(own)}
     known = {part for name in own for part in name.split(".")}
-    ends: dict[tuple[str, ...], set[str]] = {}
+    keys: dict[tuple[str, ...], set[str]] = {}
     for name in own:
-        parts = _plain(name)
-        for key in {parts[i:] for i in range(len(parts))} | {("", *sorted(parts))}:
-            ends.setdefault(key, set()).add(name)
-    taken = set(places.values())
+        for key in _keys(tuple(name.split("."))):
+            keys.setdefault(key, set()).add(name)
+    taken = set(stored) & set(own)
+    places = {name: name for name in stored if name in taken}
     for name in stored:
-        if name in places:
-            continue
-        parts = tuple(part for part in _plain(name) if part in known)
-        for key in (parts, ("", *sorted(parts))):
-            if len(found := ends.get(key, set()) - taken) == 1:
+        parts = tuple(part for part in name.split(".") if part in known)
+        dropped = len(parts) < name.count(".") + 1
+        plain = parts[len(_PREFIX) :] if parts[: len(_PREFIX)] == _PREFIX else parts
+        tried = [("whole", *plain), ("sorted", *sorted(plain))] + ([] if dropped else [plain])
+        for key in tried if name not in places else ():
+            if len(found := keys.get(key, set()) - taken) == 1:
                 places[name] = found.pop()
                 taken.add(places[name])
                 break
     return places
 
 
-def _plain(name: str) -> tuple[str, ...]:
-    return tuple(name.removeprefix(PREFIX).split("."))
+def _keys(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """What a name on the model may be found by."""
+    plain = parts[len(_PREFIX) :]
+    yield from (("whole", *plain), ("sorted", *sorted(plain)))
+    yield from (plain[i:] for i in range(len(plain)))
 
 
 def _require_fit(

@@ -108,10 +108,9 @@ def live_products(model: nn.Module, weights: Mapping[str, float] | None = None) 
     }
 
 
-def active_adapters(model: Any) -> list[str]:
-    """Names of the active adapters, of PEFT's wrapper or of a model of transformers."""
-    found = model.active_adapters
-    return list(found() if callable(found) else found)
+def active_adapters(model: nn.Module) -> list[str]:
+    """Names of the active adapters, also of a model that is in no wrapper of PEFT."""
+    return next((list(layer.active_adapters) for layer in _layers(model)), [])
 
 
 def stored_products(adapter: str | Path, base: nn.Module) -> Products:

@@ -8,6 +8,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from frenet.network.folders import held
+from frenet.network.promised import tied_names
+from frenet.network.tensor_files import TensorFiles
 
 _HASHED_ENTRIES = 1 << 16
 
@@ -39,3 +41,18 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def tied_copies(files: TensorFiles) -> dict[str, str]:
+    """Stored tensors that are copies of a tied weight, with the name of that weight.
+
+    The configuration beside them says which weights are tied; a copy has the same entries.
+    """
+    if not files.path.is_dir():
+        return {}
+    size = sum(file.stat().st_size for file in held(files.path).weights)
+    return {
+        name: one
+        for name, one in tied_names(files.path, size).items()
+        if {name, one} <= files.shapes.keys() and torch.equal(files.read(name), files.read(one))
+    }

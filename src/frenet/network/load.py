@@ -349,7 +349,9 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _cannot_load(where: Path | str, error: Exception) -> Exception:
+def _cannot_load(
+    where: Path | str, error: Exception, *, as_: str = "causal language model"
+) -> Exception:
     why = " ".join(str(error).split())
     if "trust_remote_code" in why:
         return ValueError(f"{where} needs code of its own to load, which frenet does not run")
@@ -363,7 +365,7 @@ def _cannot_load(where: Path | str, error: Exception) -> Exception:
             f"{where!r} is no path here, and no model of that name can be loaded from the hub: "
             f"{why[:300]}; check the spelling and the network, or pass a local folder"
         )
-    return ValueError(f"{where} cannot be loaded as a causal language model: {why[:300]}")
+    return ValueError(f"{where} cannot be loaded as a {as_}: {why[:300]}")
 
 
 def _require_filled(where: Path | str, model: nn.Module, report: dict[str, Any]) -> None:
@@ -401,8 +403,9 @@ def _tokenizer(where: Path | str, model: Any) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             where, trust_remote_code=False, local_files_only=folder
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load(where, error) from error
+    # A tokenizer file that cannot be read raises whatever its parser does, RecursionError too.
+    except Exception as error:
+        raise _cannot_load(where, error, as_="tokenizer") from error
     rows = model.get_input_embeddings().num_embeddings
     added = tokenizer.get_added_vocab()
     # Added tokens without a row are common and harmless while no text holds them.
