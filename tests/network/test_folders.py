@@ -23,10 +23,6 @@ WEIGHTS = "adapter_model.safetensors"
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
 
 
-def reads(kind, given, outcome, says=""):
-    return pytest.mark.reads(kind=kind, given=given, outcome=outcome, says=says)
-
-
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -105,10 +101,12 @@ def renamed(folder, change):
 # Folders
 
 
-@reads(
-    "folders", "merged weights, and the adapter that was merged into them", "used: the weights",
-    "holds weights and an adapter",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="folders",
+    given="merged weights, and the adapter that was merged into them",
+    outcome="used: the weights",
+    says="holds weights and an adapter",
+)
 def test_merged_weights_are_used_as_they_are(places, merged, says):
     _, _, model = places
     loaded = read(merged)
@@ -118,10 +116,12 @@ def test_merged_weights_are_used_as_they_are(places, merged, says):
     assert any(says in note for note in loaded.notes)
 
 
-@reads(
-    "folders", "merged weights and their adapter, passed as model and as adapter", "refused",
-    "have it in them already",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="folders",
+    given="merged weights and their adapter, passed as model and as adapter",
+    outcome="refused",
+    says="have it in them already",
+)
 def test_an_adapter_is_not_put_twice_on_the_weights(places, merged, says):
     base, adapter, _ = places
     for once_more in (merged, adapter):
@@ -145,7 +145,11 @@ def test_a_merge_in_half_precision_is_seen_too(places, tmp_path, dtype):
         read(half, adapter=adapter)
 
 
-@reads("folders", "an adapter beside the base's config.json", "used: the adapter on its base")
+@pytest.mark.reads(
+    kind="folders",
+    given="an adapter beside the base's config.json",
+    outcome="used: the adapter on its base",
+)
 def test_a_configuration_beside_an_adapter_is_no_model(places):
     _, adapter, model = places
     tiny_llama().config.save_pretrained(adapter)
@@ -154,10 +158,12 @@ def test_a_configuration_beside_an_adapter_is_no_model(places):
     assert torch.equal(logits(loaded.model), logits(model))
 
 
-@reads(
-    "folders", "a base, and an adapter that was saved into its folder",
-    "used: the base; as adapter=, the adapter on it", "without the adapter",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="folders",
+    given="a base, and an adapter that was saved into its folder",
+    outcome="used: the base; as adapter=, the adapter on it",
+    says="without the adapter",
+)
 def test_an_adapter_that_was_saved_into_its_bases_folder(places, tmp_path, says):
     base, adapter, model = places
     for file in adapter.glob("adapter_*"):
@@ -170,10 +176,12 @@ def test_an_adapter_that_was_saved_into_its_bases_folder(places, tmp_path, says)
         torch.testing.assert_close(logits(plain), logits(model), atol=1e-5, rtol=1e-4)
 
 
-@reads(
-    "folders", "merged weights and their adapter, as a direction", "used: weights minus the base's",
-    "holds weights and an adapter",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="folders",
+    given="merged weights and their adapter, as a direction",
+    outcome="used: weights minus the base's",
+    says="holds weights and an adapter",
+)
 def test_a_merged_folder_as_a_direction_is_its_weights(places, merged, says):
     base, _, _ = places
     rewrite(merged, lambda t: t | {"lm_head.weight": t["lm_head.weight"] + 1}, "model.safetensors")
@@ -183,10 +191,12 @@ def test_a_merged_folder_as_a_direction_is_its_weights(places, merged, says):
     assert any(says in note for note in vector.notes)
 
 
-@reads(
-    "folders", "an adapter's weights without its configuration", "refused",
-    "and no adapter_config.json",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="folders",
+    given="an adapter's weights without its configuration",
+    outcome="refused",
+    says="and no adapter_config.json",
+)
 def test_an_adapter_without_configuration(places, says):
     base, adapter, _ = places
     (adapter / "adapter_config.json").unlink()
@@ -201,10 +211,12 @@ def test_an_adapter_without_configuration(places, says):
         read(base, adapter=adapter)
 
 
-@reads(
-    "folders", "an adapter beside pickled weights", "refused",
-    "nobody knows whether the adapter is merged into them",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="folders",
+    given="an adapter beside pickled weights",
+    outcome="refused",
+    says="nobody knows whether the adapter is merged into them",
+)
 def test_an_adapter_beside_pickled_weights(places, says):
     _, adapter, _ = places
     (adapter / "pytorch_model.bin").touch()
@@ -215,7 +227,12 @@ def test_an_adapter_beside_pickled_weights(places, says):
     assert held(adapter).is_adapter
 
 
-@reads("folders", "one file of weights and an index of others", "used: model.safetensors", "not")
+@pytest.mark.reads(
+    kind="folders",
+    given="one file of weights and an index of others",
+    outcome="used: model.safetensors",
+    says="not",
+)
 def test_a_second_set_of_weights_is_named(places, says):
     base, _, _ = places
     save_file({"x": torch.ones(2)}, base / "model-00001-of-00001.safetensors")
@@ -227,7 +244,12 @@ def test_a_second_set_of_weights_is_named(places, says):
     assert any(said in note for note in loaded.notes)
 
 
-@reads("folders", "a model one folder further down", "refused", "checkpoint-5 inside it")
+@pytest.mark.reads(
+    kind="folders",
+    given="a model one folder further down",
+    outcome="refused",
+    says="checkpoint-5 inside it",
+)
 def test_a_folder_around_models_says_where_they_are(places, tmp_path, says):
     base, _, _ = places
     shutil.copytree(base, tmp_path / "run" / "checkpoint-5")
@@ -241,7 +263,12 @@ def test_an_adapter_is_no_checkpoint(places):
         from_checkpoints(base, adapter)
 
 
-@reads("adapters", "an adapter whose base is gone", "refused", "names the base")
+@pytest.mark.reads(
+    kind="adapters",
+    given="an adapter whose base is gone",
+    outcome="refused",
+    says="names the base",
+)
 def test_a_base_that_is_gone_is_named_with_its_adapter(places, says):
     base, adapter, model = places
     base = base.rename(base.with_name("moved"))
@@ -261,7 +288,12 @@ def test_a_base_that_is_gone_is_named_with_its_adapter(places, says):
 # Bases
 
 
-@reads("adapters", "an adapter of another base", "note", "was trained on the base someone/else")
+@pytest.mark.reads(
+    kind="adapters",
+    given="an adapter of another base",
+    outcome="note",
+    says="was trained on the base someone/else",
+)
 def test_another_base_is_noted_by_both_names(places, says):
     base, adapter, _ = places
     edited(adapter, base_model_name_or_path="someone/else")
@@ -290,11 +322,11 @@ def test_bases_are_compared_by_their_weights_where_both_are_here(places, tmp_pat
     assert torch.equal(logits(read(copied, adapter=adapter).model), logits(model))
 
 
-@reads(
-    "adapters",
-    "an adapter for a wider base",
-    "refused",
-    "lora_A.weight has shape (2, 16) in the file and (2, 32)",
+@pytest.mark.reads(
+    kind="adapters",
+    given="an adapter for a wider base",
+    outcome="refused",
+    says="lora_A.weight has shape (2, 16) in the file and (2, 32)",
 )
 def test_another_width_has_both_shapes(places, tmp_path, says):
     _, adapter, _ = places
@@ -304,10 +336,12 @@ def test_another_width_has_both_shapes(places, tmp_path, says):
     assert says in str(no.value)
 
 
-@reads(
-    "adapters", "an adapter of a base with added tokens", "refused",
-    "was trained on a base with resized embeddings",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="adapters",
+    given="an adapter of a base with added tokens",
+    outcome="refused",
+    says="was trained on a base with resized embeddings",
+)
 def test_resized_embeddings_have_both_shapes_and_a_remedy_that_works(places, tmp_path, says):
     base, _, _ = places
 
@@ -339,11 +373,12 @@ def test_resized_embeddings_have_both_shapes_and_a_remedy_that_works(places, tmp
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-@reads(
-    "adapters", "an adapter that starts by taking something out of its base (PiSSA, OLoRA)",
-    "used: on the base without it; as a direction refused",
-    "takes something out of its base when it starts",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="adapters",
+    given="an adapter that starts by taking something out of its base (PiSSA, OLoRA)",
+    outcome="used: on the base without it; as a direction refused",
+    says="takes something out of its base when it starts",
+)
 def test_what_an_adapter_takes_out_of_its_base_is_taken_out(places, tmp_path, start, says):
     base, _, _ = places
     model = trained(tiny_llama(), init_lora_weights=start)
@@ -359,10 +394,12 @@ def test_what_an_adapter_takes_out_of_its_base_is_taken_out(places, tmp_path, st
     assert all(p.requires_grad for p in plain.parameters())
 
 
-@reads(
-    "adapters", "an adapter that starts by a random method (PiSSA with niter)", "refused",
-    "by a random method",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="adapters",
+    given="an adapter that starts by a random method (PiSSA with niter)",
+    outcome="refused",
+    says="by a random method",
+)
 def test_a_start_that_cannot_be_made_again_is_refused(places, tmp_path, says):
     base, _, _ = places
     model = trained(tiny_llama(), init_lora_weights="pissa_niter_1")
@@ -384,10 +421,13 @@ def test_a_start_that_cannot_be_made_again_is_refused(places, tmp_path, says):
         lambda name: name.replace("self_attn", "_fsdp_wrapped_module.self_attn"),
     ],
 )
-@reads(
-    "adapters", "tensors under the names of a wrapper (DDP, FSDP, torch.compile), of the adapter, "
-    "or of the model without its head", "used", "are stored under other names",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="adapters",
+    given="tensors under the names of a wrapper (DDP, FSDP, torch.compile), of the "
+    "adapter, or of the model without its head",
+    outcome="used",
+    says="are stored under other names",
+)
 def test_names_of_other_tools_are_read(places, change, says):
     base, adapter, model = places
     renamed(adapter, change)
@@ -398,7 +438,12 @@ def test_names_of_other_tools_are_read(places, change, says):
         torch.testing.assert_close(logits(plain), logits(model), atol=1e-5, rtol=1e-4)
 
 
-@reads("adapters", "empty tensors (DeepSpeed ZeRO-3)", "refused", "ZeRO-3 leaves them")
+@pytest.mark.reads(
+    kind="adapters",
+    given="empty tensors (DeepSpeed ZeRO-3)",
+    outcome="refused",
+    says="ZeRO-3 leaves them",
+)
 def test_empty_tensors(places, says):
     base, adapter, _ = places
     rewrite(adapter, lambda found: dict.fromkeys(found, torch.zeros(0)))
@@ -413,7 +458,12 @@ def test_empty_tensors(places, says):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@reads("adapters", "an entry that is not finite", "refused", "entries that are not finite")
+@pytest.mark.reads(
+    kind="adapters",
+    given="an entry that is not finite",
+    outcome="refused",
+    says="entries that are not finite",
+)
 def test_an_entry_that_is_not_finite(places, value, says):
     base, adapter, _ = places
     name = "base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight"
@@ -433,7 +483,11 @@ def test_an_entry_that_is_not_finite(places, value, says):
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])
-@reads("adapters", "modules_to_save that training left alone, also a tied head", "used")
+@pytest.mark.reads(
+    kind="adapters",
+    given="modules_to_save that training left alone, also a tied head",
+    outcome="used",
+)
 def test_untouched_modules_to_save(tmp_path, make):
     base = save(make(), tmp_path / "base")
     model = trained(make())
@@ -447,10 +501,12 @@ def test_untouched_modules_to_save(tmp_path, make):
         torch.testing.assert_close(logits(plain), logits(model), atol=1e-5, rtol=1e-4)
 
 
-@reads(
-    "adapters", "a setting that this version of peft does not know", "refused",
-    "settings that this version of peft does not know",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="adapters",
+    given="a setting that this version of peft does not know",
+    outcome="refused",
+    says="settings that this version of peft does not know",
+)
 def test_settings_of_a_newer_peft(places, says):
     base, adapter, model = places
     edited(adapter, use_something_new=None)
@@ -464,7 +520,12 @@ def test_settings_of_a_newer_peft(places, says):
             call()
 
 
-@reads("adapters", "an adapter of mlx-lm", "refused", "and no adapter_model.safetensors")
+@pytest.mark.reads(
+    kind="adapters",
+    given="an adapter of mlx-lm",
+    outcome="refused",
+    says="and no adapter_model.safetensors",
+)
 def test_an_adapter_of_mlx(places, tmp_path, says):
     base, _, _ = places
     folder = tmp_path / "mlx"
@@ -479,7 +540,11 @@ def test_an_adapter_of_mlx(places, tmp_path, says):
         read(base, adapter=folder)
 
 
-@reads("adapters", "a model of transformers with add_adapter, in memory", "used")
+@pytest.mark.reads(
+    kind="adapters",
+    given="a model of transformers with add_adapter, in memory",
+    outcome="used",
+)
 def test_adapters_that_transformers_added(tmp_path):
     """By the function of peft that add_adapter calls; add_adapter itself asks for peft 0.22."""
     from frenet.methods.candidates import Noise
@@ -512,10 +577,12 @@ def test_adapters_that_transformers_added(tmp_path):
 # Weights that say more than the configuration
 
 
-@reads(
-    "folders", "weights in float8 with scales, and no quantization_config", "refused",
-    "stored tensors belong to layers of the model and would not be used",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="folders",
+    given="weights in float8 with scales, and no quantization_config",
+    outcome="refused",
+    says="stored tensors belong to layers of the model and would not be used",
+)
 def test_scales_are_not_left_out(places, says):
     base, _, _ = places
 
@@ -531,10 +598,12 @@ def test_scales_are_not_left_out(places, says):
         read(base)
 
 
-@reads(
-    "folders", "biases that config.json switches off", "refused",
-    "stored tensors belong to layers of the model and would not be used",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="folders",
+    given="biases that config.json switches off",
+    outcome="refused",
+    says="stored tensors belong to layers of the model and would not be used",
+)
 def test_biases_are_not_left_out(places, says):
     base, _, _ = places
     name = "model.layers.0.self_attn.q_proj.bias"
@@ -546,10 +615,12 @@ def test_biases_are_not_left_out(places, says):
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_qwen2])
-@reads(
-    "folders", "a head of its own where config.json ties it to the embedding",
-    "used: the stored head", "the stored one is used, untied",
-)  # fmt: skip
+@pytest.mark.reads(
+    kind="folders",
+    given="a head of its own where config.json ties it to the embedding",
+    outcome="used: the stored head",
+    says="the stored one is used, untied",
+)
 def test_an_untied_head_under_a_tied_configuration(tmp_path, make, says):
     base = save(make(), tmp_path / "base")
     embedding = make().get_input_embeddings().weight.detach()
@@ -569,7 +640,11 @@ def test_an_untied_head_under_a_tied_configuration(tmp_path, make, says):
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_qwen2])
-@reads("folders", "a copy of the tied embedding, stored as the head", "used: as one weight")
+@pytest.mark.reads(
+    kind="folders",
+    given="a copy of the tied embedding, stored as the head",
+    outcome="used: as one weight",
+)
 def test_a_copy_of_a_tied_weight_is_the_same_weight(tmp_path, make):
     from frenet.methods.merged import save_merged
 
@@ -600,11 +675,18 @@ def test_a_copy_of_a_tied_weight_is_the_same_weight(tmp_path, make):
 @pytest.mark.parametrize(
     "name",
     [
-        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
         "model.safetensors.index.json",
     ],
-)  # fmt: skip
-@reads("folders", "JSON nested 100,000 deep", "refused", "")
+)
+@pytest.mark.reads(
+    kind="folders",
+    given="JSON nested 100,000 deep",
+    outcome="refused",
+)
 def test_nested_json_is_an_error_of_one_line(places, name):
     base, _, _ = places
     if "index" in name:
@@ -635,7 +717,12 @@ def cached(monkeypatch, tmp_path):
     return put
 
 
-@reads("folders", "a hub id", "used: what its folder in the cache holds", "hub revision 0000")
+@pytest.mark.reads(
+    kind="folders",
+    given="a hub id",
+    outcome="used: what its folder in the cache holds",
+    says="hub revision 0000",
+)
 def test_a_hub_id_is_read_as_a_folder_is(places, merged, cached, says):
     base, adapter, model = places
     cached(merged, "some/merged")
