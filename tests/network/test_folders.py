@@ -748,3 +748,25 @@ def test_a_hub_id_promises_no_more_than_it_stores(places, cached):
     cached(base, "some/layers")
     with pytest.raises(ValueError, match="promises 10,000,000 layers"):
         read("some/layers")
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+@pytest.mark.reads(
+    kind="folders",
+    given="a model that also reads images",
+    outcome="used: what a text reaches",
+    says="no text reaches",
+)
+def test_a_model_that_reads_images_too(tmp_path, family, says):
+    """Its towers are no coordinates; the context length is that of the text."""
+    from test_text_reach import built
+
+    from frenet.network.space import ParamSpace
+
+    model = built(family)
+    loaded = read(save(model, tmp_path / "images"))
+    assert type(loaded.model) is type(model)
+    assert torch.equal(logits(loaded.model), logits(model))
+    assert loaded.context_length == 77
+    assert any(says in note for note in loaded.notes)
+    assert not [name for name in ParamSpace.select(loaded.model).names if "vision" in name]

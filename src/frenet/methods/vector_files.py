@@ -12,6 +12,7 @@ from frenet.methods.task_vectors import TaskVector, from_adapter, load_task_vect
 from frenet.methods.winners import RECORD
 from frenet.network.adapter_delta import base_weights
 from frenet.network.folders import held
+from frenet.network.promised import language_class
 from frenet.network.tasks import base_model
 from frenet.network.tensor_files import TensorFiles
 
@@ -42,13 +43,13 @@ def plain_base(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model has no configuration of transformers.
     """
-    from transformers import AutoModelForCausalLM, PretrainedConfig
+    from transformers import PretrainedConfig
 
     config: Any = getattr(base_model(model), "config", None)
     if not isinstance(config, PretrainedConfig):
         raise ValueError("only models of transformers can be compared with files")
     with torch.device("meta"):
-        bare: Any = AutoModelForCausalLM.from_config(config)
+        bare: Any = language_class(config).from_config(config)
     # New parameters: those themselves would take over what the new model's require. Tied ones are
     # those that are tied in the model, whatever its configuration says.
     own = base_weights(base_model(model))

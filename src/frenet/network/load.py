@@ -22,7 +22,7 @@ from frenet.network.made_data import is_made
 from frenet.network.made_folder import read_record
 from frenet.network.made_model import NAME, made_model
 from frenet.network.memory import require_memory
-from frenet.network.promised import require_stored
+from frenet.network.promised import language_class, require_stored
 from frenet.network.tasks import base_model
 from frenet.network.tensor_files import TensorFiles
 
@@ -258,7 +258,7 @@ def _model(
 ) -> tuple[Any, list[str]]:
     """The model of a folder, complete, and what to say about it."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     found = held(where)
     require_model_folder(found)
@@ -273,7 +273,7 @@ def _model(
         config = AutoConfig.from_pretrained(where, **options)
         # The report of names is read instead of letting a part stay at random values.
         with torch.random.fork_rng(devices=[]), _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = language_class(config).from_pretrained(
                 where, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, adapter_kwargs=_NO_ADAPTER, **options,
             )  # fmt: skip
