@@ -25,7 +25,7 @@ from frenet._files import (
     write_whole,
 )
 from frenet.network.files import RowError, read_rows
-from frenet.network.tensor_files import weight_files
+from frenet.network.folders import held
 
 
 @pytest.mark.parametrize(
@@ -170,10 +170,10 @@ def test_a_seal_covers_every_key_and_value():
 def test_an_index_of_weights_that_is_none_is_named(tmp_path, text):
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ValueError, match=r"index\.json is no index of files \(it .*fetch it again"):
-        weight_files(tmp_path)
+        held(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="is nested too deeply"):
-        weight_files(tmp_path)
+        held(tmp_path)
 
 
 def test_a_nested_row_is_one_bad_row(tmp_path):

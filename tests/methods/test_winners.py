@@ -15,7 +15,7 @@ from frenet.geometry.rng import generator
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.search import Selection, random_search
 from frenet.methods.winners import load_winner, save_winner
-from frenet.network.adapter_files import load_adapter
+from frenet.network.adapter_load import load_adapter
 from frenet.network.adapters import attach_lora, quiet_peft
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer

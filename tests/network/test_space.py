@@ -240,3 +240,17 @@ def test_the_first_difference_of_two_spaces_is_named():
     other = ParamSpace(a.names, ((3, 2), *a.shapes[1:]))
     with pytest.raises(ValueError, match=r"entry 0: first.weight \(2, 3\) against first.weight"):
         require_same_space(a, other)
+
+
+def test_parameters_without_values_are_named():
+    """On the meta device torch's own errors say nothing of a model."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    space = ParamSpace.select(model, "1")
+    for call in (
+        lambda: space.read(model),
+        lambda: space.write(model, torch.zeros(space.dim)),
+        lambda: space.parameters(model),
+    ):
+        with pytest.raises(ValueError, match=r"1\.weight is on the meta device and has no values"):
+            call()

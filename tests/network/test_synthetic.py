@@ -329,3 +329,13 @@ def test_a_cached_network_does_not_depend_on_the_threads_of_the_run(monkeypatch,
             torch.set_num_threads(before)
     for name, value in found[0].items():
         assert torch.equal(value, found[1][name])
+
+
+@pytest.mark.parametrize("seed", [2**64, 2**70, -(2**64)])
+def test_seeds_of_any_size_make_networks_of_their_own(seed):
+    def weight(seed):
+        return SyntheticTransformer(SyntheticConfig(width=16), seed=seed).embed.weight
+
+    assert torch.equal(weight(seed), weight(seed))
+    assert not torch.equal(weight(seed), weight(seed + 1))
+    assert not torch.equal(weight(seed), weight(0))

@@ -9,6 +9,7 @@ from models import tiny_gpt2, tiny_llama, tiny_qwen2
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
@@ -206,3 +207,31 @@ def test_no_kernel_makes_nan_of_padding(kernel):
 def test_the_synthetic_task_is_a_task():
     assert isinstance(SyntheticTask("copy"), Task)
     assert not isinstance(F, Task)
+
+
+def test_padding_is_no_row_of_zeros():
+    """Gemma 3n takes norms of its streams, which have no derivative at the embedding of padding."""
+    config = Gemma3nTextConfig(
+        vocab_size=64, vocab_size_per_layer_input=64, hidden_size=16, intermediate_size=[32] * 3,
+        hidden_size_per_layer_input=8, num_hidden_layers=3, num_attention_heads=2, head_dim=8,
+        num_key_value_heads=1, sliding_window=8, max_position_embeddings=64, laurel_rank=4,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+        num_kv_shared_layers=0, altup_num_inputs=2, activation_sparsity_pattern=[0.0] * 3,
+        initializer_range=0.2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Gemma3nForCausalLM(config).eval()
+    assert not model.get_input_embeddings().weight[0].any()
+    rows = [([5, 1], [3]), ([5, 1, 9, 4], [3]), ([7], [2])]
+    space = ParamSpace.select(model)
+
+    def gradient(rows):
+        model.zero_grad()
+        example_losses(model, collate(rows))[0].sum().backward()
+        return space.flatten({n: p.grad if p.grad is not None else torch.zeros_like(p)
+                              for n, p in model.named_parameters()})  # fmt: skip
+
+    whole = gradient(rows)
+    assert whole.isfinite().all()
+    torch.testing.assert_close(whole, sum(gradient([row]) for row in rows), atol=1e-3, rtol=1e-3)

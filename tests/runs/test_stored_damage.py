@@ -13,18 +13,26 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_store import CELLS, FAILURE, HEADER, fill, of_format_1
 
+from frenet._files import DamagedFileError
+from frenet.integrations.recording import Recording
+from frenet.measure.trajectory_files import FOLDER, START, read_steps
+from frenet.methods.adapter_fit import save_as_adapter
 from frenet.methods.steering_vector import (
     SteeringVector,
     load_vector,
     save_control_vector,
     save_vector,
 )
-from frenet.methods.task_vectors import TaskVector, load_task_vector, save_task_vector
+from frenet.methods.task_vectors import TaskVector, from_adapter, load_task_vector, save_task_vector
 from frenet.network.cache import kept_tensors
+from frenet.network.made_folder import RECORD, seal_folder, whole_folder
+from frenet.network.space import ParamSpace
 from frenet.network.tensor_files import load_tensors, save_tensors
 from frenet.runs import RunFolder, RunFolderError, find_runs, pack_run, read_run
+from network.models import tiny_llama
 
 EVERY = 24
+WEIGHT = "model.layers.0.self_attn.q_proj.weight"
 
 
 def damages(data, other):
@@ -309,3 +317,61 @@ def test_a_task_vector(tmp_path):
         return {n: found.read(n).tolist() for n in found.shapes}, found.origin, found.base
 
     survives(path, read)
+
+
+def test_a_recorded_training(tmp_path):
+    """Its beginning, and a chunk of steps: cut, changed, or in the place of another chunk."""
+    draw, space = torch.Generator().manual_seed(0), ParamSpace(("w",), ((3,),))
+    recording = Recording(tmp_path / FOLDER, space, gradients=True)
+    recording.begin(torch.randn(3, generator=draw))
+    for _ in range(2):
+        for _ in range(2):
+            step, gradient = torch.randn(2, 3, generator=draw)
+            recording.add(step, zeros=0, gradient=gradient)
+        recording.flush()
+    folder = tmp_path / FOLDER
+    first, second = sorted(folder.glob("steps-*"))
+
+    def read():
+        path = read_steps(tmp_path)
+        return path.start.tolist(), path.steps.tolist(), path.gradients.tolist()
+
+    for file in (folder / START, second):
+        survives(file, read, other=first.read_bytes())
+    kept = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match=r"steps-00000003.* written as steps-00000001"):
+        read()
+    second.write_bytes(kept)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter(tmp_path, name):
+    """Of another rank is the other file of its kind."""
+    base = tiny_llama()
+    draw = torch.Generator().manual_seed(0)
+    for rank in (1, 2):
+        B, A = torch.randn(16, rank, generator=draw), torch.randn(rank, 16, generator=draw)
+        change = TaskVector({WEIGHT: (16, 16)}, lambda _, c=B @ A: c, "made up")
+        save_as_adapter(change, tmp_path / str(rank), base=base)
+
+    def read():
+        return from_adapter(tmp_path / "1", base=base).read(WEIGHT).tolist()
+
+    survives(tmp_path / "1" / name, read, other=(tmp_path / "2" / name).read_bytes())
+
+
+def test_a_converted_model(tmp_path):
+    """As its record has them, every file of the folder; the conversion itself is not asked."""
+    tiny_llama().save_pretrained(tmp_path / "made")
+    seal_folder(tmp_path / "made", {"file": "x.gguf"})
+    for file in sorted((tmp_path / "made").iterdir()):
+        kept = file.read_bytes()
+        for what, content in damages(kept, b"{}"):
+            file.write_bytes(content)
+            if content == kept.rstrip(b"\n") and file.name == RECORD:
+                continue  # its value is what it was
+            with pytest.raises(DamagedFileError, match=file.name):
+                pytest.fail(f"{what}: {whole_folder(tmp_path / 'made', {'file': 'x.gguf'})}")
+        file.write_bytes(kept)
+    assert whole_folder(tmp_path / "made", {"file": "x.gguf"})

@@ -97,6 +97,7 @@ def _measured(spot: Spot) -> Iterator[Row]:
     given = []
     names = source_names(config.vectors)
     for name, vector in zip(names, vectors_from_disk(model, config.vectors), strict=True):
+        yield from (note(spot.cell, f"{name}: {text}") for text in vector.notes)
         own = vector.space(model)
         given.append(Direction(name, vector.flat(own), own, vector.norm()))
     with space.restored(model):

@@ -31,6 +31,17 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
     )
 
 
+def torch_seed(seed: int) -> int:
+    """A seed that torch takes: the same one where it does, and 63 bits of its sha256 elsewhere.
+
+    >>> torch_seed(7), torch_seed(2**64) == torch_seed(2**64 + 1)
+    (7, False)
+    """
+    if -(2**63) <= seed < 2**64:
+        return seed
+    return int.from_bytes(_digest(seed, ())[:8], "little") >> 1
+
+
 class Normals:
     """Standard normal numbers on the CPU, float32, in streams fixed by seed and names alone.
 

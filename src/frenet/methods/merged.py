@@ -11,9 +11,12 @@ from torch import Tensor
 from frenet._files import whole_files
 from frenet.geometry.linalg import dot
 from frenet.methods.task_vectors import TaskVector
+from frenet.network.checkpoints import tied_copies
+from frenet.network.folders import ADAPTER_CONFIG
 from frenet.network.tensor_files import TensorFiles, write_tensors
 
-# Weights in any form; everything else in a model's folder goes along.
+# Weights in any form; everything else in a model's folder goes along, but for an adapter's
+# configuration, which would be taken for one that is still to be applied.
 MERGED = "model.safetensors"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
@@ -65,10 +68,12 @@ def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Mer
     moved = asked = 0
 
     named = {stored: name for name, stored in files.stored.items()}
+    # A copy of a tied weight is the same weight, and moves with it.
+    same = {name: first for name, first in tied_copies(files).items() if name not in vector.shapes}
 
     def read(stored: str) -> Tensor:
         nonlocal lost, whole, moved, asked
-        name = named[stored]
+        name = same.get(named[stored], named[stored])
         own = files.read(name)
         if name not in vector.shapes:
             return own
@@ -86,7 +91,7 @@ def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Mer
     dtypes = {stored: files.read(name).dtype for stored, name in named.items()}
     with whole_files(out, last=MERGED) as part:
         for path in files.path.iterdir():
-            if path.is_file() and not path.name.endswith(_WEIGHTS):
+            if path.is_file() and not path.name.endswith((*_WEIGHTS, ADAPTER_CONFIG)):
                 shutil.copy2(path, part / path.name)
         write_tensors(part / MERGED, shapes, read, {"format": "pt"}, dtypes=dtypes)
     return Merged(out, (lost / whole) ** 0.5, 1 - moved / asked)

@@ -1,7 +1,8 @@
 """Task vectors: the difference between two checkpoints, or what an adapter adds, as a direction."""
 
+import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,15 @@ from frenet._notebook import Fact, Shown
 from frenet.geometry.linalg import dot
 from frenet.measure.trajectory import Trajectory
 from frenet.network.adapter_delta import (
+    base_weights,
     live_products,
     products_shapes,
     stored_products,
     sum_of_products,
 )
+from frenet.network.adapter_files import adapter_folder
+from frenet.network.adapter_load import base_notes
+from frenet.network.checkpoints import tied_copies
 from frenet.network.space import ParamSpace
 from frenet.network.tensor_files import Read, Shapes, TensorFiles, digest, write_tensors
 from frenet.network.weight_space import weight_change
@@ -38,6 +43,7 @@ class TaskVector(Shown):
         read: the change of one weight, float32.
         origin: how it was made.
         base: digest of the weights it starts from; empty where they are not known.
+        notes: what a report must say about it, one sentence each.
 
     >>> v = TaskVector({"w": (2,)}, lambda name: torch.tensor([3.0, 4.0]), "by hand")
     >>> v.norm(), (2 * v - v).read("w")
@@ -48,6 +54,7 @@ class TaskVector(Shown):
     read: Read
     origin: str
     base: str = ""
+    notes: tuple[str, ...] = ()
 
     def _told(self) -> str:
         return f"{self.origin}, weights changed: {len(self.shapes)}"
@@ -55,6 +62,7 @@ class TaskVector(Shown):
     def _facts(self) -> Iterator[Fact]:
         d = sum(map(math.prod, self.shapes.values()))
         yield "coordinates", d, f"cosines of random vectors are about {max(d, 1) ** -0.5:.3g}"
+        yield from (("note", note, "") for note in self.notes)
 
     def __add__(self, other: "TaskVector") -> "TaskVector":
         return combine([(1.0, self), (1.0, other)])
@@ -171,7 +179,8 @@ def combine(terms: Sequence[tuple[float, TaskVector]]) -> TaskVector:
     origin = " + ".join(f"{a:g} * ({v.origin})" for a, v in terms)
     bases = {vector.base for _, vector in terms}
     whole = all(vector.shapes.keys() == shapes.keys() for _, vector in terms)
-    return TaskVector(shapes, read, origin, bases.pop() if len(bases) == 1 and whole else "")
+    notes = tuple(dict.fromkeys(note for _, vector in terms for note in vector.notes))
+    return TaskVector(shapes, read, origin, bases.pop() if len(bases) == 1 and whole else "", notes)
 
 
 def require_alike(vectors: Sequence[TaskVector]) -> None:
@@ -206,6 +215,7 @@ def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
     """
     second = TensorFiles(tuned).named_like(TensorFiles(base).shapes)
     first = TensorFiles(base).named_like(second.shapes)
+    first, second = (_without(files, tied_copies(files)) for files in (first, second))
     require_same_weights(first, second)
 
     def read(name: str) -> Tensor:
@@ -213,6 +223,13 @@ def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
 
     shapes = {name: first.shapes[name] for name in first.shapes if name in second.shapes}
     return TaskVector(shapes, read, f"{second.path} - {first.path}", digest(shapes, first.read))
+
+
+def _without(files: TensorFiles, names: Iterable[str]) -> TensorFiles:
+    """The same files without some tensors."""
+    found = copy.copy(files)
+    found.shapes = {name: shape for name, shape in files.shapes.items() if name not in names}
+    return found
 
 
 def require_same_weights(first: TensorFiles, second: TensorFiles) -> None:
@@ -258,25 +275,30 @@ def from_adapter(
     Args:
         adapter: folder or hub id of a stored adapter, or PEFT's wrapper around a model: merged,
             disabled or active, which makes no difference, and left alone.
-        base: the plain base model of a stored adapter; the meta device will do.
+        base: the plain base model of a stored adapter; the meta device will do, where a
+            stand-in with random weights fits into the memory.
         weights: for a wrapper, coefficient by adapter name; None: 1 for each active one.
 
     Raises:
         ValueError: names or shapes that do not fit, both listed; DoRA and others that are no sum
             of products; an adapter that changes nothing.
     """
+    notes: list[str] = []
     if isinstance(adapter, nn.Module):
         products, origin = live_products(adapter, weights), "adapter"
     else:
         if base is None:
             raise ValueError("a stored adapter needs base=, the model that it belongs to")
         products, origin = stored_products(adapter, base), str(adapter)
+        if source := getattr(base, "name_or_path", ""):
+            notes = base_notes(adapter_folder(adapter), source, base_weights(base), products)
     if all(not (f.B.any() and f.A.any()) for parts in products.values() for f in parts):
         raise ValueError(
             f"the adapter ({origin}) is all zero: it is untrained and has no direction"
         )
+    shapes = products_shapes(products)
     return TaskVector(
-        products_shapes(products), lambda name: sum_of_products(products, name), origin
+        shapes, lambda name: sum_of_products(products, name), origin, notes=tuple(notes)
     )
 
 

@@ -1,6 +1,7 @@
 """Directions in weights from disk, for a model in memory: adapters, checkpoints, task vectors."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 from frenet.methods.task_vectors import TaskVector, from_adapter, load_task_vector
 from frenet.methods.winners import RECORD
+from frenet.network.adapter_delta import base_weights
+from frenet.network.folders import held
+from frenet.network.promised import language_class
 from frenet.network.tasks import base_model
 from frenet.network.tensor_files import TensorFiles
 
@@ -39,34 +43,51 @@ def plain_base(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model has no configuration of transformers.
     """
-    from transformers import AutoModelForCausalLM, PretrainedConfig
+    from transformers import PretrainedConfig
 
     config: Any = getattr(base_model(model), "config", None)
     if not isinstance(config, PretrainedConfig):
         raise ValueError("only models of transformers can be compared with files")
     with torch.device("meta"):
-        bare: Any = AutoModelForCausalLM.from_config(config)
-    # Detached: the parameters themselves would take over what the new model's require.
-    own = {name: parameter.detach() for name, parameter in _own_parameters(model).items()}
-    bare.load_state_dict(own, strict=False, assign=True)
-    bare.tie_weights()
+        bare: Any = language_class(config).from_config(config)
+    # New parameters: those themselves would take over what the new model's require. Tied ones are
+    # those that are tied in the model, whatever its configuration says.
+    own = base_weights(base_model(model))
+    new = {id(p): nn.Parameter(p.detach()) for p in own.values()}
+    bare.load_state_dict({n: new[id(p)] for n, p in own.items()}, strict=False, assign=True)
+    modules = dict(bare.named_modules())
+    for name, buffer in base_model(model).named_buffers():
+        path, _, last = name.replace(".base_layer", "").rpartition(".")
+        if last in getattr(modules.get(path), "_buffers", {}):
+            modules[path]._buffers[last] = buffer
     plain: nn.Module = bare
     return plain
 
 
 def _read(model: nn.Module, path: Path) -> TaskVector:
-    if path.is_dir() and (path / "adapter_config.json").exists():
+    found = held(path) if path.is_dir() else None
+    if found and found.is_adapter:
         return from_adapter(path, base=plain_base(model))
     files = TensorFiles(path)
     if path.is_file() and files.about.get("format", "pt") != "pt":
         return load_task_vector(path)
     # The winner of a search holds the weights that were searched, and no others.
-    return _from_checkpoint(model, files, partly=(path / RECORD).exists())
+    vector = _from_checkpoint(model, files, partly=(path / RECORD).exists())
+    if vector is None and found and found.adapter:
+        return from_adapter(path, base=plain_base(model))
+    if vector is None:
+        raise ValueError(f"the checkpoint {files.path} has the model's own weights: no direction")
+    return replace(vector, notes=tuple(found.notes())) if found else vector
 
 
-def _from_checkpoint(model: nn.Module, files: TensorFiles, *, partly: bool) -> TaskVector:
-    """The checkpoint minus the weights that the model has now, which are copied."""
-    own = dict(plain_base(model).named_parameters())
+def _from_checkpoint(model: nn.Module, files: TensorFiles, *, partly: bool) -> TaskVector | None:
+    """The checkpoint minus the weights that the model has now, which are copied; None: no change.
+
+    Raises:
+        ValueError: a weight that the other one does not have, or in another shape.
+    """
+    plain = plain_base(model)
+    own = dict(plain.named_parameters())
     files = files.named_like(own)
     shapes = {name: tuple(p.shape) for name, p in own.items() if not partly or name in files.shapes}
     for name, shape in shapes.items():
@@ -75,11 +96,36 @@ def _from_checkpoint(model: nn.Module, files: TensorFiles, *, partly: bool) -> T
                 f"the checkpoint {files.path} is of another architecture: {name} has shape {shape} "
                 f"in the model and {files.shapes.get(name, 'is not there')} in the file"
             )
-    held = {name: files.read(name).float() - own[name].detach().float().cpu() for name in shapes}
-    changed = {name: shape for name, shape in shapes.items() if bool(held[name].any())}
-    if not changed:
-        raise ValueError(f"the checkpoint {files.path} has the model's own weights: no direction")
-    return TaskVector(changed, held.__getitem__, str(files.path))
+    _require_no_more(plain, files)
+    kept = {name: files.read(name).float() - own[name].detach().float().cpu() for name in shapes}
+    changed = {name: shape for name, shape in shapes.items() if bool(kept[name].any())}
+    return TaskVector(changed, kept.__getitem__, str(files.path)) if changed else None
+
+
+def _require_no_more(plain: nn.Module, files: TensorFiles) -> None:
+    """Raise ValueError where a file has a weight that the model does not have.
+
+    Buffers are no weights, and a copy of a tied weight is the same weight.
+    """
+    tied = dict(plain.named_parameters(remove_duplicate=False))
+    first = {id(p): name for name, p in reversed(list(tied.items()))}
+    buffers = {name.rpartition(".")[2] for name, _ in plain.named_buffers()}
+    for name in files.shapes:
+        if name in tied:
+            own = first[id(tied[name])]
+            if own == name or own not in files.shapes:
+                continue
+            if torch.equal(files.read(name), files.read(own)):
+                continue
+            raise ValueError(
+                f"the checkpoint {files.path} has two weights, {own} and {name}, where the model "
+                "has one that is tied; it belongs to another model, or was untied by its training"
+            )
+        if name.rpartition(".")[2] not in buffers:
+            raise ValueError(
+                f"the checkpoint {files.path} is of another architecture: the model has no {name}, "
+                f"which has shape {files.shapes[name]} in the file"
+            )
 
 
 def _own_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -105,5 +151,6 @@ def _renamed(vector: TaskVector, model: nn.Module, origin: str) -> TaskVector:
     if same := all(new == name for new, name in plain.items()):
         vector.space(model)
     return TaskVector(
-        shapes, lambda name: vector.read(plain[name]), origin, vector.base if same else ""
-    )
+        shapes, lambda name: vector.read(plain[name]), origin, vector.base if same else "",
+        vector.notes,
+    )  # fmt: skip

@@ -15,8 +15,10 @@ from frenet._version import __version__
 from frenet.geometry.subspace import Basis
 from frenet.methods.candidates import Candidates, Noise, Where, space_of
 from frenet.methods.search import SearchResult
-from frenet.network.adapter_files import write_adapter
+from frenet.network.adapter_delta import active_adapters
+from frenet.network.adapter_files import PREFIX, write_adapter
 from frenet.network.checkpoints import fingerprint
+from frenet.network.padding import base_model
 from frenet.network.tensor_files import save_tensors
 
 RECORD, WEIGHTS, FORMAT = "candidate.json", "weights.safetensors", 2
@@ -74,10 +76,10 @@ def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Pa
 
 
 def _write_adapter(model: Any, folder: Path) -> None:
-    """The active adapter of PEFT's wrapper, as PEFT writes it but for its model card."""
+    """The active adapter of a model, as PEFT writes it but for its model card."""
     from peft import get_peft_model_state_dict
 
-    name, base = model.active_adapter, model.get_base_model()
+    (name, *_), base = active_adapters(model), base_model(model)
     config = copy.copy(model.peft_config[name])
     config.base_model_name_or_path = (
         config.base_model_name_or_path or getattr(base, "name_or_path", None) or None
@@ -85,6 +87,8 @@ def _write_adapter(model: Any, folder: Path) -> None:
     config.inference_mode = True
     kind = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
     tensors = get_peft_model_state_dict(model, adapter_name=name)
+    # Of a model of transformers that adapters were added to, the names are its own.
+    tensors = {PREFIX + key.removeprefix(PREFIX): value for key, value in tensors.items()}
     write_adapter(config, tensors, folder, auto_mapping=None if config.task_type else kind)
 
 

@@ -103,7 +103,7 @@ def _size(module: nn.Module) -> int:
 def _looked(model: nn.Module, lists: tuple[str, ...]) -> Reach:
     """Run a text through the model, and see what runs."""
     with _quiet(model):
-        ids = _text_of(model)
+        ids = short_text(model)
         ran, through = _ran(model, ids) if ids is not None else (set(), False)
         sizes = {
             name: sum(_size(m) for m in model.get_submodule(name).children() if id(m) in ran)
@@ -121,8 +121,16 @@ def _looked(model: nn.Module, lists: tuple[str, ...]) -> Reach:
         )
 
 
-def _text_of(model: nn.Module) -> Tensor | None:
-    """Two tokens from the middle of the vocabulary: special ones stand at its ends."""
+def short_text(model: nn.Module, length: int = 2) -> Tensor | None:
+    """Tokens from the middle of the vocabulary: special ones stand at its ends.
+
+    Args:
+        model: without any wrapper.
+        length: of the text.
+
+    Returns:
+        Ids (1, length), on the device of the model; None where it reads no text.
+    """
     if "input_ids" not in forward_arguments(model):
         return None
     find = getattr(model, "get_input_embeddings", None)
@@ -132,7 +140,8 @@ def _text_of(model: nn.Module) -> Tensor | None:
         table = None
     middle = getattr(table, "num_embeddings", 2) // 2
     device = next(model.parameters()).device
-    return torch.tensor([[middle, middle - 1]], device=device)
+    ids = [max(middle - i, 0) for i in range(length)]
+    return torch.tensor([ids], device=device)
 
 
 def _ran(model: nn.Module, ids: Tensor) -> tuple[set[int], bool]:
@@ -143,15 +152,16 @@ def _ran(model: nn.Module, ids: Tensor) -> tuple[set[int], bool]:
             handle = module.register_forward_pre_hook(lambda m, _: ran.add(id(m)))
             stack.callback(handle.remove)
         try:
-            _logits(model, ids)
+            text_logits(model, ids)
         except _FAILURES:
             return ran, False
     return ran, True
 
 
-def _logits(model: nn.Module, ids: Tensor) -> Any:
+def text_logits(model: nn.Module, ids: Tensor, **more: Tensor) -> Any:
+    """What a model makes of a text."""
     accepted = forward_arguments(model)
-    given: dict[str, Any] = {"input_ids": ids}
+    given: dict[str, Any] = {"input_ids": ids, **more}
     if "use_cache" in accepted:
         given["use_cache"] = False
     found = model(**given)
@@ -181,7 +191,7 @@ def _read(model: nn.Module, names: list[str], ids: Tensor) -> set[int]:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in asked and parameter.is_floating_point())
     with torch.enable_grad():
-        logits = _logits(model, ids)
+        logits = text_logits(model, ids)
     if not isinstance(logits, Tensor):
         return {id(p) for p in asked}
     if not logits.requires_grad:

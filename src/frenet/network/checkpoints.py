@@ -1,4 +1,4 @@
-"""Folders with weights: what is in them, whether they may be opened, and what identifies them."""
+"""Weights: the shapes of those that are stored, and what identifies those in memory."""
 
 import hashlib
 from pathlib import Path
@@ -7,43 +7,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from frenet.network.tensor_files import weight_files
+from frenet.network.folders import held
+from frenet.network.promised import tied_names
+from frenet.network.tensor_files import TensorFiles
 
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# Pickled files that a Trainer leaves beside the weights; they are never opened.
-_BESIDE = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
 _HASHED_ENTRIES = 1 << 16
-
-
-def require_model_folder(folder: Path) -> None:
-    """Raise ValueError unless ``folder`` has a configuration and weights in safetensors files."""
-    names = sorted(path.name for path in folder.iterdir())
-    if "config.json" not in names:
-        raise ValueError(
-            f"{folder} is not a model: it has no config.json (found: {_some(names)}); pass a "
-            "folder in Hugging Face format, a .gguf file or a hub id"
-        )
-    if any(name.endswith(".safetensors") for name in names):
-        return
-    if pickled := [n for n in names if n.endswith(PICKLED) and not n.startswith(_BESIDE)]:
-        refuse_pickled(folder, pickled)
-    raise ValueError(f"{folder} has a config.json and no weights: no .safetensors file in it")
-
-
-def refuse_pickled(where: Path, names: list[str]) -> None:
-    """Raise the ValueError that says why pickled weights stay closed, and how to convert them."""
-    raise ValueError(
-        f"{where} has its weights in pickled files only ({_some(names)}), which can run any code "
-        "when they are opened and are not; convert them once, where you trust them: "
-        "model.save_pretrained(folder) of transformers, or of peft for an adapter, writes "
-        "safetensors"
-    )
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor in the weights of a folder, from the headers of the files."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in weight_files(folder):
+    for path in held(folder).weights:
         try:
             with safe_open(path, framework="pt") as file:
                 shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -69,6 +43,16 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:8]) or "nothing"
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > 8 else shown
+def tied_copies(files: TensorFiles) -> dict[str, str]:
+    """Stored tensors that are copies of a tied weight, with the name of that weight.
+
+    The configuration beside them says which weights are tied; a copy has the same entries.
+    """
+    if not files.path.is_dir():
+        return {}
+    size = sum(file.stat().st_size for file in held(files.path).weights)
+    return {
+        name: one
+        for name, one in tied_names(files.path, size).items()
+        if {name, one} <= files.shapes.keys() and torch.equal(files.read(name), files.read(one))
+    }

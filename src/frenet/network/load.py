@@ -5,34 +5,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from frenet._notebook import Fact, Shown
-from frenet.network.adapter_files import adapter_folder, base_of, load_adapter
+from frenet.network.adapter_files import adapter_folder, base_of
+from frenet.network.adapter_load import load_adapter
 from frenet.network.blocks import text_reach
-from frenet.network.checkpoints import (
-    PICKLED,
-    fingerprint,
-    refuse_pickled,
-    require_model_folder,
-    tensor_shapes,
-)
+from frenet.network.checkpoints import fingerprint, tensor_shapes
+from frenet.network.folders import PICKLED, held, refuse_pickled, require_model_folder
 from frenet.network.gguf import convert_gguf, say_on_stderr
 from frenet.network.limits import context_length
 from frenet.network.made_data import is_made
 from frenet.network.made_folder import read_record
 from frenet.network.made_model import NAME, made_model
 from frenet.network.memory import require_memory
-from frenet.network.promised import require_stored
+from frenet.network.promised import language_class, require_stored
 from frenet.network.tasks import base_model
-from frenet.network.tensor_files import TensorFiles, weight_files
+from frenet.network.tensor_files import TensorFiles
 
 __all__ = ["Loaded", "convert_gguf", "load"]
 
 Kind = Literal["hub", "folder", "gguf"]
+# Of a hub repository: what lies in its own folder, without a second copy of the weights.
+_FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.bpe"]
+_NOT_FETCHED = ["*/*", "consolidated*"]
+# transformers would put an adapter that lies beside the weights on them; it looks there for it.
+_NO_ADAPTER = {"subfolder": "no adapter is asked for"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
@@ -112,28 +113,27 @@ def load(
     """
     if not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype} has no gradients; pass torch.float32 or torch.bfloat16")
-    where = _place(source)
-    if isinstance(where, Path) and _is_adapter(where):
+    found = _resolved(source)
+    if found.is_adapter:
         if adapter is not None:
-            raise ValueError(f"{where} is an adapter itself; pass its base as source")
-        adapter, where = where, _place(base_of(where))
-    kind: Kind = "hub" if isinstance(where, str) else "folder"
-    notes: list[str] = []
-    if isinstance(where, Path) and where.is_file():
-        kind, where = "gguf", convert_gguf(where, say=say)
+            raise ValueError(f"{source} is an adapter itself; pass its base as source")
+        adapter, found = found.place, _base(found.place)
+    where, notes = found.place, []
+    if found.kind == "gguf":
+        where = convert_gguf(found.place, say=say)
         notes.append(_gguf_note(where, dtype))
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model, said = _model(where, dtype, place)
-    notes += said
+    model, said = _model(where, dtype, place, name=found.name)
+    notes += [*said, *found.notes]
     tokens = _tokenizer(_place(tokenizer) if tokenizer is not None else where, model)
     if adapter is not None:
-        model, said = load_adapter(model, adapter_folder(adapter))
+        model, said = load_adapter(model, adapter_folder(adapter), source=found.source)
         notes += said
     model = model.to(place).eval()
     notes += _tower_notes(model)
     notes.append(f"{sum(p.numel() for p in model.parameters()):,} parameters on {place}")
     return Loaded(
-        model, tokens, str(source), kind, dtype, fingerprint(model), tuple(notes),
+        model, tokens, str(source), found.kind, dtype, fingerprint(model), tuple(notes),
         None if adapter is None else str(adapter),
     )  # fmt: skip
 
@@ -168,8 +168,68 @@ def _place(source: str | Path) -> Path | str:
     return text
 
 
-def _is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").exists() and not (folder / "config.json").exists()
+class _Found(NamedTuple):
+    """What a source is, on this machine.
+
+    Attributes:
+        source: as it was asked for.
+        place: folder, or .gguf file.
+        kind: how it was understood.
+        name: for notes.
+        is_adapter: whether it holds an adapter and no weights.
+        notes: what is there and not used.
+    """
+
+    source: str
+    place: Path
+    kind: Kind
+    name: str
+    is_adapter: bool
+    notes: tuple[str, ...]
+
+
+def _resolved(source: str | Path) -> _Found:
+    """What a source is; a hub id is fetched."""
+    where = _place(source)
+    if isinstance(where, Path) and where.is_file():
+        return _Found(str(source), where, "gguf", where.name, False, ())
+    kind: Kind = "hub" if isinstance(where, str) else "folder"
+    folder = _fetched(where) if isinstance(where, str) else where
+    found = held(folder)
+    if not found.is_adapter:
+        require_model_folder(found)
+    notes = found.notes()
+    if kind == "hub":
+        notes.insert(0, f"hub revision {folder.name}")
+    name = where if isinstance(where, str) else where.name
+    return _Found(str(source), folder, kind, name, found.is_adapter, tuple(notes))
+
+
+def _base(adapter: Path) -> _Found:
+    """The base that an adapter names."""
+    base = base_of(adapter)
+    remedy = "pass the base as source and this folder as adapter"
+    try:
+        found = _resolved(base)
+    except (FileNotFoundError, ConnectionError) as error:
+        told = f"the adapter {adapter} names the base {base}, which cannot be had"
+        raise type(error)(f"{told} ({error}); {remedy}") from error
+    if found.is_adapter:
+        raise ValueError(
+            f"the adapter {adapter} names the base {base}, which holds an adapter and no weights; "
+            f"merge that one into its base, then {remedy}"
+        )
+    return found
+
+
+def _fetched(name: str) -> Path:
+    """The folder of a hub id: its safetensors, configuration and tokenizer, nothing else."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=_NOT_FETCHED))
+    except (OSError, ValueError) as error:
+        raise _cannot_load(name, error) from error
 
 
 def _tower_notes(model: nn.Module) -> list[str]:
@@ -193,26 +253,29 @@ def _gguf_note(folder: Path, dtype: torch.dtype) -> str:
     )
 
 
-def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple[Any, list[str]]:
-    """The model of a folder or hub id, complete, and what to say about it."""
+def _model(
+    where: Path, dtype: torch.dtype, device: torch.device, *, name: str
+) -> tuple[Any, list[str]]:
+    """The model of a folder, complete, and what to say about it."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    if isinstance(where, Path):
-        require_model_folder(where)
-        entries = sum(torch.Size(shape).numel() for shape in tensor_shapes(where).values())
-        stored = sum(file.stat().st_size for file in weight_files(where))
-        size = max(entries, require_stored(where, stored)) * torch.finfo(dtype).bits // 8
-        require_memory(size, f"{where}", device=device, remedy="use a smaller model or dtype")
-        TensorFiles(where).require_undamaged()
-    options = {"trust_remote_code": False, "local_files_only": isinstance(where, Path)}
+    found = held(where)
+    require_model_folder(found)
+    entries = sum(torch.Size(shape).numel() for shape in tensor_shapes(where).values())
+    size = sum(file.stat().st_size for file in found.weights)
+    needed = max(entries, require_stored(where, size)) * torch.finfo(dtype).bits // 8
+    require_memory(needed, f"{where}", device=device, remedy="use a smaller model or dtype")
+    files = TensorFiles(where)
+    files.require_undamaged()
+    options = {"trust_remote_code": False, "local_files_only": True}
     try:
-        stored = AutoConfig.from_pretrained(where, **options)
+        config = AutoConfig.from_pretrained(where, **options)
         # The report of names is read instead of letting a part stay at random values.
-        with torch.random.fork_rng(devices=[]), _bars(downloads=not isinstance(where, Path)):
-            model, report = AutoModelForCausalLM.from_pretrained(
+        with torch.random.fork_rng(devices=[]), _quiet():
+            model, report = language_class(config).from_pretrained(
                 where, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
-                output_loading_info=True, **options,
+                output_loading_info=True, adapter_kwargs=_NO_ADAPTER, **options,
             )  # fmt: skip
     # StrictDataclassError: config.json holds text where a number belongs, or the like.
     except (
@@ -220,34 +283,75 @@ def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple
     ) as error:  # fmt: skip
         raise _cannot_load(where, error) from error
     _require_filled(where, model, report)
-    name = where.name if isinstance(where, Path) else where
+    _require_used(files, model, report)
     notes = [
-        f"{name}: {stored.model_type}, stored in {stored.dtype or 'no stated dtype'}, measured in "
+        f"{name}: {config.model_type}, stored in {config.dtype or 'no stated dtype'}, measured in "
         f"{dtype}, {model.config._attn_implementation} attention"
     ]
-    if revision := getattr(stored, "_commit_hash", None):
-        notes.append(f"hub revision {revision}")
+    notes += _head_notes(model)
     if unused := sorted(report["unexpected_keys"]):
         notes.append(f"{len(unused)} stored tensors have no place in the model: {unused[0]}, ...")
     return model, notes
 
 
+def _require_used(files: TensorFiles, model: nn.Module, report: dict[str, Any]) -> None:
+    """No stored tensor of a layer of the model is left out, such as a scale or a bias.
+
+    Tensors of modules that the model does not have are noted: other heads, further layers.
+    """
+    modules = dict(model.named_modules())
+    lost = []
+    for name in sorted(report["unexpected_keys"]):
+        layer = modules.get(name.rpartition(".")[0])
+        if layer is None or next(layer.parameters(recurse=False), None) is None:
+            continue
+        if name not in files.shapes or files.read(name).float().any():
+            lost.append(name)
+    if lost:
+        raise ValueError(
+            f"{files.path}: {len(lost)} stored tensors belong to layers of the model and would not "
+            f"be used, the first is {lost[0]}: config.json does not say that these weights are "
+            "quantised, and how, or that the layers have biases; restore it, or take an "
+            "unquantised copy of the model"
+        )
+
+
+def _head_notes(model: Any) -> list[str]:
+    """A stored head that is another one than the configuration says; from here on it says so."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    config = model.config.get_text_config(decoder=True)
+    tied = getattr(config, "tie_word_embeddings", False)
+    if head is None or not tied or getattr(head, "weight", None) is getattr(table, "weight", None):
+        return []
+    model.config.tie_word_embeddings = config.tie_word_embeddings = False
+    return [
+        "config.json ties the head to the embedding (tie_word_embeddings), and another head is "
+        "stored: the stored one is used, untied"
+    ]
+
+
 @contextmanager
-def _bars(*, downloads: bool) -> Iterator[None]:
-    """Bars for downloads only: what is read from disk is there at once."""
+def _quiet() -> Iterator[None]:
+    """Without bars, since what is read from disk is there at once, and without remarks on names.
+
+    What they say is checked, and is in the notes.
+    """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     try:
-        if not downloads:
-            logging.disable_progress_bar()
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
 
-def _cannot_load(where: Path | str, error: Exception) -> Exception:
+def _cannot_load(
+    where: Path | str, error: Exception, *, as_: str = "causal language model"
+) -> Exception:
     why = " ".join(str(error).split())
     if "trust_remote_code" in why:
         return ValueError(f"{where} needs code of its own to load, which frenet does not run")
@@ -261,7 +365,7 @@ def _cannot_load(where: Path | str, error: Exception) -> Exception:
             f"{where!r} is no path here, and no model of that name can be loaded from the hub: "
             f"{why[:300]}; check the spelling and the network, or pass a local folder"
         )
-    return ValueError(f"{where} cannot be loaded as a causal language model: {why[:300]}")
+    return ValueError(f"{where} cannot be loaded as a {as_}: {why[:300]}")
 
 
 def _require_filled(where: Path | str, model: nn.Module, report: dict[str, Any]) -> None:
@@ -299,8 +403,9 @@ def _tokenizer(where: Path | str, model: Any) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             where, trust_remote_code=False, local_files_only=folder
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _cannot_load(where, error) from error
+    # A tokenizer file that cannot be read raises whatever its parser does, RecursionError too.
+    except Exception as error:
+        raise _cannot_load(where, error, as_="tokenizer") from error
     rows = model.get_input_embeddings().num_embeddings
     added = tokenizer.get_added_vocab()
     # Added tokens without a row are common and harmless while no text holds them.

@@ -40,20 +40,65 @@ def require_stored(folder: Path, stored: int) -> int:
     layers = max(_layers(folder), default=0)
     if layers > limit:
         raise ValueError(_refusal(folder, f"{layers:,} layers", stored))
-    from transformers import AutoConfig, AutoModelForCausalLM
+    model = _promised(folder, stored)
+    return sum(parameter.numel() for parameter in model.parameters()) if model else 0
+
+
+def tied_names(folder: Path, stored: int) -> dict[str, str]:
+    """Names of tied weights, with the first name of each, as the configuration of a folder says.
+
+    Args:
+        folder: holds config.json and weights.
+        stored: bytes of the weights.
+
+    Raises:
+        ValueError: as ``require_stored``.
+    """
+    if (model := _promised(folder, stored)) is None:
+        return {}
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    found = {name: first.setdefault(id(parameter), name) for name, parameter in named}
+    return {name: one for name, one in found.items() if name != one}
+
+
+def _promised(folder: Path, stored: int) -> Any:
+    """The model of a configuration, on the meta device; None where it cannot be made."""
+    from transformers import AutoConfig
 
     options = {"trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
-        with torch.random.fork_rng(devices=[]), torch.device("meta"), _counted(limit):
-            model = AutoModelForCausalLM.from_config(config, **options)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), _counted(PER_BYTE * stored):
+            return language_class(config).from_config(config, **options)
     except _TooMuchError as error:
         what = f"a model of at least {error.args[0]:,} parameters"
         raise ValueError(_refusal(folder, what, stored)) from None
     # Whatever else is wrong is said by the loader, in its own words.
     except Exception:
-        return 0
-    return sum(parameter.numel() for parameter in model.parameters())
+        return None
+
+
+def language_class(config: Any) -> Any:
+    """The class of transformers that makes the model of a configuration, with logits of text.
+
+    Models that also read images or sound have classes of their own; the configuration names the
+    one that was saved.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    saved = set(getattr(config, "architectures", None) or ())
+    autos = [
+        auto
+        for auto in (AutoModelForCausalLM, AutoModelForImageTextToText)
+        if type(config) in auto._model_mapping
+    ]
+    for auto in autos:
+        found = auto._model_mapping[type(config)]
+        kinds = found if isinstance(found, tuple) else (found,)
+        if saved & {kind.__name__ for kind in kinds}:
+            return auto
+    return autos[0] if autos else AutoModelForCausalLM
 
 
 def _refusal(folder: Path, what: str, stored: int) -> str:

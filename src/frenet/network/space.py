@@ -91,7 +91,11 @@ class ParamSpace(Shown):
         return sum(self.sizes)
 
     def parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        """The selected parameters of ``model``, in order; an error where the model has others."""
+        """The selected parameters of ``model``, in order.
+
+        Raises:
+            ValueError: the model has others, or one of them has no values (on the meta device).
+        """
         found: list[nn.Parameter] = []
         for name, shape in zip(self.names, self.shapes, strict=True):
             try:
@@ -100,6 +104,7 @@ class ParamSpace(Shown):
                 own = "nothing"
             else:
                 if tuple(found[-1].shape) == shape:
+                    _require_values(name, found[-1])
                     continue
                 own = f"shape {tuple(found[-1].shape)}"
             raise ValueError(
@@ -193,6 +198,14 @@ class ParamSpace(Shown):
                     f"{what} is not finite in parameter {name}; "
                     "measure in float32, or lower the step size"
                 )
+
+
+def _require_values(name: str, parameter: Tensor) -> None:
+    if parameter.is_meta:
+        raise ValueError(
+            f"parameter {name} is on the meta device and has no values, as of a model that was "
+            "made without memory or is kept on disk (device_map); load the model into memory"
+        )
 
 
 def _address(parameter: Tensor) -> int:

@@ -103,7 +103,7 @@ class SyntheticTransformer(nn.Module):
         self.shape = config or SyntheticConfig()
         width = self.shape.width
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(rng.torch_seed(seed))
             self.embed = nn.Embedding(VOCABULARY, width)
             self.positions = nn.Embedding(2 * LENGTH + 2, width)
             self.blocks = nn.ModuleList(

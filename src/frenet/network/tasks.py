@@ -69,13 +69,22 @@ def repeatable(task: Task, split: Split, batch_size: int, seed: int) -> Iterator
 
 
 def collate(
-    rows: list[tuple[list[int], list[int]]], *, padding_side: str = "left", pad_id: int = 0
+    rows: list[tuple[list[int], list[int]]],
+    *,
+    padding_side: str = "left",
+    pad_id: int | None = None,
 ) -> Batch:
     """Batch of rows ``(context ids, target ids)``; the loss falls on the target ids only.
 
     Position ids come from the attention mask, so that models with absolute positions give the same
     logits wherever the padding stands. The id that fills the padding is never looked at. The first
     token of a row is no target, since nothing comes before it.
+
+    Args:
+        rows: of ids.
+        padding_side: "left" or "right".
+        pad_id: fills the padding; None: the first token of the row. The embedding of a padding
+            token may be zero, where the norms of some models (Gemma 3n) have no derivative.
 
     Raises:
         ValueError: a row without tokens.
@@ -86,11 +95,12 @@ def collate(
     width = max(len(context) + len(target) for context, target in rows)
     batch = {
         key: torch.full((len(rows), width), fill, dtype=torch.int64)
-        for key, fill in (("input_ids", pad_id), ("attention_mask", 0), ("labels", IGNORE))
+        for key, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", IGNORE))
     }
     for i, (context, target) in enumerate(rows):
         ids = torch.tensor(context + target, dtype=torch.int64)
         span = slice(width - len(ids), width) if padding_side == "left" else slice(0, len(ids))
+        batch["input_ids"][i] = ids[0] if pad_id is None else pad_id
         batch["input_ids"][i, span] = ids
         batch["attention_mask"][i, span] = 1
         known = torch.arange(len(ids)) < max(1, len(context))

@@ -23,10 +23,10 @@ from frenet._files import (
     canonical,
     named_errors,
     parse_json,
-    read_object,
     require_object,
     whole,
 )
+from frenet.network.folders import held
 
 # The key of the digests in a file's metadata, and the name under which they cover the metadata.
 DIGESTS, ALL = "frenet.sha256", ""
@@ -53,7 +53,7 @@ Read = Callable[[str], Tensor]
 
 
 class TensorFiles:
-    """The floating-point tensors of a .safetensors file, or of a folder (see ``weight_files``).
+    """The floating-point tensors of a .safetensors file, or of a folder (see ``folders.held``).
 
     Nothing is read but the headers until a tensor is asked for.
 
@@ -74,7 +74,13 @@ class TensorFiles:
             raise FileNotFoundError(f"there is no file or folder {path}")
         if path.is_file() and path.suffix != ".safetensors":
             raise ValueError(f"{path} is no .safetensors file; convert it, or pass another one")
-        files = weight_files(path) if path.is_dir() else [path]
+        found = held(path) if path.is_dir() else None
+        files = found.weights if found else (path,)
+        if found and found.is_adapter:
+            raise ValueError(
+                f"{path} holds an adapter and no weights of a model; read it with from_adapter and "
+                "its base, or pass a checkpoint"
+            )
         if not files:
             raise ValueError(f"{path} holds no .safetensors file")
         self.path = path
@@ -149,29 +155,6 @@ class TensorFiles:
         found.shapes = {whole.get(name, name): shape for name, shape in self.shapes.items()}
         found.stored = {whole.get(name, name): stored for name, stored in self.stored.items()}
         return found
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a folder that transformers would load, or else all safetensors files in it.
-
-    A second copy of the weights, such as consolidated.safetensors, is left alone.
-
-    Raises:
-        ValueError: the index of the files is damaged.
-    """
-    if (whole := folder / "model.safetensors").exists():
-        return [whole]
-    if (index := folder / "model.safetensors.index.json").exists():
-        try:
-            names = list(read_object(index, weight_map=dict)["weight_map"].values())
-            if not all(isinstance(name, str) for name in names):
-                raise DamagedFileError(index, "names a file by something else than text")
-        except DamagedFileError as error:
-            raise ValueError(
-                f"{index} is no index of files (it {error.why}); fetch it again"
-            ) from None
-        return [folder / name for name in sorted(set(names))]
-    return sorted(folder.glob("*.safetensors"))
 
 
 def save_tensors(

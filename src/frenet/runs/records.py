@@ -17,11 +17,11 @@ from frenet._files import (
     DamagedFileError,
     canonical,
     parse_json,
-    read_object,
     require_object,
     sealed,
 )
 from frenet.experiments.experiment import Cell, Column, Experiment
+from frenet.network.folders import adapter_settings
 from frenet.network.sampled import sampled
 from frenet.runs.files import DamagedRunError
 from frenet.runs.header import FORMAT, FORMATS, without_seal
@@ -270,8 +270,7 @@ def _is_path(value: object) -> bool:
 def _base_of(name: str) -> Any:
     """The base that an adapter's folder names; None where it is none, or cannot be read."""
     try:
-        config = read_object(Path(name).expanduser() / "adapter_config.json")
-        return config.get("base_model_name_or_path")
+        return adapter_settings(Path(name).expanduser()).get("base_model_name_or_path")
     except (OSError, ValueError, RuntimeError):  # loading it will say what is wrong
         return None
 
