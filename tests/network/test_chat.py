@@ -69,7 +69,8 @@ def test_all_turns_of_a_conversation_are_in_one_split(tmp_path):
         save(tmp_path, talks(40)), chat_tokenizer("chatml"), max_length=400
     ).values()
     lines = {split: {e.line for e in part} for split, part in task.examples.items()}
-    assert not (lines["train"] & lines["test"] or lines["train"] & lines["select"])
+    assert not lines["train"] & (lines["test"] | lines["select"])
+    assert not lines["test"] & lines["select"]
     assert len(lines["train"] | lines["select"] | lines["test"]) == 40
     assert all(len(part) == 2 * len(lines[split]) for split, part in task.examples.items())
 
@@ -79,13 +80,9 @@ def test_prompt_and_response_are_a_question_and_its_answer(tmp_path, template):
     tokenizer = chat_tokenizer(template)
     rows = [{"prompt": f"say {i}", "response": f"it is {i}"} for i in range(6)]
     talk = [
-        {
-            "conversations": [
-                {"from": "human", "value": row["prompt"]}, {"from": "gpt", "value": row["response"]},
-            ]
-        }
-        for row in rows
-    ]  # fmt: skip
+        {"conversations": [{"from": "human", "value": a}, {"from": "gpt", "value": b}]}
+        for a, b in (row.values() for row in rows)
+    ]
     found, same = (
         next(iter(text_tasks(save(tmp_path, each, name), tokenizer, max_length=99).values()))
         for each, name in ((rows, "a.jsonl"), (talk, "b.jsonl"))
@@ -197,15 +194,11 @@ def test_contrasts_are_asked_and_answered_in_the_template(tmp_path, template):
 def test_pairs_are_the_users_or_the_assistants(tmp_path):
     tokenizer = chat_tokenizer("chatml")
     rows = [{"positive": f"good {i}", "negative": f"bad {i}"} for i in range(3)]
-    (found,) = contrasts(
-        save(tmp_path, rows), tokenizer, max_length=99, chat=True
-    ).values()
+    (found,) = contrasts(save(tmp_path, rows), tokenizer, max_length=99, chat=True).values()
     start = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(found.items[0].sides[1]) == start.format("bad 0")
     rows = [{"prompt": "go", **row} for row in rows]
-    (found,) = contrasts(
-        save(tmp_path, rows), tokenizer, max_length=99, chat=True
-    ).values()
+    (found,) = contrasts(save(tmp_path, rows), tokenizer, max_length=99, chat=True).values()
     assert tokenizer.decode(found.items[0].sides[1]) == start.format("go") + "bad 0"
 
 

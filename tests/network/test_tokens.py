@@ -327,8 +327,8 @@ def test_special_tokens_in_a_text_are_said_with_an_example(tmp_path):
 
 
 def test_answers_that_a_tokenizer_cannot_tell_apart_are_refused(tmp_path):
-    """Without case, or as two characters that are both unknown."""
-    for tokenizer, labels in ((word_pieces(), ("Yes", "yes")), (unigram(), ("語", "文"))):
+    """Without accents, or as two characters that are both unknown."""
+    for tokenizer, labels in ((word_pieces(), ("Café", "cafe")), (unigram(), ("語", "文"))):
         path = save(tmp_path / "a.jsonl", labelled(labels=labels))
         with pytest.raises(ValueError, match=f"{labels[1]}.* are the same tokens"):
             text_tasks(path, tokenizer, max_length=64)
