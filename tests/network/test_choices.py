@@ -19,11 +19,11 @@ def save(folder, rows, name="quiz.jsonl"):
     return path
 
 
-def quiz(answers, choices=TEXTS, **names):
+def quiz(answers, texts=TEXTS, **names):
     """One question for each answer."""
     keys = {"question": "question", "choices": "choices", "answer": "answer"} | names
     return [
-        {keys["question"]: f"q{i}?", keys["choices"]: choices, keys["answer"]: answer}
+        {keys["question"]: f"q{i}?", keys["choices"]: texts, keys["answer"]: answer}
         for i, answer in enumerate(answers)
     ]
 

@@ -137,9 +137,9 @@ def caa(
     directions = {b: aggregate(streams.at(i)).float().cpu() for i, b in enumerate(chosen)}
     if not any(bool(direction.any()) for direction in directions.values()):
         raise ValueError(
-            f"the two sides of contrast {contrast.name!r} have the same mean stream after every block "
-            "that was looked at, so that there is no direction; pass prompts whose last tokens see "
-            "what differs"
+            f"the two sides of contrast {contrast.name!r} have the same mean stream after every "
+            "block that was looked at, so that there is no direction; pass prompts whose last "
+            "tokens see what differs"
         )
     name = getattr(aggregate, "__name__", "aggregate").replace("_", " ")
     return SteeringVector(

@@ -308,6 +308,22 @@ def folded(text: str) -> str:
     return text.strip().casefold()
 
 
+def renamed(template: str, name: Callable[[str], str]) -> str:
+    """A template with other names of its fields.
+
+    >>> renamed("{{{A}}} {b?}", str.lower)
+    '{{{a}}} {b?}'
+    """
+    _names(template)
+    parts = []
+    for literal, field_name, _, _ in string.Formatter().parse(template):
+        parts.append(literal.replace("{", "{{").replace("}", "}}"))
+        if field_name is not None:
+            bare = field_name.removesuffix("?")
+            parts.append(f"{{{name(bare)}{field_name[len(bare) :]}}}")
+    return "".join(parts)
+
+
 def text_of(row: Mapping[str, Any], key: str) -> str:
     """The value of a field as text: numbers as JSON writes them, lists joined by commas."""
     if key not in row:

@@ -28,6 +28,7 @@ from frenet.network.schemas import (
     is_blank,
     recognise,
     records,
+    renamed,
     task_field,
 )
 from frenet.network.sources import rows_of
@@ -143,6 +144,16 @@ class Named:
     spelled: Mapping[str, str]
     ignored: frozenset[str]
 
+    def name(self, field_name: str) -> str:
+        """The column that a template of the user means by a field."""
+        if field_name in self.spelled:
+            return field_name
+        by_file = [own for own, name in self.spelled.items() if folded(name) == folded(field_name)]
+        by_own = [own for own in self.spelled if folded(own) == folded(field_name)]
+        # A name that ends in a question mark is no optional one.
+        marked = [own for own in self.spelled if own == f"{field_name}?"]
+        return next(iter((*by_file, *by_own, *marked)), field_name)
+
     @property
     def is_pairs(self) -> bool:
         """Whether at least half of the rows are pairs of texts."""
@@ -167,10 +178,9 @@ def named_rows(source: str | Path, reading: Reading, *, on_bad: OnBad = "error")
         raise ValueError(f"columns: {twice[0]!r} is given two roles; pass one")
     ignored = roles.pop(IGNORE, ())
     to = {name: role for role, names in roles.items() for name in names}
-    wanted = _wanted(reading)
     for name in found:
         if name not in to:
-            to[name] = _own_name(name, found, wanted, set(roles))
+            to[name] = _own_name(name, found, set(roles))
     several = {role: names for role, names in roles.items() if len(names) > 1}
     values = tuple(_renamed(row, to, several) for row in rows.values)
     spelled: dict[str, str] = {}
@@ -302,11 +312,11 @@ def _prompt_hint(label: str, found: Named, template: Template) -> str:
     """How a column comes before what a schema reads."""
     if template.fields == MESSAGES:
         return f"system={label}"
-    first = Template(template.prompt, "").read[:1]
+    fields = Template(template.prompt, "").read
+    first = [name for name in fields if name not in TASK_FIELDS]
     if not first:
         return f"prompt={label} completion={found.spelled.get('text', 'text')}"
     spelled = found.spelled.get(first[0], first[0])
-    fields = Template(template.prompt, "").read
     if template.words or len(fields) > 1 or len(Template("", template.completion).read) > 1:
         return f"{first[0]}={label},{spelled}"
     role, last = "label" if template.labels is not None else "completion", _last(template)
@@ -323,6 +333,7 @@ def template_of(found: Named, reading: Reading) -> tuple[tuple[str, ...], Templa
     Returns:
         The fields of the known schema, none where the user wrote the whole; the template.
     """
+    reading = _respelled(reading, found)
     if reading.template is not None:
         return (), _worded(reading.template, reading)
     if reading.prompt is not None and reading.completion is not None:
@@ -354,31 +365,39 @@ def _worded(template: Template, reading: Reading) -> Template:
     return replace(template, words=reading.words, labels=labels)
 
 
-def _wanted(reading: Reading) -> set[str]:
-    """Names of columns that something reads."""
-    wanted = {*ROLES} - {IGNORE}
-    for text in (reading.prompt, reading.completion):
-        wanted |= set(Template(text, "").read) if text is not None else set()
-    if reading.template is not None:
-        wanted |= {*reading.template.read, reading.template.task_field or ""}
-    return wanted
+def _respelled(reading: Reading, found: Named) -> Reading:
+    """What the user wrote, with the fields of templates named as the rows' columns are."""
+
+    def spelled(text: str | None) -> str | None:
+        return None if text is None else renamed(text, found.name)
+
+    template = reading.template
+    if template is not None:
+        template = replace(
+            template,
+            prompt=renamed(template.prompt, found.name),
+            completion=renamed(template.completion, found.name),
+            task_field=template.task_field and found.name(template.task_field),
+        )
+    return replace(
+        reading, template=template, prompt=spelled(reading.prompt),
+        completion=spelled(reading.completion),
+    )  # fmt: skip
 
 
-def _own_name(name: str, found: Sequence[str], wanted: set[str], given: set[str]) -> str:
-    """What a column is called that the user gave no role: a wanted name that it spells otherwise.
+def _own_name(name: str, found: Sequence[str], given: set[str]) -> str:
+    """What a column is called that the user gave no role: the name of a role, if it is one.
 
     A column whose name the user gave to another one keeps its own under a mark.
     """
     if name in given:
         return f"{name} (the file's own)"
-    if name in wanted:
+    if name in ROLES:
         return name
     alike = [each for each in found if folded(each) == folded(name)]
-    known = [each for each in wanted if folded(each) in (folded(name), folded(name).rstrip("?"))]
-    alias = ALIASES.get(folded(name))
-    for other in (*known, *([alias] if alias else [])):
-        if len(alike) == 1 and other not in found and other not in given:
-            return other
+    for role in (folded(name), ALIASES.get(folded(name), "")):
+        if len(alike) == 1 and role in ROLES and role not in found and role not in given:
+            return role
     return name
 
 
