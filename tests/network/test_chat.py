@@ -91,6 +91,20 @@ def test_prompt_and_response_are_a_question_and_its_answer(tmp_path, template):
     assert {e.line: e.encoded for e in examples(found)} == want
 
 
+def test_of_a_prompt_and_a_completion_of_messages_only_the_completion_is_scored(tmp_path):
+    """As trl has them; what the assistant said before is read, not scored."""
+    tokenizer = chat_tokenizer("chatml")
+    rows = [
+        {"prompt": [{**TALK[0], "content": f"hello {i}"}, *TALK[1:3]], "completion": TALK[3:]}
+        for i in range(6)
+    ]
+    (task,) = text_tasks(save(tmp_path, rows), tokenizer, max_length=400).values()
+    (whole,) = text_tasks(save(tmp_path, talks(), "b.jsonl"), tokenizer, max_length=400).values()
+    last = {e.line: e.encoded for e in examples(whole) if "good day" in e.prompt}
+    assert {e.line: e.encoded for e in examples(task)} == last
+    assert task.notes[0] == "columns read: prompt, completion"
+
+
 def test_the_user_may_read_prompt_and_response_as_plain_text(tmp_path):
     rows = [{"prompt": f"say {i}", "response": "x"} for i in range(6)]
     (task,) = text_tasks(

@@ -38,15 +38,16 @@ def messages_of(value: Any) -> list[Message]:
     return found
 
 
-def turns(tokenizer: Any, messages: Sequence[Message]) -> list[tuple[str, str]]:
+def turns(tokenizer: Any, messages: Sequence[Message], *, first: int = 0) -> list[tuple[str, str]]:
     """What stands before each turn of the assistant, and the turn with its end.
 
-    The text before the first one is the beginning of every other.
+    The text before the first one is the beginning of every other. Turns before the message
+    ``first`` are only read.
 
     Raises:
         ValueError: there is no such turn, or the template does not write it as it is.
     """
-    places = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    places = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
     if not places:
         roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
         raise ValueError(f"no message has the role assistant, which is scored; roles are {roles}")

@@ -53,6 +53,8 @@ PART_OF_LABEL = LABELS | {
 # What can be a part of a prompt beside a whole conversation.
 BESIDE_MESSAGES = frozenset(("system", "system_prompt", "tools", "functions"))
 BETWEEN = "\n\n"
+# How many messages of a row are its prompt.
+GIVEN = "(given)"
 
 Columns = Mapping[str, str | Sequence[str]] | Sequence[str]
 
@@ -182,11 +184,13 @@ def named_rows(source: str | Path, reading: Reading, *, on_bad: OnBad = "error")
         if name not in to:
             to[name] = _own_name(name, found, set(roles))
     several = {role: names for role, names in roles.items() if len(names) > 1}
-    values = tuple(_renamed(row, to, several) for row in rows.values)
+    values = tuple(_as_messages(_renamed(row, to, several)) for row in rows.values)
     spelled: dict[str, str] = {}
     for name in found:
         spelled.setdefault(to[name], name)
     spelled |= {role: ", ".join(names) for role, names in several.items()}
+    if any(GIVEN in row for row in values):
+        spelled["messages"] = ", ".join(spelled.pop(name) for name in ("prompt", "completion"))
     return Named(replace(rows, values=values), spelled, frozenset(to[name] for name in ignored))
 
 
@@ -431,6 +435,15 @@ def _one_spelling(part: list[Record]) -> tuple[list[Record], list[str]]:
     return same, [note] if merged else []
 
 
+def _as_messages(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose prompt and completion are lists of messages, as one conversation."""
+    parts: list[Any] = [row.get(name) for name in ("prompt", "completion")]
+    if not all(isinstance(part, list) and part and isinstance(part[0], dict) for part in parts):
+        return row
+    rest = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+    return {**rest, "messages": [*parts[0], *parts[1]], GIVEN: len(parts[0])}
+
+
 class _Turns:
     """Rows through a chat template."""
 
@@ -458,7 +471,8 @@ class _Turns:
         system = chat.system_of(row)
         if system.strip():
             messages = [{"role": "system", "content": system}, *messages]
-        found = chat.turns(self.tokenizer, messages)
+        first = row.get(GIVEN, 0) + bool(system.strip())
+        found = chat.turns(self.tokenizer, messages, first=first)
         self.unanswered += messages[-1]["role"] != "assistant"
         key = found[0][0] or None
         return [record._replace(prompt=a, completion=b, key=key) for a, b in found]
