@@ -130,6 +130,19 @@ def test_labels_are_scored_where_the_template_has_the_answer(tmp_path, template)
         assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def test_what_a_conversation_cannot_use_is_refused(tmp_path):
+    """Tools change what the template writes; a system message may have another name."""
+    rows = [{**row, "tools": [{"name": "t"}]} for row in talks()]
+    with pytest.raises(ValueError, match=r"only; leave it with --columns ignore=tools$"):
+        text_tasks(save(tmp_path, rows), chat_tokenizer("chatml"), max_length=400)
+    path = save(tmp_path, [{**row, "system_prompt": "be brief"} for row in talks()])
+    with pytest.raises(ValueError, match="--columns system=system_prompt "):
+        text_tasks(path, chat_tokenizer("chatml"), max_length=400)
+    columns = {"system": "system_prompt"}
+    (task,) = text_tasks(path, chat_tokenizer("chatml"), max_length=400, columns=columns).values()
+    assert all(e.prompt.startswith("<|im_start|>system\nbe brief<") for e in examples(task))
+
+
 def test_a_system_message_is_a_turn_of_its_own(tmp_path):
     rows = [
         {"system": "" if i % 2 else "be brief", "prompt": f"p{i}", "completion": "c"}

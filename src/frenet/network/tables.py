@@ -51,7 +51,8 @@ PART_OF_LABEL = LABELS | {
     "gold", "solution",
 }  # fmt: skip
 # What can be a part of a prompt beside a whole conversation.
-BESIDE_MESSAGES = frozenset(("system", "system_prompt", "tools", "functions"))
+SYSTEM_MESSAGES = frozenset({"system", "system_prompt"})
+BESIDE_MESSAGES = SYSTEM_MESSAGES | {"tools", "functions"}
 BETWEEN = "\n\n"
 # How many messages of a row are its prompt.
 GIVEN = "(given)"
@@ -285,7 +286,7 @@ def columns_read(
     for name in unread:
         _refuse(name, found, template, reading)
     own = ", ".join(spelled for name, spelled in found.spelled.items() if name in done)
-    others = ", ".join(found.spelled[name] for name in unread)
+    others = ", ".join(found.spelled[name] or "''" for name in unread)
     return f"columns read: {own}" + (f"; not read: {others}" if others else "")
 
 
@@ -305,17 +306,18 @@ def _refuse(name: str, found: Named, template: Template, reading: Reading) -> No
         what, hint = "label", f"label={label}"
     else:
         return
+    remedy = f"say what it is, as with --columns {hint} (columns= in Python), or " if hint else ""
     raise ValueError(
         f"{found.rows.source}: the column {shown(label)} is usually part of a {what}, and the "
-        f"schema that fits reads {', '.join(fields)} only; say what it is, as with --columns "
-        f"{hint} (columns= in Python), or leave it with --columns ignore={label}"
+        f"schema that fits reads {', '.join(fields)} only; {remedy}leave it with --columns "
+        f"ignore={label}"
     )
 
 
 def _prompt_hint(label: str, found: Named, template: Template) -> str:
-    """How a column comes before what a schema reads."""
+    """How a column comes before what a schema reads; nothing where it cannot."""
     if template.fields == MESSAGES:
-        return f"system={label}"
+        return f"system={label}" if folded(label) in SYSTEM_MESSAGES else ""
     fields = Template(template.prompt, "").read
     first = [name for name in fields if name not in TASK_FIELDS]
     if not first:
@@ -426,9 +428,9 @@ def _one_spelling(part: list[Record]) -> tuple[list[Record], list[str]]:
         groups.setdefault(folded(text), Counter())[text.strip()] += n
     one = {key: spellings.most_common(1)[0][0] for key, spellings in groups.items()}
     merged = [
-        f"{', '.join(map(shown, same))} as {shown(one[key])}"
+        f"{', '.join(map(shown, spellings))} as {shown(one[key])}"
         for key in groups
-        if len(same := [text for text in counts if folded(text) == key]) > 1
+        if len(spellings := [text for text in counts if folded(text) == key]) > 1
     ]
     note = f"labels that differ only in space or case are read as one: {'; '.join(merged)}"
     same = [record._replace(completion=one[folded(record.completion)]) for record in part]
