@@ -226,3 +226,43 @@ def test_an_interval_is_never_narrower_than_the_distances_looked_at():
         nearest = min(abs(point.r) for point in got.points if point.r)
         # Of borders nearer than the nearest distance nothing more is known.
         assert (got.low == 0) == (ends[0] < nearest)
+
+
+def bending(*bends):
+    """Examples with q_i(r) = r + b_i r^2: a resample's border is eps n / sum of its b_i."""
+    b = torch.tensor(bends, dtype=torch.float64)
+    ones = torch.ones(len(bends), dtype=torch.float64)
+    return Line(lambda r: r * ones + b * r**2, ones, ones)
+
+
+def test_an_upper_end_that_the_points_do_not_bound_is_looked_for_further():
+    """A third of the resamples lack the one example that bends soon: their border is 20, not 0.49.
+
+    The points around the border of the mean say nothing of them.
+    """
+    line = bending(1.6, 0.01, 0.01, 0.01)
+    got = found(line, start=0.1)
+    assert got.radius == pytest.approx(EPS * 4 / 1.63, rel=0.05)
+    assert 20 <= got.high <= 40
+    assert not got.unbounded
+    # Up to the limit and no further.
+    near = found(line, start=0.1, limit=15.0)
+    assert near.high == math.inf
+    assert max(point.r for point in near.points) == 15.0
+
+
+def test_a_lower_end_that_the_points_do_not_bound_is_looked_for_nearer():
+    """One in twenty resamples has that example three times of four: its border is 0.166."""
+    got = found(bending(1.6, 0.01, 0.01, 0.01), start=0.45)
+    closed = EPS * 4 / (3 * 1.6 + 0.01)
+    assert closed / 2 <= got.low <= closed
+    assert min(point.r for point in got.points if point.r) < closed
+
+
+def test_an_interval_that_the_points_bound_costs_nothing_more():
+    calls = []
+    line = polynomial(1.0, 1.0)
+    counted = line._replace(at=lambda r: calls.append(r) or line.at(r))
+    got = found(counted, start=0.1)
+    assert got.high == pytest.approx(got.radius, rel=0.06)
+    assert max(calls) <= 0.4 * 2 + 1e-9

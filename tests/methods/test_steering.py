@@ -105,6 +105,13 @@ def test_forms_that_do_not_apply():
         push_items(CHOICES, flipped=True)
 
 
+def test_a_direction_that_is_zero_after_every_block_is_refused():
+    contrast = Contrast("c", "statements", ("y", "n"), (item([1, 2], True), item([3, 2], False)))
+    zero = torch.zeros_like
+    with pytest.raises(ValueError, match="'c' have the same mean stream after every block"):
+        caa(tiny_llama(), contrast, aggregate=lambda found: zero(found.difference()))
+
+
 def test_the_principal_component_of_paired_differences():
     """Differences c_i v with random c_i: v up to sign, which is that of the mean."""
     v = torch.randn(7, generator=generator(0, "v")).double()

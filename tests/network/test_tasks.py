@@ -67,7 +67,9 @@ def test_the_first_token_of_a_row_is_never_a_target(padding_side):
 
 
 def test_a_row_without_tokens_is_refused():
-    with pytest.raises(ValueError, match="row 1 of the batch has no tokens; leave it out"):
+    with pytest.raises(
+        ValueError, match=r"row 1 of 2 \(counted from 0\) has no tokens; leave it out"
+    ):
         collate([([5], [9]), ([], [])])
 
 

@@ -312,10 +312,13 @@ def test_a_lost_join_is_said_with_an_example_though_offsets_hide_it(tmp_path):
     assert "in line 2" in said
 
 
+READ = ("columns read: prompt, label",)
+
+
 def test_special_tokens_in_a_text_are_said_with_an_example(tmp_path):
     rows = labelled(prompt="<s>is it {}?")
     # The beginning is the tokenizer's own; nothing else is special.
-    assert notes(tmp_path, rows, byte_level(*BOTH))[1] == ()
+    assert notes(tmp_path, rows, byte_level(*BOTH))[1] == READ
     rows[4]["prompt"] = "so<|turn|>\nis it?"
     tasks, contrast = notes(tmp_path, rows, byte_level(*BOTH))
     for part in (tasks, contrast):
@@ -323,12 +326,12 @@ def test_special_tokens_in_a_text_are_said_with_an_example(tmp_path):
         assert "in 1 of" in said
         assert "'<|turn|>' in line 5" in said
     # Characters that a tokenizer does not know are no special token.
-    assert notes(tmp_path, labelled(prompt="is it 語 {}?"), unigram())[1] == ()
+    assert notes(tmp_path, labelled(prompt="is it 語 {}?"), unigram())[1] == READ
 
 
 def test_answers_that_a_tokenizer_cannot_tell_apart_are_refused(tmp_path):
-    """Without case, or as two characters that are both unknown."""
-    for tokenizer, labels in ((word_pieces(), ("Yes", "yes")), (unigram(), ("語", "文"))):
+    """Without accents, or as two characters that are both unknown."""
+    for tokenizer, labels in ((word_pieces(), ("Café", "cafe")), (unigram(), ("語", "文"))):
         path = save(tmp_path / "a.jsonl", labelled(labels=labels))
         with pytest.raises(ValueError, match=f"{labels[1]}.* are the same tokens"):
             text_tasks(path, tokenizer, max_length=64)

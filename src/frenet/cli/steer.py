@@ -68,9 +68,8 @@ def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
     longest = min(options.max_length, loaded.context_length or options.max_length)
     for source in options.tasks:
         found |= contrasts(
-            source, loaded.tokenizer, max_length=longest,
-            prompt=options.prompt or None, positive=options.positive or None,
-            words=two_words(options.words),
+            source, loaded.tokenizer, max_length=longest, positive=options.positive or None,
+            words=two_words(options.words), **options.rows_read(),
         )  # fmt: skip
     if options.only and options.only not in found:
         raise ValueError(f"no contrast {options.only!r}; there are {listed(found)}")
@@ -121,7 +120,10 @@ def _compare(args: list[str]) -> int:
             raise ValueError("chance needs both --model and --tasks")
         nulls: dict[int, float] = {}
         if options.model:
-            source = Source(options.model, options.tasks, options.only, options.prompt)
+            source = Source(
+                options.model, options.tasks, only=options.only, columns=options.columns,
+                prompt=options.prompt, completion=options.completion, chat=options.chat,
+            )  # fmt: skip
             nulls = _nulls(*_source(source), *vectors)
         rows = [
             {
@@ -179,6 +181,7 @@ def _apply(args: list[str]) -> int:
 
         from frenet.methods.steered_generation import generate_steered, stream_norm
         from frenet.methods.steering_vector import load_vector
+        from frenet.network.chat import asked
         from frenet.network.load import load
         from frenet.network.tokens import text_ids
 
@@ -187,7 +190,8 @@ def _apply(args: list[str]) -> int:
         vector.require_fits(loaded.model, loaded.fingerprint, path=path)
         block = vector.blocks[len(vector.blocks) // 2] if options.block is None else options.block
         direction = vector.at(block)
-        prompts = text_ids(loaded.tokenizer, options.prompt)
+        texts = [asked(loaded.tokenizer, p) if options.chat else p for p in options.prompt]
+        prompts = text_ids(loaded.tokenizer, texts, chat=options.chat)
         norm = stream_norm(loaded.model, prompts, block, path=path)
         doses = sorted({0.0, *options.doses})
         added = torch.stack([dose * norm * direction / direction.norm() for dose in doses])

@@ -6,12 +6,14 @@ from typing import Annotated, Literal
 
 import tyro
 
+from frenet.experiments.reading import ReadingConfig
+
 Vector = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VECTOR")]
 Out = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(ReadingConfig):
     """A model and a contrast."""
 
     model: str
@@ -20,8 +22,6 @@ class Source:
     """Files or data set names: labelled statements, A/B questions, pairs of texts."""
     only: str = ""
     """Name of the contrast, where the files hold several."""
-    prompt: str = ""
-    """Prompt with {field} in the places that a row fills. Empty: that of the known schema."""
     positive: str = ""
     """Label word of the positive side. Empty: yes, true, positive or 1, else the first one."""
     words: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Extract(Source):
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(ReadingConfig):
     """Options of ``frenet steer compare``."""
 
     first: Vector
@@ -64,8 +64,6 @@ class Compare:
     """With --model: prompts whose streams say what chance is."""
     only: str = ""
     """Name of the contrast, where the files hold several."""
-    prompt: str = ""
-    """Prompt with {field} in the places that a row fills. Empty: that of the known schema."""
     json: bool = False
     """Print the result as JSON on standard output, and nothing else there."""
 
@@ -80,6 +78,9 @@ class Apply:
     """A hub id, a folder in Hugging Face format or of a PEFT adapter, or a GGUF file."""
     prompt: tuple[str, ...]
     """Texts to go on with."""
+    chat: bool = False
+    """Each text is the user's turn in the chat template of the model's tokenizer, and the model
+    goes on as the assistant."""
     block: int | None = None
     """0-based block to add it at. By default the middle one of those that the vector has."""
     doses: tuple[float, ...] = (-0.3, 0.3)

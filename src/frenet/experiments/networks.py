@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Cell
+from frenet.experiments.reading import TaskReadingConfig, reading_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,7 +32,7 @@ SMALL_NETWORK: dict[str, Any] = {"seeds": (0, 1), "width": 32, "train_steps": 30
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(TaskReadingConfig):
     """Which network, which tasks, how it learned them."""
 
     model: str = "synthetic"
@@ -169,9 +170,15 @@ def _known_tasks(config: NetworkConfig) -> tuple[str, ...]:
 
         if not config.tasks:
             raise ValueError(f"model {config.model} needs tasks: pass --tasks FILE.jsonl")
-        return tuple(name for source in config.tasks for name in task_names(source))
+        reading = reading_of(config.rows_read())
+        return tuple(name for source in config.tasks for name in task_names(source, reading))
     from frenet.network.synthetic import LEARNED
 
+    if any(config.rows_read().values()):
+        raise ValueError(
+            "the synthetic network reads no files: leave --columns, --prompt, --completion, "
+            "--words and --chat out, or pass --model"
+        )
     if unknown := [name for name in config.tasks if name not in LEARNED]:
         raise ValueError(f"no synthetic task {unknown[0]!r}; there are {', '.join(LEARNED)}")
     return config.tasks or LEARNED
@@ -263,7 +270,7 @@ def _text_tasks(config: NetworkConfig, tokenizer: Any, longest: int) -> "dict[st
 
     tasks: dict[str, TextTask] = {}
     for source in config.tasks:
-        found = text_tasks(source, tokenizer, max_length=longest)
+        found = text_tasks(source, tokenizer, max_length=longest, **config.rows_read())
         if twice := sorted(set(found) & set(tasks)):
             raise ValueError(f"two files have a task {twice[0]!r}; rename one of them")
         # Experiments take what a small file has; the note of ``describe`` says where it is less.

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Experiment
+from frenet.experiments.reading import TaskReadingConfig, reading_of
 
 SYNTHETIC, MADE = "synthetic", "frenet:gpt2"
 STATEMENTS = ("step-vs-vector", "steering-effect")
 
 
 @dataclass(frozen=True)
-class Reproduction:
+class Reproduction(TaskReadingConfig):
     """Every experiment on every network."""
 
     networks: tuple[str, ...] = (SYNTHETIC, MADE)
@@ -21,6 +22,10 @@ class Reproduction:
     """Task files or data set names for the language models."""
     statements: tuple[str, ...] = ("frenet:comparisons",)
     """Labelled statements or A/B questions for the language models."""
+    statement_columns: tuple[str, ...] = ()
+    """What columns of the statements are, as --columns has it for tasks."""
+    statement_prompt: str = ""
+    """Prompt of the statements, as --prompt has it for tasks."""
     only: tuple[str, ...] = ()
     """Names of the tasks and statements to measure, where the files hold more. Empty: as many as
     the preset takes."""
@@ -160,9 +165,16 @@ def settings(experiment: Experiment, network: str, wanted: Reproduction, *, pres
         "model": network,
         "tasks": wanted.statements if steering else wanted.tasks,
         "only": _only(wanted, steering=steering),
+        "chat": wanted.chat,
     }
+    own = {"columns": wanted.columns, "prompt": wanted.prompt}
+    stated = {"columns": wanted.statement_columns, "prompt": wanted.statement_prompt}
+    given |= stated if steering else own | {
+        "completion": wanted.completion, "words": wanted.words,
+    }  # fmt: skip
     if "contrasts" in known and wanted.statements:
         given["contrasts"] = wanted.statements[0]
+        given |= {f"contrast_{name}": value for name, value in stated.items()}
     changes = _MODEL_CHANGES.get(preset, {}).get(experiment.name, {})
     if network == MADE:
         changes = changes | _MADE_CHANGES.get(preset, {}).get(experiment.name, {})
@@ -178,11 +190,14 @@ def _only(wanted: Reproduction, *, steering: bool) -> tuple[str, ...]:
 def _names(wanted: Reproduction, *, steering: bool) -> list[str]:
     """Names of all statements, or of all tasks, of the sources."""
     from frenet.network.contrasts import answered_names
+    from frenet.network.tables import Reading
     from frenet.network.text import task_names
 
-    sources = wanted.statements if steering else wanted.tasks
-    names = answered_names if steering else task_names
-    return [name for source in sources for name in names(source)]
+    if not steering:
+        reading = reading_of(wanted.rows_read())
+        return [name for source in wanted.tasks for name in task_names(source, reading)]
+    reading = Reading.of(wanted.statement_columns, prompt=wanted.statement_prompt or None)
+    return [name for source in wanted.statements for name in answered_names(source, reading)]
 
 
 def _refuse_unknown(wanted: Reproduction) -> None:

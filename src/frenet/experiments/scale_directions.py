@@ -75,6 +75,10 @@ class Config(DamageConfig, NetworkConfig):
     """Further directions from disk: adapters, checkpoints, task vectors."""
     contrasts: str = ""
     """File or data set name of the contrast behind the steering vector of a language model."""
+    contrast_columns: tuple[str, ...] = ()
+    """What columns of that file are, as --columns has it for tasks."""
+    contrast_prompt: str = ""
+    """Prompt of its rows, as --prompt has it for tasks."""
     behaviour: str = ""
     """Name of the contrast, where there are several."""
     steering: str = ""
@@ -299,7 +303,10 @@ def _contrast(spot: Spot) -> "Contrast | None":
         return None
     network = spot.network
     longest = min(config.max_length, network.context_length or config.max_length)
-    found = contrasts(config.contrasts, network.tokenizer, max_length=longest)
+    found = contrasts(
+        config.contrasts, network.tokenizer, max_length=longest, chat=config.chat,
+        columns=config.contrast_columns or None, prompt=config.contrast_prompt or None,
+    )  # fmt: skip
     name = config.behaviour or next(iter(found))
     if name not in found:
         raise ValueError(f"no contrast {name!r} in {config.contrasts}; it has {listed(found)}")

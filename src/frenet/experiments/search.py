@@ -11,12 +11,13 @@ from typing import Literal
 from frenet.experiments.charts import Axis, dots, lines
 from frenet.experiments.experiment import Cell, Column, Experiment, Figure, Row, Rows
 from frenet.experiments.intervals import select
+from frenet.experiments.reading import TaskReadingConfig
 
 PREDICTED, FOUND = "predicted, with its 95% band", "found"
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(TaskReadingConfig):
     """Gaussian random search around the weights of a model."""
 
     model: str

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Cell, Column, Row
+from frenet.experiments.reading import ReadingConfig, reading_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ ONE_MODEL = (
 
 
 @dataclass(frozen=True)
-class SteeringConfig:
+class SteeringConfig(ReadingConfig):
     """Which model, which contrasts, which prompts."""
 
     model: str = "synthetic"
@@ -40,8 +41,6 @@ class SteeringConfig:
     """Measure only so many contrasts, the first ones, where none are named. 0: all."""
     positive: str = ""
     """Label word of the positive side. Empty: yes, true, positive or 1, else the first one."""
-    prompt: str = ""
-    """Prompt with {field} in the places that a row fills. Empty: that of the known schema."""
     words: tuple[str, ...] = ()
     """What the positive and the negative side answer with. Empty: the labels themselves."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -111,13 +110,19 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
     if config.model == "synthetic":
         from frenet.network.synthetic_contrasts import ANSWERS
 
+        if any(config.rows_read().values()):
+            raise ValueError(
+                "the synthetic network reads no files: leave --columns, --prompt, --completion and "
+                "--chat out, or pass --model"
+            )
         known = config.tasks or tuple(ANSWERS)
     else:
         from frenet.network.contrasts import answered_names
 
         if not config.tasks:
             raise ValueError(f"model {config.model} needs contrasts: pass --tasks FILE.jsonl")
-        known = tuple(name for source in config.tasks for name in answered_names(source))
+        reading = reading_of(config.rows_read())
+        known = tuple(n for source in config.tasks for n in answered_names(source, reading))
     if missing := [name for name in config.only if name not in known]:
         raise ValueError(f"no contrast {missing[0]!r}; there are {listed(known)}")
     return config.only or known[: config.max_tasks or None]
@@ -159,9 +164,8 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
         longest = min(config.max_length, loaded.context_length or config.max_length)
         for source in config.tasks:
             found |= contrasts(
-                source, tokenizer, max_length=longest,
-                prompt=config.prompt or None, positive=config.positive or None,
-                words=two_words(config.words),
+                source, tokenizer, max_length=longest, positive=config.positive or None,
+                words=two_words(config.words), **config.rows_read(),
             )  # fmt: skip
         contrast = found[cell["behaviour"]]
     contrast.require_answers()

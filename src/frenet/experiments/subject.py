@@ -97,7 +97,9 @@ def _task(config: SearchConfig, tokenizer: Any, longest: int) -> Any:
 
     found: dict[str, Any] = {}
     for source in config.tasks:
-        found |= text_tasks(source, tokenizer, max_length=longest, seed=config.seed)
+        found |= text_tasks(
+            source, tokenizer, max_length=longest, seed=config.seed, **config.rows_read()
+        )
     if config.only and config.only not in found:
         raise ValueError(f"no task {config.only!r}; there are {listed(found)}")
     if not config.only and len(found) > 1:

@@ -21,7 +21,7 @@ from frenet.network.blocks import residual_blocks
 from frenet.network.context import measuring
 from frenet.network.positions import Pass
 from frenet.network.sites import Site, hooked
-from frenet.network.tasks import Batch, collate
+from frenet.network.tasks import Batch, collate, require_tokens
 
 # Rows to a beginning that share a pass in any case.
 COPIES = 4
@@ -231,6 +231,7 @@ def last_activations(
     """
     if not rows:
         raise ValueError("no prompts to look at; pass at least one")
+    require_tokens(rows)
     found = Collected(blocks)
     alone, endings = _endings(model, rows, blocks, path)
     with measuring(model), torch.no_grad():

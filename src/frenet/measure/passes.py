@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from frenet.network.blocks import residual_blocks
 from frenet.network.limits import require_room
 from frenet.network.padding import arranged, is_padded
-from frenet.network.tasks import Batch, base_model, collate, forward_arguments
+from frenet.network.tasks import Batch, base_model, collate, forward_arguments, require_tokens
 from frenet.network.watch import CACHES
 
 # Tokens that go through the network at once while activations are collected.
@@ -71,7 +71,11 @@ def fitting_groups(
     """``length_groups``, of one length each where padding on that side would change the streams.
 
     So it is, too, where the model takes no mask, from which the last token of a row is known.
+
+    Raises:
+        ValueError: a row without tokens.
     """
+    require_tokens(rows)
     if "attention_mask" not in forward_arguments(model):
         yield from length_groups(rows, tokens, alike=True)
         return

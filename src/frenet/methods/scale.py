@@ -45,8 +45,8 @@ class Radius(Shown):
         sign: 1 along the direction, -1 against it.
         radius: largest distance that was found linear within ``eps``; ``limit`` where all was.
         low: lower end of its 95% interval over examples; never more than is known from the
-            distances looked at, so that it is 0 where resamples leave the linear before the first.
-        high: upper end, never less; infinity where resamples stay linear as far as was looked.
+            distances looked at; 0 where resamples leave the linear nearer than rounding lets see.
+        high: upper end, never less; infinity only where resamples stay linear up to ``limit``.
         unbounded: linear as far as was looked.
         limit: how far that is.
         predicted: 2 eps |s| / |u.Hu|, where a quadratic would leave the linear; infinity without
@@ -98,7 +98,9 @@ def radius(
     $$|q(\theta + r u) - q(\theta) - r s| \le \epsilon\, |r s|, \qquad s = \langle g, u \rangle$$
 
     From ``start`` r is halved until the condition holds, or doubled until it fails; bisection
-    then finds the border to 5%. A border nearer than where it first holds is not looked for.
+    then finds the border to 5%. A border nearer than where it first holds is not looked for. If the
+    distances looked at do not bound the borders of resampled examples, further ones are looked at,
+    half as far and twice as far, up to where rounding and ``limit`` end it.
 
     Args:
         line: the quantity; for a loss from ``loss_line``.
@@ -120,7 +122,7 @@ def radius(
         )
     seen = _Seen(line, sign, eps)
     linear = _bracket(seen, start, limit)
-    low, high = seen.resampled(resamples, generator)
+    low, high = _interval(seen, seen.drawn(resamples, generator), limit)
     points = tuple(seen.point(r) for r in sorted(seen.values))
     curvature = line.curvature
     predicted = None
@@ -159,15 +161,19 @@ class _Seen:
         """Whether the condition holds; it does not where a value is not finite."""
         return self.point(r).deviation <= self.eps
 
-    def resampled(self, resamples: int, generator: torch.Generator) -> tuple[float, float]:
+    def drawn(self, resamples: int, generator: torch.Generator) -> np.ndarray:
+        """How often each example is in each resample."""
+        n = len(self.zero)
+        rows = torch.randint(0, n, (resamples, n), generator=generator).numpy()
+        return np.stack([np.bincount(row, minlength=n) for row in rows]).astype(float)
+
+    def resampled(self, weights: np.ndarray) -> tuple[float, float]:
         """2.5% and 97.5% quantiles of the first crossing over resampled examples.
 
         Of a crossing between two distances far apart the lower end counts for the one, and the
         upper end for the other.
         """
-        n, radii = len(self.zero), np.array(sorted(self.values))
-        drawn = torch.randint(0, n, (resamples, n), generator=generator).numpy()
-        weights = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(float)
+        radii = np.array(sorted(self.values))
         changes = np.stack([self.values[r] - self.zero for r in radii], 1)
         changes = np.where(np.isfinite(changes), changes, np.inf)
         with np.errstate(invalid="ignore"):
@@ -178,6 +184,19 @@ class _Seen:
         low = np.quantile(ends[:, 0], 0.025, method="inverted_cdf")
         high = np.quantile(ends[:, 1], 0.975, method="inverted_cdf")
         return float(low), float(high)
+
+
+def _interval(seen: _Seen, weights: np.ndarray, limit: float) -> tuple[float, float]:
+    """The interval over examples, after looking until the distances looked at bound it."""
+    while True:
+        low, high = seen.resampled(weights)
+        nearest, farthest = min(seen.values), max(seen.values)
+        if math.isinf(high) and farthest < limit:
+            seen.point(min(2 * farthest, limit))
+        elif low == 0 and nearest > seen.nearest:
+            seen.point(max(nearest / 2, seen.nearest))
+        else:
+            return low, high
 
 
 def _crossing(radii: np.ndarray, deviations: np.ndarray, eps: float) -> tuple[float, float]:

@@ -126,12 +126,21 @@ def caa(
         fingerprint: of the model, to be kept with the vector.
         path: dotted name of the list of blocks, where it is not found by itself.
 
+    Raises:
+        ValueError: the direction is zero after every block.
+
     Source: Rimsky et al. (2024), Steering Llama 2 via contrastive activation addition,
     arXiv 2312.06681.
     """
     chosen = list(range(len(residual_blocks(model, path)[1])) if blocks is None else blocks)
     streams = contrast_streams(model, contrast, chosen, form=form, path=path)
     directions = {b: aggregate(streams.at(i)).float().cpu() for i, b in enumerate(chosen)}
+    if not any(bool(direction.any()) for direction in directions.values()):
+        raise ValueError(
+            f"the two sides of contrast {contrast.name!r} have the same mean stream after every "
+            "block that was looked at, so that there is no direction; pass prompts whose last "
+            "tokens see what differs"
+        )
     name = getattr(aggregate, "__name__", "aggregate").replace("_", " ")
     return SteeringVector(
         directions, f"CAA, {name} of {contrast.name}", fingerprint, contrast.fingerprint

@@ -1,19 +1,39 @@
 """Contrasts: prompts with two sides, from labelled statements, A/B questions and pairs of texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from frenet.network.chat import asked, opened, system_of
 from frenet.network.contrast import Contrast, Item, Kind
-from frenet.network.files import RowError, Rows, shown
-from frenet.network.schemas import TASK_FIELDS, Record, Template, recognise, records
-from frenet.network.sources import rows_of
+from frenet.network.files import RowError, shown
+from frenet.network.schemas import (
+    BEHAVIOUR,
+    CHOICES,
+    MESSAGES,
+    TASK_FIELDS,
+    Record,
+    Template,
+    folded,
+    task_of,
+)
+from frenet.network.tables import (
+    PAIR,
+    SYSTEM,
+    Columns,
+    Named,
+    Reading,
+    Table,
+    columns_read,
+    named_rows,
+    table_of,
+    template_of,
+)
 from frenet.network.tokens import Encoded, encode, join, of_one_prompt, text_ids, token_notes
 
 # Words for the positive side, where the data do not say which one it is.
 POSITIVE = ("yes", "true", "positive", "1")
-PAIR = ("positive", "negative")
 _LETTERS = ("(A)", "(B)")
 # Statements are asked about, and answered Yes or No: models that are asked to complete "True or
 # false:" tell the two apart much less well (Qwen2.5-0.5B: 0.48 against 0.80 of pairs in order).
@@ -21,124 +41,157 @@ STATEMENT = ("statement", "label")
 ASKED, ANSWERED = "Question: Is the following statement true? {statement}\nAnswer:", ("Yes", "No")
 
 
+class _Settings(NamedTuple):
+    """What makes contrasts of the rows of a source."""
+
+    source: str
+    tokenizer: Any
+    max_length: int
+    positive: str | None = None
+    words: tuple[str, str] | None = None
+    chat: bool = False
+    choices: bool = False
+
+
 def contrasts(
     source: str | Path,
     tokenizer: Any,
     *,
     max_length: int,
-    template: Template | None = None,
+    columns: Columns | None = None,
     prompt: str | None = None,
+    completion: str | None = None,
     positive: str | None = None,
     words: tuple[str, str] | None = None,
+    chat: bool = False,
+    template: Template | None = None,
 ) -> dict[str, Contrast]:
-    """The contrasts of a JSONL or CSV file, or of a data set on the hub, by name.
+    """The contrasts of a JSONL, JSON or CSV file, or of a data set on the hub, by name.
 
     Rows with the keys ``positive`` and ``negative`` (and perhaps ``prompt``, which stands before
-    both) are pairs of texts; rows with two labels are statements, those answered with the letters
-    (A) and (B) choices. Repeated rows count once, with a note.
+    both) are pairs of texts. Rows of ``question`` and ``answer_matching_behavior``, answered with
+    (A) and (B) or with Yes and No, are choices between the answer that matches and the other one;
+    so are multiple-choice questions with two choices. Other rows with two labels are statements.
+    Repeated rows count once, with a note.
 
     Args:
         source: a file; "frenet:comparisons"; or, where that is no path, the name of a data set
             on the hub.
         tokenizer: the model's own; used, never changed.
         max_length: the model's context length in tokens, or less.
-        template: how a row becomes prompt and label; None recognises the known schemas.
-        prompt: text with ``{field}`` in place of the template's own prompt.
+        columns: which columns play which role, as for ``text_tasks``; also positive and negative.
+        prompt: text with ``{field}`` in place of the schema's own prompt.
+        completion: the same for the label.
         positive: the label word of the positive side; None: yes, true, positive or 1, else the
             first one.
         words: what the positive and the negative side answer with, in place of the labels. Rows
             of ``statement`` and ``label`` are asked about, and answered Yes or No.
+        chat: a prompt is the user's turn in the tokenizer's chat template, and an answer the
+            beginning of the assistant's; of pairs without a prompt each text is the user's turn.
+        template: how a row becomes prompt and label; None recognises the known schemas.
 
     Raises:
-        RowError: a bad row, a label that the template does not have, or a prompt with either
+        RowError: a bad row, a label that the schema does not have, or a prompt with either
             label; names file, line and value.
-        ValueError: labels that are not two, one class only, or a single pair.
+        ValueError: labels that are not two, one class only, a single pair, or a column is left that
+            is usually part of a prompt or a label.
     """
-    rows, name = _read(source)
-    if template is None and _is_pairs(rows):
-        return _pairs(rows, name, tokenizer, max_length)
-    chosen = template or recognise(rows)
-    if template is None and chosen.fields == STATEMENT:
-        prompt, words = prompt or ASKED, words or ANSWERED
-    if prompt is not None:
-        chosen = replace(chosen, prompt=prompt)
-    found = _known(rows, chosen)
-    by_name: dict[str, list[Record]] = {}
-    for record in found:
-        by_name.setdefault(record.task or name, []).append(record)
-    made = {
-        key: _labelled(
-            key, part, rows.source, tokenizer,
-            max_length=max_length, positive=positive, words=words,
-        )
-        for key, part in by_name.items()
-    }  # fmt: skip
-    return {key: replace(each, notes=rows.notes + each.notes) for key, each in made.items()}
+    reading = Reading.of(
+        columns, template=template, prompt=prompt, completion=completion, chat=chat
+    )
+    found = named_rows(source, reading)
+    settings = _Settings(found.rows.source, tokenizer, max_length, positive, words, chat)
+    if _as_pairs(found, reading):
+        return _pairs(found, reading, settings)
+    table = _labels(found, reading, tokenizer)
+    if table.schema == STATEMENT:
+        settings = settings._replace(words=words or ANSWERED)
+    settings = settings._replace(chat=table.chat, choices=table.schema in (BEHAVIOUR, CHOICES))
+    made = {key: _labelled(key, part, settings) for key, part in table.by_task.items()}
+    return {key: replace(each, notes=table.notes + each.notes) for key, each in made.items()}
 
 
-def answered_names(source: str | Path) -> tuple[str, ...]:
+def answered_names(source: str | Path, reading: Reading | None = None) -> tuple[str, ...]:
     """Names of the contrasts of a source whose prompts have answers; no tokenizer is needed.
 
     Raises:
         RowError: a bad row.
         ValueError: rows of no known schema, or pairs of texts.
     """
-    rows, name = _read(source)
-    if _is_pairs(rows):
+    reading = reading or Reading()
+    found = named_rows(source, reading)
+    if _as_pairs(found, reading):
         raise ValueError(
-            f"{rows.source} holds pairs of texts, which have no answer to push towards; pass "
+            f"{found.rows.source} holds pairs of texts, which have no answer to push towards; pass "
             "labelled statements or A/B questions ('frenet steer extract' takes pairs)"
         )
-    found = _known(rows, recognise(rows))
-    return tuple(dict.fromkeys(record.task or name for record in found))
+    return tuple(_labels(found, reading, None).by_task)
 
 
-def _read(source: str | Path) -> tuple[Rows, str]:
-    """The rows of a source, and the name of a contrast that no field names."""
-    rows = rows_of(source)
-    return rows, Path(rows.source).stem
+def _as_pairs(found: Named, reading: Reading) -> bool:
+    """Whether the rows are pairs of texts, and the user does not say what else they are."""
+    said = reading.template or reading.completion or set(reading.named) - {*PAIR, "prompt"}
+    return found.is_pairs and not said
 
 
-def _known(rows: Rows, template: Template) -> list[Record]:
-    """The rows as text; RowError where a label is not of the template's own."""
-    found, _ = records(rows, template, on_bad="error")
-    labels = template.labels
-    for record in found:
+def _labels(found: Named, reading: Reading, tokenizer: Any) -> Table:
+    """The rows as prompts and labels; RowError where a label is not of the schema's own."""
+    if template_of(found, reading)[0] == MESSAGES:
+        raise ValueError(
+            f"{found.rows.source} holds conversations, which have no two sides; pass prompts with "
+            "labels, A/B questions, or pairs of texts (positive, negative)"
+        )
+    table = table_of(found, reading, tokenizer=tokenizer, labelled=True, prompts={STATEMENT: ASKED})
+    labels = table.template.labels
+    for record in (record for part in table.by_task.values() for record in part):
         if isinstance(labels, tuple) and record.completion not in labels:
             why = f"unknown label {shown(record.completion)}; known are {', '.join(labels)}"
-            remedy = "write other answers as rows of prompt and label, or pass a template for them"
-            raise RowError(rows.source, record.line, f"{why}; {remedy}")
-    return found
+            remedy = (
+                "write other answers as rows of prompt and label (--columns prompt=question "
+                f"label={BEHAVIOUR[1]})"
+            )
+            raise RowError(table.source, record.line, f"{why}; {remedy}")
+    return table
 
 
-def _is_pairs(rows: Rows) -> bool:
-    return 2 * sum(all(key in row for key in PAIR) for row in rows.values) >= len(rows)
-
-
-def _pairs(rows: Rows, name: str, tokenizer: Any, max_length: int) -> dict[str, Contrast]:
+def _pairs(found: Named, reading: Reading, settings: _Settings) -> dict[str, Contrast]:
     """Pairs of texts, by the field that names a behaviour where there is one."""
-    prompted = any("prompt" in row for row in rows.values)
-    templates = [Template("{prompt}" if prompted else "", f"{{{side}}}") for side in PAIR]
+    rows = found.rows
+    prompted = reading.prompt or ("{prompt?}" if "prompt" in found.spelled else "")
+    templates = [Template(prompted, f"{{{side}}}") for side in PAIR]
     key = next((f for f in TASK_FIELDS if any(f in row for row in rows.values)), None)
-    sides = [
-        records(rows, replace(template, task_field=key), on_bad="error")[0]
-        for template in templates
-    ]
+    read = {*templates[0].read, *PAIR, key, SYSTEM if settings.chat else key}
+    notes = (*rows.notes, columns_read(found, read, Template("{prompt}", "{positive}"), reading))
     by_name: dict[str, list[Item]] = {}
-    for first, second in zip(*sides, strict=True):
-        texts = [join(record.prompt, record.completion) for record in (first, second)]
+    for line, row in zip(rows.lines, rows.values, strict=True):
+        try:
+            texts = [_side(row, template, settings) for template in templates]
+        except ValueError as problem:
+            raise RowError(rows.source, line, str(problem)) from None
         if texts[0] == texts[1]:
-            raise RowError(rows.source, first.line, f"both sides of the pair are {shown(texts[0])}")
-        ids = _whole(tokenizer, texts, max_length, rows.source, first.line)
-        item = Item(texts[0], [], (ids[0], ids[1]), None, None, first.line)
-        by_name.setdefault(first.task or name, []).append(item)
-    found = {}
-    for key_name, pairs in by_name.items():
-        items, notes = _once(key_name, pairs, rows.source)
+            raise RowError(rows.source, line, f"both sides of the pair are {shown(texts[0])}")
+        ids = _whole(texts, settings, line)
+        item = Item(texts[0], [], (ids[0], ids[1]), None, None, line)
+        name = Path(rows.source).stem if key is None else task_of(row, key)
+        by_name.setdefault(name, []).append(item)
+    made = {}
+    for name, pairs in by_name.items():
+        items, dropped = _once(name, pairs, rows.source)
         if len(items) < 2:
-            raise ValueError(f"contrast {key_name!r} has a single pair; pass at least 2")
-        found[key_name] = Contrast(key_name, "pairs", (), items, notes)
-    return found
+            raise ValueError(f"contrast {name!r} has a single pair; pass at least 2")
+        made[name] = Contrast(name, "pairs", (), items, notes + dropped)
+    return made
+
+
+def _side(row: Mapping[str, Any], template: Template, settings: _Settings) -> str:
+    """One text of a pair, after the prompt of its row."""
+    prompt, text = template.parts(row)
+    if not settings.chat:
+        return join(prompt, text)
+    system = system_of(row)
+    if prompt.strip():
+        return opened(settings.tokenizer, prompt, system) + text
+    return asked(settings.tokenizer, text, system)
 
 
 def _once(
@@ -161,15 +214,14 @@ def _once(
     return tuple(first.values()), notes
 
 
-def _whole(
-    tokenizer: Any, texts: Sequence[str], max_length: int, source: str, line: int
-) -> list[list[int]]:
-    found = text_ids(tokenizer, texts)
+def _whole(texts: Sequence[str], settings: _Settings, line: int) -> list[list[int]]:
+    found = text_ids(settings.tokenizer, texts, chat=settings.chat)
     for text, ids in zip(texts, found, strict=True):
-        if len(ids) > max_length:
-            why = f"{shown(text)} has {len(ids)} tokens, the model reads {max_length}"
-            raise RowError(source, line, f"{why}; shorten it, since its last token is what is read")
-    _require_apart(found, texts, source, line)
+        if len(ids) > settings.max_length:
+            why = f"{shown(text)} has {len(ids)} tokens, the model reads {settings.max_length}"
+            remedy = "shorten it, since its last token is what is read"
+            raise RowError(settings.source, line, f"{why}; {remedy}")
+    _require_apart(found, texts, settings.source, line)
     return found
 
 
@@ -180,24 +232,20 @@ def _require_apart(ids: Sequence[list[int]], texts: Sequence[str], source: str, 
         raise RowError(source, line, f"{both} are the same tokens to this tokenizer")
 
 
-def _labelled(
-    name: str,
-    rows: Sequence[Record],
-    source: str,
-    tokenizer: Any,
-    *,
-    max_length: int,
-    positive: str | None,
-    words: tuple[str, str] | None,
-) -> Contrast:
+def _labelled(name: str, rows: Sequence[Record], settings: _Settings) -> Contrast:
     """Statements or choices of one behaviour."""
+    source, words = settings.source, settings.words
     found = sorted({row.completion for row in rows})
-    found_words = _words(name, found, positive)
-    choices = tuple(found) == _LETTERS
+    found_words = _words(name, found, settings.positive)
+    choices = settings.choices or tuple(found) == _LETTERS
     # Of "(A)" the letter is what is answered; the bracket behind it says nothing more.
-    written = [word.removesuffix(")") if choices else word for word in words or found_words]
+    lettered = tuple(found) == _LETTERS
+    written = [word.removesuffix(")") if lettered else word for word in words or found_words]
     pairs = [(row.prompt, word) for row in rows for word in written]
-    tokens = encode(tokenizer, pairs, max_length=max_length, end=False)
+    tokens = encode(
+        settings.tokenizer, pairs,
+        max_length=settings.max_length, end=False, chat=settings.chat,
+    )  # fmt: skip
     items, read = [], []
     for i, row in enumerate(rows):
         both = _usable(tokens[2 * i : 2 * i + 2], source=source, line=row.line)
@@ -210,7 +258,7 @@ def _labelled(
         label = None if choices else own == 0
         items.append(Item(row.prompt, context, sides, answers, label, row.line))
     kept, notes = _once(name, items, source)
-    told = token_notes(tokenizer, read, [row.line for row in rows], "prompts")
+    told = token_notes(settings.tokenizer, read, [row.line for row in rows], "prompts")
     notes = (*(f"{name}: {note}" for note in told), *notes)
     if cut := sum(side.cut > 0 for side in read):
         notes = (f"{name}: {cut} of {len(rows)} prompts lost their beginning", *notes)
@@ -230,6 +278,8 @@ def _words(name: str, found: Sequence[str], positive: str | None) -> list[str]:
             f"contrast {name!r} has {len(found)} labels ({listed} ...), and a contrast has two; "
             "pass a template with two labels, or pairs of texts (positive, negative)"
         )
+    if positive is not None:
+        positive = next((w for w in found if folded(w) == folded(positive)), positive)
     if positive is not None and positive not in found:
         raise ValueError(
             f"positive={positive!r} is no label of contrast {name!r}; it has "

@@ -33,6 +33,7 @@ class Options(NamedTuple):
     labels: tuple[str, ...] | Literal["seen"] | None = None
     on_bad: OnBad = "error"
     limit: int | None = None
+    chat: bool = False
 
 
 class Prepared(NamedTuple):
@@ -77,7 +78,7 @@ def encoded(
     """The rows as token ids; those that cannot be scored are errors, or go to ``bad``."""
     texts = [(row.prompt, row.completion, row.line) for row in rows]
     pairs = [(prompt, completion) for prompt, completion, _ in texts]
-    found = encode(options.tokenizer, pairs, max_length=options.max_length)
+    found = encode(options.tokenizer, pairs, max_length=options.max_length, chat=options.chat)
     good = []
     for (prompt, completion, line), item in zip(texts, found, strict=True):
         if isinstance(item, Encoded):
@@ -110,9 +111,8 @@ def _require_apart(
         return
     pairs = [(prompt, label) for label in labels]
     seen: dict[tuple[int, ...], str] = {}
-    for label, item in zip(
-        labels, encode(options.tokenizer, pairs, max_length=sys.maxsize), strict=True
-    ):
+    found = encode(options.tokenizer, pairs, max_length=sys.maxsize, chat=options.chat)
+    for label, item in zip(labels, found, strict=True):
         if not isinstance(item, Encoded):
             raise ValueError(f"{options.source}: the label {shown(label)}: {item}")
         if (same := seen.setdefault(tuple(item.context + item.target), label)) != label:

@@ -1,15 +1,21 @@
-"""Rows of text from JSONL and CSV files as people really save them."""
+"""Rows of text from JSONL, JSON and CSV files as people really save them."""
 
 import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 OnBad = Literal["error", "skip"]
-SUFFIXES = (".jsonl", ".csv")
+KINDS = (".jsonl", ".csv")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+# What may stand between the cells of a table; the first one where several fit as well.
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+# Lines of a table that are looked at to see which of them it is.
+LOOKED_AT = 200
 
 
 class RowError(ValueError):
@@ -25,9 +31,10 @@ class RowError(ValueError):
 class Rows:
     """Rows in file order; ``lines[i]`` is the physical line on which ``values[i]`` starts.
 
-    Cells of a CSV file are text, whatever they look like ("NA", "null", "1"); values of a JSONL
-    file are what the JSON says. ``skipped`` holds the rows left out under ``on_bad="skip"``, and
-    ``notes`` says what else was left out, one sentence each.
+    Cells of a CSV file are text, whatever they look like ("NA", "null", "1"); values of a JSON
+    file are what the JSON says. White space around the names of columns is left out. ``skipped``
+    holds the rows left out under ``on_bad="skip"``, and ``notes`` says what else was left out or
+    decided, one sentence each.
     """
 
     source: str
@@ -41,12 +48,16 @@ class Rows:
 
 
 def read_rows(path: str | Path, *, required: Sequence[str] = (), on_bad: OnBad = "error") -> Rows:
-    r"""Read a JSONL or CSV file: UTF-8 with or without BOM, any line ends, blank lines ignored.
+    r"""Read a JSONL, JSON or CSV file: UTF-8 with or without BOM, any line ends, no blank lines.
 
-    Line breaks inside quoted CSV cells are kept, written as ``\n``.
+    Line breaks inside quoted CSV cells are kept, written as ``\n``. Cells stand between commas,
+    semicolons, tabs or bars: what a first line ``sep=;`` says, or else the one that gives the
+    header two columns or more and the most rows as many cells as the header; a note names it where
+    it is no comma.
 
     Args:
-        path: a file that ends in ``.jsonl`` or ``.csv``; a CSV file starts with a header.
+        path: a file that ends in ``.jsonl``; in ``.json``, one list of objects; or in ``.csv`` or
+            ``.tsv``, which start with a header.
         required: keys that every row must have, with a value that is not null and not blank.
         on_bad: "error" stops at the first bad row; "skip" leaves it out and lists it in
             ``Rows.skipped``.
@@ -58,10 +69,10 @@ def read_rows(path: str | Path, *, required: Sequence[str] = (), on_bad: OnBad =
     """
     path = Path(path).expanduser()
     text = _read_text(path)
-    parse = _parse_csv if path.suffix.lower() == ".csv" else _parse_jsonl
+    items, notes = _parsed(path, text)
     good: list[tuple[int, dict[str, Any]]] = []
     skipped: list[RowError] = []
-    for item in parse(path, text):
+    for item in items:
         error = item if isinstance(item, RowError) else _missing(path, item, required)
         if error is None:
             assert not isinstance(item, RowError)
@@ -74,19 +85,33 @@ def read_rows(path: str | Path, *, required: Sequence[str] = (), on_bad: OnBad =
         first = f"; the first of {len(skipped)} bad ones: {skipped[0]}" if skipped else ""
         raise ValueError(f"{path} holds no usable row{first}")
     lines, values = zip(*good, strict=True)
-    return Rows(str(path), values, lines, tuple(skipped))
+    return Rows(str(path), values, lines, tuple(skipped), notes)
+
+
+def _parsed(
+    path: Path, text: str
+) -> tuple[Iterator[tuple[int, dict[str, Any]] | RowError], tuple[str, ...]]:
+    """The rows of a text by the kind of its file, and what has to be said of them."""
+    if path.suffix.lower() in (".csv", ".tsv"):
+        told, text = _told_separator(text)
+        separator = told or _separator(text)
+        notes = [f"cells stand between {SEPARATORS[separator]}s"] if separator != "," else []
+        return _parse_csv(path, text, separator, first=2 if told else 1), tuple(notes)
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        return _parse_json(path, text), ()
+    return _parse_jsonl(path, text), ()
 
 
 def _read_text(path: Path) -> str:
     """The whole file with line ends as LF and without BOM."""
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name one {' or '.join(SUFFIXES)} file in it")
+        raise IsADirectoryError(f"{path} is a folder; name one {' or '.join(KINDS)} file in it")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(
             f"{path} ends in {path.suffix or 'no extension'}; rows are read from "
-            f"{' and '.join(SUFFIXES)} files: save it as one of them"
+            f"{' and '.join(KINDS)} files ({', '.join(SUFFIXES)}): save it as one of them"
         )
     data = path.read_bytes()
     try:
@@ -116,17 +141,36 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]] |
         except RecursionError:
             yield RowError(path, number, "nested too deeply to be read")
         else:
-            if isinstance(value, dict):
-                yield number, value
-            else:
-                yield RowError(
-                    path, number, f"holds {shown(value)}; every line must be one JSON object"
-                )
+            yield _object(path, number, value, "line")
+
+
+def _parse_json(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]] | RowError]:
+    """The objects of one list; their numbers stand in place of lines."""
+    try:
+        values = json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        why = f"not JSON at column {error.colno}: {error.msg}"
+        raise RowError(path, error.lineno, why) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read") from None
+    for number, value in enumerate(values, start=1):
+        yield _object(path, number, value, "element of the list")
+
+
+def _object(
+    path: Path, number: int, value: Any, what: str
+) -> tuple[int, dict[str, Any]] | RowError:
+    if isinstance(value, dict):
+        return number, value
+    return RowError(path, number, f"holds {shown(value)}; every {what} must be one JSON object")
 
 
 def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key, value in pairs:
+    for name, value in pairs:
+        key = name.strip()
         if key in found:
             raise ValueError(f"the key {key!r} occurs twice")
         found[key] = value
@@ -137,45 +181,101 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON; write it as text or leave the key out")
 
 
-def _parse_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]] | RowError]:
-    # strict: a quote that is never closed would otherwise swallow the rest of the file silently.
-    reader = csv.reader(io.StringIO(text), strict=True)
+def _told_separator(text: str) -> tuple[str | None, str]:
+    """What a first line such as ``sep=;`` says, as spreadsheets write it, and the text after it."""
+    first, _, rest = text.lstrip("\n").partition("\n")
+    line = first.strip().strip('"')
+    if line.lower().startswith("sep=") and line[4:] in SEPARATORS:
+        return line[4:], rest
+    return ("\t", rest) if first.strip(" ").strip('"').lower() == "sep=\t" else (None, text)
+
+
+def _separator(text: str) -> str:
+    """The separator under which the header has several columns and most rows fit it; a comma else.
+
+    Not what ``csv.Sniffer`` guesses: by the frequency of characters it takes a letter of prose.
+    """
+    sizes = {}
+    for separator in SEPARATORS:
+        widths = []
+        with _long_cells(text):
+            try:
+                for cells in csv.reader(io.StringIO(text), delimiter=separator):
+                    widths += [len(cells)] if "".join(cells).strip() else []
+                    if len(widths) > LOOKED_AT:
+                        break
+            except csv.Error:
+                pass
+        if widths and widths[0] > 1:
+            sizes[separator] = widths.count(widths[0]) / len(widths)
+    return max(sizes, key=lambda each: sizes[each]) if sizes else ","
+
+
+@contextmanager
+def _long_cells(text: str) -> Iterator[None]:
+    """Let a cell be as long as the whole text; the limit is one of the whole process."""
+    before = csv.field_size_limit(len(text) + 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parse_csv(
+    path: Path, text: str, separator: str, *, first: int
+) -> Iterator[tuple[int, dict[str, Any]] | RowError]:
     header: list[str] | None = None
+    for line, cells in _cells(text, separator):
+        number = line + first - 1
+        if isinstance(cells, csv.Error):
+            if header is None:
+                raise RowError(path, number, f"the header cannot be read: {cells}") from None
+            yield RowError(path, number, f"not CSV: {cells}")
+        elif len(cells) <= 1 and not "".join(cells).strip():
+            continue
+        elif header is None:
+            header = _header(path, number, cells)
+        elif len(cells) == len(header):
+            yield number, dict(zip(header, cells, strict=True))
+        else:
+            yield RowError(path, number, _wrong_width(header, cells, SEPARATORS[separator]))
+
+
+def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """The cells of every row with the line on which it starts."""
+    start = text.lstrip("\n").partition("\n")[0]
+    spaced = separator in start and start.count(separator) == start.count(f"{separator} ")
+    # strict: a quote that is never closed would otherwise swallow the rest of the file silently.
+    reader = csv.reader(
+        io.StringIO(text), strict=True, delimiter=separator, skipinitialspace=spaced
+    )
     while True:
         line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if header is None:
-                raise RowError(path, line, f"the header cannot be read: {error}") from None
-            yield RowError(path, line, f"not CSV: {error}")
-            continue
-        if len(cells) <= 1 and not "".join(cells).strip():
-            continue
-        if header is None:
-            header = _header(path, line, cells)
-        elif len(cells) == len(header):
-            yield line, dict(zip(header, cells, strict=True))
-        else:
-            yield RowError(path, line, _wrong_width(header, cells))
+        with _long_cells(text):
+            try:
+                cells: list[str] | csv.Error = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                cells = error
+        yield line, cells
 
 
 def _header(path: Path, line: int, cells: list[str]) -> list[str]:
-    twice = {name for name in cells if cells.count(name) > 1}
+    names = [cell.strip() for cell in cells]
+    twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise RowError(path, line, f"the column {min(twice)!r} occurs twice in the header")
-    return cells
+    return names
 
 
-def _wrong_width(header: list[str], cells: list[str]) -> str:
+def _wrong_width(header: list[str], cells: list[str], separator: str) -> str:
     if len(cells) < len(header):
         lacking = ", ".join(map(repr, header[len(cells) :]))
         return f"{len(cells)} of {len(header)} cells, {shown(cells)}; missing column {lacking}"
     return (
         f"{len(cells)} cells for {len(header)} columns, the first one too many is "
-        f"{shown(cells[len(header)])}; put quotes around a cell that holds a comma"
+        f"{shown(cells[len(header)])}; put quotes around a cell that holds a {separator}"
     )
 
 

@@ -76,7 +76,7 @@ def _roles(stages: set[str]) -> tuple[dict[str, Split], list[str]]:
 
 def _key(row: Record) -> str:
     """What may not occur in two splits: the prompt, or the text where there is no prompt."""
-    return row.prompt or row.completion
+    return row.key or row.prompt or row.completion
 
 
 def _without_shared_prompts(

@@ -1,6 +1,6 @@
 """What a task is, and the loss and accuracy that every task shares."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -89,9 +89,7 @@ def collate(
     Raises:
         ValueError: a row without tokens.
     """
-    for i, (context, target) in enumerate(rows):
-        if not context and not target:
-            raise ValueError(f"row {i} of the batch has no tokens; leave it out")
+    require_tokens([context or target for context, target in rows])
     width = max(len(context) + len(target) for context, target in rows)
     batch = {
         key: torch.full((len(rows), width), fill, dtype=torch.int64)
@@ -107,6 +105,16 @@ def collate(
         batch["labels"][i, span] = ids.masked_fill(known, IGNORE)
     batch["position_ids"] = position_ids(batch["attention_mask"])
     return batch
+
+
+def require_tokens(rows: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError where a row has no tokens; it is named by its place among all of them.
+
+    For callers that put rows of like length together before they run.
+    """
+    for i, row in enumerate(rows):
+        if not len(row):
+            raise ValueError(f"row {i} of {len(rows)} (counted from 0) has no tokens; leave it out")
 
 
 def position_ids(attention_mask: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:

@@ -3,10 +3,10 @@
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,9 +16,9 @@ from frenet.geometry import rng
 from frenet.network.context import measuring
 from frenet.network.examples import Example, Options, encoded, prepare
 from frenet.network.files import OnBad, shown
-from frenet.network.schemas import Record, Template, recognise, records
+from frenet.network.schemas import Template
 from frenet.network.scoring import continuation_log_probabilities, weighted_accuracy
-from frenet.network.sources import rows_of
+from frenet.network.tables import Columns, Reading, read_table
 from frenet.network.tasks import Batch, Split, collate, token_loss
 from frenet.network.tokens import Encoded, encode, of_one_prompt
 
@@ -37,6 +37,7 @@ class TextTask:
         padding_side: where shorter rows are padded; measurements do not depend on it.
         score_rows: rows of the fixed sample that ``score`` uses.
         whole: a split that is smaller than a batch serves as a whole, in place of an error.
+        chat: the texts are what a chat template wrote, and are read as they are.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TextTask:
     padding_side: str = "left"
     score_rows: int = 128
     whole: bool = False
+    chat: bool = False
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Mean loss in nats per target token."""
@@ -120,7 +122,7 @@ class TextTask:
         if not self.labels:
             raise ValueError(f"task {self.name!r} has no label set; pass Template(labels=...)")
         pairs = [(prompt, label) for prompt in prompts for label in self.labels]
-        found = encode(self.tokenizer, pairs, max_length=self.max_length)
+        found = encode(self.tokenizer, pairs, max_length=self.max_length, chat=self.chat)
         good = [item for item in found if isinstance(item, Encoded)]
         if len(good) < len(found):
             index, why = next((i, w) for i, w in enumerate(found) if isinstance(w, str))
@@ -148,7 +150,7 @@ class TextTask:
             raise ValueError(f"task {self.name!r} is plain text: it has no answers to shuffle")
         examples: dict[Split, tuple[Example, ...]] = {}
         notes = list(self.notes)
-        options = Options(f"task {self.name!r}", self.tokenizer, self.max_length)
+        options = Options(f"task {self.name!r}", self.tokenizer, self.max_length, chat=self.chat)
         for split, rows in self.examples.items():
             source = rng.generator(seed, "shuffled", self.name, split)
             order = torch.randperm(len(rows), generator=source).tolist()
@@ -183,11 +185,16 @@ def text_tasks(
     *,
     max_length: int,
     seed: int = 0,
+    columns: Columns | None = None,
+    prompt: str | None = None,
+    completion: str | None = None,
+    words: Mapping[str, str] | Sequence[str] | None = None,
+    chat: bool = False,
     template: Template | None = None,
     on_bad: OnBad = "error",
     limit: int | None = None,
 ) -> dict[str, TextTask]:
-    """The tasks of a JSONL or CSV file, or of a data set on the hub, by name.
+    """The tasks of a JSONL, JSON or CSV file, or of a data set on the hub, by name.
 
     Args:
         source: a file; "frenet:words" or "frenet:comparisons", which are made here; or, where
@@ -196,6 +203,15 @@ def text_tasks(
         tokenizer: the model's own.
         max_length: the model's context length in tokens, or less.
         seed: fixes the splits that the data do not come with.
+        columns: which columns play which role, as {"prompt": "text", "label": "stars", "ignore":
+            "id"}. Roles are prompt, completion, label, ignore, system and the fields of the known
+            schemas; several columns of one role are joined by an empty line.
+        prompt: text with ``{field}`` in place of the schema's own prompt.
+        completion: the same in place of its completion.
+        words: what to write for the values of a label, as {"0": "bad", "1": "good"}.
+        chat: prompts and completions go through the tokenizer's chat template. Rows of
+            ``messages``, and of ``prompt`` and ``response``, always do, and only the assistant's
+            tokens are scored.
         template: how a row becomes prompt and completion; None recognises the known schemas.
         on_bad: "error" stops at the first bad row, "skip" leaves bad rows out and says so in the
             notes.
@@ -203,46 +219,34 @@ def text_tasks(
 
     Raises:
         RowError: a bad row; names file, line and value.
-        ValueError: no known schema fits, or a task has fewer than three prompts.
+        ValueError: no known schema fits, a column is left that is usually part of a prompt or a
+            label, or a task has fewer than three prompts.
         FileNotFoundError, ConnectionError: the source cannot be reached.
     """
     if max_length < 2:
         raise ValueError(f"max_length={max_length}; at least 2 tokens are needed")
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}; pass at least 1, or None for all rows")
-    read = _read(source, template, on_bad=on_bad)
+    reading = Reading.of(
+        columns, template=template, prompt=prompt, completion=completion, words=words, chat=chat
+    )
+    read = read_table(source, reading, on_bad=on_bad, tokenizer=tokenizer)
     labels = read.template.labels
-    options = Options(read.source, tokenizer, max_length, seed, labels, on_bad, limit)
+    options = Options(
+        read.source, tokenizer, max_length, seed, labels, on_bad, limit, chat=read.chat
+    )
+    before = (*(f"skipped: {error}" for error in read.bad), *read.notes)
     tasks = {}
     for name, part in read.by_task.items():
         examples, labels, notes = prepare(name, part, options)
-        tasks[name] = TextTask(name, examples, tokenizer, max_length, labels, read.notes + notes)
+        tasks[name] = TextTask(
+            name, examples, tokenizer, max_length, labels, (*before, *notes), chat=read.chat
+        )
     return tasks
 
 
 def task_names(
-    source: str | Path, *, template: Template | None = None, on_bad: OnBad = "error"
+    source: str | Path, reading: Reading | None = None, *, on_bad: OnBad = "error"
 ) -> tuple[str, ...]:
     """The names that ``text_tasks`` gives the tasks of ``source``; no tokenizer is needed."""
-    return tuple(_read(source, template, on_bad=on_bad).by_task)
-
-
-class _Read(NamedTuple):
-    source: str
-    template: Template
-    by_task: dict[str, list[Record]]
-    notes: tuple[str, ...]
-
-
-def _read(source: str | Path, template: Template | None, *, on_bad: OnBad) -> _Read:
-    """The rows of a source as text, by task; a file without a task field is one task."""
-    rows = rows_of(source, on_bad=on_bad)
-    template = template or recognise(rows)
-    found, bad = records(rows, template, on_bad=on_bad)
-    by_task: dict[str, list[Record]] = {}
-    for record in found:
-        by_task.setdefault(record.task or Path(rows.source).stem, []).append(record)
-    if not by_task:
-        raise ValueError(f"{rows.source} holds no usable row; the first bad one: {bad[0]}")
-    notes = tuple(f"skipped: {error}" for error in (*rows.skipped, *bad))
-    return _Read(rows.source, template, by_task, rows.notes + notes)
+    return tuple(read_table(source, reading or Reading(), on_bad=on_bad).by_task)

@@ -44,7 +44,12 @@ def join(prompt: str, completion: str) -> str:
 
 
 def encode(
-    tokenizer: Any, pairs: Sequence[tuple[str, str]], *, max_length: int, end: bool = True
+    tokenizer: Any,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    max_length: int,
+    end: bool = True,
+    chat: bool = False,
 ) -> list[Encoded | str]:
     """Token ids of prompt and completion pairs; a string says why a pair cannot be used.
 
@@ -62,13 +67,16 @@ def encode(
         max_length: most tokens of an example.
         end: keep the end that the tokenizer writes; False for answers that are read at their last
             token.
+        chat: the texts are what a chat template wrote: they are complete, so that neither a space
+            nor anything of the tokenizer's is put into them, and their special tokens are meant.
     """
     if not pairs:
         return []
-    wholes = _tokenised(tokenizer, [join(prompt, completion) for prompt, completion in pairs])
+    texts = [a + b if chat else join(a, b) for a, b in pairs]
+    wholes = _tokenised(tokenizer, texts, bare=chat)
     prompts = list(dict.fromkeys(prompt for prompt, _ in pairs if prompt))
-    alone = dict(zip(prompts, _tokenised(tokenizer, prompts), strict=True))
-    special = special_ids(tokenizer)
+    alone = dict(zip(prompts, _tokenised(tokenizer, prompts, bare=chat), strict=True))
+    special = frozenset() if chat else special_ids(tokenizer)
     found: list[Encoded | str] = []
     for (prompt, _), text in zip(pairs, wholes, strict=True):
         spelled = next((token for token in text.own if token in special), None)
@@ -82,7 +90,7 @@ def encode(
     return found
 
 
-def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def text_ids(tokenizer: Any, texts: Sequence[str], *, chat: bool = False) -> list[list[int]]:
     """Token ids of texts that go on, or that are read at their last token, such as prompts.
 
     They have the beginning that the tokenizer writes before a text, once, and no end behind.
@@ -90,8 +98,9 @@ def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     Args:
         tokenizer: used, never changed.
         texts: of any length.
+        chat: they are what a chat template wrote, and get nothing of the tokenizer's.
     """
-    return [text.lead + text.own for text in _tokenised(tokenizer, texts)]
+    return [text.lead + text.own for text in _tokenised(tokenizer, texts, bare=chat)]
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
@@ -146,21 +155,22 @@ def of_one_prompt(items: Sequence[Encoded]) -> list[Encoded]:
     ]
 
 
-def _tokenised(tokenizer: Any, texts: Sequence[str]) -> list[_Text]:
-    """The texts as the tokenizer writes them, their beginning once."""
+def _tokenised(tokenizer: Any, texts: Sequence[str], *, bare: bool = False) -> list[_Text]:
+    """The texts as the tokenizer writes them, their beginning once; bare without what it adds."""
     if not texts:
         return []
     fast = getattr(tokenizer, "is_fast", False)
-    found = _with_offsets(tokenizer, texts) if fast else _by_comparison(tokenizer, texts)
+    read = _with_offsets if fast else _by_comparison
+    found = read(tokenizer, texts, bare=bare)
     bos = getattr(tokenizer, "bos_token_id", None)
     return [_begun_once(text, bos) for text in found]
 
 
-def _with_offsets(tokenizer: Any, texts: Sequence[str]) -> Iterator[_Text]:
+def _with_offsets(tokenizer: Any, texts: Sequence[str], *, bare: bool) -> Iterator[_Text]:
     """By the mask of what the tokenizer itself has put around the text."""
     batch = tokenizer(
         list(texts),
-        add_special_tokens=True,
+        add_special_tokens=not bare,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
         return_attention_mask=False,
@@ -174,13 +184,15 @@ def _with_offsets(tokenizer: Any, texts: Sequence[str]) -> Iterator[_Text]:
         yield _Text(ids[:start], ids[start:stop], ids[stop:], ends)
 
 
-def _by_comparison(tokenizer: Any, texts: Sequence[str]) -> Iterator[_Text]:
+def _by_comparison(tokenizer: Any, texts: Sequence[str], *, bare: bool) -> Iterator[_Text]:
     """By what the tokenizer makes of the text when it is asked to put nothing around it."""
     for text in texts:
         ids, own = (
             list(tokenizer(text, add_special_tokens=add, verbose=False)["input_ids"])
             for add in (True, False)
         )
+        if bare:
+            ids = own
         places = range(len(ids) - len(own) + 1)
         start = next((i for i in places if ids[i : i + len(own)] == own), None)
         if start is None:

@@ -197,6 +197,7 @@ def _model_and_task(part: Part) -> "tuple[nn.Module, Any, int]":
     else:
         loaded = load(part.network)
         tokenizer, model = loaded.tokenizer, loaded.model
-    found = text_tasks(part.config.tasks[0], tokenizer, max_length=64)
+    read = part.config.rows_read()
+    found = text_tasks(part.config.tasks[0], tokenizer, max_length=64, **read)
     model = attach_lora(model, rank=part.config.rank, seed=0)
     return model, replace(next(iter(found.values())), whole=True), MODEL_ROWS

@@ -1,0 +1,54 @@
+"""How the rows of the user's files are read: the settings that all commands share."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frenet.network.tables import Reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingConfig:
+    """Which columns are read, and how they become prompts and completions."""
+
+    columns: tuple[str, ...] = ()
+    """What columns of the task files are, where their names do not say it: prompt=NAME
+    completion=NAME label=NAME, fields of the known schemas, system=NAME with --chat, and
+    ignore=NAME,NAME. Several columns of one role are joined by an empty line."""
+    prompt: str = ""
+    """Prompt with {field} in the places that a row fills, {field?} where a row may have nothing.
+    Empty: that of the known schema."""
+    completion: str = ""
+    """What is scored, written in the same way. Empty: that of the known schema."""
+    chat: bool = False
+    """Prompts and answers go through the chat template of the model's tokenizer, as rows of
+    messages, and of prompt and response, always do."""
+
+    def rows_read(self) -> dict[str, Any]:
+        """These settings as arguments of ``text_tasks`` and ``contrasts``."""
+        return {
+            "columns": self.columns or None,
+            "prompt": self.prompt or None,
+            "completion": self.completion or None,
+            "chat": self.chat,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskReadingConfig(ReadingConfig):
+    """The same for tasks, whose labels may be written as other words."""
+
+    words: tuple[str, ...] = ()
+    """What to write for the values of a label: 0=negative 1=positive. Empty: the values as they
+    are."""
+
+    def rows_read(self) -> dict[str, Any]:
+        """These settings as arguments of ``text_tasks``."""
+        return super().rows_read() | {"words": self.words}
+
+
+def reading_of(arguments: dict[str, Any]) -> "Reading":
+    """The reading that these arguments of ``text_tasks`` or ``contrasts`` make."""
+    from frenet.network.tables import Reading
+
+    return Reading.of(arguments.pop("columns"), **arguments)
