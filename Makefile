@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A banner of the documentation's theme about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-slow results bench families docs dist clean
+.PHONY: demo test test-slow results bench families reads docs dist clean
 
 demo: .venv/installed
 	$(BIN)/frenet demo --out runs/demo
@@ -33,6 +33,10 @@ bench: .venv/installed build/peers/installed
 # Minutes: every family of the installed transformers that has a causal language model, tiny.
 families: .venv/installed
 	$(BIN)/python benchmarks/families.py
+
+# The page of what frenet reads, from the marks of the tests.
+reads: .venv/installed
+	$(BIN)/python docs/reads.py
 
 # Apart from .venv, so that the tests do not see them; a peer that is missing has a row that says so.
 build/peers/installed: benchmarks/peers.txt | .venv/installed

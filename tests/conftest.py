@@ -25,3 +25,13 @@ def unchecked() -> Iterator[None]:
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def says(request: pytest.FixtureRequest) -> str:
+    """The words of the mark ``reads`` of a test, which the test looks for in the message."""
+    mark = request.node.get_closest_marker("reads")
+    words = mark.kwargs.get("says", "") if mark else ""
+    if not words:
+        pytest.fail("the fixture 'says' is for a test whose mark 'reads' has words in 'says'")
+    return words
