@@ -21,6 +21,7 @@ from frenet.network.checkpoints import (
     tensor_shapes,
 )
 from frenet.network.gguf import convert_gguf, say_on_stderr
+from frenet.network.gguf_file import is_part
 from frenet.network.limits import context_length
 from frenet.network.made_data import is_made
 from frenet.network.made_folder import read_record
@@ -121,7 +122,7 @@ def load(
     notes: list[str] = []
     if isinstance(where, Path) and where.is_file():
         kind, where = "gguf", convert_gguf(where, say=say)
-        notes.append(_gguf_note(where, dtype))
+        notes += _gguf_notes(where, dtype)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model, said = _model(where, dtype, place)
     notes += said
@@ -148,7 +149,7 @@ def _place(source: str | Path) -> Path | str:
     if path.is_file():
         if path.suffix.lower() in PICKLED:
             refuse_pickled(path, [path.name])
-        if path.suffix.lower() != ".gguf":
+        if path.suffix.lower() != ".gguf" and not is_part(path):
             raise ValueError(
                 f"{path} is not a model; pass the folder that holds config.json and the weights, "
                 "or a .gguf file"
@@ -185,12 +186,13 @@ def _tower_notes(model: nn.Module) -> list[str]:
     ]
 
 
-def _gguf_note(folder: Path, dtype: torch.dtype) -> str:
+def _gguf_notes(folder: Path, dtype: torch.dtype) -> list[str]:
     record = read_record(folder)
-    return (
+    return [
         f"{record['file']}: stored as {record['quantisation']}, dequantised, measured in {dtype}; "
-        "results refer to the dequantised weights"
-    )
+        "results refer to the dequantised weights",
+        *record["notes"],
+    ]
 
 
 def _model(where: Path | str, dtype: torch.dtype, device: torch.device) -> tuple[Any, list[str]]:
