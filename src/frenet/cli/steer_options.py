@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 Vector = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VECTOR")]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Out = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 
 
@@ -30,6 +31,10 @@ class Source:
     """Longest prompt in tokens; longer ones lose their beginning."""
     path: str = ""
     """Dotted name of the list of blocks, where it is not found by itself."""
+    dtype: Dtype = "float32"
+    """Of the weights in memory."""
+    device: str = ""
+    """Where the model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,12 @@ class Compare:
     """Name of the contrast, where the files hold several."""
     prompt: str = ""
     """Prompt with {field} in the places that a row fills. Empty: that of the known schema."""
+    path: str = ""
+    """Dotted name of the list of blocks, where it is not found by itself."""
+    dtype: Dtype = "float32"
+    """Of the model's weights in memory."""
+    device: str = ""
+    """Where the model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
     json: bool = False
     """Print the result as JSON on standard output, and nothing else there."""
 
@@ -90,6 +101,10 @@ class Apply:
     """Most new tokens."""
     path: str = ""
     """Dotted name of the list of blocks, where it is not found by itself."""
+    dtype: Dtype = "float32"
+    """Of the weights in memory."""
+    device: str = ""
+    """Where the model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
     json: bool = False
     """Print the result as JSON on standard output, and nothing else there."""
 

@@ -26,7 +26,7 @@ class Rope(NamedTuple):
     Attributes:
         tensors: names of those that are factors of frequencies.
         dimensions: of a head that are turned.
-        frequencies: of the pairs, in radians a position; None for YaRN, whose are not computed here.
+        frequencies: of the pairs, in radians a position; None for YaRN, which is not computed here.
     """
 
     tensors: frozenset[str]

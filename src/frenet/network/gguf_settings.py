@@ -265,7 +265,7 @@ def _slides(pattern: Any, count: int) -> list[bool]:
 
 
 def _attention(settings: Settings) -> None:
-    """The scale of attention logits, which llama.cpp knows by the number of blocks for two models."""
+    """The scale of attention logits; of two models llama.cpp knows it by their blocks."""
     file, config, blocks = settings.file, settings.config, settings.left.get("block_count")
     if not settings.has("query_pre_attn_scalar"):
         if settings.has("attention_multiplier") and settings.left.get("attention.scale"):

@@ -123,7 +123,7 @@ def load(
     if isinstance(where, Path) and where.is_file():
         kind, where = "gguf", convert_gguf(where, say=say)
         notes += _gguf_notes(where, dtype)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _device(device)
     model, said = _model(where, dtype, place)
     notes += said
     tokens = _tokenizer(_place(tokenizer) if tokenizer is not None else where, model)
@@ -137,6 +137,23 @@ def load(
         model, tokens, str(source), kind, dtype, fingerprint(model), tuple(notes),
         None if adapter is None else str(adapter),
     )  # fmt: skip
+
+
+def _device(asked: torch.device | str | None) -> torch.device:
+    """The device asked for, or the GPU where there is one; ValueError for one that is not there."""
+    if not asked:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(asked)
+        torch.empty(0, device=found)
+    # What torch raises for a device hangs on its kind.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={str(asked)!r} cannot be used here: {first[:200]}; pass cpu, cuda or cuda:1, "
+            "or nothing for the GPU if there is one"
+        ) from None
+    return found
 
 
 def _place(source: str | Path) -> Path | str:
