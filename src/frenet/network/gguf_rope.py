@@ -1,16 +1,14 @@
 """Rotary positions of a GGUF file: base, width, stretching, and factors stored as tensors."""
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from frenet.network.gguf_file import AGAIN
-
-if TYPE_CHECKING:
-    from frenet.network.gguf_settings import Settings
+from frenet.network.gguf_keys import Settings
 
 FREQUENCIES = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
@@ -34,7 +32,7 @@ class Rope(NamedTuple):
     frequencies: np.ndarray | None
 
 
-def carry_rope(settings: "Settings") -> Rope | None:
+def carry_rope(settings: Settings) -> Rope | None:
     """Give a configuration the rotary positions of a file; None where it has none.
 
     What it cannot express stays among ``settings.left``.
@@ -101,7 +99,7 @@ def _frequencies(
     return np.asarray(plain / divided / (found.get("factor", 1.0) if not factors else 1.0))
 
 
-def _stretched(settings: "Settings") -> dict[str, Any]:
+def _stretched(settings: Settings) -> dict[str, Any]:
     """Scaling by a factor: linear, or YaRN."""
     left = settings.left
     factor = float(left.get("rope.scaling.factor", left.get("rope.scale_linear", 0.0)) or 1.0)
@@ -135,14 +133,14 @@ def _stretched(settings: "Settings") -> dict[str, Any]:
     return found
 
 
-def _drop(settings: "Settings", *names: str) -> None:
+def _drop(settings: Settings, *names: str) -> None:
     """Count keys of the scaling as understood."""
     for name in names:
         settings.take(f"rope.scaling.{name}")
 
 
 def _factors(
-    settings: "Settings", factors: dict[str, np.ndarray], base: float, turned: int
+    settings: Settings, factors: dict[str, np.ndarray], base: float, turned: int
 ) -> dict[str, Any]:
     """Factors by which single frequencies are divided; nothing where the file has none."""
     if not factors or all((values == 1).all() for values in factors.values()):
