@@ -112,8 +112,8 @@ def test_a_steering_vector_of_half_precision_is_nearly_that_of_float32(folder, t
     compared = ("steer", "compare", again, again, *source, "--dtype", "float32", "--device", "cpu")
     assert main([*map(str, compared)]) == 0
     applied = (
-        "steer", "apply", tmp_path / "bfloat16.safetensors", "--model", folder / "llama", "--prompt", "is it", "--tokens", 2,
-        "--dtype", "bfloat16",
+        "steer", "apply", tmp_path / "bfloat16.safetensors", "--model", folder / "llama",
+        "--prompt", "is it", "--tokens", 2, "--dtype", "bfloat16",
     )  # fmt: skip
     assert main([*map(str, applied)]) == 0
 
