@@ -422,7 +422,8 @@ def test_the_reader_of_a_pipe_may_leave_early():
 
 def test_convert_prints_where_the_folder_is(monkeypatch, capsys):
     loader = types.ModuleType("frenet.network.load")
-    loader.convert_gguf = lambda file: file.with_suffix("")
+    loader.convert_gguf = lambda file, out: out or file.with_suffix("")
     monkeypatch.setitem(sys.modules, "frenet.network.load", loader)
     assert cli.main(["convert", "models/tiny.gguf"]) == 0
-    assert capsys.readouterr().out == f"{Path('models/tiny')}\n"
+    assert cli.main(["convert", "models/tiny.gguf", "--out", "mine"]) == 0
+    assert capsys.readouterr().out == f"{Path('models/tiny')}\nmine\n"

@@ -172,7 +172,7 @@ def _convert(args: list[str]) -> int:
     from frenet.network.load import convert_gguf
 
     with printing(False) as show:
-        show(convert_gguf(options.file))
+        show(convert_gguf(options.file, out=options.out))
     return DONE
 
 

@@ -96,6 +96,8 @@ class Convert:
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.gguf")]
     """The GGUF file."""
+    out: Folder = None
+    """The folder that is made. By default one in the cache, where --model FILE.gguf finds it."""
 
 
 def named(name: str, known: Mapping[str, T], what: str) -> T:

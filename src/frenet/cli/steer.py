@@ -61,9 +61,8 @@ def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
     """Model and the one contrast."""
     from frenet.experiments.steered import two_words
     from frenet.network.contrasts import contrasts
-    from frenet.network.load import load
 
-    loaded = load(options.model)
+    loaded = _loaded(options)
     found: dict[str, Contrast] = {}
     longest = min(options.max_length, loaded.context_length or options.max_length)
     for source in options.tasks:
@@ -76,6 +75,15 @@ def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
     if not options.only and len(found) != 1:
         raise ValueError(f"a vector has one contrast; pass --only with one of {listed(found)}")
     return loaded, found[options.only or next(iter(found))]
+
+
+def _loaded(options: "Source | Extract | Apply") -> "Loaded":
+    """The model as the options say."""
+    import torch
+
+    from frenet.network.load import load
+
+    return load(options.model, dtype=getattr(torch, options.dtype), device=options.device or None)
 
 
 def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any, list[Any]]:
@@ -123,8 +131,9 @@ def _compare(args: list[str]) -> int:
             source = Source(
                 options.model, options.tasks, only=options.only, columns=options.columns,
                 prompt=options.prompt, completion=options.completion, chat=options.chat,
+                path=options.path, dtype=options.dtype, device=options.device,
             )  # fmt: skip
-            nulls = _nulls(*_source(source), *vectors)
+            nulls = _nulls(*_source(source), *vectors, path=options.path or None)
         rows = [
             {
                 "block": block,
@@ -147,7 +156,12 @@ def _compare(args: list[str]) -> int:
 
 
 def _nulls(
-    loaded: "Loaded", contrast: "Contrast", first: "SteeringVector", second: "SteeringVector"
+    loaded: "Loaded",
+    contrast: "Contrast",
+    first: "SteeringVector",
+    second: "SteeringVector",
+    *,
+    path: str | None,
 ) -> dict[int, float]:
     """95% quantile of the cosine of a random vector of the stream's covariance, by block."""
     import torch
@@ -157,9 +171,9 @@ def _nulls(
     from frenet.methods.steering import contrast_streams
 
     for vector in (first, second):
-        vector.require_fits(loaded.model, loaded.fingerprint)
+        vector.require_fits(loaded.model, loaded.fingerprint, path=path)
     blocks = list(first.cosine(second))
-    streams = contrast_streams(loaded.model, contrast, blocks)
+    streams = contrast_streams(loaded.model, contrast, blocks, path=path)
     draw = rng.generator(0, "steer", "compare")
     nulls = {}
     for i, block in enumerate(blocks):
@@ -182,10 +196,9 @@ def _apply(args: list[str]) -> int:
         from frenet.methods.steered_generation import generate_steered, stream_norm
         from frenet.methods.steering_vector import load_vector
         from frenet.network.chat import asked
-        from frenet.network.load import load
         from frenet.network.tokens import text_ids
 
-        vector, loaded = load_vector(options.vector), load(options.model)
+        vector, loaded = load_vector(options.vector), _loaded(options)
         path = options.path or None
         vector.require_fits(loaded.model, loaded.fingerprint, path=path)
         block = vector.blocks[len(vector.blocks) // 2] if options.block is None else options.block

@@ -9,6 +9,7 @@ import tyro
 from frenet.experiments.reading import ReadingConfig
 
 Vector = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VECTOR")]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Out = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 
 
@@ -30,6 +31,10 @@ class Source(ReadingConfig):
     """Longest prompt in tokens; longer ones lose their beginning."""
     path: str = ""
     """Dotted name of the list of blocks, where it is not found by itself."""
+    dtype: Dtype = "float32"
+    """Of the weights in memory."""
+    device: str = ""
+    """Where the model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,12 @@ class Compare(ReadingConfig):
     """With --model: prompts whose streams say what chance is."""
     only: str = ""
     """Name of the contrast, where the files hold several."""
+    path: str = ""
+    """Dotted name of the list of blocks, where it is not found by itself."""
+    dtype: Dtype = "float32"
+    """Of the model's weights in memory."""
+    device: str = ""
+    """Where the model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
     json: bool = False
     """Print the result as JSON on standard output, and nothing else there."""
 
@@ -91,6 +102,10 @@ class Apply:
     """Most new tokens."""
     path: str = ""
     """Dotted name of the list of blocks, where it is not found by itself."""
+    dtype: Dtype = "float32"
+    """Of the weights in memory."""
+    device: str = ""
+    """Where the model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
     json: bool = False
     """Print the result as JSON on standard output, and nothing else there."""
 

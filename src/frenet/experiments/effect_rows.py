@@ -96,8 +96,10 @@ def effects_of(dosed: Dosed) -> Effects:
     items, model = dosed.subject.parts["report"].items, dosed.subject.model
     prompts = prompted(items)
     # Sizes of equal effect are looked for later, of which only the last token differs.
-    kept = prefixes(model, prompts)
-    found = steered_differences(model, prompts, {dosed.block: torch.cat(rows)}, kept=kept).double()
+    kept = prefixes(model, prompts, path=dosed.subject.path)
+    found = steered_differences(
+        model, prompts, {dosed.block: torch.cat(rows)}, kept=kept, path=dosed.subject.path
+    ).double()
     after, start, width = {}, 1, 2 * len(dosed.doses)
     for name, vectors in dosed.vectors.items():
         stop = start + width * len(vectors)
@@ -193,15 +195,15 @@ def ways(dosed: Dosed, prompts: "Sequence[Prompted]", kept: "Prefixes") -> list[
     from frenet.methods.steering_effect import answer_differences, steered_differences
     from frenet.network.sites import Site
 
-    model, space = dosed.subject.model, dosed.subject.space
+    model, space, path = dosed.subject.model, dosed.subject.space, dosed.subject.path
 
     def by_vector(name: str, size: float) -> float:
         added = {dosed.block: dosed.added(dosed.vectors[name][0], size)[None]}
-        return float(steered_differences(model, prompts, added, kept=kept).mean())
+        return float(steered_differences(model, prompts, added, kept=kept, path=path).mean())
 
     def vector_change(name: str, size: float) -> Callable[[], Any]:
         added = dosed.added(dosed.vectors[name][0], size)
-        return partial(add, model, {Site(dosed.block, "all"): added})
+        return partial(add, model, {Site(dosed.block, "all"): added}, path=path)
 
     def weight_change(size: float) -> Callable[[], Any]:
         return partial(space.displaced, model, dosed.step, size * dosed.norm / dosed.shift)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Cell
@@ -50,6 +50,14 @@ class NetworkConfig(TaskReadingConfig):
     """'full' (all weights) and 'lora' (rank-r adapters): the parameters that move."""
     rank: int = 4
     """Rank of the LoRA adapters."""
+    targets: tuple[str, ...] = ()
+    """Modules that a LoRA adapter goes on, by the last parts of their names. Empty: those that PEFT
+    takes for a model of this family."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of a language model's weights in memory. Below float32 only adapters move, which stay in it.
+    """
+    device: str = ""
+    """Where a language model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
     width: int = 64
     """Width of the synthetic transformer."""
     train_steps: int = 2400
@@ -128,6 +136,13 @@ def _not_checked(network: Network) -> list[str]:
         if not found:
             break
     return [found] if found else []
+
+
+def named_dtype(config: Any) -> Any:
+    """The dtype of torch that a configuration names."""
+    import torch
+
+    return getattr(torch, config.dtype)
 
 
 def prepare(config: NetworkConfig, cell: Cell) -> None:
@@ -220,7 +235,7 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import base_model
 
-    loaded = load(config.model)
+    loaded = load(config.model, dtype=named_dtype(config), device=config.device or None)
     longest = min(config.max_length, loaded.context_length or config.max_length)
     tasks = _text_tasks(config, loaded.tokenizer, longest)
     prints = [task.fingerprint for task in tasks.values()]
@@ -231,11 +246,15 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
         _require_batches(tasks[name], config)
     model: nn.Module = loaded.model
     if space == "lora":
-        model = attach_lora(model, rank=config.rank, seed=seed)
+        model = attach_lora(model, rank=config.rank, targets=config.targets or None, seed=seed)
     selected = ParamSpace.select(model)
+    selected.require_float32(model, "training")
     training = Training(config.learn_optimizer, config.learn_batch, config.learn_steps, seed=seed)
     untrained = selected.read(model)
     key = [loaded.fingerprint, prints, space, config.rank, config.max_length, str(training)]
+    # What was not there to choose is no part of the keys of caches that are there.
+    if (config.targets, config.dtype) != ((), "float32"):
+        key.append([*config.targets, config.dtype])
     if config.learn_steps:
         theta = _learned(
             key,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Experiment
@@ -31,6 +31,14 @@ class Reproduction(TaskReadingConfig):
     the preset takes."""
     experiments: tuple[str, ...] = ()
     """Only these experiments. By default all, in demo and smoke those of frenet demo."""
+    targets: tuple[str, ...] = ()
+    """Modules that a LoRA adapter goes on, by the last parts of their names. Empty: those that PEFT
+    takes for a model of this family."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of a language model's weights in memory. Below float32 only adapters move, which stay in it.
+    """
+    device: str = ""
+    """Where a language model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
 
 
 PRESETS = {
@@ -166,6 +174,7 @@ def settings(experiment: Experiment, network: str, wanted: Reproduction, *, pres
         "tasks": wanted.statements if steering else wanted.tasks,
         "only": _only(wanted, steering=steering),
         "chat": wanted.chat,
+        **{name: getattr(wanted, name) for name in ("targets", "dtype", "device")},
     }
     own = {"columns": wanted.columns, "prompt": wanted.prompt}
     stated = {"columns": wanted.statement_columns, "prompt": wanted.statement_prompt}

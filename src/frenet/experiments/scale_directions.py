@@ -110,6 +110,8 @@ class Config(DamageConfig, NetworkConfig):
     """Probes of the search's plan."""
     prompts: int = 64
     """Prompts in each of the three parts of the contrast."""
+    path: str = ""
+    """Dotted name of the list of blocks, where it is not found by itself."""
 
 
 @dataclass(frozen=True)
@@ -274,17 +276,20 @@ def steering_direction(spot: Spot) -> Steering | None:
     contrast.require_answers()
     own, choose, fresh = contrast.divided(3, seed=spot.seed, rows=spot.config.prompts)
     model = spot.network.model
-    blocks = list(range(len(residual_blocks(model)[1])))
+    path = spot.config.path or None
+    blocks = list(range(len(residual_blocks(model, path)[1])))
     if spot.config.steering:
         saved = load_vector(spot.config.steering)
-        saved.require_fits(model, saved.model)
+        saved.require_fits(model, saved.model, path=path)
         vectors = dict(saved.directions)
     else:
-        streams = contrast_streams(model, own, blocks)
+        streams = contrast_streams(model, own, blocks, path=path)
         vectors = {i: streams.at(i).difference().float() for i in blocks}
     few = prompted(choose.items)[:: max(1, len(choose.items) // 8)]
     slopes = {
-        i: effect_line(model, few, v, block=i).slope * float(v.norm()) if v.any() else 0.0
+        i: effect_line(model, few, v, block=i, path=path).slope * float(v.norm())
+        if v.any()
+        else 0.0
         for i, v in vectors.items()
     }
     block = max(slopes, key=lambda i: slopes[i])

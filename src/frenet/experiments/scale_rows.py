@@ -87,8 +87,13 @@ def steering_rows(spot: Spot, steering: Steering) -> Iterator[Row]:
     from frenet.methods.steering import contrast_streams
 
     yield from (note(spot.cell, text) for text in steering.fresh.notes)
-    line = effect_line(spot.network.model, steering.prompts, steering.vector, block=steering.block)
-    streams = contrast_streams(spot.network.model, steering.fresh, [steering.block])
+    path = spot.config.path or None
+    line = effect_line(
+        spot.network.model, steering.prompts, steering.vector, block=steering.block, path=path
+    )
+    streams = contrast_streams(
+        spot.network.model, steering.fresh, [steering.block], path=spot.config.path or None
+    )
     norm = float(streams.at(0).rows.norm(dim=1).square().mean().sqrt())
     length = float(steering.vector.norm())
     about = _About("steering", f"block {steering.block}", "stream", lambda r: abs(r) / norm)
@@ -209,7 +214,9 @@ def _fresh_cosine(spot: Spot, steering: Steering) -> float:
     from frenet.geometry.alignment import cosine
     from frenet.methods.steering import contrast_streams
 
-    streams = contrast_streams(spot.network.model, steering.fresh, [steering.block])
+    streams = contrast_streams(
+        spot.network.model, steering.fresh, [steering.block], path=spot.config.path or None
+    )
     return cosine(steering.vector, streams.at(0).difference())
 
 

@@ -32,10 +32,15 @@ class SearchConfig(TaskReadingConfig):
     """'lora': an adapter's parameters, a fresh one's where there is none; 'full': all weights."""
     rank: int = 4
     """Rank of a fresh adapter."""
+    targets: tuple[str, ...] = ()
+    """Modules that a fresh adapter goes on, by the last parts of their names. Empty: those that
+    PEFT takes for a model of this family."""
     where: str = ""
     """Regular expression for the names of the parameters that move. Empty: all of the space."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights in memory."""
+    device: str = ""
+    """Where the model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
     score: Literal["loss", "accuracy", "exact"] = "loss"
     """What to select by: the loss, the accuracy of tokens, or whole greedily generated answers."""
     sigma: str = "auto"

@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Cell, Column, Row
@@ -49,6 +49,16 @@ class SteeringConfig(ReadingConfig):
     """'full' (all weights) and 'lora' (rank-r adapters): the parameters that step."""
     rank: int = 4
     """Rank of the LoRA adapters."""
+    targets: tuple[str, ...] = ()
+    """Modules that a LoRA adapter goes on, by the last parts of their names. Empty: those that PEFT
+    takes for a model of this family."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of a language model's weights in memory. Below float32 only adapters move, which stay in it.
+    """
+    device: str = ""
+    """Where a language model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
+    path: str = ""
+    """Dotted name of the list of blocks, where it is not found by itself."""
     width: int = 64
     """Width of the synthetic transformer."""
     train_steps: int = 2400
@@ -74,6 +84,7 @@ class Steered(NamedTuple):
         parts: of the contrast, by name.
         tokenizer: of the model; None for the synthetic one.
         notes: what the report must say about it.
+        path: dotted name of the list of blocks; None where it is found by itself.
     """
 
     model: "nn.Module"
@@ -82,6 +93,7 @@ class Steered(NamedTuple):
     parts: "dict[str, Contrast]"
     tokenizer: Any
     notes: tuple[str, ...]
+    path: str | None = None
 
 
 def cells(config: SteeringConfig) -> list[Cell]:
@@ -157,7 +169,9 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
         contrast = synthetic_contrast(cell["behaviour"], rows=rows, seed=seed)
     else:
         # Adapters change the model that they are put on.
-        loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(config.model)
+        loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(
+            config.model, config.dtype, config.device
+        )
         model, tokenizer = loaded.model, loaded.tokenizer
         notes += [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes, ONE_MODEL]
         found: dict[str, Contrast] = {}
@@ -170,19 +184,22 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
         contrast = found[cell["behaviour"]]
     contrast.require_answers()
     if space == "lora":
-        targets = ["q_proj", "v_proj"] if config.model == "synthetic" else None
+        own = config.targets or None
+        targets = ["q_proj", "v_proj"] if config.model == "synthetic" else own
         model = attach_lora(model, rank=config.rank, targets=targets, seed=seed)
         selected = ParamSpace.select(model)
     else:
         selected = ParamSpace.select(model, lambda _, p: p.is_floating_point())
+        selected.require_float32(model, "a gradient step")
     parts = dict(zip(PARTS, contrast.divided(len(PARTS), seed=seed, rows=config.rows), strict=True))
-    count = len(residual_blocks(model)[1])
+    count = len(residual_blocks(model, config.path or None)[1])
     if beyond := [block for block in config.blocks if not 0 <= block < count]:
         raise ValueError(f"there is no block {beyond[0]}; this model has blocks 0 to {count - 1}")
     sizes = ", ".join(f"{len(part.items)} {name}" for name, part in parts.items())
     notes += [*contrast.notes, f"{contrast.name}: {contrast.kind}; prompts: {sizes}"]
     blocks = config.blocks or tuple(range(count))
-    return Steered(model.eval(), selected, blocks, parts, tokenizer, tuple(notes))
+    path = config.path or None
+    return Steered(model.eval(), selected, blocks, parts, tokenizer, tuple(notes), path)
 
 
 def two_words(words: tuple[str, ...]) -> tuple[str, str] | None:
@@ -199,11 +216,13 @@ def two_words(words: tuple[str, ...]) -> tuple[str, str] | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model: str) -> Any:
+def _loaded(model: str, dtype: str, device: str) -> Any:
     """The model, kept for the next cell: a large one takes a minute to load."""
+    import torch
+
     from frenet.network.load import load
 
-    return load(model)
+    return load(model, dtype=getattr(torch, dtype), device=device or None)
 
 
 def _synthetic(width: int, steps: int, seed: int) -> "nn.Module":

@@ -83,8 +83,8 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
         shifted_prompts,
     )
 
-    model, parts = subject.model, subject.parts
-    streams = contrast_streams(model, parts["push"], subject.blocks)
+    model, parts, path = subject.model, subject.parts, subject.path
+    streams = contrast_streams(model, parts["push"], subject.blocks, path=path)
     norms = torch.cat([streams.positive, streams.negative]).norm(dim=2).square().mean(0).sqrt()
     index = _steerable(subject, streams, norms, dose=config.doses[0])
     block = subject.blocks[index]
@@ -92,7 +92,7 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
     # In place: of a large model's weights there is memory for few copies.
     step = push_gradient(model, pushed, space=subject.space).neg_()
     rows = shifted_prompts(parts["moved"])
-    moved = activation_shift(model, rows, step, space=subject.space, blocks=[block])
+    moved = activation_shift(model, rows, step, space=subject.space, blocks=[block], path=path)
     shift = moved[:, 0].mean(0).cpu()
     draw = rng.generator(cell["seed"], "steering-effect", cell["behaviour"])
     found = streams.at(index)
@@ -136,7 +136,7 @@ def _steerable(subject: Steered, streams: "Streams", norms: "torch.Tensor", *, d
         rows[2 * i], rows[2 * i + 1] = unit, -unit
         variants[block] = rows
     prompts = prompted(subject.parts["choose"].items)
-    effects = steered_differences(subject.model, prompts, variants).mean(0)
+    effects = steered_differences(subject.model, prompts, variants, path=subject.path).mean(0)
     return int((effects[0::2] - effects[1::2]).argmax())
 
 

@@ -63,7 +63,9 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     if skipped(subject, cell):
         return
     shifts = _shifts(subject, flipped=cell["push"] == "flipped")
-    answers = answer_directions(subject.model, prompted(subject.parts["choose"].items))
+    answers = answer_directions(
+        subject.model, prompted(subject.parts["choose"].items), path=subject.path
+    )
     choose = _layers(config, cell, subject, "choose", shifts, answers)
     chosen = max(choose, key=lambda row: float(str(row["z"])))["block"]
     for row in choose + _layers(config, cell, subject, "report", shifts, answers):
@@ -81,7 +83,9 @@ def _shifts(subject: Steered, *, flipped: bool) -> Shifts:
         pushed = push_items(subject.parts["push"], towards=towards, flipped=flipped)
         # In place: of a large model's weights there is memory for few copies.
         step = push_gradient(model, pushed, space=space).neg_()
-        return activation_shift(model, rows, step, space=space, blocks=subject.blocks)
+        return activation_shift(
+            model, rows, step, space=space, blocks=subject.blocks, path=subject.path
+        )
 
     rows = shifted_prompts(subject.parts["moved"])
     half = (len(rows) + 1) // 2
@@ -101,7 +105,9 @@ def _layers(
     from frenet.geometry.alignment import adjusted, cosine
     from frenet.methods.steering import contrast_streams
 
-    streams = contrast_streams(subject.model, subject.parts[part], subject.blocks)
+    streams = contrast_streams(
+        subject.model, subject.parts[part], subject.blocks, path=subject.path
+    )
     # The nulls of one part shuffle all blocks alike, as the blocks belong together.
     name = f"step-vs-vector {part}"
     own = shifts.report if part == "report" else shifts.choose

@@ -42,12 +42,17 @@ def load_subject(config: SearchConfig) -> Subject:
     from frenet.network.load import load
     from frenet.network.space import ParamSpace
 
-    loaded = load(config.model, dtype=getattr(torch, config.dtype), adapter=config.adapter or None)
+    loaded = load(
+        config.model, dtype=getattr(torch, config.dtype), device=config.device or None,
+        adapter=config.adapter or None,
+    )  # fmt: skip
     longest = min(config.max_length, loaded.context_length or config.max_length)
     task = _task(config, loaded.tokenizer, longest)
     model = loaded.model
     if config.space == "lora" and not hasattr(model, "peft_config"):
-        model = attach_lora(model, rank=config.rank, seed=config.seed)
+        model = attach_lora(
+            model, rank=config.rank, targets=config.targets or None, seed=config.seed
+        )
     if config.space == "full":
         for parameter in model.parameters():
             parameter.requires_grad_(True)

@@ -44,7 +44,8 @@ def lora_targets(model: nn.Module) -> tuple[str, ...]:
         return tuple(KNOWN[family])
     what = f"model type {family!r}" if family else "a model without configuration"
     raise ValueError(
-        f"no LoRA targets are known for {what}; pass targets= with some of its linear modules: "
+        f"no LoRA targets are known for {what}; pass targets= in Python, or --targets, with some "
+        "of its linear modules: "
         f"{', '.join(linear_modules(model))}"
     )
 

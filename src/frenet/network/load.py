@@ -17,6 +17,7 @@ from frenet.network.blocks import text_reach
 from frenet.network.checkpoints import fingerprint, tensor_shapes
 from frenet.network.folders import PICKLED, held, refuse_pickled, require_model_folder
 from frenet.network.gguf import convert_gguf, say_on_stderr
+from frenet.network.gguf_file import is_part
 from frenet.network.limits import context_length
 from frenet.network.made_data import is_made
 from frenet.network.made_folder import read_record
@@ -121,8 +122,8 @@ def load(
     where, notes = found.place, []
     if found.kind == "gguf":
         where = convert_gguf(found.place, say=say)
-        notes.append(_gguf_note(where, dtype))
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        notes += _gguf_notes(where, dtype)
+    place = _device(device)
     model, said = _model(where, dtype, place, name=found.name)
     notes += [*said, *found.notes]
     tokens = _tokenizer(_place(tokenizer) if tokenizer is not None else where, model)
@@ -138,6 +139,23 @@ def load(
     )  # fmt: skip
 
 
+def _device(asked: torch.device | str | None) -> torch.device:
+    """The device asked for, or the GPU where there is one; ValueError for one that is not there."""
+    if not asked:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(asked)
+        torch.empty(0, device=found)
+    # What torch raises for a device hangs on its kind.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={str(asked)!r} cannot be used here: {first[:200]}; pass cpu, cuda or cuda:1, "
+            "or nothing for the GPU if there is one"
+        ) from None
+    return found
+
+
 def _place(source: str | Path) -> Path | str:
     """An existing path, or a hub id; an error for what can be neither."""
     if is_made(source):
@@ -148,7 +166,7 @@ def _place(source: str | Path) -> Path | str:
     if path.is_file():
         if path.suffix.lower() in PICKLED:
             refuse_pickled(path, [path.name])
-        if path.suffix.lower() != ".gguf":
+        if path.suffix.lower() != ".gguf" and not is_part(path):
             raise ValueError(
                 f"{path} is not a model; pass the folder that holds config.json and the weights, "
                 "or a .gguf file"
@@ -245,12 +263,13 @@ def _tower_notes(model: nn.Module) -> list[str]:
     ]
 
 
-def _gguf_note(folder: Path, dtype: torch.dtype) -> str:
+def _gguf_notes(folder: Path, dtype: torch.dtype) -> list[str]:
     record = read_record(folder)
-    return (
+    return [
         f"{record['file']}: stored as {record['quantisation']}, dequantised, measured in {dtype}; "
-        "results refer to the dequantised weights"
-    )
+        "results refer to the dequantised weights",
+        *record["notes"],
+    ]
 
 
 def _model(

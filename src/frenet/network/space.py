@@ -174,8 +174,8 @@ class ParamSpace(Shown):
             if torch.finfo(parameter.dtype).bits < 32:
                 raise ValueError(
                     f"{what} moves the weights by less than {parameter.dtype} rounds {name} to; "
-                    "measure in float32: call model.float(), or load the model with "
-                    "dtype=torch.float32"
+                    "measure in float32 (--dtype float32, or model.float()), or move a LoRA "
+                    "adapter, which stays in float32 (--spaces lora, or attach_lora)"
                 )
 
     def locate(self, index: int) -> str:
