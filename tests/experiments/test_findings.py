@@ -296,6 +296,26 @@ def test_c4(values: list[float], lift: float, verdict: str) -> None:
     assert prefix_span(captures("prefix", values, lift=lift)).verdict == verdict
 
 
+def test_c4_lists_each_condition_at_its_largest_k_up_to_10() -> None:
+    rows = [
+        row
+        for k, values in ((5, [0.5] * 3), (10, [0.75] * 3), (16, [0.9] * 3))
+        for row in captures("prefix", values, k=k, rest=0.25)
+    ]
+    (part,) = prefix_span(rows).breakdown.rows
+    assert (part["k"], part["captured"], part["recoveries"]) == (10, 0.75, 3)
+    assert (part["random walk"], part["of the rest"]) == (pytest.approx(0.3), 0.25)
+
+
+def test_predictions_that_a_search_lacks_are_not_written_of() -> None:
+    """A sigma beyond what is to be trusted has gains and no prediction."""
+    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
+    whole = searched(rows).notes
+    bare = [row | {"predicted": None} if row["factor"] == 1.0 else row for row in rows]
+    gone = [note for note in whole if note not in searched(bare).notes]
+    assert [note.partition(":")[0] for note in gone] == ["sigma = 1.0 times sigma*"]
+
+
 def test_c4_is_about_lora() -> None:
     rows = captures("prefix", [0.80, 0.81, 0.82], space="full", lift=2.0)
     assert prefix_span(rows).verdict == "undecided"
@@ -525,6 +545,10 @@ def test_c5_says_how_well_either_prediction_ranks_the_places(order: int, rho: st
     ]
     by_density, by_curvature = (n for n in searched(rows).notes if n.startswith("Places ranked"))
     assert f"Spearman {rho} [{rho}, {rho}]" in by_density
+    assert by_density.endswith("mean of 3 cases with 5 places each.")
+    fewer = [row for row in rows if row["place"] != "name:d" or row["seed"] != 0]
+    note = next(n for n in searched(fewer).notes if n.startswith("Places ranked"))
+    assert note.endswith("mean of 3 cases with 4 to 5 places each.")
     assert "Spearman 1 [1, 1]" in by_curvature
 
 

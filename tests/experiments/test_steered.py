@@ -127,10 +127,10 @@ def test_a_model_that_does_not_know_the_labels_is_told() -> None:
 def test_at_chance_is_said_for_each_contrast_and_run() -> None:
     rows = [
         {"table": "behaviour", "behaviour": name, "p_known": p, "p_limit": 0.05}
-        for name, p in (("a", 0.5), ("a", 0.01), ("b", 0.01))
+        for name, p in (("a", 0.5), ("a", 0.01), ("a", 0.05), ("b", 0.01))
     ]
     (sentence,) = unknown_labels(rows)
-    assert sentence.startswith("In 1 of 2 runs the model is at chance on the labels of a")
+    assert sentence.startswith("In 1 of 3 runs the model is at chance on the labels of a")
 
 
 @pytest.mark.parametrize("findings", [step_findings, effect_findings])
@@ -168,6 +168,14 @@ def c6(cosines: list[float], nulls: list[float], behaviour: str = "b") -> list[d
 )
 def test_c6(cosines: list[float], nulls: list[float], verdict: str) -> None:
     assert step_findings.decide(c6(cosines, nulls)).verdict == verdict
+
+
+def test_the_axis_of_a_cosine_runs_from_minus_1_to_1() -> None:
+    rows = [row | {"ceiling": 0.9, "shuffled": 0.2, "matched": 0.3} for row in c6([0.6], [0.3])]
+    chart = step_findings.layer_chart(rows)
+    layers = chart.to_dict()["spec"]["layer"]  # type: ignore[attr-defined]
+    domains = [layer["encoding"]["y"]["scale"]["domain"] for layer in layers]
+    assert domains == [[-1, 1]] * len(layers)
 
 
 def test_small_p_values_of_negative_cosines_are_told_as_such() -> None:

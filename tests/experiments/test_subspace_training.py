@@ -169,6 +169,46 @@ def test_s1_at_equality_and_at_its_own_dimension() -> None:
     assert fixed_prefix(rows + smaller).verdict == "undecided"
 
 
+def test_the_notes_of_s1_and_s2_hold_every_basis_and_every_case() -> None:
+    rows = shares("prefix", [0.8] * 3, stop=20) + shares("gradients", [0.5] * 3, spent=30)
+    rows += shares("Adam-scaled gradients", [0.25] * 3) + shares("random", [0.1] * 3)
+    rows += shares("prefix from step k", [0.5] * 3) + shares("moving prefix", [0.75] * 3)
+    rows += shares("random from step k", [0.25] * 3) + shares("moving random", [0.5] * 3)
+    rows += [
+        {"table": "run", "seed": s, "status": status, "left_out": left_out}
+        for s, (status, left_out) in enumerate(
+            (("recovered", "10"), ("recovered", "10,5"), ("not recovered", ""))
+        )
+    ]
+    rows += [{"table": "rate", "chosen": True, "at_end": end} for end in (True, False, False)]
+    rows += [{"table": "rate", "chosen": False, "at_end": True}]
+    fixed, moving = (finding.notes for finding in (fixed_prefix(rows), refreshed_prefix(rows)))
+    assert fixed == (
+        "Regained from the damaged point, full, adam:1: prefix 0.80, gradients 0.50, "
+        "Adam-scaled gradients 0.25, random 0.10.",
+        "To find its basis the prefix takes 10 full steps that are thrown away here, a gradient "
+        "basis 30 gradients.",
+        "At equal steps, prefix minus: gradients +0.300 [+0.300, +0.300]; Adam-scaled gradients "
+        "+0.550 [+0.550, +0.550]; random +0.700 [+0.700, +0.700].",
+        "Recovered within the steps of the run: prefix 3 of 3 after 0.40 of its steps; gradients "
+        "0 of 3; Adam-scaled gradients 0 of 3; random 0 of 3; prefix from step k 0 of 3; moving "
+        "prefix 0 of 3; random from step k 0 of 3; moving random 0 of 3.",
+        "Rates are chosen by the loss on the training minibatches; the best was the last one tried "
+        "in 1 of 3 sweeps.",
+        "1 of 3 cases have no result: not recovered.",
+        "Left out where the run was shorter than k / 0.35: k = 5 in 1 of 3, k = 10 in 2 of 3.",
+    )
+    assert moving == (
+        "Regained with full steps on the way, full, adam:1: prefix from step k 0.50, moving prefix "
+        "0.75, random from step k 0.25, moving random 0.50.",
+        "Of that, their full steps alone regain, full, adam:1: prefix from step k 0.10, moving "
+        "prefix 0.10.",
+        "At equal steps, prefix from step k minus: random from step k +0.250 [+0.250, +0.250].",
+        "At equal steps, moving prefix minus: gradients +0.250 [+0.250, +0.250]; Adam-scaled "
+        "gradients +0.500 [+0.500, +0.500].",
+    )
+
+
 def test_s1_takes_the_best_of_the_other_bases() -> None:
     rows = shares("prefix", [0.60, 0.70, 0.81]) + shares("gradients", GRADIENTS)
     rows += shares("Adam-scaled gradients", [0.80, 0.90, 0.99])

@@ -123,9 +123,16 @@ def _convert(
     )
     with whole_files(folder, last=RECORD, alone=True, moves=moves) as unfinished:
         notes = _write_converted(path, file, unfinished)
-        about = {"architecture": file.architecture, "quantisation": file.quantisation}
-        about |= {"parameters": file.parameters, "notes": notes, "conversion": _CONVERSION}
-        seal_folder(unfinished, {"file": path.name, "sampled_sha256": digest} | about)
+        about = {
+            "file": path.name,
+            "sampled_sha256": digest,
+            "architecture": file.architecture,
+            "quantisation": file.quantisation,
+            "parameters": file.parameters,
+            "notes": notes,
+            "conversion": _CONVERSION,
+        }
+        seal_folder(unfinished, about)
 
 
 def _require_supported(file: GgufFile) -> None:
