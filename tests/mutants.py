@@ -243,10 +243,13 @@ def main() -> None:
     parser.add_argument("modules", nargs="+", help="below src/frenet, such as geometry/linalg")
     parser.add_argument("--draw", type=int, default=50, help="how many changes")
     parser.add_argument("--seed", type=int, default=0, help="decides which")
+    parser.add_argument("--only", nargs="+", default=(), help="layers whose part is judged")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one a change")
     asked = parser.parse_args()
     os.chdir(ROOT)
     drawn = draw(asked.modules, asked.draw, asked.seed)
+    if asked.only:
+        drawn = [mutant for mutant in drawn if mutant.module.split("/")[0] in asked.only]
     with tempfile.TemporaryDirectory() as folder:
         src = Path(folder, "src")
         shutil.copytree(SRC, src, ignore=shutil.ignore_patterns("__pycache__"))

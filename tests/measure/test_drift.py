@@ -1,6 +1,7 @@
 """Drift against a plane that rotates at a known speed, and a distribution that does not move."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -186,15 +187,20 @@ def test_every_third_step_is_held_out_and_the_others_fit_two_bases():
 
 
 def test_steps_and_gradients_of_any_length_count_alike():
-    """A rotating plane seen by vectors of norm 1.2e-30 to 1 has the ratio of its angle."""
-    draw = generator(0, "lengths")
-    blocks = [torch.randn(12, 2, generator=draw).double() @ plane(0.2 * i) for i in range(2)]
-    long = unit(torch.cat(blocks))
-    short = (1.2e-30 * long).float()
-    short[::2] = long[::2].float()
-    (expected,) = update_drift(long.float(), window=12, k=2).values()
+    long = unit(torch.randn(24, 30, generator=generator(0, "lengths")))
+    short = 1.2e-30 * long
+    short[::2] = long[::2]
+    (expected,) = update_drift(long, window=12, k=2).values()
     (found,) = update_drift(short, window=12, k=2).values()
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_of_any_length_become_unit_vectors():
+    model, task, space = quadratic(torch.linspace(1, 3, 12))
+    slope = task.gradient(space.read(model)).norm()
+    small = replace(task, H=task.H * (1.2e-30 / float(slope)))
+    rows = torch.cat(snapshot(model, small, Training("sgd:0"), space=space, n=1, step=0))
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
 
 
 def test_one_window_is_not_compared():
