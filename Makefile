@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A banner of the documentation's theme about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-slow results bench families reads docs dist clean
+.PHONY: demo test test-slow mutants results bench families reads docs dist clean
 
 demo: .venv/installed
 	$(BIN)/frenet demo --out runs/demo
@@ -19,6 +19,15 @@ test: .venv/installed
 # Real models: stories260K beside the repository, SmolLM2 where FRENET_TEST_GGUF names its file.
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow
+
+# How many of 100 changes of a line of mathematics, drawn with a fixed seed, the tests notice.
+MUTATED = $(addprefix geometry/,linalg basis subspace theory energy blocks) \
+	$(addprefix measure/,drift gradients spectra lifetime recovery bases) \
+	$(addprefix methods/,plan survey subspace task_vectors merged adapter_fit) \
+	experiments/intervals \
+	$(patsubst src/frenet/%.py,%,$(wildcard src/frenet/experiments/*_findings.py))
+mutants: .venv/installed
+	$(BIN)/python tests/mutants.py $(MUTATED) --draw 100 --seed 20261216 --out build/mutants.jsonl
 
 # Hours. The language models are those that are at hand: make results MODELS="./stories260K SmolLM2.gguf"
 results: .venv/installed

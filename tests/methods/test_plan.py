@@ -179,6 +179,23 @@ def test_winners_pay_for_the_curvature_of_other_data() -> None:
     assert found.best.selected == pytest.approx(SURVEY.local.gain(found.best.sigma, 64))
 
 
+def test_a_best_sigma_may_gain_all_the_loss_and_no_more():
+    star = SURVEY.best(64)
+    assert star is not None
+    assert dataclasses.replace(SURVEY, loss=star.gain).best(64) == star
+    assert dataclasses.replace(SURVEY, loss=star.gain * (1 - 1e-9)).best(64) is None
+
+
+@pytest.mark.parametrize(("transfer", "share"), [(2.0, 1.0), (0.5, 0.5), (0.0, 0.0), (-1.0, 0.0)])
+def test_what_does_not_transfer_does_not_count_elsewhere(transfer: float, share: float):
+    """sigma* = share m ||g|| / tr(H) with the trace of the other data."""
+    elsewhere = dataclasses.replace(SURVEY.local, trace=600.0)
+    found = dataclasses.replace(SURVEY, elsewhere=elsewhere, transfer=transfer)
+    star = share * 2 * expected_maximum(64) / 600
+    assert found.best_elsewhere(64) == pytest.approx(star, rel=1e-4, abs=1e-12)
+    assert dataclasses.replace(SURVEY, transfer=transfer).best_elsewhere(64) == 0.0
+
+
 def test_no_more_is_promised_than_there_is_to_gain():
     found = plan(dataclasses.replace(SURVEY, loss=0.01), budget=64)
     assert 0 < max(setting.held_out for setting in found.table) <= 0.01

@@ -427,6 +427,20 @@ def test_without_a_tolerance_one_percent_of_the_norm_may_be_lost(tmp_path):
         assert save_as_adapter(vector, tmp_path / str(rank), base=base).ranks == {name: rank}
 
 
+def test_a_weight_that_does_not_change_is_not_in_the_adapter(tmp_path):
+    base = tiny_llama()
+    names = [f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)]
+    shape = tuple(base.get_parameter(names[0]).shape)
+    change = torch.zeros(shape)
+    change[2, 3] = 1.0
+    deltas = {names[0]: torch.zeros(shape), names[1]: change}
+    vector = TaskVector(dict.fromkeys(names, shape), deltas.__getitem__, "by hand")
+    assert save_as_adapter(vector, tmp_path / "a", base=base).ranks == {names[1]: 1}
+    nothing = TaskVector({names[0]: shape}, deltas.__getitem__, "by hand")
+    with pytest.raises(ValueError, match="is zero in all 1 weights"):
+        save_as_adapter(nothing, tmp_path / "b", base=base)
+
+
 def test_an_adapter_cannot_hold_a_norm(tmp_path):
     base, name = tiny_llama(), "model.norm.weight"
     shape = tuple(base.get_parameter(name).shape)
