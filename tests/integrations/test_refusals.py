@@ -17,6 +17,7 @@ from frenet.integrations import checks
 from frenet.integrations.trained import trained_space
 from frenet.integrations.trainer import FrenetCallback, read_trajectory
 from frenet.network.memory import require_disk
+from frenet.network.space import ParamSpace
 from frenet.network.tasks import IGNORE
 from frenet.report import write_report
 from frenet.runs import read_run
@@ -122,11 +123,15 @@ def test_no_trained_parameter_frozen_ones_and_quantised_ones():
         trained_space(model, "weight")
 
 
-def test_parameters_on_several_devices():
+def test_parameters_on_several_devices(monkeypatch):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
-    with pytest.raises(ValueError, match="trained parameters are on cpu, meta"):
+    with pytest.raises(ValueError, match=r"1\.weight is on the meta device and has no values"):
         trained_space(model, None)
+    both = [model.get_parameter(name) for name in ("0.weight", "1.weight")]
     assert trained_space(model, "^0").names == ("0.weight", "0.bias")
+    monkeypatch.setattr(ParamSpace, "parameters", lambda *_: both)
+    with pytest.raises(ValueError, match="trained parameters are on cpu, meta"):
+        trained_space(model, "^0")
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])

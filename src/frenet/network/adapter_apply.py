@@ -87,6 +87,8 @@ def _wrapped(model: nn.Module, folder: Path) -> Any:
             warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(folder)
             config.inference_mode = False
+            if not hasattr(model, "prepare_inputs_for_generation"):
+                config.task_type = None  # the wrapper for language models generates
             return get_peft_model(model, config)
     except NoMatchingPeftModuleError:
         raise ValueError(

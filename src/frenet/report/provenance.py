@@ -1,5 +1,6 @@
 """How the numbers came about: the command, the configuration, what failed, the versions."""
 
+import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -38,8 +39,9 @@ def command_line(run: Run, experiment: Experiment) -> str:
         words += ["--preset", nearest]
         settings = changed[nearest]
     else:  # a command of its own, without presets or threads
-        own = {name: value for name, value in settings.items() if value != ""}
-        return shlex.join(["frenet", run.experiment, *_flags(own)])
+        defaults = {f.name: f.default for f in dataclasses.fields(experiment.config)}
+        given = _changed(run.config, {k: _stored(value) for k, value in defaults.items()})
+        return shlex.join(["frenet", run.experiment, *_flags(given)])
     words += _flags(settings)
     # Sums in another order are other rows, in the last digit.
     if run.manifest.get("threads"):
@@ -101,6 +103,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         else:
             # Settings are shown as they were given, not rounded.
             yield name, str(value) if isinstance(value, int | float) else figure(value)
+
+
+def _stored(value: Any) -> Any:
+    """A setting as it is read back from JSON."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _changed(config: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
