@@ -231,7 +231,7 @@ def test_an_adapter_beside_pickled_weights(places, says):
     kind="folders",
     given="one file of weights and an index of others",
     outcome="used: model.safetensors",
-    says="not",
+    says="model.safetensors is read, and not",
 )
 def test_a_second_set_of_weights_is_named(places, says):
     base, _, _ = places
@@ -240,7 +240,7 @@ def test_a_second_set_of_weights_is_named(places, says):
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     loaded = read(base)
     assert torch.equal(logits(loaded.model), logits(tiny_llama()))
-    said = f"model.safetensors is read, and {says} model-00001-of-00001.safetensors"
+    said = f"{says} model-00001-of-00001.safetensors"
     assert any(said in note for note in loaded.notes)
 
 
