@@ -10,7 +10,7 @@ from frenet.experiments.rank_findings import decide as rank
 from frenet.experiments.rank_findings import energy_chart, task_chart
 from frenet.experiments.recovery_figures import held
 from frenet.experiments.recovery_findings import fixed_plane, prefix_span
-from frenet.experiments.search_findings import best_gains, ranked
+from frenet.experiments.search_findings import best_gains, ranked, relative_gains
 from frenet.experiments.search_findings import decide as searched
 
 
@@ -260,6 +260,12 @@ def test_c2_says_where_capture_and_function_disagree() -> None:
     )
 
 
+@pytest.mark.parametrize(("regained", "said"), [(0.70, False), (0.72, True)])
+def test_capture_and_function_disagree_from_a_difference_of_0_1(regained: float, said: bool):
+    rows = captures("prefix", PREFIX, regained=regained)  # captured: 0.61 in the mean
+    assert any("is not function" in note for note in fixed_plane(rows).notes) is said
+
+
 def test_c2_says_under_which_damage_a_static_basis_is_not_small() -> None:
     rows = captures("prefix", PREFIX) + captures("task vectors", [0.1, 0.1, 0.1])
     rows += captures("prefix", PREFIX, optimizer="sgd:1")
@@ -473,6 +479,14 @@ def test_a_gain_that_still_grows_at_the_largest_sigma_is_not_compared(unit: str)
     falls = [row | {"factor": 4.0, "gain": 0.0} for row in beyond]
     assert searched(rows + grows + beyond).verdict == "supported"
     assert searched(rows + grows + beyond + falls).verdict == "contradicted"
+
+
+def test_a_search_that_gains_nothing_in_the_whole_space_has_no_share_of_it() -> None:
+    rows = best("all", RIGHT, 0.0) + best("random:10", RIGHT, 1.0)
+    assert relative_gains(rows, "random:") == []
+    gains = best("all", RIGHT, 2.0) + best("random:10", RIGHT, 1.0)
+    shares = [row["ratio"] for row in relative_gains(gains, "random:")]
+    assert shares == pytest.approx([0.5] * 3)
 
 
 def test_searches_without_a_best_sigma_do_not_enter_the_gain_of_those_with_one() -> None:

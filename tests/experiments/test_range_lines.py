@@ -209,6 +209,20 @@ def old(**columns):
     return {"seed": 1, "space": "lora", "task": "t", **columns}
 
 
+def test_panels_name_the_line_where_there_are_several():
+    rows = [
+        {"task": "t", "space": "lora", "coordinates": kind, "a": 1.0, "seed": 0, "loss": 1.0,
+         "random": 2.0, "others": None}
+        for kind in ("weights", "factors")
+    ]  # fmt: skip
+    for part, panels in (
+        (rows[:1], {"t"}),
+        (rows, {f"t: lora, in the {r['coordinates']}" for r in rows}),
+    ):
+        data = range_findings.along_chart(part).to_dict()["datasets"].values()
+        assert {row["panel"] for table in data for row in table if "panel" in row} == panels
+
+
 def test_rows_of_task_vectors_of_an_earlier_build_say_that_they_are_of_the_factors():
     rows = [
         old(table="along", a=1.0, loss=0.5, start=3.0, random=3.1, others=None, others_start=None),
