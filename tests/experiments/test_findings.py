@@ -5,6 +5,7 @@ import pytest
 from frenet.experiments import basis_drift, brackets
 from frenet.experiments import scale_findings as scale
 from frenet.experiments.drift_findings import decide as drift
+from frenet.experiments.drift_findings import drift_chart
 from frenet.experiments.intervals import estimate, high, low, outliers, over_seeds
 from frenet.experiments.rank_findings import decide as rank
 from frenet.experiments.rank_findings import energy_chart, task_chart
@@ -596,3 +597,37 @@ def test_charts_of_direction_scale_hold_what_they_show() -> None:
     assert {(row["life"], row["after"], row["by"]) for row in lives} == {(20.0, 0.5, 20.0)}
     lives = values(scale.map_chart(directions(relative=0.5, steps_low=50.0, steps_high=None)))
     assert {row["life"] for row in lives} == {50.0}
+
+
+def test_a_radius_that_is_only_a_lower_bound_says_so() -> None:
+    rows = directions(relative=0.5, relative_predicted=1.0, unbounded=False)
+    open_ended = [row | {"unbounded": row["direction"] == "random"} for row in rows]
+    shown = values(scale.radius_chart(open_ended))
+    assert {(row["direction"], row["series"]) for row in shown} == {
+        ("gradient", scale.FOUND), ("random", scale.AT_LEAST),
+        ("gradient", scale.QUADRATIC), ("random", scale.QUADRATIC),
+    }  # fmt: skip
+
+
+def test_deviations_are_shown_for_the_first_seed_where_they_can_be_seen() -> None:
+    rows = [
+        row | {"share": share, "deviation": deviation + 10 * row["seed"] + (row["sign"] < 0)}
+        for row in directions()
+        for share, deviation in ((1e-3, 1.0), (1.1e-3, 2.0), (1.0, 0.0), (29.0, 4.0), (30.0, 6.0))
+    ]
+    shown = [row for row in values(scale.deviation_chart(rows)) if "deviation" in row]
+    assert {row["deviation"] for row in shown} == {2.0, 4.0}
+
+
+def test_one_space_and_one_batch_size_are_not_listed() -> None:
+    notes = rank(energy([0.6, 0.61, 0.62], space="full")).notes
+    assert not [note for note in notes if note.startswith(("By batch size", "By space"))]
+    for spaces, named in ((["full"], False), (["full", "lora"], True)):
+        rows = [row for space in spaces for row in drifts([0.5, 0.5], 1.0, space=space)]
+        paths = {row["path"] for row in values(drift_chart(rows)) if "path" in row}
+        wanted = {f"adam:1e-3, {space}" if named else "adam:1e-3" for space in spaces}
+        assert paths == {*wanted, "frozen control"}
+
+
+def test_without_a_measured_prefix_no_k_is_named() -> None:
+    assert prefix_span([]).quantity == "LoRA recovery captured by the first few updates"
