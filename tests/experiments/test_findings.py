@@ -626,7 +626,7 @@ def test_one_space_and_one_batch_size_are_not_listed() -> None:
         rows = [row for space in spaces for row in drifts([0.5, 0.5], 1.0, space=space)]
         paths = {row["path"] for row in values(drift_chart(rows)) if "path" in row}
         wanted = {f"adam:1e-3, {space}" if named else "adam:1e-3" for space in spaces}
-        assert paths == {*wanted, "frozen control"}
+        assert paths == {*wanted, "frozen control", "threshold"}
 
 
 def test_without_a_measured_prefix_no_k_is_named() -> None:
