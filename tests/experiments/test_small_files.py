@@ -9,6 +9,7 @@ from frenet.experiments import EXPERIMENTS
 from frenet.experiments.networks import build
 from frenet.experiments.search import SearchConfig
 from frenet.experiments.subject import load_subject
+from frenet.network.adapters import quiet_peft
 from network.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 NOISE = {"protocols": ("absolute-noise",)}
@@ -49,6 +50,23 @@ def source(tmp_path_factory):
     file = folder / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return {"model": str(folder), "tasks": (str(file),)}
+
+
+@pytest.mark.parametrize("space", ["full", "lora"])
+def test_an_adapter_is_no_network_of_an_experiment(source, tmp_path, space):
+    """Of its model only the adapter would move: all weights, a user would think."""
+    from peft import LoraConfig, get_peft_model
+
+    with quiet_peft():
+        wrapped = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    wrapped.peft_config["default"].base_model_name_or_path = source["model"]
+    with quiet_peft():
+        wrapped.save_pretrained(tmp_path / "adapter")
+    config = replace(
+        EXPERIMENTS["gradient-rank"].presets["lm"], **source | {"model": str(tmp_path / "adapter")}
+    )
+    with pytest.raises(ValueError, match="of which only the adapter would move; pass the base as"):
+        build(config, space=space, seed=0)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -79,7 +79,8 @@ def _described(experiment: "Experiment", as_dict: Callable[[Any], Any]) -> dict[
 def _run(args: list[str]) -> int:
     """``frenet run``."""
     if not args or args[0] in ("-h", "--help"):
-        lines = [f"  {e.name:16}{e.question}\n" for e in _chosen(())]
+        width = max(len(e.name) for e in _chosen(())) + 2
+        lines = [f"  {e.name:{width}}{e.question}\n" for e in _chosen(())]
         print(RUN_HELP + "".join(lines), end="", file=sys.stdout if args else sys.stderr)
         return DONE if args else MISTAKE
     if args[0].startswith("-"):

@@ -175,7 +175,10 @@ def task_names(config: NetworkConfig) -> tuple[str, ...]:
     """
     known = _known_tasks(config)
     if missing := [name for name in config.only if name not in known]:
-        raise ValueError(f"no task {missing[0]!r}; there are {listed(known)}")
+        raise ValueError(
+            f"no task {missing[0]!r}; there are {listed(known)}: pass some of them as --only, which "
+            "presets for the synthetic tasks set themselves"
+        )
     return config.only or known[: config.max_tasks or None]
 
 
@@ -236,6 +239,12 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     from frenet.network.tasks import base_model
 
     loaded = load(config.model, dtype=named_dtype(config), device=config.device or None)
+    if hasattr(loaded.model, "peft_config"):
+        raise ValueError(
+            f"{config.model} is an adapter on its base, of which only the adapter would move; pass "
+            "the base as --model, and the adapter as --vectors of frenet probe, or merge it into "
+            "the base first (merge_and_unload of peft)"
+        )
     longest = min(config.max_length, loaded.context_length or config.max_length)
     tasks = _text_tasks(config, loaded.tokenizer, longest)
     prints = [task.fingerprint for task in tasks.values()]

@@ -101,7 +101,8 @@ class SteeringVector(Shown):
         if self.model and self.model != fingerprint:
             raise ValueError(
                 f"the vector was made for the model {self.model[:12]}, this one is "
-                f"{fingerprint[:12]}; extract it again on this model"
+                f"{fingerprint[:12]}; extract it again on this model, or load the model with the "
+                "--dtype that the vector was made with"
             )
         if beyond := [block for block in self.blocks if not 0 <= block < len(blocks)]:
             raise ValueError(

@@ -112,9 +112,10 @@ def _written(tokenizer: Any, messages: Sequence[Message], *, opened: bool = Fals
 
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(
-            "this model's tokenizer has no chat template; use an instruct model, or plain text: "
-            "leave --chat out, and read rows of prompt and response with --columns prompt=prompt "
-            "completion=response"
+            "this model's tokenizer has no chat template, which --chat and rows of messages need; "
+            "use an instruct model. Without one, rows of prompt and response are read with "
+            "--columns prompt=prompt completion=response, others without --chat; messages have "
+            "to be written as a prompt and a completion first"
         )
     try:
         return str(
