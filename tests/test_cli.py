@@ -161,7 +161,7 @@ def test_help_explains_the_flags_of_an_experiment_with_the_defaults_of_the_prese
 
 def test_run_without_an_experiment_lists_them(capsys):
     assert cli.main(["run", "--help"]) == 0
-    assert "toy-sums        Do sums add up?" in capsys.readouterr().out
+    assert "toy-sums  Do sums add up?" in capsys.readouterr().out
     assert cli.main(["run"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
