@@ -589,7 +589,10 @@ def test_charts_of_direction_scale_hold_what_they_show() -> None:
     radii = values(scale.radius_chart(directions(relative=0.5, relative_predicted=1.0)))
     assert {row["direction"] for row in radii} == {"gradient", "random"}
     assert {round(float(str(row["value"])), 9) for row in radii} == {0.5, 1.0}
-    shares = values(scale.share_chart(directions(ratio=0.8)))
+    chart = scale.share_chart(directions(ratio=0.8))
+    layers = chart.to_dict()["spec"]["layer"]  # type: ignore[attr-defined]
+    assert all(part["encoding"]["y"]["scale"]["domain"] == [0, 1.2] for part in layers)
+    shares = values(chart)
     assert {row["lag"] for row in shares if "lag" in row} == {1, 100}
     assert {row["at"] for row in shares if "at" in row} == {0.5}
     ends = {"steps_low": 0.0, "steps_high": 20.0}

@@ -314,6 +314,12 @@ def test_random_vectors_that_steer_as_much_are_named() -> None:
         assert any("as much as the shift" in note for note in notes) is named
 
 
+def test_c6_shows_intervals_of_cosines_down_to_minus_1() -> None:
+    finding = step_findings.decide(c6([-0.9, 0.9, 0.9], [0.3, 0.31, 0.32]))
+    assert finding.estimate is not None
+    assert finding.estimate.low == -1.0
+
+
 def test_c6_at_equality() -> None:
     finding = step_findings.decide(c6([0.3] * 3, [0.3] * 3))
     assert (finding.verdict, "holds 0" in finding.why) == ("undecided", True)

@@ -91,6 +91,9 @@ def test_other_data_are_four_train_batches_and_probes_are_eight():
     batches = task.batches("train", Selection().select_size, Selection().seed)
     slopes = torch.stack([next(batches)["slope"][0] for _ in range(4)]).double().mean(0)
     there = float((task.gradient(space.read(model)) + slopes).norm())
+    first = next(task.batches("select", Selection().select_size, Selection().seed))["slope"][0]
+    here = float((task.gradient(space.read(model)) + first).norm())
+    assert found.local.gradient == pytest.approx(here, rel=1e-5)
     assert found.elsewhere is not None
     assert found.elsewhere.gradient == pytest.approx(there, rel=1e-5)
 
