@@ -701,7 +701,7 @@ def test_adapters_of_other_kinds_are_refused(adapted):
     base, adapter, _ = adapted()
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "IA3"}))
-    with pytest.raises(ValueError, match="is a IA3 adapter; only LORA adapters are loaded"):
+    with pytest.raises(ValueError, match="is of kind IA3; only LORA adapters are loaded"):
         load(base, adapter=adapter, device="cpu")
     (adapter / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"adapter_config\.json is not JSON"):

@@ -34,8 +34,8 @@ class Work:
     """Options of all commands that run experiments."""
 
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_PRESET
-    """Settings to start from: smoke (seconds), demo (minutes), cpu (all of it), gpu, and lm, which
-    is taken where --model names a language model."""
+    """Settings to start from: smoke, demo, cpu or gpu, from seconds to all of it; of single
+    experiments also lm, which is taken where --model names a language model."""
     out: Folder = None
     """Folder for the results. By default a name made from the settings, below runs/."""
     workers: Count = None

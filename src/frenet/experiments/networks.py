@@ -176,8 +176,8 @@ def task_names(config: NetworkConfig) -> tuple[str, ...]:
     known = _known_tasks(config)
     if missing := [name for name in config.only if name not in known]:
         raise ValueError(
-            f"no task {missing[0]!r}; there are {listed(known)}: pass some of them as --only, which "
-            "presets for the synthetic tasks set themselves"
+            f"no task {missing[0]!r}; there are {listed(known)}: pass some of them as --only, "
+            "which presets for the synthetic tasks set themselves"
         )
     return config.only or known[: config.max_tasks or None]
 

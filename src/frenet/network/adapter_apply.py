@@ -72,8 +72,9 @@ def _wrapped(model: nn.Module, folder: Path) -> Any:
 
     settings = configuration(folder)
     if settings.get("peft_type") != "LORA":
-        kind = settings.get("peft_type") or f"no adapter of peft ({some(sorted(settings))})"
-        raise ValueError(f"{folder} is a {kind} adapter; only LORA adapters are loaded")
+        kind = settings.get("peft_type")
+        told = f"of kind {kind}" if kind else f"no adapter of peft ({some(sorted(settings))})"
+        raise ValueError(f"{folder} is {told}; only LORA adapters are loaded")
     known = {field.name for field in fields(LoraConfig)}
     if strange := [key for key, value in settings.items() if key not in known and value]:
         raise ValueError(

@@ -167,7 +167,7 @@ def _require_lora(what: str, configs: list[Any]) -> None:
     for config in configs:
         kind = getattr(config.peft_type, "value", config.peft_type)
         if kind != "LORA":
-            raise ValueError(f"{what} is a {kind} adapter; only LORA adapters are products B A")
+            raise ValueError(f"{what} is of kind {kind}; only LORA adapters are products B A")
 
 
 def _layers(model: nn.Module) -> list[Any]:
