@@ -230,6 +230,16 @@ def _synthetic(config: NetworkConfig, space: str, seed: int) -> Network:
     return Network(model, selected, weights, *known, None, math.log(VOCABULARY))
 
 
+def _refuse_adapter(source: str, model: "nn.Module") -> None:
+    """Raise ValueError for a model with an adapter on it, whose own weights would stand still."""
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            f"{source} is an adapter on its base, of which only the adapter would move; pass the "
+            "base as --model, and the adapter as --vectors of frenet probe, or merge it into the "
+            "base first (merge_and_unload of peft)"
+        )
+
+
 def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     from frenet.measure.damage import Mixture
     from frenet.measure.trajectory import Training, train_and_record
@@ -239,12 +249,7 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     from frenet.network.tasks import base_model
 
     loaded = load(config.model, dtype=named_dtype(config), device=config.device or None)
-    if hasattr(loaded.model, "peft_config"):
-        raise ValueError(
-            f"{config.model} is an adapter on its base, of which only the adapter would move; pass "
-            "the base as --model, and the adapter as --vectors of frenet probe, or merge it into "
-            "the base first (merge_and_unload of peft)"
-        )
+    _refuse_adapter(config.model, loaded.model)
     longest = min(config.max_length, loaded.context_length or config.max_length)
     tasks = _text_tasks(config, loaded.tokenizer, longest)
     prints = [task.fingerprint for task in tasks.values()]
