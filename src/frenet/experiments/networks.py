@@ -252,7 +252,6 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     _refuse_adapter(config.model, loaded.model)
     longest = min(config.max_length, loaded.context_length or config.max_length)
     tasks = _text_tasks(config, loaded.tokenizer, longest)
-    prints = [task.fingerprint for task in tasks.values()]
     notes = [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes]
     notes += [f"{task.name}: {note}" for task in tasks.values() for note in task.notes]
     measured = task_names(config)
@@ -265,6 +264,7 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     selected.require_float32(model, "training")
     training = Training(config.learn_optimizer, config.learn_batch, config.learn_steps, seed=seed)
     untrained = selected.read(model)
+    prints = [task.fingerprint for task in tasks.values()]
     key = [loaded.fingerprint, prints, space, config.rank, config.max_length, str(training)]
     # What was not there to choose is no part of the keys of caches that are there.
     if (config.targets, config.dtype) != ((), "float32"):
@@ -277,7 +277,6 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
             ).theta(config.learn_steps),
         )
         selected.write(model, theta)
-    chance = math.log(base_model(model).get_output_embeddings().weight.shape[0])
     return Network(
         model=model.eval(),
         space=selected,
@@ -286,7 +285,7 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
         measured=measured,
         unseen={},
         untrained=untrained,
-        chance=chance,
+        chance=math.log(base_model(model).get_output_embeddings().weight.shape[0]),
         notes=tuple(notes),
         tokenizer=loaded.tokenizer,
         context_length=loaded.context_length,
