@@ -111,7 +111,7 @@ def mutants(module: str) -> list[Mutant]:
 
 
 def draw(modules: Sequence[str], count: int, seed: int) -> list[Mutant]:
-    """So many changes, of different lines, with the seed alone deciding which."""
+    """A number of changes, of different lines; the seed alone decides which."""
     chosen = random.Random(seed)
     lines: dict[tuple[str, int], list[Mutant]] = {}
     for module in sorted(modules):

@@ -209,7 +209,7 @@ def _window(settings: Settings) -> None:
 
 
 def _slides(pattern: Any, count: int) -> list[bool]:
-    """Which blocks attend locally: block by block, or all but the last one of every so many."""
+    """Which blocks attend locally: block by block, or all but the last one of every group."""
     if isinstance(pattern, list):
         return [bool(each) for each in pattern]
     if isinstance(pattern, bool):

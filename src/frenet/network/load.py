@@ -230,7 +230,7 @@ def _base(adapter: Path) -> _Found:
     try:
         found = _resolved(base)
     except (FileNotFoundError, ConnectionError) as error:
-        told = f"the adapter {adapter} names the base {base}, which cannot be had"
+        told = f"the adapter {adapter} names the base {base}, which cannot be read"
         raise type(error)(f"{told} ({error}); {remedy}") from error
     if found.is_adapter:
         raise ValueError(
@@ -369,7 +369,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _cannot_load(
-    where: Path | str, error: Exception, *, as_: str = "causal language model"
+    where: Path | str, error: Exception, *, what: str = "causal language model"
 ) -> Exception:
     why = " ".join(str(error).split())
     if "trust_remote_code" in why:
@@ -384,7 +384,7 @@ def _cannot_load(
             f"{where!r} is no path here, and no model of that name can be loaded from the hub: "
             f"{why[:300]}; check the spelling and the network, or pass a local folder"
         )
-    return ValueError(f"{where} cannot be loaded as a {as_}: {why[:300]}")
+    return ValueError(f"{where} cannot be loaded as a {what}: {why[:300]}")
 
 
 def _require_filled(where: Path | str, model: nn.Module, report: dict[str, Any]) -> None:
@@ -424,7 +424,7 @@ def _tokenizer(where: Path | str, model: Any) -> Any:
         )
     # A tokenizer file that cannot be read raises whatever its parser does, RecursionError too.
     except Exception as error:
-        raise _cannot_load(where, error, as_="tokenizer") from error
+        raise _cannot_load(where, error, what="tokenizer") from error
     rows = model.get_input_embeddings().num_embeddings
     added = tokenizer.get_added_vocab()
     # Added tokens without a row are common and harmless while no text holds them.
