@@ -121,7 +121,10 @@ def summary(
 ) -> Iterator[Row]:
     """Both ratios, as rows of the table."""
     step = statistics.median(seconds["plain"]) / steps
-    look = statistics.median(found for watcher in watchers for found in watcher.looks.values())
+    # The first look checks the gradients too.
+    first = statistics.median(watcher.looks[0] for watcher in watchers)
+    later = [found for watcher in watchers for t, found in watcher.looks.items() if t]
+    look = statistics.median(later)
     each = statistics.median(watcher.recording for watcher in watchers) / steps
     count = len(looks(EVERY, LONG))
     where = (
@@ -138,10 +141,10 @@ def summary(
     yield {
         "name": f"the same in {LONG:,} steps, {count} looks",
         "model": model_name(source),
-        "ratio": 1 + (each + look * count / LONG) / step,
+        "ratio": 1 + (each + (first + look * (count - 1)) / LONG) / step,
         "aim": AIM,
-        "detail": f"{duration(each)} a step and {duration(look)} a look, as long as "
-        f"{look / step:.1f} steps; {where}",
+        "detail": f"{duration(each)} a step, {duration(first)} the first look and {duration(look)} "
+        f"each other, as long as {look / step:.1f} steps; {where}",
     }
 
 

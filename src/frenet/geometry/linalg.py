@@ -79,6 +79,9 @@ def dot(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> float:
     # A quarter of a block of many rows was fastest: 0.23 s for 1e8 entries, 0.11 s in float32.
     width = max(1, min(len(first), block_size() // 4))
     device = work_device(first)
+    if len(first) <= width:
+        a = first.to(device, torch.float64)
+        return float(a.dot(a if x is y else second.to(device, torch.float64)))
     buffers = [torch.empty(width, dtype=torch.float64, device=device) for _ in range(2)]
     total = torch.zeros((), dtype=torch.float64, device=device)
 

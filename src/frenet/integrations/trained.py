@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.hooks import RemovableHandle
 
@@ -269,9 +270,11 @@ class Gradients:
 
 
 def flat(tensors: Sequence[Tensor]) -> Float[Tensor, " d"]:
-    """One float32 vector of all entries, in order."""
+    """A float32 copy of all entries, in order."""
     with torch.no_grad():
-        return torch.cat([tensor.reshape(-1) for tensor in tensors]).float()
+        # At every step, of hundreds of small tensors: a loop of views here took twice the time.
+        joined = _flatten_dense_tensors(tensors)
+        return joined.to(torch.float32, copy=len(tensors) == 1)
 
 
 def _readable(parameter: Tensor) -> bool:
