@@ -7,12 +7,12 @@ import torch
 
 from frenet.cli import main
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.networks import NetworkConfig, build
-from frenet.experiments.reproduction import PRESETS, parts
-from frenet.experiments.search import SearchConfig
-from frenet.experiments.steered import SteeringConfig, steered
+from frenet.experiments.reproduce import PRESETS, parts
+from frenet.experiments.search_command import SearchConfig
+from frenet.experiments.search_command.setup import load_subject
+from frenet.experiments.setup.contrasts import SteeringConfig, steered
+from frenet.experiments.setup.networks import NetworkConfig, build
 from frenet.experiments.step_vs_vector import Config as StepConfig
-from frenet.experiments.subject import load_subject
 from frenet.methods.steering_vector import load_vector
 from network.models import tiny_llama, tiny_tokenizer
 

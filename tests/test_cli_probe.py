@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import frenet
 from frenet.cli import main
+from frenet.experiments.direction_scale.directions import Spot
+from frenet.experiments.direction_scale.measure import answer_rows, lifetime_rows
 from frenet.experiments.experiment import Cell
-from frenet.experiments.scale_directions import Spot
-from frenet.experiments.scale_rows import answer_rows, lifetime_rows
 from frenet.geometry.rng import generator
 from frenet.integrations.recording import Recording
 from frenet.measure.trajectory import Trajectory

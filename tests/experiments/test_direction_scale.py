@@ -8,15 +8,20 @@ import pytest
 import torch
 
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.experiment import Cell
-from frenet.experiments.networks import build
-from frenet.experiments.scale_directions import (
+from frenet.experiments.direction_scale.directions import (
     Direction,
     Spot,
     steering_direction,
     weight_directions,
 )
-from frenet.experiments.scale_rows import answer_rows, radius_rows, share_looks, steering_rows
+from frenet.experiments.direction_scale.measure import (
+    answer_rows,
+    radius_rows,
+    share_looks,
+    steering_rows,
+)
+from frenet.experiments.experiment import Cell
+from frenet.experiments.setup.networks import build
 from frenet.integrations.recording import Recording
 from frenet.measure.gradients import gradient
 from frenet.measure.trajectory import train_and_record

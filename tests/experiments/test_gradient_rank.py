@@ -8,7 +8,7 @@ import torch
 
 from frenet.experiments import EXPERIMENTS
 from frenet.experiments.gradient_rank import Config, _spectra
-from frenet.experiments.rank_findings import decide
+from frenet.experiments.gradient_rank.findings import decide
 from frenet.geometry import rng
 from network.models import tiny_llama, tiny_tokenizer
 

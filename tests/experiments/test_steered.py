@@ -7,15 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from frenet.experiments import (
-    effect_findings,
-    steering_effect,
-    step_findings,
-    step_vs_vector,
-)
-from frenet.experiments.effect_rows import equal_size
+from frenet.experiments import steering_effect, step_vs_vector
 from frenet.experiments.experiment import Cell
-from frenet.experiments.steered import (
+from frenet.experiments.setup.contrast_notes import unknown_labels
+from frenet.experiments.setup.contrasts import (
     ONE_MODEL,
     PARTS,
     Steered,
@@ -26,8 +21,10 @@ from frenet.experiments.steered import (
     steered,
     two_words,
 )
-from frenet.experiments.steered_findings import unknown_labels
+from frenet.experiments.steering_effect import findings as effect_findings
+from frenet.experiments.steering_effect.measure import equal_size
 from frenet.experiments.step_vs_vector import Config, _layers, _shifts
+from frenet.experiments.step_vs_vector import findings as step_findings
 from frenet.geometry.rng import generator
 from frenet.methods.steering_effect import answer_directions, prompted
 from frenet.network.contrast import Contrast, Item

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frenet.experiments import charts
-from frenet.experiments.charts import Axis, Rule
 from frenet.experiments.experiment import (
     Breakdown,
     Claim,
@@ -19,6 +17,8 @@ from frenet.experiments.experiment import (
     Row,
     Rows,
 )
+from frenet.experiments.figures import charts
+from frenet.experiments.figures.charts import Axis, Rule
 from frenet.runs import Run, config_dict
 
 HOSTILE = "<script>alert(1)</script>"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from frenet.experiments import charts
-from frenet.experiments.chart_series import GREY, PALETTE
-from frenet.experiments.charts import Axis, Rule
 from frenet.experiments.experiment import Row
+from frenet.experiments.figures import charts
+from frenet.experiments.figures.charts import Axis, Rule
+from frenet.experiments.figures.series import GREY, PALETTE
 from frenet.report.figures import svg
 
 CURVE: list[Row] = [
@@ -212,7 +212,7 @@ def test_charts_say_in_words_what_they_show() -> None:
 
 
 def test_altair_is_loaded_only_to_draw() -> None:
-    code = "import sys, frenet.experiments.charts; sys.exit('altair' in sys.modules)"
+    code = "import sys, frenet.experiments.figures.charts; sys.exit('altair' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from toy_experiment import EXPERIMENT, Config, cells
 
 from frenet.experiments.experiment import Cell
-from frenet.experiments.search import winner_row
+from frenet.experiments.search_command import winner_row
 from frenet.network.space import ParamSpace
 from frenet.runs import (
     DiskFullError,

@@ -11,7 +11,7 @@ from frenet._notebook import one_line
 from frenet.cli.codes import DONE
 from frenet.cli.execution import refuse_unused
 from frenet.cli.options import Count, Folder, parse_both, printing
-from frenet.experiments.search import SearchConfig
+from frenet.experiments.search_command import SearchConfig
 
 if TYPE_CHECKING:
     from frenet.experiments.experiment import Row
@@ -46,7 +46,7 @@ def search(args: list[str]) -> int:
         Running, SearchConfig, args, command="search", about=ABOUT, titles=("running", "search")
     )
     with printing(running.json) as show:
-        from frenet.experiments.subject import load_subject, make_plan, plan_rows
+        from frenet.experiments.search_command.setup import load_subject, make_plan, plan_rows
 
         if running.plan:
             made = make_plan(config, load_subject(config))
@@ -63,7 +63,7 @@ def search(args: list[str]) -> int:
 
 def _run(running: Running, config: SearchConfig, show: Any) -> None:
     """Search, report, and say what came of it."""
-    from frenet.experiments.search import SEARCH
+    from frenet.experiments.search_command import SEARCH
     from frenet.report import write_report
     from frenet.runs import default_out
     from frenet.runs.search import WINNER, run_search

@@ -59,7 +59,7 @@ def _extract(args: list[str]) -> int:
 
 def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
     """Model and the one contrast."""
-    from frenet.experiments.steered import two_words
+    from frenet.experiments.setup.contrasts import two_words
     from frenet.network.contrasts import contrasts
 
     loaded = _loaded(options)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from frenet.experiments.reading import ReadingConfig
+from frenet.experiments.setup.reading import ReadingConfig
 
 Vector = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VECTOR")]
 Dtype = Literal["float32", "bfloat16", "float16"]

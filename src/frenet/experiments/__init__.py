@@ -36,8 +36,8 @@ def _discover() -> dict[str, Experiment]:
 def described() -> dict[str, Experiment]:
     """All that a report can be made of: experiments, ``frenet search`` and watched trainings."""
     from frenet import experiments
-    from frenet.experiments.search import SEARCH
-    from frenet.experiments.watched import WATCHED
+    from frenet.experiments.search_command import SEARCH
+    from frenet.experiments.watched_training import WATCHED
 
     return {**experiments.EXPERIMENTS, SEARCH.name: SEARCH, WATCHED.name: WATCHED}
 

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from frenet.experiments.charts import aggregate, melt
 from frenet.experiments.experiment import Estimate, Row, Rows, Scalar
+from frenet.experiments.figures.charts import aggregate, melt
 
 
 def select(rows: Rows, **wanted: Scalar) -> list[Mapping[str, Scalar]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from frenet.experiments.watched import WatchConfig
+from frenet.experiments.watched_training import WatchConfig
 from frenet.integrations.path import SUM_BYTES
 from frenet.integrations.recording import CHUNK_BYTES
 from frenet.measure.trajectory_files import bytes_per_step

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from frenet.experiments.experiment import Row
-from frenet.experiments.watched import TRAINING, WatchConfig
+from frenet.experiments.watched_training import TRAINING, WatchConfig
 from frenet.integrations.checks import check_training, refuse_sharded, require_room
 from frenet.integrations.probes import make_probes
 from frenet.integrations.recording import read_trajectory

@@ -18,7 +18,7 @@ from typing import Any
 from frenet._files import write_whole
 from frenet._notebook import shortened
 from frenet.experiments.experiment import Experiment
-from frenet.experiments.reproduction import short_name
+from frenet.experiments.reproduce import short_name
 from frenet.report import answers, figures
 from frenet.report.markup import Markup, join, tag
 from frenet.report.opening import chapter, decided, grouped, opening

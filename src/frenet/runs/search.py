@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from frenet._files import DamagedFileError, read_object, write_whole
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.search import SEARCH, TABLES, SearchConfig, cells
-from frenet.experiments.subject import (
+from frenet.experiments.search_command import SEARCH, TABLES, SearchConfig, cells
+from frenet.experiments.search_command.setup import (
     Subject,
     best_rows,
     derivatives_note,
