@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from frenet.experiments.best_of_n.measure import Config
+from frenet.experiments.best_of_n import Config
 from frenet.experiments.setup.damage import damaged
 from frenet.experiments.setup.networks import build
 from frenet.methods.candidates import Candidates, Noise

@@ -1,4 +1,4 @@
-"""What a cell of each experiment costs, from a finished reproduction: for `experiments/reproduce/costs.py`.
+"""What a cell of each experiment costs, for `experiments/reproduce/costs.py`, from a reproduction.
 
     python benchmarks/costs.py demo runs/reproduce-demo-1a2b3c4d
 

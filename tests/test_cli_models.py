@@ -130,7 +130,7 @@ def test_a_device_that_is_not_there_is_a_mistake_with_a_remedy(folder, device, c
 
 def test_the_path_of_the_blocks_reaches_the_experiments(folder):
     from frenet.experiments.experiment import Cell
-    from frenet.experiments.step_vs_vector import run
+    from frenet.experiments.step_vs_vector.measure import run
 
     source = {"model": str(folder / "llama"), "tasks": (str(folder / "statements.jsonl"),)}
     small = {"rows": 8, "seeds": (0,), "device": "cpu", "shuffles": 10}

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import frenet
 from frenet.cli import main
+from frenet.experiments.direction_scale.answers import answer_rows
 from frenet.experiments.direction_scale.directions import Spot
-from frenet.experiments.direction_scale.measure import answer_rows, lifetime_rows
+from frenet.experiments.direction_scale.measure import lifetime_rows
 from frenet.experiments.experiment import Cell
 from frenet.geometry.rng import generator
 from frenet.integrations.recording import Recording

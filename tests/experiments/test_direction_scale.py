@@ -8,18 +8,14 @@ import pytest
 import torch
 
 from frenet.experiments import EXPERIMENTS
+from frenet.experiments.direction_scale.answers import answer_rows
 from frenet.experiments.direction_scale.directions import (
     Direction,
     Spot,
     steering_direction,
     weight_directions,
 )
-from frenet.experiments.direction_scale.measure import (
-    answer_rows,
-    radius_rows,
-    share_looks,
-    steering_rows,
-)
+from frenet.experiments.direction_scale.measure import radius_rows, share_looks, steering_rows
 from frenet.experiments.experiment import Cell
 from frenet.experiments.setup.networks import build
 from frenet.integrations.recording import Recording
@@ -80,7 +76,7 @@ def test_a_recorded_training_that_is_too_short_is_refused_first(config, tmp_path
     recording.begin(network.space.read(network.model))
     recording.add(torch.ones(network.space.dim), zeros=0, gradient=None)
     recording.flush()
-    monkeypatch.delattr("frenet.experiments.direction_scale.weight_directions")
+    monkeypatch.delattr("frenet.experiments.direction_scale.measure.weight_directions")
     with pytest.raises(ValueError, match="has 1 steps; pass lags up to that"):
         list(EXPERIMENT.run(replace(config, trajectory=str(tmp_path)), CELL))
 

@@ -12,7 +12,8 @@ from frenet.experiments.gradient_rank.findings import decide as rank
 from frenet.experiments.gradient_rank.findings import energy_chart, task_chart
 from frenet.experiments.intervals import estimate, high, low, outliers, over_seeds
 from frenet.experiments.recovery_basis.figures import held
-from frenet.experiments.recovery_basis.findings import fixed_plane, prefix_span
+from frenet.experiments.recovery_basis.findings import fixed_plane
+from frenet.experiments.recovery_basis.prefix_findings import prefix_span
 
 
 def test_the_seed_is_the_unit_of_the_interval() -> None:

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import torch
 
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.gradient_rank import Config, _spectra
+from frenet.experiments.gradient_rank import Config
 from frenet.experiments.gradient_rank.findings import decide
+from frenet.experiments.gradient_rank.measure import _spectra
 from frenet.geometry import rng
 from network.models import tiny_llama, tiny_tokenizer
 

@@ -11,8 +11,9 @@ from frenet.experiments.direction_scale import figures as scale_findings
 from frenet.experiments.direction_scale.measure import weight_share
 from frenet.experiments.experiment import Cell
 from frenet.experiments.setup.networks import Network
+from frenet.experiments.task_vector_range import Config
 from frenet.experiments.task_vector_range import figures as range_findings
-from frenet.experiments.task_vector_range.measure import Config, Range, along_rows, pair_rows
+from frenet.experiments.task_vector_range.measure import Range, along_rows, pair_rows
 from frenet.geometry.rng import generator
 from frenet.measure.trajectory import Trajectory
 from frenet.methods.task_vectors import from_step, from_training

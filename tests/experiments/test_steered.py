@@ -23,8 +23,9 @@ from frenet.experiments.setup.contrasts import (
 )
 from frenet.experiments.steering_effect import findings as effect_findings
 from frenet.experiments.steering_effect.measure import equal_size
-from frenet.experiments.step_vs_vector import Config, _layers, _shifts
+from frenet.experiments.step_vs_vector import Config
 from frenet.experiments.step_vs_vector import findings as step_findings
+from frenet.experiments.step_vs_vector.measure import _layers, _shifts
 from frenet.geometry.rng import generator
 from frenet.methods.steering_effect import answer_directions, prompted
 from frenet.network.contrast import Contrast, Item

@@ -1,5 +1,7 @@
 """What an experiment is: a named tuple of pure functions and the words that explain its numbers."""
 
+import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -10,6 +12,25 @@ Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
 Rows = Sequence[Mapping[str, Scalar]]
 Verdict = Literal["supported", "contradicted", "undecided"]
+
+
+def number(row: Mapping[str, Scalar], name: str) -> float:
+    """The number in one column of a row.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    value = row[name]
+    if isinstance(value, int | float):
+        return float(value)
+    raise ValueError(f"{name} is {value!r}, not a number")
+
+
+def finite(value: object) -> float | None:
+    """A finite float, or None: NaN and infinities have no place in JSON."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,20 @@ class Cell:
     def __getitem__(self, key: str) -> Any:
         """The value of one key."""
         return dict(self.keys)[key]
+
+
+@dataclass(frozen=True)
+class Later:
+    """A function by its place, ``module:name``, whose module is imported at the first call.
+
+    Declarations need not wait for torch, and unlike a closure this can be sent to a worker process.
+    """
+
+    place: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        module, _, name = self.place.partition(":")
+        return getattr(importlib.import_module(module), name)(*arguments)
 
 
 class Column(NamedTuple):

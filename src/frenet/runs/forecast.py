@@ -1,7 +1,7 @@
 """What a reproduction will cost, said before it runs.
 
-Costs were measured once, in training steps of the network (`experiments/reproduce/costs.py`); such a step is
-timed again here, so that a forecast follows the machine and the network.
+Costs were measured once, in training steps of the network (`experiments/reproduce/costs.py`); such
+a step is timed again here, so that a forecast follows the machine and the network.
 """
 
 import statistics

@@ -1,16 +1,53 @@
 """Does theory say what Gaussian random search brings? (M5, claim C5)."""
 
 import dataclasses
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 from frenet.experiments.best_of_n.columns import TABLES
 from frenet.experiments.best_of_n.figures import FIGURES
 from frenet.experiments.best_of_n.findings import CLAIMS
-from frenet.experiments.best_of_n.measure import Config, Spot, search_rows
-from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.setup.damage import LANGUAGE_MODEL, NotDamagedError, damaged
-from frenet.experiments.setup.describe import NETWORK_TABLES, describe, note
-from frenet.experiments.setup.networks import SMALL_NETWORK, build, task_names
+from frenet.experiments.experiment import Cell, Experiment, Later
+from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.describe import NETWORK_TABLES
+from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, build, task_names
+
+
+@dataclass(frozen=True)
+class Config(DamageConfig, NetworkConfig):
+    """Damage a task, predict what random search around the damaged point brings, and search."""
+
+    protocols: tuple[str, ...] = ("relative-noise", "wrong-answers")
+    """Ways to damage the task; 'none' searches around the trained weights."""
+    places: tuple[str, ...] = (
+        "all",
+        "random:10",
+        "random:100",
+        "random:1000",
+        "gradients:10",
+        "prefix:10",
+        "name:embed",
+        "name:up_proj",
+    )
+    """Where candidates move: all selected parameters, K random directions, the leading K of the
+    task's gradients, the first K recovery updates, or the weights (not adapters) so named."""
+    widths: tuple[int, ...] = ()
+    """Further widths of the synthetic transformer, searched in all their weights."""
+    ranks: tuple[int, ...] = ()
+    """Further ranks of the adapters, searched in all their parameters."""
+    searches: int = 5
+    """Searches at each sigma; each draws its own noise, probes and random directions."""
+    candidates: int = 512
+    """Candidates of a search, a power of 2."""
+    factors: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
+    """Values of sigma, as multiples of the predicted best one for so many candidates."""
+    select_size: int = 128
+    """Examples in the batch that all candidates are scored on."""
+    test_size: int = 256
+    """Held-out examples that the winner is scored on."""
+    probes: int = 16
+    """Probes of the trace estimate."""
+    prefix_optimizer: str = "adam:3e-4"
+    """Optimiser of the updates that a prefix is made of."""
 
 
 def cells(config: Config) -> list[Cell]:
@@ -59,28 +96,13 @@ def prepare(config: Config, cell: Cell) -> None:
             build(sized, space=space, seed=cell["seed"])
 
 
-def run(config: Config, cell: Cell) -> Iterator[Row]:
-    """Rows of the tables place, spread, quantile, best and winner."""
-    network = build(_sized(config, cell), space=cell["space"], seed=cell["seed"])
-    yield from describe(
-        network, cell, cells(config), config, select=config.select_size, test=config.test_size
-    )
-    task = network.tasks[cell["task"]]
-    try:
-        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
-            for search in range(config.searches):
-                yield from search_rows(Spot(network, task, config, cell), search)
-    except NotDamagedError as error:
-        yield note(cell, f"{cell['protocol']} left out: {error}")
-
-
 EXPERIMENT = Experiment(
     name="best-of-n",
     question="Does theory say what Gaussian random search brings, before it is run?",
     claims=CLAIMS,
     config=Config,
     cells=cells,
-    run=run,
+    run=Later("frenet.experiments.best_of_n.measure:run"),
     tables=TABLES | NETWORK_TABLES,
     figures=FIGURES,
     presets={

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from frenet.experiments.experiment import Claim, Estimate, Finding, Row, Rows, Verdict
-from frenet.experiments.figures.charts import aggregate
 from frenet.experiments.intervals import (
+    aggregate,
     estimate,
     fraction,
     high,

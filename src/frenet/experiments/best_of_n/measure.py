@@ -2,70 +2,38 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
+from scipy import stats
+
+from frenet.experiments.best_of_n import Config, _sized, cells
 from frenet.experiments.best_of_n.findings import LINEAR
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.setup.damage import DamageConfig
-from frenet.experiments.setup.describe import note
-from frenet.experiments.setup.networks import NetworkConfig
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from frenet.experiments.setup.networks import Network
-    from frenet.methods.candidates import Where
-    from frenet.methods.search import SearchResult, Selection
-    from frenet.methods.survey import Survey
-    from frenet.network.tasks import Task
+from frenet.experiments.setup.damage import NotDamagedError, damaged
+from frenet.experiments.setup.describe import describe, note
+from frenet.experiments.setup.networks import Network, build
+from frenet.geometry import rng
+from frenet.geometry.basis import Basis, random_basis, svd_basis
+from frenet.geometry.linalg import norm
+from frenet.geometry.theory import expected_maximum
+from frenet.measure.gradients import gradient, gradient_matrix
+from frenet.measure.recovery import evaluate_at
+from frenet.measure.trajectory import Training, train_and_record
+from frenet.methods.candidates import Noise, Where, space_of
+from frenet.methods.search import SearchResult, Selection, random_search
+from frenet.methods.survey import Survey, survey
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Task, repeatable
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-
-
-@dataclass(frozen=True)
-class Config(DamageConfig, NetworkConfig):
-    """Damage a task, predict what random search around the damaged point brings, and search."""
-
-    protocols: tuple[str, ...] = ("relative-noise", "wrong-answers")
-    """Ways to damage the task; 'none' searches around the trained weights."""
-    places: tuple[str, ...] = (
-        "all",
-        "random:10",
-        "random:100",
-        "random:1000",
-        "gradients:10",
-        "prefix:10",
-        "name:embed",
-        "name:up_proj",
-    )
-    """Where candidates move: all selected parameters, K random directions, the leading K of the
-    task's gradients, the first K recovery updates, or the weights (not adapters) so named."""
-    widths: tuple[int, ...] = ()
-    """Further widths of the synthetic transformer, searched in all their weights."""
-    ranks: tuple[int, ...] = ()
-    """Further ranks of the adapters, searched in all their parameters."""
-    searches: int = 5
-    """Searches at each sigma; each draws its own noise, probes and random directions."""
-    candidates: int = 512
-    """Candidates of a search, a power of 2."""
-    factors: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
-    """Values of sigma, as multiples of the predicted best one for so many candidates."""
-    select_size: int = 128
-    """Examples in the batch that all candidates are scored on."""
-    test_size: int = 256
-    """Held-out examples that the winner is scored on."""
-    probes: int = 16
-    """Probes of the trace estimate."""
-    prefix_optimizer: str = "adam:3e-4"
-    """Optimiser of the updates that a prefix is made of."""
 
 
 @dataclass(frozen=True)
 class Spot:
     """One place of one damaged network: what its searches share."""
 
-    network: "Network"
-    task: "Task"
+    network: Network
+    task: Task
     config: Config
     cell: Cell
 
@@ -74,10 +42,8 @@ class Spot:
         return 100_000 * int(self.cell["seed"]) + 100 * search + sigma
 
     @property
-    def selection(self) -> "Selection":
+    def selection(self) -> Selection:
         """The examples of all searches."""
-        from frenet.methods.search import Selection
-
         return Selection(
             select_size=self.config.select_size,
             test_size=self.config.test_size,
@@ -85,18 +51,12 @@ class Spot:
         )
 
 
-def place(spot: Spot, search: int) -> "Where":
+def place(spot: Spot, search: int) -> Where:
     """The parameters, or the basis, that one search moves in.
 
     Raises:
         ValueError: the configuration names no place of this kind, or no such parameter.
     """
-    from frenet.geometry import rng
-    from frenet.geometry.basis import random_basis, svd_basis
-    from frenet.measure.gradients import gradient_matrix
-    from frenet.measure.trajectory import Training, train_and_record
-    from frenet.network.space import ParamSpace
-
     network, config, seed = spot.network, spot.config, spot.seed(search)
     model, space = network.model, network.space
     kind, _, value = str(spot.cell["place"]).partition(":")
@@ -123,10 +83,6 @@ def place(spot: Spot, search: int) -> "Where":
 
 def search_rows(spot: Spot, search: int) -> Iterator[Row]:
     """One search at every sigma: what is predicted first, then what is found."""
-    from frenet.methods.candidates import Noise
-    from frenet.methods.search import random_search
-    from frenet.methods.survey import survey
-
     config, where = spot.config, place(spot, search)
     model, selection = spot.network.model, spot.selection
     found = survey(
@@ -159,7 +115,7 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
         yield _winner_row(at, found, result, where, spot)
 
 
-def _place_row(keys: Row, found: "Survey", candidates: int) -> Row:
+def _place_row(keys: Row, found: Survey, candidates: int) -> Row:
     """What the predictions of a place follow from."""
     local, star = found.local, found.best(candidates)
     return {
@@ -180,10 +136,8 @@ def _place_row(keys: Row, found: "Survey", candidates: int) -> Row:
     }
 
 
-def _spread_row(at: Row, found: "Survey", changes: "np.ndarray") -> Row:
+def _spread_row(at: Row, found: Survey, changes: np.ndarray) -> Row:
     """Mean, spread and shape of the changes against their predictions."""
-    from scipy import stats
-
     sigma = float(str(at["sigma"]))
     local, change = found.local, found.local.change(sigma)
     distance = stats.ks_1samp(changes, change.cdf)
@@ -201,10 +155,8 @@ def _spread_row(at: Row, found: "Survey", changes: "np.ndarray") -> Row:
     }
 
 
-def _quantile_rows(at: Row, found: "Survey", changes: "np.ndarray") -> Iterator[Row]:
+def _quantile_rows(at: Row, found: Survey, changes: np.ndarray) -> Iterator[Row]:
     """Quantiles of the changes in units of their predicted spread."""
-    import numpy as np
-
     change = found.local.change(float(str(at["sigma"])))
     if change.std == 0:
         return
@@ -220,10 +172,8 @@ def _quantile_rows(at: Row, found: "Survey", changes: "np.ndarray") -> Iterator[
         }
 
 
-def _best_rows(at: Row, found: "Survey", changes: "np.ndarray") -> Iterator[Row]:
+def _best_rows(at: Row, found: Survey, changes: np.ndarray) -> Iterator[Row]:
     """The best of N in the N_max / N disjoint blocks that the candidates make."""
-    from frenet.geometry.theory import expected_maximum
-
     sigma, n = float(str(at["sigma"])), 1
     change, star = found.local.change(sigma), found.best(len(changes))
     scale = star.gain if star else found.loss
@@ -250,9 +200,7 @@ def _best_rows(at: Row, found: "Survey", changes: "np.ndarray") -> Iterator[Row]
         n *= 2
 
 
-def _winner_row(
-    at: Row, found: "Survey", result: "SearchResult", where: "Where", spot: Spot
-) -> Row:
+def _winner_row(at: Row, found: Survey, result: SearchResult, where: Where, spot: Spot) -> Row:
     """What the winner gained where it was selected and on held-out data."""
     sigma, local, n = result.noise.sigma, found.local, len(result.scores)
     held_out = result.held_out.gain
@@ -271,15 +219,8 @@ def _winner_row(
     }
 
 
-def _step_gain(spot: Spot, where: "Where", radius: float) -> float:
+def _step_gain(spot: Spot, where: Where, radius: float) -> float:
     """Gain on held-out data of one gradient step of this length, the yardstick of a search."""
-    from frenet.geometry.basis import Basis
-    from frenet.geometry.linalg import norm
-    from frenet.measure.gradients import gradient
-    from frenet.measure.recovery import evaluate_at
-    from frenet.methods.candidates import space_of
-    from frenet.network.tasks import repeatable
-
     model, task, chosen, space = spot.network.model, spot.task, spot.selection, space_of(where)
     select = next(repeatable(task, "select", chosen.select_size, chosen.seed))
     test = next(repeatable(task, "test", chosen.test_size, chosen.seed))
@@ -291,3 +232,18 @@ def _step_gain(spot: Spot, where: "Where", radius: float) -> float:
     step = slope * (-radius / norm(slope))
     before = evaluate_at(model, test, space=space, delta=0 * step).loss
     return before - evaluate_at(model, test, space=space, delta=step).loss
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables place, spread, quantile, best and winner."""
+    network = build(_sized(config, cell), space=cell["space"], seed=cell["seed"])
+    yield from describe(
+        network, cell, cells(config), config, select=config.select_size, test=config.test_size
+    )
+    task = network.tasks[cell["task"]]
+    try:
+        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
+            for search in range(config.searches):
+                yield from search_rows(Spot(network, task, config, cell), search)
+    except NotDamagedError as error:
+        yield note(cell, f"{cell['protocol']} left out: {error}")

@@ -1,35 +1,64 @@
 """How far and for how long can each direction be followed? (M9): radius and lifetime."""
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from frenet.experiments.direction_scale.directions import (
-    KINDS,
-    Config,
-    Direction,
-    Spot,
-    Steering,
-    source_names,
-    steering_direction,
-    weight_directions,
-)
-from frenet.experiments.direction_scale.figures import FIGURES, TABLES, labelled
-from frenet.experiments.direction_scale.measure import (
-    answer_rows,
-    lifetime_rows,
-    radius_rows,
-    reread,
-    share_looks,
-    steering_rows,
-)
-from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.setup.damage import LANGUAGE_MODEL, NotDamagedError, damaged
-from frenet.experiments.setup.describe import NETWORK_TABLES, describe, note
-from frenet.experiments.setup.networks import SMALL_NETWORK, build, prepare, task_names
+from frenet.experiments.direction_scale.answers import reread
+from frenet.experiments.direction_scale.figures import FIGURES, KINDS, TABLES
+from frenet.experiments.experiment import Cell, Experiment, Later
+from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.describe import NETWORK_TABLES
+from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare, task_names
 
-if TYPE_CHECKING:
-    from frenet.measure.trajectory import Trajectory
+
+@dataclass(frozen=True)
+class Config(DamageConfig, NetworkConfig):
+    """Make directions at a point, go along each, and train on to see how long each lasts."""
+
+    directions: tuple[str, ...] = KINDS
+    """Kinds of direction: gradient, 'Adam step', prefix, 'task vector', 'damage line', 'search
+    winner', random, steering."""
+    vectors: tuple[str, ...] = ()
+    """Further directions from disk: adapters, checkpoints, task vectors."""
+    contrasts: str = ""
+    """File or data set name of the contrast behind the steering vector of a language model."""
+    contrast_columns: tuple[str, ...] = ()
+    """What columns of that file are, as --columns has it for tasks."""
+    contrast_prompt: str = ""
+    """Prompt of its rows, as --prompt has it for tasks."""
+    behaviour: str = ""
+    """Name of the contrast, where there are several."""
+    steering: str = ""
+    """File of a steering vector, to be followed in place of one that is made from the contrast."""
+    trajectory: str = ""
+    """Folder of a training that FrenetCallback recorded, along which to see how long directions
+    last, in place of a training that is run here. It also gives prefix and task vector."""
+    protocol: str = "wrong-answers"
+    """Damage before; 'none' measures around the weights as they are."""
+    optimizer: str = "adam:1e-4"
+    """Optimiser and rate of the training in all weights."""
+    lora_optimizer: str = "adam:1e-3"
+    """Optimiser and rate of the training of LoRA."""
+    k: int = 10
+    """Steps of the prefix."""
+    n: int = 16
+    """Minibatch gradients in a direction, and as many held out."""
+    batch_size: int = 64
+    """Examples in a minibatch."""
+    eval_size: int = 128
+    """Held-out examples that the radius is measured on; fewer where there are fewer."""
+    lags: tuple[int, ...] = (1, 3, 10, 30, 100)
+    """Steps of training after which to look; the last one ends the task vector."""
+    eps: float = 0.2
+    """Relative deviation from the linear at the radius."""
+    candidates: int = 64
+    """Candidates of the search."""
+    probes: int = 4
+    """Probes of the search's plan."""
+    prompts: int = 64
+    """Prompts in each of the three parts of the contrast."""
+    path: str = ""
+    """Dotted name of the list of blocks, where it is not found by itself."""
 
 
 def cells(config: Config) -> list[Cell]:
@@ -66,95 +95,6 @@ def cells(config: Config) -> list[Cell]:
     ]
 
 
-def run(config: Config, cell: Cell) -> Iterator[Row]:
-    """Rows of the tables radius, line, share, lifetime and answer."""
-    network = build(config, space=cell["space"], seed=cell["seed"])
-    size = config.batch_size
-    select = size if "search winner" in config.directions else 0
-    test = max(size, config.eval_size)
-    yield from describe(network, cell, cells(config), config, select=select, test=test)
-    task = network.tasks[cell["task"]]
-    spot = Spot(config, cell, network, task, network.space.read(network.model).cpu())
-    try:
-        with damaged(network, task, config, protocol=config.protocol, seed=cell["seed"]):
-            rows = list(_measured(spot))
-    except NotDamagedError as error:
-        yield note(cell, f"{config.protocol} left out: {error}")
-        return
-    yield from rows
-    yield from answer_rows(spot, rows)
-
-
-def _measured(spot: Spot) -> Iterator[Row]:
-    from frenet.measure.lifetime import require_recorded
-    from frenet.measure.trajectory import train_and_record
-    from frenet.measure.trajectory_files import read_steps
-    from frenet.methods.vector_files import vectors_from_disk
-    from frenet.network.contrast import UnansweredError
-
-    model, space, config = spot.network.model, spot.network.space, spot.config
-    # What may be wrong with the user's files is said before anything is trained.
-    given = []
-    names = source_names(config.vectors)
-    for name, vector in zip(names, vectors_from_disk(model, config.vectors), strict=True):
-        yield from (note(spot.cell, f"{name}: {text}") for text in vector.notes)
-        own = vector.space(model)
-        given.append(Direction(name, vector.flat(own), own, vector.norm()))
-    with space.restored(model):
-        if config.trajectory:
-            path = read_steps(config.trajectory)
-            require_recorded(path, space=space, lags=config.lags)
-            space.write(model, path.start)
-        try:
-            steering = steering_direction(spot)
-        except UnansweredError as error:
-            if config.steering:
-                raise
-            steering = None
-            remedy = "pass --contrasts that are answered with one token"
-            yield note(spot.cell, f"the steering vector was left out: {error}; {remedy}")
-        if not config.trajectory:
-            with space.restored(model):
-                path = train_and_record(model, spot.task, spot.training(), space=space)
-        found = [*weight_directions(spot, path), *given]
-        yield from _rows(spot, path, found, steering)
-
-
-def _rows(
-    spot: Spot, path: "Trajectory", found: list[Direction], steering: Steering | None
-) -> Iterator[Row]:
-    """Radii at the present point, and lifetimes along a training from there."""
-    from frenet.measure.lifetime import follow, watch_training
-
-    model, space, config = spot.network.model, spot.network.space, spot.config
-
-    def look(step: int) -> dict[str, float]:
-        return share_looks(spot, found, steering, step)
-
-    rows = [row for direction in found for row in radius_rows(spot, direction)]
-    dims = {direction.name: direction.space.dim for direction in found}
-    coordinates: dict[str, str] = {direction.name: direction.coordinates for direction in found}
-    if steering is not None:
-        rows += steering_rows(spot, steering)
-        dims["steering"], coordinates["steering"] = len(steering.vector), "stream"
-    reach = {
-        str(row["direction"]): float(str(row["relative"]))
-        for row in rows
-        if row["table"] == "radius" and row["sign"] == 1
-    }
-    yield from rows
-    if config.trajectory:
-        values = follow(model, path, space=space, lags=config.lags, look=look)
-    else:
-        # Along the path that made them, prefix and task vector would have seen the minibatches.
-        with space.restored(model):
-            path, values = watch_training(
-                model, spot.task, spot.training(replicate=1),
-                space=space, lags=config.lags, look=look,
-            )  # fmt: skip
-    yield from lifetime_rows(spot, values, path, dims, reach, coordinates)
-
-
 # What `frenet probe` starts from: the user's own weights as they are, and one training run.
 PROBE = Config(
     lora_optimizer="adamw:5e-4", batch_size=8, n=8, eval_size=32, lags=(1, 3, 10, 30, 100),
@@ -163,13 +103,14 @@ PROBE = Config(
     **{**LANGUAGE_MODEL, "max_tasks": 1},
 )  # fmt: skip
 
+
 EXPERIMENT = Experiment(
     name="direction-scale",
     question="How far, and for how long, can each direction be followed?",
     claims=(),
     config=Config,
     cells=cells,
-    run=run,
+    run=Later("frenet.experiments.direction_scale.measure:run"),
     tables=TABLES | NETWORK_TABLES,
     figures=FIGURES,
     presets={
@@ -189,5 +130,5 @@ EXPERIMENT = Experiment(
         ),
     },
     prepare=prepare,
-    reread=lambda rows: labelled(reread(rows)),
+    reread=reread,
 )  # fmt: skip

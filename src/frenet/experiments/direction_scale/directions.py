@@ -4,29 +4,35 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import torch
 
 from frenet._notebook import listed
+from frenet.experiments.direction_scale import Config
+from frenet.experiments.direction_scale.figures import FRESH, KINDS
 from frenet.experiments.experiment import Cell
-from frenet.experiments.setup.damage import DamageConfig
-from frenet.experiments.setup.networks import Network, NetworkConfig
-
-if TYPE_CHECKING:
-    import torch
-
-    from frenet.measure.trajectory import Training, Trajectory
-    from frenet.methods.steering_effect import Prompted
-    from frenet.methods.task_vectors import TaskVector
-    from frenet.network.contrast import Contrast
-    from frenet.network.space import ParamSpace
-    from frenet.network.tasks import Task
-    from frenet.network.weight_space import Coordinates
-
-# Directions that are made anew at every step that is looked at, and compared with that.
-FRESH = ("gradient", "Adam step")
-KINDS = (
-    *FRESH, "prefix", "task vector", "damage line", "search winner", "random", "steering",
-)  # fmt: skip
+from frenet.experiments.setup.networks import Network
+from frenet.geometry import rng
+from frenet.geometry.linalg import norm
+from frenet.measure.gradients import gradient_matrix
+from frenet.measure.trajectory import Training, Trajectory
+from frenet.methods.candidates import Candidates, Noise
+from frenet.methods.effect_line import effect_line
+from frenet.methods.plan import plan
+from frenet.methods.search import Selection, random_search
+from frenet.methods.steering import contrast_streams
+from frenet.methods.steering_effect import Prompted, prompted
+from frenet.methods.steering_vector import load_vector
+from frenet.methods.survey import survey
+from frenet.methods.task_vectors import TaskVector, from_step, from_training
+from frenet.network.blocks import residual_blocks
+from frenet.network.contrast import Contrast
+from frenet.network.contrasts import contrasts
+from frenet.network.space import ParamSpace
+from frenet.network.synthetic_contrasts import synthetic_contrast
+from frenet.network.tasks import Task
+from frenet.network.weight_space import Coordinates, coordinates_of
 
 
 def source_names(sources: Sequence[str]) -> list[str]:
@@ -52,66 +58,14 @@ class Direction(NamedTuple):
     """
 
     name: str
-    delta: "torch.Tensor"
-    space: "ParamSpace"
+    delta: torch.Tensor
+    space: ParamSpace
     length: float | None
 
     @property
-    def coordinates(self) -> "Coordinates":
+    def coordinates(self) -> Coordinates:
         """In which its line is straight."""
-        from frenet.network.weight_space import coordinates_of
-
         return coordinates_of(self.space)
-
-
-@dataclass(frozen=True)
-class Config(DamageConfig, NetworkConfig):
-    """Make directions at a point, go along each, and train on to see how long each lasts."""
-
-    directions: tuple[str, ...] = KINDS
-    """Kinds of direction: gradient, 'Adam step', prefix, 'task vector', 'damage line', 'search
-    winner', random, steering."""
-    vectors: tuple[str, ...] = ()
-    """Further directions from disk: adapters, checkpoints, task vectors."""
-    contrasts: str = ""
-    """File or data set name of the contrast behind the steering vector of a language model."""
-    contrast_columns: tuple[str, ...] = ()
-    """What columns of that file are, as --columns has it for tasks."""
-    contrast_prompt: str = ""
-    """Prompt of its rows, as --prompt has it for tasks."""
-    behaviour: str = ""
-    """Name of the contrast, where there are several."""
-    steering: str = ""
-    """File of a steering vector, to be followed in place of one that is made from the contrast."""
-    trajectory: str = ""
-    """Folder of a training that FrenetCallback recorded, along which to see how long directions
-    last, in place of a training that is run here. It also gives prefix and task vector."""
-    protocol: str = "wrong-answers"
-    """Damage before; 'none' measures around the weights as they are."""
-    optimizer: str = "adam:1e-4"
-    """Optimiser and rate of the training in all weights."""
-    lora_optimizer: str = "adam:1e-3"
-    """Optimiser and rate of the training of LoRA."""
-    k: int = 10
-    """Steps of the prefix."""
-    n: int = 16
-    """Minibatch gradients in a direction, and as many held out."""
-    batch_size: int = 64
-    """Examples in a minibatch."""
-    eval_size: int = 128
-    """Held-out examples that the radius is measured on; fewer where there are fewer."""
-    lags: tuple[int, ...] = (1, 3, 10, 30, 100)
-    """Steps of training after which to look; the last one ends the task vector."""
-    eps: float = 0.2
-    """Relative deviation from the linear at the radius."""
-    candidates: int = 64
-    """Candidates of the search."""
-    probes: int = 4
-    """Probes of the search's plan."""
-    prompts: int = 64
-    """Prompts in each of the three parts of the contrast."""
-    path: str = ""
-    """Dotted name of the list of blocks, where it is not found by itself."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +75,8 @@ class Spot:
     config: Config
     cell: Cell
     network: Network
-    task: "Task"
-    start: "torch.Tensor"  # of the undamaged network, in the network's space
+    task: Task
+    start: torch.Tensor  # of the undamaged network, in the network's space
 
     @property
     def optimizer(self) -> str:
@@ -130,10 +84,8 @@ class Spot:
         lora = self.cell["space"] == "lora"
         return self.config.lora_optimizer if lora else self.config.optimizer
 
-    def training(self, replicate: int = 0) -> "Training":
+    def training(self, replicate: int = 0) -> Training:
         """A training on the task; replicates see other minibatches."""
-        from frenet.measure.trajectory import Training
-
         steps = max(self.config.lags)
         seed = self.seed + 7919 * replicate
         return Training(self.optimizer, self.config.batch_size, steps, seed=seed)
@@ -144,7 +96,7 @@ class Spot:
         return int(self.cell["seed"])
 
 
-def weight_directions(spot: Spot, path: "Trajectory") -> Iterator[Direction]:
+def weight_directions(spot: Spot, path: Trajectory) -> Iterator[Direction]:
     """Directions of what the network trains, in the order of KINDS.
 
     What an optimiser or a search makes is a line of the parameters that train, with LoRA of the
@@ -154,11 +106,9 @@ def weight_directions(spot: Spot, path: "Trajectory") -> Iterator[Direction]:
         spot: where; the network stands at theta_d.
         path: training from there, with other minibatches than lifetimes are measured along.
     """
-    from frenet.methods.task_vectors import from_step, from_training
-
     model, space = spot.network.model, spot.network.space
 
-    def back() -> "TaskVector":
+    def back() -> TaskVector:
         return from_step(model, spot.start - space.read(model).cpu(), space=space)
 
     makers: dict[str, Callable[[], torch.Tensor | TaskVector | None]] = {
@@ -177,12 +127,8 @@ def weight_directions(spot: Spot, path: "Trajectory") -> Iterator[Direction]:
                 yield found
 
 
-def _direction(spot: Spot, name: str, made: "torch.Tensor | TaskVector") -> Direction:
+def _direction(spot: Spot, name: str, made: torch.Tensor | TaskVector) -> Direction:
     """What a maker gave, in coordinates: those that train, or those of the weights."""
-    import torch
-
-    from frenet.geometry.linalg import norm
-
     if isinstance(made, torch.Tensor):
         own = None if name in (*FRESH, "random") else norm(made)
         return Direction(name, made, spot.network.space, own)
@@ -190,10 +136,8 @@ def _direction(spot: Spot, name: str, made: "torch.Tensor | TaskVector") -> Dire
     return Direction(name, made.flat(space), space, made.norm())
 
 
-def mean_gradient(spot: Spot, *, scaled: bool, seed: int | None = None) -> "torch.Tensor":
+def mean_gradient(spot: Spot, *, scaled: bool, seed: int | None = None) -> torch.Tensor:
     """Mean of n minibatch gradients at the present point, or that in Adam's metric."""
-    from frenet.measure.gradients import gradient_matrix
-
     rows = gradient_matrix(
         spot.network.model,
         spot.task,
@@ -206,22 +150,13 @@ def mean_gradient(spot: Spot, *, scaled: bool, seed: int | None = None) -> "torc
     return (mean / (rows.square().mean(0).sqrt() + 1e-8)).cpu() if scaled else mean.cpu()
 
 
-def _random(spot: Spot) -> "torch.Tensor":
-    import torch
-
-    from frenet.geometry import rng
-
+def _random(spot: Spot) -> torch.Tensor:
     draw = rng.generator(spot.seed, "direction-scale", "random")
     return torch.randn(spot.network.space.dim, generator=draw)
 
 
-def _winner(spot: Spot) -> "torch.Tensor | None":
+def _winner(spot: Spot) -> torch.Tensor | None:
     """The best of some Gaussian candidates at the sigma that the plan advises."""
-    from frenet.methods.candidates import Candidates, Noise
-    from frenet.methods.plan import plan
-    from frenet.methods.search import Selection, random_search
-    from frenet.methods.survey import survey
-
     network, config = spot.network, spot.config
     selection = Selection(
         select_size=config.batch_size, test_size=config.batch_size, seed=spot.seed
@@ -252,10 +187,10 @@ class Steering(NamedTuple):
         prompts: of that part.
     """
 
-    vector: "torch.Tensor"
+    vector: torch.Tensor
     block: int
-    fresh: "Contrast"
-    prompts: "list[Prompted]"
+    fresh: Contrast
+    prompts: list[Prompted]
 
 
 def steering_direction(spot: Spot) -> Steering | None:
@@ -264,12 +199,6 @@ def steering_direction(spot: Spot) -> Steering | None:
     Raises:
         UnansweredError: an answer is several tokens.
     """
-    from frenet.methods.effect_line import effect_line
-    from frenet.methods.steering import contrast_streams
-    from frenet.methods.steering_effect import prompted
-    from frenet.methods.steering_vector import load_vector
-    from frenet.network.blocks import residual_blocks
-
     contrast = _contrast(spot)
     if contrast is None or "steering" not in spot.config.directions:
         return None
@@ -296,10 +225,7 @@ def steering_direction(spot: Spot) -> Steering | None:
     return Steering(vectors[block], block, fresh, prompted(fresh.items))
 
 
-def _contrast(spot: Spot) -> "Contrast | None":
-    from frenet.network.contrasts import contrasts
-    from frenet.network.synthetic_contrasts import synthetic_contrast
-
+def _contrast(spot: Spot) -> Contrast | None:
     config = spot.config
     if config.model == "synthetic":
         rows = 4 * config.prompts

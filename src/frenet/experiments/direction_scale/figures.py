@@ -4,7 +4,6 @@ import math
 from typing import TYPE_CHECKING
 
 from frenet.experiments.brackets import bracket_of, life_columns
-from frenet.experiments.direction_scale.directions import KINDS
 from frenet.experiments.experiment import Column, Figure, Row, Rows
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.intervals import over_seeds, select
@@ -13,6 +12,11 @@ from frenet.experiments.setup.describe import labelled_rows
 if TYPE_CHECKING:
     from frenet.measure.bracket import Bracket
 
+# Directions that are made anew at every step that is looked at, and compared with that.
+FRESH = ("gradient", "Adam step")
+KINDS = (
+    *FRESH, "prefix", "task vector", "damage line", "search winner", "random", "steering",
+)  # fmt: skip
 QUADRATIC, FOUND = "where a quadratic would leave the linear", "found"
 AT_LEAST = "at least: linear as far as was looked"
 # The unit of both kinds of line, and of the stream.

@@ -2,45 +2,56 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from frenet.experiments import brackets
-from frenet.experiments.brackets import bracket_of, life_cells
+import torch
+from torch import nn
+
+from frenet.experiments.brackets import life_cells
+from frenet.experiments.direction_scale import Config, cells
+from frenet.experiments.direction_scale.answers import NO_SHARE, answer_rows
 from frenet.experiments.direction_scale.directions import (
-    FRESH,
     Direction,
     Spot,
     Steering,
     mean_gradient,
+    source_names,
+    steering_direction,
+    weight_directions,
 )
-from frenet.experiments.experiment import Row, Rows
-from frenet.experiments.setup.describe import note
-from frenet.experiments.setup.networks import held_out
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from frenet.geometry.basis import Basis
-    from frenet.measure.line import Line
-    from frenet.measure.trajectory import Trajectory
-    from frenet.network.space import ParamSpace
-
-# A direction whose share of the gradient is not this many times chance has no share to lose: one
-# squared coordinate of a random direction exceeds it once in 500 draws. A cosine of a steering
-# vector has to be twice 1 / sqrt(h).
-NO_SHARE = 10
-# The radius of a row and the ends of its interval, as shares of the norm of what moves.
-SHARES = ("relative", "relative_low", "relative_high")
+from frenet.experiments.direction_scale.figures import FRESH
+from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.setup.damage import NotDamagedError, damaged
+from frenet.experiments.setup.describe import describe, note
+from frenet.experiments.setup.networks import build, held_out
+from frenet.geometry import rng
+from frenet.geometry.alignment import cosine
+from frenet.geometry.basis import Basis, span_basis
+from frenet.geometry.linalg import norm
+from frenet.measure.lifetime import (
+    follow,
+    gradient_shares,
+    lifetime,
+    require_recorded,
+    watch_training,
+)
+from frenet.measure.line import Line, loss_line
+from frenet.measure.trajectory import Trajectory, train_and_record
+from frenet.measure.trajectory_files import read_steps
+from frenet.methods.effect_line import effect_line
+from frenet.methods.scale import radius
+from frenet.methods.search import distinct
+from frenet.methods.steering import contrast_streams
+from frenet.methods.task_vectors import from_step
+from frenet.methods.vector_files import vectors_from_disk
+from frenet.network.contrast import UnansweredError
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import repeatable
+from frenet.network.weight_space import coordinates_of, weights_norm
 
 
 def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
     """Rows of the tables radius and line for a direction in weights or factors."""
-    from frenet.geometry.linalg import norm
-    from frenet.measure.line import loss_line
-    from frenet.methods.search import distinct
-    from frenet.network.tasks import repeatable
-
     model, space = spot.network.model, direction.space
     batch = distinct(next(repeatable(spot.task, "test", spot.config.eval_size, spot.seed)))
     share = weight_share(model, direction.delta, space=space)
@@ -52,7 +63,7 @@ def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
 
 
 def looked_between(
-    line: "Line", size: float, *, length: float | None, eps: float
+    line: Line, size: float, *, length: float | None, eps: float
 ) -> tuple[float, float]:
     """First and greatest distance at which a line through parameters of norm ``size`` is seen."""
     start = size / 1000
@@ -63,7 +74,7 @@ def looked_between(
 
 
 def weight_share(
-    model: "nn.Module", direction: "torch.Tensor", *, space: "ParamSpace"
+    model: nn.Module, direction: torch.Tensor, *, space: ParamSpace
 ) -> Callable[[float], float]:
     r"""||Delta W|| / ||W|| at a distance along a line, of weights or of factors.
 
@@ -72,9 +83,6 @@ def weight_share(
         direction: (d,), not zero.
         space: of its coordinates.
     """
-    from frenet.methods.task_vectors import from_step
-    from frenet.network.weight_space import coordinates_of, weights_norm
-
     start = space.read(model).cpu()
     unit = direction.cpu() / float(direction.double().norm())
     weights = weights_norm(model, from_step(model, unit, space=space).space(model))
@@ -89,9 +97,6 @@ def weight_share(
 
 def steering_rows(spot: Spot, steering: Steering) -> Iterator[Row]:
     """The same for a direction in activations, by the difference of the logits."""
-    from frenet.methods.effect_line import effect_line
-    from frenet.methods.steering import contrast_streams
-
     yield from (note(spot.cell, text) for text in steering.fresh.notes)
     path = spot.config.path or None
     line = effect_line(
@@ -117,17 +122,14 @@ class _About(NamedTuple):
 
 def _sides(
     spot: Spot,
-    line: "Line",
-    about: "_About",
+    line: Line,
+    about: _About,
     *,
     length: float | None,
     start: float,
     limit: float,
 ) -> Iterator[Row]:
     """Both signs of a line."""
-    from frenet.geometry import rng
-    from frenet.methods.scale import radius
-
     keys: Row = {**dict(spot.cell.keys), "direction": about.name}
     for sign in (1, -1):
         draw = rng.generator(spot.seed, "direction-scale", about.name, str(sign))
@@ -164,7 +166,7 @@ def _sides(
             }  # fmt: skip
 
 
-def _moved(about: "_About", sign: int, ends: Mapping[str, float | None]) -> Row:
+def _moved(about: _About, sign: int, ends: Mapping[str, float | None]) -> Row:
     """What distances along a line move, over the norm of the weights or of the stream."""
     shares = {name: None if r is None else about.share(sign * r) for name, r in ends.items()}
     whole = "stream" if about.coordinates == "stream" else "weights"
@@ -185,8 +187,6 @@ def share_looks(
     weights that it changes, or the gradient of the factors; where it can be made anew, over that
     of the fresh one. Of activations, the cosine with the fresh one.
     """
-    from frenet.measure.lifetime import gradient_shares
-
     found: dict[str, float] = {}
     # Minibatches of their own at every step: what is held out is never what a direction saw.
     other, again = (spot.seed + 1_000_003 * (2 * step + i) for i in (1, 2))
@@ -210,16 +210,11 @@ def share_looks(
     return found
 
 
-def _line_basis(direction: Direction) -> "Basis":
-    from frenet.geometry.basis import span_basis
-
+def _line_basis(direction: Direction) -> Basis:
     return span_basis(direction.delta[None], space=direction.space, origin=direction.name)
 
 
 def _fresh_cosine(spot: Spot, steering: Steering) -> float:
-    from frenet.geometry.alignment import cosine
-    from frenet.methods.steering import contrast_streams
-
     streams = contrast_streams(
         spot.network.model, steering.fresh, [steering.block], path=spot.config.path or None
     )
@@ -229,7 +224,7 @@ def _fresh_cosine(spot: Spot, steering: Steering) -> float:
 def lifetime_rows(
     spot: Spot,
     values: Mapping[str, Mapping[int, float]],
-    path: "Trajectory",
+    path: Trajectory,
     dims: Mapping[str, int],
     reach: Mapping[str, float],
     coordinates: Mapping[str, str],
@@ -244,9 +239,6 @@ def lifetime_rows(
         reach: by direction, what its radius moves over its norm, where it has one.
         coordinates: by direction, in which its line is straight.
     """
-    from frenet.geometry.linalg import norm
-    from frenet.measure.lifetime import lifetime
-
     for name, at in values.items():
         keys: Row = {**dict(spot.cell.keys), "direction": name, "coordinates": coordinates[name]}
         chance = dims[name] ** (-0.5 if name == "steering" else -1)
@@ -274,64 +266,82 @@ def _against(name: str, coordinates: str) -> str:
     return f"its share of the gradient in the {coordinates}, over {over}"
 
 
-def answer_rows(spot: Spot, rows: Sequence[Row]) -> Iterator[Row]:
-    """One sentence for each direction of a cell."""
-    for life in (row for row in rows if row["table"] == "lifetime"):
-        name = life["direction"]
-        sides = [r for r in rows if r["table"] == "radius" and r["direction"] == name]
-        yield {
-            "table": "answer", **dict(spot.cell.keys), "direction": name,
-            "sentence": f"{name}: {_far(sides)}; {_long(life)}",
-        }  # fmt: skip
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables radius, line, share, lifetime and answer."""
+    network = build(config, space=cell["space"], seed=cell["seed"])
+    size = config.batch_size
+    select = size if "search winner" in config.directions else 0
+    test = max(size, config.eval_size)
+    yield from describe(network, cell, cells(config), config, select=select, test=test)
+    task = network.tasks[cell["task"]]
+    spot = Spot(config, cell, network, task, network.space.read(network.model).cpu())
+    try:
+        with damaged(network, task, config, protocol=config.protocol, seed=cell["seed"]):
+            rows = list(_measured(spot))
+    except NotDamagedError as error:
+        yield note(cell, f"{config.protocol} left out: {error}")
+        return
+    yield from rows
+    yield from answer_rows(spot.cell, rows)
 
 
-def _far(sides: Sequence[Row]) -> str:
-    """How far, in its own length where it has one."""
-    if not sides:
-        return "no radius, since its slope is too small to be told from rounding (see the notes)"
-    row = next((r for r in sides if r["sign"] == 1), sides[0])
-    what = "loss" if row["where"] == "weights" else "logit difference"
-    moved = "weights'" if row["where"] == "weights" else "stream's"
-    within = f"{what} is linear within {float(str(row['eps'])):.0%}"
-    # In its own length, or as a share of what it moves.
-    one = float(str(row["length"])) if row["length"] else 1.0
-    ends = ("radius", "low", "high") if row["length"] else SHARES
-    size, low, high = (
-        "?" if row[end] is None else f"{float(str(row[end])) / one:.3g}" for end in ends
-    )
-    unit = "its own length" if row["length"] else f"the {moved} norm"
-    along = "" if row["where"] != "weights" else f", in the {row['coordinates']}"
-    moves = ""
-    if row["length"] and row["coordinates"] == "factors":
-        moves = f", where the weights have moved by {float(str(row['relative'])):.3g} of their norm"
-    if row["unbounded"]:
-        return f"{within} as far as was looked, {size} of {unit}{along}{moves}"
-    side = "" if row["sign"] == 1 else ", against it"
-    return f"{within} up to {size} of {unit}{along}{side} [{low}, {high}]{moves}"
+def _measured(spot: Spot) -> Iterator[Row]:
+    model, space, config = spot.network.model, spot.network.space, spot.config
+    # What may be wrong with the user's files is said before anything is trained.
+    given = []
+    names = source_names(config.vectors)
+    for name, vector in zip(names, vectors_from_disk(model, config.vectors), strict=True):
+        yield from (note(spot.cell, f"{name}: {text}") for text in vector.notes)
+        own = vector.space(model)
+        given.append(Direction(name, vector.flat(own), own, vector.norm()))
+    with space.restored(model):
+        if config.trajectory:
+            path = read_steps(config.trajectory)
+            require_recorded(path, space=space, lags=config.lags)
+            space.write(model, path.start)
+        try:
+            steering = steering_direction(spot)
+        except UnansweredError as error:
+            if config.steering:
+                raise
+            steering = None
+            remedy = "pass --contrasts that are answered with one token"
+            yield note(spot.cell, f"the steering vector was left out: {error}; {remedy}")
+        if not config.trajectory:
+            with space.restored(model):
+                path = train_and_record(model, spot.task, spot.training(), space=space)
+        found = [*weight_directions(spot, path), *given]
+        yield from _rows(spot, path, found, steering)
 
 
-def _long(life: Row) -> str:
-    """How long."""
-    if not life["has_share"]:
-        if life["direction"] == "steering":
-            return "made from other prompts it is another one, so it has nothing to lose"
-        return f"it holds less of the gradient than {NO_SHARE} times chance: nothing to lose"
-    found = bracket_of(life)
-    return f"lifetime {found.told('step')} of training" if found else "lifetime not known"
+def _rows(
+    spot: Spot, path: Trajectory, found: list[Direction], steering: Steering | None
+) -> Iterator[Row]:
+    """Radii at the present point, and lifetimes along a training from there."""
+    model, space, config = spot.network.model, spot.network.space, spot.config
 
+    def look(step: int) -> dict[str, float]:
+        return share_looks(spot, found, steering, step)
 
-def reread(rows: Rows) -> list[Row]:
-    """Rows of any version with lifetimes as brackets, and with sentences that say so."""
-    keys = ("seed", "space", "task", "direction")
-    found = brackets.reread(rows, looks="share", lives="lifetime", keys=keys, lag="lag")
-    lives = {
-        tuple(new[key] for key in keys): new
-        for old, new in zip(rows, found, strict=True)
-        if new["table"] == "lifetime" and new != old
+    rows = [row for direction in found for row in radius_rows(spot, direction)]
+    dims = {direction.name: direction.space.dim for direction in found}
+    coordinates: dict[str, str] = {direction.name: direction.coordinates for direction in found}
+    if steering is not None:
+        rows += steering_rows(spot, steering)
+        dims["steering"], coordinates["steering"] = len(steering.vector), "stream"
+    reach = {
+        str(row["direction"]): float(str(row["relative"]))
+        for row in rows
+        if row["table"] == "radius" and row["sign"] == 1
     }
-    for row in found:
-        life = lives.get(tuple(row.get(key) for key in keys))
-        if life is not None and row["table"] == "answer":
-            far = str(row["sentence"]).rpartition("; ")[0]
-            row["sentence"] = f"{far}; {_long(life)}"
-    return found
+    yield from rows
+    if config.trajectory:
+        values = follow(model, path, space=space, lags=config.lags, look=look)
+    else:
+        # Along the path that made them, prefix and task vector would have seen the minibatches.
+        with space.restored(model):
+            path, values = watch_training(
+                model, spot.task, spot.training(replicate=1),
+                space=space, lags=config.lags, look=look,
+            )  # fmt: skip
+    yield from lifetime_rows(spot, values, path, dims, reach, coordinates)

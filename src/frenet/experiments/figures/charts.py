@@ -1,15 +1,16 @@
 """Rows in, Altair charts out: the four kinds of figure that the experiments draw.
 
-Every chart takes rows that are already summed up over seeds (`aggregate`, `melt`) and the nulls,
-ceilings and decision lines that belong beside the measure (``rules``), which are always drawn grey
-and dashed and named in the legend. Series keep eight colours that readers with any colour vision
-tell apart, on white and on black; the ninth takes up the first colour with another dash.
+Every chart takes rows that are already summed up over seeds (`intervals.aggregate`, `melt`) and the
+nulls, ceilings and decision lines that belong beside the measure (``rules``), which are always
+drawn grey and dashed and named in the legend. Series keep eight colours that readers with any
+colour vision tell apart, on white and on black; the ninth takes up the first colour with another
+dash.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from frenet.experiments.experiment import Row, Rows, Scalar
+from frenet.experiments.experiment import Rows, finite
 from frenet.experiments.figures.parts import (
     Axis,
     Rule,
@@ -19,7 +20,6 @@ from frenet.experiments.figures.parts import (
     in_words,
     inline,
     levels,
-    number,
     panels,
     placed,
     prepare,
@@ -33,7 +33,7 @@ from frenet.experiments.figures.series import GREY, HEAT
 if TYPE_CHECKING:
     import altair as alt
 
-__all__ = ["Axis", "Rule", "aggregate", "dots", "heatmap", "lines", "melt", "scatter"]
+__all__ = ["Axis", "Rule", "dots", "heatmap", "lines", "scatter"]
 
 INTERVAL = ("low", "high")
 # How the legends draw a line, and a dot or tick.
@@ -41,63 +41,6 @@ LINES = {"symbolType": "stroke", "symbolSize": 360}
 POINTS = {"symbolStrokeWidth": 0, "symbolSize": 110}
 # More points than this on one line are drawn for the tooltip only.
 CROWD = 24
-
-
-def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95) -> list[Row]:
-    """Mean of one column, with its Student t interval, for every combination of the keys.
-
-    Args:
-        rows: rows of one table; those whose value is missing or not a number are not counted.
-        by: the columns that tell groups apart, in their order of appearance; what is left out
-            (usually the seed) is averaged over.
-        value: the column to average.
-        level: coverage of the interval, in (0, 1).
-
-    Returns:
-        One row per group with the keys, ``value``, ``low``, ``high`` (None when n = 1) and ``n``.
-
-    Raises:
-        KeyError: no row has such a column.
-    """
-    from frenet.geometry.nulls import mean_interval
-
-    groups: dict[tuple[Scalar, ...], list[float]] = {}
-    for column in (*by, value):
-        if rows and not any(column in row for row in rows):
-            known = ", ".join(sorted({key for row in rows for key in row}))
-            raise KeyError(f"no row has the column {column!r}; the rows have {known}")
-    for row in rows:
-        found = number(row.get(value))
-        if found is not None:
-            groups.setdefault(tuple(row.get(key) for key in by), []).append(found)
-    summed: list[Row] = []
-    for keys, values in groups.items():
-        mean, low, high, n = mean_interval(values, level=level)
-        row = dict(zip(by, keys, strict=True))
-        row |= {"value": number(mean), "low": number(low), "high": number(high), "n": int(n)}
-        summed.append(row)
-    return summed
-
-
-def melt(
-    rows: Rows, *, by: Sequence[str], values: Mapping[str, str], level: float = 0.95
-) -> list[Row]:
-    """`aggregate` for several columns, stacked: a measure and its nulls become series of one chart.
-
-    Args:
-        rows: rows of one table.
-        by: the columns that tell groups apart.
-        values: column -> the label that its series gets, measure first.
-        level: coverage of the intervals, in (0, 1).
-
-    Returns:
-        The rows of `aggregate`, with the label in the column ``series``.
-    """
-    stacked: list[Row] = []
-    for column, label in values.items():
-        summed = aggregate(rows, by=by, value=column, level=level)
-        stacked.extend(row | {"series": label} for row in summed)
-    return stacked
 
 
 def lines(
@@ -276,7 +219,7 @@ def scatter(
         low = channel(alt.Y, y, field=interval[0])
         ends = whole(base, interval).mark_rule(strokeWidth=2, opacity=0.6)
         layers.append(ends.encode(y=low, y2=alt.Y2(field=interval[1])))
-    cells = [number(row[axis.field]) for row in table for axis in (x, y)]
+    cells = [finite(row[axis.field]) for row in table for axis in (x, y)]
     values = [value for value in cells if value is not None]
     if diagonal and values:
         ends = [{x.field: end, y.field: end} for end in (min(values), max(values))]

@@ -1,10 +1,9 @@
 """What the four charts of `charts` share: rows, axes, levels, panels, words."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from frenet.experiments.experiment import Rows
+from frenet.experiments.experiment import Rows, finite
 from frenet.experiments.figures.series import Series
 
 if TYPE_CHECKING:
@@ -59,16 +58,9 @@ def placed(
 def _widened(axis: Axis, rows: Rows, ends: Sequence[float]) -> Axis:
     if not axis.domain:
         return axis
-    values = [v for row in rows if (v := number(row.get(axis.field))) is not None]
+    values = [v for row in rows if (v := finite(row.get(axis.field))) is not None]
     lowest = min(*axis.domain, *values, *ends)
     return axis._replace(domain=(lowest, max(*axis.domain, *values, *ends)))
-
-
-def number(value: Any) -> float | None:
-    """A finite float, or None: NaN and infinities have no place in JSON."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
 
 
 def slim(rows: Rows, fields: Iterable[str]) -> list[dict[str, Any]]:
@@ -83,8 +75,8 @@ def slim(rows: Rows, fields: Iterable[str]) -> list[dict[str, Any]]:
         entry = {field: row.get(field) for field in wanted}
         for field, value in entry.items():
             if isinstance(value, float):
-                finite = number(value)
-                entry[field] = None if finite is None else float(f"{finite:.6g}")
+                shown = finite(value)
+                entry[field] = None if shown is None else float(f"{shown:.6g}")
         table.append(entry)
     return table
 
@@ -129,8 +121,8 @@ def prepare(
 
 
 def _positive(value: Any) -> bool:
-    finite = number(value)
-    return finite is None or finite > 0
+    shown = finite(value)
+    return shown is None or shown > 0
 
 
 def channel(kind: Any, axis: Axis, *, field: str | None = None) -> Any:
@@ -171,7 +163,7 @@ def tooltip(
     if series and len(series.names) > 1:
         tips.append(alt.Tooltip(field=series.field, type="nominal", title=series.title or "series"))
     for axis in axes:
-        numeric = any(number(row.get(axis.field)) is not None for row in rows)
+        numeric = any(finite(row.get(axis.field)) is not None for row in rows)
         form: dict[str, Any] = (
             {"type": "quantitative", "format": ".4~g"} if numeric else {"type": "nominal"}
         )
@@ -188,7 +180,7 @@ def whole(chart: Any, interval: tuple[str, str]) -> Any:
 
 def bounded(table: Rows, interval: tuple[str, str]) -> bool:
     """Whether any row has both ends; Vega warns of a layer that has no row to draw."""
-    return any(all(number(row.get(end)) is not None for end in interval) for row in table)
+    return any(all(finite(row.get(end)) is not None for end in interval) for row in table)
 
 
 def levels(rules: Sequence[str | Rule], series: Series, axes: tuple[Axis, Axis]) -> list[Any]:
@@ -264,7 +256,7 @@ def in_words(table: Rows, axes: tuple[Axis, Axis], series: Series | None) -> str
     x, y = axes
     groups: dict[str, list[float]] = {}
     for row in table:
-        found = number(row.get(y.field))
+        found = finite(row.get(y.field))
         if found is not None:
             groups.setdefault(str(row[series.field]) if series else "all", []).append(found)
     parts = [f"{name} from {min(vs):.3g} to {max(vs):.3g}" for name, vs in groups.items()]

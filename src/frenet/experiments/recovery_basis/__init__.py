@@ -1,74 +1,60 @@
 """Which bases hold a recovery: fixed ones, or its own first updates? (M2 and M4, claims C2, C4)."""
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from frenet.experiments.experiment import Cell, Experiment, Row
+from frenet.experiments.experiment import Experiment, Later
 from frenet.experiments.recovery_basis.figures import FIGURES, TABLES
 from frenet.experiments.recovery_basis.findings import CLAIMS
-from frenet.experiments.recovery_basis.measure import Case, Config, damaged_rows
-from frenet.experiments.setup.damage import LANGUAGE_MODEL, NotDamagedError, damaged, require_damage
-from frenet.experiments.setup.describe import NETWORK_TABLES, describe
-from frenet.experiments.setup.networks import SMALL_NETWORK, build, prepare
+from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.describe import NETWORK_TABLES
+from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare
 from frenet.experiments.setup.recovery import recovery_cells
 
 if TYPE_CHECKING:
-    from frenet.experiments.setup.networks import Network
     from frenet.geometry.basis import Basis
-    from frenet.network.tasks import Split, Task
 
     Bases = dict[str, Basis]
 
 
-def run(config: Config, cell: Cell) -> Iterator[Row]:
-    """Rows of the tables recovery, capture and curve."""
-    from frenet.measure.damage import fixed_loss
-    from frenet.measure.recovery import recovered_loss
+@dataclass(frozen=True)
+class Config(DamageConfig, NetworkConfig):
+    """Damage a task, recover it twice, and see what each basis holds of the displacement."""
 
-    network = build(config, space=cell["space"], seed=cell["seed"])
-    yield from describe(
-        network,
-        cell,
-        recovery_cells(config),
-        config,
-        select=config.probe_size,
-        test=config.probe_size,
+    protocols: tuple[str, ...] = (
+        "wrong-answers",
+        "relative-noise",
+        "absolute-noise",
+        "forgetting",
+        "ascent",
+        "zeroed-head",
+        "zeroed-mlp",
     )
-    task, space = network.tasks[cell["task"]], network.space
-
-    def loss(split: "Split") -> float:
-        return fixed_loss(network.model, task, split=split, size=config.probe_size)
-
-    before, select_before, theta_0 = loss("test"), loss("select"), space.read(network.model)
-    bases = _start_bases(network, task, config, cell)
-    keys: Row = {**dict(cell.keys), "loss_0": before}
-    try:
-        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
-            after = loss("test")
-            threshold = recovered_loss(select_before, loss("select"), network.chance)
-            keys["loss_d"] = after
-            require_damage(task, before, after, depth=config.depth, chance=network.chance)
-            case = Case(network, task, config, keys, before, after, threshold)
-            yield from damaged_rows(case, bases, theta_0 - space.read(network.model))
-    except NotDamagedError as error:
-        yield {"table": "recovery", **keys, "status": "not damaged", "why": str(error)}
-
-
-def _start_bases(network: "Network", task: "Task", config: Config, cell: Cell) -> "Bases":
-    from frenet.measure.bases import Sampling, bases_at_start
-    from frenet.measure.trajectory import Training
-
-    others = [other for name, other in network.tasks.items() if name != task.name]
-    return bases_at_start(
-        network.model,
-        task,
-        others,
-        sampling=Sampling(max(config.ks), config.n, config.batch_size, cell["seed"]),
-        space=network.space,
-        training=Training(
-            cell["optimizer"], config.batch_size, config.vector_steps, seed=cell["seed"]
-        ),
-    )
+    """Ways to damage the task."""
+    optimizers: tuple[str, ...] = ("adam:3e-5", "adam:3e-4", "adam:1e-3", "sgd:0.01")
+    """Optimisers of the recovery of all weights, with their rates."""
+    lora_optimizers: tuple[str, ...] = ("adam:3e-4", "adam:1e-3", "adam:3e-3")
+    """Optimisers of the recovery by LoRA, with their rates."""
+    steps: int = 400
+    """Most steps of a recovery; one that needs more is reported as not recovered."""
+    batch_size: int = 64
+    """Examples in a minibatch, of recovery and of the sampled gradients."""
+    every: int = 1
+    """Steps between looks at the loss during recovery."""
+    ks: tuple[int, ...] = (1, 2, 5, 10, 20)
+    """Basis dimensions."""
+    n: int = 64
+    """Gradients that a gradient basis is made of."""
+    second_order: tuple[str, ...] = ("Krylov", "Hessian")
+    """Bases that need Hessian products: the Krylov space of the gradient, top eigenvectors."""
+    vector_steps: int = 30
+    """Steps that each other task is trained for its task vector."""
+    optimised: tuple[str, ...] = ("prefix", "gradients at damage", "random")
+    """Bases inside which the network is also trained."""
+    function_k: int = 10
+    """Basis dimension at which loss and accuracy are measured, and networks trained inside."""
+    probe_size: int = 128
+    """Examples on which loss and accuracy are measured."""
 
 
 EXPERIMENT = Experiment(
@@ -77,7 +63,7 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     config=Config,
     cells=recovery_cells,
-    run=run,
+    run=Later("frenet.experiments.recovery_basis.measure:run"),
     tables=TABLES | NETWORK_TABLES,
     figures=FIGURES,
     presets={

@@ -2,95 +2,58 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from frenet.experiments.experiment import Row
-from frenet.experiments.setup.damage import DamageConfig
-from frenet.experiments.setup.networks import NetworkConfig
-from frenet.experiments.setup.recovery import LONGEST_PREFIX
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.recovery_basis import Config
+from frenet.experiments.setup.damage import NotDamagedError, damaged, require_damage
+from frenet.experiments.setup.describe import describe
+from frenet.experiments.setup.networks import Network, build
+from frenet.experiments.setup.recovery import LONGEST_PREFIX, recovery_cells
+from frenet.geometry.alignment import cosine
+from frenet.geometry.basis import Basis, span_basis, svd_basis
+from frenet.geometry.linalg import norm, norms
+from frenet.measure.bases import Sampling, bases_at_damage, bases_at_start
+from frenet.measure.damage import fixed_loss
+from frenet.measure.recovery import (
+    Recovery,
+    evaluate_at,
+    prefix_capture,
+    recover,
+    recovered_loss,
+    regained,
+)
+from frenet.measure.trajectory import Training
+from frenet.methods.subspace import train_in_basis
+from frenet.network.tasks import Evaluation, Split, Task
 
-    from frenet.experiments.setup.networks import Network
-    from frenet.geometry.basis import Basis
-    from frenet.measure.recovery import Recovery
-    from frenet.measure.trajectory import Training
-    from frenet.network.tasks import Evaluation, Task
-
-    Bases = dict[str, Basis]
-
-
-@dataclass(frozen=True)
-class Config(DamageConfig, NetworkConfig):
-    """Damage a task, recover it twice, and see what each basis holds of the displacement."""
-
-    protocols: tuple[str, ...] = (
-        "wrong-answers",
-        "relative-noise",
-        "absolute-noise",
-        "forgetting",
-        "ascent",
-        "zeroed-head",
-        "zeroed-mlp",
-    )
-    """Ways to damage the task."""
-    optimizers: tuple[str, ...] = ("adam:3e-5", "adam:3e-4", "adam:1e-3", "sgd:0.01")
-    """Optimisers of the recovery of all weights, with their rates."""
-    lora_optimizers: tuple[str, ...] = ("adam:3e-4", "adam:1e-3", "adam:3e-3")
-    """Optimisers of the recovery by LoRA, with their rates."""
-    steps: int = 400
-    """Most steps of a recovery; one that needs more is reported as not recovered."""
-    batch_size: int = 64
-    """Examples in a minibatch, of recovery and of the sampled gradients."""
-    every: int = 1
-    """Steps between looks at the loss during recovery."""
-    ks: tuple[int, ...] = (1, 2, 5, 10, 20)
-    """Basis dimensions."""
-    n: int = 64
-    """Gradients that a gradient basis is made of."""
-    second_order: tuple[str, ...] = ("Krylov", "Hessian")
-    """Bases that need Hessian products: the Krylov space of the gradient, top eigenvectors."""
-    vector_steps: int = 30
-    """Steps that each other task is trained for its task vector."""
-    optimised: tuple[str, ...] = ("prefix", "gradients at damage", "random")
-    """Bases inside which the network is also trained."""
-    function_k: int = 10
-    """Basis dimension at which loss and accuracy are measured, and networks trained inside."""
-    probe_size: int = 128
-    """Examples on which loss and accuracy are measured."""
+Bases = dict[str, Basis]
 
 
 @dataclass(frozen=True)
 class Case:
     """One damaged task: what its rows share."""
 
-    network: "Network"
-    task: "Task"
+    network: Network
+    task: Task
     config: Config
     keys: Row
     loss_0: float
     loss_d: float
     threshold: float
 
-    def training(self, steps: int, *, seed: int) -> "Training":
+    def training(self, steps: int, *, seed: int) -> Training:
         """The recovery's optimiser and batch size."""
-        from frenet.measure.trajectory import Training
-
         return Training(str(self.keys["optimizer"]), self.config.batch_size, steps, seed=seed)
 
     def regained(self, loss: float) -> float:
         """Share of the lost loss that is back."""
-        from frenet.measure.recovery import regained
-
         return regained(loss, self.loss_0, self.loss_d, self.network.chance)
 
 
-def damaged_rows(case: Case, bases: "Bases", line: "Tensor") -> Iterator[Row]:
+def damaged_rows(case: Case, bases: Bases, line: Tensor) -> Iterator[Row]:
     """Everything from the damaged point: two recoveries and what the bases hold of each."""
-    from frenet.geometry.basis import span_basis
-    from frenet.measure.bases import Sampling, bases_at_damage
-
     config, network, seed = case.config, case.network, int(str(case.keys["seed"]))
     bases = bases | bases_at_damage(
         network.model,
@@ -112,9 +75,7 @@ def damaged_rows(case: Case, bases: "Bases", line: "Tensor") -> Iterator[Row]:
         yield from _capture_rows(case, own, runs[1 - replicate], bases, replicate)
 
 
-def _recover(case: Case, *, seed: int) -> "Recovery":
-    from frenet.measure.recovery import recover
-
+def _recover(case: Case, *, seed: int) -> Recovery:
     space, model = case.network.space, case.network.model
     with space.restored(model):
         return recover(
@@ -128,11 +89,8 @@ def _recover(case: Case, *, seed: int) -> "Recovery":
         )
 
 
-def _recovery_rows(case: Case, own: "Recovery", other: "Recovery", replicate: int) -> Iterator[Row]:
+def _recovery_rows(case: Case, own: Recovery, other: Recovery, replicate: int) -> Iterator[Row]:
     """How one recovery went, and its loss against the step."""
-    from frenet.geometry.alignment import cosine
-    from frenet.geometry.linalg import norm, norms
-
     mine, its = own.trajectory.displacement(), other.trajectory.displacement()
     status = "not recovered" if own.stop is None else "shallow" if own.stop <= 2 else "recovered"
     yield {
@@ -163,12 +121,9 @@ def _recovery_rows(case: Case, own: "Recovery", other: "Recovery", replicate: in
 
 
 def _capture_rows(
-    case: Case, own: "Recovery", other: "Recovery", bases: "Bases", replicate: int
+    case: Case, own: Recovery, other: Recovery, bases: Bases, replicate: int
 ) -> Iterator[Row]:
     """What every basis holds of one recovery's displacement, and what that is worth."""
-    from frenet.geometry.basis import svd_basis
-    from frenet.measure.recovery import prefix_capture
-
     assert own.stop is not None
     config, largest = case.config, max(case.config.ks)
     path, twin = own.trajectory, other.trajectory
@@ -208,21 +163,15 @@ def _capture_rows(
             yield row
 
 
-def _function(case: Case, delta: "Tensor") -> "Evaluation":
+def _function(case: Case, delta: Tensor) -> Evaluation:
     """Held-out loss and accuracy at the damaged point plus ``delta``."""
-    from frenet.measure.recovery import evaluate_at
-
     batch = next(case.task.batches("test", case.config.probe_size, 0))
     network = case.network
     return evaluate_at(network.model, batch, space=network.space, delta=delta)
 
 
-def _worth(
-    case: Case, basis: "Basis", own: "Recovery", *, full: "Evaluation", optimise: bool
-) -> Row:
+def _worth(case: Case, basis: Basis, own: Recovery, *, full: Evaluation, optimise: bool) -> Row:
     """What a basis is worth in function: the displacement projected on it, and training in it."""
-    from frenet.methods.subspace import train_in_basis
-
     network = case.network
     projected = _function(case, basis.project(own.trajectory.displacement()))
     row: Row = {
@@ -240,3 +189,48 @@ def _worth(
             )
         row["optimised"] = case.regained(_function(case, delta).loss)
     return row
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables recovery, capture and curve."""
+    network = build(config, space=cell["space"], seed=cell["seed"])
+    yield from describe(
+        network,
+        cell,
+        recovery_cells(config),
+        config,
+        select=config.probe_size,
+        test=config.probe_size,
+    )
+    task, space = network.tasks[cell["task"]], network.space
+
+    def loss(split: Split) -> float:
+        return fixed_loss(network.model, task, split=split, size=config.probe_size)
+
+    before, select_before, theta_0 = loss("test"), loss("select"), space.read(network.model)
+    bases = _start_bases(network, task, config, cell)
+    keys: Row = {**dict(cell.keys), "loss_0": before}
+    try:
+        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
+            after = loss("test")
+            threshold = recovered_loss(select_before, loss("select"), network.chance)
+            keys["loss_d"] = after
+            require_damage(task, before, after, depth=config.depth, chance=network.chance)
+            case = Case(network, task, config, keys, before, after, threshold)
+            yield from damaged_rows(case, bases, theta_0 - space.read(network.model))
+    except NotDamagedError as error:
+        yield {"table": "recovery", **keys, "status": "not damaged", "why": str(error)}
+
+
+def _start_bases(network: Network, task: Task, config: Config, cell: Cell) -> Bases:
+    others = [other for name, other in network.tasks.items() if name != task.name]
+    return bases_at_start(
+        network.model,
+        task,
+        others,
+        sampling=Sampling(max(config.ks), config.n, config.batch_size, cell["seed"]),
+        space=network.space,
+        training=Training(
+            cell["optimizer"], config.batch_size, config.vector_steps, seed=cell["seed"]
+        ),
+    )

@@ -3,21 +3,52 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import optimize, stats
 
 from frenet.experiments.experiment import Cell, Row
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-    from frenet.experiments.setup.contrasts import Steered
-    from frenet.methods.steering_effect import Prefixes, Prompted
+from frenet.experiments.setup.contrasts import Steered, describe, left_out, skipped, steered
+from frenet.experiments.steering_effect import Config
+from frenet.geometry import rng
+from frenet.geometry.alignment import matched_vectors, shuffled_differences
+from frenet.measure.activations import add
+from frenet.measure.shift import activation_shift
+from frenet.methods.steering import (
+    Streams,
+    contrast_streams,
+    push_gradient,
+    push_items,
+    shifted_prompts,
+)
+from frenet.methods.steering_effect import (
+    Prefixes,
+    Prompted,
+    answer_differences,
+    neutral_cost,
+    prefixes,
+    prompted,
+    steered_differences,
+)
+from frenet.network.contrast import UnansweredError
+from frenet.network.limits import context_length
+from frenet.network.neutral import NEUTRAL
+from frenet.network.sites import Site
+from frenet.network.synthetic_contrasts import neutral_rows
+from frenet.network.tokens import Encoded, encode
 
 SHOWN = ("contrast", "gradient")
+
+
 CONTROLS = ("random", "matched", "shuffled")
+
+
 # Doses beyond this one are not looked for: the added vector is as long as the stream itself.
 MOST = 1.0
+
+
 # A neutral text is cut here.
 NEUTRAL_TOKENS = 64
 
@@ -38,12 +69,12 @@ class Dosed:
     """
 
     cell: Cell
-    subject: "Steered"
+    subject: Steered
     block: int
     norm: float
     doses: tuple[float, ...]
-    vectors: "dict[str, torch.Tensor]"
-    step: "torch.Tensor"
+    vectors: dict[str, torch.Tensor]
+    step: torch.Tensor
     shift: float
 
     @property
@@ -51,7 +82,7 @@ class Dosed:
         """Keys of all rows."""
         return {**dict(self.cell.keys), "block": self.block}
 
-    def added(self, vector: "torch.Tensor", dose: float) -> "torch.Tensor":
+    def added(self, vector: torch.Tensor, dose: float) -> torch.Tensor:
         """What is added at a dose."""
         return (dose * self.norm * vector).float()
 
@@ -68,11 +99,11 @@ class Effects:
         labels: (n,), whether the positive answer is right.
     """
 
-    prompts: "list[Prompted]"
-    kept: "Prefixes"
-    before: "np.ndarray"
-    after: "dict[str, np.ndarray]"
-    labels: "np.ndarray"
+    prompts: list[Prompted]
+    kept: Prefixes
+    before: np.ndarray
+    after: dict[str, np.ndarray]
+    labels: np.ndarray
 
     def mixed(self, most: int) -> list[int]:
         """Indices of at most so many prompts, either class in turn."""
@@ -84,11 +115,6 @@ class Effects:
 
 def effects_of(dosed: Dosed) -> Effects:
     """All vectors at all doses of both signs, dose by dose: -a, +a, -2a, +2a, ..."""
-    import numpy as np
-    import torch
-
-    from frenet.methods.steering_effect import prefixes, prompted, steered_differences
-
     rows = [torch.zeros(1, next(iter(dosed.vectors.values())).shape[1])]
     for vectors in dosed.vectors.values():
         for vector in vectors:
@@ -130,9 +156,6 @@ def dose_rows(dosed: Dosed, effects: Effects) -> Iterator[Row]:
 
 def slope_rows(dosed: Dosed, effects: Effects, *, resamples: int) -> Iterator[Row]:
     """Slopes at dose 0 with intervals over prompts, and their ratio."""
-    import numpy as np
-    from scipy import stats
-
     slopes = {
         name: (after[:, :, 1] - after[:, :, 0]) / (2 * dosed.doses[0])
         for name, after in effects.after.items()
@@ -160,7 +183,7 @@ def slope_rows(dosed: Dosed, effects: Effects, *, resamples: int) -> Iterator[Ro
         }
     own = [slopes[name][:, 0] for name in reversed(SHOWN)]
 
-    def ratio(a: "np.ndarray", b: "np.ndarray", axis: int = -1) -> "np.ndarray":
+    def ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
         return a.mean(axis) / b.mean(axis)
 
     low, high = interval(own, ratio)
@@ -189,12 +212,8 @@ class Way(NamedTuple):
     change: Callable[[float], Callable[[], Any]]
 
 
-def ways(dosed: Dosed, prompts: "Sequence[Prompted]", kept: "Prefixes") -> list[Way]:
+def ways(dosed: Dosed, prompts: Sequence[Prompted], kept: Prefixes) -> list[Way]:
     """Both vectors, and the weight step in units of its own mean shift at the block."""
-    from frenet.measure.activations import add
-    from frenet.methods.steering_effect import answer_differences, steered_differences
-    from frenet.network.sites import Site
-
     model, space, path = dosed.subject.model, dosed.subject.space, dosed.subject.path
 
     def by_vector(name: str, size: float) -> float:
@@ -223,8 +242,6 @@ def equal_rows(
     dosed: Dosed, effects: Effects, *, dose: float, most: int, neutral: int
 ) -> Iterator[Row]:
     """What it costs to have the effect of one dose of the contrast vector, by three ways."""
-    from frenet.methods.steering_effect import neutral_cost
-
     chosen = effects.mixed(most)
     prompts = [effects.prompts[i] for i in chosen]
     kept = effects.kept._replace(caches=[effects.kept.caches[i] for i in chosen])
@@ -267,7 +284,6 @@ def equal_size(
     >>> round(equal_size(lambda a: 3 * a, 0.6, 0.1), 2)
     0.2
     """
-    from scipy import optimize
 
     # The ends of the bracket are asked for again, and a weight step is slow to try.
     @cache
@@ -283,15 +299,8 @@ def equal_size(
     return float(optimize.brentq(lambda a: effect(a) - target, low, high, rtol=0.02))
 
 
-def neutral_texts(
-    subject: "Steered", count: int, *, seed: int
-) -> list[tuple[list[int], list[int]]]:
+def neutral_texts(subject: Steered, count: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
     """Token ids of texts that no contrast is about: what is given, and what is predicted."""
-    from frenet.network.limits import context_length
-    from frenet.network.neutral import NEUTRAL
-    from frenet.network.synthetic_contrasts import neutral_rows
-    from frenet.network.tokens import Encoded, encode
-
     if subject.tokenizer is None:
         return neutral_rows(count, seed=seed)
     pairs = [("", text) for text in NEUTRAL[:count]]
@@ -299,3 +308,81 @@ def neutral_texts(
     found = encode(subject.tokenizer, pairs, max_length=longest)
     wholes = [item.context + item.target for item in found if isinstance(item, Encoded)]
     return [(ids[:1], ids[1:]) for ids in wholes]
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables behaviour, dose, slope, ratio and equal."""
+    try:
+        subject = steered(config, cell)
+    except UnansweredError as error:
+        yield from left_out(cell, error)
+        return
+    if skipped(subject, cell):
+        return
+    dosed = _dosed(config, cell, subject)
+    effects = effects_of(dosed)
+    yield from describe(subject, cell, effects.before)
+    yield from dose_rows(dosed, effects)
+    yield from slope_rows(dosed, effects, resamples=config.resamples)
+    yield from equal_rows(
+        dosed,
+        effects,
+        dose=config.equal_dose,
+        most=config.equal_rows,
+        neutral=config.neutral_rows,
+    )
+
+
+def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
+    """Unit vectors at the block where the contrast vector steers best on other prompts."""
+    model, parts, path = subject.model, subject.parts, subject.path
+    streams = contrast_streams(model, parts["push"], subject.blocks, path=path)
+    norms = torch.cat([streams.positive, streams.negative]).norm(dim=2).square().mean(0).sqrt()
+    index = _steerable(subject, streams, norms, dose=config.doses[0])
+    block = subject.blocks[index]
+    pushed = push_items(parts["push"], flipped=cell["push"] == "flipped")
+    # In place: of a large model's weights there is memory for few copies.
+    step = push_gradient(model, pushed, space=subject.space).neg_()
+    rows = shifted_prompts(parts["moved"])
+    moved = activation_shift(model, rows, step, space=subject.space, blocks=[block], path=path)
+    shift = moved[:, 0].mean(0).cpu()
+    draw = rng.generator(cell["seed"], "steering-effect", cell["behaviour"])
+    found = streams.at(index)
+    vectors = {
+        "contrast": found.difference()[None],
+        "gradient": shift.double()[None],
+        "shuffled": shuffled_differences(found, config.draws, draw),
+        "random": torch.randn(config.draws, len(shift), generator=draw, dtype=torch.float64),
+        "matched": matched_vectors(found.rows, config.draws, draw),
+    }
+    for name in ("contrast", "gradient"):
+        if not vectors[name].any():
+            raise ValueError(
+                f"the {name} vector of {cell['behaviour']} is zero after block {block}, so it has "
+                "no direction to steer along; use prompts whose two sides differ before the block"
+            )
+    return Dosed(
+        cell=cell,
+        subject=subject,
+        block=block,
+        norm=float(norms[index]),
+        doses=config.doses,
+        vectors={name: v / v.norm(dim=1, keepdim=True) for name, v in vectors.items()},
+        step=step,
+        shift=float(shift.norm()),
+    )
+
+
+def _steerable(subject: Steered, streams: Streams, norms: torch.Tensor, *, dose: float) -> int:
+    """Index of the block at which the contrast vector has the largest slope on other prompts."""
+    count, width = len(subject.blocks), streams.positive.shape[2]
+    variants = {}
+    for i, block in enumerate(subject.blocks):
+        v = streams.at(i).difference().float()
+        unit = dose * norms[i] * v / v.norm().clamp_min(1e-30)
+        rows = torch.zeros(2 * count, width)
+        rows[2 * i], rows[2 * i + 1] = unit, -unit
+        variants[block] = rows
+    prompts = prompted(subject.parts["choose"].items)
+    effects = steered_differences(subject.model, prompts, variants, path=subject.path).mean(0)
+    return int((effects[0::2] - effects[1::2]).argmax())

@@ -1,20 +1,44 @@
 """What is it worth to train k coordinates instead of all? (M4, questions S1 and S2)."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.setup.damage import LANGUAGE_MODEL, NotDamagedError, damaged, require_damage
-from frenet.experiments.setup.describe import NETWORK_TABLES, describe
-from frenet.experiments.setup.networks import SMALL_NETWORK, build, prepare
+from frenet.experiments.experiment import Cell, Experiment, Later
+from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.describe import NETWORK_TABLES
+from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare
 from frenet.experiments.setup.recovery import recovery_cells
-from frenet.experiments.subspace_training.arms import Case, Config
 from frenet.experiments.subspace_training.figures import FIGURES, TABLES
 from frenet.experiments.subspace_training.findings import CHANCE, CLAIMS
-from frenet.experiments.subspace_training.measure import damaged_rows
 
-if TYPE_CHECKING:
-    from frenet.network.tasks import Split
+
+@dataclass(frozen=True)
+class Config(DamageConfig, NetworkConfig):
+    """Damage a task and recover it by moving k coordinates of a basis instead of all."""
+
+    protocols: tuple[str, ...] = ("wrong-answers", "relative-noise")
+    """Ways to damage the task."""
+    optimizers: tuple[str, ...] = ("adam:3e-5", "sgd:0.01")
+    """Optimisers of all weights, with the rate of the run whose first updates are the prefix."""
+    lora_optimizers: tuple[str, ...] = ("adam:3e-4",)
+    """The same for LoRA."""
+    steps: int = 400
+    """Most steps of that run; every other training takes as many as the run needed."""
+    batch_size: int = 64
+    """Examples in a minibatch, of training and of the sampled gradients."""
+    ks: tuple[int, ...] = (2, 5, 10, 20)
+    """Basis dimensions; those above 0.35 of the run's steps are left out."""
+    n: int = 32
+    """Gradients that a gradient basis is made of."""
+    bases: tuple[str, ...] = tuple(CHANCE)
+    """Where to train, beside all coordinates."""
+    factor: float = 3.0
+    """Neighbouring learning rates differ by this factor; the first is the run's own."""
+    tries: int = 6
+    """Most learning rates that are tried in each basis."""
+    looks: int = 20
+    """Looks at the held-out loss in each training."""
+    probe_size: int = 128
+    """Examples on which loss and accuracy are measured."""
 
 
 def cells(config: Config) -> list[Cell]:
@@ -28,39 +52,13 @@ def cells(config: Config) -> list[Cell]:
     return recovery_cells(config)
 
 
-def run(config: Config, cell: Cell) -> Iterator[Row]:
-    """Rows of the tables run, trained, curve and rate."""
-    from frenet.measure.damage import fixed_loss
-    from frenet.measure.recovery import recovered_loss
-
-    network = build(config, space=cell["space"], seed=cell["seed"])
-    yield from describe(
-        network, cell, cells(config), config, select=config.probe_size, test=config.probe_size
-    )
-    task = network.tasks[cell["task"]]
-
-    def loss(split: "Split") -> float:
-        return fixed_loss(network.model, task, split=split, size=config.probe_size)
-
-    before, select_before = loss("test"), loss("select")
-    keys: Row = dict(cell.keys)
-    try:
-        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
-            after = loss("test")
-            threshold = recovered_loss(select_before, loss("select"), network.chance)
-            require_damage(task, before, after, depth=config.depth, chance=network.chance)
-            yield from damaged_rows(Case(network, task, config, keys, before, after, threshold))
-    except NotDamagedError as error:
-        yield {"table": "run", **keys, "status": "not damaged", "why": str(error)}
-
-
 EXPERIMENT = Experiment(
     name="subspace-training",
     question="What is it worth to train k coordinates instead of all?",
     claims=CLAIMS,
     config=Config,
     cells=cells,
-    run=run,
+    run=Later("frenet.experiments.subspace_training.measure:run"),
     tables=TABLES | NETWORK_TABLES,
     figures=FIGURES,
     presets={

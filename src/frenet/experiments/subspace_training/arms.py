@@ -4,58 +4,30 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from frenet.experiments.experiment import Row
-from frenet.experiments.setup.damage import DamageConfig
-from frenet.experiments.setup.networks import NetworkConfig
-from frenet.experiments.subspace_training.findings import ALL, CHANCE
-
-if TYPE_CHECKING:
-    from frenet.experiments.setup.networks import Network
-    from frenet.geometry.basis import Basis
-    from frenet.measure.recovery import Recovery
-    from frenet.measure.trajectory import Training
-    from frenet.methods.moving_basis import MovingBasis
-    from frenet.network.tasks import Evaluation, Split, Task
-
-
-@dataclass(frozen=True)
-class Config(DamageConfig, NetworkConfig):
-    """Damage a task and recover it by moving k coordinates of a basis instead of all."""
-
-    protocols: tuple[str, ...] = ("wrong-answers", "relative-noise")
-    """Ways to damage the task."""
-    optimizers: tuple[str, ...] = ("adam:3e-5", "sgd:0.01")
-    """Optimisers of all weights, with the rate of the run whose first updates are the prefix."""
-    lora_optimizers: tuple[str, ...] = ("adam:3e-4",)
-    """The same for LoRA."""
-    steps: int = 400
-    """Most steps of that run; every other training takes as many as the run needed."""
-    batch_size: int = 64
-    """Examples in a minibatch, of training and of the sampled gradients."""
-    ks: tuple[int, ...] = (2, 5, 10, 20)
-    """Basis dimensions; those above 0.35 of the run's steps are left out."""
-    n: int = 32
-    """Gradients that a gradient basis is made of."""
-    bases: tuple[str, ...] = tuple(CHANCE)
-    """Where to train, beside all coordinates."""
-    factor: float = 3.0
-    """Neighbouring learning rates differ by this factor; the first is the run's own."""
-    tries: int = 6
-    """Most learning rates that are tried in each basis."""
-    looks: int = 20
-    """Looks at the held-out loss in each training."""
-    probe_size: int = 128
-    """Examples on which loss and accuracy are measured."""
+from frenet.experiments.setup.networks import Network
+from frenet.experiments.subspace_training import Config
+from frenet.experiments.subspace_training.findings import ALL
+from frenet.geometry.basis import Basis, random_basis
+from frenet.geometry.rng import generator
+from frenet.measure.bases import Sampling, bases_at_damage
+from frenet.measure.recovery import Recovery, regained
+from frenet.measure.trajectory import Training
+from frenet.methods.moving_basis import MovingBasis, moving_prefix
+from frenet.methods.subspace import equal_steps, train_with
+from frenet.methods.subspace_optimizer import SubspaceOptimizer
+from frenet.network.context import measuring
+from frenet.network.tasks import Evaluation, Split, Task, evaluate
 
 
 @dataclass(frozen=True)
 class Case:
     """One damaged task: what its rows share."""
 
-    network: "Network"
-    task: "Task"
+    network: Network
+    task: Task
     config: Config
     keys: Row
     loss_0: float
@@ -67,24 +39,17 @@ class Case:
         """The seed of the cell."""
         return int(str(self.keys["seed"]))
 
-    def training(self, steps: int) -> "Training":
+    def training(self, steps: int) -> Training:
         """The run's optimiser and rate, and the same minibatches for all."""
-        from frenet.measure.trajectory import Training
-
         optimizer = str(self.keys["optimizer"])
         return Training(optimizer, self.config.batch_size, steps, seed=1000 + self.seed)
 
     def regained(self, loss: float) -> float:
         """Share of the lost loss that is back."""
-        from frenet.measure.recovery import regained
-
         return regained(loss, self.loss_0, self.loss_d, self.network.chance)
 
-    def evaluate(self, split: "Split") -> "Evaluation":
+    def evaluate(self, split: Split) -> Evaluation:
         """Loss and accuracy of the network as it is, on one fixed batch."""
-        from frenet.network.context import measuring
-        from frenet.network.tasks import evaluate
-
         batch = next(self.task.batches(split, self.config.probe_size, 0))
         with measuring(self.network.model):
             return evaluate(self.network.model, batch)
@@ -95,7 +60,7 @@ class Arm(NamedTuple):
 
     name: str
     k: int
-    basis: "Basis | MovingBasis | None"
+    basis: Basis | MovingBasis | None
     spent: int
 
 
@@ -133,15 +98,11 @@ def everything(case: Case) -> Arm:
     return Arm(ALL, case.network.space.dim, None, 0)
 
 
-def arms(case: Case, run: "Recovery", gradients: "dict[str, Basis]", k: int) -> list[Arm]:
+def arms(case: Case, run: Recovery, gradients: dict[str, Basis], k: int) -> list[Arm]:
     """The bases of dimension k that the configuration asks for."""
-    from frenet.geometry.basis import random_basis
-    from frenet.geometry.rng import generator
-    from frenet.methods.moving_basis import MovingBasis, moving_prefix
-
     space = case.network.space
 
-    def random(*names: str | int) -> "Basis":
+    def random(*names: str | int) -> Basis:
         draw = generator(case.seed, "subspace", *names)
         return random_basis(space.dim, k, draw, space=space)
 
@@ -163,10 +124,8 @@ def arms(case: Case, run: "Recovery", gradients: "dict[str, Basis]", k: int) -> 
     return [Arm(name, k, *known[name]) for name in case.config.bases]
 
 
-def gradient_bases(case: Case) -> "dict[str, Basis]":
+def gradient_bases(case: Case) -> dict[str, Basis]:
     """Of gradients at the damaged point, raw and in Adam's metric."""
-    from frenet.measure.bases import Sampling, bases_at_damage
-
     config, network = case.config, case.network
     found = bases_at_damage(
         network.model,
@@ -212,9 +171,6 @@ def climb(score: Callable[[int], float], *, tries: int) -> dict[int, float]:
 
 def train(case: Case, arm: Arm, steps: int, *, rate: float) -> Trained:
     """Train from the damaged point, and put the weights back."""
-    from frenet.methods.subspace import equal_steps, train_with
-    from frenet.methods.subspace_optimizer import SubspaceOptimizer
-
     network, training = case.network, case.training(steps)
     looks = {round(steps * i / case.config.looks) for i in range(1, case.config.looks + 1)}
     trained = Trained(rate, looks=[Look(0, case.evaluate("select").loss, 0)])

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from frenet.experiments.experiment import Row
+from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.setup.damage import NotDamagedError, damaged, require_damage
+from frenet.experiments.setup.describe import describe
+from frenet.experiments.setup.networks import build
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
+from frenet.experiments.subspace_training import Config, cells
 from frenet.experiments.subspace_training.arms import (
     Arm,
     Case,
@@ -16,9 +19,9 @@ from frenet.experiments.subspace_training.arms import (
     swept,
 )
 from frenet.experiments.subspace_training.findings import CHANCE, UNSWEPT
-
-if TYPE_CHECKING:
-    from frenet.measure.recovery import Recovery
+from frenet.measure.damage import fixed_loss
+from frenet.measure.recovery import Recovery, evaluate_at, recover, recovered_loss
+from frenet.network.tasks import Split
 
 
 def damaged_rows(case: Case) -> Iterator[Row]:
@@ -50,10 +53,8 @@ def damaged_rows(case: Case) -> Iterator[Row]:
             yield from _rate_rows(case, arm, trained, unswept)
 
 
-def _run(case: Case) -> "Recovery":
+def _run(case: Case) -> Recovery:
     """Full training at the rate of the configuration, until it has recovered."""
-    from frenet.measure.recovery import recover
-
     space, model = case.network.space, case.network.model
     with space.restored(model):
         return recover(
@@ -66,7 +67,7 @@ def _run(case: Case) -> "Recovery":
         )
 
 
-def _run_row(case: Case, run: "Recovery") -> Row:
+def _run_row(case: Case, run: Recovery) -> Row:
     most = math.inf if run.stop is None else LONGEST_PREFIX * run.stop
     return {
         "table": "run",
@@ -93,10 +94,8 @@ def _best(case: Case, arm: Arm, trained: list[Trained]) -> Trained:
     return best
 
 
-def _alone(case: Case, run: "Recovery", steps: int) -> float:
+def _alone(case: Case, run: Recovery, steps: int) -> float:
     """What the first steps of the run regain."""
-    from frenet.measure.recovery import evaluate_at
-
     batch = next(case.task.batches("test", case.config.probe_size, 0))
     delta, network = run.trajectory.displacement(0, steps), case.network
     return case.regained(evaluate_at(network.model, batch, space=network.space, delta=delta).loss)
@@ -147,3 +146,26 @@ def _rate_rows(case: Case, arm: Arm, trained: list[Trained], unswept: Trained) -
             "train_loss": one.train_loss if math.isfinite(one.train_loss) else None,
             "train_loss_all": unswept.train_loss if math.isfinite(unswept.train_loss) else None,
         }
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables run, trained, curve and rate."""
+    network = build(config, space=cell["space"], seed=cell["seed"])
+    yield from describe(
+        network, cell, cells(config), config, select=config.probe_size, test=config.probe_size
+    )
+    task = network.tasks[cell["task"]]
+
+    def loss(split: Split) -> float:
+        return fixed_loss(network.model, task, split=split, size=config.probe_size)
+
+    before, select_before = loss("test"), loss("select")
+    keys: Row = dict(cell.keys)
+    try:
+        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
+            after = loss("test")
+            threshold = recovered_loss(select_before, loss("select"), network.chance)
+            require_damage(task, before, after, depth=config.depth, chance=network.chance)
+            yield from damaged_rows(Case(network, task, config, keys, before, after, threshold))
+    except NotDamagedError as error:
+        yield {"table": "run", **keys, "status": "not damaged", "why": str(error)}

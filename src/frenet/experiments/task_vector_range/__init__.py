@@ -1,68 +1,40 @@
 """What do task vectors do beyond where training ended, against it, and in sums? (M8)."""
 
-import itertools
-from collections.abc import Iterator
+from dataclasses import dataclass
 
-from frenet.experiments.experiment import Cell, Experiment, Row
-from frenet.experiments.setup.damage import LANGUAGE_MODEL, NotDamagedError, damaged
-from frenet.experiments.setup.describe import NETWORK_TABLES, describe, note
-from frenet.experiments.setup.networks import SMALL_NETWORK, Network, build, prepare
+from frenet.experiments.experiment import Cell, Experiment, Later
+from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.describe import NETWORK_TABLES
+from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare
 from frenet.experiments.task_vector_range.figures import FIGURES, TABLES, labelled
-from frenet.experiments.task_vector_range.measure import (
-    Config,
-    Range,
-    along_rows,
-    answer_rows,
-    pair_rows,
-    radius_rows,
-    share_rows,
-)
+
+
+@dataclass(frozen=True)
+class Config(DamageConfig, NetworkConfig):
+    """Train on one task at a time from one point, and go along the differences."""
+
+    protocol: str = "relative-noise"
+    """Damage before, of the first task and by its size of all others; 'none' starts from the
+    network as it is."""
+    optimizer: str = "adam:3e-4"
+    """Optimiser and rate of the training in all weights."""
+    lora_optimizer: str = "adam:3e-3"
+    """Optimiser and rate of the training of LoRA."""
+    steps: int = 100
+    """Steps of training on each task."""
+    batch_size: int = 64
+    """Examples in a minibatch."""
+    k: int = 10
+    """Directions of the bases."""
+    scales: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+    """Coefficients of the vector."""
+    eval_size: int = 256
+    """Held-out examples of each task; fewer where there are fewer."""
 
 
 def cells(config: Config) -> list[Cell]:
     """One cell a seed and space."""
     return [Cell.of(seed=seed, space=space) for seed in config.seeds for space in config.spaces]
-
-
-def run(config: Config, cell: Cell) -> Iterator[Row]:
-    """Rows of the tables along, radius, pair, inside and answer."""
-    network = build(config, space=cell["space"], seed=cell["seed"])
-    yield from describe(network, cell, cells(config), config, test=config.eval_size)
-    first = network.tasks[network.measured[0]]
-    try:
-        with damaged(network, first, config, protocol=config.protocol, seed=cell["seed"]):
-            spot = _trained(config, cell, network)
-            rows: list[Row] = []
-            tables = (along_rows, radius_rows, pair_rows, share_rows)
-            for row in itertools.chain.from_iterable(table(spot) for table in tables):
-                rows.append(row)
-                yield row
-            yield from answer_rows(rows)
-    except NotDamagedError as error:
-        yield note(cell, f"{config.protocol} left out: {error}")
-
-
-def _trained(config: Config, cell: Cell, network: Network) -> Range:
-    """The vectors of all measured tasks, twice."""
-    from frenet.measure.trajectory import Training, train_and_record
-    from frenet.methods.task_vectors import from_training
-
-    model, space, seed = network.model, network.space, int(cell["seed"])
-    optimizer = config.lora_optimizer if cell["space"] == "lora" else config.optimizer
-    paths, vectors = {}, {}
-    for name in network.measured:
-        found = []
-        for replicate in (0, 1):
-            training = Training(
-                optimizer, config.batch_size, config.steps, seed=seed + 7919 * replicate
-            )
-            with space.restored(model):
-                found.append(train_and_record(model, network.tasks[name], training, space=space))
-        paths[name] = (found[0], found[1])
-        weights = from_training(model, found[0]).space(model)
-        taus = [from_training(model, path).flat(weights) for path in found]
-        vectors[name] = (taus[0], taus[1])
-    return Range(config, cell, network, paths, weights, vectors)
 
 
 EXPERIMENT = Experiment(
@@ -71,7 +43,7 @@ EXPERIMENT = Experiment(
     claims=(),
     config=Config,
     cells=cells,
-    run=run,
+    run=Later("frenet.experiments.task_vector_range.measure:run"),
     tables=TABLES | NETWORK_TABLES,
     figures=FIGURES,
     presets={

@@ -4,50 +4,41 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import torch
 
 from frenet.experiments.direction_scale.measure import looked_between, weight_share
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.setup.damage import DamageConfig
-from frenet.experiments.setup.describe import note
-from frenet.experiments.setup.networks import Network, NetworkConfig
-
-if TYPE_CHECKING:
-    import torch
-
-    from frenet.measure.trajectory import Trajectory
-    from frenet.methods.scale import Radius
-    from frenet.network.space import ParamSpace
-
+from frenet.experiments.setup.damage import NotDamagedError, damaged
+from frenet.experiments.setup.describe import describe, note
+from frenet.experiments.setup.networks import Network, build
+from frenet.experiments.task_vector_range import Config, cells
+from frenet.geometry import rng
+from frenet.geometry.alignment import cosine
+from frenet.geometry.basis import Basis, svd_basis
+from frenet.geometry.linalg import norms
+from frenet.geometry.nulls import random_walk_share
+from frenet.measure.gradients import gradient_matrix
+from frenet.measure.line import loss_line
+from frenet.measure.trajectory import Training, Trajectory, train_and_record
+from frenet.methods.scale import Radius, radius
+from frenet.methods.search import distinct
+from frenet.methods.task_vectors import from_training
+from frenet.network.context import measuring
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import repeatable
+from frenet.network.weight_space import coordinates_of
 
 # Of its task's loss: a share of a smaller gain is the noise of the examples, divided by little.
 LEAST_GAIN = 0.1
+
+
 LEAST = "less than a tenth of the loss"
+
+
 # Relative deviation from the linear at the radius.
 EPS = 0.2
-
-
-@dataclass(frozen=True)
-class Config(DamageConfig, NetworkConfig):
-    """Train on one task at a time from one point, and go along the differences."""
-
-    protocol: str = "relative-noise"
-    """Damage before, of the first task and by its size of all others; 'none' starts from the
-    network as it is."""
-    optimizer: str = "adam:3e-4"
-    """Optimiser and rate of the training in all weights."""
-    lora_optimizer: str = "adam:3e-3"
-    """Optimiser and rate of the training of LoRA."""
-    steps: int = 100
-    """Steps of training on each task."""
-    batch_size: int = 64
-    """Examples in a minibatch."""
-    k: int = 10
-    """Directions of the bases."""
-    scales: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-    """Coefficients of the vector."""
-    eval_size: int = 256
-    """Held-out examples of each task; fewer where there are fewer."""
 
 
 class Way(NamedTuple):
@@ -61,9 +52,9 @@ class Way(NamedTuple):
     """
 
     coordinates: str
-    space: "ParamSpace"
-    tau: "torch.Tensor"
-    random: "torch.Tensor"
+    space: ParamSpace
+    tau: torch.Tensor
+    random: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -85,48 +76,36 @@ class Range:
     config: Config
     cell: Cell
     network: Network
-    paths: "Mapping[str, tuple[Trajectory, Trajectory]]"
-    space: "ParamSpace"
-    vectors: "Mapping[str, tuple[torch.Tensor, torch.Tensor]]"
+    paths: Mapping[str, tuple[Trajectory, Trajectory]]
+    space: ParamSpace
+    vectors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
-    def vector(self, task: str, replicate: int = 0) -> "torch.Tensor":
+    def vector(self, task: str, replicate: int = 0) -> torch.Tensor:
         """tau of a task, a change of the weights."""
         return self.vectors[task][replicate]
 
-    def random(self, task: str) -> "torch.Tensor":
+    def random(self, task: str) -> torch.Tensor:
         """A random change of the same weights, as long as tau."""
         return self._as_long(task, self.vector(task))
 
     def ways(self, task: str) -> Iterator[Way]:
         """Along tau; with LoRA also along the factors, which end there too and bend between."""
-        from frenet.network.weight_space import coordinates_of
-
         yield Way("weights", self.space, self.vector(task), self.random(task))
         space = self.network.space
         if coordinates_of(space) == "factors":
             step = self.paths[task][0].displacement()
             yield Way("factors", space, step, self._as_long(task, step))
 
-    def _as_long(self, task: str, tau: "torch.Tensor") -> "torch.Tensor":
-        import torch
-
-        from frenet.geometry import rng
-
+    def _as_long(self, task: str, tau: torch.Tensor) -> torch.Tensor:
         draw = rng.generator(int(self.cell["seed"]), "task-vector-range", task)
         z = torch.randn(len(tau), generator=draw)
         return z * (tau.norm() / z.norm())
 
-    def losses(self, delta: "torch.Tensor", space: "ParamSpace | None" = None) -> dict[str, float]:
+    def losses(self, delta: torch.Tensor, space: ParamSpace | None = None) -> dict[str, float]:
         """Held-out loss of every measured task at theta_0 + delta, in nats per token.
 
         ``space`` is that of the coordinates of ``delta``; None: the weights.
         """
-        import torch
-
-        from frenet.methods.search import distinct
-        from frenet.network.context import measuring
-        from frenet.network.tasks import repeatable
-
         network, found = self.network, {}
         with (space or self.space).displaced(network.model, delta):
             for name in self.paths:
@@ -182,14 +161,8 @@ def radius_rows(spot: Range) -> Iterator[Row]:
             }  # fmt: skip
 
 
-def _radius(spot: Range, name: str, way: Way) -> "tuple[Radius, tuple[float, float]]":
+def _radius(spot: Range, name: str, way: Way) -> tuple[Radius, tuple[float, float]]:
     """The radius along a line, and what share of the weights it moves there and at its end."""
-    from frenet.geometry import rng
-    from frenet.measure.line import loss_line
-    from frenet.methods.scale import radius
-    from frenet.methods.search import distinct
-    from frenet.network.tasks import repeatable
-
     model, task, seed = spot.network.model, spot.network.tasks[name], int(spot.cell["seed"])
     batch = distinct(next(repeatable(task, "test", spot.config.eval_size, 0)))
     share = weight_share(model, way.tau, space=way.space)
@@ -204,8 +177,6 @@ def _radius(spot: Range, name: str, way: Way) -> "tuple[Radius, tuple[float, flo
 
 def pair_rows(spot: Range) -> Iterator[Row]:
     """The table pair: two vectors, and what is left of a gain in their sum."""
-    from frenet.geometry.alignment import cosine
-
     start = spot.losses(0 * spot.vector(next(iter(spot.paths))))
     for name, other in itertools.permutations(spot.paths, 2):
         tau, added = spot.vector(name), spot.vector(other)
@@ -232,12 +203,6 @@ def share_rows(spot: Range) -> Iterator[Row]:
 
     With LoRA all of it is in the factors, as gradients and steps of the optimiser are.
     """
-    from frenet.geometry.basis import Basis, svd_basis
-    from frenet.geometry.linalg import norms
-    from frenet.geometry.nulls import random_walk_share
-    from frenet.measure.gradients import gradient_matrix
-    from frenet.network.weight_space import coordinates_of
-
     network, k = spot.network, spot.config.k
     for name, (path, again) in spot.paths.items():
         rows = gradient_matrix(
@@ -295,3 +260,41 @@ def _on_the_way(rows: Sequence[Row]) -> Iterator[str]:
     for row in (row for row in rows if row["table"] == "radius"):
         end = "as far as was looked," if row["unbounded"] else "up to"
         yield f"linear within {row['eps']:.0%} {end} {row['times']:.3g} of its length"
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables along, radius, pair, inside and answer."""
+    network = build(config, space=cell["space"], seed=cell["seed"])
+    yield from describe(network, cell, cells(config), config, test=config.eval_size)
+    first = network.tasks[network.measured[0]]
+    try:
+        with damaged(network, first, config, protocol=config.protocol, seed=cell["seed"]):
+            spot = _trained(config, cell, network)
+            rows: list[Row] = []
+            tables = (along_rows, radius_rows, pair_rows, share_rows)
+            for row in itertools.chain.from_iterable(table(spot) for table in tables):
+                rows.append(row)
+                yield row
+            yield from answer_rows(rows)
+    except NotDamagedError as error:
+        yield note(cell, f"{config.protocol} left out: {error}")
+
+
+def _trained(config: Config, cell: Cell, network: Network) -> Range:
+    """The vectors of all measured tasks, twice."""
+    model, space, seed = network.model, network.space, int(cell["seed"])
+    optimizer = config.lora_optimizer if cell["space"] == "lora" else config.optimizer
+    paths, vectors = {}, {}
+    for name in network.measured:
+        found = []
+        for replicate in (0, 1):
+            training = Training(
+                optimizer, config.batch_size, config.steps, seed=seed + 7919 * replicate
+            )
+            with space.restored(model):
+                found.append(train_and_record(model, network.tasks[name], training, space=space))
+        paths[name] = (found[0], found[1])
+        weights = from_training(model, found[0]).space(model)
+        taus = [from_training(model, path).flat(weights) for path in found]
+        vectors[name] = (taus[0], taus[1])
+    return Range(config, cell, network, paths, weights, vectors)
