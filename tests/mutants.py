@@ -169,6 +169,8 @@ class Lines:
         self.coverage.stop()
         for path in self.paths:
             lines = self.coverage.get_data().contexts_by_lineno(str(path))
+            # Of what runs at import, such as defaults, the tests that run any other line.
+            lines[0] = list({test for tests in lines.values() for test in tests} - {""})
             found = {n: sorted(tests, key=self.seconds.__getitem__) for n, tests in lines.items()}
             path.with_suffix(".lines").write_text(json.dumps(found), encoding="utf-8")
 
@@ -205,10 +207,11 @@ def noticed(tests: Sequence[str], lines_of: Sequence[Path] = ()) -> str:
 
 
 def that_run(mutant: Mutant, src: Path) -> list[str]:
-    """The tests that run a line, the quickest first; none where it runs at import as well."""
+    """The tests that run a line, the quickest first; any other of its module if at import."""
     path = src / "frenet" / f"{mutant.module}.lines"
-    found = json.loads(path.read_text(encoding="utf-8")).get(str(mutant.line), [""])
-    return [] if "" in found else found
+    lines = json.loads(path.read_text(encoding="utf-8"))
+    found: list[str] = lines.get(str(mutant.line), [""])
+    return lines["0"] if "" in found else found
 
 
 @contextmanager

@@ -175,7 +175,9 @@ def test_a_gradient_that_is_wrong_on_the_selection_batch_is_refused():
     for split, refused in (("train", False), ("select", True)):
         lying = dataclasses.replace(task, lies=split, name=split)
         if refused:
-            with pytest.raises(ValueError, match="is not the derivative of its loss on task select"):
+            with pytest.raises(
+                ValueError, match="is not the derivative of its loss on task select"
+            ):
                 survey(model, lying, space, probes=2)
         else:
             assert survey(model, lying, space, probes=2).local.gradient > 0
