@@ -67,6 +67,8 @@ def sites(tree: ast.AST) -> Iterator[ast.AST]:
             own = [node]
         elif isinstance(node, ast.AnnAssign | ast.arg):
             own = [node.annotation]
+        elif isinstance(node, ast.keyword) and node.arg == "stacklevel":
+            own = [node.value]
         elif isinstance(node, ast.FunctionDef):
             own = [node.returns, *node.decorator_list]
         for part in filter(None, own):
