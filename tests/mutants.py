@@ -67,6 +67,8 @@ def sites(tree: ast.AST) -> Iterator[ast.AST]:
             own = [node]
         elif isinstance(node, ast.AnnAssign | ast.arg):
             own = [node.annotation]
+        elif isinstance(node, ast.keyword) and node.arg == "stacklevel":
+            own = [node.value]
         elif isinstance(node, ast.FunctionDef):
             own = [node.returns, *node.decorator_list]
         for part in filter(None, own):
@@ -156,11 +158,11 @@ class Lines:
         self.coverage = coverage.Coverage(include=[str(path) for path in paths], data_file=None)
         self.coverage.start()
 
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.coverage.switch_context(nodeid)
+    def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, ...]) -> None:
+        self.coverage.switch_context(placed(nodeid, location))
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        self.seconds[report.nodeid] += report.duration
+        self.seconds[placed(report.nodeid, report.location)] += report.duration
 
     def pytest_runtest_logfinish(self) -> None:
         self.coverage.switch_context("")
@@ -169,16 +171,23 @@ class Lines:
         self.coverage.stop()
         for path in self.paths:
             lines = self.coverage.get_data().contexts_by_lineno(str(path))
+            # Of what runs at import, such as defaults, the tests that run any other line.
+            lines[0] = list({test for tests in lines.values() for test in tests} - {""})
             found = {n: sorted(tests, key=self.seconds.__getitem__) for n, tests in lines.items()}
             path.with_suffix(".lines").write_text(json.dumps(found), encoding="utf-8")
 
 
-def noticed(tests: Sequence[str], lines_of: Sequence[Path] = ()) -> str:
+def placed(nodeid: str, location: tuple[str, ...]) -> str:
+    """A test as pytest can be given it: the name of a doctest of the copy lacks its file."""
+    return location[0] + nodeid if nodeid.startswith("::") else nodeid
+
+
+def noticed(tests: Sequence[str], noting: Sequence[Path] = ()) -> str:
     """What tests say: "passed", "failed" or "timed out".
 
     Args:
         tests: files, or single tests.
-        lines_of: modules; which tests run their lines is written beside them.
+        noting: modules; which tests run their lines is written beside them.
     """
     child = os.fork()
     if child == 0:
@@ -191,7 +200,7 @@ def noticed(tests: Sequence[str], lines_of: Sequence[Path] = ()) -> str:
         # Plugins that the parent has imported cannot have their assertions rewritten.
         options = ["-c", "pyproject.toml", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        plugins = [Lines(lines_of)] if lines_of else []
+        plugins = [Lines(noting)] if noting else []
         os._exit(pytest.main([*options, *tests], plugins=plugins))
     end = time.monotonic() + LIMIT_S
     while time.monotonic() < end:
@@ -205,10 +214,16 @@ def noticed(tests: Sequence[str], lines_of: Sequence[Path] = ()) -> str:
 
 
 def that_run(mutant: Mutant, src: Path) -> list[str]:
-    """The tests that run a line, the quickest first; none where it runs at import as well."""
-    path = src / "frenet" / f"{mutant.module}.lines"
-    found = json.loads(path.read_text(encoding="utf-8")).get(str(mutant.line), [""])
-    return [] if "" in found else found
+    """The tests that run a line, the quickest first; any other of its module if at import."""
+    path = src / "frenet" / f"{mutant.module}.py"
+    found = lines_of(path).get(str(mutant.line), [""])
+    return lines_of(path)["0"] if "" in found else found
+
+
+def lines_of(path: Path) -> dict[str, list[str]]:
+    """What ``Lines`` noted of a module: tests by line, and those of any line as "0"."""
+    found: dict[str, list[str]] = json.loads(path.with_suffix(".lines").read_text("utf-8"))
+    return found
 
 
 @contextmanager
@@ -263,6 +278,10 @@ def main() -> None:
         paths = [src / "frenet" / f"{module}.py" for module in modules]
         if noticed(list(every), paths) != "passed":
             sys.exit("the tests of these modules fail without any change")
+        # A test that pytest cannot find would count as one that noticed.
+        noted = {test for path in paths for test in lines_of(path)["0"]}
+        if noticed(["--collect-only", *noted]) != "passed":
+            sys.exit("the tests that run these modules cannot be named one by one")
         with asked.out.open("a") as out:
             for mutant in drawn:
                 row = judge(mutant, src)
