@@ -109,9 +109,10 @@ def test_a_digest_follows_numbers_and_marks_and_neither_rounding_nor_words() -> 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Digests of all that the stored runs say.")
     parser.add_argument("--write", action="store_true", help="to golden.json, in place of it")
+    asked = parser.parse_args()
     table = {name_of(path): digests(path) for path in find_runs([RESULTS])}
     text = json.dumps(table, indent=1, sort_keys=True) + "\n"
-    if parser.parse_args().write:
+    if asked.write:
         STORED.write_text(text, encoding="utf-8")
     else:
         print(text, end="")

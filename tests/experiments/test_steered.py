@@ -227,6 +227,8 @@ def c7(
         ([-0.9, -1.0, -1.1], 1.0, 1.0, "undecided"),
         ([-0.9, -1.0, -1.1], 10.0, 1.0, "contradicted"),
         ([0.2, 1.0, 2.1], 10.0, 1.0, "undecided"),
+        ([0.5, 0.6, 0.7], 10.0, 1.0, "undecided"),  # one end alone lies outside
+        ([1.8, 1.9, 2.0], 10.0, 1.0, "undecided"),
         ([1.0], 10.0, 1.0, "undecided"),
     ],
 )
