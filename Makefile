@@ -33,6 +33,7 @@ mutants: .venv/installed
 results: .venv/installed
 	$(BIN)/frenet reproduce --preset cpu --networks synthetic frenet:gpt2 $(MODELS) --out runs/results
 	$(BIN)/frenet report runs/results --results docs/results
+	$(BIN)/python tests/experiments/test_golden.py --write
 
 # Arguments as in: make bench BENCH="--model SmolLM2.gguf --resume"
 bench: .venv/installed build/peers/installed

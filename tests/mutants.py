@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC, TESTS = ROOT / "src", ROOT / "tests"
 LIMIT_S = 1800
 
+# Names through which a test runs modules of a layer that it does not import one by one.
+REGISTRIES = {"experiments": "EXPERIMENTS"}
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
@@ -140,12 +142,15 @@ def importing(module: str, root: Path, pattern: str) -> set[Path]:
 def tests_of(module: str, src: Path) -> list[str]:
     """The module itself in this copy, for its doctests, and the test files that may run it.
 
-    These are the files that import it, or a module of its layer that imports it.
+    These are the files that import it, or a module of its layer that imports it, and those among
+    the tests of its layer that import the registry of the layer.
     """
-    package = SRC / "frenet"
-    users = importing(module, package / module.split("/")[0], "*.py")
+    package, layer = SRC / "frenet", module.split("/")[0]
+    users = importing(module, package / layer, "*.py")
     names = [user.relative_to(package).with_suffix("").as_posix() for user in users]
     files = {file for name in (module, *names) for file in importing(name, TESTS, "test_*.py")}
+    if layer in REGISTRIES:
+        files |= importing(f"{layer}/{REGISTRIES[layer]}", TESTS / layer, "test_*.py")
     own = src / "frenet" / f"{module}.py"
     return [str(own), *sorted(str(file.relative_to(ROOT)) for file in files)]
 
