@@ -27,7 +27,7 @@ MUTATED = $(addprefix geometry/,linalg basis subspace theory energy blocks) \
 	experiments/intervals \
 	$(patsubst src/frenet/%.py,%,$(wildcard src/frenet/experiments/*_findings.py))
 mutants: .venv/installed
-	$(BIN)/python tests/mutants.py $(MUTATED) --draw 100 --seed 20261216 --out build/mutants.jsonl
+	$(BIN)/python tests/mutants.py $(MUTATED) --draw 100 --seed 20261305 --out build/mutants.jsonl
 
 # Hours. The language models are those that are at hand: make results MODELS="./stories260K SmolLM2.gguf"
 results: .venv/installed
