@@ -27,12 +27,13 @@ MUTATED = $(addprefix geometry/,linalg basis subspace theory energy blocks) \
 	experiments/intervals \
 	$(patsubst src/frenet/%.py,%,$(wildcard src/frenet/experiments/*/*findings.py))
 mutants: .venv/installed
-	$(BIN)/python tests/mutants.py $(MUTATED) --draw 100 --seed 20261216 --out build/mutants.jsonl
+	$(BIN)/python tests/mutants.py $(MUTATED) --draw 100 --seed 20261305 --out build/mutants.jsonl
 
 # Hours. The language models are those that are at hand: make results MODELS="./stories260K SmolLM2.gguf"
 results: .venv/installed
 	$(BIN)/frenet reproduce --preset cpu --networks synthetic frenet:gpt2 $(MODELS) --out runs/results
 	$(BIN)/frenet report runs/results --results docs/results
+	$(BIN)/python tests/experiments/test_golden.py --write
 
 # Arguments as in: make bench BENCH="--model SmolLM2.gguf --resume"
 bench: .venv/installed build/peers/installed

@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC, TESTS = ROOT / "src", ROOT / "tests"
 LIMIT_S = 1800
 
+# Names through which a test runs modules of a layer that it does not import one by one.
+REGISTRIES = {"experiments": "EXPERIMENTS"}
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
@@ -67,6 +69,8 @@ def sites(tree: ast.AST) -> Iterator[ast.AST]:
             own = [node]
         elif isinstance(node, ast.AnnAssign | ast.arg):
             own = [node.annotation]
+        elif isinstance(node, ast.keyword) and node.arg == "stacklevel":
+            own = [node.value]
         elif isinstance(node, ast.FunctionDef):
             own = [node.returns, *node.decorator_list]
         for part in filter(None, own):
@@ -138,12 +142,15 @@ def importing(module: str, root: Path, pattern: str) -> set[Path]:
 def tests_of(module: str, src: Path) -> list[str]:
     """The module itself in this copy, for its doctests, and the test files that may run it.
 
-    These are the files that import it, or a module of its layer that imports it.
+    These are the files that import it, or a module of its layer that imports it, and those among
+    the tests of its layer that import the registry of the layer.
     """
-    package = SRC / "frenet"
-    users = importing(module, package / module.split("/")[0], "*.py")
+    package, layer = SRC / "frenet", module.split("/")[0]
+    users = importing(module, package / layer, "*.py")
     names = [user.relative_to(package).with_suffix("").as_posix() for user in users]
     files = {file for name in (module, *names) for file in importing(name, TESTS, "test_*.py")}
+    if layer in REGISTRIES:
+        files |= importing(f"{layer}/{REGISTRIES[layer]}", TESTS / layer, "test_*.py")
     own = src / "frenet" / f"{module}.py"
     return [str(own), *sorted(str(file.relative_to(ROOT)) for file in files)]
 
@@ -156,11 +163,11 @@ class Lines:
         self.coverage = coverage.Coverage(include=[str(path) for path in paths], data_file=None)
         self.coverage.start()
 
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.coverage.switch_context(nodeid)
+    def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, ...]) -> None:
+        self.coverage.switch_context(placed(nodeid, location))
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        self.seconds[report.nodeid] += report.duration
+        self.seconds[placed(report.nodeid, report.location)] += report.duration
 
     def pytest_runtest_logfinish(self) -> None:
         self.coverage.switch_context("")
@@ -169,16 +176,23 @@ class Lines:
         self.coverage.stop()
         for path in self.paths:
             lines = self.coverage.get_data().contexts_by_lineno(str(path))
+            # Of what runs at import, such as defaults, the tests that run any other line.
+            lines[0] = list({test for tests in lines.values() for test in tests} - {""})
             found = {n: sorted(tests, key=self.seconds.__getitem__) for n, tests in lines.items()}
             path.with_suffix(".lines").write_text(json.dumps(found), encoding="utf-8")
 
 
-def noticed(tests: Sequence[str], lines_of: Sequence[Path] = ()) -> str:
+def placed(nodeid: str, location: tuple[str, ...]) -> str:
+    """A test as pytest can be given it: the name of a doctest of the copy lacks its file."""
+    return location[0] + nodeid if nodeid.startswith("::") else nodeid
+
+
+def noticed(tests: Sequence[str], noting: Sequence[Path] = ()) -> str:
     """What tests say: "passed", "failed" or "timed out".
 
     Args:
         tests: files, or single tests.
-        lines_of: modules; which tests run their lines is written beside them.
+        noting: modules; which tests run their lines is written beside them.
     """
     child = os.fork()
     if child == 0:
@@ -191,7 +205,7 @@ def noticed(tests: Sequence[str], lines_of: Sequence[Path] = ()) -> str:
         # Plugins that the parent has imported cannot have their assertions rewritten.
         options = ["-c", "pyproject.toml", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        plugins = [Lines(lines_of)] if lines_of else []
+        plugins = [Lines(noting)] if noting else []
         os._exit(pytest.main([*options, *tests], plugins=plugins))
     end = time.monotonic() + LIMIT_S
     while time.monotonic() < end:
@@ -205,10 +219,16 @@ def noticed(tests: Sequence[str], lines_of: Sequence[Path] = ()) -> str:
 
 
 def that_run(mutant: Mutant, src: Path) -> list[str]:
-    """The tests that run a line, the quickest first; none where it runs at import as well."""
-    path = src / "frenet" / f"{mutant.module}.lines"
-    found = json.loads(path.read_text(encoding="utf-8")).get(str(mutant.line), [""])
-    return [] if "" in found else found
+    """The tests that run a line, the quickest first; any other of its module if at import."""
+    path = src / "frenet" / f"{mutant.module}.py"
+    found = lines_of(path).get(str(mutant.line), [""])
+    return lines_of(path)["0"] if "" in found else found
+
+
+def lines_of(path: Path) -> dict[str, list[str]]:
+    """What ``Lines`` noted of a module: tests by line, and those of any line as "0"."""
+    found: dict[str, list[str]] = json.loads(path.with_suffix(".lines").read_text("utf-8"))
+    return found
 
 
 @contextmanager
@@ -263,6 +283,10 @@ def main() -> None:
         paths = [src / "frenet" / f"{module}.py" for module in modules]
         if noticed(list(every), paths) != "passed":
             sys.exit("the tests of these modules fail without any change")
+        # A test that pytest cannot find would count as one that noticed.
+        noted = {test for path in paths for test in lines_of(path)["0"]}
+        if noticed(["--collect-only", *noted]) != "passed":
+            sys.exit("the tests that run these modules cannot be named one by one")
         with asked.out.open("a") as out:
             for mutant in drawn:
                 row = judge(mutant, src)

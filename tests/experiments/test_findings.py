@@ -5,12 +5,18 @@ import pytest
 from frenet.experiments import basis_drift, brackets
 from frenet.experiments.basis_drift.findings import decide as drift
 from frenet.experiments.basis_drift.findings import drift_chart
-from frenet.experiments.best_of_n.findings import best_gains, ranked, relative_gains
+from frenet.experiments.best_of_n.findings import (
+    best_gains,
+    most_candidates,
+    ranked,
+    relative_gains,
+)
 from frenet.experiments.best_of_n.findings import decide as searched
 from frenet.experiments.direction_scale import figures as scale
+from frenet.experiments.gradient_rank.findings import SAME_EXAMPLES, energy_chart, task_chart
 from frenet.experiments.gradient_rank.findings import decide as rank
-from frenet.experiments.gradient_rank.findings import energy_chart, task_chart
-from frenet.experiments.intervals import estimate, high, low, outliers, over_seeds
+from frenet.experiments.intervals import estimate, fraction, high, low, outliers, over_seeds
+from frenet.experiments.recovery_basis import prefix_findings
 from frenet.experiments.recovery_basis.figures import held
 from frenet.experiments.recovery_basis.findings import fixed_plane
 from frenet.experiments.recovery_basis.prefix_findings import prefix_span
@@ -36,6 +42,27 @@ def test_one_seed_has_no_interval_and_decides_nothing() -> None:
 def test_more_rows_of_one_seed_do_not_weigh_more() -> None:
     rows = [{"seed": 0, "k": 1, "x": 0.0}] * 9 + [{"seed": 1, "k": 1, "x": 1.0}]
     assert over_seeds(rows, by=("k",), value="x")[0]["value"] == pytest.approx(0.5)
+
+
+def test_the_interval_of_a_fraction_is_cut_to_what_is_possible() -> None:
+    """And no further; one seed has none to cut."""
+    wide = [{"seed": s, "x": x} for s, x in enumerate((0.0, 1.0))]
+    assert fraction(wide, "x")[:3] == (0.5, 0.0, 1.0)
+    assert fraction(wide, "x", least=-1.0)[:3] == (0.5, -1.0, 1.0)
+    narrow = [{"seed": s, "x": x} for s, x in enumerate((0.5, 0.51, 0.52))]
+    assert fraction(narrow, "x") == estimate(narrow, "x")
+    assert fraction(wide[1:], "x") == estimate(wide[1:], "x")
+    assert fraction([], "x") is None
+
+
+def test_outliers_lie_wholly_on_one_side_and_have_an_interval() -> None:
+    rows = [
+        {"seed": s, "task": task, "x": x}
+        for s in (0, 1)
+        for task, x in (("below", 0.25), ("inside", 1.0), ("above", 9.0))
+    ]
+    rows.append({"seed": 0, "task": "one seed", "x": 99.0})
+    assert outliers(rows, by=("task",), value="x", within=(0.5, 3.0)) == ["below", "above"]
 
 
 def energy(values: list[float], null: float = 0.01, **changes: object) -> list[dict[str, object]]:
@@ -92,6 +119,42 @@ def test_an_axis_of_a_fraction_runs_from_0_to_1() -> None:
 def test_c1_looks_at_the_trained_network_only() -> None:
     rows = energy([0.6, 0.61, 0.62]) + energy([0.0, 0.0, 0.0], point="wrong-answers")
     assert rank(rows).verdict == "supported"
+
+
+@pytest.mark.parametrize("highest", ["null_gaussian", "null_shuffle"])
+def test_c1_is_held_against_the_highest_null(highest: str) -> None:
+    finding = rank(energy([0.60, 0.61, 0.62], **{highest: 0.9}))
+    assert finding.verdict == "contradicted"
+    assert finding.reference_estimate.value == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    ("null", "line"), [(0.01, "0.4"), (0.4, "0.4"), (0.45, "the highest null")]
+)
+def test_c1_says_what_its_interval_straddles(null: float, line: str) -> None:
+    assert rank(energy([0.3, 0.7], null)).why == f"the interval straddles {line}"
+
+
+def test_c1_names_no_batches_where_it_has_none() -> None:
+    assert rank([]).quantity.endswith("in the top 10 directions")
+
+
+@pytest.mark.parametrize("missing", ["label_shuffled", "in_shuffled_basis"])
+def test_c1_leaves_out_a_note_of_which_half_is_missing(missing: str) -> None:
+    assert rank(energy([0.6, 0.61, 0.62], **{missing: None})).notes == ()
+    base = {"table": "overlap", "point": "none", "batch_size": 64, "task": "a", "chance": 0.1}
+    both = [base | {"seed": s, "other": o, "overlap": 0.5} for s in (0, 1) for o in ("a", "b")]
+    for part in ("a", "b"):
+        alone = [row for row in both if row["other"] == part]
+        assert rank(energy([0.6, 0.61, 0.62], **{missing: None}) + alone).notes == ()
+
+
+def test_c1_says_where_some_halves_are_of_the_same_examples() -> None:
+    rows = [*energy([0.6, 0.61, 0.62]), {"table": "notes", "note": "another"}]
+    before = rank(rows).notes
+    told = rank([*rows, {"table": "notes", "note": f"a: {SAME_EXAMPLES}"}]).notes
+    assert told[:-1] == before
+    assert told[-1].startswith("Both halves of the gradients are of the same training rows")
 
 
 def drifts(ratios: list[float], control: float, space: str = "full") -> list[dict[str, object]]:
@@ -279,6 +342,55 @@ def test_c2_says_under_which_damage_a_static_basis_is_not_small() -> None:
     )
     rows += captures("random", [0.02, 0.02, 0.02])
     assert "holds 0.25 or more (a random one at most 0.02): lora" in fixed_plane(rows).notes[0]
+
+
+def test_c2_lists_from_the_largest_what_static_bases_hold_at_the_limit_and_above() -> None:
+    """The best of each condition; 0.25 itself is not small."""
+    rows = [
+        row
+        for optimizer, other, vectors in (("a", 0.25, 0.125), ("b", 0.24, 0.0), ("c", 0.0, 0.5))
+        for basis, value in (("other tasks", other), ("task vectors", vectors), ("prefix", 0.75))
+        for row in captures(basis, [value] * 2, optimizer=optimizer)
+    ]
+    assert fixed_plane(rows).notes[0] == (
+        "Not everywhere: under 2 of 3 damages and optimisers a static basis holds 0.25 or more: "
+        "lora, noise, c (task vectors 0.50); lora, noise, a (other tasks 0.25)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("static", "prefix", "above"), [(0.25, 0.125, "the prefix"), (0.5, 0.125, "0.25")]
+)
+def test_c2_says_above_what_its_best_static_basis_is(
+    static: float, prefix: float, above: str
+) -> None:
+    rows = captures("other tasks", [static] * 2) + captures("prefix", [prefix] * 2)
+    finding = fixed_plane(rows)
+    assert (finding.verdict, finding.why) == ("contradicted", f"above {above}")
+
+
+def test_capture_and_function_disagree_by_0_1_itself() -> None:
+    rows = captures("prefix", [0.0, 0.0], regained=0.1)
+    assert any("is not function" in note for note in fixed_plane(rows).notes)
+
+
+def test_c4_breaks_down_what_it_has_up_to_k_10_and_compares_lora_alone() -> None:
+    """A condition of larger k alone has no number, another space has no word in the note."""
+    rows = captures("prefix", [0.8] * 3) + captures("prefix", [0.6] * 3, optimizer="sgd:1")
+    note = prefix_span(rows).notes
+    rows += captures("prefix", [0.1] * 3, space="full")
+    rows += captures("prefix", [0.9] * 3, k=16, optimizer="sgd:2")
+    finding = prefix_span(rows)
+    assert finding.notes == note
+    assert [(row["k"], row["captured"] is None) for row in finding.breakdown.rows] == [
+        (10, False), (10, False), (10, False), (0, True)
+    ]  # fmt: skip
+
+
+def test_a_half_is_not_most_of_a_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_findings, "PREFIX_SHARE", 0.5)
+    assert prefix_span(captures("prefix", [0.5, 0.5], lift=2.0)).verdict == "undecided"
+    assert prefix_span(captures("prefix", [0.75, 0.75], lift=2.0)).verdict == "supported"
 
 
 def test_c4_says_where_the_first_updates_hold_least_and_most() -> None:
@@ -568,6 +680,83 @@ def test_c5_says_how_well_either_prediction_ranks_the_places(order: int, rho: st
     assert "Spearman 1 [1, 1]" in by_curvature
 
 
+@pytest.mark.parametrize(
+    ("unit", "largest", "compared"),
+    [("sigma*", 1.0, True), ("sigma*", 2.0, False), ("trusted", 1.0, False)],
+)
+def test_a_best_sigma_at_the_end_counts_at_sigma_star_alone(
+    unit: str, largest: float, compared: bool
+) -> None:
+    """Which is taken at its word where nothing beyond it was searched."""
+    rows = best("all", RIGHT, 1.0)
+    for row in best("random:10", RIGHT, 1.0, unit=unit):
+        rows.append(row | {"factor": largest if row["factor"] == 1.0 else 0.5})
+    assert bool(relative_gains(rows, "random:")) is compared
+    assert {row["bracketed"] for row in best_gains(rows) if row["place"] != "all"} == {compared}
+
+
+def test_gains_have_no_share_of_a_whole_space_that_was_not_searched() -> None:
+    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0, task="b")
+    assert relative_gains(rows, "random:") == []
+    assert (most_candidates(rows), most_candidates([])) == (8, 1)
+
+
+def test_places_that_gain_nothing_have_no_rank() -> None:
+    rows = ranked(best("all", RIGHT, 0.0) + best("name:embed", RIGHT, 0.0))
+    assert {row["value"] for row in rows} == {None}
+    assert {row["density"] for row in rows} == {1.0}
+
+
+def notes_of(rows: list[dict[str, object]], start: str) -> list[str]:
+    return [note for note in searched(rows).notes if note.startswith(start)]
+
+
+def test_c5_counts_curvature_up_to_a_fifth_of_the_slope() -> None:
+    rows = best("all", [1.0, 1.0], 1.0, second_order=0.2)
+    rows += best("random:10", [0.0, 0.0], 1.0, second_order=0.21)
+    (note,) = notes_of(rows, "Where curvature spreads less than 0.2")
+    assert note.endswith("1.00 lie inside.")
+    assert notes_of(best("all", [1.0, 1.0], 1.0), "Where curvature") == []
+
+
+def test_c5_says_how_far_bands_hold_nine_tenths() -> None:
+    rows = [
+        row | {"inside": inside, "factor": factor}
+        for factor, inside in ((0.25, 1.0), (0.5, 0.9), (1.0, 0.875))
+        for row in best("all", RIGHT, 1.0)
+        if row["factor"] == 1.0
+    ]
+    assert notes_of(rows, "Bands hold") == [
+        "Bands hold at least 0.9 up to 0.5 times sigma*; predicted was 0.5."
+    ]
+    assert len(notes_of(rows, "sigma = ")) == 3
+    assert notes_of([row | {"predicted": None} for row in rows], "sigma = ") == []
+    assert notes_of([row | {"inside": 0.5} for row in rows], "Bands hold") == []
+
+
+def test_a_gain_beyond_a_quarter_more_contradicts_c5() -> None:
+    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.3)
+    assert searched(rows).verdict == "contradicted"
+
+
+def test_places_are_ranked_from_four_on_and_by_what_differs() -> None:
+    """Interval of a rank correlation: down to -1, and no further."""
+
+    def rows(places: int, turned: tuple[int, ...] = (), **changes: object):
+        return [
+            row | {"density": (5.0 - i if row["seed"] in turned else 1.0 + i)} | changes
+            for i in range(places)
+            for row in best(f"name:{i}", RIGHT, 1.0 + i)
+        ]
+
+    (note,) = notes_of(rows(4), "Places ranked by signal density")
+    assert "Spearman 1 [1, 1]" in note
+    assert notes_of(rows(3), "Places ranked") == []
+    assert notes_of(rows(4, density=1.0), "Places ranked") == []
+    (note,) = notes_of(rows(4, turned=(0, 1)), "Places ranked by signal density")
+    assert "Spearman -0.33 [-1, 1]" in note
+
+
 def directions(**changes: object) -> list[dict[str, object]]:
     """Rows of two directions in the tables of direction-scale, over three seeds."""
     base = {"space": "full", "task": "a", "where": "weights", "eps": 0.2, "has_share": True}
@@ -621,6 +810,37 @@ def test_deviations_are_shown_for_the_first_seed_where_they_can_be_seen() -> Non
     ]
     shown = [row for row in values(scale.deviation_chart(rows)) if "deviation" in row]
     assert {row["deviation"] for row in shown} == {2.0, 4.0}
+
+
+def test_the_map_holds_directions_with_a_share_a_radius_and_a_lifetime() -> None:
+    ends = {"steps_low": 10.0, "steps_high": 20.0}
+    given = {"has_share": True, "relative": 0.5, **ends}
+    for missing in ({"has_share": False}, {"relative": None}, {"steps_low": None}):
+        rows = directions(**given) + directions(**given | missing, task="missing")
+        points = values(scale.map_chart(rows))
+        assert len(points) == len(directions())
+        assert {(row["life"], row["after"], row["by"]) for row in points} == {(20.0, 10.0, 20.0)}
+
+
+def test_panels_name_the_unit_of_the_space_that_has_another() -> None:
+    rows = directions(relative=0.5, steps_low=1.0, steps_high=2.0, share_of="weights")
+    rows += [row | {"space": "lora", "share_of": "factors"} for row in rows]
+    panels = {row["panel"] for row in values(scale.map_chart(rows))}
+    assert panels == {"full", "lora, over the norm of the factors"}
+
+
+def test_a_radius_of_zero_has_no_place_on_a_logarithmic_axis() -> None:
+    rows = directions(relative=0.5, relative_predicted=None)
+    none = [row | {"relative": 0.0} for row in rows if row["direction"] == "random"]
+    kept = [row for row in rows if row["direction"] != "random"]
+    assert values(scale.radius_chart(kept + none)) == values(scale.radius_chart(kept))
+
+
+def test_one_row_has_a_deviation_and_its_limit() -> None:
+    (row, *_) = directions(share=1.0, deviation=0.1, eps=0.3)
+    shown = values(scale.deviation_chart([row]))
+    assert [row["at"] for row in shown if "at" in row] == [0.3]
+    assert [row["deviation"] for row in shown if "deviation" in row] == [0.1]
 
 
 def test_one_space_and_one_batch_size_are_not_listed() -> None:

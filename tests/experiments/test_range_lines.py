@@ -226,6 +226,38 @@ def test_panels_name_the_line_where_there_are_several():
         assert {row["panel"] for table in data for row in table if "panel" in row} == panels
 
 
+def along(**changes):
+    base = {"task": "t", "space": "lora", "coordinates": "weights", "seed": 0, "a": 1.0}
+    return base | {"loss": 0.5, "random": 0.25, "others": None} | changes
+
+
+def test_losses_below_1_stand_on_an_axis_from_0_to_1_of_the_first_seed():
+    rows = [along(seed=s, loss=0.25 * s) for s in (1, 2, 3)]
+    spec = range_findings.ways_chart(rows).to_dict()
+    scales = [layer["encoding"]["y"]["scale"] for layer in spec["spec"]["layer"]]
+    assert [scale["domain"] for scale in scales] == [[0, 1]] * len(scales)
+    (points,) = spec["datasets"].values()
+    assert [(row["loss"], row["panel"]) for row in points] == [(0.25, "t")]
+    both = range_findings.ways_chart([along(), along(space="full")]).to_dict()["datasets"]
+    assert {row["panel"] for row in next(iter(both.values()))} == {"t: lora", "t: full"}
+
+
+@pytest.mark.parametrize(("others", "shown"), [((None, 0.75), True), ((None, None), False)])
+def test_other_tasks_are_shown_where_any_row_has_their_loss(others, shown):
+    rows = [along(a=float(i), others=other) for i, other in enumerate(others)]
+    (points,) = range_findings.along_chart(rows).to_dict()["datasets"].values()
+    series = {row["series"]: row["value"] for row in points}
+    assert series.pop(range_findings.OTHERS, None) == (0.75 if shown else None)
+    assert series == {range_findings.OWN: 0.5, range_findings.RANDOM: 0.25}
+
+
+def test_shares_stand_on_an_axis_from_0_to_1():
+    rows = [{"seed": 0, "basis": "b", "captured": 0.5, "walk": 0.25, "random": 0.125}]
+    layers = range_findings.inside_chart(rows).to_dict()["layer"]
+    domains = [layer["encoding"]["x"]["scale"]["domain"] for layer in layers]
+    assert domains == [[0, 1]] * len(layers)
+
+
 def test_rows_of_task_vectors_of_an_earlier_build_say_that_they_are_of_the_factors():
     rows = [
         old(table="along", a=1.0, loss=0.5, start=3.0, random=3.1, others=None, others_start=None),

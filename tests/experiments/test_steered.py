@@ -183,6 +183,13 @@ def test_small_p_values_of_negative_cosines_are_told_as_such() -> None:
     assert note.endswith("and 2 of these cosines are negative.")
 
 
+def test_a_cosine_of_zero_is_not_negative() -> None:
+    (note,) = (n for n in step_findings.decide(c6([0.0, 0.5, -0.5], [0.3] * 3)).notes if "p-v" in n)
+    assert note.endswith("and 1 of these cosines are negative.")
+    (note,) = (n for n in step_findings.decide(c6([0.0, 0.5, 0.5], [0.3] * 3)).notes if "p-v" in n)
+    assert "negative" not in note
+
+
 def test_c6_is_open_where_contrasts_cancel() -> None:
     good, bad = [0.80, 0.82, 0.81], [0.20, 0.22, 0.21]
     nulls = [0.3, 0.31, 0.32]
@@ -218,6 +225,8 @@ def c7(
         ([-0.9, -1.0, -1.1], 1.0, 1.0, "undecided"),
         ([-0.9, -1.0, -1.1], 10.0, 1.0, "contradicted"),
         ([0.2, 1.0, 2.1], 10.0, 1.0, "undecided"),
+        ([0.5, 0.6, 0.7], 10.0, 1.0, "undecided"),  # one end alone lies outside
+        ([1.8, 1.9, 2.0], 10.0, 1.0, "undecided"),
         ([1.0], 10.0, 1.0, "undecided"),
     ],
 )
@@ -310,6 +319,44 @@ def test_random_vectors_that_steer_as_much_are_named() -> None:
         given = [row | {"matched": matched} if row["table"] == "slope" else row for row in rows]
         notes = effect_findings.decide(given).notes
         assert any("as much as the shift" in note for note in notes) is named
+
+
+def test_a_contrast_without_a_slope_is_compared_with_nothing() -> None:
+    """Nor is one whose own slope is 0: random vectors steer more, and not as much."""
+    rows = steady(c7([1.0] * 3, 1.0, 1.0), contrast=9.0, gradient=0.0, random=1.0)
+    no_shift = [row for row in rows if row.get("vector") != "gradient"]
+    for given in (rows, no_shift):
+        assert not any("as much as the shift" in n for n in effect_findings.decide(given).notes)
+    still = [row | {"slope": 0.0} if row["table"] == "slope" else row for row in rows]
+    assert effect_findings.decide(still).reference_estimate is None
+
+
+def test_c7_names_the_space_where_there_are_two() -> None:
+    rows = c7([1.0, 1.01, 0.99], 1.0, 5.0)
+    lora = [row | {"space": "lora"} for row in rows]
+    none = "the contrast vector itself steers no more than random vectors for b"
+    assert effect_findings.decide(rows).why == none
+    assert effect_findings.decide(rows + lora).why == f"{none} (full)"
+
+
+def test_an_effect_that_is_never_reached_is_counted_and_has_no_dose() -> None:
+    base = {"table": "equal", "way": "weight step", "kl": 0.5, "kl_random": 0.25}
+    sizes = [0.125, None, 0.125]
+    rows = [base | {"seed": s, "size": size} for s, size in enumerate(sizes)]
+    assert effect_findings.decide(rows).notes == (
+        "At equal effect, weight step: dose 0.12, KL on neutral text 0.5 nats per token (a random "
+        "vector: 0.25); 1 of 3 times it never gets there.",
+    )
+    never = [row | {"size": None} for row in rows]
+    assert effect_findings.decide(never).notes == ()
+    always = [row | {"size": 0.125} for row in rows]
+    assert "never" not in effect_findings.decide(always).notes[0]
+
+
+def test_what_is_measured_is_not_left_out_for_a_note_on_it() -> None:
+    for findings, rows in ((step_findings, c6([0.5], [0.1])), (effect_findings, c7([1.0], 9, 1))):
+        noted = [*rows, {"table": "notes", "behaviour": "b", "note": "the model knows it"}]
+        assert findings.decide(noted).notes == findings.decide(rows).notes
 
 
 def test_c6_shows_intervals_of_cosines_down_to_minus_1() -> None:

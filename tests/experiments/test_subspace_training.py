@@ -209,6 +209,12 @@ def test_the_notes_of_s1_and_s2_hold_every_basis_and_every_case() -> None:
     )
 
 
+@pytest.mark.parametrize("alone", ["prefix", "gradients"])
+def test_what_two_bases_take_is_compared_where_there_are_two(alone: str) -> None:
+    notes = fixed_prefix(shares(alone, [0.5] * 3)).notes
+    assert not any("To find its basis" in note for note in notes)
+
+
 def test_s1_takes_the_best_of_the_other_bases() -> None:
     rows = shares("prefix", [0.60, 0.70, 0.81]) + shares("gradients", GRADIENTS)
     rows += shares("Adam-scaled gradients", [0.80, 0.90, 0.99])

@@ -385,6 +385,18 @@ def test_krylov_basis_stops_at_an_invariant_subspace(quadratic, dtype):
     assert largest_angle(basis.U, vectors) < 1e-4
 
 
+@pytest.mark.parametrize(("units", "k"), [(99.0, 1), (100.0, 1), (100.5, 2), (150.0, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_krylov_basis_goes_on_where_a_product_adds_more_than_100_units_of_rounding(dtype, units, k):
+    added = units * torch.finfo(dtype).eps
+
+    def product(v):
+        return v + added * v.roll(1)
+
+    basis = krylov_basis(product, torch.eye(4, dtype=dtype)[0], 2)
+    assert basis.k == k
+
+
 def test_krylov_basis_asks_for_no_product_that_it_does_not_need():
     calls = []
 

@@ -53,6 +53,17 @@ def test_rows_equal_to_the_mean_become_exactly_zero():
     assert (K.diagonal()[:6] > 1).all()
 
 
+@pytest.mark.parametrize(("apart", "zero"), [(1.3e-6, True), (1.5e-6, False), (1e-4, False)])
+def test_a_row_equals_the_mean_to_a_millionth_of_both_norms(apart, zero):
+    """|g - m|^2 <= 1e-12 (|g|^2 + |m|^2), which is 1.41e-6 of either."""
+    G = torch.zeros(4, 5, dtype=torch.float64)
+    G[:, 0], G[0, 1], G[1, 1] = 7.0, 3.0, -3.0
+    G[2, 2] = 7 * apart
+    K = centred(G @ G.T, torch.tensor([0, 1]))
+    assert bool(K[2].any()) is not zero
+    assert K[0, 0] == pytest.approx(9.0)
+
+
 def test_the_mean_of_held_out_rows_is_refused():
     with pytest.raises(ValueError, match="row 6 is in fit and in test, so it is not held out"):
         centred(gram(normal(12, 40)), FIT, torch.tensor([9, 6]))

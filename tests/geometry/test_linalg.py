@@ -51,6 +51,14 @@ def test_gram_is_the_float64_product_for_every_block_size(monkeypatch, numbers):
     torch.testing.assert_close(gram(G), G.double() @ G.double().T, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize(("threads", "numbers"), [(1, 262_144), (2, 4_194_304), (9, 4_194_304)])
+def test_a_block_fits_the_cache_of_one_thread_and_is_large_for_several(
+    monkeypatch, threads, numbers
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert blocks.block_size() == numbers
+
+
 def test_gram_sums_in_float64():
     # In float32 the ones are lost beside 1e8: their sum is 0 or 1000 off.
     G = torch.cat([torch.tensor([1e4]), torch.ones(1000)])[None]
@@ -155,6 +163,27 @@ def test_a_float32_product_where_it_is_used_is_as_good():
     assert not torch.equal(U, top_k_svd(G.double(), 12).U)
     assert off_orthonormal(U) <= 1e-6
     assert largest_angle(U[:, :6], oracles.top_basis(G, 6)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("smallest", "single"), [(0.055, False), (0.066, True), (0.085, True), (0.3, True)]
+)
+def test_a_float32_product_is_used_down_to_0_06_of_the_whole(smallest, single):
+    """Below, its rounding of 6e-8 ||G|| would be more than 1e-6 of a direction."""
+    rest = (1 - smallest**2) / 3
+    S = torch.tensor([rest**0.5] * 3 + [smallest])
+    G = oracles.rows_with_spectrum(S, 4, 300, generator(0)).float()
+    assert torch.equal(top_k_svd(G, 4).U, top_k_svd(G.double(), 4).U) is not single
+    # What is left out does not decide.
+    assert not torch.equal(top_k_svd(G, 3).U, top_k_svd(G.double(), 3).U)
+
+
+@pytest.mark.parametrize(("largest", "single"), [(0.9e30, True), (1.2e30, False)])
+def test_coefficients_beyond_1e30_are_taken_in_float64(largest, single):
+    G = oracles.rows_with_spectrum(torch.tensor([1.0, 0.8, 0.6]), 3, 300, generator(0)).float()
+    S, V = spectrum(gram(G))
+    G *= float((V / S).abs().max()) / largest
+    assert torch.equal(top_k_svd(G, 3).U, top_k_svd(G.double(), 3).U) is not single
 
 
 def test_the_rank_counts_singular_values_above_1e_6_of_the_largest():
@@ -338,6 +367,13 @@ def test_no_row_is_dropped_only_because_all_together_are_nearly_singular():
     torch.testing.assert_close(Q, torch.eye(30), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize(("added", "rank"), [(0.9e-6, 1), (1.1e-6, 2), (1.5e-6, 2)])
+def test_a_row_is_kept_where_it_adds_a_millionth_of_its_norm(added, rank):
+    X = torch.tensor([[1.0, 0.0, 0.0], [3.0, 3 * added, 0.0]])
+    Q = orthonormalise(X)
+    torch.testing.assert_close(Q, torch.eye(3)[:, :rank], rtol=0, atol=1e-6)
+
+
 def test_dependent_rows_are_dropped_where_they_stand():
     a, b, c = normal(3, 40)
     X = torch.stack([a, 2 * a, torch.zeros(40), b, a - 3 * b, c, c])
@@ -517,6 +553,7 @@ def test_norms_of_any_shape_and_dtype_are_those_of_float64(dtype, tiny_blocks):
     rows = G.flatten(1)
     torch.testing.assert_close(linalg.norms(rows), rows.double().norm(dim=1))
     assert linalg.root_mean_square(G[:, :0]) == 0.0
+    assert linalg.root_mean_square(G[0, 0, :1]) == pytest.approx(float(G[0, 0, 0].abs()))
 
 
 def test_vectors_that_do_not_meet_are_refused_and_what_is_not_finite_shows():

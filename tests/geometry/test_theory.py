@@ -218,12 +218,46 @@ def test_how_many_candidates_a_gain_takes() -> None:
     local = Local(dim=4, gradient=2.0, trace=8.0)
     wanted = local.gain(0.1, 37)
     assert candidates_for(local, 0.1, wanted) == pytest.approx(37, rel=1e-6)
+    assert candidates_for(local, 0.1, local.gain(0.1, 1.4)) == pytest.approx(1.4, rel=1e-6)
     assert candidates_for(local, 0.1, -1.0) == 1.0
     assert candidates_for(local, 0.1, 100.0) is None
     linear = Local(dim=1, gradient=1.0, trace=0.0)
     most = 1e12
     assert candidates_for(linear, 1.0, expected_maximum(0.99 * most)) == pytest.approx(0.99 * most)
     assert candidates_for(linear, 1.0, expected_maximum(1.01 * most)) is None
+
+
+def test_moments_by_hand_of_small_and_of_flat_losses() -> None:
+    """sigma = 0.1: variance 0.01 * 0.25 + 1e-4 * 8 / 2 = 0.0029, third 3e-4 * 0.5 + 1e-6 * 4."""
+    change = Local(9, 0.5, 0.6, 8.0, along=0.5, trace_cube=4.0, quartic=2.0).change(0.1)
+    assert change.mean == pytest.approx(0.01 * 0.3 + 1e-4 * 2, rel=1e-12)
+    assert change.std**2 == pytest.approx(0.0029, rel=1e-12)
+    assert change.skew * change.std**3 == pytest.approx(1.54e-4, rel=1e-12)
+    assert Local(9, 0.0, 2.0).change(1.0) == Change(1.0, 0.0, 0.0)
+
+
+def test_losses_of_small_slope_and_curvature_have_the_closed_forms() -> None:
+    local = Local(dim=4, gradient=0.25, trace=0.5, trace_square=0.005)
+    m = expected_maximum(2)
+    assert local.curved(2.0) == pytest.approx(2 * 0.05 / 0.25)
+    assert local.linear_range() == pytest.approx(0.2 / (0.05 / 0.25))
+    assert local.density_over_curvature() == pytest.approx(0.125)
+    assert transfer(0.01, 0.25) == pytest.approx(0.16)
+    found = best_sigma(local, 2)
+    assert found is not None
+    assert found.sigma == pytest.approx(m * 0.25 / 0.5, rel=1e-4)
+    assert found.gain == pytest.approx(m**2 * 0.0625 / 1, rel=1e-6)
+
+
+def test_by_default_other_data_see_the_whole_slope_no_curvature_and_no_noise() -> None:
+    """Of slope and curvature 1 : 3 in the variance, a fourth of the luck is of the slope."""
+    local = Local(dim=4, gradient=1.0, trace=2.0, trace_square=6.0)
+    change = local.change(1.0)
+    luck = change.mean - change.best_of(16)
+    assert local.lasting_gain(1.0, 16) == pytest.approx(luck / 4 - 1, rel=1e-12)
+    # Noise of the score with the deviation sqrt(12): 1 of 4 + 12 in the root of the variances.
+    noisy = local.lasting_gain(1.0, 16, noise=12**0.5, bend=1.0, mean=0.0)
+    assert noisy == pytest.approx(luck * 4 / (2 * 4), rel=1e-12)
 
 
 def test_less_than_one_candidate_is_refused() -> None:

@@ -98,6 +98,28 @@ def test_adam_scaling_is_what_holds_an_adam_step():
     assert float(found["gradients at damage"].captured_fraction(step)) < 0.9
 
 
+def test_gradients_as_small_as_adams_epsilon_are_scaled_as_adam_would():
+    """g / (rms(g) + 1e-8), the mean square over the batches."""
+    curvatures = 1e-8 * torch.logspace(-1, 1, 12)
+    model, task, space = quadratic(curvatures, noise=1e-8)
+    sampling = Sampling(k=2, n=6, batch_size=1, seed=0)
+    found = bases_at_damage(model, task, sampling=sampling, space=space, second_order=())
+    rows = gradient_matrix(model, task, space=space, n=6, batch_size=1, seed=0).double()
+    scaled = rows / (rows.square().mean(0).sqrt() + 1e-8)
+    expected = oracles.top_basis(torch.nn.functional.normalize(scaled), 2)
+    assert float(principal_angles(found["Adam-scaled gradients"].U, expected)[-1]) < 1e-5
+
+
+def test_curvature_is_of_a_train_batch_twice_as_large_as_those_of_the_gradients(learned):
+    space = ParamSpace.select(learned)
+    batch = next(COPY.batches("train", 4, 3))
+    slope = gradient(learned, COPY, batch, space=space)
+    found = bases_at_damage(
+        learned, COPY, sampling=SAMPLING, space=space, second_order=("Krylov",)
+    )["Krylov"]
+    torch.testing.assert_close(found.U[:, 0], slope / slope.norm(), rtol=0, atol=1e-6)
+
+
 def test_second_order_bases_of_a_quadratic_are_known():
     curvatures = torch.cat([torch.tensor([9.0, -7.0, 5.0]), torch.linspace(0.1, 1, 27)])
     model, task, space = quadratic(curvatures)

@@ -17,7 +17,7 @@ from frenet.measure.drift import (
     train_and_compare,
     update_drift,
 )
-from frenet.measure.gradients import gradient
+from frenet.measure.gradients import gradient, gradient_matrix
 from frenet.measure.trajectory import Training
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
@@ -203,6 +203,13 @@ def test_gradients_of_any_length_become_unit_vectors():
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
 
 
+def test_a_third_of_a_window_may_hold_k_steps_and_no_more():
+    steps = torch.randn(12, 30, generator=generator(0, "short"))
+    assert list(update_drift(steps, window=6, k=2)) == [6]
+    with pytest.raises(ValueError, match="window=5 is short for k=2"):
+        update_drift(steps, window=5, k=2)
+
+
 def test_one_window_is_not_compared():
     assert update_drift(torch.ones(12, 4), window=9, k=1) == {}
 
@@ -247,6 +254,8 @@ def test_half_life_of_nothing_that_was_looked_at(ratios):
 def test_half_life_of_ratios_that_are_not_to_the_start():
     with pytest.raises(ValueError, match=r"ratio at lag 0 is 0\.2, which is not above level=0\.5"):
         half_life({0: 0.2, 1: 0.1})
+    with pytest.raises(ValueError, match=r"ratio at lag 0 is 0\.5, which is not above level=0\.5"):
+        half_life({0: 0.5})
 
 
 @pytest.mark.parametrize("life", [0.4, 1.0, 1.5, 17.0, 31.0, 99.0, 250.0])
@@ -293,7 +302,22 @@ def test_a_crossing_between_two_close_distances_is_interpolated():
     assert never == (6.0, None, None)
 
 
+def test_without_a_look_at_the_start_the_distance_there_is_none():
+    assert half_life({10: 0.3}, moved={10: 3.0}) == (0.0, 3.0, None)
+
+
 # On networks
+
+
+def test_the_batches_of_a_snapshot_follow_from_the_seed_of_training_and_the_step(learned):
+    """Other seeds would be as good, but a run that is repeated has to see the same batches."""
+    task, space = SyntheticTask("copy"), ParamSpace.select(learned)
+    training = Training("sgd:0", batch_size=4, seed=5)
+    for step in (0, 2):
+        seed = 5 + 1_000_003 * (step + 1)
+        rows = gradient_matrix(learned, task, space=space, n=6, batch_size=4, seed=seed)
+        found = torch.cat(snapshot(learned, task, training, space=space, n=2, step=step))
+        torch.testing.assert_close(found, unit(rows))
 
 
 def test_a_snapshot_is_unit_gradients_of_other_batches_at_every_step(learned):
@@ -324,7 +348,12 @@ def test_without_training_nothing_drifts_and_with_training_it_does(learned):
     assert list(frozen) == [6, 12]
     assert list(losses) == [0, 6, 12]
     assert len(set(losses.values())) == 1
-    for found in frozen.values():
+    for step, found in frozen.items():
+        training = Training("sgd:0", batch_size=16)
+        then, now = (
+            snapshot(learned, task, training, space=space, n=16, step=t) for t in (0, step)
+        )
+        assert found == basis_drift(then, now, 3)
         assert found.ratio == pytest.approx(1, abs=0.1)
         assert found.control == pytest.approx(1, abs=0.1)
     path, moving, losses = drift("adam:1e-2")
@@ -355,3 +384,8 @@ def test_gradients_that_share_nothing_have_a_reason_instead_of_a_drift():
     """Each set in coordinates of its own, as of embeddings of tokens that come once."""
     with pytest.raises(UndefinedDriftError, match="take more vectors"):
         basis_drift(tuple(torch.eye(6).split(2)), tuple(torch.eye(6).split(2)), 2)
+    # One axis in all sets but one, which then shares nothing with its own step.
+    for other in (1, 2, 4, 5):
+        sets = [torch.eye(2)[[int(i == other)]] for i in range(6)]
+        with pytest.raises(UndefinedDriftError, match="take more vectors"):
+            basis_drift(tuple(sets[:3]), tuple(sets[3:]), 1)

@@ -8,9 +8,14 @@ import torch
 from torch import nn
 from transformers import BatchEncoding
 
-from frenet.measure import per_example
+from frenet.measure import gradients, per_example
 from frenet.measure.curvature import hessian_product
-from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
+from frenet.measure.gradients import (
+    example_gradients,
+    gradient,
+    gradient_matrix,
+    gradient_rows,
+)
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.network import memory
 from frenet.network.space import ParamSpace
@@ -128,6 +133,22 @@ def test_the_rows_of_the_matrix_are_the_gradients_of_the_batches():
         assert torch.equal(row, gradient(model, task, next(stream), space=space))
     other = gradient_matrix(model, task, space=space, n=4, batch_size=8, split="select", seed=4)
     assert not torch.allclose(matrix, other)
+    plain = gradient_matrix(model, task, space=space, n=3, batch_size=8)
+    stream = gradient_rows(model, task, space=space, n=3, batch_size=8)
+    wanted = task.batches("train", 8, 0)
+    for row, one in zip(plain, stream, strict=True):
+        assert torch.equal(row, one)
+        assert torch.equal(row, gradient(model, task, next(wanted), space=space))
+    # Of a single parameter they are its columns.
+    alone = ParamSpace.select(model, lambda name, _: name == space.names[1])
+    columns = slice(space.sizes[0], sum(space.sizes[:2]))
+    found = gradient_matrix(model, task, space=alone, n=3, batch_size=8)
+    torch.testing.assert_close(found, plain[:, columns])
+    batch = next(task.batches("train", 3, 0))
+    rows = example_gradients(model, task, batch, space=alone)
+    torch.testing.assert_close(
+        rows, example_gradients(model, task, batch, space=space)[:, columns], rtol=0, atol=1e-6
+    )
 
 
 def test_the_mean_of_many_batches_tends_to_the_gradient_of_their_union():
@@ -153,6 +174,16 @@ def test_too_large_a_matrix_is_refused_before_anything_is_allocated(monkeypatch)
         gradient_matrix(model, task, space=space, n=10**6, batch_size=8)
     with pytest.raises(MemoryError, match=r"the gradients of 400 examples .* pass fewer examples"):
         example_gradients(model, task, next(task.batches("train", 400, 0)), space=space)
+
+
+@pytest.mark.parametrize(("chunk", "rows"), [(None, 12), (2, 8), (6, 12), (50, 12)])
+def test_the_memory_of_examples_is_asked_for_beforehand(monkeypatch, chunk, rows):
+    """The result of six examples, and as many rows again as go through together."""
+    model, task = build("synthetic"), task_for("synthetic")
+    space, asked = ParamSpace.select(model), []
+    monkeypatch.setattr(gradients, "require_memory", lambda size, *_, **__: asked.append(size))
+    example_gradients(model, task, next(task.batches("train", 6, 0)), space=space, chunk=chunk)
+    assert asked == [4 * rows * space.dim]
 
 
 def test_a_task_that_runs_out_of_batches_is_named():

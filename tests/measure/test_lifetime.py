@@ -1,5 +1,7 @@
 """Shares of the gradient along directions, and when they are halved."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,6 +50,17 @@ def test_a_random_basis_has_its_share_by_chance():
     assert shares(model, task, space, {"random": basis}, n=400)["random"] == pytest.approx(
         10 / 40, rel=0.1
     )
+
+
+def test_short_gradients_count_as_long_ones_and_a_gradient_of_zero_has_no_share():
+    """A squared norm of 1.2e-30 is still a gradient."""
+    model, task, space = quadratic()
+    basis = {"axes": span_basis(torch.eye(40)[:7], space=space)}
+    slope = task.gradient(torch.ones(40)).norm()
+    short = replace(task, H=task.H * (1.2e-30**0.5 / float(slope)))
+    expected = shares(model, task, space, basis)["axes"]
+    assert shares(model, short, space, basis)["axes"] == pytest.approx(expected, rel=1e-5)
+    assert shares(model, replace(task, H=0 * task.H), space, basis)["axes"] == 0
 
 
 def test_the_lifetime_of_a_steep_direction_is_the_closed_form():
@@ -137,8 +150,9 @@ def test_following_a_recorded_path_sees_what_watching_the_training_saw():
     for name, values in watched.items():
         assert followed[name] == pytest.approx(values, rel=1e-5)
     assert torch.equal(space.read(model), before)
-    with pytest.raises(ValueError, match="has 12 steps; pass lags up to that"):
-        follow(model, path, space=space, lags=(13,), look=look)
+    for wrong in ((13,), (1, 13), ()):
+        with pytest.raises(ValueError, match="has 12 steps; pass lags up to that"):
+            follow(model, path, space=space, lags=wrong, look=look)
     other = ParamSpace.select(model, "first")
     with pytest.raises(ValueError, match="parameter spaces differ first at entry 1"):
         follow(model, path, space=other, lags=lags, look=look)

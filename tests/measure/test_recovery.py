@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from frenet.geometry.rng import generator
+from frenet.measure.damage import fixed_loss
 from frenet.measure.recovery import evaluate_at, prefix_capture, recover, recovered_loss, regained
 from frenet.measure.trajectory import Training, Trajectory
 from frenet.network.space import ParamSpace
@@ -72,6 +73,25 @@ def test_a_recovery_that_does_not_get_there_says_so():
     assert found.stop is None
     assert len(found.trajectory) == 5
     assert found.losses[-1][0] == 5
+
+
+def test_a_loss_at_the_threshold_is_recovered():
+    model, task, space = quadratic(torch.linspace(0.5, 2, 8))
+    training = Training("sgd:0.1", batch_size=1, steps=9, clip=None)
+    with space.restored(model):
+        losses = recover(model, task, training, space=space, threshold=0.0).losses
+    found = recover(model, task, training, space=space, threshold=losses[4][1])
+    assert found.stop == 4
+
+
+def test_the_loss_is_looked_at_on_128_examples_after_every_step(learned):
+    task, space = SyntheticTask("reverse"), ParamSpace.select(learned)
+    training = Training("sgd:1e-3", batch_size=4, steps=2)
+    start = fixed_loss(learned, task, size=128)
+    losses = recover(learned, task, training, space=space, threshold=0.0).losses
+    assert [step for step, _ in losses] == [0, 1, 2]
+    assert losses[0][1] == start
+    assert losses[2][1] == fixed_loss(learned, task, size=128)
 
 
 def test_a_damaged_network_recovers_and_its_replicate_takes_other_batches(learned):

@@ -179,6 +179,17 @@ def test_nulls_keep_what_they_say_and_lose_the_structure():
     assert found["null_gaussian"][0] < 0.3
 
 
+def test_one_row_apart_from_the_mean_is_enough_for_a_centred_energy():
+    """Fitted rows that are equal span nothing once their mean is gone, of which it has none."""
+    G = torch.eye(4)[[0, 0, 0, 1]]
+    draws = [NullSpectra.draw(G, (4,), generator(0, "centred"))]
+    fit = torch.tensor([0, 1])
+    for test, centred in (([2, 3], 0.0), ([2], None)):
+        splits = [(fit, torch.tensor(test))]
+        found = held_out_energy(G, G, splits=splits, draws=draws, ks=(1,))
+        assert found["centred"] == [centred]
+
+
 def test_unit_gram_is_the_matrix_of_cosines():
     rows = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]])
     expected = torch.tensor([[1, 0.8, 0], [0.8, 1, 0], [0, 0, 0]], dtype=torch.float64)

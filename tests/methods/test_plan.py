@@ -83,21 +83,6 @@ def test_unlike_batches_transfer_less():
     assert 0 < sum(shares) / 12 < 0.95
 
 
-def test_other_data_are_four_train_batches_and_probes_are_eight():
-    """The slope elsewhere is the mean of four batches; eight probes see a trace of the noise."""
-    model, task, space = quadratic(CURVATURES, noise=1.0)
-    found, again = survey(model, task, space), survey(model, task, space, probes=8, seed=0)
-    assert found == again
-    batches = task.batches("train", Selection().select_size, Selection().seed)
-    slopes = torch.stack([next(batches)["slope"][0] for _ in range(4)]).double().mean(0)
-    there = float((task.gradient(space.read(model)) + slopes).norm())
-    first = next(task.batches("select", Selection().select_size, Selection().seed))["slope"][0]
-    here = float((task.gradient(space.read(model)) + first).norm())
-    assert found.local.gradient == pytest.approx(here, rel=1e-5)
-    assert found.elsewhere is not None
-    assert found.elsewhere.gradient == pytest.approx(there, rel=1e-5)
-
-
 SURVEY = Survey(Local(dim=1000, gradient=2.0, trace=300.0), 5.0, 1.0, 1.0)
 
 
@@ -147,6 +132,9 @@ def test_the_advised_sigma_is_one_of_39_shares_of_the_largest():
 
 def test_one_candidate_is_no_search():
     assert plan(SURVEY, budget=1).best is None
+    two = plan(SURVEY, budget=2).best
+    assert two is not None
+    assert two.held_out == pytest.approx(4 / torch.pi / 600, rel=1e-6)  # m_2 = 1 / sqrt(pi)
     with pytest.raises(ValueError, match="budget=0 is below one candidate"):
         plan(SURVEY, budget=0)
 
@@ -180,6 +168,17 @@ def test_winners_pay_for_the_curvature_of_other_data() -> None:
     assert found.best.sigma == pytest.approx(2 * m / 600, rel=0.03)
     assert found.best.held_out == pytest.approx(4 * m**2 / 1200, rel=1e-2)
     assert found.best.selected == pytest.approx(SURVEY.local.gain(found.best.sigma, 64))
+
+
+def test_where_other_data_are_flatter_the_plan_goes_beyond_sigma_star() -> None:
+    """Half the trace elsewhere: the luck of the slope pays up to twice the sigma."""
+    elsewhere = dataclasses.replace(SURVEY.local, trace=150.0)
+    found = plan(dataclasses.replace(SURVEY, elsewhere=elsewhere), budget=64)
+    m = expected_maximum(64)
+    assert found.best is not None
+    assert found.sigma_star == pytest.approx(2 * m / 300, rel=1e-4)
+    assert found.best.sigma == pytest.approx(2 * m / 150, rel=1e-3)
+    assert found.best.held_out == pytest.approx(4 * m**2 / 300, rel=1e-5)
 
 
 def test_a_best_sigma_may_gain_all_the_loss_and_no_more():

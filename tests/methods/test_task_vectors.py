@@ -639,6 +639,69 @@ def test_arithmetic_is_that_of_vectors():
         bases[0] + bases[1]
 
 
+def test_sums_leave_their_terms_alone_and_are_read_as_often_as_asked():
+    held = {"w": torch.tensor([1.0, 2.0])}
+    a = TaskVector({"w": (2,)}, held.__getitem__, "a", "same")
+    for sum_, factor in ((a + a, 2), (a - 2 * a, -1), (-a, -1), (3 * a + a, 4), (a + 2 * a, 3)):
+        for _ in (0, 1):
+            assert sum_.read("w").tolist() == [factor, 2 * factor]
+        assert held["w"].tolist() == [1.0, 2.0]
+        assert sum_.base == "same"
+
+
+def test_a_sum_knows_its_base_where_all_terms_start_from_the_same_weights():
+    """The digest is of the changed weights, so it holds only where all change the same ones."""
+    one = TaskVector({"w": (1,)}, lambda _: torch.ones(1), "one", "1")
+    unknown = TaskVector({"w": (1,)}, lambda _: torch.ones(1), "unknown")
+    more = TaskVector({"w": (1,), "x": (1,)}, lambda _: torch.ones(1), "more", "1")
+    assert (one + one).base == "1"
+    assert (one + unknown).base == (unknown + one).base == ""
+    assert (one + more).base == (more + one).base == ""
+
+
+def test_the_cosine_of_short_vectors_is_that_of_long_ones():
+    draw = generator(1, "cosine")
+    a, b = (
+        TaskVector({"w": (5,)}, {"w": torch.randn(5, generator=draw)}.__getitem__, n) for n in "ab"
+    )
+    assert (1e-3 * a).norm() < 0.1
+    assert (1e-3 * a).cosine(1e-3 * b) == pytest.approx(a.cosine(b), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.rotary_emb.inv_freq"])
+def test_what_cannot_be_moved_may_stand_still_and_not_change_in_one_entry(name):
+    """A weight outside the chosen ones, and a buffer, which is no parameter."""
+    base = tiny_llama()
+    inside = "model.layers.0.self_attn.q_proj.weight"
+    changes = {
+        inside: torch.ones(base.get_parameter(inside).shape),
+        name: torch.zeros(base.get_parameter(name).shape if "norm" in name else (4,)),
+    }
+    shapes = {n: tuple(change.shape) for n, change in changes.items()}
+    vector = TaskVector(shapes, changes.__getitem__, "by hand")
+    space = ParamSpace.select(base, "q_proj")
+    vector.space(base)
+    assert float(vector.flat(space).sum()) == changes[inside].numel()
+    changes[name][1] = 1e-3
+    with pytest.raises(ValueError, match="not among the selected parameters"):
+        vector.flat(space)
+    if "norm" not in name:
+        with pytest.raises(ValueError, match="the model has no such parameter"):
+            vector.space(base)
+
+
+def test_an_adapter_that_is_trained_in_part_has_a_direction():
+    """One of its weights still has B = 0, and stands still."""
+    model = adapted("llama")
+    with torch.no_grad():
+        zero = next(p for n, p in model.named_parameters() if "lora_B" in n)
+        zero.zero_()
+    vector = from_adapter(model)
+    moved = [bool(vector.read(name).any()) for name in vector.shapes]
+    assert moved.count(False) == 1
+    assert len(moved) > 1
+
+
 def test_a_vector_outside_the_space_is_refused():
     base, tuned = tiny_llama(), tiny_llama(seed=1)
     vector = from_models(base, tuned)
@@ -647,6 +710,9 @@ def test_a_vector_outside_the_space_is_refused():
     small = TaskVector({"w": (2,)}, lambda _: torch.ones(2), "by hand")
     with pytest.raises(ValueError, match=r"changes w of shape \(2,\), the model has no such"):
         small.space(base)
+    wide = TaskVector({"lm_head.weight": (2,)}, lambda _: torch.ones(2), "by hand")
+    with pytest.raises(ValueError, match=r"of shape \(2,\), the model has shape \(64, 16\)"):
+        wide.space(base)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -78,6 +78,18 @@ def test_with_all_axes_as_basis_it_is_full_training(optimizer):
     torch.testing.assert_close(found, full, rtol=1e-4, atol=1e-5)
 
 
+def test_the_axes_of_a_single_parameter_train_it_and_no_other():
+    model, task, _ = quadratic(CURVATURES, noise=0.3)
+    space, rest = ParamSpace.select(model, "first"), model.second.detach().clone()
+    training = Training("sgd:0.05", batch_size=1, steps=5)
+    full = train_and_record(copy.deepcopy(model), task, training, space=space).displacement()
+    found = train_in_basis(
+        model, task, basis_of(torch.eye(6), space), space=space, training=training
+    )
+    torch.testing.assert_close(found, full, rtol=1e-4, atol=1e-5)
+    assert torch.equal(model.second, rest)
+
+
 @pytest.mark.parametrize("k", [1, 3, 12])
 def test_the_rate_of_adam_gives_steps_of_equal_norm_in_every_basis(k):
     """Adam moves each of k coordinates by its rate: lr sqrt(d / k) sqrt(k) = lr sqrt(d)."""
