@@ -26,6 +26,16 @@ def number(row: Mapping[str, Scalar], name: str) -> float:
     raise ValueError(f"{name} is {value!r}, not a number")
 
 
+def integer(row: Mapping[str, Scalar], name: str) -> int:
+    """The whole number in one column of a row, exactly, such as a seed of 64 bits.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    value = row[name]
+    return value if isinstance(value, int) else int(number(row, name))
+
+
 def finite(value: object) -> float | None:
     """A finite float, or None: NaN and infinities have no place in JSON."""
     if isinstance(value, bool) or not isinstance(value, int | float):

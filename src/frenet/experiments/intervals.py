@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from frenet.experiments.experiment import Estimate, Row, Rows, Scalar, finite
+from frenet.experiments.experiment import Estimate, Row, Rows, Scalar, finite, integer, number
 
 
 def select(rows: Rows, **wanted: Scalar) -> list[Mapping[str, Scalar]]:
@@ -100,7 +100,7 @@ def estimate(rows: Rows, value: str) -> Estimate | None:
         return None
     row = found[0]
     low, high = (None if row[end] is None else number(row, end) for end in ("low", "high"))
-    return Estimate(number(row, "value"), low, high, int(number(row, "n")))
+    return Estimate(number(row, "value"), low, high, integer(row, "n"))
 
 
 def fraction(rows: Rows, value: str, *, least: float = 0.0) -> Estimate | None:

@@ -8,7 +8,7 @@ from frenet.experiments.best_of_n.findings import (
     relative_gains,
     searched,
 )
-from frenet.experiments.experiment import Figure, Row, Rows
+from frenet.experiments.experiment import Figure, Row, Rows, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.intervals import over_seeds, select
 
@@ -23,7 +23,7 @@ def scaled(rows: Rows) -> list[Row]:
     Without those of a loss of zero, which has nothing to gain.
     """
     return [
-        {**row, **{name: float(str(row[name])) / float(str(row["scale"])) for name in GAINS}}
+        {**row, **{name: number(row, name) / number(row, "scale") for name in GAINS}}
         for row in rows
         if row["scale"]
     ]
@@ -107,12 +107,12 @@ def dimension_chart(rows: Rows) -> object:
 
 def slope_chart(rows: Rows) -> object:
     """Gain in units of m_N sigma ||g|| at the smallest sigma, against dimension."""
-    least = min((float(str(row["factor"])) for row in rows), default=1.0)
+    least = min((number(row, "factor") for row in rows), default=1.0)
     at = _commonest_unit(select(rows, candidates=most_candidates(rows), factor=least))
     table: list[Row] = []
     for column, label in (("gain", FOUND), ("predicted", "predicted")):
         shares = [
-            {**row, "share": float(str(row[column])) / float(str(row["linear"]))}
+            {**row, "share": number(row, column) / number(row, "linear")}
             for row in at
             if row["linear"]
         ]

@@ -2,7 +2,16 @@
 
 from collections.abc import Iterator
 
-from frenet.experiments.experiment import Claim, Estimate, Finding, Row, Rows, Verdict
+from frenet.experiments.experiment import (
+    Claim,
+    Estimate,
+    Finding,
+    Row,
+    Rows,
+    Verdict,
+    integer,
+    number,
+)
 from frenet.experiments.intervals import (
     aggregate,
     estimate,
@@ -71,12 +80,12 @@ def searched(rows: Rows) -> list[Row]:
 
 def within_reach(rows: Rows) -> list[Row]:
     """Of these, those with sigma up to sigma* / 2, or as far as the model is to be trusted."""
-    return [row for row in searched(rows) if float(str(row["factor"])) <= REACH[str(row["unit"])]]
+    return [row for row in searched(rows) if number(row, "factor") <= REACH[str(row["unit"])]]
 
 
 def most_candidates(rows: Rows) -> int:
     """The largest N among rows of the table best."""
-    return max((int(str(row["candidates"])) for row in rows), default=1)
+    return max((integer(row, "candidates") for row in rows), default=1)
 
 
 def best_gains(rows: Rows, column: str = "gain") -> list[Row]:
@@ -95,9 +104,9 @@ def best_gains(rows: Rows, column: str = "gain") -> list[Row]:
     found = []
     for group in groups.values():
         own = [dict(row) for row in select(group, unit="sigma*")] or group
-        best = max(own, key=lambda row: float(str(row["value"])))
-        largest = max(float(str(row["factor"])) for row in own)
-        inside = float(str(best["factor"])) < largest
+        best = max(own, key=lambda row: number(row, "value"))
+        largest = max(number(row, "factor") for row in own)
+        inside = number(best, "factor") < largest
         found.append(best | {"bracketed": inside or (best["unit"] == "sigma*" and largest <= 1)})
     return found
 
@@ -110,11 +119,10 @@ def relative_gains(rows: Rows, start: str = "", *, column: str = "gain") -> list
     gains = select(best_gains(rows, column), bracketed=True)
     keys = (*CASE, "size")
     whole = {
-        tuple(row[key] for key in keys): float(str(row["value"]))
-        for row in select(gains, place="all")
+        tuple(row[key] for key in keys): number(row, "value") for row in select(gains, place="all")
     }
     return [
-        {**row, "ratio": float(str(row["value"])) / whole[key]}
+        {**row, "ratio": number(row, "value") / whole[key]}
         for row in gains
         if str(row["place"]).startswith(start)
         and whole.get(key := tuple(row[name] for name in keys), 0) > 0
@@ -150,9 +158,9 @@ def ranked(rows: Rows) -> list[Row]:
                     table[str(mean["place"])][column] = mean["value"]
         full = [row for row in table.values() if row.get("density_over_curvature") is not None]
         for column in ("density", "density_over_curvature", "value"):
-            top = max((float(str(row[column])) for row in full), default=0.0)
+            top = max((number(row, column) for row in full), default=0.0)
             for row in full:
-                row[column] = float(str(row[column])) / top if top > 0 else None
+                row[column] = number(row, column) / top if top > 0 else None
         found += full
     return found
 
@@ -167,7 +175,7 @@ def _notes(rows: Rows, even: dict[int, Estimate]) -> Iterator[str]:
         )
     for unit in WORDS:
         yield from _range_notes(select(searched(rows), unit=unit), unit)
-    linear = [r for r in select(rows, table="best") if float(str(r["second_order"])) <= LINEAR]
+    linear = [r for r in select(rows, table="best") if number(r, "second_order") <= LINEAR]
     if (inside := fraction(linear, "inside")) is not None:
         yield (
             f"Where curvature spreads less than {LINEAR} of what the slope does, with or without a "
@@ -202,10 +210,10 @@ def _range_notes(rows: Rows, unit: str) -> Iterator[str]:
         gain, predicted = estimate(at, "gain"), estimate(at, "predicted")
         if gain and predicted:
             yield (
-                f"sigma = {row['factor']} times {words}: {float(str(row['value'])):.2f} inside; "
+                f"sigma = {row['factor']} times {words}: {number(row, 'value'):.2f} inside; "
                 f"best of {most} gains {gain.value:.3g} nats, predicted {predicted.value:.3g}."
             )
-    covered = [float(str(r["factor"])) for r in by_factor if float(str(r["value"])) >= COVERED]
+    covered = [number(r, "factor") for r in by_factor if number(r, "value") >= COVERED]
     if covered:
         yield (
             f"Bands hold at least {COVERED} up to {max(covered):g} times {words}; predicted was "
@@ -216,7 +224,7 @@ def _range_notes(rows: Rows, unit: str) -> Iterator[str]:
 def _winner_notes(rows: Rows, unit: str) -> Iterator[str]:
     """Selected against held out, and the gradient step of equal norm."""
     reach = REACH[unit]
-    near = [r for r in select(rows, table="winner", unit=unit) if float(str(r["factor"])) <= reach]
+    near = [r for r in select(rows, table="winner", unit=unit) if number(r, "factor") <= reach]
     names = ("selected", "held_out", "held_out_predicted", "step")
     values = [found.value for name in names if (found := estimate(near, name)) is not None]
     if len(values) == len(names):
@@ -242,7 +250,7 @@ def _rank_notes(rows: Rows) -> Iterator[str]:
             where = dict(zip((*CASE, "size"), case, strict=True))
             part = select(table, **where)
             if len(part) >= 4:
-                pair = [[float(str(row[name])) for row in part] for name in (column, "value")]
+                pair = [[number(row, name) for row in part] for name in (column, "value")]
                 if any(len(set(values)) == 1 for values in pair):
                     continue  # nothing is ranked
                 found.append({"seed": where["seed"], "rho": float(stats.spearmanr(*pair)[0])})

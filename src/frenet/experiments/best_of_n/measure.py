@@ -8,7 +8,7 @@ from scipy import stats
 
 from frenet.experiments.best_of_n import Config, _sized, cells
 from frenet.experiments.best_of_n.findings import LINEAR
-from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.experiment import Cell, Row, number
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
 from frenet.experiments.setup.networks import Network, build
@@ -138,7 +138,7 @@ def _place_row(keys: Row, found: Survey, candidates: int) -> Row:
 
 def _spread_row(at: Row, found: Survey, changes: np.ndarray) -> Row:
     """Mean, spread and shape of the changes against their predictions."""
-    sigma = float(str(at["sigma"]))
+    sigma = number(at, "sigma")
     local, change = found.local, found.local.change(sigma)
     distance = stats.ks_1samp(changes, change.cdf)
     return {
@@ -157,7 +157,7 @@ def _spread_row(at: Row, found: Survey, changes: np.ndarray) -> Row:
 
 def _quantile_rows(at: Row, found: Survey, changes: np.ndarray) -> Iterator[Row]:
     """Quantiles of the changes in units of their predicted spread."""
-    change = found.local.change(float(str(at["sigma"])))
+    change = found.local.change(number(at, "sigma"))
     if change.std == 0:
         return
     predicted = change.quantile(np.array(QUANTILES))
@@ -174,7 +174,7 @@ def _quantile_rows(at: Row, found: Survey, changes: np.ndarray) -> Iterator[Row]
 
 def _best_rows(at: Row, found: Survey, changes: np.ndarray) -> Iterator[Row]:
     """The best of N in the N_max / N disjoint blocks that the candidates make."""
-    sigma, n = float(str(at["sigma"])), 1
+    sigma, n = number(at, "sigma"), 1
     change, star = found.local.change(sigma), found.best(len(changes))
     scale = star.gain if star else found.loss
     while n <= len(changes):

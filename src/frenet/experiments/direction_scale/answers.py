@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from frenet.experiments import brackets
 from frenet.experiments.brackets import bracket_of
 from frenet.experiments.direction_scale.figures import labelled
-from frenet.experiments.experiment import Cell, Row, Rows
+from frenet.experiments.experiment import Cell, Row, Rows, number
 
 # A direction whose share of the gradient is not this many times chance has no share to lose: one
 # squared coordinate of a random direction exceeds it once in 500 draws. A cosine of a steering
@@ -33,18 +33,16 @@ def _far(sides: Sequence[Row]) -> str:
     row = next((r for r in sides if r["sign"] == 1), sides[0])
     what = "loss" if row["where"] == "weights" else "logit difference"
     moved = "weights'" if row["where"] == "weights" else "stream's"
-    within = f"{what} is linear within {float(str(row['eps'])):.0%}"
+    within = f"{what} is linear within {number(row, 'eps'):.0%}"
     # In its own length, or as a share of what it moves.
-    one = float(str(row["length"])) if row["length"] else 1.0
+    one = number(row, "length") if row["length"] else 1.0
     ends = ("radius", "low", "high") if row["length"] else SHARES
-    size, low, high = (
-        "?" if row[end] is None else f"{float(str(row[end])) / one:.3g}" for end in ends
-    )
+    size, low, high = ("?" if row[end] is None else f"{number(row, end) / one:.3g}" for end in ends)
     unit = "its own length" if row["length"] else f"the {moved} norm"
     along = "" if row["where"] != "weights" else f", in the {row['coordinates']}"
     moves = ""
     if row["length"] and row["coordinates"] == "factors":
-        moves = f", where the weights have moved by {float(str(row['relative'])):.3g} of their norm"
+        moves = f", where the weights have moved by {number(row, 'relative'):.3g} of their norm"
     if row["unbounded"]:
         return f"{within} as far as was looked, {size} of {unit}{along}{moves}"
     side = "" if row["sign"] == 1 else ", against it"

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from frenet.experiments.brackets import bracket_of, life_columns
-from frenet.experiments.experiment import Column, Figure, Row, Rows
+from frenet.experiments.experiment import Column, Figure, Row, Rows, integer, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.intervals import over_seeds, select
 from frenet.experiments.setup.describe import labelled_rows
@@ -59,7 +59,7 @@ def _scaled(row: Row, end: str) -> float | None:
     """A length of a radius row in the unit of its ``relative``."""
     if row.get(end) is None:
         return None
-    return float(str(row[end])) * float(str(row["relative"])) / float(str(row["radius"]))
+    return number(row, end) * number(row, "relative") / number(row, "radius")
 
 
 def _panelled(rows: Rows) -> list[Row]:
@@ -72,16 +72,16 @@ def _panelled(rows: Rows) -> list[Row]:
 def _geometric(rows: Rows, value: str, *, by: tuple[str, ...]) -> list[Row]:
     """Geometric means over seeds with their intervals: radii differ by factors."""
     logs = [
-        {**row, "log": math.log(float(str(row[value])))}
+        {**row, "log": math.log(number(row, value))}
         for row in rows
-        if row.get(value) is not None and float(str(row[value])) > 0
+        if row.get(value) is not None and number(row, value) > 0
     ]
     if not logs:
         return []
     found = over_seeds(logs, by=by, value="log")
     for row in found:
         for end in ("value", "low", "high"):
-            row[end] = None if row[end] is None else math.exp(float(str(row[end])))
+            row[end] = None if row[end] is None else math.exp(number(row, end))
     return found
 
 
@@ -110,11 +110,11 @@ def radius_chart(rows: Rows) -> object:
 
 def deviation_chart(rows: Rows) -> object:
     """How the change leaves the linear, along every direction, of the first seed."""
-    first = min(int(str(row["seed"])) for row in rows)
+    first = min(integer(row, "seed") for row in rows)
     table = [
         row
         for row in select(rows, seed=first, sign=1)
-        if row["deviation"] and 1e-3 < float(str(row["share"])) < 30
+        if row["deviation"] and 1e-3 < number(row, "share") < 30
     ]
     return lines(
         table,
@@ -123,7 +123,7 @@ def deviation_chart(rows: Rows) -> object:
         interval=None,
         colour="direction",
         facet="task",
-        rules=[Rule("limit", float(str(rows[0]["eps"])))],
+        rules=[Rule("limit", number(rows[0], "eps"))],
     )
 
 

@@ -20,7 +20,7 @@ from frenet.experiments.direction_scale.directions import (
     weight_directions,
 )
 from frenet.experiments.direction_scale.figures import FRESH
-from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.experiment import Cell, Row, number
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
 from frenet.experiments.setup.networks import build, held_out
@@ -330,7 +330,7 @@ def _rows(
         rows += steering_rows(spot, steering)
         dims["steering"], coordinates["steering"] = len(steering.vector), "stream"
     reach = {
-        str(row["direction"]): float(str(row["relative"]))
+        str(row["direction"]): number(row, "relative")
         for row in rows
         if row["table"] == "radius" and row["sign"] == 1
     }

@@ -1,6 +1,6 @@
 """What the rows of `gradient_rank` say: claim C1, columns and figures."""
 
-from frenet.experiments.experiment import Claim, Column, Figure, Finding, Rows, Verdict
+from frenet.experiments.experiment import Claim, Column, Figure, Finding, Rows, Verdict, integer
 from frenet.experiments.figures.charts import Axis, Rule, dots, heatmap, lines
 from frenet.experiments.intervals import (
     fraction,
@@ -76,7 +76,7 @@ def _notes(rows: Rows, at_k: Rows) -> tuple[str, ...]:
         select(rows, table="energy", k=K, point="none"), by=("batch_size",), value="energy"
     )
     if len(by_size) > 1:
-        by_size.sort(key=lambda row: int(str(row["batch_size"])))
+        by_size.sort(key=lambda row: integer(row, "batch_size"))
         listed = ", ".join(f"{row['value']:.2f} at {row['batch_size']}" for row in by_size)
         notes.append(f"By batch size: {listed}.")
     spaces = {str(row["space"]) for row in at_k if "space" in row}
@@ -93,7 +93,7 @@ def _notes(rows: Rows, at_k: Rows) -> tuple[str, ...]:
 
 def _largest_batch(rows: Rows) -> int:
     """The batch size that decides: smaller batches have other spectra."""
-    return max((int(str(row["batch_size"])) for row in rows), default=0)
+    return max((integer(row, "batch_size") for row in rows), default=0)
 
 
 def energy_chart(rows: Rows) -> object:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.experiment import Cell, Row, integer
 from frenet.experiments.gradient_rank import Config, cells
 from frenet.experiments.gradient_rank.findings import SAME_EXAMPLES, K
 from frenet.experiments.setup.damage import NotDamagedError, damaged
@@ -90,7 +90,7 @@ def _spectra(
 ) -> Iterator[Row]:
     """Held-out energy at every k, and effective ranks, of one task's gradients."""
     names = (str(keys[part]) for part in STREAM)
-    draw = rng.generator(int(str(keys["seed"])), "gradient-rank", *names)
+    draw = rng.generator(integer(keys, "seed"), "gradient-rank", *names)
     draws = [NullSpectra.draw(gradients, network.space.sizes, draw) for _ in range(config.nulls)]
     splits = half_splits(2 * config.n, config.repeats, draw)
     table = held_out_energy(gradients, shuffled, splits=splits, draws=draws, ks=config.ks)

@@ -1,6 +1,6 @@
 """How `recovery_basis` shows its rows: columns and figures."""
 
-from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar
+from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
 from frenet.experiments.recovery_basis.findings import MOST_STATIC
@@ -85,7 +85,7 @@ def held(rows: Rows) -> list[Row]:
     for row in rows:
         group = tuple(row[key] for key in ("optimizer", "protocol", "space"))
         run = tuple(row[key] for key in ("seed", "task", "replicate"))
-        step, loss = float(str(row["step"])), float(str(row["loss"]))
+        step, loss = number(row, "step"), number(row, "loss")
         groups.setdefault(group, {}).setdefault(run, {})[step] = loss
     found: list[Row] = []
     for group, runs in groups.items():

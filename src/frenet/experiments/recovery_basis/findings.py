@@ -11,16 +11,9 @@ from frenet.experiments.experiment import (
     Rows,
     Scalar,
     Verdict,
+    number,
 )
-from frenet.experiments.intervals import (
-    fraction,
-    high,
-    low,
-    over_seeds,
-    select,
-    why_open,
-    worded,
-)
+from frenet.experiments.intervals import fraction, high, low, over_seeds, select, why_open, worded
 from frenet.experiments.recovery_basis.prefix_findings import MOST, PREFIX_SHARE, prefix_span
 from frenet.experiments.setup.comparable import (
     CASE,
@@ -151,11 +144,11 @@ def _function_notes(captures: Rows) -> tuple[str, ...]:
     """Capture and function disagree: name the pair that does most."""
     both = [row for row in captures if row.get("regained") is not None]
     by_basis = {
-        str(row["basis"]): float(str(row["value"]))
+        str(row["basis"]): number(row, "value")
         for row in over_seeds(both, by=("basis",), value="captured")
     }
     gains = over_seeds(both, by=("basis",), value="regained")
-    apart = [(str(row["basis"]), float(str(row["value"]))) for row in gains]
+    apart = [(str(row["basis"]), number(row, "value")) for row in gains]
     if not apart:
         return ()
     name, gain = max(apart, key=lambda pair: abs(pair[1] - by_basis[pair[0]]))

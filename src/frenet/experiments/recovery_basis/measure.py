@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.experiment import Cell, Row, integer
 from frenet.experiments.recovery_basis import Config
 from frenet.experiments.setup.damage import NotDamagedError, damaged, require_damage
 from frenet.experiments.setup.describe import describe
@@ -54,7 +54,7 @@ class Case:
 
 def damaged_rows(case: Case, bases: Bases, line: Tensor) -> Iterator[Row]:
     """Everything from the damaged point: two recoveries and what the bases hold of each."""
-    config, network, seed = case.config, case.network, int(str(case.keys["seed"]))
+    config, network, seed = case.config, case.network, integer(case.keys, "seed")
     bases = bases | bases_at_damage(
         network.model,
         case.task,
@@ -182,7 +182,7 @@ def _worth(case: Case, basis: Basis, own: Recovery, *, full: Evaluation, optimis
     }
     if optimise:
         assert own.stop is not None
-        training = case.training(own.stop, seed=int(str(case.keys["seed"])))
+        training = case.training(own.stop, seed=integer(case.keys, "seed"))
         with network.space.restored(network.model):
             delta = train_in_basis(
                 network.model, case.task, basis, space=network.space, training=training

@@ -2,7 +2,7 @@
 
 import math
 
-from frenet.experiments.experiment import Breakdown, Estimate, Finding, Row, Rows, Verdict
+from frenet.experiments.experiment import Breakdown, Estimate, Finding, Row, Rows, Verdict, integer
 from frenet.experiments.intervals import estimate, fraction, low, select, why_open
 from frenet.experiments.setup.comparable import RECOVERY, K, by_condition, least_steps, named, of
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
@@ -17,7 +17,7 @@ def prefix_span(rows: Rows) -> Finding:
     verdict: Verdict
     prefixes = select(rows, table="capture", basis="prefix")
     lora = [r for r in prefixes if r["space"] == "lora" and r.get("captured") is not None]
-    sizes = sorted({int(str(r["k"])) for r in lora})
+    sizes = sorted({integer(r, "k") for r in lora})
     at = {k: fraction(select(lora, k=k), "captured") for k in sizes}
     lifts = {k: estimate(select(lora, k=k), "lift") for k in sizes}
     reaching = [k for k in sizes if _reaches(at[k]) and low(at[k]) > MOST and low(lifts[k]) > 1]
@@ -102,7 +102,7 @@ def _prefixes_apart(prefixes: Rows) -> Breakdown | None:
     """What the first steps hold, with the random walk's share, and how much of the run they are."""
     rows: list[Row] = []
     for condition, part in by_condition([r for r in prefixes if r.get("captured") is not None]):
-        k = max((int(str(row["k"])) for row in part if int(str(row["k"])) <= K), default=0)
+        k = max((integer(row, "k") for row in part if integer(row, "k") <= K), default=0)
         at = select(part, k=k)
         shares = {
             "k / T_stop": estimate(at, "k_over_stop"),

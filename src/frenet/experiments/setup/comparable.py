@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 
-from frenet.experiments.experiment import Row, Rows, Scalar
+from frenet.experiments.experiment import Row, Rows, Scalar, integer
 from frenet.experiments.intervals import select
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
 
@@ -62,4 +62,4 @@ def least_steps(k: int) -> int:
 
 
 def _k(row: Mapping[str, Scalar]) -> int:
-    return int(str(row["k"]))
+    return integer(row, "k")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from frenet.experiments.experiment import Rows
+from frenet.experiments.experiment import Rows, number
 from frenet.experiments.intervals import select
 from frenet.experiments.setup.contrasts import ONE_MODEL
 
@@ -21,7 +21,7 @@ def unknown_labels(rows: Rows) -> Iterator[str]:
     table = select(rows, table="behaviour")
     for name in dict.fromkeys(row["behaviour"] for row in table):
         own = select(table, behaviour=name)
-        unknown = sum(float(str(row["p_known"])) > float(str(row["p_limit"])) for row in own)
+        unknown = sum(number(row, "p_known") > number(row, "p_limit") for row in own)
         if unknown:
             yield (
                 f"In {unknown} of {len(own)} runs the model is at chance on the labels of {name}: "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from frenet._notebook import listed
-from frenet.experiments.experiment import Cell, Column, Row
+from frenet.experiments.experiment import Cell, Column, Row, number
 from frenet.experiments.setup.reading import ReadingConfig, reading_of
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ def describe(subject: Steered, cell: Cell, differences: "np.ndarray | None" = No
     else:
         row["p_known"] = float(stats.binomtest(int(right.sum()), len(right)).pvalue)
     notes = [*subject.notes]
-    if float(str(row["p_known"])) > KNOWN:
+    if number(row, "p_known") > KNOWN:
         notes.append(
             f"{part.name}: this model does not tell the sides apart ({row['accuracy']:.2f} right, "
             f"p = {row['p_known']:.2f}): the labels mean nothing to it, and neither does a cosine"

@@ -1,6 +1,6 @@
 """How `steering_effect` shows its rows."""
 
-from frenet.experiments.experiment import Figure, Rows
+from frenet.experiments.experiment import Figure, Rows, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
 from frenet.experiments.steering_effect.findings import CONTROLS, NAMES, WITHIN
@@ -11,7 +11,7 @@ def dose_chart(rows: Rows) -> object:
     changed = [
         {
             **row,
-            "change": float(str(row["difference"])) - float(str(row["before"])),
+            "change": number(row, "difference") - number(row, "before"),
             "series": NAMES[str(row["vector"])],
         }
         for row in rows

@@ -2,7 +2,16 @@
 
 from collections.abc import Iterator
 
-from frenet.experiments.experiment import Claim, Column, Finding, Row, Rows, Verdict
+from frenet.experiments.experiment import (
+    Claim,
+    Column,
+    Finding,
+    Row,
+    Rows,
+    Verdict,
+    integer,
+    number,
+)
 from frenet.experiments.intervals import (
     estimate,
     high,
@@ -108,7 +117,7 @@ def _by_contrast(slopes: Rows) -> Iterator[tuple[str, Rows]]:
 def _matched(slopes: Rows) -> list[Row]:
     """What the ratio would be for the largest of the random vectors of equal covariance."""
     return [
-        {**row, "ratio": float(str(row["matched"])) / abs(float(str(row["slope"])))}
+        {**row, "ratio": number(row, "matched") / abs(number(row, "slope"))}
         for row in select(slopes, vector="contrast")
         if row["slope"]
     ]
@@ -138,7 +147,7 @@ def _notes(rows: Rows) -> Iterator[str]:
         own = [estimate(select(same, vector=name), "slope") for name in ("contrast", "gradient")]
         controls = [estimate(same, name) for name in ("random", "matched", "shuffled")]
         found = [value.value for value in (*own, *controls) if value]
-        blocks = sorted({int(str(one["block"])) for one in same})
+        blocks = sorted({integer(one, "block") for one in same})
         listed = " / ".join(f"{value:.2g}" for value in found)
         at = ", ".join(map(str, blocks))
         yield (
@@ -157,7 +166,7 @@ def _notes(rows: Rows) -> Iterator[str]:
         if size and random:
             yield (
                 f"At equal effect, {row['way']}: dose {size.value:.2g}, KL on neutral text "
-                f"{float(str(row['value'])):.2g} nats per token (a random vector: "
+                f"{number(row, 'value'):.2g} nats per token (a random vector: "
                 f"{random.value:.2g}){never}."
             )
     yield from one_model(rows)

@@ -3,7 +3,16 @@
 import math
 from collections.abc import Iterator
 
-from frenet.experiments.experiment import Claim, Column, Figure, Finding, Rows, Verdict
+from frenet.experiments.experiment import (
+    Claim,
+    Column,
+    Figure,
+    Finding,
+    Rows,
+    Verdict,
+    integer,
+    number,
+)
 from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.intervals import (
     estimate,
@@ -27,7 +36,7 @@ def decide(rows: Rows) -> Finding:
     verdict: Verdict
     at = reported(rows)
     value, null = fraction(at, "cosine", least=-1.0), fraction(at, "null")
-    margins = [{**row, "margin": float(str(row["cosine"])) - float(str(row["null"]))} for row in at]
+    margins = [{**row, "margin": number(row, "cosine") - number(row, "null")} for row in at]
     margin = estimate(margins, "margin")
     alone = outliers(margins, by=("behaviour", "space"), value="margin", within=(0.0, math.inf))
     if alone and high(margin) >= 0:
@@ -66,16 +75,16 @@ def _notes(rows: Rows, at: Rows) -> Iterator[str]:
         same = select(everything, **where)
         means = {c: estimate(same, c) for c in ("null", "other", "without_answer", "whitened", "p")}
         null, other, bare, white, p = (found.value if found else 0.0 for found in means.values())
-        blocks = sorted({int(str(one["block"])) for one in same})
+        blocks = sorted({integer(one, "block") for one in same})
         at_blocks = ", ".join(map(str, blocks))
         yield (
             f"{row['behaviour']} ({row['space']}, {row['push']} push), block {at_blocks}: cosine "
             f"{row['value']:.2f}, null {null:.2f}, mean p {p:.3f}; step towards the other answer "
             f"{other:.2f}; without the answers' own directions {bare:.2f}; whitened {white:.2f}."
         )
-    below = [row for row in at if float(str(row["p_adjusted"])) < float(str(row["p_limit"]))]
+    below = [row for row in at if number(row, "p_adjusted") < number(row, "p_limit")]
     if at:
-        against = sum(float(str(row["cosine"])) < 0 for row in below)
+        against = sum(number(row, "cosine") < 0 for row in below)
         turned = f", and {against} of these cosines are negative" if against else ""
         yield (
             f"The p-values of {len(below)} of {len(at)} cosines are below 0.05 after Benjamini and "

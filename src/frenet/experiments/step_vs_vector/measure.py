@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.experiment import Cell, Row, number
 from frenet.experiments.setup.contrasts import Steered, describe, left_out, skipped, steered
 from frenet.experiments.step_vs_vector import Config
 from frenet.geometry import rng
@@ -56,7 +56,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
         subject.model, prompted(subject.parts["choose"].items), path=subject.path
     )
     choose = _layers(config, cell, subject, "choose", shifts, answers)
-    chosen = max(choose, key=lambda row: float(str(row["z"])))["block"]
+    chosen = max(choose, key=lambda row: number(row, "z"))["block"]
     for row in choose + _layers(config, cell, subject, "report", shifts, answers):
         yield {**row, "chosen": row["block"] == chosen}
 
@@ -101,7 +101,7 @@ def _layers(
     if part == "report":
         for i, numbers in enumerate(found):
             numbers["other"] = cosine(streams.at(i).difference(), shifts.other[i])
-    q = adjusted([float(str(numbers["p"])) for numbers in found])
+    q = adjusted([number(numbers, "p") for numbers in found])
     keys: Row = {"table": "layer", **dict(cell.keys), "part": part}
     return [
         {**keys, "block": block, **numbers, "p_adjusted": q[i], "p_limit": 0.05}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from frenet.experiments.experiment import Row
+from frenet.experiments.experiment import Row, integer
 from frenet.experiments.setup.networks import Network
 from frenet.experiments.subspace_training import Config
 from frenet.experiments.subspace_training.findings import ALL
@@ -37,7 +37,7 @@ class Case:
     @property
     def seed(self) -> int:
         """The seed of the cell."""
-        return int(str(self.keys["seed"]))
+        return integer(self.keys, "seed")
 
     def training(self, steps: int) -> Training:
         """The run's optimiser and rate, and the same minibatches for all."""

@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from frenet.experiments.experiment import Column, Figure, Row, Rows
+from frenet.experiments.experiment import Column, Figure, Row, Rows, number
 from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.intervals import over_seeds, seed_means, select
 from frenet.experiments.subspace_training.findings import (
@@ -38,8 +38,8 @@ def _curves(rows: Rows, x: Axis) -> object:
         losses, moved = (seed_means(part, by=by, value=value) for value in ("loss", "moved"))
         for basis, share in dict.fromkeys((row["basis"], row["share"]) for row in losses):
             at: Row = {"basis": basis, "share": share}
-            values = [float(str(row["loss"])) for row in select(losses, **at)]
-            numbers = [float(str(row["moved"])) for row in select(moved, **at)]
+            values = [number(row, "loss") for row in select(losses, **at)]
+            numbers = [number(row, "moved") for row in select(moved, **at)]
             ends = (min(values), max(values)) if len(values) > 1 else (None, None)
             at |= {"panel": facet, "moved": median(numbers), "value": median(values)}
             table.append(at | {"low": ends[0], "high": ends[1]})

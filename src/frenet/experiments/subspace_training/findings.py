@@ -3,7 +3,16 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from frenet.experiments.experiment import Claim, Estimate, Finding, Row, Rows, Verdict
+from frenet.experiments.experiment import (
+    Claim,
+    Estimate,
+    Finding,
+    Row,
+    Rows,
+    Verdict,
+    integer,
+    number,
+)
 from frenet.experiments.intervals import estimate, high, low, select, why_open
 from frenet.experiments.setup.comparable import of
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
@@ -104,7 +113,7 @@ def _k(table: Rows) -> int:
     """10, or the largest dimension below it that more seeds have."""
     seeds: dict[int, set[object]] = {}
     for row in table:
-        if row["basis"] in CHANCE and (k := int(str(row["k"]))) <= K:
+        if row["basis"] in CHANCE and (k := integer(row, "k")) <= K:
             seeds.setdefault(k, set()).add(row["seed"])
     return max(seeds, key=lambda k: (len(seeds[k]), k), default=K)
 
@@ -115,9 +124,9 @@ def _share(table: Rows, basis: str) -> Estimate | None:
 
 def _paired(table: Rows, first: str, second: str) -> list[Row]:
     """Difference of the shares of two bases in every case that has both."""
-    other = {of(row, CASE): float(str(row["regained"])) for row in select(table, basis=second)}
+    other = {of(row, CASE): number(row, "regained") for row in select(table, basis=second)}
     return [
-        {"seed": row["seed"], "difference": float(str(row["regained"])) - other[case]}
+        {"seed": row["seed"], "difference": number(row, "regained") - other[case]}
         for row in select(table, basis=first)
         if (case := of(row, CASE)) in other
     ]
@@ -182,7 +191,7 @@ def _stop_notes(table: Rows) -> Iterator[str]:
     for basis in (ALL, *CHANCE):
         own = select(table, basis=basis)
         reached = [row for row in own if row.get("stop") is not None]
-        shares = [float(str(row["stop"])) / float(str(row["steps"])) for row in reached]
+        shares = [number(row, "stop") / number(row, "steps") for row in reached]
         if own:
             after = f" after {sum(shares) / len(shares):.2f} of its steps" if shares else ""
             parts.append(f"{basis} {len(reached)} of {len(own)}{after}")

@@ -1,6 +1,6 @@
 """What the rows of `task_vector_range` say: columns and figures."""
 
-from frenet.experiments.experiment import Column, Figure, Row, Rows
+from frenet.experiments.experiment import Column, Figure, Row, Rows, integer
 from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
 from frenet.experiments.setup.describe import labelled_rows
@@ -56,7 +56,7 @@ def _panelled(rows: Rows) -> list[Row]:
 
 def ways_chart(rows: Rows) -> object:
     """Both straight lines to the end of one training, of the first seed."""
-    first = min(int(str(row["seed"])) for row in rows)
+    first = min(integer(row, "seed") for row in rows)
     several = len({row["space"] for row in rows}) > 1
     table: list[Row] = [
         {

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from frenet.experiments.direction_scale.measure import looked_between, weight_share
-from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.experiment import Cell, Row, number
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
 from frenet.experiments.setup.networks import Network, build
@@ -253,7 +253,7 @@ def answer_rows(rows: Sequence[Row]) -> Iterator[Row]:
 
 def _on_the_way(rows: Sequence[Row]) -> Iterator[str]:
     """Losses at the end of training and at the ends of a line, and how far it is straight."""
-    along = {float(str(row["a"])): row for row in rows if row["table"] == "along"}
+    along = {number(row, "a"): row for row in rows if row["table"] == "along"}
     for a in dict.fromkeys((1.0, max(along), min(along))):
         if a in along and a != 0:
             yield f"{along[a]['loss']:.3g} at {a:g} ({along[a]['random']:.3g} along a random one)"
