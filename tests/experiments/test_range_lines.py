@@ -8,8 +8,8 @@ from torch import nn
 
 from frenet.experiments import EXPERIMENTS
 from frenet.experiments.direction_scale import figures as scale_findings
-from frenet.experiments.direction_scale.measure import weight_share
 from frenet.experiments.experiment import Cell
+from frenet.experiments.setup.lines import weight_share
 from frenet.experiments.setup.networks import Network
 from frenet.experiments.task_vector_range import Config
 from frenet.experiments.task_vector_range import figures as range_findings

@@ -4,9 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
-from torch import nn
-
 from frenet.experiments.brackets import life_cells
 from frenet.experiments.direction_scale import Config, cells
 from frenet.experiments.direction_scale.answers import NO_SHARE, answer_rows
@@ -23,6 +20,7 @@ from frenet.experiments.direction_scale.figures import FRESH
 from frenet.experiments.experiment import Cell, Row, number
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
+from frenet.experiments.setup.lines import looked_between, weight_share
 from frenet.experiments.setup.networks import build, held_out
 from frenet.geometry import rng
 from frenet.geometry.alignment import cosine
@@ -42,12 +40,9 @@ from frenet.methods.effect_line import effect_line
 from frenet.methods.scale import radius
 from frenet.methods.search import distinct
 from frenet.methods.steering import contrast_streams
-from frenet.methods.task_vectors import from_step
 from frenet.methods.vector_files import vectors_from_disk
 from frenet.network.contrast import UnansweredError
-from frenet.network.space import ParamSpace
 from frenet.network.tasks import repeatable
-from frenet.network.weight_space import coordinates_of, weights_norm
 
 
 def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
@@ -60,39 +55,6 @@ def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
     with loss_line(model, spot.task, batch, direction.delta, space=space) as line:
         start, limit = looked_between(line, size, length=direction.length, eps=spot.config.eps)
         yield from _sides(spot, line, about, length=direction.length, start=start, limit=limit)
-
-
-def looked_between(
-    line: Line, size: float, *, length: float | None, eps: float
-) -> tuple[float, float]:
-    """First and greatest distance at which a line through parameters of norm ``size`` is seen."""
-    start = size / 1000
-    if line.curvature:
-        # A quarter of where a quadratic would leave the linear.
-        start = min(start, eps * abs(line.slope / line.curvature) / 2)
-    return start, max(size, 4 * (length or 0.0))
-
-
-def weight_share(
-    model: nn.Module, direction: torch.Tensor, *, space: ParamSpace
-) -> Callable[[float], float]:
-    r"""||Delta W|| / ||W|| at a distance along a line, of weights or of factors.
-
-    Args:
-        model: at the start of the line.
-        direction: (d,), not zero.
-        space: of its coordinates.
-    """
-    start = space.read(model).cpu()
-    unit = direction.cpu() / float(direction.double().norm())
-    weights = weights_norm(model, from_step(model, unit, space=space).space(model))
-
-    def share(r: float) -> float:
-        if coordinates_of(space) == "weights":
-            return abs(r) / weights
-        return from_step(model, r * unit, space=space, start=start).norm() / weights
-
-    return share
 
 
 def steering_rows(spot: Spot, steering: Steering) -> Iterator[Row]:

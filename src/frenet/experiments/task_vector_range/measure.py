@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from frenet.experiments.direction_scale.measure import looked_between, weight_share
 from frenet.experiments.experiment import Cell, Row, number
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
+from frenet.experiments.setup.lines import looked_between, weight_share
 from frenet.experiments.setup.networks import Network, build
 from frenet.experiments.task_vector_range import Config, cells
 from frenet.geometry import rng
