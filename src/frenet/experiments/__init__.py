@@ -1,8 +1,8 @@
-"""One file, one question. ``EXPERIMENTS`` maps the name of every experiment to its description.
+"""One folder, one question. ``EXPERIMENTS`` maps the name of every experiment to its declaration.
 
-A module of this folder takes part by defining ``EXPERIMENT``; its cost, for forecasts, stands in
-``costs.py``. The modules are imported at the first look at ``EXPERIMENTS``, not when this package
-is imported.
+A folder takes part by defining ``EXPERIMENT``; its cost, for forecasts, is in
+``reproduce/costs.py``. The folders are imported at the first look at ``EXPERIMENTS``, not when this
+package is imported.
 """
 
 import functools
@@ -20,14 +20,14 @@ EXPERIMENTS: dict[str, Experiment]
 
 @functools.cache
 def _discover() -> dict[str, Experiment]:
-    """Import the modules of this folder and collect what they define, in the claims' order."""
+    """Import the folders and collect what they declare, in the claims' order."""
     found: dict[str, Experiment] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         experiment = getattr(importlib.import_module(f"{__name__}.{name}"), "EXPERIMENT", None)
         if experiment is None:
             continue
         if experiment.name in found:
-            raise ValueError(f"two experiments are named {experiment.name!r}, one in {name}.py")
+            raise ValueError(f"two experiments are named {experiment.name!r}, one in {name}")
         found[experiment.name] = experiment
     by_claim = sorted(found.values(), key=lambda e: ([claim.id for claim in e.claims], e.name))
     return {experiment.name: experiment for experiment in by_claim}
