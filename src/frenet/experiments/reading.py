@@ -1,10 +1,38 @@
-"""How the rows of the user's files are read: the settings that all commands share."""
+"""How models are loaded and rows of the user's files read: the settings that all commands share."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from frenet.network.load import Loaded
     from frenet.network.tables import Reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingConfig:
+    """How a language model comes into memory."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of a language model's weights in memory. Below float32 only adapters move, which stay in it.
+    """
+    device: str = ""
+    """Where a language model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
+    tokenizer: str = ""
+    """Folder or hub id of the tokenizer of a language model. Empty: the model's own."""
+    untie: bool = False
+    """Give the head of a language model weights of its own, where it shares those of the
+    embedding."""
+
+    def load(self, model: str, *, adapter: str = "") -> "Loaded":
+        """The model of a hub id, folder or file, loaded as these settings say."""
+        import torch
+
+        from frenet.network.load import load
+
+        return load(
+            model, dtype=getattr(torch, self.dtype), device=self.device or None,
+            adapter=adapter or None, tokenizer=self.tokenizer or None, untie=self.untie,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

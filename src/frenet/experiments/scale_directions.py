@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from frenet._notebook import listed
 from frenet.experiments.damaged import DamageConfig
 from frenet.experiments.experiment import Cell
-from frenet.experiments.networks import Network, NetworkConfig
+from frenet.experiments.networks import Network, NetworkConfig, only_first
 
 if TYPE_CHECKING:
     import torch
@@ -315,4 +315,5 @@ def _contrast(spot: Spot) -> "Contrast | None":
     name = config.behaviour or next(iter(found))
     if name not in found:
         raise ValueError(f"no contrast {name!r} in {config.contrasts}; it has {listed(found)}")
-    return found[name]
+    first = only_first((name,), found, "contrasts", "--behaviour names another")
+    return replace(found[name], notes=(*found[name].notes, *first))

@@ -1,12 +1,13 @@
 """What the experiments on steering measure: a model, its blocks, and the parts of a contrast."""
 
 import functools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Cell, Column, Row
-from frenet.experiments.reading import ReadingConfig, reading_of
+from frenet.experiments.networks import only_first
+from frenet.experiments.reading import LoadingConfig, ReadingConfig, reading_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,11 +29,11 @@ ONE_MODEL = (
 
 
 @dataclass(frozen=True)
-class SteeringConfig(ReadingConfig):
+class SteeringConfig(ReadingConfig, LoadingConfig):
     """Which model, which contrasts, which prompts."""
 
     model: str = "synthetic"
-    """'synthetic', a hub id, a folder in Hugging Face format, or a GGUF file."""
+    """'synthetic', a hub id, a folder in Hugging Face format or of a PEFT adapter, or a GGUF file."""
     tasks: tuple[str, ...] = ()
     """Files or data set names: labelled statements, A/B questions. Empty: the synthetic ones."""
     only: tuple[str, ...] = ()
@@ -52,11 +53,6 @@ class SteeringConfig(ReadingConfig):
     targets: tuple[str, ...] = ()
     """Modules that a LoRA adapter goes on, by the last parts of their names. Empty: those that PEFT
     takes for a model of this family."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of a language model's weights in memory. Below float32 only adapters move, which stay in it.
-    """
-    device: str = ""
-    """Where a language model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
     path: str = ""
     """Dotted name of the list of blocks, where it is not found by itself."""
     width: int = 64
@@ -169,9 +165,8 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
         contrast = synthetic_contrast(cell["behaviour"], rows=rows, seed=seed)
     else:
         # Adapters change the model that they are put on.
-        loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(
-            config.model, config.dtype, config.device
-        )
+        own = LoadingConfig(**{f.name: getattr(config, f.name) for f in fields(LoadingConfig)})
+        loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(config.model, own)
         model, tokenizer = loaded.model, loaded.tokenizer
         notes += [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes, ONE_MODEL]
         found: dict[str, Contrast] = {}
@@ -182,6 +177,8 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
                 words=two_words(config.words), **config.rows_read(),
             )  # fmt: skip
         contrast = found[cell["behaviour"]]
+        how = "--only names others, --max-tasks 0 takes all"
+        notes += only_first(behaviours(config), found, "contrasts", how)
     contrast.require_answers()
     if space == "lora":
         own = config.targets or None
@@ -216,13 +213,9 @@ def two_words(words: tuple[str, ...]) -> tuple[str, str] | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model: str, dtype: str, device: str) -> Any:
+def _loaded(model: str, how: LoadingConfig) -> Any:
     """The model, kept for the next cell: a large one takes a minute to load."""
-    import torch
-
-    from frenet.network.load import load
-
-    return load(model, dtype=getattr(torch, dtype), device=device or None)
+    return how.load(model)
 
 
 def _synthetic(width: int, steps: int, seed: int) -> "nn.Module":
@@ -265,7 +258,7 @@ def left_out(cell: Cell, error: "UnansweredError") -> list[Row]:
     if cell["push"] != PUSHES[0]:
         return []
     keys: Row = {key: cell[key] for key in ("seed", "space", "behaviour")}
-    remedy = "pass two --words of one token each to frenet run"
+    remedy = "pass such words as --words to frenet run"
     return [{"table": "notes", **keys, "note": f"{error}; {remedy}"}]
 
 

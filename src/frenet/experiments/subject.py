@@ -35,17 +35,11 @@ def load_subject(config: SearchConfig) -> Subject:
     Raises:
         ValueError: no task of that name, several and none named, or no parameter of that name.
     """
-    import torch
-
     from frenet.methods.search import Selection
     from frenet.network.adapters import attach_lora
-    from frenet.network.load import load
     from frenet.network.space import ParamSpace
 
-    loaded = load(
-        config.model, dtype=getattr(torch, config.dtype), device=config.device or None,
-        adapter=config.adapter or None,
-    )  # fmt: skip
+    loaded = config.load(config.model, adapter=config.adapter)
     longest = min(config.max_length, loaded.context_length or config.max_length)
     task = _task(config, loaded.tokenizer, longest)
     model = loaded.model
@@ -70,7 +64,7 @@ def load_subject(config: SearchConfig) -> Subject:
     )
     notes = (
         *loaded.notes,
-        *(f"{task.name}: {note}" for note in task.notes),
+        *task.told,
         f"{task.name}: selected on {sizes[0]} examples, reported on {sizes[1]} others",
         f"{space.dim:,} parameters move",
     )
@@ -124,12 +118,13 @@ def make_plan(config: SearchConfig, subject: Subject) -> "Plan":
     return plan(found, budget=config.budget)
 
 
-def derivatives_note(subject: Subject) -> str:
-    """What has to be said of the derivatives that a plan hangs on, or nothing."""
+def plan_notes(subject: Subject) -> list[str]:
+    """What has to be said of model and data, and of the derivatives that a plan hangs on."""
     from frenet.measure.checked import check_slope
 
     batch = next(subject.task.batches("select", subject.selection.select_size, 0))
-    return check_slope(subject.model, subject.task, batch, space=subject.space).note
+    found = check_slope(subject.model, subject.task, batch, space=subject.space).note
+    return [*subject.notes, *([found] if found else [])]
 
 
 def fixed_sigma(config: SearchConfig) -> float | None:

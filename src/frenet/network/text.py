@@ -51,6 +51,12 @@ class TextTask:
     whole: bool = False
     chat: bool = False
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The notes, and how many rows each split has, with the task's name before each."""
+        rows = ", ".join(f"{len(part)} {split}" for split, part in self.examples.items())
+        return tuple(f"{self.name}: {text}" for text in (*self.notes, f"rows: {rows}"))
+
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Mean loss in nats per target token."""
         return token_loss(model, batch)
