@@ -149,8 +149,8 @@ def _read_by_people() -> Iterator[None]:
     """Messages that repeat what was given, and help, as people may and can read them."""
     plain = docstring_parser.parse_from_object
 
-    def joined(obj: Any) -> Any:
-        found = plain(obj)
+    def joined(obj: Any, style: Any = docstring_parser.DocstringStyle.AUTO) -> Any:
+        found = plain(obj, style)
         for part in found.params:
             # tyro takes the indent of a docstring's further lines for new paragraphs.
             part.description = part.description and " ".join(part.description.split())

@@ -78,17 +78,10 @@ def _extract(args: list[str]) -> int:
 
 def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
     """Model and the one contrast."""
-    from frenet.experiments.steered import two_words
-    from frenet.network.contrasts import contrasts
+    from frenet.experiments.steered import contrasts_of
 
     loaded = options.load(options.model)
-    found: dict[str, Contrast] = {}
-    longest = min(options.max_length, loaded.context_length or options.max_length)
-    for source in options.tasks:
-        found |= contrasts(
-            source, loaded.tokenizer, max_length=longest, positive=options.positive or None,
-            words=two_words(options.words), **options.rows_read(),
-        )  # fmt: skip
+    found = contrasts_of(options, loaded)
     if options.only and options.only not in found:
         raise ValueError(f"no contrast {options.only!r}; there are {listed(found)}")
     if not options.only and len(found) != 1:

@@ -54,6 +54,11 @@ def cells(config: Config) -> list[Cell]:
     if config.vectors:
         from frenet.methods.vector_files import check_sources
 
+        if config.dtype != "float32":
+            raise ValueError(
+                f"--vectors are lines in the weights, whose small steps {config.dtype} rounds "
+                "away; pass --dtype float32"
+            )
         check_sources(config.vectors)
     # Contrasts may be those of a data set on the hub.
     contrasts = (config.contrasts,) if is_path(config.contrasts) else ()
@@ -122,7 +127,13 @@ def _measured(spot: Spot) -> Iterator[Row]:
         if not config.trajectory:
             with space.restored(model):
                 path = train_and_record(model, spot.task, spot.training(), space=space)
-        found = [*weight_directions(spot, path), *given]
+        found = []
+        for direction in (*weight_directions(spot, path), *given):
+            if config.dtype == "float32" or direction.coordinates == "factors":
+                found.append(direction)
+                continue
+            why = f"it is a line in the weights, which are in {config.dtype}"
+            yield note(spot.cell, f"{direction.name} left out: {why}; pass --dtype float32")
         yield from _rows(spot, path, found, steering)
 
 

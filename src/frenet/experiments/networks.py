@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Cell
-from frenet.experiments.reading import LoadingConfig, TaskReadingConfig, reading_of
+from frenet.experiments.reading import LoadingConfig, TaskReadingConfig, reading_of, tasks_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # that wait for each other on a busy machine take many times as long as one.
 LEARNING_THREADS = 1
 
+# How other tasks than the first ones are measured.
+CHOOSE = "--only names others, --max-tasks 0 takes all"
 # Examples on which derivatives are checked.
 CHECKED = 8
 
@@ -243,15 +245,16 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     from frenet.network.adapters import attach_lora
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import base_model
+    from frenet.network.text import told
 
     loaded = config.load(config.model)
     _refuse_adapter(config.model, loaded.model)
-    longest = min(config.max_length, loaded.context_length or config.max_length)
-    tasks = _text_tasks(config, loaded.tokenizer, longest)
+    # Experiments take what a small file has; the note of ``describe`` says where it is less.
+    tasks = {n: replace(task, whole=True) for n, task in tasks_of(config, loaded).items()}
     notes = [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes]
-    notes += [note for task in tasks.values() for note in task.told]
+    notes += told(tasks.values())
     measured = task_names(config)
-    notes += only_first(measured, tasks, "tasks", "--only names others, --max-tasks 0 takes all")
+    notes += only_first(measured, tasks, "tasks", CHOOSE)
     for name in measured:
         _require_batches(tasks[name], config)
     model: nn.Module = loaded.model
@@ -289,24 +292,6 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
         tokenizer=loaded.tokenizer,
         context_length=loaded.context_length,
     )
-
-
-def _text_tasks(config: NetworkConfig, tokenizer: Any, longest: int) -> "dict[str, TextTask]":
-    """All tasks of the files, no example of them longer than ``longest`` tokens.
-
-    Raises:
-        ValueError: two files have a task of one name.
-    """
-    from frenet.network.text import text_tasks
-
-    tasks: dict[str, TextTask] = {}
-    for source in config.tasks:
-        found = text_tasks(source, tokenizer, max_length=longest, **config.rows_read())
-        if twice := sorted(set(found) & set(tasks)):
-            raise ValueError(f"two files have a task {twice[0]!r}; rename one of them")
-        # Experiments take what a small file has; the note of ``describe`` says where it is less.
-        tasks |= {name: replace(task, whole=True) for name, task in found.items()}
-    return tasks
 
 
 def _require_batches(task: "TextTask", config: NetworkConfig) -> None:

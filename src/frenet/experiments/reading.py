@@ -1,11 +1,15 @@
 """How models are loaded and rows of the user's files read: the settings that all commands share."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from frenet.network.load import Loaded
     from frenet.network.tables import Reading
+    from frenet.network.text import TextTask
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,40 @@ class TaskReadingConfig(ReadingConfig):
     def rows_read(self) -> dict[str, Any]:
         """These settings as arguments of ``text_tasks``."""
         return super().rows_read() | {"words": self.words}
+
+
+def of_sources(sources: Sequence[str], read: Callable[[str], Mapping[str, T]]) -> dict[str, T]:
+    """The tasks or contrasts of several sources, by name.
+
+    Raises:
+        ValueError: two sources have one of the same name.
+    """
+    found: dict[str, T] = {}
+    for source in sources:
+        more = read(source)
+        if twice := sorted(set(found) & set(more)):
+            raise ValueError(
+                f"{source}: {twice[0]!r} is also a name in another file; rename one of them"
+            )
+        found |= more
+    return found
+
+
+def tasks_of(config: Any, loaded: "Loaded", *, seed: int = 0) -> "dict[str, TextTask]":
+    """The tasks of all files of a configuration, by name, for a model.
+
+    Raises:
+        ValueError: two files have one of the same name.
+    """
+    from frenet.network.text import text_tasks
+
+    def read(source: str) -> "dict[str, TextTask]":
+        longest = loaded.longest(config.max_length)
+        return text_tasks(
+            source, loaded.tokenizer, max_length=longest, seed=seed, **config.rows_read()
+        )
+
+    return of_sources(config.tasks, read)
 
 
 def reading_of(arguments: dict[str, Any]) -> "Reading":

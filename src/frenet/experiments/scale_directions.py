@@ -316,4 +316,4 @@ def _contrast(spot: Spot) -> "Contrast | None":
     if name not in found:
         raise ValueError(f"no contrast {name!r} in {config.contrasts}; it has {listed(found)}")
     first = only_first((name,), found, "contrasts", "--behaviour names another")
-    return replace(found[name], notes=(*found[name].notes, *first))
+    return replace(found[name], notes=(*found[name].told, *first))

@@ -131,7 +131,10 @@ def _sides(
                 line, start=start, limit=limit, sign=sign, eps=spot.config.eps, generator=draw
             )
         except ValueError as error:
-            yield note(spot.cell, f"{about.name}, sign {sign}: {error}")
+            said = f"{about.name}, sign {sign}: {error}"
+            if spot.config.dtype != "float32":
+                said += f"; the weights are in {spot.config.dtype}: pass --dtype float32"
+            yield note(spot.cell, said)
             continue
         ends = {
             name: _finite(getattr(found, name)) for name in ("radius", "low", "high", "predicted")

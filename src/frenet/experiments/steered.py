@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Cell, Column, Row
-from frenet.experiments.networks import only_first
-from frenet.experiments.reading import LoadingConfig, ReadingConfig, reading_of
+from frenet.experiments.networks import CHOOSE, only_first
+from frenet.experiments.reading import LoadingConfig, ReadingConfig, of_sources, reading_of
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
     from frenet.network.contrast import Contrast, UnansweredError
+    from frenet.network.load import Loaded
     from frenet.network.space import ParamSpace
 
 # Disjoint parts of a contrast: gradients are made on the first, prompts of the second are shifted,
@@ -33,7 +34,8 @@ class SteeringConfig(ReadingConfig, LoadingConfig):
     """Which model, which contrasts, which prompts."""
 
     model: str = "synthetic"
-    """'synthetic', a hub id, a folder in Hugging Face format or of a PEFT adapter, or a GGUF file."""
+    """'synthetic', a hub id, a folder in Hugging Face format, or a GGUF file; with full weights
+    also the folder of a PEFT adapter."""
     tasks: tuple[str, ...] = ()
     """Files or data set names: labelled statements, A/B questions. Empty: the synthetic ones."""
     only: tuple[str, ...] = ()
@@ -151,7 +153,6 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     """
     from frenet.network.adapters import attach_lora
     from frenet.network.blocks import residual_blocks
-    from frenet.network.contrasts import contrasts
     from frenet.network.space import ParamSpace
     from frenet.network.synthetic_contrasts import synthetic_contrast
 
@@ -165,20 +166,13 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
         contrast = synthetic_contrast(cell["behaviour"], rows=rows, seed=seed)
     else:
         # Adapters change the model that they are put on.
-        own = LoadingConfig(**{f.name: getattr(config, f.name) for f in fields(LoadingConfig)})
-        loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(config.model, own)
+        how = LoadingConfig(**{f.name: getattr(config, f.name) for f in fields(LoadingConfig)})
+        loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(config.model, how)
         model, tokenizer = loaded.model, loaded.tokenizer
         notes += [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes, ONE_MODEL]
-        found: dict[str, Contrast] = {}
-        longest = min(config.max_length, loaded.context_length or config.max_length)
-        for source in config.tasks:
-            found |= contrasts(
-                source, tokenizer, max_length=longest, positive=config.positive or None,
-                words=two_words(config.words), **config.rows_read(),
-            )  # fmt: skip
+        found = contrasts_of(config, loaded)
         contrast = found[cell["behaviour"]]
-        how = "--only names others, --max-tasks 0 takes all"
-        notes += only_first(behaviours(config), found, "contrasts", how)
+        notes += only_first(behaviours(config), found, "contrasts", CHOOSE)
     contrast.require_answers()
     if space == "lora":
         own = config.targets or None
@@ -197,6 +191,23 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     blocks = config.blocks or tuple(range(count))
     path = config.path or None
     return Steered(model.eval(), selected, blocks, parts, tokenizer, tuple(notes), path)
+
+
+def contrasts_of(config: Any, loaded: "Loaded") -> "dict[str, Contrast]":
+    """The contrasts of all files of a configuration, by name, for a model.
+
+    Raises:
+        ValueError: two files have one of the same name.
+    """
+    from frenet.network.contrasts import contrasts
+
+    def read(source: str) -> "dict[str, Contrast]":
+        return contrasts(
+            source, loaded.tokenizer, max_length=loaded.longest(config.max_length),
+            positive=config.positive or None, words=two_words(config.words), **config.rows_read(),
+        )  # fmt: skip
+
+    return of_sources(config.tasks, read)
 
 
 def two_words(words: tuple[str, ...]) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Row
+from frenet.experiments.reading import tasks_of
 from frenet.experiments.search import SearchConfig
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from frenet.methods.plan import Plan
     from frenet.methods.search import Gain, SearchResult, Selection
+    from frenet.network.load import Loaded
     from frenet.network.space import ParamSpace
 
 
@@ -38,10 +40,10 @@ def load_subject(config: SearchConfig) -> Subject:
     from frenet.methods.search import Selection
     from frenet.network.adapters import attach_lora
     from frenet.network.space import ParamSpace
+    from frenet.network.text import told
 
     loaded = config.load(config.model, adapter=config.adapter)
-    longest = min(config.max_length, loaded.context_length or config.max_length)
-    task = _task(config, loaded.tokenizer, longest)
+    task = _task(config, loaded)
     model = loaded.model
     if config.space == "lora" and not hasattr(model, "peft_config"):
         model = attach_lora(
@@ -64,7 +66,7 @@ def load_subject(config: SearchConfig) -> Subject:
     )
     notes = (
         *loaded.notes,
-        *task.told,
+        *told([task]),
         f"{task.name}: selected on {sizes[0]} examples, reported on {sizes[1]} others",
         f"{space.dim:,} parameters move",
     )
@@ -90,15 +92,9 @@ def _named(whole: "ParamSpace", pattern: str) -> "ParamSpace":
     return ParamSpace(names, shapes)
 
 
-def _task(config: SearchConfig, tokenizer: Any, longest: int) -> Any:
-    """The one task that is searched on, no example of it longer than ``longest`` tokens."""
-    from frenet.network.text import text_tasks
-
-    found: dict[str, Any] = {}
-    for source in config.tasks:
-        found |= text_tasks(
-            source, tokenizer, max_length=longest, seed=config.seed, **config.rows_read()
-        )
+def _task(config: SearchConfig, loaded: "Loaded") -> Any:
+    """The one task that is searched on."""
+    found = tasks_of(config, loaded, seed=config.seed)
     if config.only and config.only not in found:
         raise ValueError(f"no task {config.only!r}; there are {listed(found)}")
     if not config.only and len(found) > 1:

@@ -56,7 +56,7 @@ def tied_copies(files: TensorFiles) -> dict[str, str]:
 
 
 def tied_weights(files: TensorFiles) -> dict[str, str]:
-    """Names of tied weights, with the first name of each, as the configuration beside files says."""
+    """Names of tied weights, with the first name of each, as the configuration there says."""
     if not files.path.is_dir():
         return {}
     size = sum(file.stat().st_size for file in held(files.path).weights)

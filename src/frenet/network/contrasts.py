@@ -12,6 +12,7 @@ from frenet.network.schemas import (
     BEHAVIOUR,
     CHOICES,
     MESSAGES,
+    PAIR,
     TASK_FIELDS,
     Record,
     Template,
@@ -19,7 +20,6 @@ from frenet.network.schemas import (
     task_of,
 )
 from frenet.network.tables import (
-    PAIR,
     SYSTEM,
     Columns,
     Named,

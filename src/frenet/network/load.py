@@ -81,6 +81,10 @@ class Loaded(Shown):
         """Tokens that the model can read at once, where its configuration says so."""
         return context_length(self.model)
 
+    def longest(self, tokens: int) -> int:
+        """So many tokens, or as many as the model can read at once."""
+        return min(tokens, self.context_length or tokens)
+
 
 def load(
     source: str | Path,
