@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from frenet.experiments.reading import LoadingConfig, TaskReadingConfig, reading
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from frenet.network.load import Loaded
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import Split, Task
     from frenet.network.text import TextTask
@@ -245,16 +246,12 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     from frenet.network.adapters import attach_lora
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import base_model
-    from frenet.network.text import told
 
     loaded = config.load(config.model)
     _refuse_adapter(config.model, loaded.model)
     # Experiments take what a small file has; the note of ``describe`` says where it is less.
     tasks = {n: replace(task, whole=True) for n, task in tasks_of(config, loaded).items()}
-    notes = [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes]
-    notes += told(tasks.values())
     measured = task_names(config)
-    notes += only_first(measured, tasks, "tasks", CHOOSE)
     for name in measured:
         _require_batches(tasks[name], config)
     model: nn.Module = loaded.model
@@ -288,10 +285,24 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
         unseen={},
         untrained=untrained,
         chance=math.log(base_model(model).get_output_embeddings().weight.shape[0]),
-        notes=tuple(notes),
+        notes=_notes(config, loaded, tasks, measured),
         tokenizer=loaded.tokenizer,
         context_length=loaded.context_length,
     )
+
+
+def _notes(
+    config: NetworkConfig,
+    loaded: "Loaded",
+    tasks: "Mapping[str, TextTask]",
+    measured: Collection[str],
+) -> tuple[str, ...]:
+    """What must be said of a language model and its tasks."""
+    from frenet.network.text import told
+
+    dtype = f"{config.model}: weights measured in {loaded.dtype}"
+    chosen = only_first(measured, tasks, "tasks", CHOOSE)
+    return (dtype, *loaded.notes, *told(tasks.values()), *chosen)
 
 
 def _require_batches(task: "TextTask", config: NetworkConfig) -> None:

@@ -165,9 +165,10 @@ def recognise(rows: Rows, roles: Sequence[str] = ()) -> Template:
         ValueError: no known schema fits; the message lists the keys found and the schemas known.
     """
     for template in KNOWN:
-        complete = sum(_has_all(row, template.fields) for row in rows.values)
-        if 2 * complete >= len(rows) and set(roles) <= set(template.fields):
-            if template.fields == BEHAVIOUR:
+        fields = template.fields
+        complete = sum(_has_all(row, fields) for row in rows.values)
+        if 2 * complete >= len(rows) and set(roles) <= set(fields):
+            if fields == BEHAVIOUR:
                 template = replace(template, labels=_answers(rows))
             return replace(template, task_field=task_field(rows))
     found = ", ".join(dict.fromkeys(key for row in rows.values for key in row))
