@@ -1,6 +1,7 @@
 """What every command that loads a model takes: dtype, device, LoRA targets, path of the blocks."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -17,16 +18,16 @@ from frenet.methods.steering_vector import load_vector
 from network.models import tiny_llama, tiny_tokenizer
 
 LOADING = {
-    **{f"run {name}": "dtype device targets" for name in EXPERIMENTS},
-    "run step-vs-vector": "dtype device targets path",
-    "run steering-effect": "dtype device targets path",
-    "run direction-scale": "dtype device targets path",
-    "probe": "dtype device targets path",
-    "search": "dtype device targets",
-    "reproduce": "dtype device targets",
-    "steer extract": "dtype device path",
-    "steer compare": "dtype device path",
-    "steer apply": "dtype device path",
+    **{f"run {name}": "dtype device tokenizer untie targets" for name in EXPERIMENTS},
+    "run step-vs-vector": "dtype device tokenizer untie targets path",
+    "run steering-effect": "dtype device tokenizer untie targets path",
+    "run direction-scale": "dtype device tokenizer untie targets path",
+    "probe": "dtype device tokenizer untie targets path",
+    "search": "dtype device tokenizer untie targets",
+    "reproduce": "dtype device tokenizer untie targets",
+    "steer extract": "dtype device tokenizer untie path",
+    "steer compare": "dtype device tokenizer untie path",
+    "steer apply": "dtype device tokenizer untie path",
     "convert": "out",
 }
 
@@ -55,7 +56,7 @@ def folder(tmp_path_factory):
 def test_every_command_that_loads_a_model_has_the_options(command, capsys):
     assert main([*command.split(), "--help"]) == 0
     told = capsys.readouterr().out
-    assert [name for name in LOADING[command].split() if f"--{name} " not in told] == []
+    assert [n for n in LOADING[command].split() if not re.search(f"--{n}[ ,]", told)] == []
 
 
 def test_targets_say_where_a_fresh_adapter_goes(folder):
@@ -124,7 +125,7 @@ def test_a_device_that_is_not_there_is_a_mistake_with_a_remedy(folder, device, c
     assert main([*map(str, search), "--device", device]) == 2
     told = capsys.readouterr().err
     assert f"device={device!r} cannot be used here" in told
-    assert "pass cpu, cuda or cuda:1" in told
+    assert "there is cpu" in told
     assert len(told.splitlines()) == 1
 
 

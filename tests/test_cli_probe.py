@@ -194,9 +194,12 @@ def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--vectors", "nowhere"), "there is no file or folder nowhere"),
+        (("--vectors", "nowhere"), "there is no adapter, checkpoint or task vector nowhere"),
         (("--contrasts", "nowhere.jsonl"), "there is no file or folder nowhere.jsonl"),
-        (("--k", "2"), "a prefix of k=2 steps is all of a training of 2; pass --k below"),
+        (
+            ("--k", "2"),
+            "a prefix of k=2 steps is all of a training of 2, the last of --lags; pass --k 1",
+        ),
         (("--lags", "1"), "a prefix of k=1 steps is all of a training of 1"),
         (("--directions", "up"), "no direction 'up'; there are gradient, Adam step"),
         (("--vectors", "@task.jsonl"), "is no .safetensors file"),

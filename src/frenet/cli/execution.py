@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -102,10 +102,17 @@ def show_runs(
             Console().print(claims_table(findings))
         for claim, finding in findings:
             show(f"{claim.id}: {finding.why}")
+    show_notes(show, [note for run in runs for note in run.notes])
     for run in runs:
         for failure in run.failures:
             what = f"{failure['type']}: {failure['error']}"
             show(f"{run.experiment}, {failure['cell']} failed: {what}")
+
+
+def show_notes(show: Callable[[Any], None], notes: Iterable[str]) -> None:
+    """Print what must be known of models and data, each sentence once."""
+    for note in dict.fromkeys(notes):
+        show(f"note: {note}")
 
 
 def path_text(path: Path | None) -> str | None:

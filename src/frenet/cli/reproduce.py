@@ -15,7 +15,7 @@ from frenet.cli.execution import (
     refuse_unused,
     show_runs,
 )
-from frenet.cli.options import Work, named, parse_both, printing
+from frenet.cli.options import Switch, Work, named, parse_both, printing
 
 if TYPE_CHECKING:
     from frenet.experiments.reproduce import Part
@@ -33,7 +33,7 @@ ABOUT = (
 class Reproducing(Work):
     """How the reproduction runs."""
 
-    plan: bool = False
+    plan: Switch = False
     """Only say what would run, how long it will take and how much memory it needs."""
 
 

@@ -164,12 +164,14 @@ def push_items(
 
     Raises:
         ValueError: pairs of texts have no answer, and choices no class to flip.
+        UnansweredError: an answer is several tokens.
     """
     if contrast.kind == "pairs":
         raise ValueError(
             f"the pairs of contrast {contrast.name!r} have no answer to push towards; a gradient "
             "needs statements or choices"
         )
+    contrast.require_answers()
     if contrast.kind == "choices":
         if flipped:
             raise ValueError(f"the questions of contrast {contrast.name!r} have no class to flip")

@@ -125,11 +125,17 @@ class SteeringVector(Shown):
         return common
 
     def _require_like(self, other: "SteeringVector") -> None:
-        if self.width != other.width or (self.model and other.model and self.model != other.model):
+        if self.width != other.width:
             raise ValueError(
                 f"the vectors belong to different models: {self.width} entries of "
                 f"{self.model[:12] or 'an unknown model'}, {other.width} of "
                 f"{other.model[:12] or 'an unknown model'}"
+            )
+        if self.model and other.model and self.model != other.model:
+            raise ValueError(
+                f"the vectors were made on different weights: {self.model[:12]} and "
+                f"{other.model[:12]}; one model loaded in two dtypes has two sets of weights: "
+                "extract both vectors from the same model with the same --dtype"
             )
 
 
@@ -161,7 +167,10 @@ def load_vector(path: str | Path) -> SteeringVector:
         raise ValueError(f"{path} is no steering vector; pass a .safetensors or a .gguf file")
     tensors, about = load_tensors(path)
     if about.get("format") != FORMAT:
-        raise ValueError(f"{path} holds other tensors than a steering vector of frenet")
+        raise ValueError(
+            f"{path} holds other tensors than a steering vector of frenet, as frenet steer extract "
+            "writes it; directions in weights are for --vectors of frenet probe"
+        )
     require_object(about, path, origin=str, model=str, data=str)
     directions = {}
     for name, direction in tensors.items():

@@ -15,6 +15,7 @@ from frenet._notebook import Fact, Shown
 from frenet.geometry.linalg import dot
 from frenet.measure.trajectory import Trajectory
 from frenet.network.adapter_delta import (
+    UNTIE,
     base_weights,
     live_products,
     products_shapes,
@@ -23,7 +24,7 @@ from frenet.network.adapter_delta import (
 )
 from frenet.network.adapter_files import adapter_folder
 from frenet.network.adapter_load import base_notes
-from frenet.network.checkpoints import tied_copies
+from frenet.network.checkpoints import tied_copies, tied_weights
 from frenet.network.space import ParamSpace
 from frenet.network.tensor_files import Read, Shapes, TensorFiles, digest, write_tensors
 from frenet.network.weight_space import weight_change
@@ -113,6 +114,8 @@ class TaskVector(Shown):
                 continue
             if found is None or tuple(found.shape) != shape:
                 there = f"shape {tuple(found.shape)}" if found is not None else "no such parameter"
+                if name in dict(model.named_parameters(remove_duplicate=False)):
+                    there = f"one weight for this and others that are tied; {UNTIE}"
                 raise ValueError(
                     f"the vector ({self.origin}) does not fit this model: it changes {name} of "
                     f"shape {shape}, the model has {there}"
@@ -198,7 +201,8 @@ def require_alike(vectors: Sequence[TaskVector]) -> None:
         if same and first.base and other.base and first.base != other.base:
             raise ValueError(
                 f"the vectors start from different weights ({first.origin}; {other.origin}); take "
-                "both from one base"
+                "both from one base, and where the base is stored in two dtypes, both from the "
+                "base in one of them: rounded weights are other weights"
             )
 
 
@@ -216,6 +220,7 @@ def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
     second = TensorFiles(tuned).named_like(TensorFiles(base).shapes)
     first = TensorFiles(base).named_like(second.shapes)
     first, second = (_without(files, tied_copies(files)) for files in (first, second))
+    first, second = _with_tied(first, second), _with_tied(second, first)
     require_same_weights(first, second)
 
     def read(name: str) -> Tensor:
@@ -223,6 +228,17 @@ def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
 
     shapes = {name: first.shapes[name] for name in first.shapes if name in second.shapes}
     return TaskVector(shapes, read, f"{second.path} - {first.path}", digest(shapes, first.read))
+
+
+def _with_tied(files: TensorFiles, other: TensorFiles) -> TensorFiles:
+    """The files with tied weights under each name under which the other ones have a weight."""
+    ties = tied_weights(files)
+    found = copy.copy(files)
+    found.shapes, found.stored = dict(files.shapes), dict(files.stored)
+    for name, one in ties.items():
+        if name in other.shapes and name not in files.shapes and one in files.shapes:
+            found.shapes[name], found.stored[name] = files.shapes[one], files.stored[one]
+    return found
 
 
 def _without(files: TensorFiles, names: Iterable[str]) -> TensorFiles:

@@ -19,6 +19,7 @@ from frenet.network.memory import require_memory
 from frenet.network.padding import base_model, forward_arguments
 from frenet.network.tensor_files import Shapes
 
+UNTIE = "pass --untie (untie=True of frenet.load), which gives the head weights of its own"
 # Tokens that are run; how far logits may be apart, of the adapter's effect and in roundings.
 _TOKENS, _APART, _ROUNDING = 8, 1e-2, 64
 _HALVES = (".lora_A", ".lora_B", ".lora_embedding_A", ".lora_embedding_B")
@@ -326,5 +327,5 @@ def refuse_tied(model: nn.Module, weight: Tensor | None, module: str) -> None:
         raise ValueError(
             f"the adapter on {module} changes one use of a weight that is tied ({some(names)}); "
             "added to the weight it would change both, so that it is no direction of this model; "
-            "untie the weights, or leave the module out of the adapter"
+            f"{UNTIE}, or leave the module out of the adapter"
         )

@@ -89,7 +89,10 @@ def attach_lora(
     Source: Hu et al. 2021, arXiv 2106.09685.
     """
     if hasattr(model, "peft_config"):
-        raise ValueError("the model carries an adapter already; attach to its base model instead")
+        raise ValueError(
+            "the model carries an adapter already, and gets no second one; pass the base that the "
+            "adapter was trained on (as --model on the command line)"
+        )
     if rank < 1:
         raise ValueError(f"rank={rank}; pass at least 1")
     chosen = tuple(targets) if targets is not None else lora_targets(model)

@@ -48,11 +48,16 @@ def tied_copies(files: TensorFiles) -> dict[str, str]:
 
     The configuration beside them says which weights are tied; a copy has the same entries.
     """
+    return {
+        name: one
+        for name, one in tied_weights(files).items()
+        if {name, one} <= files.shapes.keys() and torch.equal(files.read(name), files.read(one))
+    }
+
+
+def tied_weights(files: TensorFiles) -> dict[str, str]:
+    """Names of tied weights, with the first name of each, as the configuration there says."""
     if not files.path.is_dir():
         return {}
     size = sum(file.stat().st_size for file in held(files.path).weights)
-    return {
-        name: one
-        for name, one in tied_names(files.path, size).items()
-        if {name, one} <= files.shapes.keys() and torch.equal(files.read(name), files.read(one))
-    }
+    return tied_names(files.path, size)

@@ -12,6 +12,7 @@ from frenet.network.schemas import (
     BEHAVIOUR,
     CHOICES,
     MESSAGES,
+    PAIR,
     TASK_FIELDS,
     Record,
     Template,
@@ -19,7 +20,6 @@ from frenet.network.schemas import (
     task_of,
 )
 from frenet.network.tables import (
-    PAIR,
     SYSTEM,
     Columns,
     Named,
@@ -35,6 +35,11 @@ from frenet.network.tokens import Encoded, encode, join, of_one_prompt, text_ids
 # Words for the positive side, where the data do not say which one it is.
 POSITIVE = ("yes", "true", "positive", "1")
 _LETTERS = ("(A)", "(B)")
+# Answers that are tried where those of the data are several tokens to a tokenizer.
+USUAL = (
+    ("Yes", "No"), ("yes", "no"), ("True", "False"), ("true", "false"), ("A", "B"), ("1", "0"),
+    ("+", "-"), ("y", "n"),
+)  # fmt: skip
 # Statements are asked about, and answered Yes or No: models that are asked to complete "True or
 # false:" tell the two apart much less well (Qwen2.5-0.5B: 0.48 against 0.80 of pairs in order).
 STATEMENT = ("statement", "label")
@@ -263,7 +268,43 @@ def _labelled(name: str, rows: Sequence[Record], settings: _Settings) -> Contras
     if cut := sum(side.cut > 0 for side in read):
         notes = (f"{name}: {cut} of {len(rows)} prompts lost their beginning", *notes)
     kind: Kind = "choices" if choices else "statements"
-    return Contrast(name, kind, tuple(words or found_words), kept, notes)
+    split = [i for i, item in enumerate(items) if item.answers is None]
+    why = ""
+    if split:
+        first = split[0]
+        why = _unanswered(rows[first].prompt, written, tokens[2 * first : 2 * first + 2], settings)
+    return Contrast(name, kind, tuple(words or found_words), kept, notes, why)
+
+
+def _unanswered(
+    prompt: str, words: Sequence[str], sides: Sequence[Encoded | str], settings: _Settings
+) -> str:
+    """Which answers are several tokens, and two that are one token each."""
+    targets = [side.target for side in sides if isinstance(side, Encoded)]
+    said = []
+    for word, target in zip(words, targets, strict=True):
+        if len(target) > 1:
+            parts = settings.tokenizer.convert_ids_to_tokens(target)
+            said.append(f"{shown(word)} ({', '.join(map(shown, parts))})")
+    what = f"{' and '.join(said)} {'are' if len(said) > 1 else 'is'}"
+    why = f"{what} several tokens to this tokenizer, so that no logit is the answer's"
+    ways = (str.capitalize, str.lower, str.upper, lambda word: f" {word}")
+    for pair in (*(tuple(map(way, words)) for way in ways), *USUAL):
+        ids = _single(prompt, pair, settings)
+        if len(set(ids)) == len(words):
+            return f"{why}; {' and '.join(map(shown, pair))} are one token each"
+    return why
+
+
+def _single(prompt: str, words: Sequence[str], settings: _Settings) -> list[int]:
+    """The tokens of those words that are one token each behind a prompt."""
+    found = encode(
+        settings.tokenizer, [(prompt, word) for word in words],
+        max_length=settings.max_length, end=False, chat=settings.chat,
+    )  # fmt: skip
+    unknown = getattr(settings.tokenizer, "unk_token_id", None)
+    targets = [side.target for side in found if isinstance(side, Encoded)]
+    return [target[0] for target in targets if len(target) == 1 and target[0] != unknown]
 
 
 def _words(name: str, found: Sequence[str], positive: str | None) -> list[str]:

@@ -14,6 +14,10 @@ KINDS = (".jsonl", ".csv")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 # What may stand between the cells of a table; the first one where several fit as well.
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+# Lists of objects that are a value of a row, not the rows of a file.
+OF_A_ROW = {
+    "messages", "conversations", "prompt", "completion", "chosen", "rejected", "tools", "functions",
+}  # fmt: skip
 # Lines of a table that are looked at to see which of them it is.
 LOOKED_AT = 200
 
@@ -56,8 +60,8 @@ def read_rows(path: str | Path, *, required: Sequence[str] = (), on_bad: OnBad =
     it is no comma.
 
     Args:
-        path: a file that ends in ``.jsonl``; in ``.json``, one list of objects; or in ``.csv`` or
-            ``.tsv``, which start with a header.
+        path: a file that ends in ``.jsonl``; in ``.json``, one list of objects, alone or as the
+            only one in an object; or in ``.csv`` or ``.tsv``, which start with a header.
         required: keys that every row must have, with a value that is not null and not blank.
         on_bad: "error" stops at the first bad row; "skip" leaves it out and lists it in
             ``Rows.skipped``.
@@ -97,8 +101,12 @@ def _parsed(
         separator = told or _separator(text)
         notes = [f"cells stand between {SEPARATORS[separator]}s"] if separator != "," else []
         return _parse_csv(path, text, separator, first=2 if told else 1), tuple(notes)
-    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
-        return _parse_json(path, text), ()
+    if path.suffix.lower() == ".json":
+        if text.lstrip().startswith("["):
+            return _objects(path, _json(path, text)), ()
+        if found := _one_object(text):
+            values, note = _wrapped(path, found)
+            return _objects(path, values), note
     return _parse_jsonl(path, text), ()
 
 
@@ -144,10 +152,10 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]] |
             yield _object(path, number, value, "line")
 
 
-def _parse_json(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]] | RowError]:
-    """The objects of one list; their numbers stand in place of lines."""
+def _json(path: Path, text: str) -> Any:
+    """The value of a text that is JSON as a whole."""
     try:
-        values = json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         why = f"not JSON at column {error.colno}: {error.msg}"
         raise RowError(path, error.lineno, why) from None
@@ -155,6 +163,42 @@ def _parse_json(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]] | 
         raise ValueError(f"{path}: {error}") from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be read") from None
+
+
+def _one_object(text: str) -> dict[str, Any] | None:
+    """The object that a text is as a whole; None where it is none, as a file with one a line."""
+    try:
+        found = json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant)
+    except (ValueError, RecursionError):  # said of the line that has it
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _wrapped(path: Path, found: dict[str, Any]) -> tuple[Sequence[Any], tuple[str, ...]]:
+    """The rows of a file that holds one object: its one list of objects, or else itself."""
+    lists = [
+        name
+        for name, value in found.items()
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+    ]
+    remedy = "save its rows as one list of objects, or one object a line"
+    if len(lists) == 1 and lists[0].casefold() not in OF_A_ROW:
+        others = [name for name in found if name not in lists]
+        also = f"; not read: {', '.join(others)}" if others else ""
+        return found[lists[0]], (f"the rows are the list {shown(lists[0])} of the file{also}",)
+    if not OF_A_ROW & {name.casefold() for name in lists}:
+        if lists:
+            raise ValueError(f"{path} holds the lists {', '.join(map(shown, lists))}; {remedy}")
+        if len(found) > 1 and all(isinstance(value, dict | list) for value in found.values()):
+            raise ValueError(
+                f"{path} holds one object of columns, and no rows; {remedy} (pandas: orient="
+                "'records')"
+            )
+    return [found], ()
+
+
+def _objects(path: Path, values: Sequence[Any]) -> Iterator[tuple[int, dict[str, Any]] | RowError]:
+    """The objects of one list; their numbers stand in place of lines."""
     for number, value in enumerate(values, start=1):
         yield _object(path, number, value, "element of the list")
 

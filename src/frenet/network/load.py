@@ -81,6 +81,10 @@ class Loaded(Shown):
         """Tokens that the model can read at once, where its configuration says so."""
         return context_length(self.model)
 
+    def longest(self, tokens: int) -> int:
+        """So many tokens, or as many as the model can read at once."""
+        return min(tokens, self.context_length or tokens)
+
 
 def load(
     source: str | Path,
@@ -89,6 +93,7 @@ def load(
     device: torch.device | str | None = None,
     adapter: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    untie: bool = False,
     say: Callable[[str], None] = say_on_stderr,
 ) -> Loaded:
     """Load a causal language model for measuring: safetensors only, no code from the checkpoint.
@@ -102,6 +107,8 @@ def load(
         device: where the model is put; None: the GPU where there is one, else the CPU.
         adapter: folder or hub id of a LoRA adapter to put on the model.
         tokenizer: folder or hub id of the tokenizer, where the model comes without.
+        untie: give the head weights of its own, where it shares those of the embedding, so that a
+            checkpoint whose training has parted them differs from this model by a direction.
         say: gets a line before slow steps.
 
     Raises:
@@ -125,7 +132,7 @@ def load(
         notes += _gguf_notes(where, dtype)
     place = _device(device)
     model, said = _model(where, dtype, place, name=found.name)
-    notes += [*said, *found.notes]
+    notes += [*said, *found.notes, *(_untied(model) if untie else ())]
     tokens = _tokenizer(_place(tokenizer) if tokenizer is not None else where, model)
     if adapter is not None:
         model, said = load_adapter(model, adapter_folder(adapter), source=found.source)
@@ -150,10 +157,16 @@ def _device(asked: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(
-            f"device={str(asked)!r} cannot be used here: {first[:200]}; pass cpu, cuda or cuda:1, "
-            "or nothing for the GPU if there is one"
+            f"device={str(asked)!r} cannot be used here: {first[:200]}; there is "
+            f"{', '.join(_devices())}: pass one of these, or nothing for the GPU if there is one"
         ) from None
     return found
+
+
+def _devices() -> list[str]:
+    """The devices that a model can be put on here."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def _place(source: str | Path) -> Path | str:
@@ -349,6 +362,17 @@ def _head_notes(model: Any) -> list[str]:
     ]
 
 
+def _untied(model: Any) -> list[str]:
+    """A head that shares the weights of the embedding gets a copy of its own."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not table.weight:
+        return []
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    config = model.config.get_text_config(decoder=True)
+    model.config.tie_word_embeddings = config.tie_word_embeddings = False
+    return ["the head, which shares the weights of the embedding, has a copy of its own (untie)"]
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without bars, since what is read from disk is there at once, and without remarks on names.
@@ -415,8 +439,8 @@ def _tokenizer(where: Path | str, model: Any) -> Any:
     if isinstance(where, Path) and not any((where / name).exists() for name in _TOKENIZER_FILES):
         # transformers would make one up, with a single token.
         raise ValueError(
-            f"{where} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])} ...); pass tokenizer= "
-            "with the folder or hub id of the base model"
+            f"{where} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])} ...); pass --tokenizer "
+            "(tokenizer= in Python) with the folder or hub id of the base model"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -113,6 +113,9 @@ RESPONSE = ("prompt", "response")
 MESSAGES = ("messages",)
 # What the two answers of a behaviour are; the first pair that most rows have is taken.
 ANSWERS = (("(A)", "(B)"), ("Yes", "No"), ("A", "B"), ("True", "False"))
+PAIR = ("positive", "negative")
+# What the two answers of a row of preferences (DPO) are called, the better one first.
+PREFERENCES = (("chosen", "rejected"), ("preferred", "dispreferred"))
 # Other names of the fields below, as published data sets have them.
 ALIASES = {"options": "choices", "answerkey": "answer", "conversations": "messages"}
 # The most specific first: the first one whose fields most rows have is taken.
@@ -162,18 +165,36 @@ def recognise(rows: Rows, roles: Sequence[str] = ()) -> Template:
         ValueError: no known schema fits; the message lists the keys found and the schemas known.
     """
     for template in KNOWN:
-        complete = sum(_has_all(row, template.fields) for row in rows.values)
-        if 2 * complete >= len(rows) and set(roles) <= set(template.fields):
-            if template.fields == BEHAVIOUR:
+        fields = template.fields
+        complete = sum(_has_all(row, fields) for row in rows.values)
+        if 2 * complete >= len(rows) and set(roles) <= set(fields):
+            if fields == BEHAVIOUR:
                 template = replace(template, labels=_answers(rows))
             return replace(template, task_field=task_field(rows))
     found = ", ".join(dict.fromkeys(key for row in rows.values for key in row))
+    if hint := _of_pairs(rows):
+        raise ValueError(f"{rows.source}: no task has the keys {found}; {hint}")
     known = "; ".join("{" + ", ".join(t.fields) + "}" for t in KNOWN)
     raise ValueError(
         f"{rows.source}: no known schema fits the keys {found}; known are {known}; name the "
         "columns, --columns prompt=NAME completion=NAME (or label=NAME), or write templates, "
         "--prompt '{NAME} ...' --completion '{NAME}' (in Python columns=, prompt=, completion=)"
     )
+
+
+def _of_pairs(rows: Rows) -> str:
+    """How rows with two texts each are read; nothing of other rows."""
+    if any(_has_all(row, PAIR) for row in rows.values):
+        return "positive and negative are pairs of texts, which frenet steer extract takes"
+    for names in PREFERENCES:
+        own = [next((k for row in rows.values for k in row if folded(k) == n), None) for n in names]
+        if None not in own:
+            return (
+                f"{own[0]} and {own[1]} are pairs of texts: pass --columns positive={own[0]} "
+                f"negative={own[1]} to frenet steer extract, and --columns completion={own[0]} "
+                f"ignore={own[1]} where a task is wanted"
+            )
+    return ""
 
 
 def task_field(rows: Rows) -> str | None:

@@ -20,6 +20,7 @@ from frenet.network.schemas import (
     KNOWN,
     MESSAGES,
     OTHER_ANSWER,
+    PAIR,
     RESPONSE,
     TASK_FIELDS,
     Record,
@@ -33,7 +34,6 @@ from frenet.network.schemas import (
 )
 from frenet.network.sources import rows_of
 
-PAIR = ("positive", "negative")
 IGNORE, SYSTEM = "ignore", "system"
 FIELDS = tuple(dict.fromkeys(name for template in KNOWN for name in template.fields))
 ROLES = (*FIELDS, *PAIR, *TASK_FIELDS, "split", OTHER_ANSWER, SYSTEM, IGNORE)

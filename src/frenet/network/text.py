@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._notebook import listed
 from frenet.geometry import rng
 from frenet.network.context import measuring
 from frenet.network.examples import Example, Options, encoded, prepare
@@ -243,6 +244,16 @@ def text_tasks(
             name, examples, tokenizer, max_length, labels, (*before, *notes), chat=read.chat
         )
     return tasks
+
+
+def told(tasks: Iterable[TextTask]) -> list[str]:
+    """The notes of tasks, and how many rows their splits have, each text with whose it is."""
+    whose: dict[str, list[str]] = {}
+    for task in tasks:
+        rows = ", ".join(f"{len(part)} {split}" for split, part in task.examples.items())
+        for text in dict.fromkeys((*task.notes, f"rows: {rows}")):
+            whose.setdefault(text, []).append(task.name)
+    return [f"{listed(names)}: {text}" for text, names in whose.items()]
 
 
 def task_names(

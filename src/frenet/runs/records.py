@@ -29,7 +29,9 @@ from frenet.runs.header import FORMAT, FORMATS, without_seal
 MAX_STEM = 100
 WHOLE_FILE_BYTES = 64 << 20
 # The fields of configurations that name files and folders; any other text only may look like one.
-SOURCES = ("model", "adapter", "tasks", "vectors", "contrasts", "steering", "trajectory")
+SOURCES = (
+    "model", "adapter", "tokenizer", "tasks", "vectors", "contrasts", "steering", "trajectory",
+)  # fmt: skip
 SYNTHETIC_NAMES = ("model", "tasks")
 
 

@@ -15,11 +15,11 @@ from frenet.experiments.search_command import SEARCH, TABLES, SearchConfig, cell
 from frenet.experiments.search_command.setup import (
     Subject,
     best_rows,
-    derivatives_note,
     expected,
     fixed_sigma,
     load_subject,
     make_plan,
+    plan_notes,
     plan_rows,
     result_rows,
 )
@@ -162,8 +162,8 @@ def _planned(config: SearchConfig, subject: Subject, store: RunFolder, say: Say)
     say(made.advice if config.sigma == "auto" else f"planned: {made.advice} Given: {sigma:g}.")
     planned = {"sigma": sigma, **expected(config, made, sigma)}
     text = json.dumps(planned, indent=2) + "\n"
-    texts = (*subject.notes, derivatives_note(subject), made.advice)
-    notes: list[Row] = [{"table": "notes", "note": said} for said in texts if said]
+    texts = (*plan_notes(subject), made.advice)
+    notes: list[Row] = [{"table": "notes", "note": said} for said in texts]
     rows = [*plan_rows(made), *notes]
     _store(store, cell, rows, seconds=time.monotonic() - start, about={"plan": text})
     write_whole(store.path / PLAN, text)

@@ -73,14 +73,25 @@ def cells(config: Config) -> list[Cell]:
 
     if unknown := [name for name in config.directions if name not in KINDS]:
         raise ValueError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
-    if config.k >= max(config.lags):
+    steps = max(config.lags)
+    if "prefix" in config.directions and config.k >= steps:
+        remedy = f"--k {steps - 1} or less" if steps > 1 else "--directions without prefix"
         raise ValueError(
-            f"a prefix of k={config.k} steps is all of a training of {max(config.lags)}; pass --k "
-            "below the last of --lags"
+            f"a prefix of k={config.k} steps is all of a training of {steps}, the last of --lags; "
+            f"pass {remedy}, or a last of --lags above {config.k}"
         )
+    if config.vectors:
+        from frenet.methods.vector_files import check_sources
+
+        if config.dtype != "float32":
+            raise ValueError(
+                f"--vectors are lines in the weights, whose small steps {config.dtype} rounds "
+                "away; pass --dtype float32"
+            )
+        check_sources(config.vectors)
     # Contrasts may be those of a data set on the hub.
     contrasts = (config.contrasts,) if is_path(config.contrasts) else ()
-    for source in (*config.vectors, *contrasts, config.steering, config.trajectory):
+    for source in (*contrasts, config.steering, config.trajectory):
         if source and not Path(source).expanduser().exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
     if config.steering and not config.contrasts and config.model != "synthetic":

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from frenet._notebook import listed
 from frenet.experiments.direction_scale import Config
 from frenet.experiments.direction_scale.figures import FRESH, KINDS
 from frenet.experiments.experiment import Cell
-from frenet.experiments.setup.networks import Network
+from frenet.experiments.setup.networks import Network, only_first
 from frenet.geometry import rng
 from frenet.geometry.linalg import norm
 from frenet.measure.gradients import gradient_matrix
@@ -241,4 +241,5 @@ def _contrast(spot: Spot) -> Contrast | None:
     name = config.behaviour or next(iter(found))
     if name not in found:
         raise ValueError(f"no contrast {name!r} in {config.contrasts}; it has {listed(found)}")
-    return found[name]
+    first = only_first((name,), found, "contrasts", "--behaviour names another")
+    return replace(found[name], notes=(*found[name].told, *first))

@@ -101,7 +101,10 @@ def _sides(
                 line, start=start, limit=limit, sign=sign, eps=spot.config.eps, generator=draw
             )
         except ValueError as error:
-            yield note(spot.cell, f"{about.name}, sign {sign}: {error}")
+            said = f"{about.name}, sign {sign}: {error}"
+            if spot.config.dtype != "float32":
+                said += f"; the weights are in {spot.config.dtype}: pass --dtype float32"
+            yield note(spot.cell, said)
             continue
         ends = {
             name: _finite(getattr(found, name)) for name in ("radius", "low", "high", "predicted")
@@ -267,12 +270,18 @@ def _measured(spot: Spot) -> Iterator[Row]:
             if config.steering:
                 raise
             steering = None
-            remedy = "pass --contrasts that are answered with one token"
+            remedy = "write such words into the file of --contrasts"
             yield note(spot.cell, f"the steering vector was left out: {error}; {remedy}")
         if not config.trajectory:
             with space.restored(model):
                 path = train_and_record(model, spot.task, spot.training(), space=space)
-        found = [*weight_directions(spot, path), *given]
+        found = []
+        for direction in (*weight_directions(spot, path), *given):
+            if config.dtype == "float32" or direction.coordinates == "factors":
+                found.append(direction)
+                continue
+            why = f"it is a line in the weights, which are in {config.dtype}"
+            yield note(spot.cell, f"{direction.name} left out: {why}; pass --dtype float32")
         yield from _rows(spot, path, found, steering)
 
 

@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Experiment
-from frenet.experiments.setup.reading import TaskReadingConfig, reading_of
+from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig, reading_of
 
 SYNTHETIC, MADE = "synthetic", "frenet:gpt2"
 STATEMENTS = ("step-vs-vector", "steering-effect")
 
 
 @dataclass(frozen=True)
-class Reproduction(TaskReadingConfig):
+class Reproduction(TaskReadingConfig, LoadingConfig):
     """Every experiment on every network."""
 
     networks: tuple[str, ...] = (SYNTHETIC, MADE)
@@ -34,11 +34,6 @@ class Reproduction(TaskReadingConfig):
     targets: tuple[str, ...] = ()
     """Modules that a LoRA adapter goes on, by the last parts of their names. Empty: those that PEFT
     takes for a model of this family."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of a language model's weights in memory. Below float32 only adapters move, which stay in it.
-    """
-    device: str = ""
-    """Where a language model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
 
 
 PRESETS = {
@@ -174,7 +169,9 @@ def settings(experiment: Experiment, network: str, wanted: Reproduction, *, pres
         "tasks": wanted.statements if steering else wanted.tasks,
         "only": _only(wanted, steering=steering),
         "chat": wanted.chat,
-        **{name: getattr(wanted, name) for name in ("targets", "dtype", "device")},
+        **{name: getattr(wanted, name) for name in ("targets", "dtype", "device", "untie")},
+        # The model that frenet makes has its own.
+        "tokenizer": wanted.tokenizer if network != MADE else "",
     }
     own = {"columns": wanted.columns, "prompt": wanted.prompt}
     stated = {"columns": wanted.statement_columns, "prompt": wanted.statement_prompt}

@@ -11,13 +11,13 @@ from typing import Literal
 from frenet.experiments.experiment import Cell, Column, Experiment, Figure, Row, Rows
 from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.intervals import select
-from frenet.experiments.setup.reading import TaskReadingConfig
+from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig
 
 PREDICTED, FOUND = "predicted, with its 95% band", "found"
 
 
 @dataclass(frozen=True)
-class SearchConfig(TaskReadingConfig):
+class SearchConfig(TaskReadingConfig, LoadingConfig):
     """Gaussian random search around the weights of a model."""
 
     model: str
@@ -37,10 +37,6 @@ class SearchConfig(TaskReadingConfig):
     PEFT takes for a model of this family."""
     where: str = ""
     """Regular expression for the names of the parameters that move. Empty: all of the space."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights in memory."""
-    device: str = ""
-    """Where the model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
     score: Literal["loss", "accuracy", "exact"] = "loss"
     """What to select by: the loss, the accuracy of tokens, or whole greedily generated answers."""
     sigma: str = "auto"

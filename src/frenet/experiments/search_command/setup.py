@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from frenet._notebook import listed
 from frenet.experiments.experiment import Row
 from frenet.experiments.search_command import SearchConfig
+from frenet.experiments.setup.reading import tasks_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from frenet.methods.plan import Plan
     from frenet.methods.search import Gain, SearchResult, Selection
+    from frenet.network.load import Loaded
     from frenet.network.space import ParamSpace
 
 
@@ -35,19 +37,13 @@ def load_subject(config: SearchConfig) -> Subject:
     Raises:
         ValueError: no task of that name, several and none named, or no parameter of that name.
     """
-    import torch
-
     from frenet.methods.search import Selection
     from frenet.network.adapters import attach_lora
-    from frenet.network.load import load
     from frenet.network.space import ParamSpace
+    from frenet.network.text import told
 
-    loaded = load(
-        config.model, dtype=getattr(torch, config.dtype), device=config.device or None,
-        adapter=config.adapter or None,
-    )  # fmt: skip
-    longest = min(config.max_length, loaded.context_length or config.max_length)
-    task = _task(config, loaded.tokenizer, longest)
+    loaded = config.load(config.model, adapter=config.adapter)
+    task = _task(config, loaded)
     model = loaded.model
     if config.space == "lora" and not hasattr(model, "peft_config"):
         model = attach_lora(
@@ -70,7 +66,7 @@ def load_subject(config: SearchConfig) -> Subject:
     )
     notes = (
         *loaded.notes,
-        *(f"{task.name}: {note}" for note in task.notes),
+        *told([task]),
         f"{task.name}: selected on {sizes[0]} examples, reported on {sizes[1]} others",
         f"{space.dim:,} parameters move",
     )
@@ -96,15 +92,9 @@ def _named(whole: "ParamSpace", pattern: str) -> "ParamSpace":
     return ParamSpace(names, shapes)
 
 
-def _task(config: SearchConfig, tokenizer: Any, longest: int) -> Any:
-    """The one task that is searched on, no example of it longer than ``longest`` tokens."""
-    from frenet.network.text import text_tasks
-
-    found: dict[str, Any] = {}
-    for source in config.tasks:
-        found |= text_tasks(
-            source, tokenizer, max_length=longest, seed=config.seed, **config.rows_read()
-        )
+def _task(config: SearchConfig, loaded: "Loaded") -> Any:
+    """The one task that is searched on."""
+    found = tasks_of(config, loaded, seed=config.seed)
     if config.only and config.only not in found:
         raise ValueError(f"no task {config.only!r}; there are {listed(found)}")
     if not config.only and len(found) > 1:
@@ -124,12 +114,13 @@ def make_plan(config: SearchConfig, subject: Subject) -> "Plan":
     return plan(found, budget=config.budget)
 
 
-def derivatives_note(subject: Subject) -> str:
-    """What has to be said of the derivatives that a plan hangs on, or nothing."""
+def plan_notes(subject: Subject) -> list[str]:
+    """What has to be said of model and data, and of the derivatives that a plan hangs on."""
     from frenet.measure.checked import check_slope
 
     batch = next(subject.task.batches("select", subject.selection.select_size, 0))
-    return check_slope(subject.model, subject.task, batch, space=subject.space).note
+    found = check_slope(subject.model, subject.task, batch, space=subject.space).note
+    return [*subject.notes, *([found] if found else [])]
 
 
 def fixed_sigma(config: SearchConfig) -> float | None:

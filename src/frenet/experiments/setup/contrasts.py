@@ -1,18 +1,20 @@
 """What the experiments on steering measure: a model, its blocks, and the parts of a contrast."""
 
 import functools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Cell, Column, Row, number
-from frenet.experiments.setup.reading import ReadingConfig, reading_of
+from frenet.experiments.setup.networks import CHOOSE, only_first
+from frenet.experiments.setup.reading import LoadingConfig, ReadingConfig, of_sources, reading_of
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
     from frenet.network.contrast import Contrast, UnansweredError
+    from frenet.network.load import Loaded
     from frenet.network.space import ParamSpace
 
 # Disjoint parts of a contrast: gradients are made on the first, prompts of the second are shifted,
@@ -28,11 +30,12 @@ ONE_MODEL = (
 
 
 @dataclass(frozen=True)
-class SteeringConfig(ReadingConfig):
+class SteeringConfig(ReadingConfig, LoadingConfig):
     """Which model, which contrasts, which prompts."""
 
     model: str = "synthetic"
-    """'synthetic', a hub id, a folder in Hugging Face format, or a GGUF file."""
+    """'synthetic', a hub id, a folder in Hugging Face format, or a GGUF file; with full weights
+    also the folder of a PEFT adapter."""
     tasks: tuple[str, ...] = ()
     """Files or data set names: labelled statements, A/B questions. Empty: the synthetic ones."""
     only: tuple[str, ...] = ()
@@ -52,11 +55,6 @@ class SteeringConfig(ReadingConfig):
     targets: tuple[str, ...] = ()
     """Modules that a LoRA adapter goes on, by the last parts of their names. Empty: those that PEFT
     takes for a model of this family."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of a language model's weights in memory. Below float32 only adapters move, which stay in it.
-    """
-    device: str = ""
-    """Where a language model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
     path: str = ""
     """Dotted name of the list of blocks, where it is not found by itself."""
     width: int = 64
@@ -155,7 +153,6 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     """
     from frenet.network.adapters import attach_lora
     from frenet.network.blocks import residual_blocks
-    from frenet.network.contrasts import contrasts
     from frenet.network.space import ParamSpace
     from frenet.network.synthetic_contrasts import synthetic_contrast
 
@@ -169,19 +166,13 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
         contrast = synthetic_contrast(cell["behaviour"], rows=rows, seed=seed)
     else:
         # Adapters change the model that they are put on.
-        loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(
-            config.model, config.dtype, config.device
-        )
+        how = LoadingConfig(**{f.name: getattr(config, f.name) for f in fields(LoadingConfig)})
+        loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(config.model, how)
         model, tokenizer = loaded.model, loaded.tokenizer
         notes += [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes, ONE_MODEL]
-        found: dict[str, Contrast] = {}
-        longest = min(config.max_length, loaded.context_length or config.max_length)
-        for source in config.tasks:
-            found |= contrasts(
-                source, tokenizer, max_length=longest, positive=config.positive or None,
-                words=two_words(config.words), **config.rows_read(),
-            )  # fmt: skip
+        found = contrasts_of(config, loaded)
         contrast = found[cell["behaviour"]]
+        notes += only_first(behaviours(config), found, "contrasts", CHOOSE)
     contrast.require_answers()
     if space == "lora":
         own = config.targets or None
@@ -202,6 +193,23 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     return Steered(model.eval(), selected, blocks, parts, tokenizer, tuple(notes), path)
 
 
+def contrasts_of(config: Any, loaded: "Loaded") -> "dict[str, Contrast]":
+    """The contrasts of all files of a configuration, by name, for a model.
+
+    Raises:
+        ValueError: two files have one of the same name.
+    """
+    from frenet.network.contrasts import contrasts
+
+    def read(source: str) -> "dict[str, Contrast]":
+        return contrasts(
+            source, loaded.tokenizer, max_length=loaded.longest(config.max_length),
+            positive=config.positive or None, words=two_words(config.words), **config.rows_read(),
+        )  # fmt: skip
+
+    return of_sources(config.tasks, read)
+
+
 def two_words(words: tuple[str, ...]) -> tuple[str, str] | None:
     """The two answers, or None for the labels.
 
@@ -216,13 +224,9 @@ def two_words(words: tuple[str, ...]) -> tuple[str, str] | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(model: str, dtype: str, device: str) -> Any:
+def _loaded(model: str, how: LoadingConfig) -> Any:
     """The model, kept for the next cell: a large one takes a minute to load."""
-    import torch
-
-    from frenet.network.load import load
-
-    return load(model, dtype=getattr(torch, dtype), device=device or None)
+    return how.load(model)
 
 
 def _synthetic(width: int, steps: int, seed: int) -> "nn.Module":
@@ -265,7 +269,7 @@ def left_out(cell: Cell, error: "UnansweredError") -> list[Row]:
     if cell["push"] != PUSHES[0]:
         return []
     keys: Row = {key: cell[key] for key in ("seed", "space", "behaviour")}
-    remedy = "pass two --words of one token each to frenet run"
+    remedy = "pass such words as --words to frenet run"
     return [{"table": "notes", **keys, "note": f"{error}; {remedy}"}]
 
 

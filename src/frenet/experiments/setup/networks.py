@@ -3,16 +3,18 @@
 import hashlib
 import json
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from frenet._notebook import listed
 from frenet.experiments.experiment import Cell
-from frenet.experiments.setup.reading import TaskReadingConfig, reading_of
+from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig, reading_of, tasks_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from frenet.network.load import Loaded
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import Split, Task
     from frenet.network.text import TextTask
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 # that wait for each other on a busy machine take many times as long as one.
 LEARNING_THREADS = 1
 
+# How other tasks than the first ones are measured.
+CHOOSE = "--only names others, --max-tasks 0 takes all"
 # Examples on which derivatives are checked.
 CHECKED = 8
 
@@ -32,11 +36,12 @@ SMALL_NETWORK: dict[str, Any] = {"seeds": (0, 1), "width": 32, "train_steps": 30
 
 
 @dataclass(frozen=True)
-class NetworkConfig(TaskReadingConfig):
+class NetworkConfig(TaskReadingConfig, LoadingConfig):
     """Which network, which tasks, how it learned them."""
 
     model: str = "synthetic"
-    """'synthetic', a hub id, a folder in Hugging Face format, or a GGUF file."""
+    """'synthetic', a hub id, a folder in Hugging Face format, or a GGUF file. Of a PEFT adapter the
+    base is meant; frenet probe takes the adapter itself as --vectors."""
     tasks: tuple[str, ...] = ()
     """Task files or data set names; for the synthetic network task names. Empty: all it has."""
     only: tuple[str, ...] = ()
@@ -53,11 +58,6 @@ class NetworkConfig(TaskReadingConfig):
     targets: tuple[str, ...] = ()
     """Modules that a LoRA adapter goes on, by the last parts of their names. Empty: those that PEFT
     takes for a model of this family."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of a language model's weights in memory. Below float32 only adapters move, which stay in it.
-    """
-    device: str = ""
-    """Where a language model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
     width: int = 64
     """Width of the synthetic transformer."""
     train_steps: int = 2400
@@ -138,11 +138,11 @@ def _not_checked(network: Network) -> list[str]:
     return [found] if found else []
 
 
-def named_dtype(config: Any) -> Any:
-    """The dtype of torch that a configuration names."""
-    import torch
-
-    return getattr(torch, config.dtype)
+def only_first(measured: Collection[str], known: Collection[str], what: str, how: str) -> list[str]:
+    """A note where fewer are measured than the files hold, and how to choose."""
+    if len(measured) == len(known):
+        return []
+    return [f"measured: {listed(measured)}, of {len(known)} {what} ({listed(known)}); {how}"]
 
 
 def prepare(config: NetworkConfig, cell: Cell) -> None:
@@ -244,16 +244,13 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     from frenet.measure.damage import Mixture
     from frenet.measure.trajectory import Training, train_and_record
     from frenet.network.adapters import attach_lora
-    from frenet.network.load import load
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import base_model
 
-    loaded = load(config.model, dtype=named_dtype(config), device=config.device or None)
+    loaded = config.load(config.model)
     _refuse_adapter(config.model, loaded.model)
-    longest = min(config.max_length, loaded.context_length or config.max_length)
-    tasks = _text_tasks(config, loaded.tokenizer, longest)
-    notes = [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes]
-    notes += [f"{task.name}: {note}" for task in tasks.values() for note in task.notes]
+    # Experiments take what a small file has; the note of ``describe`` says where it is less.
+    tasks = {n: replace(task, whole=True) for n, task in tasks_of(config, loaded).items()}
     measured = task_names(config)
     for name in measured:
         _require_batches(tasks[name], config)
@@ -269,6 +266,8 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     # What was not there to choose is no part of the keys of caches that are there.
     if (config.targets, config.dtype) != ((), "float32"):
         key.append([*config.targets, config.dtype])
+    if config.untie:
+        key.append("untied")
     if config.learn_steps:
         theta = _learned(
             key,
@@ -286,28 +285,24 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
         unseen={},
         untrained=untrained,
         chance=math.log(base_model(model).get_output_embeddings().weight.shape[0]),
-        notes=tuple(notes),
+        notes=_notes(config, loaded, tasks, measured),
         tokenizer=loaded.tokenizer,
         context_length=loaded.context_length,
     )
 
 
-def _text_tasks(config: NetworkConfig, tokenizer: Any, longest: int) -> "dict[str, TextTask]":
-    """All tasks of the files, no example of them longer than ``longest`` tokens.
+def _notes(
+    config: NetworkConfig,
+    loaded: "Loaded",
+    tasks: "Mapping[str, TextTask]",
+    measured: Collection[str],
+) -> tuple[str, ...]:
+    """What must be said of a language model and its tasks."""
+    from frenet.network.text import told
 
-    Raises:
-        ValueError: two files have a task of one name.
-    """
-    from frenet.network.text import text_tasks
-
-    tasks: dict[str, TextTask] = {}
-    for source in config.tasks:
-        found = text_tasks(source, tokenizer, max_length=longest, **config.rows_read())
-        if twice := sorted(set(found) & set(tasks)):
-            raise ValueError(f"two files have a task {twice[0]!r}; rename one of them")
-        # Experiments take what a small file has; the note of ``describe`` says where it is less.
-        tasks |= {name: replace(task, whole=True) for name, task in found.items()}
-    return tasks
+    dtype = f"{config.model}: weights measured in {loaded.dtype}"
+    chosen = only_first(measured, tasks, "tasks", CHOOSE)
+    return (dtype, *loaded.notes, *told(tasks.values()), *chosen)
 
 
 def _require_batches(task: "TextTask", config: NetworkConfig) -> None:

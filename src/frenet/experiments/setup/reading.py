@@ -1,10 +1,42 @@
-"""How the rows of the user's files are read: the settings that all commands share."""
+"""How models are loaded and rows of the user's files read: the settings that all commands share."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
+    from frenet.network.load import Loaded
     from frenet.network.tables import Reading
+    from frenet.network.text import TextTask
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingConfig:
+    """How a language model comes into memory."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of a language model's weights in memory. Below float32 only adapters move, which stay in it.
+    """
+    device: str = ""
+    """Where a language model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
+    tokenizer: str = ""
+    """Folder or hub id of the tokenizer of a language model. Empty: the model's own."""
+    untie: bool = False
+    """Give the head of a language model weights of its own, where it shares those of the
+    embedding."""
+
+    def load(self, model: str, *, adapter: str = "") -> "Loaded":
+        """The model of a hub id, folder or file, loaded as these settings say."""
+        import torch
+
+        from frenet.network.load import load
+
+        return load(
+            model, dtype=getattr(torch, self.dtype), device=self.device or None,
+            adapter=adapter or None, tokenizer=self.tokenizer or None, untie=self.untie,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +77,40 @@ class TaskReadingConfig(ReadingConfig):
     def rows_read(self) -> dict[str, Any]:
         """These settings as arguments of ``text_tasks``."""
         return super().rows_read() | {"words": self.words}
+
+
+def of_sources(sources: Sequence[str], read: Callable[[str], Mapping[str, T]]) -> dict[str, T]:
+    """The tasks or contrasts of several sources, by name.
+
+    Raises:
+        ValueError: two sources have one of the same name.
+    """
+    found: dict[str, T] = {}
+    for source in sources:
+        more = read(source)
+        if twice := sorted(set(found) & set(more)):
+            raise ValueError(
+                f"{source}: {twice[0]!r} is also a name in another file; rename one of them"
+            )
+        found |= more
+    return found
+
+
+def tasks_of(config: Any, loaded: "Loaded", *, seed: int = 0) -> "dict[str, TextTask]":
+    """The tasks of all files of a configuration, by name, for a model.
+
+    Raises:
+        ValueError: two files have one of the same name.
+    """
+    from frenet.network.text import text_tasks
+
+    def read(source: str) -> "dict[str, TextTask]":
+        longest = loaded.longest(config.max_length)
+        return text_tasks(
+            source, loaded.tokenizer, max_length=longest, seed=seed, **config.rows_read()
+        )
+
+    return of_sources(config.tasks, read)
 
 
 def reading_of(arguments: dict[str, Any]) -> "Reading":
