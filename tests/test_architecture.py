@@ -48,7 +48,7 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
 
 
 def above_nothing(src: Path) -> list[str]:
-    """Files beside the layers, which every layer may import, that import a part of the package."""
+    """Files beside the layers, which every layer may import, that import a layer."""
     known = modules(src)
     beside = [name for name in known if name.startswith(f"{PACKAGE}._") and name.count(".") == 1]
     return [
@@ -56,6 +56,7 @@ def above_nothing(src: Path) -> list[str]:
         for name in beside
         if name != f"{PACKAGE}.__main__"
         for module in sorted(imports(name, known[name], known))
+        if module not in beside
     ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from frenet._errors import UsageError
 from frenet._notebook import one_line
 from frenet.cli.options import DEFAULT_PRESET, LANGUAGE_MODEL_PRESET, Work
 
@@ -41,7 +42,7 @@ def _value(name: str, args: Sequence[str]) -> str | None:
 def refuse_unused(address: str | None, engine: str) -> None:
     """Refuse the address of a cluster that another option would leave without effect."""
     if address and engine != "ray":
-        raise ValueError("--address is of a Ray cluster; pass --engine ray with it")
+        raise UsageError("--address is of a Ray cluster; pass --engine ray with it")
 
 
 def execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "Run":

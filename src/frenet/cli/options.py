@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import docstring_parser
 import tyro
 
+from frenet._errors import UsageError
 from frenet._notebook import one_line
 from frenet.cli.streams import Tamed
 
@@ -109,7 +110,7 @@ def named(name: str, known: Mapping[str, T], what: str) -> T:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"no {what} {name!r}; {hint}there are: {', '.join(known)}")
+    raise UsageError(f"no {what} {name!r}; {hint}there are: {', '.join(known)}")
 
 
 def parse(options: type[T], args: Sequence[str], *, command: str, about: str) -> T:

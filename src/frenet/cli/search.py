@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from frenet._errors import UsageError
 from frenet._notebook import one_line
 from frenet.cli.codes import DONE
 from frenet.cli.execution import refuse_unused, show_notes
@@ -104,7 +105,7 @@ def _engine(running: Running, say: Callable[[str], None]) -> "Engine | None":
     refuse_unused(running.address, running.engine)
     if running.engine == "local":
         if running.workers is not None:
-            raise ValueError("--workers are those of a Ray cluster; pass --engine ray with them")
+            raise UsageError("--workers are those of a Ray cluster; pass --engine ray with them")
         return None
     from frenet.runs.ray_engine import ray_engine
 

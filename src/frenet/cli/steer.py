@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from frenet._errors import UsageError
 from frenet._notebook import listed, one_line
 from frenet.cli.codes import DONE, MISTAKE
 from frenet.cli.execution import show_notes
@@ -56,7 +57,7 @@ def steer(args: list[str]) -> int:
 def _extract(args: list[str]) -> int:
     options = parse(Extract, args, command="steer extract", about="Make a steering vector.")
     if options.out.suffix != ".safetensors":
-        raise ValueError(
+        raise UsageError(
             f"{options.out} does not end in .safetensors, which is what is written; frenet steer "
             "export makes a GGUF file of it"
         )
@@ -83,9 +84,9 @@ def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
     loaded = options.load(options.model)
     found = contrasts_of(options, loaded)
     if options.only and options.only not in found:
-        raise ValueError(f"no contrast {options.only!r}; there are {listed(found)}")
+        raise UsageError(f"no contrast {options.only!r}; there are {listed(found)}")
     if not options.only and len(found) != 1:
-        raise ValueError(f"a vector has one contrast; pass --only with one of {listed(found)}")
+        raise UsageError(f"a vector has one contrast; pass --only with one of {listed(found)}")
     return loaded, found[options.only or next(iter(found))]
 
 
@@ -106,7 +107,7 @@ def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any
         try:
             contrast.require_answers()
         except UnansweredError as error:
-            raise ValueError(f"{error}: pass such words as --words, or --how mean") from None
+            raise UsageError(f"{error}: pass such words as --words, or --how mean") from None
         push, moved, contrast = contrast.divided(3, seed=0)
         rows = steering.shifted_prompts(moved)
         space = ParamSpace.select(model, lambda _, p: p.is_floating_point())
@@ -154,7 +155,7 @@ def _compare(args: list[str]) -> int:
 
         vectors = load_vector(options.first), load_vector(options.second)
         if bool(options.model) != bool(options.tasks):
-            raise ValueError("chance needs both --model and --tasks")
+            raise UsageError("chance needs both --model and --tasks")
         nulls: dict[int, float] = {}
         notes: list[str] = []
         if options.model:
@@ -216,10 +217,10 @@ def _nulls(
 def _apply(args: list[str]) -> int:
     options = parse(Apply, args, command="steer apply", about="Generate with a steering vector.")
     if options.tokens < 1:
-        raise ValueError(f"tokens={options.tokens} leaves nothing to generate; pass at least 1")
+        raise UsageError(f"tokens={options.tokens} leaves nothing to generate; pass at least 1")
     odd = [dose for dose in options.doses if not math.isfinite(dose)]
     if odd:
-        raise ValueError(f"dose {odd[0]} is not finite; pass numbers, such as -0.3 0.3")
+        raise UsageError(f"dose {odd[0]} is not finite; pass numbers, such as -0.3 0.3")
     with printing(options.json) as show:
         import torch
 
@@ -269,7 +270,7 @@ def _export(args: list[str]) -> int:
     elif options.out.suffix == ".safetensors":
         path = save_vector(vector, options.out)
     else:
-        raise ValueError(f"{options.out} ends in neither .gguf nor .safetensors")
+        raise UsageError(f"{options.out} ends in neither .gguf nor .safetensors")
     with printing(False) as show:
         if path.suffix == ".gguf" and 0 in vector.blocks:
             show("block 0 is left out: GGUF control vectors have no place for it")

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from typing import Any
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Experiment
 
 __all__ = ["EXPERIMENTS", "Experiment", "described"]
@@ -27,7 +28,7 @@ def _discover() -> dict[str, Experiment]:
         if experiment is None:
             continue
         if experiment.name in found:
-            raise ValueError(f"two experiments are named {experiment.name!r}, one in {name}")
+            raise UsageError(f"two experiments are named {experiment.name!r}, one in {name}")
         found[experiment.name] = experiment
     by_claim = sorted(found.values(), key=lambda e: ([claim.id for claim in e.claims], e.name))
     return {experiment.name: experiment for experiment in by_claim}

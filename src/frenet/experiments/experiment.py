@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 
 Scalar = str | int | float | bool | None
@@ -23,7 +24,7 @@ def number(row: Mapping[str, Scalar], name: str) -> float:
     value = row[name]
     if isinstance(value, int | float):
         return float(value)
-    raise ValueError(f"{name} is {value!r}, not a number")
+    raise UsageError(f"{name} is {value!r}, not a number")
 
 
 def integer(row: Mapping[str, Scalar], name: str) -> int:

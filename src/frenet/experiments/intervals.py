@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Estimate, Row, Rows, Scalar, finite, integer, number
 
 
@@ -29,7 +30,7 @@ def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95)
         One row per group with the keys, ``value``, ``low``, ``high`` (None when n = 1) and ``n``.
 
     Raises:
-        KeyError: no row has such a column.
+        ValueError: no row has such a column.
     """
     from frenet.geometry.nulls import mean_interval
 
@@ -37,7 +38,7 @@ def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95)
     for column in (*by, value):
         if rows and not any(column in row for row in rows):
             known = ", ".join(sorted({key for row in rows for key in row}))
-            raise KeyError(f"no row has the column {column!r}; the rows have {known}")
+            raise UsageError(f"no row has the column {column!r}; the rows have {known}")
     for row in rows:
         found = finite(row.get(value))
         if found is not None:

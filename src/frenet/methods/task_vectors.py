@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.geometry.linalg import dot
 from frenet.measure.trajectory import Trajectory
@@ -116,13 +117,13 @@ class TaskVector(Shown):
                 there = f"shape {tuple(found.shape)}" if found is not None else "no such parameter"
                 if name in dict(model.named_parameters(remove_duplicate=False)):
                     there = f"one weight for this and others that are tied; {UNTIE}"
-                raise ValueError(
+                raise UsageError(
                     f"the vector ({self.origin}) does not fit this model: it changes {name} of "
                     f"shape {shape}, the model has {there}"
                 )
         kept = {name for name in self.shapes if name in own}
         if self.base and self.base != digest(self.shapes, lambda name: (own | buffers)[name]):
-            raise ValueError(
+            raise UsageError(
                 f"the vector ({self.origin}) starts from other weights than this model has; load "
                 "the base that it was made with"
             )
@@ -137,7 +138,7 @@ class TaskVector(Shown):
         if outside := [name for name in self.shapes if name not in space.names]:
             left = [name for name in outside if self.read(name).any()]
             if left:
-                raise ValueError(
+                raise UsageError(
                     f"the vector ({self.origin}) changes {left[0]} ({len(left)} such weights), "
                     "which is not among the selected parameters"
                 )
@@ -162,7 +163,7 @@ def combine(terms: Sequence[tuple[float, TaskVector]]) -> TaskVector:
         ValueError: no term; vectors of different models or bases.
     """
     if not terms:
-        raise ValueError("no task vector to combine; pass at least one")
+        raise UsageError("no task vector to combine; pass at least one")
     require_alike([vector for _, vector in terms])
     shapes: Shapes = {}
     for _, vector in terms:
@@ -192,14 +193,14 @@ def require_alike(vectors: Sequence[TaskVector]) -> None:
     for other in vectors[1:]:
         for name, shape in other.shapes.items():
             if first.shapes.get(name, shape) != shape:
-                raise ValueError(
+                raise UsageError(
                     f"the vectors belong to different models: {name} has shape "
                     f"{first.shapes[name]} in {first.origin} and {shape} in {other.origin}"
                 )
         # Digests are of the changed weights, so that only vectors of the same ones have the same.
         same = first.shapes.keys() == other.shapes.keys()
         if same and first.base and other.base and first.base != other.base:
-            raise ValueError(
+            raise UsageError(
                 f"the vectors start from different weights ({first.origin}; {other.origin}); take "
                 "both from one base, and where the base is stored in two dtypes, both from the "
                 "base in one of them: rounded weights are other weights"
@@ -252,13 +253,13 @@ def require_same_weights(first: TensorFiles, second: TensorFiles) -> None:
     """Raise ValueError, naming the first that differs, where two checkpoints differ in weights."""
     for one, other in ((first, second), (second, first)):
         if missing := [name for name in one.shapes if name not in other.shapes]:
-            raise ValueError(
+            raise UsageError(
                 f"the checkpoints are of different architectures: {missing[0]} is in {one.path} "
                 f"and not in {other.path} ({len(missing)} such tensors)"
             )
     for name, shape in first.shapes.items():
         if shape != second.shapes[name]:
-            raise ValueError(
+            raise UsageError(
                 f"the checkpoints are of different sizes: {name} has shape {shape} in "
                 f"{first.path} and {second.shapes[name]} in {second.path}"
             )
@@ -304,12 +305,12 @@ def from_adapter(
         products, origin = live_products(adapter, weights), "adapter"
     else:
         if base is None:
-            raise ValueError("a stored adapter needs base=, the model that it belongs to")
+            raise UsageError("a stored adapter needs base=, the model that it belongs to")
         products, origin = stored_products(adapter, base), str(adapter)
         if source := getattr(base, "name_or_path", ""):
             notes = base_notes(adapter_folder(adapter), source, base_weights(base), products)
     if all(not (f.B.any() and f.A.any()) for parts in products.values() for f in parts):
-        raise ValueError(
+        raise UsageError(
             f"the adapter ({origin}) is all zero: it is untrained and has no direction"
         )
     shapes = products_shapes(products)
@@ -386,10 +387,10 @@ def load_task_vector(path: str | Path) -> TaskVector:
     files = TensorFiles(path)
     about = files.about
     if about.get("format") != FORMAT:
-        raise ValueError(
+        raise UsageError(
             f"{path} holds other tensors than a task vector of frenet; for a checkpoint pass its "
             "base too"
         )
     if not {"origin", "base"} <= about.keys():
-        raise ValueError(f"{path} does not say what it was made of; save the task vector again")
+        raise UsageError(f"{path} does not say what it was made of; save the task vector again")
     return TaskVector(files.shapes, files.read, about["origin"], about["base"])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.methods.steering_vector import FORMAT as STEERING
 from frenet.methods.task_vectors import TaskVector, from_adapter, load_task_vector
 from frenet.methods.winners import RECORD
@@ -65,7 +66,7 @@ def _refuse(wrong: Sequence[Exception], sources: Sequence[str]) -> None:
         raise wrong[0]
     if wrong:
         told = "; ".join(map(str, wrong))
-        raise ValueError(f"{len(wrong)} of {len(sources)} vectors cannot be used: {told}")
+        raise UsageError(f"{len(wrong)} of {len(sources)} vectors cannot be used: {told}")
 
 
 def plain_base(model: nn.Module) -> nn.Module:
@@ -78,7 +79,7 @@ def plain_base(model: nn.Module) -> nn.Module:
 
     config: Any = getattr(base_model(model), "config", None)
     if not isinstance(config, PretrainedConfig):
-        raise ValueError("only models of transformers can be compared with files")
+        raise UsageError("only models of transformers can be compared with files")
     with torch.device("meta"):
         bare: Any = language_class(config).from_config(config)
     # New parameters: those themselves would take over what the new model's require. Tied ones are
@@ -100,7 +101,7 @@ def _opened(path: Path) -> tuple[Held | None, TensorFiles]:
     if not path.exists():
         raise FileNotFoundError(f"there is no adapter, checkpoint or task vector {path}")
     if path.suffix.lower() == ".gguf":
-        raise ValueError(
+        raise UsageError(
             f"{path} is a GGUF file: pass a control vector as --steering FILE with --contrasts, "
             "and of a model the folder that frenet convert makes"
         )
@@ -110,7 +111,7 @@ def _opened(path: Path) -> tuple[Held | None, TensorFiles]:
         files = require_adapter_folder(path) / ADAPTER_WEIGHTS
     tensors = TensorFiles(files)
     if tensors.about.get("format") == STEERING:
-        raise ValueError(
+        raise UsageError(
             f"{path} is a steering vector, which acts on activations and not on weights; pass it "
             "as --steering FILE with --contrasts, not as --vectors"
         )
@@ -128,7 +129,7 @@ def _read(model: nn.Module, path: Path) -> TaskVector:
     if vector is None and found and found.adapter:
         return from_adapter(path, base=plain_base(model))
     if vector is None:
-        raise ValueError(f"the checkpoint {files.path} has the model's own weights: no direction")
+        raise UsageError(f"the checkpoint {files.path} has the model's own weights: no direction")
     return replace(vector, notes=tuple(found.notes())) if found else vector
 
 
@@ -144,7 +145,7 @@ def _from_checkpoint(model: nn.Module, files: TensorFiles, *, partly: bool) -> T
     shapes = {name: tuple(p.shape) for name, p in own.items() if not partly or name in files.shapes}
     for name, shape in shapes.items():
         if files.shapes.get(name) != shape:
-            raise ValueError(
+            raise UsageError(
                 f"the checkpoint {files.path} is of another architecture: {name} has shape {shape} "
                 f"in the model and {files.shapes.get(name, 'is not there')} in the file"
             )
@@ -169,13 +170,13 @@ def _require_no_more(plain: nn.Module, files: TensorFiles) -> None:
                 continue
             if torch.equal(files.read(name), files.read(own)):
                 continue
-            raise ValueError(
+            raise UsageError(
                 f"the checkpoint {files.path} has two weights, {own} and {name}, where the model "
                 "has one that is tied; it belongs to another model, or its training has parted "
                 f"them: then {UNTIE}"
             )
         if name.rpartition(".")[2] not in buffers:
-            raise ValueError(
+            raise UsageError(
                 f"the checkpoint {files.path} is of another architecture: the model has no {name}, "
                 f"which has shape {files.shapes[name]} in the file"
             )
@@ -195,7 +196,7 @@ def _renamed(vector: TaskVector, model: nn.Module, origin: str) -> TaskVector:
     names: Mapping[int, str] = {id(p): name for name, p in model.named_parameters()}
     own = {plain: names[id(p)] for plain, p in _own_parameters(model).items()}
     if missing := [name for name in vector.shapes if name not in own]:
-        raise ValueError(
+        raise UsageError(
             f"{vector.origin} changes {missing[0]} ({len(missing)} such weights), which the model "
             "does not have; it belongs to another base"
         )

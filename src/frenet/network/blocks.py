@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.network.eager import uncompiled
 from frenet.network.tasks import base_model, forward_arguments
 
@@ -81,7 +82,7 @@ def residual_blocks(model: nn.Module, path: str | None = None) -> tuple[nn.Modul
     if not found:
         there = ", ".join(names) or "none"
         missing = f"no module list {path!r}" if path is not None else "no list of blocks"
-        raise ValueError(f"{missing} in {type(inner).__name__}; its module lists are: {there}")
+        raise UsageError(f"{missing} in {type(inner).__name__}; its module lists are: {there}")
     name = next(name for name, module in names.items() if module is found)
     return inner.get_submodule(name.rpartition(".")[0]), found
 

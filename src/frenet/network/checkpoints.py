@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from frenet._errors import UsageError
 from frenet.network.folders import held
 from frenet.network.promised import tied_names
 from frenet.network.tensor_files import TensorFiles
@@ -22,7 +23,7 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             with safe_open(path, framework="pt") as file:
                 shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ValueError(
+            raise UsageError(
                 f"{path} is damaged, incomplete or a Git LFS pointer ({error}); fetch it again"
             ) from None
     return shapes

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.network.files import shown
 
@@ -45,11 +46,11 @@ class Item(NamedTuple):
                 if self.context
                 else "it is a pair of texts; pass statements or choices"
             )
-            raise ValueError(f"{shown(self.text)} (line {self.line}) has no answers: {why}")
+            raise UsageError(f"{shown(self.text)} (line {self.line}) has no answers: {why}")
         return self.answers
 
 
-class UnansweredError(ValueError):
+class UnansweredError(UsageError):
     """A contrast whose answers a tokenizer splits: no logit says what the model answers."""
 
 
@@ -122,7 +123,7 @@ class Contrast:
             size = min(len(mixed) // parts, most)
             if size < 2:
                 side = "" if label is None else f" with the label {self.words[not label]!r}"
-                raise ValueError(
+                raise UsageError(
                     f"contrast {self.name!r} has {len(own)} prompts{side}, too few for {parts} "
                     f"parts of at least 2; pass at least {2 * parts}"
                 )

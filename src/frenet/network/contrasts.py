@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from frenet._errors import UsageError
 from frenet.network.chat import asked, opened, system_of
 from frenet.network.contrast import Contrast, Item, Kind
 from frenet.network.files import RowError, shown
@@ -126,7 +127,7 @@ def answered_names(source: str | Path, reading: Reading | None = None) -> tuple[
     reading = reading or Reading()
     found = named_rows(source, reading)
     if _as_pairs(found, reading):
-        raise ValueError(
+        raise UsageError(
             f"{found.rows.source} holds pairs of texts, which have no answer to push towards; pass "
             "labelled statements or A/B questions ('frenet steer extract' takes pairs)"
         )
@@ -142,7 +143,7 @@ def _as_pairs(found: Named, reading: Reading) -> bool:
 def _labels(found: Named, reading: Reading, tokenizer: Any) -> Table:
     """The rows as prompts and labels; RowError where a label is not of the schema's own."""
     if template_of(found, reading)[0] == MESSAGES:
-        raise ValueError(
+        raise UsageError(
             f"{found.rows.source} holds conversations, which have no two sides; pass prompts with "
             "labels, A/B questions, or pairs of texts (positive, negative)"
         )
@@ -183,7 +184,7 @@ def _pairs(found: Named, reading: Reading, settings: _Settings) -> dict[str, Con
     for name, pairs in by_name.items():
         items, dropped = _once(name, pairs, rows.source)
         if len(items) < 2:
-            raise ValueError(f"contrast {name!r} has a single pair; pass at least 2")
+            raise UsageError(f"contrast {name!r} has a single pair; pass at least 2")
         made[name] = Contrast(name, "pairs", (), items, notes + dropped)
     return made
 
@@ -310,19 +311,19 @@ def _single(prompt: str, words: Sequence[str], settings: _Settings) -> list[int]
 def _words(name: str, found: Sequence[str], positive: str | None) -> list[str]:
     """The label words, the positive one first."""
     if len(found) == 1:
-        raise ValueError(
+        raise UsageError(
             f"all labels of contrast {name!r} are {found[0]!r}; a contrast needs both sides"
         )
     if len(found) != 2:
         listed = ", ".join(map(repr, found[:5]))
-        raise ValueError(
+        raise UsageError(
             f"contrast {name!r} has {len(found)} labels ({listed} ...), and a contrast has two; "
             "pass a template with two labels, or pairs of texts (positive, negative)"
         )
     if positive is not None:
         positive = next((w for w in found if folded(w) == folded(positive)), positive)
     if positive is not None and positive not in found:
-        raise ValueError(
+        raise UsageError(
             f"positive={positive!r} is no label of contrast {name!r}; it has "
             f"{' and '.join(map(repr, found))}"
         )

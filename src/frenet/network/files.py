@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from frenet._errors import UsageError
+
 OnBad = Literal["error", "skip"]
 KINDS = (".jsonl", ".csv")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
@@ -22,7 +24,7 @@ OF_A_ROW = {
 LOOKED_AT = 200
 
 
-class RowError(ValueError):
+class RowError(UsageError):
     """One bad row: the file, the physical line it starts on, and what is wrong with it."""
 
     def __init__(self, source: str | Path, line: int, why: str) -> None:
@@ -87,7 +89,7 @@ def read_rows(path: str | Path, *, required: Sequence[str] = (), on_bad: OnBad =
             skipped.append(error)
     if not good:
         first = f"; the first of {len(skipped)} bad ones: {skipped[0]}" if skipped else ""
-        raise ValueError(f"{path} holds no usable row{first}")
+        raise UsageError(f"{path} holds no usable row{first}")
     lines, values = zip(*good, strict=True)
     return Rows(str(path), values, lines, tuple(skipped), notes)
 
@@ -117,7 +119,7 @@ def _read_text(path: Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(
+        raise UsageError(
             f"{path} ends in {path.suffix or 'no extension'}; rows are read from "
             f"{' and '.join(KINDS)} files ({', '.join(SUFFIXES)}): save it as one of them"
         )
@@ -126,12 +128,12 @@ def _read_text(path: Path) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ValueError(
+        raise UsageError(
             f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file "
             "with the encoding UTF-8"
         ) from None
     if not text.strip():
-        raise ValueError(f"{path} is empty")
+        raise UsageError(f"{path} is empty")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -160,9 +162,9 @@ def _json(path: Path, text: str) -> Any:
         why = f"not JSON at column {error.colno}: {error.msg}"
         raise RowError(path, error.lineno, why) from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UsageError(f"{path}: {error}") from None
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply to be read") from None
+        raise UsageError(f"{path} is nested too deeply to be read") from None
 
 
 def _one_object(text: str) -> dict[str, Any] | None:
@@ -188,9 +190,9 @@ def _wrapped(path: Path, found: dict[str, Any]) -> tuple[Sequence[Any], tuple[st
         return found[lists[0]], (f"the rows are the list {shown(lists[0])} of the file{also}",)
     if not OF_A_ROW & {name.casefold() for name in lists}:
         if lists:
-            raise ValueError(f"{path} holds the lists {', '.join(map(shown, lists))}; {remedy}")
+            raise UsageError(f"{path} holds the lists {', '.join(map(shown, lists))}; {remedy}")
         if len(found) > 1 and all(isinstance(value, dict | list) for value in found.values()):
-            raise ValueError(
+            raise UsageError(
                 f"{path} holds one object of columns, and no rows; {remedy} (pandas: orient="
                 "'records')"
             )
@@ -216,13 +218,13 @@ def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, value in pairs:
         key = name.strip()
         if key in found:
-            raise ValueError(f"the key {key!r} occurs twice")
+            raise UsageError(f"the key {key!r} occurs twice")
         found[key] = value
     return found
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON; write it as text or leave the key out")
+    raise UsageError(f"{name} is not JSON; write it as text or leave the key out")
 
 
 def _told_separator(text: str) -> tuple[str | None, str]:

@@ -8,6 +8,7 @@ at the end changes the function in a way that the model does not have.
 from collections.abc import Callable
 from typing import Any
 
+from frenet._errors import UsageError
 from frenet.network.gguf_file import AGAIN, GgufFile
 from frenet.network.gguf_keys import Settings
 from frenet.network.gguf_rope import Rope, carry_rope
@@ -68,7 +69,7 @@ def carry_over(file: GgufFile, config: Any) -> Rope | None:
         if isinstance(value, str) != (key in _WORDS) and (
             key in _WORDS or key in NAMES or "." in key
         ):
-            raise ValueError(
+            raise UsageError(
                 f"{file.name} is damaged: {file.architecture}.{key} is {value!r}; {AGAIN}"
             )
     steps: tuple[Callable[[Settings], None], ...] = (
@@ -101,7 +102,7 @@ def _require_own(file: GgufFile) -> None:
     for key in file.metadata:
         section, _, rest = key.partition(".")
         if section not in (*_SECTIONS, file.architecture) and rest in known:
-            raise ValueError(
+            raise UsageError(
                 f"{file.name}: {key} is no key of the architecture {file.architecture}: the file "
                 "is damaged, or was put together from two; fetch it again"
             )
@@ -196,7 +197,7 @@ def _window(settings: Settings) -> None:
     in_all = settings.has("sliding_window") and not settings.has("use_sliding_window")
     if sliding:
         if not width:
-            raise ValueError(
+            raise UsageError(
                 f"{settings.file.name} lacks {settings.file.architecture}.{key}, without which "
                 "its blocks of local attention have no width; fetch a newer file"
             )

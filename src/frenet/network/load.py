@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from frenet._errors import UnreachableError, UsageError
 from frenet._notebook import Fact, Shown
 from frenet.network.adapter_files import adapter_folder, base_of
 from frenet.network.adapter_load import load_adapter
@@ -120,11 +121,11 @@ def load(
         MemoryError: the weights need more memory than there is.
     """
     if not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype} has no gradients; pass torch.float32 or torch.bfloat16")
+        raise UsageError(f"dtype={dtype} has no gradients; pass torch.float32 or torch.bfloat16")
     found = _resolved(source)
     if found.is_adapter:
         if adapter is not None:
-            raise ValueError(f"{source} is an adapter itself; pass its base as source")
+            raise UsageError(f"{source} is an adapter itself; pass its base as source")
         adapter, found = found.place, _base(found.place)
     where, notes = found.place, []
     if found.kind == "gguf":
@@ -156,7 +157,7 @@ def _device(asked: torch.device | str | None) -> torch.device:
     # What torch raises for a device hangs on its kind.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
-        raise ValueError(
+        raise UsageError(
             f"device={str(asked)!r} cannot be used here: {first[:200]}; there is "
             f"{', '.join(_devices())}: pass one of these, or nothing for the GPU if there is one"
         ) from None
@@ -173,14 +174,14 @@ def _place(source: str | Path) -> Path | str:
     """An existing path, or a hub id; an error for what can be neither."""
     if is_made(source):
         if source != NAME:
-            raise ValueError(f"frenet makes no model {source!r}; there is {NAME}")
+            raise UsageError(f"frenet makes no model {source!r}; there is {NAME}")
         return made_model()
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix.lower() in PICKLED:
             refuse_pickled(path, [path.name])
         if path.suffix.lower() != ".gguf" and not is_part(path):
-            raise ValueError(
+            raise UsageError(
                 f"{path} is not a model; pass the folder that holds config.json and the weights, "
                 "or a .gguf file"
             )
@@ -246,7 +247,7 @@ def _base(adapter: Path) -> _Found:
         told = f"the adapter {adapter} names the base {base}, which cannot be read"
         raise type(error)(f"{told} ({error}); {remedy}") from error
     if found.is_adapter:
-        raise ValueError(
+        raise UsageError(
             f"the adapter {adapter} names the base {base}, which holds an adapter and no weights; "
             f"merge that one into its base, then {remedy}"
         )
@@ -340,7 +341,7 @@ def _require_used(files: TensorFiles, model: nn.Module, report: dict[str, Any]) 
         if name not in files.shapes or files.read(name).float().any():
             lost.append(name)
     if lost:
-        raise ValueError(
+        raise UsageError(
             f"{files.path}: {len(lost)} stored tensors belong to layers of the model and would not "
             f"be used, the first is {lost[0]}: config.json does not say that these weights are "
             "quantised, and how, or that the layers have biases; restore it, or take an "
@@ -397,35 +398,35 @@ def _cannot_load(
 ) -> Exception:
     why = " ".join(str(error).split())
     if "trust_remote_code" in why:
-        return ValueError(f"{where} needs code of its own to load, which frenet does not run")
+        return UsageError(f"{where} needs code of its own to load, which frenet does not run")
     if isinstance(error, ImportError):
-        return ValueError(
+        return UsageError(
             f"{where} needs a package that is not installed, as quantised weights do: {why[:300]}; "
             "load an unquantised copy of the model, or its GGUF file, or install the package"
         )
     if isinstance(where, str):
-        return ConnectionError(
+        return UnreachableError(
             f"{where!r} is no path here, and no model of that name can be loaded from the hub: "
             f"{why[:300]}; check the spelling and the network, or pass a local folder"
         )
-    return ValueError(f"{where} cannot be loaded as a {what}: {why[:300]}")
+    return UsageError(f"{where} cannot be loaded as a {what}: {why[:300]}")
 
 
 def _require_filled(where: Path | str, model: nn.Module, report: dict[str, Any]) -> None:
     """Every parameter got its stored value, in its own shape, as a floating-point number."""
     for name, stored, wanted in report["mismatched_keys"]:
-        raise ValueError(
+        raise UsageError(
             f"{where}: {name} is stored with shape {tuple(stored)} and the configuration wants "
             f"{tuple(wanted)}; config.json belongs to another model"
         )
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(
+        raise UsageError(
             f"{where}: {len(missing)} parameters have no stored value, the first is {missing[0]}; "
             "they would be random: the weights are incomplete or belong to another model"
         )
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
-            raise ValueError(
+            raise UsageError(
                 f"{where}: {name} is stored as {parameter.dtype}, which has no gradient; load an "
                 "unquantised copy of the model, or its GGUF file"
             )
@@ -438,7 +439,7 @@ def _tokenizer(where: Path | str, model: Any) -> Any:
     folder = isinstance(where, Path)
     if isinstance(where, Path) and not any((where / name).exists() for name in _TOKENIZER_FILES):
         # transformers would make one up, with a single token.
-        raise ValueError(
+        raise UsageError(
             f"{where} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])} ...); pass --tokenizer "
             "(tokenizer= in Python) with the folder or hub id of the base model"
         )
@@ -454,7 +455,7 @@ def _tokenizer(where: Path | str, model: Any) -> Any:
     # Added tokens without a row are common and harmless while no text holds them.
     beyond = [t for t, i in tokenizer.get_vocab().items() if i >= rows and t not in added]
     if beyond:
-        raise ValueError(
+        raise UsageError(
             f"the tokenizer of {where} has {len(tokenizer)} tokens and the model's embedding "
             f"{rows} rows, none for {beyond[0]!r}; pass the tokenizer that belongs to the model"
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from frenet._errors import UsageError
 from frenet.experiments.best_of_n import Config, _sized, cells
 from frenet.experiments.best_of_n.findings import LINEAR
 from frenet.experiments.experiment import Cell, Row, number
@@ -65,7 +66,7 @@ def place(spot: Spot, search: int) -> Where:
     if kind == "name":
         return ParamSpace.select(model, lambda name, _: name in space.names and value in name)
     if kind not in ("random", "gradients", "prefix") or not value.isdigit():
-        raise ValueError(
+        raise UsageError(
             f"no place {spot.cell['place']!r}; there are all, random:K, gradients:K, prefix:K and "
             "name:PART"
         )

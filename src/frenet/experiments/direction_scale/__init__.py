@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from frenet._errors import UsageError
 from frenet.experiments.direction_scale.answers import reread
 from frenet.experiments.direction_scale.figures import FIGURES, KINDS, TABLES
 from frenet.experiments.experiment import Cell, Experiment, Later
@@ -72,11 +73,11 @@ def cells(config: Config) -> list[Cell]:
     from frenet.network.hub_data import is_path
 
     if unknown := [name for name in config.directions if name not in KINDS]:
-        raise ValueError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
+        raise UsageError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
     steps = max(config.lags)
     if "prefix" in config.directions and config.k >= steps:
         remedy = f"--k {steps - 1} or less" if steps > 1 else "--directions without prefix"
-        raise ValueError(
+        raise UsageError(
             f"a prefix of k={config.k} steps is all of a training of {steps}, the last of --lags; "
             f"pass {remedy}, or a last of --lags above {config.k}"
         )
@@ -84,7 +85,7 @@ def cells(config: Config) -> list[Cell]:
         from frenet.methods.vector_files import check_sources
 
         if config.dtype != "float32":
-            raise ValueError(
+            raise UsageError(
                 f"--vectors are lines in the weights, whose small steps {config.dtype} rounds "
                 "away; pass --dtype float32"
             )
@@ -95,7 +96,7 @@ def cells(config: Config) -> list[Cell]:
         if source and not Path(source).expanduser().exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
     if config.steering and not config.contrasts and config.model != "synthetic":
-        raise ValueError(
+        raise UsageError(
             f"--steering {config.steering} needs prompts that it steers; pass --contrasts FILE"
         )
     return [

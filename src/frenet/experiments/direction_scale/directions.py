@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from frenet._errors import UsageError
 from frenet._notebook import listed
 from frenet.experiments.direction_scale import Config
 from frenet.experiments.direction_scale.figures import FRESH, KINDS
@@ -240,6 +241,6 @@ def _contrast(spot: Spot) -> Contrast | None:
     )  # fmt: skip
     name = config.behaviour or next(iter(found))
     if name not in found:
-        raise ValueError(f"no contrast {name!r} in {config.contrasts}; it has {listed(found)}")
+        raise UsageError(f"no contrast {name!r} in {config.contrasts}; it has {listed(found)}")
     first = only_first((name,), found, "contrasts", "--behaviour names another")
     return replace(found[name], notes=(*found[name].told, *first))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Rows, finite
 from frenet.experiments.figures.series import Series
 
@@ -69,7 +70,7 @@ def slim(rows: Rows, fields: Iterable[str]) -> list[dict[str, Any]]:
     for field in wanted:
         if rows and not any(field in row for row in rows):
             known = ", ".join(sorted({key for row in rows for key in row}))
-            raise ValueError(f"no row has the column {field!r} to draw; the rows have {known}")
+            raise UsageError(f"no row has the column {field!r} to draw; the rows have {known}")
     table = []
     for row in rows:
         entry = {field: row.get(field) for field in wanted}
@@ -108,7 +109,7 @@ def prepare(
     for axis in axes:
         bad = [row[axis.field] for row in table if axis.log and not _positive(row[axis.field])]
         if bad:
-            raise ValueError(
+            raise UsageError(
                 f"the logarithmic axis {axis.field!r} got the value {bad[0]!r}; "
                 "leave such rows out or pass log=False"
             )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
+from frenet._errors import UsageError
 from frenet._notebook import listed
 from frenet.experiments.experiment import Experiment
 from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig, reading_of
@@ -139,11 +140,11 @@ def parts(wanted: Reproduction, preset: str) -> list[Part]:
     from frenet.experiments import EXPERIMENTS
 
     if not wanted.networks:
-        raise ValueError("there are no networks; pass --networks synthetic, or a model")
+        raise UsageError("there are no networks; pass --networks synthetic, or a model")
     if twice := [n for n in wanted.networks if wanted.networks.count(n) > 1]:
-        raise ValueError(f"--networks names {twice[0]} twice")
+        raise UsageError(f"--networks names {twice[0]} twice")
     if unknown := [name for name in wanted.experiments if name not in EXPERIMENTS]:
-        raise ValueError(f"no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}")
+        raise UsageError(f"no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}")
     _refuse_unknown(wanted)
     whole = preset in ("cpu", "gpu")
     names = wanted.experiments or [e.name for e in EXPERIMENTS.values() if whole or e.in_demo]
@@ -212,7 +213,7 @@ def _refuse_unknown(wanted: Reproduction) -> None:
         return
     known = _names(wanted, steering=False) + _names(wanted, steering=True)
     if missing := [name for name in wanted.only if name not in known]:
-        raise ValueError(f"no task or statements {missing[0]!r}; there are {listed(known)}")
+        raise UsageError(f"no task or statements {missing[0]!r}; there are {listed(known)}")
 
 
 def folder_names(found: Sequence[Part]) -> list[str]:

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from frenet._errors import UsageError
 from frenet._notebook import listed
 from frenet.experiments.experiment import Row
 from frenet.experiments.search_command import SearchConfig
@@ -80,11 +81,11 @@ def _named(whole: "ParamSpace", pattern: str) -> "ParamSpace":
     try:
         found = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"where={pattern!r} is no regular expression: {error}") from None
+        raise UsageError(f"where={pattern!r} is no regular expression: {error}") from None
     pairs = zip(whole.names, whole.shapes, strict=True)
     chosen = [pair for pair in pairs if found.search(pair[0])]
     if not chosen:
-        raise ValueError(
+        raise UsageError(
             f"where={pattern!r} names none of the {len(whole.names)} parameters that are searched, "
             f"such as {whole.names[0]}"
         )
@@ -96,9 +97,9 @@ def _task(config: SearchConfig, loaded: "Loaded") -> Any:
     """The one task that is searched on."""
     found = tasks_of(config, loaded, seed=config.seed)
     if config.only and config.only not in found:
-        raise ValueError(f"no task {config.only!r}; there are {listed(found)}")
+        raise UsageError(f"no task {config.only!r}; there are {listed(found)}")
     if not config.only and len(found) > 1:
-        raise ValueError(f"a search is on one task; pass --only with one of {listed(found)}")
+        raise UsageError(f"a search is on one task; pass --only with one of {listed(found)}")
     return found[config.only or next(iter(found))]
 
 
@@ -131,14 +132,14 @@ def fixed_sigma(config: SearchConfig) -> float | None:
     """
     if config.sigma == "auto":
         if config.relative or config.tied_noise:
-            raise ValueError("sigma is planned for independent absolute noise; pass --sigma")
+            raise UsageError("sigma is planned for independent absolute noise; pass --sigma")
         return None
     try:
         value = float(config.sigma)
     except ValueError:
-        raise ValueError(f"sigma={config.sigma!r}; pass a number above 0, or auto") from None
+        raise UsageError(f"sigma={config.sigma!r}; pass a number above 0, or auto") from None
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"sigma={config.sigma}; pass a finite number above 0, or auto")
+        raise UsageError(f"sigma={config.sigma}; pass a finite number above 0, or auto")
     return value
 
 

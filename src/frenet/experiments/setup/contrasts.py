@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from frenet._errors import UsageError
 from frenet._notebook import listed
 from frenet.experiments.experiment import Cell, Column, Row, number
 from frenet.experiments.setup.networks import CHOOSE, only_first
@@ -101,7 +102,7 @@ def cells(config: SteeringConfig) -> list[Cell]:
         ValueError: an unknown way to push.
     """
     if unknown := [push for push in config.pushes if push not in PUSHES]:
-        raise ValueError(f"no push {unknown[0]!r}; there are {' and '.join(PUSHES)}")
+        raise UsageError(f"no push {unknown[0]!r}; there are {' and '.join(PUSHES)}")
     return [
         Cell.of(seed=seed, space=space, behaviour=name, push=push)
         for seed in config.seeds
@@ -121,7 +122,7 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
         from frenet.network.synthetic_contrasts import ANSWERS
 
         if any(config.rows_read().values()):
-            raise ValueError(
+            raise UsageError(
                 "the synthetic network reads no files: leave --columns, --prompt, --completion and "
                 "--chat out, or pass --model"
             )
@@ -130,11 +131,11 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
         from frenet.network.contrasts import answered_names
 
         if not config.tasks:
-            raise ValueError(f"model {config.model} needs contrasts: pass --tasks FILE.jsonl")
+            raise UsageError(f"model {config.model} needs contrasts: pass --tasks FILE.jsonl")
         reading = reading_of(config.rows_read())
         known = tuple(n for source in config.tasks for n in answered_names(source, reading))
     if missing := [name for name in config.only if name not in known]:
-        raise ValueError(f"no contrast {missing[0]!r}; there are {listed(known)}")
+        raise UsageError(f"no contrast {missing[0]!r}; there are {listed(known)}")
     return config.only or known[: config.max_tasks or None]
 
 
@@ -158,7 +159,7 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
 
     seed, space = cell["seed"], cell["space"]
     if space not in ("full", "lora"):
-        raise ValueError(f"unknown space {space!r}; there are full and lora")
+        raise UsageError(f"unknown space {space!r}; there are full and lora")
     tokenizer, notes = None, []
     if config.model == "synthetic":
         model = _synthetic(config.width, config.train_steps, seed)
@@ -185,7 +186,7 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     parts = dict(zip(PARTS, contrast.divided(len(PARTS), seed=seed, rows=config.rows), strict=True))
     count = len(residual_blocks(model, config.path or None)[1])
     if beyond := [block for block in config.blocks if not 0 <= block < count]:
-        raise ValueError(f"there is no block {beyond[0]}; this model has blocks 0 to {count - 1}")
+        raise UsageError(f"there is no block {beyond[0]}; this model has blocks 0 to {count - 1}")
     sizes = ", ".join(f"{len(part.items)} {name}" for name, part in parts.items())
     notes += [*contrast.notes, f"{contrast.name}: {contrast.kind}; prompts: {sizes}"]
     blocks = config.blocks or tuple(range(count))
@@ -219,7 +220,7 @@ def two_words(words: tuple[str, ...]) -> tuple[str, str] | None:
     if not words:
         return None
     if len(words) != 2 or words[0] == words[1]:
-        raise ValueError(f"words={' '.join(words)}; pass two different ones, the positive first")
+        raise UsageError(f"words={' '.join(words)}; pass two different ones, the positive first")
     return words[0], words[1]
 
 

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from frenet._errors import UsageError
+
 if TYPE_CHECKING:
     from frenet.experiments.setup.networks import Network
     from frenet.network.tasks import Task
@@ -35,7 +37,7 @@ LANGUAGE_MODEL: dict[str, Any] = {
 }
 
 
-class NotDamagedError(ValueError):
+class NotDamagedError(UsageError):
     """A protocol that did not raise the task's loss."""
 
 
@@ -61,7 +63,7 @@ def damaged(
         yield
         return
     if protocol not in PROTOCOLS:
-        raise ValueError(f"no damage protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+        raise UsageError(f"no damage protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
     training = Training(config.damage_optimizer, config.damage_batch, config.damage_steps)
     before = fixed_loss(network.model, task, size=config.damage_batch)
     others = network.unseen or {n: t for n, t in network.tasks.items() if n != task.name}

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from frenet._errors import UsageError
 from frenet._notebook import listed
 from frenet.experiments.experiment import Cell
 from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig, reading_of, tasks_of
@@ -114,7 +115,7 @@ def build(config: NetworkConfig, *, space: str, seed: int) -> Network:
             of its loss.
     """
     if space not in ("full", "lora"):
-        raise ValueError(f"unknown space {space!r}; there are full and lora")
+        raise UsageError(f"unknown space {space!r}; there are full and lora")
     make = _synthetic if config.model == "synthetic" else _language_model
     network = make(config, space, seed)
     return replace(network, notes=(*network.notes, *_not_checked(network)))
@@ -175,7 +176,7 @@ def task_names(config: NetworkConfig) -> tuple[str, ...]:
     """
     known = _known_tasks(config)
     if missing := [name for name in config.only if name not in known]:
-        raise ValueError(
+        raise UsageError(
             f"no task {missing[0]!r}; there are {listed(known)}: pass some of them as --only, "
             "which presets for the synthetic tasks set themselves"
         )
@@ -187,18 +188,18 @@ def _known_tasks(config: NetworkConfig) -> tuple[str, ...]:
         from frenet.network.text import task_names
 
         if not config.tasks:
-            raise ValueError(f"model {config.model} needs tasks: pass --tasks FILE.jsonl")
+            raise UsageError(f"model {config.model} needs tasks: pass --tasks FILE.jsonl")
         reading = reading_of(config.rows_read())
         return tuple(name for source in config.tasks for name in task_names(source, reading))
     from frenet.network.synthetic import LEARNED
 
     if any(config.rows_read().values()):
-        raise ValueError(
+        raise UsageError(
             "the synthetic network reads no files: leave --columns, --prompt, --completion, "
             "--words and --chat out, or pass --model"
         )
     if unknown := [name for name in config.tasks if name not in LEARNED]:
-        raise ValueError(f"no synthetic task {unknown[0]!r}; there are {', '.join(LEARNED)}")
+        raise UsageError(f"no synthetic task {unknown[0]!r}; there are {', '.join(LEARNED)}")
     return config.tasks or LEARNED
 
 
@@ -233,7 +234,7 @@ def _synthetic(config: NetworkConfig, space: str, seed: int) -> Network:
 def _refuse_adapter(source: str, model: "nn.Module") -> None:
     """Raise ValueError for a model with an adapter on it, whose own weights would stand still."""
     if hasattr(model, "peft_config"):
-        raise ValueError(
+        raise UsageError(
             f"{source} is an adapter on its base, of which only the adapter would move; pass the "
             "base as --model, and the adapter as --vectors of frenet probe, or merge it into the "
             "base first (merge_and_unload of peft)"
@@ -311,7 +312,7 @@ def _require_batches(task: "TextTask", config: NetworkConfig) -> None:
     largest = max((getattr(config, "batch_size", 0), *getattr(config, "batch_sizes", ())))
     rows = len(task.examples["train"])
     if rows <= largest:
-        raise ValueError(
+        raise UsageError(
             f"task {task.name!r} has {rows} training rows and {asked} asks for {largest}, so that "
             f"all minibatches would be the same; pass a smaller {asked}, or more rows"
         )

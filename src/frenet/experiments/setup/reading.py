@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from frenet._errors import UsageError
+
 if TYPE_CHECKING:
     from frenet.network.load import Loaded
     from frenet.network.tables import Reading
@@ -89,7 +91,7 @@ def of_sources(sources: Sequence[str], read: Callable[[str], Mapping[str, T]]) -
     for source in sources:
         more = read(source)
         if twice := sorted(set(found) & set(more)):
-            raise ValueError(
+            raise UsageError(
                 f"{source}: {twice[0]!r} is also a name in another file; rename one of them"
             )
         found |= more

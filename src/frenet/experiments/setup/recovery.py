@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell
 from frenet.experiments.setup.networks import task_names
 
@@ -17,7 +18,7 @@ def recovery_cells(config: Any) -> list[Cell]:
     """
     most = int(LONGEST_PREFIX * config.steps)
     if max(config.ks) > most:
-        raise ValueError(
+        raise UsageError(
             f"k={max(config.ks)} is above {LONGEST_PREFIX} of the {config.steps} steps that a "
             f"recovery may take, so no capture could be given; pass --ks up to {most}, "
             "or more --steps"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import optimize, stats
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.setup.contrasts import Steered, describe, left_out, skipped, steered
 from frenet.experiments.steering_effect import Config
@@ -357,7 +358,7 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
     }
     for name in ("contrast", "gradient"):
         if not vectors[name].any():
-            raise ValueError(
+            raise UsageError(
                 f"the {name} vector of {cell['behaviour']} is zero after block {block}, so it has "
                 "no direction to steer along; use prompts whose two sides differ before the block"
             )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell, Experiment, Later
 from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
@@ -48,7 +49,7 @@ def cells(config: Config) -> list[Cell]:
         ValueError: an unknown basis, or a k that is too large.
     """
     if unknown := [name for name in config.bases if name not in CHANCE]:
-        raise ValueError(f"no basis {unknown[0]!r}; there are {', '.join(CHANCE)}")
+        raise UsageError(f"no basis {unknown[0]!r}; there are {', '.join(CHANCE)}")
     return recovery_cells(config)
 
 
