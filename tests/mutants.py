@@ -3,8 +3,8 @@
     python tests/mutants.py geometry/linalg methods/scale --draw 50 --seed 1 --out mutants.jsonl
 
 A mutant has one operator, comparison, constant, sign or reduction changed. It runs in a process of
-its own, against those of the doctests of its module and of the tests that import it, or its users,
-that run the line, and is noticed if one of them fails or takes too long. What survives either
+its own, against those of the doctests of its module and of the tests of it (see ``tests_of``) that
+run the line, and is noticed if one of them fails or takes too long. What survives either
 changes no result, which somebody has to argue, or shows what the tests of its module leave open.
 """
 
@@ -12,6 +12,7 @@ import argparse
 import ast
 import importlib
 import json
+import math
 import os
 import random
 import shutil
@@ -31,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SRC, TESTS = ROOT / "src", ROOT / "tests"
 LIMIT_S = 1800
 
-# Names through which a test runs modules of a layer that it does not import one by one.
-REGISTRIES = {"experiments": "EXPERIMENTS"}
+# A test that runs all modules of a layer: it takes the place of those that import their users.
+WHOLE = {"experiments": TESTS / "experiments" / "test_golden.py"}
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
@@ -142,15 +143,15 @@ def importing(module: str, root: Path, pattern: str) -> set[Path]:
 def tests_of(module: str, src: Path) -> list[str]:
     """The module itself in this copy, for its doctests, and the test files that may run it.
 
-    These are the files that import it, or a module of its layer that imports it, and those among
-    the tests of its layer that import the registry of the layer.
+    These are the files that import it, and those that import a module of its layer that imports it,
+    or the test of the whole layer where there is one.
     """
     package, layer = SRC / "frenet", module.split("/")[0]
-    users = importing(module, package / layer, "*.py")
+    users = set() if layer in WHOLE else importing(module, package / layer, "*.py")
     names = [user.relative_to(package).with_suffix("").as_posix() for user in users]
     files = {file for name in (module, *names) for file in importing(name, TESTS, "test_*.py")}
-    if layer in REGISTRIES:
-        files |= importing(f"{layer}/{REGISTRIES[layer]}", TESTS / layer, "test_*.py")
+    if layer in WHOLE:
+        files.add(WHOLE[layer])
     own = src / "frenet" / f"{module}.py"
     return [str(own), *sorted(str(file.relative_to(ROOT)) for file in files)]
 
@@ -207,7 +208,7 @@ def noticed(tests: Sequence[str], noting: Sequence[Path] = ()) -> str:
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         plugins = [Lines(noting)] if noting else []
         os._exit(pytest.main([*options, *tests], plugins=plugins))
-    end = time.monotonic() + LIMIT_S
+    end = math.inf if noting else time.monotonic() + LIMIT_S
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
