@@ -67,7 +67,9 @@ def test_groups_keep_their_order_of_appearance() -> None:
 
 
 def test_an_unknown_column_is_an_error_that_lists_the_columns() -> None:
-    with pytest.raises(ValueError, match="no row has the column 'energie'; the rows have energy, k"):
+    with pytest.raises(
+        ValueError, match="no row has the column 'energie'; the rows have energy, k"
+    ):
         intervals.aggregate([{"k": 1, "energy": 0.5}], by=("k",), value="energie")
     with pytest.raises(ValueError, match="no row has the column 'lo' to draw; the rows have"):
         charts.lines(CURVE, x="k", interval=("lo", "high"))
