@@ -122,7 +122,7 @@ def life(name, values, *, dim=100):
     spot = Spot(None, cell, None, None, None)
     path = Trajectory(torch.zeros(1), torch.ones(9, 1), torch.zeros(9), None, SPACE)
     rows = list(lifetime_rows(spot, {name: values}, path, {name: dim}, {}, {name: "weights"}))
-    (answer,) = answer_rows(spot, rows)
+    (answer,) = answer_rows(cell, rows)
     return next(r for r in rows if r["table"] == "lifetime"), answer["sentence"]
 
 

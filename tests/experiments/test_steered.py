@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from frenet.experiments import steering_effect, step_vs_vector
 from frenet.experiments.experiment import Cell
 from frenet.experiments.setup.contrast_notes import unknown_labels
 from frenet.experiments.setup.contrasts import (
@@ -22,9 +21,11 @@ from frenet.experiments.setup.contrasts import (
     two_words,
 )
 from frenet.experiments.steering_effect import findings as effect_findings
+from frenet.experiments.steering_effect import measure as effect_measure
 from frenet.experiments.steering_effect.measure import equal_size
 from frenet.experiments.step_vs_vector import Config
 from frenet.experiments.step_vs_vector import findings as step_findings
+from frenet.experiments.step_vs_vector import measure as step_measure
 from frenet.experiments.step_vs_vector.measure import _layers, _shifts
 from frenet.geometry.rng import generator
 from frenet.methods.steering_effect import answer_directions, prompted
@@ -424,8 +425,8 @@ def test_pairs_have_no_answer(tmp_path):
 @pytest.mark.parametrize(
     ("experiment", "findings", "measured"),
     [
-        (step_vs_vector, step_findings, c6([0.5] * 3, [0.1] * 3)),
-        (steering_effect, effect_findings, c7([1.0] * 3, 10.0, 1.0)),
+        (step_measure, step_findings, c6([0.5] * 3, [0.1] * 3)),
+        (effect_measure, effect_findings, c7([1.0] * 3, 10.0, 1.0)),
     ],
 )
 def test_answers_of_several_tokens_are_left_out_with_the_remedy(

@@ -115,7 +115,7 @@ class TaskVector(Shown):
                 continue
             if found is None or tuple(found.shape) != shape:
                 there = f"shape {tuple(found.shape)}" if found is not None else "no such parameter"
-                if name in dict(model.named_parameters(remove_duplicate=False)):
+                if found is None and name in dict(model.named_parameters(remove_duplicate=False)):
                     there = f"one weight for this and others that are tied; {UNTIE}"
                 raise UsageError(
                     f"the vector ({self.origin}) does not fit this model: it changes {name} of "

@@ -16,6 +16,7 @@ from frenet.geometry.energy import half_splits
 from frenet.geometry.linalg import subspace_overlap
 from frenet.measure.gradients import gradient_matrix
 from frenet.measure.spectra import NullSpectra, effective_ranks, held_out_energy
+from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task
 
 # What names the random stream of one task's nulls and splits; a column more leaves it as it is.
@@ -43,7 +44,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
             continue
         for size, (gradients, shuffled) in found.items():
             keys: Row = {**dict(cell.keys), "batch_size": size, "task": name}
-            yield from _spectra(network, config, keys, gradients, shuffled)
+            yield from _spectra(network.space, config, keys, gradients, shuffled)
             sampled[size][name] = gradients
     for size, tasks in sampled.items():
         yield from _overlaps(tasks, config, {**dict(cell.keys), "batch_size": size})
@@ -82,7 +83,7 @@ def _sample(
 
 
 def _spectra(
-    network: Network,
+    space: ParamSpace,
     config: Config,
     keys: Row,
     gradients: torch.Tensor,
@@ -91,12 +92,12 @@ def _spectra(
     """Held-out energy at every k, and effective ranks, of one task's gradients."""
     names = (str(keys[part]) for part in STREAM)
     draw = rng.generator(integer(keys, "seed"), "gradient-rank", *names)
-    draws = [NullSpectra.draw(gradients, network.space.sizes, draw) for _ in range(config.nulls)]
+    draws = [NullSpectra.draw(gradients, space.sizes, draw) for _ in range(config.nulls)]
     splits = half_splits(2 * config.n, config.repeats, draw)
     table = held_out_energy(gradients, shuffled, splits=splits, draws=draws, ks=config.ks)
     for i, k in enumerate(config.ks):
         measured = {column: values[i] for column, values in table.items()}
-        yield {"table": "energy", **keys, "k": k, **measured, "chance": k / network.space.dim}
+        yield {"table": "energy", **keys, "k": k, **measured, "chance": k / space.dim}
     yield {"table": "spectrum", **keys, **effective_ranks(gradients, draws[0])}
 
 

@@ -184,7 +184,7 @@ def slope_rows(dosed: Dosed, effects: Effects, *, resamples: int) -> Iterator[Ro
         }
     own = [slopes[name][:, 0] for name in reversed(SHOWN)]
 
-    def ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+    def ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> Any:
         return a.mean(axis) / b.mean(axis)
 
     low, high = interval(own, ratio)
