@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from frenet._errors import UsageError
 from frenet.network.eager import uncompiled
+from frenet.network.padding import rounding
 from frenet.network.tasks import base_model, forward_arguments
 
 # What a forward pass raises that wants more than a text, or other ids.
@@ -143,6 +144,26 @@ def short_text(model: nn.Module, length: int = 2) -> Tensor | None:
     device = next(model.parameters()).device
     ids = [max(middle - i, 0) for i in range(length)]
     return torch.tensor([ids], device=device)
+
+
+def reads_ahead(model: nn.Module) -> bool:
+    """Whether the logits of a token depend on those after it; False where no text runs through.
+
+    A model that reads so has seen what it is asked to predict, and its loss says nothing.
+    """
+    inner = base_model(model)
+    ids = short_text(inner, 8)
+    if ids is None:
+        return False
+    other = ids.clone()
+    other[0, -1] = ids[0, 0]
+    with _quiet(inner), torch.no_grad():
+        try:
+            first, second = (text_logits(inner, each)[:, :-1].float() for each in (ids, other))
+        except _FAILURES:
+            return False
+    spread = (first - first.mean(-1, keepdim=True)).norm()
+    return bool((first - second).norm() > rounding(inner, first) * spread)
 
 
 def _ran(model: nn.Module, ids: Tensor) -> tuple[set[int], bool]:

@@ -29,7 +29,7 @@ _NOT_DECODERS = ("general", "tokenizer", "t5", "umt5")
 # While converting, the dequantised tensors and one copy of them in float32.
 _BYTES_PER_PARAMETER = 8
 # Raised when the same file gives another folder, so that those of earlier versions are not taken.
-_CONVERSION = 2
+_CONVERSION = 3
 
 
 def supported_architectures() -> tuple[str, ...]:
@@ -164,8 +164,10 @@ def _write_converted(path: Path, file: GgufFile, folder: Path) -> list[str]:
         )  # fmt: skip
         _require_complete(loaded, report, file=file, rope=rope)
         # A model loaded from GGUF counts as quantised and cannot be saved; its copy can.
+        # Some architectures are dequantised while loading, and leave no mark of it.
         config = copy.deepcopy(loaded.config)
-        del config.quantization_config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
         fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fresh.load_state_dict(loaded.state_dict(), strict=True, assign=True)
     fresh.tie_weights()

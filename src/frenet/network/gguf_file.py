@@ -1,7 +1,8 @@
 """What a GGUF file holds, and in what way a file that cannot be read is none: each cause by name.
 
-The header is walked here and not by the gguf package, whose reader goes on for ever where a length
-is damaged; its tables say how many bytes a type takes, and how blocks become numbers.
+The header is walked here and not by the gguf package: its reader (0.19) compares no length with the
+size of the file, so that 112 bytes whose array claims 2^40 numbers keep it busy for ever, with more
+memory every second. Its tables say how many bytes a type takes, and how blocks become numbers.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """

@@ -14,7 +14,7 @@ from frenet._errors import UnreachableError, UsageError
 from frenet._notebook import Fact, Shown
 from frenet.network.adapter_files import adapter_folder, base_of
 from frenet.network.adapter_load import load_adapter
-from frenet.network.blocks import text_reach
+from frenet.network.blocks import reads_ahead, text_reach
 from frenet.network.checkpoints import fingerprint, tensor_shapes
 from frenet.network.folders import PICKLED, held, refuse_pickled, require_model_folder
 from frenet.network.gguf import convert_gguf, say_on_stderr
@@ -115,8 +115,8 @@ def load(
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: not a model, pickled weights only, weights that do not fill the model or need a
-            package that is not there, an adapter of another base; the message names file or tensor
-            and the remedy.
+            package that is not there, an adapter of another base, a model that reads what it is to
+            predict; the message names file or tensor and the remedy.
         ConnectionError: the hub cannot be reached or has no such model.
         MemoryError: the weights need more memory than there is.
     """
@@ -139,6 +139,7 @@ def load(
         model, said = load_adapter(model, adapter_folder(adapter), source=found.source)
         notes += said
     model = model.to(place).eval()
+    _require_decoder(model, found.name)
     notes += _tower_notes(model)
     notes.append(f"{sum(p.numel() for p in model.parameters()):,} parameters on {place}")
     return Loaded(
@@ -262,6 +263,17 @@ def _fetched(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=_NOT_FETCHED))
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error
+
+
+def _require_decoder(model: nn.Module, name: str) -> None:
+    """No token has been seen before it is predicted."""
+    if reads_ahead(model):
+        raise UsageError(
+            f"{name}: {type(base_model(model)).__name__} reads a text in both directions, so that "
+            "it has seen every token that it is to predict, and its loss says nothing; where "
+            'config.json has "use_bidirectional_attention", set that to false, and where it has '
+            '"is_decoder", to true; otherwise load a decoder'
+        )
 
 
 def _tower_notes(model: nn.Module) -> list[str]:
