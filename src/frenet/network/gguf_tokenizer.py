@@ -80,13 +80,14 @@ def _ends(tokenizer: Any, file: GgufFile) -> list[str]:
     ids = tokenizer(_PROBE)["input_ids"]
     for flag, place, name in (("add_bos_token", 0, "bos"), ("add_eos_token", -1, "eos")):
         wanted, special = _wanted(file, flag), metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if special is not None and (ids[place] == special) != wanted:
+        # A vocabulary without the letter makes nothing of it.
+        if special is not None and (bool(ids) and ids[place] == special) != wanted:
             notes.append(f"tokenizer.ggml.{flag} = {wanted} is not followed; {_ADVICE}")
     if metadata.get("tokenizer.ggml.model") == "llama":
         wanted = _wanted(file, "add_space_prefix")
         first = tokenizer.convert_ids_to_tokens(
             tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
         )
-        if first[0].startswith("\u2581") != wanted:
+        if first and first[0].startswith("\u2581") != wanted:
             notes.append(f"tokenizer.ggml.add_space_prefix = {wanted} is not followed; {_ADVICE}")
     return notes
