@@ -25,7 +25,7 @@ MUTATED = $(addprefix geometry/,linalg basis subspace theory energy blocks) \
 	$(addprefix measure/,drift gradients spectra lifetime recovery bases) \
 	$(addprefix methods/,plan survey subspace task_vectors merged adapter_fit) \
 	experiments/intervals \
-	$(patsubst src/frenet/%.py,%,$(wildcard src/frenet/experiments/*_findings.py))
+	$(patsubst src/frenet/%.py,%,$(wildcard src/frenet/experiments/*/*findings.py))
 mutants: .venv/installed
 	$(BIN)/python tests/mutants.py $(MUTATED) --draw 100 --seed 20261305 --out build/mutants.jsonl
 

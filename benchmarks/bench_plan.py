@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from frenet.experiments.damaged import damaged
-from frenet.experiments.networks import build
-from frenet.experiments.search_rows import Config
+from frenet.experiments.best_of_n import Config
+from frenet.experiments.setup.damage import damaged
+from frenet.experiments.setup.networks import build
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.evaluation import Evaluator
 from frenet.methods.plan import plan

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments, default_data_collator
 
-from frenet.experiments.watched import looks
+from frenet.experiments.watched_training import looks
 from frenet.geometry import rng
 from frenet.integrations.trainer import FrenetCallback
 from timing import (

@@ -1,4 +1,4 @@
-"""What a cell of each experiment costs, from a finished reproduction: for `experiments/costs.py`.
+"""What a cell of each experiment costs, for `experiments/reproduce/costs.py`, from a reproduction.
 
     python benchmarks/costs.py demo runs/reproduce-demo-1a2b3c4d
 
@@ -11,8 +11,8 @@ import json
 import statistics
 from pathlib import Path
 
-from frenet.experiments.costs import kind_of
-from frenet.experiments.reproduction import PRESETS, Reproduction, folder_names, parts
+from frenet.experiments.reproduce import PRESETS, Reproduction, folder_names, parts
+from frenet.experiments.reproduce.costs import kind_of
 from frenet.runs.forecast import Speed, network_speed
 
 

@@ -48,7 +48,7 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
 
 
 def above_nothing(src: Path) -> list[str]:
-    """Files beside the layers, which every layer may import, that import a part of the package."""
+    """Files beside the layers, which every layer may import, that import a layer."""
     known = modules(src)
     beside = [name for name in known if name.startswith(f"{PACKAGE}._") and name.count(".") == 1]
     return [
@@ -56,6 +56,7 @@ def above_nothing(src: Path) -> list[str]:
         for name in beside
         if name != f"{PACKAGE}.__main__"
         for module in sorted(imports(name, known[name], known))
+        if module not in beside
     ]
 
 
@@ -107,7 +108,25 @@ def long_functions(src: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("check", [wrong_imports, above_nothing, cycle, long_functions])
+def crossings(src: Path) -> list[str]:
+    """Imports of an experiment from outside its own folder, but still among the experiments."""
+    known, folder = modules(src), f"{PACKAGE}.experiments."
+    declared = {
+        name
+        for name, path in known.items()
+        if name.startswith(folder) and "\nEXPERIMENT = " in path.read_text(encoding="utf-8")
+    }
+    found = []
+    for name, path in known.items():
+        own = ".".join(name.split(".")[:3])
+        for module in sorted(imports(name, path, known)) if name.startswith(folder) else ():
+            other = ".".join(module.split(".")[:3])
+            if other in declared and other != own:
+                found.append(f"{name} imports {module}")
+    return found
+
+
+@pytest.mark.parametrize("check", [wrong_imports, above_nothing, cycle, crossings, long_functions])
 def test_the_package_keeps_the_rules(check):
     assert check(SRC) == []
 
@@ -182,6 +201,23 @@ def test_a_cycle_inside_a_layer_is_found(toy):
     )
     assert {"frenet.geometry.a", "frenet.geometry.b", "frenet.geometry.c"} == set(cycle(src))
     assert wrong_imports(src) == []
+
+
+def test_an_import_from_one_experiment_into_another_is_found(toy):
+    declared = "\nEXPERIMENT = 1\n"
+    src = toy(
+        {
+            "experiments/one/__init__.py": declared,
+            "experiments/one/rows.py": "from frenet.experiments.two.rows import row",
+            "experiments/two/__init__.py": f"from frenet.experiments.setup import x{declared}",
+            "experiments/two/rows.py": "from frenet.experiments.two import y",
+            "experiments/setup/__init__.py": "from frenet.experiments import one",
+        }
+    )
+    assert crossings(src) == [
+        "frenet.experiments.one.rows imports frenet.experiments.two.rows",
+        "frenet.experiments.setup imports frenet.experiments.one",
+    ]
 
 
 def test_long_functions_are_found_and_docstrings_not_counted(toy):

@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 
 import frenet
 from frenet.cli import main
+from frenet.experiments.direction_scale.answers import answer_rows
+from frenet.experiments.direction_scale.directions import Spot
+from frenet.experiments.direction_scale.measure import lifetime_rows
 from frenet.experiments.experiment import Cell
-from frenet.experiments.scale_directions import Spot
-from frenet.experiments.scale_rows import answer_rows, lifetime_rows
 from frenet.geometry.rng import generator
 from frenet.integrations.recording import Recording
 from frenet.measure.trajectory import Trajectory
@@ -121,7 +122,7 @@ def life(name, values, *, dim=100):
     spot = Spot(None, cell, None, None, None)
     path = Trajectory(torch.zeros(1), torch.ones(9, 1), torch.zeros(9), None, SPACE)
     rows = list(lifetime_rows(spot, {name: values}, path, {name: dim}, {}, {name: "weights"}))
-    (answer,) = answer_rows(spot, rows)
+    (answer,) = answer_rows(cell, rows)
     return next(r for r in rows if r["table"] == "lifetime"), answer["sentence"]
 
 
@@ -193,9 +194,12 @@ def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--vectors", "nowhere"), "there is no file or folder nowhere"),
+        (("--vectors", "nowhere"), "there is no adapter, checkpoint or task vector nowhere"),
         (("--contrasts", "nowhere.jsonl"), "there is no file or folder nowhere.jsonl"),
-        (("--k", "2"), "a prefix of k=2 steps is all of a training of 2; pass --k below"),
+        (
+            ("--k", "2"),
+            "a prefix of k=2 steps is all of a training of 2, the last of --lags; pass --k 1",
+        ),
         (("--lags", "1"), "a prefix of k=1 steps is all of a training of 1"),
         (("--directions", "up"), "no direction 'up'; there are gradient, Adam step"),
         (("--vectors", "@task.jsonl"), "is no .safetensors file"),

@@ -9,11 +9,11 @@ import torch
 import frenet
 from frenet.cli import main
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.networks import NetworkConfig, task_names
-from frenet.experiments.reproduction import PRESETS, settings
-from frenet.experiments.search import SearchConfig
-from frenet.experiments.steered import SteeringConfig, behaviours
-from frenet.experiments.subject import load_subject
+from frenet.experiments.reproduce import PRESETS, settings
+from frenet.experiments.search_command import SearchConfig
+from frenet.experiments.search_command.setup import load_subject
+from frenet.experiments.setup.contrasts import SteeringConfig, behaviours
+from frenet.experiments.setup.networks import NetworkConfig, task_names
 from network.chats import chat_tokenizer
 from network.models import tiny_llama
 

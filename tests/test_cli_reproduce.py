@@ -10,7 +10,7 @@ from rich.console import Console
 
 from frenet import cli
 from frenet.cli import reproduce as command
-from frenet.experiments.reproduction import PRESETS, Part, Reproduction, parts
+from frenet.experiments.reproduce import PRESETS, Part, Reproduction, parts
 from frenet.network import memory
 from frenet.runs import read_run
 from frenet.runs.forecast import Forecast, Speed

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from frenet.experiments import EXPERIMENTS, charts
+from frenet.experiments import EXPERIMENTS
+from frenet.experiments.figures import charts
 from frenet.report import figures, write_results
 from frenet.runs import find_runs, read_run
 

@@ -11,7 +11,7 @@ The folders are layers; each imports only from those before it:
     network       what is measured: parameter spaces, tasks, models, adapters
     measure       numbers read off a network at a point or along a path
     methods       what one does with a direction
-    experiments   one file, one question: configuration, rows, claim, figures
+    experiments   one folder, one question: configuration, rows, claim, figures
     runs          run folders and the engine that fills them
     report        run folders into one HTML file
     integrations  inside other people's training

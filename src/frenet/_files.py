@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from frenet._errors import UsageError
+
 TEMPORARY = ".writing-"
 # What moves most results; the cache has a variable of its own.
 OUT = "--out"
@@ -38,7 +40,7 @@ class DiskFullError(NotWrittenError):
     """No space left for a result; what was written before is whole."""
 
 
-class DamagedFileError(ValueError):
+class DamagedFileError(UsageError):
     """A stored file is not what was written: which one, and why in words that go on from "it"."""
 
     def __init__(self, where: Path | str, why: str) -> None:

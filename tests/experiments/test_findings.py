@@ -2,22 +2,24 @@
 
 import pytest
 
-from frenet.experiments import basis_drift, brackets, prefix_findings
-from frenet.experiments import scale_findings as scale
-from frenet.experiments.drift_findings import decide as drift
-from frenet.experiments.drift_findings import drift_chart
-from frenet.experiments.intervals import estimate, fraction, high, low, outliers, over_seeds
-from frenet.experiments.rank_findings import SAME_EXAMPLES, energy_chart, task_chart
-from frenet.experiments.rank_findings import decide as rank
-from frenet.experiments.recovery_figures import held
-from frenet.experiments.recovery_findings import fixed_plane, prefix_span
-from frenet.experiments.search_findings import (
+from frenet.experiments import basis_drift, brackets
+from frenet.experiments.basis_drift.findings import decide as drift
+from frenet.experiments.basis_drift.findings import drift_chart
+from frenet.experiments.best_of_n.findings import (
     best_gains,
     most_candidates,
     ranked,
     relative_gains,
 )
-from frenet.experiments.search_findings import decide as searched
+from frenet.experiments.best_of_n.findings import decide as searched
+from frenet.experiments.direction_scale import figures as scale
+from frenet.experiments.gradient_rank.findings import SAME_EXAMPLES, energy_chart, task_chart
+from frenet.experiments.gradient_rank.findings import decide as rank
+from frenet.experiments.intervals import estimate, fraction, high, low, outliers, over_seeds
+from frenet.experiments.recovery_basis import prefix_findings
+from frenet.experiments.recovery_basis.figures import held
+from frenet.experiments.recovery_basis.findings import fixed_plane
+from frenet.experiments.recovery_basis.prefix_findings import prefix_span
 
 
 def test_the_seed_is_the_unit_of_the_interval() -> None:

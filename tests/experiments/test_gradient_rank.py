@@ -2,14 +2,15 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import torch
 
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.gradient_rank import Config, _spectra
-from frenet.experiments.rank_findings import decide
+from frenet.experiments.gradient_rank import Config
+from frenet.experiments.gradient_rank.findings import decide
+from frenet.experiments.gradient_rank.measure import _spectra
 from frenet.geometry import rng
+from frenet.network.space import ParamSpace
 from network.models import tiny_llama, tiny_tokenizer
 
 
@@ -46,14 +47,14 @@ def test_the_random_stream_has_the_names_of_its_cell_whatever_other_columns_ther
         return plain(seed, *names)
 
     monkeypatch.setattr(rng, "generator", named)
-    network = SimpleNamespace(space=SimpleNamespace(sizes=(12, 8), dim=20))
+    space = ParamSpace(("a", "b"), ((12,), (8,)))
     config = Config(nulls=1, repeats=2, n=4, ks=(1, 2))
     gradients, shuffled = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(1))
     keys = {"seed": 3, "space": "full", "point": "none", "batch_size": 16, "task": "copy"}
     more = {"dtype": "float32", **dict(reversed(keys.items())), "note": "x"}
     energies = []
     for columns in (keys, more):
-        rows = list(_spectra(network, config, columns, gradients, shuffled))
+        rows = list(_spectra(space, config, columns, gradients, shuffled))
         energies.append([{k: v for k, v in row.items() if k not in more} for row in rows])
     assert asked == [(3, "gradient-rank", "3", "full", "none", "16", "copy")] * 2
     assert energies[0] == energies[1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from frenet.experiments.experiment import Row
-from frenet.experiments.range_rows import answer_rows, pair_rows
+from frenet.experiments.task_vector_range.measure import answer_rows, pair_rows
 
 KEYS = {"seed": 3, "space": "lora"}
 

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from frenet.experiments import EXPERIMENTS, range_findings, scale_findings
+from frenet.experiments import EXPERIMENTS
+from frenet.experiments.direction_scale import figures as scale_findings
 from frenet.experiments.experiment import Cell
-from frenet.experiments.networks import Network
-from frenet.experiments.range_rows import Config, Range, along_rows, pair_rows
-from frenet.experiments.scale_rows import weight_share
+from frenet.experiments.setup.lines import weight_share
+from frenet.experiments.setup.networks import Network
+from frenet.experiments.task_vector_range import Config
+from frenet.experiments.task_vector_range import figures as range_findings
+from frenet.experiments.task_vector_range.measure import Range, along_rows, pair_rows
 from frenet.geometry.rng import generator
 from frenet.measure.trajectory import Trajectory
 from frenet.methods.task_vectors import from_step, from_training

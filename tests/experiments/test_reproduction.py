@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.costs import COSTS, MODEL, kind_of
-from frenet.experiments.networks import task_names
-from frenet.experiments.reproduction import (
+from frenet.experiments.reproduce import (
     MADE,
     PRESETS,
     STATEMENTS,
@@ -19,7 +17,9 @@ from frenet.experiments.reproduction import (
     parts,
     settings,
 )
-from frenet.experiments.steered import behaviours
+from frenet.experiments.reproduce.costs import COSTS, MODEL, kind_of
+from frenet.experiments.setup.contrasts import behaviours
+from frenet.experiments.setup.networks import task_names
 from frenet.network import made_model
 from frenet.runs import forecast as forecasting
 from frenet.runs import machine

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.networks import build
-from frenet.experiments.search import SearchConfig
-from frenet.experiments.subject import load_subject
+from frenet.experiments.search_command import SearchConfig
+from frenet.experiments.search_command.setup import load_subject
+from frenet.experiments.setup.networks import build
 from frenet.network.adapters import quiet_peft
 from network.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 

@@ -7,15 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from frenet.experiments import (
-    effect_findings,
-    steering_effect,
-    step_findings,
-    step_vs_vector,
-)
-from frenet.experiments.effect_rows import equal_size
 from frenet.experiments.experiment import Cell
-from frenet.experiments.steered import (
+from frenet.experiments.setup.contrast_notes import unknown_labels
+from frenet.experiments.setup.contrasts import (
     ONE_MODEL,
     PARTS,
     Steered,
@@ -26,8 +20,13 @@ from frenet.experiments.steered import (
     steered,
     two_words,
 )
-from frenet.experiments.steered_findings import unknown_labels
-from frenet.experiments.step_vs_vector import Config, _layers, _shifts
+from frenet.experiments.steering_effect import findings as effect_findings
+from frenet.experiments.steering_effect import measure as effect_measure
+from frenet.experiments.steering_effect.measure import equal_size
+from frenet.experiments.step_vs_vector import Config
+from frenet.experiments.step_vs_vector import findings as step_findings
+from frenet.experiments.step_vs_vector import measure as step_measure
+from frenet.experiments.step_vs_vector.measure import _layers, _shifts
 from frenet.geometry.rng import generator
 from frenet.methods.steering_effect import answer_directions, prompted
 from frenet.network.contrast import Contrast, Item
@@ -426,8 +425,8 @@ def test_pairs_have_no_answer(tmp_path):
 @pytest.mark.parametrize(
     ("experiment", "findings", "measured"),
     [
-        (step_vs_vector, step_findings, c6([0.5] * 3, [0.1] * 3)),
-        (steering_effect, effect_findings, c7([1.0] * 3, 10.0, 1.0)),
+        (step_measure, step_findings, c6([0.5] * 3, [0.1] * 3)),
+        (effect_measure, effect_findings, c7([1.0] * 3, 10.0, 1.0)),
     ],
 )
 def test_answers_of_several_tokens_are_left_out_with_the_remedy(
@@ -439,7 +438,8 @@ def test_answers_of_several_tokens_are_left_out_with_the_remedy(
     config = experiment.Config(model=str(tmp_path), tasks=("frenet:comparisons",), seeds=(0,))
     rows = [row for cell in cells(config) for row in experiment.run(config, cell)]
     (row,) = rows
-    assert row["note"].startswith("Yes or No is several tokens to this tokenizer")
+    assert row["note"].startswith("'Yes' (")
+    assert "several tokens to this tokenizer" in row["note"]
     finding = findings.decide(rows)
     reason = f"comparisons was left out: {row['note']}"
     assert (finding.verdict, finding.why, finding.notes) == ("undecided", reason, ())

@@ -8,8 +8,8 @@ import pytest
 
 from experiments.small import small
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.subspace_arms import climb
-from frenet.experiments.subspace_findings import (
+from frenet.experiments.subspace_training.arms import climb
+from frenet.experiments.subspace_training.findings import (
     ALL,
     CHANCE,
     UNSWEPT,

@@ -1,7 +1,15 @@
 """How a watched training shows itself."""
 
 from frenet.experiments import described
-from frenet.experiments.watched import TABLES, TRAINING, WATCHED, WatchConfig, cells, command, looks
+from frenet.experiments.watched_training import (
+    TABLES,
+    TRAINING,
+    WATCHED,
+    WatchConfig,
+    cells,
+    command,
+    looks,
+)
 from frenet.report.figures import draw
 from frenet.runs import config_dict
 

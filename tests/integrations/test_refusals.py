@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from frenet.experiments.watched import WatchConfig
+from frenet.experiments.watched_training import WatchConfig
 from frenet.integrations import checks
 from frenet.integrations.trained import trained_space
 from frenet.integrations.trainer import FrenetCallback, read_trajectory

@@ -150,6 +150,8 @@ def test_following_a_recorded_path_sees_what_watching_the_training_saw():
     for name, values in watched.items():
         assert followed[name] == pytest.approx(values, rel=1e-5)
     assert torch.equal(space.read(model), before)
+    late = follow(model, path, space=space, lags=(5,), look=look)
+    assert late == {name: {lag: at[lag] for lag in (0, 5)} for name, at in followed.items()}
     for wrong in ((13,), (1, 13), ()):
         with pytest.raises(ValueError, match="has 12 steps; pass lags up to that"):
             follow(model, path, space=space, lags=wrong, look=look)

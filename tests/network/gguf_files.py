@@ -82,7 +82,7 @@ def described(model):
         "norm_eps",
     ):
         if (value := getattr(config, name, None)) is not None:
-            rms = name == "rms_norm_eps"
+            rms = name == "rms_norm_eps" or kind == "lfm2"
             found[f"attention.layer_norm_{'rms_' if rms else ''}epsilon"] = float(value)
     rope = getattr(config, "rope_parameters", None)
     if rope:
@@ -106,6 +106,10 @@ def described(model):
         found["expert_shared_feed_forward_length"] = config.shared_expert_intermediate_size
     if kind == "stablelm":
         found["use_parallel_residual"] = bool(config.use_parallel_residual)
+    if kind == "lfm2":
+        attends = [each == "full_attention" for each in config.layer_types]
+        found["attention.head_count_kv"] = [config.num_key_value_heads * each for each in attends]
+        found["shortconv.l_cache"] = config.conv_L_cache
     return found
 
 
@@ -159,7 +163,7 @@ def stored(model, name, value):
         array = -np.exp(array)
     if "shared_expert_gate" in name:
         array = array[0]
-    if kind == "mamba" and "conv1d.weight" in name:
+    if (kind == "mamba" and "conv1d.weight" in name) or (kind == "lfm2" and "conv.conv" in name):
         array = array[:, 0]
     return np.ascontiguousarray(array)
 

@@ -750,7 +750,7 @@ def test_a_hub_id_promises_no_more_than_it_stores(places, cached):
         read("some/layers")
 
 
-@pytest.mark.parametrize("family", ["llava", "gemma3"])
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_vl", "paligemma", "idefics3"])
 @pytest.mark.reads(
     kind="folders",
     given="a model that also reads images",
@@ -769,4 +769,37 @@ def test_a_model_that_reads_images_too(tmp_path, family, says):
     assert torch.equal(logits(loaded.model), logits(model))
     assert loaded.context_length == 77
     assert any(says in note for note in loaded.notes)
-    assert not [name for name in ParamSpace.select(loaded.model).names if "vision" in name]
+    assert not [name for name in ParamSpace.select(loaded.model).names if "vis" in name]
+
+
+@pytest.mark.reads(
+    kind="folders",
+    given="a model that reads a text in both directions, as PaliGemma and BERT",
+    outcome="refused",
+    says="reads a text in both directions",
+)
+@pytest.mark.parametrize("family", ["paligemma", "bert"])
+def test_a_model_that_has_seen_what_it_is_to_predict(tmp_path, family, says):
+    """The message names the switch of the configuration that helps."""
+    from test_text_reach import paligemma
+    from transformers import BertConfig, BertLMHeadModel
+
+    shape = {
+        "vocab_size": 99, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    for ahead in (True, False):
+        if family == "bert":
+            model = BertLMHeadModel(BertConfig(**shape, is_decoder=not ahead)).eval()
+        else:
+            model = paligemma(use_bidirectional_attention=ahead).eval()
+        folder = save(model, tmp_path / f"{family}-{ahead}")
+        if ahead:
+            with pytest.raises(ValueError, match=says) as told:
+                read(folder)
+            config = (folder / "config.json").read_text()
+            assert any(word in config and word in str(told.value) for word in (
+                '"is_decoder"', '"use_bidirectional_attention"',
+            ))  # fmt: skip
+        else:
+            assert torch.equal(logits(read(folder).model), logits(model))

@@ -54,15 +54,16 @@ def refused(path):
 # What is carried over
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+# Of attention logits, llama.cpp knows no scale but that of the width of a head.
+GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}
 FAMILIES = {
     "llama": {},
     "llama with biases": {"attention_bias": True, "mlp_bias": True},
     "llama with wide heads": {"head_dim": 16},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
-    "gemma2": {"head_dim": 8, "sliding_window": 16, "attn_logit_softcapping": 7.0,
-               "final_logit_softcapping": 3.0},
-    "gemma3_text": {"head_dim": 8, "sliding_window": 16, "num_hidden_layers": 7},
+    "gemma2": {**GEMMA, "attn_logit_softcapping": 7.0, "final_logit_softcapping": 3.0},
+    "gemma3_text": {**GEMMA, "num_hidden_layers": 7},
     "phi3": {},
     "phi3 with a window": {"sliding_window": 8},
     "phi3 that turns half of a head": {"partial_rotary_factor": 0.5},
@@ -75,6 +76,7 @@ FAMILIES = {
                  "rope_parameters": {**BASE, "partial_rotary_factor": 1.0}},
     "gpt2": {"n_inner": 48, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "bloom": {"n_layer": 2, "n_head": 4, "num_key_value_heads": None},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "mamba": {"state_size": 4, "num_attention_heads": None, "intermediate_size": 64},
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 40},
     "qwen3_moe": {**EXPERTS, "head_dim": 8, "norm_topk_prob": True},
@@ -84,7 +86,7 @@ FAMILIES = {
 @pytest.mark.reads(
     kind="GGUF",
     given="a file of llama, qwen2, qwen3, gemma2, gemma3, phi3, falcon, starcoder2, stablelm, "
-    "nemotron, gpt2, bloom, mamba, qwen2moe or qwen3moe",
+    "nemotron, gpt2, bloom, mamba, lfm2, qwen2moe or qwen3moe",
     outcome="used: dequantised, with all settings of its metadata",
 )
 @pytest.mark.parametrize("family", FAMILIES)
@@ -111,12 +113,13 @@ def test_a_window_that_is_no_shorter_than_the_context_changes_nothing(file):
 
 @pytest.mark.parametrize(("family", "blocks"), [("gemma2", 46), ("gemma3_text", 62)])
 def test_gemma_of_27b_scales_attention_by_its_width(family, blocks):
-    """llama.cpp knows it by the number of blocks; the file has no key for it."""
+    """llama.cpp knows it by the number of blocks, and takes the width of a head of all others; the
+    file has no key for it."""
     keys = {
         "block_count": blocks, "embedding_length": 96, "attention.head_count": 4,
         "attention.sliding_window": 16, "attention.key_length": 16, "attention.value_length": 16,
     }  # fmt: skip
-    for count, wanted in ((blocks, 24), (blocks - 1, 256)):
+    for count, wanted in ((blocks, 24), (blocks - 1, 16)):
         config = CONFIG_MAPPING[family](
             hidden_size=96, num_attention_heads=4, num_hidden_layers=count, head_dim=16
         )
@@ -129,10 +132,45 @@ def test_gemma_of_27b_scales_attention_by_its_width(family, blocks):
 
 def test_blocks_of_local_attention_are_those_of_the_file(file):
     kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
-    shape = {"head_dim": 8, "sliding_window": 8, "num_hidden_layers": 4}
+    shape = {**GEMMA, "sliding_window": 8, "num_hidden_layers": 4}
     model = tiny("gemma3_text", layer_types=kinds, **shape)
     slides = [kind == "sliding_attention" for kind in kinds]
     path = file(model, facts={"attention.sliding_window_pattern": slides})
+    assert off(path, model) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "slides"),
+    [
+        (3, [True, True, False, True]), (1, [False] * 4), (0, [True] * 4), (True, [True] * 4),
+        ([1, 1, 1, 1], [True] * 4), ([1, 0, 0, 0], [True, False, False, False]),
+    ],
+)  # fmt: skip
+def test_a_pattern_of_local_attention_is_a_period_or_a_list(pattern, slides):
+    """A period of 0 says it of all blocks and one of 1 of none; numbers in a list are switches."""
+    config = CONFIG_MAPPING["gemma3_text"](num_hidden_layers=4, head_dim=8)
+    keys = {"block_count": 4, "attention.sliding_window": 16}
+    metadata = {f"gemma3.{key}": value for key, value in keys.items()}
+    metadata["gemma3.attention.sliding_window_pattern"] = pattern
+    carry_over(GgufFile(Path("x.gguf"), "gemma3", metadata, ()), config)
+    assert [kind == "sliding_attention" for kind in config.layer_types] == slides
+
+
+def test_gemma_3_without_a_window_attends_to_all_tokens(file):
+    """Of Gemma 2 llama.cpp knows the window, which a file may leave out."""
+    shape = {**GEMMA, "sliding_window": 8, "num_hidden_layers": 7}
+    model = tiny("gemma3_text", layer_types=["full_attention"] * 7, **shape)
+    path = file(model, without=["attention.sliding_window"])
+    assert off(path, model) < 1e-5
+    assert float((logits(model) - logits(tiny("gemma3_text", **shape))).abs().max()) > 1e-2
+    other = read(file(tiny("gemma2", **GEMMA), "two.gguf", without=["attention.sliding_window"]))
+    assert other.model.config.sliding_window == 4096
+
+
+def test_stablelm_is_parallel_where_no_norm_stands_between(file):
+    """llama.cpp goes by the tensor; converters wrote True where a configuration said nothing."""
+    model = tiny("stablelm", use_parallel_residual=False)
+    path = file(model, facts={"use_parallel_residual": True})
     assert off(path, model) < 1e-5
 
 
@@ -278,7 +316,7 @@ def test_gemma_3_stretches_only_its_blocks_of_full_attention(file):
         "sliding_attention": {**BASE, "rope_theta": 700.0},
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     }
-    shape = {"head_dim": 8, "sliding_window": 16, "num_hidden_layers": 6}
+    shape = {**GEMMA, "num_hidden_layers": 6}
     model = tiny("gemma3_text", rope_parameters=rope, **shape)
     facts = {
         "rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "rope.freq_base_swa": 700.0,
@@ -686,6 +724,18 @@ def test_a_text_begins_with_the_token_that_the_file_says_or_a_note_says_so(file,
     first = loaded.tokenizer("ab")["input_ids"][0]
     told = any("add_bos_token" in note for note in loaded.notes)
     assert ((first == 0) == begins) != told
+
+
+@pytest.mark.parametrize(
+    ("pre", "begins"), [("llama-bpe", True), ("tekken", True), ("gpt-2", False), ("qwen2", False)]
+)
+def test_a_text_begins_as_llama_cpp_begins_it_where_the_file_says_nothing(file, pre, begins):
+    """The files of Llama 3 leave it out, and their texts begin with a token."""
+    loaded = read(file(pre=pre))
+    assert loaded.tokenizer("ab")["input_ids"][0] == (0 if begins else 97)
+    assert not [note for note in loaded.notes if "tokenizer" in note]
+    other = read(file(name="other.gguf", pre=pre, facts={"tokenizer.ggml.add_bos_token": False}))
+    assert other.tokenizer("ab")["input_ids"][0] == 97
 
 
 # Folders

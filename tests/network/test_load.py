@@ -224,7 +224,7 @@ def test_tensors_without_a_place_are_in_the_notes(saved):
 def test_a_folder_without_tokenizer_is_an_error_that_names_the_remedy(saved):
     folder, other = saved(), saved(name="other")
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"has no tokenizer \(tokenizer\.json.*pass tokenizer="):
+    with pytest.raises(ValueError, match=r"has no tokenizer \(tokenizer\.json.*pass --tokenizer "):
         read(folder)
     assert len(load(folder, tokenizer=other, device="cpu").tokenizer) == VOCABULARY
 

@@ -211,7 +211,7 @@ def test_a_coordinate_has_the_name_of_its_parameter():
         name for name, size in zip(space.names, space.sizes, strict=True) for _ in range(size)
     ]
     assert names == expected
-    with pytest.raises(IndexError, match="coordinate beyond the 28 of this space"):
+    with pytest.raises(ValueError, match="coordinate beyond the 28 of this space"):
         space.locate(28)
 
 

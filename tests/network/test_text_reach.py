@@ -10,15 +10,21 @@ from transformers import (
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     MllamaConfig,
     MllamaForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
 )
 
 from frenet.measure.activations import add, last_activations, record
-from frenet.network.blocks import residual_blocks, text_reach
+from frenet.network.blocks import reads_ahead, residual_blocks, text_reach
 from frenet.network.limits import context_length
 from frenet.network.sites import Site
 from frenet.network.space import ParamSpace
@@ -32,7 +38,6 @@ EYES = {
     "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 14,
 }  # fmt: skip
-PATH = "model.language_model.layers"
 ROWS = [[5, 9, 3], [7, 2, 8, 4], [11]]
 
 
@@ -67,7 +72,42 @@ def mllama():
     )
 
 
-FAMILIES = {"gemma3": gemma3, "llava": llava, "mllama": mllama}
+def qwen2_vl():
+    """Its positions have three axes."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    text = {**TEXT, "rope_parameters": rope, "bos_token_id": 1, "eos_token_id": 2}
+    vision = {
+        "embed_dim": 64, "hidden_size": 16, "depth": 5, "num_heads": 2, "patch_size": 14,
+        "mlp_ratio": 2,
+    }  # fmt: skip
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(
+        text_config=text, vision_config=vision, image_token_id=98, video_token_id=97,
+        vision_start_token_id=96, vision_end_token_id=95,
+    ))  # fmt: skip
+
+
+def paligemma(**more):
+    """Its class reads the beginning of a text in both directions where a picture is there."""
+    text = {**TEXT, "model_type": "gemma", "use_bidirectional_attention": False, **more}
+    vision = {**EYES, "num_hidden_layers": 5, "model_type": "siglip_vision_model"}
+    return PaliGemmaForConditionalGeneration(PaliGemmaConfig(
+        text_config=text, vision_config=vision, projection_dim=16, image_token_index=98,
+    ))  # fmt: skip
+
+
+def idefics3():
+    """That of SmolVLM, whose class is its own and the same."""
+    text = {**TEXT, "model_type": "llama", "pad_token_id": 0}
+    vision = {**EYES, "num_hidden_layers": 5}
+    return Idefics3ForConditionalGeneration(Idefics3Config(
+        text_config=text, vision_config=vision, image_token_id=98, scale_factor=1, pad_token_id=0,
+    ))  # fmt: skip
+
+
+FAMILIES = {
+    "gemma3": gemma3, "llava": llava, "mllama": mllama, "qwen2_vl": qwen2_vl,
+    "paligemma": paligemma, "idefics3": idefics3,
+}  # fmt: skip
 
 
 def built(family):
@@ -90,16 +130,18 @@ def test_coordinates_are_those_that_a_text_has_a_gradient_in(family):
     assert set(space.names) == reached
     assert space.dim < sum(p.numel() for p in model.parameters()) / 2
     tower = text_reach(model).towers[0]
-    assert ParamSpace.select(model, "vision").dim > 0
+    assert ParamSpace.select(model, tower).dim > 0
     assert all(not name.startswith(f"{tower}.") for name in space.names)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", [None, PATH])
+@pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_streams_are_those_of_the_blocks_that_a_text_runs_through(family, path):
+def test_streams_are_those_of_the_blocks_that_a_text_runs_through(family, named):
     model = built(family)
-    assert residual_blocks(model, path)[1] is model.model.language_model.layers
+    place = "model.text_model.layers" if family == "idefics3" else "model.language_model.layers"
+    path = place if named else None
+    assert residual_blocks(model, path)[1] is model.get_submodule(place)
     assert context_length(model) == 77
     found = last_activations(model, ROWS, [0], path=path)[:, 0]
     for row, stream in zip(ROWS, found, strict=True):
@@ -109,15 +151,34 @@ def test_streams_are_those_of_the_blocks_that_a_text_runs_through(family, path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_padded_batch_is_steered_by_its_own_mask():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_padded_batch_is_steered_by_its_own_mask(family):
     """What runs the blocks gets another mask than the model, of which no padding can be read."""
-    model, site = built("gemma3"), Site(0, "last")
+    model, site = built(family), Site(0, "last")
     ids, mask = torch.tensor([[5, 9, 3, 0], [7, 2, 8, 4]]), torch.tensor([[1, 1, 1, 0], [1] * 4])
     v = torch.ones(16)
     with torch.no_grad(), add(model, {site: v}), record(model, [site]) as seen:
         model(input_ids=ids, attention_mask=mask)
     plain = last_activations(model, [[5, 9, 3], [7, 2, 8, 4]], [0])[:, 0]
     torch.testing.assert_close(seen[site], plain + v, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_model_that_reads_ahead_is_told_from_one_that_does_not(ahead):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = paligemma(use_bidirectional_attention=ahead).eval()
+    ids = torch.tensor([[5, 9, 3, 7], [5, 9, 3, 8]])
+    with torch.no_grad():
+        first, second = model(input_ids=ids).logits[:, :3]
+    assert torch.allclose(first, second, atol=1e-5) is not ahead
+    assert reads_ahead(model) is ahead
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_of_decoders_reads_ahead(family):
+    assert not reads_ahead(built(family))
 
 
 def test_a_block_that_does_not_run_is_named():

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frenet.experiments import charts
-from frenet.experiments.charts import Axis, Rule
+from frenet.experiments import intervals
 from frenet.experiments.experiment import (
     Breakdown,
     Claim,
@@ -19,6 +18,8 @@ from frenet.experiments.experiment import (
     Row,
     Rows,
 )
+from frenet.experiments.figures import charts
+from frenet.experiments.figures.charts import Axis, Rule
 from frenet.runs import Run, config_dict
 
 HOSTILE = "<script>alert(1)</script>"
@@ -132,7 +133,7 @@ def spectrum_chart(rows: Rows) -> Any:
         "energy_gaussian": "Gaussian null",
     }
     return charts.lines(
-        charts.melt(rows, by=("task", "k"), values=values),
+        intervals.melt(rows, by=("task", "k"), values=values),
         x=Axis("k", "basis dimension k", log=True),
         y=Axis("value", "energy (fraction)", domain=(0, 1)),
         facet="task",
@@ -142,7 +143,7 @@ def spectrum_chart(rows: Rows) -> Any:
 
 def overlap_chart(rows: Rows) -> Any:
     return charts.heatmap(
-        charts.aggregate(rows, by=("task", "other"), value="overlap"),
+        intervals.aggregate(rows, by=("task", "other"), value="overlap"),
         x=Axis("other", "basis of"),
         y=Axis("task", "gradients of"),
     )
@@ -152,9 +153,9 @@ def capture_chart(rows: Rows) -> Any:
     noise = [row for row in rows if row["damage"] == "noise"]
     measured = [
         row | {"series": row["optimiser"]}
-        for row in charts.aggregate(noise, by=("optimiser", "basis"), value="captured")
+        for row in intervals.aggregate(noise, by=("optimiser", "basis"), value="captured")
     ]
-    null = charts.melt(noise, by=("basis",), values={"random_walk": "random walk"})
+    null = intervals.melt(noise, by=("basis",), values={"random_walk": "random walk"})
     return charts.dots(
         [*measured, *null],
         x=Axis("value", "captured fraction of the recovery", domain=(0, 1)),
@@ -174,10 +175,10 @@ def function_chart(rows: Rows) -> Any:
 
 
 def drift_chart(rows: Rows) -> Any:
-    control = charts.melt(rows, by=("lag",), values={"control": "frozen control"})
+    control = intervals.melt(rows, by=("lag",), values={"control": "frozen control"})
     measured = [
         row | {"series": row["rate"]}
-        for row in charts.aggregate(rows, by=("rate", "lag"), value="ratio")
+        for row in intervals.aggregate(rows, by=("rate", "lag"), value="ratio")
     ]
     return charts.lines(
         [*measured, *control],

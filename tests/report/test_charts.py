@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from frenet.experiments import charts
-from frenet.experiments.chart_series import GREY, PALETTE
-from frenet.experiments.charts import Axis, Rule
+from frenet.experiments import intervals
 from frenet.experiments.experiment import Row
+from frenet.experiments.figures import charts
+from frenet.experiments.figures.charts import Axis, Rule
+from frenet.experiments.figures.series import GREY, PALETTE
 from frenet.report.figures import svg
 
 CURVE: list[Row] = [
@@ -39,7 +40,7 @@ def drawn(spec: dict[str, Any]) -> str:
 
 def test_aggregate_is_the_mean_with_students_interval() -> None:
     rows: list[Row] = [{"k": 1, "seed": s, "x": x} for s, x in enumerate((1.0, 2.0, 3.0))]
-    (row,) = charts.aggregate(rows, by=("k",), value="x")
+    (row,) = intervals.aggregate(rows, by=("k",), value="x")
     assert (row["k"], row["value"], row["n"]) == (1, 2.0, 3)
     # t with 2 degrees of freedom at 97.5% is 4.302653, the standard error 1 / sqrt(3).
     assert row["low"] == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-6)
@@ -54,27 +55,29 @@ def test_one_seed_has_no_interval_and_what_is_missing_is_not_counted() -> None:
         {"k": 2, "x": None},
         {"k": 3},
     ]
-    assert charts.aggregate(rows, by=("k",), value="x") == [
+    assert intervals.aggregate(rows, by=("k",), value="x") == [
         {"k": 1, "value": 0.5, "low": None, "high": None, "n": 1}
     ]
 
 
 def test_groups_keep_their_order_of_appearance() -> None:
     rows: list[Row] = [{"task": t, "x": 1.0} for t in ("sort", "copy", "sort", "add")]
-    found = charts.aggregate(rows, by=("task",), value="x")
+    found = intervals.aggregate(rows, by=("task",), value="x")
     assert [row["task"] for row in found] == ["sort", "copy", "add"]
 
 
 def test_an_unknown_column_is_an_error_that_lists_the_columns() -> None:
-    with pytest.raises(KeyError, match="no row has the column 'energie'; the rows have energy, k"):
-        charts.aggregate([{"k": 1, "energy": 0.5}], by=("k",), value="energie")
+    with pytest.raises(
+        ValueError, match="no row has the column 'energie'; the rows have energy, k"
+    ):
+        intervals.aggregate([{"k": 1, "energy": 0.5}], by=("k",), value="energie")
     with pytest.raises(ValueError, match="no row has the column 'lo' to draw; the rows have"):
         charts.lines(CURVE, x="k", interval=("lo", "high"))
 
 
 def test_melt_stacks_measure_and_null() -> None:
     rows: list[Row] = [{"k": 1, "energy": 0.5, "null": 0.1}, {"k": 1, "energy": 0.7, "null": 0.1}]
-    found = charts.melt(rows, by=("k",), values={"energy": "measured", "null": "chance"})
+    found = intervals.melt(rows, by=("k",), values={"energy": "measured", "null": "chance"})
     assert [(row["series"], row["value"]) for row in found] == [("measured", 0.6), ("chance", 0.1)]
 
 
@@ -212,7 +215,7 @@ def test_charts_say_in_words_what_they_show() -> None:
 
 
 def test_altair_is_loaded_only_to_draw() -> None:
-    code = "import sys, frenet.experiments.charts; sys.exit('altair' in sys.modules)"
+    code = "import sys, frenet.experiments.figures.charts; sys.exit('altair' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -98,7 +98,7 @@ def test_references_follow_their_measures_and_nothing_is_lost() -> None:
 
 
 def test_a_chart_that_fails_is_named(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="no row has the column 'task'") as caught:
+    with pytest.raises(ValueError, match="no row has the column 'task'") as caught:
         export(made_up.runs()[1:2], tmp_path, experiments=made_up.experiments())
     assert caught.value.__notes__ == ["while drawing the figure 'broken' from table 'capture'"]
 

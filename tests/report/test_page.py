@@ -241,7 +241,7 @@ def test_figures_have_names_texts_and_data(page: Parsed) -> None:
 
 def test_a_figure_that_cannot_be_drawn_says_so_and_spares_the_others(page: Parsed) -> None:
     assert "no row of the table absent, so there is nothing to draw" in page.text
-    assert "Not drawn: KeyError: \"no row has the column 'task'" in page.text
+    assert "Not drawn: UsageError: no row has the column 'task'" in page.text
     assert "recovery-basis-function-spec" in page.ids
 
 

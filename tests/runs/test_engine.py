@@ -18,7 +18,7 @@ from rich.console import Console
 from toy_experiment import EXPERIMENT, Config, cells
 
 from frenet.experiments.experiment import Cell
-from frenet.experiments.search import winner_row
+from frenet.experiments.search_command import winner_row
 from frenet.network.space import ParamSpace
 from frenet.runs import (
     DiskFullError,
@@ -96,7 +96,7 @@ def test_failed_cells_do_not_sink_the_sweep(spoilt):
     failed = {(f["cell"], f["type"]) for f in found.failures if "seed=0" in f["cell"]}
     assert failed == {
         ("seed=0,task=fail", "FloatingPointError"),
-        ("seed=0,task=odd", "ValueError"),
+        ("seed=0,task=odd", "UsageError"),
         ("seed=0,task=kill", "WorkerKilled"),
     }
     assert found.manifest["cells"] == {"total": 14, "finished": 4, "failed": 10}

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from frenet.cli import main
-from frenet.experiments.search import SearchConfig, winner_row
-from frenet.experiments.subject import load_subject
+from frenet.experiments.search_command import SearchConfig, winner_row
+from frenet.experiments.search_command.setup import load_subject
 from frenet.methods.search import here
 from frenet.methods.winners import load_winner
 from frenet.network.load import load

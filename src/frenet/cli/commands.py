@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frenet._errors import UsageError
 from frenet.cli.codes import DONE, MISTAKE, NO_RESULT
 from frenet.cli.doctor import doctor
 from frenet.cli.execution import (
@@ -84,7 +85,7 @@ def _run(args: list[str]) -> int:
         print(RUN_HELP + "".join(lines), end="", file=sys.stdout if args else sys.stderr)
         return DONE if args else MISTAKE
     if args[0].startswith("-"):
-        raise ValueError(f"give the experiment before {args[0]}: frenet run EXPERIMENT [options]")
+        raise UsageError(f"give the experiment before {args[0]}: frenet run EXPERIMENT [options]")
     (experiment,) = _chosen(args[:1])
     name, title = preset_of(args[1:]), experiment.name.replace("-", "_")
     preset = named(name, experiment.presets, f"preset of {experiment.name}")

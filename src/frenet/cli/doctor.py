@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from frenet.cli.codes import DONE
-from frenet.cli.options import parse, printing
+from frenet.cli.options import Switch, parse, printing
 
 # What each optional package, as an index names it, is for.
 OPTIONAL = {
@@ -32,7 +32,7 @@ VARIABLES = (
 class Doctor:
     """Options of ``frenet doctor``."""
 
-    json: bool = False
+    json: Switch = False
     """Print JSON on standard output."""
 
 

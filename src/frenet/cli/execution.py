@@ -2,10 +2,11 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from frenet._errors import UsageError
 from frenet._notebook import one_line
 from frenet.cli.options import DEFAULT_PRESET, LANGUAGE_MODEL_PRESET, Work
 
@@ -41,7 +42,7 @@ def _value(name: str, args: Sequence[str]) -> str | None:
 def refuse_unused(address: str | None, engine: str) -> None:
     """Refuse the address of a cluster that another option would leave without effect."""
     if address and engine != "ray":
-        raise ValueError("--address is of a Ray cluster; pass --engine ray with it")
+        raise UsageError("--address is of a Ray cluster; pass --engine ray with it")
 
 
 def execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "Run":
@@ -102,10 +103,17 @@ def show_runs(
             Console().print(claims_table(findings))
         for claim, finding in findings:
             show(f"{claim.id}: {finding.why}")
+    show_notes(show, [note for run in runs for note in run.notes])
     for run in runs:
         for failure in run.failures:
             what = f"{failure['type']}: {failure['error']}"
             show(f"{run.experiment}, {failure['cell']} failed: {what}")
+
+
+def show_notes(show: Callable[[Any], None], notes: Iterable[str]) -> None:
+    """Print what must be known of models and data, each sentence once."""
+    for note in dict.fromkeys(notes):
+        show(f"note: {note}")
 
 
 def path_text(path: Path | None) -> str | None:

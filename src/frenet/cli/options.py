@@ -9,8 +9,10 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import docstring_parser
 import tyro
 
+from frenet._errors import UsageError
 from frenet._notebook import one_line
 from frenet.cli.streams import Tamed
 
@@ -26,6 +28,8 @@ experiments:
 
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+# What is off unless it is asked for; of a setting that a preset may have there is --no-x, too.
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 T = TypeVar("T")
 
 
@@ -47,11 +51,11 @@ class Work:
     """Processes of this machine, or the workers of a Ray cluster (pip install 'frenet[ray]')."""
     address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
     """Ray cluster, such as ray://host:10001. By default one is started on this machine."""
-    retry_failed: bool = False
+    retry_failed: Switch = False
     """Run the failed cells of a finished run again."""
-    quiet: bool = False
+    quiet: Switch = False
     """Show no progress."""
-    json: bool = False
+    json: Switch = False
     """Print the result as JSON on standard output, and nothing else there."""
 
 
@@ -68,7 +72,7 @@ class Demo(Work):
 class List:
     """Options of ``frenet list``."""
 
-    json: bool = False
+    json: Switch = False
     """Print JSON on standard output."""
 
 
@@ -84,9 +88,9 @@ class Report:
     """Also write the figures (PNG, SVG) and tables (CSV) there."""
     results: Folder = None
     """Also write a Markdown page there, with figures and the runs, to keep beside code."""
-    partial: bool = False
+    partial: Switch = False
     """Accept runs that are not finished."""
-    json: bool = False
+    json: Switch = False
     """Print the paths and the claims as JSON on standard output, and nothing else there."""
 
 
@@ -106,16 +110,13 @@ def named(name: str, known: Mapping[str, T], what: str) -> T:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"no {what} {name!r}; {hint}there are: {', '.join(known)}")
+    raise UsageError(f"no {what} {name!r}; {hint}there are: {', '.join(known)}")
 
 
 def parse(options: type[T], args: Sequence[str], *, command: str, about: str) -> T:
     """Command-line flags of a dataclass; ends the program on a mistake, or after help."""
-    conf = (tyro.conf.FlagCreatePairsOff,)
-    with contextlib.redirect_stderr(Tamed(sys.stderr)):
-        return tyro.cli(
-            options, prog=f"frenet {command}", description=about, args=args, config=conf
-        )
+    with _read_by_people():
+        return tyro.cli(options, prog=f"frenet {command}", description=about, args=args)
 
 
 def parse_both(
@@ -128,13 +129,11 @@ def parse_both(
     titles: tuple[str, str],
 ) -> tuple[T, Any]:
     """The flags of a run: how it runs, and a configuration, from its type or from a preset."""
-    # A configuration keeps both --x and --no-x, since its switches may be on in a preset.
-    ours: Any = Annotated[running, tyro.conf.FlagCreatePairsOff]
     preset = not isinstance(settings, type)
     kind = type(settings) if preset else settings
-    both: Any = make_dataclass("Both", [(titles[0], ours), (titles[1], kind)])
+    both: Any = make_dataclass("Both", [(titles[0], running), (titles[1], kind)])
     given = {"default": both(running(), settings)} if preset else {}
-    with contextlib.redirect_stderr(Tamed(sys.stderr)):
+    with _read_by_people():
         parsed = tyro.cli(
             both,
             prog=f"frenet {command}",
@@ -144,6 +143,26 @@ def parse_both(
             **given,
         )
     return getattr(parsed, titles[0]), getattr(parsed, titles[1])
+
+
+@contextlib.contextmanager
+def _read_by_people() -> Iterator[None]:
+    """Messages that repeat what was given, and help, as people may and can read them."""
+    plain = docstring_parser.parse_from_object
+
+    def joined(obj: Any, style: Any = docstring_parser.DocstringStyle.AUTO) -> Any:
+        found = plain(obj, style)
+        for part in found.params:
+            # tyro takes the indent of a docstring's further lines for new paragraphs.
+            part.description = part.description and " ".join(part.description.split())
+        return found
+
+    docstring_parser.parse_from_object = joined
+    try:
+        with contextlib.redirect_stderr(Tamed(sys.stderr)):
+            yield
+    finally:
+        docstring_parser.parse_from_object = plain
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from frenet.cli.codes import DONE, NO_RESULT
-from frenet.cli.options import Count, Folder, parse_both, printing
+from frenet.cli.execution import show_notes
+from frenet.cli.options import Count, Folder, Switch, parse_both, printing
 from frenet.experiments.brackets import life_columns
 from frenet.experiments.direction_scale import EXPERIMENT, PROBE
 
@@ -29,11 +30,11 @@ class Probing:
     """Folder for the results. By default a name made from the settings, below runs/."""
     threads: Count = None
     """Torch threads. By default all processors; a run that goes on keeps its own."""
-    retry_failed: bool = False
+    retry_failed: Switch = False
     """Run the failed cells of a finished run again."""
-    quiet: bool = False
+    quiet: Switch = False
     """Show no progress."""
-    json: bool = False
+    json: Switch = False
     """Print the result as JSON on standard output, and nothing else there."""
 
 
@@ -61,10 +62,11 @@ def probe(args: list[str]) -> int:
         found = _results(run.rows)
         if probing.json:
             facts: dict[str, Any] = {"command": "probe", "out": str(out), "report": str(report)}
-            show(facts | {"directions": found, "failures": run.failures})
+            show(facts | {"directions": found, "notes": run.notes, "failures": run.failures})
         else:
             for result in found:
                 show(result["sentence"])
+            show_notes(show, run.notes)
             for failure in run.failures:
                 show(f"failed: {failure['error']}")
             show(f"results: {out}")

@@ -15,10 +15,10 @@ from frenet.cli.execution import (
     refuse_unused,
     show_runs,
 )
-from frenet.cli.options import Work, named, parse_both, printing
+from frenet.cli.options import Switch, Work, named, parse_both, printing
 
 if TYPE_CHECKING:
-    from frenet.experiments.reproduction import Part
+    from frenet.experiments.reproduce import Part
     from frenet.runs.forecast import Forecast
 
 ABOUT = (
@@ -33,13 +33,13 @@ ABOUT = (
 class Reproducing(Work):
     """How the reproduction runs."""
 
-    plan: bool = False
+    plan: Switch = False
     """Only say what would run, how long it will take and how much memory it needs."""
 
 
 def reproduce(args: list[str]) -> int:
     """``frenet reproduce``."""
-    from frenet.experiments.reproduction import PRESETS, folder_names, parts
+    from frenet.experiments.reproduce import PRESETS, folder_names, parts
     from frenet.report import write_report
     from frenet.runs import reproduction_out
 
@@ -141,7 +141,7 @@ def _forecasts(
 
     Networks whose parts are finished are not loaded again.
     """
-    from frenet.experiments.reproduction import by_network
+    from frenet.experiments.reproduce import by_network
     from frenet.runs.forecast import (
         Speed,
         at_once,

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from frenet._errors import UsageError
 from frenet._notebook import one_line
 from frenet.cli.codes import DONE
-from frenet.cli.execution import refuse_unused
-from frenet.cli.options import Count, Folder, parse_both, printing
-from frenet.experiments.search import SearchConfig
+from frenet.cli.execution import refuse_unused, show_notes
+from frenet.cli.options import Count, Folder, Switch, parse_both, printing
+from frenet.experiments.search_command import SearchConfig
 
 if TYPE_CHECKING:
     from frenet.experiments.experiment import Row
@@ -24,7 +25,7 @@ ABOUT = "Score Gaussian displacements of a model's weights on a task, and keep t
 class Running:
     """How the search runs."""
 
-    plan: bool = False
+    plan: Switch = False
     """Only say what each sigma and number of candidates should bring."""
     out: Folder = None
     """Folder for the results. By default a name made from the settings, below runs/."""
@@ -34,9 +35,9 @@ class Running:
     """Of the Ray cluster, such as ray://host:10001. Empty: one is started on this machine."""
     workers: Count = None
     """Ray workers. By default one for every two processors of the cluster."""
-    quiet: bool = False
+    quiet: Switch = False
     """Show no progress."""
-    json: bool = False
+    json: Switch = False
     """Print the result as JSON on standard output, and nothing else there."""
 
 
@@ -46,24 +47,36 @@ def search(args: list[str]) -> int:
         Running, SearchConfig, args, command="search", about=ABOUT, titles=("running", "search")
     )
     with printing(running.json) as show:
-        from frenet.experiments.subject import load_subject, make_plan, plan_rows
-
         if running.plan:
-            made = make_plan(config, load_subject(config))
-            rows = plan_rows(made)
-            if running.json:
-                show({"command": "search", "plan": rows, "advice": made.advice})
-            else:
-                _print_plan(rows)
-                show(made.advice)
-            return DONE
-        _run(running, config, show)
+            _plan(running, config, show)
+        else:
+            _run(running, config, show)
     return DONE
+
+
+def _plan(running: Running, config: SearchConfig, show: Any) -> None:
+    """Say what a search should bring."""
+    from frenet.experiments.search_command.setup import (
+        load_subject,
+        make_plan,
+        plan_notes,
+        plan_rows,
+    )
+
+    subject = load_subject(config)
+    made = make_plan(config, subject)
+    rows, notes = plan_rows(made), plan_notes(subject)
+    if running.json:
+        show({"command": "search", "plan": rows, "advice": made.advice, "notes": notes})
+        return
+    _print_plan(rows)
+    show_notes(show, notes)
+    show(made.advice)
 
 
 def _run(running: Running, config: SearchConfig, show: Any) -> None:
     """Search, report, and say what came of it."""
-    from frenet.experiments.search import SEARCH
+    from frenet.experiments.search_command import SEARCH
     from frenet.report import write_report
     from frenet.runs import default_out
     from frenet.runs.search import WINNER, run_search
@@ -78,10 +91,11 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
     results = [row for row in run.rows if row["table"] == "result"]
     if running.json:
         facts = {"command": "search", "out": str(out), "report": str(report), "result": results}
-        show(facts)
+        show(facts | {"notes": run.notes})
         return
     for row in results:
         show(_sentence(row))
+    show_notes(show, run.notes)
     for what, where in (("winner", out / WINNER), ("results", out), ("report", report)):
         show(f"{what}: {where}")
 
@@ -91,7 +105,7 @@ def _engine(running: Running, say: Callable[[str], None]) -> "Engine | None":
     refuse_unused(running.address, running.engine)
     if running.engine == "local":
         if running.workers is not None:
-            raise ValueError("--workers are those of a Ray cluster; pass --engine ray with them")
+            raise UsageError("--workers are those of a Ray cluster; pass --engine ray with them")
         return None
     from frenet.runs.ray_engine import ray_engine
 

@@ -3,10 +3,13 @@
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from frenet._errors import UsageError
 from frenet._notebook import listed, one_line
 from frenet.cli.codes import DONE, MISTAKE
+from frenet.cli.execution import show_notes
 from frenet.cli.options import named, parse, printing
 from frenet.cli.steer_options import Apply, Compare, Export, Extract, Source
 
@@ -27,6 +30,21 @@ commands:
 frenet steer COMMAND --help explains the options.
 """
 
+# What a number has to be above.
+KNOWN, COMPARED = (("difference", "shuffled"), ("cosine", "null")), (("cosine", "chance (95%)"),)
+EXTRACT_LEGEND = """\
+difference: length of the mean difference of the two sides over the stream's norm
+shuffled: the same with shuffled labels (95% quantile)
+cosine: of the vector with the mean difference
+null: the same with shuffled labels (95% quantile)
+halves: cosine of the mean differences of two random halves of the prompts
+"""
+COMPARE_LEGEND = """\
+cosine: of the two vectors after this block
+isotropic chance: 1 / sqrt(h), the cosine of random vectors without a preferred direction
+chance (95%): random vectors with the covariance of this model's streams (95% quantile)
+"""
+
 
 def steer(args: list[str]) -> int:
     """``frenet steer``."""
@@ -39,7 +57,7 @@ def steer(args: list[str]) -> int:
 def _extract(args: list[str]) -> int:
     options = parse(Extract, args, command="steer extract", about="Make a steering vector.")
     if options.out.suffix != ".safetensors":
-        raise ValueError(
+        raise UsageError(
             f"{options.out} does not end in .safetensors, which is what is written; frenet steer "
             "export makes a GGUF file of it"
         )
@@ -49,41 +67,27 @@ def _extract(args: list[str]) -> int:
         loaded, contrast = _source(options)
         vector, rows = _made(options, loaded, contrast)
         path = save_vector(vector, options.out)
+        found = {"blocks": rows, "no_better": _no_better(rows, KNOWN)}
+        found["notes"] = [*loaded.notes, *contrast.told]
         if options.json:
-            show({"command": "steer extract", "out": str(path), "blocks": rows})
+            show({"command": "steer extract", "out": str(path), **found})
             return DONE
-        _table(rows)
+        _tell(show, found, EXTRACT_LEGEND, "shuffled labels")
         show(f"{vector.origin}, {len(contrast.items)} prompts: {path}")
     return DONE
 
 
 def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
     """Model and the one contrast."""
-    from frenet.experiments.steered import two_words
-    from frenet.network.contrasts import contrasts
+    from frenet.experiments.setup.contrasts import contrasts_of
 
-    loaded = _loaded(options)
-    found: dict[str, Contrast] = {}
-    longest = min(options.max_length, loaded.context_length or options.max_length)
-    for source in options.tasks:
-        found |= contrasts(
-            source, loaded.tokenizer, max_length=longest, positive=options.positive or None,
-            words=two_words(options.words), **options.rows_read(),
-        )  # fmt: skip
+    loaded = options.load(options.model)
+    found = contrasts_of(options, loaded)
     if options.only and options.only not in found:
-        raise ValueError(f"no contrast {options.only!r}; there are {listed(found)}")
+        raise UsageError(f"no contrast {options.only!r}; there are {listed(found)}")
     if not options.only and len(found) != 1:
-        raise ValueError(f"a vector has one contrast; pass --only with one of {listed(found)}")
+        raise UsageError(f"a vector has one contrast; pass --only with one of {listed(found)}")
     return loaded, found[options.only or next(iter(found))]
-
-
-def _loaded(options: "Source | Extract | Apply") -> "Loaded":
-    """The model as the options say."""
-    import torch
-
-    from frenet.network.load import load
-
-    return load(options.model, dtype=getattr(torch, options.dtype), device=options.device or None)
 
 
 def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any, list[Any]]:
@@ -91,6 +95,7 @@ def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any
     from frenet.methods import steering
     from frenet.methods.vector_quality import known
     from frenet.network.blocks import residual_blocks
+    from frenet.network.contrast import UnansweredError
     from frenet.network.space import ParamSpace
 
     model, path = loaded.model, options.path or None
@@ -99,6 +104,10 @@ def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any
     name = loaded.fingerprint
     if options.how == "gradient":
         # The null shuffles labels that neither the step nor the prompts that it moves may know.
+        try:
+            contrast.require_answers()
+        except UnansweredError as error:
+            raise UsageError(f"{error}: pass such words as --words, or --how mean") from None
         push, moved, contrast = contrast.divided(3, seed=0)
         rows = steering.shifted_prompts(moved)
         space = ParamSpace.select(model, lambda _, p: p.is_floating_point())
@@ -118,6 +127,27 @@ def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any
     return vector, [found._asdict() for found in known(vector, streams, blocks)]
 
 
+def _no_better(rows: list[dict[str, Any]], pairs: tuple[tuple[str, str], ...]) -> list[int]:
+    """Blocks at which some number is within what chance gives, where that is known."""
+    return [
+        row["block"]
+        for row in rows
+        if any(row[null] is not None and abs(row[name]) <= row[null] for name, null in pairs)
+    ]
+
+
+def _tell(show: Callable[[Any], None], found: dict[str, Any], legend: str, chance: str) -> None:
+    """A table for people: what its columns are, where it says nothing, and the notes."""
+    rows, weak = found["blocks"], found["no_better"]
+    _table(rows)
+    for line in legend.splitlines():
+        show(line)
+    if weak:
+        where = "any block" if len(weak) == len(rows) else f"block {', '.join(map(str, weak))}"
+        show(f"no better than {chance} at {where}")
+    show_notes(show, found["notes"])
+
+
 def _compare(args: list[str]) -> int:
     options = parse(Compare, args, command="steer compare", about="Compare two steering vectors.")
     with printing(options.json) as show:
@@ -125,15 +155,15 @@ def _compare(args: list[str]) -> int:
 
         vectors = load_vector(options.first), load_vector(options.second)
         if bool(options.model) != bool(options.tasks):
-            raise ValueError("chance needs both --model and --tasks")
+            raise UsageError("chance needs both --model and --tasks")
         nulls: dict[int, float] = {}
+        notes: list[str] = []
         if options.model:
-            source = Source(
-                options.model, options.tasks, only=options.only, columns=options.columns,
-                prompt=options.prompt, completion=options.completion, chat=options.chat,
-                path=options.path, dtype=options.dtype, device=options.device,
-            )  # fmt: skip
-            nulls = _nulls(*_source(source), *vectors, path=options.path or None)
+            known = {f.name for f in fields(Source)} & {f.name for f in fields(options)}
+            source = Source(**{name: getattr(options, name) for name in known})
+            loaded, contrast = _source(source)
+            notes = [*loaded.notes, *contrast.told]
+            nulls = _nulls(loaded, contrast, *vectors, path=options.path or None)
         rows = [
             {
                 "block": block,
@@ -143,10 +173,11 @@ def _compare(args: list[str]) -> int:
             }
             for block, value in vectors[0].cosine(vectors[1]).items()
         ]
+        found = {"blocks": rows, "no_better": _no_better(rows, COMPARED), "notes": notes}
         if options.json:
-            show({"command": "steer compare", "blocks": rows})
+            show({"command": "steer compare", **found})
             return DONE
-        _table(rows)
+        _tell(show, found, COMPARE_LEGEND, "random vectors of the stream's covariance")
         if not nulls:
             show(
                 "The isotropic chance 1 / sqrt(h) is too low for a residual stream, by 2 to 6 "
@@ -186,10 +217,10 @@ def _nulls(
 def _apply(args: list[str]) -> int:
     options = parse(Apply, args, command="steer apply", about="Generate with a steering vector.")
     if options.tokens < 1:
-        raise ValueError(f"tokens={options.tokens} leaves nothing to generate; pass at least 1")
+        raise UsageError(f"tokens={options.tokens} leaves nothing to generate; pass at least 1")
     odd = [dose for dose in options.doses if not math.isfinite(dose)]
     if odd:
-        raise ValueError(f"dose {odd[0]} is not finite; pass numbers, such as -0.3 0.3")
+        raise UsageError(f"dose {odd[0]} is not finite; pass numbers, such as -0.3 0.3")
     with printing(options.json) as show:
         import torch
 
@@ -198,7 +229,7 @@ def _apply(args: list[str]) -> int:
         from frenet.network.chat import asked
         from frenet.network.tokens import text_ids
 
-        vector, loaded = load_vector(options.vector), _loaded(options)
+        vector, loaded = load_vector(options.vector), options.load(options.model)
         path = options.path or None
         vector.require_fits(loaded.model, loaded.fingerprint, path=path)
         block = vector.blocks[len(vector.blocks) // 2] if options.block is None else options.block
@@ -239,7 +270,7 @@ def _export(args: list[str]) -> int:
     elif options.out.suffix == ".safetensors":
         path = save_vector(vector, options.out)
     else:
-        raise ValueError(f"{options.out} ends in neither .gguf nor .safetensors")
+        raise UsageError(f"{options.out} ends in neither .gguf nor .safetensors")
     with printing(False) as show:
         if path.suffix == ".gguf" and 0 in vector.blocks:
             show("block 0 is left out: GGUF control vectors have no place for it")

@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from frenet.experiments.reading import ReadingConfig
+from frenet.cli.options import Switch
+from frenet.experiments.setup.reading import LoadingConfig, ReadingConfig
 
 Vector = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VECTOR")]
-Dtype = Literal["float32", "bfloat16", "float16"]
 Out = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 
 
 @dataclass(frozen=True)
-class Source(ReadingConfig):
+class Source(ReadingConfig, LoadingConfig):
     """A model and a contrast."""
 
     model: str
@@ -31,10 +31,6 @@ class Source(ReadingConfig):
     """Longest prompt in tokens; longer ones lose their beginning."""
     path: str = ""
     """Dotted name of the list of blocks, where it is not found by itself."""
-    dtype: Dtype = "float32"
-    """Of the weights in memory."""
-    device: str = ""
-    """Where the model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +47,12 @@ class Extract(Source):
     positive answer against the same with its negative one."""
     blocks: tuple[int, ...] = ()
     """0-based blocks. Empty: all."""
-    json: bool = False
+    json: Switch = False
     """Print the result as JSON on standard output, and nothing else there."""
 
 
 @dataclass(frozen=True)
-class Compare(ReadingConfig):
+class Compare(ReadingConfig, LoadingConfig):
     """Options of ``frenet steer compare``."""
 
     first: Vector
@@ -71,16 +67,12 @@ class Compare(ReadingConfig):
     """Name of the contrast, where the files hold several."""
     path: str = ""
     """Dotted name of the list of blocks, where it is not found by itself."""
-    dtype: Dtype = "float32"
-    """Of the model's weights in memory."""
-    device: str = ""
-    """Where the model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
-    json: bool = False
+    json: Switch = False
     """Print the result as JSON on standard output, and nothing else there."""
 
 
 @dataclass(frozen=True)
-class Apply:
+class Apply(LoadingConfig):
     """Options of ``frenet steer apply``."""
 
     vector: Vector
@@ -102,11 +94,7 @@ class Apply:
     """Most new tokens."""
     path: str = ""
     """Dotted name of the list of blocks, where it is not found by itself."""
-    dtype: Dtype = "float32"
-    """Of the weights in memory."""
-    device: str = ""
-    """Where the model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
-    json: bool = False
+    json: Switch = False
     """Print the result as JSON on standard output, and nothing else there."""
 
 

@@ -1,8 +1,8 @@
-"""One file, one question. ``EXPERIMENTS`` maps the name of every experiment to its description.
+"""One folder, one question. ``EXPERIMENTS`` maps the name of every experiment to its declaration.
 
-A module of this folder takes part by defining ``EXPERIMENT``; its cost, for forecasts, stands in
-``costs.py``. The modules are imported at the first look at ``EXPERIMENTS``, not when this package
-is imported.
+A folder takes part by defining ``EXPERIMENT``; its cost, for forecasts, is in
+``reproduce/costs.py``. The folders are imported at the first look at ``EXPERIMENTS``, not when this
+package is imported.
 """
 
 import functools
@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from typing import Any
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Experiment
 
 __all__ = ["EXPERIMENTS", "Experiment", "described"]
@@ -20,14 +21,14 @@ EXPERIMENTS: dict[str, Experiment]
 
 @functools.cache
 def _discover() -> dict[str, Experiment]:
-    """Import the modules of this folder and collect what they define, in the claims' order."""
+    """Import the folders and collect what they declare, in the claims' order."""
     found: dict[str, Experiment] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         experiment = getattr(importlib.import_module(f"{__name__}.{name}"), "EXPERIMENT", None)
         if experiment is None:
             continue
         if experiment.name in found:
-            raise ValueError(f"two experiments are named {experiment.name!r}, one in {name}.py")
+            raise UsageError(f"two experiments are named {experiment.name!r}, one in {name}")
         found[experiment.name] = experiment
     by_claim = sorted(found.values(), key=lambda e: ([claim.id for claim in e.claims], e.name))
     return {experiment.name: experiment for experiment in by_claim}
@@ -36,8 +37,8 @@ def _discover() -> dict[str, Experiment]:
 def described() -> dict[str, Experiment]:
     """All that a report can be made of: experiments, ``frenet search`` and watched trainings."""
     from frenet import experiments
-    from frenet.experiments.search import SEARCH
-    from frenet.experiments.watched import WATCHED
+    from frenet.experiments.search_command import SEARCH
+    from frenet.experiments.watched_training import WATCHED
 
     return {**experiments.EXPERIMENTS, SEARCH.name: SEARCH, WATCHED.name: WATCHED}
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from frenet.experiments.experiment import Column, Row, Rows, Scalar
+from frenet.experiments.experiment import Column, Row, Rows, Scalar, number
 
 if TYPE_CHECKING:
     from frenet.measure.bracket import Bracket
@@ -58,11 +58,11 @@ def life_of(looks: Rows, *, lag: str, ratio: str = "ratio") -> "Lifetime | None"
     from frenet.measure.drift import half_life
     from frenet.measure.lifetime import Lifetime
 
-    known = {float(str(row[lag])): row for row in looks if row[ratio] is not None}
+    known = {number(row, lag): row for row in looks if row[ratio] is not None}
     if not known:
         return None
-    ratios = {at: float(str(row[ratio])) for at, row in known.items()}
-    moved = {0.0: 0.0, **{at: float(str(row["displacement"])) for at, row in known.items()}}
+    ratios = {at: number(row, ratio) for at, row in known.items()}
+    moved = {0.0: 0.0, **{at: number(row, "displacement") for at, row in known.items()}}
     return Lifetime(
         half_life(ratios), half_life(ratios, moved=moved), int(max(known)), max(moved.values())
     )

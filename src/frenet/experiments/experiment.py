@@ -1,15 +1,47 @@
 """What an experiment is: a named tuple of pure functions and the words that explain its numbers."""
 
+import importlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
 Rows = Sequence[Mapping[str, Scalar]]
 Verdict = Literal["supported", "contradicted", "undecided"]
+
+
+def number(row: Mapping[str, Scalar], name: str) -> float:
+    """The number in one column of a row.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    value = row[name]
+    if isinstance(value, int | float):
+        return float(value)
+    raise UsageError(f"{name} is {value!r}, not a number")
+
+
+def integer(row: Mapping[str, Scalar], name: str) -> int:
+    """The whole number in one column of a row, exactly, such as a seed of 64 bits.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    value = row[name]
+    return value if isinstance(value, int) else int(number(row, name))
+
+
+def finite(value: object) -> float | None:
+    """A finite float, or None: NaN and infinities have no place in JSON."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -36,6 +68,20 @@ class Cell:
     def __getitem__(self, key: str) -> Any:
         """The value of one key."""
         return dict(self.keys)[key]
+
+
+@dataclass(frozen=True)
+class Later:
+    """A function by its place, ``module:name``, whose module is imported at the first call.
+
+    Declarations need not wait for torch, and unlike a closure this can be sent to a worker process.
+    """
+
+    place: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        module, _, name = self.place.partition(":")
+        return getattr(importlib.import_module(module), name)(*arguments)
 
 
 class Column(NamedTuple):

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from frenet.experiments.charts import aggregate, melt
-from frenet.experiments.experiment import Estimate, Row, Rows, Scalar
+from frenet._errors import UsageError
+from frenet.experiments.experiment import Estimate, Row, Rows, Scalar, finite, integer, number
 
 
 def select(rows: Rows, **wanted: Scalar) -> list[Mapping[str, Scalar]]:
@@ -14,6 +14,63 @@ def select(rows: Rows, **wanted: Scalar) -> list[Mapping[str, Scalar]]:
     [{'k': 2}]
     """
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95) -> list[Row]:
+    """Mean of one column, with its Student t interval, for every combination of the keys.
+
+    Args:
+        rows: rows of one table; those whose value is missing or not a number are not counted.
+        by: the columns that tell groups apart, in their order of appearance; what is left out
+            (usually the seed) is averaged over.
+        value: the column to average.
+        level: coverage of the interval, in (0, 1).
+
+    Returns:
+        One row per group with the keys, ``value``, ``low``, ``high`` (None when n = 1) and ``n``.
+
+    Raises:
+        ValueError: no row has such a column.
+    """
+    from frenet.geometry.nulls import mean_interval
+
+    groups: dict[tuple[Scalar, ...], list[float]] = {}
+    for column in (*by, value):
+        if rows and not any(column in row for row in rows):
+            known = ", ".join(sorted({key for row in rows for key in row}))
+            raise UsageError(f"no row has the column {column!r}; the rows have {known}")
+    for row in rows:
+        found = finite(row.get(value))
+        if found is not None:
+            groups.setdefault(tuple(row.get(key) for key in by), []).append(found)
+    summed: list[Row] = []
+    for keys, values in groups.items():
+        mean, low, high, n = mean_interval(values, level=level)
+        row = dict(zip(by, keys, strict=True))
+        row |= {"value": finite(mean), "low": finite(low), "high": finite(high), "n": int(n)}
+        summed.append(row)
+    return summed
+
+
+def melt(
+    rows: Rows, *, by: Sequence[str], values: Mapping[str, str], level: float = 0.95
+) -> list[Row]:
+    """`aggregate` for several columns, stacked: a measure and its nulls become series of one chart.
+
+    Args:
+        rows: rows of one table.
+        by: the columns that tell groups apart.
+        values: column -> the label that its series gets, measure first.
+        level: coverage of the intervals, in (0, 1).
+
+    Returns:
+        The rows of `aggregate`, with the label in the column ``series``.
+    """
+    stacked: list[Row] = []
+    for column, label in values.items():
+        summed = aggregate(rows, by=by, value=column, level=level)
+        stacked.extend(row | {"series": label} for row in summed)
+    return stacked
 
 
 def seed_means(rows: Rows, *, by: Sequence[str], value: str) -> list[Row]:
@@ -43,8 +100,8 @@ def estimate(rows: Rows, value: str) -> Estimate | None:
     if not found:
         return None
     row = found[0]
-    low, high = (None if row[end] is None else _number(row[end]) for end in ("low", "high"))
-    return Estimate(_number(row["value"]), low, high, int(_number(row["n"])))
+    low, high = (None if row[end] is None else number(row, end) for end in ("low", "high"))
+    return Estimate(number(row, "value"), low, high, integer(row, "n"))
 
 
 def fraction(rows: Rows, value: str, *, least: float = 0.0) -> Estimate | None:
@@ -94,7 +151,7 @@ def outliers(
         ", ".join(str(row[key]) for key in by)
         for row in over_seeds(rows, by=by, value=value)
         if row["low"] is not None
-        and (_number(row["high"]) < within[0] or _number(row["low"]) > within[1])
+        and (number(row, "high") < within[0] or number(row, "low") > within[1])
     ]
 
 
@@ -111,8 +168,3 @@ def why_open(value: Estimate | None, otherwise: str, *, of: str = "") -> str:
     if value.low is None:
         return f"only one seed counts{f' for {of}' if of else ''}, which gives no interval"
     return otherwise
-
-
-def _number(value: Scalar) -> float:
-    assert isinstance(value, (int, float))
-    return float(value)

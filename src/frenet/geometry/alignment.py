@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
+from frenet._errors import UsageError
 from frenet.geometry.linalg import dot, norm
 
 
@@ -89,7 +90,7 @@ def _shuffled_weights(
     own = torch.cat([torch.full((p,), 1 / p), torch.full((n,), -1 / n)]).double()
     if found.paired:
         if p != n:
-            raise ValueError(f"{p} positive and {n} negative rows cannot be pairs")
+            raise UsageError(f"{p} positive and {n} negative rows cannot be pairs")
         signs = torch.randint(0, 2, (shuffles, p), generator=generator).double() * 2 - 1
         return own * torch.cat([signs, signs], 1)
     return torch.stack([own[torch.randperm(p + n, generator=generator)] for _ in range(shuffles)])
@@ -132,7 +133,7 @@ def split_half_cosine(found: Contrasted, *, repeats: int, generator: torch.Gener
     """
     p, n = len(found.positive), len(found.negative)
     if min(p, n) < 2:
-        raise ValueError(f"{p} positive and {n} negative rows have no halves; pass at least 2 each")
+        raise UsageError(f"{p} positive and {n} negative rows have no halves; pass at least 2 each")
     values = []
     for _ in range(repeats):
         first = torch.randperm(p, generator=generator)

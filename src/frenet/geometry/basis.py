@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from frenet._errors import UsageError
 from frenet.geometry.blocks import double, reject
 from frenet.geometry.linalg import orthonormalise, top_k_svd
 from frenet.geometry.subspace import Basis, Space, angles, overlap, require_finite_in
@@ -56,9 +57,9 @@ def svd_basis(
         require_finite_in(space, G, f"of the {origin}, vector")
         raise
     if rank == 0:
-        raise ValueError(f"the {len(G)} {origin} are all zero, so there is no direction in them")
+        raise UsageError(f"the {len(G)} {origin} are all zero, so there is no direction in them")
     if k > rank:
-        raise ValueError(
+        raise UsageError(
             f"k={k} exceeds the rank {rank} of the {len(G)} {origin}; "
             f"pass k <= {rank} or more {origin}"
         )
@@ -92,7 +93,7 @@ def prefix_basis(
             [ 0., -1.,  0.]])
     """
     if not 1 <= k <= len(steps):
-        raise ValueError(f"k={k} must be between 1 and the {len(steps)} steps of the path")
+        raise UsageError(f"k={k} must be between 1 and the {len(steps)} steps of the path")
     return _ordered_basis(steps[:k], space, origin, "step")
 
 
@@ -135,7 +136,7 @@ def random_basis(
     torch.Size([5, 2])
     """
     if not 1 <= k <= d:
-        raise ValueError(f"k={k} must be between 1 and the dimension d={d}")
+        raise UsageError(f"k={k} must be between 1 and the dimension d={d}")
     rows = torch.randn(k, d, generator=generator, device=generator.device)
     return _ordered_basis(rows, space, origin, "vector")
 
@@ -176,10 +177,10 @@ def krylov_basis(
             [-0.7071,  0.7071,  0.0000]])
     """
     if k < 1:
-        raise ValueError(f"k={k} must be at least 1")
+        raise UsageError(f"k={k} must be at least 1")
     require_finite_in(space, g[None], f"of the start of the {origin} basis, vector")
     if not g.any():
-        raise ValueError(f"the start of the {origin} basis is zero, so it spans no Krylov space")
+        raise UsageError(f"the start of the {origin} basis is zero, so it spans no Krylov space")
     dtype = torch.promote_types(g.dtype, torch.float32)
     left = double(g)
     rows, added, largest = left.new_empty(min(k, len(g)), len(g)), left.norm(), 0.0
@@ -189,7 +190,7 @@ def krylov_basis(
             break
         image = matvec(rows[found - 1].to(g.device, dtype))
         if image.shape != g.shape:
-            raise ValueError(
+            raise UsageError(
                 f"the product has shape {tuple(image.shape)}, the vector {tuple(g.shape)}"
             )
         require_finite_in(space, image[None], f"of Hessian product {found}, vector")

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from frenet._errors import UsageError
+
 
 def gram(G: Float[Tensor, "n d"], H: Float[Tensor, "m d"] | None = None) -> Float[Tensor, "n m"]:
     """Inner products of the rows, G H^T, summed in float64.
@@ -31,7 +33,7 @@ def gram(G: Float[Tensor, "n d"], H: Float[Tensor, "m d"] | None = None) -> Floa
     if H is None:
         return gram_of([G])
     if G.shape[1] != H.shape[1]:
-        raise ValueError(f"vectors of {G.shape[1]} and of {H.shape[1]} coordinates do not meet")
+        raise UsageError(f"vectors of {G.shape[1]} and of {H.shape[1]} coordinates do not meet")
     K = torch.zeros(len(G), len(H), dtype=torch.float64, device=work_device(G))
     for _, (left, right) in blocks(G, H):
         K.addmm_(left, right.T)

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from frenet._errors import UsageError
+
 Array = NDArray[np.float64]
 # Below this skew the gamma distribution is normal to rounding, and its shape parameter overflows.
 NORMAL = 1e-5
@@ -72,7 +74,7 @@ class Change:
         True
         """
         if not n >= 1:
-            raise ValueError(f"n={n} candidates; pass 1 or more")
+            raise UsageError(f"n={n} candidates; pass 1 or more")
         y = np.arange(-40.0, 4.5, 0.05)
         w = np.exp(y)
         values = self._quantile(-np.expm1(-w / n), np.exp(-w / n))

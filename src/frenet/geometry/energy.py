@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from frenet._errors import UsageError
 from frenet.geometry.blocks import inverse_norms
 from frenet.geometry.linalg import RESOLUTION, spectrum
 
@@ -58,9 +59,9 @@ def centred(
             [-1.,  1.]], dtype=torch.float64)
     """
     if len(fit) == 0:
-        raise ValueError("the mean of no rows is not defined; pass at least one index in fit")
+        raise UsageError("the mean of no rows is not defined; pass at least one index in fit")
     if test is not None and (shared := torch.isin(test, fit)).any():
-        raise ValueError(f"row {int(test[shared][0])} is in fit and in test, so it is not held out")
+        raise UsageError(f"row {int(test[shared][0])} is in fit and in test, so it is not held out")
     with_mean = K[:, fit].mean(1)
     mean_energy = with_mean[fit].mean()
     moved = K - with_mean[:, None] - with_mean + mean_energy
@@ -94,11 +95,11 @@ def captured_energy(
     tensor([0.3600, 1.0000], dtype=torch.float64)
     """
     if min(ks, default=0) < 0:
-        raise ValueError(f"k={min(ks)} must not be negative")
+        raise UsageError(f"k={min(ks)} must not be negative")
     energies = K.diagonal()[test]
     live = test[energies > 0]
     if len(live) == 0:
-        raise ValueError(f"all {len(test)} test rows are zero, so they have no energy to capture")
+        raise UsageError(f"all {len(test)} test rows are zero, so they have no energy to capture")
     S, V = spectrum(K[fit][:, fit])
     coordinates = K[live][:, fit] @ (V / S)
     shares = coordinates.square() / K.diagonal()[live][:, None]
@@ -128,12 +129,12 @@ def overlap(
     0.36
     """
     if k < 1:
-        raise ValueError(f"k={k} must be at least 1")
+        raise UsageError(f"k={k} must be at least 1")
     weights = []
     for rows in (first, second):
         S, V = spectrum(K[rows][:, rows])
         if len(S) == 0:
-            raise ValueError(f"all {len(rows)} rows of a set are zero, so they span no subspace")
+            raise UsageError(f"all {len(rows)} rows of a set are zero, so they span no subspace")
         weights.append(V[:, :k] / S[:k])
     left, right = weights
     cosines = left.T @ K[first][:, second] @ right
@@ -159,6 +160,6 @@ def half_splits(n: int, repeats: int, generator: torch.Generator) -> list[Split]
     (2, [0, 1, 2, 3, 4])
     """
     if n < 2:
-        raise ValueError(f"n={n} rows cannot be split in halves; at least 2 are needed")
+        raise UsageError(f"n={n} rows cannot be split in halves; at least 2 are needed")
     orders = [torch.randperm(n, generator=generator) for _ in range(repeats)]
     return [(order[: n // 2], order[n // 2 :]) for order in orders]

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
+from frenet._errors import UsageError
 from frenet.geometry.linalg import norm
 
 
@@ -126,12 +127,12 @@ def mean_interval(
     x = torch.as_tensor(values, dtype=torch.float64).cpu()
     n = x.numel()
     if n == 0:
-        raise ValueError("the mean of no values is not defined")
+        raise UsageError("the mean of no values is not defined")
     if not torch.isfinite(x).all():
         first = int((~torch.isfinite(x)).nonzero()[0])
-        raise ValueError(f"value {first} of {n} is {float(x[first])}; leave it out and say so")
+        raise UsageError(f"value {first} of {n} is {float(x[first])}; leave it out and say so")
     if not 0 < level < 1:
-        raise ValueError(f"level={level} must be between 0 and 1, e.g. 0.95")
+        raise UsageError(f"level={level} must be between 0 and 1, e.g. 0.95")
     mean = float(x.mean())
     if n == 1:
         return Interval(mean, float("nan"), float("nan"), 1)
@@ -159,10 +160,10 @@ def random_walk_share(norms: Float[Tensor, " t"], k: int) -> float:
     0.5
     """
     if not 0 <= k <= len(norms):
-        raise ValueError(f"k={k} must be between 0 and the {len(norms)} steps of the path")
+        raise UsageError(f"k={k} must be between 0 and the {len(norms)} steps of the path")
     energies = norms.double().square()
     if not energies.sum() > 0:
-        raise ValueError(f"all {len(norms)} steps are zero, so nothing moved")
+        raise UsageError(f"all {len(norms)} steps are zero, so nothing moved")
     return float(energies[:k].sum() / energies.sum())
 
 
@@ -176,13 +177,13 @@ def random_capture(d: int, k: int) -> float:
     0.05
     """
     if not 0 <= k <= d:
-        raise ValueError(f"k={k} must be between 0 and the dimension d={d}")
+        raise UsageError(f"k={k} must be between 0 and the dimension d={d}")
     return k / d
 
 
 def _by_tensor(G: Tensor, sizes: Sequence[int], draw: Callable[[Tensor], Tensor]) -> Tensor:
     if sum(sizes) != G.shape[1]:
-        raise ValueError(f"the tensors hold {sum(sizes)} coordinates, the rows {G.shape[1]}")
+        raise UsageError(f"the tensors hold {sum(sizes)} coordinates, the rows {G.shape[1]}")
     out = torch.empty(G.shape, device=G.device)
     for row, target in zip(G.detach(), out, strict=True):
         for part, place in zip(row.split(list(sizes)), target.split(list(sizes)), strict=True):

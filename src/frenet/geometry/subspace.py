@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.geometry.blocks import deviation, first_non_finite, gram
 from frenet.geometry.linalg import ORTHONORMAL, norms, principal_angles, subspace_overlap
@@ -71,20 +72,20 @@ class Basis(Shown):
 
     def __post_init__(self) -> None:
         if self.U.ndim != 2 or self.U.dtype != torch.float32:
-            raise ValueError(
+            raise UsageError(
                 f"U must be a float32 matrix (d, k), got {self.U.dtype} {tuple(self.U.shape)}"
             )
         if self.S is not None and self.S.shape != (self.k,):
-            raise ValueError(f"{tuple(self.S.shape)} singular values for {self.k} directions")
+            raise UsageError(f"{tuple(self.S.shape)} singular values for {self.k} directions")
         if not self.k <= self.rank:
-            raise ValueError(f"{self.k} directions cannot come from vectors of rank {self.rank}")
+            raise UsageError(f"{self.k} directions cannot come from vectors of rank {self.rank}")
         if self.space is not None and self.space.dim != self.d:
-            raise ValueError(f"U has {self.d} rows, its space {self.space.dim} coordinates")
+            raise UsageError(f"U has {self.d} rows, its space {self.space.dim} coordinates")
         error = deviation(self.U.T)
         if isnan(error):
             require_finite_in(self.space, self.U.T, f"of the {self.origin} basis, direction")
         if not error <= ORTHONORMAL:
-            raise ValueError(
+            raise UsageError(
                 f"the {self.origin} basis is orthonormal to {error:.1e}, the limit is "
                 f"{ORTHONORMAL:.0e}; build it with span_basis"
             )
@@ -138,13 +139,13 @@ class Basis(Shown):
         energies = norms(rows).square()
         if (energies == 0).any():
             index = int((energies == 0).nonzero()[0])
-            raise ValueError(f"vector {index} of {len(rows)} is zero, so no share of it is defined")
+            raise UsageError(f"vector {index} of {len(rows)} is zero, so no share of it is defined")
         return (gram(rows, self.U.T).square().sum(1) / energies).reshape(x.shape[:-1])
 
     def truncate(self, k: int) -> "Basis":
         """The first k directions (a view)."""
         if not 0 <= k <= self.k:
-            raise ValueError(f"k={k} exceeds the {self.k} directions of the {self.origin} basis")
+            raise UsageError(f"k={k} exceeds the {self.k} directions of the {self.origin} basis")
         return replace(self, U=self.U[:, :k], S=None if self.S is None else self.S[:k])
 
     def to(self, device: torch.device | str) -> "Basis":
@@ -156,7 +157,7 @@ class Basis(Shown):
 
     def _require_length(self, x: Tensor, length: int, words: str) -> None:
         if x.shape[-1] != length:
-            raise ValueError(f"the vector has {x.shape[-1]} {words}{length}")
+            raise UsageError(f"the vector has {x.shape[-1]} {words}{length}")
 
 
 def overlap(a: Basis, b: Basis) -> float:
@@ -207,7 +208,7 @@ def _require_comparable(a: Basis, b: Basis) -> None:
     if a.space is not None and b.space is not None:
         require_same_space(a.space, b.space)
     if a.d != b.d:
-        raise ValueError(f"the {a.origin} basis lives in R^{a.d}, the {b.origin} basis in R^{b.d}")
+        raise UsageError(f"the {a.origin} basis lives in R^{a.d}, the {b.origin} basis in R^{b.d}")
 
 
 def require_same_space(a: Space, b: Space) -> None:
@@ -215,7 +216,7 @@ def require_same_space(a: Space, b: Space) -> None:
     entries = [list(zip(space.names, space.shapes, strict=True)) for space in (a, b)]
     for i, (left, right) in enumerate(zip_longest(*entries, fillvalue=("nothing", ()))):
         if left != right:
-            raise ValueError(
+            raise UsageError(
                 f"the parameter spaces differ first at entry {i}: {left[0]} {left[1]} against "
                 f"{right[0]} {right[1]}; select both with the same expression on the same model"
             )

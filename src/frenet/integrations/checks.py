@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from frenet.experiments.watched import WatchConfig
+from frenet._errors import UsageError
+from frenet.experiments.watched_training import WatchConfig
 from frenet.integrations.path import SUM_BYTES
 from frenet.integrations.recording import CHUNK_BYTES
 from frenet.measure.trajectory_files import bytes_per_step
@@ -31,7 +32,7 @@ def refuse_sharded(model: nn.Module, optimizer: Any) -> None:
     ]
     if kind in SHARDED or split:
         how = kind if kind in SHARDED else f"tensors in shards ({split[0]})"
-        raise ValueError(
+        raise UsageError(
             f"this training shards parameters or gradients over processes ({how}), so that no "
             "process sees a whole step; frenet records data parallel trainings (DDP) and those of "
             "one process"
@@ -52,12 +53,12 @@ def check_training(args: Any, steps: int, config: WatchConfig) -> None:
         config: what is wanted.
     """
     if config.k >= steps:
-        raise ValueError(
+        raise UsageError(
             f"k={config.k} first steps of a training of {steps} steps leave nothing that they "
             f"could hold; pass k <= {steps - 1}"
         )
     if config.gradients and args.fp16 and not args.max_grad_norm:
-        raise ValueError(
+        raise UsageError(
             "with fp16 and max_grad_norm=0 gradients are multiplied by the loss scale when a "
             "callback sees them; set max_grad_norm, use bf16, or pass gradients=False"
         )

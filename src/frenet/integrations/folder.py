@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.watched import TABLES, WATCHED, WatchConfig, cells, looks
+from frenet.experiments.watched_training import TABLES, WATCHED, WatchConfig, cells, looks
 from frenet.runs import RunFolder, RunFolderError, read_run
 from frenet.runs.header import Header, compare_headers, read_header
 from frenet.runs.machine import versions

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Row
 from frenet.measure.checked import Check, check_slope
 from frenet.measure.drift import Vectors, basis_drift, example_snapshot
@@ -49,7 +50,7 @@ def make_probes(tasks: Sequence[Task], *, n: int) -> tuple[Probe, ...]:
     names = [task.name for task in tasks]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"two probes are named {twice!r}; give each task once")
+        raise UsageError(f"two probes are named {twice!r}; give each task once")
     return tuple(
         Probe(task, _examples(task, "train", 3 * n), _examples(task, "select", n)) for task in tasks
     )
@@ -60,17 +61,17 @@ def _examples(task: Task, split: Split, count: int) -> Batch:
     try:
         batch = next(task.batches(split, count, 0))
     except ValueError as error:
-        raise ValueError(f"probe {task.name!r}: {error}; or pass a smaller n") from error
+        raise UsageError(f"probe {task.name!r}: {error}; or pass a smaller n") from error
     found = len(batch["labels"])
     if found != count:
-        raise ValueError(
+        raise UsageError(
             f"probe {task.name!r} gave {found} {split} examples of the {count} that n asks for; "
             "pass a smaller n"
         )
     # The first token of a row is predicted from nothing.
     empty = (batch["labels"][:, 1:] == IGNORE).all(1).nonzero()
     if len(empty):
-        raise ValueError(
+        raise UsageError(
             f"probe {task.name!r} has a {split} example without a target token (row "
             f"{int(empty[0])} of the {count} drawn): every label is {IGNORE}; leave it out"
         )

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from frenet.experiments.watched import TRAINING
+from frenet.experiments.watched_training import TRAINING
 from frenet.measure.trajectory import Trajectory
 from frenet.measure.trajectory_files import (
     START,

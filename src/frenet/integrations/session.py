@@ -10,7 +10,7 @@ from torch import Tensor
 
 from frenet.experiments.brackets import life_cells, life_of
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.watched import STALE, TRAINING, WatchConfig, looks
+from frenet.experiments.watched_training import STALE, TRAINING, WatchConfig, looks
 from frenet.geometry.linalg import norm
 from frenet.integrations.checks import space_digest
 from frenet.integrations.folder import END, WatchFolder

@@ -14,6 +14,7 @@ from torch._utils import _flatten_dense_tensors
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.hooks import RemovableHandle
 
+from frenet._errors import UsageError
 from frenet.network.space import ParamSpace, Where, selects
 
 _values = operator.methodcaller("values")
@@ -56,13 +57,13 @@ def trained_space(model: nn.Module, where: Where, optimizer: Any = None) -> Para
         if not p.requires_grad and id(p) not in given
     ]
     if frozen:
-        raise ValueError(
+        raise UsageError(
             f"{len(frozen)} of the parameters that where= selects are not trained (the first is "
             f"{frozen[0]}); select others, or leave where= out"
         )
     devices = {str(parameter.device) for parameter in parameters}
     if len(devices) > 1:
-        raise ValueError(
+        raise UsageError(
             f"the trained parameters are on {', '.join(sorted(devices))}; a step can be recorded "
             "from one device: select the parameters of one with where="
         )

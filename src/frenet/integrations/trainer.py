@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Row
-from frenet.experiments.watched import TRAINING, WatchConfig
+from frenet.experiments.watched_training import TRAINING, WatchConfig
 from frenet.integrations.checks import check_training, refuse_sharded, require_room
 from frenet.integrations.probes import make_probes
 from frenet.integrations.recording import read_trajectory
@@ -105,7 +106,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         for name, value, least in (("every", every, 1), ("k", k, 1), ("n", n, 2)):
             if value < least:
-                raise ValueError(f"{name}={value}; pass at least {least}")
+                raise UsageError(f"{name}={value}; pass at least {least}")
         self.out = Path(out)
         self._probes = make_probes(probes, n=n)
         names = tuple(task.name for task in probes)
@@ -123,7 +124,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             ValueError: the trainer has such a callback.
         """
         if any(isinstance(other, FrenetCallback) for other in trainer.callback_handler.callbacks):
-            raise ValueError(
+            raise UsageError(
                 "this trainer has a FrenetCallback already; give it one, with all probes, either "
                 "in callbacks= or by attach"
             )
@@ -230,7 +231,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             if other._session is None:
                 continue
             if other._training is state:
-                raise ValueError(
+                raise UsageError(
                     "this training has two FrenetCallbacks, or the same one twice; give it one, "
                     "with all probes, either in callbacks= or by attach"
                 )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.measure.passes import (
     TOKENS,
     Collected,
@@ -72,7 +73,7 @@ class Recording(Mapping[Site, Tensor]):
             ValueError: the block of a site did not run.
         """
         if missing := [site.block for site in sites if site not in self._parts]:
-            raise ValueError(
+            raise UsageError(
                 f"block {missing[0]} did not run, so that it has no stream; choose other blocks"
             )
         return torch.stack([self[site] for site in sites], 1)
@@ -174,7 +175,7 @@ def add(
     def put(site: Site, stream: Tensor, chosen: Tensor, now: Pass) -> Tensor:
         vector = vectors[site].to(stream.device, stream.dtype)
         if vector.shape[-1] != stream.shape[-1]:
-            raise ValueError(
+            raise UsageError(
                 f"the vector for block {site.block} has {vector.shape[-1]} entries, the stream "
                 f"{stream.shape[-1]}; it belongs to another model"
             )
@@ -183,7 +184,7 @@ def add(
         prompts = len(stream) // now.copies
         # One row becomes as many as there are vectors.
         if prompts > 1 and len(vector) not in (1, prompts):
-            raise ValueError(
+            raise UsageError(
                 f"there are {len(vector)} vectors for block {site.block}, and the batch has "
                 f"{prompts} rows; pass one vector, or one a row"
             )
@@ -193,7 +194,7 @@ def add(
     with hooked(model, tuple(vectors), put, path=path) as watch:
         yield
     if vectors and not watch.passes:
-        raise ValueError(
+        raise UsageError(
             f"no forward pass of {type(model).__name__} was seen while vectors were added to it; "
             "call this very model inside, and no copy of it that was captured before"
         )
@@ -230,7 +231,7 @@ def last_activations(
         FloatingPointError: a value is not finite; names row, block and dtype.
     """
     if not rows:
-        raise ValueError("no prompts to look at; pass at least one")
+        raise UsageError("no prompts to look at; pass at least one")
     require_tokens(rows)
     found = Collected(blocks)
     alone, endings = _endings(model, rows, blocks, path)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.geometry.basis import Basis, krylov_basis, random_basis, span_basis, svd_basis
 from frenet.measure.curvature import hessian_product, top_eigenpairs
@@ -98,7 +99,7 @@ def bases_at_damage(
         ValueError: another name in ``second_order``.
     """
     if unknown := set(second_order) - {"Krylov", "Hessian"}:
-        raise ValueError(f"no basis {unknown.pop()!r} in second_order; there are Krylov, Hessian")
+        raise UsageError(f"no basis {unknown.pop()!r} in second_order; there are Krylov, Hessian")
     rows = _rows(model, task, sampling, space)
     scaled = rows / (rows.square().mean(0).sqrt() + 1e-8)
     found = {

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from frenet._errors import UsageError
+
 # The one place of this factor: a number between two looks is given where they are no further apart.
 NARROW = 1.25
 
@@ -83,7 +85,7 @@ def hull(brackets: Sequence[Bracket]) -> Bracket:
         return brackets[0]
     ends = [bracket.high for bracket in brackets if bracket.high is not None]
     if not brackets or len(ends) < len(brackets):
-        raise ValueError("a hull needs brackets, each with a crossing that was found")
+        raise UsageError("a hull needs brackets, each with a crossing that was found")
     return Bracket(min(bracket.low for bracket in brackets), max(ends))
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.measure.gradients import gradient
 from frenet.network.context import measuring
 from frenet.network.space import ParamSpace
@@ -100,7 +101,7 @@ def _check(model: nn.Module, task: Task, batch: Batch, space: ParamSpace) -> Che
     )
     if not steady:
         return Check(slope, None, f"the loss of task {task.name} bends or jumps at these steps")
-    raise ValueError(
+    raise UsageError(
         f"the gradient of {type(base_model(model)).__name__} is not the derivative of its loss on "
         f"task {task.name}: its slope is {slope:.4g} per unit of length, and central differences "
         f"at three steps give {', '.join(f'{ratio * slope:.4g}' for ratio in found)}. Some part of "

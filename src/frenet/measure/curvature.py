@@ -12,6 +12,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
+from frenet._errors import UsageError
 from frenet.geometry.basis import Basis
 from frenet.network.context import transformable
 from frenet.network.padding import arranged
@@ -149,7 +150,7 @@ def hutchinson(
     (6.0, 0.0, 14.0)
     """
     if probes < 2:
-        raise ValueError(f"probes={probes} gives no standard error; pass at least 2")
+        raise UsageError(f"probes={probes} gives no standard error; pass at least 2")
     first: list[float] = []
     second: list[float] = []
     third: list[float] = []
@@ -191,7 +192,7 @@ def top_eigenpairs(
         ValueError: k is not below d.
     """
     if not 0 < k < dim:
-        raise ValueError(f"k={k} must be between 1 and {dim - 1}, one less than the dimension")
+        raise UsageError(f"k={k} must be between 1 and {dim - 1}, one less than the dimension")
 
     def matvec(vector: np.ndarray) -> np.ndarray:
         return (

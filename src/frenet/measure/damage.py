@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.network.context import measuring
@@ -81,7 +82,7 @@ def wrong_answers(model: nn.Module, damage: Damage) -> None:
 def forgetting(model: nn.Module, damage: Damage) -> None:
     """Train on other tasks, best on ones that the network has not learned, until this one goes."""
     if not damage.others:
-        raise ValueError(f"forgetting {damage.task.name} needs at least one other task")
+        raise UsageError(f"forgetting {damage.task.name} needs at least one other task")
     _train_away(model, damage, Mixture(damage.others))
 
 
@@ -224,7 +225,7 @@ def _heads(model: nn.Module, space: ParamSpace) -> Iterator[Place]:
 def _zero_worst(model: nn.Module, damage: Damage, places: list[Place]) -> None:
     """Zero the place that raises the task's loss most."""
     if not places:
-        raise ValueError(
+        raise UsageError(
             "the space has no attention or MLP output projection to zero; damage the full "
             "weights, or choose another protocol"
         )

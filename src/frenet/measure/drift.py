@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.geometry import energy, linalg
 from frenet.measure.bracket import Bracket
 from frenet.measure.damage import fixed_loss
@@ -19,7 +20,7 @@ from frenet.network.tasks import Batch, Task
 Vectors = tuple[Float[Tensor, "a d"], Float[Tensor, "b d"], Float[Tensor, "c d"]]
 
 
-class UndefinedDriftError(ValueError):
+class UndefinedDriftError(UsageError):
     """There is no energy that two bases could be compared by; says where."""
 
 
@@ -178,7 +179,7 @@ def update_drift(steps: Float[Tensor, "T d"], *, window: int, k: int) -> dict[in
         Drift by lag in steps; empty where there is one window only.
     """
     if k < 1 or window < 3 * k:
-        raise ValueError(f"window={window} is short for k={k}; a third of it must hold k steps")
+        raise UsageError(f"window={window} is short for k={k}; a third of it must hold k steps")
     unit = steps / linalg.norms(steps)[:, None].clamp(min=1e-30).to(steps)
     windows = [block for block in unit.split(window) if len(block) == window]
     thirds = [(block[0::3], block[1::3], block[2::3]) for block in windows]
@@ -219,9 +220,9 @@ def half_life(
     """
     points = sorted((float(lag), float(r)) for lag, r in ratios.items() if math.isfinite(r))
     if not points:
-        raise ValueError("there is no finite ratio; look at one lag at least")
+        raise UsageError("there is no finite ratio; look at one lag at least")
     if points[0][0] == 0 and points[0][1] <= level:
-        raise ValueError(
+        raise UsageError(
             f"the ratio at lag 0 is {points[0][1]:.4g}, which is not above level={level}; pass "
             "ratios to the value at the start"
         )

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.measure.per_example import linear_rows, vmapped_rows
 from frenet.network.context import measuring
 from frenet.network.memory import require_memory
@@ -106,7 +107,7 @@ def gradient_rows(
     batches = repeatable(task, split, batch_size, seed)
     for i in range(n):
         if (batch := next(batches, None)) is None:
-            raise ValueError(f"task {task.name} gave {i} of the {n} batches; pass n <= {i}")
+            raise UsageError(f"task {task.name} gave {i} of the {n} batches; pass n <= {i}")
         yield gradient(model, task, batch, space=space)
 
 

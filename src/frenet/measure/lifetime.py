@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from frenet._errors import UsageError
 from frenet.geometry.basis import Basis
 from frenet.geometry.linalg import dot
 from frenet.geometry.subspace import require_same_space
@@ -144,7 +145,7 @@ def require_recorded(path: Trajectory, *, space: ParamSpace, lags: Sequence[int]
     """
     require_same_space(space, path.space)
     if not lags or max(lags) > len(path):
-        raise ValueError(
+        raise UsageError(
             f"the recorded training has {len(path)} steps; pass lags up to that, at least one"
         )
 
@@ -168,7 +169,7 @@ def lifetime(values: Mapping[int, float], path: Trajectory) -> Lifetime:
     between 2 and 4, between 2 and 4
     """
     if len(values) < 2 or not values.get(0, 0.0) > 0:
-        raise ValueError(
+        raise UsageError(
             f"values has {dict(values)}; pass the value at lag 0, which must be above 0, and at "
             "one later lag at least"
         )

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp
 
+from frenet._errors import UsageError
 from frenet.geometry.linalg import dot, norm
 from frenet.measure.checked import check_slope
 from frenet.measure.curvature import hessian_product
@@ -78,7 +79,7 @@ def loss_line(
     """
     length = norm(direction)
     if length == 0:
-        raise ValueError("the direction is zero; there is no line along it")
+        raise UsageError("the direction is zero; there is no line along it")
     space.require_float32(model, "a line through the weights")
     check_slope(model, task, batch, space=space)
     unit = (direction / length).to(next(model.parameters()).device)

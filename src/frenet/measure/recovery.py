@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.geometry.linalg import norms
 from frenet.geometry.nulls import random_walk_share
 from frenet.measure.damage import fixed_loss
@@ -93,7 +94,7 @@ def regained(loss: float, loss_0: float, loss_d: float, chance: float) -> float:
     """
     top = min(loss_d, chance)
     if not top > loss_0:
-        raise ValueError(
+        raise UsageError(
             f"the damage lost nothing that could be regained: the loss is {loss_d:.4g} after it, "
             f"{chance:.4g} by chance and {loss_0:.4g} before it; take a larger depth, or a task "
             "that the network has learned"

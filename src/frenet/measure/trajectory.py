@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.geometry.basis import Basis, prefix_basis
 from frenet.geometry.linalg import norm
@@ -42,7 +43,7 @@ class Training:
         """The torch optimiser for these tensors, its learning rate multiplied by ``scale``."""
         name, _, rate = self.optimizer.partition(":")
         if name not in _OPTIMIZERS or not rate:
-            raise ValueError(
+            raise UsageError(
                 f"optimizer {self.optimizer!r} is not NAME:RATE with NAME one of "
                 f"{', '.join(_OPTIMIZERS)}, such as adam:3e-5"
             )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from frenet._errors import UsageError
 from frenet._files import DamagedFileError, parse_json, require_object
 from frenet.measure.trajectory import Trajectory
 from frenet.network.memory import require_memory
@@ -56,7 +57,7 @@ def in_order(folder: Path) -> list[Chunk]:
     found, expected = chunks(folder), 1
     for chunk in found:
         if chunk.first != expected:
-            raise ValueError(
+            raise UsageError(
                 f"{chunk.path} begins with step {chunk.first} where {expected} is next; resume the "
                 "training from a checkpoint, which puts the recording in order"
             )
@@ -76,7 +77,7 @@ def read_steps(out: Path | str) -> Trajectory:
     """
     folder = Path(out).expanduser() / FOLDER
     if not (folder / START).exists():
-        raise ValueError(f"{out} holds no recorded training: there is no {FOLDER}/{START}")
+        raise UsageError(f"{out} holds no recorded training: there is no {FOLDER}/{START}")
     tensors, about = _read(folder / START)
     require_object(about, folder / START, shapes=str, names=str)
     shapes = tuple(tuple(shape) for shape in parse_json(about["shapes"], folder / START))
@@ -111,6 +112,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         return load_tensors(path)
     except DamagedFileError as error:
-        raise ValueError(
+        raise UsageError(
             f"{path} cannot be read: it {error.why}; resume the training, or record it again"
         ) from error

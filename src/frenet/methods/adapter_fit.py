@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet._files import whole_files
 from frenet.methods.task_vectors import TaskVector
 from frenet.network.adapter_files import WEIGHTS, write_adapter
@@ -52,7 +53,7 @@ def save_as_adapter(
             nothing; names it.
     """
     if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance={tolerance} is not in (0, 1)")
+        raise UsageError(f"tolerance={tolerance} is not in (0, 1)")
     space = vector.space(base)
     turned = _orientations(vector, base)
     factors: dict[str, tuple[Tensor, Tensor]] = {}
@@ -66,7 +67,7 @@ def save_as_adapter(
         if halves is not None:
             factors[name] = halves
     if not factors:
-        raise ValueError(f"the vector ({vector.origin}) is zero in all {len(space.names)} weights")
+        raise UsageError(f"the vector ({vector.origin}) is zero in all {len(space.names)} weights")
     written = _write(factors, Path(folder).expanduser(), turned=any(turned[n] for n in factors))
     ranks = {name: len(A) for name, (_, A) in factors.items()}
     return AdapterFit(written, ranks, (lost / whole) ** 0.5)
@@ -84,7 +85,7 @@ def _orientations(vector: TaskVector, base: nn.Module) -> dict[str, bool]:
         elif vector.read(name).any():
             other.append(name)
     if other:
-        raise ValueError(
+        raise UsageError(
             f"the vector ({vector.origin}) changes {other[0]} ({len(other)} such weights), which "
             f"is no weight of a linear module ({', '.join(linear_modules(base))}); an adapter "
             "cannot hold it, save_task_vector can"

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.geometry.subspace import Basis
 from frenet.network.space import ParamSpace
@@ -43,7 +44,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"sigma={self.sigma}; pass a finite number above 0")
+            raise UsageError(f"sigma={self.sigma}; pass a finite number above 0")
 
 
 class Candidates:
@@ -66,7 +67,7 @@ class Candidates:
         self.space = space_of(where)
         if isinstance(where, Basis) and (noise.relative or noise.tied):
             kind = "relative" if noise.relative else "tied"
-            raise ValueError(f"{kind} noise is about tensors; a basis has directions only")
+            raise UsageError(f"{kind} noise is about tensors; a basis has directions only")
         self._normals = rng.Normals()
         self.parameters = self.space.parameters(model)
         self.saved = [p.detach().clone() for p in self.parameters]
@@ -76,7 +77,7 @@ class Candidates:
                 noise.sigma * float(p.float().square().mean().sqrt()) for p in self.saved
             ]
             if not any(self.scales):
-                raise ValueError("every selected tensor is zero, so relative noise moves nothing")
+                raise UsageError("every selected tensor is zero, so relative noise moves nothing")
 
     def __enter__(self) -> "Candidates":
         return self
@@ -178,7 +179,7 @@ def space_of(where: Where) -> ParamSpace:
     """
     space = where if isinstance(where, ParamSpace) else where.space
     if not isinstance(space, ParamSpace):
-        raise ValueError(
+        raise UsageError(
             "the basis does not say which parameters it is about; build it with space="
         )
     return space

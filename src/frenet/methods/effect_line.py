@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.measure.activations import add
 from frenet.measure.line import Line
 from frenet.measure.passes import run_blocks
@@ -37,7 +38,7 @@ def effect_line(
     """
     norm = float(vector.double().norm())
     if norm == 0:
-        raise ValueError("the vector is zero; there is no line along it")
+        raise UsageError("the vector is zero; there is no line along it")
     unit = (vector / norm).float()
 
     def at(r: float) -> Float[Tensor, " n"]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from frenet._errors import UsageError
 from frenet._files import whole_files
 from frenet.geometry.linalg import dot
 from frenet.methods.task_vectors import TaskVector
@@ -51,19 +52,19 @@ def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Mer
     """
     files, out = TensorFiles(base).named_like(vector.shapes), Path(folder).expanduser()
     if files.path.is_file():
-        raise ValueError(f"{base} is a file; pass the folder of the model")
+        raise UsageError(f"{base} is a file; pass the folder of the model")
     if out.resolve() == files.path.resolve():
-        raise ValueError(f"{folder} is the base itself; pass another folder")
+        raise UsageError(f"{folder} is the base itself; pass another folder")
     for name, shape in vector.shapes.items():
         if files.shapes.get(name) != shape:
-            raise ValueError(
+            raise UsageError(
                 f"the vector ({vector.origin}) does not fit {base}: it changes {name} of shape "
                 f"{shape}, the base has {files.shapes.get(name, 'no such tensor')}"
             )
     # Small weights first: the question is answered by the first entry.
     by_size = sorted(vector.shapes, key=lambda name: prod(vector.shapes[name]))
     if not any(bool(vector.read(name).any()) for name in by_size):
-        raise ValueError(f"the vector ({vector.origin}) is zero: the base is the result")
+        raise UsageError(f"the vector ({vector.origin}) is zero: the base is the result")
     lost = whole = 0.0
     moved = asked = 0
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from frenet._errors import UsageError
 from frenet.geometry.basis import Basis, prefix_basis
 from frenet.network.space import ParamSpace
 
@@ -28,7 +29,7 @@ class MovingBasis:
 
     def __post_init__(self) -> None:
         if self.full < 1 or (self.inside is not None and self.inside < 1):
-            raise ValueError(
+            raise UsageError(
                 f"a cycle of {self.full} full steps and {self.inside} inside is none; "
                 "pass at least 1 of each, or inside=None for a basis that stays"
             )

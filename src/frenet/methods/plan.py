@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.geometry.theory import Best
 from frenet.methods.survey import Survey
@@ -66,7 +67,7 @@ def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (4, 16, 64, 25
         ValueError: a budget below one candidate.
     """
     if budget < 1:
-        raise ValueError(f"budget={budget} is below one candidate; pass at least 1")
+        raise UsageError(f"budget={budget} is below one candidate; pass at least 1")
     star = found.best(budget)
     # Beyond it gains hang on curvature, of which the quadratic model knows too little.
     most = max(star.sigma, found.best_elsewhere(budget)) if star else found.trusted(budget)

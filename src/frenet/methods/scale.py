@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.measure.bracket import Bracket
 from frenet.measure.line import Line
@@ -116,7 +117,7 @@ def radius(
             linear that could be seen; or settings out of range.
     """
     if not (0 < start <= limit < math.inf and 0 < eps < 1 and sign in (1, -1)):
-        raise ValueError(
+        raise UsageError(
             f"start={start}, limit={limit}, eps={eps}, sign={sign}; pass 0 < start <= limit, eps "
             "in (0, 1) and a sign of 1 or -1"
         )
@@ -229,7 +230,7 @@ def _bracket(seen: _Seen, start: float, limit: float) -> float:
         while not seen.linear(inside := outside / 2):
             outside = inside
             if inside < seen.nearest:
-                raise ValueError(
+                raise UsageError(
                     f"the slope along the direction, {seen.line.slope:.3g}, is too small to be "
                     f"told from rounding within the {2 * outside:.3g} in which the change might be "
                     "linear"

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frenet._errors import UsageError
 from frenet.network.tasks import IGNORE, Batch
 
 UserScore = Callable[[nn.Module, Batch], float]
@@ -69,7 +70,7 @@ SCORES: Mapping[str, Rows] = {
 def checked(score: Score) -> None:
     """Raise ValueError where there is no score of that name."""
     if isinstance(score, str) and score not in SCORES:
-        raise ValueError(
+        raise UsageError(
             f"no score {score!r}; there are {', '.join(SCORES)}, or pass a function of model and "
             "batch"
         )

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.geometry.nulls import Interval
 from frenet.methods.candidates import Candidates, Noise, Where, space_of
@@ -146,10 +147,10 @@ def random_search(
             are evaluated one by one because they are not right in one forward pass.
     """
     if num_candidates < 1:
-        raise ValueError(f"num_candidates={num_candidates}; pass at least 1")
+        raise UsageError(f"num_candidates={num_candidates}; pass at least 1")
     chosen = selection or Selection()
     if chosen.top < 1:
-        raise ValueError(f"top={chosen.top} leaves no winner to report; pass at least 1")
+        raise UsageError(f"top={chosen.top} leaves no winner to report; pass at least 1")
     select = distinct(next(repeatable(task, "select", chosen.select_size, chosen.seed)))
     test = distinct(next(repeatable(task, "test", chosen.test_size, chosen.seed)))
     require_disjoint(select, test)
@@ -174,7 +175,7 @@ def require_disjoint(select: Batch, test: Batch) -> None:
     """Raise ValueError where an example is in both batches, to be selected and reported on."""
     keys, others = _keys(select), set(_keys(test))
     if shared := [i for i, key in enumerate(keys) if key in others]:
-        raise ValueError(
+        raise UsageError(
             f"{len(shared)} of the {len(keys)} examples that candidates are selected on are in "
             f"the test split too, the first is row {shared[0]}; the task's splits must be disjoint"
         )

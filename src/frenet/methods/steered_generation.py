@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.measure.activations import add, last_activations
 from frenet.measure.passes import run_blocks
 from frenet.network.context import measuring
@@ -74,10 +75,10 @@ def generate_steered(
 
     inner: Any = model
     if not prompt:
-        raise ValueError("the prompt has no tokens; pass some text")
+        raise UsageError("the prompt has no tokens; pass some text")
     room = context_length(model)
     if room is not None and len(prompt) >= room:
-        raise ValueError(
+        raise UsageError(
             f"the prompt has {len(prompt)} tokens and the model reads {room}; shorten it"
         )
     if room is not None and len(prompt) + new_tokens > room:
@@ -147,7 +148,7 @@ def _keeps(model: Any, prompt: list[int]) -> bool:
                     stacklevel=3,
                 )
             return kept
-    raise ValueError(
+    raise UsageError(
         f"generate of transformers gives {name} other logits than its forward pass has, so that "
         "no text of it shows what a vector does; use add with passes of your own"
     )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.geometry.alignment import Contrasted
 from frenet.measure.activations import last_activations
 from frenet.measure.passes import TOKENS, length_groups
@@ -65,7 +66,7 @@ def contrast_streams(
     """
     form = form or ("class" if contrast.kind == "statements" else "answer")
     if form == "class" and contrast.kind != "statements":
-        raise ValueError(
+        raise UsageError(
             f"the prompts of contrast {contrast.name!r} belong to no class (they are "
             f"{contrast.kind}); pass form='answer'"
         )
@@ -92,7 +93,7 @@ def principal_difference(found: Contrasted) -> Float[Tensor, " h"]:
         ValueError: the sides are no pairs.
     """
     if len(found.positive) != len(found.negative):
-        raise ValueError(
+        raise UsageError(
             f"{len(found.positive)} positive and {len(found.negative)} negative streams make no "
             "pairs; use mean_difference"
         )
@@ -136,7 +137,7 @@ def caa(
     streams = contrast_streams(model, contrast, chosen, form=form, path=path)
     directions = {b: aggregate(streams.at(i)).float().cpu() for i, b in enumerate(chosen)}
     if not any(bool(direction.any()) for direction in directions.values()):
-        raise ValueError(
+        raise UsageError(
             f"the two sides of contrast {contrast.name!r} have the same mean stream after every "
             "block that was looked at, so that there is no direction; pass prompts whose last "
             "tokens see what differs"
@@ -164,15 +165,17 @@ def push_items(
 
     Raises:
         ValueError: pairs of texts have no answer, and choices no class to flip.
+        UnansweredError: an answer is several tokens.
     """
     if contrast.kind == "pairs":
-        raise ValueError(
+        raise UsageError(
             f"the pairs of contrast {contrast.name!r} have no answer to push towards; a gradient "
             "needs statements or choices"
         )
+    contrast.require_answers()
     if contrast.kind == "choices":
         if flipped:
-            raise ValueError(f"the questions of contrast {contrast.name!r} have no class to flip")
+            raise UsageError(f"the questions of contrast {contrast.name!r} have no class to flip")
         return [(item.context, item.both_answers()[not towards]) for item in contrast.items]
     items = contrast.of_class(towards != flipped)
     return [(item.context, item.both_answers()[not towards]) for item in items]

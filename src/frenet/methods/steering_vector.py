@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet._files import DamagedFileError, canonical, require_object, whole
 from frenet._notebook import Fact, Shown
 from frenet.geometry.alignment import cosine
@@ -83,7 +84,7 @@ class SteeringVector(Shown):
         """
         if block not in self.directions:
             listed = ", ".join(map(str, self.blocks))
-            raise ValueError(f"the vector has no direction for block {block}; it has {listed}")
+            raise UsageError(f"the vector has no direction for block {block}; it has {listed}")
         return self.directions[block]
 
     def cosine(self, other: "SteeringVector") -> dict[int, float]:
@@ -99,13 +100,13 @@ class SteeringVector(Shown):
         """Raise ValueError where the vector was made for another model."""
         blocks = residual_blocks(model, path)[1]
         if self.model and self.model != fingerprint:
-            raise ValueError(
+            raise UsageError(
                 f"the vector was made for the model {self.model[:12]}, this one is "
                 f"{fingerprint[:12]}; extract it again on this model, or load the model with the "
                 "--dtype that the vector was made with"
             )
         if beyond := [block for block in self.blocks if not 0 <= block < len(blocks)]:
-            raise ValueError(
+            raise UsageError(
                 f"the vector has a direction for block {beyond[0]}; this model has blocks 0 to "
                 f"{len(blocks) - 1}"
             )
@@ -119,17 +120,23 @@ class SteeringVector(Shown):
     def _common(self, other: "SteeringVector") -> list[int]:
         common = sorted(set(self.directions) & set(other.directions))
         if not common:
-            raise ValueError(
+            raise UsageError(
                 f"the vectors share no block: one has {self.blocks}, the other {other.blocks}"
             )
         return common
 
     def _require_like(self, other: "SteeringVector") -> None:
-        if self.width != other.width or (self.model and other.model and self.model != other.model):
-            raise ValueError(
+        if self.width != other.width:
+            raise UsageError(
                 f"the vectors belong to different models: {self.width} entries of "
                 f"{self.model[:12] or 'an unknown model'}, {other.width} of "
                 f"{other.model[:12] or 'an unknown model'}"
+            )
+        if self.model and other.model and self.model != other.model:
+            raise UsageError(
+                f"the vectors were made on different weights: {self.model[:12]} and "
+                f"{other.model[:12]}; one model loaded in two dtypes has two sets of weights: "
+                "extract both vectors from the same model with the same --dtype"
             )
 
 
@@ -158,10 +165,13 @@ def load_vector(path: str | Path) -> SteeringVector:
     if path.suffix.lower() == ".gguf":
         return _load_control_vector(path)
     if path.suffix.lower() != ".safetensors":
-        raise ValueError(f"{path} is no steering vector; pass a .safetensors or a .gguf file")
+        raise UsageError(f"{path} is no steering vector; pass a .safetensors or a .gguf file")
     tensors, about = load_tensors(path)
     if about.get("format") != FORMAT:
-        raise ValueError(f"{path} holds other tensors than a steering vector of frenet")
+        raise UsageError(
+            f"{path} holds other tensors than a steering vector of frenet, as frenet steer extract "
+            "writes it; directions in weights are for --vectors of frenet probe"
+        )
     require_object(about, path, origin=str, model=str, data=str)
     directions = {}
     for name, direction in tensors.items():
@@ -196,7 +206,7 @@ def save_control_vector(vector: SteeringVector, path: str | Path, *, architectur
     _require_finite(vector)
     blocks = [block for block in vector.blocks if block > 0]
     if not blocks:
-        raise ValueError(
+        raise UsageError(
             "the vector has a direction for block 0 only, for which GGUF control vectors have no "
             "place; extract a later block"
         )
@@ -230,7 +240,7 @@ def _load_control_vector(path: Path) -> SteeringVector:
 
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise ValueError(f"{path} is not a GGUF file: it does not start with the bytes GGUF")
+            raise UsageError(f"{path} is not a GGUF file: it does not start with the bytes GGUF")
     try:
         reader = GGUFReader(path)
         text = {
@@ -244,15 +254,15 @@ def _load_control_vector(path: Path) -> SteeringVector:
         ) from None
     kind = text.get("general.architecture")
     if kind != CONTROL:
-        raise ValueError(f"{path} is a GGUF file of {kind!r}, not a control vector")
+        raise UsageError(f"{path} is a GGUF file of {kind!r}, not a control vector")
     found = {}
     for tensor in reader.tensors:
         name, _, block = tensor.name.partition(".")
         if name != "direction" or not block.isdigit():
-            raise ValueError(f"{path} has the tensor {tensor.name!r}, which is no direction")
+            raise UsageError(f"{path} has the tensor {tensor.name!r}, which is no direction")
         found[int(block)] = torch.from_numpy(tensor.data.copy()).float().reshape(-1)
     if not found:
-        raise ValueError(f"{path} holds no direction")
+        raise UsageError(f"{path} holds no direction")
     origin = text.get("general.description", f"control vector {path.name}")
     # Control vectors of other programs have no digest.
     if DIGESTS in text and text[DIGESTS] != _digest(found, origin):
@@ -263,4 +273,4 @@ def _load_control_vector(path: Path) -> SteeringVector:
 def _require_finite(vector: SteeringVector) -> None:
     for block, direction in vector.directions.items():
         if not math.isfinite(float(direction.sum())):
-            raise ValueError(f"the direction for block {block} is not finite; extract it again")
+            raise UsageError(f"the direction for block {block} is not finite; extract it again")

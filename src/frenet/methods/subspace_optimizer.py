@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.geometry.basis import Basis
 from frenet.geometry.blocks import combine, gram, work_device
 from frenet.geometry.subspace import require_same_space
@@ -90,7 +91,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self._point = self._read()
         self._enter(basis if isinstance(basis, Basis) else None)
         if len(groups := self.inner.param_groups) != 1:
-            raise ValueError(
+            raise UsageError(
                 f"make gives an optimiser with {len(groups)} parameter groups for one list of "
                 "tensors; pass one like lambda p: torch.optim.Adam(p, lr=1e-3)"
             )
@@ -176,7 +177,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         """
         state = state_dict["state"]
         if len(state["point"]) != self.space.dim:
-            raise ValueError(
+            raise UsageError(
                 f"the state is of {len(state['point'])} coordinates, the space has "
                 f"{self.space.dim}; select the parameters that it was saved with"
             )
@@ -198,7 +199,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             if basis.space is not None:
                 require_same_space(self.space, basis.space)
             if basis.d != self.space.dim:
-                raise ValueError(
+                raise UsageError(
                     f"the parameters have {self.space.dim} coordinates, the basis is in R^{basis.d}"
                 )
             basis = basis.to(self._parameters[0].device)
@@ -226,7 +227,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def _gradient(self) -> Float[Tensor, " d"]:
         """The gradients of the parameters as one vector, checked."""
         if all(parameter.grad is None for parameter in self._parameters):
-            raise ValueError(
+            raise UsageError(
                 f"none of the {len(self._parameters)} selected parameters has a gradient; call "
                 "backward() before step(), and leave their requires_grad on"
             )
@@ -263,7 +264,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     def _require_unmoved(self) -> None:
         if (name := self._moved()) is not None:
-            raise ValueError(
+            raise UsageError(
                 f"parameter {name} is not where the optimiser put it, so the step would undo a "
                 "change; call rebase(basis) after loading or changing weights"
             )

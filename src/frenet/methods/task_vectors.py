@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.geometry.linalg import dot
 from frenet.measure.trajectory import Trajectory
 from frenet.network.adapter_delta import (
+    UNTIE,
     base_weights,
     live_products,
     products_shapes,
@@ -23,7 +25,7 @@ from frenet.network.adapter_delta import (
 )
 from frenet.network.adapter_files import adapter_folder
 from frenet.network.adapter_load import base_notes
-from frenet.network.checkpoints import tied_copies
+from frenet.network.checkpoints import tied_copies, tied_weights
 from frenet.network.space import ParamSpace
 from frenet.network.tensor_files import Read, Shapes, TensorFiles, digest, write_tensors
 from frenet.network.weight_space import weight_change
@@ -113,13 +115,15 @@ class TaskVector(Shown):
                 continue
             if found is None or tuple(found.shape) != shape:
                 there = f"shape {tuple(found.shape)}" if found is not None else "no such parameter"
-                raise ValueError(
+                if found is None and name in dict(model.named_parameters(remove_duplicate=False)):
+                    there = f"one weight for this and others that are tied; {UNTIE}"
+                raise UsageError(
                     f"the vector ({self.origin}) does not fit this model: it changes {name} of "
                     f"shape {shape}, the model has {there}"
                 )
         kept = {name for name in self.shapes if name in own}
         if self.base and self.base != digest(self.shapes, lambda name: (own | buffers)[name]):
-            raise ValueError(
+            raise UsageError(
                 f"the vector ({self.origin}) starts from other weights than this model has; load "
                 "the base that it was made with"
             )
@@ -134,7 +138,7 @@ class TaskVector(Shown):
         if outside := [name for name in self.shapes if name not in space.names]:
             left = [name for name in outside if self.read(name).any()]
             if left:
-                raise ValueError(
+                raise UsageError(
                     f"the vector ({self.origin}) changes {left[0]} ({len(left)} such weights), "
                     "which is not among the selected parameters"
                 )
@@ -159,7 +163,7 @@ def combine(terms: Sequence[tuple[float, TaskVector]]) -> TaskVector:
         ValueError: no term; vectors of different models or bases.
     """
     if not terms:
-        raise ValueError("no task vector to combine; pass at least one")
+        raise UsageError("no task vector to combine; pass at least one")
     require_alike([vector for _, vector in terms])
     shapes: Shapes = {}
     for _, vector in terms:
@@ -189,16 +193,17 @@ def require_alike(vectors: Sequence[TaskVector]) -> None:
     for other in vectors[1:]:
         for name, shape in other.shapes.items():
             if first.shapes.get(name, shape) != shape:
-                raise ValueError(
+                raise UsageError(
                     f"the vectors belong to different models: {name} has shape "
                     f"{first.shapes[name]} in {first.origin} and {shape} in {other.origin}"
                 )
         # Digests are of the changed weights, so that only vectors of the same ones have the same.
         same = first.shapes.keys() == other.shapes.keys()
         if same and first.base and other.base and first.base != other.base:
-            raise ValueError(
+            raise UsageError(
                 f"the vectors start from different weights ({first.origin}; {other.origin}); take "
-                "both from one base"
+                "both from one base, and where the base is stored in two dtypes, both from the "
+                "base in one of them: rounded weights are other weights"
             )
 
 
@@ -216,6 +221,7 @@ def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
     second = TensorFiles(tuned).named_like(TensorFiles(base).shapes)
     first = TensorFiles(base).named_like(second.shapes)
     first, second = (_without(files, tied_copies(files)) for files in (first, second))
+    first, second = _with_tied(first, second), _with_tied(second, first)
     require_same_weights(first, second)
 
     def read(name: str) -> Tensor:
@@ -223,6 +229,17 @@ def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
 
     shapes = {name: first.shapes[name] for name in first.shapes if name in second.shapes}
     return TaskVector(shapes, read, f"{second.path} - {first.path}", digest(shapes, first.read))
+
+
+def _with_tied(files: TensorFiles, other: TensorFiles) -> TensorFiles:
+    """The files with tied weights under each name under which the other ones have a weight."""
+    ties = tied_weights(files)
+    found = copy.copy(files)
+    found.shapes, found.stored = dict(files.shapes), dict(files.stored)
+    for name, one in ties.items():
+        if name in other.shapes and name not in files.shapes and one in files.shapes:
+            found.shapes[name], found.stored[name] = files.shapes[one], files.stored[one]
+    return found
 
 
 def _without(files: TensorFiles, names: Iterable[str]) -> TensorFiles:
@@ -236,13 +253,13 @@ def require_same_weights(first: TensorFiles, second: TensorFiles) -> None:
     """Raise ValueError, naming the first that differs, where two checkpoints differ in weights."""
     for one, other in ((first, second), (second, first)):
         if missing := [name for name in one.shapes if name not in other.shapes]:
-            raise ValueError(
+            raise UsageError(
                 f"the checkpoints are of different architectures: {missing[0]} is in {one.path} "
                 f"and not in {other.path} ({len(missing)} such tensors)"
             )
     for name, shape in first.shapes.items():
         if shape != second.shapes[name]:
-            raise ValueError(
+            raise UsageError(
                 f"the checkpoints are of different sizes: {name} has shape {shape} in "
                 f"{first.path} and {second.shapes[name]} in {second.path}"
             )
@@ -288,12 +305,12 @@ def from_adapter(
         products, origin = live_products(adapter, weights), "adapter"
     else:
         if base is None:
-            raise ValueError("a stored adapter needs base=, the model that it belongs to")
+            raise UsageError("a stored adapter needs base=, the model that it belongs to")
         products, origin = stored_products(adapter, base), str(adapter)
         if source := getattr(base, "name_or_path", ""):
             notes = base_notes(adapter_folder(adapter), source, base_weights(base), products)
     if all(not (f.B.any() and f.A.any()) for parts in products.values() for f in parts):
-        raise ValueError(
+        raise UsageError(
             f"the adapter ({origin}) is all zero: it is untrained and has no direction"
         )
     shapes = products_shapes(products)
@@ -370,10 +387,10 @@ def load_task_vector(path: str | Path) -> TaskVector:
     files = TensorFiles(path)
     about = files.about
     if about.get("format") != FORMAT:
-        raise ValueError(
+        raise UsageError(
             f"{path} holds other tensors than a task vector of frenet; for a checkpoint pass its "
             "base too"
         )
     if not {"origin", "base"} <= about.keys():
-        raise ValueError(f"{path} does not say what it was made of; save the task vector again")
+        raise UsageError(f"{path} does not say what it was made of; save the task vector again")
     return TaskVector(files.shapes, files.read, about["origin"], about["base"])

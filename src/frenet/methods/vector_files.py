@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
+from frenet.methods.steering_vector import FORMAT as STEERING
 from frenet.methods.task_vectors import TaskVector, from_adapter, load_task_vector
 from frenet.methods.winners import RECORD
-from frenet.network.adapter_delta import base_weights
-from frenet.network.folders import held
+from frenet.network.adapter_delta import UNTIE, base_weights
+from frenet.network.folders import ADAPTER_WEIGHTS, Held, held, require_adapter_folder
 from frenet.network.promised import language_class
 from frenet.network.tasks import base_model
 from frenet.network.tensor_files import TensorFiles
@@ -30,11 +32,41 @@ def vectors_from_disk(model: nn.Module, sources: Sequence[str]) -> Iterator[Task
         FileNotFoundError: there is no such file or folder.
         ValueError: a source that fits the model not at all, or in part; both sides are named.
     """
+    wrong: list[ValueError | OSError] = []
     for source in sources:
         path = Path(source).expanduser()
-        if not path.exists():
-            raise FileNotFoundError(f"there is no adapter, checkpoint or task vector {source}")
-        yield _renamed(_read(model, path), model, path.name)
+        try:
+            vector = _renamed(_read(model, path), model, path.name)
+        except (ValueError, OSError) as error:
+            wrong.append(error)
+        else:
+            yield vector
+    _refuse(wrong, sources)
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """Refuse what can be seen to be no direction in weights, before a model is loaded.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: a source that cannot be read, or is something else; of several each is named.
+    """
+    wrong: list[ValueError | OSError] = []
+    for source in sources:
+        try:
+            _opened(Path(source).expanduser())
+        except (ValueError, OSError) as error:
+            wrong.append(error)
+    _refuse(wrong, sources)
+
+
+def _refuse(wrong: Sequence[Exception], sources: Sequence[str]) -> None:
+    """Raise what is wrong with some sources, all of it at once."""
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        told = "; ".join(map(str, wrong))
+        raise UsageError(f"{len(wrong)} of {len(sources)} vectors cannot be used: {told}")
 
 
 def plain_base(model: nn.Module) -> nn.Module:
@@ -47,7 +79,7 @@ def plain_base(model: nn.Module) -> nn.Module:
 
     config: Any = getattr(base_model(model), "config", None)
     if not isinstance(config, PretrainedConfig):
-        raise ValueError("only models of transformers can be compared with files")
+        raise UsageError("only models of transformers can be compared with files")
     with torch.device("meta"):
         bare: Any = language_class(config).from_config(config)
     # New parameters: those themselves would take over what the new model's require. Tied ones are
@@ -64,11 +96,32 @@ def plain_base(model: nn.Module) -> nn.Module:
     return plain
 
 
-def _read(model: nn.Module, path: Path) -> TaskVector:
+def _opened(path: Path) -> tuple[Held | None, TensorFiles]:
+    """What a folder holds, if it is one, and the tensors of it or of the file, not read yet."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no adapter, checkpoint or task vector {path}")
+    if path.suffix.lower() == ".gguf":
+        raise UsageError(
+            f"{path} is a GGUF file: pass a control vector as --steering FILE with --contrasts, "
+            "and of a model the folder that frenet convert makes"
+        )
     found = held(path) if path.is_dir() else None
+    files = path
+    if found and found.is_adapter:
+        files = require_adapter_folder(path) / ADAPTER_WEIGHTS
+    tensors = TensorFiles(files)
+    if tensors.about.get("format") == STEERING:
+        raise UsageError(
+            f"{path} is a steering vector, which acts on activations and not on weights; pass it "
+            "as --steering FILE with --contrasts, not as --vectors"
+        )
+    return found, tensors
+
+
+def _read(model: nn.Module, path: Path) -> TaskVector:
+    found, files = _opened(path)
     if found and found.is_adapter:
         return from_adapter(path, base=plain_base(model))
-    files = TensorFiles(path)
     if path.is_file() and files.about.get("format", "pt") != "pt":
         return load_task_vector(path)
     # The winner of a search holds the weights that were searched, and no others.
@@ -76,7 +129,7 @@ def _read(model: nn.Module, path: Path) -> TaskVector:
     if vector is None and found and found.adapter:
         return from_adapter(path, base=plain_base(model))
     if vector is None:
-        raise ValueError(f"the checkpoint {files.path} has the model's own weights: no direction")
+        raise UsageError(f"the checkpoint {files.path} has the model's own weights: no direction")
     return replace(vector, notes=tuple(found.notes())) if found else vector
 
 
@@ -92,7 +145,7 @@ def _from_checkpoint(model: nn.Module, files: TensorFiles, *, partly: bool) -> T
     shapes = {name: tuple(p.shape) for name, p in own.items() if not partly or name in files.shapes}
     for name, shape in shapes.items():
         if files.shapes.get(name) != shape:
-            raise ValueError(
+            raise UsageError(
                 f"the checkpoint {files.path} is of another architecture: {name} has shape {shape} "
                 f"in the model and {files.shapes.get(name, 'is not there')} in the file"
             )
@@ -117,12 +170,13 @@ def _require_no_more(plain: nn.Module, files: TensorFiles) -> None:
                 continue
             if torch.equal(files.read(name), files.read(own)):
                 continue
-            raise ValueError(
+            raise UsageError(
                 f"the checkpoint {files.path} has two weights, {own} and {name}, where the model "
-                "has one that is tied; it belongs to another model, or was untied by its training"
+                "has one that is tied; it belongs to another model, or its training has parted "
+                f"them: then {UNTIE}"
             )
         if name.rpartition(".")[2] not in buffers:
-            raise ValueError(
+            raise UsageError(
                 f"the checkpoint {files.path} is of another architecture: the model has no {name}, "
                 f"which has shape {files.shapes[name]} in the file"
             )
@@ -142,15 +196,16 @@ def _renamed(vector: TaskVector, model: nn.Module, origin: str) -> TaskVector:
     names: Mapping[int, str] = {id(p): name for name, p in model.named_parameters()}
     own = {plain: names[id(p)] for plain, p in _own_parameters(model).items()}
     if missing := [name for name in vector.shapes if name not in own]:
-        raise ValueError(
+        raise UsageError(
             f"{vector.origin} changes {missing[0]} ({len(missing)} such weights), which the model "
             "does not have; it belongs to another base"
         )
     plain = {own[name]: name for name in vector.shapes}
     shapes = {new: vector.shapes[name] for new, name in plain.items()}
-    if same := all(new == name for new, name in plain.items()):
-        vector.space(model)
-    return TaskVector(
+    same = all(new == name for new, name in plain.items())
+    made = TaskVector(
         shapes, lambda name: vector.read(plain[name]), origin, vector.base if same else "",
         vector.notes,
     )  # fmt: skip
+    (vector if same else made).space(model)
+    return made

@@ -10,6 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet._files import DamagedFileError, pretty, read_object, sealed, unsealed, whole_files
 from frenet._version import __version__
 from frenet.geometry.subspace import Basis
@@ -126,13 +127,13 @@ def load_winner(model: nn.Module, where: Where, folder: Path | str) -> Float[Ten
         raise FileNotFoundError(f"{folder} holds no search result: it has no {RECORD}")
     record = _record(path)
     if record["fingerprint"] != fingerprint(model):
-        raise ValueError(
+        raise UsageError(
             f"{path} is a result of other weights (fingerprint {record['fingerprint'][:12]}, this "
             f"model has {fingerprint(model)[:12]}); load the model that was searched around"
         )
     if record["parameters"] != list(space_of(where).names):
         first = next(iter(record["parameters"]), "none")
-        raise ValueError(
+        raise UsageError(
             f"{path} is about {len(record['parameters'])} other parameters, the first of them "
             f"{first}; select the same ones"
         )
@@ -149,7 +150,7 @@ def _require_same_basis(path: Path, record: dict[str, Any], where: Where) -> Non
     searched = "no basis" if origin is None else f"a basis ({origin})"
     other = "a basis" if origin is None else "another one"
     passed = f"{other} ({where.origin})" if isinstance(where, Basis) else "no basis"
-    raise ValueError(
+    raise UsageError(
         f"{path} is of a search in {searched}, and {passed} was passed; pass what was searched in, "
         "or take the weights of the winner, which lie beside it"
     )

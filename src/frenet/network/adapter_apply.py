@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.network.adapter_files import PREFIX, adapter_tensors, configuration
 from frenet.network.adapters import linear_modules, quiet_peft
 from frenet.network.folders import some
@@ -58,7 +59,7 @@ def apply_adapter(model: nn.Module, folder: Path) -> tuple[Any, list[str]]:
         found = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     for name, value in found.items():
         if not torch.equal(value.detach().cpu(), chosen[name].to(value.dtype)):
-            raise ValueError(f"peft did not put {name} of the adapter {folder} on the model")
+            raise UsageError(f"peft did not put {name} of the adapter {folder} on the model")
     renamed = [(stored, name) for stored, name in places.items() if stored != name]
     notes = [f"adapter {folder}: {len(renamed)} tensors are stored under other names, as "
              f"{renamed[0][0]} for {renamed[0][1]}"] if renamed else []  # fmt: skip
@@ -74,10 +75,10 @@ def _wrapped(model: nn.Module, folder: Path) -> Any:
     if settings.get("peft_type") != "LORA":
         kind = settings.get("peft_type")
         told = f"of kind {kind}" if kind else f"no adapter of peft ({some(sorted(settings))})"
-        raise ValueError(f"{folder} is {told}; only LORA adapters are loaded")
+        raise UsageError(f"{folder} is {told}; only LORA adapters are loaded")
     known = {field.name for field in fields(LoraConfig)}
     if strange := [key for key, value in settings.items() if key not in known and value]:
-        raise ValueError(
+        raise UsageError(
             f"the adapter {folder} has settings that this version of peft does not know "
             f"({some(strange)}), and may change what it does; install the version that wrote it "
             f"({settings.get('peft_version') or 'a newer one'})"
@@ -92,14 +93,14 @@ def _wrapped(model: nn.Module, folder: Path) -> Any:
                 config.task_type = None  # the wrapper for language models generates
             return get_peft_model(model, config)
     except NoMatchingPeftModuleError:
-        raise ValueError(
+        raise UsageError(
             f"the adapter {folder} belongs to another base: it adapts "
             f"{settings.get('target_modules')} and the model has "
             f"{', '.join(linear_modules(model))}"
         ) from None
     except _FAILURES as error:
         why = " ".join(str(error).split())[:300]
-        raise ValueError(
+        raise UsageError(
             f"peft cannot put the adapter {folder} on this model: {type(error).__name__}: {why}; "
             f"{MERGE}"
         ) from error
@@ -150,7 +151,7 @@ def _require_fit(
     for stored, name in places.items():
         shape = tuple(tensors[stored].shape)
         if shape != own[name]:
-            raise ValueError(
+            raise UsageError(
                 f"the adapter {folder} belongs to another base, or has the configuration of "
                 f"another adapter: {stored} has shape {shape} in the file and {own[name]} on the "
                 "model"
@@ -160,7 +161,7 @@ def _require_fit(
     for name in extra:
         held = base.get(_of_base(name))
         if held is not None and held.shape != tensors[name].shape:
-            raise ValueError(
+            raise UsageError(
                 f"the adapter {folder} was trained on a base with resized embeddings: {name} has "
                 f"shape {tuple(tensors[name].shape)} in the file and {tuple(held.shape)} on the "
                 f"model; resize the base (resize_token_embeddings({len(tensors[name])})), put the "
@@ -168,7 +169,7 @@ def _require_fit(
             )
     missing = sorted(own.keys() - set(places.values()))
     if extra or missing:
-        raise ValueError(
+        raise UsageError(
             f"the adapter {folder} is not whole, or belongs to another base: only the file has "
             f"{some(sorted(extra), _SHOWN)}; only the model has {some(missing, _SHOWN)}; nothing "
             "is applied in part"

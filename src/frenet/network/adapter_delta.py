@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.network.adapter_apply import MERGE, apply_adapter, changeable, twin
 from frenet.network.adapter_files import PREFIX, adapter_folder
 from frenet.network.blocks import short_text, text_logits
@@ -19,6 +20,7 @@ from frenet.network.memory import require_memory
 from frenet.network.padding import base_model, forward_arguments
 from frenet.network.tensor_files import Shapes
 
+UNTIE = "pass --untie (untie=True of frenet.load), which gives the head weights of its own"
 # Tokens that are run; how far logits may be apart, of the adapter's effect and in roundings.
 _TOKENS, _APART, _ROUNDING = 8, 1e-2, 64
 _HALVES = (".lora_A", ".lora_B", ".lora_embedding_A", ".lora_embedding_B")
@@ -85,10 +87,10 @@ def live_products(model: nn.Module, weights: Mapping[str, float] | None = None) 
     """
     known: Mapping[str, Any] = getattr(model, "peft_config", {})
     if not known:
-        raise ValueError("the model carries no adapter; pass PEFT's wrapper around it")
+        raise UsageError("the model carries no adapter; pass PEFT's wrapper around it")
     chosen = dict.fromkeys(active_adapters(model), 1.0) if weights is None else dict(weights)
     if unknown := [name for name in chosen if name not in known]:
-        raise ValueError(f"no adapter {unknown[0]!r}; the model has {', '.join(known)}")
+        raise UsageError(f"no adapter {unknown[0]!r}; the model has {', '.join(known)}")
     what = f"the adapter {', '.join(map(repr, chosen))}"
     _require_lora(what, [known[name] for name in chosen])
     double = twin(model, r"\.base_layer\.")
@@ -147,7 +149,7 @@ def _with_weights(base: nn.Module) -> nn.Module:
 
     config: Any = getattr(base, "config", None)
     if not isinstance(config, PretrainedConfig):
-        raise ValueError(
+        raise UsageError(
             f"{type(base).__name__} is on the meta device and no model of transformers, so that "
             "the adapter cannot be tried on it; pass the base with its weights"
         )
@@ -167,7 +169,7 @@ def _require_lora(what: str, configs: list[Any]) -> None:
     for config in configs:
         kind = getattr(config.peft_type, "value", config.peft_type)
         if kind != "LORA":
-            raise ValueError(f"{what} is of kind {kind}; only LORA adapters are products B A")
+            raise UsageError(f"{what} is of kind {kind}; only LORA adapters are products B A")
 
 
 def _layers(model: nn.Module) -> list[Any]:
@@ -202,7 +204,7 @@ def adapter_products(
             layer: Any = module
             own = getattr(layer.base_layer, "weight", None)
             if not isinstance(own, Tensor) or tuple(own.shape) != factors.shape:
-                raise ValueError(
+                raise UsageError(
                     f"{what} is no sum of products B A: {path} does not hold its weight as one "
                     f"matrix of shape {factors.shape}; {MERGE}"
                 )
@@ -247,12 +249,12 @@ def _require_sum(
     """
     others = [n for name in adapters for n in _others(wrapped, name, original)]
     if missing := [name for name in products if name not in original]:
-        raise ValueError(
+        raise UsageError(
             f"{what} is no sum of products B A: it changes {some(missing, 4)}, which the base does "
             f"not have: it copies layers; {MERGE}"
         )
     if (ids := short_text(base_model(wrapped), _TOKENS)) is None:
-        raise ValueError(
+        raise UsageError(
             f"{type(base_model(wrapped)).__name__} reads no text, so that what peft makes of "
             f"{what} and the products B A cannot be compared"
         )
@@ -282,7 +284,7 @@ def _require_sum(
     if others:
         causes.append(f"it has tensors that are no half of a product, as {some(others, 4)}")
     if causes:
-        raise ValueError(
+        raise UsageError(
             f"{what} is no sum of products B A added to its base: {', and '.join(causes)}; {MERGE}"
         )
 
@@ -323,8 +325,8 @@ def refuse_tied(model: nn.Module, weight: Tensor | None, module: str) -> None:
     named = model.named_parameters(remove_duplicate=False)
     names = [name for name, parameter in named if parameter is weight]
     if len(names) > 1:
-        raise ValueError(
+        raise UsageError(
             f"the adapter on {module} changes one use of a weight that is tied ({some(names)}); "
             "added to the weight it would change both, so that it is no direction of this model; "
-            "untie the weights, or leave the module out of the adapter"
+            f"{UNTIE}, or leave the module out of the adapter"
         )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frenet._errors import UnreachableError, UsageError
 from frenet._files import DamagedFileError, canonical, pretty, read_object
 from frenet.network.folders import (
     ADAPTER_CONFIG,
@@ -45,7 +46,7 @@ def base_of(folder: Path) -> str:
     """The base model that the adapter's configuration names."""
     base = configuration(folder).get("base_model_name_or_path")
     if not base:
-        raise ValueError(
+        raise UsageError(
             f"the adapter {folder} does not say which base it belongs to; pass the base as source "
             "and this folder as adapter"
         )
@@ -62,7 +63,7 @@ def adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """
     files = TensorFiles(folder / WEIGHTS)
     if empty := [name for name, shape in files.shapes.items() if prod(shape) == 0]:
-        raise ValueError(
+        raise UsageError(
             f"{folder / WEIGHTS} has {len(empty)} empty tensors of {len(files.shapes)}, the first "
             f"is {empty[0]} of shape {files.shapes[empty[0]]}: DeepSpeed ZeRO-3 leaves them where "
             "weights are not gathered before they are saved; save the adapter again from the "
@@ -70,7 +71,7 @@ def adapter_tensors(folder: Path) -> dict[str, Tensor]:
         )
     tensors = {name: files.read(name) for name in files.shapes}
     if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        raise ValueError(
+        raise UsageError(
             f"{folder / WEIGHTS} has entries that are not finite in {len(broken)} tensors, the "
             f"first is {broken[0]}: its training diverged; take an earlier checkpoint"
         )
@@ -130,7 +131,7 @@ def _fetched(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[ADAPTER_CONFIG, WEIGHTS]))
     except (OSError, ValueError) as error:
-        raise ConnectionError(
+        raise UnreachableError(
             f"{name!r} is no folder here, and no adapter of that name can be fetched: "
             f"{' '.join(str(error).split())[:300]}"
         ) from error

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.geometry.linalg import dot
 from frenet.network.adapter_apply import apply_adapter, changeable, twin
 from frenet.network.adapter_delta import (
@@ -79,7 +80,7 @@ def _start_notes(model: nn.Module, folder: Path) -> list[str]:
     apart = sum(_apart(ends[0][name], ends[1][name]) ** 2 for name in own) ** 0.5
     whole = sum(part**2 for part in taken) ** 0.5
     if apart > _REPEATED * whole:
-        raise ValueError(
+        raise UsageError(
             f"the adapter {folder} takes something out of its base when it starts, by a random "
             "method, so that the base that it was trained on cannot be made again; save it as an "
             "ordinary adapter (path_initial_model_for_weight_conversion of peft's save_pretrained)"
@@ -129,14 +130,14 @@ def base_notes(
     compared = _compared(files, own, products) if files else None
     if compared is None:
         if _place(str(source)) == folder.resolve():
-            raise ValueError(
+            raise UsageError(
                 f"{told}, whose weights lie beside the adapter and may have it in them already; "
                 "pass the base, or the weights without the adapter"
             )
         return [f"{told}; the former is not here, so that their weights are not compared"]
     apart, cosine = compared
     if cosine > _MERGED:
-        raise ValueError(
+        raise UsageError(
             f"{told}, whose weights have it in them already; pass {named} with the adapter, or "
             f"{source} without"
         )

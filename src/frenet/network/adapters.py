@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.network.space import ParamSpace
 
@@ -43,7 +44,7 @@ def lora_targets(model: nn.Module) -> tuple[str, ...]:
     if family in KNOWN:
         return tuple(KNOWN[family])
     what = f"model type {family!r}" if family else "a model without configuration"
-    raise ValueError(
+    raise UsageError(
         f"no LoRA targets are known for {what}; pass targets= in Python, or --targets, with some "
         "of its linear modules: "
         f"{', '.join(linear_modules(model))}"
@@ -89,9 +90,12 @@ def attach_lora(
     Source: Hu et al. 2021, arXiv 2106.09685.
     """
     if hasattr(model, "peft_config"):
-        raise ValueError("the model carries an adapter already; attach to its base model instead")
+        raise UsageError(
+            "the model carries an adapter already, and gets no second one; pass the base that the "
+            "adapter was trained on (as --model on the command line)"
+        )
     if rank < 1:
-        raise ValueError(f"rank={rank}; pass at least 1")
+        raise UsageError(f"rank={rank}; pass at least 1")
     chosen = tuple(targets) if targets is not None else lora_targets(model)
     config = _config(model, chosen, rank=rank, alpha=float(2 * rank if alpha is None else alpha))
     before = {id(module) for module in model.modules()}
@@ -134,17 +138,17 @@ def check_trainable(model: nn.Module, space: ParamSpace) -> None:
             continue
         halves = sorted((name, other))
         if other in own and not own[name].detach().any() and not own[other].detach().any():
-            raise ValueError(
+            raise UsageError(
                 f"the adapter cannot train: {halves[0]} and {halves[1]} are both zero, and so are "
                 "the gradients of both; initialise one of them"
             )
         if not own[name].requires_grad:
-            raise ValueError(
+            raise UsageError(
                 f"the adapter cannot train: {name} does not require a gradient; load it with "
                 "is_trainable=True, or call requires_grad_(True) on it"
             )
     if any(other_half(name) for name in space.names) and _loses_gradients(model):
-        raise ValueError(
+        raise UsageError(
             "the adapter cannot train: gradient checkpointing with use_reentrant=True drops the "
             "gradients behind frozen inputs; pass use_reentrant=False, or call "
             "model.enable_input_require_grads()"
@@ -171,7 +175,7 @@ def _config(model: nn.Module, targets: tuple[str, ...], *, rank: int, alpha: flo
     for target in targets:
         here = [m for name, m in found.items() if name == target or name.endswith(f".{target}")]
         if not here:
-            raise ValueError(
+            raise UsageError(
                 f"no module is called {target!r}; the linear modules are "
                 f"{', '.join(linear_modules(model))}"
             )

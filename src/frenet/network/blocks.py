@@ -8,7 +8,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.network.eager import uncompiled
+from frenet.network.padding import rounding
 from frenet.network.tasks import base_model, forward_arguments
 
 # What a forward pass raises that wants more than a text, or other ids.
@@ -81,7 +83,7 @@ def residual_blocks(model: nn.Module, path: str | None = None) -> tuple[nn.Modul
     if not found:
         there = ", ".join(names) or "none"
         missing = f"no module list {path!r}" if path is not None else "no list of blocks"
-        raise ValueError(f"{missing} in {type(inner).__name__}; its module lists are: {there}")
+        raise UsageError(f"{missing} in {type(inner).__name__}; its module lists are: {there}")
     name = next(name for name, module in names.items() if module is found)
     return inner.get_submodule(name.rpartition(".")[0]), found
 
@@ -142,6 +144,26 @@ def short_text(model: nn.Module, length: int = 2) -> Tensor | None:
     device = next(model.parameters()).device
     ids = [max(middle - i, 0) for i in range(length)]
     return torch.tensor([ids], device=device)
+
+
+def reads_ahead(model: nn.Module) -> bool:
+    """Whether the logits of a token depend on those after it; False where no text runs through.
+
+    A model that reads so has seen what it is asked to predict, and its loss says nothing.
+    """
+    inner = base_model(model)
+    ids = short_text(inner, 8)
+    if ids is None:
+        return False
+    other = ids.clone()
+    other[0, -1] = ids[0, 0]
+    with _quiet(inner), torch.no_grad():
+        try:
+            first, second = (text_logits(inner, each)[:, :-1].float() for each in (ids, other))
+        except _FAILURES:
+            return False
+    spread = (first - first.mean(-1, keepdim=True)).norm()
+    return bool((first - second).norm() > rounding(inner, first) * spread)
 
 
 def _ran(model: nn.Module, ids: Tensor) -> tuple[set[int], bool]:

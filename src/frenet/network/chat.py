@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from frenet._errors import UsageError
 from frenet.network.files import shown
 
 Message = dict[str, str]
@@ -20,7 +21,7 @@ def messages_of(value: Any) -> list[Message]:
         ValueError: it is none, or the content of a message is no text.
     """
     if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
-        raise ValueError(f"'messages' is {shown(value)}; a list of messages is needed")
+        raise UsageError(f"'messages' is {shown(value)}; a list of messages is needed")
     found = []
     for number, message in enumerate(value, start=1):
         role = message.get("role", message.get("from"))
@@ -30,7 +31,7 @@ def messages_of(value: Any) -> list[Message]:
         ):
             content = "".join(part["text"] for part in content)
         if not isinstance(role, str) or not isinstance(content, str):
-            raise ValueError(
+            raise UsageError(
                 f"message {number} has the role {shown(role)} and the content {shown(content)}; "
                 "both have to be text"
             )
@@ -50,7 +51,7 @@ def turns(tokenizer: Any, messages: Sequence[Message], *, first: int = 0) -> lis
     places = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
     if not places:
         roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
-        raise ValueError(f"no message has the role assistant, which is scored; roles are {roles}")
+        raise UsageError(f"no message has the role assistant, which is scored; roles are {roles}")
     return [_turn(tokenizer, messages[:i], messages[i]["content"]) for i in places]
 
 
@@ -85,7 +86,7 @@ def _turn(tokenizer: Any, before: Sequence[Message], content: str) -> tuple[str,
     not say, is left out.
     """
     if not content.strip():
-        raise ValueError("a message of the assistant is blank, so that there is nothing to score")
+        raise UsageError("a message of the assistant is blank, so that there is nothing to score")
     whole = _written(tokenizer, [*before, {"role": "assistant", "content": content}])
     start = _written(tokenizer, before, opened=True) if before else ""
     if not (start and whole.startswith(start)):
@@ -94,7 +95,7 @@ def _turn(tokenizer: Any, before: Sequence[Message], content: str) -> tuple[str,
         start = whole[: max(place, 0)]
     said = whole[len(start) :]
     if content.strip() not in said:
-        raise ValueError(
+        raise UsageError(
             f"the chat template does not write the message {shown(content)} as it is, so that its "
             "tokens cannot be told from the others"
         )
@@ -111,7 +112,7 @@ def _written(tokenizer: Any, messages: Sequence[Message], *, opened: bool = Fals
     from jinja2 import TemplateError
 
     if getattr(tokenizer, "chat_template", None) is None:
-        raise ValueError(
+        raise UsageError(
             "this model's tokenizer has no chat template, which --chat and rows of messages need; "
             "use an instruct model. Without one, rows of prompt and response are read with "
             "--columns prompt=prompt completion=response, others without --chat; messages have "
@@ -124,7 +125,7 @@ def _written(tokenizer: Any, messages: Sequence[Message], *, opened: bool = Fals
             )
         )
     except (TemplateError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"the chat template refuses the messages: {error}") from None
+        raise UsageError(f"the chat template refuses the messages: {error}") from None
 
 
 def system_of(row: Mapping[str, Any]) -> str:
@@ -137,5 +138,5 @@ def system_of(row: Mapping[str, Any]) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"'system' is {shown(value)}; text is needed")
+        raise UsageError(f"'system' is {shown(value)}; text is needed")
     return value

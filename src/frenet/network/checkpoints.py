@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from frenet._errors import UsageError
 from frenet.network.folders import held
 from frenet.network.promised import tied_names
 from frenet.network.tensor_files import TensorFiles
@@ -22,7 +23,7 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             with safe_open(path, framework="pt") as file:
                 shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ValueError(
+            raise UsageError(
                 f"{path} is damaged, incomplete or a Git LFS pointer ({error}); fetch it again"
             ) from None
     return shapes
@@ -48,11 +49,16 @@ def tied_copies(files: TensorFiles) -> dict[str, str]:
 
     The configuration beside them says which weights are tied; a copy has the same entries.
     """
+    return {
+        name: one
+        for name, one in tied_weights(files).items()
+        if {name, one} <= files.shapes.keys() and torch.equal(files.read(name), files.read(one))
+    }
+
+
+def tied_weights(files: TensorFiles) -> dict[str, str]:
+    """Names of tied weights, with the first name of each, as the configuration there says."""
     if not files.path.is_dir():
         return {}
     size = sum(file.stat().st_size for file in held(files.path).weights)
-    return {
-        name: one
-        for name, one in tied_names(files.path, size).items()
-        if {name, one} <= files.shapes.keys() and torch.equal(files.read(name), files.read(one))
-    }
+    return tied_names(files.path, size)

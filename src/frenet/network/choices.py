@@ -6,6 +6,7 @@ from dataclasses import replace
 from string import ascii_uppercase as LETTERS
 from typing import Any, NamedTuple
 
+from frenet._errors import UsageError
 from frenet.network.files import OnBad, RowError, Rows, shown
 from frenet.network.schemas import folded
 
@@ -63,7 +64,7 @@ def lettered(rows: Rows, *, on_bad: OnBad) -> tuple[Rows, tuple[str, ...]]:
         except ValueError as problem:
             _reject(RowError(rows.source, rows.lines[i], str(problem)), bad, on_bad)
     if not asked:
-        raise ValueError(f"{rows.source} holds no usable row; the first bad one: {bad[0]}")
+        raise UsageError(f"{rows.source} holds no usable row; the first bad one: {bad[0]}")
     way = _way(asked)
     values, lines = [], []
     for i, each in zip(kept, asked, strict=True):
@@ -102,27 +103,27 @@ def _asked(row: Mapping[str, Any]) -> _Asked:
     """Choices and answer of a row."""
     for key in ("choices", "answer"):
         if key not in row:
-            raise ValueError(f"missing key {key!r}; keys found: {', '.join(map(repr, row))}")
+            raise UsageError(f"missing key {key!r}; keys found: {', '.join(map(repr, row))}")
     value, labels = row["choices"], []
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             value = json.loads(value)
         except ValueError:
-            raise ValueError(f"'choices' is {shown(value)}, which is no JSON") from None
+            raise UsageError(f"'choices' is {shown(value)}, which is no JSON") from None
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         labels = [str(label) for label in value.get("label") or ()]
         value = value["text"]
     good = isinstance(value, list) and all(isinstance(v, str | int | float) for v in value)
     if not good or not 2 <= len(value) <= len(LETTERS):
-        raise ValueError(
+        raise UsageError(
             f"'choices' is {shown(value)}; a list of 2 to {len(LETTERS)} texts is needed"
         )
     texts = [str(v).strip() for v in value]
     if "" in texts:
-        raise ValueError(f"choice {texts.index('') + 1} of {len(texts)} is empty")
+        raise UsageError(f"choice {texts.index('') + 1} of {len(texts)} is empty")
     answer = row["answer"]
     if isinstance(answer, bool) or not isinstance(answer, str | int) or answer == "":
-        raise ValueError(f"'answer' is {shown(answer)}; a letter, a number or a text is needed")
+        raise UsageError(f"'answer' is {shown(answer)}; a letter, a number or a text is needed")
     return _Asked(texts, labels, answer)
 
 

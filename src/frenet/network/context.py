@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from frenet._errors import UsageError
 from frenet.network.eager import uncompiled
 from frenet.network.space import ParamSpace
 
@@ -147,7 +148,7 @@ def transformable(model: nn.Module) -> Iterator[None]:
         except RuntimeError as error:
             if not any(sign in str(error) for sign in _NO_FORWARD_MODE):
                 raise
-            raise ValueError(
+            raise UsageError(
                 f"{type(model).__name__} has a layer without derivatives in forward mode, so that "
                 f"slopes and Hessian products of it cannot be measured ({str(error)[:120]} ...); "
                 "load it without compiled kernels, such as those of mamba_ssm, causal_conv1d or "

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.network.files import shown
 
@@ -40,16 +41,16 @@ class Item(NamedTuple):
         """
         if self.answers is None:
             why = (
-                "an answer is several tokens to this tokenizer; pass words of one token each, such "
-                "as yes and no"
+                "an answer is several tokens to this tokenizer; pass words of one token each "
+                "(Contrast.require_answers names some)"
                 if self.context
                 else "it is a pair of texts; pass statements or choices"
             )
-            raise ValueError(f"{shown(self.text)} (line {self.line}) has no answers: {why}")
+            raise UsageError(f"{shown(self.text)} (line {self.line}) has no answers: {why}")
         return self.answers
 
 
-class UnansweredError(ValueError):
+class UnansweredError(UsageError):
     """A contrast whose answers a tokenizer splits: no logit says what the model answers."""
 
 
@@ -64,6 +65,7 @@ class Contrast:
         words: the answers of the positive and the negative side, empty for pairs.
         items: the prompts.
         notes: what was dropped or decided while loading, one sentence each.
+        unanswered: why no logit is the answer's, where answers are several tokens.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Contrast:
     words: tuple[str, ...]
     items: tuple[Item, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
+    unanswered: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -80,13 +83,20 @@ class Contrast:
             digest.update(repr((item.sides, item.label)).encode())
         return digest.hexdigest()[:16]
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The notes, and how many prompts there are, of each side where prompts have one."""
+        count = f"{len(self.items)} {self.kind}"
+        if self.kind == "statements":
+            sides = [len(self.of_class(label)) for label in (True, False)]
+            count += f", positive: {sides[0]}, negative: {sides[1]}"
+        return (*self.notes, f"{self.name}: rows: {count}")
+
     def require_answers(self) -> None:
         """Raise UnansweredError where an answer is several tokens; pairs of texts have none."""
         if self.kind != "pairs" and any(item.answers is None for item in self.items):
-            raise UnansweredError(
-                f"{' or '.join(self.words)} is several tokens to this tokenizer, so that no logit "
-                "is the answer's"
-            )
+            why = f"{' or '.join(self.words)} is several tokens to this tokenizer"
+            raise UnansweredError(self.unanswered or why)
 
     def of_class(self, label: bool) -> list[Item]:
         """The prompts of one class."""
@@ -113,7 +123,7 @@ class Contrast:
             size = min(len(mixed) // parts, most)
             if size < 2:
                 side = "" if label is None else f" with the label {self.words[not label]!r}"
-                raise ValueError(
+                raise UsageError(
                     f"contrast {self.name!r} has {len(own)} prompts{side}, too few for {parts} "
                     f"parts of at least 2; pass at least {2 * parts}"
                 )

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from frenet._errors import UsageError
 from frenet.network.chat import asked, opened, system_of
 from frenet.network.contrast import Contrast, Item, Kind
 from frenet.network.files import RowError, shown
@@ -12,6 +13,7 @@ from frenet.network.schemas import (
     BEHAVIOUR,
     CHOICES,
     MESSAGES,
+    PAIR,
     TASK_FIELDS,
     Record,
     Template,
@@ -19,7 +21,6 @@ from frenet.network.schemas import (
     task_of,
 )
 from frenet.network.tables import (
-    PAIR,
     SYSTEM,
     Columns,
     Named,
@@ -35,6 +36,11 @@ from frenet.network.tokens import Encoded, encode, join, of_one_prompt, text_ids
 # Words for the positive side, where the data do not say which one it is.
 POSITIVE = ("yes", "true", "positive", "1")
 _LETTERS = ("(A)", "(B)")
+# Answers that are tried where those of the data are several tokens to a tokenizer.
+USUAL = (
+    ("Yes", "No"), ("yes", "no"), ("True", "False"), ("true", "false"), ("A", "B"), ("1", "0"),
+    ("+", "-"), ("y", "n"),
+)  # fmt: skip
 # Statements are asked about, and answered Yes or No: models that are asked to complete "True or
 # false:" tell the two apart much less well (Qwen2.5-0.5B: 0.48 against 0.80 of pairs in order).
 STATEMENT = ("statement", "label")
@@ -121,7 +127,7 @@ def answered_names(source: str | Path, reading: Reading | None = None) -> tuple[
     reading = reading or Reading()
     found = named_rows(source, reading)
     if _as_pairs(found, reading):
-        raise ValueError(
+        raise UsageError(
             f"{found.rows.source} holds pairs of texts, which have no answer to push towards; pass "
             "labelled statements or A/B questions ('frenet steer extract' takes pairs)"
         )
@@ -137,7 +143,7 @@ def _as_pairs(found: Named, reading: Reading) -> bool:
 def _labels(found: Named, reading: Reading, tokenizer: Any) -> Table:
     """The rows as prompts and labels; RowError where a label is not of the schema's own."""
     if template_of(found, reading)[0] == MESSAGES:
-        raise ValueError(
+        raise UsageError(
             f"{found.rows.source} holds conversations, which have no two sides; pass prompts with "
             "labels, A/B questions, or pairs of texts (positive, negative)"
         )
@@ -178,7 +184,7 @@ def _pairs(found: Named, reading: Reading, settings: _Settings) -> dict[str, Con
     for name, pairs in by_name.items():
         items, dropped = _once(name, pairs, rows.source)
         if len(items) < 2:
-            raise ValueError(f"contrast {name!r} has a single pair; pass at least 2")
+            raise UsageError(f"contrast {name!r} has a single pair; pass at least 2")
         made[name] = Contrast(name, "pairs", (), items, notes + dropped)
     return made
 
@@ -263,25 +269,61 @@ def _labelled(name: str, rows: Sequence[Record], settings: _Settings) -> Contras
     if cut := sum(side.cut > 0 for side in read):
         notes = (f"{name}: {cut} of {len(rows)} prompts lost their beginning", *notes)
     kind: Kind = "choices" if choices else "statements"
-    return Contrast(name, kind, tuple(words or found_words), kept, notes)
+    split = [i for i, item in enumerate(items) if item.answers is None]
+    why = ""
+    if split:
+        first = split[0]
+        why = _unanswered(rows[first].prompt, written, tokens[2 * first : 2 * first + 2], settings)
+    return Contrast(name, kind, tuple(words or found_words), kept, notes, why)
+
+
+def _unanswered(
+    prompt: str, words: Sequence[str], sides: Sequence[Encoded | str], settings: _Settings
+) -> str:
+    """Which answers are several tokens, and two that are one token each."""
+    targets = [side.target for side in sides if isinstance(side, Encoded)]
+    said = []
+    for word, target in zip(words, targets, strict=True):
+        if len(target) > 1:
+            parts = settings.tokenizer.convert_ids_to_tokens(target)
+            said.append(f"{shown(word)} ({', '.join(map(shown, parts))})")
+    what = f"{' and '.join(said)} {'are' if len(said) > 1 else 'is'}"
+    why = f"{what} several tokens to this tokenizer, so that no logit is the answer's"
+    ways = (str.capitalize, str.lower, str.upper, lambda word: f" {word}")
+    for pair in (*(tuple(map(way, words)) for way in ways), *USUAL):
+        ids = _single(prompt, pair, settings)
+        if len(set(ids)) == len(words):
+            return f"{why}; {' and '.join(map(shown, pair))} are one token each"
+    return why
+
+
+def _single(prompt: str, words: Sequence[str], settings: _Settings) -> list[int]:
+    """The tokens of those words that are one token each behind a prompt."""
+    found = encode(
+        settings.tokenizer, [(prompt, word) for word in words],
+        max_length=settings.max_length, end=False, chat=settings.chat,
+    )  # fmt: skip
+    unknown = getattr(settings.tokenizer, "unk_token_id", None)
+    targets = [side.target for side in found if isinstance(side, Encoded)]
+    return [target[0] for target in targets if len(target) == 1 and target[0] != unknown]
 
 
 def _words(name: str, found: Sequence[str], positive: str | None) -> list[str]:
     """The label words, the positive one first."""
     if len(found) == 1:
-        raise ValueError(
+        raise UsageError(
             f"all labels of contrast {name!r} are {found[0]!r}; a contrast needs both sides"
         )
     if len(found) != 2:
         listed = ", ".join(map(repr, found[:5]))
-        raise ValueError(
+        raise UsageError(
             f"contrast {name!r} has {len(found)} labels ({listed} ...), and a contrast has two; "
             "pass a template with two labels, or pairs of texts (positive, negative)"
         )
     if positive is not None:
         positive = next((w for w in found if folded(w) == folded(positive)), positive)
     if positive is not None and positive not in found:
-        raise ValueError(
+        raise UsageError(
             f"positive={positive!r} is no label of contrast {name!r}; it has "
             f"{' and '.join(map(repr, found))}"
         )

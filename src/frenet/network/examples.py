@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.network.files import OnBad, RowError, shown
 from frenet.network.schemas import Record
@@ -67,7 +68,7 @@ def prepare(name: str, rows: Sequence[Record], options: Options) -> Prepared:
         examples[split] = encoded(_limited(part, options.limit, order), options, bad=bad)
         counts += _counts(split, examples[split], options.tokenizer)
         if not examples[split]:
-            raise ValueError(f"task {name!r} has no usable {split} row; the last: {bad[-1]}")
+            raise UsageError(f"task {name!r} has no usable {split} row; the last: {bad[-1]}")
     skipped = [f"skipped: {error}" for error in bad]
     return Prepared(examples, labels, (*roles, *changes, *skipped, *counts))
 
@@ -114,9 +115,9 @@ def _require_apart(
     found = encode(options.tokenizer, pairs, max_length=sys.maxsize, chat=options.chat)
     for label, item in zip(labels, found, strict=True):
         if not isinstance(item, Encoded):
-            raise ValueError(f"{options.source}: the label {shown(label)}: {item}")
+            raise UsageError(f"{options.source}: the label {shown(label)}: {item}")
         if (same := seen.setdefault(tuple(item.context + item.target), label)) != label:
-            raise ValueError(
+            raise UsageError(
                 f"{options.source}: the labels {shown(same)} and {shown(label)} are the same "
                 "tokens to this tokenizer; write one of them as another word"
             )

@@ -9,16 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from frenet._errors import UsageError
+
 OnBad = Literal["error", "skip"]
 KINDS = (".jsonl", ".csv")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 # What may stand between the cells of a table; the first one where several fit as well.
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+# Lists of objects that are a value of a row, not the rows of a file.
+OF_A_ROW = {
+    "messages", "conversations", "prompt", "completion", "chosen", "rejected", "tools", "functions",
+}  # fmt: skip
 # Lines of a table that are looked at to see which of them it is.
 LOOKED_AT = 200
 
 
-class RowError(ValueError):
+class RowError(UsageError):
     """One bad row: the file, the physical line it starts on, and what is wrong with it."""
 
     def __init__(self, source: str | Path, line: int, why: str) -> None:
@@ -56,8 +62,8 @@ def read_rows(path: str | Path, *, required: Sequence[str] = (), on_bad: OnBad =
     it is no comma.
 
     Args:
-        path: a file that ends in ``.jsonl``; in ``.json``, one list of objects; or in ``.csv`` or
-            ``.tsv``, which start with a header.
+        path: a file that ends in ``.jsonl``; in ``.json``, one list of objects, alone or as the
+            only one in an object; or in ``.csv`` or ``.tsv``, which start with a header.
         required: keys that every row must have, with a value that is not null and not blank.
         on_bad: "error" stops at the first bad row; "skip" leaves it out and lists it in
             ``Rows.skipped``.
@@ -83,7 +89,7 @@ def read_rows(path: str | Path, *, required: Sequence[str] = (), on_bad: OnBad =
             skipped.append(error)
     if not good:
         first = f"; the first of {len(skipped)} bad ones: {skipped[0]}" if skipped else ""
-        raise ValueError(f"{path} holds no usable row{first}")
+        raise UsageError(f"{path} holds no usable row{first}")
     lines, values = zip(*good, strict=True)
     return Rows(str(path), values, lines, tuple(skipped), notes)
 
@@ -97,8 +103,12 @@ def _parsed(
         separator = told or _separator(text)
         notes = [f"cells stand between {SEPARATORS[separator]}s"] if separator != "," else []
         return _parse_csv(path, text, separator, first=2 if told else 1), tuple(notes)
-    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
-        return _parse_json(path, text), ()
+    if path.suffix.lower() == ".json":
+        if text.lstrip().startswith("["):
+            return _objects(path, _json(path, text)), ()
+        if found := _one_object(text):
+            values, note = _wrapped(path, found)
+            return _objects(path, values), note
     return _parse_jsonl(path, text), ()
 
 
@@ -109,7 +119,7 @@ def _read_text(path: Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(
+        raise UsageError(
             f"{path} ends in {path.suffix or 'no extension'}; rows are read from "
             f"{' and '.join(KINDS)} files ({', '.join(SUFFIXES)}): save it as one of them"
         )
@@ -118,12 +128,12 @@ def _read_text(path: Path) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ValueError(
+        raise UsageError(
             f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file "
             "with the encoding UTF-8"
         ) from None
     if not text.strip():
-        raise ValueError(f"{path} is empty")
+        raise UsageError(f"{path} is empty")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -144,17 +154,53 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]] |
             yield _object(path, number, value, "line")
 
 
-def _parse_json(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]] | RowError]:
-    """The objects of one list; their numbers stand in place of lines."""
+def _json(path: Path, text: str) -> Any:
+    """The value of a text that is JSON as a whole."""
     try:
-        values = json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         why = f"not JSON at column {error.colno}: {error.msg}"
         raise RowError(path, error.lineno, why) from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UsageError(f"{path}: {error}") from None
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply to be read") from None
+        raise UsageError(f"{path} is nested too deeply to be read") from None
+
+
+def _one_object(text: str) -> dict[str, Any] | None:
+    """The object that a text is as a whole; None where it is none, as a file with one a line."""
+    try:
+        found = json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant)
+    except (ValueError, RecursionError):  # said of the line that has it
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _wrapped(path: Path, found: dict[str, Any]) -> tuple[Sequence[Any], tuple[str, ...]]:
+    """The rows of a file that holds one object: its one list of objects, or else itself."""
+    lists = [
+        name
+        for name, value in found.items()
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+    ]
+    remedy = "save its rows as one list of objects, or one object a line"
+    if len(lists) == 1 and lists[0].casefold() not in OF_A_ROW:
+        others = [name for name in found if name not in lists]
+        also = f"; not read: {', '.join(others)}" if others else ""
+        return found[lists[0]], (f"the rows are the list {shown(lists[0])} of the file{also}",)
+    if not OF_A_ROW & {name.casefold() for name in lists}:
+        if lists:
+            raise UsageError(f"{path} holds the lists {', '.join(map(shown, lists))}; {remedy}")
+        if len(found) > 1 and all(isinstance(value, dict | list) for value in found.values()):
+            raise UsageError(
+                f"{path} holds one object of columns, and no rows; {remedy} (pandas: orient="
+                "'records')"
+            )
+    return [found], ()
+
+
+def _objects(path: Path, values: Sequence[Any]) -> Iterator[tuple[int, dict[str, Any]] | RowError]:
+    """The objects of one list; their numbers stand in place of lines."""
     for number, value in enumerate(values, start=1):
         yield _object(path, number, value, "element of the list")
 
@@ -172,13 +218,13 @@ def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, value in pairs:
         key = name.strip()
         if key in found:
-            raise ValueError(f"the key {key!r} occurs twice")
+            raise UsageError(f"the key {key!r} occurs twice")
         found[key] = value
     return found
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON; write it as text or leave the key out")
+    raise UsageError(f"{name} is not JSON; write it as text or leave the key out")
 
 
 def _told_separator(text: str) -> tuple[str | None, str]:

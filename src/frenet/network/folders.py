@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from frenet._errors import UsageError
 from frenet._files import DamagedFileError, read_object
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
@@ -63,7 +64,7 @@ def held(folder: Path) -> Held:
     names = sorted(path.name for path in folder.iterdir())
     adapter = ADAPTER_CONFIG in names
     if ADAPTER_WEIGHTS in names and not adapter:
-        raise ValueError(
+        raise UsageError(
             f"{folder} holds {ADAPTER_WEIGHTS} and no {ADAPTER_CONFIG}, so that nobody knows what "
             "the adapter does; save the adapter again with both"
         )
@@ -71,7 +72,7 @@ def held(folder: Path) -> Held:
     if not files and not adapter:
         files = [folder / name for name in names if name.endswith(".safetensors")]
     if adapter and not files and (pickled := _pickled_models(names)):
-        raise ValueError(
+        raise UsageError(
             f"{folder} holds an adapter and pickled weights ({some(pickled)}), which are not "
             "opened, so that nobody knows whether the adapter is merged into them; move the "
             "adapter's files into a folder of their own"
@@ -88,7 +89,7 @@ def require_model_folder(found: Held) -> None:
     if CONFIG not in names:
         inside = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and _holds_any(p)]
         hint = f"; a model or an adapter lies in {some(inside)} inside it" if inside else ""
-        raise ValueError(
+        raise UsageError(
             f"{folder} is not a model: it has no {CONFIG} (found: {some(names)}){hint}; pass a "
             "folder in Hugging Face format, a .gguf file or a hub id"
         )
@@ -96,7 +97,7 @@ def require_model_folder(found: Held) -> None:
         return
     if pickled := _pickled_models(names):
         refuse_pickled(folder, pickled)
-    raise ValueError(f"{folder} has a {CONFIG} and no weights: no .safetensors file in it")
+    raise UsageError(f"{folder} has a {CONFIG} and no weights: no .safetensors file in it")
 
 
 def require_adapter_folder(folder: Path) -> Path:
@@ -106,12 +107,12 @@ def require_adapter_folder(folder: Path) -> Path:
         ValueError: it does not.
     """
     if not folder.is_dir() or not (folder / ADAPTER_CONFIG).exists():
-        raise ValueError(f"{folder} is no PEFT adapter: it has no {ADAPTER_CONFIG}")
+        raise UsageError(f"{folder} is no PEFT adapter: it has no {ADAPTER_CONFIG}")
     if not (folder / ADAPTER_WEIGHTS).exists():
         names = sorted(path.name for path in folder.iterdir())
         if pickled := [n for n in names if n.endswith(PICKLED) and not n.startswith(_BESIDE)]:
             refuse_pickled(folder, pickled)
-        raise ValueError(
+        raise UsageError(
             f"{folder} has an {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS} (found: {some(names)}); "
             "save the adapter with save_pretrained of peft, or convert it"
         )
@@ -120,7 +121,7 @@ def require_adapter_folder(folder: Path) -> Path:
 
 def refuse_pickled(where: Path, names: list[str]) -> None:
     """Raise the ValueError that says why pickled weights stay closed, and how to convert them."""
-    raise ValueError(
+    raise UsageError(
         f"{where} has its weights in pickled files only ({some(names)}), which can run any code "
         "when they are opened and are not; convert them once, where you trust them: "
         "model.save_pretrained(folder) of transformers, or of peft for an adapter, writes "
@@ -145,7 +146,7 @@ def _whole_weights(folder: Path, names: list[str]) -> list[Path]:
         if not all(isinstance(name, str) for name in files):
             raise DamagedFileError(index, "names a file by something else than text")
     except DamagedFileError as error:
-        raise ValueError(f"{index} is no index of files (it {error.why}); fetch it again") from None
+        raise UsageError(f"{index} is no index of files (it {error.why}); fetch it again") from None
     return [folder / name for name in sorted(set(files))]
 
 

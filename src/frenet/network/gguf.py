@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from frenet._errors import UsageError
 from frenet._files import OUT, DamagedFileError, DiskFullError, named_errors, whole_files
 from frenet._notebook import one_line
 from frenet.network.cache import VARIABLE, cache_dir
@@ -28,7 +29,7 @@ _NOT_DECODERS = ("general", "tokenizer", "t5", "umt5")
 # While converting, the dequantised tensors and one copy of them in float32.
 _BYTES_PER_PARAMETER = 8
 # Raised when the same file gives another folder, so that those of earlier versions are not taken.
-_CONVERSION = 2
+_CONVERSION = 3
 
 
 def supported_architectures() -> tuple[str, ...]:
@@ -95,11 +96,11 @@ def convert_gguf(
 def _require_free(out: Path, digest: str) -> None:
     """Nothing of somebody else's, and no other model, lies where the folder goes."""
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / RECORD).exists()):
-        raise ValueError(
+        raise UsageError(
             f"{out} holds what frenet did not write; pass --out with a folder that is new or empty"
         )
     if (out / RECORD).exists() and read_record(out).get("sampled_sha256") != digest:
-        raise ValueError(
+        raise UsageError(
             f"{out} holds the conversion of another file; pass --out with a folder that is new or "
             "empty"
         )
@@ -139,7 +140,7 @@ def _require_supported(file: GgufFile) -> None:
     """llama.cpp and transformers write some names with and without a line between words."""
     supported = supported_architectures()
     if _bare(file.architecture) not in map(_bare, supported):
-        raise ValueError(
+        raise UsageError(
             f"{file.name}: GGUF architecture {file.architecture!r} is not supported; supported are "
             f"{', '.join(supported)}"
         )
@@ -163,8 +164,10 @@ def _write_converted(path: Path, file: GgufFile, folder: Path) -> list[str]:
         )  # fmt: skip
         _require_complete(loaded, report, file=file, rope=rope)
         # A model loaded from GGUF counts as quantised and cannot be saved; its copy can.
+        # Some architectures are dequantised while loading, and leave no mark of it.
         config = copy.deepcopy(loaded.config)
-        del config.quantization_config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
         fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fresh.load_state_dict(loaded.state_dict(), strict=True, assign=True)
     fresh.tie_weights()
@@ -191,7 +194,7 @@ def _configuration(path: Path, file: GgufFile) -> Any:
             if key.startswith(f"{file.architecture}.") and isinstance(value, list)
         ]
         arrays = f"; it differs from block to block in {', '.join(uneven)}" if uneven else ""
-        raise ValueError(
+        raise UsageError(
             f"{path.name}: transformers makes no configuration of its metadata ({one_line(error)})"
             f"{arrays}; load the folder in Hugging Face format that it was made from"
         ) from error
@@ -221,7 +224,7 @@ def _require_complete(
     unplaced = [n for n in names if n not in known and n.removesuffix(".weight") not in known]
     lacking = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
     if unplaced or lacking:
-        raise ValueError(
+        raise UsageError(
             f"{file.name} does not fill a {file.architecture} model: parameters without a "
             f"tensor: {', '.join(lacking[:5]) or 'none'}; tensors without a parameter: "
             f"{', '.join(unplaced[:5]) or 'none'}; load the folder in Hugging Face format that "
@@ -233,18 +236,18 @@ def _require_informative(path: Path, model: nn.Module) -> None:
     """Weights and logits are finite, and logits not all the same, as without the embedding."""
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
+            raise UsageError(
                 f"{path} is damaged: {name} has entries that are not finite numbers; {AGAIN}"
             )
     with torch.no_grad():
         logits = model.eval()(input_ids=torch.arange(1, 9)[None], use_cache=False).logits
     if not bool(torch.isfinite(logits).all()):
-        raise ValueError(
+        raise UsageError(
             f"{path} is damaged: its weights are so large that logits are not finite; {AGAIN}"
         )
     spread = float((logits.amax(-1) - logits.amin(-1)).min())
     if not spread > 1e-4:
-        raise ValueError(
+        raise UsageError(
             f"{path.name} gives the same logit to every token (spread {spread:.1e}): tensors were "
             "lost while loading; load the folder in Hugging Face format that the file was made from"
         )

@@ -1,7 +1,8 @@
 """What a GGUF file holds, and in what way a file that cannot be read is none: each cause by name.
 
-The header is walked here and not by the gguf package, whose reader goes on for ever where a length
-is damaged; its tables say how many bytes a type takes, and how blocks become numbers.
+The header is walked here and not by the gguf package: its reader (0.19) compares no length with the
+size of the file, so that 112 bytes whose array claims 2^40 numbers keep it busy for ever, with more
+memory every second. Its tables say how many bytes a type takes, and how blocks become numbers.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from frenet._errors import UsageError
 
 AGAIN = "compare its size and sha256 with those of its source, and fetch it again"
 _CONVERT = "convert the original model again with llama.cpp's convert_hf_to_gguf.py"
@@ -195,8 +198,8 @@ class _Walk:
     def damaged(self, why: str) -> ValueError:
         """The error of a file that is not what somebody wrote."""
         if is_part(self.path):
-            return ValueError(f"{self.path} {_of_a_cut_file(self.path)}")
-        return ValueError(
+            return UsageError(f"{self.path} {_of_a_cut_file(self.path)}")
+        return UsageError(
             f"{self.path} is damaged or incomplete ({why}); it has {len(self.data):,} bytes: "
             f"{AGAIN}"
         )
@@ -226,7 +229,7 @@ def _placed(
         try:
             kind = GGMLQuantizationType(number)
         except ValueError:
-            raise ValueError(
+            raise UsageError(
                 f"{walk.path}: {name} is of type {number}, {_unknown(number)}"
             ) from None
         entries, size = GGML_QUANT_SIZES[kind]
@@ -258,20 +261,20 @@ def _require_readable(path: Path) -> None:
     if start[:4] != b"GGUF":
         for beginning, what in _BEGINNINGS:
             if re.match(beginning, start):
-                raise ValueError(f"{path} {what}")
+                raise UsageError(f"{path} {what}")
         if is_part(path):
-            raise ValueError(f"{path} {_of_a_cut_file(path)}")
-        raise ValueError(f"{path} is not a GGUF file: it does not start with the bytes GGUF")
+            raise UsageError(f"{path} {_of_a_cut_file(path)}")
+        raise UsageError(f"{path} is not a GGUF file: it does not start with the bytes GGUF")
     version = struct.unpack_from("<I", start.ljust(8, b"\0"), 4)[0]
     if version == 1:
-        raise ValueError(f"{path} is of version 1 of GGUF, of August 2023; {_CONVERT}")
+        raise UsageError(f"{path} is of version 1 of GGUF, of August 2023; {_CONVERT}")
     if version and version % 2**16 == 0:
-        raise ValueError(
+        raise UsageError(
             f"{path} is big-endian, and this machine is not; turn a copy of it round with: "
             "gguf-convert-endian FILE little"
         )
     if 3 < version < 16:
-        raise ValueError(
+        raise UsageError(
             f"{path} is of version {version} of GGUF, which gguf {_package()} does not read; run: "
             "pip install -U gguf"
         )
@@ -286,16 +289,16 @@ def _require_whole(path: Path, metadata: dict[str, Any], tensors: int) -> None:
     """The file holds a model, and all of it."""
     count, number = metadata.get("split.count", 1), metadata.get("split.no", 0)
     if isinstance(count, int) and isinstance(number, int) and count > 1:
-        raise ValueError(
+        raise UsageError(
             f"{path} is part {number + 1} of the {count} of a split file; put them together with "
             "llama.cpp: llama-gguf-split --merge FIRST_PART WHOLE.gguf"
         )
     kind = metadata.get("general.type", "model")
     if kind != "model" or not tensors:
         what = _NO_MODEL.get(kind if kind != "model" else "vocab", f"of the type {kind!r}")
-        raise ValueError(f"{path} holds no model: it is {what}")
+        raise UsageError(f"{path} holds no model: it is {what}")
     if metadata.get("general.architecture") == "controlvector":
-        raise ValueError(f"{path} is a control vector; frenet steer reads it")
+        raise UsageError(f"{path} is a control vector; frenet steer reads it")
 
 
 def _require_unpackable(found: GgufFile) -> None:
@@ -307,7 +310,7 @@ def _require_unpackable(found: GgufFile) -> None:
         try:
             dequantize(block, tensor.kind)
         except NotImplementedError:
-            raise ValueError(
+            raise UsageError(
                 f"{found.path}: {tensor.name} is stored as {tensor.kind.name}, which gguf "
                 f"{_package()} cannot turn into numbers; run: pip install -U gguf, or {_CONVERT}"
             ) from None

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from frenet._errors import UsageError
 from frenet.network.gguf_file import AGAIN, GgufFile
 
 
@@ -34,13 +35,13 @@ class Settings:
         try:
             setattr(self.config, name, value)
         except (ValueError, TypeError, StrictDataclassError):
-            raise ValueError(
+            raise UsageError(
                 f"{self.file.name}: {value!r} is no value of {name}; the file is damaged: {AGAIN}"
             ) from None
 
     def refuse(self, key: str, value: Any) -> ValueError:
         """The error of a key that cannot be carried over."""
-        return ValueError(
+        return UsageError(
             f"{self.file.name}: {self.file.architecture}.{key} = {value} changes what the model "
             f"computes, and {type(self.config).__name__} of transformers has no place for it; "
             "load the folder in Hugging Face format that the file was made from"

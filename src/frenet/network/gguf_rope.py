@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from frenet._errors import UsageError
 from frenet.network.gguf_file import AGAIN
 from frenet.network.gguf_keys import Settings
 
@@ -81,7 +82,7 @@ def require_turned(name: str, model: nn.Module, rope: Rope) -> None:
             if right and wanted is not None:
                 right = np.allclose(values, wanted, rtol=10 * _SAME, atol=0)
             if not right:
-                raise ValueError(
+                raise UsageError(
                     f"{name} turns {rope.dimensions} dimensions of a head by frequencies that "
                     f"{where} of transformers does not have; load the folder in Hugging Face "
                     "format that the file was made from"
@@ -148,7 +149,7 @@ def _factors(
     left, file, config = settings.left, settings.file, settings.config
     for name, values in factors.items():
         if values.shape != (turned // 2,) or not (values > 0).all():
-            raise ValueError(
+            raise UsageError(
                 f"{file.name} is damaged: {name} holds {values.size} factors that should be "
                 f"{turned // 2} numbers above 0; {AGAIN}"
             )
@@ -167,7 +168,7 @@ def _factors(
     elif {SHORT, LONG} <= set(factors):
         short, long = factors[SHORT], factors[LONG]
     else:
-        raise ValueError(f"{file.name} has {next(iter(factors))} without its counterpart")
+        raise UsageError(f"{file.name} has {next(iter(factors))} without its counterpart")
     if settings.has("original_max_position_embeddings"):
         settings.set("original_max_position_embeddings", original)
     return {

@@ -8,6 +8,7 @@ at the end changes the function in a way that the model does not have.
 from collections.abc import Callable
 from typing import Any
 
+from frenet._errors import UsageError
 from frenet.network.gguf_file import AGAIN, GgufFile
 from frenet.network.gguf_keys import Settings
 from frenet.network.gguf_rope import Rope, carry_rope
@@ -68,7 +69,7 @@ def carry_over(file: GgufFile, config: Any) -> Rope | None:
         if isinstance(value, str) != (key in _WORDS) and (
             key in _WORDS or key in NAMES or "." in key
         ):
-            raise ValueError(
+            raise UsageError(
                 f"{file.name} is damaged: {file.architecture}.{key} is {value!r}; {AGAIN}"
             )
     steps: tuple[Callable[[Settings], None], ...] = (
@@ -101,7 +102,7 @@ def _require_own(file: GgufFile) -> None:
     for key in file.metadata:
         section, _, rest = key.partition(".")
         if section not in (*_SECTIONS, file.architecture) and rest in known:
-            raise ValueError(
+            raise UsageError(
                 f"{file.name}: {key} is no key of the architecture {file.architecture}: the file "
                 "is damaged, or was put together from two; fetch it again"
             )
@@ -180,12 +181,17 @@ def _head_width(settings: Settings) -> None:
 
 def _window(settings: Settings) -> None:
     """A window of attention, in all blocks or in those that the configuration says."""
-    config, key = settings.config, "attention.sliding_window"
-    # llama.cpp has a default for one architecture.
-    absent = 4096 if settings.file.architecture == "gemma2" else 0
+    config, key, file = settings.config, "attention.sliding_window", settings.file
+    # llama.cpp has a default for one architecture, and takes another without a width as global,
+    # whose class wants a width that nothing uses then.
+    absent = 4096 if file.architecture == "gemma2" else 0
     width = settings.left.get(key, absent)
-    pattern = settings.left.get("attention.sliding_window_pattern")
+    unused = file.architecture == "gemma3" and not width
+    # As it is stored: an array of ones says it of every block, and the number 1 of none.
+    pattern = file.metadata.get(f"{file.architecture}.attention.sliding_window_pattern")
     kinds = getattr(config, "layer_types", None)
+    if unused:
+        pattern = 1
     if kinds and pattern is not None:
         slides = _slides(pattern, len(kinds))
         if len(slides) == len(kinds) and "conv" not in kinds:
@@ -196,36 +202,41 @@ def _window(settings: Settings) -> None:
     in_all = settings.has("sliding_window") and not settings.has("use_sliding_window")
     if sliding:
         if not width:
-            raise ValueError(
-                f"{settings.file.name} lacks {settings.file.architecture}.{key}, without which "
+            raise UsageError(
+                f"{file.name} lacks {file.architecture}.{key}, without which "
                 "its blocks of local attention have no width; fetch a newer file"
             )
         settings.set("sliding_window", width)
     elif in_all:
-        settings.set("sliding_window", width or None)
+        settings.set("sliding_window", config.sliding_window if unused else width or None)
     elif width and width < getattr(config, "max_position_embeddings", 0):
         return
     settings.take(key)
 
 
 def _slides(pattern: Any, count: int) -> list[bool]:
-    """Which blocks attend locally: block by block, or all but the last one of every group."""
+    """Which blocks attend locally: block by block, or all but the last one of every group.
+
+    Groups of 0 blocks are of local ones only.
+    """
     if isinstance(pattern, list):
         return [bool(each) for each in pattern]
     if isinstance(pattern, bool):
         return [pattern] * count
-    return [i % pattern < pattern - 1 for i in range(count)]
+    return [not pattern or i % pattern < pattern - 1 for i in range(count)]
 
 
 def _attention(settings: Settings) -> None:
-    """The scale of attention logits; of two models llama.cpp knows it by their blocks."""
+    """The scale of attention logits: the width of a head, or of two models, which llama.cpp knows
+    by their blocks, the share of a head in the model's width."""
     file, config, blocks = settings.file, settings.config, settings.left.get("block_count")
     if not settings.has("query_pre_attn_scalar"):
         if settings.has("attention_multiplier") and settings.left.get("attention.scale"):
             settings.set("attention_multiplier", settings.take("attention.scale"))
         return
-    if (file.architecture, blocks) in (("gemma2", 46), ("gemma3", 62)):
-        settings.set("query_pre_attn_scalar", config.hidden_size // config.num_attention_heads)
+    known = (file.architecture, blocks) in (("gemma2", 46), ("gemma3", 62))
+    share = config.hidden_size // config.num_attention_heads
+    settings.set("query_pre_attn_scalar", share if known else config.head_dim)
     if scale := settings.take("attention.scale"):
         settings.set("query_pre_attn_scalar", scale**-2)
 
@@ -249,6 +260,10 @@ def _from_tensors(settings: Settings) -> None:
     for tensor, name in _BIASES.items():
         if tensor in names and settings.has(name):
             settings.set(name, True)
+    # Converters write True where a model's configuration says nothing, and llama.cpp asks whether
+    # there is a norm between the two halves of a block, as transformers does of a file.
+    if settings.file.architecture == "stablelm":
+        settings.take("use_parallel_residual")
     if settings.config.tie_word_embeddings and "output.weight" in names:
         head, embedding = (settings.file.values(n) for n in ("output.weight", "token_embd.weight"))
         if head is not None and embedding is not None and (head != embedding).any():

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frenet._errors import UsageError
 from frenet.geometry.linalg import root_mean_square
 from frenet.network.blocks import block_list
 from frenet.network.context import Forward, patched
@@ -30,7 +31,7 @@ Path = tuple[int | str, ...]
 Shapes = dict[str, list[dict[Path, tuple[int, ...]]]]
 
 
-class LayoutError(ValueError):
+class LayoutError(UsageError):
     """Candidates cannot share a forward pass of this model; says where and why."""
 
 

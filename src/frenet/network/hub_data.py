@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from frenet._errors import UnreachableError, UsageError
 from frenet.network.files import Rows
 
 # What a class is where nobody has given the row one, as in the test splits of GLUE.
@@ -45,7 +46,7 @@ def hub_rows(name: str) -> Rows:
     try:
         loaded = datasets.load_dataset(repository, config or None)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConnectionError(
+        raise UnreachableError(
             f"{name!r} is no file here, and the data set of that name cannot be loaded from the "
             f"hub: {_first_line(error)}; pass the path of a .jsonl or .csv file to stay offline"
         ) from error
@@ -63,7 +64,7 @@ def hub_rows(name: str) -> Rows:
             lines.append(number)
     notes = tuple(f"{split}: {n} rows without a label left out" for split, n in unlabelled.items())
     if unlabelled and not values:
-        raise ValueError(f"{name!r} has no row with a label; pass a data set that has labels")
+        raise UsageError(f"{name!r} has no row with a label; pass a data set that has labels")
     return Rows(name, tuple(values), tuple(lines), notes=notes)
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from frenet._errors import UsageError
 from frenet.network.padding import base_model
 
 
@@ -24,7 +25,7 @@ def require_room(model: Any, tokens: int) -> None:
     """
     room = context_length(model)
     if room is not None and tokens > room:
-        raise ValueError(
+        raise UsageError(
             f"a text of {tokens} tokens is longer than the {room} that the model reads; pass "
             f"max_length={room} or less where the texts are read, or shorten the prompt"
         )

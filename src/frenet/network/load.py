@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from frenet._errors import UnreachableError, UsageError
 from frenet._notebook import Fact, Shown
 from frenet.network.adapter_files import adapter_folder, base_of
 from frenet.network.adapter_load import load_adapter
-from frenet.network.blocks import text_reach
+from frenet.network.blocks import reads_ahead, text_reach
 from frenet.network.checkpoints import fingerprint, tensor_shapes
 from frenet.network.folders import PICKLED, held, refuse_pickled, require_model_folder
 from frenet.network.gguf import convert_gguf, say_on_stderr
@@ -81,6 +82,10 @@ class Loaded(Shown):
         """Tokens that the model can read at once, where its configuration says so."""
         return context_length(self.model)
 
+    def longest(self, tokens: int) -> int:
+        """So many tokens, or as many as the model can read at once."""
+        return min(tokens, self.context_length or tokens)
+
 
 def load(
     source: str | Path,
@@ -89,6 +94,7 @@ def load(
     device: torch.device | str | None = None,
     adapter: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    untie: bool = False,
     say: Callable[[str], None] = say_on_stderr,
 ) -> Loaded:
     """Load a causal language model for measuring: safetensors only, no code from the checkpoint.
@@ -102,22 +108,24 @@ def load(
         device: where the model is put; None: the GPU where there is one, else the CPU.
         adapter: folder or hub id of a LoRA adapter to put on the model.
         tokenizer: folder or hub id of the tokenizer, where the model comes without.
+        untie: give the head weights of its own, where it shares those of the embedding, so that a
+            checkpoint whose training has parted them differs from this model by a direction.
         say: gets a line before slow steps.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
         ValueError: not a model, pickled weights only, weights that do not fill the model or need a
-            package that is not there, an adapter of another base; the message names file or tensor
-            and the remedy.
+            package that is not there, an adapter of another base, a model that reads what it is to
+            predict; the message names file or tensor and the remedy.
         ConnectionError: the hub cannot be reached or has no such model.
         MemoryError: the weights need more memory than there is.
     """
     if not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype} has no gradients; pass torch.float32 or torch.bfloat16")
+        raise UsageError(f"dtype={dtype} has no gradients; pass torch.float32 or torch.bfloat16")
     found = _resolved(source)
     if found.is_adapter:
         if adapter is not None:
-            raise ValueError(f"{source} is an adapter itself; pass its base as source")
+            raise UsageError(f"{source} is an adapter itself; pass its base as source")
         adapter, found = found.place, _base(found.place)
     where, notes = found.place, []
     if found.kind == "gguf":
@@ -125,12 +133,13 @@ def load(
         notes += _gguf_notes(where, dtype)
     place = _device(device)
     model, said = _model(where, dtype, place, name=found.name)
-    notes += [*said, *found.notes]
+    notes += [*said, *found.notes, *(_untied(model) if untie else ())]
     tokens = _tokenizer(_place(tokenizer) if tokenizer is not None else where, model)
     if adapter is not None:
         model, said = load_adapter(model, adapter_folder(adapter), source=found.source)
         notes += said
     model = model.to(place).eval()
+    _require_decoder(model, found.name)
     notes += _tower_notes(model)
     notes.append(f"{sum(p.numel() for p in model.parameters()):,} parameters on {place}")
     return Loaded(
@@ -149,25 +158,31 @@ def _device(asked: torch.device | str | None) -> torch.device:
     # What torch raises for a device hangs on its kind.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
-        raise ValueError(
-            f"device={str(asked)!r} cannot be used here: {first[:200]}; pass cpu, cuda or cuda:1, "
-            "or nothing for the GPU if there is one"
+        raise UsageError(
+            f"device={str(asked)!r} cannot be used here: {first[:200]}; there is "
+            f"{', '.join(_devices())}: pass one of these, or nothing for the GPU if there is one"
         ) from None
     return found
+
+
+def _devices() -> list[str]:
+    """The devices that a model can be put on here."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def _place(source: str | Path) -> Path | str:
     """An existing path, or a hub id; an error for what can be neither."""
     if is_made(source):
         if source != NAME:
-            raise ValueError(f"frenet makes no model {source!r}; there is {NAME}")
+            raise UsageError(f"frenet makes no model {source!r}; there is {NAME}")
         return made_model()
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix.lower() in PICKLED:
             refuse_pickled(path, [path.name])
         if path.suffix.lower() != ".gguf" and not is_part(path):
-            raise ValueError(
+            raise UsageError(
                 f"{path} is not a model; pass the folder that holds config.json and the weights, "
                 "or a .gguf file"
             )
@@ -233,7 +248,7 @@ def _base(adapter: Path) -> _Found:
         told = f"the adapter {adapter} names the base {base}, which cannot be read"
         raise type(error)(f"{told} ({error}); {remedy}") from error
     if found.is_adapter:
-        raise ValueError(
+        raise UsageError(
             f"the adapter {adapter} names the base {base}, which holds an adapter and no weights; "
             f"merge that one into its base, then {remedy}"
         )
@@ -248,6 +263,17 @@ def _fetched(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=_NOT_FETCHED))
     except (OSError, ValueError) as error:
         raise _cannot_load(name, error) from error
+
+
+def _require_decoder(model: nn.Module, name: str) -> None:
+    """No token has been seen before it is predicted."""
+    if reads_ahead(model):
+        raise UsageError(
+            f"{name}: {type(base_model(model)).__name__} reads a text in both directions, so that "
+            "it has seen every token that it is to predict, and its loss says nothing; where "
+            'config.json has "use_bidirectional_attention", set that to false, and where it has '
+            '"is_decoder", to true; otherwise load a decoder'
+        )
 
 
 def _tower_notes(model: nn.Module) -> list[str]:
@@ -327,7 +353,7 @@ def _require_used(files: TensorFiles, model: nn.Module, report: dict[str, Any]) 
         if name not in files.shapes or files.read(name).float().any():
             lost.append(name)
     if lost:
-        raise ValueError(
+        raise UsageError(
             f"{files.path}: {len(lost)} stored tensors belong to layers of the model and would not "
             f"be used, the first is {lost[0]}: config.json does not say that these weights are "
             "quantised, and how, or that the layers have biases; restore it, or take an "
@@ -347,6 +373,17 @@ def _head_notes(model: Any) -> list[str]:
         "config.json ties the head to the embedding (tie_word_embeddings), and another head is "
         "stored: the stored one is used, untied"
     ]
+
+
+def _untied(model: Any) -> list[str]:
+    """A head that shares the weights of the embedding gets a copy of its own."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not table.weight:
+        return []
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    config = model.config.get_text_config(decoder=True)
+    model.config.tie_word_embeddings = config.tie_word_embeddings = False
+    return ["the head, which shares the weights of the embedding, has a copy of its own (untie)"]
 
 
 @contextmanager
@@ -373,35 +410,35 @@ def _cannot_load(
 ) -> Exception:
     why = " ".join(str(error).split())
     if "trust_remote_code" in why:
-        return ValueError(f"{where} needs code of its own to load, which frenet does not run")
+        return UsageError(f"{where} needs code of its own to load, which frenet does not run")
     if isinstance(error, ImportError):
-        return ValueError(
+        return UsageError(
             f"{where} needs a package that is not installed, as quantised weights do: {why[:300]}; "
             "load an unquantised copy of the model, or its GGUF file, or install the package"
         )
     if isinstance(where, str):
-        return ConnectionError(
+        return UnreachableError(
             f"{where!r} is no path here, and no model of that name can be loaded from the hub: "
             f"{why[:300]}; check the spelling and the network, or pass a local folder"
         )
-    return ValueError(f"{where} cannot be loaded as a {what}: {why[:300]}")
+    return UsageError(f"{where} cannot be loaded as a {what}: {why[:300]}")
 
 
 def _require_filled(where: Path | str, model: nn.Module, report: dict[str, Any]) -> None:
     """Every parameter got its stored value, in its own shape, as a floating-point number."""
     for name, stored, wanted in report["mismatched_keys"]:
-        raise ValueError(
+        raise UsageError(
             f"{where}: {name} is stored with shape {tuple(stored)} and the configuration wants "
             f"{tuple(wanted)}; config.json belongs to another model"
         )
     if missing := sorted(report["missing_keys"]):
-        raise ValueError(
+        raise UsageError(
             f"{where}: {len(missing)} parameters have no stored value, the first is {missing[0]}; "
             "they would be random: the weights are incomplete or belong to another model"
         )
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
-            raise ValueError(
+            raise UsageError(
                 f"{where}: {name} is stored as {parameter.dtype}, which has no gradient; load an "
                 "unquantised copy of the model, or its GGUF file"
             )
@@ -414,9 +451,9 @@ def _tokenizer(where: Path | str, model: Any) -> Any:
     folder = isinstance(where, Path)
     if isinstance(where, Path) and not any((where / name).exists() for name in _TOKENIZER_FILES):
         # transformers would make one up, with a single token.
-        raise ValueError(
-            f"{where} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])} ...); pass tokenizer= "
-            "with the folder or hub id of the base model"
+        raise UsageError(
+            f"{where} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])} ...); pass --tokenizer "
+            "(tokenizer= in Python) with the folder or hub id of the base model"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -430,7 +467,7 @@ def _tokenizer(where: Path | str, model: Any) -> Any:
     # Added tokens without a row are common and harmless while no text holds them.
     beyond = [t for t, i in tokenizer.get_vocab().items() if i >= rows and t not in added]
     if beyond:
-        raise ValueError(
+        raise UsageError(
             f"the tokenizer of {where} has {len(tokenizer)} tokens and the model's embedding "
             f"{rows} rows, none for {beyond[0]!r}; pass the tokenizer that belongs to the model"
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.network.files import Rows
 
@@ -93,7 +94,7 @@ def made_rows(source: str) -> Rows:
     name = source.removeprefix(PREFIX)
     if name not in makers:
         known = " and ".join(PREFIX + each for each in makers)
-        raise ValueError(f"frenet makes no data set {source!r}; there are {known}")
+        raise UsageError(f"frenet makes no data set {source!r}; there are {known}")
     values = tuple(makers[name]())
     return Rows(name, values, tuple(range(1, len(values) + 1)))
 

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
+
 IGNORE = -100
 # Tokens of a row that a measurement of the way looks at, and logits of each.
 LOOKED_AT, ENTRIES = 256, 1024
@@ -157,7 +159,7 @@ def arranged(model: nn.Module, batch: dict[str, Tensor]) -> list[Part] | None:
     name = type(inner).__name__
     if _WATCHED.get(inner):
         also = ", or pad them on the right" if way.right else ""
-        raise ValueError(
+        raise UsageError(
             f"padding would change what {name} makes of a text, and sites are read or added to in "
             f"rows as they are; pass rows of one length{also}"
         )
@@ -183,7 +185,7 @@ def unmasked(model: nn.Module, batch: dict[str, Tensor]) -> list[Part]:
         ValueError: a row has masked columns between others.
     """
     if _has_holes(batch["attention_mask"]):
-        raise ValueError("a mask leaves out tokens between others")
+        raise UsageError("a mask leaves out tokens between others")
     parts = [_whole(batch)] if padded_way(model, batch).causal else _apart(batch)
     ones = [torch.ones_like(part.batch["attention_mask"]) for part in parts]
     return [

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from frenet._errors import UsageError
+
 Position = Literal["last", "all", "generated"] | tuple[int, ...] | Bool[Tensor, "r p"]
 POSITIONS = ("last", "all", "generated")
 
@@ -42,7 +44,7 @@ class Prompt:
             outside = ((wanted < 0) | (wanted >= counts)).flatten()
             if outside.any():
                 row = int(outside.nonzero()[0])
-                raise ValueError(
+                raise UsageError(
                     f"row {row} has {int(counts[row])} tokens, so there is no position {position}"
                 )
             chosen |= real & (order == wanted)
@@ -55,7 +57,7 @@ class Prompt:
             ValueError: that is not known.
         """
         if self.real is None:
-            raise ValueError(
+            raise UsageError(
                 "the attention mask is no (batch, tokens) mask of all tokens, so the padding is "
                 "not known; call the model or generate with such a mask, or give a mask as the "
                 "position of the site"
@@ -93,12 +95,12 @@ class Pass:
                 that cannot be read, or a prompt that is not known.
         """
         if not isinstance(position, Tensor | tuple) and position not in POSITIONS:
-            raise ValueError(
+            raise UsageError(
                 f"no position {position!r}; there are last, all, generated, a tuple of positions "
                 "and a mask"
             )
         if self.prompt is None:
-            raise ValueError(
+            raise UsageError(
                 "this way of generating does not tell where its prompt ends; call generate of "
                 "transformers with input_ids or inputs_embeds"
             )
@@ -130,7 +132,7 @@ class Pass:
     def _all(self) -> Bool[Tensor, "b t"]:
         assert self.prompt is not None
         if self.prompt.kept and not self.prompt.seen:
-            raise ValueError(
+            raise UsageError(
                 f"the first {self.prompt.kept} tokens of the prompt were computed before, so that "
                 "not all tokens can be reached; run the whole prompt inside the context, or choose "
                 "positions among the others"
@@ -143,7 +145,7 @@ class Pass:
         rows, width = self.prompt.shape
         wanted = (rows // self.copies, width)
         if mask.shape != wanted:
-            raise ValueError(
+            raise UsageError(
                 f"the mask of a site has shape {tuple(mask.shape)}, the prompts {wanted}"
             )
         return self._window(mask.bool().repeat_interleave(self.copies, 0), "of the mask")
@@ -154,7 +156,7 @@ class Pass:
         kept = self.prompt.kept
         if kept and chosen[:, :kept].any():
             row = int(chosen[:, :kept].any(1).nonzero()[0])
-            raise ValueError(
+            raise UsageError(
                 f"position {position} of row {row} is among the first {kept} tokens, which were "
                 "computed before and are read from a cache; run the whole prompt inside the "
                 "context, or choose a later position"

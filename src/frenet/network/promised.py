@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as hooks
 
+from frenet._errors import UsageError
+
 # No format of weights, however quantised, keeps more than this many of them in a byte.
 PER_BYTE = 8
 LAYERS = "num_hidden_layers"
@@ -39,7 +41,7 @@ def require_stored(folder: Path, stored: int) -> int:
     limit = PER_BYTE * stored
     layers = max(_layers(folder), default=0)
     if layers > limit:
-        raise ValueError(_refusal(folder, f"{layers:,} layers", stored))
+        raise UsageError(_refusal(folder, f"{layers:,} layers", stored))
     model = _promised(folder, stored)
     return sum(parameter.numel() for parameter in model.parameters()) if model else 0
 
@@ -73,7 +75,7 @@ def _promised(folder: Path, stored: int) -> Any:
             return language_class(config).from_config(config, **options)
     except _TooMuchError as error:
         what = f"a model of at least {error.args[0]:,} parameters"
-        raise ValueError(_refusal(folder, what, stored)) from None
+        raise UsageError(_refusal(folder, what, stored)) from None
     # Whatever else is wrong is said by the loader, in its own words.
     except Exception:
         return None

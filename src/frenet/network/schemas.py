@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+from frenet._errors import UsageError
 from frenet._notebook import LONGEST_NAME
 from frenet.network.files import OnBad, RowError, Rows, shown
 
@@ -96,12 +97,12 @@ class Template:
         if self.words:
             words = {folded(value): word for value, word in self.words.items()}
             if folded(completion) not in words:
-                raise ValueError(
+                raise UsageError(
                     f"unknown label {shown(completion)}; known are {', '.join(self.words)}"
                 )
             completion = words[folded(completion)]
         if not completion.strip() or (self.prompt and not prompt.strip()):
-            raise ValueError("the prompt or the completion is blank")
+            raise UsageError("the prompt or the completion is blank")
         return prompt, completion
 
 
@@ -113,6 +114,9 @@ RESPONSE = ("prompt", "response")
 MESSAGES = ("messages",)
 # What the two answers of a behaviour are; the first pair that most rows have is taken.
 ANSWERS = (("(A)", "(B)"), ("Yes", "No"), ("A", "B"), ("True", "False"))
+PAIR = ("positive", "negative")
+# What the two answers of a row of preferences (DPO) are called, the better one first.
+PREFERENCES = (("chosen", "rejected"), ("preferred", "dispreferred"))
 # Other names of the fields below, as published data sets have them.
 ALIASES = {"options": "choices", "answerkey": "answer", "conversations": "messages"}
 # The most specific first: the first one whose fields most rows have is taken.
@@ -162,18 +166,36 @@ def recognise(rows: Rows, roles: Sequence[str] = ()) -> Template:
         ValueError: no known schema fits; the message lists the keys found and the schemas known.
     """
     for template in KNOWN:
-        complete = sum(_has_all(row, template.fields) for row in rows.values)
-        if 2 * complete >= len(rows) and set(roles) <= set(template.fields):
-            if template.fields == BEHAVIOUR:
+        fields = template.fields
+        complete = sum(_has_all(row, fields) for row in rows.values)
+        if 2 * complete >= len(rows) and set(roles) <= set(fields):
+            if fields == BEHAVIOUR:
                 template = replace(template, labels=_answers(rows))
             return replace(template, task_field=task_field(rows))
     found = ", ".join(dict.fromkeys(key for row in rows.values for key in row))
+    if hint := _of_pairs(rows):
+        raise UsageError(f"{rows.source}: no task has the keys {found}; {hint}")
     known = "; ".join("{" + ", ".join(t.fields) + "}" for t in KNOWN)
-    raise ValueError(
+    raise UsageError(
         f"{rows.source}: no known schema fits the keys {found}; known are {known}; name the "
         "columns, --columns prompt=NAME completion=NAME (or label=NAME), or write templates, "
         "--prompt '{NAME} ...' --completion '{NAME}' (in Python columns=, prompt=, completion=)"
     )
+
+
+def _of_pairs(rows: Rows) -> str:
+    """How rows with two texts each are read; nothing of other rows."""
+    if any(_has_all(row, PAIR) for row in rows.values):
+        return "positive and negative are pairs of texts, which frenet steer extract takes"
+    for names in PREFERENCES:
+        own = [next((k for row in rows.values for k in row if folded(k) == n), None) for n in names]
+        if None not in own:
+            return (
+                f"{own[0]} and {own[1]} are pairs of texts: pass --columns positive={own[0]} "
+                f"negative={own[1]} to frenet steer extract, and --columns completion={own[0]} "
+                f"ignore={own[1]} where a task is wanted"
+            )
+    return ""
 
 
 def task_field(rows: Rows) -> str | None:
@@ -238,7 +260,7 @@ def _record(row: Mapping[str, Any], line: int, *, template: Template, has_split:
 def _split(row: Mapping[str, Any]) -> str:
     text = text_of(row, "split")
     if folded(text) not in _SPLIT:
-        raise ValueError(f"unknown split {shown(text)}; known are {', '.join(_SPLIT)}")
+        raise UsageError(f"unknown split {shown(text)}; known are {', '.join(_SPLIT)}")
     return _SPLIT[folded(text)]
 
 
@@ -247,7 +269,7 @@ def _check_fields(rows: Rows, template: Template) -> None:
     found = dict.fromkeys(key for row in rows.values for key in row)
     for name in wanted:
         if name not in found:
-            raise ValueError(
+            raise UsageError(
                 f"{rows.source}: the template names {name!r}, which no row has; keys found: "
                 f"{', '.join(found)}"
             )
@@ -267,14 +289,14 @@ def _names(template: str) -> tuple[str, ...]:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(
+        raise UsageError(
             f"the template {template!r} is malformed: {error}; write {{{{ for a brace"
         ) from None
     for _, name, spec, conversion in parts:
         if name is None:
             continue
         if not name.rstrip("?") or spec or conversion or set(name) & set(".[]"):
-            raise ValueError(
+            raise UsageError(
                 f"the template {template!r} has the field {{{name}}}; only plain field names "
                 "can stand in braces, with a ? behind one that a row may lack"
             )
@@ -327,18 +349,18 @@ def renamed(template: str, name: Callable[[str], str]) -> str:
 def text_of(row: Mapping[str, Any], key: str) -> str:
     """The value of a field as text: numbers as JSON writes them, lists joined by commas."""
     if key not in row:
-        raise ValueError(f"missing key {key!r}; keys found: {', '.join(map(repr, row))}")
+        raise UsageError(f"missing key {key!r}; keys found: {', '.join(map(repr, row))}")
     value = row[key]
     if isinstance(value, list) and all(isinstance(v, str | int | float) for v in value):
         text = ", ".join(_scalar(v) for v in value)
     elif isinstance(value, str | int | float):
         text = _scalar(value)
     else:
-        raise ValueError(f"{key!r} is {shown(value)}; text, a number or a list of them is needed")
+        raise UsageError(f"{key!r} is {shown(value)}; text, a number or a list of them is needed")
     if not text.strip():
-        raise ValueError(f"{key!r} is empty: {shown(value)}")
+        raise UsageError(f"{key!r} is empty: {shown(value)}")
     if not text.isascii() and any(0xD800 <= ord(c) < 0xE000 for c in text):
-        raise ValueError(f"{key!r} holds half a surrogate pair, which is no character")
+        raise UsageError(f"{key!r} holds half a surrogate pair, which is no character")
     return text
 
 
@@ -346,7 +368,7 @@ def task_of(row: Mapping[str, Any], key: str) -> str:
     """The name of the task that a row belongs to."""
     name = text_of(row, key)
     if len(name) > LONGEST_NAME:
-        raise ValueError(
+        raise UsageError(
             f"{key!r} is {shown(name)}, {len(name):,} characters long; it names the task of a row, "
             f"and a name has at most {LONGEST_NAME:,}"
         )

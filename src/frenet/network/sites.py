@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.network.blocks import residual_blocks
 from frenet.network.eager import uncompiled
 from frenet.network.padding import rows_in_order
@@ -59,14 +60,14 @@ def hooked(
         finish: gets to know how many columns each ``generate`` has computed.
     """
     if getattr(getattr(base_model(model), "config", None), "is_encoder_decoder", False):
-        raise ValueError(
+        raise UsageError(
             f"{type(base_model(model)).__name__} has an encoder and a decoder; sites are places in "
             "the stream of a decoder alone"
         )
     parent, blocks = residual_blocks(model, path)
     for site in sites:
         if not 0 <= site.block < len(blocks):
-            raise ValueError(
+            raise UsageError(
                 f"there is no block {site.block}; this model has blocks 0 to {len(blocks) - 1}"
             )
     watch = Watch(model, frozenset(site.block for site in sites))
@@ -102,7 +103,7 @@ def _block_hook(watch: Watch, site: Site, act: Act) -> Callable[[nn.Module, Any,
             return None
         stream = output[0] if isinstance(output, tuple | list) else output
         if stream.dim() != 3:
-            raise ValueError(
+            raise UsageError(
                 f"block {site.block} of {type(module).__name__} has a stream of shape "
                 f"{tuple(stream.shape)}, where a vector of one width has no place; frenet reads "
                 "streams of rows, tokens and one width"
@@ -110,7 +111,7 @@ def _block_hook(watch: Watch, site: Site, act: Act) -> Callable[[nn.Module, Any,
         rows, t = stream.shape[:2]
         # A row that others were copied from before this block stands for all of them.
         if t != now.shape[1] or now.shape[0] not in (1, rows):
-            raise ValueError(
+            raise UsageError(
                 f"block {site.block} runs on a stream of {rows} rows of {t} tokens in a pass over "
                 f"{now.shape[0]} of {now.shape[1]}, so that positions in it are not known; pass "
                 "the path of the blocks that text runs through, and rows that are not packed"

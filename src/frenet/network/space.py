@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.network.blocks import unread
 
@@ -57,19 +58,19 @@ class ParamSpace(Shown):
                 continue
             if name in shared:
                 first, second, *_ = shared[name]
-                raise ValueError(
+                raise UsageError(
                     f"{first} and {second} are two parameters on one memory, of which each has a "
                     "part of the gradient; tie the parameter itself, so that both modules hold the "
                     "same one"
                 )
             if not parameter.is_floating_point():
-                raise ValueError(
+                raise UsageError(
                     f"parameter {name} has dtype {parameter.dtype}, which has no gradient; "
                     "load the model without quantisation, or leave the parameter out"
                 )
             chosen.append((name, parameter))
         if not chosen:
-            raise ValueError(_nothing_matches(model, where))
+            raise UsageError(_nothing_matches(model, where))
         return cls(tuple(n for n, _ in chosen), tuple(tuple(p.shape) for _, p in chosen))
 
     def _told(self) -> str:
@@ -107,7 +108,7 @@ class ParamSpace(Shown):
                     _require_values(name, found[-1])
                     continue
                 own = f"shape {tuple(found[-1].shape)}"
-            raise ValueError(
+            raise UsageError(
                 f"the model does not fit this parameter space: {name} should have shape "
                 f"{shape}, found {own}; select the space on this model"
             )
@@ -116,13 +117,13 @@ class ParamSpace(Shown):
     def flatten(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " d"]:
         """The vector in R^d of a dict of tensors, in float32."""
         if missing := [name for name in self.names if name not in tensors]:
-            raise ValueError(f"no tensor for {missing[0]} ({len(missing)} of them missing)")
+            raise UsageError(f"no tensor for {missing[0]} ({len(missing)} of them missing)")
         return torch.cat([tensors[n].detach().reshape(-1).float() for n in self.names])
 
     def unflatten(self, vector: Float[Tensor, "*n d"]) -> dict[str, Tensor]:
         """Views of the last axis, one tensor a parameter; leading axes are kept."""
         if vector.shape[-1] != self.dim:
-            raise ValueError(f"the vector has {vector.shape[-1]} coordinates, the space {self.dim}")
+            raise UsageError(f"the vector has {vector.shape[-1]} coordinates, the space {self.dim}")
         lead = vector.shape[:-1]
         parts = vector.split(self.sizes, dim=-1)
         named = zip(self.names, parts, self.shapes, strict=True)
@@ -172,7 +173,7 @@ class ParamSpace(Shown):
         """Raise ValueError where the parameters round a small step away."""
         for name, parameter in zip(self.names, self.parameters(model), strict=True):
             if torch.finfo(parameter.dtype).bits < 32:
-                raise ValueError(
+                raise UsageError(
                     f"{what} moves the weights by less than {parameter.dtype} rounds {name} to; "
                     "measure in float32 (--dtype float32, or model.float()), or move a LoRA "
                     "adapter, which stays in float32 (--spaces lora, or attach_lora)"
@@ -184,7 +185,7 @@ class ParamSpace(Shown):
             if index < size:
                 return name
             index -= size
-        raise IndexError(f"coordinate beyond the {self.dim} of this space")
+        raise UsageError(f"coordinate beyond the {self.dim} of this space")
 
     def check_finite(self, vector: Float[Tensor, "*n d"], what: str) -> None:
         """Raise FloatingPointError naming the first parameter with a NaN or an infinity."""
@@ -202,7 +203,7 @@ class ParamSpace(Shown):
 
 def _require_values(name: str, parameter: Tensor) -> None:
     if parameter.is_meta:
-        raise ValueError(
+        raise UsageError(
             f"parameter {name} is on the meta device and has no values, as of a model that was "
             "made without memory or is kept on disk (device_map); load the model into memory"
         )

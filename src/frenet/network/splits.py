@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.network.schemas import Record
 from frenet.network.tasks import Split
@@ -49,7 +50,7 @@ def completed(
             notes.append(f"{split}: {len(parts[split])} rows drawn from train, split seed {seed}")
     empty = [split for split in SPLITS if not parts[split]]
     if empty:
-        raise ValueError(
+        raise UsageError(
             f"task {name!r} has {total} distinct prompts and none is left for "
             f"{' and '.join(empty)}; at least 3 are needed"
         )

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.network.cache import cache_dir, kept_tensors
 from frenet.network.context import torch_threads
@@ -182,7 +183,7 @@ class SyntheticTask:
 
     def __post_init__(self) -> None:
         if self.name not in RULES:
-            raise ValueError(f"no synthetic task {self.name!r}; there are {', '.join(RULES)}")
+            raise UsageError(f"no synthetic task {self.name!r}; there are {', '.join(RULES)}")
 
     def encode(self, digits: Digits) -> Batch:
         """The batch for given inputs."""

@@ -2,6 +2,7 @@
 
 import torch
 
+from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.network.contrast import Contrast, Item
 from frenet.network.synthetic import LENGTH, RULES, SyntheticTask, draw_digits
@@ -27,7 +28,7 @@ def synthetic_contrast(name: str, *, rows: int, seed: int) -> Contrast:
     True
     """
     if name not in ANSWERS:
-        raise ValueError(f"no synthetic contrast {name!r}; there are {', '.join(ANSWERS)}")
+        raise UsageError(f"no synthetic contrast {name!r}; there are {', '.join(ANSWERS)}")
     answers = ANSWERS[name]
     stream = rng.generator(seed, "synthetic", "contrast", name)
     found: dict[bool, list[Item]] = {True: [], False: []}

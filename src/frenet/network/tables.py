@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from frenet._errors import UsageError
 from frenet.network import chat
 from frenet.network.choices import lettered
 from frenet.network.files import OnBad, RowError, Rows, shown
@@ -20,6 +21,7 @@ from frenet.network.schemas import (
     KNOWN,
     MESSAGES,
     OTHER_ANSWER,
+    PAIR,
     RESPONSE,
     TASK_FIELDS,
     Record,
@@ -33,7 +35,6 @@ from frenet.network.schemas import (
 )
 from frenet.network.sources import rows_of
 
-PAIR = ("positive", "negative")
 IGNORE, SYSTEM = "ignore", "system"
 FIELDS = tuple(dict.fromkeys(name for template in KNOWN for name in template.fields))
 ROLES = (*FIELDS, *PAIR, *TASK_FIELDS, "split", OTHER_ANSWER, SYSTEM, IGNORE)
@@ -100,7 +101,7 @@ class Reading:
             ValueError: a role that is not known or is given twice, or a template beside others.
         """
         if template is not None and (prompt is not None or completion is not None or columns):
-            raise ValueError("pass a template, or columns, prompt and completion; not both")
+            raise UsageError("pass a template, or columns, prompt and completion; not both")
         given = words if isinstance(words, Mapping) else _pairs("words", words or (), "0=false")
         return cls(_roles(columns or ()), template, prompt, completion, dict(given), chat)
 
@@ -178,7 +179,7 @@ def named_rows(source: str | Path, reading: Reading, *, on_bad: OnBad = "error")
     roles = {role: _found(names, found, rows.source) for role, names in reading.columns.items()}
     taken = [name for role, names in roles.items() if role != IGNORE for name in names]
     if twice := [name for name in taken if taken.count(name) > 1]:
-        raise ValueError(f"columns: {twice[0]!r} is given two roles; pass one")
+        raise UsageError(f"columns: {twice[0]!r} is given two roles; pass one")
     ignored = roles.pop(IGNORE, ())
     to = {name: role for role, names in roles.items() for name in names}
     for name in found:
@@ -242,7 +243,7 @@ def table_of(
         template, notes = replace(template, labels=letters), [*rows.notes]
     is_chat = reading.chat or schema in (MESSAGES, RESPONSE)
     if SYSTEM in reading.columns and not is_chat:
-        raise ValueError("columns: 'system' is a turn of a chat; pass --chat (chat=True) with it")
+        raise UsageError("columns: 'system' is a turn of a chat; pass --chat (chat=True) with it")
     read = {*template.read, template.task_field}
     read |= {OTHER_ANSWER} if schema == BEHAVIOUR else set()
     read |= {SYSTEM} if is_chat else set()
@@ -254,7 +255,7 @@ def table_of(
     for record in texts:
         by_task.setdefault(record.task or Path(rows.source).stem, []).append(record)
     if not by_task:
-        raise ValueError(f"{rows.source} holds no usable row; the first bad one: {bad[0]}")
+        raise UsageError(f"{rows.source} holds no usable row; the first bad one: {bad[0]}")
     if labelled:
         for name, part in by_task.items():
             by_task[name], merged = _one_spelling(part)
@@ -307,7 +308,7 @@ def _refuse(name: str, found: Named, template: Template, reading: Reading) -> No
     else:
         return
     remedy = f"say what it is, as with --columns {hint} (columns= in Python), or " if hint else ""
-    raise ValueError(
+    raise UsageError(
         f"{found.rows.source}: the column {shown(label)} is usually part of a {what}, and the "
         f"schema that fits reads {', '.join(fields)} only; {remedy}leave it with --columns "
         f"ignore={label}"
@@ -352,7 +353,7 @@ def template_of(found: Named, reading: Reading) -> tuple[tuple[str, ...], Templa
     template = recognise(found.rows, reading.named)
     schema = template.fields
     if schema == MESSAGES and (reading.prompt is not None or reading.completion is not None):
-        raise ValueError(
+        raise UsageError(
             f"{found.rows.source}: rows of messages are written by the chat template; pass both "
             "--prompt and --completion to read other columns, or neither"
         )
@@ -457,7 +458,7 @@ class _Turns:
         if self.template.fields == MESSAGES:
             return self._conversation(row, record)
         if not self.template.prompt:
-            raise ValueError("plain text has no turns; leave --chat out")
+            raise UsageError("plain text has no turns; leave --chat out")
         system = chat.system_of(row)
         if self.labelled:
             prompt = chat.opened(self.tokenizer, record.prompt, system)
@@ -468,7 +469,7 @@ class _Turns:
     def _conversation(self, row: Mapping[str, Any], record: Record) -> list[Record]:
         """One record for every turn of the assistant, so that each of its tokens is scored once."""
         if "messages" not in row:
-            raise ValueError(f"missing key 'messages'; keys found: {', '.join(map(repr, row))}")
+            raise UsageError(f"missing key 'messages'; keys found: {', '.join(map(repr, row))}")
         messages = chat.messages_of(row["messages"])
         system = chat.system_of(row)
         if system.strip():
@@ -491,7 +492,7 @@ def _roles(columns: Columns) -> dict[str, str | tuple[str, ...]]:
         role = folded(name)
         if role not in ROLES:
             listed = "prompt, completion, label, ignore, system, task, split, positive, negative"
-            raise ValueError(
+            raise UsageError(
                 f"columns: {name!r} is no role of a column; roles are {listed}, and the fields of "
                 f"the known schemas ({', '.join(FIELDS)})"
             )
@@ -505,9 +506,9 @@ def _pairs(what: str, given: Sequence[str], example: str) -> dict[str, str]:
     for text in [given] if isinstance(given, str) else given:
         name, equals, value = text.partition("=")
         if not equals or not name.strip() or not value.strip():
-            raise ValueError(f"{what}: {text!r} is not NAME=VALUE, such as {example}")
+            raise UsageError(f"{what}: {text!r} is not NAME=VALUE, such as {example}")
         if name.strip() in found:
-            raise ValueError(f"{what}: {name.strip()!r} is given twice; separate values by commas")
+            raise UsageError(f"{what}: {name.strip()!r} is given twice; separate values by commas")
         found[name.strip()] = value.strip()
     return found
 
@@ -521,7 +522,7 @@ def _found(names: str | Sequence[str], found: Sequence[str], source: str) -> tup
         column = _column(name, found)
         if column is None:
             listed = ", ".join(found)
-            raise ValueError(f"{source}: no row has the column {name!r}; columns are {listed}")
+            raise UsageError(f"{source}: no row has the column {name!r}; columns are {listed}")
         columns.append(column)
     return tuple(columns)
 

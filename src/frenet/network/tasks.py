@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frenet._errors import UsageError
 from frenet.network.limits import require_room
 from frenet.network.padding import IGNORE as IGNORE
 from frenet.network.padding import arranged, is_padded, placed
@@ -60,7 +61,7 @@ def repeatable(task: Task, split: Split, batch_size: int, seed: int) -> Iterator
     if first is None or again is None:
         return
     if first.keys() != again.keys() or not all(torch.equal(first[k], again[k]) for k in first):
-        raise ValueError(
+        raise UsageError(
             f"task {task.name} gives another batch of its {split} split each time, so nothing "
             "measured on it can be repeated; draw its order from the seed that batches() is given"
         )
@@ -114,7 +115,7 @@ def require_tokens(rows: Sequence[Sequence[int]]) -> None:
     """
     for i, row in enumerate(rows):
         if not len(row):
-            raise ValueError(f"row {i} of {len(rows)} (counted from 0) has no tokens; leave it out")
+            raise UsageError(f"row {i} of {len(rows)} (counted from 0) has no tokens; leave it out")
 
 
 def position_ids(attention_mask: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
@@ -138,7 +139,7 @@ def columns_to_keep(batch: Batch) -> int:
     """How many trailing columns hold every target and the column that predicts the first one."""
     columns = (batch["labels"] != IGNORE).any(0)
     if not columns.any():
-        raise ValueError("the batch has no target token: every label is -100")
+        raise UsageError("the batch has no target token: every label is -100")
     return columns.shape[0] - int(columns.nonzero()[0]) + 1
 
 

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from frenet._errors import UsageError
 from frenet._files import (
     OUT,
     DamagedFileError,
@@ -73,16 +74,16 @@ class TensorFiles:
         if not path.exists():
             raise FileNotFoundError(f"there is no file or folder {path}")
         if path.is_file() and path.suffix != ".safetensors":
-            raise ValueError(f"{path} is no .safetensors file; convert it, or pass another one")
+            raise UsageError(f"{path} is no .safetensors file; convert it, or pass another one")
         found = held(path) if path.is_dir() else None
         files = found.weights if found else (path,)
         if found and found.is_adapter:
-            raise ValueError(
+            raise UsageError(
                 f"{path} holds an adapter and no weights of a model; read it with from_adapter and "
                 "its base, or pass a checkpoint"
             )
         if not files:
-            raise ValueError(f"{path} holds no .safetensors file")
+            raise UsageError(f"{path} holds no .safetensors file")
         self.path = path
         self.shapes: Shapes = {}
         self.stored: dict[str, str] = {}
@@ -108,7 +109,7 @@ class TensorFiles:
                     if digests is not None:
                         self._digests[name] = path, digests.get(name)
         except (SafetensorError, OSError) as error:
-            raise ValueError(
+            raise UsageError(
                 f"{path} is damaged, incomplete or a Git LFS pointer ({error}); fetch it again"
             ) from None
 
@@ -268,7 +269,7 @@ def _require_finite(name: str, tensor: Tensor) -> None:
     # A sum is several times as fast, and rarely infinite where the entries are finite.
     sum_ = tensor.sum(dtype=torch.float32)
     if not torch.isfinite(sum_) and not torch.isfinite(tensor).all():
-        raise ValueError(f"{name} has an entry that is not finite, and is not written")
+        raise UsageError(f"{name} has an entry that is not finite, and is not written")
 
 
 def _header(

@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
+from frenet._notebook import listed
 from frenet.geometry import rng
 from frenet.network.context import measuring
 from frenet.network.examples import Example, Options, encoded, prepare
@@ -65,7 +67,7 @@ class TextTask:
         if self.whole:
             batch_size = min(batch_size, len(rows))
         if not 1 <= batch_size <= len(rows):
-            raise ValueError(
+            raise UsageError(
                 f"batch_size={batch_size} for the {len(rows)} {split} rows of task {self.name!r}; "
                 f"pass between 1 and {len(rows)}, or more rows"
             )
@@ -120,13 +122,13 @@ class TextTask:
             ValueError: the task has no label set, or a prompt leaves no room for a label.
         """
         if not self.labels:
-            raise ValueError(f"task {self.name!r} has no label set; pass Template(labels=...)")
+            raise UsageError(f"task {self.name!r} has no label set; pass Template(labels=...)")
         pairs = [(prompt, label) for prompt in prompts for label in self.labels]
         found = encode(self.tokenizer, pairs, max_length=self.max_length, chat=self.chat)
         good = [item for item in found if isinstance(item, Encoded)]
         if len(good) < len(found):
             index, why = next((i, w) for i, w in enumerate(found) if isinstance(w, str))
-            raise ValueError(f"label {pairs[index][1]!r} after {shown(pairs[index][0])}: {why}")
+            raise UsageError(f"label {pairs[index][1]!r} after {shown(pairs[index][0])}: {why}")
         n = len(self.labels)
         good = [same for i in range(0, len(good), n) for same in of_one_prompt(good[i : i + n])]
         if cut := sum(item.cut > 0 for item in good[::n]):
@@ -147,7 +149,7 @@ class TextTask:
             ValueError: the task is plain text, which has no answers to permute.
         """
         if not all(row.prompt for rows in self.examples.values() for row in rows):
-            raise ValueError(f"task {self.name!r} is plain text: it has no answers to shuffle")
+            raise UsageError(f"task {self.name!r} is plain text: it has no answers to shuffle")
         examples: dict[Split, tuple[Example, ...]] = {}
         notes = list(self.notes)
         options = Options(f"task {self.name!r}", self.tokenizer, self.max_length, chat=self.chat)
@@ -224,9 +226,9 @@ def text_tasks(
         FileNotFoundError, ConnectionError: the source cannot be reached.
     """
     if max_length < 2:
-        raise ValueError(f"max_length={max_length}; at least 2 tokens are needed")
+        raise UsageError(f"max_length={max_length}; at least 2 tokens are needed")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}; pass at least 1, or None for all rows")
+        raise UsageError(f"limit={limit}; pass at least 1, or None for all rows")
     reading = Reading.of(
         columns, template=template, prompt=prompt, completion=completion, words=words, chat=chat
     )
@@ -243,6 +245,16 @@ def text_tasks(
             name, examples, tokenizer, max_length, labels, (*before, *notes), chat=read.chat
         )
     return tasks
+
+
+def told(tasks: Iterable[TextTask]) -> list[str]:
+    """The notes of tasks, and how many rows their splits have, each text with whose it is."""
+    whose: dict[str, list[str]] = {}
+    for task in tasks:
+        rows = ", ".join(f"{len(part)} {split}" for split, part in task.examples.items())
+        for text in dict.fromkeys((*task.notes, f"rows: {rows}")):
+            whose.setdefault(text, []).append(task.name)
+    return [f"{listed(names)}: {text}" for text, names in whose.items()]
 
 
 def task_names(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.network.positions import Pass, Prompt
 from frenet.network.tasks import base_model
 
@@ -141,7 +142,7 @@ class Watch:
         # In training, a model may leave out blocks at random.
         missing = self.sites - self._ran if not (module.training and self._ran) else set()
         if missing:
-            raise ValueError(
+            raise UsageError(
                 f"block {min(missing)} did not run in a forward pass of "
                 f"{type(base_model(self.model)).__name__}, so that nothing was read or added "
                 "there: the model leaves it out, or a compiled or captured copy of it ran; choose "
@@ -172,14 +173,14 @@ class Watch:
         if torch._C._current_graph_task_id() >= 0 and self._again:
             self._backward = True
             if any(p is not self._again[0] for p in self._again):
-                raise ValueError(
+                raise UsageError(
                     "a backward pass runs the blocks of several forward passes again; switch "
                     "gradient checkpointing off, or go backward after every pass"
                 )
             return replace(self._again[0], again=True)
         if self.generation is not None:  # an assistant that shares blocks with the model
             return None
-        raise ValueError("the blocks ran outside a forward pass of the model")
+        raise UsageError("the blocks ran outside a forward pass of the model")
 
     def _single(self, tokens: Tensor, given: dict[str, Any]) -> Pass:
         """A pass outside ``generate``: a prompt, or what follows one that this context has seen."""
@@ -191,13 +192,13 @@ class Watch:
         if past is None:
             past = known[1] if known else 0 if flat is None else flat.shape[1] - t
             if not known and past == 0:
-                raise ValueError(
+                raise UsageError(
                     "the state that this pass goes on from does not tell how many tokens it holds; "
                     "pass an attention_mask over all of them"
                 )
         end = past + t
         if flat is not None and flat.shape[1] < end:
-            raise ValueError(
+            raise UsageError(
                 f"the attention mask has {flat.shape[1]} columns, and the {past} tokens in the "
                 f"cache and the {t} new ones make {end}; pass a mask over all of them"
             )
@@ -216,7 +217,7 @@ class Watch:
         prepared, generation.prepared = generation.prepared, None
         rows, t = tokens.shape[:2]
         if prepared is None or rows % generation.rows:
-            raise ValueError(
+            raise UsageError(
                 f"generate runs a forward pass over {rows} rows that it has not prepared for its "
                 f"{generation.rows} prompts, as it does for guidance_scale; generate without it"
             )
@@ -226,12 +227,12 @@ class Watch:
         held = _held(_cache_of(given))
         past = end - t if held is None else held
         if generation.kept is None:
-            raise ValueError(
+            raise UsageError(
                 "the state that generate goes on from does not tell how many tokens it holds; give "
                 "generate the whole prompt, without the state"
             )
         if past + t != end:
-            raise ValueError(
+            raise UsageError(
                 f"generate was given prompts of {generation.tokens} tokens, and its pass ends with "
                 f"token {past + t} in place of {end}, so that its positions are not known; give "
                 "generate the whole prompt, without past_key_values"
@@ -297,7 +298,7 @@ def generation_known(watch: Watch, finish: Finish) -> Iterator[None]:
     def prepared(input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         assert prepare is not None
         if watch.generation is None:
-            raise ValueError(
+            raise UsageError(
                 f"{type(model).__name__} prepares a pass outside its own generate, so that the "
                 "prompt is not known; call generate on the model itself"
             )
@@ -335,9 +336,9 @@ def _require_followed(model: Any, call: dict[str, Any]) -> None:
     for name, value in asked.items():
         asked[name] = value or next((v for s in settings if (v := getattr(s, name, None))), None)
     if asked["token_healing"]:
-        raise ValueError("token_healing makes another prompt than it is given; generate without it")
+        raise UsageError("token_healing makes another prompt than it is given; generate without it")
     if asked["cache_implementation"] == "paged":
-        raise ValueError(
+        raise UsageError(
             "continuous batching packs several prompts into one row, whose positions frenet cannot "
             "tell; generate with another cache_implementation"
         )

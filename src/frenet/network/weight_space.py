@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from frenet._errors import UsageError
 from frenet.network.adapter_delta import (
     Factors,
     Products,
@@ -106,7 +107,7 @@ def _exact_products(
             Factors(f.B, f.a_step, f.scale, f.turned),
         )
         if name not in own or tuple(own[name].shape) != parts[0].shape:
-            raise ValueError(
+            raise UsageError(
                 f"{prefix} does not hold its weight as one matrix of shape {parts[0].shape}: load "
                 "the model without quantisation, and adapt no parameters of several matrices "
                 "(target_parameters of peft)"
@@ -122,7 +123,7 @@ def _refuse_inside_adapter(model: nn.Module, name: str) -> None:
     for i in range(len(path)):
         layer = model.get_submodule(".".join(path[:i]))
         if hasattr(layer, "base_layer") and path[i] != "base_layer":
-            raise ValueError(
+            raise UsageError(
                 f"{name} belongs to an adapter that is no sum of products B A; {_MERGE}"
             )
 
@@ -224,7 +225,7 @@ def _factors(
     pairs = [sorted((name, other)) for name in parts if (other := other_half(name))]
     halves = dict.fromkeys((a, b) for a, b in pairs if any(f".{kind}." in a for kind in kinds))
     if not halves:
-        raise ValueError("the parameter space holds no LoRA adapter (no name with .lora_A.)")
+        raise UsageError("the parameter space holds no LoRA adapter (no name with .lora_A.)")
     for name, other in halves:
         prefix, kind, rest = re.split(r"\.(lora_A|lora_embedding_A)\.", name)
         module: Any = model.get_submodule(prefix)
@@ -234,7 +235,7 @@ def _factors(
             or own[name].ndim != 2
             or adapter in getattr(module, "lora_magnitude_vector", {})
         ):
-            raise ValueError(f"{prefix} carries no plain LoRA adapter of a linear module")
+            raise UsageError(f"{prefix} carries no plain LoRA adapter of a linear module")
         turned = kind == "lora_embedding_A" or bool(module.fan_in_fan_out)
         scale = float(module.scaling[adapter])
         _refuse_other_product(
@@ -250,6 +251,6 @@ def _refuse_other_product(module: Any, adapter: str, factors: Factors, prefix: s
     added, expected = module.get_delta_weight(adapter).detach().float(), factors.product()
     # A product in the dtype of half-precision factors is rounded to about 1%.
     if added.shape != expected.shape or (added - expected).norm() > 0.05 * added.norm():
-        raise ValueError(
+        raise UsageError(
             f"the adapter on {prefix} adds something else to its weight than scale * B A; {_MERGE}"
         )

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from frenet._notebook import showable
-from frenet.experiments.chart_series import GREY, HEAT, PALETTE
 from frenet.experiments.experiment import Figure, Row, Rows, Scalar
+from frenet.experiments.figures.series import GREY, HEAT, PALETTE
 
 Spec = dict[str, Any]
 

@@ -15,10 +15,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from frenet._errors import UsageError
 from frenet._files import write_whole
 from frenet._notebook import shortened
 from frenet.experiments.experiment import Experiment
-from frenet.experiments.reproduction import short_name
+from frenet.experiments.reproduce import short_name
 from frenet.report import answers, figures
 from frenet.report.markup import Markup, join, tag
 from frenet.report.opening import chapter, decided, grouped, opening
@@ -127,7 +128,7 @@ def sections_of(
     given twice, from two places, counts once.
     """
     if not runs:
-        raise ValueError("there is no run to report; give at least one run folder")
+        raise UsageError("there is no run to report; give at least one run folder")
     if experiments is None:
         from frenet.experiments import described
 
@@ -138,7 +139,7 @@ def sections_of(
     for run, stored in zip(shown, runs, strict=True):
         if run.experiment not in experiments:
             known = ", ".join(sorted(experiments))
-            raise ValueError(f"no experiment is called {run.experiment!r}; known are {known}")
+            raise UsageError(f"no experiment is called {run.experiment!r}; known are {known}")
         if any(_same(part.stored, stored) for part in parts):
             continue
         label = labels[_model(run)]

@@ -58,6 +58,7 @@ def run_dict(run: Run, findings: list[tuple[Claim, Finding]]) -> dict[str, Any]:
         "rows": run.manifest["rows"],
         "config": run.config,
         "failures": run.failures,
+        "notes": run.notes,
         "claims": [finding_dict(claim, finding) for claim, finding in findings],
     }
 

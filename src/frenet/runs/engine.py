@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell, Experiment
 from frenet.runs.files import DamagedRunError, require_path
 from frenet.runs.header import Header, compare_headers, read_header
@@ -78,7 +79,7 @@ def run_experiment(
     cells = cells_of(experiment, config)
     for name, count in (("workers", workers), ("threads", threads)):
         if count is not None and count < 1:
-            raise ValueError(f"{name}={count} is not possible; give 1 or more")
+            raise UsageError(f"{name}={count} is not possible; give 1 or more")
     header = describe_run(experiment, config, cells=cells, threads=threads, folder=folder)
     if engine == "ray":  # workers have devices of their own
         header = replace(header, device=None)
@@ -108,11 +109,11 @@ def cells_of(experiment: Experiment, config: Any) -> list[Cell]:
         raise TypeError(f"{experiment.name} takes a configuration of type {wanted}, not {got}")
     cells = experiment.cells(config)
     if not cells:
-        raise ValueError(f"this configuration of {experiment.name} has no cells: nothing to do")
+        raise UsageError(f"this configuration of {experiment.name} has no cells: nothing to do")
     stems = [cell_stem(cell) for cell in cells]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
-        raise ValueError(f"{experiment.name} has two cells {twice}; give each task and seed once")
+        raise UsageError(f"{experiment.name} has two cells {twice}; give each task and seed once")
     return cells
 
 

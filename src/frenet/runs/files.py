@@ -6,6 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from frenet._errors import UsageError
 from frenet._files import (
     TEMPORARY,
     DamagedFileError,
@@ -33,7 +34,7 @@ LOCK = ".lock"
 LOCK_PATIENCE_S = 1.0
 
 
-class RunFolderError(ValueError):
+class RunFolderError(UsageError):
     """The folder cannot be used for this run; the message says why and what to do."""
 
 
@@ -44,7 +45,7 @@ def require_path(path: Path | str) -> Path:
         ValueError: it holds one; the message names the path.
     """
     if "\0" in str(path):
-        raise ValueError(f"{one_line(path)} holds a NUL character, which no file name can have")
+        raise UsageError(f"{one_line(path)} holds a NUL character, which no file name can have")
     return Path(path)
 
 

@@ -1,7 +1,7 @@
 """What a reproduction will cost, said before it runs.
 
-Costs were measured once, in training steps of the network (`experiments/costs.py`); such a step is
-timed again here, so that a forecast follows the machine and the network.
+Costs were measured once, in training steps of the network (`experiments/reproduce/costs.py`); such
+a step is timed again here, so that a forecast follows the machine and the network.
 """
 
 import statistics
@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from frenet.experiments.costs import COSTS, kind_of
 from frenet.experiments.experiment import Cell
-from frenet.experiments.reproduction import SYNTHETIC, Part
+from frenet.experiments.reproduce import SYNTHETIC, Part
+from frenet.experiments.reproduce.costs import COSTS, kind_of
 from frenet.runs.machine import cpu_count, usual_workers
 from frenet.runs.records import cell_stem
 
@@ -186,9 +186,7 @@ def _model_and_task(part: Part) -> "tuple[nn.Module, Any, int]":
 
         shape = SyntheticConfig(width=part.config.width)
         return SyntheticTransformer(shape, seed=0), SyntheticTask("reverse"), SYNTHETIC_ROWS
-    from frenet.experiments.networks import named_dtype
     from frenet.network.adapters import attach_lora
-    from frenet.network.load import load
     from frenet.network.made_model import NAME, fresh_gpt2, made_tokenizer
     from frenet.network.text import text_tasks
 
@@ -196,9 +194,7 @@ def _model_and_task(part: Part) -> "tuple[nn.Module, Any, int]":
         tokenizer = made_tokenizer()
         model: Any = fresh_gpt2(tokenizer).eval()
     else:
-        loaded = load(
-            part.network, dtype=named_dtype(part.config), device=part.config.device or None
-        )
+        loaded = part.config.load(part.network)
         tokenizer, model = loaded.tokenizer, loaded.model
     read = part.config.rows_read()
     found = text_tasks(part.config.tasks[0], tokenizer, max_length=64, **read)

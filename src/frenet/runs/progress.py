@@ -91,11 +91,14 @@ class Watch:
             self.say(f"[{self._done}/{self._total}] {cell} in {duration(seconds)}, {times}")
 
     def failed(self, cell: str, error: str) -> None:
-        """A cell failed; an error that is the last one's is not spelt out again."""
+        """A cell failed; an error that is the last one's is not spelt out again.
+
+        Neither is that of a run of one cell, which ends with it.
+        """
         self._advance()
-        text = "the same" if error == self._last_error else error
+        text = ": the same" if error == self._last_error else f": {error}"
         self._last_error = error
-        self.say(f"[{self._done}/{self._total}] {cell} FAILED: {text}")
+        self.say(f"[{self._done}/{self._total}] {cell} FAILED{text if self._total > 1 else ''}")
 
     def _advance(self) -> str:
         """Count a cell; the time since the start and, at the pace so far, to the end."""

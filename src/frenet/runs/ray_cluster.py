@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from frenet._errors import MissingExtraError, UnreachableError, UsageError
+
 # So often an item is tried: what kills three workers would kill all of them.
 TRIES = 3
 MISSING = "the Ray engine needs Ray; install it with: pip install 'frenet[ray]'"
@@ -123,7 +125,7 @@ def require_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ImportError(MISSING) from error
+        raise MissingExtraError(MISSING) from error
     return ray
 
 
@@ -133,11 +135,11 @@ def require_reachable(address: str) -> None:
     if not host or not port.isdigit():
         if address == "auto":
             return
-        raise ValueError(f"address={address!r}; pass ray://host:10001, host:port, or auto")
+        raise UsageError(f"address={address!r}; pass ray://host:10001, host:port, or auto")
     try:
         socket.create_connection((host, int(port)), timeout=PATIENCE_S).close()
     except OSError as error:
-        raise ConnectionError(UNREACHABLE.format(address=address, why=error)) from error
+        raise UnreachableError(UNREACHABLE.format(address=address, why=error)) from error
 
 
 @contextlib.contextmanager
@@ -169,7 +171,7 @@ def _joined(ray: Any, address: str, quiet: dict[str, Any]) -> None:
         ray.init(address=address, **quiet)
     except (*refusals, ray.exceptions.RayError) as error:  # of authentication, for one
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConnectionError(UNREACHABLE.format(address=address, why=why)) from error
+        raise UnreachableError(UNREACHABLE.format(address=address, why=why)) from error
 
 
 @contextlib.contextmanager
@@ -215,11 +217,11 @@ def shared_out(
     """
     most, cpus = max(machines, default=0), sum(machines)
     if not cpus:
-        raise ValueError("no machine of the Ray cluster offers a CPU; start one with --num-cpus")
+        raise UsageError("no machine of the Ray cluster offers a CPU; start one with --num-cpus")
     if workers is not None and workers > cpus:
-        raise ValueError(f"workers={workers}, but the cluster has {cpus} CPUs; pass at most {cpus}")
+        raise UsageError(f"workers={workers}, but the cluster has {cpus} CPUs; pass at most {cpus}")
     if given and threads > most:
-        raise ValueError(
+        raise UsageError(
             f"threads={threads}, but no machine of the cluster has more than {most} CPUs; pass at "
             f"most {most}"
         )

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from frenet._errors import UsageError
 from frenet.runs.ray_cluster import (
     TRIES,
     Crew,
@@ -59,7 +60,7 @@ def ray_engine(
     """
     for name, number in (("workers", workers), ("threads", threads)):
         if number is not None and number < 1:
-            raise ValueError(f"{name}={number} is not possible; give 1 or more")
+            raise UsageError(f"{name}={number} is not possible; give 1 or more")
     require_ray()
     if address is not None:
         require_reachable(address)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from frenet._errors import UsageError
 from frenet._files import (
     DamagedFileError,
     canonical,
@@ -29,7 +30,9 @@ from frenet.runs.header import FORMAT, FORMATS, without_seal
 MAX_STEM = 100
 WHOLE_FILE_BYTES = 64 << 20
 # The fields of configurations that name files and folders; any other text only may look like one.
-SOURCES = ("model", "adapter", "tasks", "vectors", "contrasts", "steering", "trajectory")
+SOURCES = (
+    "model", "adapter", "tokenizer", "tasks", "vectors", "contrasts", "steering", "trajectory",
+)  # fmt: skip
 SYNTHETIC_NAMES = ("model", "tasks")
 
 
@@ -51,14 +54,14 @@ def encode_row(row: Mapping[str, Any], tables: Mapping[str, Sequence[str]]) -> s
     """
     table = row.get("table")
     if not isinstance(table, str) or table not in tables:
-        raise ValueError(f"a row names the table {table!r}; declared are {sorted(tables)}")
+        raise UsageError(f"a row names the table {table!r}; declared are {sorted(tables)}")
     clean: dict[str, Any] = {}
     for column, value in row.items():
         if column != "table" and column not in tables[table]:
             known = ", ".join(tables[table])
-            raise ValueError(f"table {table!r} has no column {column!r}; declared are: {known}")
+            raise UsageError(f"table {table!r} has no column {column!r}; declared are: {known}")
         if value is not None and not isinstance(value, str | int | float):
-            raise ValueError(
+            raise UsageError(
                 f"table {table!r}, column {column!r}: a row holds str, int, float, bool or None, "
                 f"not {type(value).__name__}; convert it, e.g. with float()"
             )
@@ -87,7 +90,7 @@ def config_dict(config: Any) -> dict[str, Any]:
 def _plain(value: Any, field: str) -> Any:
     """A configuration value as JSON; ``field`` names it in errors."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"configuration field {field}={value} is not finite")
+        raise UsageError(f"configuration field {field}={value} is not finite")
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, tuple | list):

@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frenet._errors import UsageError
 from frenet._files import DamagedFileError, read_object, write_whole
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.search import SEARCH, TABLES, SearchConfig, cells
-from frenet.experiments.subject import (
+from frenet.experiments.search_command import SEARCH, TABLES, SearchConfig, cells
+from frenet.experiments.search_command.setup import (
     Subject,
     best_rows,
-    derivatives_note,
     expected,
     fixed_sigma,
     load_subject,
     make_plan,
+    plan_notes,
     plan_rows,
     result_rows,
 )
@@ -71,9 +72,9 @@ def run_search(
         FloatingPointError: a score is not finite.
     """
     if config.budget < 1:
-        raise ValueError(f"budget={config.budget} is below one candidate; pass at least 1")
+        raise UsageError(f"budget={config.budget} is below one candidate; pass at least 1")
     if config.top < 1:
-        raise ValueError(f"top={config.top} leaves no winner to report; pass at least 1")
+        raise UsageError(f"top={config.top} leaves no winner to report; pass at least 1")
     fixed_sigma(config)
     require_path(out)
     subject = load_subject(config)
@@ -158,12 +159,12 @@ def _planned(config: SearchConfig, subject: Subject, store: RunFolder, say: Say)
     made = make_plan(config, subject)
     sigma = fixed_sigma(config) or (made.best.sigma if made.best else None)
     if sigma is None:
-        raise ValueError(f"{made.advice}; or pass --sigma to search all the same")
+        raise UsageError(f"{made.advice}; or pass --sigma to search all the same")
     say(made.advice if config.sigma == "auto" else f"planned: {made.advice} Given: {sigma:g}.")
     planned = {"sigma": sigma, **expected(config, made, sigma)}
     text = json.dumps(planned, indent=2) + "\n"
-    texts = (*subject.notes, derivatives_note(subject), made.advice)
-    notes: list[Row] = [{"table": "notes", "note": said} for said in texts if said]
+    texts = (*plan_notes(subject), made.advice)
+    notes: list[Row] = [{"table": "notes", "note": said} for said in texts]
     rows = [*plan_rows(made), *notes]
     _store(store, cell, rows, seconds=time.monotonic() - start, about={"plan": text})
     write_whole(store.path / PLAN, text)

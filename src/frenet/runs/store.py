@@ -70,6 +70,12 @@ class Run(Shown):
     path: Path
     stored: list[Row] | None = None
 
+    @property
+    def notes(self) -> list[str]:
+        """What must be known of networks and data, each text once."""
+        texts = (row.get("note") for row in self.rows if row["table"] == "notes")
+        return [str(text) for text in dict.fromkeys(texts)]
+
     def _told(self) -> str:
         failed = f", failed cells: {len(self.failures)}" if self.failures else ""
         return f"{self.experiment}, {len(self.rows)} rows in {self.path}{failed}"

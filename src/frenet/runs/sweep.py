@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell
 from frenet.runs.pool import Outcomes, here, in_workers
 from frenet.runs.progress import Watch
@@ -111,7 +112,7 @@ def refuse_unsendable(pending: Sequence[Job], crew: Crew) -> None:
     try:
         pickle.dumps(pending[0])
     except Exception as error:
-        raise ValueError(
+        raise UsageError(
             f"the experiment's functions or configuration cannot be sent to worker processes "
             f"({error}); define them at the top level of a module, or use workers=1"
         ) from error

@@ -1,7 +1,6 @@
 """What one process does with one cell: run it, check its rows, and never raise."""
 
 import contextlib
-import dis
 import errno
 import io
 import os
@@ -15,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell
 from frenet.runs.machine import peak_mib
 from frenet.runs.records import encode_row
@@ -22,6 +22,7 @@ from frenet.runs.store import Failure
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 USER_ERRORS = (
+    UsageError,
     FileNotFoundError,
     FileExistsError,
     NotADirectoryError,
@@ -106,26 +107,12 @@ def message_of(error: BaseException) -> str:
 def is_user_mistake(error: BaseException) -> bool:
     """Whether an exception is frenet's way of refusing what the user gave.
 
-    Missing and forbidden files are, paths that cannot exist, and frenet's own kinds of ValueError;
-    any other ValueError or KeyError, a host that cannot be reached and an extra that is not
-    installed are when a ``raise`` of frenet's says so, and not when it came out of a library below
-    or of an expression, such as an index beyond a list, where it points to a fault of frenet's.
+    Missing and forbidden files are, and paths that cannot exist. Any other exception is one only
+    where frenet says so: what a library raises points to a fault of frenet's.
     """
-    if isinstance(error, USER_ERRORS):
-        return True
     if isinstance(error, OSError) and error.errno in NO_PATH:
         return True
-    if not isinstance(error, ValueError | LookupError | ConnectionError | ImportError):
-        return False
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    package = __name__.split(".")[0]
-    if type(error).__module__.split(".")[0] == package:
-        return True
-    if last is None or str(last.tb_frame.f_globals.get("__name__", "")).split(".")[0] != package:
-        return False
-    return last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return isinstance(error, USER_ERRORS)
 
 
 def start_worker(threads: int, lifeline: Connection, log: str) -> None:

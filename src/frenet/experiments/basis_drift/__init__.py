@@ -1,0 +1,97 @@
+"""How long does a gradient basis stay useful while training moves on? (M3, claim C3)."""
+
+from dataclasses import dataclass
+
+from frenet.experiments.basis_drift.findings import CLAIMS, FIGURES, TABLES, reread
+from frenet.experiments.experiment import Cell, Experiment, Later
+from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.describe import NETWORK_TABLES
+from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare, task_names
+
+
+@dataclass(frozen=True)
+class Config(DamageConfig, NetworkConfig):
+    """Train, sample gradients along the way, and compare old bases with fresh ones."""
+
+    modes: tuple[str, ...] = ("recovery", "finetune")
+    """'recovery' retrains a damaged task, 'finetune' learns one that the network has not seen."""
+    optimizers: tuple[str, ...] = ("adam:3e-5", "adam:3e-4", "adam:1e-3", "sgd:0.01")
+    """Optimisers of all weights, with their rates: drift depends on the step size."""
+    lora_optimizers: tuple[str, ...] = ("adam:3e-4", "adam:1e-3", "adam:3e-3")
+    """Optimisers of LoRA, with their rates."""
+    protocol: str = "wrong-answers"
+    """Damage before recovery."""
+    k: int = 10
+    """Basis dimension."""
+    n: int = 48
+    """Gradients in each of three sets at every step that is looked at."""
+    batch_size: int = 64
+    """Examples in a minibatch, of training and of the sampled gradients."""
+    lags: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
+    """Steps after the start at which to look."""
+    window: int = 30
+    """Steps in a window of updates, for the drift of the updates' own basis."""
+
+
+def cells(config: Config) -> list[Cell]:
+    """One cell a seed, space, mode, task and optimiser."""
+    return [
+        Cell.of(seed=seed, space=space, mode=mode, task=task, optimizer=optimizer)
+        for seed in config.seeds
+        for space in config.spaces
+        for mode in config.modes
+        for task in _names(config, mode)
+        for optimizer in (config.lora_optimizers if space == "lora" else config.optimizers)
+    ]
+
+
+def _names(config: Config, mode: str) -> tuple[str, ...]:
+    """Fine-tuning the synthetic network is on tasks that it has not learned."""
+    if mode == "finetune" and config.model == "synthetic":
+        return ("predecessor",)
+    return task_names(config)
+
+
+EXPERIMENT = Experiment(
+    name="basis-drift",
+    question="How long does a gradient basis stay useful while training moves on?",
+    claims=CLAIMS,
+    config=Config,
+    cells=cells,
+    run=Later("frenet.experiments.basis_drift.measure:run"),
+    tables=TABLES | NETWORK_TABLES,
+    figures=FIGURES,
+    presets={
+        "smoke": Config(
+            only=("reverse",),
+            modes=("recovery",),
+            optimizers=("adam:3e-4",),
+            n=8,
+            k=4,
+            batch_size=16,
+            lags=(1, 10, 100),
+            damage_batch=16,
+            **SMALL_NETWORK,
+        ),
+        "demo": Config(
+            only=("reverse",),
+            modes=("recovery",),
+            optimizers=("adam:3e-5", "adam:3e-4"),
+            n=24,
+            lags=(1, 10, 30, 100),
+        ),
+        "cpu": Config(spaces=("full", "lora")),
+        "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
+        "lm": Config(
+            lora_optimizers=("adamw:1e-3",),
+            batch_size=8,
+            n=16,
+            k=8,
+            lags=(1, 3, 10, 30, 100),
+            window=24,
+            **LANGUAGE_MODEL,
+        ),
+    },
+    prepare=prepare,
+    reread=reread,
+)

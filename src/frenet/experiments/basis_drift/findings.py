@@ -1,0 +1,232 @@
+"""What the rows of `basis_drift` say: claim C3, columns and figures."""
+
+from collections.abc import Iterator
+
+from frenet.experiments import brackets
+from frenet.experiments.brackets import bracket_of, life_columns
+from frenet.experiments.experiment import (
+    Claim,
+    Column,
+    Figure,
+    Finding,
+    Row,
+    Rows,
+    Verdict,
+)
+from frenet.experiments.figures.charts import Axis, Rule, dots, lines
+from frenet.experiments.intervals import (
+    estimate,
+    high,
+    low,
+    over_seeds,
+    select,
+    series_over_seeds,
+    why_open,
+)
+
+LAG, CEILING, CONTROL = 100, 0.7, 0.95
+# In notes, between a damage and why it was not measured.
+LEFT_OUT = " left out: "
+
+
+def decide(rows: Rows) -> Finding:
+    """Supported where the ratio at lag 100 is below 0.7 while the frozen control is above 0.95."""
+    verdict: Verdict
+    at_lag = select(rows, table="drift", kind="gradients", lag=LAG)
+    ratio, control = estimate(at_lag, "ratio"), estimate(at_lag, "control")
+    if low(control) <= CONTROL:
+        unclear = f"the frozen control is not clearly above {CONTROL}"
+        verdict, why = "undecided", why_open(control, unclear)
+    elif high(ratio) < CEILING:
+        verdict, why = "supported", f"the ratio is below {CEILING}, the control above {CONTROL}"
+    elif low(ratio) > CEILING:
+        verdict, why = "contradicted", f"the interval lies above {CEILING}"
+    else:
+        verdict, why = "undecided", why_open(ratio, f"the interval straddles {CEILING}")
+    return Finding(
+        claim="C3",
+        verdict=verdict,
+        quantity=f"energy of new gradients in the basis of {LAG} steps ago, over a fresh basis",
+        estimate=ratio,
+        reference="frozen control",
+        reference_estimate=control,
+        why=why,
+        notes=_notes(rows, at_lag),
+    )
+
+
+def _notes(rows: Rows, at_lag: Rows) -> tuple[str, ...]:
+    """The step size decides: say it by space and optimiser, with half-lives."""
+    notes = []
+    several = len({row.get("space") for row in at_lag}) > 1
+    keys = ("space", "mode", "optimizer")
+    for row in over_seeds(at_lag, by=keys, value="ratio"):
+        where = {key: row[key] for key in keys}
+        half = half_lives(select(rows, table="half_life", kind="gradients", **where))
+        control = estimate(select(at_lag, **where), "control")
+        beside = f" (control {control.value:.2f})" if control else ""
+        named = f"{row['mode']}, {row['optimizer']}" + (f", {row['space']}" if several else "")
+        notes.append(f"{named}: ratio {row['value']:.2f}{beside}{half and '; '}{half}.")
+    return (*notes, *_left_out(rows))
+
+
+def half_lives(rows: Rows) -> str:
+    """What several runs say of one half-life: a bracket around those that saw its end."""
+    from frenet.measure.bracket import hull
+
+    lives = [life for row in rows if (life := bracket_of(row)) is not None]
+    if not lives:
+        return ""
+    ended = [life for life in lives if life.found]
+    if not ended:
+        return f"half-life {min(lives).told('step')}"
+    few = f" in {len(ended)} of {len(lives)} runs" if len(ended) < len(lives) else ""
+    return f"half-life {hull(ended).told('step')}{few}"
+
+
+def reread(rows: Rows) -> list[Row]:
+    """Rows with half-lives as brackets, also those of earlier versions."""
+    keys = [column.name for column in _KEYS]
+    return brackets.reread(rows, looks="drift", lives="half_life", keys=keys, lag="lag")
+
+
+def _left_out(rows: Rows) -> Iterator[str]:
+    """Damage that gave nothing to recover from, with the first reason."""
+    told = [str(row["note"]).partition(LEFT_OUT) for row in select(rows, table="notes")]
+    found = [(what, why) for what, split, why in told if split]
+    for name in dict.fromkeys(what for what, _ in found):
+        reasons = [why for what, why in found if what == name]
+        yield f"{name} was left out {len(reasons)} times: {reasons[0]}."
+
+
+def _by_path(rows: Rows) -> Rows:
+    """Gradient rows with a name for their optimiser, and for the space where there are several."""
+    several = len({row.get("space") for row in rows}) > 1
+    return [
+        {**row, "path": f"{row['optimizer']}, {row['space']}" if several else row["optimizer"]}
+        for row in select(rows, kind="gradients")
+    ]
+
+
+def drift_chart(rows: Rows) -> object:
+    """Energy ratio against lag, by optimiser, with the frozen control."""
+    named = _by_path(rows)
+    table = over_seeds(named, by=("mode", "path", "lag"), value="ratio")
+    control = over_seeds(named, by=("mode", "lag"), value="control")
+    table += [{**row, "path": "frozen control"} for row in control]
+    return lines(
+        table,
+        x=Axis("lag", "steps since the basis was made", log=True),
+        y=Axis("value", "energy ratio"),
+        colour=Axis("path", "optimiser"),
+        facet="mode",
+        rules=["frozen control", Rule("threshold", CEILING)],
+    )
+
+
+def distance_chart(rows: Rows) -> object:
+    """The same against the distance travelled: is it steps or distance that wears a basis out?"""
+    keys = ("mode", "path", "lag")
+    gradients = _by_path(rows)
+    table = over_seeds(gradients, by=keys, value="ratio")
+    moved = {
+        tuple(row[key] for key in keys): row["value"]
+        for row in over_seeds(gradients, by=keys, value="displacement")
+    }
+    for row in table:
+        row["displacement"] = moved[tuple(row[key] for key in keys)]
+    return lines(
+        table,
+        x=Axis("displacement", "distance from the start (2-norm)", log=True),
+        y=Axis("value", "energy ratio"),
+        colour=Axis("path", "optimiser"),
+        facet="mode",
+        rules=[Rule("threshold", CEILING)],
+    )
+
+
+def overlap_chart(rows: Rows) -> object:
+    """Ratio and corrected overlap at lag 100 side by side: they disagree."""
+    table = series_over_seeds(
+        select(_by_path(rows), lag=LAG),
+        by=("path",),
+        values={"ratio": "energy ratio", "overlap": "overlap over ceiling", "control": "control"},
+    )
+    return dots(
+        table,
+        x=Axis("value", f"at lag {LAG}"),
+        row=Axis("path", "optimiser"),
+        colour="series",
+        rules=["control"],
+    )
+
+
+_KEYS = (
+    Column("seed", "", "seed of network, data and minibatches", "key"),
+    Column("space", "", "parameters: all weights, or the factors of LoRA", "key"),
+    Column("mode", "", "recovery after damage, or fine-tuning on a new task", "key"),
+    Column("task", "", "task", "key"),
+    Column("optimizer", "", "optimiser and rate", "key"),
+    Column("kind", "", "basis of gradients, or of windows of updates", "key"),
+    Column("k", "", "basis dimension", "key"),
+)
+TABLES = {
+    "drift": (
+        *_KEYS,
+        Column("lag", "steps", "steps between the basis and the gradients", "key"),
+        Column(
+            "ratio", "", "held-out energy in the old basis over a fresh one", "measure", "control"
+        ),
+        Column("control", "", "the same without any step between: the ceiling", "reference"),
+        Column("chance", "", "a random basis in place of the old one", "reference"),
+        Column("fresh", "fraction", "held-out energy in the fresh basis", "reference"),
+        Column("overlap", "", "overlap over the ceilings; may exceed 1", "measure", "ceiling_s"),
+        Column("ceiling_s", "fraction", "overlap of two old bases", "reference"),
+        Column("ceiling_t", "fraction", "overlap of two fresh bases", "reference"),
+        Column("displacement", "2-norm", "distance travelled", "key"),
+        Column("loss", "nats/token", "loss on the select split", "measure", "loss_0"),
+        Column("loss_0", "nats/token", "loss at the start", "reference"),
+    ),
+    "half_life": (
+        *_KEYS,
+        *life_columns("lag at which the ratio is 0.5"),
+    ),
+}
+
+CLAIMS = (
+    Claim(
+        id="C3",
+        statement="The useful basis drifts substantially within 100 steps",
+        paper="within about 100 steps",
+        rule=f"the energy ratio at lag {LAG} is below {CEILING} and the frozen control above "
+        f"{CONTROL}, each with its whole interval",
+        decide=decide,
+        figure="drift",
+    ),
+)
+FIGURES = (
+    Figure(
+        "drift",
+        "How much an old basis holds of new gradients",
+        "Held-out gradient energy in the basis made at the start, over that in a basis made on "
+        "the spot. The frozen control is the same without any training in between.",
+        "drift",
+        drift_chart,
+    ),
+    Figure(
+        "distance",
+        "Steps or distance?",
+        "The same against the distance travelled. Where the curves of different step sizes "
+        "fall together, it is distance that wears a basis out.",
+        "drift",
+        distance_chart,
+    ),
+    Figure(
+        "overlap",
+        "Two measures of the same drift",
+        "The overlap weighs all k directions alike, the energy ratio by how much gradient they "
+        "carry; the overlap may exceed 1 since its ceilings are estimates.",
+        "drift",
+        overlap_chart,
+    ),
+)

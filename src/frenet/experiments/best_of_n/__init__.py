@@ -1,0 +1,155 @@
+"""Does theory say what Gaussian random search brings? (M5, claim C5)."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from frenet.experiments.best_of_n.columns import TABLES
+from frenet.experiments.best_of_n.figures import FIGURES
+from frenet.experiments.best_of_n.findings import CLAIMS
+from frenet.experiments.experiment import Cell, Experiment, Later
+from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.describe import NETWORK_TABLES
+from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, build, task_names
+
+
+@dataclass(frozen=True)
+class Config(DamageConfig, NetworkConfig):
+    """Damage a task, predict what random search around the damaged point brings, and search."""
+
+    protocols: tuple[str, ...] = ("relative-noise", "wrong-answers")
+    """Ways to damage the task; 'none' searches around the trained weights."""
+    places: tuple[str, ...] = (
+        "all",
+        "random:10",
+        "random:100",
+        "random:1000",
+        "gradients:10",
+        "prefix:10",
+        "name:embed",
+        "name:up_proj",
+    )
+    """Where candidates move: all selected parameters, K random directions, the leading K of the
+    task's gradients, the first K recovery updates, or the weights (not adapters) so named."""
+    widths: tuple[int, ...] = ()
+    """Further widths of the synthetic transformer, searched in all their weights."""
+    ranks: tuple[int, ...] = ()
+    """Further ranks of the adapters, searched in all their parameters."""
+    searches: int = 5
+    """Searches at each sigma; each draws its own noise, probes and random directions."""
+    candidates: int = 512
+    """Candidates of a search, a power of 2."""
+    factors: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
+    """Values of sigma, as multiples of the predicted best one for so many candidates."""
+    select_size: int = 128
+    """Examples in the batch that all candidates are scored on."""
+    test_size: int = 256
+    """Held-out examples that the winner is scored on."""
+    probes: int = 16
+    """Probes of the trace estimate."""
+    prefix_optimizer: str = "adam:3e-4"
+    """Optimiser of the updates that a prefix is made of."""
+
+
+def cells(config: Config) -> list[Cell]:
+    """One cell a seed, space, size, task, protocol and place."""
+    return [
+        Cell.of(seed=seed, space=space, size=size, task=task, protocol=protocol, place=place)
+        for seed in config.seeds
+        for space in config.spaces
+        for size in _sizes(config, space)
+        for task in task_names(config)
+        for protocol in config.protocols
+        for place in _places(config, space, size)
+    ]
+
+
+def _places(config: Config, space: str, size: int) -> tuple[str, ...]:
+    """Further sizes are searched everywhere at once; adapters have no weights with names."""
+    if size != _own_size(config, space):
+        return ("all",)
+    named = space == "full"
+    return tuple(place for place in config.places if named or not place.startswith("name:"))
+
+
+def _own_size(config: Config, space: str) -> int:
+    """Width of the network, or rank of the adapters."""
+    return config.rank if space == "lora" else config.width
+
+
+def _sizes(config: Config, space: str) -> list[int]:
+    """All widths, or all ranks, that are searched."""
+    further = config.ranks if space == "lora" else config.widths
+    return list(dict.fromkeys((_own_size(config, space), *further)))
+
+
+def _sized(config: Config, cell: Cell) -> Config:
+    """The configuration of the network of a cell."""
+    name = "rank" if cell["space"] == "lora" else "width"
+    return dataclasses.replace(config, **{name: cell["size"]})
+
+
+def prepare(config: Config, cell: Cell) -> None:
+    """Put all networks of this cell's seed into the cache."""
+    for space in config.spaces:
+        for size in _sizes(config, space):
+            sized = _sized(config, Cell.of(space=space, size=size))
+            build(sized, space=space, seed=cell["seed"])
+
+
+EXPERIMENT = Experiment(
+    name="best-of-n",
+    question="Does theory say what Gaussian random search brings, before it is run?",
+    claims=CLAIMS,
+    config=Config,
+    cells=cells,
+    run=Later("frenet.experiments.best_of_n.measure:run"),
+    tables=TABLES | NETWORK_TABLES,
+    figures=FIGURES,
+    presets={
+        "smoke": Config(
+            only=("reverse",),
+            protocols=("relative-noise",),
+            places=("all", "random:10"),
+            searches=2,
+            candidates=32,
+            factors=(0.25, 0.5, 1.0),
+            select_size=32,
+            test_size=64,
+            probes=4,
+            **SMALL_NETWORK,
+        ),
+        "demo": Config(
+            only=("reverse",),
+            protocols=("relative-noise",),
+            depth=0.3,
+            places=("all", "random:100"),
+            searches=3,
+            candidates=64,
+            factors=(0.25, 0.5, 1.0),
+            select_size=64,
+            probes=8,
+        ),
+        "cpu": Config(
+            spaces=("full", "lora"), max_tasks=2, depth=0.3, widths=(32, 128), ranks=(1, 16)
+        ),
+        "gpu": Config(
+            spaces=("full", "lora"),
+            seeds=(0, 1, 2, 3, 4),
+            depth=0.3,
+            widths=(32, 128, 256),
+            ranks=(1, 16),
+        ),
+        "lm": Config(
+            protocols=("absolute-noise",),
+            places=("all", "random:10", "random:100", "random:1000", "gradients:5"),
+            candidates=256,
+            factors=(0.25, 0.5, 1.0, 2.0, 4.0),
+            select_size=8,
+            test_size=32,
+            probes=8,
+            prefix_optimizer="adamw:5e-4",
+            **{**LANGUAGE_MODEL, "max_tasks": 1},
+        ),
+    },
+    prepare=prepare,
+)

@@ -1,0 +1,250 @@
+"""Rows of `best_of_n`: what random search should bring at a point, and what it brings."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from frenet._errors import UsageError
+from frenet.experiments.best_of_n import Config, _sized, cells
+from frenet.experiments.best_of_n.findings import LINEAR
+from frenet.experiments.experiment import Cell, Row, number
+from frenet.experiments.setup.damage import NotDamagedError, damaged
+from frenet.experiments.setup.describe import describe, note
+from frenet.experiments.setup.networks import Network, build
+from frenet.geometry import rng
+from frenet.geometry.basis import Basis, random_basis, svd_basis
+from frenet.geometry.linalg import norm
+from frenet.geometry.theory import expected_maximum
+from frenet.measure.gradients import gradient, gradient_matrix
+from frenet.measure.recovery import evaluate_at
+from frenet.measure.trajectory import Training, train_and_record
+from frenet.methods.candidates import Noise, Where, space_of
+from frenet.methods.search import SearchResult, Selection, random_search
+from frenet.methods.survey import Survey, survey
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Task, repeatable
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One place of one damaged network: what its searches share."""
+
+    network: Network
+    task: Task
+    config: Config
+    cell: Cell
+
+    def seed(self, search: int, sigma: int = 0) -> int:
+        """Of the noise of one search."""
+        return 100_000 * int(self.cell["seed"]) + 100 * search + sigma
+
+    @property
+    def selection(self) -> Selection:
+        """The examples of all searches."""
+        return Selection(
+            select_size=self.config.select_size,
+            test_size=self.config.test_size,
+            seed=int(self.cell["seed"]),
+        )
+
+
+def place(spot: Spot, search: int) -> Where:
+    """The parameters, or the basis, that one search moves in.
+
+    Raises:
+        ValueError: the configuration names no place of this kind, or no such parameter.
+    """
+    network, config, seed = spot.network, spot.config, spot.seed(search)
+    model, space = network.model, network.space
+    kind, _, value = str(spot.cell["place"]).partition(":")
+    if kind == "all":
+        return space
+    if kind == "name":
+        return ParamSpace.select(model, lambda name, _: name in space.names and value in name)
+    if kind not in ("random", "gradients", "prefix") or not value.isdigit():
+        raise UsageError(
+            f"no place {spot.cell['place']!r}; there are all, random:K, gradients:K, prefix:K and "
+            "name:PART"
+        )
+    k, batch = int(value), config.damage_batch
+    if kind == "random":
+        stream = rng.generator(seed, "best-of-n", "directions")
+        return random_basis(space.dim, k, stream, space=space)
+    if kind == "gradients":
+        rows = gradient_matrix(model, spot.task, space=space, n=2 * k, batch_size=batch, seed=seed)
+        return svd_basis(rows, k, space=space)
+    training = Training(config.prefix_optimizer, batch, k, seed=seed)
+    with space.restored(model):
+        return train_and_record(model, spot.task, training, space=space).prefix(k)
+
+
+def search_rows(spot: Spot, search: int) -> Iterator[Row]:
+    """One search at every sigma: what is predicted first, then what is found."""
+    config, where = spot.config, place(spot, search)
+    model, selection = spot.network.model, spot.selection
+    found = survey(
+        model, spot.task, where, selection=selection, probes=config.probes, seed=spot.seed(search)
+    )
+    star = found.best(config.candidates)
+    unit = star.sigma if star else found.trusted(config.candidates)
+    keys: Row = {**dict(spot.cell.keys), "search": search, "dim": found.local.dim}
+    yield _place_row(keys, found, config.candidates)
+    if unit == 0:
+        text = "the gradient is zero, or the loss: no sigma follows, and nothing was searched"
+        yield note(spot.cell, f"{spot.cell['place']}: {text}")
+        return
+    for i, factor in enumerate(config.factors):
+        noise = Noise(factor * unit, seed=spot.seed(search, i + 1))
+        at: Row = {
+            **keys,
+            "factor": factor,
+            "unit": "sigma*" if star else "trusted",
+            "sigma": noise.sigma,
+        }
+        result = random_search(
+            model, spot.task, where,
+            noise=noise, num_candidates=config.candidates, selection=selection,
+        )  # fmt: skip
+        changes = -(result.scores.double().numpy() - result.before)
+        yield _spread_row(at, found, changes)
+        yield from _quantile_rows(at, found, changes)
+        yield from _best_rows(at, found, changes)
+        yield _winner_row(at, found, result, where, spot)
+
+
+def _place_row(keys: Row, found: Survey, candidates: int) -> Row:
+    """What the predictions of a place follow from."""
+    local, star = found.local, found.best(candidates)
+    return {
+        "table": "place",
+        **keys,
+        "gradient": local.gradient,
+        "trace": local.trace,
+        "trace_error": found.trace_error,
+        "trace_square": local.trace_square,
+        "sigma_star": star.sigma if star else None,
+        "linear_sigma": local.linear_range(),
+        "best_gain": local.gain(star.sigma, candidates) if star else None,
+        "density": local.signal_density(),
+        "density_over_curvature": local.density_over_curvature(),
+        "transfer": found.transfer,
+        "bend": found.bend,
+        "loss": found.loss,
+    }
+
+
+def _spread_row(at: Row, found: Survey, changes: np.ndarray) -> Row:
+    """Mean, spread and shape of the changes against their predictions."""
+    sigma = number(at, "sigma")
+    local, change = found.local, found.local.change(sigma)
+    distance = stats.ks_1samp(changes, change.cdf)
+    return {
+        "table": "spread",
+        **at,
+        "mean": float(changes.mean()),
+        "mean_predicted": change.mean,
+        "std": float(changes.std(ddof=1)),
+        "std_predicted": change.std,
+        "ks": float(distance.statistic),
+        "ks_limit": float(stats.kstwo.ppf(0.95, len(changes))),
+        "second_order": local.curved(sigma),
+        "second_order_limit": LINEAR,
+    }
+
+
+def _quantile_rows(at: Row, found: Survey, changes: np.ndarray) -> Iterator[Row]:
+    """Quantiles of the changes in units of their predicted spread."""
+    change = found.local.change(number(at, "sigma"))
+    if change.std == 0:
+        return
+    predicted = change.quantile(np.array(QUANTILES))
+    pairs = zip(QUANTILES, np.quantile(changes, QUANTILES), predicted, strict=True)
+    for p, observed, expected in pairs:
+        yield {
+            "table": "quantile",
+            **at,
+            "p": p,
+            "observed": float(observed / change.std),
+            "predicted": float(expected / change.std),
+        }
+
+
+def _best_rows(at: Row, found: Survey, changes: np.ndarray) -> Iterator[Row]:
+    """The best of N in the N_max / N disjoint blocks that the candidates make."""
+    sigma, n = number(at, "sigma"), 1
+    change, star = found.local.change(sigma), found.best(len(changes))
+    scale = star.gain if star else found.loss
+    while n <= len(changes):
+        gains = -changes[: len(changes) // n * n].reshape(-1, n).min(1)
+        low, high = (-end for end in reversed(change.best_band(n)))
+        yield {
+            "table": "best",
+            **at,
+            "candidates": n,
+            "blocks": len(gains),
+            "gain": float(gains.mean()),
+            "predicted": -change.best_of(n),
+            "scale": scale,
+            "second_order": found.local.curved(sigma),
+            "linear": sigma * found.local.gradient * expected_maximum(n),
+            "low": low,
+            "high": high,
+            "inside": float(((gains >= low) & (gains <= high)).mean()),
+            "nominal": 0.95,
+            "density": found.local.signal_density(),
+            "density_over_curvature": found.local.density_over_curvature(),
+        }
+        n *= 2
+
+
+def _winner_row(at: Row, found: Survey, result: SearchResult, where: Where, spot: Spot) -> Row:
+    """What the winner gained where it was selected and on held-out data."""
+    sigma, local, n = result.noise.sigma, found.local, len(result.scores)
+    held_out = result.held_out.gain
+    return {
+        "table": "winner",
+        **at,
+        "candidates": n,
+        "selected": result.selected_gain,
+        "selected_predicted": local.gain(sigma, n),
+        "held_out": held_out.value,
+        "held_out_low": held_out.low,
+        "held_out_high": held_out.high,
+        "held_out_predicted": found.lasting_gain(sigma, n),
+        "step": _step_gain(spot, where, sigma * local.dim**0.5),
+        "loss": found.loss,
+    }
+
+
+def _step_gain(spot: Spot, where: Where, radius: float) -> float:
+    """Gain on held-out data of one gradient step of this length, the yardstick of a search."""
+    model, task, chosen, space = spot.network.model, spot.task, spot.selection, space_of(where)
+    select = next(repeatable(task, "select", chosen.select_size, chosen.seed))
+    test = next(repeatable(task, "test", chosen.test_size, chosen.seed))
+    slope = gradient(model, task, select, space=space)
+    if isinstance(where, Basis):
+        slope = where.project(slope)
+    if not slope.any():
+        return 0.0
+    step = slope * (-radius / norm(slope))
+    before = evaluate_at(model, test, space=space, delta=0 * step).loss
+    return before - evaluate_at(model, test, space=space, delta=step).loss
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables place, spread, quantile, best and winner."""
+    network = build(_sized(config, cell), space=cell["space"], seed=cell["seed"])
+    yield from describe(
+        network, cell, cells(config), config, select=config.select_size, test=config.test_size
+    )
+    task = network.tasks[cell["task"]]
+    try:
+        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
+            for search in range(config.searches):
+                yield from search_rows(Spot(network, task, config, cell), search)
+    except NotDamagedError as error:
+        yield note(cell, f"{cell['protocol']} left out: {error}")

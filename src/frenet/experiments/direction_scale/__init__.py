@@ -1,0 +1,146 @@
+"""How far and for how long can each direction be followed? (M9): radius and lifetime."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from frenet._errors import UsageError
+from frenet.experiments.direction_scale.answers import reread
+from frenet.experiments.direction_scale.figures import FIGURES, KINDS, TABLES
+from frenet.experiments.experiment import Cell, Experiment, Later
+from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.describe import NETWORK_TABLES
+from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare, task_names
+
+
+@dataclass(frozen=True)
+class Config(DamageConfig, NetworkConfig):
+    """Make directions at a point, go along each, and train on to see how long each lasts."""
+
+    directions: tuple[str, ...] = KINDS
+    """Kinds of direction: gradient, 'Adam step', prefix, 'task vector', 'damage line', 'search
+    winner', random, steering."""
+    vectors: tuple[str, ...] = ()
+    """Further directions from disk: adapters, checkpoints, task vectors."""
+    contrasts: str = ""
+    """File or data set name of the contrast behind the steering vector of a language model."""
+    contrast_columns: tuple[str, ...] = ()
+    """What columns of that file are, as --columns has it for tasks."""
+    contrast_prompt: str = ""
+    """Prompt of its rows, as --prompt has it for tasks."""
+    behaviour: str = ""
+    """Name of the contrast, where there are several."""
+    steering: str = ""
+    """File of a steering vector, to be followed in place of one that is made from the contrast."""
+    trajectory: str = ""
+    """Folder of a training that FrenetCallback recorded, along which to see how long directions
+    last, in place of a training that is run here. It also gives prefix and task vector."""
+    protocol: str = "wrong-answers"
+    """Damage before; 'none' measures around the weights as they are."""
+    optimizer: str = "adam:1e-4"
+    """Optimiser and rate of the training in all weights."""
+    lora_optimizer: str = "adam:1e-3"
+    """Optimiser and rate of the training of LoRA."""
+    k: int = 10
+    """Steps of the prefix."""
+    n: int = 16
+    """Minibatch gradients in a direction, and as many held out."""
+    batch_size: int = 64
+    """Examples in a minibatch."""
+    eval_size: int = 128
+    """Held-out examples that the radius is measured on; fewer where there are fewer."""
+    lags: tuple[int, ...] = (1, 3, 10, 30, 100)
+    """Steps of training after which to look; the last one ends the task vector."""
+    eps: float = 0.2
+    """Relative deviation from the linear at the radius."""
+    candidates: int = 64
+    """Candidates of the search."""
+    probes: int = 4
+    """Probes of the search's plan."""
+    prompts: int = 64
+    """Prompts in each of the three parts of the contrast."""
+    path: str = ""
+    """Dotted name of the list of blocks, where it is not found by itself."""
+
+
+def cells(config: Config) -> list[Cell]:
+    """One cell a seed, space and task.
+
+    Raises:
+        ValueError: an unknown kind of direction, a prefix as long as the training, or a steering
+            vector without the prompts that it steers.
+        FileNotFoundError: a vector, contrast or training that is not there.
+    """
+    from frenet.network.hub_data import is_path
+
+    if unknown := [name for name in config.directions if name not in KINDS]:
+        raise UsageError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
+    steps = max(config.lags)
+    if "prefix" in config.directions and config.k >= steps:
+        remedy = f"--k {steps - 1} or less" if steps > 1 else "--directions without prefix"
+        raise UsageError(
+            f"a prefix of k={config.k} steps is all of a training of {steps}, the last of --lags; "
+            f"pass {remedy}, or a last of --lags above {config.k}"
+        )
+    if config.vectors:
+        from frenet.methods.vector_files import check_sources
+
+        if config.dtype != "float32":
+            raise UsageError(
+                f"--vectors are lines in the weights, whose small steps {config.dtype} rounds "
+                "away; pass --dtype float32"
+            )
+        check_sources(config.vectors)
+    # Contrasts may be those of a data set on the hub.
+    contrasts = (config.contrasts,) if is_path(config.contrasts) else ()
+    for source in (*contrasts, config.steering, config.trajectory):
+        if source and not Path(source).expanduser().exists():
+            raise FileNotFoundError(f"there is no file or folder {source}")
+    if config.steering and not config.contrasts and config.model != "synthetic":
+        raise UsageError(
+            f"--steering {config.steering} needs prompts that it steers; pass --contrasts FILE"
+        )
+    return [
+        Cell.of(seed=seed, space=space, task=task)
+        for seed in config.seeds
+        for space in config.spaces
+        for task in task_names(config)
+    ]
+
+
+# What `frenet probe` starts from: the user's own weights as they are, and one training run.
+PROBE = Config(
+    lora_optimizer="adamw:5e-4", batch_size=8, n=8, eval_size=32, lags=(1, 3, 10, 30, 100),
+    seeds=(0,), protocol="none", learn_steps=0,
+    directions=("gradient", "Adam step", "prefix", "task vector", "random", "steering"),
+    **{**LANGUAGE_MODEL, "max_tasks": 1},
+)  # fmt: skip
+
+
+EXPERIMENT = Experiment(
+    name="direction-scale",
+    question="How far, and for how long, can each direction be followed?",
+    claims=(),
+    config=Config,
+    cells=cells,
+    run=Later("frenet.experiments.direction_scale.measure:run"),
+    tables=TABLES | NETWORK_TABLES,
+    figures=FIGURES,
+    presets={
+        "smoke": Config(
+            only=("reverse",), n=4, batch_size=16, eval_size=16, lags=(1, 3, 12), candidates=8,
+            probes=2, prompts=16, damage_batch=16, **SMALL_NETWORK,
+        ),
+        "demo": Config(
+            only=("reverse",), eval_size=64, candidates=32, probes=2, prompts=32,
+            lags=(3, 10, 30, 100),
+        ),
+        "cpu": Config(spaces=("full", "lora"), max_tasks=3),
+        "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
+        "lm": Config(
+            lora_optimizer="adamw:5e-4", batch_size=8, n=8, eval_size=32, lags=(1, 3, 10, 30),
+            candidates=32, prompts=16, **{**LANGUAGE_MODEL, "max_tasks": 1},
+        ),
+    },
+    prepare=prepare,
+    reread=reread,
+)  # fmt: skip

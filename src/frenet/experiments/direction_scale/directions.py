@@ -1,0 +1,246 @@
+"""The directions whose radius and lifetime `direction_scale` measures, at one point."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from frenet._errors import UsageError
+from frenet._notebook import listed
+from frenet.experiments.direction_scale import Config
+from frenet.experiments.direction_scale.figures import FRESH, KINDS
+from frenet.experiments.experiment import Cell
+from frenet.experiments.setup.networks import Network, only_first
+from frenet.geometry import rng
+from frenet.geometry.linalg import norm
+from frenet.measure.gradients import gradient_matrix
+from frenet.measure.trajectory import Training, Trajectory
+from frenet.methods.candidates import Candidates, Noise
+from frenet.methods.effect_line import effect_line
+from frenet.methods.plan import plan
+from frenet.methods.search import Selection, random_search
+from frenet.methods.steering import contrast_streams
+from frenet.methods.steering_effect import Prompted, prompted
+from frenet.methods.steering_vector import load_vector
+from frenet.methods.survey import survey
+from frenet.methods.task_vectors import TaskVector, from_step, from_training
+from frenet.network.blocks import residual_blocks
+from frenet.network.contrast import Contrast
+from frenet.network.contrasts import contrasts
+from frenet.network.space import ParamSpace
+from frenet.network.synthetic_contrasts import synthetic_contrast
+from frenet.network.tasks import Task
+from frenet.network.weight_space import Coordinates, coordinates_of
+
+
+def source_names(sources: Sequence[str]) -> list[str]:
+    """What directions from disk are called: the last part of the path, where that is its own.
+
+    >>> source_names(["run/adapter", "tau.safetensors"])
+    ['adapter', 'tau.safetensors']
+    >>> source_names(["a/adapter", "b/adapter", "c/random"])
+    ['a/adapter', 'b/adapter', 'c/random']
+    """
+    taken = Counter([*KINDS, *(Path(source).name for source in sources)])
+    return [source if taken[Path(source).name] > 1 else Path(source).name for source in sources]
+
+
+class Direction(NamedTuple):
+    """A direction in weights, or in the factors of LoRA.
+
+    Attributes:
+        name: its kind, or the file that it comes from.
+        delta: (d,) in the coordinates of ``space``.
+        space: the parameters that it moves.
+        length: its own length, where it has one; a gradient has none.
+    """
+
+    name: str
+    delta: torch.Tensor
+    space: ParamSpace
+    length: float | None
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """In which its line is straight."""
+        return coordinates_of(self.space)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where directions are made: a network at theta_d, a task, and settings."""
+
+    config: Config
+    cell: Cell
+    network: Network
+    task: Task
+    start: torch.Tensor  # of the undamaged network, in the network's space
+
+    @property
+    def optimizer(self) -> str:
+        """Optimiser and rate of the space."""
+        lora = self.cell["space"] == "lora"
+        return self.config.lora_optimizer if lora else self.config.optimizer
+
+    def training(self, replicate: int = 0) -> Training:
+        """A training on the task; replicates see other minibatches."""
+        steps = max(self.config.lags)
+        seed = self.seed + 7919 * replicate
+        return Training(self.optimizer, self.config.batch_size, steps, seed=seed)
+
+    @property
+    def seed(self) -> int:
+        """Of everything that is drawn."""
+        return int(self.cell["seed"])
+
+
+def weight_directions(spot: Spot, path: Trajectory) -> Iterator[Direction]:
+    """Directions of what the network trains, in the order of KINDS.
+
+    What an optimiser or a search makes is a line of the parameters that train, with LoRA of the
+    factors. What training has made is a change of the weights, as an adapter from disk is.
+
+    Args:
+        spot: where; the network stands at theta_d.
+        path: training from there, with other minibatches than lifetimes are measured along.
+    """
+    model, space = spot.network.model, spot.network.space
+
+    def back() -> TaskVector:
+        return from_step(model, spot.start - space.read(model).cpu(), space=space)
+
+    makers: dict[str, Callable[[], torch.Tensor | TaskVector | None]] = {
+        "gradient": lambda: -mean_gradient(spot, scaled=False),
+        "Adam step": lambda: -mean_gradient(spot, scaled=True),
+        "prefix": lambda: from_training(model, path, stop=spot.config.k),
+        "task vector": lambda: from_training(model, path),
+        "damage line": back,
+        "search winner": lambda: _winner(spot),
+        "random": lambda: _random(spot),
+    }
+    for name, make in makers.items():
+        if name in spot.config.directions and (made := make()) is not None:
+            found = _direction(spot, name, made)
+            if found.delta.any():
+                yield found
+
+
+def _direction(spot: Spot, name: str, made: torch.Tensor | TaskVector) -> Direction:
+    """What a maker gave, in coordinates: those that train, or those of the weights."""
+    if isinstance(made, torch.Tensor):
+        own = None if name in (*FRESH, "random") else norm(made)
+        return Direction(name, made, spot.network.space, own)
+    space = made.space(spot.network.model)
+    return Direction(name, made.flat(space), space, made.norm())
+
+
+def mean_gradient(spot: Spot, *, scaled: bool, seed: int | None = None) -> torch.Tensor:
+    """Mean of n minibatch gradients at the present point, or that in Adam's metric."""
+    rows = gradient_matrix(
+        spot.network.model,
+        spot.task,
+        space=spot.network.space,
+        n=spot.config.n,
+        batch_size=spot.config.batch_size,
+        seed=spot.seed if seed is None else seed,
+    )
+    mean = rows.mean(0)
+    return (mean / (rows.square().mean(0).sqrt() + 1e-8)).cpu() if scaled else mean.cpu()
+
+
+def _random(spot: Spot) -> torch.Tensor:
+    draw = rng.generator(spot.seed, "direction-scale", "random")
+    return torch.randn(spot.network.space.dim, generator=draw)
+
+
+def _winner(spot: Spot) -> torch.Tensor | None:
+    """The best of some Gaussian candidates at the sigma that the plan advises."""
+    network, config = spot.network, spot.config
+    selection = Selection(
+        select_size=config.batch_size, test_size=config.batch_size, seed=spot.seed
+    )
+    found = survey(
+        network.model, spot.task, network.space,
+        selection=selection, probes=config.probes, seed=spot.seed,
+    )  # fmt: skip
+    advised = plan(found, budget=config.candidates)
+    if advised.best is None:
+        return None
+    noise = Noise(advised.best.sigma, seed=spot.seed)
+    result = random_search(
+        network.model, spot.task, network.space,
+        noise=noise, num_candidates=config.candidates, selection=selection,
+    )  # fmt: skip
+    with Candidates(network.model, network.space, noise) as candidates:
+        return candidates.delta(result.winner).cpu()
+
+
+class Steering(NamedTuple):
+    """A contrast vector of activations.
+
+    Attributes:
+        vector: (h,), made from one part of the prompts at the start.
+        block: after which it is added; where it steers most on a second part.
+        fresh: a third part, from which it is made anew, and on which its effect is measured.
+        prompts: of that part.
+    """
+
+    vector: torch.Tensor
+    block: int
+    fresh: Contrast
+    prompts: list[Prompted]
+
+
+def steering_direction(spot: Spot) -> Steering | None:
+    """The contrast vector of the configured behaviour; None where there is none.
+
+    Raises:
+        UnansweredError: an answer is several tokens.
+    """
+    contrast = _contrast(spot)
+    if contrast is None or "steering" not in spot.config.directions:
+        return None
+    contrast.require_answers()
+    own, choose, fresh = contrast.divided(3, seed=spot.seed, rows=spot.config.prompts)
+    model = spot.network.model
+    path = spot.config.path or None
+    blocks = list(range(len(residual_blocks(model, path)[1])))
+    if spot.config.steering:
+        saved = load_vector(spot.config.steering)
+        saved.require_fits(model, saved.model, path=path)
+        vectors = dict(saved.directions)
+    else:
+        streams = contrast_streams(model, own, blocks, path=path)
+        vectors = {i: streams.at(i).difference().float() for i in blocks}
+    few = prompted(choose.items)[:: max(1, len(choose.items) // 8)]
+    slopes = {
+        i: effect_line(model, few, v, block=i, path=path).slope * float(v.norm())
+        if v.any()
+        else 0.0
+        for i, v in vectors.items()
+    }
+    block = max(slopes, key=lambda i: slopes[i])
+    return Steering(vectors[block], block, fresh, prompted(fresh.items))
+
+
+def _contrast(spot: Spot) -> Contrast | None:
+    config = spot.config
+    if config.model == "synthetic":
+        rows = 4 * config.prompts
+        return synthetic_contrast(config.behaviour or "count", rows=rows, seed=spot.seed)
+    if not config.contrasts:
+        return None
+    network = spot.network
+    longest = min(config.max_length, network.context_length or config.max_length)
+    found = contrasts(
+        config.contrasts, network.tokenizer, max_length=longest, chat=config.chat,
+        columns=config.contrast_columns or None, prompt=config.contrast_prompt or None,
+    )  # fmt: skip
+    name = config.behaviour or next(iter(found))
+    if name not in found:
+        raise UsageError(f"no contrast {name!r} in {config.contrasts}; it has {listed(found)}")
+    first = only_first((name,), found, "contrasts", "--behaviour names another")
+    return replace(found[name], notes=(*found[name].told, *first))

@@ -1,0 +1,1 @@
+"""Charts: axes, series and the usual kinds of figure."""

@@ -1,0 +1,232 @@
+"""Rows in, Altair charts out: the four kinds of figure that the experiments draw.
+
+Every chart takes rows that are already summed up over seeds (`intervals.aggregate`, `melt`) and the
+nulls, ceilings and decision lines that belong beside the measure (``rules``), which are always
+drawn grey and dashed and named in the legend. Series keep eight colours that readers with any
+colour vision tell apart, on white and on black; the ninth takes up the first colour with another
+dash.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from frenet.experiments.experiment import Rows, finite
+from frenet.experiments.figures.parts import (
+    Axis,
+    Rule,
+    bands,
+    bounded,
+    channel,
+    in_words,
+    inline,
+    levels,
+    panels,
+    placed,
+    prepare,
+    resolve,
+    slim,
+    tooltip,
+    whole,
+)
+from frenet.experiments.figures.series import GREY, HEAT
+
+if TYPE_CHECKING:
+    import altair as alt
+
+__all__ = ["Axis", "Rule", "dots", "heatmap", "lines", "scatter"]
+
+INTERVAL = ("low", "high")
+# How the legends draw a line, and a dot or tick.
+LINES = {"symbolType": "stroke", "symbolSize": 360}
+POINTS = {"symbolStrokeWidth": 0, "symbolSize": 110}
+# More points than this on one line are drawn for the tooltip only.
+CROWD = 24
+
+
+def lines(
+    rows: Rows,
+    *,
+    x: str | Axis,
+    y: str | Axis = "value",
+    interval: tuple[str, str] | None = INTERVAL,
+    colour: str | Axis | None = "series",
+    facet: str | None = None,
+    rules: Sequence[str | Rule] = (),
+) -> "alt.LayerChart | alt.FacetChart":
+    """Mean lines with interval bands, one line per series, one panel per value of ``facet``.
+
+    Args:
+        rows: one row per point, as `aggregate` or `melt` give them.
+        x: column of the horizontal axis; ``Axis(..., log=True)`` for a logarithmic one.
+        y: column of the vertical axis.
+        interval: the columns of the band's ends, None for no band.
+        colour: column that names the series, None for a single line.
+        facet: column that names the panel.
+        rules: a string names a series of ``colour`` that is a null or ceiling, and is left out
+            if no row has that series; a `Rule` is a level.
+
+    Raises:
+        ValueError: a logarithmic axis with a value that is not positive, or an unknown column.
+    """
+    import altair as alt
+
+    x, y = placed(x, y, rows=rows, rules=rules)
+    table, series = prepare(
+        rows, (x, y), interval=interval, colour=colour, facet=facet, rules=rules
+    )
+    series = series._replace(symbols=LINES)
+    base = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
+    layers = bands(rules, series, (x, y))
+    if interval and bounded(table, interval):
+        low = channel(alt.Y, y, field=interval[0])
+        band = whole(base, interval).mark_area(opacity=0.16)
+        layers.append(band.encode(y=low, y2=alt.Y2(field=interval[1])))
+    layers.append(base.mark_line(strokeWidth=2).encode(strokeDash=series.dash()))
+    crowded = len({row[x.field] for row in table}) > CROWD
+    seen = alt.FieldOneOfPredicate(series.field, [] if crowded else series.measured())
+    shown = alt.condition(seen, alt.value(1), alt.value(0))
+    points = base.mark_point(filled=True, size=36)
+    tip = tooltip((x, y), interval=interval, series=series, facet=facet, rows=table)
+    layers += [points.encode(opacity=shown, tooltip=tip), *levels(rules, series, (x, y))]
+    words = in_words(table, (x, y), series)
+    return panels(layers, table, facet=facet, height=280, words=words, apart=y.apart)
+
+
+def dots(
+    rows: Rows,
+    *,
+    x: str | Axis = "value",
+    row: str | Axis,
+    interval: tuple[str, str] | None = INTERVAL,
+    colour: str | Axis | None = None,
+    facet: str | None = None,
+    rules: Sequence[str | Rule] = (),
+) -> "alt.LayerChart | alt.FacetChart":
+    """A dot with its interval for every category, side by side in one row where there are series.
+
+    Args:
+        rows: one row per dot, as `aggregate` or `melt` give them.
+        x: column of the measure.
+        row: column that names the category (a basis, a layer), in order of first appearance.
+        interval: the columns of the whisker's ends, None for none.
+        colour: column that names the series, None for one.
+        facet: column that names the panel.
+        rules: a string names a series of ``colour`` that is a null or ceiling (drawn as a grey
+            tick); a `Rule`, read on ``x`` whatever its ``axis``, is a level.
+    """
+    import altair as alt
+
+    rules = [rule if isinstance(rule, str) else rule._replace(axis="x") for rule in rules]
+    x, row = placed(x, row, rows=rows, rules=rules)
+    table, series = prepare(
+        rows, (x, row), interval=interval, colour=colour, facet=facet, rules=rules
+    )
+    order = list(dict.fromkeys(str(entry[row.field]) for entry in table))
+    # Names say what they are of, and beside long ones Vega draws a title on top of them.
+    y = alt.Y(field=row.field, type="nominal", sort=order, title=None, axis=alt.Axis(grid=True))
+    series = series._replace(symbols=POINTS)
+    base = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
+    dot = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.measured()))
+    lanes = len(series.measured())
+    if lanes > 1:
+        scale = alt.Scale(domain=series.measured(), paddingOuter=0.3)
+        dot = dot.encode(yOffset=alt.YOffset(field=series.field, type="nominal", scale=scale))
+    layers = [*bands(rules, series, (x, row)), *levels(rules, series, (x, row))]
+    tip = tooltip((row, x), interval=interval, series=series, facet=facet, rows=table)
+    tick = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.nulls))
+    shape = series.shape(upright=True)
+    if series.nulls:
+        ticks = tick.mark_point(filled=True, size=360, opacity=1)
+        layers.append(ticks.encode(tooltip=tip, shape=shape))
+    if interval and bounded(table, interval):
+        low = channel(alt.X, x, field=interval[0])
+        whiskers = whole(dot, interval).mark_rule(strokeWidth=2)
+        layers.append(whiskers.encode(x=low, x2=alt.X2(field=interval[1])))
+    points = dot.mark_point(filled=True, size=64, opacity=1)
+    layers.append(points.encode(tooltip=tip, shape=shape))
+    height = max(72, len(order) * max(28, 13 * lanes + 8))
+    words = in_words(table, (row, x), series)
+    return panels(layers, table, facet=facet, height=height, words=words)
+
+
+def heatmap(
+    rows: Rows, *, x: str | Axis, y: str | Axis, value: str | Axis = "value"
+) -> "alt.LayerChart | alt.FacetChart":
+    """A table of fractions as shaded cells with the number in each (overlap between tasks).
+
+    Args:
+        rows: one row per cell.
+        x: column of the columns, in order of first appearance.
+        y: column of the rows, likewise.
+        value: column of the number; its ``domain`` (0, 1 unless told) runs from blank to full.
+    """
+    import altair as alt
+
+    x, y, value = resolve(x), resolve(y), resolve(value)
+    table = slim(rows, [x.field, y.field, value.field])
+    across = list(dict.fromkeys(str(row[x.field]) for row in table))
+    down = list(dict.fromkeys(str(row[y.field]) for row in table))
+    slanted = alt.Axis(labelAngle=-40 if len(across) > 4 else 0, domain=False)
+    base = alt.Chart(inline(table)).encode(
+        x=alt.X(field=x.field, type="nominal", sort=across, title=x.title, axis=slanted),
+        y=alt.Y(
+            field=y.field, type="nominal", sort=down, title=y.title, axis=alt.Axis(domain=False)
+        ),
+        tooltip=tooltip((y, x, value), rows=table),
+    )
+    shade = alt.Scale(domain=list(value.domain or (0, 1)), range=[0.02, 1], clamp=True)
+    opacity = alt.Opacity(field=value.field, type="quantitative", scale=shade, legend=None)
+    figure = alt.Text(field=value.field, type="quantitative", format=".2f")
+    cells = base.mark_rect(color=HEAT).encode(opacity=opacity)
+    chart = alt.layer(cells, base.mark_text(fontSize=11).encode(text=figure))
+    words = in_words(table, (y, value), None)
+    return chart.properties(height=max(96, 32 * len(down)), width=560, description=words)
+
+
+def scatter(
+    rows: Rows,
+    *,
+    x: str | Axis,
+    y: str | Axis,
+    interval: tuple[str, str] | None = None,
+    colour: str | Axis | None = None,
+    facet: str | None = None,
+    diagonal: bool = True,
+    rules: Sequence[str | Rule] = (),
+) -> "alt.LayerChart | alt.FacetChart":
+    """Points of one measure against another, with the line on which the two agree.
+
+    Args:
+        rows: one row per point.
+        x: column of the horizontal axis.
+        y: column of the vertical axis.
+        interval: the columns of the ends of a vertical line for each point, None for none.
+        colour: column that names the series, None for one.
+        facet: column that names the panel.
+        diagonal: draw y = x over the range that both axes share.
+        rules: levels, see `lines`.
+    """
+    import altair as alt
+
+    x, y = placed(x, y, rows=rows, rules=rules)
+    table, series = prepare(
+        rows, (x, y), interval=interval, colour=colour, facet=facet, rules=rules
+    )
+    series = series._replace(symbols=POINTS)
+    base = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
+    layers = [*bands(rules, series, (x, y)), *levels(rules, series, (x, y))]
+    if interval and bounded(table, interval):
+        low = channel(alt.Y, y, field=interval[0])
+        ends = whole(base, interval).mark_rule(strokeWidth=2, opacity=0.6)
+        layers.append(ends.encode(y=low, y2=alt.Y2(field=interval[1])))
+    cells = [finite(row[axis.field]) for row in table for axis in (x, y)]
+    values = [value for value in cells if value is not None]
+    if diagonal and values:
+        ends = [{x.field: end, y.field: end} for end in (min(values), max(values))]
+        line = alt.Chart(inline(ends)).mark_line(color=GREY, strokeDash=[2, 3])
+        layers.append(line.encode(x=channel(alt.X, x), y=channel(alt.Y, y)))
+    points = base.mark_point(filled=True, size=70, opacity=0.85)
+    tip = tooltip((x, y), interval=interval, series=series, facet=facet, rows=table)
+    layers.append(points.encode(shape=series.shape(), tooltip=tip))
+    words = in_words(table, (x, y), series)
+    return panels(layers, table, facet=facet, height=320, words=words)

@@ -1,0 +1,266 @@
+"""What the four charts of `charts` share: rows, axes, levels, panels, words."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from frenet._errors import UsageError
+from frenet.experiments.experiment import Rows, finite
+from frenet.experiments.figures.series import Series
+
+if TYPE_CHECKING:
+    import altair as alt
+
+# A text alternative names this many series and says how many more there are.
+NAMED = 12
+
+
+class Axis(NamedTuple):
+    """A column on an axis.
+
+    ``title`` names the quantity and its unit. ``domain`` is what the axis shows at least: a value
+    outside widens it, an interval that reaches further is cut at the frame. ``whole`` marks whole
+    numbers only. ``apart`` gives every panel a scale of its own, where panels differ in size.
+    """
+
+    field: str
+    title: str | None = None
+    log: bool = False
+    domain: tuple[float, float] | None = None
+    whole: bool = False
+    apart: bool = False
+
+
+class Rule(NamedTuple):
+    """A level, or with ``to`` a band, across the chart; ``axis`` is the one it is read on."""
+
+    label: str
+    at: float
+    to: float | None = None
+    axis: Literal["x", "y"] = "y"
+
+
+def resolve(axis: str | Axis) -> Axis:
+    """An axis with a title: the column's name, in words, unless one was given."""
+    axis = Axis(axis) if isinstance(axis, str) else axis
+    return axis if axis.title else axis._replace(title=axis.field.replace("_", " "))
+
+
+def placed(
+    x: str | Axis, y: str | Axis, *, rows: Rows, rules: Sequence[str | Rule]
+) -> tuple[Axis, Axis]:
+    """Both axes with titles, and with room for every value and level."""
+    levels = [rule for rule in rules if isinstance(rule, Rule)]
+    ends = [(r.axis, float(end)) for r in levels for end in (r.at, r.to) if end is not None]
+    across = [end for axis, end in ends if axis == "x"]
+    up = [end for axis, end in ends if axis == "y"]
+    return _widened(resolve(x), rows, across), _widened(resolve(y), rows, up)
+
+
+def _widened(axis: Axis, rows: Rows, ends: Sequence[float]) -> Axis:
+    if not axis.domain:
+        return axis
+    values = [v for row in rows if (v := finite(row.get(axis.field))) is not None]
+    lowest = min(*axis.domain, *values, *ends)
+    return axis._replace(domain=(lowest, max(*axis.domain, *values, *ends)))
+
+
+def slim(rows: Rows, fields: Iterable[str]) -> list[dict[str, Any]]:
+    """The named columns only, with numbers of six digits, so that a page of charts stays small."""
+    wanted = list(dict.fromkeys(fields))
+    for field in wanted:
+        if rows and not any(field in row for row in rows):
+            known = ", ".join(sorted({key for row in rows for key in row}))
+            raise UsageError(f"no row has the column {field!r} to draw; the rows have {known}")
+    table = []
+    for row in rows:
+        entry = {field: row.get(field) for field in wanted}
+        for field, value in entry.items():
+            if isinstance(value, float):
+                shown = finite(value)
+                entry[field] = None if shown is None else float(f"{shown:.6g}")
+        table.append(entry)
+    return table
+
+
+def inline(rows: Rows) -> Any:
+    """Rows as Altair's data: a plain dict, since `alt.InlineData` takes seconds to check cells."""
+    return {"values": list(rows)}
+
+
+def prepare(
+    rows: Rows,
+    axes: tuple[Axis, Axis],
+    *,
+    interval: tuple[str, str] | None,
+    colour: str | Axis | None,
+    facet: str | None,
+    rules: Sequence[str | Rule],
+) -> tuple[list[dict[str, Any]], Series]:
+    """The rows as the chart needs them, and the look of its series."""
+    # Nothing is gained by a legend that is headed "series".
+    plain = Axis("series", axes[1].title if colour is None else None)
+    key = plain if colour in (None, "series") else resolve(colour)
+    fields = [axis.field for axis in axes] + list(interval or ())
+    table = slim(rows, [*fields, *([key.field] if colour else []), *([facet] if facet else [])])
+    for entry in table:
+        entry[key.field] = str(entry[key.field]) if colour else str(axes[1].title)
+        if facet:
+            entry[facet] = str(entry[facet])
+    for axis in axes:
+        bad = [row[axis.field] for row in table if axis.log and not _positive(row[axis.field])]
+        if bad:
+            raise UsageError(
+                f"the logarithmic axis {axis.field!r} got the value {bad[0]!r}; "
+                "leave such rows out or pass log=False"
+            )
+    names = list(dict.fromkeys(entry[key.field] for entry in table))
+    # A null that no row of this run has is left out: the measure is still worth drawing.
+    named = [rule for rule in rules if isinstance(rule, str) and rule in names]
+    drawn = [rule.label for rule in rules if isinstance(rule, Rule)]
+    names = [n for n in names if n not in named] + named + drawn
+    return table, Series(key.field, key.title if colour else None, names, named, drawn, {})
+
+
+def _positive(value: Any) -> bool:
+    shown = finite(value)
+    return shown is None or shown > 0
+
+
+def channel(kind: Any, axis: Axis, *, field: str | None = None) -> Any:
+    """The x or y channel (``kind``: `alt.X` or `alt.Y`); ``field`` replaces the axis's column."""
+    import altair as alt
+
+    scale: dict[str, Any] = {"zero": False, "nice": True}
+    if axis.log:
+        scale = {"type": "log", "nice": False}
+    if axis.domain:
+        # Clamped: only intervals reach further, and they must not push the panels apart.
+        scale |= {"domain": list(axis.domain), "nice": False, "clamp": True}
+    marks = alt.Axis(format="~g", tickCount=6) if axis.log else alt.Axis(tickCount=6)
+    if axis.whole:
+        whole = "datum.value % 1 === 0 ? datum.label : ''"
+        marks = alt.Axis(tickCount=6, labelExpr=whole)
+    return kind(
+        field=field or axis.field,
+        type="quantitative",
+        title=axis.title,
+        scale=alt.Scale(**scale),
+        axis=marks,
+    )
+
+
+def tooltip(
+    axes: Iterable[Axis],
+    *,
+    interval: tuple[str, str] | None = None,
+    series: Series | None = None,
+    facet: str | None = None,
+    rows: Rows = (),
+) -> list[Any]:
+    """What hovering over a mark says, numbers to four digits."""
+    import altair as alt
+
+    tips = [alt.Tooltip(field=facet, type="nominal")] if facet else []
+    if series and len(series.names) > 1:
+        tips.append(alt.Tooltip(field=series.field, type="nominal", title=series.title or "series"))
+    for axis in axes:
+        numeric = any(finite(row.get(axis.field)) is not None for row in rows)
+        form: dict[str, Any] = (
+            {"type": "quantitative", "format": ".4~g"} if numeric else {"type": "nominal"}
+        )
+        tips.append(alt.Tooltip(field=axis.field, title=axis.title, **form))
+    ends = [alt.Tooltip(field=end, type="quantitative", format=".4~g") for end in interval or ()]
+    return tips + ends
+
+
+def whole(chart: Any, interval: tuple[str, str]) -> Any:
+    """The chart without the rows whose interval has no ends (a single seed)."""
+    ends = " && ".join(f"isValid(datum[{end!r}])" for end in interval)
+    return chart.transform_filter(ends)
+
+
+def bounded(table: Rows, interval: tuple[str, str]) -> bool:
+    """Whether any row has both ends; Vega warns of a layer that has no row to draw."""
+    return any(all(finite(row.get(end)) is not None for end in interval) for row in table)
+
+
+def levels(rules: Sequence[str | Rule], series: Series, axes: tuple[Axis, Axis]) -> list[Any]:
+    """A dashed line for every `Rule` that is one level."""
+    import altair as alt
+
+    drawn = []
+    for rule in rules:
+        if isinstance(rule, Rule) and rule.to is None:
+            data = inline([{series.field: rule.label, "at": rule.at}])
+            mark = alt.Chart(data).mark_rule(strokeWidth=1.5)
+            mark = mark.encode(**_across(rule, axes), color=series.colour())
+            drawn.append(mark.encode(strokeDash=series.dash(), tooltip=[_named(series)]))
+    return drawn
+
+
+def bands(rules: Sequence[str | Rule], series: Series, axes: tuple[Axis, Axis]) -> list[Any]:
+    """A pale band for every `Rule` that has two ends."""
+    import altair as alt
+
+    drawn = []
+    for rule in rules:
+        if isinstance(rule, Rule) and rule.to is not None:
+            data = inline([{series.field: rule.label, "at": rule.at, "to": rule.to}])
+            mark = alt.Chart(data).mark_rect(opacity=0.18)
+            other = {"x": alt.X2, "y": alt.Y2}[rule.axis](field="to")
+            ends = _across(rule, axes) | {f"{rule.axis}2": other}
+            drawn.append(mark.encode(**ends, color=series.colour(), tooltip=[_named(series)]))
+    return drawn
+
+
+def _across(rule: Rule, axes: tuple[Axis, Axis]) -> dict[str, Any]:
+    import altair as alt
+
+    if rule.axis == "x":
+        return {"x": channel(alt.X, axes[0], field="at")}
+    return {"y": channel(alt.Y, axes[1], field="at")}
+
+
+def _named(series: Series) -> Any:
+    import altair as alt
+
+    return alt.Tooltip(field=series.field, type="nominal", title="line")
+
+
+def panels(
+    layers: Sequence[Any],
+    table: Rows,
+    *,
+    facet: str | None,
+    height: int,
+    words: str,
+    apart: bool = False,
+) -> "alt.LayerChart | alt.FacetChart":
+    """The layers over one table, in one frame or in one panel per value of ``facet``."""
+    import altair as alt
+
+    chart = alt.layer(*layers, data=inline(list(table)))
+    if facet is None:
+        return chart.properties(height=height, width=560, description=words)
+    order: Any = list(dict.fromkeys(row[facet] for row in table))
+    panel = alt.Facet(field=facet, type="nominal", title=None, sort=order)
+    columns = max(1, min(3, len(order)))
+    framed = chart.properties(height=height, width=round(560 / columns))
+    faceted = framed.facet(facet=panel, columns=columns)
+    # A shared axis would also stand below the places that the last row leaves empty.
+    told = faceted.properties(description=words).resolve_axis(x="independent")
+    return told.resolve_scale(y="independent") if apart else told
+
+
+def in_words(table: Rows, axes: tuple[Axis, Axis], series: Series | None) -> str:
+    """A text alternative: where every series starts and ends, or how far the numbers reach."""
+    x, y = axes
+    groups: dict[str, list[float]] = {}
+    for row in table:
+        found = finite(row.get(y.field))
+        if found is not None:
+            groups.setdefault(str(row[series.field]) if series else "all", []).append(found)
+    parts = [f"{name} from {min(vs):.3g} to {max(vs):.3g}" for name, vs in groups.items()]
+    if len(parts) > NAMED:
+        parts = [*parts[:NAMED], f"and {len(parts) - NAMED} more series"]
+    return f"{y.title} against {x.title}: {'; '.join(parts) or 'no values'}."

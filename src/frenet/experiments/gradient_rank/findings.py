@@ -1,0 +1,243 @@
+"""What the rows of `gradient_rank` say: claim C1, columns and figures."""
+
+from frenet.experiments.experiment import Claim, Column, Figure, Finding, Rows, Verdict, integer
+from frenet.experiments.figures.charts import Axis, Rule, dots, heatmap, lines
+from frenet.experiments.intervals import (
+    fraction,
+    high,
+    low,
+    over_seeds,
+    select,
+    series_over_seeds,
+    why_open,
+    worded,
+)
+
+K, FLOOR = 10, 0.4
+NULLS = ("null_gaussian", "null_shuffle")
+# In notes on gradients that go more than once through the training rows.
+SAME_EXAMPLES = "both halves of the gradients are of the same examples"
+
+
+def decide(rows: Rows) -> Finding:
+    """Supported where the interval at k = 10 is above 0.4 and above every null."""
+    verdict: Verdict
+    every_size = select(rows, table="energy", k=K, point="none")
+    size = _largest_batch(every_size)
+    at_k = select(every_size, batch_size=size)
+    energy = fraction(at_k, "energy")
+    null = max(
+        (found for name in NULLS if (found := fraction(at_k, name)) is not None),
+        key=high,
+        default=None,
+    )
+    floor = max(FLOOR, high(null))
+    if low(energy) > floor:
+        verdict, why = "supported", f"the interval lies above {floor:.2f}"
+    elif high(energy) < floor:
+        verdict, why = "contradicted", f"the interval lies below {floor:.2f}"
+    else:
+        line = "the highest null" if floor > FLOOR else f"{FLOOR}"
+        verdict, why = "undecided", why_open(energy, f"the interval straddles {line}")
+    return Finding(
+        claim="C1",
+        verdict=verdict,
+        quantity=f"held-out gradient energy of the undamaged network in the top {K} directions"
+        + (f", batches of {size}" if size else ""),
+        estimate=energy,
+        reference="highest null",
+        reference_estimate=null,
+        why=why,
+        notes=_notes(rows, at_k),
+    )
+
+
+def _notes(rows: Rows, at_k: Rows) -> tuple[str, ...]:
+    """Is it the task that is low-rank?"""
+    shuffled, held = fraction(at_k, "label_shuffled"), fraction(at_k, "in_shuffled_basis")
+    overlaps = select(rows, table="overlap", point="none")
+    overlaps = select(overlaps, batch_size=_largest_batch(overlaps))
+    other = fraction([r for r in overlaps if r["task"] != r["other"]], "overlap")
+    same = fraction([r for r in overlaps if r["task"] == r["other"]], "overlap")
+    notes = []
+    if shuffled and held:
+        notes.append(
+            f"Gradients of the same inputs with shuffled labels have {shuffled.value:.2f} of their "
+            f"energy in their own top {K}: low rank by itself says nothing about the task. Their "
+            f"basis holds {held.value:.2f} of the true gradients."
+        )
+    chance = fraction(overlaps, "chance")
+    if other and same and chance:
+        notes.append(
+            f"Bases of two tasks overlap by {other.value:.2f}, two halves of one task by "
+            f"{same.value:.2f} (chance {chance.value:.1g})."
+        )
+    by_size = over_seeds(
+        select(rows, table="energy", k=K, point="none"), by=("batch_size",), value="energy"
+    )
+    if len(by_size) > 1:
+        by_size.sort(key=lambda row: integer(row, "batch_size"))
+        listed = ", ".join(f"{row['value']:.2f} at {row['batch_size']}" for row in by_size)
+        notes.append(f"By batch size: {listed}.")
+    spaces = {str(row["space"]) for row in at_k if "space" in row}
+    if len(spaces) > 1:
+        found = {name: fraction(select(at_k, space=name), "energy") for name in sorted(spaces)}
+        notes.append(f"By space: {', '.join(f'{n} {worded(e)}' for n, e in found.items())}.")
+    if any(SAME_EXAMPLES in str(row["note"]) for row in select(rows, table="notes")):
+        notes.append(
+            "Both halves of the gradients are of the same training rows (see the notes), and part "
+            "of the held-out energy is theirs: Gaussian and shuffle nulls do not have it."
+        )
+    return tuple(notes)
+
+
+def _largest_batch(rows: Rows) -> int:
+    """The batch size that decides: smaller batches have other spectra."""
+    return max((integer(row, "batch_size") for row in rows), default=0)
+
+
+def energy_chart(rows: Rows) -> object:
+    """Energy against k with every null, at the trained point and in the largest batches."""
+    measured = {
+        "energy": "task",
+        "label_shuffled": "labels shuffled",
+        "ceiling": "ceiling (own basis)",
+        "null_gaussian": "Gaussian null",
+        "null_shuffle": "shuffle null",
+    }
+    size = _largest_batch(rows)
+    at = select(rows, point="none", batch_size=size)
+    table = series_over_seeds(at, by=("k",), values=measured)
+    return lines(
+        table,
+        x=Axis("k", "basis dimension k", log=True),
+        y=Axis("value", f"held-out energy (fraction), batches of {size}", domain=(0, 1)),
+        rules=["ceiling (own basis)", "Gaussian null", "shuffle null", Rule("threshold", FLOOR)],
+    )
+
+
+def task_chart(rows: Rows) -> object:
+    """Energy at k = 10 by task and point, in the largest batches."""
+    size = _largest_batch(rows)
+    at = select(rows, k=K, batch_size=size)
+    return dots(
+        over_seeds(at, by=("task", "point"), value="energy"),
+        x=Axis("value", f"held-out energy in the top {K}, batches of {size}", domain=(0, 1)),
+        row=Axis("task", "task"),
+        colour=Axis("point", "damage"),
+        rules=[Rule("threshold", FLOOR)],
+    )
+
+
+def overlap_chart(rows: Rows) -> object:
+    """Task against task, split halves on the diagonal."""
+    at = select(rows, point="none", batch_size=_largest_batch(rows))
+    return heatmap(
+        over_seeds(at, by=("task", "other"), value="overlap"),
+        x=Axis("other", "basis of the other half"),
+        y=Axis("task", "basis of one half"),
+        value=Axis("value", "overlap"),
+    )
+
+
+_KEYS = (
+    Column("seed", "", "seed of network, data and draws", "key"),
+    Column("space", "", "parameters: all weights, or the factors of LoRA", "key"),
+    Column("point", "", "none: the trained network; else after this damage", "key"),
+    Column("batch_size", "examples", "examples in a minibatch", "key"),
+    Column("task", "", "task", "key"),
+)
+TABLES = {
+    "energy": (
+        *_KEYS,
+        Column("k", "", "basis dimension", "key"),
+        Column(
+            "energy",
+            "fraction",
+            "energy of the other half's unit gradients in the top-k basis of one half",
+            "measure",
+            "null_gaussian",
+        ),
+        Column("null_gaussian", "fraction", "highest of Gaussian draws, equal norms", "reference"),
+        Column("null_shuffle", "fraction", "highest of coordinate shuffles", "reference"),
+        Column("null_sign", "fraction", "highest of random signs", "reference"),
+        Column("ceiling", "fraction", "the other half in its own top k", "reference"),
+        Column(
+            "centred", "fraction", "energy with the basis half's mean removed", "measure", "ceiling"
+        ),
+        Column(
+            "label_shuffled",
+            "fraction",
+            "the label-shuffled task in its own basis",
+            "measure",
+            "null_gaussian",
+        ),
+        Column(
+            "in_shuffled_basis",
+            "fraction",
+            "the task's gradients in the label-shuffled task's basis",
+            "measure",
+            "chance",
+        ),
+        Column("chance", "fraction", "k / d", "reference"),
+    ),
+    "spectrum": (
+        *_KEYS,
+        Column("participation_ratio", "", "effective rank", "measure", "participation_ratio_null"),
+        Column("participation_ratio_null", "", "the same for the Gaussian null", "reference"),
+        Column("stable_rank", "", "squared Frobenius over spectral", "measure", "stable_rank_null"),
+        Column("stable_rank_null", "", "the same for the Gaussian null", "reference"),
+        Column("rank", "", "numerical rank of the gradients", "measure", "rank_null"),
+        Column("rank_null", "", "the same for the Gaussian null", "reference"),
+        Column(
+            "mean_share", "fraction", "energy of the mean gradient", "measure", "mean_share_null"
+        ),
+        Column("mean_share_null", "fraction", "the same for the Gaussian null", "reference"),
+        Column("zero_share", "fraction", "coordinates with no gradient at all", "key"),
+    ),
+    "overlap": (
+        *_KEYS,
+        Column("other", "", "the other task", "key"),
+        Column("k", "", "basis dimension", "key"),
+        Column("overlap", "fraction", "||U^T V||^2 / k between two halves", "measure", "chance"),
+        Column("chance", "fraction", "k / d", "reference"),
+    ),
+}
+
+CLAIMS = (
+    Claim(
+        id="C1",
+        statement="Task gradients are locally low-rank",
+        paper="strongly low-rank",
+        rule=f"at k = {K} and the largest batch size measured, the interval's lower end is above "
+        f"{FLOOR} and above the upper end of every Gaussian and shuffle null",
+        decide=decide,
+        figure="energy",
+    ),
+)
+FIGURES = (
+    Figure(
+        "energy",
+        "How much of a new gradient lies in the top directions of others",
+        "Basis from half of the minibatches, energy of the other half. The nulls have the same "
+        "number of gradients and the same norms. Shuffled labels: the same inputs with answers "
+        "that cannot be learned.",
+        "energy",
+        energy_chart,
+    ),
+    Figure(
+        "tasks",
+        "The same by task, before and after damage",
+        f"Held-out energy in the top {K}, 95% interval over seeds.",
+        "energy",
+        task_chart,
+    ),
+    Figure(
+        "overlap",
+        "Do tasks share their directions?",
+        "Overlap of the bases of two tasks; the diagonal compares two halves of one task and "
+        "is the ceiling. Chance is k / d.",
+        "overlap",
+        overlap_chart,
+    ),
+)

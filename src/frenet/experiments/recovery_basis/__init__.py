@@ -1,0 +1,115 @@
+"""Which bases hold a recovery: fixed ones, or its own first updates? (M2 and M4, claims C2, C4)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from frenet.experiments.experiment import Experiment, Later
+from frenet.experiments.recovery_basis.figures import FIGURES, TABLES
+from frenet.experiments.recovery_basis.findings import CLAIMS
+from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.describe import NETWORK_TABLES
+from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare
+from frenet.experiments.setup.recovery import recovery_cells
+
+if TYPE_CHECKING:
+    from frenet.geometry.basis import Basis
+
+    Bases = dict[str, Basis]
+
+
+@dataclass(frozen=True)
+class Config(DamageConfig, NetworkConfig):
+    """Damage a task, recover it twice, and see what each basis holds of the displacement."""
+
+    protocols: tuple[str, ...] = (
+        "wrong-answers",
+        "relative-noise",
+        "absolute-noise",
+        "forgetting",
+        "ascent",
+        "zeroed-head",
+        "zeroed-mlp",
+    )
+    """Ways to damage the task."""
+    optimizers: tuple[str, ...] = ("adam:3e-5", "adam:3e-4", "adam:1e-3", "sgd:0.01")
+    """Optimisers of the recovery of all weights, with their rates."""
+    lora_optimizers: tuple[str, ...] = ("adam:3e-4", "adam:1e-3", "adam:3e-3")
+    """Optimisers of the recovery by LoRA, with their rates."""
+    steps: int = 400
+    """Most steps of a recovery; one that needs more is reported as not recovered."""
+    batch_size: int = 64
+    """Examples in a minibatch, of recovery and of the sampled gradients."""
+    every: int = 1
+    """Steps between looks at the loss during recovery."""
+    ks: tuple[int, ...] = (1, 2, 5, 10, 20)
+    """Basis dimensions."""
+    n: int = 64
+    """Gradients that a gradient basis is made of."""
+    second_order: tuple[str, ...] = ("Krylov", "Hessian")
+    """Bases that need Hessian products: the Krylov space of the gradient, top eigenvectors."""
+    vector_steps: int = 30
+    """Steps that each other task is trained for its task vector."""
+    optimised: tuple[str, ...] = ("prefix", "gradients at damage", "random")
+    """Bases inside which the network is also trained."""
+    function_k: int = 10
+    """Basis dimension at which loss and accuracy are measured, and networks trained inside."""
+    probe_size: int = 128
+    """Examples on which loss and accuracy are measured."""
+
+
+EXPERIMENT = Experiment(
+    name="recovery-basis",
+    question="Which bases hold a recovery: fixed ones, or its own first updates?",
+    claims=CLAIMS,
+    config=Config,
+    cells=recovery_cells,
+    run=Later("frenet.experiments.recovery_basis.measure:run"),
+    tables=TABLES | NETWORK_TABLES,
+    figures=FIGURES,
+    presets={
+        "smoke": Config(
+            only=("reverse",),
+            protocols=("wrong-answers",),
+            optimizers=("adam:3e-4",),
+            steps=150,
+            n=12,
+            batch_size=16,
+            ks=(1, 5, 10),
+            second_order=(),
+            vector_steps=3,
+            optimised=("prefix",),
+            **SMALL_NETWORK,
+        ),
+        "demo": Config(
+            only=("reverse",),
+            spaces=("full", "lora"),
+            protocols=("wrong-answers", "relative-noise"),
+            optimizers=("adam:3e-5", "adam:1e-4"),
+            lora_optimizers=("adam:3e-4",),
+            ks=(1, 2, 5, 10),
+            n=32,
+            every=2,
+            second_order=("Krylov",),
+            vector_steps=10,
+            optimised=("prefix", "random"),
+            probe_size=64,
+        ),
+        "cpu": Config(spaces=("full", "lora")),
+        "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
+        "lm": Config(
+            protocols=("wrong-answers", "absolute-noise"),
+            lora_optimizers=("adamw:5e-4",),
+            steps=80,
+            batch_size=8,
+            every=2,
+            ks=(1, 2, 5, 10, 16),
+            n=12,
+            second_order=(),
+            vector_steps=5,
+            optimised=("prefix",),
+            probe_size=16,
+            **LANGUAGE_MODEL,
+        ),
+    },
+    prepare=prepare,
+)

@@ -1,0 +1,197 @@
+"""How `recovery_basis` shows its rows: columns and figures."""
+
+from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar, number
+from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
+from frenet.experiments.intervals import over_seeds, select, series_over_seeds
+from frenet.experiments.recovery_basis.findings import MOST_STATIC
+from frenet.experiments.recovery_basis.prefix_findings import PREFIX_SHARE
+from frenet.experiments.setup.comparable import comparable, reach
+
+
+def bases_chart(rows: Rows) -> object:
+    """Capture by basis and optimiser at k = 10, or at what recoveries are long enough for."""
+    captures = comparable(rows)
+    k = reach(captures)
+    return dots(
+        over_seeds(captures, by=("basis", "optimizer", "space"), value="captured"),
+        x=Axis("value", f"captured fraction, k = {k} (or what it has)", domain=(0, 1)),
+        row=Axis("basis", "basis"),
+        colour=Axis("optimizer", "optimiser"),
+        facet="space",
+        rules=[Rule("threshold", MOST_STATIC)],
+    )
+
+
+def prefix_chart(rows: Rows) -> object:
+    """Capture of the prefix against k, with random walk, rest and replicate."""
+    prefixes = [r for r in select(rows, basis="prefix") if r.get("captured") is not None]
+    labels = {
+        "captured": "prefix",
+        "rest": "its capture of the rest",
+        "walk_share": "random walk",
+        "ceiling": "replicate's PCA (ceiling)",
+    }
+    table = series_over_seeds(prefixes, by=("k", "space"), values=labels)
+    return lines(
+        table,
+        x=Axis("k", "first k updates", log=True),
+        y=Axis("value", "captured fraction", domain=(0, 1)),
+        facet="space",
+        rules=["random walk", "replicate's PCA (ceiling)", Rule("paper, LoRA", PREFIX_SHARE)],
+    )
+
+
+def function_chart(rows: Rows) -> object:
+    """Captured displacement against regained loss, basis by basis."""
+    table = over_seeds(comparable(rows), by=("basis", "space"), value="captured")
+    gains = {
+        (row["basis"], row["space"]): row["value"]
+        for row in over_seeds(comparable(rows), by=("basis", "space"), value="regained")
+    }
+    points = [
+        row | {"regained": gains[row["basis"], row["space"]]}
+        for row in table
+        if (row["basis"], row["space"]) in gains
+    ]
+    return scatter(
+        points,
+        x=Axis("value", "captured fraction of the displacement"),
+        y=Axis("regained", "share of the lost loss regained"),
+        colour=Axis("basis", "basis"),
+        facet="space",
+    )
+
+
+def curve_chart(rows: Rows) -> object:
+    """Loss against step."""
+    table = over_seeds(held(rows), by=("optimizer", "protocol", "space", "step"), value="loss")
+    return lines(
+        [row | {"series": f"{row['optimizer']}, {row['space']}"} for row in table],
+        x=Axis("step", "recovery step"),
+        y=Axis("value", "loss (nats per token)"),
+        facet="protocol",
+        interval=None,
+    )
+
+
+def held(rows: Rows) -> list[Row]:
+    """Every run at every step of its group: between its own steps, and after its end at the last.
+
+    The mean over the runs that still go on would jump whenever one of them ends.
+    """
+    import numpy as np
+
+    groups: dict[tuple[Scalar, ...], dict[tuple[Scalar, ...], dict[float, float]]] = {}
+    for row in rows:
+        group = tuple(row[key] for key in ("optimizer", "protocol", "space"))
+        run = tuple(row[key] for key in ("seed", "task", "replicate"))
+        step, loss = number(row, "step"), number(row, "loss")
+        groups.setdefault(group, {}).setdefault(run, {})[step] = loss
+    found: list[Row] = []
+    for group, runs in groups.items():
+        keys: Row = dict(zip(("optimizer", "protocol", "space"), group, strict=True))
+        steps = sorted({step for run in runs.values() for step in run})
+        for (seed, *_), losses in runs.items():
+            own = sorted(losses)
+            values = np.interp(steps, own, [losses[step] for step in own])
+            pairs = zip(steps, values.tolist(), strict=True)
+            found += [{**keys, "seed": seed, "step": s, "loss": loss} for s, loss in pairs]
+    return found
+
+
+_CASE = (
+    Column("seed", "", "seed of network, data, damage and minibatches", "key"),
+    Column("space", "", "parameters that recover: all weights, or the factors of LoRA", "key"),
+    Column("task", "", "damaged task", "key"),
+    Column("protocol", "", "kind of damage", "key"),
+    Column("optimizer", "", "optimiser of the recovery and its rate", "key"),
+    Column("replicate", "", "0 or 1: the same recovery with other minibatches", "key"),
+)
+_LOSSES = (
+    Column("loss_0", "nats/token", "loss before the damage", "reference"),
+    Column("loss_d", "nats/token", "loss after the damage", "reference"),
+)
+TABLES = {
+    "recovery": (
+        *_CASE,
+        Column(
+            "status", "", "recovered; shallow: within two steps; not recovered; not damaged", "key"
+        ),
+        *_LOSSES,
+        Column("loss_end", "nats/token", "select loss at the end", "measure", "threshold"),
+        Column("threshold", "nats/token", "5% of min(loss_d, ln V) above loss_0", "reference"),
+        Column("stop", "steps", "T_stop, of the steps looked at", "measure", "longest"),
+        Column("longest", "steps", "most steps allowed", "reference"),
+        Column("displacement", "2-norm", "theta_stop - theta_damaged", "measure", "path_length"),
+        Column("path_length", "2-norm", "summed step norms: the longest it could be", "reference"),
+        Column("replicate_cosine", "", "between the replicates", "measure", "cosine_chance"),
+        Column("cosine_chance", "", "1 / sqrt(d)", "reference"),
+        Column("why", "", "what the protocol did not do", "key"),
+    ),
+    "capture": (
+        *_CASE,
+        Column("basis", "", "basis", "key"),
+        Column("k", "", "basis dimension", "key"),
+        Column("stop", "steps", "T_stop", "key"),
+        Column("k_over_stop", "fraction", "no capture is given above 0.35", "key"),
+        Column("captured", "fraction", "||U^T D||^2 / ||D||^2", "measure", "chance"),
+        Column("chance", "fraction", "k / d", "reference"),
+        Column("ceiling", "fraction", "the replicate's top-k PCA", "reference"),
+        Column("lift", "", "capture over the random-walk share", "measure", "walk_share"),
+        Column("walk_share", "fraction", "squared step norms in the first k steps", "reference"),
+        Column("rest", "fraction", "captured of theta_stop - theta_k", "measure", "chance"),
+        Column(
+            "regained", "fraction", "lost loss back after projecting D", "measure", "regained_full"
+        ),
+        Column("regained_full", "fraction", "the same with all of D", "reference"),
+        Column("accuracy", "fraction", "of tokens, after projecting D", "measure", "accuracy_full"),
+        Column("accuracy_full", "fraction", "the same with all of D", "reference"),
+        Column(
+            "optimised", "fraction", "lost loss back by training inside", "measure", "regained_full"
+        ),
+        *_LOSSES,
+    ),
+    "curve": (
+        *_CASE,
+        Column("step", "steps", "recovery step", "key"),
+        Column("loss", "nats/token", "select loss", "measure", "threshold"),
+        Column("threshold", "nats/token", "the loss that counts as recovered", "reference"),
+        *_LOSSES,
+    ),
+}
+FIGURES = (
+    Figure(
+        "bases",
+        "What each basis holds of a recovery",
+        "Captured fraction of the displacement from the damaged point to T_stop, mean over "
+        "protocols, tasks and replicates, 95% interval over seeds, all of the same recoveries: "
+        "those long enough for a prefix of this k. A random basis holds k / d.",
+        "capture",
+        bases_chart,
+    ),
+    Figure(
+        "prefix",
+        "How soon is the recovery's direction known?",
+        "The first k updates, orthonormalised in order. A random walk's prefix would capture its "
+        "share of the squared step norms; the replicate's own leading directions are the ceiling. "
+        "Every k is of the recoveries that took at least k / 0.35 steps: the larger, the fewer.",
+        "capture",
+        prefix_chart,
+    ),
+    Figure(
+        "function",
+        "Capture is not function",
+        "Share of the lost loss that the projected displacement regains, against the share of the "
+        "displacement. On the dotted line the two agree.",
+        "capture",
+        function_chart,
+    ),
+    Figure(
+        "curves",
+        "How the recoveries went",
+        "Loss on the select split, mean over seeds, tasks and replicates; one that has recovered "
+        "counts with its last loss.",
+        "curve",
+        curve_chart,
+    ),
+)

@@ -1,0 +1,117 @@
+"""What the rows of `recovery_basis` say of the first updates: claim C4."""
+
+import math
+
+from frenet.experiments.experiment import Breakdown, Estimate, Finding, Row, Rows, Verdict, integer
+from frenet.experiments.intervals import estimate, fraction, low, select, why_open
+from frenet.experiments.setup.comparable import RECOVERY, K, by_condition, least_steps, named, of
+from frenet.experiments.setup.recovery import LONGEST_PREFIX
+
+PREFIX_SHARE = 0.77
+# What is less is not most of a displacement, however wide its interval.
+MOST = 0.5
+
+
+def prefix_span(rows: Rows) -> Finding:
+    """C4: for LoRA some k with k / T_stop <= 0.35 reaches 0.77, all above 0.5 and a lift of 1."""
+    verdict: Verdict
+    prefixes = select(rows, table="capture", basis="prefix")
+    lora = [r for r in prefixes if r["space"] == "lora" and r.get("captured") is not None]
+    sizes = sorted({integer(r, "k") for r in lora})
+    at = {k: fraction(select(lora, k=k), "captured") for k in sizes}
+    lifts = {k: estimate(select(lora, k=k), "lift") for k in sizes}
+    reaching = [k for k in sizes if _reaches(at[k]) and low(at[k]) > MOST and low(lifts[k]) > 1]
+    # The k that comes closest is the one to show: a wide interval reaches far, and says little.
+    best = min(reaching or sizes, key=lambda k: _distance(at[k]), default=0)
+    shown = at.get(best)
+    if reaching:
+        ks = ", ".join(map(str, reaching))
+        verdict = "supported"
+        why = f"with k = {ks} it reaches {PREFIX_SHARE}, all above {MOST} and with a lift above 1"
+    elif shown is not None and shown.low is not None and not any(map(_reaches, at.values())):
+        verdict, why = "contradicted", f"no k up to {LONGEST_PREFIX} T_stop reaches {PREFIX_SHARE}"
+    else:
+        unclear = f"the interval is not all above {MOST}, or the lift's not all above 1"
+        verdict, why = "undecided", why_open(lifts.get(best), unclear)
+    parts = _prefixes_apart(prefixes)
+    return Finding(
+        claim="C4",
+        verdict=verdict,
+        quantity=f"LoRA recovery captured by the first {best or 'few'} updates",
+        estimate=shown,
+        reference="random-walk share",
+        reference_estimate=fraction(select(lora, k=best), "walk_share"),
+        why=why,
+        notes=(*_least_and_most(parts), *_not_recovered(rows), *_long_enough(rows, best)),
+        breakdown=parts,
+    )
+
+
+def _reaches(value: Estimate | None) -> bool:
+    return value is not None and value.high is not None and value.high >= PREFIX_SHARE
+
+
+def _distance(value: Estimate | None) -> float:
+    return math.inf if value is None else abs(value.value - PREFIX_SHARE)
+
+
+def _least_and_most(parts: Breakdown | None) -> tuple[str, ...]:
+    """Where the first steps of LoRA hold least, and where most."""
+    lora = [
+        (value, f"{value:.2f} ({named(row)}, k = {row['k']}; a random walk {walk:.2f})")
+        for row in (parts.rows if parts else ())
+        if row["space"] == "lora"
+        and isinstance(value := row["captured"], float)
+        and isinstance(walk := row["random walk"], float)
+    ]
+    if len(lora) < 2:
+        return ()
+    least, most = min(lora)[1], max(lora)[1]
+    return (f"By damage and optimiser the first updates of LoRA hold {least} to {most}.",)
+
+
+def _not_recovered(rows: Rows) -> tuple[str, ...]:
+    """How many recoveries have no prefix, since they did not arrive."""
+    table = select(rows, table="recovery", space="lora")
+    lost = select(table, status="not recovered")
+    if not lost:
+        return ()
+    return (
+        f"{len(lost)} of {len(table)} recoveries of LoRA did not arrive in the --steps that they "
+        "may take, and do not count.",
+    )
+
+
+def _long_enough(rows: Rows, k: int) -> tuple[str, ...]:
+    """On how many recoveries k updates are looked at: the others were over too soon."""
+    table = [r for r in select(rows, table="recovery", space="lora") if r.get("stop") is not None]
+    measured = {
+        of(row, RECOVERY)
+        for row in select(rows, table="capture", basis="prefix", space="lora", k=k)
+        if row.get("captured") is not None
+    }
+    if not measured or len(measured) >= len(table):
+        return ()
+    return (
+        f"k = {k} is measured on {len(measured)} of {len(table)} recoveries of LoRA: those that "
+        f"took {least_steps(k)} steps or more. Other k are of other recoveries.",
+    )
+
+
+def _prefixes_apart(prefixes: Rows) -> Breakdown | None:
+    """What the first steps hold, with the random walk's share, and how much of the run they are."""
+    rows: list[Row] = []
+    for condition, part in by_condition([r for r in prefixes if r.get("captured") is not None]):
+        k = max((integer(row, "k") for row in part if integer(row, "k") <= K), default=0)
+        at = select(part, k=k)
+        shares = {
+            "k / T_stop": estimate(at, "k_over_stop"),
+            "captured": fraction(at, "captured"),
+            "of the rest": estimate(at, "rest"),
+            "random walk": fraction(at, "walk_share"),
+            "lift": estimate(at, "lift"),
+        }
+        found = {name: None if share is None else share.value for name, share in shares.items()}
+        rows.append({**condition, "recoveries": len(at), "k": k, **found})
+    title = "What the first k steps hold, by damage and optimiser"
+    return Breakdown(title, tuple(rows)) if rows else None

@@ -1,0 +1,249 @@
+"""The whole argument for several networks: which experiments, with which settings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+from frenet._errors import UsageError
+from frenet._notebook import listed
+from frenet.experiments.experiment import Experiment
+from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig, reading_of
+
+SYNTHETIC, MADE = "synthetic", "frenet:gpt2"
+STATEMENTS = ("step-vs-vector", "steering-effect")
+
+
+@dataclass(frozen=True)
+class Reproduction(TaskReadingConfig, LoadingConfig):
+    """Every experiment on every network."""
+
+    networks: tuple[str, ...] = (SYNTHETIC, MADE)
+    """synthetic, frenet:gpt2, hub ids, folders, GGUF files."""
+    tasks: tuple[str, ...] = ("frenet:words",)
+    """Task files or data set names for the language models."""
+    statements: tuple[str, ...] = ("frenet:comparisons",)
+    """Labelled statements or A/B questions for the language models."""
+    statement_columns: tuple[str, ...] = ()
+    """What columns of the statements are, as --columns has it for tasks."""
+    statement_prompt: str = ""
+    """Prompt of the statements, as --prompt has it for tasks."""
+    only: tuple[str, ...] = ()
+    """Names of the tasks and statements to measure, where the files hold more. Empty: as many as
+    the preset takes."""
+    experiments: tuple[str, ...] = ()
+    """Only these experiments. By default all, in demo and smoke those of frenet demo."""
+    targets: tuple[str, ...] = ()
+    """Modules that a LoRA adapter goes on, by the last parts of their names. Empty: those that PEFT
+    takes for a model of this family."""
+
+
+PRESETS = {
+    "smoke": Reproduction(),
+    "demo": Reproduction(),
+    "cpu": Reproduction(),
+    "gpu": Reproduction(
+        networks=(
+            SYNTHETIC, MADE, "distilbert/distilgpt2", "openai-community/gpt2", "Qwen/Qwen2.5-0.5B",
+            "Qwen/Qwen2.5-1.5B",
+        ),
+    ),
+}  # fmt: skip
+
+# What a preset changes in those of the experiments: on the synthetic transformer in the preset of
+# the same name, on language models in the preset lm.
+_FEW: dict[str, Any] = {"seeds": (0, 1), "max_tasks": 1}
+_SYNTHETIC_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "cpu": {
+        "gradient-rank": {"max_tasks": 4},
+        "recovery-basis": {"max_tasks": 1},
+        "basis-drift": {"max_tasks": 3},
+        "best-of-n": {
+            "max_tasks": 1,
+            "widths": (),
+            "ranks": (),
+            "candidates": 128,
+            "searches": 3,
+            "probes": 8,
+            "places": ("all", "random:10", "random:100", "random:1000"),
+        },
+        "subspace-training": {"max_tasks": 1, "protocols": ("wrong-answers",)},
+        "direction-scale": {"max_tasks": 2},
+    },
+}
+_MODEL_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "smoke": {
+        "gradient-rank": {"seeds": (0,), "max_tasks": 2, "n": 8, "points": ("none",)},
+        "recovery-basis": {
+            "seeds": (0,), "max_tasks": 1, "steps": 30, "ks": (1, 5, 10),
+            "protocols": ("absolute-noise",),
+        },
+        "basis-drift": {"seeds": (0,), "max_tasks": 1, "n": 8, "lags": (1, 3, 10), "window": 8},
+        "best-of-n": {
+            "seeds": (0,), "max_tasks": 1, "candidates": 8, "factors": (1.0,),
+            "places": ("all", "random:10"),
+        },
+        "step-vs-vector": {"seeds": (0,), "rows": 16, "shuffles": 100},
+        "steering-effect": {"seeds": (0,), "rows": 16, "draws": 2, "doses": (0.05, 0.2)},
+        "direction-scale": {"seeds": (0,), "max_tasks": 1, "lags": (1, 3, 12), "candidates": 8},
+        "subspace-training": {"seeds": (0,), "max_tasks": 1, "steps": 40, "ks": (2, 5)},
+        "task-vector-range": {"seeds": (0,), "max_tasks": 2, "steps": 20},
+    },
+    "demo": {
+        "gradient-rank": {**_FEW, "max_tasks": 2, "n": 16},
+        "recovery-basis": {**_FEW},
+        "basis-drift": {**_FEW},
+        "best-of-n": {
+            **_FEW, "candidates": 32, "factors": (0.5, 1.0), "places": ("all", "random:100"),
+        },
+        "direction-scale": {**_FEW},
+        "subspace-training": {**_FEW},
+        "task-vector-range": {**_FEW, "max_tasks": 2},
+    },
+    "cpu": {
+        "gradient-rank": {"max_tasks": 2, "n": 16},
+        "recovery-basis": {"max_tasks": 1},
+        "basis-drift": {"max_tasks": 1},
+        "best-of-n": {
+            "max_tasks": 1, "searches": 3, "candidates": 64, "factors": (0.5, 1.0, 2.0),
+            "places": ("all", "random:10", "random:100"),
+        },
+        "subspace-training": {"max_tasks": 1, "protocols": ("absolute-noise",)},
+        # A small model that has only just learned its tasks does not get worse by wrong answers.
+        "direction-scale": {"protocol": "absolute-noise"},
+        "task-vector-range": {"max_tasks": 2},
+    },
+    "gpu": {name: {"seeds": (0, 1, 2, 3, 4)} for name in ("step-vs-vector", "steering-effect")},
+}  # fmt: skip
+# A small network that knows nothing but what it was just taught recovers in hundreds of steps,
+# where a pretrained one does in tens.
+_MADE_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": {"recovery-basis": {"steps": 400}},
+    "cpu": {"recovery-basis": {"steps": 400}, "subspace-training": {"steps": 400}},
+    "gpu": {"recovery-basis": {"steps": 400}, "subspace-training": {"steps": 400}},
+}
+
+
+class Part(NamedTuple):
+    """One experiment on one network."""
+
+    network: str
+    experiment: Experiment
+    config: Any
+
+
+def parts(wanted: Reproduction, preset: str) -> list[Part]:
+    """What is to run, in order: network after network.
+
+    Raises:
+        ValueError: no networks, one twice, or an unknown experiment.
+    """
+    from frenet.experiments import EXPERIMENTS
+
+    if not wanted.networks:
+        raise UsageError("there are no networks; pass --networks synthetic, or a model")
+    if twice := [n for n in wanted.networks if wanted.networks.count(n) > 1]:
+        raise UsageError(f"--networks names {twice[0]} twice")
+    if unknown := [name for name in wanted.experiments if name not in EXPERIMENTS]:
+        raise UsageError(f"no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}")
+    _refuse_unknown(wanted)
+    whole = preset in ("cpu", "gpu")
+    names = wanted.experiments or [e.name for e in EXPERIMENTS.values() if whole or e.in_demo]
+    # Those that decide claims first.
+    chosen = sorted((EXPERIMENTS[name] for name in names), key=lambda e: not e.claims)
+    return [
+        Part(network, experiment, settings(experiment, network, wanted, preset=preset))
+        for network in wanted.networks
+        for experiment in chosen
+    ]
+
+
+def settings(experiment: Experiment, network: str, wanted: Reproduction, *, preset: str) -> Any:
+    """The configuration of one experiment on one network."""
+    if network == SYNTHETIC:
+        changes = _SYNTHETIC_CHANGES.get(preset, {}).get(experiment.name, {})
+        return replace(experiment.presets[preset], **changes)
+    base = experiment.presets["lm"]
+    known = {field.name for field in fields(base)}
+    steering = experiment.name in STATEMENTS
+    given: dict[str, Any] = {
+        "model": network,
+        "tasks": wanted.statements if steering else wanted.tasks,
+        "only": _only(wanted, steering=steering),
+        "chat": wanted.chat,
+        **{name: getattr(wanted, name) for name in ("targets", "dtype", "device", "untie")},
+        # The model that frenet makes has its own.
+        "tokenizer": wanted.tokenizer if network != MADE else "",
+    }
+    own = {"columns": wanted.columns, "prompt": wanted.prompt}
+    stated = {"columns": wanted.statement_columns, "prompt": wanted.statement_prompt}
+    given |= stated if steering else own | {
+        "completion": wanted.completion, "words": wanted.words,
+    }  # fmt: skip
+    if "contrasts" in known and wanted.statements:
+        given["contrasts"] = wanted.statements[0]
+        given |= {f"contrast_{name}": value for name, value in stated.items()}
+    changes = _MODEL_CHANGES.get(preset, {}).get(experiment.name, {})
+    if network == MADE:
+        changes = changes | _MADE_CHANGES.get(preset, {}).get(experiment.name, {})
+    return replace(base, **given, **changes)
+
+
+def _only(wanted: Reproduction, *, steering: bool) -> tuple[str, ...]:
+    """The names that this kind of source has, of those asked for."""
+    there = _names(wanted, steering=steering) if wanted.only else ()
+    return tuple(name for name in wanted.only if name in there)
+
+
+def _names(wanted: Reproduction, *, steering: bool) -> list[str]:
+    """Names of all statements, or of all tasks, of the sources."""
+    from frenet.network.contrasts import answered_names
+    from frenet.network.tables import Reading
+    from frenet.network.text import task_names
+
+    if not steering:
+        reading = reading_of(wanted.rows_read())
+        return [name for source in wanted.tasks for name in task_names(source, reading)]
+    reading = Reading.of(wanted.statement_columns, prompt=wanted.statement_prompt or None)
+    return [name for source in wanted.statements for name in answered_names(source, reading)]
+
+
+def _refuse_unknown(wanted: Reproduction) -> None:
+    """Raise ValueError where ``only`` names something that no source has."""
+    if not wanted.only:
+        return
+    known = _names(wanted, steering=False) + _names(wanted, steering=True)
+    if missing := [name for name in wanted.only if name not in known]:
+        raise UsageError(f"no task or statements {missing[0]!r}; there are {listed(known)}")
+
+
+def folder_names(found: Sequence[Part]) -> list[str]:
+    """Names of the parts' folders: network and experiment, the network's path where it must be."""
+    networks = list(dict.fromkeys(part.network for part in found))
+    short = {network: short_name(network) for network in networks}
+    taken = list(short.values())
+    for network, name in short.items():
+        if taken.count(name) > 1:
+            short[network] = _safe(network)
+    return [f"{short[part.network]}-{part.experiment.name}" for part in found]
+
+
+def short_name(network: str) -> str:
+    """The last part of a model's name or path, safe in a file system.
+
+    >>> short_name("Qwen/Qwen2.5-0.5B"), short_name("frenet:gpt2"), short_name("a/My Model.gguf")
+    ('Qwen2.5-0.5B', 'gpt2', 'My-Model')
+    """
+    last = network.rstrip("/").replace("\\", "/").rpartition("/")[2].rpartition(":")[2]
+    return _safe(last.removesuffix(".gguf"))
+
+
+def _safe(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text).strip("-.")
+
+
+def by_network(found: Sequence[Part]) -> Mapping[str, list[Part]]:
+    """The parts of each network, in order."""
+    return {
+        network: [part for part in found if part.network == network]
+        for network in dict.fromkeys(part.network for part in found)
+    }

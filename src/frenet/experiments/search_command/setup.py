@@ -1,0 +1,228 @@
+"""A search of the user's own: from settings to model and task, and from numbers to rows."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from frenet._errors import UsageError
+from frenet._notebook import listed
+from frenet.experiments.experiment import Row
+from frenet.experiments.search_command import SearchConfig
+from frenet.experiments.setup.reading import tasks_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from frenet.methods.plan import Plan
+    from frenet.methods.search import Gain, SearchResult, Selection
+    from frenet.network.load import Loaded
+    from frenet.network.space import ParamSpace
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is searched: a model at its weights, the parameters that move, and a task."""
+
+    model: "nn.Module"
+    space: "ParamSpace"
+    task: Any
+    selection: "Selection"
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+def load_subject(config: SearchConfig) -> Subject:
+    """Load model and task.
+
+    Raises:
+        ValueError: no task of that name, several and none named, or no parameter of that name.
+    """
+    from frenet.methods.search import Selection
+    from frenet.network.adapters import attach_lora
+    from frenet.network.space import ParamSpace
+    from frenet.network.text import told
+
+    loaded = config.load(config.model, adapter=config.adapter)
+    task = _task(config, loaded)
+    model = loaded.model
+    if config.space == "lora" and not hasattr(model, "peft_config"):
+        model = attach_lora(
+            model, rank=config.rank, targets=config.targets or None, seed=config.seed
+        )
+    if config.space == "full":
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+    space = _named(ParamSpace.select(model), config.where)
+    sizes = [
+        min(wanted, len(task.examples[split]))
+        for wanted, split in ((config.select_size, "select"), (config.test_size, "test"))
+    ]
+    selection = Selection(
+        config.score,
+        select_size=sizes[0],
+        test_size=sizes[1],
+        top=min(config.top, config.budget),
+        seed=config.seed,
+    )
+    notes = (
+        *loaded.notes,
+        *told([task]),
+        f"{task.name}: selected on {sizes[0]} examples, reported on {sizes[1]} others",
+        f"{space.dim:,} parameters move",
+    )
+    return Subject(model.eval(), space, task, selection, loaded.fingerprint, notes)
+
+
+def _named(whole: "ParamSpace", pattern: str) -> "ParamSpace":
+    """The parameters of a space whose names match."""
+    from frenet.network.space import ParamSpace
+
+    try:
+        found = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"where={pattern!r} is no regular expression: {error}") from None
+    pairs = zip(whole.names, whole.shapes, strict=True)
+    chosen = [pair for pair in pairs if found.search(pair[0])]
+    if not chosen:
+        raise UsageError(
+            f"where={pattern!r} names none of the {len(whole.names)} parameters that are searched, "
+            f"such as {whole.names[0]}"
+        )
+    names, shapes = zip(*chosen, strict=True)
+    return ParamSpace(names, shapes)
+
+
+def _task(config: SearchConfig, loaded: "Loaded") -> Any:
+    """The one task that is searched on."""
+    found = tasks_of(config, loaded, seed=config.seed)
+    if config.only and config.only not in found:
+        raise UsageError(f"no task {config.only!r}; there are {listed(found)}")
+    if not config.only and len(found) > 1:
+        raise UsageError(f"a search is on one task; pass --only with one of {listed(found)}")
+    return found[config.only or next(iter(found))]
+
+
+def make_plan(config: SearchConfig, subject: Subject) -> "Plan":
+    """What the search should bring at which sigma."""
+    from frenet.methods.plan import plan
+    from frenet.methods.survey import survey
+
+    found = survey(
+        subject.model, subject.task, subject.space,
+        selection=subject.selection, probes=config.probes, seed=config.seed,
+    )  # fmt: skip
+    return plan(found, budget=config.budget)
+
+
+def plan_notes(subject: Subject) -> list[str]:
+    """What has to be said of model and data, and of the derivatives that a plan hangs on."""
+    from frenet.measure.checked import check_slope
+
+    batch = next(subject.task.batches("select", subject.selection.select_size, 0))
+    found = check_slope(subject.model, subject.task, batch, space=subject.space).note
+    return [*subject.notes, *([found] if found else [])]
+
+
+def fixed_sigma(config: SearchConfig) -> float | None:
+    """The sigma that was given; None for 'auto'.
+
+    Raises:
+        ValueError: it is neither 'auto' nor a finite number above 0.
+    """
+    if config.sigma == "auto":
+        if config.relative or config.tied_noise:
+            raise UsageError("sigma is planned for independent absolute noise; pass --sigma")
+        return None
+    try:
+        value = float(config.sigma)
+    except ValueError:
+        raise UsageError(f"sigma={config.sigma!r}; pass a number above 0, or auto") from None
+    if not (math.isfinite(value) and value > 0):
+        raise UsageError(f"sigma={config.sigma}; pass a finite number above 0, or auto")
+    return value
+
+
+def expected(config: SearchConfig, made: "Plan", sigma: float) -> dict[str, Any]:
+    """Mean and band of the best so far, and the held-out gain; nothing for scores but the loss."""
+    if config.score != "loss" or config.relative or config.tied_noise:
+        return {"best": {}, "held_out": None}
+    found = made.survey
+    change = found.local.change(sigma)
+    best = {}
+    for n in powers(config.budget):
+        low, high = (-end for end in reversed(change.best_band(n)))
+        best[str(n)] = [-change.best_of(n), low, high]
+    return {
+        "best": best,
+        "held_out": found.lasting_gain(sigma, config.budget),
+    }
+
+
+def powers(budget: int) -> list[int]:
+    """1, 2, 4, ... and the budget."""
+    return sorted({*(2**i for i in range(budget.bit_length()) if 2**i <= budget), budget})
+
+
+def plan_rows(made: "Plan") -> list[Row]:
+    """The table of a plan, with the chosen setting among it."""
+    settings = [*made.table]
+    if made.best is not None and made.best not in settings:
+        settings.append(made.best)
+    return [
+        {"table": "plan", **setting._asdict(), "chosen": setting == made.best}
+        for setting in sorted(settings, key=lambda s: (s.candidates, s.sigma))
+    ]
+
+
+def best_rows(result: "SearchResult", planned: dict[str, Any]) -> list[Row]:
+    """The best so far on the selection batch, beside what was expected."""
+    rows: list[Row] = []
+    for n in powers(len(result.scores)):
+        mean, low, high = planned["best"].get(str(n), (None, None, None))
+        gain = float(result.scores[:n].max()) - result.before
+        rows.append(
+            {
+                "table": "best",
+                "n": n,
+                "gain": gain,
+                "predicted": mean,
+                "low": low,
+                "high": high,
+            }
+        )
+    return rows
+
+
+def result_rows(result: "SearchResult", planned: dict[str, Any], *, top: int) -> list[Row]:
+    """Winner, average and vote on held-out data."""
+    rows = []
+    top = min(len(result.order), top)
+    named: list[tuple[str, Gain | None]] = [
+        ("winner", result.held_out),
+        (f"average of the best {top}", result.average),
+        (f"vote of the best {top}, against one vote", result.vote),
+    ]
+    for what, found in named:
+        if found is None or (top == 1 and what != "winner"):
+            continue
+        row: Row = {
+            "table": "result",
+            "what": what,
+            "before": found.before,
+            "after": found.after,
+            "gain": found.gain.value,
+            "low": found.gain.low,
+            "high": found.gain.high,
+            "sigma": result.noise.sigma,
+        }
+        if what == "winner":
+            row |= {
+                "selected": result.selected_gain,
+                "expected": planned["held_out"],
+                "index": result.winner,
+                "unmoved": result.unmoved,
+                "nothing": 0.0,
+            }
+        rows.append(row)
+    return rows

@@ -1,0 +1,1 @@
+"""What experiments measure on: networks, damage, recoveries, contrasts, and how data is read."""

@@ -1,0 +1,65 @@
+"""Rows of `recovery_basis` put side by side: which recoveries count, and under what they stood."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+from frenet.experiments.experiment import Row, Rows, Scalar, integer
+from frenet.experiments.intervals import select
+from frenet.experiments.setup.recovery import LONGEST_PREFIX
+
+CONDITION = ("space", "protocol", "optimizer")
+CASE = ("seed", "task", *CONDITION)
+RECOVERY = (*CASE, "replicate")
+K = 10
+
+
+def comparable(rows: Rows) -> list[Row]:
+    """Captures at dimension k = 10 of the recoveries that are long enough for it.
+
+    Of a space where none is, at the largest dimension below for which some are. A basis with fewer
+    dimensions counts with the largest that it has. All bases are compared on the same recoveries:
+    a short one has captures in few dimensions alone, and would weigh in the mean of small bases.
+    """
+    found = [dict(r) for r in select(rows, table="capture") if r.get("captured") is not None]
+    small = [row for row in found if _k(row) <= K]
+    kept: list[Row] = []
+    for space in dict.fromkeys(row["space"] for row in small):
+        mine = select(small, space=space)
+        k = reach(mine, 0)
+        long = {of(row, RECOVERY) for row in select(mine, basis="prefix", k=k)}
+        same = [r for r in mine if of(r, RECOVERY) in long and _k(r) <= k]
+        for basis in dict.fromkeys(row["basis"] for row in same):
+            own = select(same, basis=basis)
+            kept += [dict(row) for row in select(own, k=max(map(_k, own)))]
+    return kept
+
+
+def reach(captures: Rows, default: int = K) -> int:
+    """The largest dimension of a prefix."""
+    return max(map(_k, select(captures, basis="prefix")), default=default)
+
+
+def of(row: Mapping[str, Scalar], keys: tuple[str, ...]) -> tuple[Scalar, ...]:
+    """The values of some columns."""
+    return tuple(row.get(key) for key in keys)
+
+
+def by_condition(rows: Rows) -> Iterator[tuple[Row, Rows]]:
+    """Rows of each space, damage protocol and optimiser, after the names of the three."""
+    for values in dict.fromkeys(of(row, CONDITION) for row in rows):
+        found = dict(zip(CONDITION, values, strict=True))
+        yield found, select(rows, **found)
+
+
+def named(row: Mapping[str, Scalar]) -> str:
+    """The condition of a row."""
+    return ", ".join(str(row[key]) for key in CONDITION)
+
+
+def least_steps(k: int) -> int:
+    """The shortest recovery that gives a capture at k."""
+    return math.ceil(k / LONGEST_PREFIX)
+
+
+def _k(row: Mapping[str, Scalar]) -> int:
+    return integer(row, "k")

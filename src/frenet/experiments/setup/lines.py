@@ -1,0 +1,44 @@
+"""Straight lines in weights: how far they are looked at, and how far they move the weights."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from frenet.measure.line import Line
+from frenet.methods.task_vectors import from_step
+from frenet.network.space import ParamSpace
+from frenet.network.weight_space import coordinates_of, weights_norm
+
+
+def looked_between(
+    line: Line, size: float, *, length: float | None, eps: float
+) -> tuple[float, float]:
+    """First and greatest distance at which a line through parameters of norm ``size`` is seen."""
+    start = size / 1000
+    if line.curvature:
+        # A quarter of where a quadratic would leave the linear.
+        start = min(start, eps * abs(line.slope / line.curvature) / 2)
+    return start, max(size, 4 * (length or 0.0))
+
+
+def weight_share(
+    model: nn.Module, direction: torch.Tensor, *, space: ParamSpace
+) -> Callable[[float], float]:
+    r"""||Delta W|| / ||W|| at a distance along a line, of weights or of factors.
+
+    Args:
+        model: at the start of the line.
+        direction: (d,), not zero.
+        space: of its coordinates.
+    """
+    start = space.read(model).cpu()
+    unit = direction.cpu() / float(direction.double().norm())
+    weights = weights_norm(model, from_step(model, unit, space=space).space(model))
+
+    def share(r: float) -> float:
+        if coordinates_of(space) == "weights":
+            return abs(r) / weights
+        return from_step(model, r * unit, space=space, start=start).norm() / weights
+
+    return share

@@ -1,0 +1,122 @@
+"""How models are loaded and rows of the user's files read: the settings that all commands share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from frenet._errors import UsageError
+
+if TYPE_CHECKING:
+    from frenet.network.load import Loaded
+    from frenet.network.tables import Reading
+    from frenet.network.text import TextTask
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingConfig:
+    """How a language model comes into memory."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of a language model's weights in memory. Below float32 only adapters move, which stay in it.
+    """
+    device: str = ""
+    """Where a language model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
+    tokenizer: str = ""
+    """Folder or hub id of the tokenizer of a language model. Empty: the model's own."""
+    untie: bool = False
+    """Give the head of a language model weights of its own, where it shares those of the
+    embedding."""
+
+    def load(self, model: str, *, adapter: str = "") -> "Loaded":
+        """The model of a hub id, folder or file, loaded as these settings say."""
+        import torch
+
+        from frenet.network.load import load
+
+        return load(
+            model, dtype=getattr(torch, self.dtype), device=self.device or None,
+            adapter=adapter or None, tokenizer=self.tokenizer or None, untie=self.untie,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingConfig:
+    """Which columns are read, and how they become prompts and completions."""
+
+    columns: tuple[str, ...] = ()
+    """What columns of the task files are, where their names do not say it: prompt=NAME
+    completion=NAME label=NAME, fields of the known schemas, system=NAME with --chat, and
+    ignore=NAME,NAME. Several columns of one role are joined by an empty line."""
+    prompt: str = ""
+    """Prompt with {field} in the places that a row fills, {field?} where a row may have nothing.
+    Empty: that of the known schema."""
+    completion: str = ""
+    """What is scored, written in the same way. Empty: that of the known schema."""
+    chat: bool = False
+    """Prompts and answers go through the chat template of the model's tokenizer, as rows of
+    messages, and of prompt and response, always do."""
+
+    def rows_read(self) -> dict[str, Any]:
+        """These settings as arguments of ``text_tasks`` and ``contrasts``."""
+        return {
+            "columns": self.columns or None,
+            "prompt": self.prompt or None,
+            "completion": self.completion or None,
+            "chat": self.chat,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskReadingConfig(ReadingConfig):
+    """The same for tasks, whose labels may be written as other words."""
+
+    words: tuple[str, ...] = ()
+    """What to write for the values of a label: 0=negative 1=positive. Empty: the values as they
+    are."""
+
+    def rows_read(self) -> dict[str, Any]:
+        """These settings as arguments of ``text_tasks``."""
+        return super().rows_read() | {"words": self.words}
+
+
+def of_sources(sources: Sequence[str], read: Callable[[str], Mapping[str, T]]) -> dict[str, T]:
+    """The tasks or contrasts of several sources, by name.
+
+    Raises:
+        ValueError: two sources have one of the same name.
+    """
+    found: dict[str, T] = {}
+    for source in sources:
+        more = read(source)
+        if twice := sorted(set(found) & set(more)):
+            raise UsageError(
+                f"{source}: {twice[0]!r} is also a name in another file; rename one of them"
+            )
+        found |= more
+    return found
+
+
+def tasks_of(config: Any, loaded: "Loaded", *, seed: int = 0) -> "dict[str, TextTask]":
+    """The tasks of all files of a configuration, by name, for a model.
+
+    Raises:
+        ValueError: two files have one of the same name.
+    """
+    from frenet.network.text import text_tasks
+
+    def read(source: str) -> "dict[str, TextTask]":
+        longest = loaded.longest(config.max_length)
+        return text_tasks(
+            source, loaded.tokenizer, max_length=longest, seed=seed, **config.rows_read()
+        )
+
+    return of_sources(config.tasks, read)
+
+
+def reading_of(arguments: dict[str, Any]) -> "Reading":
+    """The reading that these arguments of ``text_tasks`` or ``contrasts`` make."""
+    from frenet.network.tables import Reading
+
+    return Reading.of(arguments.pop("columns"), **arguments)

@@ -1,0 +1,51 @@
+"""Does the shift by a gradient step steer as the contrast vector does? (M7, claim C7)."""
+
+from dataclasses import dataclass
+
+from frenet.experiments.experiment import Experiment, Later
+from frenet.experiments.setup.contrasts import BEHAVIOUR_TABLES, SteeringConfig, cells, prepare
+from frenet.experiments.steering_effect.figures import FIGURES
+from frenet.experiments.steering_effect.findings import CLAIMS, TABLES
+
+
+@dataclass(frozen=True)
+class Config(SteeringConfig):
+    """Dose-response of answers to vectors of equal norm, and what the vectors cost."""
+
+    doses: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4)
+    """Lengths of the added vector, in units of the stream's root mean square norm; both signs."""
+    draws: int = 8
+    """Random, covariance-matched and label-shuffled vectors of each kind."""
+    resamples: int = 2000
+    """Bootstrap samples of the prompts."""
+    equal_dose: float = 0.1
+    """Dose of the contrast vector whose effect the others are brought to, to compare costs."""
+    equal_rows: int = 24
+    """Most prompts in that comparison, whose weight steps need whole forward passes."""
+    neutral_rows: int = 8
+    """Neutral texts for KL divergence and perplexity."""
+
+
+EXPERIMENT = Experiment(
+    name="steering-effect",
+    question="Does the shift by a gradient step steer answers as the contrast vector does?",
+    claims=CLAIMS,
+    config=Config,
+    cells=cells,
+    run=Later("frenet.experiments.steering_effect.measure:run"),
+    tables=TABLES | BEHAVIOUR_TABLES,
+    figures=FIGURES,
+    presets={
+        "smoke": Config(
+            seeds=(0, 1), width=32, train_steps=300, rows=32, only=("parity",), draws=3,
+            resamples=200, doses=(0.05, 0.2), equal_dose=0.2,
+        ),
+        "demo": Config(),
+        "cpu": Config(rows=192, spaces=("full", "lora")),
+        "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
+        "lm": Config(
+            rows=24, pushes=("own",), draws=4, doses=(0.02, 0.05, 0.1, 0.3), equal_rows=12
+        ),
+    },
+    prepare=prepare,
+)  # fmt: skip

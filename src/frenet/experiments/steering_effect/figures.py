@@ -1,0 +1,105 @@
+"""How `steering_effect` shows its rows."""
+
+from frenet.experiments.experiment import Figure, Rows, number
+from frenet.experiments.figures.charts import Axis, Rule, dots, lines
+from frenet.experiments.intervals import over_seeds, select, series_over_seeds
+from frenet.experiments.steering_effect.findings import CONTROLS, NAMES, WITHIN
+
+
+def dose_chart(rows: Rows) -> object:
+    """Change of the logit difference against dose, by vector."""
+    changed = [
+        {
+            **row,
+            "change": number(row, "difference") - number(row, "before"),
+            "series": NAMES[str(row["vector"])],
+        }
+        for row in rows
+    ]
+    own = select(changed, push="own")
+    table = over_seeds(own, by=("behaviour", "series", "dose"), value="change")
+    return lines(
+        table,
+        x=Axis("dose", "added vector over stream norm"),
+        y=Axis("value", "change of logit difference (nats)"),
+        facet="behaviour",
+        rules=list(CONTROLS),
+    )
+
+
+def slope_chart(rows: Rows) -> object:
+    """Slopes of both vectors beside the largest of the controls."""
+    table = [
+        {**row, "series": NAMES[str(row["vector"])]}
+        for row in over_seeds(select(rows, push="own"), by=("behaviour", "vector"), value="slope")
+    ]
+    labels = dict(zip(("shuffled", "random", "matched"), CONTROLS, strict=True))
+    table += series_over_seeds(select(rows, push="own"), by=("behaviour",), values=labels)
+    return dots(
+        table,
+        x=Axis("value", "slope at dose 0 (nats per stream norm)"),
+        row=Axis("behaviour", "contrast"),
+        colour="series",
+        rules=list(CONTROLS),
+    )
+
+
+def ratio_chart(rows: Rows) -> object:
+    """Ratio of the slopes."""
+    return dots(
+        over_seeds(rows, by=("behaviour", "push"), value="ratio"),
+        x=Axis("value", "slope of the gradient shift / of the contrast vector"),
+        row=Axis("behaviour", "contrast"),
+        colour=Axis("push", "step made from"),
+        rules=[Rule("alike", *WITHIN)],
+    )
+
+
+def cost_chart(rows: Rows) -> object:
+    """KL on neutral text at equal effect."""
+    known = [row for row in select(rows, push="own") if row["kl"] is not None]
+    table = over_seeds(known, by=("behaviour", "way"), value="kl")
+    random = over_seeds(known, by=("behaviour",), value="kl_random")
+    table += [{**row, "way": "random vector at the same dose"} for row in random]
+    return dots(
+        table,
+        x=Axis("value", "KL divergence on neutral text (nats per token)"),
+        row=Axis("behaviour", "contrast"),
+        colour=Axis("way", "way"),
+        rules=["random vector at the same dose"],
+    )
+
+
+FIGURES = (
+    Figure(
+        "doses",
+        "How answers follow the added vector",
+        "Vectors of equal norm, added at the last token of the prompt after one block, which was "
+        "chosen on other prompts by the contrast vector's own slope.",
+        "dose",
+        dose_chart,
+    ),
+    Figure(
+        "slopes",
+        "Slopes at dose 0, beside vectors that should do nothing",
+        "Grey: the largest modulus among the draws of each control.",
+        "slope",
+        slope_chart,
+    ),
+    Figure(
+        "ratios",
+        "Do the two steer alike?",
+        "Ratio of the slopes; the band counts as alike.",
+        "ratio",
+        ratio_chart,
+    ),
+    Figure(
+        "costs",
+        "What the same effect costs elsewhere",
+        "Every way is brought to the effect of one dose of the contrast vector, where it gets "
+        "there. Vectors are added at every token of neutral text; the weight step changes the "
+        "model itself.",
+        "equal",
+        cost_chart,
+    ),
+)

@@ -1,0 +1,235 @@
+"""What the rows of `steering_effect` say: claim C7, and columns."""
+
+from collections.abc import Iterator
+
+from frenet.experiments.experiment import (
+    Claim,
+    Column,
+    Finding,
+    Row,
+    Rows,
+    Verdict,
+    integer,
+    number,
+)
+from frenet.experiments.intervals import (
+    estimate,
+    high,
+    low,
+    outliers,
+    over_seeds,
+    select,
+    why_open,
+    worded,
+)
+from frenet.experiments.setup.contrast_notes import one_model, unknown_labels, unmeasured
+from frenet.experiments.setup.contrasts import CELL_KEYS
+
+WITHIN = (0.5, 2.0)
+CONTRAST = ("behaviour", "space")
+NAMES = {
+    "contrast": "contrast vector",
+    "gradient": "shift by a gradient step",
+    "shuffled": "labels shuffled",
+    "random": "random",
+    "matched": "random of equal covariance",
+}
+CONTROLS = tuple(NAMES.values())[2:]
+
+
+def decide(rows: Rows) -> Finding:
+    """Supported where the ratio lies within [0.5, 2] and both slopes are above the random ones.
+
+    Undecided where the contrast vector's own is not: a ratio to it would be one of two accidents.
+    """
+    verdict: Verdict
+    slopes = select(rows, table="slope", push="own")
+    ratios = select(rows, table="ratio", push="own")
+    ratio = estimate(ratios, "ratio")
+    alone = outliers(ratios, by=CONTRAST, value="ratio", within=WITHIN)
+    found = [_steering(part, named) for named, part in _by_contrast(slopes)]
+    idle, weak, unclear = (
+        [why for kind, why in found if kind == wanted] for wanted in ("idle", "weak", "unclear")
+    )
+    if idle:
+        verdict, why = "undecided", why_open(ratio, idle[0])
+    elif high(ratio) < WITHIN[0] or low(ratio) > WITHIN[1]:
+        verdict, why = "contradicted", "the ratio of the slopes lies outside [0.5, 2]"
+    elif weak and len(weak) == len(found):
+        verdict, why = "contradicted", weak[0]
+    elif weak or unclear:
+        verdict, why = "undecided", why_open(ratio, (weak or unclear)[0])
+    elif alone:
+        verdict, why = "undecided", f"the ratio lies outside [0.5, 2] for {alone[0]} alone"
+    elif WITHIN[0] <= low(ratio) and high(ratio) <= WITHIN[1]:
+        verdict, why = "supported", "the ratio lies within [0.5, 2], both slopes above the random"
+    else:
+        verdict, why = "undecided", why_open(ratio, "the ratio's interval straddles 0.5 or 2")
+    if not slopes:
+        why = "; ".join(unmeasured(rows, "slope")) or why
+    return Finding(
+        claim="C7",
+        verdict=verdict,
+        quantity="slope of the answer's logit difference for the gradient shift, over that for the "
+        f"contrast vector of equal norm; alike from {WITHIN[0]} to {WITHIN[1]}",
+        estimate=ratio,
+        reference="the same for the largest of the random vectors of equal covariance",
+        reference_estimate=estimate(_matched(slopes), "ratio"),
+        why=why,
+        notes=tuple(_notes(rows)),
+    )
+
+
+def _steering(slopes: Rows, name: str) -> tuple[str, str]:
+    """Whether both vectors steer one contrast more than random ones.
+
+    "above"; "idle" where the contrast vector itself is not clearly above, so that there is nothing
+    to steer like; otherwise "weak" or "unclear", of the gradient shift.
+    """
+    control = estimate(slopes, "random")
+    contrast, shift = (
+        estimate(select(slopes, vector=vector), "slope") for vector in ("contrast", "gradient")
+    )
+    if low(contrast) <= high(control):
+        more = "steers no more" if high(contrast) < low(control) else "does not clearly steer more"
+        idle = f"the contrast vector itself {more} than random vectors for {name}"
+        return "idle", why_open(contrast, idle, of=f"the contrast vector for {name}")
+    if high(shift) < 0:
+        return "weak", f"the {NAMES['gradient']} steers the answers of {name} the other way"
+    if high(shift) < low(control):
+        return "weak", f"the {NAMES['gradient']} steers no more than a random vector for {name}"
+    if low(shift) <= high(control):
+        unclear = f"whether the {NAMES['gradient']} steers more than a random vector is not clear"
+        return "unclear", why_open(
+            shift, f"{unclear} for {name}", of=f"the {NAMES['gradient']} for {name}"
+        )
+    return "above", ""
+
+
+def _by_contrast(slopes: Rows) -> Iterator[tuple[str, Rows]]:
+    """Rows of each contrast and space, after the name of the contrast, and of one of two spaces."""
+    several = len({row["space"] for row in slopes}) > 1
+    for behaviour, space in dict.fromkeys((row["behaviour"], row["space"]) for row in slopes):
+        name = f"{behaviour} ({space})" if several else str(behaviour)
+        yield name, select(slopes, behaviour=behaviour, space=space)
+
+
+def _matched(slopes: Rows) -> list[Row]:
+    """What the ratio would be for the largest of the random vectors of equal covariance."""
+    return [
+        {**row, "ratio": number(row, "matched") / abs(number(row, "slope"))}
+        for row in select(slopes, vector="contrast")
+        if row["slope"]
+    ]
+
+
+def _as_random(slopes: Rows) -> Iterator[str]:
+    """Contrasts for which a random vector of the stream's covariance does as much."""
+    found = []
+    for name, part in _by_contrast(slopes):
+        own = estimate(select(part, vector="gradient"), "slope")
+        matched = estimate(part, "matched")
+        if own and matched and 0 < own.value <= matched.value:
+            found.append(f"{name} ({worded(matched)} against {worded(own)})")
+    if found:
+        yield (
+            "Random vectors of the stream's own covariance, the largest of the draws, steer as "
+            f"much as the shift by a gradient step: {', '.join(found)}. The random vectors of the "
+            "rule are without that covariance."
+        )
+
+
+def _notes(rows: Rows) -> Iterator[str]:
+    yield from _as_random(select(rows, table="slope", push="own"))
+    keys = ("space", "behaviour", "push")
+    for row in over_seeds(select(rows, table="ratio"), by=keys, value="ratio"):
+        same = select(rows, table="slope", **{key: row[key] for key in keys})
+        own = [estimate(select(same, vector=name), "slope") for name in ("contrast", "gradient")]
+        controls = [estimate(same, name) for name in ("random", "matched", "shuffled")]
+        found = [value.value for value in (*own, *controls) if value]
+        blocks = sorted({integer(one, "block") for one in same})
+        listed = " / ".join(f"{value:.2g}" for value in found)
+        at = ", ".join(map(str, blocks))
+        yield (
+            f"{row['behaviour']} ({row['space']}, {row['push']} push), block {at}: slopes in "
+            f"nats per stream norm, contrast / gradient / largest of the random / equal covariance "
+            f"/ shuffled: {listed}; ratio {row['value']:.2f}."
+        )
+    for row in over_seeds(select(rows, table="equal"), by=("way",), value="kl"):
+        same = select(rows, table="equal", way=row["way"])
+        size, random = (
+            estimate([r for r in same if r["size"] is not None], "size"),
+            estimate(same, "kl_random"),
+        )
+        missed = sum(one["size"] is None for one in same)
+        never = f"; {missed} of {len(same)} times it never gets there" if missed else ""
+        if size and random:
+            yield (
+                f"At equal effect, {row['way']}: dose {size.value:.2g}, KL on neutral text "
+                f"{number(row, 'value'):.2g} nats per token (a random vector: "
+                f"{random.value:.2g}){never}."
+            )
+    yield from one_model(rows)
+    yield from unknown_labels(rows)
+    if select(rows, table="slope"):
+        yield from (f"{reason}." for reason in unmeasured(rows, "slope"))
+
+
+_KEYS = (
+    *CELL_KEYS,
+    Column("block", "", "0-based block, chosen by the contrast vector on other prompts", "key"),
+)
+TABLES = {
+    "dose": (
+        *_KEYS,
+        Column("vector", "", "what is added at the last token of the prompt", "key"),
+        Column("dose", "", "its length over the stream's root mean square norm", "key"),
+        Column("difference", "nats", "mean logit(positive) - logit(negative)", "measure", "before"),
+        Column("before", "nats", "the same without a vector", "reference"),
+        Column("accuracy", "fraction", "prompts answered right", "measure", "accuracy_before"),
+        Column("accuracy_before", "fraction", "without a vector", "reference"),
+    ),
+    "slope": (
+        *_KEYS,
+        Column("vector", "", "what is added", "key"),
+        Column("slope", "nats", "change of the difference per dose, at 0", "measure", "random"),
+        Column("low", "nats", "its 95% interval over prompts", "reference"),
+        Column("high", "nats", "its 95% interval over prompts", "reference"),
+        Column("random", "nats", "largest modulus of random vectors", "reference"),
+        Column("matched", "nats", "the same, covariance of the stream", "reference"),
+        Column("shuffled", "nats", "the same, contrast of shuffled labels", "reference"),
+    ),
+    "ratio": (
+        *_KEYS,
+        Column("ratio", "", "slope of gradient shift over that of contrast", "measure", "lower"),
+        Column("low", "", "its 95% interval over prompts", "reference"),
+        Column("high", "", "its 95% interval over prompts", "reference"),
+        Column("lower", "", "alike from here", "reference"),
+        Column("upper", "", "alike up to here", "reference"),
+    ),
+    "equal": (
+        *_KEYS,
+        Column("way", "", "how the effect is brought about", "key"),
+        Column("size", "", "dose; of a weight step that of its mean shift there", "key"),
+        Column("target", "nats", "effect that all ways are brought to", "key"),
+        Column(
+            "kl", "nats/token", "to the unchanged model, on neutral text", "measure", "kl_random"
+        ),
+        Column("kl_random", "nats/token", "of a random vector of the contrast's dose", "reference"),
+        Column("perplexity", "", "of neutral text", "measure", "perplexity_before"),
+        Column("perplexity_before", "", "of the same, unchanged model", "reference"),
+    ),
+}
+CLAIMS = (
+    Claim(
+        id="C7",
+        statement="The shift by a gradient step steers answers like the contrast vector",
+        paper="a similar effect",
+        rule="the ratio of the two slopes at equal norm has its whole interval inside [0.5, 2], "
+        "and no contrast has its own outside; both slopes of every contrast have theirs above the "
+        "largest of the random vectors; where the contrast vector's is not clearly above, nothing "
+        "is decided",
+        decide=decide,
+        figure="doses",
+    ),
+)

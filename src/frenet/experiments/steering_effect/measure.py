@@ -1,0 +1,389 @@
+"""Rows of `steering_effect`: dose-response, slopes, and costs at equal effect."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import optimize, stats
+
+from frenet._errors import UsageError
+from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.setup.contrasts import Steered, describe, left_out, skipped, steered
+from frenet.experiments.steering_effect import Config
+from frenet.geometry import rng
+from frenet.geometry.alignment import matched_vectors, shuffled_differences
+from frenet.measure.activations import add
+from frenet.measure.shift import activation_shift
+from frenet.methods.steering import (
+    Streams,
+    contrast_streams,
+    push_gradient,
+    push_items,
+    shifted_prompts,
+)
+from frenet.methods.steering_effect import (
+    Prefixes,
+    Prompted,
+    answer_differences,
+    neutral_cost,
+    prefixes,
+    prompted,
+    steered_differences,
+)
+from frenet.network.contrast import UnansweredError
+from frenet.network.limits import context_length
+from frenet.network.neutral import NEUTRAL
+from frenet.network.sites import Site
+from frenet.network.synthetic_contrasts import neutral_rows
+from frenet.network.tokens import Encoded, encode
+
+SHOWN = ("contrast", "gradient")
+
+
+CONTROLS = ("random", "matched", "shuffled")
+
+
+# Doses beyond this one are not looked for: the added vector is as long as the stream itself.
+MOST = 1.0
+
+
+# A neutral text is cut here.
+NEUTRAL_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Dosed:
+    """Unit vectors at one block, and what a dose of one is.
+
+    Attributes:
+        cell: of the experiment.
+        subject: model and prompts.
+        block: where the vectors are added.
+        norm: root mean square norm of the stream there.
+        doses: lengths of the added vector, in units of ``norm``.
+        vectors: by kind, (m, h), of norm 1.
+        step: the weight step, minus the gradient.
+        shift: norm of the mean shift of the stream by the whole step.
+    """
+
+    cell: Cell
+    subject: Steered
+    block: int
+    norm: float
+    doses: tuple[float, ...]
+    vectors: dict[str, torch.Tensor]
+    step: torch.Tensor
+    shift: float
+
+    @property
+    def keys(self) -> Row:
+        """Keys of all rows."""
+        return {**dict(self.cell.keys), "block": self.block}
+
+    def added(self, vector: torch.Tensor, dose: float) -> torch.Tensor:
+        """What is added at a dose."""
+        return (dose * self.norm * vector).float()
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What vectors do to the answers of n prompts.
+
+    Attributes:
+        prompts: those that are reported on.
+        kept: the ``prefixes`` of the prompts.
+        before: (n,), logit(positive) - logit(negative) without a vector.
+        after: by kind of vector, (n, m, 2 doses), the same with each of m vectors.
+        labels: (n,), whether the positive answer is right.
+    """
+
+    prompts: list[Prompted]
+    kept: Prefixes
+    before: np.ndarray
+    after: dict[str, np.ndarray]
+    labels: np.ndarray
+
+    def mixed(self, most: int) -> list[int]:
+        """Indices of at most so many prompts, either class in turn."""
+        count = len(self.prompts)
+        half = (count + 1) // 2
+        pairs = zip(range(half), range(half, count), strict=False)
+        return [i for pair in pairs for i in pair][:most]
+
+
+def effects_of(dosed: Dosed) -> Effects:
+    """All vectors at all doses of both signs, dose by dose: -a, +a, -2a, +2a, ..."""
+    rows = [torch.zeros(1, next(iter(dosed.vectors.values())).shape[1])]
+    for vectors in dosed.vectors.values():
+        for vector in vectors:
+            rows += [dosed.added(vector, s * a)[None] for a in dosed.doses for s in (-1, 1)]
+    items, model = dosed.subject.parts["report"].items, dosed.subject.model
+    prompts = prompted(items)
+    # Sizes of equal effect are looked for later, of which only the last token differs.
+    kept = prefixes(model, prompts, path=dosed.subject.path)
+    found = steered_differences(
+        model, prompts, {dosed.block: torch.cat(rows)}, kept=kept, path=dosed.subject.path
+    ).double()
+    after, start, width = {}, 1, 2 * len(dosed.doses)
+    for name, vectors in dosed.vectors.items():
+        stop = start + width * len(vectors)
+        after[name] = found[:, start:stop].reshape(len(items), len(vectors), width).numpy()
+        start = stop
+    labels = np.array([item.label is not False for item in items])
+    return Effects(prompts, kept, found[:, 0].numpy(), after, labels)
+
+
+def dose_rows(dosed: Dosed, effects: Effects) -> Iterator[Row]:
+    """Mean difference of the logits and accuracy at every dose."""
+    right = float(((effects.before > 0) == effects.labels).mean())
+    before = float(effects.before.mean())
+    for name, after in effects.after.items():
+        for i, dose in enumerate(s * a for a in dosed.doses for s in (-1, 1)):
+            at = after[:, :, i]
+            yield {
+                "table": "dose",
+                **dosed.keys,
+                "vector": name,
+                "dose": dose,
+                "difference": float(at.mean()),
+                "before": before,
+                "accuracy": float(((at > 0) == effects.labels[:, None]).mean()),
+                "accuracy_before": right,
+            }
+
+
+def slope_rows(dosed: Dosed, effects: Effects, *, resamples: int) -> Iterator[Row]:
+    """Slopes at dose 0 with intervals over prompts, and their ratio."""
+    slopes = {
+        name: (after[:, :, 1] - after[:, :, 0]) / (2 * dosed.doses[0])
+        for name, after in effects.after.items()
+    }
+    control = {name: float(np.abs(slopes[name].mean(0)).max()) for name in CONTROLS}
+    seed = int(dosed.cell["seed"])
+
+    def interval(parts: list[Any], statistic: Callable[..., Any]) -> tuple[float, float]:
+        found = stats.bootstrap(
+            parts, statistic, paired=True, vectorized=True, n_resamples=resamples,
+            method="percentile", rng=np.random.default_rng(seed),
+        ).confidence_interval  # fmt: skip
+        return float(found.low), float(found.high)
+
+    for name in SHOWN:
+        low, high = interval([slopes[name][:, 0]], partial(np.mean))
+        yield {
+            "table": "slope",
+            **dosed.keys,
+            "vector": name,
+            "slope": float(slopes[name].mean()),
+            "low": low,
+            "high": high,
+            **control,
+        }
+    own = [slopes[name][:, 0] for name in reversed(SHOWN)]
+
+    def ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> Any:
+        return a.mean(axis) / b.mean(axis)
+
+    low, high = interval(own, ratio)
+    yield {
+        "table": "ratio",
+        **dosed.keys,
+        "ratio": float(ratio(*own)),
+        "low": low,
+        "high": high,
+        "lower": 0.5,
+        "upper": 2.0,
+    }
+
+
+class Way(NamedTuple):
+    """One way to change answers.
+
+    Attributes:
+        name: in rows.
+        value: the mean logit difference of some prompts at a size.
+        change: the context in which the model is changed by a size, at every token.
+    """
+
+    name: str
+    value: Callable[[float], float]
+    change: Callable[[float], Callable[[], Any]]
+
+
+def ways(dosed: Dosed, prompts: Sequence[Prompted], kept: Prefixes) -> list[Way]:
+    """Both vectors, and the weight step in units of its own mean shift at the block."""
+    model, space, path = dosed.subject.model, dosed.subject.space, dosed.subject.path
+
+    def by_vector(name: str, size: float) -> float:
+        added = {dosed.block: dosed.added(dosed.vectors[name][0], size)[None]}
+        return float(steered_differences(model, prompts, added, kept=kept, path=path).mean())
+
+    def vector_change(name: str, size: float) -> Callable[[], Any]:
+        added = dosed.added(dosed.vectors[name][0], size)
+        return partial(add, model, {Site(dosed.block, "all"): added}, path=path)
+
+    def weight_change(size: float) -> Callable[[], Any]:
+        return partial(space.displaced, model, dosed.step, size * dosed.norm / dosed.shift)
+
+    def by_weights(size: float) -> float:
+        with weight_change(size)():
+            return float(answer_differences(model, prompts).mean())
+
+    found = [
+        Way(f"{name} vector", partial(by_vector, name), partial(vector_change, name))
+        for name in ("contrast", "gradient", "random")
+    ]
+    return [*found, Way("weight step", by_weights, weight_change)]
+
+
+def equal_rows(
+    dosed: Dosed, effects: Effects, *, dose: float, most: int, neutral: int
+) -> Iterator[Row]:
+    """What it costs to have the effect of one dose of the contrast vector, by three ways."""
+    chosen = effects.mixed(most)
+    prompts = [effects.prompts[i] for i in chosen]
+    kept = effects.kept._replace(caches=[effects.kept.caches[i] for i in chosen])
+    before = float(effects.before[chosen].mean())
+    contrast, gradient, random, weights = ways(dosed, prompts, kept)
+    target = contrast.value(dose) - before
+    sizes: dict[str, float | None] = {contrast.name: dose}
+    for way in (gradient, weights):
+        sizes[way.name] = equal_size(way.value, target, dose, before=before)
+    reached = {
+        way.name: way.change(size)
+        for way in (contrast, gradient, weights)
+        if (size := sizes[way.name]) is not None
+    }
+    texts = neutral_texts(dosed.subject, neutral, seed=int(dosed.cell["seed"]))
+    *costs, idle = neutral_cost(
+        dosed.subject.model, texts, [*reached.values(), random.change(dose)]
+    )
+    by_name = dict(zip(reached, costs, strict=True))
+    for name, size in sizes.items():
+        cost = by_name.get(name)
+        yield {
+            "table": "equal",
+            **dosed.keys,
+            "way": name,
+            "size": size,
+            "target": target,
+            "kl": cost.kl if cost else None,
+            "kl_random": idle.kl,
+            "perplexity": cost.perplexity if cost else None,
+            "perplexity_before": idle.before,
+        }
+
+
+def equal_size(
+    value: Callable[[float], float], target: float, guess: float, *, before: float = 0.0
+) -> float | None:
+    """The size in (0, 1] at which an effect is as large as wanted, to 2%; None where it never is.
+
+    >>> round(equal_size(lambda a: 3 * a, 0.6, 0.1), 2)
+    0.2
+    """
+
+    # The ends of the bracket are asked for again, and a weight step is slow to try.
+    @cache
+    def effect(size: float) -> float:
+        return value(size) - before if size else 0.0
+
+    low, high = 0.0, min(guess, MOST)
+    sign = 1 if target >= 0 else -1
+    while sign * effect(high) < sign * target:
+        if high >= MOST:
+            return None
+        low, high = high, min(2 * high, MOST)
+    return float(optimize.brentq(lambda a: effect(a) - target, low, high, rtol=0.02))
+
+
+def neutral_texts(subject: Steered, count: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
+    """Token ids of texts that no contrast is about: what is given, and what is predicted."""
+    if subject.tokenizer is None:
+        return neutral_rows(count, seed=seed)
+    pairs = [("", text) for text in NEUTRAL[:count]]
+    longest = min(NEUTRAL_TOKENS, context_length(subject.model) or NEUTRAL_TOKENS)
+    found = encode(subject.tokenizer, pairs, max_length=longest)
+    wholes = [item.context + item.target for item in found if isinstance(item, Encoded)]
+    return [(ids[:1], ids[1:]) for ids in wholes]
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables behaviour, dose, slope, ratio and equal."""
+    try:
+        subject = steered(config, cell)
+    except UnansweredError as error:
+        yield from left_out(cell, error)
+        return
+    if skipped(subject, cell):
+        return
+    dosed = _dosed(config, cell, subject)
+    effects = effects_of(dosed)
+    yield from describe(subject, cell, effects.before)
+    yield from dose_rows(dosed, effects)
+    yield from slope_rows(dosed, effects, resamples=config.resamples)
+    yield from equal_rows(
+        dosed,
+        effects,
+        dose=config.equal_dose,
+        most=config.equal_rows,
+        neutral=config.neutral_rows,
+    )
+
+
+def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
+    """Unit vectors at the block where the contrast vector steers best on other prompts."""
+    model, parts, path = subject.model, subject.parts, subject.path
+    streams = contrast_streams(model, parts["push"], subject.blocks, path=path)
+    norms = torch.cat([streams.positive, streams.negative]).norm(dim=2).square().mean(0).sqrt()
+    index = _steerable(subject, streams, norms, dose=config.doses[0])
+    block = subject.blocks[index]
+    pushed = push_items(parts["push"], flipped=cell["push"] == "flipped")
+    # In place: of a large model's weights there is memory for few copies.
+    step = push_gradient(model, pushed, space=subject.space).neg_()
+    rows = shifted_prompts(parts["moved"])
+    moved = activation_shift(model, rows, step, space=subject.space, blocks=[block], path=path)
+    shift = moved[:, 0].mean(0).cpu()
+    draw = rng.generator(cell["seed"], "steering-effect", cell["behaviour"])
+    found = streams.at(index)
+    vectors = {
+        "contrast": found.difference()[None],
+        "gradient": shift.double()[None],
+        "shuffled": shuffled_differences(found, config.draws, draw),
+        "random": torch.randn(config.draws, len(shift), generator=draw, dtype=torch.float64),
+        "matched": matched_vectors(found.rows, config.draws, draw),
+    }
+    for name in ("contrast", "gradient"):
+        if not vectors[name].any():
+            raise UsageError(
+                f"the {name} vector of {cell['behaviour']} is zero after block {block}, so it has "
+                "no direction to steer along; use prompts whose two sides differ before the block"
+            )
+    return Dosed(
+        cell=cell,
+        subject=subject,
+        block=block,
+        norm=float(norms[index]),
+        doses=config.doses,
+        vectors={name: v / v.norm(dim=1, keepdim=True) for name, v in vectors.items()},
+        step=step,
+        shift=float(shift.norm()),
+    )
+
+
+def _steerable(subject: Steered, streams: Streams, norms: torch.Tensor, *, dose: float) -> int:
+    """Index of the block at which the contrast vector has the largest slope on other prompts."""
+    count, width = len(subject.blocks), streams.positive.shape[2]
+    variants = {}
+    for i, block in enumerate(subject.blocks):
+        v = streams.at(i).difference().float()
+        unit = dose * norms[i] * v / v.norm().clamp_min(1e-30)
+        rows = torch.zeros(2 * count, width)
+        rows[2 * i], rows[2 * i + 1] = unit, -unit
+        variants[block] = rows
+    prompts = prompted(subject.parts["choose"].items)
+    effects = steered_differences(subject.model, prompts, variants, path=subject.path).mean(0)
+    return int((effects[0::2] - effects[1::2]).argmax())

@@ -1,0 +1,39 @@
+"""Does one gradient step move activations along the labelled-contrast vector? (M6, claim C6)."""
+
+from dataclasses import dataclass
+
+from frenet.experiments.experiment import Experiment, Later
+from frenet.experiments.setup.contrasts import BEHAVIOUR_TABLES, SteeringConfig, cells, prepare
+from frenet.experiments.step_vs_vector.findings import CLAIMS, FIGURES, TABLES
+
+
+@dataclass(frozen=True)
+class Config(SteeringConfig):
+    """Cosine between the shift by a gradient step and the contrast of activations, by block."""
+
+    shuffles: int = 1000
+    """Draws of either null."""
+    halves: int = 20
+    """Splits in random halves, for how well the contrast vector is known."""
+
+
+EXPERIMENT = Experiment(
+    name="step-vs-vector",
+    question="Does one gradient step move activations along the labelled-contrast vector?",
+    claims=CLAIMS,
+    config=Config,
+    cells=cells,
+    run=Later("frenet.experiments.step_vs_vector.measure:run"),
+    tables=TABLES | BEHAVIOUR_TABLES,
+    figures=FIGURES,
+    presets={
+        "smoke": Config(
+            seeds=(0, 1), width=32, train_steps=300, rows=32, only=("parity",), shuffles=200
+        ),
+        "demo": Config(),
+        "cpu": Config(rows=192, spaces=("full", "lora")),
+        "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
+        "lm": Config(rows=24, pushes=("own",)),
+    },
+    prepare=prepare,
+)

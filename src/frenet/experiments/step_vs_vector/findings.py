@@ -1,0 +1,200 @@
+"""What the rows of `step_vs_vector` say: claim C6, columns and figures."""
+
+import math
+from collections.abc import Iterator
+
+from frenet.experiments.experiment import (
+    Claim,
+    Column,
+    Figure,
+    Finding,
+    Rows,
+    Verdict,
+    integer,
+    number,
+)
+from frenet.experiments.figures.charts import Axis, dots, lines
+from frenet.experiments.intervals import (
+    estimate,
+    fraction,
+    high,
+    low,
+    outliers,
+    over_seeds,
+    select,
+    series_over_seeds,
+    why_open,
+)
+from frenet.experiments.setup.contrast_notes import one_model, unknown_labels, unmeasured
+from frenet.experiments.setup.contrasts import CELL_KEYS
+
+PAPER = 0.58
+
+
+def decide(rows: Rows) -> Finding:
+    """Supported where the cosine at the chosen block is above both nulls."""
+    verdict: Verdict
+    at = reported(rows)
+    value, null = fraction(at, "cosine", least=-1.0), fraction(at, "null")
+    margins = [{**row, "margin": number(row, "cosine") - number(row, "null")} for row in at]
+    margin = estimate(margins, "margin")
+    alone = outliers(margins, by=("behaviour", "space"), value="margin", within=(0.0, math.inf))
+    if alone and high(margin) >= 0:
+        verdict, why = "undecided", f"the cosine is below the higher null for {alone[0]} alone"
+    elif low(margin) > 0:
+        verdict, why = "supported", "the cosine is above both nulls"
+    elif high(margin) < 0:
+        verdict, why = "contradicted", "the cosine is not above the higher null"
+    else:
+        unclear = "the difference to the higher null has an interval that holds 0"
+        verdict, why = "undecided", why_open(margin, unclear)
+    if not at:
+        why = "; ".join(unmeasured(rows, "layer")) or why
+    return Finding(
+        claim="C6",
+        verdict=verdict,
+        quantity="cosine of the shift by a gradient step with the contrast vector, at the block "
+        "chosen on other prompts",
+        estimate=value,
+        reference="higher of the two nulls' 95% quantiles",
+        reference_estimate=null,
+        why=why,
+        notes=tuple(_notes(rows, at)),
+    )
+
+
+def reported(rows: Rows) -> Rows:
+    """The chosen block of every seed and contrast, on the prompts that are reported on."""
+    return select(rows, table="layer", part="report", chosen=True, push="own")
+
+
+def _notes(rows: Rows, at: Rows) -> Iterator[str]:
+    everything = select(rows, table="layer", part="report", chosen=True)
+    for row in over_seeds(everything, by=("space", "behaviour", "push"), value="cosine"):
+        where = {key: row[key] for key in ("space", "behaviour", "push")}
+        same = select(everything, **where)
+        means = {c: estimate(same, c) for c in ("null", "other", "without_answer", "whitened", "p")}
+        null, other, bare, white, p = (found.value if found else 0.0 for found in means.values())
+        blocks = sorted({integer(one, "block") for one in same})
+        at_blocks = ", ".join(map(str, blocks))
+        yield (
+            f"{row['behaviour']} ({row['space']}, {row['push']} push), block {at_blocks}: cosine "
+            f"{row['value']:.2f}, null {null:.2f}, mean p {p:.3f}; step towards the other answer "
+            f"{other:.2f}; without the answers' own directions {bare:.2f}; whitened {white:.2f}."
+        )
+    below = [row for row in at if number(row, "p_adjusted") < number(row, "p_limit")]
+    if at:
+        against = sum(number(row, "cosine") < 0 for row in below)
+        turned = f", and {against} of these cosines are negative" if against else ""
+        yield (
+            f"The p-values of {len(below)} of {len(at)} cosines are below 0.05 after Benjamini and "
+            f"Hochberg's adjustment over blocks{turned}."
+        )
+    yield from one_model(rows)
+    yield from unknown_labels(rows)
+    if at:
+        yield from (f"{reason}." for reason in unmeasured(rows, "layer"))
+
+
+def layer_chart(rows: Rows) -> object:
+    """Cosine against block, with both nulls and the halves of the vector."""
+    measured = {
+        "cosine": "step towards the answer",
+        "other": "step towards the other answer",
+        "ceiling": "two halves of the vector",
+        "shuffled": "labels shuffled, 95%",
+        "matched": "random of equal covariance, 95%",
+    }
+    table = series_over_seeds(
+        select(rows, part="report", push="own"), by=("behaviour", "block"), values=measured
+    )
+    return lines(
+        table,
+        x=Axis("block", "block", whole=True),
+        y=Axis("value", "cosine with the contrast vector", domain=(-1, 1)),
+        facet="behaviour",
+        rules=list(measured.values())[2:],
+    )
+
+
+def chosen_chart(rows: Rows) -> object:
+    """The chosen block of every contrast, in three metrics."""
+    measured = {
+        "cosine": "cosine",
+        "without_answer": "without the answers' directions",
+        "whitened": "whitened",
+        "other": "other answer's step",
+        "null": "higher null, 95%",
+    }
+    table = series_over_seeds(reported(_tagged(rows)), by=("behaviour",), values=measured)
+    return dots(
+        table,
+        x=Axis("value", "cosine at the chosen block", domain=(-1, 1)),
+        row=Axis("behaviour", "contrast"),
+        colour="series",
+        rules=["higher null, 95%"],
+    )
+
+
+def _tagged(rows: Rows) -> Rows:
+    return [{**row, "table": "layer"} for row in rows]
+
+
+TABLES = {
+    "layer": (
+        *CELL_KEYS,
+        Column("part", "", "prompts: choose (the block), or report", "key"),
+        Column("block", "", "0-based block", "key"),
+        Column("chosen", "", "the block with the largest z on the prompts of choose", "key"),
+        Column("cosine", "", "of shift and contrast vector", "measure", "null"),
+        Column("shuffled", "", "95% quantile of its modulus, labels shuffled", "reference"),
+        Column("matched", "", "the same, random vectors of equal covariance", "reference"),
+        Column("null", "", "the higher one", "reference"),
+        Column("isotropic", "", "1 / sqrt(h): too low for a stream that is not isotropic", "key"),
+        Column("p", "", "two-sided, against shuffled labels", "measure", "p_limit"),
+        Column("p_adjusted", "", "after Benjamini-Hochberg over blocks", "measure", "p_limit"),
+        Column("p_limit", "", "5%", "reference"),
+        Column("z", "", "cosine over the root mean square of the shuffled", "measure", "z_limit"),
+        Column("z_limit", "", "about the 95% quantile of a normal null", "reference"),
+        Column(
+            "ceiling",
+            "",
+            "r, cosine of the contrast vectors of two halves; of wholes about 2 r / (1 + r)",
+            "reference",
+        ),
+        Column("other", "", "step towards the other answer, of report alone", "measure", "null"),
+        Column("without_answer", "", "after removing what writes the answers", "measure", "cosine"),
+        Column("whitened", "", "in units of the stream's covariance", "measure", "cosine"),
+    ),
+}
+CLAIMS = (
+    Claim(
+        id="C6",
+        statement="One gradient step shifts activations along the labelled-contrast vector",
+        paper=f"cosine {PAPER}",
+        rule="at the block chosen on other prompts, the cosine less the higher of the 95% "
+        "quantiles of the label-shuffled and the covariance-matched null has its whole interval "
+        "above 0, and no contrast has its own below 0",
+        decide=decide,
+        figure="layers",
+    ),
+)
+FIGURES = (
+    Figure(
+        "layers",
+        "The step and the vector, block by block",
+        "Cosine of the mean shift by a gradient step with the contrast vector; vector, gradient "
+        "and shifted prompts share no prompt. Residual streams are anisotropic: chance is not 0, "
+        "it is the grey lines.",
+        "layer",
+        layer_chart,
+    ),
+    Figure(
+        "chosen",
+        "At the block chosen on other prompts",
+        "What is left of the cosine without the directions that write the two answers, and after "
+        "whitening by the stream's own covariance.",
+        "layer",
+        chosen_chart,
+    ),
+)

@@ -1,0 +1,200 @@
+"""What `subspace_training` compares: the bases, and training in each at its own best rate."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from frenet.experiments.experiment import Row, integer
+from frenet.experiments.setup.networks import Network
+from frenet.experiments.subspace_training import Config
+from frenet.experiments.subspace_training.findings import ALL
+from frenet.geometry.basis import Basis, random_basis
+from frenet.geometry.rng import generator
+from frenet.measure.bases import Sampling, bases_at_damage
+from frenet.measure.recovery import Recovery, regained
+from frenet.measure.trajectory import Training
+from frenet.methods.moving_basis import MovingBasis, moving_prefix
+from frenet.methods.subspace import equal_steps, train_with
+from frenet.methods.subspace_optimizer import SubspaceOptimizer
+from frenet.network.context import measuring
+from frenet.network.tasks import Evaluation, Split, Task, evaluate
+
+
+@dataclass(frozen=True)
+class Case:
+    """One damaged task: what its rows share."""
+
+    network: Network
+    task: Task
+    config: Config
+    keys: Row
+    loss_0: float
+    loss_d: float
+    threshold: float
+
+    @property
+    def seed(self) -> int:
+        """The seed of the cell."""
+        return integer(self.keys, "seed")
+
+    def training(self, steps: int) -> Training:
+        """The run's optimiser and rate, and the same minibatches for all."""
+        optimizer = str(self.keys["optimizer"])
+        return Training(optimizer, self.config.batch_size, steps, seed=1000 + self.seed)
+
+    def regained(self, loss: float) -> float:
+        """Share of the lost loss that is back."""
+        return regained(loss, self.loss_0, self.loss_d, self.network.chance)
+
+    def evaluate(self, split: Split) -> Evaluation:
+        """Loss and accuracy of the network as it is, on one fixed batch."""
+        batch = next(self.task.batches(split, self.config.probe_size, 0))
+        with measuring(self.network.model):
+            return evaluate(self.network.model, batch)
+
+
+class Arm(NamedTuple):
+    """Where to train: in which coordinates, and how many gradients it took to find them."""
+
+    name: str
+    k: int
+    basis: Basis | MovingBasis | None
+    spent: int
+
+
+class Look(NamedTuple):
+    """The held-out loss after a step, and how many numbers have been moved until then."""
+
+    step: int
+    loss: float
+    moved: int
+
+
+@dataclass
+class Trained:
+    """One training at one rate, in units of the run's.
+
+    Attributes:
+        rate: factor on the run's learning rate, beside the one that makes steps equally long.
+        train_loss: mean over the minibatches of the last fifth; infinite where it diverged.
+        looks: at the select loss, from step 0.
+        loss: on the test split at the end.
+        accuracy: of its tokens.
+        full_steps: how many steps moved all coordinates.
+    """
+
+    rate: float
+    train_loss: float = math.inf
+    looks: list[Look] = field(default_factory=list)
+    loss: float = math.inf
+    accuracy: float = 0.0
+    full_steps: int = 0
+
+
+def everything(case: Case) -> Arm:
+    """All coordinates: the ceiling."""
+    return Arm(ALL, case.network.space.dim, None, 0)
+
+
+def arms(case: Case, run: Recovery, gradients: dict[str, Basis], k: int) -> list[Arm]:
+    """The bases of dimension k that the configuration asks for."""
+    space = case.network.space
+
+    def random(*names: str | int) -> Basis:
+        draw = generator(case.seed, "subspace", *names)
+        return random_basis(space.dim, k, draw, space=space)
+
+    def moving_random(inside: int | None) -> MovingBasis:
+        return MovingBasis(k, inside, lambda _, cycle: random("moving", cycle))
+
+    known: dict[str, tuple[Basis | MovingBasis, int]] = {
+        "random": (random("fixed"), 0),
+        **{
+            name: (found.truncate(min(k, found.k)), case.config.n)
+            for name, found in gradients.items()
+        },
+        "prefix": (run.trajectory.prefix(k), k),
+        "random from step k": (moving_random(None), 0),
+        "prefix from step k": (moving_prefix(k, inside=None, space=space), 0),
+        "moving random": (moving_random(k), 0),
+        "moving prefix": (moving_prefix(k, inside=k, space=space), 0),
+    }
+    return [Arm(name, k, *known[name]) for name in case.config.bases]
+
+
+def gradient_bases(case: Case) -> dict[str, Basis]:
+    """Of gradients at the damaged point, raw and in Adam's metric."""
+    config, network = case.config, case.network
+    found = bases_at_damage(
+        network.model,
+        case.task,
+        sampling=Sampling(max(config.ks), config.n, config.batch_size, case.seed),
+        space=network.space,
+        second_order=(),
+    )
+    return {
+        "gradients": found["gradients at damage"],
+        "Adam-scaled gradients": found["Adam-scaled gradients"],
+    }
+
+
+def swept(case: Case, arm: Arm, steps: int) -> list[Trained]:
+    """Training at every rate that hill-climbing from the run's own rate tries."""
+    found: dict[int, Trained] = {}
+
+    def train_loss(exponent: int) -> float:
+        found[exponent] = train(case, arm, steps, rate=case.config.factor**exponent)
+        return found[exponent].train_loss
+
+    climb(train_loss, tries=case.config.tries)
+    return [found[exponent] for exponent in sorted(found)]
+
+
+def climb(score: Callable[[int], float], *, tries: int) -> dict[int, float]:
+    """Scores of 0 and of the neighbours of the lowest so far, until it lies between two.
+
+    >>> climb(lambda i: (i - 2.0) ** 2, tries=9)
+    {0: 4.0, 1: 1.0, 2: 0.0, 3: 1.0}
+    """
+    scores = {0: score(0)}
+    while len(scores) < tries:
+        # Of equal scores the smaller: where all diverge, go down.
+        best = min(scores, key=lambda i: (scores[i], i))
+        new = [i for i in (best + 1, best - 1) if i not in scores]
+        if not new:
+            break
+        scores[new[0]] = score(new[0])
+    return scores
+
+
+def train(case: Case, arm: Arm, steps: int, *, rate: float) -> Trained:
+    """Train from the damaged point, and put the weights back."""
+    network, training = case.network, case.training(steps)
+    looks = {round(steps * i / case.config.looks) for i in range(1, case.config.looks + 1)}
+    trained = Trained(rate, looks=[Look(0, case.evaluate("select").loss, 0)])
+    with network.space.restored(network.model):
+        optimizer = SubspaceOptimizer(
+            network.model,
+            network.space,
+            arm.basis,
+            make=partial(training.make, scale=rate) if arm.basis is None else training.make,
+            scale=rate * equal_steps(training, network.space.dim, arm.k),
+            clip=training.clip,
+        )
+
+        def watch(step: int) -> None:
+            if step in looks:
+                full = optimizer.full_taken
+                moved = full * network.space.dim + (step - full) * arm.k
+                trained.looks.append(Look(step, case.evaluate("select").loss, moved))
+
+        try:
+            losses = train_with(network.model, case.task, optimizer, training=training, watch=watch)
+        except FloatingPointError:
+            return trained
+        trained.train_loss = float(losses[-max(1, steps // 5) :].mean())
+        trained.loss, trained.accuracy, _ = case.evaluate("test")
+        trained.full_steps = optimizer.full_taken
+    return trained

@@ -1,0 +1,171 @@
+"""Rows of `subspace_training`: from a damaged network to what training in every basis brings."""
+
+import math
+from collections.abc import Iterator
+
+from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.setup.damage import NotDamagedError, damaged, require_damage
+from frenet.experiments.setup.describe import describe
+from frenet.experiments.setup.networks import build
+from frenet.experiments.setup.recovery import LONGEST_PREFIX
+from frenet.experiments.subspace_training import Config, cells
+from frenet.experiments.subspace_training.arms import (
+    Arm,
+    Case,
+    Trained,
+    arms,
+    everything,
+    gradient_bases,
+    swept,
+)
+from frenet.experiments.subspace_training.findings import CHANCE, UNSWEPT
+from frenet.measure.damage import fixed_loss
+from frenet.measure.recovery import Recovery, evaluate_at, recover, recovered_loss
+from frenet.network.tasks import Split
+
+
+def damaged_rows(case: Case) -> Iterator[Row]:
+    """Everything from the damaged point: the run, then all coordinates and every basis."""
+    run = _run(case)
+    yield _run_row(case, run)
+    if run.stop is None:
+        return
+    arm = everything(case)
+    whole = swept(case, arm, run.stop)
+    best, unswept = _best(case, arm, whole), next(t for t in whole if t.rate == 1.0)
+    ceiling: Row = {"regained_all": case.regained(best.loss), "accuracy_all": best.accuracy}
+    context = {**ceiling, "chance": None, "regained_steps": _alone(case, run, run.stop)}
+    yield from _rows(case, arm, best, run.stop, context)
+    yield from _rows(case, arm._replace(name=UNSWEPT), unswept, run.stop, context)
+    yield from _rate_rows(case, arm, whole, unswept)
+    gradients = gradient_bases(case)
+    for k in (k for k in case.config.ks if k <= LONGEST_PREFIX * run.stop):
+        found = [(arm, swept(case, arm, run.stop)) for arm in arms(case, run, gradients, k)]
+        chosen = {arm.name: _best(case, arm, trained) for arm, trained in found}
+        for arm, trained in found:
+            own, random = chosen[arm.name], chosen.get(CHANCE[arm.name])
+            context = {
+                **ceiling,
+                "chance": None if random is None else case.regained(random.loss),
+                "regained_steps": _alone(case, run, own.full_steps),
+            }
+            yield from _rows(case, arm, own, run.stop, context)
+            yield from _rate_rows(case, arm, trained, unswept)
+
+
+def _run(case: Case) -> Recovery:
+    """Full training at the rate of the configuration, until it has recovered."""
+    space, model = case.network.space, case.network.model
+    with space.restored(model):
+        return recover(
+            model,
+            case.task,
+            case.training(case.config.steps),
+            space=space,
+            threshold=case.threshold,
+            probe_size=case.config.probe_size,
+        )
+
+
+def _run_row(case: Case, run: Recovery) -> Row:
+    most = math.inf if run.stop is None else LONGEST_PREFIX * run.stop
+    return {
+        "table": "run",
+        **case.keys,
+        "status": "not recovered" if run.stop is None else "recovered",
+        "loss_0": case.loss_0,
+        "loss_d": case.loss_d,
+        "loss_end": run.losses[-1][1],
+        "threshold": case.threshold,
+        "stop": run.stop,
+        "longest": case.config.steps,
+        "left_out": ", ".join(str(k) for k in case.config.ks if k > most),
+    }
+
+
+def _best(case: Case, arm: Arm, trained: list[Trained]) -> Trained:
+    """The one with the lowest training loss."""
+    best = min(trained, key=lambda t: (t.train_loss, t.rate))
+    if math.isinf(best.train_loss):
+        raise FloatingPointError(
+            f"training {case.task.name} in the basis {arm.name!r} diverged at all "
+            f"{len(trained)} rates from {case.keys['optimizer']} down; pass a smaller one"
+        )
+    return best
+
+
+def _alone(case: Case, run: Recovery, steps: int) -> float:
+    """What the first steps of the run regain."""
+    batch = next(case.task.batches("test", case.config.probe_size, 0))
+    delta, network = run.trajectory.displacement(0, steps), case.network
+    return case.regained(evaluate_at(network.model, batch, space=network.space, delta=delta).loss)
+
+
+def _rows(case: Case, arm: Arm, trained: Trained, steps: int, context: Row) -> Iterator[Row]:
+    """What one arm brought at its best rate, and its loss against the step."""
+    keys: Row = {**case.keys, "basis": arm.name, "k": arm.k}
+    looks = {look.step: look for look in trained.looks}
+    yield {
+        "table": "trained",
+        **keys,
+        "steps": steps,
+        "full_steps": trained.full_steps,
+        "spent": arm.spent,
+        "moved": looks[steps].moved,
+        "rate": trained.rate,
+        "loss": trained.loss,
+        "loss_d": case.loss_d,
+        "regained": case.regained(trained.loss),
+        "accuracy": trained.accuracy,
+        "stop": next((s for s, look in looks.items() if look.loss <= case.threshold), None),
+        **context,
+    }
+    for i in range(case.config.looks + 1):
+        look = looks[round(steps * i / case.config.looks)]
+        yield {
+            "table": "curve",
+            **keys,
+            "share": i / case.config.looks,
+            **look._asdict(),
+            "threshold": case.threshold,
+        }
+
+
+def _rate_rows(case: Case, arm: Arm, trained: list[Trained], unswept: Trained) -> Iterator[Row]:
+    """The rates that were tried, and what they were chosen by."""
+    best = _best(case, arm, trained)
+    for i, one in enumerate(trained):
+        yield {
+            "table": "rate",
+            **case.keys,
+            "basis": arm.name,
+            "k": arm.k,
+            "rate": one.rate,
+            "chosen": one is best,
+            "at_end": one is best and i in (0, len(trained) - 1),
+            "train_loss": one.train_loss if math.isfinite(one.train_loss) else None,
+            "train_loss_all": unswept.train_loss if math.isfinite(unswept.train_loss) else None,
+        }
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables run, trained, curve and rate."""
+    network = build(config, space=cell["space"], seed=cell["seed"])
+    yield from describe(
+        network, cell, cells(config), config, select=config.probe_size, test=config.probe_size
+    )
+    task = network.tasks[cell["task"]]
+
+    def loss(split: Split) -> float:
+        return fixed_loss(network.model, task, split=split, size=config.probe_size)
+
+    before, select_before = loss("test"), loss("select")
+    keys: Row = dict(cell.keys)
+    try:
+        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
+            after = loss("test")
+            threshold = recovered_loss(select_before, loss("select"), network.chance)
+            require_damage(task, before, after, depth=config.depth, chance=network.chance)
+            yield from damaged_rows(Case(network, task, config, keys, before, after, threshold))
+    except NotDamagedError as error:
+        yield {"table": "run", **keys, "status": "not damaged", "why": str(error)}

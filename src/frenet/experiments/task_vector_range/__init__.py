@@ -1,0 +1,65 @@
+"""What do task vectors do beyond where training ended, against it, and in sums? (M8)."""
+
+from dataclasses import dataclass
+
+from frenet.experiments.experiment import Cell, Experiment, Later
+from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.describe import NETWORK_TABLES
+from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare
+from frenet.experiments.task_vector_range.figures import FIGURES, TABLES, labelled
+
+
+@dataclass(frozen=True)
+class Config(DamageConfig, NetworkConfig):
+    """Train on one task at a time from one point, and go along the differences."""
+
+    protocol: str = "relative-noise"
+    """Damage before, of the first task and by its size of all others; 'none' starts from the
+    network as it is."""
+    optimizer: str = "adam:3e-4"
+    """Optimiser and rate of the training in all weights."""
+    lora_optimizer: str = "adam:3e-3"
+    """Optimiser and rate of the training of LoRA."""
+    steps: int = 100
+    """Steps of training on each task."""
+    batch_size: int = 64
+    """Examples in a minibatch."""
+    k: int = 10
+    """Directions of the bases."""
+    scales: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+    """Coefficients of the vector."""
+    eval_size: int = 256
+    """Held-out examples of each task; fewer where there are fewer."""
+
+
+def cells(config: Config) -> list[Cell]:
+    """One cell a seed and space."""
+    return [Cell.of(seed=seed, space=space) for seed in config.seeds for space in config.spaces]
+
+
+EXPERIMENT = Experiment(
+    name="task-vector-range",
+    question="What do task vectors do further on, backwards, and added to each other?",
+    claims=(),
+    config=Config,
+    cells=cells,
+    run=Later("frenet.experiments.task_vector_range.measure:run"),
+    tables=TABLES | NETWORK_TABLES,
+    figures=FIGURES,
+    presets={
+        "smoke": Config(
+            only=("reverse", "copy"), steps=12, k=4, batch_size=16, eval_size=32, damage_batch=16,
+            scales=(-1.0, 0.0, 0.5, 1.0, 2.0), **SMALL_NETWORK,
+        ),
+        "demo": Config(only=("reverse", "parity")),
+        "cpu": Config(spaces=("full", "lora"), max_tasks=4),
+        "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
+        "lm": Config(
+            protocol="none", learn_steps=0, lora_optimizer="adamw:2e-3", batch_size=8, steps=60,
+            k=8, eval_size=32, **LANGUAGE_MODEL,
+        ),
+    },
+    prepare=prepare,
+    in_demo=False,
+    reread=labelled,
+)  # fmt: skip

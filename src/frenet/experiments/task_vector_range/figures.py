@@ -1,0 +1,235 @@
+"""What the rows of `task_vector_range` say: columns and figures."""
+
+from frenet.experiments.experiment import Column, Figure, Row, Rows, integer
+from frenet.experiments.figures.charts import Axis, dots, lines
+from frenet.experiments.intervals import over_seeds, select, series_over_seeds
+from frenet.experiments.setup.describe import labelled_rows
+
+OWN, OTHERS, RANDOM = "its own task", "the other tasks", "its own, along a random vector"
+EARLIER = (
+    "stored by an earlier build: with LoRA losses along task vectors, sums and cosines are those "
+    "of the factors A and B, not of the weights"
+)
+
+
+def labelled(rows: Rows) -> Rows:
+    """Rows of builds that went along the factors of LoRA without saying so, with the labels."""
+    return labelled_rows(rows, _labels, earlier=EARLIER)
+
+
+def _labels(row: Row) -> Row:
+    """What a row of an earlier build does not say of itself."""
+    coordinates = "factors" if row["space"] == "lora" else "weights"
+    if row["table"] != "answer":
+        return {"coordinates": coordinates}
+    words = str(row["sentence"]).replace("its vector, ", f"its vector; in the {coordinates} ", 1)
+    return {"sentence": words.replace(" added (", f" added in the {coordinates} (")}
+
+
+def along_chart(rows: Rows) -> object:
+    """Loss against the coefficient, of the vector's own task and of the others."""
+    by = ("panel", "a")
+    columns = {"loss": OWN, "random": RANDOM}
+    if any(row["others"] is not None for row in rows):
+        columns["others"] = OTHERS
+    return lines(
+        series_over_seeds(_panelled(rows), by=by, values=columns),
+        x=Axis("a", "coefficient of the vector"),
+        y=Axis("value", "loss, nats per token"),
+        colour="series",
+        facet="panel",
+        rules=[RANDOM],
+    )
+
+
+def _panelled(rows: Rows) -> list[Row]:
+    """Rows with a panel for each task and, where there are several, each space and line."""
+    lines_of = {(row["space"], row["coordinates"]) for row in rows}
+    names = {
+        (space, coordinates): f": {space}, in the {coordinates}" if len(lines_of) > 1 else ""
+        for space, coordinates in lines_of
+    }
+    return [
+        {**row, "panel": f"{row['task']}{names[row['space'], row['coordinates']]}"} for row in rows
+    ]
+
+
+def ways_chart(rows: Rows) -> object:
+    """Both straight lines to the end of one training, of the first seed."""
+    first = min(integer(row, "seed") for row in rows)
+    several = len({row["space"] for row in rows}) > 1
+    table: list[Row] = [
+        {
+            **row,
+            "series": f"in the {row['coordinates']}",
+            "panel": f"{row['task']}{': ' + str(row['space']) if several else ''}",
+        }
+        for row in select(rows, seed=first)
+    ]
+    return lines(
+        table,
+        x=Axis("a", "share of the way to the end of training"),
+        y=Axis("loss", "loss, nats per token", domain=(0.0, 1.0), apart=True),
+        interval=None,
+        colour="series",
+        facet="panel",
+        rules=[],
+    )
+
+
+def kept_chart(rows: Rows) -> object:
+    """How much of a task's gain is left when another vector is added."""
+    table: list[Row] = [
+        {**row, "pair": f"{row['task']} + {row['other']}"}
+        for row in rows
+        if row["kept"] is not None
+    ]
+    values = {
+        "kept": "with the other vector added",
+        "transfer": "by the other vector alone",
+        "kept_random": "with a random vector as long added",
+    }
+    return dots(
+        series_over_seeds(table, by=("pair",), values=values),
+        x=Axis("value", "share of the first task's gain"),
+        row=Axis("pair", "task + added vector"),
+        colour="series",
+        rules=["with a random vector as long added"],
+    )
+
+
+def inside_chart(rows: Rows) -> object:
+    """Share of the vector in bases of k directions."""
+    table = [
+        {**row, "series": "captured"} for row in over_seeds(rows, by=("basis",), value="captured")
+    ]
+    for column, label in (("walk", "of a random walk"), ("random", "of a random basis")):
+        found = over_seeds(rows, by=("basis",), value=column)
+        table += [{**row, "series": label} for row in found]
+    return dots(
+        table,
+        x=Axis("value", "share of the vector's squared norm", domain=(0.0, 1.0)),
+        row="basis",
+        colour="series",
+        rules=["of a random walk", "of a random basis"],
+    )
+
+
+_KEYS = (
+    Column("seed", "", "seed of network, data and minibatches", "key"),
+    Column("space", "", "parameters that train: all weights, or the factors of LoRA", "key"),
+    Column("task", "", "task of the vector", "key"),
+)
+_COORDINATES = Column(
+    "coordinates", "", "in which the line is straight: the weights, or the factors A and B of LoRA",
+    "key",
+)  # fmt: skip
+TABLES = {
+    "answer": (
+        *_KEYS,
+        Column("sentence", "", "loss along the vector and in sums, in words", "key"),
+    ),
+    "along": (
+        *_KEYS,
+        _COORDINATES,
+        Column("a", "", "coefficient of the vector", "key"),
+        Column("loss", "nats/token", "of its own task at theta_0 + a tau", "measure", "random"),
+        Column("start", "nats/token", "of its own task at theta_0", "reference"),
+        Column("random", "nats/token", "along a random vector as long", "reference"),
+        Column("others", "nats/token", "mean of the other tasks", "measure", "others_start"),
+        Column("others_start", "nats/token", "the same at theta_0", "reference"),
+        Column("relative", "", "||Delta W|| / ||W|| there", "reference"),
+    ),
+    "radius": (
+        *_KEYS,
+        _COORDINATES,
+        Column(
+            "times",
+            "",
+            "largest share of the vector at which the change of its task's loss is "
+            "linear within eps",
+            "measure",
+            "whole",
+        ),
+        Column("low", "", "lower end of its 95% interval over examples", "reference"),
+        Column("high", "", "upper end; empty: beyond what was looked at", "reference"),
+        Column("whole", "", "the end of training", "reference"),
+        Column("unbounded", "", "linear as far as was looked", "key"),
+        Column("radius", "2-norm", "the same as a distance", "measure", "length"),
+        Column("length", "2-norm", "of the vector", "reference"),
+        Column("relative", "", "||Delta W|| / ||W|| at the radius", "measure", "relative_length"),
+        Column("relative_length", "", "the same at the end of training", "reference"),
+        Column("eps", "", "relative deviation that is allowed", "reference"),
+    ),
+    "pair": (
+        *_KEYS,
+        _COORDINATES,
+        Column("other", "", "task of the added vector", "key"),
+        Column("gain", "nats/token", "loss that the vector takes off its task", "measure", "none"),
+        Column("none", "nats/token", "no gain", "reference"),
+        Column(
+            "kept",
+            "",
+            "gain of the sum over that of the vector alone; empty: that is less "
+            "than a tenth of the loss",
+            "measure",
+            "whole",
+        ),
+        Column("whole", "", "nothing lost", "reference"),
+        Column("kept_random", "", "the same with a random vector added", "reference"),
+        Column("transfer", "", "gain of the other vector alone, over the same", "measure", "whole"),
+        Column("cosine", "", "between the two vectors", "measure", "cosine_random"),
+        Column("cosine_random", "", "1 / sqrt(d)", "reference"),
+        Column("cosine_ceiling", "", "between two vectors of the same task", "reference"),
+    ),
+    "inside": (
+        *_KEYS,
+        _COORDINATES,
+        Column("basis", "", "what the directions are", "key"),
+        Column("k", "", "how many", "key"),
+        Column("captured", "fraction", "of the vector's squared norm", "measure", "random"),
+        Column("random", "fraction", "k / d", "reference"),
+        Column("walk", "fraction", "of a random walk with the same step lengths", "reference"),
+    ),
+}
+
+FIGURES = (
+    Figure(
+        "ways",
+        "To the end of one training, and beyond",
+        "Loss of the task along straight lines from the start, 0, through the end of its training, "
+        "1, of the first seed. LoRA has two such lines, which end in the same network: in the "
+        "weights, which an adapter follows when it is scaled, and in its factors A and B, whose "
+        "product is a parabola in the weights.",
+        "along",
+        ways_chart,
+        front=True,
+    ),
+    Figure(
+        "along",
+        "Along a task vector",
+        "Loss at theta_0 + a tau: 1 is where training ended, below 0 the vector is negated, "
+        "beyond 1 it is carried further than training went. With LoRA also along the straight line "
+        "of the factors.",
+        "along",
+        along_chart,
+    ),
+    Figure(
+        "kept",
+        "Two vectors at once",
+        "How much of what a task vector gains on its own task is left when another is added: 1 is "
+        "all of it. Below, what the other vector does for the task alone. Of the vectors that take "
+        "at least a tenth off their task's loss. Vectors are added in the weights.",
+        "pair",
+        kept_chart,
+    ),
+    Figure(
+        "inside",
+        "Where a task vector lies",
+        "Share of its squared norm in bases of k directions. The prefix of a random walk with the "
+        "same step lengths would hold its part too. With LoRA in the factors, in which gradients "
+        "and steps are taken.",
+        "inside",
+        inside_chart,
+    ),
+)

@@ -1,0 +1,300 @@
+"""Rows of `task_vector_range`: along each vector, sums of two, negation, shares in bases."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from frenet.experiments.experiment import Cell, Row, number
+from frenet.experiments.setup.damage import NotDamagedError, damaged
+from frenet.experiments.setup.describe import describe, note
+from frenet.experiments.setup.lines import looked_between, weight_share
+from frenet.experiments.setup.networks import Network, build
+from frenet.experiments.task_vector_range import Config, cells
+from frenet.geometry import rng
+from frenet.geometry.alignment import cosine
+from frenet.geometry.basis import Basis, svd_basis
+from frenet.geometry.linalg import norms
+from frenet.geometry.nulls import random_walk_share
+from frenet.measure.gradients import gradient_matrix
+from frenet.measure.line import loss_line
+from frenet.measure.trajectory import Training, Trajectory, train_and_record
+from frenet.methods.scale import Radius, radius
+from frenet.methods.search import distinct
+from frenet.methods.task_vectors import from_training
+from frenet.network.context import measuring
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import repeatable
+from frenet.network.weight_space import coordinates_of
+
+# Of its task's loss: a share of a smaller gain is the noise of the examples, divided by little.
+LEAST_GAIN = 0.1
+
+
+LEAST = "less than a tenth of the loss"
+
+
+# Relative deviation from the linear at the radius.
+EPS = 0.2
+
+
+class Way(NamedTuple):
+    """A straight line from theta_0 to the end of a training.
+
+    Attributes:
+        coordinates: in which it is straight: weights, or factors of LoRA.
+        space: the parameters that it moves.
+        tau: (d,), to the end.
+        random: (d,), as long.
+    """
+
+    coordinates: str
+    space: ParamSpace
+    tau: torch.Tensor
+    random: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Range:
+    """A network at theta_0, and for every task the two paths of training on it alone.
+
+    The second path of a task, with other minibatches, is the ceiling of what any vector can have
+    with the first.
+
+    Attributes:
+        config: settings.
+        cell: keys of all rows.
+        network: at theta_0.
+        paths: by task, in the parameters that train.
+        space: the weights that training changes; with LoRA those that are adapted.
+        vectors: by task, what either path does to these weights.
+    """
+
+    config: Config
+    cell: Cell
+    network: Network
+    paths: Mapping[str, tuple[Trajectory, Trajectory]]
+    space: ParamSpace
+    vectors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+    def vector(self, task: str, replicate: int = 0) -> torch.Tensor:
+        """tau of a task, a change of the weights."""
+        return self.vectors[task][replicate]
+
+    def random(self, task: str) -> torch.Tensor:
+        """A random change of the same weights, as long as tau."""
+        return self._as_long(task, self.vector(task))
+
+    def ways(self, task: str) -> Iterator[Way]:
+        """Along tau; with LoRA also along the factors, which end there too and bend between."""
+        yield Way("weights", self.space, self.vector(task), self.random(task))
+        space = self.network.space
+        if coordinates_of(space) == "factors":
+            step = self.paths[task][0].displacement()
+            yield Way("factors", space, step, self._as_long(task, step))
+
+    def _as_long(self, task: str, tau: torch.Tensor) -> torch.Tensor:
+        draw = rng.generator(int(self.cell["seed"]), "task-vector-range", task)
+        z = torch.randn(len(tau), generator=draw)
+        return z * (tau.norm() / z.norm())
+
+    def losses(self, delta: torch.Tensor, space: ParamSpace | None = None) -> dict[str, float]:
+        """Held-out loss of every measured task at theta_0 + delta, in nats per token.
+
+        ``space`` is that of the coordinates of ``delta``; None: the weights.
+        """
+        network, found = self.network, {}
+        with (space or self.space).displaced(network.model, delta):
+            for name in self.paths:
+                task = network.tasks[name]
+                batch = distinct(next(repeatable(task, "test", self.config.eval_size, 0)))
+                with measuring(network.model), torch.no_grad():
+                    found[name] = float(task.loss(network.model, batch))
+        return found
+
+    @property
+    def keys(self) -> Row:
+        """Keys of all rows."""
+        return dict(self.cell.keys)
+
+
+def along_rows(spot: Range) -> Iterator[Row]:
+    """The table along: losses at theta_0 + a tau, and at a of the way along the factors."""
+    start = spot.losses(0 * spot.vector(next(iter(spot.paths))))
+    for name in spot.paths:
+        others = [other for other in spot.paths if other != name]
+        before = sum(start[other] for other in others) / len(others) if others else None
+        for way in spot.ways(name):
+            share = weight_share(spot.network.model, way.tau, space=way.space)
+            length = float(way.tau.double().norm())
+            for a in spot.config.scales:
+                at = spot.losses(a * way.tau, way.space)
+                rest = sum(at[other] for other in others) / len(others) if others else None
+                yield {
+                    "table": "along", **spot.keys, "task": name,
+                    "coordinates": way.coordinates, "a": a, "loss": at[name],
+                    "start": start[name], "others": rest, "others_start": before,
+                    "random": spot.losses(a * way.random, way.space)[name],
+                    "relative": share(a * length),
+                }  # fmt: skip
+
+
+def radius_rows(spot: Range) -> Iterator[Row]:
+    """The table radius: how far the task's loss is what its slope says, on either line."""
+    for name in spot.paths:
+        for way in spot.ways(name):
+            try:
+                found, shares = _radius(spot, name, way)
+            except ValueError as error:
+                yield note(spot.cell, f"{name} in the {way.coordinates}: {error}")
+                continue
+            length = float(way.tau.double().norm())
+            yield {
+                "table": "radius", **spot.keys, "task": name, "coordinates": way.coordinates,
+                "times": found.radius / length, "low": found.low / length,
+                "high": found.high / length if math.isfinite(found.high) else None,
+                "whole": 1.0, "unbounded": found.unbounded, "radius": found.radius,
+                "length": length, "relative": shares[0], "relative_length": shares[1], "eps": EPS,
+            }  # fmt: skip
+
+
+def _radius(spot: Range, name: str, way: Way) -> tuple[Radius, tuple[float, float]]:
+    """The radius along a line, and what share of the weights it moves there and at its end."""
+    model, task, seed = spot.network.model, spot.network.tasks[name], int(spot.cell["seed"])
+    batch = distinct(next(repeatable(task, "test", spot.config.eval_size, 0)))
+    share = weight_share(model, way.tau, space=way.space)
+    length = float(way.tau.double().norm())
+    size = float(way.space.read(model).double().norm())
+    draw = rng.generator(seed, "task-vector-range", name, way.coordinates)
+    with loss_line(model, task, batch, way.tau, space=way.space) as line:
+        start, limit = looked_between(line, size, length=length, eps=EPS)
+        found = radius(line, start=start, limit=limit, eps=EPS, generator=draw)
+    return found, (share(found.radius), share(length))
+
+
+def pair_rows(spot: Range) -> Iterator[Row]:
+    """The table pair: two vectors, and what is left of a gain in their sum."""
+    start = spot.losses(0 * spot.vector(next(iter(spot.paths))))
+    for name, other in itertools.permutations(spot.paths, 2):
+        tau, added = spot.vector(name), spot.vector(other)
+        alone = start[name] - spot.losses(tau)[name]
+        gains = {
+            "kept": start[name] - spot.losses(tau + added)[name],
+            "kept_random": start[name] - spot.losses(tau + spot.random(other))[name],
+            "transfer": start[name] - spot.losses(added)[name],
+        }
+        known = alone >= LEAST_GAIN * start[name]
+        yield {
+            "table": "pair", **spot.keys, "task": name, "other": other, "coordinates": "weights",
+            "gain": alone, "none": 0.0,
+            **{key: gain / alone if known else None for key, gain in gains.items()},
+            "whole": 1.0,
+            "cosine": cosine(tau, added),
+            "cosine_ceiling": cosine(tau, spot.vector(name, 1)),
+            "cosine_random": spot.space.dim**-0.5,
+        }  # fmt: skip
+
+
+def share_rows(spot: Range) -> Iterator[Row]:
+    """The table inside: how much of a training lies in bases of k directions, as it moved.
+
+    With LoRA all of it is in the factors, as gradients and steps of the optimiser are.
+    """
+    network, k = spot.network, spot.config.k
+    for name, (path, again) in spot.paths.items():
+        rows = gradient_matrix(
+            network.model, network.tasks[name], space=network.space, n=2 * k,
+            batch_size=spot.config.batch_size, seed=int(spot.cell["seed"]),
+        )  # fmt: skip
+        scaled = rows / (rows.square().mean(0).sqrt() + 1e-8)
+        bases: dict[str, Basis] = {
+            "gradients": svd_basis(rows, k, space=network.space),
+            "Adam-scaled gradients": svd_basis(scaled, k, space=network.space),
+            "own prefix": path.prefix(k),
+            "prefix of the replicate": again.prefix(k),
+        }
+        walk = random_walk_share(norms(path.steps), k)
+        for origin, basis in bases.items():
+            yield {
+                "table": "inside", **spot.keys, "task": name,
+                "coordinates": coordinates_of(network.space), "basis": origin, "k": basis.k,
+                "captured": float(basis.captured_fraction(path.displacement())),
+                "random": basis.k / network.space.dim,
+                "walk": walk if origin == "own prefix" else None,
+            }  # fmt: skip
+
+
+def answer_rows(rows: Sequence[Row]) -> Iterator[Row]:
+    """One sentence for the vector of each task, from the rows of a cell."""
+    for name in dict.fromkeys(row["task"] for row in rows if row["table"] == "along"):
+        mine = [row for row in rows if row.get("task") == name]
+        along = [row for row in mine if row["table"] == "along"]
+        first = along[0]
+        told = [f"loss {first['start']:.3g} without its vector"]
+        for coordinates in dict.fromkeys(row["coordinates"] for row in along):
+            own = [row for row in mine if row.get("coordinates") == coordinates]
+            told.append(f"in the {coordinates} {', '.join(_on_the_way(own))}")
+        told += (
+            f"{row['kept']:.2f} of its gain is left with that of {row['other']} added in the "
+            f"weights ({row['kept_random']:.2f} with a random one)"
+            for row in mine
+            if row["table"] == "pair" and row["kept"] is not None
+        )
+        if any(row["table"] == "pair" and row["kept"] is None for row in mine):
+            told.append(f"it gains too little to ask what is left of it ({LEAST})")
+        yield {
+            "table": "answer", "seed": first["seed"], "space": first["space"], "task": name,
+            "sentence": f"{name}: {'; '.join(told)}",
+        }  # fmt: skip
+
+
+def _on_the_way(rows: Sequence[Row]) -> Iterator[str]:
+    """Losses at the end of training and at the ends of a line, and how far it is straight."""
+    along = {number(row, "a"): row for row in rows if row["table"] == "along"}
+    for a in dict.fromkeys((1.0, max(along), min(along))):
+        if a in along and a != 0:
+            yield f"{along[a]['loss']:.3g} at {a:g} ({along[a]['random']:.3g} along a random one)"
+    for row in (row for row in rows if row["table"] == "radius"):
+        end = "as far as was looked," if row["unbounded"] else "up to"
+        yield f"linear within {row['eps']:.0%} {end} {row['times']:.3g} of its length"
+
+
+def run(config: Config, cell: Cell) -> Iterator[Row]:
+    """Rows of the tables along, radius, pair, inside and answer."""
+    network = build(config, space=cell["space"], seed=cell["seed"])
+    yield from describe(network, cell, cells(config), config, test=config.eval_size)
+    first = network.tasks[network.measured[0]]
+    try:
+        with damaged(network, first, config, protocol=config.protocol, seed=cell["seed"]):
+            spot = _trained(config, cell, network)
+            rows: list[Row] = []
+            tables = (along_rows, radius_rows, pair_rows, share_rows)
+            for row in itertools.chain.from_iterable(table(spot) for table in tables):
+                rows.append(row)
+                yield row
+            yield from answer_rows(rows)
+    except NotDamagedError as error:
+        yield note(cell, f"{config.protocol} left out: {error}")
+
+
+def _trained(config: Config, cell: Cell, network: Network) -> Range:
+    """The vectors of all measured tasks, twice."""
+    model, space, seed = network.model, network.space, int(cell["seed"])
+    optimizer = config.lora_optimizer if cell["space"] == "lora" else config.optimizer
+    paths, vectors = {}, {}
+    for name in network.measured:
+        found = []
+        for replicate in (0, 1):
+            training = Training(
+                optimizer, config.batch_size, config.steps, seed=seed + 7919 * replicate
+            )
+            with space.restored(model):
+                found.append(train_and_record(model, network.tasks[name], training, space=space))
+        paths[name] = (found[0], found[1])
+        weights = from_training(model, found[0]).space(model)
+        taus = [from_training(model, path).flat(weights) for path in found]
+        vectors[name] = (taus[0], taus[1])
+    return Range(config, cell, network, paths, weights, vectors)
