@@ -4,7 +4,7 @@
 class UsageError(ValueError):
     """What the user gave cannot be used; the message says why, and what to do.
 
-    The command line shows the message alone. Any other ValueError is a fault of frenet's, and is
+    The command line shows the message alone. Any other ValueError is a fault of frenet, and is
     shown with its traceback.
     """
 

@@ -1,4 +1,4 @@
-"""Rows of `recovery_basis` put side by side: which recoveries count, and under what they stood."""
+"""Which recoveries can be compared, and under which space, damage and optimiser they were made."""
 
 import math
 from collections.abc import Iterator, Mapping
