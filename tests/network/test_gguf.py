@@ -54,8 +54,7 @@ def refused(path):
 # What is carried over
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-# Of attention logits, llama.cpp knows no scale but that of the width of a head.
-GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}
+GEMMA = {"head_dim": 8, "sliding_window": 16}
 FAMILIES = {
     "llama": {},
     "llama with biases": {"attention_bias": True, "mlp_bias": True},
@@ -113,13 +112,12 @@ def test_a_window_that_is_no_shorter_than_the_context_changes_nothing(file):
 
 @pytest.mark.parametrize(("family", "blocks"), [("gemma2", 46), ("gemma3_text", 62)])
 def test_gemma_of_27b_scales_attention_by_its_width(family, blocks):
-    """llama.cpp knows it by the number of blocks, and takes the width of a head of all others; the
-    file has no key for it."""
+    """llama.cpp knows it by the number of blocks; the file has no key for it."""
     keys = {
         "block_count": blocks, "embedding_length": 96, "attention.head_count": 4,
         "attention.sliding_window": 16, "attention.key_length": 16, "attention.value_length": 16,
     }  # fmt: skip
-    for count, wanted in ((blocks, 24), (blocks - 1, 16)):
+    for count, wanted in ((blocks, 24), (blocks - 1, 256)):
         config = CONFIG_MAPPING[family](
             hidden_size=96, num_attention_heads=4, num_hidden_layers=count, head_dim=16
         )

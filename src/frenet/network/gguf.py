@@ -29,7 +29,7 @@ _NOT_DECODERS = ("general", "tokenizer", "t5", "umt5")
 # While converting, the dequantised tensors and one copy of them in float32.
 _BYTES_PER_PARAMETER = 8
 # Raised when the same file gives another folder, so that those of earlier versions are not taken.
-_CONVERSION = 3
+_CONVERSION = 4
 
 
 def supported_architectures() -> tuple[str, ...]:

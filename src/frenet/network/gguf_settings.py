@@ -227,16 +227,20 @@ def _slides(pattern: Any, count: int) -> list[bool]:
 
 
 def _attention(settings: Settings) -> None:
-    """The scale of attention logits: the width of a head, or of two models, which llama.cpp knows
-    by their blocks, the share of a head in the model's width."""
+    """The scale of attention logits.
+
+    GGUF has no key for Gemma's. llama.cpp knows the two models of 27B by their number of blocks and
+    takes a head's share of the model's width for them. All others that were released have the
+    default of their class, 256, which is the width of their heads.
+    """
     file, config, blocks = settings.file, settings.config, settings.left.get("block_count")
     if not settings.has("query_pre_attn_scalar"):
         if settings.has("attention_multiplier") and settings.left.get("attention.scale"):
             settings.set("attention_multiplier", settings.take("attention.scale"))
         return
-    known = (file.architecture, blocks) in (("gemma2", 46), ("gemma3", 62))
-    share = config.hidden_size // config.num_attention_heads
-    settings.set("query_pre_attn_scalar", share if known else config.head_dim)
+    if (file.architecture, blocks) in (("gemma2", 46), ("gemma3", 62)):
+        share = config.hidden_size // config.num_attention_heads
+        settings.set("query_pre_attn_scalar", share)
     if scale := settings.take("attention.scale"):
         settings.set("query_pre_attn_scalar", scale**-2)
 
