@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from frenet.geometry import rng
 from frenet.measure.curvature import hessian_product, hutchinson, top_eigenpairs
-from frenet.network.context import transformable
-from frenet.network.load import load
+from frenet.network.checkpoints.load import load
+from frenet.network.measuring import transformable
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import Batch, Task, target_logits
 from timing import (
     STORIES,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
 from frenet.measure.per_example import vmapped_rows
-from frenet.network.load import load
+from frenet.network.checkpoints.load import load
 from frenet.network.space import ParamSpace
 from timing import (
     STORIES,

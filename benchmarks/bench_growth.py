@@ -33,7 +33,7 @@ from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.search import Selection, random_search
 from frenet.network.memory import free_bytes
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticTask, SyntheticTransformer
 from frenet.runs.engine import cells_of, jobs
 from frenet.runs.pool import here
 from frenet.runs.ray_cells import in_cluster

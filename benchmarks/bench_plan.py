@@ -24,7 +24,7 @@ from frenet.methods.evaluation import Evaluator
 from frenet.methods.plan import plan
 from frenet.methods.search import Selection, distinct
 from frenet.methods.survey import survey
-from frenet.network.context import measuring
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Task, repeatable
 from timing import Row, show

@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.evaluation import Evaluator, group_size
 from frenet.network.blocks import block_list
-from frenet.network.context import measuring
-from frenet.network.load import load
+from frenet.network.checkpoints.load import load
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, token_loss
 from timing import (

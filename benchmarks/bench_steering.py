@@ -23,9 +23,9 @@ from frenet.measure.shift import activation_shift
 from frenet.methods.steered_generation import generate_steered
 from frenet.methods.steering import caa
 from frenet.network.blocks import residual_blocks
-from frenet.network.context import measuring
-from frenet.network.contrast import Contrast, Item
-from frenet.network.load import Loaded, load
+from frenet.network.checkpoints.load import Loaded, load
+from frenet.network.data.contrast import Contrast, Item
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
 from timing import STORIES, Row, attempted, model_name, ratios, run_of, show, times, turns

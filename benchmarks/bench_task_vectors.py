@@ -17,7 +17,7 @@ import torch
 
 from frenet.methods.merged import save_merged
 from frenet.methods.task_vectors import TaskVector, from_checkpoints
-from frenet.network.tensor_files import TensorFiles
+from frenet.network.checkpoints.tensor_files import TensorFiles
 from timing import Row, alone, attempted, from_status, ratios, show, times, turns
 from units import size
 

@@ -27,11 +27,11 @@ from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.evaluation import Evaluator, row_scores
 from frenet.methods.steered_generation import generate_steered
 from frenet.network.blocks import residual_blocks
-from frenet.network.context import measuring
-from frenet.network.grouped import can_group
+from frenet.network.hooks.batched_weights import can_group
+from frenet.network.hooks.positions import Position
+from frenet.network.hooks.sites import Site
+from frenet.network.measuring import measuring
 from frenet.network.padding import forward_arguments
-from frenet.network.positions import Position
-from frenet.network.sites import Site
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, collate, example_losses, token_loss
 

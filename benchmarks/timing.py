@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from frenet.geometry import rng
 from frenet.network.adapters import attach_lora
-from frenet.network.load import load
+from frenet.network.checkpoints.load import load
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, collate, token_loss
 from units import duration

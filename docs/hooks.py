@@ -81,8 +81,10 @@ def public_names() -> str:
 
 
 def modules(layer: str) -> str:
-    """Directives that document every module of a layer, by name."""
-    names = sorted(path.stem for path in (ROOT / "src/frenet" / layer).glob("[a-z]*.py"))
+    """Directives that document every module of a layer, its rooms after its own files."""
+    folder = ROOT / "src/frenet" / layer
+    paths = sorted(folder.glob("[a-z]*.py")) + sorted(folder.glob("*/[a-z]*.py"))
+    names = (".".join(path.relative_to(folder).with_suffix("").parts) for path in paths)
     return "\n\n".join(f"::: frenet.{layer}.{name}" for name in names)
 
 

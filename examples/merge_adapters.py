@@ -10,7 +10,7 @@ import tempfile
 
 import frenet
 from frenet.measure.damage import fixed_loss
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, trained_synthetic
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, trained_synthetic
 
 NETWORK = SyntheticConfig(width=32, steps=300)
 TASKS = ("predecessor", "sort")

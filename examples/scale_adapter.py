@@ -9,7 +9,7 @@ seen, and follows the adapter from none of it to three times itself.
 import frenet
 from frenet.geometry.rng import generator
 from frenet.measure.damage import fixed_loss
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, trained_synthetic
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, trained_synthetic
 
 
 def main() -> None:

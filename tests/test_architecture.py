@@ -19,6 +19,11 @@ LAYERS = (
     "integrations",
     "cli",
 )
+# Rooms of a layer, each of which imports none that comes later; "" are the files beside them.
+ROOMS = {
+    "network": ("", "hooks", "data", "checkpoints", "synthetic"),
+    "experiments": ("", "figures", "setup"),
+}
 FUNCTION_LINES = 50
 
 
@@ -126,7 +131,31 @@ def crossings(src: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("check", [wrong_imports, above_nothing, cycle, crossings, long_functions])
+def backward(src: Path) -> list[str]:
+    """Imports of a later room of the same layer; rooms without a place come after the others."""
+    known = modules(src)
+    found = []
+    for name, path in known.items():
+        for module in sorted(imports(name, path, known)):
+            (own, here), (other, there) = (room(each, known) for each in (name, module))
+            if own == other and own in ROOMS and name != f"{PACKAGE}.{own}" and here < there:
+                found.append(f"{name} imports {module}")
+    return found
+
+
+def room(name: str, known: dict[str, Path]) -> tuple[str, int]:
+    """The layer of a module, and the place of its room in the order of the layer."""
+    parts = [*name.split("."), "", ""]
+    order = ROOMS.get(parts[1], ())
+    path = known.get(".".join(parts[:3]))
+    place = parts[2] if path is None or path.name == "__init__.py" else ""
+    return parts[1], order.index(place) if place in order else len(order)
+
+
+CHECKS = [wrong_imports, above_nothing, cycle, crossings, backward, long_functions]
+
+
+@pytest.mark.parametrize("check", CHECKS)
 def test_the_package_keeps_the_rules(check):
     assert check(SRC) == []
 
@@ -217,6 +246,26 @@ def test_an_import_from_one_experiment_into_another_is_found(toy):
     assert crossings(src) == [
         "frenet.experiments.one.rows imports frenet.experiments.two.rows",
         "frenet.experiments.setup imports frenet.experiments.one",
+    ]
+
+
+def test_an_import_of_a_later_room_is_found(toy):
+    src = toy(
+        {
+            "network/__init__.py": "from frenet.network import data",
+            "network/space.py": "from frenet.network.hooks.sites import x",
+            "network/hooks/sites.py": "from frenet.network import tasks",
+            "network/tasks.py": "",
+            "network/data/__init__.py": "from frenet.network.checkpoints import load",
+            "network/checkpoints/load.py": "from frenet.network.hooks import sites",
+            "experiments/setup/lines.py": "from frenet.experiments.toy import measure",
+            "experiments/toy/measure.py": "from frenet.experiments import setup",
+        }
+    )
+    assert backward(src) == [
+        "frenet.experiments.setup.lines imports frenet.experiments.toy.measure",
+        "frenet.network.data imports frenet.network.checkpoints.load",
+        "frenet.network.space imports frenet.network.hooks.sites",
     ]
 
 

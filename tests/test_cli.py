@@ -123,7 +123,7 @@ def test_doctor_does_not_fail_where_something_is_wrong(monkeypatch, capsys):
 
     for name in ("has_cuda", "machine", "versions"):
         monkeypatch.setattr(f"frenet.runs.machine.{name}", broken)
-    monkeypatch.setattr("frenet.network.cache.cache_dir", broken)
+    monkeypatch.setattr("frenet.network.checkpoints.cache.cache_dir", broken)
     assert cli.main(["doctor", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     unknown = "not known (RuntimeError: the driver is too old)"
@@ -421,9 +421,9 @@ def test_the_reader_of_a_pipe_may_leave_early():
 
 
 def test_convert_prints_where_the_folder_is(monkeypatch, capsys):
-    loader = types.ModuleType("frenet.network.load")
+    loader = types.ModuleType("frenet.network.checkpoints.load")
     loader.convert_gguf = lambda file, out: out or file.with_suffix("")
-    monkeypatch.setitem(sys.modules, "frenet.network.load", loader)
+    monkeypatch.setitem(sys.modules, "frenet.network.checkpoints.load", loader)
     assert cli.main(["convert", "models/tiny.gguf"]) == 0
     assert cli.main(["convert", "models/tiny.gguf", "--out", "mine"]) == 0
     assert capsys.readouterr().out == f"{Path('models/tiny')}\nmine\n"

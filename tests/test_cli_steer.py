@@ -9,7 +9,7 @@ from frenet.cli import main
 from frenet.cli.steer import _table
 from frenet.methods import steering
 from frenet.methods.steering_vector import load_vector
-from frenet.network.tokens import encode
+from frenet.network.data.tokens import encode
 from network.models import EOS, tiny_llama, tiny_tokenizer
 
 

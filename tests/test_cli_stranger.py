@@ -13,9 +13,9 @@ from frenet.experiments.direction_scale import EXPERIMENT, PROBE
 from frenet.experiments.setup.reading import LoadingConfig
 from frenet.methods.task_vectors import from_checkpoints
 from frenet.methods.vector_files import vectors_from_disk
-from frenet.network.contrast import UnansweredError
-from frenet.network.contrasts import contrasts
-from frenet.network.files import read_rows
+from frenet.network.data.contrast import UnansweredError
+from frenet.network.data.contrasts import contrasts
+from frenet.network.data.files import read_rows
 from frenet.runs import run_experiment
 from frenet.runs.progress import Watch
 from network.models import tiny_qwen2, tiny_tokenizer
@@ -262,7 +262,7 @@ def test_every_bad_vector_is_named_once_and_before_anything_is_loaded(
     folder, capsys, tmp_path, monkeypatch
 ):
     assert run(folder, *STEER, "--out", "@s.safetensors") == 0
-    monkeypatch.setattr("frenet.network.load.load", None)
+    monkeypatch.setattr("frenet.network.checkpoints.load.load", None)
     (tmp_path / "v.gguf").write_bytes(b"GGUF")
     wrong = ("nowhere", "@s.safetensors", tmp_path / "v.gguf")
     line = refused(folder, capsys, *PROBED, "--vectors", *wrong, "@model")

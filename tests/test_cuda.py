@@ -14,9 +14,9 @@ from frenet.methods.steering import caa, gradient_shift, shifted_prompts
 from frenet.methods.steering_effect import Prompted, neutral_cost, steered_differences
 from frenet.methods.survey import survey
 from frenet.network.adapters import attach_lora
-from frenet.network.sites import Site
+from frenet.network.hooks.sites import Site
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from measure.quadratic import RowsTask
 from measure.test_no_trace import MEASUREMENTS, in_use, state
 from methods.test_steering import STATEMENTS

@@ -19,7 +19,7 @@ from frenet.methods.plan import plan
 from frenet.methods.scale import Point, Radius
 from frenet.methods.search import Gain, SearchResult
 from frenet.methods.survey import Survey
-from frenet.network.load import Loaded
+from frenet.network.checkpoints.load import Loaded
 from frenet.runs import Run
 
 HOSTILE = "<script>alert(1)</script>\x00\u202e" + "long" * 100

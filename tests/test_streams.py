@@ -16,7 +16,7 @@ from frenet.cli.codes import DONE, MISTAKE, NO_RESULT, TERMINATED
 from frenet.cli.options import printing
 from frenet.cli.steer import _texts
 from frenet.cli.streams import OutputLostError, Stream, Tamed, standard_streams
-from frenet.network.text import task_names
+from frenet.network.data.text import task_names
 
 # A title of the window, a bell, a colour, a NUL, line ends, right-to-left, C1 codes and line
 # separators; after each a sign that stays.

@@ -24,8 +24,8 @@ from frenet._files import (
     whole_files,
     write_whole,
 )
-from frenet.network.files import RowError, read_rows
-from frenet.network.folders import held
+from frenet.network.checkpoints.folders import held
+from frenet.network.data.files import RowError, read_rows
 
 
 @pytest.mark.parametrize(

@@ -61,21 +61,21 @@ if TYPE_CHECKING:
     )
     from frenet.methods.winners import load_winner, save_winner
     from frenet.network.adapters import attach_lora
-    from frenet.network.contrasts import contrasts
-    from frenet.network.load import load
-    from frenet.network.sites import Site
+    from frenet.network.checkpoints.load import load
+    from frenet.network.data.contrasts import contrasts
+    from frenet.network.data.text import text_tasks
+    from frenet.network.hooks.sites import Site
     from frenet.network.space import ParamSpace
-    from frenet.network.text import text_tasks
     from frenet.report import write_report
     from frenet.runs import read_run, run_experiment
 
 # Names are imported at their first use, so that the command line's help need not wait for torch.
 _HOME = {
     # networks and tasks
-    "load": "network.load",
+    "load": "network.checkpoints.load",
     "attach_lora": "network.adapters",
-    "text_tasks": "network.text",
-    "contrasts": "network.contrasts",
+    "text_tasks": "network.data.text",
+    "contrasts": "network.data.contrasts",
     "ParamSpace": "network.space",
     # measuring
     "gradient": "measure.gradients",
@@ -118,7 +118,7 @@ _HOME = {
     "save_winner": "methods.winners",
     "load_winner": "methods.winners",
     # activations and steering
-    "Site": "network.sites",
+    "Site": "network.hooks.sites",
     "record": "measure.activations",
     "add": "measure.activations",
     "last_activations": "measure.activations",

@@ -226,7 +226,7 @@ def test_prompts_of_a_contrast_are_read_as_far_as_is_asked_and_the_model_can(
     rows = [{"prompt": f"is it {i:02}?".rjust(length), "label": "yn"[i % 2]} for i in range(16)]
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     at = spot(replace(config, contrasts=str(file), max_length=given))
-    monkeypatch.delattr("frenet.network.load.load")
+    monkeypatch.delattr("frenet.network.checkpoints.load.load")
     found = steering_direction(at)
     assert found is not None
     assert {len(item.context) for item in found.fresh.items} == {read}

@@ -20,7 +20,7 @@ from frenet.experiments.reproduce import (
 from frenet.experiments.reproduce.costs import COSTS, MODEL, kind_of
 from frenet.experiments.setup.contrasts import behaviours
 from frenet.experiments.setup.networks import task_names
-from frenet.network import made_model
+from frenet.network.checkpoints import builtin_gpt2 as made_model
 from frenet.runs import forecast as forecasting
 from frenet.runs import machine
 from frenet.runs.engine import cells_of

@@ -29,9 +29,9 @@ from frenet.experiments.step_vs_vector import measure as step_measure
 from frenet.experiments.step_vs_vector.measure import _layers, _shifts
 from frenet.geometry.rng import generator
 from frenet.methods.steering_effect import answer_directions, prompted
-from frenet.network.contrast import Contrast, Item
+from frenet.network.data.contrast import Contrast, Item
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import Output
+from frenet.network.synthetic.model import Output
 from network.models import tiny_llama, tiny_tokenizer
 
 YES, NO, WIDTH, TOKENS = 0, 1, 24, 400

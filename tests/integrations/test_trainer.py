@@ -13,7 +13,7 @@ from frenet.experiments import brackets
 from frenet.geometry.basis import prefix_basis
 from frenet.integrations.trainer import FrenetCallback, read_trajectory
 from frenet.measure.drift import basis_drift, example_snapshot, half_life
-from frenet.network.context import measuring
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.runs import read_run
 from integrations.watching import (

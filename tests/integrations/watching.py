@@ -12,8 +12,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from frenet.integrations.trainer import FrenetCallback
 from frenet.network.adapters import quiet_peft
+from frenet.network.data.text import text_tasks
 from frenet.network.tasks import collate
-from frenet.network.text import text_tasks
 from network.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 STEPS = 8

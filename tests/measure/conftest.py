@@ -10,7 +10,7 @@ from torch import nn
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import Task
 from measure.quadratic import RowsTask
 from network.models import tiny_gpt2, tiny_llama, tiny_qwen2

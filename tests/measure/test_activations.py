@@ -14,10 +14,10 @@ from frenet.measure.passes import ending_after, run_blocks
 from frenet.measure.shift import activation_shift, finite_shift
 from frenet.network.adapters import attach_lora
 from frenet.network.blocks import residual_blocks
-from frenet.network.context import measuring
-from frenet.network.sites import Site
+from frenet.network.hooks.sites import Site
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTransformer
 from frenet.network.tasks import collate
 from network.models import EOS, OTHERS, tiny_gpt2, tiny_llama, tiny_qwen2
 

@@ -9,7 +9,7 @@ from frenet.measure.bases import Sampling, bases_at_damage, bases_at_start
 from frenet.measure.gradients import gradient, gradient_matrix
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticTask
+from frenet.network.synthetic.model import SyntheticTask
 from measure.quadratic import quadratic, spectrum_matrix
 
 SAMPLING = Sampling(k=4, n=9, batch_size=2, seed=3)

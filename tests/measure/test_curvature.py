@@ -11,7 +11,7 @@ from frenet.geometry.linalg import principal_angles
 from frenet.measure import curvature
 from frenet.measure.curvature import AT_ONCE, hessian_product, hutchinson, top_eigenpairs
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import Functional, collate
 from measure.conftest import build, task_for
 from measure.quadratic import ROWS, RowsTask, quadratic, spectrum_matrix

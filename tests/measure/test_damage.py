@@ -11,7 +11,7 @@ from frenet.measure import damage as damages
 from frenet.measure.damage import PROTOCOLS, Damage, Mixture, Negated, fixed_loss
 from frenet.measure.trajectory import Training
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticTask
+from frenet.network.synthetic.model import SyntheticTask
 from frenet.network.tasks import Task
 from measure.conftest import build, lora
 from measure.quadratic import ROWS, RowsTask

@@ -20,7 +20,7 @@ from frenet.measure.drift import (
 from frenet.measure.gradients import gradient, gradient_matrix
 from frenet.measure.trajectory import Training
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from measure.quadratic import quadratic
 
 SPEED = 0.02

@@ -8,7 +8,7 @@ from frenet.measure.gradients import gradient
 from frenet.measure.line import loss_line
 from frenet.measure.per_example import vmapped_rows
 from frenet.measure.shift import activation_shift, finite_shift
-from frenet.network.context import transformable
+from frenet.network.measuring import transformable
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
 from measure.conftest import lora

@@ -11,7 +11,7 @@ from transformers import DynamicCache, T5Config, T5ForConditionalGeneration
 from frenet.geometry.rng import generator
 from frenet.measure.activations import add, record
 from frenet.network.adapters import attach_lora
-from frenet.network.sites import Site
+from frenet.network.hooks.sites import Site
 from network.models import tiny_bloom, tiny_gemma2, tiny_gpt2, tiny_lfm2, tiny_llama, tiny_mamba
 
 FAMILIES = {

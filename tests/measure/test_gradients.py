@@ -19,7 +19,7 @@ from frenet.measure.gradients import (
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.network import memory
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import IGNORE, collate, token_loss
 from measure.conftest import build, lora, task_for
 from measure.quadratic import ROWS, RowsTask, quadratic

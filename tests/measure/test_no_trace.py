@@ -14,7 +14,7 @@ from frenet.measure.gradients import example_gradients, gradient, gradient_matri
 from frenet.measure.recovery import evaluate_at, recover
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.methods.subspace import train_in_basis
-from frenet.network.context import measuring
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
 from measure.conftest import build

@@ -10,7 +10,7 @@ from frenet.measure.damage import fixed_loss
 from frenet.measure.recovery import evaluate_at, prefix_capture, recover, recovered_loss, regained
 from frenet.measure.trajectory import Training, Trajectory
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticTask
+from frenet.network.synthetic.model import SyntheticTask
 from frenet.network.tasks import evaluate
 from measure.quadratic import quadratic
 

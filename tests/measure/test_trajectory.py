@@ -14,7 +14,7 @@ from frenet.measure.gradients import gradient
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
 from frenet.network import memory
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticTask
+from frenet.network.synthetic.model import SyntheticTask
 from frenet.network.tasks import collate
 from measure.conftest import build
 from measure.quadratic import ROWS, Point, Quadratic, RowsTask, quadratic, spectrum_matrix

@@ -25,7 +25,7 @@ from frenet.methods.evaluation import Evaluator
 from frenet.methods.search import Selection, random_search
 from frenet.network.adapters import quiet_peft
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import collate, token_loss
 from network.models import tiny_llama
 

@@ -13,7 +13,7 @@ from frenet.methods.search import Selection
 from frenet.methods.survey import Survey, survey
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticTask
+from frenet.network.synthetic.model import SyntheticTask
 from measure.quadratic import Point, Quadratic, quadratic
 from network.models import tiny_gpt2
 

@@ -11,7 +11,7 @@ from frenet.measure.line import Line, loss_line
 from frenet.methods.scale import ROUNDING, _Seen, radius
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import collate, example_losses
 from measure.quadratic import ROWS, RowsTask
 from network.models import tiny_gpt2, tiny_llama

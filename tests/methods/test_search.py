@@ -15,7 +15,7 @@ from frenet.methods.evaluation import Evaluator, group_size, row_scores
 from frenet.methods.scores import RowScores, vote_scores
 from frenet.methods.search import Selection, distinct, gain, random_search
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import IGNORE, collate, evaluate
 
 TASK = SyntheticTask("reverse")

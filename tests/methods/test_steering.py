@@ -27,8 +27,8 @@ from frenet.methods.steering_vector import (
 )
 from frenet.methods.vector_quality import known
 from frenet.network.adapters import attach_lora
-from frenet.network.context import measuring
-from frenet.network.contrast import Contrast, Item
+from frenet.network.data.contrast import Contrast, Item
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
 from network.models import tiny_gpt2, tiny_llama, tiny_qwen2

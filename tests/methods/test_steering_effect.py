@@ -32,11 +32,11 @@ from frenet.methods.steering_effect import (
 )
 from frenet.network.adapters import attach_lora
 from frenet.network.blocks import residual_blocks
-from frenet.network.context import measuring
-from frenet.network.contrast import Item
-from frenet.network.head import few_logits
-from frenet.network.sites import Site
-from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
+from frenet.network.data.contrast import Item
+from frenet.network.hooks.answer_logits import few_logits
+from frenet.network.hooks.sites import Site
+from frenet.network.measuring import measuring
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTransformer
 from frenet.network.tasks import base_model, collate, forward_arguments
 from network.models import OTHERS, tiny_gpt2, tiny_llama, tiny_qwen2
 
@@ -263,7 +263,7 @@ class Linear(nn.Module):
             self.layers[0].weight.copy_(torch.eye(3))
 
     def forward(self, input_ids):
-        from frenet.network.synthetic import Output
+        from frenet.network.synthetic.model import Output
 
         return Output(self.head(self.layers[0](self.embed(input_ids))))
 

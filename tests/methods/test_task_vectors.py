@@ -27,7 +27,7 @@ from frenet.methods.task_vectors import (
 )
 from frenet.methods.vector_files import vectors_from_disk
 from frenet.network.adapters import quiet_peft
-from frenet.network.checkpoints import tensor_shapes
+from frenet.network.checkpoints.pairs import tensor_shapes
 from frenet.network.space import ParamSpace
 from measure.quadratic import RowsTask
 from network.models import tiny_gpt2, tiny_llama, tiny_qwen2

@@ -12,7 +12,7 @@ from frenet.measure.trajectory import Training, train_and_record
 from frenet.methods.subspace import equal_steps, train_in_basis, train_with
 from frenet.methods.subspace_optimizer import SubspaceOptimizer
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from measure.quadratic import quadratic, spectrum_matrix
 
 CURVATURES = torch.linspace(0.5, 3, 12)

@@ -10,7 +10,7 @@ from frenet.methods.vector_files import plain_base, vectors_from_disk
 from frenet.methods.winners import load_winner, save_winner
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTransformer
 from measure.quadratic import RowsTask
 from methods.test_task_vectors import adapted, logits, saved
 from network.models import tiny_gpt2, tiny_llama

@@ -15,10 +15,10 @@ from frenet.geometry.rng import generator
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.search import Selection, random_search
 from frenet.methods.winners import load_winner, save_winner
-from frenet.network.adapter_load import load_adapter
 from frenet.network.adapters import attach_lora, quiet_peft
+from frenet.network.checkpoints.adapter_load import load_adapter
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from network.models import tiny_llama
 
 TASK = SyntheticTask("reverse")
@@ -161,7 +161,7 @@ from frenet.methods.search import Selection, random_search
 from frenet.methods.winners import save_winner
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticTask
+from frenet.network.synthetic.model import SyntheticTask
 from network.models import tiny_llama
 
 model = attach_lora(tiny_llama(), rank=2, targets=["q_proj", "v_proj", "up_proj"], seed=0)

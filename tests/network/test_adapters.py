@@ -15,9 +15,13 @@ from frenet.network.adapters import (
     other_half,
     structural_zeros,
 )
+from frenet.network.checkpoints.weight_space import (
+    describe_update,
+    update_ranks,
+    weight_space_gradient,
+)
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate, token_loss
-from frenet.network.weight_space import describe_update, update_ranks, weight_space_gradient
 
 MODELS = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama}
 BATCH = collate([([5, 9], [3, 7]), ([7, 2, 8], [4]), ([1], [2])])

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from frenet import _files
 from frenet._files import TEMPORARY, DiskFullError
-from frenet.network.cache import kept_tensors
-from frenet.network.gguf import _digest
+from frenet.network.checkpoints.cache import kept_tensors
+from frenet.network.checkpoints.gguf import _digest
 
 MADE = {
     "theta": torch.arange(6.0).reshape(2, 3),

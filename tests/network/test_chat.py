@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from frenet.network.chat import asked, messages_of, opened
-from frenet.network.contrasts import contrasts
-from frenet.network.files import RowError
-from frenet.network.text import task_names, text_tasks
+from frenet.network.data.chat import asked, messages_of, opened
+from frenet.network.data.contrasts import contrasts
+from frenet.network.data.files import RowError
+from frenet.network.data.text import task_names, text_tasks
 from network.chats import TEMPLATES, chat_tokenizer
 
 TALK = [

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from frenet.network.contrasts import contrasts
-from frenet.network.files import RowError
-from frenet.network.text import text_tasks
+from frenet.network.data.contrasts import contrasts
+from frenet.network.data.files import RowError
+from frenet.network.data.text import text_tasks
 from network.chats import chat_tokenizer
 
 WORDS = chat_tokenizer(None)

@@ -10,9 +10,9 @@ from frenet.measure.gradients import example_gradients, gradient
 from frenet.measure.shift import activation_shift
 from frenet.methods.steering_effect import Prompted, answer_differences
 from frenet.network.adapters import attach_lora
-from frenet.network.context import patched
-from frenet.network.head import few_logits
-from frenet.network.sites import Site
+from frenet.network.hooks.answer_logits import few_logits
+from frenet.network.hooks.sites import Site
+from frenet.network.measuring import patched
 from frenet.network.space import ParamSpace
 from measure.quadratic import RowsTask
 from network.models import tiny_llama

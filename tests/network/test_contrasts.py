@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from frenet.network.contrasts import answered_names, contrasts
-from frenet.network.files import RowError
-from frenet.network.synthetic_contrasts import ANSWERS, synthetic_contrast
+from frenet.network.data.contrasts import answered_names, contrasts
+from frenet.network.data.files import RowError
+from frenet.network.synthetic.contrasts import ANSWERS, synthetic_contrast
 from network.models import tiny_tokenizer
 
 # Tokens of one character; the two words are one token each.
@@ -269,7 +269,7 @@ def test_of_a_cut_prompt_both_answers_keep_what_the_longer_one_leaves(tmp_path):
 def test_synthetic_contrasts_are_balanced_and_answered_by_the_rule(name):
     import torch
 
-    from frenet.network.synthetic import RULES
+    from frenet.network.synthetic.model import RULES
 
     found = synthetic_contrast(name, rows=20, seed=3)
     assert len(found.of_class(True)) == len(found.of_class(False)) == 10

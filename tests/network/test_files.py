@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from frenet.network.files import RowError, read_rows, shown
+from frenet.network.data.files import RowError, read_rows, shown
 
 # Case S5 of the user reports: BOM, CRLF, a blank line, NA and null, a quoted line break, doubled
 # quotes, and a row with one cell.

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from frenet.methods.task_vectors import from_adapter, from_checkpoints
 from frenet.methods.vector_files import vectors_from_disk
 from frenet.network.adapters import quiet_peft
-from frenet.network.folders import held
-from frenet.network.load import load
-from frenet.network.tensor_files import TensorFiles
+from frenet.network.checkpoints.folders import held
+from frenet.network.checkpoints.load import load
+from frenet.network.checkpoints.tensor_files import TensorFiles
 
 IDS = torch.tensor([[5, 9, 3, 7]])
 WEIGHTS = "adapter_model.safetensors"

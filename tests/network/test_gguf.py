@@ -10,11 +10,11 @@ import torch
 from gguf_files import TOKENS, logits, tiny, write_gguf
 from transformers import CONFIG_MAPPING, LlamaConfig
 
-from frenet.network.gguf import convert_gguf
-from frenet.network.gguf_file import GgufFile, read_gguf
-from frenet.network.gguf_settings import carry_over
-from frenet.network.load import load
-from frenet.network.made_folder import RECORD, read_record, seal_folder
+from frenet.network.checkpoints.gguf import convert_gguf
+from frenet.network.checkpoints.gguf_file import GgufFile, read_gguf
+from frenet.network.checkpoints.gguf_settings import carry_over
+from frenet.network.checkpoints.load import load
+from frenet.network.checkpoints.made_folder import RECORD, read_record, seal_folder
 
 BASE = {"rope_type": "default", "rope_theta": 10000.0}
 DENSE = "load the folder in Hugging Face format"

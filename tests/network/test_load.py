@@ -16,13 +16,13 @@ import transformers
 from models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen2, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
-from frenet.network import gguf as gguf_module
 from frenet.network.adapters import attach_lora, check_trainable
-from frenet.network.cache import cache_dir
-from frenet.network.checkpoints import fingerprint
-from frenet.network.gguf import supported_architectures
-from frenet.network.load import convert_gguf, load
-from frenet.network.made_folder import whole_folder
+from frenet.network.checkpoints import gguf as gguf_module
+from frenet.network.checkpoints.cache import cache_dir
+from frenet.network.checkpoints.gguf import supported_architectures
+from frenet.network.checkpoints.load import convert_gguf, load
+from frenet.network.checkpoints.made_folder import whole_folder
+from frenet.network.checkpoints.pairs import fingerprint
 from frenet.network.memory import free_bytes, require_memory
 from frenet.network.space import ParamSpace
 from frenet.runs.worker import is_user_mistake

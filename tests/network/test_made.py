@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from frenet import contrasts, load, text_tasks
-from frenet.network import made_model
-from frenet.network.made_data import made_rows, spelled
-from frenet.network.schemas import recognise
+from frenet.network.checkpoints import builtin_gpt2 as made_model
+from frenet.network.data.builtin_data import made_rows, spelled
+from frenet.network.data.schemas import recognise
 
 WORDS, COMPARISONS = "frenet:words", "frenet:comparisons"
 

@@ -11,9 +11,9 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 
 from frenet.measure.activations import record
 from frenet.measure.gradients import gradient
-from frenet.network.context import measuring
+from frenet.network.hooks.sites import Site
+from frenet.network.measuring import measuring
 from frenet.network.padding import arranged, forward_arguments, padded_way
-from frenet.network.sites import Site
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate, example_losses, token_loss
 from measure.quadratic import ROWS, RowsTask

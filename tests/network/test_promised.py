@@ -6,8 +6,8 @@ import time
 import pytest
 from models import tiny_gpt2, tiny_llama, tiny_mixtral, tiny_qwen2
 
-from frenet.network.load import load
-from frenet.network.promised import require_stored
+from frenet.network.checkpoints.load import load
+from frenet.network.checkpoints.promised import require_stored
 
 
 def edited(folder, model, **changes):

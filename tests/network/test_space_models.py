@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from frenet.geometry import rng
 from frenet.geometry.subspace import require_same_space
 from frenet.network.adapters import attach_lora
-from frenet.network.load import load
+from frenet.network.checkpoints.load import load
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate, token_loss
 

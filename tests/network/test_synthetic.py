@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from frenet.geometry import rng
-from frenet.network import synthetic
-from frenet.network.synthetic import (
+from frenet.network.synthetic import model as synthetic
+from frenet.network.synthetic.model import (
     BASE,
     FIRST_TASK_TOKEN,
     LEARNED,

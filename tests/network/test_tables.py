@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from frenet.network.contrasts import answered_names, contrasts
-from frenet.network.files import RowError, read_rows
-from frenet.network.tables import Reading
-from frenet.network.text import task_names, text_tasks
+from frenet.network.data.contrasts import answered_names, contrasts
+from frenet.network.data.files import RowError, read_rows
+from frenet.network.data.tables import Reading
+from frenet.network.data.text import task_names, text_tasks
 from network.chats import chat_tokenizer
 
 WORDS = chat_tokenizer(None)
@@ -180,7 +180,7 @@ def test_columns_that_cannot_be_are_errors(tmp_path, columns, why):
 
 
 def test_a_template_says_it_all():
-    from frenet.network.schemas import Template
+    from frenet.network.data.schemas import Template
 
     with pytest.raises(ValueError, match="pass a template, or columns, prompt and completion"):
         Reading.of({"prompt": "a"}, template=Template("{a}", "{b}"))

@@ -13,7 +13,7 @@ from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticTask
+from frenet.network.synthetic.model import SyntheticTask
 from frenet.network.tasks import (
     IGNORE,
     Functional,

@@ -9,13 +9,13 @@ import pytest
 import torch
 from models import EOS, byte_tokenizer, tiny_gpt2, tiny_llama, tiny_tokenizer
 
-from frenet.network.contrasts import contrasts
-from frenet.network.files import RowError
-from frenet.network.load import load
-from frenet.network.schemas import KNOWN, Template
+from frenet.network.checkpoints.load import load
+from frenet.network.data.contrasts import contrasts
+from frenet.network.data.files import RowError
+from frenet.network.data.schemas import KNOWN, Template
+from frenet.network.data.text import task_names, text_tasks
+from frenet.network.data.tokens import encode, join
 from frenet.network.tasks import IGNORE, Task
-from frenet.network.text import task_names, text_tasks
-from frenet.network.tokens import encode, join
 
 
 @pytest.fixture

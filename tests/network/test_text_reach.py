@@ -25,8 +25,8 @@ from transformers import (
 
 from frenet.measure.activations import add, last_activations, record
 from frenet.network.blocks import reads_ahead, residual_blocks, text_reach
+from frenet.network.hooks.sites import Site
 from frenet.network.limits import context_length
-from frenet.network.sites import Site
 from frenet.network.space import ParamSpace
 
 TEXT = {

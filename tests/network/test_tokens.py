@@ -9,11 +9,11 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, 
 from tokenizers import models as pieces
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from frenet.network.contrasts import contrasts
-from frenet.network.files import RowError
+from frenet.network.data.contrasts import contrasts
+from frenet.network.data.files import RowError
+from frenet.network.data.text import text_tasks
+from frenet.network.data.tokens import Encoded, encode, join, of_one_prompt, text_ids
 from frenet.network.limits import context_length
-from frenet.network.text import text_tasks
-from frenet.network.tokens import Encoded, encode, join, of_one_prompt, text_ids
 
 TEXTS = [
     "the cat sat: yes", "is it true? no", "Answer: (A)", "12 and 34\nunhappy", "aé bÉ",
@@ -243,7 +243,7 @@ def test_tasks_label_scores_and_contrasts_read_a_prompt_alike(tmp_path, monkeypa
         asked.extend(items)
         return torch.zeros(len(items))
 
-    monkeypatch.setattr("frenet.network.text.continuation_log_probabilities", look)
+    monkeypatch.setattr("frenet.network.data.text.continuation_log_probabilities", look)
     examples = [row for rows in task.examples.values() for row in rows]
     task.label_scores(torch.nn.Linear(1, 1), [row.prompt for row in examples])
     tail = [tokenizer.eos_token_id]

@@ -9,8 +9,8 @@ from torch import nn
 
 from frenet.geometry.rng import generator
 from frenet.network.adapters import attach_lora, quiet_peft
+from frenet.network.checkpoints.weight_space import coordinates_of, weight_change, weights_norm
 from frenet.network.space import ParamSpace
-from frenet.network.weight_space import coordinates_of, weight_change, weights_norm
 from network.models import tiny_gpt2, tiny_llama, tiny_mistral, tiny_mixtral, tiny_qwen2
 
 IDS = torch.tensor([[5, 9, 3, 7, 1, 2]])

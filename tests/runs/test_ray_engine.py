@@ -17,7 +17,7 @@ from frenet.geometry.rng import generator
 from frenet.methods.candidates import Noise
 from frenet.methods.search import Selection, random_search
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.runs import run_experiment
 from frenet.runs.ray_cluster import TRIES, Fleet, Work, handed_out, processors, shared_out
 from frenet.runs.ray_cluster import cluster as joined

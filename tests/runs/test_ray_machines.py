@@ -21,7 +21,7 @@ from frenet.geometry.rng import generator
 from frenet.methods.candidates import Noise
 from frenet.methods.search import Selection, random_search
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.runs.engine import cells_of, jobs
 from frenet.runs.pool import here
 from frenet.runs.ray_cells import in_cluster

@@ -24,10 +24,10 @@ from frenet.methods.steering_vector import (
     save_vector,
 )
 from frenet.methods.task_vectors import TaskVector, from_adapter, load_task_vector, save_task_vector
-from frenet.network.cache import kept_tensors
-from frenet.network.made_folder import RECORD, seal_folder, whole_folder
+from frenet.network.checkpoints.cache import kept_tensors
+from frenet.network.checkpoints.made_folder import RECORD, seal_folder, whole_folder
+from frenet.network.checkpoints.tensor_files import load_tensors, save_tensors
 from frenet.network.space import ParamSpace
-from frenet.network.tensor_files import load_tensors, save_tensors
 from frenet.runs import RunFolder, RunFolderError, find_runs, pack_run, read_run
 from network.models import tiny_llama
 

@@ -171,7 +171,7 @@ def _report(args: list[str]) -> int:
 def _convert(args: list[str]) -> int:
     """``frenet convert``."""
     options = parse(Convert, args, command="convert", about="Turn a GGUF file into a folder.")
-    from frenet.network.load import convert_gguf
+    from frenet.network.checkpoints.load import convert_gguf
 
     with printing(False) as show:
         show(convert_gguf(options.file, out=options.out))

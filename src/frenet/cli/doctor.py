@@ -113,7 +113,7 @@ def _free() -> dict[str, Any]:
 
 
 def _cache() -> dict[str, Any]:
-    from frenet.network.cache import cache_dir
+    from frenet.network.checkpoints.cache import cache_dir
 
     sizes = [path.stat().st_size for path in cache_dir().rglob("*") if path.is_file()]
     size = f"{sum(sizes) / 2**20:.0f} MiB"

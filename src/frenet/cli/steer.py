@@ -15,8 +15,8 @@ from frenet.cli.steer_options import Apply, Compare, Export, Extract, Source
 
 if TYPE_CHECKING:
     from frenet.methods.steering_vector import SteeringVector
-    from frenet.network.contrast import Contrast
-    from frenet.network.load import Loaded
+    from frenet.network.checkpoints.load import Loaded
+    from frenet.network.data.contrast import Contrast
 
 HELP = """\
 usage: frenet steer COMMAND [options]
@@ -95,7 +95,7 @@ def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any
     from frenet.methods import steering
     from frenet.methods.vector_quality import known
     from frenet.network.blocks import residual_blocks
-    from frenet.network.contrast import UnansweredError
+    from frenet.network.data.contrast import UnansweredError
     from frenet.network.space import ParamSpace
 
     model, path = loaded.model, options.path or None
@@ -226,8 +226,8 @@ def _apply(args: list[str]) -> int:
 
         from frenet.methods.steered_generation import generate_steered, stream_norm
         from frenet.methods.steering_vector import load_vector
-        from frenet.network.chat import asked
-        from frenet.network.tokens import text_ids
+        from frenet.network.data.chat import asked
+        from frenet.network.data.tokens import text_ids
 
         vector, loaded = load_vector(options.vector), options.load(options.model)
         path = options.path or None

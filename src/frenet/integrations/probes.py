@@ -13,10 +13,10 @@ from frenet._errors import UsageError
 from frenet.experiments.experiment import Row
 from frenet.measure.checked import Check, check_slope
 from frenet.measure.drift import Vectors, basis_drift, example_snapshot
-from frenet.network.context import measuring
+from frenet.network.checkpoints.tensor_files import load_tensors, save_tensors
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import IGNORE, Batch, Split, Task
-from frenet.network.tensor_files import load_tensors, save_tensors
 
 SETS = ("fit", "again", "held_out")
 

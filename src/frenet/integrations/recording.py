@@ -24,8 +24,8 @@ from frenet.measure.trajectory_files import (
     read_steps,
     read_tensors,
 )
+from frenet.network.checkpoints.tensor_files import save_tensors
 from frenet.network.space import ParamSpace
-from frenet.network.tensor_files import save_tensors
 from frenet.runs import read_run
 
 CHUNK_BYTES = 32 << 20

@@ -19,9 +19,9 @@ from frenet.measure.passes import (
     run_blocks,
 )
 from frenet.network.blocks import residual_blocks
-from frenet.network.context import measuring
-from frenet.network.positions import Pass
-from frenet.network.sites import Site, hooked
+from frenet.network.hooks.positions import Pass
+from frenet.network.hooks.sites import Site, hooked
+from frenet.network.measuring import measuring
 from frenet.network.tasks import Batch, collate, require_tokens
 
 # Rows to a beginning that share a pass in any case.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from frenet._errors import UsageError
 from frenet.measure.gradients import gradient
-from frenet.network.context import measuring
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Task, base_model
 

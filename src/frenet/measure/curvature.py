@@ -14,7 +14,7 @@ from torch.func import grad, jvp, vmap
 
 from frenet._errors import UsageError
 from frenet.geometry.basis import Basis
-from frenet.network.context import transformable
+from frenet.network.measuring import transformable
 from frenet.network.padding import arranged
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Functional, Task, columns_to_keep

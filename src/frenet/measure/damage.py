@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.measure.trajectory import Training, train_and_record
-from frenet.network.context import measuring
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Split, Task, base_model
 

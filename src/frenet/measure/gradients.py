@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from frenet._errors import UsageError
 from frenet.measure.per_example import linear_rows, vmapped_rows
-from frenet.network.context import measuring
+from frenet.network.measuring import measuring
 from frenet.network.memory import require_memory
 from frenet.network.padding import Part, arranged
 from frenet.network.space import ParamSpace

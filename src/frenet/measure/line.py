@@ -13,7 +13,7 @@ from frenet._errors import UsageError
 from frenet.geometry.linalg import dot, norm
 from frenet.measure.checked import check_slope
 from frenet.measure.curvature import hessian_product
-from frenet.network.context import measuring, transformable
+from frenet.network.measuring import measuring, transformable
 from frenet.network.padding import arranged
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import (

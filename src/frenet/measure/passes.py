@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet.network.blocks import residual_blocks
+from frenet.network.hooks.watch import CACHES
 from frenet.network.limits import require_room
 from frenet.network.padding import arranged, is_padded
 from frenet.network.tasks import Batch, base_model, collate, forward_arguments, require_tokens
-from frenet.network.watch import CACHES
 
 # Tokens that go through the network at once while activations are collected.
 TOKENS = 2048

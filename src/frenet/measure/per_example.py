@@ -12,7 +12,7 @@ from torch.func import grad, vmap
 from torch.utils.hooks import RemovableHandle
 
 from frenet.geometry.linalg import norm, norms
-from frenet.network.context import measuring, transformable
+from frenet.network.measuring import measuring, transformable
 from frenet.network.padding import Part, is_padded, unmasked
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Functional, Task, columns_to_keep

@@ -10,7 +10,7 @@ from frenet.geometry.linalg import norms
 from frenet.geometry.nulls import random_walk_share
 from frenet.measure.damage import fixed_loss
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
-from frenet.network.context import measuring
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Evaluation, Task, evaluate
 

@@ -15,8 +15,8 @@ from frenet.measure.passes import (
     fitting_groups,
     run_blocks,
 )
-from frenet.network.context import transformable
-from frenet.network.sites import Site
+from frenet.network.hooks.sites import Site
+from frenet.network.measuring import transformable
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Functional, collate
 

@@ -13,7 +13,7 @@ from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.geometry.basis import Basis, prefix_basis
 from frenet.geometry.linalg import norm
-from frenet.network.context import measuring
+from frenet.network.measuring import measuring
 from frenet.network.memory import require_memory
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task, repeatable

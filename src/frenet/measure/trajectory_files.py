@@ -14,9 +14,9 @@ from torch import Tensor
 from frenet._errors import UsageError
 from frenet._files import DamagedFileError, parse_json, require_object
 from frenet.measure.trajectory import Trajectory
+from frenet.network.checkpoints.tensor_files import load_tensors
 from frenet.network.memory import require_memory
 from frenet.network.space import ParamSpace
-from frenet.network.tensor_files import load_tensors
 
 FOLDER = "trajectory"
 START = "start.safetensors"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from frenet._errors import UsageError
 from frenet._files import whole_files
 from frenet.methods.task_vectors import TaskVector
-from frenet.network.adapter_files import WEIGHTS, write_adapter
 from frenet.network.adapters import linear_modules, quiet_peft
+from frenet.network.checkpoints.adapter_files import WEIGHTS, write_adapter
 
 
 class AdapterFit(NamedTuple):

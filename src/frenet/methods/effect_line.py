@@ -11,8 +11,8 @@ from frenet.measure.activations import add
 from frenet.measure.line import Line
 from frenet.measure.passes import run_blocks
 from frenet.methods.steering_effect import Prompted, steered_differences
-from frenet.network.context import measuring
-from frenet.network.sites import Site
+from frenet.network.hooks.sites import Site
+from frenet.network.measuring import measuring
 from frenet.network.tasks import collate
 
 

@@ -13,8 +13,7 @@ from frenet.geometry.linalg import root_mean_square
 from frenet.geometry.rng import generator
 from frenet.methods.candidates import Candidates, Noise, Where, space_of
 from frenet.methods.scores import SCORES, RowScores, Score, checked, user_score
-from frenet.network.context import measuring
-from frenet.network.grouped import (
+from frenet.network.hooks.batched_weights import (
     Agreement,
     Layout,
     LayoutError,
@@ -24,6 +23,7 @@ from frenet.network.grouped import (
     shares_blocks,
     watched,
 )
+from frenet.network.measuring import measuring
 from frenet.network.memory import free_bytes
 from frenet.network.padding import arranged
 from frenet.network.space import ParamSpace

@@ -12,9 +12,9 @@ from frenet._errors import UsageError
 from frenet._files import whole_files
 from frenet.geometry.linalg import dot
 from frenet.methods.task_vectors import TaskVector
-from frenet.network.checkpoints import tied_copies
-from frenet.network.folders import ADAPTER_CONFIG
-from frenet.network.tensor_files import TensorFiles, write_tensors
+from frenet.network.checkpoints.folders import ADAPTER_CONFIG
+from frenet.network.checkpoints.pairs import tied_copies
+from frenet.network.checkpoints.tensor_files import TensorFiles, write_tensors
 
 # Weights in any form; everything else in a model's folder goes along, but for an adapter's
 # configuration, which would be taken for one that is still to be applied.

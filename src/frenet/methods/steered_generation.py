@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from frenet._errors import UsageError
 from frenet.measure.activations import add, last_activations
 from frenet.measure.passes import run_blocks
-from frenet.network.context import measuring
+from frenet.network.hooks.sites import Site
 from frenet.network.limits import context_length
+from frenet.network.measuring import measuring
 from frenet.network.padding import rounding
-from frenet.network.sites import Site
 from frenet.network.tasks import base_model
 
 # Tokens of a prompt with which the way of generating is tried.

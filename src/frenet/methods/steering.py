@@ -16,8 +16,8 @@ from frenet.measure.passes import TOKENS, length_groups
 from frenet.measure.shift import activation_shift
 from frenet.methods.steering_vector import SteeringVector
 from frenet.network.blocks import residual_blocks
-from frenet.network.context import measuring
-from frenet.network.contrast import Contrast
+from frenet.network.data.contrast import Contrast
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate, token_loss
 

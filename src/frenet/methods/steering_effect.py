@@ -14,11 +14,18 @@ from frenet.geometry.rng import generator
 from frenet.measure.activations import add, last_activations
 from frenet.measure.passes import TOKENS, cache_name, fitting_groups, run_blocks
 from frenet.network.blocks import residual_blocks
-from frenet.network.context import measuring
-from frenet.network.contrast import Item
-from frenet.network.grouped import Agreement, Layout, LayoutError, copied, named, watched
-from frenet.network.head import few_logits
-from frenet.network.sites import Site
+from frenet.network.data.contrast import Item
+from frenet.network.hooks.answer_logits import few_logits
+from frenet.network.hooks.batched_weights import (
+    Agreement,
+    Layout,
+    LayoutError,
+    copied,
+    named,
+    watched,
+)
+from frenet.network.hooks.sites import Site
+from frenet.network.measuring import measuring
 from frenet.network.tasks import Batch, collate, forward_arguments
 
 # By block, m vectors that are added at the last token: one row a variant of the prompt.

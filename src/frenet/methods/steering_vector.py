@@ -15,7 +15,7 @@ from frenet._files import DamagedFileError, canonical, require_object, whole
 from frenet._notebook import Fact, Shown
 from frenet.geometry.alignment import cosine
 from frenet.network.blocks import residual_blocks
-from frenet.network.tensor_files import DIGESTS, load_tensors, save_tensors
+from frenet.network.checkpoints.tensor_files import DIGESTS, load_tensors, save_tensors
 
 FORMAT = "frenet-steering-vector-1"
 # The architecture by which llama.cpp knows a control vector.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from frenet.geometry.subspace import Basis
 from frenet.measure.trajectory import Training
 from frenet.methods.subspace_optimizer import SubspaceOptimizer
-from frenet.network.context import measuring
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task
 

@@ -19,7 +19,7 @@ from frenet.measure.curvature import Matvec, Trace, at_once, hessian_product, hu
 from frenet.measure.gradients import gradient
 from frenet.methods.candidates import Candidates, Noise, Where, placed, space_of
 from frenet.methods.search import Selection, distinct
-from frenet.network.context import measuring
+from frenet.network.measuring import measuring
 from frenet.network.tasks import Split, Task, repeatable
 
 # Selection is on the first; what carries over is estimated on the second, and so the test split

@@ -15,7 +15,7 @@ from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.geometry.linalg import dot
 from frenet.measure.trajectory import Trajectory
-from frenet.network.adapter_delta import (
+from frenet.network.checkpoints.adapter_delta import (
     UNTIE,
     base_weights,
     live_products,
@@ -23,12 +23,12 @@ from frenet.network.adapter_delta import (
     stored_products,
     sum_of_products,
 )
-from frenet.network.adapter_files import adapter_folder
-from frenet.network.adapter_load import base_notes
-from frenet.network.checkpoints import tied_copies, tied_weights
+from frenet.network.checkpoints.adapter_files import adapter_folder
+from frenet.network.checkpoints.adapter_load import base_notes
+from frenet.network.checkpoints.pairs import tied_copies, tied_weights
+from frenet.network.checkpoints.tensor_files import Read, Shapes, TensorFiles, digest, write_tensors
+from frenet.network.checkpoints.weight_space import weight_change
 from frenet.network.space import ParamSpace
-from frenet.network.tensor_files import Read, Shapes, TensorFiles, digest, write_tensors
-from frenet.network.weight_space import weight_change
 
 FORMAT = "frenet-task-vector-1"
 

@@ -12,11 +12,11 @@ from frenet._errors import UsageError
 from frenet.methods.steering_vector import FORMAT as STEERING
 from frenet.methods.task_vectors import TaskVector, from_adapter, load_task_vector
 from frenet.methods.winners import RECORD
-from frenet.network.adapter_delta import UNTIE, base_weights
-from frenet.network.folders import ADAPTER_WEIGHTS, Held, held, require_adapter_folder
-from frenet.network.promised import language_class
+from frenet.network.checkpoints.adapter_delta import UNTIE, base_weights
+from frenet.network.checkpoints.folders import ADAPTER_WEIGHTS, Held, held, require_adapter_folder
+from frenet.network.checkpoints.promised import language_class
+from frenet.network.checkpoints.tensor_files import TensorFiles
 from frenet.network.tasks import base_model
-from frenet.network.tensor_files import TensorFiles
 
 
 def vectors_from_disk(model: nn.Module, sources: Sequence[str]) -> Iterator[TaskVector]:

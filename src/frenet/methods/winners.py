@@ -16,11 +16,11 @@ from frenet._version import __version__
 from frenet.geometry.subspace import Basis
 from frenet.methods.candidates import Candidates, Noise, Where, space_of
 from frenet.methods.search import SearchResult
-from frenet.network.adapter_delta import active_adapters
-from frenet.network.adapter_files import PREFIX, write_adapter
-from frenet.network.checkpoints import fingerprint
+from frenet.network.checkpoints.adapter_delta import active_adapters
+from frenet.network.checkpoints.adapter_files import PREFIX, write_adapter
+from frenet.network.checkpoints.pairs import fingerprint
+from frenet.network.checkpoints.tensor_files import save_tensors
 from frenet.network.padding import base_model
-from frenet.network.tensor_files import save_tensors
 
 RECORD, WEIGHTS, FORMAT = "candidate.json", "weights.safetensors", 2
 

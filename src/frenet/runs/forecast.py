@@ -129,8 +129,8 @@ def preparation(part: Part, speed: Speed, *, processors: int = 1) -> float:
 
     The network of a seed is trained by one process, and so is ``frenet:gpt2`` for all of them.
     """
-    from frenet.network.made_folder import RECORD
-    from frenet.network.made_model import NAME, ROWS, STEPS, made_folder
+    from frenet.network.checkpoints.builtin_gpt2 import NAME, ROWS, STEPS, made_folder
+    from frenet.network.checkpoints.made_folder import RECORD
 
     config = part.config
     rounds = len(config.seeds) / max(1, min(processors, len(config.seeds)))
@@ -161,7 +161,7 @@ def network_speed(part: Part) -> Speed:
     The model is loaded: one that cannot be is told before hours of work. ``frenet:gpt2`` need not
     be trained for it.
     """
-    from frenet.network.context import torch_threads
+    from frenet.network.measuring import torch_threads
 
     with torch_threads(1):
         model, task, rows = _model_and_task(part)
@@ -182,13 +182,17 @@ def network_speed(part: Part) -> Speed:
 
 def _model_and_task(part: Part) -> "tuple[nn.Module, Any, int]":
     if part.network == SYNTHETIC:
-        from frenet.network.synthetic import SyntheticConfig, SyntheticTask, SyntheticTransformer
+        from frenet.network.synthetic.model import (
+            SyntheticConfig,
+            SyntheticTask,
+            SyntheticTransformer,
+        )
 
         shape = SyntheticConfig(width=part.config.width)
         return SyntheticTransformer(shape, seed=0), SyntheticTask("reverse"), SYNTHETIC_ROWS
     from frenet.network.adapters import attach_lora
-    from frenet.network.made_model import NAME, fresh_gpt2, made_tokenizer
-    from frenet.network.text import text_tasks
+    from frenet.network.checkpoints.builtin_gpt2 import NAME, fresh_gpt2, made_tokenizer
+    from frenet.network.data.text import text_tasks
 
     if part.network == NAME:
         tokenizer = made_tokenizer()

@@ -22,8 +22,8 @@ from frenet._files import (
     sealed,
 )
 from frenet.experiments.experiment import Cell, Column, Experiment
-from frenet.network.folders import adapter_settings
-from frenet.network.sampled import sampled
+from frenet.network.checkpoints.fingerprint import sampled
+from frenet.network.checkpoints.folders import adapter_settings
 from frenet.runs.files import DamagedRunError
 from frenet.runs.header import FORMAT, FORMATS, without_seal
 

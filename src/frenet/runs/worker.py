@@ -64,7 +64,7 @@ def perform(job: Job) -> Outcome:
     start = time.perf_counter()
     lines: list[str] = []
     try:
-        from frenet.network.context import torch_threads
+        from frenet.network.measuring import torch_threads
 
         with torch_threads(job.threads):
             result = job.call(job.config, job.cell)

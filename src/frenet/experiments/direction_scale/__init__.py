@@ -70,7 +70,7 @@ def cells(config: Config) -> list[Cell]:
             vector without the prompts that it steers.
         FileNotFoundError: a vector, contrast or training that is not there.
     """
-    from frenet.network.hub_data import is_path
+    from frenet.network.data.hub import is_path
 
     if unknown := [name for name in config.directions if name not in KINDS]:
         raise UsageError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")

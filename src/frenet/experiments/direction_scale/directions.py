@@ -28,12 +28,12 @@ from frenet.methods.steering_vector import load_vector
 from frenet.methods.survey import survey
 from frenet.methods.task_vectors import TaskVector, from_step, from_training
 from frenet.network.blocks import residual_blocks
-from frenet.network.contrast import Contrast
-from frenet.network.contrasts import contrasts
+from frenet.network.checkpoints.weight_space import Coordinates, coordinates_of
+from frenet.network.data.contrast import Contrast
+from frenet.network.data.contrasts import contrasts
 from frenet.network.space import ParamSpace
-from frenet.network.synthetic_contrasts import synthetic_contrast
+from frenet.network.synthetic.contrasts import synthetic_contrast
 from frenet.network.tasks import Task
-from frenet.network.weight_space import Coordinates, coordinates_of
 
 
 def source_names(sources: Sequence[str]) -> list[str]:

@@ -41,7 +41,7 @@ from frenet.methods.scale import radius
 from frenet.methods.search import distinct
 from frenet.methods.steering import contrast_streams
 from frenet.methods.vector_files import vectors_from_disk
-from frenet.network.contrast import UnansweredError
+from frenet.network.data.contrast import UnansweredError
 from frenet.network.tasks import repeatable
 
 

@@ -196,9 +196,9 @@ def _only(wanted: Reproduction, *, steering: bool) -> tuple[str, ...]:
 
 def _names(wanted: Reproduction, *, steering: bool) -> list[str]:
     """Names of all statements, or of all tasks, of the sources."""
-    from frenet.network.contrasts import answered_names
-    from frenet.network.tables import Reading
-    from frenet.network.text import task_names
+    from frenet.network.data.contrasts import answered_names
+    from frenet.network.data.tables import Reading
+    from frenet.network.data.text import task_names
 
     if not steering:
         reading = reading_of(wanted.rows_read())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from frenet.methods.plan import Plan
     from frenet.methods.search import Gain, SearchResult, Selection
-    from frenet.network.load import Loaded
+    from frenet.network.checkpoints.load import Loaded
     from frenet.network.space import ParamSpace
 
 
@@ -40,8 +40,8 @@ def load_subject(config: SearchConfig) -> Subject:
     """
     from frenet.methods.search import Selection
     from frenet.network.adapters import attach_lora
+    from frenet.network.data.text import told
     from frenet.network.space import ParamSpace
-    from frenet.network.text import told
 
     loaded = config.load(config.model, adapter=config.adapter)
     task = _task(config, loaded)

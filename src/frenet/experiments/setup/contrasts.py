@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from frenet.network.contrast import Contrast, UnansweredError
-    from frenet.network.load import Loaded
+    from frenet.network.checkpoints.load import Loaded
+    from frenet.network.data.contrast import Contrast, UnansweredError
     from frenet.network.space import ParamSpace
 
 # Disjoint parts of a contrast: gradients are made on the first, prompts of the second are shifted,
@@ -119,7 +119,7 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
         ValueError: ``only`` names one that is not there.
     """
     if config.model == "synthetic":
-        from frenet.network.synthetic_contrasts import ANSWERS
+        from frenet.network.synthetic.contrasts import ANSWERS
 
         if any(config.rows_read().values()):
             raise UsageError(
@@ -128,7 +128,7 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
             )
         known = config.tasks or tuple(ANSWERS)
     else:
-        from frenet.network.contrasts import answered_names
+        from frenet.network.data.contrasts import answered_names
 
         if not config.tasks:
             raise UsageError(f"model {config.model} needs contrasts: pass --tasks FILE.jsonl")
@@ -155,7 +155,7 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     from frenet.network.adapters import attach_lora
     from frenet.network.blocks import residual_blocks
     from frenet.network.space import ParamSpace
-    from frenet.network.synthetic_contrasts import synthetic_contrast
+    from frenet.network.synthetic.contrasts import synthetic_contrast
 
     seed, space = cell["seed"], cell["space"]
     if space not in ("full", "lora"):
@@ -200,7 +200,7 @@ def contrasts_of(config: Any, loaded: "Loaded") -> "dict[str, Contrast]":
     Raises:
         ValueError: two files have one of the same name.
     """
-    from frenet.network.contrasts import contrasts
+    from frenet.network.data.contrasts import contrasts
 
     def read(source: str) -> "dict[str, Contrast]":
         return contrasts(
@@ -231,7 +231,7 @@ def _loaded(model: str, how: LoadingConfig) -> Any:
 
 
 def _synthetic(width: int, steps: int, seed: int) -> "nn.Module":
-    from frenet.network.synthetic import SyntheticConfig, trained_synthetic
+    from frenet.network.synthetic.model import SyntheticConfig, trained_synthetic
 
     return trained_synthetic(SyntheticConfig(width=width, steps=steps), seed=seed)
 

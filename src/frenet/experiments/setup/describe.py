@@ -54,7 +54,7 @@ def describe(
     """
     import torch
 
-    from frenet.network.context import measuring
+    from frenet.network.measuring import measuring
     from frenet.network.tasks import evaluate
 
     shared = ("seed", "space")

@@ -7,8 +7,8 @@ from torch import nn
 
 from frenet.measure.line import Line
 from frenet.methods.task_vectors import from_step
+from frenet.network.checkpoints.weight_space import coordinates_of, weights_norm
 from frenet.network.space import ParamSpace
-from frenet.network.weight_space import coordinates_of, weights_norm
 
 
 def looked_between(

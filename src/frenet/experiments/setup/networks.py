@@ -15,10 +15,10 @@ from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig, r
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from frenet.network.load import Loaded
+    from frenet.network.checkpoints.load import Loaded
+    from frenet.network.data.text import TextTask
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import Split, Task
-    from frenet.network.text import TextTask
 
 # A cached network must not depend on the threads of the run that happened to make it; two threads
 # that wait for each other on a busy machine take many times as long as one.
@@ -153,7 +153,7 @@ def prepare(config: NetworkConfig, cell: Cell) -> None:
 
 def at_most(task: "Task", split: "Split", examples: int) -> int:
     """So many examples of a split, or as many as a task from a file has."""
-    from frenet.network.text import TextTask
+    from frenet.network.data.text import TextTask
 
     return min(examples, len(task.examples[split])) if isinstance(task, TextTask) else examples
 
@@ -163,7 +163,7 @@ def held_out(task: "Task") -> "Split":
 
     The synthetic tasks draw new examples for every seed; a file has the same ones for all seeds.
     """
-    from frenet.network.text import TextTask
+    from frenet.network.data.text import TextTask
 
     return "test" if isinstance(task, TextTask) else "train"
 
@@ -185,13 +185,13 @@ def task_names(config: NetworkConfig) -> tuple[str, ...]:
 
 def _known_tasks(config: NetworkConfig) -> tuple[str, ...]:
     if config.model != "synthetic":
-        from frenet.network.text import task_names
+        from frenet.network.data.text import task_names
 
         if not config.tasks:
             raise UsageError(f"model {config.model} needs tasks: pass --tasks FILE.jsonl")
         reading = reading_of(config.rows_read())
         return tuple(name for source in config.tasks for name in task_names(source, reading))
-    from frenet.network.synthetic import LEARNED
+    from frenet.network.synthetic.model import LEARNED
 
     if any(config.rows_read().values()):
         raise UsageError(
@@ -205,7 +205,7 @@ def _known_tasks(config: NetworkConfig) -> tuple[str, ...]:
 
 def _synthetic(config: NetworkConfig, space: str, seed: int) -> Network:
     from frenet.network.space import ParamSpace
-    from frenet.network.synthetic import (
+    from frenet.network.synthetic.model import (
         LEARNED,
         UNSEEN,
         VOCABULARY,
@@ -299,7 +299,7 @@ def _notes(
     measured: Collection[str],
 ) -> tuple[str, ...]:
     """What must be said of a language model and its tasks."""
-    from frenet.network.text import told
+    from frenet.network.data.text import told
 
     dtype = f"{config.model}: weights measured in {loaded.dtype}"
     chosen = only_first(measured, tasks, "tasks", CHOOSE)
@@ -320,8 +320,8 @@ def _require_batches(task: "TextTask", config: NetworkConfig) -> None:
 
 def _learned(key: list[Any], learn: Any) -> Any:
     """The parameter vector that ``learn()`` gives, kept in the cache under ``key``."""
-    from frenet.network.cache import cache_dir, kept_tensors
-    from frenet.network.context import torch_threads
+    from frenet.network.checkpoints.cache import cache_dir, kept_tensors
+    from frenet.network.measuring import torch_threads
 
     digest = hashlib.sha256(json.dumps([*key, LEARNING_THREADS]).encode()).hexdigest()[:16]
     path = cache_dir() / "learned" / f"{digest}.safetensors"

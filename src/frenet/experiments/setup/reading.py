@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from frenet._errors import UsageError
 
 if TYPE_CHECKING:
-    from frenet.network.load import Loaded
-    from frenet.network.tables import Reading
-    from frenet.network.text import TextTask
+    from frenet.network.checkpoints.load import Loaded
+    from frenet.network.data.tables import Reading
+    from frenet.network.data.text import TextTask
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class LoadingConfig:
         """The model of a hub id, folder or file, loaded as these settings say."""
         import torch
 
-        from frenet.network.load import load
+        from frenet.network.checkpoints.load import load
 
         return load(
             model, dtype=getattr(torch, self.dtype), device=self.device or None,
@@ -104,7 +104,7 @@ def tasks_of(config: Any, loaded: "Loaded", *, seed: int = 0) -> "dict[str, Text
     Raises:
         ValueError: two files have one of the same name.
     """
-    from frenet.network.text import text_tasks
+    from frenet.network.data.text import text_tasks
 
     def read(source: str) -> "dict[str, TextTask]":
         longest = loaded.longest(config.max_length)
@@ -117,6 +117,6 @@ def tasks_of(config: Any, loaded: "Loaded", *, seed: int = 0) -> "dict[str, Text
 
 def reading_of(arguments: dict[str, Any]) -> "Reading":
     """The reading that these arguments of ``text_tasks`` or ``contrasts`` make."""
-    from frenet.network.tables import Reading
+    from frenet.network.data.tables import Reading
 
     return Reading.of(arguments.pop("columns"), **arguments)

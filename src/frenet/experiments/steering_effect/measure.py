@@ -33,12 +33,12 @@ from frenet.methods.steering_effect import (
     prompted,
     steered_differences,
 )
-from frenet.network.contrast import UnansweredError
+from frenet.network.data.contrast import UnansweredError
+from frenet.network.data.neutral_texts import NEUTRAL
+from frenet.network.data.tokens import Encoded, encode
+from frenet.network.hooks.sites import Site
 from frenet.network.limits import context_length
-from frenet.network.neutral import NEUTRAL
-from frenet.network.sites import Site
-from frenet.network.synthetic_contrasts import neutral_rows
-from frenet.network.tokens import Encoded, encode
+from frenet.network.synthetic.contrasts import neutral_rows
 
 SHOWN = ("contrast", "gradient")
 

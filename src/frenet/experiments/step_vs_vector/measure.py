@@ -23,7 +23,7 @@ from frenet.geometry.alignment import (
 from frenet.measure.shift import activation_shift
 from frenet.methods.steering import contrast_streams, push_gradient, push_items, shifted_prompts
 from frenet.methods.steering_effect import answer_directions, prompted
-from frenet.network.contrast import UnansweredError
+from frenet.network.data.contrast import UnansweredError
 
 
 @dataclass(frozen=True)

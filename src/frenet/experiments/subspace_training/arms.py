@@ -18,7 +18,7 @@ from frenet.measure.trajectory import Training
 from frenet.methods.moving_basis import MovingBasis, moving_prefix
 from frenet.methods.subspace import equal_steps, train_with
 from frenet.methods.subspace_optimizer import SubspaceOptimizer
-from frenet.network.context import measuring
+from frenet.network.measuring import measuring
 from frenet.network.tasks import Evaluation, Split, Task, evaluate
 
 

@@ -25,10 +25,10 @@ from frenet.measure.trajectory import Training, Trajectory, train_and_record
 from frenet.methods.scale import Radius, radius
 from frenet.methods.search import distinct
 from frenet.methods.task_vectors import from_training
-from frenet.network.context import measuring
+from frenet.network.checkpoints.weight_space import coordinates_of
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import repeatable
-from frenet.network.weight_space import coordinates_of
 
 # Of its task's loss: a share of a smaller gain is the noise of the examples, divided by little.
 LEAST_GAIN = 0.1

@@ -1,0 +1,1 @@
+"""Models, adapters and GGUF files: what they hold, and how they are read."""

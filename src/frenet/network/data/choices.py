@@ -1,0 +1,132 @@
+"""Multiple-choice rows: choices as lettered lines, answers as letters."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from string import ascii_uppercase as LETTERS
+from typing import Any, NamedTuple
+
+from frenet._errors import UsageError
+from frenet.network.data.files import OnBad, RowError, Rows, shown
+from frenet.network.data.schemas import folded
+
+# How an answer may name a choice, in the order in which the ways are tried.
+_WAYS = {
+    "label": "the choices' own labels",
+    "text": "the text of a choice",
+    "letter": "letters",
+    "from 0": "numbers from 0",
+    "from 1": "numbers from 1",
+}
+
+
+class _Asked(NamedTuple):
+    """The choices of a row, their own labels if they have any, and the answer as it stands."""
+
+    texts: list[str]
+    labels: list[str]
+    answer: Any
+
+    def places(self) -> dict[str, int]:
+        """Which choice the answer means, by every way in which it can mean one."""
+        found, number = {}, _number(self.answer)
+        named = folded(str(self.answer))
+        for way, names in (("label", self.labels), ("text", self.texts)):
+            places = [i for i, name in enumerate(names) if folded(name) == named]
+            if len(places) == 1:
+                found[way] = places[0]
+        bare = named.strip("().: ").upper()
+        if len(bare) == 1 and bare in LETTERS[: len(self.texts)]:
+            found["letter"] = LETTERS.index(bare)
+        if number is not None and 0 <= number < len(self.texts):
+            found["from 0"] = number
+        if number is not None and 1 <= number <= len(self.texts):
+            found["from 1"] = number - 1
+        return found
+
+
+def lettered(rows: Rows, *, on_bad: OnBad) -> tuple[Rows, tuple[str, ...]]:
+    """Rows with their choices as lines ``A. ...`` and their answers as letters, and the letters.
+
+    All answers of a file are read in one way: as labels or texts of the choices, letters, or
+    numbers from 0 or from 1, the first that fits most rows (numbers before texts where all answers
+    are numbers). A note says which.
+
+    Raises:
+        RowError: choices that are none, or an answer that names none of them.
+    """
+    asked: list[_Asked] = []
+    kept, bad = [], list(rows.skipped)
+    for i, row in enumerate(rows.values):
+        try:
+            asked.append(_asked(row))
+            kept.append(i)
+        except ValueError as problem:
+            _reject(RowError(rows.source, rows.lines[i], str(problem)), bad, on_bad)
+    if not asked:
+        raise UsageError(f"{rows.source} holds no usable row; the first bad one: {bad[0]}")
+    way = _way(asked)
+    values, lines = [], []
+    for i, each in zip(kept, asked, strict=True):
+        place = each.places().get(way)
+        if place is None:
+            why = f"'answer' is {shown(each.answer)}, which is none of {len(each.texts)} choices"
+            remedy = f"the answers of this file are read as {_WAYS[way]}"
+            _reject(RowError(rows.source, rows.lines[i], f"{why}; {remedy}"), bad, on_bad)
+            continue
+        listed = "\n".join(f"{a}. {b}" for a, b in zip(LETTERS, each.texts, strict=False))
+        values.append({**rows.values[i], "choices": listed, "answer": LETTERS[place]})
+        lines.append(rows.lines[i])
+    note = f"answers are read as {_WAYS[way]}"
+    found = replace(
+        rows, values=tuple(values), lines=tuple(lines), skipped=tuple(bad),
+        notes=(*rows.notes, note),
+    )  # fmt: skip
+    return found, tuple(LETTERS[: max(len(each.texts) for each in asked)])
+
+
+def _reject(error: RowError, bad: list[RowError], on_bad: OnBad) -> None:
+    if on_bad == "error":
+        raise error
+    bad.append(error)
+
+
+def _way(asked: Sequence[_Asked]) -> str:
+    """The way in which most answers name a choice; of several the first."""
+    numbers = all(isinstance(each.answer, int) for each in asked)
+    ways = ("from 0", "from 1", "label", "text") if numbers else tuple(_WAYS)
+    places = [each.places() for each in asked]
+    return max(ways, key=lambda way: sum(way in found for found in places))
+
+
+def _asked(row: Mapping[str, Any]) -> _Asked:
+    """Choices and answer of a row."""
+    for key in ("choices", "answer"):
+        if key not in row:
+            raise UsageError(f"missing key {key!r}; keys found: {', '.join(map(repr, row))}")
+    value, labels = row["choices"], []
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise UsageError(f"'choices' is {shown(value)}, which is no JSON") from None
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        labels = [str(label) for label in value.get("label") or ()]
+        value = value["text"]
+    good = isinstance(value, list) and all(isinstance(v, str | int | float) for v in value)
+    if not good or not 2 <= len(value) <= len(LETTERS):
+        raise UsageError(
+            f"'choices' is {shown(value)}; a list of 2 to {len(LETTERS)} texts is needed"
+        )
+    texts = [str(v).strip() for v in value]
+    if "" in texts:
+        raise UsageError(f"choice {texts.index('') + 1} of {len(texts)} is empty")
+    answer = row["answer"]
+    if isinstance(answer, bool) or not isinstance(answer, str | int) or answer == "":
+        raise UsageError(f"'answer' is {shown(answer)}; a letter, a number or a text is needed")
+    return _Asked(texts, labels, answer)
+
+
+def _number(value: Any) -> int | None:
+    text = str(value).strip()
+    return int(text) if text.isdecimal() else None

@@ -1,0 +1,132 @@
+"""What a contrast is: prompts with two sides, and how they are divided."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import torch
+
+from frenet._errors import UsageError
+from frenet.geometry import rng
+from frenet.network.data.files import shown
+
+Kind = Literal["statements", "choices", "pairs"]
+
+
+class Item(NamedTuple):
+    """One prompt of a contrast.
+
+    Attributes:
+        text: what a person reads: the prompt, or the positive text of a pair.
+        context: token ids of the prompt; empty for a pair of texts.
+        sides: token ids of the whole text on the positive and on the negative side.
+        answers: the tokens that the two sides answer with; None for a pair of texts, and where an
+            answer is several tokens.
+        label: whether the prompt itself belongs to the positive class; None where it has no class.
+        line: of the source.
+    """
+
+    text: str
+    context: list[int]
+    sides: tuple[list[int], list[int]]
+    answers: tuple[int, int] | None
+    label: bool | None
+    line: int
+
+    def both_answers(self) -> tuple[int, int]:
+        """The answers, where there are any.
+
+        Raises:
+            ValueError: a pair of texts, or answers of several tokens.
+        """
+        if self.answers is None:
+            why = (
+                "an answer is several tokens to this tokenizer; pass words of one token each "
+                "(Contrast.require_answers names some)"
+                if self.context
+                else "it is a pair of texts; pass statements or choices"
+            )
+            raise UsageError(f"{shown(self.text)} (line {self.line}) has no answers: {why}")
+        return self.answers
+
+
+class UnansweredError(UsageError):
+    """A contrast whose answers a tokenizer splits: no logit says what the model answers."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A behaviour with two sides.
+
+    Attributes:
+        name: of the behaviour.
+        kind: "statements", labelled prompts that are all answered with the same two words;
+            "choices", questions of which either letter may be the positive one; "pairs" of texts.
+        words: the answers of the positive and the negative side, empty for pairs.
+        items: the prompts.
+        notes: what was dropped or decided while loading, one sentence each.
+        unanswered: why no logit is the answer's, where answers are several tokens.
+    """
+
+    name: str
+    kind: Kind
+    words: tuple[str, ...]
+    items: tuple[Item, ...] = field(repr=False)
+    notes: tuple[str, ...] = ()
+    unanswered: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digits that identify every token of every prompt."""
+        digest = hashlib.sha256(repr((self.name, self.kind)).encode())
+        for item in self.items:
+            digest.update(repr((item.sides, item.label)).encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The notes, and how many prompts there are, of each side where prompts have one."""
+        count = f"{len(self.items)} {self.kind}"
+        if self.kind == "statements":
+            sides = [len(self.of_class(label)) for label in (True, False)]
+            count += f", positive: {sides[0]}, negative: {sides[1]}"
+        return (*self.notes, f"{self.name}: rows: {count}")
+
+    def require_answers(self) -> None:
+        """Raise UnansweredError where an answer is several tokens; pairs of texts have none."""
+        if self.kind != "pairs" and any(item.answers is None for item in self.items):
+            why = f"{' or '.join(self.words)} is several tokens to this tokenizer"
+            raise UnansweredError(self.unanswered or why)
+
+    def of_class(self, label: bool) -> list[Item]:
+        """The prompts of one class."""
+        return [item for item in self.items if item.label is label]
+
+    def divided(self, parts: int, *, seed: int, rows: int | None = None) -> list["Contrast"]:
+        """Disjoint parts of like size, each with as many prompts of either class.
+
+        Args:
+            parts: how many.
+            seed: fixes the order.
+            rows: at most so many prompts in a part.
+
+        Raises:
+            ValueError: there are too few prompts for so many parts.
+        """
+        found: list[list[Item]] = [[] for _ in range(parts)]
+        labels: tuple[bool | None, ...] = (True, False) if self.kind == "statements" else (None,)
+        for label in labels:
+            own = [item for item in self.items if item.label is label]
+            order = rng.generator(seed, "contrast", self.name, str(label))
+            mixed = [own[i] for i in torch.randperm(len(own), generator=order).tolist()]
+            most = len(mixed) // parts if rows is None else rows // len(labels)
+            size = min(len(mixed) // parts, most)
+            if size < 2:
+                side = "" if label is None else f" with the label {self.words[not label]!r}"
+                raise UsageError(
+                    f"contrast {self.name!r} has {len(own)} prompts{side}, too few for {parts} "
+                    f"parts of at least 2; pass at least {2 * parts}"
+                )
+            for i, part in enumerate(found):
+                part += mixed[i * size : (i + 1) * size]
+        return [replace(self, items=tuple(part)) for part in found]

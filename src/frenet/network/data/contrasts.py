@@ -1,0 +1,363 @@
+"""Contrasts: prompts with two sides, from labelled statements, A/B questions and pairs of texts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from frenet._errors import UsageError
+from frenet.network.data.chat import asked, opened, system_of
+from frenet.network.data.contrast import Contrast, Item, Kind
+from frenet.network.data.files import RowError, shown
+from frenet.network.data.schemas import (
+    BEHAVIOUR,
+    CHOICES,
+    MESSAGES,
+    PAIR,
+    TASK_FIELDS,
+    Record,
+    Template,
+    folded,
+    task_of,
+)
+from frenet.network.data.tables import (
+    SYSTEM,
+    Columns,
+    Named,
+    Reading,
+    Table,
+    columns_read,
+    named_rows,
+    table_of,
+    template_of,
+)
+from frenet.network.data.tokens import Encoded, encode, join, of_one_prompt, text_ids, token_notes
+
+# Words for the positive side, where the data do not say which one it is.
+POSITIVE = ("yes", "true", "positive", "1")
+_LETTERS = ("(A)", "(B)")
+# Answers that are tried where those of the data are several tokens to a tokenizer.
+USUAL = (
+    ("Yes", "No"), ("yes", "no"), ("True", "False"), ("true", "false"), ("A", "B"), ("1", "0"),
+    ("+", "-"), ("y", "n"),
+)  # fmt: skip
+# Statements are asked about, and answered Yes or No: models that are asked to complete "True or
+# false:" tell the two apart much less well (Qwen2.5-0.5B: 0.48 against 0.80 of pairs in order).
+STATEMENT = ("statement", "label")
+ASKED, ANSWERED = "Question: Is the following statement true? {statement}\nAnswer:", ("Yes", "No")
+
+
+class _Settings(NamedTuple):
+    """What makes contrasts of the rows of a source."""
+
+    source: str
+    tokenizer: Any
+    max_length: int
+    positive: str | None = None
+    words: tuple[str, str] | None = None
+    chat: bool = False
+    choices: bool = False
+
+
+def contrasts(
+    source: str | Path,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    columns: Columns | None = None,
+    prompt: str | None = None,
+    completion: str | None = None,
+    positive: str | None = None,
+    words: tuple[str, str] | None = None,
+    chat: bool = False,
+    template: Template | None = None,
+) -> dict[str, Contrast]:
+    """The contrasts of a JSONL, JSON or CSV file, or of a data set on the hub, by name.
+
+    Rows with the keys ``positive`` and ``negative`` (and perhaps ``prompt``, which stands before
+    both) are pairs of texts. Rows of ``question`` and ``answer_matching_behavior``, answered with
+    (A) and (B) or with Yes and No, are choices between the answer that matches and the other one;
+    so are multiple-choice questions with two choices. Other rows with two labels are statements.
+    Repeated rows count once, with a note.
+
+    Args:
+        source: a file; "frenet:comparisons"; or, where that is no path, the name of a data set
+            on the hub.
+        tokenizer: the model's own; used, never changed.
+        max_length: the model's context length in tokens, or less.
+        columns: which columns play which role, as for ``text_tasks``; also positive and negative.
+        prompt: text with ``{field}`` in place of the schema's own prompt.
+        completion: the same for the label.
+        positive: the label word of the positive side; None: yes, true, positive or 1, else the
+            first one.
+        words: what the positive and the negative side answer with, in place of the labels. Rows
+            of ``statement`` and ``label`` are asked about, and answered Yes or No.
+        chat: a prompt is the user's turn in the tokenizer's chat template, and an answer the
+            beginning of the assistant's; of pairs without a prompt each text is the user's turn.
+        template: how a row becomes prompt and label; None recognises the known schemas.
+
+    Raises:
+        RowError: a bad row, a label that the schema does not have, or a prompt with either
+            label; names file, line and value.
+        ValueError: labels that are not two, one class only, a single pair, or a column is left that
+            is usually part of a prompt or a label.
+    """
+    reading = Reading.of(
+        columns, template=template, prompt=prompt, completion=completion, chat=chat
+    )
+    found = named_rows(source, reading)
+    settings = _Settings(found.rows.source, tokenizer, max_length, positive, words, chat)
+    if _as_pairs(found, reading):
+        return _pairs(found, reading, settings)
+    table = _labels(found, reading, tokenizer)
+    if table.schema == STATEMENT:
+        settings = settings._replace(words=words or ANSWERED)
+    settings = settings._replace(chat=table.chat, choices=table.schema in (BEHAVIOUR, CHOICES))
+    made = {key: _labelled(key, part, settings) for key, part in table.by_task.items()}
+    return {key: replace(each, notes=table.notes + each.notes) for key, each in made.items()}
+
+
+def answered_names(source: str | Path, reading: Reading | None = None) -> tuple[str, ...]:
+    """Names of the contrasts of a source whose prompts have answers; no tokenizer is needed.
+
+    Raises:
+        RowError: a bad row.
+        ValueError: rows of no known schema, or pairs of texts.
+    """
+    reading = reading or Reading()
+    found = named_rows(source, reading)
+    if _as_pairs(found, reading):
+        raise UsageError(
+            f"{found.rows.source} holds pairs of texts, which have no answer to push towards; pass "
+            "labelled statements or A/B questions ('frenet steer extract' takes pairs)"
+        )
+    return tuple(_labels(found, reading, None).by_task)
+
+
+def _as_pairs(found: Named, reading: Reading) -> bool:
+    """Whether the rows are pairs of texts, and the user does not say what else they are."""
+    said = reading.template or reading.completion or set(reading.named) - {*PAIR, "prompt"}
+    return found.is_pairs and not said
+
+
+def _labels(found: Named, reading: Reading, tokenizer: Any) -> Table:
+    """The rows as prompts and labels; RowError where a label is not of the schema's own."""
+    if template_of(found, reading)[0] == MESSAGES:
+        raise UsageError(
+            f"{found.rows.source} holds conversations, which have no two sides; pass prompts with "
+            "labels, A/B questions, or pairs of texts (positive, negative)"
+        )
+    table = table_of(found, reading, tokenizer=tokenizer, labelled=True, prompts={STATEMENT: ASKED})
+    labels = table.template.labels
+    for record in (record for part in table.by_task.values() for record in part):
+        if isinstance(labels, tuple) and record.completion not in labels:
+            why = f"unknown label {shown(record.completion)}; known are {', '.join(labels)}"
+            remedy = (
+                "write other answers as rows of prompt and label (--columns prompt=question "
+                f"label={BEHAVIOUR[1]})"
+            )
+            raise RowError(table.source, record.line, f"{why}; {remedy}")
+    return table
+
+
+def _pairs(found: Named, reading: Reading, settings: _Settings) -> dict[str, Contrast]:
+    """Pairs of texts, by the field that names a behaviour where there is one."""
+    rows = found.rows
+    prompted = reading.prompt or ("{prompt?}" if "prompt" in found.spelled else "")
+    templates = [Template(prompted, f"{{{side}}}") for side in PAIR]
+    key = next((f for f in TASK_FIELDS if any(f in row for row in rows.values)), None)
+    read = {*templates[0].read, *PAIR, key, SYSTEM if settings.chat else key}
+    notes = (*rows.notes, columns_read(found, read, Template("{prompt}", "{positive}"), reading))
+    by_name: dict[str, list[Item]] = {}
+    for line, row in zip(rows.lines, rows.values, strict=True):
+        try:
+            texts = [_side(row, template, settings) for template in templates]
+        except ValueError as problem:
+            raise RowError(rows.source, line, str(problem)) from None
+        if texts[0] == texts[1]:
+            raise RowError(rows.source, line, f"both sides of the pair are {shown(texts[0])}")
+        ids = _whole(texts, settings, line)
+        item = Item(texts[0], [], (ids[0], ids[1]), None, None, line)
+        name = Path(rows.source).stem if key is None else task_of(row, key)
+        by_name.setdefault(name, []).append(item)
+    made = {}
+    for name, pairs in by_name.items():
+        items, dropped = _once(name, pairs, rows.source)
+        if len(items) < 2:
+            raise UsageError(f"contrast {name!r} has a single pair; pass at least 2")
+        made[name] = Contrast(name, "pairs", (), items, notes + dropped)
+    return made
+
+
+def _side(row: Mapping[str, Any], template: Template, settings: _Settings) -> str:
+    """One text of a pair, after the prompt of its row."""
+    prompt, text = template.parts(row)
+    if not settings.chat:
+        return join(prompt, text)
+    system = system_of(row)
+    if prompt.strip():
+        return opened(settings.tokenizer, prompt, system) + text
+    return asked(settings.tokenizer, text, system)
+
+
+def _once(
+    name: str, items: Sequence[Item], source: str
+) -> tuple[tuple[Item, ...], tuple[str, ...]]:
+    """Each item once, since the parts of a contrast share none, and a note on those left out.
+
+    Raises:
+        RowError: the same tokens stand on either side, or in either class.
+    """
+    first: dict[tuple[tuple[int, ...], ...], Item] = {}
+    for item in items:
+        key = tuple(sorted(map(tuple, item.sides)))
+        same = first.setdefault(key, item)
+        if (same.sides, same.label) != (item.sides, item.label):
+            why = f"{shown(item.text)} has the tokens of line {same.line}, on the other side"
+            raise RowError(source, item.line, f"{why}; leave one of them out")
+    repeated = len(items) - len(first)
+    notes = (f"{name}: {repeated} repeated rows dropped",) if repeated else ()
+    return tuple(first.values()), notes
+
+
+def _whole(texts: Sequence[str], settings: _Settings, line: int) -> list[list[int]]:
+    found = text_ids(settings.tokenizer, texts, chat=settings.chat)
+    for text, ids in zip(texts, found, strict=True):
+        if len(ids) > settings.max_length:
+            why = f"{shown(text)} has {len(ids)} tokens, the model reads {settings.max_length}"
+            remedy = "shorten it, since its last token is what is read"
+            raise RowError(settings.source, line, f"{why}; {remedy}")
+    _require_apart(found, texts, settings.source, line)
+    return found
+
+
+def _require_apart(ids: Sequence[list[int]], texts: Sequence[str], source: str, line: int) -> None:
+    """Raise RowError if two texts are the same tokens."""
+    if ids[0] == ids[1]:
+        both = " and ".join(map(shown, texts))
+        raise RowError(source, line, f"{both} are the same tokens to this tokenizer")
+
+
+def _labelled(name: str, rows: Sequence[Record], settings: _Settings) -> Contrast:
+    """Statements or choices of one behaviour."""
+    source, words = settings.source, settings.words
+    found = sorted({row.completion for row in rows})
+    found_words = _words(name, found, settings.positive)
+    choices = settings.choices or tuple(found) == _LETTERS
+    # Of "(A)" the letter is what is answered; the bracket behind it says nothing more.
+    lettered = tuple(found) == _LETTERS
+    written = [word.removesuffix(")") if lettered else word for word in words or found_words]
+    pairs = [(row.prompt, word) for row in rows for word in written]
+    tokens = encode(
+        settings.tokenizer, pairs,
+        max_length=settings.max_length, end=False, chat=settings.chat,
+    )  # fmt: skip
+    items, read = [], []
+    for i, row in enumerate(rows):
+        both = _usable(tokens[2 * i : 2 * i + 2], source=source, line=row.line)
+        context, sides, answers = _answers(both, source=source, line=row.line)
+        _require_apart(sides, written, source, row.line)
+        read.append(max(both, key=lambda side: (side.cut, side.spans_join)))
+        own = found_words.index(row.completion)
+        if choices and own == 1:
+            sides, answers = sides[::-1], answers and answers[::-1]
+        label = None if choices else own == 0
+        items.append(Item(row.prompt, context, sides, answers, label, row.line))
+    kept, notes = _once(name, items, source)
+    told = token_notes(settings.tokenizer, read, [row.line for row in rows], "prompts")
+    notes = (*(f"{name}: {note}" for note in told), *notes)
+    if cut := sum(side.cut > 0 for side in read):
+        notes = (f"{name}: {cut} of {len(rows)} prompts lost their beginning", *notes)
+    kind: Kind = "choices" if choices else "statements"
+    split = [i for i, item in enumerate(items) if item.answers is None]
+    why = ""
+    if split:
+        first = split[0]
+        why = _unanswered(rows[first].prompt, written, tokens[2 * first : 2 * first + 2], settings)
+    return Contrast(name, kind, tuple(words or found_words), kept, notes, why)
+
+
+def _unanswered(
+    prompt: str, words: Sequence[str], sides: Sequence[Encoded | str], settings: _Settings
+) -> str:
+    """Which answers are several tokens, and two that are one token each."""
+    targets = [side.target for side in sides if isinstance(side, Encoded)]
+    said = []
+    for word, target in zip(words, targets, strict=True):
+        if len(target) > 1:
+            parts = settings.tokenizer.convert_ids_to_tokens(target)
+            said.append(f"{shown(word)} ({', '.join(map(shown, parts))})")
+    what = f"{' and '.join(said)} {'are' if len(said) > 1 else 'is'}"
+    why = f"{what} several tokens to this tokenizer, so that no logit is the answer's"
+    ways = (str.capitalize, str.lower, str.upper, lambda word: f" {word}")
+    for pair in (*(tuple(map(way, words)) for way in ways), *USUAL):
+        ids = _single(prompt, pair, settings)
+        if len(set(ids)) == len(words):
+            return f"{why}; {' and '.join(map(shown, pair))} are one token each"
+    return why
+
+
+def _single(prompt: str, words: Sequence[str], settings: _Settings) -> list[int]:
+    """The tokens of those words that are one token each behind a prompt."""
+    found = encode(
+        settings.tokenizer, [(prompt, word) for word in words],
+        max_length=settings.max_length, end=False, chat=settings.chat,
+    )  # fmt: skip
+    unknown = getattr(settings.tokenizer, "unk_token_id", None)
+    targets = [side.target for side in found if isinstance(side, Encoded)]
+    return [target[0] for target in targets if len(target) == 1 and target[0] != unknown]
+
+
+def _words(name: str, found: Sequence[str], positive: str | None) -> list[str]:
+    """The label words, the positive one first."""
+    if len(found) == 1:
+        raise UsageError(
+            f"all labels of contrast {name!r} are {found[0]!r}; a contrast needs both sides"
+        )
+    if len(found) != 2:
+        listed = ", ".join(map(repr, found[:5]))
+        raise UsageError(
+            f"contrast {name!r} has {len(found)} labels ({listed} ...), and a contrast has two; "
+            "pass a template with two labels, or pairs of texts (positive, negative)"
+        )
+    if positive is not None:
+        positive = next((w for w in found if folded(w) == folded(positive)), positive)
+    if positive is not None and positive not in found:
+        raise UsageError(
+            f"positive={positive!r} is no label of contrast {name!r}; it has "
+            f"{' and '.join(map(repr, found))}"
+        )
+    first = positive or next((w for w in found if w.strip().lower() in POSITIVE), found[0])
+    return [first, *(word for word in found if word != first)]
+
+
+def _usable(both: Sequence[Encoded | str], *, source: str, line: int) -> list[Encoded]:
+    """Both sides, after what is left of the prompt by the longer one.
+
+    Raises:
+        RowError: a text cannot be used.
+    """
+    sides: list[Encoded] = []
+    for item in both:
+        if isinstance(item, str):
+            raise RowError(source, line, item)
+        sides.append(item)
+    return of_one_prompt(sides)
+
+
+def _answers(
+    both: Sequence[Encoded], *, source: str, line: int
+) -> tuple[list[int], tuple[list[int], list[int]], tuple[int, int] | None]:
+    """The prompt, the whole texts of both sides, and the answers where each is one token.
+
+    Raises:
+        RowError: the prompt ends differently before the two answers.
+    """
+    contexts = [side.context for side in both]
+    first, second = (context + side.target for context, side in zip(contexts, both, strict=True))
+    if first[:-1] == second[:-1] and len(first) > 1:
+        return first[:-1], (first, second), (first[-1], second[-1])
+    if contexts[0] != contexts[1] or not contexts[0]:
+        why = "the end of the prompt is one token with the beginning of an answer"
+        raise RowError(source, line, f"{why}; end the prompt with a colon or a line break")
+    return contexts[0], (first, second), None

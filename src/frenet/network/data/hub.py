@@ -1,0 +1,78 @@
+"""Rows of a data set on the hub, asked for by name."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from frenet._errors import UnreachableError, UsageError
+from frenet.network.data.files import Rows
+
+# What a class is where nobody has given the row one, as in the test splits of GLUE.
+_NO_LABEL = -1
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+
+
+def is_path(source: str | Path) -> bool:
+    """Whether ``source`` means a file: it exists, or it does not look like ``owner/name:config``.
+
+    >>> is_path("./words"), is_path("words.jsonl"), is_path("glue:sst2")
+    (True, True, False)
+    """
+    if isinstance(source, Path) or Path(source).expanduser().exists():
+        return True
+    looks_like_file = source.startswith((".", "/", "~")) or Path(source).suffix.lower() in (
+        ".jsonl", ".json", ".csv", ".tsv", ".txt", ".ndjson", ".parquet",
+    )  # fmt: skip
+    return looks_like_file or _NAME.fullmatch(source) is None
+
+
+def hub_rows(name: str) -> Rows:
+    """All rows of the splits of a hub data set; class numbers become the names of the classes.
+
+    Rows with the class -1, which stands for no label, are left out, with a note.
+
+    Args:
+        name: ``owner/name`` or ``name``, with the configuration after a colon where there are
+            several.
+
+    Raises:
+        ConnectionError: the data set cannot be had; the message says so and names the remedy.
+        ValueError: no row has a label.
+    """
+    import datasets
+
+    repository, _, config = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(repository, config or None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UnreachableError(
+            f"{name!r} is no file here, and the data set of that name cannot be loaded from the "
+            f"hub: {_first_line(error)}; pass the path of a .jsonl or .csv file to stay offline"
+        ) from error
+    values: list[dict[str, Any]] = []
+    lines: list[int] = []
+    unlabelled: Counter[str] = Counter()
+    for split, rows in loaded.items():
+        classes = {k: f.names for k, f in rows.features.items() if hasattr(f, "names")}
+        for number, row in enumerate(rows, start=1):
+            if any(row[k] == _NO_LABEL for k in classes):
+                unlabelled[str(split)] += 1
+                continue
+            named = {k: _named(v, classes.get(k)) for k, v in row.items()}
+            values.append({"split": str(split), **named})
+            lines.append(number)
+    notes = tuple(f"{split}: {n} rows without a label left out" for split, n in unlabelled.items())
+    if unlabelled and not values:
+        raise UsageError(f"{name!r} has no row with a label; pass a data set that has labels")
+    return Rows(name, tuple(values), tuple(lines), notes=notes)
+
+
+def _named(value: Any, classes: list[str] | None) -> Any:
+    if classes is None or not isinstance(value, int) or not 0 <= value < len(classes):
+        return value
+    return classes[value]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,1 @@
+"""The synthetic multitask transformer and its contrasts."""
