@@ -59,10 +59,12 @@ def digests(path: Path) -> dict[str, str]:
     """Every finding and every figure of a stored run by its name."""
     run = read_run(path)
     experiment = EXPERIMENTS[run.experiment]
-    found = {
-        claim.id: digest(finding_dict(claim, finding))
-        for claim, finding in decide_claims(experiment, run)
-    }
+    found = {}
+    for claim, finding in decide_claims(experiment, run):
+        told = finding_dict(claim, finding)
+        judged = {key: told.pop(key) for key in ("verdict", "estimate", "reference_estimate")}
+        found[claim.id] = f"{finding.verdict} {digest(judged)}"
+        found[f"{claim.id}, in words and tables"] = digest(told)
     for figure in experiment.figures:
         if rows := [row for row in run.rows if row["table"] == figure.table]:
             words = {"caption": figure.caption, "title": figure.title}

@@ -240,9 +240,15 @@ def experiments() -> dict[str, Experiment]:
                         "Gradients of shuffled labels are as low-rank: 0.62 of their energy.",
                         "The basis of one task holds 0.04 of another task's gradients.",
                     ),
-                    breakdown=Breakdown(
-                        "Held-out energy by task",
-                        ({"task": "<i>a|b</i>", "energy": 0.251}, {"task": "c", "energy": None}),
+                    breakdowns=(
+                        Breakdown(
+                            "Held-out energy by task",
+                            (
+                                {"task": "<i>a|b</i>", "energy": 0.251},
+                                {"task": "c", "energy": None},
+                            ),
+                        ),
+                        Breakdown("Overlap", ({"task": "c", "overlap": 0.5},)),
                     ),
                 ),
                 "spectrum",

@@ -118,7 +118,7 @@ class Estimate(NamedTuple):
 
 
 class Breakdown(NamedTuple):
-    """A claim's number in its parts: under each damage and optimiser, say.
+    """A claim's numbers in their parts: under each damage and optimiser, say.
 
     Attributes:
         title: what the parts are.
@@ -130,7 +130,19 @@ class Breakdown(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What the stored rows say about one claim."""
+    """What the stored rows say about one claim.
+
+    Attributes:
+        claim: its id.
+        verdict: what its rule decides.
+        quantity: what was measured, with its ``estimate``.
+        estimate: of the quantity, with its interval.
+        reference: the chance level, null or ceiling of the quantity.
+        reference_estimate: of the reference.
+        why: the criteria that decide.
+        notes: at most two cautions, each a whole sentence.
+        breakdowns: everything by case.
+    """
 
     claim: str
     verdict: Verdict
@@ -140,7 +152,7 @@ class Finding(NamedTuple):
     reference_estimate: Estimate | None
     why: str
     notes: tuple[str, ...] = ()
-    breakdown: Breakdown | None = None
+    breakdowns: tuple[Breakdown, ...] = ()
 
 
 class Claim(NamedTuple):

@@ -4,7 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 from frenet._errors import UsageError
-from frenet.experiments.experiment import Estimate, Row, Rows, Scalar, finite, integer, number
+from frenet.experiments.experiment import (
+    Breakdown,
+    Estimate,
+    Row,
+    Rows,
+    Scalar,
+    finite,
+    integer,
+    number,
+)
 
 
 def select(rows: Rows, **wanted: Scalar) -> list[Mapping[str, Scalar]]:
@@ -94,12 +103,40 @@ def series_over_seeds(rows: Rows, *, by: Sequence[str], values: Mapping[str, str
     return [row for part in parts for row in part]
 
 
+def breakdown(
+    title: str, rows: Rows, *, by: Sequence[str], values: Mapping[str, str]
+) -> tuple[Breakdown, ...]:
+    """Means over seeds for every combination of keys, as a table; none if there are no rows.
+
+    Args:
+        title: what the parts are.
+        rows: rows of one table; a column that none of them has is left out.
+        by: the columns that tell the parts apart.
+        values: column -> its heading, the measure first: it is shown with its interval and the
+            number of seeds.
+    """
+    known = {key for row in rows for key in row}
+    (measure, heading), *others = ((c, h) for c, h in values.items() if c in known or not known)
+    parts: dict[tuple[Scalar, ...], Row] = {}
+    for row in over_seeds(rows, by=by, value=measure):
+        found = {heading: row["value"], "low": row["low"], "high": row["high"], "seeds": row["n"]}
+        keys = {key: row[key] for key in by}
+        parts[tuple(keys.values())] = keys | found | {name: None for _, name in others}
+    for column, name in others:
+        for row in over_seeds(rows, by=by, value=column):
+            if (part := parts.get(tuple(row[key] for key in by))) is not None:
+                part[name] = row["value"]
+    return (Breakdown(title, tuple(parts.values())),) if parts else ()
+
+
 def estimate(rows: Rows, value: str) -> Estimate | None:
     """Mean of a column with its 95% interval over seeds; None where no row has it."""
     found = over_seeds(rows, by=(), value=value)
-    if not found:
-        return None
-    row = found[0]
+    return estimate_of(found[0]) if found else None
+
+
+def estimate_of(row: Mapping[str, Scalar]) -> Estimate:
+    """A row of ``aggregate`` or ``over_seeds`` as an estimate."""
     low, high = (None if row[end] is None else number(row, end) for end in ("low", "high"))
     return Estimate(number(row, "value"), low, high, integer(row, "n"))
 
@@ -136,23 +173,6 @@ def worded(value: Estimate | None) -> str:
         return "nothing"
     ends = "" if value.low is None else f" [{value.low:.2g}, {value.high:.2g}]"
     return f"{value.value:.2g}{ends}"
-
-
-def outliers(
-    rows: Rows, *, by: Sequence[str], value: str, within: tuple[float, float]
-) -> list[str]:
-    """Names of the groups whose own interval lies wholly outside: in a mean of all they cancel.
-
-    >>> rows = [{"seed": s, "task": t, "x": x} for s in (0, 1) for t, x in (("a", 0.1), ("b", 2))]
-    >>> outliers(rows, by=("task",), value="x", within=(0.5, 3.0))
-    ['a']
-    """
-    return [
-        ", ".join(str(row[key]) for key in by)
-        for row in over_seeds(rows, by=by, value=value)
-        if row["low"] is not None
-        and (number(row, "high") < within[0] or number(row, "low") > within[1])
-    ]
 
 
 def why_open(value: Estimate | None, otherwise: str, *, of: str = "") -> str:

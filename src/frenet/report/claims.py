@@ -15,13 +15,13 @@ HEADINGS = ("Claim", "In the paper", "Measured here", "Chance, null or ceiling",
 
 
 class Decision(NamedTuple):
-    """One claim, what one run says about it, and where on the page figure and parts stand."""
+    """One claim, what one run says about it, and where on the page its figure and tables are."""
 
     claim: Claim
     finding: Finding
     run: str
     figure: str | None
-    table: str | None = None
+    tables: tuple[str, ...] = ()
 
 
 def answer(decisions: Sequence[Decision]) -> str:
@@ -134,8 +134,8 @@ def _claim(decision: Decision, *, named: bool) -> Markup:
     notes = _notes(finding)
     rule = tag("p", tag("b", "The rule, fixed before the run. "), claim.rule)
     why = [tag("p", finding.why), rule]
-    if finding.breakdown and decision.table:
-        why.append(tag("p", tag("a", finding.breakdown.title, href=f"#{decision.table}")))
+    for part, anchor in zip(finding.breakdowns, decision.tables, strict=False):
+        why.append(tag("p", tag("a", part.title, href=f"#{anchor}")))
     more = tag("details", tag("summary", "Why, and by which rule"), *why)
     below = tag("td", tag("div", more, notes, class_="beneath"), colspan=len(HEADINGS))
     return tag("tbody", tag("tr", first, *cells), tag("tr", below, class_="more"))

@@ -35,7 +35,11 @@ def decided(network: Network) -> list[Decision]:
     """What its runs say about every claim, by the claims' ids."""
     decisions = [
         Decision(
-            claim, finding, part.label, part.anchor(claim.figure), part.breakdown_anchor(claim)
+            claim,
+            finding,
+            part.label,
+            part.anchor(claim.figure),
+            tuple(part.breakdown_anchor(claim, i) for i in range(len(finding.breakdowns))),
         )
         for part in network.parts
         for claim, finding in decide_claims(part.experiment, part.run)

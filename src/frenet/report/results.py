@@ -112,10 +112,9 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         write_whole(out / file, pack_run(part.stored), moves=MOVES)
         yield from (f"[Rows of `{part.run.experiment}`]({file})", "")
     for claim, finding, _ in found:
-        if finding.breakdown:
-            title = f"{claim.id} on {network.label}: {finding.breakdown.title}"
-            yield from (f"### {markdown(title)}", "")
-            yield from _breakdown(finding.breakdown)
+        for table in finding.breakdowns:
+            yield from (f"### {markdown(f'{claim.id} on {network.label}: {table.title}')}", "")
+            yield from _breakdown(table)
 
 
 def _lacking(run: Run) -> Iterator[str]:

@@ -32,9 +32,9 @@ class Section(NamedTuple):
         known = {entry.id for entry in self.experiment.figures}
         return f"{self.id}-{figure}" if figure in known else None
 
-    def breakdown_anchor(self, claim: Claim) -> str:
-        """Where the parts of a claim's number stand, if it has some."""
-        return f"{self.id}-parts-{claim.id}"
+    def breakdown_anchor(self, claim: Claim, index: int = 0) -> str:
+        """Where a table of the parts of a claim's numbers is on the page."""
+        return f"{self.id}-parts-{claim.id}{f'-{index + 1}' if index else ''}"
 
 
 def section(
@@ -77,16 +77,16 @@ def section(
 
 
 def _parts(part: Section, claim: Claim, finding: Finding) -> Markup:
-    """The parts of a claim's number as one more table."""
-    if finding.breakdown is None:
-        return Markup("")
-    title, rows = finding.breakdown
-    columns = [
-        Column(name, "", "", "key" if isinstance(value, str) else "measure")
-        for name, value in rows[0].items()
-    ]
-    anchor = part.breakdown_anchor(claim)
-    return tables.html_table(f"{claim.id}: {title}", columns, rows, file=f"{anchor}.csv", id=anchor)
+    """The parts of a claim's numbers as more tables."""
+    listed = []
+    for index, (title, rows) in enumerate(finding.breakdowns):
+        columns = [
+            Column(name, "", "", "key" if isinstance(value, str) else "measure")
+            for name, value in rows[0].items()
+        ]
+        name, anchor = f"{claim.id}: {title}", part.breakdown_anchor(claim, index)
+        listed.append(tables.html_table(name, columns, rows, file=f"{anchor}.csv", id=anchor))
+    return join(listed)
 
 
 def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:

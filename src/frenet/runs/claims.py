@@ -32,7 +32,7 @@ def finding_dict(claim: Claim, finding: Finding) -> dict[str, Any]:
         "reference_estimate": _estimate_dict(finding.reference_estimate),
         "why": finding.why,
         "notes": list(finding.notes),
-        "breakdown": finding.breakdown and finding.breakdown._asdict(),
+        "breakdowns": [part._asdict() for part in finding.breakdowns],
     }
 
 

@@ -11,38 +11,32 @@ from frenet.experiments.experiment import (
     Finding,
     Row,
     Rows,
-    Verdict,
 )
-from frenet.experiments.figures.charts import Axis, Rule, dots, lines
+from frenet.experiments.figures import charts
+from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.intervals import (
     estimate,
-    high,
-    low,
     over_seeds,
     select,
     series_over_seeds,
-    why_open,
 )
+from frenet.experiments.verdicts import Criterion, Rule
 
 LAG, CEILING, CONTROL = 100, 0.7, 0.95
 # In notes, between a damage and why it was not measured.
 LEFT_OUT = " left out: "
 
 
+RATIO = Criterion(f"the energy ratio at lag {LAG}", below=(CEILING,))
+FROZEN = Criterion("the frozen control", above=(CONTROL,))
+RULE = Rule((RATIO,), premises=(FROZEN,))
+
+
 def decide(rows: Rows) -> Finding:
-    """Supported where the ratio at lag 100 is below 0.7 while the frozen control is above 0.95."""
-    verdict: Verdict
+    """C3: the ratio at lag 100 is below 0.7, if the frozen control is above 0.95."""
     at_lag = select(rows, table="drift", kind="gradients", lag=LAG)
     ratio, control = estimate(at_lag, "ratio"), estimate(at_lag, "control")
-    if low(control) <= CONTROL:
-        unclear = f"the frozen control is not clearly above {CONTROL}"
-        verdict, why = "undecided", why_open(control, unclear)
-    elif high(ratio) < CEILING:
-        verdict, why = "supported", f"the ratio is below {CEILING}, the control above {CONTROL}"
-    elif low(ratio) > CEILING:
-        verdict, why = "contradicted", f"the interval lies above {CEILING}"
-    else:
-        verdict, why = "undecided", why_open(ratio, f"the interval straddles {CEILING}")
+    verdict, why = RULE.decide({RATIO: RATIO.of(ratio), FROZEN: FROZEN.of(control)})
     return Finding(
         claim="C3",
         verdict=verdict,
@@ -120,7 +114,7 @@ def drift_chart(rows: Rows) -> object:
         y=Axis("value", "energy ratio"),
         colour=Axis("path", "optimiser"),
         facet="mode",
-        rules=["frozen control", Rule("threshold", CEILING)],
+        rules=["frozen control", charts.Rule("threshold", CEILING)],
     )
 
 
@@ -141,7 +135,7 @@ def distance_chart(rows: Rows) -> object:
         y=Axis("value", "energy ratio"),
         colour=Axis("path", "optimiser"),
         facet="mode",
-        rules=[Rule("threshold", CEILING)],
+        rules=[charts.Rule("threshold", CEILING)],
     )
 
 
@@ -198,8 +192,7 @@ CLAIMS = (
         id="C3",
         statement="The useful basis drifts substantially within 100 steps",
         paper="within about 100 steps",
-        rule=f"the energy ratio at lag {LAG} is below {CEILING} and the frozen control above "
-        f"{CONTROL}, each with its whole interval",
+        rule=str(RULE),
         decide=decide,
         figure="drift",
     ),

@@ -1,5 +1,6 @@
 """What the rows of `best_of_n` say: claim C5."""
 
+import math
 from collections.abc import Iterator
 
 from frenet.experiments.experiment import (
@@ -8,7 +9,6 @@ from frenet.experiments.experiment import (
     Finding,
     Row,
     Rows,
-    Verdict,
     integer,
     number,
 )
@@ -16,14 +16,11 @@ from frenet.experiments.intervals import (
     aggregate,
     estimate,
     fraction,
-    high,
-    low,
-    outliers,
     over_seeds,
     select,
-    why_open,
     worded,
 )
+from frenet.experiments.verdicts import Cases, Criterion, NoOutlier, Rule, every
 
 COVERED, NOMINAL, LINEAR = 0.9, 0.95, 0.2
 # How far the model is said to hold, by the unit of sigma.
@@ -33,30 +30,32 @@ EVEN = (0.75, 1.25)
 CASE = ("seed", "space", "task", "protocol")
 
 
+BANDS = Criterion(
+    f"the share of searches inside their predicted 95% band, with sigma up to {REACH['sigma*']} "
+    "sigma* (up to the largest sigma to be trusted, if there is no sigma*),",
+    within=(COVERED, math.inf),
+)
+EVENLY = Criterion(
+    "the gain at the best sigma, as a share of that in the whole space,", within=EVEN
+)
+NUMBERS = Cases("in 10 to 1,000 random directions", (EVENLY,))
+NOWHERE = NoOutlier(EVENLY, "case", ("place", "task", "protocol", "space", "size"))
+RULE = Rule((BANDS, NUMBERS, NOWHERE))
+
+
 def decide(rows: Rows) -> Finding:
-    """Supported where the bands hold what they should up to sigma* / 2, and gains are even."""
-    verdict: Verdict
+    """C5: the bands hold what they should up to sigma* / 2, and gains are even."""
     covered = fraction(within_reach(rows), "inside")
     even = evenness(rows)
-    kinds = ("place", "task", "protocol", "space", "size")
-    alone = outliers(relative_gains(rows, "random:"), by=kinds, value="ratio", within=EVEN)
-    apart = [k for k, r in even.items() if high(r) < EVEN[0] or low(r) > EVEN[1]]
-    unclear = [k for k, r in even.items() if not (EVEN[0] <= low(r) and high(r) <= EVEN[1])]
-    if high(covered) < COVERED:
-        verdict, why = "contradicted", f"the predicted bands hold less than {COVERED}"
-    elif apart:
-        verdict, why = "contradicted", f"the gain in {apart[0]} random directions is not within 25%"
-    elif low(covered) < COVERED:
-        verdict, why = "undecided", why_open(covered, f"the interval straddles {COVERED}")
-    elif unclear or not even:
-        first = even[unclear[0]] if unclear else None
-        gain = f"the gain in {unclear[0] if unclear else 'any'} random directions"
-        otherwise = f"whether {gain} is within 25% is not clear"
-        verdict, why = "undecided", why_open(first, otherwise, of=gain)
-    elif alone:
-        verdict, why = "undecided", f"the gain is not within 25% for {alone[0]} alone"
-    else:
-        verdict, why = "supported", f"bands hold {COVERED} or more, and all gains are within 25%"
+    measured = [EVENLY.of(r, case=f"in {k} random directions") for k, r in even.items()]
+    nothing = EVENLY.of(None, case="in any random directions")
+    verdict, why = RULE.decide(
+        {
+            BANDS: BANDS.of(covered),
+            NUMBERS: every(measured or [nothing]),
+            NOWHERE: NOWHERE.of(relative_gains(rows, "random:"), "ratio"),
+        }
+    )
     return Finding(
         claim="C5",
         verdict=verdict,
@@ -273,11 +272,7 @@ CLAIMS = (
         statement="Gaussian random search works in very high dimension, as a local-linear theorem "
         "says",
         paper="it does",
-        rule=f"best-of-N lies inside its predicted 95% band in {COVERED} or more of the cases with "
-        f"sigma up to {REACH['sigma*']} sigma* (up to the largest sigma to be trusted, where no "
-        "sigma* is), and the gain at the best sigma in 10 to 1,000 random directions is within 25% "
-        "of that in the whole space, where both lie within what was searched, each with its whole "
-        "interval and none of a single case outside",
+        rule=f"{RULE}. The gains of a case count if both best sigmas lie within what was searched",
         decide=decide,
         figure="best",
     ),

@@ -1,17 +1,24 @@
 """What the rows of `gradient_rank` say: claim C1, columns and figures."""
 
-from frenet.experiments.experiment import Claim, Column, Figure, Finding, Rows, Verdict, integer
-from frenet.experiments.figures.charts import Axis, Rule, dots, heatmap, lines
+from frenet.experiments.experiment import (
+    Claim,
+    Column,
+    Figure,
+    Finding,
+    Rows,
+    integer,
+)
+from frenet.experiments.figures import charts
+from frenet.experiments.figures.charts import Axis, dots, heatmap, lines
 from frenet.experiments.intervals import (
     fraction,
     high,
-    low,
     over_seeds,
     select,
     series_over_seeds,
-    why_open,
     worded,
 )
+from frenet.experiments.verdicts import Criterion, Rule, upper_end
 
 K, FLOOR = 10, 0.4
 NULLS = ("null_gaussian", "null_shuffle")
@@ -19,9 +26,13 @@ NULLS = ("null_gaussian", "null_shuffle")
 SAME_EXAMPLES = "both halves of the gradients are of the same examples"
 
 
+ENERGY = f"the held-out energy at k = {K} and the largest batch size"
+ENOUGH = Criterion(ENERGY, above=(FLOOR, "the upper end of every Gaussian and shuffle null"))
+RULE = Rule((ENOUGH,))
+
+
 def decide(rows: Rows) -> Finding:
-    """Supported where the interval at k = 10 is above 0.4 and above every null."""
-    verdict: Verdict
+    """C1: the interval at k = 10 is above 0.4 and above every null."""
     every_size = select(rows, table="energy", k=K, point="none")
     size = _largest_batch(every_size)
     at_k = select(every_size, batch_size=size)
@@ -31,14 +42,7 @@ def decide(rows: Rows) -> Finding:
         key=high,
         default=None,
     )
-    floor = max(FLOOR, high(null))
-    if low(energy) > floor:
-        verdict, why = "supported", f"the interval lies above {floor:.2f}"
-    elif high(energy) < floor:
-        verdict, why = "contradicted", f"the interval lies below {floor:.2f}"
-    else:
-        line = "the highest null" if floor > FLOOR else f"{FLOOR}"
-        verdict, why = "undecided", why_open(energy, f"the interval straddles {line}")
+    verdict, why = RULE.decide({ENOUGH: ENOUGH.of(energy, than=upper_end(null))})
     return Finding(
         claim="C1",
         verdict=verdict,
@@ -112,7 +116,12 @@ def energy_chart(rows: Rows) -> object:
         table,
         x=Axis("k", "basis dimension k", log=True),
         y=Axis("value", f"held-out energy (fraction), batches of {size}", domain=(0, 1)),
-        rules=["ceiling (own basis)", "Gaussian null", "shuffle null", Rule("threshold", FLOOR)],
+        rules=[
+            "ceiling (own basis)",
+            "Gaussian null",
+            "shuffle null",
+            charts.Rule("threshold", FLOOR),
+        ],
     )
 
 
@@ -125,7 +134,7 @@ def task_chart(rows: Rows) -> object:
         x=Axis("value", f"held-out energy in the top {K}, batches of {size}", domain=(0, 1)),
         row=Axis("task", "task"),
         colour=Axis("point", "damage"),
-        rules=[Rule("threshold", FLOOR)],
+        rules=[charts.Rule("threshold", FLOOR)],
     )
 
 
@@ -209,8 +218,7 @@ CLAIMS = (
         id="C1",
         statement="Task gradients are locally low-rank",
         paper="strongly low-rank",
-        rule=f"at k = {K} and the largest batch size measured, the interval's lower end is above "
-        f"{FLOOR} and above the upper end of every Gaussian and shuffle null",
+        rule=str(RULE),
         decide=decide,
         figure="energy",
     ),

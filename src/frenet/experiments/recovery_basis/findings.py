@@ -10,11 +10,10 @@ from frenet.experiments.experiment import (
     Row,
     Rows,
     Scalar,
-    Verdict,
     number,
 )
-from frenet.experiments.intervals import fraction, high, low, over_seeds, select, why_open, worded
-from frenet.experiments.recovery_basis.prefix_findings import MOST, PREFIX_SHARE, prefix_span
+from frenet.experiments.intervals import fraction, over_seeds, select, worded
+from frenet.experiments.recovery_basis.prefix_findings import PREFIX, prefix_span
 from frenet.experiments.setup.comparable import (
     CASE,
     RECOVERY,
@@ -26,7 +25,7 @@ from frenet.experiments.setup.comparable import (
     of,
     reach,
 )
-from frenet.experiments.setup.recovery import LONGEST_PREFIX
+from frenet.experiments.verdicts import Cases, Condition, Criterion, Rule, every
 
 # Bases that need neither the damaged point's gradients nor the recovery itself.
 STATIC = ("gradients at start", "other tasks", "task vectors", "damage direction")
@@ -35,16 +34,27 @@ MOST_STATIC = 0.25
 APART = 0.1
 
 
+SMALL = Criterion(
+    f"what the best static basis holds at k = {K}",
+    below=(MOST_STATIC, "what the prefix holds of the same recoveries"),
+)
+EACH = Cases("in each space", (SMALL,))
+PLANES = Rule((EACH,))
+
+
 class Plane(NamedTuple):
-    """The best static basis of one space, beside the prefix, and what that decides."""
+    """The best static basis of one space, with the prefix, and what that decides."""
 
     space: str
     k: int
     best: str
     static: Estimate | None
     prefix: Estimate | None
-    verdict: Verdict
-    why: str
+
+    @property
+    def condition(self) -> Condition:
+        """Whether it holds little, and less than the prefix."""
+        return SMALL.of(self.static, than=self.prefix, case=f"in the {self.space} space")
 
 
 def fixed_plane(rows: Rows) -> Finding:
@@ -53,58 +63,54 @@ def fixed_plane(rows: Rows) -> Finding:
     spaces = dict.fromkeys(str(row["space"]) for row in captures)
     planes = [_plane(select(captures, space=space), space) for space in spaces]
     # One space with a plane is enough against the claim; the highest capture is the one to show.
-    order = ("contradicted", "undecided", "supported")
-    planes.sort(key=lambda p: (order.index(p.verdict), -p.static.value if p.static else 0.0))
+    order = ("fails", "open", "holds")
+    planes.sort(key=lambda p: (order.index(p.condition.state), -p.static.value if p.static else 0))
     shown = planes[0] if planes else _plane([], "")
+    verdict, why = PLANES.decide({EACH: every([plane.condition for plane in planes])})
     several = len(planes) > 1
     parts = _bases_apart(captures)
     return Finding(
         claim="C2",
-        verdict=shown.verdict,
+        verdict=verdict,
         quantity=f"recovery captured by the best static basis ({shown.best}), k = {shown.k}"
         + (f", {shown.space} space" if several else ""),
         estimate=shown.static,
         reference="prefix",
         reference_estimate=shown.prefix,
-        why=shown.why + (f" in the {shown.space} space" if several else ""),
+        why=why,
         notes=(
             *_other_spaces(planes[1:]),
             *_elsewhere(parts),
             *_function_notes(captures),
             *_status_notes(rows, captures),
         ),
-        breakdown=parts,
+        breakdowns=(parts,) if parts else (),
     )
 
 
 def _plane(captures: Rows, space: str) -> Plane:
-    verdict: Verdict
     found = {
         name: value
         for name in STATIC
         if (value := fraction(select(captures, basis=name), "captured")) is not None
     }
     best = max(found, key=lambda name: found[name].value, default="none measured")
-    static, prefix = found.get(best), fraction(select(captures, basis="prefix"), "captured")
-    if high(static) < min(MOST_STATIC, low(prefix)):
-        verdict, why = "supported", f"below {MOST_STATIC} and below the prefix"
-    elif low(static) > min(MOST_STATIC, high(prefix)):
-        above = f"{MOST_STATIC}" if low(static) > MOST_STATIC else "the prefix"
-        verdict, why = "contradicted", f"above {above}"
-    else:
-        straddles = f"the interval straddles {MOST_STATIC}, or overlaps with the prefix's"
-        open_yet = why_open(prefix, straddles, of="the prefix")
-        verdict, why = "undecided", why_open(static, open_yet)
-    return Plane(space, reach(captures), best, static, prefix, verdict, why)
+    prefix = fraction(select(captures, basis="prefix"), "captured")
+    return Plane(space, reach(captures), best, found.get(best), prefix)
 
 
 def _other_spaces(planes: list[Plane]) -> tuple[str, ...]:
     return tuple(
         f"In the {plane.space} space the best ({plane.best}) holds {worded(plane.static)}, the "
-        f"prefix {worded(plane.prefix)}: {plane.verdict} there."
+        f"prefix {worded(plane.prefix)}: {_alone(plane)} there."
         for plane in planes
         if plane.static
     )
+
+
+def _alone(plane: Plane) -> str:
+    """What one space alone would decide."""
+    return PLANES.decide({EACH: plane.condition})[0]
 
 
 def _bases_apart(captures: Rows) -> Breakdown | None:
@@ -193,9 +199,8 @@ CLAIMS = (
         id="C2",
         statement="No fixed task plane: static bases miss the recovery direction",
         paper="they miss it",
-        rule=f"in each space the best of {', '.join(STATIC)} at k = {K} (where no recovery is long "
-        f"enough for it, at the largest k below) captures under {MOST_STATIC}, and its upper end "
-        "is below the prefix's lower end, on the same recoveries",
+        rule=f"{PLANES}. Static are {', '.join(STATIC)}. If no recovery is long enough for "
+        f"k = {K}, the largest k below it counts",
         decide=fixed_plane,
         figure="bases",
     ),
@@ -203,8 +208,7 @@ CLAIMS = (
         id="C4",
         statement="The first recovery updates span most of a LoRA recovery",
         paper="0.77",
-        rule=f"for LoRA some k with k / T_stop <= {LONGEST_PREFIX} has an interval reaching "
-        f"{PREFIX_SHARE} with its lower end above {MOST}, and its lift's lower end is above 1",
+        rule=str(PREFIX),
         decide=prefix_span,
         figure="prefix",
     ),

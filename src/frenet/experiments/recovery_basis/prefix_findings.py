@@ -2,53 +2,60 @@
 
 import math
 
-from frenet.experiments.experiment import Breakdown, Estimate, Finding, Row, Rows, Verdict, integer
-from frenet.experiments.intervals import estimate, fraction, low, select, why_open
+from frenet.experiments.experiment import Breakdown, Estimate, Finding, Row, Rows, integer
+from frenet.experiments.intervals import estimate, fraction, select
 from frenet.experiments.setup.comparable import RECOVERY, K, by_condition, least_steps, named, of
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
+from frenet.experiments.verdicts import Cases, Condition, Criterion, Rule, every, some, upper_end
 
 PREFIX_SHARE = 0.77
 # What is less is not most of a displacement, however wide its interval.
 MOST = 0.5
 
 
+REACHING = Criterion("the upper end of the captured share", within=(PREFIX_SHARE, math.inf))
+HOLDING = Criterion("the captured share", above=(MOST,))
+LIFTED = Criterion("its lift over a random walk", above=(1.0,), contradicts=False)
+FIRST = Cases(
+    f"at some k with k / T_stop <= {LONGEST_PREFIX} of LoRA recoveries",
+    (REACHING, HOLDING, LIFTED),
+)
+PREFIX = Rule((FIRST,))
+
+
 def prefix_span(rows: Rows) -> Finding:
     """C4: for LoRA some k with k / T_stop <= 0.35 reaches 0.77, all above 0.5 and a lift of 1."""
-    verdict: Verdict
     prefixes = select(rows, table="capture", basis="prefix")
     lora = [r for r in prefixes if r["space"] == "lora" and r.get("captured") is not None]
     sizes = sorted({integer(r, "k") for r in lora})
     at = {k: fraction(select(lora, k=k), "captured") for k in sizes}
-    lifts = {k: estimate(select(lora, k=k), "lift") for k in sizes}
-    reaching = [k for k in sizes if _reaches(at[k]) and low(at[k]) > MOST and low(lifts[k]) > 1]
+    conditions = {k: _first(select(lora, k=k), k) for k in sizes}
+    reaching = [k for k in sizes if conditions[k].state == "holds"]
     # The k that comes closest is the one to show: a wide interval reaches far, and says little.
     best = min(reaching or sizes, key=lambda k: _distance(at[k]), default=0)
-    shown = at.get(best)
-    if reaching:
-        ks = ", ".join(map(str, reaching))
-        verdict = "supported"
-        why = f"with k = {ks} it reaches {PREFIX_SHARE}, all above {MOST} and with a lift above 1"
-    elif shown is not None and shown.low is not None and not any(map(_reaches, at.values())):
-        verdict, why = "contradicted", f"no k up to {LONGEST_PREFIX} T_stop reaches {PREFIX_SHARE}"
-    else:
-        unclear = f"the interval is not all above {MOST}, or the lift's not all above 1"
-        verdict, why = "undecided", why_open(lifts.get(best), unclear)
+    # Where none holds, the reason is of the k that is shown.
+    order = sorted(sizes, key=lambda k: k != best)
+    verdict, why = PREFIX.decide({FIRST: some([conditions[k] for k in order])})
     parts = _prefixes_apart(prefixes)
     return Finding(
         claim="C4",
         verdict=verdict,
         quantity=f"LoRA recovery captured by the first {best or 'few'} updates",
-        estimate=shown,
+        estimate=at.get(best),
         reference="random-walk share",
         reference_estimate=fraction(select(lora, k=best), "walk_share"),
         why=why,
         notes=(*_least_and_most(parts), *_not_recovered(rows), *_long_enough(rows, best)),
-        breakdown=parts,
+        breakdowns=(parts,) if parts else (),
     )
 
 
-def _reaches(value: Estimate | None) -> bool:
-    return value is not None and value.high is not None and value.high >= PREFIX_SHARE
+def _first(rows: Rows, k: int) -> Condition:
+    """What the first k updates hold; a lift that is not above 1 leaves it open."""
+    held, case = fraction(rows, "captured"), f"at k = {k}"
+    lift = estimate(rows, "lift")
+    measured = ((REACHING, upper_end(held)), (HOLDING, held), (LIFTED, lift))
+    return every([criterion.of(value, case=case) for criterion, value in measured])
 
 
 def _distance(value: Estimate | None) -> float:

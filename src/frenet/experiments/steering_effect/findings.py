@@ -8,22 +8,18 @@ from frenet.experiments.experiment import (
     Finding,
     Row,
     Rows,
-    Verdict,
     integer,
     number,
 )
 from frenet.experiments.intervals import (
     estimate,
-    high,
-    low,
-    outliers,
     over_seeds,
     select,
-    why_open,
     worded,
 )
 from frenet.experiments.setup.contrast_notes import one_model, unknown_labels, unmeasured
 from frenet.experiments.setup.contrasts import CELL_KEYS
+from frenet.experiments.verdicts import Cases, Condition, Criterion, NoOutlier, Rule, alike, every
 
 WITHIN = (0.5, 2.0)
 CONTRAST = ("behaviour", "space")
@@ -37,34 +33,37 @@ NAMES = {
 CONTROLS = tuple(NAMES.values())[2:]
 
 
-def decide(rows: Rows) -> Finding:
-    """Supported where the ratio lies within [0.5, 2] and both slopes are above the random ones.
+ALIKE = Criterion(
+    "the ratio of slopes, of the gradient shift to the contrast vector at equal norm,",
+    within=WITHIN,
+)
+NOWHERE = NoOutlier(ALIKE, "contrast", CONTRAST)
+SHIFT = f"the slope of the {NAMES['gradient']}"
+RANDOM = "that of the largest of the random vectors"
+STEERS = Criterion("the slope of the contrast vector", above=(RANDOM,))
+SHIFTS = Criterion(SHIFT, above=(0.0, RANDOM))
+STEERED = Cases("for every contrast", (STEERS,))
+SHIFTED = Cases("for every contrast", (SHIFTS,))
+RULE = Rule((ALIKE, SHIFTED, NOWHERE), premises=(STEERED,))
 
-    Undecided where the contrast vector's own is not: a ratio to it would be one of two accidents.
+
+def decide(rows: Rows) -> Finding:
+    """C7: the ratio lies within [0.5, 2] and the shift steers more than random vectors do.
+
+    Undecided if the contrast vector itself does not: a ratio to it would be one of two accidents.
     """
-    verdict: Verdict
     slopes = select(rows, table="slope", push="own")
     ratios = select(rows, table="ratio", push="own")
     ratio = estimate(ratios, "ratio")
-    alone = outliers(ratios, by=CONTRAST, value="ratio", within=WITHIN)
-    found = [_steering(part, named) for named, part in _by_contrast(slopes)]
-    idle, weak, unclear = (
-        [why for kind, why in found if kind == wanted] for wanted in ("idle", "weak", "unclear")
+    found = [_steering(part, f"for {name}") for name, part in _by_contrast(slopes)]
+    verdict, why = RULE.decide(
+        {
+            ALIKE: ALIKE.of(ratio),
+            STEERED: every([steers for steers, _ in found]),
+            SHIFTED: alike([shifts for _, shifts in found]),
+            NOWHERE: NOWHERE.of(ratios, "ratio"),
+        }
     )
-    if idle:
-        verdict, why = "undecided", why_open(ratio, idle[0])
-    elif high(ratio) < WITHIN[0] or low(ratio) > WITHIN[1]:
-        verdict, why = "contradicted", "the ratio of the slopes lies outside [0.5, 2]"
-    elif weak and len(weak) == len(found):
-        verdict, why = "contradicted", weak[0]
-    elif weak or unclear:
-        verdict, why = "undecided", why_open(ratio, (weak or unclear)[0])
-    elif alone:
-        verdict, why = "undecided", f"the ratio lies outside [0.5, 2] for {alone[0]} alone"
-    elif WITHIN[0] <= low(ratio) and high(ratio) <= WITHIN[1]:
-        verdict, why = "supported", "the ratio lies within [0.5, 2], both slopes above the random"
-    else:
-        verdict, why = "undecided", why_open(ratio, "the ratio's interval straddles 0.5 or 2")
     if not slopes:
         why = "; ".join(unmeasured(rows, "slope")) or why
     return Finding(
@@ -80,30 +79,16 @@ def decide(rows: Rows) -> Finding:
     )
 
 
-def _steering(slopes: Rows, name: str) -> tuple[str, str]:
-    """Whether both vectors steer one contrast more than random ones.
-
-    "above"; "idle" where the contrast vector itself is not clearly above, so that there is nothing
-    to steer like; otherwise "weak" or "unclear", of the gradient shift.
-    """
+def _steering(slopes: Rows, case: str) -> tuple[Condition, Condition]:
+    """Whether the contrast vector, and the gradient shift, steer more than random vectors."""
     control = estimate(slopes, "random")
     contrast, shift = (
         estimate(select(slopes, vector=vector), "slope") for vector in ("contrast", "gradient")
     )
-    if low(contrast) <= high(control):
-        more = "steers no more" if high(contrast) < low(control) else "does not clearly steer more"
-        idle = f"the contrast vector itself {more} than random vectors for {name}"
-        return "idle", why_open(contrast, idle, of=f"the contrast vector for {name}")
-    if high(shift) < 0:
-        return "weak", f"the {NAMES['gradient']} steers the answers of {name} the other way"
-    if high(shift) < low(control):
-        return "weak", f"the {NAMES['gradient']} steers no more than a random vector for {name}"
-    if low(shift) <= high(control):
-        unclear = f"whether the {NAMES['gradient']} steers more than a random vector is not clear"
-        return "unclear", why_open(
-            shift, f"{unclear} for {name}", of=f"the {NAMES['gradient']} for {name}"
-        )
-    return "above", ""
+    return (
+        STEERS.of(contrast, than=control, case=case),
+        SHIFTS.of(shift, than=control, case=case),
+    )
 
 
 def _by_contrast(slopes: Rows) -> Iterator[tuple[str, Rows]]:
@@ -225,10 +210,7 @@ CLAIMS = (
         id="C7",
         statement="The shift by a gradient step steers answers like the contrast vector",
         paper="a similar effect",
-        rule="the ratio of the two slopes at equal norm has its whole interval inside [0.5, 2], "
-        "and no contrast has its own outside; both slopes of every contrast have theirs above the "
-        "largest of the random vectors; where the contrast vector's is not clearly above, nothing "
-        "is decided",
+        rule=str(RULE),
         decide=decide,
         figure="doses",
     ),

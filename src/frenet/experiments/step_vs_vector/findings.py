@@ -1,6 +1,5 @@
 """What the rows of `step_vs_vector` say: claim C6, columns and figures."""
 
-import math
 from collections.abc import Iterator
 
 from frenet.experiments.experiment import (
@@ -9,7 +8,6 @@ from frenet.experiments.experiment import (
     Figure,
     Finding,
     Rows,
-    Verdict,
     integer,
     number,
 )
@@ -17,37 +15,33 @@ from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.intervals import (
     estimate,
     fraction,
-    high,
-    low,
-    outliers,
     over_seeds,
     select,
     series_over_seeds,
-    why_open,
 )
 from frenet.experiments.setup.contrast_notes import one_model, unknown_labels, unmeasured
 from frenet.experiments.setup.contrasts import CELL_KEYS
+from frenet.experiments.verdicts import Criterion, NoOutlier, Rule
 
 PAPER = 0.58
 
 
+MARGIN = Criterion(
+    "the margin of the cosine at the chosen block over the higher of the nulls' 95% quantiles",
+    above=(0.0,),
+)
+NOWHERE = NoOutlier(MARGIN, "contrast", ("behaviour", "space"))
+RULE = Rule((MARGIN, NOWHERE))
+
+
 def decide(rows: Rows) -> Finding:
-    """Supported where the cosine at the chosen block is above both nulls."""
-    verdict: Verdict
+    """C6: the cosine at the chosen block is above both nulls."""
     at = reported(rows)
     value, null = fraction(at, "cosine", least=-1.0), fraction(at, "null")
     margins = [{**row, "margin": number(row, "cosine") - number(row, "null")} for row in at]
-    margin = estimate(margins, "margin")
-    alone = outliers(margins, by=("behaviour", "space"), value="margin", within=(0.0, math.inf))
-    if alone and high(margin) >= 0:
-        verdict, why = "undecided", f"the cosine is below the higher null for {alone[0]} alone"
-    elif low(margin) > 0:
-        verdict, why = "supported", "the cosine is above both nulls"
-    elif high(margin) < 0:
-        verdict, why = "contradicted", "the cosine is not above the higher null"
-    else:
-        unclear = "the difference to the higher null has an interval that holds 0"
-        verdict, why = "undecided", why_open(margin, unclear)
+    verdict, why = RULE.decide(
+        {MARGIN: MARGIN.of(estimate(margins, "margin")), NOWHERE: NOWHERE.of(margins, "margin")}
+    )
     if not at:
         why = "; ".join(unmeasured(rows, "layer")) or why
     return Finding(
@@ -172,9 +166,7 @@ CLAIMS = (
         id="C6",
         statement="One gradient step shifts activations along the labelled-contrast vector",
         paper=f"cosine {PAPER}",
-        rule="at the block chosen on other prompts, the cosine less the higher of the 95% "
-        "quantiles of the label-shuffled and the covariance-matched null has its whole interval "
-        "above 0, and no contrast has its own below 0",
+        rule=str(RULE),
         decide=decide,
         figure="layers",
     ),

@@ -9,13 +9,13 @@ from frenet.experiments.experiment import (
     Finding,
     Row,
     Rows,
-    Verdict,
     integer,
     number,
 )
-from frenet.experiments.intervals import estimate, high, low, select, why_open
+from frenet.experiments.intervals import estimate, select
 from frenet.experiments.setup.comparable import of
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
+from frenet.experiments.verdicts import Criterion, Rule
 
 K = 10
 ALL, UNSWEPT = "all coordinates", "all, at the run's rate"
@@ -34,13 +34,24 @@ CASE = ("seed", "space", "task", "protocol", "optimizer")
 OWN = "not in the paper: a question of our own"
 
 
+LEADS = "A lead is a difference of the shares of the lost loss that are regained, paired by case"
+BETTER = Criterion(f"the lead of the prefix over the best of {', '.join(FIXED[1:])}", above=(0.0,))
+BEST_FIXED = Rule((BETTER,))
+LEAD = "the lead of a prefix that is refreshed after every k steps inside over"
+PAYS = Criterion(f"{LEAD} one that stays", above=(0.0,))
+BEYOND_STEPS = Criterion(
+    f"{LEAD} random directions refreshed with as many full steps", above=(0.0,)
+)
+REFRESHING = Rule((PAYS, BEYOND_STEPS))
+
+
 def fixed_prefix(rows: Rows) -> Finding:
     """S1: at equal k and steps the prefix regains more than the best of the other bases."""
     table = at_k(select(rows, table="trained"))
     others = {name: found for name in FIXED[1:] if (found := _share(table, name)) is not None}
     best = max(others, key=lambda name: others[name].value, default="none measured")
     more = estimate(_paired(table, "prefix", best), "difference")
-    verdict, why = _sign(more, f"than the best of the others ({best})")
+    verdict, why = BEST_FIXED.decide({BETTER: BETTER.of(more)})
     return Finding(
         claim="S1",
         verdict=verdict,
@@ -62,13 +73,10 @@ def fixed_prefix(rows: Rows) -> Finding:
 
 def refreshed_prefix(rows: Rows) -> Finding:
     """S2: the moving prefix regains more than the fixed one, and than moving random directions."""
-    verdict: Verdict
     table = at_k(select(rows, table="trained"))
     more = estimate(_paired(table, "moving prefix", "prefix from step k"), "difference")
     over = estimate(_paired(table, "moving prefix", "moving random"), "difference")
-    verdict, why = _sign(more, "than the prefix that stays")
-    if verdict == "supported":
-        verdict, why = _sign(over, "than random directions with as many full steps")
+    verdict, why = REFRESHING.decide({PAYS: PAYS.of(more), BEYOND_STEPS: BEYOND_STEPS.of(over)})
     return Finding(
         claim="S2",
         verdict=verdict,
@@ -130,16 +138,6 @@ def _paired(table: Rows, first: str, second: str) -> list[Row]:
         for row in select(table, basis=first)
         if (case := of(row, CASE)) in other
     ]
-
-
-def _sign(difference: Estimate | None, than: str) -> tuple[Verdict, str]:
-    """Supported above zero, contradicted below, each with the whole interval."""
-    ends = "" if difference is None or difference.low is None else _ends(difference)
-    if low(difference) > 0:
-        return "supported", f"it regains more {than}:{ends}"
-    if high(difference) < 0:
-        return "contradicted", f"it regains less {than}:{ends}"
-    return "undecided", why_open(difference, f"the difference may be zero; more {than}:{ends}")
 
 
 def _ends(value: Estimate) -> str:
@@ -228,8 +226,7 @@ CLAIMS = (
         statement="The first k updates are the best k coordinates to train in",
         paper=OWN,
         rule=f"from the damaged point, at equal steps and k = {K} (or the largest k below that "
-        "more seeds have), training inside the prefix regains more of the lost loss than inside "
-        f"the best of {', '.join(FIXED[1:])}, paired by case, with the whole interval over seeds",
+        f"more seeds have): {BEST_FIXED}. {LEADS}",
         decide=fixed_prefix,
         figure="curves",
     ),
@@ -237,9 +234,7 @@ CLAIMS = (
         id="S2",
         statement="Refreshing the prefix pays",
         paper=OWN,
-        rule="at equal steps and the same k, the prefix that is refreshed after every k steps "
-        "inside regains more than the one that stays, and more than random directions refreshed "
-        "with as many full steps, each paired by case and with the whole interval over seeds",
+        rule=f"at equal steps and the same k: {REFRESHING}. {LEADS}",
         decide=refreshed_prefix,
         figure="curves",
     ),
