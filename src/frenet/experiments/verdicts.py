@@ -48,7 +48,7 @@ class Criterion:
     def asked(self) -> str:
         """The predicate of the sentence.
 
-        >>> Criterion("the ratio", above=(0.5,), below=(2, "the control")).asked
+        >>> Criterion("the ratio", above=(0.5,), below=(2.0, "the control")).asked
         'above 0.5 and below 2 and the control'
         >>> Criterion("the share", within=(0.9, math.inf)).asked
         'at least 0.9'

@@ -1,13 +1,13 @@
 """Rows of `recovery_basis`: from a damaged network to what every basis holds of its recovery."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from frenet.experiments.experiment import Cell, Row, integer
+from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.recovery_basis import Config
-from frenet.experiments.setup.damage import NotDamagedError, damaged, require_damage
+from frenet.experiments.setup.case import Case, damaged_case
+from frenet.experiments.setup.damage import NotDamagedError
 from frenet.experiments.setup.describe import describe
 from frenet.experiments.setup.networks import Network, build
 from frenet.experiments.setup.recovery import LONGEST_PREFIX, recovery_cells
@@ -15,46 +15,20 @@ from frenet.geometry.alignment import cosine
 from frenet.geometry.basis import Basis, span_basis, svd_basis
 from frenet.geometry.linalg import norm, norms
 from frenet.measure.bases import Sampling, bases_at_damage, bases_at_start
-from frenet.measure.damage import fixed_loss
 from frenet.measure.recovery import (
     Recovery,
-    evaluate_at,
     prefix_capture,
-    recover,
-    recovered_loss,
-    regained,
 )
 from frenet.measure.trajectory import Training
 from frenet.methods.subspace import train_in_basis
-from frenet.network.tasks import Evaluation, Split, Task
+from frenet.network.tasks import Evaluation
 
 Bases = dict[str, Basis]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One damaged task: what its rows share."""
-
-    network: Network
-    task: Task
-    config: Config
-    keys: Row
-    loss_0: float
-    loss_d: float
-    threshold: float
-
-    def training(self, steps: int, *, seed: int) -> Training:
-        """The recovery's optimiser and batch size."""
-        return Training(str(self.keys["optimizer"]), self.config.batch_size, steps, seed=seed)
-
-    def regained(self, loss: float) -> float:
-        """Share of the lost loss that is back."""
-        return regained(loss, self.loss_0, self.loss_d, self.network.chance)
-
-
 def damaged_rows(case: Case, bases: Bases, line: Tensor) -> Iterator[Row]:
     """Everything from the damaged point: two recoveries and what the bases hold of each."""
-    config, network, seed = case.config, case.network, integer(case.keys, "seed")
+    config, network, seed = case.config, case.network, case.cell["seed"]
     bases = bases | bases_at_damage(
         network.model,
         case.task,
@@ -66,7 +40,9 @@ def damaged_rows(case: Case, bases: Bases, line: Tensor) -> Iterator[Row]:
         bases["damage direction"] = span_basis(
             line[None], space=network.space, origin="damage direction"
         )
-    runs = [_recover(case, seed=1000 * (replicate + 1) + seed) for replicate in (0, 1)]
+    runs = [
+        case.recover(seed=1000 * (replicate + 1) + seed, every=config.every) for replicate in (0, 1)
+    ]
     for replicate, own in enumerate(runs):
         yield from _recovery_rows(case, own, runs[1 - replicate], replicate)
     if any(found.stop is None for found in runs):
@@ -75,27 +51,13 @@ def damaged_rows(case: Case, bases: Bases, line: Tensor) -> Iterator[Row]:
         yield from _capture_rows(case, own, runs[1 - replicate], bases, replicate)
 
 
-def _recover(case: Case, *, seed: int) -> Recovery:
-    space, model = case.network.space, case.network.model
-    with space.restored(model):
-        return recover(
-            model,
-            case.task,
-            case.training(case.config.steps, seed=seed),
-            space=space,
-            threshold=case.threshold,
-            probe_size=case.config.probe_size,
-            every=case.config.every,
-        )
-
-
 def _recovery_rows(case: Case, own: Recovery, other: Recovery, replicate: int) -> Iterator[Row]:
     """How one recovery went, and its loss against the step."""
     mine, its = own.trajectory.displacement(), other.trajectory.displacement()
     status = "not recovered" if own.stop is None else "shallow" if own.stop <= 2 else "recovered"
     yield {
         "table": "recovery",
-        **case.keys,
+        **_keys(case),
         "replicate": replicate,
         "status": status,
         "stop": own.stop,
@@ -112,7 +74,7 @@ def _recovery_rows(case: Case, own: Recovery, other: Recovery, replicate: int) -
     for step, loss in (pair for pair in own.losses if pair[0] in grid):
         yield {
             "table": "curve",
-            **case.keys,
+            **_keys(case),
             "replicate": replicate,
             "step": step,
             "loss": loss,
@@ -133,13 +95,13 @@ def _capture_rows(
         "prefix of replicate": twin.prefix(min(largest, len(twin))),
         "PCA of replicate": svd_basis(twin.steps, min(largest, len(twin)), unit_rows=False),
     }
-    full = _function(case, displacement)
+    full = case.evaluate_at(displacement)
     for name, basis in bases.items():
         for k in (k for k in config.ks if k <= basis.k):
             ceiling = bases["PCA of replicate"]
             row: Row = {
                 "table": "capture",
-                **case.keys,
+                **_keys(case),
                 "replicate": replicate,
                 "basis": name,
                 "k": k,
@@ -163,17 +125,10 @@ def _capture_rows(
             yield row
 
 
-def _function(case: Case, delta: Tensor) -> Evaluation:
-    """Held-out loss and accuracy at the damaged point plus ``delta``."""
-    batch = next(case.task.batches("test", case.config.probe_size, 0))
-    network = case.network
-    return evaluate_at(network.model, batch, space=network.space, delta=delta)
-
-
 def _worth(case: Case, basis: Basis, own: Recovery, *, full: Evaluation, optimise: bool) -> Row:
     """What a basis is worth in function: the displacement projected on it, and training in it."""
     network = case.network
-    projected = _function(case, basis.project(own.trajectory.displacement()))
+    projected = case.evaluate_at(basis.project(own.trajectory.displacement()))
     row: Row = {
         "regained": case.regained(projected.loss),
         "regained_full": case.regained(full.loss),
@@ -182,12 +137,12 @@ def _worth(case: Case, basis: Basis, own: Recovery, *, full: Evaluation, optimis
     }
     if optimise:
         assert own.stop is not None
-        training = case.training(own.stop, seed=integer(case.keys, "seed"))
+        training = case.training(own.stop, seed=case.cell["seed"])
         with network.space.restored(network.model):
             delta = train_in_basis(
                 network.model, case.task, basis, space=network.space, training=training
             )
-        row["optimised"] = case.regained(_function(case, delta).loss)
+        row["optimised"] = case.regained(case.evaluate_at(delta).loss)
     return row
 
 
@@ -202,27 +157,22 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
         select=config.probe_size,
         test=config.probe_size,
     )
-    task, space = network.tasks[cell["task"]], network.space
-
-    def loss(split: Split) -> float:
-        return fixed_loss(network.model, task, split=split, size=config.probe_size)
-
-    before, select_before, theta_0 = loss("test"), loss("select"), space.read(network.model)
-    bases = _start_bases(network, task, config, cell)
-    keys: Row = {**dict(cell.keys), "loss_0": before}
+    start = network.space.read(network.model)
+    bases = _start_bases(network, config, cell)
     try:
-        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
-            after = loss("test")
-            threshold = recovered_loss(select_before, loss("select"), network.chance)
-            keys["loss_d"] = after
-            require_damage(task, before, after, depth=config.depth, chance=network.chance)
-            case = Case(network, task, config, keys, before, after, threshold)
-            yield from damaged_rows(case, bases, theta_0 - space.read(network.model))
+        with damaged_case(network, config, cell) as case:
+            yield from damaged_rows(case, bases, start - network.space.read(network.model))
     except NotDamagedError as error:
+        keys = dict(cell.keys) | dict(error.losses)
         yield {"table": "recovery", **keys, "status": "not damaged", "why": str(error)}
 
 
-def _start_bases(network: Network, task: Task, config: Config, cell: Cell) -> Bases:
+def _keys(case: Case) -> Row:
+    return dict(case.cell.keys) | case.losses
+
+
+def _start_bases(network: Network, config: Config, cell: Cell) -> Bases:
+    task = network.tasks[cell["task"]]
     others = [other for name, other in network.tasks.items() if name != task.name]
     return bases_at_start(
         network.model,

@@ -1,11 +1,13 @@
 """A network at the point where an experiment measures: trained, or after damage."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from frenet._errors import UsageError
+from frenet.experiments.experiment import Scalar
 
 if TYPE_CHECKING:
     from frenet.experiments.setup.networks import Network
@@ -38,7 +40,9 @@ LANGUAGE_MODEL: dict[str, Any] = {
 
 
 class NotDamagedError(UsageError):
-    """A protocol that did not raise the task's loss."""
+    """A protocol that did not raise the task's loss, with the held-out losses that are known."""
+
+    losses: Mapping[str, Scalar] = MappingProxyType({})
 
 
 @contextmanager

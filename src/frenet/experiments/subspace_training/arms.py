@@ -6,53 +6,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from frenet.experiments.experiment import Row, integer
-from frenet.experiments.setup.networks import Network
-from frenet.experiments.subspace_training import Config
+from frenet.experiments.setup.case import Case
 from frenet.experiments.subspace_training.findings import ALL
 from frenet.geometry.basis import Basis, random_basis
 from frenet.geometry.rng import generator
 from frenet.measure.bases import Sampling, bases_at_damage
-from frenet.measure.recovery import Recovery, regained
-from frenet.measure.trajectory import Training
+from frenet.measure.recovery import Recovery
 from frenet.methods.moving_basis import MovingBasis, moving_prefix
 from frenet.methods.subspace import equal_steps, train_with
 from frenet.methods.subspace_optimizer import SubspaceOptimizer
 from frenet.network.measuring import measuring
-from frenet.network.tasks import Evaluation, Split, Task, evaluate
-
-
-@dataclass(frozen=True)
-class Case:
-    """One damaged task: what its rows share."""
-
-    network: Network
-    task: Task
-    config: Config
-    keys: Row
-    loss_0: float
-    loss_d: float
-    threshold: float
-
-    @property
-    def seed(self) -> int:
-        """The seed of the cell."""
-        return integer(self.keys, "seed")
-
-    def training(self, steps: int) -> Training:
-        """The run's optimiser and rate, and the same minibatches for all."""
-        optimizer = str(self.keys["optimizer"])
-        return Training(optimizer, self.config.batch_size, steps, seed=1000 + self.seed)
-
-    def regained(self, loss: float) -> float:
-        """Share of the lost loss that is back."""
-        return regained(loss, self.loss_0, self.loss_d, self.network.chance)
-
-    def evaluate(self, split: Split) -> Evaluation:
-        """Loss and accuracy of the network as it is, on one fixed batch."""
-        batch = next(self.task.batches(split, self.config.probe_size, 0))
-        with measuring(self.network.model):
-            return evaluate(self.network.model, batch)
+from frenet.network.tasks import Evaluation, Split, evaluate
 
 
 class Arm(NamedTuple):
@@ -93,6 +57,18 @@ class Trained:
     full_steps: int = 0
 
 
+def run_seed(case: Case) -> int:
+    """The seed of the minibatches, the same in the run and in every basis."""
+    return 1000 + int(case.cell["seed"])
+
+
+def _evaluated(case: Case, split: Split) -> Evaluation:
+    """Loss and accuracy of the network as it is, on one fixed batch."""
+    batch = next(case.task.batches(split, case.config.probe_size, 0))
+    with measuring(case.network.model):
+        return evaluate(case.network.model, batch)
+
+
 def everything(case: Case) -> Arm:
     """All coordinates: the ceiling."""
     return Arm(ALL, case.network.space.dim, None, 0)
@@ -103,7 +79,7 @@ def arms(case: Case, run: Recovery, gradients: dict[str, Basis], k: int) -> list
     space = case.network.space
 
     def random(*names: str | int) -> Basis:
-        draw = generator(case.seed, "subspace", *names)
+        draw = generator(case.cell["seed"], "subspace", *names)
         return random_basis(space.dim, k, draw, space=space)
 
     def moving_random(inside: int | None) -> MovingBasis:
@@ -130,7 +106,7 @@ def gradient_bases(case: Case) -> dict[str, Basis]:
     found = bases_at_damage(
         network.model,
         case.task,
-        sampling=Sampling(max(config.ks), config.n, config.batch_size, case.seed),
+        sampling=Sampling(max(config.ks), config.n, config.batch_size, case.cell["seed"]),
         space=network.space,
         second_order=(),
     )
@@ -171,9 +147,9 @@ def climb(score: Callable[[int], float], *, tries: int) -> dict[int, float]:
 
 def train(case: Case, arm: Arm, steps: int, *, rate: float) -> Trained:
     """Train from the damaged point, and put the weights back."""
-    network, training = case.network, case.training(steps)
+    network, training = case.network, case.training(steps, seed=run_seed(case))
     looks = {round(steps * i / case.config.looks) for i in range(1, case.config.looks + 1)}
-    trained = Trained(rate, looks=[Look(0, case.evaluate("select").loss, 0)])
+    trained = Trained(rate, looks=[Look(0, _evaluated(case, "select").loss, 0)])
     with network.space.restored(network.model):
         optimizer = SubspaceOptimizer(
             network.model,
@@ -188,13 +164,13 @@ def train(case: Case, arm: Arm, steps: int, *, rate: float) -> Trained:
             if step in looks:
                 full = optimizer.full_taken
                 moved = full * network.space.dim + (step - full) * arm.k
-                trained.looks.append(Look(step, case.evaluate("select").loss, moved))
+                trained.looks.append(Look(step, _evaluated(case, "select").loss, moved))
 
         try:
             losses = train_with(network.model, case.task, optimizer, training=training, watch=watch)
         except FloatingPointError:
             return trained
         trained.train_loss = float(losses[-max(1, steps // 5) :].mean())
-        trained.loss, trained.accuracy, _ = case.evaluate("test")
+        trained.loss, trained.accuracy, _ = _evaluated(case, "test")
         trained.full_steps = optimizer.full_taken
     return trained

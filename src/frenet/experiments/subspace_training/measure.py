@@ -4,29 +4,28 @@ import math
 from collections.abc import Iterator
 
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.setup.damage import NotDamagedError, damaged, require_damage
+from frenet.experiments.setup.case import Case, damaged_case
+from frenet.experiments.setup.damage import NotDamagedError
 from frenet.experiments.setup.describe import describe
 from frenet.experiments.setup.networks import build
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
 from frenet.experiments.subspace_training import Config, cells
 from frenet.experiments.subspace_training.arms import (
     Arm,
-    Case,
     Trained,
     arms,
     everything,
     gradient_bases,
+    run_seed,
     swept,
 )
 from frenet.experiments.subspace_training.findings import CHANCE, UNSWEPT
-from frenet.measure.damage import fixed_loss
-from frenet.measure.recovery import Recovery, evaluate_at, recover, recovered_loss
-from frenet.network.tasks import Split
+from frenet.measure.recovery import Recovery
 
 
 def damaged_rows(case: Case) -> Iterator[Row]:
     """Everything from the damaged point: the run, then all coordinates and every basis."""
-    run = _run(case)
+    run = case.recover(seed=run_seed(case))
     yield _run_row(case, run)
     if run.stop is None:
         return
@@ -53,28 +52,13 @@ def damaged_rows(case: Case) -> Iterator[Row]:
             yield from _rate_rows(case, arm, trained, unswept)
 
 
-def _run(case: Case) -> Recovery:
-    """Full training at the rate of the configuration, until it has recovered."""
-    space, model = case.network.space, case.network.model
-    with space.restored(model):
-        return recover(
-            model,
-            case.task,
-            case.training(case.config.steps),
-            space=space,
-            threshold=case.threshold,
-            probe_size=case.config.probe_size,
-        )
-
-
 def _run_row(case: Case, run: Recovery) -> Row:
     most = math.inf if run.stop is None else LONGEST_PREFIX * run.stop
     return {
         "table": "run",
-        **case.keys,
+        **dict(case.cell.keys),
         "status": "not recovered" if run.stop is None else "recovered",
-        "loss_0": case.loss_0,
-        "loss_d": case.loss_d,
+        **case.losses,
         "loss_end": run.losses[-1][1],
         "threshold": case.threshold,
         "stop": run.stop,
@@ -89,21 +73,19 @@ def _best(case: Case, arm: Arm, trained: list[Trained]) -> Trained:
     if math.isinf(best.train_loss):
         raise FloatingPointError(
             f"training {case.task.name} in the basis {arm.name!r} diverged at all "
-            f"{len(trained)} rates from {case.keys['optimizer']} down; pass a smaller one"
+            f"{len(trained)} rates from {case.cell['optimizer']} down; pass a smaller one"
         )
     return best
 
 
 def _alone(case: Case, run: Recovery, steps: int) -> float:
     """What the first steps of the run regain."""
-    batch = next(case.task.batches("test", case.config.probe_size, 0))
-    delta, network = run.trajectory.displacement(0, steps), case.network
-    return case.regained(evaluate_at(network.model, batch, space=network.space, delta=delta).loss)
+    return case.regained(case.evaluate_at(run.trajectory.displacement(0, steps)).loss)
 
 
 def _rows(case: Case, arm: Arm, trained: Trained, steps: int, context: Row) -> Iterator[Row]:
     """What one arm brought at its best rate, and its loss against the step."""
-    keys: Row = {**case.keys, "basis": arm.name, "k": arm.k}
+    keys: Row = {**dict(case.cell.keys), "basis": arm.name, "k": arm.k}
     looks = {look.step: look for look in trained.looks}
     yield {
         "table": "trained",
@@ -137,7 +119,7 @@ def _rate_rows(case: Case, arm: Arm, trained: list[Trained], unswept: Trained) -
     for i, one in enumerate(trained):
         yield {
             "table": "rate",
-            **case.keys,
+            **dict(case.cell.keys),
             "basis": arm.name,
             "k": arm.k,
             "rate": one.rate,
@@ -154,18 +136,9 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     yield from describe(
         network, cell, cells(config), config, select=config.probe_size, test=config.probe_size
     )
-    task = network.tasks[cell["task"]]
-
-    def loss(split: Split) -> float:
-        return fixed_loss(network.model, task, split=split, size=config.probe_size)
-
-    before, select_before = loss("test"), loss("select")
-    keys: Row = dict(cell.keys)
     try:
-        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
-            after = loss("test")
-            threshold = recovered_loss(select_before, loss("select"), network.chance)
-            require_damage(task, before, after, depth=config.depth, chance=network.chance)
-            yield from damaged_rows(Case(network, task, config, keys, before, after, threshold))
+        with damaged_case(network, config, cell) as case:
+            yield from damaged_rows(case)
     except NotDamagedError as error:
+        keys = dict(cell.keys)
         yield {"table": "run", **keys, "status": "not damaged", "why": str(error)}
