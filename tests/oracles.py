@@ -3,10 +3,13 @@
 Everything is float64 and forms every matrix in full. Bases are (d, k) with orthonormal columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from frenet.measure.activations import last_activations
+from frenet.network.space import ParamSpace
 
 
 def svd(G: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,3 +101,13 @@ def rows_with_spectrum(S: Tensor, n: int, d: int, generator: torch.Generator) ->
 def random_rotation(k: int, generator: torch.Generator) -> Tensor:
     """A random k x k orthogonal matrix, float64."""
     return torch.linalg.qr(torch.randn(k, k, generator=generator).double())[0]
+
+
+def finite_shift(
+    model: nn.Module, rows: Sequence[Sequence[int]], delta: Tensor, *, space: ParamSpace,
+    blocks: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """The shift (n, l, h) of last activations by a whole step of the weights."""
+    before = last_activations(model, rows, blocks)
+    with space.displaced(model, delta):
+        return last_activations(model, rows, blocks) - before

@@ -199,13 +199,10 @@ def test_what_transfers_is_the_regression_of_one_change_on_the_other() -> None:
     assert abs(float(gains.mean()) - expected) < 4 * float(gains.std()) / 20_000**0.5
 
 
-def test_signal_densities_and_the_gradient_step() -> None:
+def test_signal_densities() -> None:
     local = Local(dim=4, gradient=2.0, trace=8.0, trace_square=16.0, along=8.0)
     assert local.signal_density() == 1.0
     assert local.density_over_curvature() == 0.5
-    # Along g the loss is -r ||g|| + r^2 (g.Hg / ||g||^2) / 2 = -2 r + r^2.
-    assert local.step_gain(0.5) == pytest.approx(2 * 0.5 - 0.25)
-    assert Local(dim=4, gradient=0.0, trace=1.0).step_gain(1.0) == 0.0
 
 
 def test_the_linear_range_is_where_the_second_order_spread_is_a_fifth() -> None:
@@ -299,7 +296,7 @@ def test_without_a_slope_or_spread_there_is_an_answer():
     """Nothing is divided by zero: the luck of a flat loss is nought, its change is a step."""
     flat = Local(dim=4, gradient=0.0, trace=0.0)
     assert transfer(0.0, 0.0) == 0.0
-    assert flat.gain(0.1, 64) == flat.lasting_gain(0.1, 64) == flat.step_gain(1.0) == 0.0
+    assert flat.gain(0.1, 64) == flat.lasting_gain(0.1, 64) == 0.0
     assert best_sigma(flat, 64) is None
     assert flat.linear_range() == 0.0
     change = Local(dim=4, gradient=0.0, trace=2.0).change(1.0)

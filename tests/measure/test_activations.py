@@ -11,7 +11,7 @@ from frenet.geometry.rng import generator
 from frenet.measure import activations
 from frenet.measure.activations import add, last_activations, record
 from frenet.measure.passes import ending_after, run_blocks
-from frenet.measure.shift import activation_shift, finite_shift
+from frenet.measure.shift import activation_shift
 from frenet.network.adapters import attach_lora
 from frenet.network.blocks import residual_blocks
 from frenet.network.hooks.sites import Site
@@ -20,6 +20,7 @@ from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticConfig, SyntheticTransformer
 from frenet.network.tasks import collate
 from network.models import EOS, OTHERS, tiny_gpt2, tiny_llama, tiny_qwen2
+from oracles import finite_shift
 
 FAMILIES = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama}
 ROWS = [[5, 9, 3], [7, 2, 8, 4, 6, 1], [11], [3, EOS, 5, EOS]]
@@ -396,22 +397,11 @@ def test_the_shift_of_a_linear_stream_is_exact():
     space = ParamSpace.select(model, "layers")
     V = torch.randn(3, 3, generator=generator(0, "V"))
     wanted = torch.stack([V @ model.embed.weight[ids[-1]] for ids in ROWS[:3]]).detach()
-    for shift in (activation_shift, finite_shift):
-        found = shift(model, ROWS[:3], V.flatten(), space=space, blocks=[0], tokens=1)
-        torch.testing.assert_close(found[:, 0], wanted, atol=1e-5, rtol=1e-4)
-        # Rows of unlike length together, of a model that takes no mask.
-        found = shift(model, ROWS[:3], V.flatten(), space=space, blocks=[0])
-        torch.testing.assert_close(found[:, 0], wanted, atol=1e-5, rtol=1e-4)
-
-
-def test_a_finite_shift_of_weights_that_round_it_away_is_refused():
-    """Only what moves counts: an adapter in float32 may move over a half-precision model."""
-    model = attach_lora(tiny_llama().bfloat16(), rank=2, seed=0)
-    adapter, weights = ParamSpace.select(model), ParamSpace.select(model, "down_proj")
-    message = "finite shift moves .* than torch.bfloat16 rounds .*down_proj.* measure in float32"
-    with pytest.raises(ValueError, match=message):
-        finite_shift(model, ROWS, torch.ones(weights.dim), space=weights, blocks=[0])
-    assert finite_shift(model, ROWS, torch.ones(adapter.dim), space=adapter, blocks=[0]).any()
+    found = activation_shift(model, ROWS[:3], V.flatten(), space=space, blocks=[0], tokens=1)
+    torch.testing.assert_close(found[:, 0], wanted, atol=1e-5, rtol=1e-4)
+    # Rows of unlike length together, of a model that takes no mask.
+    found = activation_shift(model, ROWS[:3], V.flatten(), space=space, blocks=[0])
+    torch.testing.assert_close(found[:, 0], wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_many_rows_after_one_beginning_run_in_passes_that_fit(monkeypatch):

@@ -7,13 +7,14 @@ from frenet.measure.curvature import hessian_product
 from frenet.measure.gradients import gradient
 from frenet.measure.line import loss_line
 from frenet.measure.per_example import vmapped_rows
-from frenet.measure.shift import activation_shift, finite_shift
+from frenet.measure.shift import activation_shift
 from frenet.network.measuring import transformable
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
 from measure.conftest import lora
 from measure.quadratic import ROWS, RowsTask
 from network.models import tiny_bloom, tiny_falcon, tiny_gemma2, tiny_mistral, tiny_mixtral
+from oracles import finite_shift
 
 
 def tiny_mistral_lora():

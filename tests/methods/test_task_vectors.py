@@ -20,7 +20,6 @@ from frenet.methods.task_vectors import (
     combine,
     from_adapter,
     from_checkpoints,
-    from_models,
     from_training,
     load_task_vector,
     save_task_vector,
@@ -30,7 +29,7 @@ from frenet.network.adapters import quiet_peft
 from frenet.network.checkpoints.pairs import tensor_shapes
 from frenet.network.space import ParamSpace
 from measure.quadratic import RowsTask
-from network.models import tiny_gpt2, tiny_llama, tiny_qwen2
+from network.models import difference, tiny_gpt2, tiny_llama, tiny_qwen2
 
 IDS = torch.tensor([[5, 9, 3, 7, 1, 2]])
 TARGETS = {
@@ -471,7 +470,7 @@ def test_base_plus_vector_is_the_tuned_model(checkpoints):
     with vector.applied(base):
         torch.testing.assert_close(logits(base), logits(tuned), atol=1e-6, rtol=1e-5)
     assert torch.equal(ParamSpace.select(base).read(base), before)
-    live = from_models(base, tuned)
+    live = difference(base, tuned)
     assert live.base == vector.base
     assert vector.cosine(live) == pytest.approx(1, abs=1e-9)
     change = ParamSpace.select(tuned).read(tuned).double() - before.double()
@@ -511,7 +510,7 @@ def test_a_merge_keeps_the_names_of_a_base_model_saved_alone(tmp_path):
     base, tuned = tiny_gpt2(seed=0), tiny_gpt2(seed=1)
     base.save_pretrained(tmp_path / "base")
     without("transformer.", tmp_path / "base")
-    vector = from_models(base, tuned)
+    vector = difference(base, tuned)
     part = TaskVector({n: vector.shapes[n] for n in list(vector.shapes)[2:6]}, vector.read, "part")
     for tau, folder in ((vector, tmp_path / "sum"), (part, tmp_path / "part")):
         assert save_merged(tmp_path / "base", tau, folder).rounding < 1e-6
@@ -605,7 +604,7 @@ def test_tied_weights_move_together_and_stay_tied():
     base, tuned = tiny_gpt2(), tiny_gpt2()
     with torch.no_grad():
         tuned.transformer.wte.weight.add_(0.1)
-    vector = from_models(base, tuned)
+    vector = difference(base, tuned)
     with vector.applied(base):
         torch.testing.assert_close(logits(base), logits(tuned), atol=1e-6, rtol=1e-5)
         assert base.lm_head.weight is base.transformer.wte.weight
@@ -704,7 +703,7 @@ def test_an_adapter_that_is_trained_in_part_has_a_direction():
 
 def test_a_vector_outside_the_space_is_refused():
     base, tuned = tiny_llama(), tiny_llama(seed=1)
-    vector = from_models(base, tuned)
+    vector = difference(base, tuned)
     with pytest.raises(ValueError, match="which is not among the selected parameters"):
         vector.flat(ParamSpace.select(base, "q_proj"))
     small = TaskVector({"w": (2,)}, lambda _: torch.ones(2), "by hand")

@@ -5,7 +5,7 @@ import torch
 
 from frenet.methods.candidates import Noise
 from frenet.methods.search import Selection, random_search
-from frenet.methods.task_vectors import from_models, save_task_vector
+from frenet.methods.task_vectors import save_task_vector
 from frenet.methods.vector_files import plain_base, vectors_from_disk
 from frenet.methods.winners import load_winner, save_winner
 from frenet.network.adapters import attach_lora
@@ -13,7 +13,7 @@ from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticConfig, SyntheticTransformer
 from measure.quadratic import RowsTask
 from methods.test_task_vectors import adapted, logits, saved
-from network.models import tiny_gpt2, tiny_llama
+from network.models import difference, tiny_gpt2, tiny_llama
 
 
 def moved(model, seed=1):
@@ -29,7 +29,7 @@ def test_all_kinds_give_the_tuned_model(tmp_path, wrapped):
     """Checkpoint, task vector, adapter: base plus the vector is what they came from."""
     tuned = moved(tiny_llama())
     tuned.save_pretrained(tmp_path / "tuned")
-    file = save_task_vector(from_models(tiny_llama(), tuned), tmp_path / "v.safetensors")
+    file = save_task_vector(difference(tiny_llama(), tuned), tmp_path / "v.safetensors")
     model = adapted("llama")
     ends = {str(tmp_path / "tuned"): tuned, str(file): tuned, str(saved(model, tmp_path)): model}
     base = attach_lora(tiny_llama(), rank=2, targets=["q_proj"]) if wrapped else tiny_llama()

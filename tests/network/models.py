@@ -26,6 +26,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from frenet.methods.task_vectors import TaskVector
+from frenet.network.checkpoints.tensor_files import digest
+from frenet.network.space import ParamSpace
+
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzA0123456789 .,:?!-'\n()"
 VOCABULARY = 64
 EOS = VOCABULARY - 1
@@ -194,3 +198,12 @@ def _seeded(kind, config, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind(config).eval()
+
+
+def difference(base, tuned):
+    """The task vector from one model in memory to another."""
+    space = ParamSpace.select(base, lambda _, p: p.is_floating_point())
+    parts = space.unflatten(space.read(tuned) - space.read(base))
+    shapes = dict(zip(space.names, space.shapes, strict=True))
+    own = dict(base.named_parameters())
+    return TaskVector(shapes, parts.__getitem__, "difference", digest(shapes, own.__getitem__))

@@ -9,14 +9,12 @@ from transformers.pytorch_utils import Conv1D
 from frenet.geometry import rng
 from frenet.network.adapters import (
     attach_lora,
-    check_trainable,
     linear_modules,
     lora_targets,
     other_half,
     structural_zeros,
 )
 from frenet.network.checkpoints.weight_space import (
-    describe_update,
     update_ranks,
     weight_space_gradient,
 )
@@ -202,38 +200,16 @@ def test_an_embedding_adapter_starts_with_the_other_half_at_zero():
     wrapped = attach_lora(tiny_llama(), rank=2, targets=["embed_tokens"], seed=3)
     space = ParamSpace.select(wrapped)
     assert structural_zeros(wrapped, space).zero == 16 * 2
-    check_trainable(wrapped, space)
     parts = space.unflatten(gradient(wrapped, space))
     assert not parts[next(n for n in parts if "embedding_B" in n)].any()
     with pytest.raises(ValueError, match="holds no LoRA adapter"):
         weight_space_gradient(wrapped, space, torch.zeros(space.dim))
 
 
-def test_full_parameters_are_no_structural_zeros_and_need_no_check():
+def test_full_parameters_are_no_structural_zeros():
     model = tiny_gpt2()
     space = ParamSpace.select(model)
     assert structural_zeros(model, space).zero == 0
-    check_trainable(model, space)
-
-
-def test_both_halves_zero_cannot_train(model):
-    wrapped = attach_lora(model, rank=2)
-    space = ParamSpace.select(wrapped)
-    check_trainable(wrapped, space)
-    name = next(n for n in space.names if "lora_A" in n)
-    dict(wrapped.named_parameters())[name].data.zero_()
-    with pytest.raises(ValueError, match=rf"cannot train: {name} and .*lora_B.* are both zero"):
-        check_trainable(wrapped, space)
-    assert not gradient(wrapped, space)[: space.sizes[0]].any()
-
-
-def test_a_frozen_adapter_is_named_and_stays_frozen():
-    wrapped = attach_lora(tiny_llama())
-    space = ParamSpace.select(wrapped)
-    wrapped.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"lora_A\.default\.weight does not require a gradient"):
-        check_trainable(wrapped, space)
-    assert not any(p.requires_grad for p in wrapped.parameters())
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -248,32 +224,10 @@ def test_gradient_checkpointing_in_either_mode_gives_b_its_gradient(model, reent
     if not before:
         wrapped.get_base_model().activation_checkpointing_enable(checkpointing)
     without_dropout(wrapped.train())
-    check_trainable(wrapped, space)
     found = gradient(wrapped, space)
     assert torch.allclose(found, plain, atol=1e-6)
     for name, part in space.unflatten(found).items():
         assert bool(part.any()) == ("lora_B" in name)
-
-
-def test_reentrant_checkpointing_behind_frozen_inputs_is_an_error_that_names_it(model):
-    wrapped = attach_lora(model, rank=2)
-    space = ParamSpace.select(wrapped)
-    base = wrapped.get_base_model()
-    base.activation_checkpointing_enable({"use_reentrant": True})
-    base.disable_input_require_grads()
-    without_dropout(wrapped.train())
-    with pytest.raises(ValueError, match="use_reentrant=True drops the gradients"):
-        check_trainable(wrapped, space)
-    base.activation_checkpointing_enable({"use_reentrant": False})
-    base.disable_input_require_grads()
-    check_trainable(wrapped, space)
-    assert gradient(wrapped, space).any()
-
-
-def test_checkpointing_is_no_matter_in_evaluation_mode():
-    wrapped = attach_lora(tiny_llama())
-    wrapped.get_base_model().activation_checkpointing_enable({"use_reentrant": True})
-    check_trainable(wrapped, ParamSpace.select(wrapped))
 
 
 # Case S6: the update in weight space
@@ -306,8 +260,7 @@ def test_s6_the_update_has_rank_2_and_4_of_10_coordinates_are_structurally_zero(
     assert structural_zeros(wrapped, space).share == 0.4
     (update,) = weight_space_gradient(wrapped, space, flat).values()
     assert torch.equal(update, 4 * G)
-    assert describe_update(wrapped, space, flat) == (
-        "update of rank 2 in weight space in 1 modules; "
+    assert str(structural_zeros(wrapped, space)) == (
         "4 of 10 coordinates are structurally zero (B = 0)"
     )
 

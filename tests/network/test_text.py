@@ -152,7 +152,6 @@ def test_a_template_of_the_user(save):
     example = tasks["even"].examples["train"][0]
     assert example.prompt == f"{{q{example.line - 1}}} is"
     assert example.completion == "x!"
-    assert Template.from_fields("q", "a b") == Template("{q}", "{a b}")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from rich.console import Console
 from toy_experiment import EXPERIMENT, Config, cells
 
 from frenet.experiments.experiment import Cell
-from frenet.experiments.search_command import winner_row
 from frenet.network.space import ParamSpace
 from frenet.runs import (
     DiskFullError,
@@ -495,8 +494,8 @@ def test_a_mistake_of_the_user_is_told_from_a_fault():
     assert not is_user_mistake(raised(json.loads, "{"))
     assert not is_user_mistake(raised(float, "x"))
     assert not is_user_mistake(raised(cells, None))
-    # Raised inside frenet, but by an index: nobody has put it into words.
-    assert not is_user_mistake(raised(winner_row, []))
+    # Raised inside frenet, but by a key: nobody has put it into words.
+    assert not is_user_mistake(raised(Cell.of(seed=0).__getitem__, "task"))
     assert is_user_mistake(raised(ParamSpace(("w",), ((2,),)).locate, 2))
     assert message_of(KeyError("no task 'x'")) == "no task 'x'"
     assert message_of(ValueError()) == "ValueError"

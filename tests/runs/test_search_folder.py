@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from frenet.cli import main
-from frenet.experiments.search_command import SearchConfig, winner_row
+from frenet.experiments.intervals import select
+from frenet.experiments.search_command import SearchConfig
 from frenet.experiments.search_command.setup import load_subject
 from frenet.methods.search import here
 from frenet.methods.winners import load_winner
@@ -60,7 +61,7 @@ def test_the_plan_comes_first_and_the_winner_comes_back(finished, config):
     candidates = [row for row in finished.rows if row["table"] == "candidate"]
     assert [row["index"] for row in candidates] == list(range(80))
     best = max(candidates, key=lambda row: (row["score"], -row["index"]))
-    winner = winner_row(finished.rows)
+    (winner,) = select(finished.rows, table="result", what="winner")
     assert winner["index"] == best["index"]
     assert winner["selected"] == pytest.approx(best["score"] - best["before"])
     subject = load_subject(config)
@@ -127,7 +128,7 @@ def test_one_held_out_example_has_a_gain_and_no_interval(config, tmp_path, capsy
     args = ["--model", config.model, "--tasks", config.tasks[0], "--sigma", "0.1", "--budget", "2"]
     few = ["--select-size", "4", "--test-size", "1", "--probes", "2", "--top", "1", "--quiet"]
     assert main(["search", *args, *few, "--out", str(tmp_path / "run")]) == 0
-    row = winner_row(read_run(tmp_path / "run").rows)
+    (row,) = select(read_run(tmp_path / "run").rows, table="result", what="winner")
     assert (row["low"], row["high"]) == (None, None)
     assert f"gain {row['gain']:.4g}; {row['selected']:.4g} on" in capsys.readouterr().out
 

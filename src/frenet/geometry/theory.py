@@ -154,15 +154,6 @@ class Local:
         """||g||^2 / tr(H), which ranks subspaces at each one's best sigma; None for tr(H) <= 0."""
         return self.gradient**2 / self.trace if self.trace > 0 else None
 
-    def step_gain(self, radius: float) -> float:
-        """Gain of one gradient step of length ``radius``: the yardstick of a search of that length.
-
-        r ||g|| - r^2 g.Hg / (2 ||g||^2); a candidate at sigma has r = sigma sqrt(d).
-        """
-        if self.gradient == 0:
-            return 0.0
-        return radius * self.gradient - radius**2 * self.along / (2 * self.gradient**2)
-
 
 class Best(NamedTuple):
     """The best sigma for n candidates, and the gain it should bring."""

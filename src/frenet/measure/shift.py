@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jvp
 
-from frenet.measure.activations import last_activations, record
+from frenet.measure.activations import record
 from frenet.measure.passes import (
     TOKENS,
     Collected,
@@ -88,26 +88,3 @@ def _streams(
         return seen.stacked(sites)
 
     return streams
-
-
-def finite_shift(
-    model: nn.Module,
-    rows: Sequence[Sequence[int]],
-    delta: Float[Tensor, " d"],
-    *,
-    space: ParamSpace,
-    blocks: Sequence[int],
-    path: str | None = None,
-    tokens: int = TOKENS,
-) -> Float[Tensor, "n l h"]:
-    """The shift by a whole step, h_l(theta + delta) - h_l(theta).
-
-    For small steps it is ``activation_shift``, with an error of second order in the step.
-
-    Raises:
-        ValueError: parameters are below float32, whose rounding would take the place of the step.
-    """
-    space.require_float32(model, "a finite shift")
-    before = last_activations(model, rows, blocks, path=path, tokens=tokens)
-    with space.displaced(model, delta):
-        return last_activations(model, rows, blocks, path=path, tokens=tokens) - before

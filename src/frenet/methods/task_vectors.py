@@ -265,20 +265,6 @@ def require_same_weights(first: TensorFiles, second: TensorFiles) -> None:
             )
 
 
-def from_models(base: nn.Module, tuned: nn.Module) -> TaskVector:
-    """theta_ft - theta_0 of two models in memory, copied.
-
-    Raises:
-        ValueError: the models have different parameters; names the first that differs.
-    """
-    space = ParamSpace.select(base, lambda _, p: p.is_floating_point())
-    change = space.read(tuned).cpu() - space.read(base).cpu()
-    held = space.unflatten(change)
-    shapes = dict(zip(space.names, space.shapes, strict=True))
-    own = dict(base.named_parameters())
-    return TaskVector(shapes, held.__getitem__, "difference", digest(shapes, own.__getitem__))
-
-
 def from_adapter(
     adapter: str | Path | nn.Module,
     *,

@@ -1,6 +1,5 @@
 """LoRA adapters through PEFT: where they go, how they are attached, whether they can train."""
 
-import functools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -125,36 +124,6 @@ def structural_zeros(model: nn.Module, space: ParamSpace) -> StructuralZeros:
     return StructuralZeros(zero, space.dim)
 
 
-def check_trainable(model: nn.Module, space: ParamSpace) -> None:
-    """Raise ValueError where the adapters of ``space`` cannot get a gradient.
-
-    Three causes: both halves are zero; the adapter was loaded frozen; the model is in training
-    mode with reentrant gradient checkpointing, which loses the gradients of everything between
-    frozen inputs.
-    """
-    own = dict(model.named_parameters(remove_duplicate=False))
-    for name in space.names:
-        if (other := other_half(name)) is None:
-            continue
-        halves = sorted((name, other))
-        if other in own and not own[name].detach().any() and not own[other].detach().any():
-            raise UsageError(
-                f"the adapter cannot train: {halves[0]} and {halves[1]} are both zero, and so are "
-                "the gradients of both; initialise one of them"
-            )
-        if not own[name].requires_grad:
-            raise UsageError(
-                f"the adapter cannot train: {name} does not require a gradient; load it with "
-                "is_trainable=True, or call requires_grad_(True) on it"
-            )
-    if any(other_half(name) for name in space.names) and _loses_gradients(model):
-        raise UsageError(
-            "the adapter cannot train: gradient checkpointing with use_reentrant=True drops the "
-            "gradients behind frozen inputs; pass use_reentrant=False, or call "
-            "model.enable_input_require_grads()"
-        )
-
-
 def other_half(name: str) -> str | None:
     """The other half of an adapter's parameter; None for a parameter of anything else."""
     padded = f"{name}."
@@ -216,16 +185,3 @@ def quiet_peft() -> Iterator[None]:
         # A model with both orientations: PEFT sets the flag itself, module by module.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set")
         yield
-
-
-def _loses_gradients(model: nn.Module) -> bool:
-    hooked = any(getattr(m, "_require_grads_hooks", None) for m in model.modules())
-    return not hooked and any(
-        m.training and getattr(m, "gradient_checkpointing", False) and _is_reentrant(m)
-        for m in model.modules()
-    )
-
-
-def _is_reentrant(module: nn.Module) -> bool:
-    function = getattr(module, "_gradient_checkpointing_func", None)
-    return isinstance(function, functools.partial) and bool(function.keywords.get("use_reentrant"))

@@ -10,7 +10,6 @@ from typing import Literal
 
 from frenet.experiments.experiment import Cell, Column, Experiment, Figure, Row, Rows
 from frenet.experiments.figures.charts import Axis, dots, lines
-from frenet.experiments.intervals import select
 from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig
 
 PREDICTED, FOUND = "predicted, with its 95% band", "found"
@@ -171,8 +170,3 @@ SEARCH = Experiment(
     figures=FIGURES,
     presets={},
 )
-
-
-def winner_row(rows: Rows) -> Row:
-    """The row of the winner among the rows of a finished search."""
-    return dict(select(rows, table="result", what="winner")[0])

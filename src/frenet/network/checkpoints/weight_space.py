@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet._errors import UsageError
-from frenet.network.adapters import other_half, structural_zeros
+from frenet.network.adapters import other_half
 from frenet.network.checkpoints.adapter_delta import (
     Factors,
     Products,
@@ -196,17 +196,6 @@ def update_ranks(
         S = torch.linalg.svdvals(left @ right.T)
         ranks[name] = int((tolerance * S.max() < S).sum())
     return ranks
-
-
-def describe_update(model: nn.Module, space: ParamSpace, gradient: Float[Tensor, " d"]) -> str:
-    """One sentence for a report: the update's ranks, and the coordinates that cannot move."""
-    ranks = update_ranks(model, space, gradient)
-    low, high = min(ranks.values()), max(ranks.values())
-    rank = f"{low}" if low == high else f"{low} to {high}"
-    return (
-        f"update of rank {rank} in weight space in {len(ranks)} modules; "
-        f"{structural_zeros(model, space)}"
-    )
 
 
 def _factors(

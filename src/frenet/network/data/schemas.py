@@ -64,11 +64,6 @@ class Template:
     task_field: str | None = None
     words: Mapping[str, str] = field(default_factory=dict)
 
-    @classmethod
-    def from_fields(cls, prompt: str, completion: str) -> "Template":
-        """The template that takes one field as prompt and one as completion."""
-        return cls(f"{{{prompt}}}", f"{{{completion}}}")
-
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields that a row needs, each once."""
