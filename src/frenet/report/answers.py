@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from markupsafe import Markup
+
 from frenet.experiments.experiment import Rows, Scalar
-from frenet.report.markup import Markup, join, tag, user_text
+from frenet.report.markup import join, tag, user_text
 from frenet.report.sections import Section
 
 TABLE = "answer"

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from markupsafe import Markup
+
 from frenet.experiments.experiment import Claim, Estimate, Finding
-from frenet.report.markup import Markup, join, tag, user_text
+from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import estimate, spoken
 
 ICONS = {"supported": "✓", "contradicted": "✕", "undecided": "?"}

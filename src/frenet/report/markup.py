@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import markupsafe
+from markupsafe import Markup
+
 from frenet._notebook import one_line, showable
 
 # What ends code, emphasis, links and tags of Markdown, or of a common extension of it.
@@ -18,19 +21,13 @@ LEADING = re.compile(r"^(?:[#>=:!?|;]|[-+](?=[- ]|$)|\d+[.)](?=\s|$)|\[(?=\w+\]$
 VOID = frozenset({"br", "img", "input", "link", "meta"})
 
 
-class Markup(str):
-    """Text that is HTML already; any other text is escaped where it enters a `tag`."""
-
-    __slots__ = ()
-
-
 def escape(value: object) -> Markup:
     """HTML for any value, so that a browser shows its text as it is.
 
-    >>> escape("<b>&'")
-    '&lt;b&gt;&amp;&#x27;'
+    >>> str(escape("<b>&'"))
+    '&lt;b&gt;&amp;&#39;'
     """
-    return value if isinstance(value, Markup) else Markup(html.escape(showable(str(value))))
+    return value if isinstance(value, Markup) else markupsafe.escape(showable(str(value)))
 
 
 def join(parts: Iterable[object]) -> Markup:
@@ -41,7 +38,7 @@ def join(parts: Iterable[object]) -> Markup:
 def tag(name: str, /, *children: object, **attributes: object) -> Markup:
     """An element; ``class_`` gives class, ``data_x`` data-x, True a bare attribute, None none.
 
-    >>> tag("a", "R & D", href="#x", title=None)
+    >>> str(tag("a", "R & D", href="#x", title=None))
     '<a href="#x">R &amp; D</a>'
     """
     pieces = [name]
@@ -79,7 +76,7 @@ def _entities(text: str) -> str:
 def script_json(value: Any, *, id: str) -> Markup:
     """Data for the page's script: JSON in which no ``<`` can end the element.
 
-    >>> script_json("</script>", id="a")
+    >>> str(script_json("</script>", id="a"))
     '<script type="application/json" id="a">"\\\\u003c/script\\\\u003e"</script>'
     """
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))

@@ -15,13 +15,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from frenet._errors import UsageError
 from frenet._files import write_whole
 from frenet._notebook import shortened
 from frenet.experiments.experiment import Experiment
 from frenet.experiments.reproduce import short_name
 from frenet.report import answers, figures
-from frenet.report.markup import Markup, join, tag
+from frenet.report.markup import join, tag
 from frenet.report.opening import chapter, decided, grouped, opening
 from frenet.report.sections import Section, section
 from frenet.report.tables import csv_bytes, tables_of

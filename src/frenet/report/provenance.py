@@ -5,8 +5,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from frenet.experiments.experiment import Experiment
-from frenet.report.markup import Markup, join, tag, user_text
+from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import figure
 from frenet.runs import Run, config_dict
 from frenet.runs.header import PACKED

@@ -4,9 +4,11 @@ import base64
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from markupsafe import Markup
+
 from frenet.experiments.experiment import Claim, Column, Experiment, Figure, Finding
 from frenet.report import figures, tables
-from frenet.report.markup import Markup, join, script_json, tag, user_text
+from frenet.report.markup import join, script_json, tag, user_text
 from frenet.report.provenance import again, failures
 from frenet.runs import Run
 

@@ -5,8 +5,10 @@ import io
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
+from markupsafe import Markup
+
 from frenet.experiments.experiment import Column, Experiment, Rows
-from frenet.report.markup import Markup, join, tag
+from frenet.report.markup import join, tag
 from frenet.report.numbers import NONE, figure
 
 SHOWN = 200
