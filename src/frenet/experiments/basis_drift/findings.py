@@ -61,19 +61,15 @@ def _paths(rows: Rows, at_lag: Rows) -> tuple[Breakdown, ...]:
         by=keys,
         values={"ratio": "ratio", "control": "frozen control", "chance": "random basis"},
     )
-    return tuple(
-        Breakdown(
-            title,
-            tuple(
-                row | _half_life(select(lives, **{key: row[key] for key in keys})) for row in part
-            ),
-        )
-        for title, part in ratios
-    )
+
+    def with_half_life(row: Row) -> Row:
+        return row | _half_life(select(lives, **{key: row[key] for key in keys}))
+
+    return tuple(table._replace(rows=tuple(map(with_half_life, table.rows))) for table in ratios)
 
 
 def _half_life(rows: Rows) -> Row:
-    """One bracket around the half-lives of several runs: of those that saw the ratio halved."""
+    """One bracket around the half-lives of those runs that saw the ratio halved."""
     from frenet.measure.bracket import hull
 
     lives = [life for row in rows if (life := bracket_of(row)) is not None]
@@ -101,7 +97,7 @@ def _left_out(rows: Rows) -> tuple[str, ...]:
     if not found:
         return ()
     what, why = found[0]
-    return (f"{what} was left out {len(found)} times, first because {why}.",)
+    return (f"{what} was left out {len(found)} times, the first time because {why}.",)
 
 
 def _by_path(rows: Rows) -> Rows:

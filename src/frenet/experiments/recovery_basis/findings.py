@@ -118,10 +118,12 @@ def _held(captures: Rows) -> tuple[Breakdown, ...]:
         "chance": "chance",
         "ceiling": "ceiling",
         "regained": "loss regained",
-        "regained_full": "loss regained by all of it",
+        "regained_full": "by the whole displacement",
     }
-    title = "What each basis holds of a recovery"
-    return breakdown(title, captures, by=("space", "basis", "k"), values=values, least=0.0)
+    title = "What each basis holds of a displacement, and what loss its part regains"
+    counts = {"captured": "recoveries"}
+    by = ("space", "basis", "k")
+    return breakdown(title, captures, by=by, values=values, counts=counts, least=0.0)
 
 
 def _bases_apart(captures: Rows) -> tuple[Breakdown, ...]:
@@ -151,7 +153,7 @@ def _elsewhere(apart: tuple[Breakdown, ...]) -> tuple[str, ...]:
         return ()
     return (
         f"A static basis is not small everywhere: under {len(large)} of {len(conditions)} damages "
-        f"and optimisers one holds {MOST_STATIC} or more, at most {max(large):.2f}.",
+        f"and optimisers one holds {MOST_STATIC} or more (up to {max(large):.2f}).",
     )
 
 
@@ -179,18 +181,19 @@ def _outcomes(rows: Rows, captures: Rows) -> tuple[Breakdown, ...]:
     for row in select(rows, table="recovery"):
         statuses.setdefault(of(row, CASE), set()).add(row["status"])
     counted = {of(row, CASE) for row in captures}
-    outcomes = [
-        "counts"
-        if case in counted
-        else _reason(found, dict(zip(CASE, case, strict=True)), captures)
+    reasons = [
+        _reason(found, dict(zip(CASE, case, strict=True)), captures)
         for case, found in statuses.items()
+        if case not in counted
     ]
-    table: list[Row] = [
-        {"outcome": outcome, "cases": outcomes.count(outcome), "of": len(outcomes)}
-        for outcome in dict.fromkeys(outcomes)
-    ]
-    if set(outcomes) <= {"counts"}:
+    if not reasons:
         return ()
+    counts = {"counts": len(statuses) - len(reasons)}
+    counts |= {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+    table: list[Row] = [
+        {"outcome": outcome, "cases": cases, "of": len(statuses)}
+        for outcome, cases in counts.items()
+    ]
     return (Breakdown("Which cases count, and why others do not", tuple(table)),)
 
 
