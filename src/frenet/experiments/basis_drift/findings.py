@@ -97,7 +97,7 @@ def _left_out(rows: Rows) -> tuple[str, ...]:
     if not found:
         return ()
     what, why = found[0]
-    return (f"{what} was left out {len(found)} times, the first time because {why}.",)
+    return (f"The damage {what} was left out {len(found)} times, the first time because {why}.",)
 
 
 def _by_path(rows: Rows) -> Rows:

@@ -160,18 +160,19 @@ def _elsewhere(apart: tuple[Breakdown, ...]) -> tuple[str, ...]:
 def _not_function(held: tuple[Breakdown, ...]) -> tuple[str, ...]:
     """Capture and function disagree: name the basis of which they do most."""
     pairs = [
-        (abs(gain - captured), captured, gain, f"{row['basis']} in the {row['space']} space")
+        (abs(gain - captured), captured, gain, str(row["space"]), str(row["basis"]))
         for _, rows in held
         for row in rows
         if isinstance(captured := row["captured"], float)
         and isinstance(gain := row.get("loss regained"), float)
     ]
-    apart, captured, gain, basis = max(pairs, default=(0.0, 0.0, 0.0, ""))
+    apart, captured, gain, space, basis = max(pairs, default=(0.0, 0.0, 0.0, "", ""))
     if apart < APART:
         return ()
     return (
-        f"Capture is not function: {basis} holds {captured:.3f} of the displacement, and the "
-        f"displacement projected on it regains {gain:.2f} of the lost loss.",
+        f"Capture is not function: in the {space} space the basis {basis!r} holds {captured:.3f} of "
+        f"the displacement, and the displacement projected on it regains {gain:.2f} of the lost "
+        "loss.",
     )
 
 
