@@ -170,8 +170,8 @@ def _not_function(held: tuple[Breakdown, ...]) -> tuple[str, ...]:
     if apart < APART:
         return ()
     return (
-        f"Capture is not function: in the {space} space the basis {basis!r} holds {captured:.3f} of "
-        f"the displacement, and the displacement projected on it regains {gain:.2f} of the lost "
+        f"Capture is not function: in the {space} space the basis {basis!r} holds {captured:.3f} "
+        f"of the displacement, and the displacement projected on it regains {gain:.2f} of the lost "
         "loss.",
     )
 
