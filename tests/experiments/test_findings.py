@@ -17,7 +17,7 @@ from frenet.experiments.best_of_n.findings import decide as searched
 from frenet.experiments.direction_scale import figures as scale
 from frenet.experiments.gradient_rank.findings import SAME_EXAMPLES, energy_chart, task_chart
 from frenet.experiments.gradient_rank.findings import decide as rank
-from frenet.experiments.intervals import estimate, fraction, high, low, over_seeds
+from frenet.experiments.intervals import breakdown, estimate, fraction, high, low, over_seeds
 from frenet.experiments.recovery_basis import prefix_findings
 from frenet.experiments.recovery_basis.figures import held
 from frenet.experiments.recovery_basis.findings import fixed_plane
@@ -57,6 +57,54 @@ def test_the_interval_of_a_fraction_is_cut_to_what_is_possible() -> None:
     assert fraction([], "x") is None
 
 
+PARTS = [
+    {"seed": seed, "part": part, "x": x, "y": y, "none": None}
+    for part, seed, x, y in (
+        ("a", 0, 0.0, 5.0),
+        ("a", 0, 2.0, None),
+        ("a", 1, 3.0, 7.0),
+        ("b", 0, 4.0, None),
+        ("c", 0, None, 1.0),
+    )
+]
+
+
+def test_a_breakdown_has_the_means_of_seeds_in_each_part() -> None:
+    """Of a, x is 1 and 3 in its seeds: mean 2, standard error 1, t(1) = 12.7062. c has no x."""
+    values = {"x": "X", "y": "Y", "none": "no value", "absent": "no column"}
+    (table,) = breakdown("parts", PARTS, by=("part", "none", "absent"), values=values)
+    first, second = table.rows
+    assert list(first) == list(second) == ["part", "X", "low", "high", "seeds", "Y"]
+    assert (first["part"], first["X"], first["seeds"], first["Y"]) == ("a", 2.0, 2, 6.0)
+    assert first["high"] == pytest.approx(2 + 12.706204736174698)
+    assert first["low"] == pytest.approx(2 - 12.706204736174698)
+    assert tuple(second.values()) == ("b", 4.0, None, None, 1, None)
+
+
+def test_a_breakdown_cuts_intervals_to_what_is_possible_where_it_is_told() -> None:
+    rows = [{"seed": s, "x": x} for s, x in enumerate((0.0, 1.0))]
+    for least, ends in ((0.0, (0.0, 1.0)), (-1.0, (-1.0, 1.0)), (None, (-5.853, 6.853))):
+        (table,) = breakdown("all", rows, by=(), values={"x": "x"}, least=least)
+        assert (table.rows[0]["low"], table.rows[0]["high"]) == pytest.approx(ends, abs=1e-3)
+
+
+def test_a_breakdown_counts_the_rows_with_a_value() -> None:
+    """Also in a part without the measure, and without any measure."""
+    counts = {"x": "of x", "y": "of y"}
+    (table,) = breakdown("parts", PARTS, by=("part",), values={"x": "X"}, counts=counts)
+    assert [(r["part"], r["of x"], r["of y"]) for r in table.rows] == [
+        ("a", 3, 2), ("b", 1, 0), ("c", 0, 1)
+    ]  # fmt: skip
+    assert table.rows[2]["X"] is None
+    (table,) = breakdown("parts", PARTS, by=("part",), counts={"y": "of y"})
+    assert [tuple(row.values()) for row in table.rows] == [("a", 2), ("b", 0), ("c", 1)]
+
+
+def test_a_breakdown_of_nothing_is_no_table() -> None:
+    assert breakdown("none", [], by=("part",), values={"x": "X"}) == ()
+    assert breakdown("none", PARTS, by=("part",), values={"none": "no value"}) == ()
+
+
 def energy(values: list[float], null: float = 0.01, **changes: object) -> list[dict[str, object]]:
     base = {"table": "energy", "k": 10, "point": "none", "batch_size": 64, "task": "a"}
     context = {"label_shuffled": 0.8, "in_shuffled_basis": 0.3}
@@ -82,22 +130,64 @@ def energy(values: list[float], null: float = 0.01, **changes: object) -> list[d
 def test_c1(values: list[float], null: float, verdict: str) -> None:
     finding = rank(energy(values, null))
     assert finding.verdict == verdict
-    assert any("shuffled labels have 0.80" in note for note in finding.notes)
 
 
-def test_c1_is_decided_and_its_context_told_by_the_largest_batches() -> None:
-    """Smaller batches have other spectra, and other overlaps."""
+@pytest.mark.parametrize(
+    ("shuffled", "warned"),
+    [([0.8, 0.8, 0.8], True), ([0.60, 0.61, 0.62], True), ([0.1, 0.1, 0.1], False), ([], False)],
+)
+def test_c1_warns_where_shuffled_labels_are_not_clearly_less_low_rank(
+    shuffled: list[float], warned: bool
+) -> None:
+    rows = energy([0.60, 0.61, 0.62], label_shuffled=None)
+    for row, value in zip(rows, shuffled, strict=False):
+        row["label_shuffled"] = value
+    cautions = rank(rows).notes
+    assert len(cautions) == warned
+    if warned:
+        assert f"{shuffled[1]:.2f}" in cautions[0]
+
+
+def test_c1_is_decided_by_the_largest_batches_and_lists_spaces_and_batch_sizes() -> None:
+    """Smaller batches have other spectra."""
     rows = energy([0.6, 0.61, 0.62], space="full") + energy([0.5, 0.5, 0.5], space="lora")
-    base = {"table": "overlap", "point": "none", "batch_size": 64, "task": "a", "chance": 0.001}
-    rows += [base | {"seed": s, "other": o, "overlap": 0.1} for s in (0, 1) for o in ("a", "b")]
-    small = [row | {"batch_size": 8, "energy": 0.1, "overlap": 0.9} for row in rows]
-    notes = rank(rows + small).notes
-    assert rank(rows + small).estimate == rank(rows).estimate
-    assert "Bases of two tasks overlap by 0.10, two halves of one task by 0.10" in notes[1]
-    assert notes[2:] == (
-        "By batch size: 0.10 at 8, 0.56 at 64.",
-        "By space: full 0.61 [0.59, 0.63], lora 0.5 [0.5, 0.5].",
-    )
+    small = [row | {"batch_size": 8, "energy": 0.1} for row in rows]
+    finding = rank(rows + small)
+    assert finding.estimate == rank(rows).estimate
+    (table,) = finding.breakdowns
+    assert [(r["space"], r["batch_size"], r["energy"]) for r in table.rows] == [
+        ("full", 64, pytest.approx(0.61)), ("lora", 64, 0.5),
+        ("full", 8, pytest.approx(0.1)), ("lora", 8, pytest.approx(0.1)),
+    ]  # fmt: skip
+    first = table.rows[0]
+    # Means 0.6, 0.61, 0.62: standard error 0.01 / sqrt(3), t(2) = 4.302653.
+    assert first["high"] == pytest.approx(0.61 + 4.302652729911275 * 0.01 / 3**0.5)
+    beside = [value for name, value in first.items() if "null" in name or "shuffled" in name]
+    assert beside == pytest.approx([0.01, 0.01, 0.8, 0.3])
+
+
+def overlaps(**changes: object) -> list[dict[str, object]]:
+    """Bases of one task overlap by 0.6, of two by 0.1 or 0.2; chance is 0.001."""
+    base = {"table": "overlap", "point": "none", "batch_size": 64, "space": "full"}
+    pairs = {("a", "a"): 0.6, ("a", "b"): 0.1, ("b", "a"): 0.2, ("b", "b"): 0.6}
+    return [
+        base | {"seed": s, "task": a, "other": b, "overlap": value, "chance": 0.001} | changes
+        for s in (0, 1)
+        for (a, b), value in pairs.items()
+    ]
+
+
+def test_c1_compares_the_overlap_of_tasks_with_halves_and_chance_in_every_space() -> None:
+    """Of the largest batches, in the trained network."""
+    rows = overlaps() + overlaps(space="lora", chance=0.01)
+    rows += overlaps(batch_size=8, overlap=0.9) + overlaps(point="ascent", overlap=0.9)
+    (table,) = rank(rows).breakdowns
+    assert [row["space"] for row in table.rows] == ["full", "lora"]
+    for row, chance in zip(table.rows, (0.001, 0.01), strict=True):
+        assert row["two tasks"] == pytest.approx(0.15)
+        assert row["two halves of one task"] == pytest.approx(0.6)
+        assert row["chance"] == pytest.approx(chance)
+    assert rank([row for row in rows if row["task"] == row["other"]]).breakdowns == ()
 
 
 def test_an_axis_of_a_fraction_runs_from_0_to_1() -> None:
@@ -135,22 +225,11 @@ def test_c1_names_no_batches_where_it_has_none() -> None:
     assert rank([]).quantity.endswith("in the top 10 directions")
 
 
-@pytest.mark.parametrize("missing", ["label_shuffled", "in_shuffled_basis"])
-def test_c1_leaves_out_a_note_of_which_half_is_missing(missing: str) -> None:
-    assert rank(energy([0.6, 0.61, 0.62], **{missing: None})).notes == ()
-    base = {"table": "overlap", "point": "none", "batch_size": 64, "task": "a", "chance": 0.1}
-    both = [base | {"seed": s, "other": o, "overlap": 0.5} for s in (0, 1) for o in ("a", "b")]
-    for part in ("a", "b"):
-        alone = [row for row in both if row["other"] == part]
-        assert rank(energy([0.6, 0.61, 0.62], **{missing: None}) + alone).notes == ()
-
-
-def test_c1_says_where_some_halves_are_of_the_same_examples() -> None:
+def test_c1_warns_where_some_halves_are_of_the_same_examples() -> None:
     rows = [*energy([0.6, 0.61, 0.62]), {"table": "notes", "note": "another"}]
     before = rank(rows).notes
-    told = rank([*rows, {"table": "notes", "note": f"a: {SAME_EXAMPLES}"}]).notes
-    assert told[:-1] == before
-    assert told[-1].startswith("Both halves of the gradients are of the same training rows")
+    more = rank([*rows, {"table": "notes", "note": f"a: {SAME_EXAMPLES}"}]).notes
+    assert (more[:-1], len(more)) == (before, len(before) + 1)
 
 
 def drifts(ratios: list[float], control: float, space: str = "full") -> list[dict[str, object]]:
@@ -176,21 +255,34 @@ def test_c3(ratios: list[float], control: float, verdict: str) -> None:
 
 def half_life(space: str, low: float, high: float | None) -> dict[str, object]:
     keys = {"table": "half_life", "kind": "gradients", "mode": "recovery", "space": space}
-    ends = {"steps": None, "steps_low": low, "steps_high": high}
+    ends = {"steps": None, "steps_low": low, "steps_high": high, "longest": 200}
     return {**keys, "optimizer": "adam:1e-3", **ends}
 
 
-def test_c3_tells_spaces_with_the_same_optimiser_apart_and_damage_that_did_nothing() -> None:
-    rows = drifts([0.2, 0.2, 0.2], 1.0) + drifts([0.4, 0.4, 0.4], 1.0, space="lora")
-    why = "the loss went from 1.85 to 1.56"
-    rows += [{"table": "notes", "seed": s, "note": f"labels left out: {why}"} for s in (0, 1)]
-    rows += [{"table": "notes", "seed": 0, "note": "weights measured in torch.float32"}]
+LIFE = ("half-life above", "half-life at most", "runs halved", "runs", "steps looked at")
+
+
+def test_c3_tells_spaces_with_the_same_optimiser_apart() -> None:
+    rows = drifts([0.2, 0.2, 0.2], 1.0)
+    rows += [row | {"chance": 0.125} for row in drifts([0.4, 0.4, 0.4], 0.96875, space="lora")]
     rows.append(half_life("lora", 100.0, None))
-    assert drift(rows).notes == (
-        "recovery, adam:1e-3, full: ratio 0.20 (control 1.00).",
-        "recovery, adam:1e-3, lora: ratio 0.40 (control 1.00); half-life more than 100 steps.",
-        f"labels was left out 2 times: {why}.",
-    )
+    (table,) = drift(rows).breakdowns
+    numbers = ("space", "ratio", "seeds", "frozen control", "random basis")
+    assert [tuple(row[name] for name in numbers) for row in table.rows] == [
+        ("full", pytest.approx(0.2), 3, 1.0, None), ("lora", pytest.approx(0.4), 3, 0.96875, 0.125)
+    ]  # fmt: skip
+    assert [tuple(row[name] for name in LIFE) for row in table.rows] == [
+        (None, None, 0, 0, None), (100.0, None, 0, 1, 200)
+    ]  # fmt: skip
+
+
+def test_c3_warns_of_damage_that_did_nothing_with_the_first_reason() -> None:
+    rows = [{"table": "notes", "seed": 0, "note": "weights measured in torch.float32"}]
+    assert drift([*drifts([0.2, 0.2], 1.0), *rows]).notes == ()
+    reasons = ("the loss went from 1.85 to 1.56", "the loss went from 1.85 to 1.60")
+    rows += [{"table": "notes", "note": f"labels left out: {reason}"} for reason in reasons]
+    (caution,) = drift([*drifts([0.2, 0.2], 1.0), *rows]).notes
+    assert all(words in caution for words in ("labels", "2 times", reasons[0]))
 
 
 def captures(basis: str, values: list[float], **changes: object) -> list[dict[str, object]]:
@@ -237,7 +329,8 @@ def test_c2_compares_bases_on_the_same_recoveries() -> None:
     finding = fixed_plane(rows + short)
     assert "gradients at start" in finding.quantity
     assert finding.estimate == fixed_plane(rows).estimate
-    assert [row["optimizer"] for row in finding.breakdowns[0].rows] == ["adam:1e-3"]
+    _, apart = finding.breakdowns
+    assert [row["optimizer"] for row in apart.rows] == ["adam:1e-3"]
     # Where no recovery is long enough for k = 10, all are compared at what they have.
     alone = fixed_plane(short)
     assert alone.verdict == "contradicted"
@@ -255,10 +348,19 @@ def test_c2_holds_where_it_holds_in_every_space() -> None:
         assert finding.verdict == verdict
         assert finding.estimate.value == pytest.approx(static)
         assert "(gradients at start), k = 10, full space" in finding.quantity
-        assert finding.notes[0] == (
-            "In the lora space the best (other tasks) holds 0.02 [0, 0.045], the prefix 0.61 "
-            "[0.59, 0.63]: supported there."
-        )
+        spaces = finding.breakdowns[0].rows
+        named = [(row["space"], row["basis"], row["k"], row["verdict"]) for row in spaces]
+        assert named == [
+            ("full", "gradients at start", 10, verdict), ("lora", "other tasks", 10, "supported")
+        ]  # fmt: skip
+        # Of both: standard error 0.01 / sqrt(3), t(2) = 4.302653.
+        half = 4.302652729911275 * 0.01 / 3**0.5
+        for row, captured in zip(spaces, (static, 0.02), strict=True):
+            held = [row[name] for name in ("captured", "captured, low", "captured, high")]
+            assert held == pytest.approx([captured, max(0, captured - half), captured + half])
+            kept = [row[name] for name in ("prefix", "prefix, low", "prefix, high")]
+            assert kept == pytest.approx([0.61, 0.61 - half, 0.61 + half])
+    assert "verdict" not in fixed_plane(lora).breakdowns[0].rows[0]
 
 
 def recoveries(statuses: list[str], **changes: object) -> list[dict[str, object]]:
@@ -274,29 +376,29 @@ def recoveries(statuses: list[str], **changes: object) -> list[dict[str, object]
 def test_c2_counts_the_cases_that_it_stands_on_and_says_why_others_do_not_count() -> None:
     rows = captures("prefix", PREFIX) + captures("other tasks", [0.1, 0.1, 0.1])
     rows += recoveries(["recovered", "recovered"])
-    assert fixed_plane(rows).notes == ()
+    held, apart = fixed_plane(rows).breakdowns
     rows += recoveries(["recovered", "recovered"], optimizer="sgd:1")
     rows += recoveries(["not damaged"], protocol="zeroed-head")
     rows += recoveries(["recovered", "not recovered"], protocol="ascent")
     rows += recoveries(["shallow", "recovered"], protocol="labels")
-    assert fixed_plane(rows).notes == (
-        "Of 15 cases 3 count. The others: 3 recovered in fewer than the 29 steps that k = 10 "
-        "needs, 3 not damaged by zeroed-head, 3 not recovered, 3 shallow.",
-    )
+    *same, outcomes = fixed_plane(rows).breakdowns
+    assert same == [held, apart]
+    assert [(row["cases"], row["of"]) for row in outcomes.rows] == [(3, 15)] * 5
+    named = [str(row["outcome"]) for row in outcomes.rows]
+    assert "29 steps that k = 10" in named[1]
+    assert named[2:] == ["not damaged by zeroed-head", "not recovered", "shallow"]
 
 
-def test_c4_says_on_how_many_recoveries_it_stands() -> None:
+def test_c4_warns_on_how_many_recoveries_it_stands() -> None:
     rows = captures("prefix", [0.8, 0.8, 0.8], k=5, replicate=0)
     rows += recoveries(["recovered"])
     assert prefix_span(rows).notes == ()
     rows += recoveries(["recovered"], optimizer="adam:1") + recoveries(["recovered"], space="full")
+    (caution,) = prefix_span(rows).notes
+    assert all(words in caution for words in ("k = 5", "3 of the 6", "15 steps"))
     rows += recoveries(["not recovered"], optimizer="adam:9", stop=None)
-    assert prefix_span(rows).notes == (
-        "3 of 9 recoveries of LoRA did not arrive in the --steps that they may take, and do not "
-        "count.",
-        "k = 5 is measured on 3 of 6 recoveries of LoRA: those that took 15 steps or more. Other k "
-        "are of other recoveries.",
-    )
+    lost, same = prefix_span(rows).notes
+    assert ("3 of 9" in lost, same) == (True, caution)
 
 
 def test_c2_and_c4_say_what_each_damage_and_optimiser_gave() -> None:
@@ -305,20 +407,27 @@ def test_c2_and_c4_say_what_each_damage_and_optimiser_gave() -> None:
     conditions = [("lora", "noise", "adam:1e-3"), ("lora", "labels", "adam:1e-3")]
     conditions += [("lora", "noise", "sgd:1")]
     for finding, name in ((fixed_plane(rows), "prefix"), (prefix_span(rows), "captured")):
-        parts = finding.breakdowns[0].rows
+        parts = finding.breakdowns[-1].rows
         assert [r["recoveries"] for r in parts] == [3, 3, 3]
         assert [(r["space"], r["protocol"], r["optimizer"]) for r in parts] == conditions
         assert [r[name] for r in parts] == pytest.approx([0.8, 0.4, 0.6])
 
 
-def test_c2_says_where_capture_and_function_disagree() -> None:
-    rows = captures("prefix", PREFIX, regained=0.62)
+def test_c2_lists_capture_and_function_of_every_basis_and_names_where_they_disagree_most() -> None:
+    rows = captures("prefix", PREFIX, regained=0.62, regained_full=0.9, chance=0.01)
     assert fixed_plane(rows).notes == ()
+    rows += captures("gradients at start", [0.3, 0.3, 0.3], regained=0.5)
     rows += captures("damage direction", [0.01, 0.01, 0.01], k=1, regained=0.9)
-    assert fixed_plane(rows).notes == (
-        "Capture is not function: damage direction holds 0.010 of the displacement, and the "
-        "displacement projected on it regains 0.90 of the lost loss.",
-    )
+    finding = fixed_plane(rows)
+    caution = finding.notes[-1]
+    assert all(words in caution for words in ("damage direction", "lora", "0.010", "0.90"))
+    held = finding.breakdowns[0].rows
+    assert [(row["basis"], row["k"], row["recoveries"]) for row in held] == [
+        ("prefix", 10, 3), ("gradients at start", 10, 3), ("damage direction", 1, 3)
+    ]  # fmt: skip
+    assert [row["captured"] for row in held] == pytest.approx([0.61, 0.3, 0.01])
+    assert [row["loss regained"] for row in held] == pytest.approx([0.62, 0.5, 0.9])
+    assert (held[0]["by the whole displacement"], held[0]["chance"]) == pytest.approx((0.9, 0.01))
 
 
 @pytest.mark.parametrize(("regained", "said"), [(0.70, False), (0.72, True)])
@@ -327,31 +436,25 @@ def test_capture_and_function_disagree_from_a_difference_of_0_1(regained: float,
     assert any("is not function" in note for note in fixed_plane(rows).notes) is said
 
 
-def test_c2_says_under_which_damage_a_static_basis_is_not_small() -> None:
+def test_c2_warns_where_a_static_basis_is_not_small() -> None:
+    """The largest of each damage and optimiser counts; 0.25 itself is not small."""
     rows = captures("prefix", PREFIX) + captures("task vectors", [0.1, 0.1, 0.1])
     rows += captures("prefix", PREFIX, optimizer="sgd:1")
-    assert not any("Not everywhere" in note for note in fixed_plane(rows).notes)
-    rows += captures("task vectors", [0.3, 0.3, 0.3], optimizer="sgd:1")
-    assert fixed_plane(rows).notes[0] == (
-        "Not everywhere: under 1 of 2 damages and optimisers a static basis holds 0.25 or more: "
-        "lora, noise, sgd:1 (task vectors 0.30)."
-    )
-    rows += captures("random", [0.02, 0.02, 0.02])
-    assert "holds 0.25 or more (a random one at most 0.02): lora" in fixed_plane(rows).notes[0]
-
-
-def test_c2_lists_from_the_largest_what_static_bases_hold_at_the_limit_and_above() -> None:
-    """The best of each condition; 0.25 itself is not small."""
-    rows = [
+    assert fixed_plane(rows).notes == ()
+    held = (("a", 0.25, 0.125), ("b", 0.24, 0.0), ("c", 0.0, 0.5))
+    rows += [
         row
-        for optimizer, other, vectors in (("a", 0.25, 0.125), ("b", 0.24, 0.0), ("c", 0.0, 0.5))
+        for optimizer, other, vectors in held
         for basis, value in (("other tasks", other), ("task vectors", vectors), ("prefix", 0.75))
         for row in captures(basis, [value] * 2, optimizer=optimizer)
     ]
-    assert fixed_plane(rows).notes[0] == (
-        "Not everywhere: under 2 of 3 damages and optimisers a static basis holds 0.25 or more: "
-        "lora, noise, c (task vectors 0.50); lora, noise, a (other tasks 0.25)."
-    )
+    finding = fixed_plane(rows)
+    (caution,) = finding.notes
+    assert all(words in caution for words in ("2 of 4", "0.25", "0.50"))
+    table = {row["optimizer"]: row for row in finding.breakdowns[-1].rows}
+    for optimizer, other, vectors in held:
+        assert table[optimizer]["other tasks"] == pytest.approx(other)
+        assert table[optimizer]["task vectors"] == pytest.approx(vectors)
 
 
 @pytest.mark.parametrize(
@@ -370,16 +473,13 @@ def test_capture_and_function_disagree_by_0_1_itself() -> None:
     assert any("is not function" in note for note in fixed_plane(rows).notes)
 
 
-def test_c4_breaks_down_what_it_has_up_to_k_10_and_compares_lora_alone() -> None:
-    """A condition of larger k alone has no number, another space has no word in the note."""
-    rows = captures("prefix", [0.8] * 3) + captures("prefix", [0.6] * 3, optimizer="sgd:1")
-    note = prefix_span(rows).notes
-    rows += captures("prefix", [0.1] * 3, space="full")
+def test_c4_breaks_down_what_it_has_up_to_k_10() -> None:
+    """A condition of larger k alone has no number."""
+    rows = captures("prefix", [0.8] * 3) + captures("prefix", [0.1] * 3, space="full")
     rows += captures("prefix", [0.9] * 3, k=16, optimizer="sgd:2")
-    finding = prefix_span(rows)
-    assert finding.notes == note
-    assert [(row["k"], row["captured"] is None) for row in finding.breakdowns[0].rows] == [
-        (10, False), (10, False), (10, False), (0, True)
+    (table,) = prefix_span(rows).breakdowns
+    assert [(row["k"], row["captured"] is None) for row in table.rows] == [
+        (10, False), (10, False), (0, True)
     ]  # fmt: skip
 
 
@@ -388,14 +488,6 @@ def test_a_half_is_not_most_of_a_recovery(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(prefix_findings, "REACHING", reaching)
     assert prefix_span(captures("prefix", [0.5, 0.5], lift=2.0)).verdict == "undecided"
     assert prefix_span(captures("prefix", [0.75, 0.75], lift=2.0)).verdict == "supported"
-
-
-def test_c4_says_where_the_first_updates_hold_least_and_most() -> None:
-    rows = captures("prefix", [0.8, 0.8, 0.8]) + captures("prefix", [0.6] * 3, optimizer="sgd:1")
-    assert prefix_span(rows).notes == (
-        "By damage and optimiser the first updates of LoRA hold 0.60 (lora, noise, sgd:1, k = 10; "
-        "a random walk 0.30) to 0.80 (lora, noise, adam:1e-3, k = 10; a random walk 0.30).",
-    )
 
 
 @pytest.mark.parametrize(
@@ -449,20 +541,22 @@ def test_c4_shows_the_dimension_that_comes_closest_and_not_the_widest_interval()
 
 
 @pytest.mark.parametrize(
-    ("ends", "words"),
+    ("ends", "bracket"),
     [
-        ([(50.0, 100.0), (100.0, None), (100.0, None)], "between 50 and 100 steps in 1 of 3 runs."),
-        ([(50.0, 100.0), (5.0, 10.0), (20.0, 50.0)], "between 5 and 100 steps."),
-        ([(0.0, 1.0), (0.0, 1.0), (0.0, 1.0)], "at most 1 step."),
-        ([(100.0, None), (200.0, None), (200.0, None)], "more than 100 steps."),
+        ([(50.0, 100.0), (100.0, None), (100.0, None)], (50.0, 100.0, 1, 3, 200)),
+        ([(50.0, 100.0), (5.0, 10.0), (20.0, 50.0)], (5.0, 100.0, 3, 3, 200)),
+        ([(0.0, 1.0), (0.0, 1.0), (0.0, 1.0)], (0.0, 1.0, 3, 3, 200)),
+        ([(100.0, None), (200.0, None), (200.0, None)], (100.0, None, 0, 3, 200)),
     ],
 )
 def test_half_lives_of_several_runs_are_one_bracket_around_all(
-    ends: list[tuple[float, float | None]], words: str
+    ends: list[tuple[float, float | None]], bracket: tuple[float | None, ...]
 ) -> None:
     lives = [half_life("full", low, high) for low, high in ends]
-    (note,) = drift(drifts([0.5, 0.6, 0.7], 1.0) + lives).notes
-    assert note == f"recovery, adam:1e-3: ratio 0.60 (control 1.00); half-life {words}"
+    (table,) = drift(drifts([0.5, 0.6, 0.7], 1.0) + lives).breakdowns
+    (row,) = table.rows
+    assert tuple(row[name] for name in LIFE) == bracket
+    assert row["ratio"] == pytest.approx(0.6)
 
 
 def test_stored_half_lives_between_two_looks_are_read_as_brackets() -> None:
@@ -838,9 +932,7 @@ def test_one_row_has_a_deviation_and_its_limit() -> None:
     assert [row["deviation"] for row in shown if "deviation" in row] == [0.1]
 
 
-def test_one_space_and_one_batch_size_are_not_listed() -> None:
-    notes = rank(energy([0.6, 0.61, 0.62], space="full")).notes
-    assert not [note for note in notes if note.startswith(("By batch size", "By space"))]
+def test_the_drift_chart_names_the_space_where_there_are_several() -> None:
     for spaces, named in ((["full"], False), (["full", "lora"], True)):
         rows = [row for space in spaces for row in drifts([0.5, 0.5], 1.0, space=space)]
         paths = {row["path"] for row in values(drift_chart(rows)) if "path" in row}

@@ -1,20 +1,21 @@
 """What the rows of `basis_drift` say: claim C3, columns and figures."""
 
-from collections.abc import Iterator
-
 from frenet.experiments import brackets
 from frenet.experiments.brackets import bracket_of, life_columns
 from frenet.experiments.experiment import (
+    Breakdown,
     Claim,
     Column,
     Figure,
     Finding,
     Row,
     Rows,
+    integer,
 )
 from frenet.experiments.figures import charts
 from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.intervals import (
+    breakdown,
     estimate,
     over_seeds,
     select,
@@ -45,37 +46,42 @@ def decide(rows: Rows) -> Finding:
         reference="frozen control",
         reference_estimate=control,
         why=why,
-        notes=_notes(rows, at_lag),
+        notes=_left_out(rows),
+        breakdowns=_paths(rows, at_lag),
     )
 
 
-def _notes(rows: Rows, at_lag: Rows) -> tuple[str, ...]:
-    """The step size decides: say it by space and optimiser, with half-lives."""
-    notes = []
-    several = len({row.get("space") for row in at_lag}) > 1
+def _paths(rows: Rows, at_lag: Rows) -> tuple[Breakdown, ...]:
+    """The step size decides: ratio and half-life of every optimiser."""
     keys = ("space", "mode", "optimizer")
-    for row in over_seeds(at_lag, by=keys, value="ratio"):
-        where = {key: row[key] for key in keys}
-        half = half_lives(select(rows, table="half_life", kind="gradients", **where))
-        control = estimate(select(at_lag, **where), "control")
-        beside = f" (control {control.value:.2f})" if control else ""
-        named = f"{row['mode']}, {row['optimizer']}" + (f", {row['space']}" if several else "")
-        notes.append(f"{named}: ratio {row['value']:.2f}{beside}{half and '; '}{half}.")
-    return (*notes, *_left_out(rows))
+    lives = select(rows, table="half_life", kind="gradients")
+    ratios = breakdown(
+        f"Energy ratio at lag {LAG}, and half-life in steps, by space, mode and optimiser",
+        at_lag,
+        by=keys,
+        values={"ratio": "ratio", "control": "frozen control", "chance": "random basis"},
+    )
+
+    def with_half_life(row: Row) -> Row:
+        return row | _half_life(select(lives, **{key: row[key] for key in keys}))
+
+    return tuple(table._replace(rows=tuple(map(with_half_life, table.rows))) for table in ratios)
 
 
-def half_lives(rows: Rows) -> str:
-    """What several runs say of one half-life: a bracket around those that saw its end."""
+def _half_life(rows: Rows) -> Row:
+    """One bracket around the half-lives of those runs that saw the ratio halved."""
     from frenet.measure.bracket import hull
 
     lives = [life for row in rows if (life := bracket_of(row)) is not None]
-    if not lives:
-        return ""
-    ended = [life for life in lives if life.found]
-    if not ended:
-        return f"half-life {min(lives).told('step')}"
-    few = f" in {len(ended)} of {len(lives)} runs" if len(ended) < len(lives) else ""
-    return f"half-life {hull(ended).told('step')}{few}"
+    halved = [life for life in lives if life.found]
+    around = hull(halved) if halved else min(lives, default=None)
+    return {
+        "half-life above": None if around is None else around.low,
+        "half-life at most": None if around is None else around.high,
+        "runs halved": len(halved),
+        "runs": len(lives),
+        "steps looked at": max((integer(row, "longest") for row in rows), default=None),
+    }
 
 
 def reread(rows: Rows) -> list[Row]:
@@ -84,13 +90,14 @@ def reread(rows: Rows) -> list[Row]:
     return brackets.reread(rows, looks="drift", lives="half_life", keys=keys, lag="lag")
 
 
-def _left_out(rows: Rows) -> Iterator[str]:
-    """Damage that gave nothing to recover from, with the first reason."""
+def _left_out(rows: Rows) -> tuple[str, ...]:
+    """The damage that gave nothing to recover from, with the first reason."""
     told = [str(row["note"]).partition(LEFT_OUT) for row in select(rows, table="notes")]
     found = [(what, why) for what, split, why in told if split]
-    for name in dict.fromkeys(what for what, _ in found):
-        reasons = [why for what, why in found if what == name]
-        yield f"{name} was left out {len(reasons)} times: {reasons[0]}."
+    if not found:
+        return ()
+    what, why = found[0]
+    return (f"The damage {what} was left out {len(found)} times, the first time because {why}.",)
 
 
 def _by_path(rows: Rows) -> Rows:

@@ -1,8 +1,10 @@
 """What the rows of `gradient_rank` say: claim C1, columns and figures."""
 
 from frenet.experiments.experiment import (
+    Breakdown,
     Claim,
     Column,
+    Estimate,
     Figure,
     Finding,
     Rows,
@@ -11,12 +13,13 @@ from frenet.experiments.experiment import (
 from frenet.experiments.figures import charts
 from frenet.experiments.figures.charts import Axis, dots, heatmap, lines
 from frenet.experiments.intervals import (
+    breakdown,
     fraction,
     high,
+    low,
     over_seeds,
     select,
     series_over_seeds,
-    worded,
 )
 from frenet.experiments.verdicts import Criterion, Rule, upper_end
 
@@ -52,47 +55,54 @@ def decide(rows: Rows) -> Finding:
         reference="highest null",
         reference_estimate=null,
         why=why,
-        notes=_notes(rows, at_k),
+        notes=_cautions(rows, energy, fraction(at_k, "label_shuffled")),
+        breakdowns=(*_energies(every_size), *_overlaps(rows)),
     )
 
 
-def _notes(rows: Rows, at_k: Rows) -> tuple[str, ...]:
-    """Is it the task that is low-rank?"""
-    shuffled, held = fraction(at_k, "label_shuffled"), fraction(at_k, "in_shuffled_basis")
-    overlaps = select(rows, table="overlap", point="none")
-    overlaps = select(overlaps, batch_size=_largest_batch(overlaps))
-    other = fraction([r for r in overlaps if r["task"] != r["other"]], "overlap")
-    same = fraction([r for r in overlaps if r["task"] == r["other"]], "overlap")
-    notes = []
-    if shuffled and held:
-        notes.append(
-            f"Gradients of the same inputs with shuffled labels have {shuffled.value:.2f} of their "
-            f"energy in their own top {K}: low rank by itself says nothing about the task. Their "
-            f"basis holds {held.value:.2f} of the true gradients."
+def _cautions(rows: Rows, energy: Estimate | None, shuffled: Estimate | None) -> tuple[str, ...]:
+    """Is it the task that is low-rank, and is it more than these examples?"""
+    cautions = []
+    if energy and shuffled and high(shuffled) >= low(energy):
+        cautions.append(
+            f"Gradients of the same inputs with shuffled labels are as low-rank, with "
+            f"{shuffled.value:.2f} of their energy in their own top {K}: low rank by itself says "
+            "nothing about the task."
         )
-    chance = fraction(overlaps, "chance")
-    if other and same and chance:
-        notes.append(
-            f"Bases of two tasks overlap by {other.value:.2f}, two halves of one task by "
-            f"{same.value:.2f} (chance {chance.value:.1g})."
-        )
-    by_size = over_seeds(
-        select(rows, table="energy", k=K, point="none"), by=("batch_size",), value="energy"
-    )
-    if len(by_size) > 1:
-        by_size.sort(key=lambda row: integer(row, "batch_size"))
-        listed = ", ".join(f"{row['value']:.2f} at {row['batch_size']}" for row in by_size)
-        notes.append(f"By batch size: {listed}.")
-    spaces = {str(row["space"]) for row in at_k if "space" in row}
-    if len(spaces) > 1:
-        found = {name: fraction(select(at_k, space=name), "energy") for name in sorted(spaces)}
-        notes.append(f"By space: {', '.join(f'{n} {worded(e)}' for n, e in found.items())}.")
     if any(SAME_EXAMPLES in str(row["note"]) for row in select(rows, table="notes")):
-        notes.append(
-            "Both halves of the gradients are of the same training rows (see the notes), and part "
-            "of the held-out energy is theirs: Gaussian and shuffle nulls do not have it."
+        cautions.append(
+            "Both halves of the gradients are of the same training rows, so part of the held-out "
+            "energy belongs to these rows, and the Gaussian and shuffle nulls lack this part."
         )
-    return tuple(notes)
+    return tuple(cautions)
+
+
+def _energies(at_k: Rows) -> tuple[Breakdown, ...]:
+    """The energy of every batch size, with that of shuffled labels."""
+    values = {
+        "energy": "energy",
+        "ceiling": "ceiling",
+        "null_gaussian": "Gaussian null",
+        "null_shuffle": "shuffle null",
+        "label_shuffled": "shuffled labels, own basis",
+        "in_shuffled_basis": "true labels, basis of shuffled",
+        "chance": "chance",
+    }
+    title = f"Held-out energy at k = {K}, by space and batch size"
+    return breakdown(title, at_k, by=("space", "batch_size"), values=values, least=0.0)
+
+
+def _overlaps(rows: Rows) -> tuple[Breakdown, ...]:
+    """How far the bases of two tasks overlap, with two halves of one task as the ceiling."""
+    overlaps = select(rows, table="overlap", point="none")
+    size = _largest_batch(overlaps)
+    kinds = [
+        {**row, "same" if row["task"] == row["other"] else "other tasks": row["overlap"]}
+        for row in select(overlaps, batch_size=size)
+    ]
+    values = {"other tasks": "two tasks", "same": "two halves of one task", "chance": "chance"}
+    title = f"Overlap of bases at k = {K}, batches of {size}"
+    return breakdown(title, kinds, by=("space",), values=values, least=0.0)
 
 
 def _largest_batch(rows: Rows) -> int:

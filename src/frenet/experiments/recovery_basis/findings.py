@@ -10,9 +10,8 @@ from frenet.experiments.experiment import (
     Row,
     Rows,
     Scalar,
-    number,
 )
-from frenet.experiments.intervals import fraction, over_seeds, select, worded
+from frenet.experiments.intervals import breakdown, fraction, over_seeds, select
 from frenet.experiments.recovery_basis.prefix_findings import PREFIX, prefix_span
 from frenet.experiments.setup.comparable import (
     CASE,
@@ -21,7 +20,6 @@ from frenet.experiments.setup.comparable import (
     by_condition,
     comparable,
     least_steps,
-    named,
     of,
     reach,
 )
@@ -68,7 +66,7 @@ def fixed_plane(rows: Rows) -> Finding:
     shown = planes[0] if planes else _plane([], "")
     verdict, why = PLANES.decide({EACH: every([plane.condition for plane in planes])})
     several = len(planes) > 1
-    parts = _bases_apart(captures)
+    held, apart = _held(captures), _bases_apart(captures)
     return Finding(
         claim="C2",
         verdict=verdict,
@@ -78,13 +76,8 @@ def fixed_plane(rows: Rows) -> Finding:
         reference="prefix",
         reference_estimate=shown.prefix,
         why=why,
-        notes=(
-            *_other_spaces(planes[1:]),
-            *_elsewhere(parts),
-            *_function_notes(captures),
-            *_status_notes(rows, captures),
-        ),
-        breakdowns=(parts,) if parts else (),
+        notes=(*_elsewhere(apart), *_not_function(held)),
+        breakdowns=(*_each_space(planes), *held, *apart, *_outcomes(rows, captures)),
     )
 
 
@@ -99,13 +92,18 @@ def _plane(captures: Rows, space: str) -> Plane:
     return Plane(space, reach(captures), best, found.get(best), prefix)
 
 
-def _other_spaces(planes: list[Plane]) -> tuple[str, ...]:
-    return tuple(
-        f"In the {plane.space} space the best ({plane.best}) holds {worded(plane.static)}, the "
-        f"prefix {worded(plane.prefix)}: {_alone(plane)} there."
-        for plane in planes
-        if plane.static
-    )
+def _each_space(planes: list[Plane]) -> tuple[Breakdown, ...]:
+    """The best static basis of each of several spaces, and what the space alone would decide."""
+    rows: list[Row] = []
+    for plane in planes:
+        found = {"captured": plane.static, "prefix": plane.prefix}
+        row: Row = {"space": plane.space, "basis": plane.best, "k": plane.k}
+        for name, value in found.items():
+            row[name] = None if value is None else value.value
+            row[f"{name}, low"] = None if value is None else value.low
+            row[f"{name}, high"] = None if value is None else value.high
+        rows.append({**row, "verdict": _alone(plane)})
+    return (Breakdown("The best static basis of each space", tuple(rows)),) if rows[1:] else ()
 
 
 def _alone(plane: Plane) -> str:
@@ -113,8 +111,23 @@ def _alone(plane: Plane) -> str:
     return PLANES.decide({EACH: plane.condition})[0]
 
 
-def _bases_apart(captures: Rows) -> Breakdown | None:
-    """What every basis holds; those at the damaged point stand beside the verdict."""
+def _held(captures: Rows) -> tuple[Breakdown, ...]:
+    """What every basis holds, and what the displacement projected on it regains."""
+    values = {
+        "captured": "captured",
+        "chance": "chance",
+        "ceiling": "ceiling",
+        "regained": "loss regained",
+        "regained_full": "by the whole displacement",
+    }
+    title = "What each basis holds of a displacement, and what loss its part regains"
+    counts = {"captured": "recoveries"}
+    by = ("space", "basis", "k")
+    return breakdown(title, captures, by=by, values=values, counts=counts, least=0.0)
+
+
+def _bases_apart(captures: Rows) -> tuple[Breakdown, ...]:
+    """What every basis holds under each damage and optimiser."""
     names = dict.fromkeys(str(row["basis"]) for row in captures)
     names.pop("prefix of replicate", None)
     rows: list[Row] = []
@@ -124,49 +137,46 @@ def _bases_apart(captures: Rows) -> Breakdown | None:
         count = len({of(row, RECOVERY) for row in part})
         rows.append(condition | {"recoveries": count} | {name: held.get(name) for name in names})
     title = f"Captured at k = {reach(captures)}, by damage and optimiser"
-    return Breakdown(title, tuple(rows)) if rows else None
+    return (Breakdown(title, tuple(rows)),) if rows else ()
 
 
-def _elsewhere(parts: Breakdown | None) -> tuple[str, ...]:
-    """Damages and optimisers under which a static basis is not small: the mean hides them."""
-    found = []
-    for row in parts.rows if parts else ():
-        held = {name: value for name in STATIC if isinstance(value := row.get(name), float)}
-        if held:
-            found.append((named(row), *max(held.items(), key=lambda pair: pair[1])))
-    large = sorted((f for f in found if f[2] >= MOST_STATIC), key=lambda f: -f[2])
+def _elsewhere(apart: tuple[Breakdown, ...]) -> tuple[str, ...]:
+    """Whether a static basis is not small under some damage and optimiser: the mean hides it."""
+    conditions = [
+        max(held)
+        for _, rows in apart
+        for row in rows
+        if (held := [value for name in STATIC if isinstance(value := row.get(name), float)])
+    ]
+    large = [value for value in conditions if value >= MOST_STATIC]
     if not large:
         return ()
-    listed = "; ".join(f"{where} ({name} {value:.2f})" for where, name, value in large)
-    chance = [v for row in parts.rows if isinstance(v := row.get("random"), float)] if parts else []
-    beside = f" (a random one at most {max(chance):.2g})" if chance else ""
     return (
-        f"Not everywhere: under {len(large)} of {len(found)} damages and optimisers a static basis "
-        f"holds {MOST_STATIC} or more{beside}: {listed}.",
+        f"A static basis is not small everywhere: under {len(large)} of {len(conditions)} damages "
+        f"and optimisers one holds {MOST_STATIC} or more (up to {max(large):.2f}).",
     )
 
 
-def _function_notes(captures: Rows) -> tuple[str, ...]:
-    """Capture and function disagree: name the pair that does most."""
-    both = [row for row in captures if row.get("regained") is not None]
-    by_basis = {
-        str(row["basis"]): number(row, "value")
-        for row in over_seeds(both, by=("basis",), value="captured")
-    }
-    gains = over_seeds(both, by=("basis",), value="regained")
-    apart = [(str(row["basis"]), number(row, "value")) for row in gains]
-    if not apart:
-        return ()
-    name, gain = max(apart, key=lambda pair: abs(pair[1] - by_basis[pair[0]]))
-    if abs(gain - by_basis[name]) < APART:
+def _not_function(held: tuple[Breakdown, ...]) -> tuple[str, ...]:
+    """Capture and function disagree: name the basis of which they do most."""
+    pairs = [
+        (abs(gain - captured), captured, gain, str(row["space"]), str(row["basis"]))
+        for _, rows in held
+        for row in rows
+        if isinstance(captured := row["captured"], float)
+        and isinstance(gain := row.get("loss regained"), float)
+    ]
+    apart, captured, gain, space, basis = max(pairs, default=(0.0, 0.0, 0.0, "", ""))
+    if apart < APART:
         return ()
     return (
-        f"Capture is not function: {name} holds {by_basis[name]:.3f} of the displacement, and the "
-        f"displacement projected on it regains {gain:.2f} of the lost loss.",
+        f"Capture is not function: in the {space} space the basis {basis!r} holds {captured:.3f} "
+        f"of the displacement, and the displacement projected on it regains {gain:.2f} of the lost "
+        "loss.",
     )
 
 
-def _status_notes(rows: Rows, captures: Rows) -> tuple[str, ...]:
+def _outcomes(rows: Rows, captures: Rows) -> tuple[Breakdown, ...]:
     """How many cases, each damaged once and recovered twice, count, and why the others do not."""
     statuses: dict[tuple[Scalar, ...], set[Scalar]] = {}
     for row in select(rows, table="recovery"):
@@ -179,8 +189,13 @@ def _status_notes(rows: Rows, captures: Rows) -> tuple[str, ...]:
     ]
     if not reasons:
         return ()
-    listed = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
-    return (f"Of {len(statuses)} cases {len(counted)} count. The others: {listed}.",)
+    counts = {"counts": len(statuses) - len(reasons)}
+    counts |= {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+    table: list[Row] = [
+        {"outcome": outcome, "cases": cases, "of": len(statuses)}
+        for outcome, cases in counts.items()
+    ]
+    return (Breakdown("Which cases count, and why others do not", tuple(table)),)
 
 
 def _reason(statuses: set[Scalar], case: Row, captures: Rows) -> str:

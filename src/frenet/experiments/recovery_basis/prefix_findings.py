@@ -4,7 +4,7 @@ import math
 
 from frenet.experiments.experiment import Breakdown, Estimate, Finding, Row, Rows, integer
 from frenet.experiments.intervals import estimate, fraction, select
-from frenet.experiments.setup.comparable import RECOVERY, K, by_condition, least_steps, named, of
+from frenet.experiments.setup.comparable import RECOVERY, K, by_condition, least_steps, of
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
 from frenet.experiments.verdicts import Cases, Condition, Criterion, Rule, every, some, upper_end
 
@@ -36,7 +36,6 @@ def prefix_span(rows: Rows) -> Finding:
     # Where none holds, the reason is of the k that is shown.
     order = sorted(sizes, key=lambda k: k != best)
     verdict, why = PREFIX.decide({FIRST: some([conditions[k] for k in order])})
-    parts = _prefixes_apart(prefixes)
     return Finding(
         claim="C4",
         verdict=verdict,
@@ -45,8 +44,8 @@ def prefix_span(rows: Rows) -> Finding:
         reference="random-walk share",
         reference_estimate=fraction(select(lora, k=best), "walk_share"),
         why=why,
-        notes=(*_least_and_most(parts), *_not_recovered(rows), *_long_enough(rows, best)),
-        breakdowns=(parts,) if parts else (),
+        notes=(*_not_recovered(rows), *_long_enough(rows, best)),
+        breakdowns=_prefixes_apart(prefixes),
     )
 
 
@@ -62,21 +61,6 @@ def _distance(value: Estimate | None) -> float:
     return math.inf if value is None else abs(value.value - PREFIX_SHARE)
 
 
-def _least_and_most(parts: Breakdown | None) -> tuple[str, ...]:
-    """Where the first steps of LoRA hold least, and where most."""
-    lora = [
-        (value, f"{value:.2f} ({named(row)}, k = {row['k']}; a random walk {walk:.2f})")
-        for row in (parts.rows if parts else ())
-        if row["space"] == "lora"
-        and isinstance(value := row["captured"], float)
-        and isinstance(walk := row["random walk"], float)
-    ]
-    if len(lora) < 2:
-        return ()
-    least, most = min(lora)[1], max(lora)[1]
-    return (f"By damage and optimiser the first updates of LoRA hold {least} to {most}.",)
-
-
 def _not_recovered(rows: Rows) -> tuple[str, ...]:
     """How many recoveries have no prefix, since they did not arrive."""
     table = select(rows, table="recovery", space="lora")
@@ -84,8 +68,8 @@ def _not_recovered(rows: Rows) -> tuple[str, ...]:
     if not lost:
         return ()
     return (
-        f"{len(lost)} of {len(table)} recoveries of LoRA did not arrive in the --steps that they "
-        "may take, and do not count.",
+        f"{len(lost)} of {len(table)} recoveries of LoRA did not arrive within the steps that they "
+        "may take (--steps), and do not count.",
     )
 
 
@@ -100,12 +84,12 @@ def _long_enough(rows: Rows, k: int) -> tuple[str, ...]:
     if not measured or len(measured) >= len(table):
         return ()
     return (
-        f"k = {k} is measured on {len(measured)} of {len(table)} recoveries of LoRA: those that "
-        f"took {least_steps(k)} steps or more. Other k are of other recoveries.",
+        f"k = {k} is measured on {len(measured)} of the {len(table)} recoveries of LoRA that "
+        f"arrived, those of {least_steps(k)} steps or more, and other k on other recoveries.",
     )
 
 
-def _prefixes_apart(prefixes: Rows) -> Breakdown | None:
+def _prefixes_apart(prefixes: Rows) -> tuple[Breakdown, ...]:
     """What the first steps hold, with the random walk's share, and how much of the run they are."""
     rows: list[Row] = []
     for condition, part in by_condition([r for r in prefixes if r.get("captured") is not None]):
@@ -121,4 +105,4 @@ def _prefixes_apart(prefixes: Rows) -> Breakdown | None:
         found = {name: None if share is None else share.value for name, share in shares.items()}
         rows.append({**condition, "recoveries": len(at), "k": k, **found})
     title = "What the first k steps hold, by damage and optimiser"
-    return Breakdown(title, tuple(rows)) if rows else None
+    return (Breakdown(title, tuple(rows)),) if rows else ()

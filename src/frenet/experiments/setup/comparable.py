@@ -51,11 +51,6 @@ def by_condition(rows: Rows) -> Iterator[tuple[Row, Rows]]:
         yield found, select(rows, **found)
 
 
-def named(row: Mapping[str, Scalar]) -> str:
-    """The condition of a row."""
-    return ", ".join(str(row[key]) for key in CONDITION)
-
-
 def least_steps(k: int) -> int:
     """The shortest recovery that gives a capture at k."""
     return math.ceil(k / LONGEST_PREFIX)
