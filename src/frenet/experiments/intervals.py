@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from frenet._errors import UsageError
 from frenet.experiments.experiment import (
@@ -104,29 +105,47 @@ def series_over_seeds(rows: Rows, *, by: Sequence[str], values: Mapping[str, str
 
 
 def breakdown(
-    title: str, rows: Rows, *, by: Sequence[str], values: Mapping[str, str]
+    title: str,
+    rows: Rows,
+    *,
+    by: Sequence[str],
+    values: Mapping[str, str] = MappingProxyType({}),
+    counts: Mapping[str, str] = MappingProxyType({}),
+    least: float | None = None,
 ) -> tuple[Breakdown, ...]:
-    """Means over seeds for every combination of keys, as a table; none if there are no rows.
+    """Means over seeds for every combination of keys, as a table; none if it would have no row.
 
     Args:
         title: what the parts are.
-        rows: rows of one table; a column that none of them has is left out.
+        rows: rows of one table; a column without a value in any of them is left out.
         by: the columns that tell the parts apart.
-        values: column -> its heading, the measure first: it is shown with its interval and the
-            number of seeds.
+        values: column -> its heading. The first is the measure, which is shown with its interval
+            and the number of seeds; a part without it is left out if nothing is counted in it.
+        counts: column -> the heading of the number of rows that have a value in it.
+        least: of a measure with a range, as for ``fraction``; without it no interval is cut.
     """
-    known = {key for row in rows for key in row}
-    (measure, heading), *others = ((c, h) for c, h in values.items() if c in known or not known)
-    parts: dict[tuple[Scalar, ...], Row] = {}
-    for row in over_seeds(rows, by=by, value=measure):
-        found = {heading: row["value"], "low": row["low"], "high": row["high"], "seeds": row["n"]}
-        keys = {key: row[key] for key in by}
-        parts[tuple(keys.values())] = keys | found | {name: None for _, name in others}
-    for column, name in others:
-        for row in over_seeds(rows, by=by, value=column):
-            if (part := parts.get(tuple(row[key] for key in by))) is not None:
-                part[name] = row["value"]
-    return (Breakdown(title, tuple(parts.values())),) if parts else ()
+    known = {key for row in rows for key, value in row.items() if value is not None}
+    keys = [key for key in by if key in known]
+    measure = next(iter(values), None)
+    others = {column: name for column, name in values.items() if column in known - {measure}}
+    parts: list[Row] = []
+    for case in dict.fromkeys(tuple(row.get(key) for key in keys) for row in rows):
+        part: Row = dict(zip(keys, case, strict=True))
+        own = select(rows, **part)
+        counted = {
+            name: sum(row.get(column) is not None for row in own) for column, name in counts.items()
+        }
+        if measure is not None:
+            found = estimate(own, measure) if least is None else fraction(own, measure, least=least)
+            if found is None and not any(counted.values()):
+                continue
+            value, low, high, seeds = found or (None, None, None, None)
+            part |= {values[measure]: value, "low": low, "high": high, "seeds": seeds}
+        for column, name in others.items():
+            mean = estimate(own, column)
+            part[name] = None if mean is None else mean.value
+        parts.append({**part, **counted})
+    return (Breakdown(title, tuple(parts)),) if parts else ()
 
 
 def estimate(rows: Rows, value: str) -> Estimate | None:
