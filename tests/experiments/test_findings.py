@@ -723,8 +723,14 @@ def test_c5_counts_curvature_up_to_a_fifth_of_the_slope() -> None:
     rows = best("random:10", [0.0, 0.0], 1.0, second_order=0.21)
     rows += best("name:a", [1.0, 1.0], 1.0, second_order=0.2)
     near, far = parts(searched(rows), "Searches inside their band in all places")
-    assert (near["ratio of spreads"], near["share inside"]) == ("up to 0.2", 1.0)
-    assert (far["ratio of spreads"], far["share inside"]) == ("above 0.2", 0.0)
+    assert (near["spread by curvature over that by slope"], near["share inside"]) == (
+        "up to 0.2",
+        1.0,
+    )
+    assert (far["spread by curvature over that by slope"], far["share inside"]) == (
+        "above 0.2",
+        0.0,
+    )
     assert near["nominal share"] == pytest.approx(0.95)
 
 

@@ -183,10 +183,12 @@ def everything() -> list[dict[str, Any]]:
 
 def test_s1_lists_what_every_basis_regains() -> None:
     rows = everything() + shares("prefix", [0.3], optimizer="sgd:1")
-    told = parts(fixed_prefix(rows), "From the damaged point")
+    told = parts(fixed_prefix(rows), "Regained from the damaged point")
     bases = ["prefix", "gradients", "Adam-scaled gradients", "random", ALL]
     assert [row["basis"] for row in told[:5]] == bases
-    assert [row["regained share"] for row in told[:5]] == pytest.approx([0.8, 0.5, 0.25, 0.1, 1.0])
+    assert [row["share of the lost loss"] for row in told[:5]] == pytest.approx(
+        [0.8, 0.5, 0.25, 0.1, 1.0]
+    )
     first = told[0]
     assert (first["space"], first["optimizer"], first["seeds"]) == ("full", "adam:1", 3)
     # Standard error 0.1 / sqrt(3), t(2) = 4.302653.
@@ -196,12 +198,12 @@ def test_s1_lists_what_every_basis_regains() -> None:
     assert first["share of the steps until recovered"] == pytest.approx(20 / 50)
     assert [row["steps or gradients spent on the basis"] for row in told[:5]] == [10, 30, 10, 10, 0]
     assert [row["recovered"] for row in told[1:]] == [0] * 5
-    assert (told[5]["optimizer"], told[5]["regained share"]) == ("sgd:1", 0.3)
+    assert (told[5]["optimizer"], told[5]["share of the lost loss"]) == ("sgd:1", 0.3)
 
 
 def test_s2_lists_what_the_bases_after_k_steps_regain() -> None:
-    told = parts(refreshed_prefix(everything()), "With full steps on the way")
-    listed = [(row["basis"], row["regained share"]) for row in told]
+    told = parts(refreshed_prefix(everything()), "Regained with full steps on the way")
+    listed = [(row["basis"], row["share of the lost loss"]) for row in told]
     assert listed == [
         ("prefix from step k", 0.5), ("moving prefix", 0.75), ("random from step k", 0.25),
         ("moving random", 0.5), (ALL, 1.0),

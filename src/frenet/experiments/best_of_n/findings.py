@@ -240,12 +240,13 @@ def _curvature(rows: Rows) -> tuple[Breakdown, ...]:
     for row in sorted(select(rows, table="best"), key=lambda row: number(row, "second_order")):
         near = number(row, "second_order") <= LINEAR
         ratio = f"{'up to' if near else 'above'} {LINEAR}"
-        table.append(dict(row) | {"nominal": NOMINAL, "ratio of spreads": ratio})
+        table.append(
+            dict(row) | {"nominal": NOMINAL, "spread by curvature over that by slope": ratio}
+        )
     return breakdown(
-        "Searches inside their band in all places, by the spread that curvature causes over that "
-        "which the slope causes",
+        "Searches inside their band in all places, by curvature",
         table,
-        by=("ratio of spreads",),
+        by=("spread by curvature over that by slope",),
         values={"inside": "share inside", "nominal": "nominal share"},
         least=0.0,
     )

@@ -64,7 +64,7 @@ def fixed_prefix(rows: Rows) -> Finding:
         notes=tuple(_cautions(rows)),
         breakdowns=(
             *_shares(
-                "From the damaged point",
+                "Regained from the damaged point",
                 table,
                 (*FIXED, *WHOLE),
                 {"spent": "steps or gradients spent on the basis"},
@@ -93,7 +93,7 @@ def refreshed_prefix(rows: Rows) -> Finding:
         why=why,
         breakdowns=(
             *_shares(
-                "With full steps on the way",
+                "Regained with full steps on the way",
                 table,
                 (*MOVING, *WHOLE),
                 {"regained_steps": "its full steps alone"},
@@ -189,7 +189,7 @@ def _shares(
         listed,
         by=("space", "optimizer", "basis"),
         values={
-            "regained": "regained share",
+            "regained": "share of the lost loss",
             "chance": "random directions, as many full steps",
             **more,
             "after": "share of the steps until recovered",
@@ -218,7 +218,7 @@ def _leads(table: Rows, pairs: Mapping[str, Sequence[str]]) -> tuple[Breakdown, 
 def _sweeps(rows: Rows) -> tuple[Breakdown, ...]:
     """Whether the sweeps were wide enough."""
     return breakdown(
-        "Sweeps of the learning rate, chosen by the loss on the training minibatches",
+        "Sweeps of the learning rate, which is chosen by the loss on the training minibatches",
         [
             dict(row) | {"at_end": row["at_end"] or None}
             for row in select(rows, table="rate", chosen=True)
