@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from experiments.parts import parts
 from frenet.experiments import basis_drift, brackets
 from frenet.experiments.basis_drift.findings import decide as drift
 from frenet.experiments.basis_drift.findings import drift_chart
@@ -516,13 +517,13 @@ def test_c4_lists_each_condition_at_its_largest_k_up_to_10() -> None:
     assert (part["random walk"], part["of the rest"]) == (pytest.approx(0.3), 0.25)
 
 
-def test_predictions_that_a_search_lacks_are_not_written_of() -> None:
+def test_a_prediction_that_a_search_lacks_is_left_empty() -> None:
     """A sigma beyond what is to be trusted has gains and no prediction."""
     rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
-    whole = searched(rows).notes
     bare = [row | {"predicted": None} if row["factor"] == 1.0 else row for row in rows]
-    gone = [note for note in whole if note not in searched(bare).notes]
-    assert [note.partition(":")[0] for note in gone] == ["sigma = 1.0 times sigma*"]
+    near, far = parts(searched(bare), BANDS)
+    assert (near["predicted gain"], far["predicted gain"]) == (1.0, None)
+    assert far["gain of the best of 8"] == pytest.approx(1.01)
 
 
 def test_c4_is_about_lora() -> None:
@@ -632,10 +633,11 @@ def test_c5(inside: list[float], ratio: float, verdict: str) -> None:
     rows = best("all", inside, 1.0) + best("random:10", inside, ratio)
     finding = searched(rows)
     assert finding.verdict == verdict
-    (note,) = (note for note in finding.notes if "in the whole space" in note)
-    assert note.startswith(f"Of the gain in the whole space: {ratio:.2g}")
-    cases = len(inside)
-    assert f"in 10 random directions ({cases} of {cases} cases)" in note
+    (row,) = parts(finding, "Gain at the best sigma")
+    assert (row["random directions"], row["share"]) == (10, pytest.approx(ratio))
+    assert row["cases compared"] == row["cases"] == row["seeds"] == len(inside)
+    assert (row["even from"], row["even up to"]) == (0.75, 1.25)
+    assert finding.notes == ()
 
 
 def test_c5_is_open_where_cases_cancel() -> None:
@@ -700,8 +702,8 @@ def test_searches_without_a_best_sigma_do_not_enter_the_gain_of_those_with_one()
     assert best_gains(rows + bare) == best_gains(rows)
 
 
-def test_winners_are_told_by_the_unit_of_their_sigma() -> None:
-    """Up to half of sigma*, and up to the whole of the largest sigma to be trusted."""
+def test_winners_are_listed_by_the_unit_of_their_sigma() -> None:
+    """Predicted up to half of sigma*, and up to the whole of the largest sigma to be trusted."""
     base = {"table": "winner", "held_out_predicted": 0.0, "step": 0.0}
     rows = [
         base | {"seed": s, "unit": unit, "factor": factor, "selected": gain, "held_out": -gain}
@@ -710,10 +712,19 @@ def test_winners_are_told_by_the_unit_of_their_sigma() -> None:
             ("sigma*", 0.5, 0.1), ("sigma*", 1.0, 9.0), ("trusted", 1.0, 0.2), ("trusted", 2.0, 9.0)
         )
     ]  # fmt: skip
-    first, second = (n for n in searched(rows).notes if n.startswith("Winners"))
-    assert first.startswith("Winners up to 0.5 times sigma*: 0.1 nats")
-    assert "-0.1 on held-out data" in first
-    assert second.startswith("Winners up to 1 times the largest sigma to be trusted: 0.2 nats")
+    told = {
+        (row["in units of"], row["sigma"]): row for row in parts(searched(rows), "Gain of the win")
+    }
+    trusted = "the largest sigma to be trusted"
+    gains = {at: row["where selected"] for at, row in told.items()}
+    assert gains == {
+        ("sigma*", 0.5): pytest.approx(0.1), ("sigma*", 1.0): 9.0,
+        (trusted, 1.0): pytest.approx(0.2), (trusted, 2.0): 9.0,
+    }  # fmt: skip
+    assert all(row["held out"] == -row["where selected"] for row in told.values())
+    assert all(row["predicted held out"] == 0 for row in told.values())
+    reached = {at for at, row in told.items() if row["in the predicted range"]}
+    assert reached == {("sigma*", 0.5), (trusted, 1.0)}
 
 
 def test_the_gain_of_a_place_is_that_of_its_best_sigma_and_most_candidates() -> None:
@@ -749,9 +760,12 @@ def test_rules_at_equality() -> None:
         assert searched(even).verdict == verdict
 
 
-@pytest.mark.parametrize(("order", "rho"), [(1, "1"), (-1, "-1")])
-def test_c5_says_how_well_either_prediction_ranks_the_places(order: int, rho: str) -> None:
-    """The rank correlation itself, by density and by density over curvature."""
+RANKS = "Spearman's rank correlation"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_c5_says_how_well_either_prediction_ranks_the_places(order: int) -> None:
+    """The rank correlation itself, by density and by density over curvature, beside chance."""
     places = ["all", "name:a", "name:b", "name:c", "name:d"]
     rows = [
         row
@@ -760,13 +774,16 @@ def test_c5_says_how_well_either_prediction_ranks_the_places(order: int, rho: st
             place, RIGHT, 1.0 + i, density=1.0 + order * 0.1 * i, density_over_curvature=2.0 + i
         )
     ]
-    by_density, by_curvature = (n for n in searched(rows).notes if n.startswith("Places ranked"))
-    assert f"Spearman {rho} [{rho}, {rho}]" in by_density
-    assert by_density.endswith("mean of 3 cases with 5 places each.")
+    by_density, by_curvature = parts(searched(rows), RANKS)
+    names = ("ranked by", "correlation", "low", "high")
+    at = pytest.approx(order)
+    assert [by_density[name] for name in names] == ["signal density", at, at, at]
+    assert [by_curvature[name] for name in names[1:]] == pytest.approx([1.0] * 3)
+    counted = ("by chance", "places in a case, mean", "cases")
+    assert [by_density[name] for name in counted] == [0, 5, 3]
     fewer = [row for row in rows if row["place"] != "name:d" or row["seed"] != 0]
-    note = next(n for n in searched(fewer).notes if n.startswith("Places ranked"))
-    assert note.endswith("mean of 3 cases with 4 to 5 places each.")
-    assert "Spearman 1 [1, 1]" in by_curvature
+    mean = parts(searched(fewer), RANKS)[0]["places in a case, mean"]
+    assert mean == pytest.approx((4 + 5 + 5) / 3)
 
 
 @pytest.mark.parametrize(
@@ -796,31 +813,61 @@ def test_places_that_gain_nothing_have_no_rank() -> None:
     assert {row["density"] for row in rows} == {1.0}
 
 
-def notes_of(rows: list[dict[str, object]], start: str) -> list[str]:
-    return [note for note in searched(rows).notes if note.startswith(start)]
-
-
 def test_c5_counts_curvature_up_to_a_fifth_of_the_slope() -> None:
-    rows = best("all", [1.0, 1.0], 1.0, second_order=0.2)
-    rows += best("random:10", [0.0, 0.0], 1.0, second_order=0.21)
-    (note,) = notes_of(rows, "Where curvature spreads less than 0.2")
-    assert note.endswith("1.00 lie inside.")
-    assert notes_of(best("all", [1.0, 1.0], 1.0), "Where curvature") == []
+    rows = best("random:10", [0.0, 0.0], 1.0, second_order=0.21)
+    rows += best("name:a", [1.0, 1.0], 1.0, second_order=0.2)
+    near, far = parts(searched(rows), "Searches inside their band in all places")
+    assert (near["spread by curvature over that by slope"], near["share inside"]) == (
+        "up to 0.2",
+        1.0,
+    )
+    assert (far["spread by curvature over that by slope"], far["share inside"]) == (
+        "above 0.2",
+        0.0,
+    )
+    assert near["nominal share"] == pytest.approx(0.95)
 
 
-def test_c5_says_how_far_bands_hold_nine_tenths() -> None:
+BANDS = "Searches inside their predicted 95% band"
+
+
+def test_c5_lists_coverage_and_gains_of_most_candidates_by_sigma() -> None:
     rows = [
         row | {"inside": inside, "factor": factor}
         for factor, inside in ((0.25, 1.0), (0.5, 0.9), (1.0, 0.875))
         for row in best("all", RIGHT, 1.0)
         if row["factor"] == 1.0
     ]
-    assert notes_of(rows, "Bands hold") == [
-        "Bands hold at least 0.9 up to 0.5 times sigma*; predicted was 0.5."
-    ]
-    assert len(notes_of(rows, "sigma = ")) == 3
-    assert notes_of([row | {"predicted": None} for row in rows], "sigma = ") == []
-    assert notes_of([row | {"inside": 0.5} for row in rows], "Bands hold") == []
+    told = parts(searched([*rows, *best("name:a", [0.0] * 3, 9.0)]), BANDS)
+    assert [row["sigma"] for row in told] == [0.25, 0.5, 1.0]
+    assert [row["share inside"] for row in told] == pytest.approx([1.0, 0.9, 0.875])
+    assert [row["in the predicted range"] for row in told] == [True, True, False]
+    for row in told:
+        assert row["nominal share"] == pytest.approx(0.95)
+        # Over seeds, 1 + 0.01 s of the best of 8.
+        assert row["gain of the best of 8"] == pytest.approx(1.01)
+        assert row["predicted gain"] == 1.0
+
+
+def test_intervals_of_coverage_stay_within_0_and_1() -> None:
+    (row, _) = parts(searched(best("all", [0.5, 1.0], 1.0)), BANDS)
+    assert (row["low"], row["share inside"], row["high"]) == (0.0, 0.75, 1.0)
+
+
+def test_c5_warns_of_searches_without_a_best_sigma_and_of_gains_that_are_not_compared() -> None:
+    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
+    places = [{"table": "place", "seed": s, "sigma_star": 0.1} for s in range(3)]
+    assert searched(rows + places).notes == ()
+    (bare,) = searched([*rows, *places, {"table": "place", "sigma_star": None}]).notes
+    assert bare.startswith("1 of 4 searches")
+    grows = best("random:100", RIGHT, 9.0, unit="trusted")
+    finding = searched(rows + grows)
+    (uncompared,) = finding.notes
+    assert "6 gains" in uncompared
+    assert "3 cannot" in uncompared
+    _, row = parts(finding, "Gain at the best sigma")
+    assert (row["random directions"], row["share"]) == (100, None)
+    assert (row["cases compared"], row["cases"]) == (0, 3)
 
 
 def test_a_gain_beyond_a_quarter_more_contradicts_c5() -> None:
@@ -838,12 +885,13 @@ def test_places_are_ranked_from_four_on_and_by_what_differs() -> None:
             for row in best(f"name:{i}", RIGHT, 1.0 + i)
         ]
 
-    (note,) = notes_of(rows(4), "Places ranked by signal density")
-    assert "Spearman 1 [1, 1]" in note
-    assert notes_of(rows(3), "Places ranked") == []
-    assert notes_of(rows(4, density=1.0), "Places ranked") == []
-    (note,) = notes_of(rows(4, turned=(0, 1)), "Places ranked by signal density")
-    assert "Spearman -0.33 [-1, 1]" in note
+    (row,) = parts(searched(rows(4)), RANKS)
+    assert [row[name] for name in ("correlation", "low", "high")] == pytest.approx([1.0] * 3)
+    assert parts(searched(rows(3)), RANKS) == []
+    assert parts(searched(rows(4, density=1.0)), RANKS) == []
+    (row,) = parts(searched(rows(4, turned=(0, 1))), RANKS)
+    found = [row[name] for name in ("correlation", "low", "high")]
+    assert found == pytest.approx([-1 / 3, -1.0, 1.0])
 
 
 def directions(**changes: object) -> list[dict[str, object]]:

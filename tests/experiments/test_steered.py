@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.parts import parts
 from frenet.experiments.experiment import Cell
-from frenet.experiments.setup.contrast_notes import unknown_labels
+from frenet.experiments.setup.contrast_notes import cautions, known_labels
 from frenet.experiments.setup.contrasts import (
     ONE_MODEL,
     PARTS,
@@ -123,22 +124,47 @@ def test_a_model_that_does_not_know_the_labels_is_told() -> None:
     assert "does not tell the sides apart" in note["note"]
 
 
-def test_at_chance_is_said_for_each_contrast_and_run() -> None:
+def test_labels_that_a_model_does_not_know_are_counted_by_contrast() -> None:
+    """A p-value at the limit itself is known."""
     rows = [
-        {"table": "behaviour", "behaviour": name, "p_known": p, "p_limit": 0.05}
-        for name, p in (("a", 0.5), ("a", 0.01), ("a", 0.05), ("b", 0.01))
-    ]
-    (sentence,) = unknown_labels(rows)
-    assert sentence.startswith("In 1 of 3 runs the model is at chance on the labels of a")
+        {
+            "table": "behaviour", "seed": seed, "space": "full", "behaviour": name,
+            "accuracy": 1 - p, "separation": 0.75, "chance": 0.5, "p_known": p, "p_limit": 0.05,
+        }
+        for name, seed, p in (("a", 0, 0.5), ("a", 1, 0.01), ("a", 2, 0.05), ("b", 0, 0.01))
+    ]  # fmt: skip
+    (table,) = known_labels(rows)
+    first, second = table.rows
+    assert (first["behaviour"], first["seeds"], first["seeds with p above it"]) == ("a", 3, 1)
+    assert first["accuracy"] == pytest.approx(1 - 0.56 / 3)
+    assert first["mean p of no difference between the sides"] == pytest.approx(0.56 / 3)
+    assert (first["both by chance"], first["pairs in the right order"]) == (0.5, 0.75)
+    assert (second["behaviour"], second["seeds with p above it"]) == ("b", 0)
+    (caution,) = cautions(rows, "layer")
+    assert "1 of 4 runs" in caution
+    assert "(a)" in caution
+    assert list(cautions(rows[1:], "layer")) == []
 
 
 @pytest.mark.parametrize("findings", [step_findings, effect_findings])
-def test_seeds_that_share_a_model_are_told_once(findings) -> None:
+def test_seeds_that_share_a_model_are_a_caution(findings) -> None:
     rows = [{"table": "notes", "seed": s, "behaviour": "b", "note": ONE_MODEL} for s in range(3)]
-    told = "Seeds deal the same prompts of one model anew"
-    assert [note.startswith(told) for note in findings.decide(rows).notes].count(True) == 1
-    other = [{**row, "note": "another"} for row in rows]
-    assert not any(note.startswith(told) for note in findings.decide(other).notes)
+    (caution,) = findings.decide(rows).notes
+    assert "not independent" in caution
+    assert findings.decide([{**row, "note": "another"} for row in rows]).notes == ()
+
+
+@pytest.mark.parametrize("findings", [step_findings, effect_findings])
+def test_of_three_cautions_the_two_that_matter_most_stay(findings) -> None:
+    """What was left out, and that labels mean nothing, rather than that seeds share a model."""
+    rows = [*(c6([0.5], [0.1]) if findings is step_findings else c7([1.0], 10.0, 1.0))]
+    rows += [{"table": "notes", "behaviour": "b", "note": ONE_MODEL}]
+    rows += [{"table": "notes", "behaviour": "gone", "note": "no words"}]
+    known = {"table": "behaviour", "seed": 0, "space": "full", "behaviour": "b"}
+    rows += [known | {"p_known": 0.5, "p_limit": 0.05}]
+    first, second = findings.decide(rows).notes
+    assert first.startswith("gone was left out: no words")
+    assert "1 of 1 runs" in second
 
 
 def c6(cosines: list[float], nulls: list[float], behaviour: str = "b") -> list[dict[str, object]]:
@@ -177,18 +203,43 @@ def test_the_axis_of_a_cosine_runs_from_minus_1_to_1() -> None:
     assert domains == [[-1, 1]] * len(layers)
 
 
-def test_small_p_values_of_negative_cosines_are_told_as_such() -> None:
-    rows = c6([-0.6, -0.62, 0.61], [0.3, 0.31, 0.32])
-    (note,) = (n for n in step_findings.decide(rows).notes if "p-values" in n)
-    assert note.startswith("The p-values of 3 of 3 cosines are below 0.05")
-    assert note.endswith("and 2 of these cosines are negative.")
+def cosines_of(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    return parts(step_findings.decide(rows), "Cosines at the chosen block")
 
 
-def test_a_cosine_of_zero_is_not_negative() -> None:
-    (note,) = (n for n in step_findings.decide(c6([0.0, 0.5, -0.5], [0.3] * 3)).notes if "p-v" in n)
-    assert note.endswith("and 1 of these cosines are negative.")
-    (note,) = (n for n in step_findings.decide(c6([0.0, 0.5, 0.5], [0.3] * 3)).notes if "p-v" in n)
-    assert "negative" not in note
+def test_cosines_are_listed_by_contrast_and_push() -> None:
+    rows = c6([0.6, 0.5, 0.7], [0.3, 0.2, 0.4])
+    rows[0]["block"] = 3
+    rows[0]["p"] = 0.04
+    own, flipped = cosines_of(rows)
+    named = [own[key] for key in ("behaviour", "space", "push", "blocks")]
+    assert named == ["b", "full", "own", "1, 3"]
+    assert own["cosine"] == pytest.approx(0.6)
+    # Standard error 0.1 / sqrt(3), t(2) = 4.302653.
+    assert own["low"] == pytest.approx(0.6 - 4.302652729911275 * 0.1 / 3**0.5)
+    assert own["higher null, 95%"] == pytest.approx(0.3)
+    assert own["other answer's step"] == pytest.approx(-0.2)
+    assert own["without the answers' directions"] == own["whitened"] == pytest.approx(0.1)
+    assert (own["mean p"], own["limit of p"]) == pytest.approx((0.02, 0.05))
+    assert (flipped["push"], flipped["blocks"], flipped["cosine"]) == ("flipped", "1", -1.0)
+
+
+@pytest.mark.parametrize(
+    ("cosines", "p", "below", "negative"),
+    [
+        ([-0.6, -0.62, 0.61], 0.02, 3, 2),
+        ([0.0, 0.5, -0.5], 0.02, 3, 1),  # a cosine of zero is not negative
+        ([0.0, 0.5, 0.5], 0.02, 3, 0),
+        ([-0.6, -0.62, 0.61], 0.05, 0, 0),
+    ],
+)
+def test_small_p_values_are_counted_and_those_of_negative_cosines(
+    cosines: list[float], p: float, below: int, negative: int
+) -> None:
+    rows = [row | {"p_adjusted": p} for row in c6(cosines, [0.3] * 3)]
+    own = cosines_of(rows)[0]
+    assert own["seeds below it, adjusted over blocks"] == below
+    assert own["of these negative"] == negative
 
 
 def test_c6_is_open_where_contrasts_cancel() -> None:
@@ -270,11 +321,32 @@ def test_c7_stands_beside_random_vectors_of_equal_covariance() -> None:
     finding = effect_findings.decide(rows)
     assert finding.reference_estimate is not None
     assert finding.reference_estimate.value == pytest.approx((1 / 10 + 1 / 10.1 + 1 / 10.2) / 3)
-    assert not any("as much as the shift" in note for note in finding.notes)
+    assert finding.notes == ()
     strong = [row | {"matched": 20.0} if row["table"] == "slope" else row for row in rows]
     finding = effect_findings.decide(strong)
     assert finding.verdict == "supported"
-    assert "steer as much as the shift by a gradient step: b (20 [20, 20] ag" in finding.notes[0]
+    (caution,) = finding.notes
+    assert "1 of 1 contrasts" in caution
+    listed = {row["vector"]: row for row in parts(finding, "Slopes")}
+    assert [row["slope"] for row in listed.values()] == pytest.approx(
+        [10.1, (9 + 10.1 + 1.1 * 10.2) / 3, 0.505, 20.0, 1.0]
+    )
+    beside = [row["largest of the random vectors"] for row in listed.values()]
+    assert beside == pytest.approx([0.505] * 5)
+    matched = listed["random of equal covariance, the largest"]
+    assert (matched["low"], matched["slope"], matched["high"]) == (20.0, 20.0, 20.0)
+
+
+def test_ratios_of_slopes_are_listed_by_contrast_and_push() -> None:
+    own, flipped = parts(effect_findings.decide(c7([0.9, 1.0, 1.1], 10.0, 0.5)), "Ratios of slopes")
+    named = [own[key] for key in ("behaviour", "space", "push", "blocks")]
+    assert named == ["b", "full", "own", "1"]
+    assert own["ratio"] == pytest.approx(1.0)
+    assert own["high"] == pytest.approx(1 + 4.302652729911275 * 0.1 / 3**0.5)
+    assert (own["alike from"], own["alike up to"]) == (0.5, 2.0)
+    assert own["contrast vector"] == pytest.approx(10.1)
+    assert own["shift by a gradient step"] == pytest.approx((9 + 10.1 + 1.1 * 10.2) / 3)
+    assert (flipped["push"], flipped["ratio"], flipped["contrast vector"]) == ("flipped", 9.0, None)
 
 
 def steady(rows: list[dict[str, object]], **slopes: float) -> list[dict[str, object]]:
@@ -312,12 +384,14 @@ def test_c7_holds_at_the_ends_of_its_range(ratio: float, verdict: str) -> None:
     assert effect_findings.decide(c7([ratio] * 3, 10.0, 1.0)).verdict == verdict
 
 
-def test_random_vectors_that_steer_as_much_are_named() -> None:
+def test_contrasts_with_random_vectors_that_steer_as_much_are_counted() -> None:
     rows = steady(c7([1.0] * 3, 1.0, 1.0), contrast=9.0, gradient=2.0, random=1.0)
-    for matched, named in ((1.9, False), (2.0, True), (2.1, True)):
+    other = [row | {"behaviour": "other"} for row in rows]
+    for matched, count in ((1.9, 0), (2.0, 1), (2.1, 1)):
         given = [row | {"matched": matched} if row["table"] == "slope" else row for row in rows]
-        notes = effect_findings.decide(given).notes
-        assert any("as much as the shift" in note for note in notes) is named
+        cautions = effect_findings.decide(given + other).notes
+        assert len(cautions) == count
+        assert all("1 of 2 contrasts" in caution for caution in cautions)
 
 
 def test_a_contrast_without_a_slope_is_compared_with_nothing() -> None:
@@ -325,7 +399,7 @@ def test_a_contrast_without_a_slope_is_compared_with_nothing() -> None:
     rows = steady(c7([1.0] * 3, 1.0, 1.0), contrast=9.0, gradient=0.0, random=1.0)
     no_shift = [row for row in rows if row.get("vector") != "gradient"]
     for given in (rows, no_shift):
-        assert not any("as much as the shift" in n for n in effect_findings.decide(given).notes)
+        assert effect_findings.decide(given).notes == ()
     still = [row | {"slope": 0.0} if row["table"] == "slope" else row for row in rows]
     assert effect_findings.decide(still).reference_estimate is None
 
@@ -338,23 +412,20 @@ def test_c7_names_the_space_where_there_are_two() -> None:
 
 
 def test_an_effect_that_is_never_reached_is_counted_and_has_no_dose() -> None:
-    base = {"table": "equal", "way": "weight step", "kl": 0.5, "kl_random": 0.25}
-    sizes = [0.125, None, 0.125]
-    rows = [base | {"seed": s, "size": size} for s, size in enumerate(sizes)]
-    assert effect_findings.decide(rows).notes == (
-        "At equal effect, weight step: dose 0.12, KL on neutral text 0.5 nats per token (a random "
-        "vector: 0.25); 1 of 3 times it never gets there.",
-    )
-    never = [row | {"size": None} for row in rows]
-    assert effect_findings.decide(never).notes == ()
-    always = [row | {"size": 0.125} for row in rows]
-    assert "never" not in effect_findings.decide(always).notes[0]
+    base = {"table": "equal", "way": "weight step", "kl_random": 0.25}
+    kl = {None: None, 0.125: 0.5}
+    for sizes, reached in (([0.125, None, 0.125], 2), ([None] * 3, 0), ([0.125] * 3, 3)):
+        rows = [base | {"seed": s, "size": x, "kl": kl[x]} for s, x in enumerate(sizes)]
+        (row,) = parts(effect_findings.decide(rows), "At equal effect")
+        dose, cost = (0.125, 0.5) if reached else (None, None)
+        assert (row.get("dose"), row["KL"], row["KL of a random vector"]) == (dose, cost, 0.25)
+        assert (row["cases that reach the effect"], row["cases"]) == (reached, 3)
 
 
 def test_what_is_measured_is_not_left_out_for_a_note_on_it() -> None:
     for findings, rows in ((step_findings, c6([0.5], [0.1])), (effect_findings, c7([1.0], 9, 1))):
         noted = [*rows, {"table": "notes", "behaviour": "b", "note": "the model knows it"}]
-        assert findings.decide(noted).notes == findings.decide(rows).notes
+        assert findings.decide(noted).notes == findings.decide(rows).notes == ()
 
 
 def test_c6_shows_intervals_of_cosines_down_to_minus_1() -> None:
@@ -369,9 +440,6 @@ def test_c6_at_equality() -> None:
     # Two contrasts that cancel to a margin of exactly 0 are told apart.
     rows = c6([0.75] * 3, [0.5] * 3) + c6([0.25] * 3, [0.5] * 3, behaviour="other")
     assert "for other, full alone" in step_findings.decide(rows).why
-    rows = [row | {"p_adjusted": 0.05} for row in c6([0.6] * 3, [0.3] * 3)]
-    (note,) = (n for n in step_findings.decide(rows).notes if "p-values" in n)
-    assert note.startswith("The p-values of 0 of 3 cosines are below 0.05")
 
 
 @pytest.mark.parametrize("target", [0.6, -0.6, 1.7])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from experiments.parts import parts
 from experiments.small import small
 from frenet.experiments import EXPERIMENTS
 from frenet.experiments.subspace_training.arms import climb
@@ -169,50 +170,82 @@ def test_s1_at_equality_and_at_its_own_dimension() -> None:
     assert fixed_prefix(rows + smaller).verdict == "undecided"
 
 
-def test_the_notes_of_s1_and_s2_hold_every_basis_and_every_case() -> None:
-    rows = shares("prefix", [0.8] * 3, stop=20) + shares("gradients", [0.5] * 3, spent=30)
+def everything() -> list[dict[str, Any]]:
+    """Shares in every basis, with the chance level of some."""
+    rows = shares("prefix", [0.7, 0.8, 0.9], stop=20, chance=0.1)
+    rows += shares("gradients", [0.5] * 3, spent=30)
     rows += shares("Adam-scaled gradients", [0.25] * 3) + shares("random", [0.1] * 3)
     rows += shares("prefix from step k", [0.5] * 3) + shares("moving prefix", [0.75] * 3)
     rows += shares("random from step k", [0.25] * 3) + shares("moving random", [0.5] * 3)
-    rows += [
-        {"table": "run", "seed": s, "status": status, "left_out": left_out}
-        for s, (status, left_out) in enumerate(
-            (("recovered", "10"), ("recovered", "10,5"), ("not recovered", ""))
-        )
-    ]
-    rows += [{"table": "rate", "chosen": True, "at_end": end} for end in (True, False, False)]
-    rows += [{"table": "rate", "chosen": False, "at_end": True}]
-    fixed, moving = (finding.notes for finding in (fixed_prefix(rows), refreshed_prefix(rows)))
-    assert fixed == (
-        "Regained from the damaged point, full, adam:1: prefix 0.80, gradients 0.50, "
-        "Adam-scaled gradients 0.25, random 0.10.",
-        "To find its basis the prefix takes 10 full steps that are thrown away here, a gradient "
-        "basis 30 gradients.",
-        "At equal steps, prefix minus: gradients +0.300 [+0.300, +0.300]; Adam-scaled gradients "
-        "+0.550 [+0.550, +0.550]; random +0.700 [+0.700, +0.700].",
-        "Recovered within the steps of the run: prefix 3 of 3 after 0.40 of its steps; gradients "
-        "0 of 3; Adam-scaled gradients 0 of 3; random 0 of 3; prefix from step k 0 of 3; moving "
-        "prefix 0 of 3; random from step k 0 of 3; moving random 0 of 3.",
-        "Rates are chosen by the loss on the training minibatches; the best was the last one tried "
-        "in 1 of 3 sweeps.",
-        "1 of 3 cases have no result: not recovered.",
-        "Left out where the run was shorter than k / 0.35: k = 5 in 1 of 3, k = 10 in 2 of 3.",
-    )
-    assert moving == (
-        "Regained with full steps on the way, full, adam:1: prefix from step k 0.50, moving prefix "
-        "0.75, random from step k 0.25, moving random 0.50.",
-        "Of that, their full steps alone regain, full, adam:1: prefix from step k 0.10, moving "
-        "prefix 0.10.",
-        "At equal steps, prefix from step k minus: random from step k +0.250 [+0.250, +0.250].",
-        "At equal steps, moving prefix minus: gradients +0.250 [+0.250, +0.250]; Adam-scaled "
-        "gradients +0.500 [+0.500, +0.500].",
-    )
+    rows[0]["stop"] = None
+    return rows + shares(ALL, [1.0] * 3, k=D, spent=0)
 
 
-@pytest.mark.parametrize("alone", ["prefix", "gradients"])
-def test_what_two_bases_take_is_compared_where_there_are_two(alone: str) -> None:
-    notes = fixed_prefix(shares(alone, [0.5] * 3)).notes
-    assert not any("To find its basis" in note for note in notes)
+def test_s1_lists_what_every_basis_regains() -> None:
+    rows = everything() + shares("prefix", [0.3], optimizer="sgd:1")
+    told = parts(fixed_prefix(rows), "Regained from the damaged point")
+    bases = ["prefix", "gradients", "Adam-scaled gradients", "random", ALL]
+    assert [row["basis"] for row in told[:5]] == bases
+    assert [row["share of the lost loss"] for row in told[:5]] == pytest.approx(
+        [0.8, 0.5, 0.25, 0.1, 1.0]
+    )
+    first = told[0]
+    assert (first["space"], first["optimizer"], first["seeds"]) == ("full", "adam:1", 3)
+    # Standard error 0.1 / sqrt(3), t(2) = 4.302653.
+    assert first["high"] == pytest.approx(0.8 + 4.302652729911275 * 0.1 / 3**0.5)
+    assert first["random directions, as many full steps"] == pytest.approx(0.1)
+    assert (first["recovered"], first["cases"]) == (2, 3)
+    assert first["share of the steps until recovered"] == pytest.approx(20 / 50)
+    assert [row["steps or gradients spent on the basis"] for row in told[:5]] == [10, 30, 10, 10, 0]
+    assert [row["recovered"] for row in told[1:]] == [0] * 5
+    assert (told[5]["optimizer"], told[5]["share of the lost loss"]) == ("sgd:1", 0.3)
+
+
+def test_s2_lists_what_the_bases_after_k_steps_regain() -> None:
+    told = parts(refreshed_prefix(everything()), "Regained with full steps on the way")
+    listed = [(row["basis"], row["share of the lost loss"]) for row in told]
+    assert listed == [
+        ("prefix from step k", 0.5), ("moving prefix", 0.75), ("random from step k", 0.25),
+        ("moving random", 0.5), (ALL, 1.0),
+    ]  # fmt: skip
+    assert all(row["its full steps alone"] == pytest.approx(0.1) for row in told)
+
+
+def test_leads_are_paired_by_case_beside_the_share_of_the_other() -> None:
+    rows = everything()
+    first, *rest = parts(fixed_prefix(rows), "Leads")
+    assert (first["basis"], first["over"], first["cases"]) == ("prefix", "gradients", 3)
+    assert (first["lead"], first["regained share of the other"]) == (pytest.approx(0.3), 0.5)
+    assert first["low"] == pytest.approx(0.3 - 4.302652729911275 * 0.1 / 3**0.5)
+    assert [row["lead"] for row in rest] == pytest.approx([0.55, 0.7, -0.2])
+    leads = {
+        (row["basis"], row["over"]): row["lead"] for row in parts(refreshed_prefix(rows), "Leads")
+    }
+    assert leads == {
+        ("prefix from step k", "random from step k"): 0.25, ("prefix from step k", ALL): -0.5,
+        ("moving prefix", "prefix from step k"): 0.25, ("moving prefix", "moving random"): 0.25,
+        ("moving prefix", "gradients"): 0.25, ("moving prefix", "Adam-scaled gradients"): 0.5,
+        ("moving prefix", ALL): -0.25,
+    }  # fmt: skip
+
+
+def test_s1_warns_of_cases_without_a_result_and_of_sweeps_that_were_too_short() -> None:
+    rows = everything()
+    assert fixed_prefix(rows).notes == ()
+    runs = [{"table": "run", "status": "recovered"}] * 2
+    runs += [{"table": "run", "status": status} for status in ("not recovered", "not damaged")]
+    base = {"table": "rate", "basis": "prefix", "chosen": True}
+    rates = [base | {"at_end": end} for end in (True, False, False)]
+    rates += [base | {"basis": "random", "at_end": False}]
+    rates += [base | {"chosen": False, "at_end": True}]
+    finding = fixed_prefix(rows + runs + rates)
+    lost, at_end = finding.notes
+    assert lost.startswith("2 of 4 cases")
+    assert "not damaged, not recovered" in lost
+    assert "1 of 4 sweeps" in at_end
+    told = [tuple(row.values()) for row in parts(finding, "Sweeps")]
+    assert told == [("prefix", 1, 3), ("random", 0, 1)]
+    assert fixed_prefix(rows + runs[:2] + rates[1:]).notes == ()
 
 
 def test_s1_takes_the_best_of_the_other_bases() -> None:
@@ -273,7 +306,6 @@ def test_dimensions_that_were_left_out_are_counted() -> None:
     rows = shares("prefix", [0.1]) + shares("gradients", [0.1]) + shares("random", [0.1])
     for left_out in ("", "20", "5, 10, 20"):
         rows.append({"table": "run", "status": "recovered", "left_out": left_out})
-    assert fixed_prefix(rows).notes[-1] == (
-        "Left out where the run was shorter than k / 0.35: "
-        "k = 5 in 1 of 3, k = 10 in 1 of 3, k = 20 in 2 of 3."
-    )
+    told = parts(fixed_prefix(rows), "Dimensions left out, where the run was shorter than k / 0.35")
+    assert [tuple(row.values()) for row in told] == [(5, 1, 3), (10, 1, 3), (20, 2, 3)]
+    assert parts(fixed_prefix(rows[:4]), "Dimensions left out") == []

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from frenet.experiments.experiment import (
+    Breakdown,
     Claim,
     Estimate,
     Finding,
@@ -14,11 +15,10 @@ from frenet.experiments.experiment import (
 )
 from frenet.experiments.intervals import (
     aggregate,
+    breakdown,
     estimate,
     fraction,
-    over_seeds,
     select,
-    worded,
 )
 from frenet.experiments.verdicts import Cases, Criterion, NoOutlier, Rule, every
 
@@ -28,6 +28,8 @@ REACH = {"sigma*": 0.5, "trusted": 1.0}
 WORDS = {"sigma*": "sigma*", "trusted": "the largest sigma to be trusted"}
 EVEN = (0.75, 1.25)
 CASE = ("seed", "space", "task", "protocol")
+AT = ("in units of", "sigma", "in the predicted range")
+PREDICTIONS = {"density": "signal density", "density_over_curvature": "density over curvature"}
 
 
 BANDS = Criterion(
@@ -64,7 +66,8 @@ def decide(rows: Rows) -> Finding:
         reference="nominal coverage",
         reference_estimate=Estimate(NOMINAL, n=0) if covered else None,
         why=why,
-        notes=tuple(_notes(rows, even)),
+        notes=tuple(_cautions(rows)),
+        breakdowns=_tables(rows),
     )
 
 
@@ -133,10 +136,15 @@ def evenness(rows: Rows) -> dict[int, Estimate]:
     relative = relative_gains(rows, "random:")
     places = {str(row["place"]) for row in relative}
     found = {}
-    for name in sorted(places, key=lambda text: int(text.partition(":")[2])):
+    for name in sorted(places, key=_directions):
         if (value := estimate(select(relative, place=name), "ratio")) is not None:
-            found[int(name.partition(":")[2])] = value
+            found[_directions(name)] = value
     return found
+
+
+def _directions(place: str) -> int:
+    """How many random directions a place has."""
+    return int(place.partition(":")[2])
 
 
 def ranked(rows: Rows) -> list[Row]:
@@ -150,13 +158,13 @@ def ranked(rows: Rows) -> list[Row]:
     for case in dict.fromkeys(tuple(row[key] for key in keys) for row in gains):
         where = dict(zip(keys, case, strict=True))
         table: dict[str, Row] = {str(row["place"]): dict(row) for row in select(gains, **where)}
-        for column in ("density", "density_over_curvature"):
+        for column in PREDICTIONS:
             own = select(rows, table="best", candidates=1, **where)
             for mean in aggregate(own, by=("place",), value=column):
                 if str(mean["place"]) in table:
                     table[str(mean["place"])][column] = mean["value"]
         full = [row for row in table.values() if row.get("density_over_curvature") is not None]
-        for column in ("density", "density_over_curvature", "value"):
+        for column in (*PREDICTIONS, "value"):
             top = max((number(row, column) for row in full), default=0.0)
             for row in full:
                 row[column] = number(row, column) / top if top > 0 else None
@@ -164,7 +172,7 @@ def ranked(rows: Rows) -> list[Row]:
     return found
 
 
-def _notes(rows: Rows, even: dict[int, Estimate]) -> Iterator[str]:
+def _cautions(rows: Rows) -> Iterator[str]:
     if bare := select(rows, table="place", sigma_star=None):
         yield (
             f"{len(bare)} of {len(select(rows, table='place'))} searches have no best sigma to "
@@ -172,98 +180,136 @@ def _notes(rows: Rows, even: dict[int, Estimate]) -> Iterator[str]:
             "quadratic model does not hold as far out; they are measured in units of the largest "
             "sigma to be trusted, and count up to that."
         )
-    for unit in WORDS:
-        yield from _range_notes(select(searched(rows), unit=unit), unit)
-    linear = [r for r in select(rows, table="best") if number(r, "second_order") <= LINEAR]
-    if (inside := fraction(linear, "inside")) is not None:
+    cases, compared = len(_in_random(rows)), len(relative_gains(rows, "random:"))
+    if compared < cases:
         yield (
-            f"Where curvature spreads less than {LINEAR} of what the slope does, with or without a "
-            f"sigma*, {inside.value:.2f} lie inside."
-        )
-    yield from _even_notes(rows, even)
-    for unit in WORDS:
-        yield from _winner_notes(rows, unit)
-    yield from _rank_notes(rows)
-
-
-def _even_notes(rows: Rows, even: dict[int, Estimate]) -> Iterator[str]:
-    """Gains in random directions, and of how many cases they are known."""
-    relative, gains = relative_gains(rows, "random:"), best_gains(rows)
-    found = []
-    for k, ratio in even.items():
-        kept, cases = (len(select(part, place=f"random:{k}")) for part in (relative, gains))
-        found.append(f"{worded(ratio)} in {k} random directions ({kept} of {cases} cases)")
-    if found:
-        yield (
-            f"Of the gain in the whole space: {', '.join(found)}. Cases count in which both have a "
-            "best sigma within what was searched."
+            f"Of {cases} gains in random directions, {cases - compared} cannot be compared with "
+            "the gain in the whole space: one of the two best sigmas is not within what was "
+            "searched, or the whole space has no gain."
         )
 
 
-def _range_notes(rows: Rows, unit: str) -> Iterator[str]:
-    """How many lie inside at each sigma, and how far that goes."""
-    words = WORDS[unit]
-    by_factor = over_seeds(rows, by=("factor",), value="inside")
-    for row in by_factor:
-        at = select(rows, factor=row["factor"], candidates=(most := most_candidates(rows)))
-        gain, predicted = estimate(at, "gain"), estimate(at, "predicted")
-        if gain and predicted:
-            yield (
-                f"sigma = {row['factor']} times {words}: {number(row, 'value'):.2f} inside; "
-                f"best of {most} gains {gain.value:.3g} nats, predicted {predicted.value:.3g}."
-            )
-    covered = [number(r, "factor") for r in by_factor if number(r, "value") >= COVERED]
-    if covered:
-        yield (
-            f"Bands hold at least {COVERED} up to {max(covered):g} times {words}; predicted was "
-            f"{REACH[unit]:g}."
+def _in_random(rows: Rows) -> list[Row]:
+    """The gain at the best sigma of every search in random directions."""
+    return [row for row in best_gains(rows) if str(row["place"]).startswith("random:")]
+
+
+def _tables(rows: Rows) -> tuple[Breakdown, ...]:
+    return (*_bands(rows), *_curvature(rows), *_shares(rows), *_winners(rows), *_ranks(rows))
+
+
+def _at_sigma(rows: Rows) -> list[Row]:
+    """The rows with the words for their unit of sigma, and whether the model should hold there."""
+    return [
+        dict(row)
+        | {
+            "in units of": words,
+            "sigma": row["factor"],
+            "in the predicted range": number(row, "factor") <= REACH[unit],
+        }
+        for unit, words in WORDS.items()
+        for row in select(rows, unit=unit)
+    ]
+
+
+def _bands(rows: Rows) -> tuple[Breakdown, ...]:
+    """How many searches lie inside their bands at each sigma, and what the best of most gains."""
+    found = searched(rows)
+    most = most_candidates(found)
+    fewer = {"gain": None, "predicted": None}
+    table = [
+        row | {"nominal": NOMINAL} | ({} if row["candidates"] == most else fewer) for row in found
+    ]
+    return breakdown(
+        "Searches inside their predicted 95% band, everywhere and in random directions",
+        _at_sigma(table),
+        by=AT,
+        values={
+            "inside": "share inside",
+            "nominal": "nominal share",
+            "gain": f"gain of the best of {most}",
+            "predicted": "predicted gain",
+        },
+        least=0.0,
+    )
+
+
+def _curvature(rows: Rows) -> tuple[Breakdown, ...]:
+    """The same in all places, apart for those with little curvature."""
+    table: list[Row] = []
+    for row in sorted(select(rows, table="best"), key=lambda row: number(row, "second_order")):
+        near = number(row, "second_order") <= LINEAR
+        ratio = f"{'up to' if near else 'above'} {LINEAR}"
+        table.append(
+            dict(row) | {"nominal": NOMINAL, "spread by curvature over that by slope": ratio}
         )
+    return breakdown(
+        "Searches inside their band in all places, by curvature",
+        table,
+        by=("spread by curvature over that by slope",),
+        values={"inside": "share inside", "nominal": "nominal share"},
+        least=0.0,
+    )
 
 
-def _winner_notes(rows: Rows, unit: str) -> Iterator[str]:
+def _shares(rows: Rows) -> tuple[Breakdown, ...]:
+    """Gains in random directions, and in how many cases they are known."""
+    compared = [
+        row | {"least": EVEN[0], "most": EVEN[1]} for row in relative_gains(rows, "random:")
+    ]
+    table = [*compared, *(row | {"case": True} for row in _in_random(rows))]
+    table = [row | {"random directions": _directions(str(row["place"]))} for row in table]
+    return breakdown(
+        "Gain at the best sigma, as a share of that in the whole space",
+        sorted(table, key=lambda row: integer(row, "random directions")),
+        by=("random directions",),
+        values={"ratio": "share", "least": "even from", "most": "even up to"},
+        counts={"ratio": "cases compared", "case": "cases"},
+    )
+
+
+def _winners(rows: Rows) -> tuple[Breakdown, ...]:
     """Selected against held out, and the gradient step of equal norm."""
-    reach = REACH[unit]
-    near = [r for r in select(rows, table="winner", unit=unit) if number(r, "factor") <= reach]
-    names = ("selected", "held_out", "held_out_predicted", "step")
-    values = [found.value for name in names if (found := estimate(near, name)) is not None]
-    if len(values) == len(names):
-        selected, held, predicted, step = values
-        yield (
-            f"Winners up to {reach:g} times {WORDS[unit]}: {selected:.3g} nats on the batch they "
-            f"were selected on, {held:.3g} on held-out data (predicted {predicted:.3g}); one "
-            f"gradient step of equal norm gains {step:.3g} there."
-        )
+    return breakdown(
+        "Gain of the winners in all places",
+        _at_sigma(select(rows, table="winner")),
+        by=AT,
+        values={
+            "held_out": "held out",
+            "held_out_predicted": "predicted held out",
+            "step": "gradient step of equal norm, held out",
+            "selected": "where selected",
+            "selected_predicted": "predicted where selected",
+        },
+    )
 
 
-def _rank_notes(rows: Rows) -> Iterator[str]:
+def _ranks(rows: Rows) -> tuple[Breakdown, ...]:
     """Rank correlation of either prediction with what searching found."""
     from scipy import stats
 
+    ranks: list[Row] = []
+    keys = (*CASE, "size")
     table = ranked(rows)
-    for column, words in (
-        ("density", "signal density"),
-        ("density_over_curvature", "density over curvature"),
-    ):
-        found, sizes = [], []
-        for case in dict.fromkeys(tuple(row[key] for key in (*CASE, "size")) for row in table):
-            where = dict(zip((*CASE, "size"), case, strict=True))
+    for column, words in PREDICTIONS.items():
+        for case in dict.fromkeys(tuple(row[key] for key in keys) for row in table):
+            where = dict(zip(keys, case, strict=True))
             part = select(table, **where)
-            if len(part) >= 4:
-                pair = [[number(row, name) for row in part] for name in (column, "value")]
-                if any(len(set(values)) == 1 for values in pair):
-                    continue  # nothing is ranked
-                found.append({"seed": where["seed"], "rho": float(stats.spearmanr(*pair)[0])})
-                sizes.append(len(part))
-        if (rho := fraction(found, "rho", least=-1.0)) is not None:
-            yield (
-                f"Places ranked by {words}: Spearman {worded(rho)} with the gains found, mean of "
-                f"{len(found)} cases with {_counted(sizes)} places each."
-            )
-
-
-def _counted(sizes: list[int]) -> str:
-    least, most = min(sizes), max(sizes)
-    return str(least) if least == most else f"{least} to {most}"
+            pair = [[number(row, name) for row in part] for name in (column, "value")]
+            # Of three places, or of equal values, nothing is ranked.
+            if len(part) >= 4 and all(len(set(values)) > 1 for values in pair):
+                rho = float(stats.spearmanr(*pair)[0])
+                ranks.append(
+                    where | {"ranked by": words, "rho": rho, "places": len(part), "chance": 0.0}
+                )
+    return breakdown(
+        "Spearman's rank correlation of the places' gains with what predicts them",
+        ranks,
+        by=("ranked by",),
+        values={"rho": "correlation", "chance": "by chance", "places": "places in a case, mean"},
+        counts={"rho": "cases"},
+        least=-1.0,
+    )
 
 
 CLAIMS = (

@@ -1,14 +1,30 @@
 """What the findings of the experiments on steering say about models and labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from frenet.experiments.experiment import Rows, number
-from frenet.experiments.intervals import select
+from frenet.experiments.experiment import Breakdown, Row, Rows, Scalar, integer, number
+from frenet.experiments.intervals import breakdown, select
+from frenet.experiments.setup.comparable import of
 from frenet.experiments.setup.contrasts import ONE_MODEL
 
+CONTRAST = ("behaviour", "space")
+PUSHED = (*CONTRAST, "push")
 
-def one_model(rows: Rows) -> Iterator[str]:
-    """What the interval over seeds is, where they share one model."""
+
+def cautions(rows: Rows, table: str) -> Iterator[str]:
+    """What a reader must know of contrasts and seeds, the most important first.
+
+    ``table`` is that of what is measured.
+    """
+    if select(rows, table=table) and (reasons := list(unmeasured(rows, table))):
+        yield f"{'; '.join(reasons)}."
+    runs = select(rows, table="behaviour")
+    if unknown := [row for row in runs if _unknown(row)]:
+        names = ", ".join(dict.fromkeys(str(row["behaviour"]) for row in unknown))
+        yield (
+            f"In {len(unknown)} of {len(runs)} runs the model is at chance on the labels "
+            f"({names}): there they mean nothing to it."
+        )
     if select(rows, table="notes", note=ONE_MODEL):
         yield (
             "Seeds deal the same prompts of one model anew: they are not independent, and the "
@@ -16,17 +32,22 @@ def one_model(rows: Rows) -> Iterator[str]:
         )
 
 
-def unknown_labels(rows: Rows) -> Iterator[str]:
-    """For each contrast whose sides a model does not tell apart: in how many runs that is so."""
-    table = select(rows, table="behaviour")
-    for name in dict.fromkeys(row["behaviour"] for row in table):
-        own = select(table, behaviour=name)
-        unknown = sum(number(row, "p_known") > number(row, "p_limit") for row in own)
-        if unknown:
-            yield (
-                f"In {unknown} of {len(own)} runs the model is at chance on the labels of {name}: "
-                "there they mean nothing to it."
-            )
+def known_labels(rows: Rows) -> tuple[Breakdown, ...]:
+    """Whether the model tells the sides of each contrast apart."""
+    return breakdown(
+        "Whether the model knows the labels",
+        [dict(row) | {"unknown": _unknown(row) or None} for row in select(rows, table="behaviour")],
+        by=CONTRAST,
+        values={
+            "accuracy": "accuracy",
+            "separation": "pairs in the right order",
+            "chance": "both by chance",
+            "p_known": "mean p of no difference between the sides",
+            "p_limit": "limit of p",
+        },
+        counts={"unknown": "seeds with p above it"},
+        least=0.0,
+    )
 
 
 def unmeasured(rows: Rows, table: str) -> Iterator[str]:
@@ -35,3 +56,17 @@ def unmeasured(rows: Rows, table: str) -> Iterator[str]:
     notes = ((row["behaviour"], row["note"]) for row in select(rows, table="notes"))
     for name, note in dict.fromkeys(pair for pair in notes if pair[0] not in measured):
         yield f"{name} was left out: {note}"
+
+
+def with_blocks(rows: Rows) -> list[Row]:
+    """The rows, with the chosen blocks of all seeds in the column ``blocks``."""
+    found: dict[tuple[object, ...], set[int]] = {}
+    for row in rows:
+        found.setdefault(of(row, PUSHED), set()).add(integer(row, "block"))
+    listed = {at: ", ".join(map(str, sorted(blocks))) for at, blocks in found.items()}
+    return [dict(row) | {"blocks": listed[of(row, PUSHED)]} for row in rows]
+
+
+def _unknown(row: Mapping[str, Scalar]) -> bool:
+    """Whether the labels mean nothing to the model."""
+    return number(row, "p_known") > number(row, "p_limit")

@@ -3,26 +3,27 @@
 from collections.abc import Iterator
 
 from frenet.experiments.experiment import (
+    Breakdown,
     Claim,
     Column,
     Finding,
     Row,
     Rows,
-    integer,
     number,
 )
-from frenet.experiments.intervals import (
-    estimate,
-    over_seeds,
-    select,
-    worded,
+from frenet.experiments.intervals import breakdown, estimate, select
+from frenet.experiments.setup.contrast_notes import (
+    CONTRAST,
+    PUSHED,
+    cautions,
+    known_labels,
+    unmeasured,
+    with_blocks,
 )
-from frenet.experiments.setup.contrast_notes import one_model, unknown_labels, unmeasured
 from frenet.experiments.setup.contrasts import CELL_KEYS
 from frenet.experiments.verdicts import Cases, Condition, Criterion, NoOutlier, Rule, alike, every
 
 WITHIN = (0.5, 2.0)
-CONTRAST = ("behaviour", "space")
 NAMES = {
     "contrast": "contrast vector",
     "gradient": "shift by a gradient step",
@@ -75,7 +76,8 @@ def decide(rows: Rows) -> Finding:
         reference="the same for the largest of the random vectors of equal covariance",
         reference_estimate=estimate(_matched(slopes), "ratio"),
         why=why,
-        notes=tuple(_notes(rows)),
+        notes=tuple(_cautions(rows, slopes))[:2],
+        breakdowns=_tables(rows, slopes),
     )
 
 
@@ -108,56 +110,75 @@ def _matched(slopes: Rows) -> list[Row]:
     ]
 
 
-def _as_random(slopes: Rows) -> Iterator[str]:
-    """Contrasts for which a random vector of the stream's covariance does as much."""
-    found = []
-    for name, part in _by_contrast(slopes):
-        own = estimate(select(part, vector="gradient"), "slope")
-        matched = estimate(part, "matched")
-        if own and matched and 0 < own.value <= matched.value:
-            found.append(f"{name} ({worded(matched)} against {worded(own)})")
-    if found:
+def _cautions(rows: Rows, slopes: Rows) -> Iterator[str]:
+    parts = [part for _, part in _by_contrast(slopes)]
+    if count := sum(_as_random(part) for part in parts):
         yield (
-            "Random vectors of the stream's own covariance, the largest of the draws, steer as "
-            f"much as the shift by a gradient step: {', '.join(found)}. The random vectors of the "
-            "rule are without that covariance."
+            f"For {count} of {len(parts)} contrasts, random vectors of the stream's own "
+            "covariance, the largest of the draws, steer as much as the shift by a gradient step; "
+            "those of the rule are without that covariance."
         )
+    yield from cautions(rows, "slope")
 
 
-def _notes(rows: Rows) -> Iterator[str]:
-    yield from _as_random(select(rows, table="slope", push="own"))
-    keys = ("space", "behaviour", "push")
-    for row in over_seeds(select(rows, table="ratio"), by=keys, value="ratio"):
-        same = select(rows, table="slope", **{key: row[key] for key in keys})
-        own = [estimate(select(same, vector=name), "slope") for name in ("contrast", "gradient")]
-        controls = [estimate(same, name) for name in ("random", "matched", "shuffled")]
-        found = [value.value for value in (*own, *controls) if value]
-        blocks = sorted({integer(one, "block") for one in same})
-        listed = " / ".join(f"{value:.2g}" for value in found)
-        at = ", ".join(map(str, blocks))
-        yield (
-            f"{row['behaviour']} ({row['space']}, {row['push']} push), block {at}: slopes in "
-            f"nats per stream norm, contrast / gradient / largest of the random / equal covariance "
-            f"/ shuffled: {listed}; ratio {row['value']:.2f}."
-        )
-    for row in over_seeds(select(rows, table="equal"), by=("way",), value="kl"):
-        same = select(rows, table="equal", way=row["way"])
-        size, random = (
-            estimate([r for r in same if r["size"] is not None], "size"),
-            estimate(same, "kl_random"),
-        )
-        missed = sum(one["size"] is None for one in same)
-        never = f"; {missed} of {len(same)} times it never gets there" if missed else ""
-        if size and random:
-            yield (
-                f"At equal effect, {row['way']}: dose {size.value:.2g}, KL on neutral text "
-                f"{number(row, 'value'):.2g} nats per token (a random vector: "
-                f"{random.value:.2g}){never}."
-            )
-    yield from one_model(rows)
-    yield from unknown_labels(rows)
-    if select(rows, table="slope"):
-        yield from (f"{reason}." for reason in unmeasured(rows, "slope"))
+def _as_random(slopes: Rows) -> bool:
+    """Whether a random vector of the stream's covariance does as much for one contrast."""
+    own = estimate(select(slopes, vector="gradient"), "slope")
+    matched = estimate(slopes, "matched")
+    return bool(own and matched and 0 < own.value <= matched.value)
+
+
+def _tables(rows: Rows, slopes: Rows) -> tuple[Breakdown, ...]:
+    return (*_ratios(rows), *_slopes(slopes), *_at_equal_effect(rows), *known_labels(rows))
+
+
+def _ratios(rows: Rows) -> tuple[Breakdown, ...]:
+    """The ratio under every contrast, space and push, and both slopes."""
+    slopes = [dict(row) | {str(row["vector"]): row["slope"]} for row in select(rows, table="slope")]
+    limits: Row = {"lower": WITHIN[0], "upper": WITHIN[1]}
+    ratios = [dict(row) | limits for row in select(rows, table="ratio")]
+    return breakdown(
+        "Ratios of slopes",
+        with_blocks([*ratios, *slopes]),
+        by=(*PUSHED, "blocks"),
+        values={
+            "ratio": "ratio",
+            "lower": "alike from",
+            "upper": "alike up to",
+            "gradient": NAMES["gradient"],
+            "contrast": NAMES["contrast"],
+        },
+    )
+
+
+def _slopes(slopes: Rows) -> tuple[Breakdown, ...]:
+    """The slope of every vector; of random ones, the largest of the draws."""
+    table: list[Row] = []
+    for _, part in _by_contrast(slopes):
+        for vector in ("contrast", "gradient"):
+            table += [dict(r) | {"vector": NAMES[vector]} for r in select(part, vector=vector)]
+        for vector in ("random", "matched", "shuffled"):
+            table += [
+                dict(row) | {"vector": f"{NAMES[vector]}, the largest", "slope": row[vector]}
+                for row in select(part, vector="contrast")
+            ]
+    return breakdown(
+        "Slopes in nats per norm of the stream, own push",
+        table,
+        by=(*CONTRAST, "vector"),
+        values={"slope": "slope", "random": "largest of the random vectors"},
+    )
+
+
+def _at_equal_effect(rows: Rows) -> tuple[Breakdown, ...]:
+    """What it costs on neutral text to have the same effect."""
+    return breakdown(
+        "At equal effect on the answers: the cost on neutral text, in nats per token",
+        select(rows, table="equal"),
+        by=("way",),
+        values={"kl": "KL", "kl_random": "KL of a random vector", "size": "dose"},
+        counts={"size": "cases that reach the effect", "kl_random": "cases"},
+    )
 
 
 _KEYS = (

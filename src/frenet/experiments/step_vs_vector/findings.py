@@ -1,25 +1,30 @@
 """What the rows of `step_vs_vector` say: claim C6, columns and figures."""
 
-from collections.abc import Iterator
-
 from frenet.experiments.experiment import (
+    Breakdown,
     Claim,
     Column,
     Figure,
     Finding,
     Rows,
-    integer,
     number,
 )
 from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.intervals import (
+    breakdown,
     estimate,
     fraction,
-    over_seeds,
     select,
     series_over_seeds,
 )
-from frenet.experiments.setup.contrast_notes import one_model, unknown_labels, unmeasured
+from frenet.experiments.setup.contrast_notes import (
+    CONTRAST,
+    PUSHED,
+    cautions,
+    known_labels,
+    unmeasured,
+    with_blocks,
+)
 from frenet.experiments.setup.contrasts import CELL_KEYS
 from frenet.experiments.verdicts import Criterion, NoOutlier, Rule
 
@@ -30,7 +35,7 @@ MARGIN = Criterion(
     "the margin of the cosine at the chosen block over the higher of the nulls' 95% quantiles",
     above=(0.0,),
 )
-NOWHERE = NoOutlier(MARGIN, "contrast", ("behaviour", "space"))
+NOWHERE = NoOutlier(MARGIN, "contrast", CONTRAST)
 RULE = Rule((MARGIN, NOWHERE))
 
 
@@ -53,7 +58,8 @@ def decide(rows: Rows) -> Finding:
         reference="higher of the two nulls' 95% quantiles",
         reference_estimate=null,
         why=why,
-        notes=tuple(_notes(rows, at)),
+        notes=tuple(cautions(rows, "layer"))[:2],
+        breakdowns=(*_by_contrast(rows), *known_labels(rows)),
     )
 
 
@@ -62,32 +68,29 @@ def reported(rows: Rows) -> Rows:
     return select(rows, table="layer", part="report", chosen=True, push="own")
 
 
-def _notes(rows: Rows, at: Rows) -> Iterator[str]:
-    everything = select(rows, table="layer", part="report", chosen=True)
-    for row in over_seeds(everything, by=("space", "behaviour", "push"), value="cosine"):
-        where = {key: row[key] for key in ("space", "behaviour", "push")}
-        same = select(everything, **where)
-        means = {c: estimate(same, c) for c in ("null", "other", "without_answer", "whitened", "p")}
-        null, other, bare, white, p = (found.value if found else 0.0 for found in means.values())
-        blocks = sorted({integer(one, "block") for one in same})
-        at_blocks = ", ".join(map(str, blocks))
-        yield (
-            f"{row['behaviour']} ({row['space']}, {row['push']} push), block {at_blocks}: cosine "
-            f"{row['value']:.2f}, null {null:.2f}, mean p {p:.3f}; step towards the other answer "
-            f"{other:.2f}; without the answers' own directions {bare:.2f}; whitened {white:.2f}."
-        )
-    below = [row for row in at if number(row, "p_adjusted") < number(row, "p_limit")]
-    if at:
-        against = sum(number(row, "cosine") < 0 for row in below)
-        turned = f", and {against} of these cosines are negative" if against else ""
-        yield (
-            f"The p-values of {len(below)} of {len(at)} cosines are below 0.05 after Benjamini and "
-            f"Hochberg's adjustment over blocks{turned}."
-        )
-    yield from one_model(rows)
-    yield from unknown_labels(rows)
-    if at:
-        yield from (f"{reason}." for reason in unmeasured(rows, "layer"))
+def _by_contrast(rows: Rows) -> tuple[Breakdown, ...]:
+    """The cosines at the chosen block under every contrast, space and push."""
+    table = with_blocks(select(rows, table="layer", part="report", chosen=True))
+    for row in table:
+        below = number(row, "p_adjusted") < number(row, "p_limit")
+        row["below"] = below or None
+        row["against"] = (below and number(row, "cosine") < 0) or None
+    return breakdown(
+        "Cosines at the chosen block",
+        table,
+        by=(*PUSHED, "blocks"),
+        values={
+            "cosine": "cosine",
+            "null": "higher null, 95%",
+            "other": "other answer's step",
+            "without_answer": "without the answers' directions",
+            "whitened": "whitened",
+            "p": "mean p",
+            "p_limit": "limit of p",
+        },
+        counts={"below": "seeds below it, adjusted over blocks", "against": "of these negative"},
+        least=-1.0,
+    )
 
 
 def layer_chart(rows: Rows) -> object:

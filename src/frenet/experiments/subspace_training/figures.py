@@ -6,16 +6,14 @@ from frenet.experiments.experiment import Column, Figure, Row, Rows, number
 from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.intervals import over_seeds, seed_means, select
 from frenet.experiments.subspace_training.findings import (
-    ALL,
     CHANCE,
     FIXED,
     MOVING,
-    UNSWEPT,
+    WHOLE,
     at_k,
     groups,
 )
 
-WHOLE = (ALL, UNSWEPT)
 PANELS = {"from the damaged point": FIXED, "after k steps of all coordinates": MOVING}
 
 

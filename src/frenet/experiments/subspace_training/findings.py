@@ -1,9 +1,9 @@
 """What the rows of `subspace_training` say: two questions of our own, S1 and S2."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from frenet.experiments.experiment import (
+    Breakdown,
     Claim,
     Estimate,
     Finding,
@@ -12,13 +12,13 @@ from frenet.experiments.experiment import (
     integer,
     number,
 )
-from frenet.experiments.intervals import estimate, select
+from frenet.experiments.intervals import breakdown, estimate, select
 from frenet.experiments.setup.comparable import of
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
 from frenet.experiments.verdicts import Criterion, Rule
 
 K = 10
-ALL, UNSWEPT = "all coordinates", "all, at the run's rate"
+WHOLE = ALL, UNSWEPT = "all coordinates", "all, at the run's rate"
 # Bases from the damaged point on, and bases that come after the first k steps of the run.
 FIXED = ("prefix", "gradients", "Adam-scaled gradients", "random")
 MOVING = ("prefix from step k", "moving prefix", "random from step k", "moving random")
@@ -61,12 +61,17 @@ def fixed_prefix(rows: Rows) -> Finding:
         reference=f"share regained inside {best}",
         reference_estimate=others.get(best),
         why=why,
-        notes=(
-            *_share_notes(table),
-            *_difference_notes(table, "prefix", (*FIXED[1:], ALL, UNSWEPT)),
-            *_stop_notes(table),
-            *_rate_notes(rows),
-            *_run_notes(rows),
+        notes=tuple(_cautions(rows)),
+        breakdowns=(
+            *_shares(
+                "Regained from the damaged point",
+                table,
+                (*FIXED, *WHOLE),
+                {"spent": "steps or gradients spent on the basis"},
+            ),
+            *_leads(table, {"prefix": (*FIXED[1:], *WHOLE)}),
+            *_sweeps(rows),
+            *_left_out(rows),
         ),
     )
 
@@ -86,10 +91,20 @@ def refreshed_prefix(rows: Rows) -> Finding:
         reference="moving prefix minus moving random directions",
         reference_estimate=over,
         why=why,
-        notes=(
-            *_step_notes(table),
-            *_difference_notes(table, "prefix from step k", ("random from step k", ALL, UNSWEPT)),
-            *_difference_notes(table, "moving prefix", (*FIXED[1:3], ALL, UNSWEPT)),
+        breakdowns=(
+            *_shares(
+                "Regained with full steps on the way",
+                table,
+                (*MOVING, *WHOLE),
+                {"regained_steps": "its full steps alone"},
+            ),
+            *_leads(
+                table,
+                {
+                    "prefix from step k": ("random from step k", *WHOLE),
+                    "moving prefix": (*MOVING[:1], *MOVING[3:], *FIXED[1:3], *WHOLE),
+                },
+            ),
         ),
     )
 
@@ -134,90 +149,99 @@ def _paired(table: Rows, first: str, second: str) -> list[Row]:
     """Difference of the shares of two bases in every case that has both."""
     other = {of(row, CASE): number(row, "regained") for row in select(table, basis=second)}
     return [
-        {"seed": row["seed"], "difference": number(row, "regained") - other[case]}
+        {
+            "seed": row["seed"],
+            "difference": number(row, "regained") - other[case],
+            "other": other[case],
+        }
         for row in select(table, basis=first)
         if (case := of(row, CASE)) in other
     ]
 
 
-def _ends(value: Estimate) -> str:
-    return f" {value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
-
-
-def _listed(part: Rows, bases: Sequence[str], column: str = "regained") -> str:
-    """The mean of a column in every basis that has it."""
-    means = [(name, estimate(select(part, basis=name), column)) for name in bases]
-    return ", ".join(f"{name} {found.value:.2f}" for name, found in means if found)
-
-
-def _share_notes(table: Rows) -> Iterator[str]:
-    for name, part in groups(table):
-        yield f"Regained from the damaged point, {name}: {_listed(part, (*FIXED, ALL, UNSWEPT))}."
-    prefix = select(table, basis="prefix")
-    spent = {str(row["spent"]) for row in select(table, basis="gradients")}
-    if prefix and spent:
-        yield (
-            f"To find its basis the prefix takes {prefix[0]['spent']} full steps that are thrown "
-            f"away here, a gradient basis {' or '.join(sorted(spent))} gradients."
-        )
-
-
-def _step_notes(table: Rows) -> Iterator[str]:
-    for name, part in groups(table):
-        listed = _listed(part, (*MOVING, ALL, UNSWEPT))
-        yield f"Regained with full steps on the way, {name}: {listed}."
-        alone = _listed(part, ("prefix from step k", "moving prefix"), "regained_steps")
-        if alone:
-            yield f"Of that, their full steps alone regain, {name}: {alone}."
-
-
-def _difference_notes(table: Rows, basis: str, others: Sequence[str]) -> Iterator[str]:
-    """Share regained in one basis minus that in every other one."""
-    parts = []
-    for other in others:
-        found = estimate(_paired(table, basis, other), "difference")
-        if found is not None:
-            ends = f" {found.value:+.3f}" if found.low is None else _ends(found)
-            parts.append(f"{other}{ends}")
-    if parts:
-        yield f"At equal steps, {basis} minus: {'; '.join(parts)}."
-
-
-def _stop_notes(table: Rows) -> Iterator[str]:
-    """Who recovered within the run's steps."""
-    parts = []
-    for basis in (ALL, *CHANCE):
-        own = select(table, basis=basis)
-        reached = [row for row in own if row.get("stop") is not None]
-        shares = [number(row, "stop") / number(row, "steps") for row in reached]
-        if own:
-            after = f" after {sum(shares) / len(shares):.2f} of its steps" if shares else ""
-            parts.append(f"{basis} {len(reached)} of {len(own)}{after}")
-    if parts:
-        yield f"Recovered within the steps of the run: {'; '.join(parts)}."
-
-
-def _rate_notes(rows: Rows) -> Iterator[str]:
-    """Whether the sweep was wide enough."""
-    chosen = select(rows, table="rate", chosen=True)
-    at_end = [row for row in chosen if row["at_end"]]
-    if chosen:
-        yield (
-            "Rates are chosen by the loss on the training minibatches; the best was the last one "
-            f"tried in {len(at_end)} of {len(chosen)} sweeps."
-        )
-
-
-def _run_notes(rows: Rows) -> Iterator[str]:
+def _cautions(rows: Rows) -> Iterator[str]:
     runs = select(rows, table="run")
-    lost = [row for row in runs if row["status"] != "recovered"]
-    if lost:
-        words = sorted({str(row["status"]) for row in lost})
-        yield f"{len(lost)} of {len(runs)} cases have no result: {', '.join(words)}."
-    short = Counter(int(k) for row in runs for k in str(row.get("left_out") or "").split(",") if k)
-    if short:
-        listed = ", ".join(f"k = {k} in {n} of {len(runs)}" for k, n in sorted(short.items()))
-        yield f"Left out where the run was shorter than k / {LONGEST_PREFIX}: {listed}."
+    if lost := [row for row in runs if row["status"] != "recovered"]:
+        words = ", ".join(sorted({str(row["status"]) for row in lost}))
+        yield f"{len(lost)} of {len(runs)} cases have no result: {words}."
+    chosen = select(rows, table="rate", chosen=True)
+    if at_end := select(chosen, at_end=True):
+        yield (
+            f"The best learning rate was the last one tried in {len(at_end)} of {len(chosen)} "
+            "sweeps, so that another may be better."
+        )
+
+
+def _shares(
+    title: str, table: Rows, bases: Sequence[str], more: Mapping[str, str]
+) -> tuple[Breakdown, ...]:
+    """What every basis regains, and who recovered within the run's steps; ``more``: columns."""
+    listed = [
+        row
+        | {"after": None if row.get("stop") is None else number(row, "stop") / number(row, "steps")}
+        for _, part in groups(table)
+        for basis in bases
+        for row in part
+        if row["basis"] == basis
+    ]
+    return breakdown(
+        f"{title}, at equal steps and k = {_k(table)}",
+        listed,
+        by=("space", "optimizer", "basis"),
+        values={
+            "regained": "share of the lost loss",
+            "chance": "random directions, as many full steps",
+            **more,
+            "after": "share of the steps until recovered",
+        },
+        counts={"stop": "recovered", "regained": "cases"},
+    )
+
+
+def _leads(table: Rows, pairs: Mapping[str, Sequence[str]]) -> tuple[Breakdown, ...]:
+    """The share regained in some bases minus that in others, paired by case."""
+    listed = [
+        row | {"basis": basis, "over": other}
+        for basis, others in pairs.items()
+        for other in others
+        for row in _paired(table, basis, other)
+    ]
+    return breakdown(
+        "Leads in the regained share, paired by case",
+        listed,
+        by=("basis", "over"),
+        values={"difference": "lead", "other": "regained share of the other"},
+        counts={"difference": "cases"},
+    )
+
+
+def _sweeps(rows: Rows) -> tuple[Breakdown, ...]:
+    """Whether the sweeps were wide enough."""
+    return breakdown(
+        "Sweeps of the learning rate, which is chosen by the loss on the training minibatches",
+        [
+            dict(row) | {"at_end": row["at_end"] or None}
+            for row in select(rows, table="rate", chosen=True)
+        ],
+        by=("basis",),
+        counts={"at_end": "ended on the last rate tried", "chosen": "sweeps"},
+    )
+
+
+def _left_out(rows: Rows) -> tuple[Breakdown, ...]:
+    """In how many runs a dimension was too large."""
+    runs = select(rows, table="run")
+    short = [{int(k) for k in str(row.get("left_out") or "").split(",") if k} for row in runs]
+    return breakdown(
+        f"Dimensions left out, where the run was shorter than k / {LONGEST_PREFIX}",
+        [
+            {"k": k, "left out": k in ks or None, "run": True}
+            for k in sorted(set().union(*short))
+            for ks in short
+        ],
+        by=("k",),
+        counts={"left out": "runs without it", "run": "runs"},
+    )
 
 
 CLAIMS = (
