@@ -32,6 +32,17 @@ class Lifetime(NamedTuple):
     longest: int
     farthest: float
 
+    @classmethod
+    def of(cls, ratios: Mapping[int, float], moved: Mapping[int, float]) -> "Lifetime":
+        """The lifetime that ratios to the start say, at least one, each at its lag.
+
+        Args:
+            ratios: lag -> ratio.
+            moved: lag -> distance from the start, of all these lags and perhaps others.
+        """
+        steps, distance = half_life(ratios), half_life(ratios, moved=moved)
+        return cls(steps, distance, max(ratios), max(moved.values()))
+
 
 def gradient_shares(
     model: nn.Module,
@@ -173,7 +184,5 @@ def lifetime(values: Mapping[int, float], path: Trajectory) -> Lifetime:
             f"values has {dict(values)}; pass the value at lag 0, which must be above 0, and at "
             "one later lag at least"
         )
-    longest = max(values)
-    moved = dict(enumerate(path.distances(longest)))
-    ratios = {lag: value / values[0] for lag, value in values.items()}
-    return Lifetime(half_life(ratios), half_life(ratios, moved=moved), longest, max(moved.values()))
+    moved = dict(enumerate(path.distances(max(values))))
+    return Lifetime.of({lag: value / values[0] for lag, value in values.items()}, moved)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from frenet.experiments.brackets import life_cells
 from frenet.experiments.direction_scale import Config, cells
-from frenet.experiments.direction_scale.answers import NO_SHARE, answer_rows
+from frenet.experiments.direction_scale.answers import NO_SHARE
 from frenet.experiments.direction_scale.directions import (
     Direction,
     Spot,
@@ -232,7 +232,7 @@ def _against(name: str, coordinates: str) -> str:
 
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
-    """Rows of the tables radius, line, share, lifetime and answer."""
+    """Rows of the tables radius, line, share and lifetime."""
     network = build(config, space=cell["space"], seed=cell["seed"])
     size = config.batch_size
     select = size if "search winner" in config.directions else 0
@@ -242,12 +242,9 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     spot = Spot(config, cell, network, task, network.space.read(network.model).cpu())
     try:
         with damaged(network, task, config, protocol=config.protocol, seed=cell["seed"]):
-            rows = list(_measured(spot))
+            yield from _measured(spot)
     except NotDamagedError as error:
         yield note(cell, f"{config.protocol} left out: {error}")
-        return
-    yield from rows
-    yield from answer_rows(spot.cell, rows)
 
 
 def _measured(spot: Spot) -> Iterator[Row]:
