@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import frenet
 from frenet.cli import main
-from frenet.experiments.direction_scale.answers import answer_rows
+from frenet.experiments.direction_scale.answers import sentences
 from frenet.experiments.direction_scale.directions import Spot
 from frenet.experiments.direction_scale.measure import lifetime_rows
 from frenet.experiments.experiment import Cell
@@ -122,8 +122,8 @@ def life(name, values, *, dim=100):
     spot = Spot(None, cell, None, None, None)
     path = Trajectory(torch.zeros(1), torch.ones(9, 1), torch.zeros(9), None, SPACE)
     rows = list(lifetime_rows(spot, {name: values}, path, {name: dim}, {}, {name: "weights"}))
-    (answer,) = answer_rows(cell, rows)
-    return next(r for r in rows if r["table"] == "lifetime"), answer["sentence"]
+    (answer,) = sentences(rows)
+    return next(r for r in rows if r["table"] == "lifetime"), answer.sentence
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_runs_show_their_notes_and_the_task_that_is_measured_of_several(folder, 
     assert "a, b: rows: 14 train, 3 select, 3 test" in notes
     (chosen,) = [note for note in notes if note.startswith("measured: ")]
     assert chosen.startswith("measured: a, of 2 tasks (a, b); --only")
-    assert {row["direction"] for row in found.rows if row["table"] == "answer"} == {"random"}
+    assert {row["direction"] for row in found.rows if row["table"] == "lifetime"} == {"random"}
     hidden = [note for note in notes if "left out" in note or "told from rounding" in note]
     assert {note.split()[0].strip(",") for note in hidden} == {"prefix", "random"}
     assert all(note.endswith("pass --dtype float32") for note in hidden)

@@ -60,7 +60,8 @@ SURVEY = Survey(Local(1000, 0.5, 20.0, 4.0), loss=2.0, transfer=0.75, trace_erro
 def results() -> dict[str, Any]:
     """One of each, with as many numbers as real ones have where that matters."""
     scores = torch.arange(512.0)
-    answer = {"table": "answer", "seed": 3, "direction": "gradient", "sentence": HOSTILE}
+    keys = {"seed": 3, "space": "full", "task": "t", "direction": HOSTILE}
+    life = {"table": "lifetime", **keys, "has_share": False}
     return {
         "ParamSpace": SPACE,
         "Basis": frenet.prefix_basis(STEPS, 3, space=SPACE, origin=HOSTILE),
@@ -77,7 +78,7 @@ def results() -> dict[str, Any]:
         "Survey": SURVEY,
         "Plan": plan(SURVEY, budget=64),
         "Run": Run(
-            "direction-scale", {}, [answer] * 3, {}, [{"cell": HOSTILE}], Path("runs") / HOSTILE
+            "direction-scale", {}, [life] * 3, {}, [{"cell": HOSTILE}], Path("runs") / HOSTILE
         ),
         "Experiment": frenet.EXPERIMENTS["gradient-rank"],
     }
@@ -192,7 +193,9 @@ def test_a_run_says_its_verdicts_and_its_answers() -> None:
     assert [row[0] for row in rows] == [f"{claim.id}: {claim.statement}" for claim in claims]
     assert all(row[1].startswith("undecided. ") for row in rows)
     answers = Cells(results()["Run"]._repr_html_()).rows[2:]
-    assert answers == [["seed\u00a03", showable(HOSTILE), ""]] * 3
+    which = f"{showable(HOSTILE)}, seed\u00a03, space\u00a0full, task\u00a0t"
+    assert [row[0] for row in answers] == [which] * 3
+    assert all("10 times chance" in row[1] for row in answers)
     assert repr(results()["Run"]).startswith("<Run: direction-scale, 3 rows in runs/")
     foreign = Run("somebody's", {}, [], {}, [], Path("x"))
     assert repr(foreign) == "<Run: somebody's, 0 rows in x>"

@@ -1,10 +1,12 @@
 """docs/results: the page follows from the runs beside it, word for word, and every figure draws."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from frenet.experiments import EXPERIMENTS
+from frenet.experiments.experiment import answered
 from frenet.experiments.figures import charts
 from frenet.report import figures, write_results
 from frenet.runs import find_runs, read_run
@@ -29,6 +31,16 @@ def test_the_runs_in_the_folder_make_its_page_again(runs, tmp_path):
     page = write_results(runs, tmp_path)
     assert page.read_text("utf-8") == (RESULTS / "index.md").read_text("utf-8")
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in RESULTS.iterdir()}
+
+
+def test_sentences_that_earlier_builds_stored_are_made_from_the_rows_with_the_same_numbers(runs):
+    (run,) = (r for r in runs if r.path.name.startswith("synthetic-task-vector-range"))
+    stored = [row["sentence"] for row in run.stored if row["table"] == "answer"]
+    made = map(str, answered(EXPERIMENTS[run.experiment], run.rows))
+    numbers = re.compile(r"-?\d[\d.e-]*")
+    assert len(stored) == 24
+    assert [numbers.findall(words) for words in made] == list(map(numbers.findall, stored))
+    assert "answer" not in {row["table"] for row in run.rows}
 
 
 def test_every_figure_of_every_stored_run_has_a_chart_and_every_null_is_in_some(runs, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.direction_scale.answers import answer_rows
+from frenet.experiments.direction_scale.answers import sentences
 from frenet.experiments.direction_scale.directions import (
     Direction,
     Spot,
@@ -173,13 +173,17 @@ def test_what_training_made_goes_along_the_weights_and_what_optimisers_make_alon
 
 
 @pytest.mark.parametrize(
-    ("coordinates", "length", "words"),
+    ("coordinates", "share_of", "length", "words"),
     [
-        ("factors", None, "up to 0.002 of the weights' norm, in the factors [0.001, ?]"),
-        ("weights", None, "up to 0.002 of the weights' norm, in the weights [0.001, ?]"),
-        ("weights", 4.0, "up to 0.5 of its own length, in the weights [0.25, ?]"),
+        ("factors", "weights", None, "up to 0.002 of the weights' norm, in the factors [0.001, ?]"),
+        ("weights", "weights", None, "up to 0.002 of the weights' norm, in the weights [0.001, ?]"),
+        ("weights", "weights", 4.0, "up to 0.5 of its own length, in the weights [0.25, ?]"),
+        # Of an earlier build, which had no share of the weights' norm.
+        ("factors", "factors", None, "up to 0.002 of the factors' norm, in the factors [0.001, ?]"),
+        ("factors", "factors", 4.0, "up to 0.5 of its own length, in the factors [0.25, ?]"),
         (
             "factors",
+            "weights",
             4.0,
             "up to 0.5 of its own length, in the factors [0.25, ?], where the weights have moved "
             "by 0.002 of their norm",
@@ -187,17 +191,17 @@ def test_what_training_made_goes_along_the_weights_and_what_optimisers_make_alon
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_every_line_says_along_what_it_goes(coordinates, length, words):
+def test_every_line_says_along_what_it_goes(coordinates, share_of, length, words):
     """A radius of factors without a length is told by what it does to the weights."""
-    keys = {**dict(CELL.keys), "direction": "d", "coordinates": coordinates}
+    keys = {**dict(CELL.keys), "direction": "d", "coordinates": coordinates, "share_of": share_of}
     reach = {"radius": 2.0, "low": 1.0, "high": None, "length": length, "eps": 0.2, "sign": 1}
     shares = {"relative": 0.002, "relative_low": 0.001, "relative_high": None}
     rows = [
         {"table": "radius", **keys, **reach, **shares, "where": "weights", "unbounded": False},
         {"table": "lifetime", **keys, "has_share": True, "steps": 3.0, "longest": 9},
     ]
-    (answer,) = answer_rows(CELL, rows)
-    assert answer["sentence"].split("; ")[0] == f"d: loss is linear within 20% {words}"
+    (answer,) = sentences(rows)
+    assert answer.sentence.split("; ")[0] == f"loss is linear within 20% {words}"
 
 
 def test_the_line_back_to_the_undamaged_adapter_is_one_of_the_weights(config):

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from frenet.experiments.experiment import Row
-from frenet.experiments.task_vector_range.measure import answer_rows, pair_rows
+from frenet.experiments.experiment import Answer, Row
+from frenet.experiments.task_vector_range.answers import sentences
+from frenet.experiments.task_vector_range.measure import pair_rows
 
 KEYS = {"seed": 3, "space": "lora"}
 
@@ -40,21 +41,27 @@ def test_a_sentence_holds_the_ends_of_the_line_the_end_of_training_and_every_sum
         pair("copy", "sort", 0.5),
         pair("sort", "copy", None),
     ]
-    first, second = answer_rows(rows)
-    assert first == {
-        "table": "answer",
-        **KEYS,
-        "task": "copy",
-        "sentence": "copy: loss 3 without its vector; in the weights 0.5 at 1 (3.2 along a random "
-        "one), 0.75 at 2 (3.3 along a random one), 7 at -1 (3.1 along a random one), linear within "
-        "20% up to 0.65 of its length; in the factors 0.5 at 1 (3.5 along a random one), 1.5 at -1 "
-        "(3.6 along a random one), linear within 20% as far as was looked, 8 of its length; "
-        "0.50 of its gain is left with that of sort added in the weights (0.90 with a random one)",
-    }
-    assert second["sentence"] == (
+    first, second = sentences(rows)
+    assert first == Answer(
+        "copy",
+        KEYS,
+        "loss 3 without its vector; in the weights 0.5 at 1 (3.2 along a random one), 0.75 at 2 "
+        "(3.3 along a random one), 7 at -1 (3.1 along a random one), linear within 20% up to 0.65 "
+        "of its length; in the factors 0.5 at 1 (3.5 along a random one), 1.5 at -1 (3.6 along a "
+        "random one), linear within 20% as far as was looked, 8 of its length; 0.50 of its gain is "
+        "left with that of sort added in the weights (0.90 with a random one)",
+    )
+    assert str(second) == (
         "sort: loss 3 without its vector; in the weights 0.25 at 1 (3.4 along a random one); it "
         "gains too little to ask what is left of it (less than a tenth of the loss)"
     )
+
+
+def test_cells_with_the_same_task_have_a_sentence_each() -> None:
+    rows = [along("copy", 1.0, 0.5, 3.2), along("copy", 1.0, 0.25, 3.2) | {"seed": 4}]
+    found = {answer.keys["seed"]: answer.sentence for answer in sentences(rows)}
+    assert "0.5 at 1 " in found[3]
+    assert "0.25 at 1 " in found[4]
 
 
 @pytest.mark.usefixtures("unchecked")

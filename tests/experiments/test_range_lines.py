@@ -261,15 +261,15 @@ def test_shares_stand_on_an_axis_from_0_to_1():
 def test_rows_of_task_vectors_of_an_earlier_build_say_that_they_are_of_the_factors():
     rows = [
         old(table="along", a=1.0, loss=0.5, start=3.0, random=3.1, others=None, others_start=None),
-        old(table="answer", sentence="t: loss 3 without its vector, 0.5 at 1 (3.1 along a random "
-            "one); 0.18 of its gain is left with that of u added (0.9 with a random one)"),
+        old(table="pair", other="u", kept=0.18, kept_random=0.9),
         {**old(table="along", a=1.0, loss=0.5), "space": "full"},
         {"table": "notes", "seed": 1, "space": "lora", "note": "as it was"},
     ]  # fmt: skip
     found = range_findings.labelled(rows)
-    assert [row.get("coordinates") for row in found[:3]] == ["factors", None, "weights"]
-    assert "in the factors 0.5 at 1" in found[1]["sentence"]
-    assert "u added in the factors (0.9" in found[1]["sentence"]
+    assert [row.get("coordinates") for row in found[:3]] == ["factors", "factors", "weights"]
+    said = str(EXPERIMENTS["task-vector-range"].answers(found[:2])[0])
+    assert "in the factors 0.5 at 1" in said
+    assert "u added in the factors (0.9" in said
     assert found[3] == rows[3]
     assert [row["note"] for row in found[4:]] == [range_findings.EARLIER]
     assert "coordinates" not in rows[0]  # the stored rows stay as they are
@@ -281,15 +281,11 @@ def test_rows_of_directions_of_an_earlier_build_say_so_direction_by_direction():
         return old(table="radius", direction=direction, sign=1, radius=2.0, low=1.0, high=None,
                    predicted=3.0, relative=0.1, length=4.0, **more)  # fmt: skip
 
-    words = "linear within 20% up to 0.5 of its own length [0.2, ?]; stale after 3 steps"
     rows = [
         radius("task vector"),
         radius("my-adapter"),
         radius("steering"),
         radius("task vector") | {"space": "full"},
-        old(table="answer", direction="task vector", sentence=words),
-        old(table="answer", direction="my-adapter", sentence=words),
-        old(table="answer", direction="gradient", sentence="up to 0.001 of the weights' norm"),
     ]
     found = scale_findings.labelled(rows)
     labels = [(row["coordinates"], row["share_of"]) for row in found[:4]]
@@ -298,9 +294,6 @@ def test_rows_of_directions_of_an_earlier_build_say_so_direction_by_direction():
     assert found[0]["relative_low"] == pytest.approx(0.05)
     assert found[0]["relative_predicted"] == pytest.approx(0.15)
     assert found[0]["relative_high"] is None
-    assert "0.5 of its own length, in the factors [0.2" in found[4]["sentence"]
-    assert "0.5 of its own length, in the weights [0.2" in found[5]["sentence"]
-    assert found[6]["sentence"] == "up to 0.001 of the factors' norm, in the factors"
     assert scale_findings.labelled(found) is found
 
 

@@ -29,7 +29,7 @@ SMALL = {
 }  # fmt: skip
 LAST = {
     "best-of-n": "winner", "recovery-basis": "capture", "subspace-training": "trained",
-    "direction-scale": "answer", "task-vector-range": "answer",
+    "direction-scale": "lifetime", "task-vector-range": "inside",
 }  # fmt: skip
 FEWER = {
     "best-of-n": "next has 6 select rows, not 8; next has 6 test rows, not 32",

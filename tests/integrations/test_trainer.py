@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from frenet.experiments import brackets
+from frenet.experiments.watched_training import sentences
 from frenet.geometry.basis import prefix_basis
 from frenet.integrations.trainer import FrenetCallback, read_trajectory
 from frenet.measure.drift import basis_drift, example_snapshot, half_life
@@ -196,8 +197,9 @@ def test_a_training_that_does_not_move_drifts_nowhere(tmp_path, watch):
 def test_a_stale_basis_is_reported_once_between_two_looks(tmp_path, watch, caplog):
     with caplog.at_level(logging.WARNING, logger="frenet"):
         train(model_of("lora"), tmp_path / "t", watch=watch, learning_rate=0.2)
-    answers = {row["probe"]: row["sentence"] for row in table(watch["out"], "answer")}
-    lives = {r["probe"]: brackets.bracket_of(r) for r in table(watch["out"], "half_life")}
+    rows = table(watch["out"], "half_life")
+    answers = {answer.subject: answer.sentence for answer in sentences(rows)}
+    lives = {row["probe"]: brackets.bracket_of(row) for row in rows}
     assert len(lives) == len(answers) == 2
     for name, life in lives.items():
         assert (life.low, life.high) in set(itertools.pairwise(LOOKS))

@@ -77,7 +77,7 @@ def test_the_lifetime_of_a_steep_direction_is_the_closed_form():
     steep, flat = (1 - lr) ** t, 0.01 * (1 - 0.01 * lr) ** t
     known = steep**2 / (20 * steep**2 + 20 * flat**2)
     assert [values["first"][lag] for lag in range(61)] == pytest.approx(known.tolist(), rel=1e-3)
-    found = lifetime(values["first"], path)
+    found = lifetime(values["first"], path.distances(60))
     exact = next(s for s in range(61) if known[s] < known[0] / 2)
     assert (found.steps.low, found.steps.high) == (exact - 1, exact)
     assert exact - 1 < found.steps.value <= exact
@@ -90,20 +90,19 @@ def test_a_path_that_turns_back_was_at_all_the_distances_between_two_looks():
     """Out to 3 at step 10, back to 1 at step 20."""
     steps = torch.cat([torch.full((10, 1), 0.3), torch.full((10, 1), -0.2)])
     path = Trajectory(torch.zeros(1), steps, torch.zeros(20), None, ParamSpace(("w",), ((1,),)))
-    found = lifetime({0: 2.0, 5: 1.8, 10: 1.6, 20: 0.6}, path)
+    found = lifetime({0: 2.0, 5: 1.8, 10: 1.6, 20: 0.6}, path.distances(20))
     assert found.steps == (10, 20, None)
     assert found.distance == (pytest.approx(1.0), pytest.approx(3.0), None)
     assert (found.longest, found.farthest) == (20, pytest.approx(3.0))
     # Between steps 5 and 15 it went from 1.5 to 3 and back to 2.
-    found = lifetime({0: 2.0, 5: 1.8, 15: 0.6}, path)
+    found = lifetime({0: 2.0, 5: 1.8, 15: 0.6}, path.distances(20))
     assert found.distance == (pytest.approx(1.5), pytest.approx(3.0), None)
+    # What comes after the last look does not count.
+    assert lifetime({0: 2.0, 5: 1.8}, path.distances(20)).farthest == pytest.approx(1.5)
 
 
 def test_between_the_start_and_the_first_step_nothing_is_measured():
-    path = Trajectory(
-        torch.zeros(1), torch.ones(1, 1), torch.zeros(1), None, ParamSpace(("w",), ((1,),))
-    )
-    found = lifetime({0: 1.0, 1: 0.01}, path)
+    found = lifetime({0: 1.0, 1: 0.01}, [0.0, 1.0])
     assert found.steps == found.distance == (0.0, 1.0, None)
     assert str(found.steps) == "at most 1"
 
@@ -112,11 +111,8 @@ def test_between_the_start_and_the_first_step_nothing_is_measured():
     "values", [{}, {0: 1.0}, {1: 1.0, 2: 0.5}, {0: 0.0, 1: 1.0}, {0: -1.0, 1: 1.0}]
 )
 def test_what_is_not_there_at_the_start_cannot_be_halved(values):
-    path = Trajectory(
-        torch.zeros(1), torch.ones(2, 1), torch.zeros(2), None, ParamSpace(("w",), ((1,),))
-    )
     with pytest.raises(ValueError, match="pass the value at lag 0, which must be above 0"):
-        lifetime(values, path)
+        lifetime(values, [0.0, 1.0, 2.0])
 
 
 def test_what_does_not_halve_has_no_lifetime():
@@ -127,7 +123,7 @@ def test_what_does_not_halve_has_no_lifetime():
         model, task, training, space=space, lags=(1, 3),
         look=lambda _: shares(model, task, space, {"g": basis}),
     )  # fmt: skip
-    found = lifetime(values["g"], path)
+    found = lifetime(values["g"], path.distances(3))
     farthest = float(path.displacement().norm())
     assert found.steps == (3, None, None)
     assert found.distance == (pytest.approx(farthest), None, None)

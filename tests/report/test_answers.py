@@ -7,24 +7,30 @@ import made_up
 import pytest
 from test_page import Parsed
 
-from frenet.experiments.experiment import Experiment, Row
+from frenet.experiments.experiment import Answer, Experiment, Row, Rows
+from frenet.experiments.intervals import select
 from frenet.report import export, write_report, write_results
 from frenet.runs import Run
 
 SILENT = "scale"
 
 
-def answer_rows(seeds: int, names: tuple[str, ...] = ("gradient", "a: b")) -> list[Row]:
+def radius_rows(seeds: int, names: tuple[str, ...] = ("gradient", "a: b")) -> list[Row]:
     return [
-        {
-            "table": "answer",
-            "seed": seed,
-            "space": "full",
-            "direction": name,
-            "sentence": f"{name}: linear up to {seed + 1}.5 of its length",
-        }
+        {"table": "radius", "seed": seed, "space": "full", "direction": name, "times": seed + 1.5}
         for seed in range(seeds)
         for name in names
+    ]
+
+
+def sentences(rows: Rows) -> list[Answer]:
+    return [
+        Answer(
+            str(row["direction"]),
+            {key: row[key] for key in ("seed", "space")},
+            f"linear up to {row['times']} of its length",
+        )
+        for row in select(rows, table="radius")
     ]
 
 
@@ -33,7 +39,7 @@ def experiments() -> dict[str, Experiment]:
     found = made_up.experiments()
     drift = found["basis-drift"]
     found[SILENT] = dataclasses.replace(
-        drift, name=SILENT, claims=(), question="How far does each go?"
+        drift, name=SILENT, claims=(), question="How far does each go?", answers=sentences
     )
     return found
 
@@ -56,7 +62,7 @@ def before(text: str, *parts: str) -> None:
 
 
 def test_answers_open_a_page_without_claims(tmp_path: Path) -> None:
-    text = page([scale_run(answer_rows(2))], tmp_path).text
+    text = page([scale_run(radius_rows(2))], tmp_path).text
     before(
         text,
         "How far does each go? On the synthetic transformer .",
@@ -64,50 +70,32 @@ def test_answers_open_a_page_without_claims(tmp_path: Path) -> None:
         "a: b seed 0 linear up to 1.5 of its length",
         "Go to",
     )
-    # Once at the top, and once in the table of all rows.
     assert text.count("seed 0 linear up to 1.5") == 2
     assert "No claim" not in text
 
 
-def test_sentences_may_start_with_any_key(tmp_path: Path) -> None:
-    rows: list[Row] = [
-        {"table": "answer", "seed": 0, "task": name, "sentence": f"{name}: gains half"}
-        for name in ("copy", "sort")
-    ]
-    text = page([scale_run(rows)], tmp_path).text
-    before(text, "copy gains half sort gains half", "Go to")
-    mixed = page([scale_run([*rows, rows[0] | {"sentence": "nothing was measured"}])], tmp_path)
-    before(mixed.text, "task copy copy: gains half", "task copy nothing was measured", "Go to")
-
-
 def test_what_all_answers_share_is_not_repeated(tmp_path: Path) -> None:
-    text = page([scale_run(answer_rows(1))], tmp_path).text
+    text = page([scale_run(radius_rows(1))], tmp_path).text
     assert "gradient linear up to 1.5 of its length a: b linear up to" in text
     assert "space full" not in text
 
 
 def test_many_answers_are_folded(tmp_path: Path) -> None:
-    found = page([scale_run(answer_rows(9, ("gradient",)))], tmp_path)
+    found = page([scale_run(radius_rows(9, ("gradient",)))], tmp_path)
     before(found.text, "seed 2 linear up to 3.5", "6 more", "seed 3 linear up to 4.5", "seed 8")
 
 
 def test_among_results_there_is_a_list_for_each_direction(tmp_path: Path) -> None:
-    def lines(rows: list[Row]) -> str:
-        run = scale_run(rows)
-        made = {"machine": {"platform": "made up"}, "commit": None, "cell_seconds": 1.0}
-        run = dataclasses.replace(run, manifest=run.manifest | made)
-        return write_results([run], tmp_path, experiments=experiments()).read_text("utf-8")
-
+    made = {"machine": {"platform": "made up"}, "commit": None, "cell_seconds": 1.0}
+    run = scale_run(radius_rows(2))
+    run = dataclasses.replace(run, manifest=run.manifest | made)
+    found = write_results([run], tmp_path, experiments=experiments()).read_text("utf-8")
     assert (
         "\n- gradient\n"
         "    - seed 0: linear up to 1.5 of its length\n"
         "    - seed 1: linear up to 2.5 of its length\n"
         "- a: b\n"
-    ) in lines(answer_rows(2))
-    # Sentences that are not about one of the keys are a list of their own.
-    assert "\n- seed 1: nothing came back\n" in lines(
-        [row | {"sentence": "nothing came back"} for row in answer_rows(2, ("gradient",))]
-    )
+    ) in found
 
 
 def test_without_answers_the_question_opens_the_page(tmp_path: Path) -> None:
@@ -118,7 +106,7 @@ def test_without_answers_the_question_opens_the_page(tmp_path: Path) -> None:
 
 
 def test_beside_claims_the_answers_open_their_own_section(tmp_path: Path) -> None:
-    text = page([scale_run(answer_rows(1)), made_up.runs()[2]], tmp_path).text
+    text = page([scale_run(radius_rows(1)), made_up.runs()[2]], tmp_path).text
     before(text, "Of 1 claim", "Go to", "How far does each go?", "gradient linear up")
     assert text.count("gradient linear up to 1.5") == 1
 

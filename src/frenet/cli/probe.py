@@ -1,16 +1,15 @@
 """``frenet probe``: how far, and for how long, can directions around a model be followed?"""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from frenet.cli.codes import DONE, NO_RESULT
 from frenet.cli.execution import show_notes
 from frenet.cli.options import Count, Folder, Switch, parse_both, printing
 from frenet.experiments.brackets import life_columns
 from frenet.experiments.direction_scale import EXPERIMENT, PROBE
-
-if TYPE_CHECKING:
-    from frenet.experiments.experiment import Rows
+from frenet.experiments.experiment import Row, Rows, answered
+from frenet.experiments.intervals import select
 
 ABOUT = (
     "Radius and lifetime of directions around the weights of a model: its gradient, the prefix and "
@@ -74,18 +73,17 @@ def probe(args: list[str]) -> int:
     return NO_RESULT if run.failures else DONE
 
 
-def _results(rows: "Rows") -> list[dict[str, Any]]:
+def _results(rows: Rows) -> list[dict[str, Any]]:
     """Of every direction the sentence, its radii on both sides and its lifetime."""
     found = []
-    for answer in (row for row in rows if row["table"] == "answer"):
-        keys = {key: answer[key] for key in ("seed", "space", "task", "direction")}
-        own = [row for row in rows if all(row.get(k) == v for k, v in keys.items())]
+    for answer in answered(EXPERIMENT, rows):
+        keys: Row = {**answer.keys, "direction": answer.subject}
+        own = select(rows, **keys)
         sides = {
             "along" if row["sign"] == 1 else "against": {name: row.get(name) for name in SHOWN}
-            for row in own
-            if row["table"] == "radius"
+            for row in select(own, table="radius")
         }
-        life = next(row for row in own if row["table"] == "lifetime")
+        (life,) = select(own, table="lifetime")
         lived = {column.name: life[column.name] for column in life_columns("")}
-        found.append({**keys, "sentence": answer["sentence"], **sides, "lifetime": lived})
+        found.append({**keys, "sentence": str(answer), **sides, "lifetime": lived})
     return found

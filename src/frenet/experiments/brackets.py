@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from frenet.experiments.experiment import Column, Row, Rows, Scalar, number
+from frenet.experiments.experiment import Column, Row, Rows, Scalar, integer, number
 
 if TYPE_CHECKING:
     from frenet.measure.bracket import Bracket
@@ -50,21 +50,19 @@ def bracket_of(row: Mapping[str, Scalar], name: str = "steps") -> "Bracket | Non
     return Bracket(float(low), *(None if end is None else float(end) for end in (high, value)))
 
 
-def life_of(looks: Rows, *, lag: str, ratio: str = "ratio") -> "Lifetime | None":
+def life_of(looks: Rows, *, lag: str) -> "Lifetime | None":
     """The lifetime that rows of single looks say: a lag, a ratio and a displacement each.
 
     None where no look has a ratio.
     """
-    from frenet.measure.drift import half_life
     from frenet.measure.lifetime import Lifetime
 
-    known = {number(row, lag): row for row in looks if row[ratio] is not None}
+    known = {integer(row, lag): row for row in looks if row["ratio"] is not None}
     if not known:
         return None
-    ratios = {at: number(row, ratio) for at, row in known.items()}
-    moved = {0.0: 0.0, **{at: number(row, "displacement") for at, row in known.items()}}
-    return Lifetime(
-        half_life(ratios), half_life(ratios, moved=moved), int(max(known)), max(moved.values())
+    ratios = {at: number(row, "ratio") for at, row in known.items()}
+    return Lifetime.of(
+        ratios, {0: 0.0, **{at: number(row, "displacement") for at, row in known.items()}}
     )
 
 

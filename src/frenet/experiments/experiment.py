@@ -166,6 +166,23 @@ class Claim(NamedTuple):
     figure: str
 
 
+class Answer(NamedTuple):
+    """What the rows of a run without a claim say about one thing.
+
+    Attributes:
+        subject: what it is about, such as a direction or a task.
+        keys: the columns that tell it from other answers about the same, such as the seed.
+        sentence: what is said about the subject.
+    """
+
+    subject: str
+    keys: Row
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.sentence}"
+
+
 class Figure(NamedTuple):
     """A figure that answers one question; ``chart`` turns rows into an Altair chart.
 
@@ -189,6 +206,7 @@ class Experiment(Shown):
     whether ``frenet demo`` runs it without being asked for it by name. ``command`` gives the lines
     that make such a run from a stored configuration, where no command of frenet does. ``reread``
     turns stored rows, those of earlier versions too, into what this version makes of them.
+    ``answers`` puts the rows of an experiment without a claim into sentences.
     """
 
     name: str
@@ -204,6 +222,7 @@ class Experiment(Shown):
     in_demo: bool = True
     command: Callable[[Mapping[str, Any]], str] | None = None
     reread: Callable[[Rows], Rows] | None = None
+    answers: Callable[[Rows], list[Answer]] | None = None
 
     def _told(self) -> str:
         return f"{self.name}. {self.question}"
@@ -211,6 +230,11 @@ class Experiment(Shown):
     def _facts(self) -> Iterator[Fact]:
         for claim in self.claims:
             yield f"{claim.id}: {claim.statement}", f"in the paper: {claim.paper}", claim.rule
+
+
+def answered(experiment: Experiment, rows: Rows) -> list[Answer]:
+    """What the rows say in sentences; nothing where the experiment has claims instead."""
+    return experiment.answers(rows) if experiment.answers else []
 
 
 def decided(experiment: Experiment, rows: Rows) -> list[tuple[Claim, Finding]]:

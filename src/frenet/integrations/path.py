@@ -32,7 +32,6 @@ class PathSums:
         self._after_k = self.total
         self._squares, self._squares_k = 0.0, 0.0
         self._unmoved, self._zeros, self.unseen = 0, 0, 0
-        self.distances = [0.0]
 
     def add(self, step: Float[Tensor, " d"], *, zeros: int, unseen: int) -> bool:
         """Take the next step.
@@ -55,7 +54,6 @@ class PathSums:
         self._unmoved += self.space.dim - int(step.count_nonzero())
         self._zeros += zeros
         self.unseen += unseen
-        self.distances.append(self.displacement)
         if self.steps <= self.k:
             self._first.append(step)
         if self.steps == self.k:
@@ -88,7 +86,9 @@ class PathSums:
     def _prefix_rows(self) -> list[Row]:
         if self.prefix is None or self.steps <= self.k or not self._squares:
             return []
-        captured, walk = self._captured(self.total), self._squares_k / self._squares
+        captured = self._captured(self.total)
+        # This is random_walk_share; the norms that it takes are not kept, but summed up.
+        walk = self._squares_k / self._squares
         row: Row = {
             "table": "prefix",
             "step": self.steps,

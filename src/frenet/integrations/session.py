@@ -221,14 +221,14 @@ class Session:
             logger.warning("frenet: %s", note)
             return [{"table": "notes", "step": step, "note": note}]
         drift: Row = {**found, "step": step, "displacement": self.path.displacement}
-        before = life_of(self._drift[name], lag="step")
         self._drift[name].append(drift)
-        now = life_of(self._drift[name], lag="step")
+        life = life_of(self._drift[name], lag="step")
         rows = [drift, self._loss_row(name, step, loss)]
-        if now is not None and now.steps.found and not (before and before.steps.found):
+        # A half-life ends at the first look that finds it, which is this one at most once.
+        if life is not None and life.steps.high == step:
             note = (
                 f"the gradient basis that probe {name} had at the start has gone stale: its energy "
-                f"ratio fell below {STALE} after {now.steps.told('step')} (control "
+                f"ratio fell below {STALE} after {life.steps.told('step')} (control "
                 f"{drift['control']:.2f}, chance {drift['chance']:.2g})"
             )
             logger.warning("frenet: %s", note)
@@ -305,22 +305,16 @@ class Session:
         if not self.stopped:
             rows = self._logged(logs)
             for name, found in self._drift.items():
-                rows += _at_end(name, found)
+                rows += _half_life(name, found)
             self.folder.write(END, rows)
         self.folder.finish(self._looks)
         self.folder.close()
 
 
-def _at_end(name: str, rows: Sequence[Row]) -> list[Row]:
-    """The half-life of one probe's basis, as numbers and as a sentence."""
+def _half_life(name: str, rows: Sequence[Row]) -> list[Row]:
+    """The half-life of one probe's basis."""
     found = life_of(rows, lag="step")
     if found is None:
         return []
     ends: Row = {"longest": found.longest, "farthest": found.farthest}
-    said = f"the gradient basis of the start is stale after {found.steps.told('step')}"
-    if not found.steps.found:
-        said = f"the gradient basis of the start stays good for {found.steps.told('step')}"
-    return [
-        {"table": "half_life", "probe": name, **life_cells(found), **ends},
-        {"table": "answer", "probe": name, "sentence": f"{name}: {said}"},
-    ]
+    return [{"table": "half_life", "probe": name, **life_cells(found), **ends}]

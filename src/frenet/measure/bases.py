@@ -11,7 +11,7 @@ from frenet._errors import UsageError
 from frenet.geometry import rng
 from frenet.geometry.basis import Basis, krylov_basis, random_basis, span_basis, svd_basis
 from frenet.measure.curvature import hessian_product, top_eigenpairs
-from frenet.measure.gradients import gradient, gradient_matrix
+from frenet.measure.gradients import adam_scale, gradient, gradient_matrix
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task
@@ -101,10 +101,9 @@ def bases_at_damage(
     if unknown := set(second_order) - {"Krylov", "Hessian"}:
         raise UsageError(f"no basis {unknown.pop()!r} in second_order; there are Krylov, Hessian")
     rows = _rows(model, task, sampling, space)
-    scaled = rows / (rows.square().mean(0).sqrt() + 1e-8)
     found = {
         "gradients at damage": _leading(rows, sampling, space),
-        "Adam-scaled gradients": _leading(scaled, sampling, space),
+        "Adam-scaled gradients": _leading(rows / adam_scale(rows), sampling, space),
     }
     batch = next(task.batches("train", 2 * sampling.batch_size, sampling.seed))
     product = hessian_product(model, task, batch, space=space)

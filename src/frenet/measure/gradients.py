@@ -111,6 +111,20 @@ def gradient_rows(
         yield gradient(model, task, batch, space=space)
 
 
+def adam_scale(rows: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """The root mean square of every coordinate, plus Adam's 1e-8: Adam's metric divides by it.
+
+    Args:
+        rows: n gradients.
+
+    >>> rows = torch.tensor([[3.0, 0.0], [-3.0, 0.0]])
+    >>> rows / adam_scale(rows)
+    tensor([[ 1.,  0.],
+            [-1.,  0.]])
+    """
+    return rows.square().mean(0).sqrt() + 1e-8
+
+
 def example_gradients(
     model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace, chunk: int | None = None
 ) -> Float[Tensor, "b d"]:

@@ -32,6 +32,17 @@ class Lifetime(NamedTuple):
     longest: int
     farthest: float
 
+    @classmethod
+    def of(cls, ratios: Mapping[int, float], moved: Mapping[int, float]) -> "Lifetime":
+        """The lifetime that ratios to the start say, at least one, each at its lag.
+
+        Args:
+            ratios: lag -> ratio.
+            moved: lag -> distance from the start, of all these lags and perhaps others.
+        """
+        steps, distance = half_life(ratios), half_life(ratios, moved=moved)
+        return cls(steps, distance, max(ratios), max(moved.values()))
+
 
 def gradient_shares(
     model: nn.Module,
@@ -150,30 +161,25 @@ def require_recorded(path: Trajectory, *, space: ParamSpace, lags: Sequence[int]
         )
 
 
-def lifetime(values: Mapping[int, float], path: Trajectory) -> Lifetime:
+def lifetime(values: Mapping[int, float], distances: Sequence[float]) -> Lifetime:
     """When values, by lag, fall to half of the one at lag 0, in steps and in distance.
 
     Args:
         values: lag -> value, with lag 0 and at least one other.
-        path: of at least as many steps as the last lag.
+        distances: from the start, after 0, 1, 2, ... steps, at least up to the last lag.
 
     Raises:
         ValueError: lag 0 or all others are missing, or the value at lag 0 is not above 0: there is
             nothing that could be halved.
 
-    >>> import torch
-    >>> path = Trajectory(torch.zeros(1), torch.ones(4, 1), torch.zeros(4), None,
-    ...                   ParamSpace(("w",), ((1,),)))
-    >>> found = lifetime({0: 2.0, 2: 1.5, 4: 0.5}, path)
+    >>> found = lifetime({0: 2.0, 2: 1.5, 4: 0.5}, [0.0, 0.1, 0.2, 0.3, 0.4])
     >>> print(found.steps, found.distance, sep=", ")
-    between 2 and 4, between 2 and 4
+    between 2 and 4, between 0.2 and 0.4
     """
     if len(values) < 2 or not values.get(0, 0.0) > 0:
         raise UsageError(
             f"values has {dict(values)}; pass the value at lag 0, which must be above 0, and at "
             "one later lag at least"
         )
-    longest = max(values)
-    moved = dict(enumerate(path.distances(longest)))
-    ratios = {lag: value / values[0] for lag, value in values.items()}
-    return Lifetime(half_life(ratios), half_life(ratios, moved=moved), longest, max(moved.values()))
+    moved = dict(enumerate(distances[: max(values) + 1]))
+    return Lifetime.of({lag: value / values[0] for lag, value in values.items()}, moved)

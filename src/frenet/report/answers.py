@@ -1,35 +1,28 @@
-"""What runs without a claim say: the sentences of their table ``answer``, or their question."""
+"""What runs without a claim say, in sentences; where there are none, their question."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import Rows, Scalar
+from frenet.experiments.experiment import Answer, answered
 from frenet.report.markup import join, tag, user_text
 from frenet.report.sections import Section
 
-TABLE = "answer"
-SENTENCE = "sentence"
 # Lines on one subject that are seen without opening anything.
 OPEN = 3
 
 
 def said(part: Section) -> dict[str, list[tuple[str, str]]]:
-    """What the sentences of one run are about: for each subject which cell says what.
+    """What one run says about each subject: which cell, and the sentence.
 
-    The cell is told by the keys in which the sentences differ; where they do not, it is empty.
+    A cell is named by the keys in which the answers differ; where they do not, it is empty.
     """
-    rows = [row for row in part.run.rows if row.get("table") == TABLE and row.get(SENTENCE)]
-    if not rows:
-        return {}
-    about = _subject(rows)
-    told = _telling(rows, about)
+    found = answered(part.experiment, part.run.rows)
+    differ = _differ(found)
     groups: dict[str, list[tuple[str, str]]] = {}
-    for row in rows:
-        subject = str(row.get(about, ""))
-        which = ", ".join(f"{key} {row.get(key)}" for key in told)
-        words = str(row[SENTENCE]).removeprefix(f"{subject}: ")
-        groups.setdefault(subject, []).append((which, words))
+    for answer in found:
+        which = ", ".join(f"{key} {answer.keys[key]}" for key in differ)
+        groups.setdefault(answer.subject, []).append((which, answer.sentence))
     return groups
 
 
@@ -52,20 +45,10 @@ def opening(sections: Sequence[Section]) -> Iterator[Markup]:
         yield found
 
 
-def _subject(rows: Rows) -> str:
-    """The key with which all sentences start; what follows the colon is said about it."""
-    start = (k for k in rows[0] if all(_starts(row, k) for row in rows))
-    return next(start, "")
-
-
-def _starts(row: Mapping[str, Scalar], key: str) -> bool:
-    return str(row[SENTENCE]).startswith(f"{row.get(key)}: ")
-
-
-def _telling(rows: Rows, about: str) -> list[str]:
-    """The keys that tell sentences on one subject apart."""
-    silent = ("table", SENTENCE, about)
-    return [k for k in rows[0] if k not in silent and len({row.get(k) for row in rows}) > 1]
+def _differ(found: Sequence[Answer]) -> list[str]:
+    """The keys in which the answers of a run differ."""
+    keys = found[0].keys if found else ()
+    return [key for key in keys if len({answer.keys[key] for answer in found}) > 1]
 
 
 def _group(subject: str, sentences: Sequence[tuple[str, str]]) -> Markup:

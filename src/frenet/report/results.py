@@ -162,11 +162,9 @@ def _breakdown(found: Breakdown) -> Iterator[str]:
 def _sentences(part: Section) -> Iterator[str]:
     """The answers of a run, where it has some: a list for each thing that they are about."""
     for subject, sentences in answers.said(part).items():
-        if subject:
-            yield f"- {markdown(subject)}"
+        yield f"- {markdown(subject)}"
         for which, words in sentences:
-            line = markdown(f"{which}: {words}" if which else words)
-            yield f"    - {line}" if subject else f"- {line}"
+            yield f"    - {markdown(f'{which}: {words}' if which else words)}"
 
 
 def _figures(part: Section, out: Path) -> Iterator[str]:

@@ -34,7 +34,7 @@ from frenet._files import (
 )
 from frenet._notebook import Fact, Shown
 from frenet.experiments import described
-from frenet.experiments.experiment import Cell, Row, decided
+from frenet.experiments.experiment import Cell, Row, answered, decided
 from frenet.runs.files import DamagedRunError, RunFolderError, locked
 from frenet.runs.header import (
     FORMAT,
@@ -82,13 +82,15 @@ class Run(Shown):
 
     def _facts(self) -> Iterator[Fact]:
         known = described().get(self.experiment)
-        for claim, found in decided(known, self.rows) if known else ():
+        if known is None:
+            return
+        for claim, found in decided(known, self.rows):
             ours = f"{found.verdict}. {found.quantity}: {found.estimate or 'none'}"
             beside = f"{found.reference}: {found.reference_estimate or 'none'}"
             yield f"{claim.id}: {claim.statement}", ours, beside
-        for row in self.rows:
-            if row.get("table") == "answer":
-                yield f"seed\u00a0{row.get('seed')}", row.get("sentence"), ""
+        for answer in answered(known, self.rows):
+            which = (f"{key}\u00a0{value}" for key, value in answer.keys.items())
+            yield ", ".join((answer.subject, *which)), answer.sentence, ""
 
 
 class Failure(NamedTuple):

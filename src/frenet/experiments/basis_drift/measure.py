@@ -51,7 +51,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
         # What happens within the first window of updates is not seen: of them, too, nothing is
         # known between lag 0 and the first lag.
         ratios = {0: 1.0, **{lag: drift.ratio for lag, drift in found.items()}}
-        life = life_cells(lifetime(ratios, path) if found else None)
+        life = life_cells(lifetime(ratios, moved) if found else None)
         ends: Row = {"longest": max(ratios), "farthest": max(moved)}
         yield {**keys, "table": "half_life", **life, **ends}
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frenet._errors import UsageError
-from frenet.experiments.direction_scale.answers import reread
-from frenet.experiments.direction_scale.figures import FIGURES, KINDS, TABLES
+from frenet.experiments.direction_scale.answers import sentences
+from frenet.experiments.direction_scale.figures import FIGURES, KINDS, TABLES, reread
 from frenet.experiments.experiment import Cell, Experiment, Later
 from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
@@ -143,4 +143,5 @@ EXPERIMENT = Experiment(
     },
     prepare=prepare,
     reread=reread,
+    answers=sentences,
 )  # fmt: skip

@@ -1,11 +1,10 @@
-"""What the rows of `direction_scale` say of each direction, in a sentence."""
+"""What the rows of `direction_scale` say about each direction, in a sentence."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 
-from frenet.experiments import brackets
 from frenet.experiments.brackets import bracket_of
-from frenet.experiments.direction_scale.figures import labelled
-from frenet.experiments.experiment import Cell, Row, Rows, number
+from frenet.experiments.experiment import Answer, Rows, Scalar, number
+from frenet.experiments.intervals import select
 
 # A direction whose share of the gradient is not this many times chance has no share to lose: one
 # squared coordinate of a random direction exceeds it once in 500 draws. A cosine of a steering
@@ -15,33 +14,34 @@ NO_SHARE = 10
 SHARES = ("relative", "relative_low", "relative_high")
 
 
-def answer_rows(cell: Cell, rows: Sequence[Row]) -> Iterator[Row]:
-    """One sentence for each direction of a cell."""
-    for life in (row for row in rows if row["table"] == "lifetime"):
-        name = life["direction"]
-        sides = [r for r in rows if r["table"] == "radius" and r["direction"] == name]
-        yield {
-            "table": "answer", **dict(cell.keys), "direction": name,
-            "sentence": f"{name}: {_far(sides)}; {_long(life)}",
-        }  # fmt: skip
+def sentences(rows: Rows) -> list[Answer]:
+    """One sentence for each direction of each cell: how far, and for how long."""
+    radii = select(rows, table="radius")
+    found = []
+    for life in select(rows, table="lifetime"):
+        keys = {key: life[key] for key in ("seed", "space", "task")}
+        sides = select(radii, direction=life["direction"], **keys)
+        said = f"{_far(sides)}; {_long(life)}"
+        found.append(Answer(str(life["direction"]), keys, said))
+    return found
 
 
-def _far(sides: Sequence[Row]) -> str:
+def _far(sides: Rows) -> str:
     """How far, in its own length where it has one."""
     if not sides:
         return "no radius, since its slope is too small to be told from rounding (see the notes)"
     row = next((r for r in sides if r["sign"] == 1), sides[0])
     what = "loss" if row["where"] == "weights" else "logit difference"
-    moved = "weights'" if row["where"] == "weights" else "stream's"
     within = f"{what} is linear within {number(row, 'eps'):.0%}"
     # In its own length, or as a share of what it moves.
     one = number(row, "length") if row["length"] else 1.0
     ends = ("radius", "low", "high") if row["length"] else SHARES
     size, low, high = ("?" if row[end] is None else f"{number(row, end) / one:.3g}" for end in ends)
-    unit = "its own length" if row["length"] else f"the {moved} norm"
+    whose = "stream's" if row["share_of"] == "stream" else f"{row['share_of']}'"
+    unit = "its own length" if row["length"] else f"the {whose} norm"
     along = "" if row["where"] != "weights" else f", in the {row['coordinates']}"
     moves = ""
-    if row["length"] and row["coordinates"] == "factors":
+    if row["length"] and row["coordinates"] == "factors" and row["share_of"] == "weights":
         moves = f", where the weights have moved by {number(row, 'relative'):.3g} of their norm"
     if row["unbounded"]:
         return f"{within} as far as was looked, {size} of {unit}{along}{moves}"
@@ -49,7 +49,7 @@ def _far(sides: Sequence[Row]) -> str:
     return f"{within} up to {size} of {unit}{along}{side} [{low}, {high}]{moves}"
 
 
-def _long(life: Row) -> str:
+def _long(life: Mapping[str, Scalar]) -> str:
     """How long."""
     if not life["has_share"]:
         if life["direction"] == "steering":
@@ -57,20 +57,3 @@ def _long(life: Row) -> str:
         return f"it holds less of the gradient than {NO_SHARE} times chance: nothing to lose"
     found = bracket_of(life)
     return f"lifetime {found.told('step')} of training" if found else "lifetime not known"
-
-
-def reread(rows: Rows) -> Rows:
-    """Rows of any version with lifetimes as brackets, and with sentences that say so."""
-    keys = ("seed", "space", "task", "direction")
-    found = brackets.reread(rows, looks="share", lives="lifetime", keys=keys, lag="lag")
-    lives = {
-        tuple(new[key] for key in keys): new
-        for old, new in zip(rows, found, strict=True)
-        if new["table"] == "lifetime" and new != old
-    }
-    for row in found:
-        life = lives.get(tuple(row.get(key) for key in keys))
-        if life is not None and row["table"] == "answer":
-            far = str(row["sentence"]).rpartition("; ")[0]
-            row["sentence"] = f"{far}; {_long(life)}"
-    return labelled(found)

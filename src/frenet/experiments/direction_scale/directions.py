@@ -16,7 +16,7 @@ from frenet.experiments.experiment import Cell
 from frenet.experiments.setup.networks import Network, only_first
 from frenet.geometry import rng
 from frenet.geometry.linalg import norm
-from frenet.measure.gradients import gradient_matrix
+from frenet.measure.gradients import adam_scale, gradient_matrix
 from frenet.measure.trajectory import Training, Trajectory
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.effect_line import effect_line
@@ -148,7 +148,7 @@ def mean_gradient(spot: Spot, *, scaled: bool, seed: int | None = None) -> torch
         seed=spot.seed if seed is None else seed,
     )
     mean = rows.mean(0)
-    return (mean / (rows.square().mean(0).sqrt() + 1e-8)).cpu() if scaled else mean.cpu()
+    return (mean / adam_scale(rows) if scaled else mean).cpu()
 
 
 def _random(spot: Spot) -> torch.Tensor:

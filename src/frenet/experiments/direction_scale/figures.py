@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+from frenet.experiments import brackets
 from frenet.experiments.brackets import bracket_of, life_columns
 from frenet.experiments.experiment import Column, Figure, Row, Rows, integer, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
@@ -28,6 +29,12 @@ EARLIER = (
 )
 
 
+def reread(rows: Rows) -> Rows:
+    """Rows of any version with lifetimes as brackets, and with the labels of their lines."""
+    keys = ("seed", "space", "task", "direction")
+    return labelled(brackets.reread(rows, looks="share", lives="lifetime", keys=keys, lag="lag"))
+
+
 def labelled(rows: Rows) -> Rows:
     """Rows of builds that went along the factors of LoRA without saying so, with the labels."""
     return labelled_rows(rows, _labels, earlier=EARLIER)
@@ -39,13 +46,6 @@ def _labels(row: Row) -> Row:
     coordinates = "factors" if factors else "weights"
     if row["direction"] == "steering":
         coordinates = "stream"
-    if row["table"] == "answer":
-        words = str(row["sentence"])
-        if coordinates != "stream":
-            words = words.replace("of its own length", f"of its own length, in the {coordinates}")
-            norm = f"of the {coordinates}' norm, in the {coordinates}"
-            words = words.replace("of the weights' norm", norm)
-        return {"sentence": words}
     added: Row = {"coordinates": coordinates}
     if "relative" in row:
         added["share_of"] = coordinates
@@ -179,7 +179,6 @@ _SHARE_OF = Column(
     "share_of", "", "whose norm relative is a share of; factors: of an earlier build", "key"
 )
 TABLES = {
-    "answer": (*_KEYS, Column("sentence", "", "radius along it and lifetime, in words", "key")),
     "radius": (
         *_KEYS,
         _COORDINATES,

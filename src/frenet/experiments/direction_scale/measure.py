@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from frenet.experiments.brackets import life_cells
 from frenet.experiments.direction_scale import Config, cells
-from frenet.experiments.direction_scale.answers import NO_SHARE, answer_rows
+from frenet.experiments.direction_scale.answers import NO_SHARE
 from frenet.experiments.direction_scale.directions import (
     Direction,
     Spot,
@@ -198,12 +198,15 @@ def lifetime_rows(
 
     Args:
         spot: where.
-        values: by direction, what ``share_looks`` gave at every lag.
+        values: by direction, what ``share_looks`` gave at every lag; all have the same lags.
         path: the training.
         dims: by direction, the d of its space, or the h of its stream.
         reach: by direction, what its radius moves over its norm, where it has one.
         coordinates: by direction, in which its line is straight.
     """
+    lags = sorted({lag for at in values.values() for lag in at})
+    distances = path.distances(max(lags, default=0))
+    displacements = {lag: norm(path.displacement(0, lag)) for lag in lags}
     for name, at in values.items():
         keys: Row = {**dict(spot.cell.keys), "direction": name, "coordinates": coordinates[name]}
         chance = dims[name] ** (-0.5 if name == "steering" else -1)
@@ -214,12 +217,12 @@ def lifetime_rows(
                 "table": "share", **keys, "lag": lag, "value": value, "start": at[0],
                 "ratio": value / at[0] if at[0] > 0 and not none else None, "half": 0.5,
                 "chance": None if name in FRESH else chance,
-                "displacement": norm(path.displacement(0, lag)),
+                "displacement": displacements[lag],
             }  # fmt: skip
         yield {
             "table": "lifetime", **keys, "against": _against(name, coordinates[name]),
-            "has_share": not none, **life_cells(None if none else lifetime(at, path)),
-            "longest": max(at), "farthest": max(path.distances(max(at))),
+            "has_share": not none, **life_cells(None if none else lifetime(at, distances)),
+            "longest": max(lags), "farthest": max(distances),
             "relative": reach.get(name), "share_of": "stream" if name == "steering" else "weights",
         }  # fmt: skip
 
@@ -232,7 +235,7 @@ def _against(name: str, coordinates: str) -> str:
 
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
-    """Rows of the tables radius, line, share, lifetime and answer."""
+    """Rows of the tables radius, line, share and lifetime."""
     network = build(config, space=cell["space"], seed=cell["seed"])
     size = config.batch_size
     select = size if "search winner" in config.directions else 0
@@ -242,12 +245,9 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     spot = Spot(config, cell, network, task, network.space.read(network.model).cpu())
     try:
         with damaged(network, task, config, protocol=config.protocol, seed=cell["seed"]):
-            rows = list(_measured(spot))
+            yield from _measured(spot)
     except NotDamagedError as error:
         yield note(cell, f"{config.protocol} left out: {error}")
-        return
-    yield from rows
-    yield from answer_rows(spot.cell, rows)
 
 
 def _measured(spot: Spot) -> Iterator[Row]:

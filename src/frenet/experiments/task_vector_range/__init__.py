@@ -6,6 +6,7 @@ from frenet.experiments.experiment import Cell, Experiment, Later
 from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare
+from frenet.experiments.task_vector_range.answers import sentences
 from frenet.experiments.task_vector_range.figures import FIGURES, TABLES, labelled
 
 
@@ -62,4 +63,5 @@ EXPERIMENT = Experiment(
     prepare=prepare,
     in_demo=False,
     reread=labelled,
+    answers=sentences,
 )  # fmt: skip

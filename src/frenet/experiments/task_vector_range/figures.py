@@ -19,11 +19,7 @@ def labelled(rows: Rows) -> Rows:
 
 def _labels(row: Row) -> Row:
     """What a row of an earlier build does not say of itself."""
-    coordinates = "factors" if row["space"] == "lora" else "weights"
-    if row["table"] != "answer":
-        return {"coordinates": coordinates}
-    words = str(row["sentence"]).replace("its vector, ", f"its vector; in the {coordinates} ", 1)
-    return {"sentence": words.replace(" added (", f" added in the {coordinates} (")}
+    return {"coordinates": "factors" if row["space"] == "lora" else "weights"}
 
 
 def along_chart(rows: Rows) -> object:
@@ -125,10 +121,6 @@ _COORDINATES = Column(
     "key",
 )  # fmt: skip
 TABLES = {
-    "answer": (
-        *_KEYS,
-        Column("sentence", "", "loss along the vector and in sums, in words", "key"),
-    ),
     "along": (
         *_KEYS,
         _COORDINATES,

@@ -2,24 +2,25 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from frenet.experiments.experiment import Cell, Row, number
+from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
 from frenet.experiments.setup.lines import looked_between, weight_share
 from frenet.experiments.setup.networks import Network, build
 from frenet.experiments.task_vector_range import Config, cells
+from frenet.experiments.task_vector_range.answers import LEAST_GAIN
 from frenet.geometry import rng
 from frenet.geometry.alignment import cosine
 from frenet.geometry.basis import Basis, svd_basis
 from frenet.geometry.linalg import norms
 from frenet.geometry.nulls import random_walk_share
-from frenet.measure.gradients import gradient_matrix
+from frenet.measure.gradients import adam_scale, gradient_matrix
 from frenet.measure.line import loss_line
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
 from frenet.methods.scale import Radius, radius
@@ -29,13 +30,6 @@ from frenet.network.checkpoints.weight_space import coordinates_of
 from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import repeatable
-
-# Of its task's loss: a share of a smaller gain is the noise of the examples, divided by little.
-LEAST_GAIN = 0.1
-
-
-LEAST = "less than a tenth of the loss"
-
 
 # Relative deviation from the linear at the radius.
 EPS = 0.2
@@ -209,10 +203,9 @@ def share_rows(spot: Range) -> Iterator[Row]:
             network.model, network.tasks[name], space=network.space, n=2 * k,
             batch_size=spot.config.batch_size, seed=int(spot.cell["seed"]),
         )  # fmt: skip
-        scaled = rows / (rows.square().mean(0).sqrt() + 1e-8)
         bases: dict[str, Basis] = {
             "gradients": svd_basis(rows, k, space=network.space),
-            "Adam-scaled gradients": svd_basis(scaled, k, space=network.space),
+            "Adam-scaled gradients": svd_basis(rows / adam_scale(rows), k, space=network.space),
             "own prefix": path.prefix(k),
             "prefix of the replicate": again.prefix(k),
         }
@@ -227,55 +220,16 @@ def share_rows(spot: Range) -> Iterator[Row]:
             }  # fmt: skip
 
 
-def answer_rows(rows: Sequence[Row]) -> Iterator[Row]:
-    """One sentence for the vector of each task, from the rows of a cell."""
-    for name in dict.fromkeys(row["task"] for row in rows if row["table"] == "along"):
-        mine = [row for row in rows if row.get("task") == name]
-        along = [row for row in mine if row["table"] == "along"]
-        first = along[0]
-        told = [f"loss {first['start']:.3g} without its vector"]
-        for coordinates in dict.fromkeys(row["coordinates"] for row in along):
-            own = [row for row in mine if row.get("coordinates") == coordinates]
-            told.append(f"in the {coordinates} {', '.join(_on_the_way(own))}")
-        told += (
-            f"{row['kept']:.2f} of its gain is left with that of {row['other']} added in the "
-            f"weights ({row['kept_random']:.2f} with a random one)"
-            for row in mine
-            if row["table"] == "pair" and row["kept"] is not None
-        )
-        if any(row["table"] == "pair" and row["kept"] is None for row in mine):
-            told.append(f"it gains too little to ask what is left of it ({LEAST})")
-        yield {
-            "table": "answer", "seed": first["seed"], "space": first["space"], "task": name,
-            "sentence": f"{name}: {'; '.join(told)}",
-        }  # fmt: skip
-
-
-def _on_the_way(rows: Sequence[Row]) -> Iterator[str]:
-    """Losses at the end of training and at the ends of a line, and how far it is straight."""
-    along = {number(row, "a"): row for row in rows if row["table"] == "along"}
-    for a in dict.fromkeys((1.0, max(along), min(along))):
-        if a in along and a != 0:
-            yield f"{along[a]['loss']:.3g} at {a:g} ({along[a]['random']:.3g} along a random one)"
-    for row in (row for row in rows if row["table"] == "radius"):
-        end = "as far as was looked," if row["unbounded"] else "up to"
-        yield f"linear within {row['eps']:.0%} {end} {row['times']:.3g} of its length"
-
-
 def run(config: Config, cell: Cell) -> Iterator[Row]:
-    """Rows of the tables along, radius, pair, inside and answer."""
+    """Rows of the tables along, radius, pair and inside."""
     network = build(config, space=cell["space"], seed=cell["seed"])
     yield from describe(network, cell, cells(config), config, test=config.eval_size)
     first = network.tasks[network.measured[0]]
     try:
         with damaged(network, first, config, protocol=config.protocol, seed=cell["seed"]):
             spot = _trained(config, cell, network)
-            rows: list[Row] = []
-            tables = (along_rows, radius_rows, pair_rows, share_rows)
-            for row in itertools.chain.from_iterable(table(spot) for table in tables):
-                rows.append(row)
-                yield row
-            yield from answer_rows(rows)
+            for table in (along_rows, radius_rows, pair_rows, share_rows):
+                yield from table(spot)
     except NotDamagedError as error:
         yield note(cell, f"{config.protocol} left out: {error}")
 

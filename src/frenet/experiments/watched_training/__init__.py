@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from frenet.experiments import brackets
-from frenet.experiments.brackets import life_columns, life_of
-from frenet.experiments.experiment import Cell, Column, Experiment, Figure, Row, Rows
+from frenet.experiments.brackets import bracket_of, life_columns, life_of
+from frenet.experiments.experiment import Answer, Cell, Column, Experiment, Figure, Row, Rows
 from frenet.experiments.figures.charts import Axis, Rule, lines
 from frenet.experiments.intervals import select
 
@@ -83,6 +83,17 @@ def reread(rows: Rows) -> list[Row]:
     return brackets.reread(rows, looks="drift", lives="half_life", keys=("probe",), lag="step")
 
 
+def sentences(rows: Rows) -> list[Answer]:
+    """How long the gradient basis of each probe stays good, once the training has ended."""
+    found = []
+    for row in select(rows, table="half_life"):
+        if life := bracket_of(row):
+            ends = "is stale after" if life.found else "stays good for"
+            said = f"the gradient basis of the start {ends} {life.told('step')}"
+            found.append(Answer(str(row["probe"]), {}, said))
+    return found
+
+
 def drift_chart(rows: Rows) -> object:
     """Energy ratio against step, one panel a probe, with its control and what chance gives."""
     series = {"ratio": "energy ratio", "control": "control", "chance": "chance"}
@@ -144,10 +155,6 @@ def loss_chart(rows: Rows) -> object:
 
 _STEP = Column("step", "steps", "optimiser steps taken", "key")
 TABLES = {
-    "answer": (
-        Column("probe", "", "probe task", "key"),
-        Column("sentence", "", "how long its gradient basis stays good, in words", "key"),
-    ),
     "drift": (
         Column("probe", "", "probe task", "key"),
         _STEP,
@@ -257,4 +264,5 @@ WATCHED = Experiment(
     presets={},
     command=command,
     reread=reread,
+    answers=sentences,
 )
