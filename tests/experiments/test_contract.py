@@ -1,11 +1,18 @@
 """What holds for every experiment."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from experiments.small import small
 from frenet.experiments import EXPERIMENTS, Experiment
+from frenet.experiments.experiment import MADE, MODEL, SYNTHETIC
+from frenet.experiments.setup.contrasts import SteeringConfig
+from frenet.experiments.setup.networks import NetworkConfig
+from frenet.runs.engine import cells_of
+
+PRESETS = ("smoke", "demo", "cpu", "gpu", "lm")
 
 all_experiments = pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=list(EXPERIMENTS))
 
@@ -27,15 +34,58 @@ def test_figures_and_claims_point_at_what_is_there(experiment: Experiment) -> No
     figures = {figure.id for figure in experiment.figures}
     assert {figure.table for figure in experiment.figures} <= set(experiment.tables)
     assert {claim.figure for claim in experiment.claims} <= figures
-    assert {"smoke", "demo", "cpu", "gpu", "lm"} <= set(experiment.presets)
+    assert set(PRESETS) <= set(experiment.presets)
 
 
 @all_experiments
 def test_cells_are_distinct_and_safe_as_file_names(experiment: Experiment) -> None:
-    for name in ("smoke", "demo", "cpu", "gpu"):
+    for name in PRESETS:
         ids = [cell.id for cell in experiment.cells(experiment.presets[name])]
         assert len(ids) == len(set(ids))
         assert all(set(i) <= set("abcdefghijklmnopqrstuvwxyz0123456789=,.-_~") for i in ids)
+
+
+@all_experiments
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_builds_cells_with_every_kind_of_network(
+    experiment: Experiment, preset: str, tmp_path
+) -> None:
+    """Also if the tasks have other names than those of the synthetic transformer."""
+    rows = [{"prompt": f"Is {i} even?", "label": ("no", "yes")[i % 2]} for i in range(8)]
+    file = tmp_path / "parities.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert cells_of(experiment, experiment.settings(preset, SYNTHETIC))
+    for kind, network in ((MODEL, "some/model"), (MADE, "frenet:gpt2")):
+        config = experiment.settings(preset, kind)
+        cells = cells_of(experiment, replace(config, model=network, tasks=(str(file),)))
+        name = "behaviour" if isinstance(config, SteeringConfig) else "task"
+        assert {dict(cell.keys).get(name, "parities") for cell in cells} == {"parities"}
+
+
+@all_experiments
+def test_settings_are_of_the_preset_and_of_the_kind(experiment: Experiment) -> None:
+    assert set(experiment.changes) <= {MODEL, MADE}
+    for changes in (experiment.reproduced, *experiment.changes.values()):
+        assert set(changes) <= set(PRESETS) - {"lm"}
+    for preset in PRESETS:
+        assert experiment.settings(preset) == experiment.presets[preset]
+        of_models = replace(
+            experiment.presets["lm"], **experiment.changes.get(MODEL, {}).get(preset, {})
+        )
+        assert experiment.settings(preset, MODEL) == of_models
+        of_made = replace(of_models, **experiment.changes.get(MADE, {}).get(preset, {}))
+        assert experiment.settings(preset, MADE) == of_made
+
+
+@all_experiments
+def test_conditions_and_minibatches_are_settings(experiment: Experiment) -> None:
+    config = experiment.presets["smoke"]
+    for condition in experiment.conditions:
+        assert hasattr(config, condition.setting)
+        assert condition.space in ("", "full", "lora")
+    for name, size in config.minibatches.items() if isinstance(config, NetworkConfig) else ():
+        value = getattr(config, name)
+        assert size == (max(value) if isinstance(value, tuple) else value)
 
 
 @all_experiments

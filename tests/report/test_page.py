@@ -315,6 +315,17 @@ def test_the_command_is_the_nearest_preset_and_what_differs() -> None:
     )
 
 
+def test_the_command_of_a_model_starts_from_the_settings_for_models() -> None:
+    run, experiment = made_up.runs()[0], made_up.experiments()["gradient-rank"]
+    presets = {**experiment.presets, "lm": made_up.Config(tasks=("a",), k=7)}
+    changed = replace(experiment, presets=presets, changes={MODEL: {"demo": {"k": 3}}})
+    config = {**run.config, "model": "some/model", "tasks": ["a"], "k": 3, "quick": True}
+    of_model = Run(**{**run.__dict__, "config": config})
+    assert command_line(of_model, changed) == (
+        "frenet run gradient-rank --preset demo --model some/model --threads 1"
+    )
+
+
 def test_a_second_network_is_named_wherever_it_matters(tmp_path: Path) -> None:
     first = made_up.runs()[2]
     second = Run(**{**first.__dict__, "config": first.config | {"model": "models/<other>"}})

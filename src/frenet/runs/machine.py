@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from frenet._version import __version__
+from frenet.experiments.experiment import SYNTHETIC, Settings
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy")
 QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
@@ -44,7 +45,7 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def usual_workers(config: Any) -> int:
+def usual_workers(config: Settings) -> int:
     """Processes for a configuration: one for each processor, or one for a model that takes a GPU.
 
     The synthetic transformer stays on the processors.
@@ -52,7 +53,7 @@ def usual_workers(config: Any) -> int:
     return 1 if _takes_gpu(config) else cpu_count()
 
 
-def device_of(config: Any) -> str:
+def device_of(config: Settings) -> str:
     """What the numbers of a configuration are computed on: "cpu", or a GPU by its name."""
     if not _takes_gpu(config):
         return "cpu"
@@ -61,8 +62,8 @@ def device_of(config: Any) -> str:
     return f"cuda: {torch.cuda.get_device_name()}"
 
 
-def _takes_gpu(config: Any) -> bool:
-    return getattr(config, "model", "synthetic") != "synthetic" and has_cuda()
+def _takes_gpu(config: Settings) -> bool:
+    return config.model != SYNTHETIC and has_cuda()
 
 
 def machine() -> dict[str, Any]:
