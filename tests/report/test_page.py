@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -14,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 import made_up
 import pytest
 
-from frenet.experiments.experiment import Row
+from frenet.experiments.experiment import MODEL, Row
 from frenet.report import write_report
 from frenet.report.claims import Decision, matrix
 from frenet.report.numbers import estimate

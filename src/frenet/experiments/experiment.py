@@ -4,7 +4,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
@@ -33,14 +33,6 @@ def kind_of(network: str) -> Kind:
     if network == SYNTHETIC:
         return SYNTHETIC
     return MADE if network == MADE else MODEL
-
-
-class Settings(Protocol):
-    """What every configuration has: ``model`` names the network that is measured."""
-
-    @property
-    def model(self) -> str:
-        """``synthetic``, or what a language model is loaded from."""
 
 
 def number(row: Mapping[str, Scalar], name: str) -> float:
@@ -226,11 +218,12 @@ class Condition(NamedTuple):
 class Experiment(Shown):
     """One question, from configuration to claim.
 
-    ``run`` yields the rows of one cell; every row has the key ``table`` that names one of
-    ``tables``. ``prepare`` builds (or finds in the cache) what several cells share. ``in_demo``:
-    whether ``frenet demo`` runs it without being asked for it by name. ``command`` gives the lines
-    that make such a run from a stored configuration, where no command of frenet does. ``reread``
-    turns stored rows, those of earlier versions too, into what this version makes of them.
+    ``config`` is the type of its configurations, whose field ``model`` names the network. ``run``
+    yields the rows of one cell; every row has the key ``table`` that names one of ``tables``.
+    ``prepare`` builds (or finds in the cache) what several cells share. ``in_demo``: whether
+    ``frenet demo`` runs it without being asked for it by name. ``command`` gives the lines that
+    make such a run from a stored configuration, where no command of frenet does. ``reread`` turns
+    stored rows, those of earlier versions too, into what this version makes of them.
 
     ``presets`` are configurations for the synthetic transformer, but for ``lm``, from which those
     for language models are made: ``changes`` says, by kind of network and preset, what differs from

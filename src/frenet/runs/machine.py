@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from frenet._version import __version__
-from frenet.experiments.experiment import SYNTHETIC, Settings
+from frenet.experiments.experiment import SYNTHETIC
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy")
 QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
@@ -45,7 +45,7 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def usual_workers(config: Settings) -> int:
+def usual_workers(config: Any) -> int:
     """Processes for a configuration: one for each processor, or one for a model that takes a GPU.
 
     The synthetic transformer stays on the processors.
@@ -53,7 +53,7 @@ def usual_workers(config: Settings) -> int:
     return 1 if _takes_gpu(config) else cpu_count()
 
 
-def device_of(config: Settings) -> str:
+def device_of(config: Any) -> str:
     """What the numbers of a configuration are computed on: "cpu", or a GPU by its name."""
     if not _takes_gpu(config):
         return "cpu"
@@ -62,7 +62,7 @@ def device_of(config: Settings) -> str:
     return f"cuda: {torch.cuda.get_device_name()}"
 
 
-def _takes_gpu(config: Settings) -> bool:
+def _takes_gpu(config: Any) -> bool:
     return config.model != SYNTHETIC and has_cuda()
 
 
