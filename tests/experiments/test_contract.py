@@ -63,18 +63,37 @@ def test_every_preset_builds_cells_with_every_kind_of_network(
 
 
 @all_experiments
-def test_settings_are_of_the_preset_and_of_the_kind(experiment: Experiment) -> None:
+def test_changes_are_of_kinds_and_presets_that_there_are(experiment: Experiment) -> None:
     assert set(experiment.changes) <= {MODEL, MADE}
     for changes in (experiment.reproduced, *experiment.changes.values()):
         assert set(changes) <= set(PRESETS) - {"lm"}
     for preset in PRESETS:
         assert experiment.settings(preset) == experiment.presets[preset]
-        of_models = replace(
-            experiment.presets["lm"], **experiment.changes.get(MODEL, {}).get(preset, {})
-        )
-        assert experiment.settings(preset, MODEL) == of_models
-        of_made = replace(of_models, **experiment.changes.get(MADE, {}).get(preset, {}))
-        assert experiment.settings(preset, MADE) == of_made
+
+
+def test_settings_for_a_model_are_those_of_lm_with_the_changes_of_its_kind() -> None:
+    experiment = EXPERIMENTS["recovery-basis"]
+    found = {
+        (preset, kind): (config.steps, config.seeds, config.spaces)
+        for preset in ("demo", "lm")
+        for kind in (MODEL, MADE)
+        for config in (experiment.settings(preset, kind),)
+    }
+    assert found == {
+        ("demo", MODEL): (80, (0, 1), ("lora",)),
+        ("demo", MADE): (400, (0, 1), ("lora",)),
+        ("lm", MODEL): (80, (0, 1, 2), ("lora",)),
+        ("lm", MADE): (80, (0, 1, 2), ("lora",)),
+    }
+
+
+def test_without_lm_a_preset_is_for_every_network_and_an_unknown_one_is_refused() -> None:
+    experiment = EXPERIMENTS["recovery-basis"]
+    smoke = experiment.presets["smoke"]
+    bare = replace(experiment, presets={"smoke": smoke}, changes={MODEL: {"smoke": {"steps": 7}}})
+    assert bare.settings("smoke", MODEL) == replace(smoke, steps=7)
+    with pytest.raises(ValueError, match="no preset of recovery-basis 'demo'; there are: smoke"):
+        bare.settings("demo", MODEL)
 
 
 @all_experiments

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from frenet.experiments.basis_drift.findings import CLAIMS, FIGURES, TABLES, reread
-from frenet.experiments.experiment import MODEL, Cell, Experiment, Later
+from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later
 from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, conditions
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, prepare, task_names
@@ -45,7 +45,7 @@ def cells(config: Config) -> list[Cell]:
 
 def _names(config: Config, mode: str) -> tuple[str, ...]:
     """Fine-tuning the synthetic network is on tasks that it has not learned."""
-    if mode == "finetune" and config.model == "synthetic":
+    if mode == "finetune" and config.model == SYNTHETIC:
         return ("predecessor",)
     return task_names(config)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from frenet._errors import UsageError
 from frenet.experiments.direction_scale.answers import reread
 from frenet.experiments.direction_scale.figures import FIGURES, KINDS, TABLES
-from frenet.experiments.experiment import MODEL, Cell, Experiment, Later
+from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later
 from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, conditions
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, prepare, task_names
@@ -86,7 +86,7 @@ def cells(config: Config) -> list[Cell]:
     for source in (*contrasts, config.steering, config.trajectory):
         if source and not Path(source).expanduser().exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
-    if config.steering and not config.contrasts and config.model != "synthetic":
+    if config.steering and not config.contrasts and config.model != SYNTHETIC:
         raise UsageError(
             f"--steering {config.steering} needs prompts that it steers; pass --contrasts FILE"
         )
