@@ -1,23 +1,41 @@
-"""What a cell of each experiment costs, for `experiments/reproduce/costs.py`, from a reproduction.
+"""What a cell of each experiment costs, measured from a reproduction, into `reproduce/costs.json`.
 
     python benchmarks/costs.py demo runs/reproduce-demo-1a2b3c4d
 
-prints the lines of that table. The step that costs are counted in is timed now: run it on the
-machine that made the reproduction, as idle or as busy as it was then.
+The step that costs are counted in is timed now: run it on the machine that made the reproduction,
+as idle or as busy as it was then. Of several networks of one kind the last one counts.
+
+Two numbers are not read off a reproduction, and stay as they are in the file: `weights`, multiples
+of the weights in memory (adapters that train 2.5, many candidates in one pass 4.2, steps in all
+weights 5.2, the curvature along a line through adapted weights 7), and `longest`, the time for
+each step of a recovery.
+
+The costs of language models were measured on SmolLM2 with `cpu`, most at a step of 0.85 s, and on
+`frenet:gpt2` with `smoke` and `demo`. Some were reckoned:
+
+- `task-vector-range`, and `subspace-training` of `frenet:gpt2`, from the seconds of their runs in
+  docs/results and the step that the other experiments there imply;
+- `subspace-training` and `task-vector-range` with `smoke` and `demo` from larger presets;
+- the preset gpu from cpu, times what its cells do more: more candidates in `best-of-n` (6.7 on the
+  synthetic transformer, else 11.1), more tasks or gradients in a cell of `gradient-rank` (2 and 3),
+  more task vectors and pairs of them in `task-vector-range` (3.6 and 2).
 """
 
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from frenet.experiments.experiment import kind_of
 from frenet.experiments.reproduce import PRESETS, Reproduction, folder_names, parts
-from frenet.experiments.reproduce.costs import kind_of
+from frenet.experiments.reproduce.costs import Cost, store, stored
 from frenet.runs.forecast import Speed, network_speed
 
 
 def main() -> None:
-    """Print the costs of every part that has timings."""
+    """Store the costs of every part that has timings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", choices=list(PRESETS))
     parser.add_argument("folder", type=Path)
@@ -26,7 +44,7 @@ def main() -> None:
     wanted = PRESETS[chosen.preset]
     if chosen.networks:
         wanted = Reproduction(networks=tuple(chosen.networks))
-    todo = parts(wanted, chosen.preset)
+    todo, costs = parts(wanted, chosen.preset), dict(stored())
     speeds: dict[str, Speed] = {}
     for part, name in zip(todo, folder_names(todo), strict=True):
         file = chosen.folder / name / "timings.json"
@@ -34,11 +52,18 @@ def main() -> None:
             continue
         if part.network not in speeds:
             speeds[part.network] = network_speed(part)
-        speed, cells = speeds[part.network], json.loads(file.read_text())
-        steps = statistics.mean(cell["seconds"] for cell in cells) / speed.step
-        mib = max(cell["peak_mib"] for cell in cells)
-        kind = kind_of(part.network)
-        print(f'{kind}, {part.network}: "{part.experiment.name}": Cost({steps:.0f}, {mib}),')
+        key = kind_of(part.network), chosen.preset, part.experiment.name
+        cells = json.loads(file.read_text("utf-8"))
+        costs[key] = measured(cells, speeds[part.network], costs.get(key, Cost(0, 0)))
+        print(*key, costs[key])
+    store(costs)
+
+
+def measured(cells: Sequence[dict[str, Any]], speed: Speed, before: Cost) -> Cost:
+    """The cost of a cell of these timings; the weights in memory are counted apart."""
+    steps = statistics.mean(cell["seconds"] for cell in cells) / speed.step
+    mib = max(cell["peak_mib"] for cell in cells) - before.weights * speed.weights_mib
+    return before._replace(steps=round(steps), mib=round(mib))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from frenet.cli import main
 from frenet.experiments import EXPERIMENTS
+from frenet.experiments.experiment import MADE, MODEL
 from frenet.experiments.reproduce import PRESETS, parts
 from frenet.experiments.search_command import SearchConfig
 from frenet.experiments.search_command.setup import load_subject
@@ -50,6 +52,25 @@ def folder(tmp_path_factory):
         text = "\n".join(json.dumps(row) for row in rows)
         (path / f"{name}.jsonl").write_text(text, encoding="utf-8")
     return path
+
+
+def test_a_preset_has_the_settings_of_the_kind_of_network_except_what_is_given(folder, monkeypatch):
+    configs = []
+
+    def keep(experiment, config, out, work):
+        configs.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("frenet.cli.commands.execute", keep)
+    experiment = EXPERIMENTS["recovery-basis"]
+    task = str(folder / "task.jsonl")
+    for model, kind in ((str(folder / "llama"), MODEL), ("frenet:gpt2", MADE)):
+        args = ["--preset", "demo", f"--model={model}", "--tasks", task, "--seeds", "7"]
+        main(["run", "recovery-basis", *args])
+        wanted = {"model": model, "tasks": (task,), "seeds": (7,)}
+        assert configs.pop() == replace(experiment.settings("demo", kind), **wanted)
+    main(["run", "recovery-basis", "--preset", "demo"])
+    assert configs == [experiment.presets["demo"]]
 
 
 @pytest.mark.parametrize("command", LOADING)

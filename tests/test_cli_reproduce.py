@@ -98,9 +98,21 @@ def test_memory_is_that_of_the_workers_that_have_a_cell(capsys):
     command._say_costs(found, [few, many, ended], 0.0, replace(work, quiet=False), out=Path("out"))
     said = " ".join(capsys.readouterr().err.split())
     assert (
-        "about 0:16 (0:36 if recoveries in subspace-training take all the steps that they may)"
-        in said
+        "about 0:16 (0:36 if recoveries in gradient-rank take all the steps that they may)" in said
     )
+
+
+def test_what_nobody_has_measured_is_named_and_the_rest_is_summed(capsys):
+    known = Forecast(10.0, 10.0, 1000.0, cells=2, finished=0, pending=2, crew=2, processors=2)
+    unknown = known._replace(seconds=0.0, longest=0.0, mib=0.0, known=False)
+    ended = unknown._replace(finished=2, pending=0)
+    found = parts(Reproduction(networks=("synthetic",)), "smoke")[:3]
+    work = command.Reproducing()
+    facts = command._say_costs(found, [known, unknown, ended], 0.0, work, out=Path("out"))
+    assert (facts["expected_seconds"], facts["expected_mib"]) == (5.0, 2000)
+    assert facts["not_known"] == [found[1].experiment.name]
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"2,000 MiB, without {found[1].experiment.name}: not known yet; into out" in said
 
 
 @pytest.mark.parametrize("engine", ["processes", "ray"])

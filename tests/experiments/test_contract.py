@@ -1,11 +1,18 @@
 """What holds for every experiment."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from experiments.small import small
 from frenet.experiments import EXPERIMENTS, Experiment
+from frenet.experiments.experiment import MADE, MODEL, SYNTHETIC
+from frenet.experiments.setup.contrasts import SteeringConfig
+from frenet.experiments.setup.networks import NetworkConfig
+from frenet.runs.engine import cells_of
+
+PRESETS = ("smoke", "demo", "cpu", "gpu", "lm")
 
 all_experiments = pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=list(EXPERIMENTS))
 
@@ -27,15 +34,77 @@ def test_figures_and_claims_point_at_what_is_there(experiment: Experiment) -> No
     figures = {figure.id for figure in experiment.figures}
     assert {figure.table for figure in experiment.figures} <= set(experiment.tables)
     assert {claim.figure for claim in experiment.claims} <= figures
-    assert {"smoke", "demo", "cpu", "gpu", "lm"} <= set(experiment.presets)
+    assert set(PRESETS) <= set(experiment.presets)
 
 
 @all_experiments
 def test_cells_are_distinct_and_safe_as_file_names(experiment: Experiment) -> None:
-    for name in ("smoke", "demo", "cpu", "gpu"):
+    for name in PRESETS:
         ids = [cell.id for cell in experiment.cells(experiment.presets[name])]
         assert len(ids) == len(set(ids))
         assert all(set(i) <= set("abcdefghijklmnopqrstuvwxyz0123456789=,.-_~") for i in ids)
+
+
+@all_experiments
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_builds_cells_with_every_kind_of_network(
+    experiment: Experiment, preset: str, tmp_path
+) -> None:
+    """Also if the tasks have other names than those of the synthetic transformer."""
+    rows = [{"prompt": f"Is {i} even?", "label": ("no", "yes")[i % 2]} for i in range(8)]
+    file = tmp_path / "parities.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert cells_of(experiment, experiment.settings(preset, SYNTHETIC))
+    for kind, network in ((MODEL, "some/model"), (MADE, "frenet:gpt2")):
+        config = experiment.settings(preset, kind)
+        cells = cells_of(experiment, replace(config, model=network, tasks=(str(file),)))
+        name = "behaviour" if isinstance(config, SteeringConfig) else "task"
+        assert {dict(cell.keys).get(name, "parities") for cell in cells} == {"parities"}
+
+
+@all_experiments
+def test_changes_are_of_kinds_and_presets_that_there_are(experiment: Experiment) -> None:
+    assert set(experiment.changes) <= {MODEL, MADE}
+    for changes in (experiment.reproduced, *experiment.changes.values()):
+        assert set(changes) <= set(PRESETS) - {"lm"}
+    for preset in PRESETS:
+        assert experiment.settings(preset) == experiment.presets[preset]
+
+
+def test_settings_for_a_model_are_those_of_lm_with_the_changes_of_its_kind() -> None:
+    experiment = EXPERIMENTS["recovery-basis"]
+    found = {
+        (preset, kind): (config.steps, config.seeds, config.spaces)
+        for preset in ("demo", "lm")
+        for kind in (MODEL, MADE)
+        for config in (experiment.settings(preset, kind),)
+    }
+    assert found == {
+        ("demo", MODEL): (80, (0, 1), ("lora",)),
+        ("demo", MADE): (400, (0, 1), ("lora",)),
+        ("lm", MODEL): (80, (0, 1, 2), ("lora",)),
+        ("lm", MADE): (80, (0, 1, 2), ("lora",)),
+    }
+
+
+def test_without_lm_a_preset_is_for_every_network_and_an_unknown_one_is_refused() -> None:
+    experiment = EXPERIMENTS["recovery-basis"]
+    smoke = experiment.presets["smoke"]
+    bare = replace(experiment, presets={"smoke": smoke}, changes={MODEL: {"smoke": {"steps": 7}}})
+    assert bare.settings("smoke", MODEL) == replace(smoke, steps=7)
+    with pytest.raises(ValueError, match="no preset of recovery-basis 'demo'; there are: smoke"):
+        bare.settings("demo", MODEL)
+
+
+@all_experiments
+def test_conditions_and_minibatches_are_settings(experiment: Experiment) -> None:
+    config = experiment.presets["smoke"]
+    for condition in experiment.conditions:
+        assert hasattr(config, condition.setting)
+        assert condition.space in ("", "full", "lora")
+    for name, size in config.minibatches.items() if isinstance(config, NetworkConfig) else ():
+        value = getattr(config, name)
+        assert size == (max(value) if isinstance(value, tuple) else value)
 
 
 @all_experiments

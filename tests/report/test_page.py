@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -14,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 import made_up
 import pytest
 
-from frenet.experiments.experiment import Row
+from frenet.experiments.experiment import MODEL, Row
 from frenet.report import write_report
 from frenet.report.claims import Decision, matrix
 from frenet.report.numbers import estimate
@@ -312,6 +313,17 @@ def test_the_command_is_the_nearest_preset_and_what_differs() -> None:
     changed = Run(**{**run.__dict__, "config": run.config | {"tasks": ["a b", "c"], "k": 5}})
     assert command_line(changed, experiment) == (
         "frenet run gradient-rank --preset smoke --tasks 'a b' c --k 5 --no-quick --threads 1"
+    )
+
+
+def test_the_command_of_a_model_starts_from_the_settings_for_models() -> None:
+    run, experiment = made_up.runs()[0], made_up.experiments()["gradient-rank"]
+    presets = {**experiment.presets, "lm": made_up.Config(tasks=("a",), k=7)}
+    changed = replace(experiment, presets=presets, changes={MODEL: {"demo": {"k": 3}}})
+    config = {**run.config, "model": "some/model", "tasks": ["a"], "k": 3, "quick": True}
+    of_model = Run(**{**run.__dict__, "config": config})
+    assert command_line(of_model, changed) == (
+        "frenet run gradient-rank --preset demo --model some/model --threads 1"
     )
 
 

@@ -1,5 +1,6 @@
 """Runs as a Markdown page: every row beside it, nothing in it that is HTML, the same every time."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import hostile
@@ -7,6 +8,7 @@ import made_up
 import markdown as site
 import pytest
 
+from frenet.experiments.setup.damage import conditions
 from frenet.report import results, write_results
 from frenet.report.markup import markdown
 from frenet.runs import Run, find_runs, read_run
@@ -89,7 +91,11 @@ def test_the_page_names_both_networks_links_its_figures_and_holds_no_tag(tmp_pat
 def test_a_claim_names_the_damage_and_the_optimisers_of_the_spaces_that_were_measured(tmp_path):
     run = made_up.runs()[0]
     machine = {"machine": {"platform": "made up"}, "commit": None, "cell_seconds": 1.0}
-    settings = {"optimizers": ["adam:1"], "lora_optimizers": ["sgd:2"], "protocol": "noise"}
+    settings = {"rates": ["adam:1"], "lora_rates": ["sgd:2"], "kind": "noise"}
+    known = made_up.experiments()
+    known[run.experiment] = replace(
+        known[run.experiment], conditions=conditions("kind", full="rates", lora="lora_rates")
+    )
     for spaces, trained in (
         (["full"], "full space trained by adam:1."),
         (["lora"], "lora space trained by sgd:2."),
@@ -97,7 +103,7 @@ def test_a_claim_names_the_damage_and_the_optimisers_of_the_spaces_that_were_mea
     ):
         config = run.config | settings | {"spaces": spaces}
         one = Run(**{**run.__dict__, "config": config, "manifest": run.manifest | machine})
-        page = write_results([one], tmp_path, experiments=made_up.experiments())
+        page = write_results([one], tmp_path, experiments=known)
         assert f"Settings: damage by noise; {trained}\n" in page.read_text("utf-8")
 
 

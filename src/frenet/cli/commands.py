@@ -13,6 +13,7 @@ from frenet.cli.execution import (
     Planned,
     execute,
     execute_all,
+    kind_asked,
     path_text,
     preset_of,
     refuse_unused,
@@ -88,7 +89,8 @@ def _run(args: list[str]) -> int:
         raise UsageError(f"give the experiment before {args[0]}: frenet run EXPERIMENT [options]")
     (experiment,) = _chosen(args[:1])
     name, title = preset_of(args[1:]), experiment.name.replace("-", "_")
-    preset = named(name, experiment.presets, f"preset of {experiment.name}")
+    named(name, experiment.presets, f"preset of {experiment.name}")  # says which is near
+    preset = experiment.settings(name, kind_asked(args[1:]))
     about = f"{experiment.question} Presets: {', '.join(experiment.presets)}."
     command = f"run {experiment.name}"
     work, config = parse_both(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frenet._errors import UsageError
 from frenet._notebook import one_line
-from frenet.cli.options import DEFAULT_PRESET, LANGUAGE_MODEL_PRESET, Work
+from frenet.cli.options import DEFAULT_PRESET, Work
+from frenet.experiments.experiment import LANGUAGE_MODEL_PRESET, SYNTHETIC, Kind, kind_of
 
 if TYPE_CHECKING:
     from frenet.experiments import Experiment
@@ -25,10 +26,13 @@ class Planned(NamedTuple):
 
 def preset_of(args: Sequence[str]) -> str:
     """The preset asked for, which has to be known before the other flags have defaults."""
-    model = _value("--model", args)
-    return _value("--preset", args) or (
-        DEFAULT_PRESET if model in (None, "synthetic") else LANGUAGE_MODEL_PRESET
-    )
+    usual = DEFAULT_PRESET if kind_asked(args) == SYNTHETIC else LANGUAGE_MODEL_PRESET
+    return _value("--preset", args) or usual
+
+
+def kind_asked(args: Sequence[str]) -> Kind:
+    """The kind of network asked for, for which a preset has settings of its own."""
+    return kind_of(_value("--model", args) or SYNTHETIC)
 
 
 def _value(name: str, args: Sequence[str]) -> str | None:

@@ -17,7 +17,6 @@ from frenet._notebook import one_line
 from frenet.cli.streams import Tamed
 
 DEFAULT_PRESET = "demo"
-LANGUAGE_MODEL_PRESET = "lm"
 RUN_HELP = """\
 usage: frenet run EXPERIMENT [--preset NAME] [options]
 
@@ -38,8 +37,9 @@ class Work:
     """Options of all commands that run experiments."""
 
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_PRESET
-    """Settings to start from: smoke, demo, cpu or gpu, from seconds to all of it; of single
-    experiments also lm, which is taken where --model names a language model."""
+    """Settings to start from, which depend on the kind of network: smoke, demo, cpu or gpu, from
+    seconds to all of it; of single experiments also lm, the default if --model names a language
+    model."""
     out: Folder = None
     """Folder for the results. By default a name made from the settings, below runs/."""
     workers: Count = None

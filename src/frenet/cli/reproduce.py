@@ -1,11 +1,11 @@
 """``frenet reproduce``: all experiments on several networks, and one report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frenet._notebook import one_line
+from frenet._notebook import listed, one_line
 from frenet.cli.codes import DONE, NO_RESULT
 from frenet.cli.execution import (
     Planned,
@@ -27,6 +27,9 @@ ABOUT = (
     "(small models of the hub, which it asks for). Says beforehand what it will cost; stopped at "
     "any time, the same command goes on."
 )
+
+# Of what a part takes.
+NOT_KNOWN = "not known yet"
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def _say_costs(
     from frenet.runs.progress import duration
 
     workers = max(f.crew for f in forecasts)
+    unknown = _names(todo, forecasts, lambda f: not f.known and f.pending > 0)
     seconds = sum(f.duration for f in forecasts)
     longest = sum(f.longest_duration for f in forecasts)
     memory = max(f.memory for f in forecasts)
@@ -97,9 +101,10 @@ def _say_costs(
     if not work.quiet:
         console.print(_plan_table(todo, forecasts))
         console.print(
-            f"about {duration(seconds)}{_at_most(seconds, longest)}, and up to {duration(before)} "
+            f"about {duration(seconds)}{_at_most(todo, forecasts)}, and up to {duration(before)} "
             f"for networks that are not in the cache, with {workers} workers"
-            f"{_reckoned(work, workers)} and at most {memory:,.0f} MiB; into {one_line(out)}",
+            f"{_reckoned(work, workers)} and at most {memory:,.0f} MiB{_besides(unknown)}; "
+            f"into {one_line(out)}",
             markup=False,
         )
     lacking = _lacking_memory(forecasts) if work.engine == "processes" else None
@@ -111,20 +116,34 @@ def _say_costs(
     return {
         "command": "reproduce", "preset": work.preset, "out": str(out),
         "expected_seconds": round(seconds, 1), "longest_seconds": round(longest, 1),
-        "preparing_seconds": round(before, 1),
+        "preparing_seconds": round(before, 1), "not_known": unknown,
         "expected_mib": round(memory), "lacking_memory": str(lacking) if lacking else None,
         "cells": sum(f.cells for f in forecasts), "finished": sum(f.finished for f in forecasts),
     }  # fmt: skip
 
 
-def _at_most(seconds: float, longest: float) -> str:
+def _names(
+    todo: "Sequence[Part]", forecasts: "Sequence[Forecast]", wanted: "Callable[[Forecast], bool]"
+) -> list[str]:
+    """The experiments that have such a forecast on some network."""
+    both = zip(todo, forecasts, strict=True)
+    return list(dict.fromkeys(part.experiment.name for part, found in both if wanted(found)))
+
+
+def _besides(unknown: Sequence[str]) -> str:
+    """What the sums leave out."""
+    return f", without {listed(unknown)}: {NOT_KNOWN}" if unknown else ""
+
+
+def _at_most(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]") -> str:
     """How long it takes where recoveries take all the steps that they may."""
     from frenet.runs.progress import duration
 
-    if longest <= seconds:
+    names = _names(todo, forecasts, lambda f: f.longest_duration > f.duration)
+    if not names:
         return ""
-    needing = "if recoveries in subspace-training take all the steps that they may"
-    return f" ({duration(longest)} {needing})"
+    longest = duration(sum(f.longest_duration for f in forecasts))
+    return f" ({longest} if recoveries in {listed(names)} take all the steps that they may)"
 
 
 def _reckoned(work: Reproducing, workers: int) -> str:
@@ -199,17 +218,24 @@ def _lacking_memory(forecasts: "Sequence[Forecast]") -> MemoryError | None:
     return None
 
 
+def _told(cost: "Forecast") -> tuple[str, str]:
+    """Time and memory in the table."""
+    from frenet.runs.progress import duration
+
+    if not cost.known:
+        return NOT_KNOWN, NOT_KNOWN
+    return duration(cost.duration), f"{cost.mib:,.0f} MiB"
+
+
 def _plan_table(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]") -> Any:
     """What will run, for people."""
     from rich.table import Table
     from rich.text import Text
 
-    from frenet.runs.progress import duration
-
     table = Table("network", "experiment", "cells", "finished", "about", "memory of a worker")
     for part, cost in zip(todo, forecasts, strict=True):
         table.add_row(
             Text(one_line(part.network)), part.experiment.name, str(cost.cells), str(cost.finished),
-            duration(cost.duration), f"{cost.mib:,.0f} MiB",
+            *_told(cost),
         )  # fmt: skip
     return table

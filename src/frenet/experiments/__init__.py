@@ -1,8 +1,7 @@
 """One folder, one question. ``EXPERIMENTS`` maps the name of every experiment to its declaration.
 
-A folder takes part by defining ``EXPERIMENT``; its cost, for forecasts, is in
-``reproduce/costs.py``. The folders are imported at the first look at ``EXPERIMENTS``, not when this
-package is imported.
+A folder takes part by defining ``EXPERIMENT``. The folders are imported at the first look at
+``EXPERIMENTS``, not when this package is imported.
 """
 
 import functools

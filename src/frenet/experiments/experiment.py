@@ -3,7 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from frenet._errors import UsageError
@@ -13,6 +13,26 @@ Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
 Rows = Sequence[Mapping[str, Scalar]]
 Verdict = Literal["supported", "contradicted", "undecided"]
+
+# Kinds of network: the synthetic transformer, a pretrained language model, and the small GPT-2 that
+# frenet trains itself.
+Kind = Literal["synthetic", "model", "frenet:gpt2"]
+SYNTHETIC: Kind = "synthetic"
+MODEL: Kind = "model"
+MADE: Kind = "frenet:gpt2"
+# The preset that the settings for language models start from.
+LANGUAGE_MODEL_PRESET = "lm"
+
+
+def kind_of(network: str) -> Kind:
+    """The kind of a network, by the name that a configuration has for it.
+
+    >>> kind_of("synthetic"), kind_of("frenet:gpt2"), kind_of("Qwen/Qwen2.5-0.5B")
+    ('synthetic', 'frenet:gpt2', 'model')
+    """
+    if network == SYNTHETIC:
+        return SYNTHETIC
+    return MADE if network == MADE else MODEL
 
 
 def number(row: Mapping[str, Scalar], name: str) -> float:
@@ -197,15 +217,36 @@ class Figure(NamedTuple):
     front: bool = False
 
 
+class Condition(NamedTuple):
+    """A setting that a page of results says with the claims, such as a kind of damage.
+
+    Attributes:
+        words: what is said before its value.
+        setting: its name in the configuration.
+        space: it is said only if these parameters moved; empty: always.
+    """
+
+    words: str
+    setting: str
+    space: str = ""
+
+
 @dataclass(frozen=True, repr=False)
 class Experiment(Shown):
     """One question, from configuration to claim.
 
-    ``run`` yields the rows of one cell; every row has the key ``table`` that names one of
-    ``tables``. ``prepare`` builds (or finds in the cache) what several cells share. ``in_demo``:
-    whether ``frenet demo`` runs it without being asked for it by name. ``command`` gives the lines
-    that make such a run from a stored configuration, where no command of frenet does. ``reread``
-    turns stored rows, those of earlier versions too, into what this version makes of them.
+    ``config`` is the type of its configurations, whose field ``model`` names the network. ``run``
+    yields the rows of one cell; every row has the key ``table`` that names one of ``tables``.
+    ``prepare`` builds (or finds in the cache) what several cells share. ``in_demo``: whether
+    ``frenet demo`` runs it without being asked for it by name. ``command`` gives the lines that
+    make such a run from a stored configuration, where no command of frenet does. ``reread`` turns
+    stored rows, those of earlier versions too, into what this version makes of them.
+
+    ``presets`` are configurations for the synthetic transformer, but for ``lm``, from which those
+    for language models are made: ``changes`` says, by kind of network and preset, what differs from
+    it; those of MODEL hold for MADE, too. ``reproduced`` says what ``frenet reproduce`` changes in
+    a preset for the synthetic transformer. ``conditions`` are said with the claims.
+    ``longest_recovery`` gives the most steps of a recovery, if the time of a cell hangs on them.
     ``answers`` puts the rows of an experiment without a claim into sentences.
     """
 
@@ -218,11 +259,32 @@ class Experiment(Shown):
     tables: Mapping[str, tuple[Column, ...]]
     figures: tuple[Figure, ...]
     presets: Mapping[str, Any]
+    changes: Mapping[Kind, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    reproduced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    conditions: tuple[Condition, ...] = ()
+    longest_recovery: Callable[[Any], int] | None = None
     prepare: Callable[[Any, Cell], None] | None = None
     in_demo: bool = True
     command: Callable[[Mapping[str, Any]], str] | None = None
     reread: Callable[[Rows], Rows] | None = None
     answers: Callable[[Rows], list[Answer]] | None = None
+
+    def settings(self, preset: str, kind: Kind = SYNTHETIC) -> Any:
+        """The configuration of a preset for a kind of network.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        if preset not in self.presets:
+            there = ", ".join(self.presets)
+            raise UsageError(f"no preset of {self.name} {preset!r}; there are: {there}")
+        if kind == SYNTHETIC:
+            return self.presets[preset]
+        base = self.presets.get(LANGUAGE_MODEL_PRESET, self.presets[preset])
+        changed: dict[str, Any] = {}
+        for each in (MODEL, kind):
+            changed |= self.changes.get(each, {}).get(preset, {})
+        return replace(base, **changed)
 
     def _told(self) -> str:
         return f"{self.name}. {self.question}"

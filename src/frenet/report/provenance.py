@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import Experiment
+from frenet.experiments.experiment import SYNTHETIC, Experiment, kind_of
 from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import figure
 from frenet.runs import Run, config_dict
@@ -32,7 +32,8 @@ def command_line(run: Run, experiment: Experiment) -> str:
     """The preset that is nearest to the configuration, and every setting that differs from it."""
     if experiment.command is not None:
         return experiment.command(run.config)
-    presets = {name: config_dict(preset) for name, preset in experiment.presets.items()}
+    kind = kind_of(run.config.get("model", SYNTHETIC))
+    presets = {name: config_dict(experiment.settings(name, kind)) for name in experiment.presets}
     changed = {name: _changed(run.config, preset) for name, preset in presets.items()}
     words = ["frenet", "run", run.experiment]
     settings: Mapping[str, Any] = run.config

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from frenet._files import write_whole
 from frenet._notebook import one_line
-from frenet.experiments.experiment import Breakdown, Claim, Experiment, Finding
+from frenet.experiments.experiment import SYNTHETIC, Breakdown, Claim, Experiment, Finding
+from frenet.experiments.setup.networks import LEARNING, TOLD
 from frenet.report import answers, figures
 from frenet.report.claims import Decision, answer, beside
 from frenet.report.markup import markdown
@@ -21,18 +22,8 @@ from frenet.runs import Run, decide_claims, pack_run
 from frenet.runs.header import PACKED
 from frenet.runs.machine import system_of
 
-# What the configuration says of data, damage and training, where an experiment has it.
-TOLD = ("seeds", "spaces", "tasks", "only", "points")
-# Of language models; the synthetic transformer comes trained.
-LEARNING = ("learn_optimizer", "learn_steps")
-DAMAGE = ("protocols", "protocol")
 # What moves the folder, for messages.
 MOVES = "--results"
-# By the space that is trained with them.
-OPTIMIZERS = {
-    "full": ("optimizers", "optimizer"),
-    "lora": ("lora_optimizers", "lora_optimizer"),
-}
 
 
 def write_results(
@@ -95,7 +86,7 @@ def _network(network: Network, out: Path) -> Iterator[str]:
     """Everything about one network; its files are written on the way."""
     yield from (f"## {markdown(network.label)}", "")
     found = [
-        (claim, finding, part.run.config)
+        (claim, finding, _conditions(part))
         for part in network.parts
         for claim, finding in decide_claims(part.experiment, part.run)
     ]
@@ -103,8 +94,8 @@ def _network(network: Network, out: Path) -> Iterator[str]:
     if lacking := [line for part in network.parts for line in _lacking(part.run)]:
         yield from ("Not everything is there; verdicts and figures stand on the rest:", "")
         yield from (*lacking, "")
-    for claim, finding, config in found:
-        yield from _claim(claim, finding, config)
+    for claim, finding, conditions in found:
+        yield from _claim(claim, finding, conditions)
     for part in network.parts:
         yield from (*_sentences(part), "")
         yield from _figures(part, out)
@@ -126,7 +117,7 @@ def _lacking(run: Run) -> Iterator[str]:
         yield f"- `{run.experiment}`: {markdown(why)}"
 
 
-def _claim(claim: Claim, finding: Finding, config: Mapping[str, object]) -> Iterator[str]:
+def _claim(claim: Claim, finding: Finding, conditions: Sequence[str]) -> Iterator[str]:
     paper = claim.paper if claim.paper.startswith("not in") else f"in the paper: {claim.paper}"
     yield (
         f"**{claim.id}. {markdown(claim.statement)}: {finding.verdict}.** "
@@ -139,7 +130,7 @@ def _claim(claim: Claim, finding: Finding, config: Mapping[str, object]) -> Iter
         if name:
             value = "" if found is None else f": {estimate(found)}"
             yield f"{markdown(name[:1].upper() + name[1:])}{value}."
-    if conditions := _conditions(config):
+    if conditions:
         yield f"Settings: {markdown('; '.join(conditions))}."
     why = markdown(finding.why[:1].upper() + finding.why[1:])
     yield f"{why}. The rule: {markdown(claim.rule)}."
@@ -218,9 +209,9 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
         yield from (f"### {markdown(network.label)}: settings", "")
         for part in network.parts:
             config = part.run.config
-            keys = TOLD if config.get("model") == "synthetic" else TOLD + LEARNING
+            keys = TOLD if config.get("model") == SYNTHETIC else TOLD + LEARNING
             told = [f"{key} {_listed(config[key])}" for key in keys if config.get(key)]
-            told = [markdown(item) for item in (*told, *_conditions(config))]
+            told = [markdown(item) for item in (*told, *_conditions(part))]
             if seconds := part.run.manifest["cell_seconds"]:
                 told.append(f"{seconds:,.0f} s of cells")
             yield f"- `{part.run.experiment}`: {'; '.join(told)}"
@@ -241,15 +232,15 @@ def _circumstances(run: Run) -> str:
     return "\n".join(f"- {markdown(line)}" for line in told)
 
 
-def _conditions(config: Mapping[str, object]) -> list[str]:
-    """Damage and optimisers, those of the spaces that were measured."""
-    damage = [_listed(config[key]) for key in DAMAGE if config.get(key)]
-    found = [f"damage by {', '.join(damage)}"] if damage else []
-    spaces = config.get("spaces")
-    for space in spaces if isinstance(spaces, list) else ():
-        used = [_listed(config[key]) for key in OPTIMIZERS[space] if config.get(key)]
-        found += [f"{space} space trained by {', '.join(used)}"] if used else []
-    return found
+def _conditions(part: Section) -> list[str]:
+    """What the experiment has said with its claims, of the spaces that were measured."""
+    config = part.run.config
+    return [
+        f"{condition.words} {_listed(config[condition.setting])}"
+        for condition in part.experiment.conditions
+        if config.get(condition.setting)
+        and (not condition.space or condition.space in config.get("spaces", ()))
+    ]
 
 
 def _listed(value: object) -> str:

@@ -1,7 +1,7 @@
 """What a reproduction will cost, said before it runs.
 
-Costs were measured once, in training steps of the network (`experiments/reproduce/costs.py`); such
-a step is timed again here, so that a forecast follows the machine and the network.
+Costs were measured once, in training steps of the network (`experiments/reproduce/costs.json`);
+such a step is timed again here, so that a forecast follows the machine and the network.
 """
 
 import statistics
@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from frenet.experiments.experiment import Cell
-from frenet.experiments.reproduce import SYNTHETIC, Part
-from frenet.experiments.reproduce.costs import COSTS, kind_of
+from frenet.experiments.experiment import SYNTHETIC, Cell, kind_of
+from frenet.experiments.reproduce import Part
+from frenet.experiments.reproduce.costs import Cost, stored
 from frenet.runs.machine import cpu_count, usual_workers
 from frenet.runs.records import cell_stem
 
@@ -45,6 +45,7 @@ class Forecast(NamedTuple):
         pending: how many will be run; those that failed in a finished run are neither.
         crew: processes that there are for them.
         processors: how many of these have a processor to work with.
+        known: the cost of a cell is known; without it seconds, longest and mib are 0.
     """
 
     seconds: float
@@ -55,6 +56,7 @@ class Forecast(NamedTuple):
     pending: int
     crew: int
     processors: int
+    known: bool = True
 
     @property
     def workers(self) -> int:
@@ -102,19 +104,22 @@ def forecast(
         local: they share the processors of this machine.
         retry_failed: the failed cells of a finished run will be run again.
     """
-    cost = COSTS[kind_of(part.network)][preset][part.experiment.name]
+    cost = stored().get((kind_of(part.network), preset, part.experiment.name))
+    each = cost or Cost(0.0, 0.0)
     cells = part.experiment.cells(part.config)
     pending = pending_cells(part, folder, retry_failed=retry_failed)
-    most = max(cost.steps, cost.longest * getattr(part.config, "steps", 0))
+    longest = part.experiment.longest_recovery
+    most = max(each.steps, each.longest * longest(part.config) if longest else 0.0)
     return Forecast(
-        seconds=cost.steps * speed.step * pending,
+        seconds=each.steps * speed.step * pending,
         longest=most * speed.step * pending,
-        mib=cost.mib + cost.weights * speed.weights_mib,
+        mib=each.mib + each.weights * speed.weights_mib,
         cells=len(cells),
         finished=_finished(cells, folder),
         pending=pending,
         crew=workers or usual_workers(part.config),
         processors=at_once(part, workers, local=local),
+        known=cost is not None,
     )
 
 
@@ -132,11 +137,10 @@ def preparation(part: Part, speed: Speed, *, processors: int = 1) -> float:
     from frenet.network.checkpoints.builtin_gpt2 import NAME, ROWS, STEPS, made_folder
     from frenet.network.checkpoints.made_folder import RECORD
 
-    config = part.config
-    rounds = len(config.seeds) / max(1, min(processors, len(config.seeds)))
+    seeds = len(part.config.seeds)
+    steps = seeds / max(1, min(processors, seeds)) * part.config.preparing_steps
     if part.network == SYNTHETIC:
-        return float(rounds * OWN_STEP * config.train_steps * speed.step)
-    steps = rounds * getattr(config, "learn_steps", 0)
+        steps *= OWN_STEP
     if part.network == NAME and not (made_folder() / RECORD).exists():
         steps += STEPS * ROWS // MODEL_ROWS
     return float(steps * speed.step)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from frenet._version import __version__
+from frenet.experiments.experiment import SYNTHETIC
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy")
 QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
@@ -62,7 +63,7 @@ def device_of(config: Any) -> str:
 
 
 def _takes_gpu(config: Any) -> bool:
-    return getattr(config, "model", "synthetic") != "synthetic" and has_cuda()
+    return config.model != SYNTHETIC and has_cuda()
 
 
 def machine() -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from frenet.experiments.basis_drift.findings import CLAIMS, FIGURES, TABLES, reread
-from frenet.experiments.experiment import Cell, Experiment, Later
-from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later
+from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, conditions
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare, task_names
+from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, prepare, task_names
 
 
 @dataclass(frozen=True)
-class Config(DamageConfig, NetworkConfig):
+class Config(DamageConfig, MinibatchConfig):
     """Train, sample gradients along the way, and compare old bases with fresh ones."""
 
     modes: tuple[str, ...] = ("recovery", "finetune")
@@ -25,8 +25,6 @@ class Config(DamageConfig, NetworkConfig):
     """Basis dimension."""
     n: int = 48
     """Gradients in each of three sets at every step that is looked at."""
-    batch_size: int = 64
-    """Examples in a minibatch, of training and of the sampled gradients."""
     lags: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
     """Steps after the start at which to look."""
     window: int = 30
@@ -47,7 +45,7 @@ def cells(config: Config) -> list[Cell]:
 
 def _names(config: Config, mode: str) -> tuple[str, ...]:
     """Fine-tuning the synthetic network is on tasks that it has not learned."""
-    if mode == "finetune" and config.model == "synthetic":
+    if mode == "finetune" and config.model == SYNTHETIC:
         return ("predecessor",)
     return task_names(config)
 
@@ -92,6 +90,15 @@ EXPERIMENT = Experiment(
             **LANGUAGE_MODEL,
         ),
     },
+    changes={
+        MODEL: {
+            "smoke": {"seeds": (0,), "max_tasks": 1, "n": 8, "lags": (1, 3, 10), "window": 8},
+            "demo": FEW,
+            "cpu": {"max_tasks": 1},
+        },
+    },
+    reproduced={"cpu": {"max_tasks": 3}},
+    conditions=conditions("protocol", full="optimizers", lora="lora_optimizers"),
     prepare=prepare,
     reread=reread,
 )

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from frenet.experiments.best_of_n.columns import TABLES
 from frenet.experiments.best_of_n.figures import FIGURES
 from frenet.experiments.best_of_n.findings import CLAIMS
-from frenet.experiments.experiment import Cell, Experiment, Later
-from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.experiment import MODEL, Cell, Experiment, Later
+from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, conditions
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, build, task_names
 
@@ -151,5 +151,27 @@ EXPERIMENT = Experiment(
             **{**LANGUAGE_MODEL, "max_tasks": 1},
         ),
     },
+    changes={
+        MODEL: {
+            "smoke": {
+                "seeds": (0,), "max_tasks": 1, "candidates": 8, "factors": (1.0,),
+                "places": ("all", "random:10"),
+            },
+            "demo": {
+                **FEW, "candidates": 32, "factors": (0.5, 1.0), "places": ("all", "random:100"),
+            },
+            "cpu": {
+                "max_tasks": 1, "searches": 3, "candidates": 64, "factors": (0.5, 1.0, 2.0),
+                "places": ("all", "random:10", "random:100"),
+            },
+        },
+    },
+    reproduced={
+        "cpu": {
+            "max_tasks": 1, "widths": (), "ranks": (), "candidates": 128, "searches": 3,
+            "probes": 8, "places": ("all", "random:10", "random:100", "random:1000"),
+        },
+    },
+    conditions=conditions("protocols"),
     prepare=prepare,
-)
+)  # fmt: skip

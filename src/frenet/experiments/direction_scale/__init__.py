@@ -6,14 +6,15 @@ from pathlib import Path
 from frenet._errors import UsageError
 from frenet.experiments.direction_scale.answers import sentences
 from frenet.experiments.direction_scale.figures import FIGURES, KINDS, TABLES, reread
-from frenet.experiments.experiment import Cell, Experiment, Later
-from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later
+from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, conditions
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare, task_names
+from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, prepare, task_names
+from frenet.experiments.setup.reading import ContrastConfig
 
 
 @dataclass(frozen=True)
-class Config(DamageConfig, NetworkConfig):
+class Config(ContrastConfig, DamageConfig, MinibatchConfig):
     """Make directions at a point, go along each, and train on to see how long each lasts."""
 
     directions: tuple[str, ...] = KINDS
@@ -21,14 +22,6 @@ class Config(DamageConfig, NetworkConfig):
     winner', random, steering."""
     vectors: tuple[str, ...] = ()
     """Further directions from disk: adapters, checkpoints, task vectors."""
-    contrasts: str = ""
-    """File or data set name of the contrast behind the steering vector of a language model."""
-    contrast_columns: tuple[str, ...] = ()
-    """What columns of that file are, as --columns has it for tasks."""
-    contrast_prompt: str = ""
-    """Prompt of its rows, as --prompt has it for tasks."""
-    behaviour: str = ""
-    """Name of the contrast, where there are several."""
     steering: str = ""
     """File of a steering vector, to be followed in place of one that is made from the contrast."""
     trajectory: str = ""
@@ -44,8 +37,6 @@ class Config(DamageConfig, NetworkConfig):
     """Steps of the prefix."""
     n: int = 16
     """Minibatch gradients in a direction, and as many held out."""
-    batch_size: int = 64
-    """Examples in a minibatch."""
     eval_size: int = 128
     """Held-out examples that the radius is measured on; fewer where there are fewer."""
     lags: tuple[int, ...] = (1, 3, 10, 30, 100)
@@ -95,7 +86,7 @@ def cells(config: Config) -> list[Cell]:
     for source in (*contrasts, config.steering, config.trajectory):
         if source and not Path(source).expanduser().exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
-    if config.steering and not config.contrasts and config.model != "synthetic":
+    if config.steering and not config.contrasts and config.model != SYNTHETIC:
         raise UsageError(
             f"--steering {config.steering} needs prompts that it steers; pass --contrasts FILE"
         )
@@ -141,6 +132,17 @@ EXPERIMENT = Experiment(
             candidates=32, prompts=16, **{**LANGUAGE_MODEL, "max_tasks": 1},
         ),
     },
+    changes={
+        MODEL: {
+            "smoke": {"seeds": (0,), "max_tasks": 1, "lags": (1, 3, 12), "candidates": 8},
+            "demo": FEW,
+            # A small model that has only just learned its tasks does not get worse by wrong
+            # answers.
+            "cpu": {"protocol": "absolute-noise"},
+        },
+    },
+    reproduced={"cpu": {"max_tasks": 2}},
+    conditions=conditions("protocol", full="optimizer", lora="lora_optimizer"),
     prepare=prepare,
     reread=reread,
     answers=sentences,

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from frenet.experiments.experiment import Cell, Experiment, Later
+from frenet.experiments.experiment import MODEL, Cell, Condition, Experiment, Later
 from frenet.experiments.gradient_rank.findings import CLAIMS, FIGURES, TABLES
-from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare
 
@@ -25,6 +25,11 @@ class Config(DamageConfig, NetworkConfig):
     """Random splits into halves."""
     nulls: int = 4
     """Draws of each null."""
+
+    @property
+    def minibatches(self) -> dict[str, int]:
+        """The largest of several sizes."""
+        return {"batch_sizes": max(self.batch_sizes, default=0)}
 
 
 def cells(config: Config) -> list[Cell]:
@@ -62,5 +67,14 @@ EXPERIMENT = Experiment(
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(n=32, batch_sizes=(8,), **LANGUAGE_MODEL),
     },
+    changes={
+        MODEL: {
+            "smoke": {"seeds": (0,), "max_tasks": 2, "n": 8, "points": ("none",)},
+            "demo": {**FEW, "max_tasks": 2, "n": 16},
+            "cpu": {"max_tasks": 2, "n": 16},
+        },
+    },
+    reproduced={"cpu": {"max_tasks": 4}},
+    conditions=(Condition("points", "points"),),
     prepare=prepare,
 )

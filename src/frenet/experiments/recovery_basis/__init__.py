@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from frenet.experiments.experiment import Experiment, Later
+from frenet.experiments.experiment import MADE, MODEL, Experiment, Later
 from frenet.experiments.recovery_basis.figures import FIGURES, TABLES
 from frenet.experiments.recovery_basis.findings import CLAIMS
-from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare
-from frenet.experiments.setup.recovery import recovery_cells
+from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, prepare
+from frenet.experiments.setup.recovery import RECOVERED, recovery_cells
 
 if TYPE_CHECKING:
     from frenet.geometry.basis import Basis
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Config(DamageConfig, NetworkConfig):
+class Config(DamageConfig, MinibatchConfig):
     """Damage a task, recover it twice, and see what each basis holds of the displacement."""
 
     protocols: tuple[str, ...] = (
@@ -37,8 +37,6 @@ class Config(DamageConfig, NetworkConfig):
     """Optimisers of the recovery by LoRA, with their rates."""
     steps: int = 400
     """Most steps of a recovery; one that needs more is reported as not recovered."""
-    batch_size: int = 64
-    """Examples in a minibatch, of recovery and of the sampled gradients."""
     every: int = 1
     """Steps between looks at the loss during recovery."""
     ks: tuple[int, ...] = (1, 2, 5, 10, 20)
@@ -111,5 +109,20 @@ EXPERIMENT = Experiment(
             **LANGUAGE_MODEL,
         ),
     },
+    changes={
+        MODEL: {
+            "smoke": {
+                "seeds": (0,), "max_tasks": 1, "steps": 30, "ks": (1, 5, 10),
+                "protocols": ("absolute-noise",),
+            },
+            "demo": FEW,
+            "cpu": {"max_tasks": 1},
+        },
+        # A small network that knows nothing but what it was just taught recovers in hundreds of
+        # steps, a pretrained one in tens.
+        MADE: {"demo": {"steps": 400}, "cpu": {"steps": 400}, "gpu": {"steps": 400}},
+    },
+    reproduced={"cpu": {"max_tasks": 1}},
+    conditions=RECOVERED,
     prepare=prepare,
-)
+)  # fmt: skip

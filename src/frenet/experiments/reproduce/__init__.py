@@ -1,16 +1,19 @@
 """The whole argument for several networks: which experiments, with which settings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from frenet._errors import UsageError
 from frenet._notebook import listed
-from frenet.experiments.experiment import Experiment
-from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig, reading_of
-
-SYNTHETIC, MADE = "synthetic", "frenet:gpt2"
-STATEMENTS = ("step-vs-vector", "steering-effect")
+from frenet.experiments.experiment import MADE, SYNTHETIC, Experiment, kind_of
+from frenet.experiments.setup.contrasts import SteeringConfig
+from frenet.experiments.setup.reading import (
+    ContrastConfig,
+    LoadingConfig,
+    TaskReadingConfig,
+    reading_of,
+)
 
 
 @dataclass(frozen=True)
@@ -49,79 +52,6 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-# What a preset changes in those of the experiments: on the synthetic transformer in the preset of
-# the same name, on language models in the preset lm.
-_FEW: dict[str, Any] = {"seeds": (0, 1), "max_tasks": 1}
-_SYNTHETIC_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    "cpu": {
-        "gradient-rank": {"max_tasks": 4},
-        "recovery-basis": {"max_tasks": 1},
-        "basis-drift": {"max_tasks": 3},
-        "best-of-n": {
-            "max_tasks": 1,
-            "widths": (),
-            "ranks": (),
-            "candidates": 128,
-            "searches": 3,
-            "probes": 8,
-            "places": ("all", "random:10", "random:100", "random:1000"),
-        },
-        "subspace-training": {"max_tasks": 1, "protocols": ("wrong-answers",)},
-        "direction-scale": {"max_tasks": 2},
-    },
-}
-_MODEL_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    "smoke": {
-        "gradient-rank": {"seeds": (0,), "max_tasks": 2, "n": 8, "points": ("none",)},
-        "recovery-basis": {
-            "seeds": (0,), "max_tasks": 1, "steps": 30, "ks": (1, 5, 10),
-            "protocols": ("absolute-noise",),
-        },
-        "basis-drift": {"seeds": (0,), "max_tasks": 1, "n": 8, "lags": (1, 3, 10), "window": 8},
-        "best-of-n": {
-            "seeds": (0,), "max_tasks": 1, "candidates": 8, "factors": (1.0,),
-            "places": ("all", "random:10"),
-        },
-        "step-vs-vector": {"seeds": (0,), "rows": 16, "shuffles": 100},
-        "steering-effect": {"seeds": (0,), "rows": 16, "draws": 2, "doses": (0.05, 0.2)},
-        "direction-scale": {"seeds": (0,), "max_tasks": 1, "lags": (1, 3, 12), "candidates": 8},
-        "subspace-training": {"seeds": (0,), "max_tasks": 1, "steps": 40, "ks": (2, 5)},
-        "task-vector-range": {"seeds": (0,), "max_tasks": 2, "steps": 20},
-    },
-    "demo": {
-        "gradient-rank": {**_FEW, "max_tasks": 2, "n": 16},
-        "recovery-basis": {**_FEW},
-        "basis-drift": {**_FEW},
-        "best-of-n": {
-            **_FEW, "candidates": 32, "factors": (0.5, 1.0), "places": ("all", "random:100"),
-        },
-        "direction-scale": {**_FEW},
-        "subspace-training": {**_FEW},
-        "task-vector-range": {**_FEW, "max_tasks": 2},
-    },
-    "cpu": {
-        "gradient-rank": {"max_tasks": 2, "n": 16},
-        "recovery-basis": {"max_tasks": 1},
-        "basis-drift": {"max_tasks": 1},
-        "best-of-n": {
-            "max_tasks": 1, "searches": 3, "candidates": 64, "factors": (0.5, 1.0, 2.0),
-            "places": ("all", "random:10", "random:100"),
-        },
-        "subspace-training": {"max_tasks": 1, "protocols": ("absolute-noise",)},
-        # A small model that has only just learned its tasks does not get worse by wrong answers.
-        "direction-scale": {"protocol": "absolute-noise"},
-        "task-vector-range": {"max_tasks": 2},
-    },
-    "gpu": {name: {"seeds": (0, 1, 2, 3, 4)} for name in ("step-vs-vector", "steering-effect")},
-}  # fmt: skip
-# A small network that knows nothing but what it was just taught recovers in hundreds of steps,
-# where a pretrained one does in tens.
-_MADE_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    "demo": {"recovery-basis": {"steps": 400}},
-    "cpu": {"recovery-basis": {"steps": 400}, "subspace-training": {"steps": 400}},
-    "gpu": {"recovery-basis": {"steps": 400}, "subspace-training": {"steps": 400}},
-}
-
 
 class Part(NamedTuple):
     """One experiment on one network."""
@@ -159,12 +89,11 @@ def parts(wanted: Reproduction, preset: str) -> list[Part]:
 
 def settings(experiment: Experiment, network: str, wanted: Reproduction, *, preset: str) -> Any:
     """The configuration of one experiment on one network."""
-    if network == SYNTHETIC:
-        changes = _SYNTHETIC_CHANGES.get(preset, {}).get(experiment.name, {})
-        return replace(experiment.presets[preset], **changes)
-    base = experiment.presets["lm"]
-    known = {field.name for field in fields(base)}
-    steering = experiment.name in STATEMENTS
+    kind = kind_of(network)
+    base = experiment.settings(preset, kind)
+    if kind == SYNTHETIC:
+        return replace(base, **experiment.reproduced.get(preset, {}))
+    steering = isinstance(base, SteeringConfig)
     given: dict[str, Any] = {
         "model": network,
         "tasks": wanted.statements if steering else wanted.tasks,
@@ -172,20 +101,17 @@ def settings(experiment: Experiment, network: str, wanted: Reproduction, *, pres
         "chat": wanted.chat,
         **{name: getattr(wanted, name) for name in ("targets", "dtype", "device", "untie")},
         # The model that frenet makes has its own.
-        "tokenizer": wanted.tokenizer if network != MADE else "",
+        "tokenizer": wanted.tokenizer if kind != MADE else "",
     }
     own = {"columns": wanted.columns, "prompt": wanted.prompt}
     stated = {"columns": wanted.statement_columns, "prompt": wanted.statement_prompt}
     given |= stated if steering else own | {
         "completion": wanted.completion, "words": wanted.words,
     }  # fmt: skip
-    if "contrasts" in known and wanted.statements:
+    if isinstance(base, ContrastConfig) and wanted.statements:
         given["contrasts"] = wanted.statements[0]
         given |= {f"contrast_{name}": value for name, value in stated.items()}
-    changes = _MODEL_CHANGES.get(preset, {}).get(experiment.name, {})
-    if network == MADE:
-        changes = changes | _MADE_CHANGES.get(preset, {}).get(experiment.name, {})
-    return replace(base, **given, **changes)
+    return replace(base, **given)
 
 
 def _only(wanted: Reproduction, *, steering: bool) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frenet._errors import UsageError
 from frenet._notebook import listed
-from frenet.experiments.experiment import Cell, Column, Row, number
+from frenet.experiments.experiment import SYNTHETIC, Cell, Column, Row, number
 from frenet.experiments.setup.networks import CHOOSE, only_first
 from frenet.experiments.setup.reading import LoadingConfig, ReadingConfig, of_sources, reading_of
 
@@ -72,6 +72,11 @@ class SteeringConfig(ReadingConfig, LoadingConfig):
     max_length: int = 256
     """Longest prompt in tokens; longer ones lose their beginning."""
 
+    @property
+    def preparing_steps(self) -> int:
+        """Steps in which the network of a seed is trained before it is measured."""
+        return self.train_steps if self.model == SYNTHETIC else 0
+
 
 class Steered(NamedTuple):
     """A model and one contrast, divided.
@@ -118,7 +123,7 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
     Raises:
         ValueError: ``only`` names one that is not there.
     """
-    if config.model == "synthetic":
+    if config.model == SYNTHETIC:
         from frenet.network.synthetic.contrasts import ANSWERS
 
         if any(config.rows_read().values()):
@@ -141,7 +146,7 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
 
 def prepare(config: SteeringConfig, cell: Cell) -> None:
     """Put the synthetic network of this cell into the cache."""
-    if config.model == "synthetic":
+    if config.model == SYNTHETIC:
         _synthetic(config.width, config.train_steps, cell["seed"])
 
 
@@ -161,7 +166,7 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     if space not in ("full", "lora"):
         raise UsageError(f"unknown space {space!r}; there are full and lora")
     tokenizer, notes = None, []
-    if config.model == "synthetic":
+    if config.model == SYNTHETIC:
         model = _synthetic(config.width, config.train_steps, seed)
         rows = len(PARTS) * config.rows
         contrast = synthetic_contrast(cell["behaviour"], rows=rows, seed=seed)
@@ -177,7 +182,7 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     contrast.require_answers()
     if space == "lora":
         own = config.targets or None
-        targets = ["q_proj", "v_proj"] if config.model == "synthetic" else own
+        targets = ["q_proj", "v_proj"] if config.model == SYNTHETIC else own
         model = attach_lora(model, rank=config.rank, targets=targets, seed=seed)
         selected = ParamSpace.select(model)
     else:

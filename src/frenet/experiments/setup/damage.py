@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from frenet._errors import UsageError
-from frenet.experiments.experiment import Scalar
+from frenet.experiments.experiment import Condition, Scalar
 
 if TYPE_CHECKING:
     from frenet.experiments.setup.networks import Network
@@ -28,6 +28,8 @@ class DamageConfig:
     """Examples in a batch of damage."""
 
 
+# What the presets "demo" change for language models.
+FEW: dict[str, Any] = {"seeds": (0, 1), "max_tasks": 1}
 # What the presets "lm", for language models, say of network and damage.
 LANGUAGE_MODEL: dict[str, Any] = {
     "spaces": ("lora",),
@@ -37,6 +39,17 @@ LANGUAGE_MODEL: dict[str, Any] = {
     "damage_steps": 60,
     "depth": 0.5,
 }
+
+
+def conditions(damage: str, **trained: str) -> tuple[Condition, ...]:
+    """The conditions of an experiment that damages a task.
+
+    Args:
+        damage: the setting that names its protocols.
+        trained: the settings that name the optimisers, by the space that they train.
+    """
+    moved = [Condition(f"{space} space trained by", name, space) for space, name in trained.items()]
+    return (Condition("damage by", damage), *moved)
 
 
 class NotDamagedError(UsageError):

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from frenet.experiments.experiment import Cell, Column, Row, Rows
-from frenet.experiments.setup.damage import DamageConfig
 from frenet.experiments.setup.networks import Network, at_most
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def describe(
     network: Network,
     cell: Cell,
     cells: Sequence[Cell],
-    config: DamageConfig,
+    config: Any,
     *,
     select: int = 0,
     test: int = 0,
@@ -48,7 +47,7 @@ def describe(
         network: of the cell.
         cell: this one.
         cells: all of them.
-        config: says how many examples a batch of training has.
+        config: of the network and its damage; says how many examples a batch has.
         select: examples of the select split that the experiment asks for at once.
         test: the same of the test split; a note says where there are fewer.
     """
@@ -67,18 +66,12 @@ def describe(
         context: Row = {"chance": network.chance, "guess": math.exp(-network.chance)}
         yield {"table": "learned", **keys, "task": name, **found._asdict(), **context}
     asked: dict[Split, int] = {
-        "train": _largest_batch(config),
+        "train": max(config.learn_batch, config.damage_batch, *config.minibatches.values()),
         "select": max(select, config.damage_batch),
         "test": test,
     }
     for text in (*network.notes, *_fewer(network, asked)):
         yield note(cell, text)
-
-
-def _largest_batch(config: DamageConfig) -> int:
-    """Examples in the largest batch that is trained on, or that a gradient is taken of."""
-    sizes = (getattr(config, name, 0) for name in ("learn_batch", "damage_batch", "batch_size"))
-    return max(*sizes, *getattr(config, "batch_sizes", ()))
 
 
 def _fewer(network: Network, asked: "dict[Split, int]") -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from frenet._errors import UsageError
 from frenet._notebook import listed
-from frenet.experiments.experiment import Cell
+from frenet.experiments.experiment import SYNTHETIC, Cell
 from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig, reading_of, tasks_of
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ CHOOSE = "--only names others, --max-tasks 0 takes all"
 # Examples on which derivatives are checked.
 CHECKED = 8
 
+# What a page of results says of the network and its tasks, and of how a language model learned
+# them; the synthetic transformer comes trained.
+TOLD = ("seeds", "spaces", "tasks", "only")
+LEARNING = ("learn_optimizer", "learn_steps")
 # What the presets "smoke" of all experiments say of the network.
 SMALL_NETWORK: dict[str, Any] = {"seeds": (0, 1), "width": 32, "train_steps": 300}
 
@@ -73,6 +77,29 @@ class NetworkConfig(TaskReadingConfig, LoadingConfig):
     max_length: int = 64
     """Longest text in tokens; longer prompts lose their beginning."""
 
+    @property
+    def minibatches(self) -> dict[str, int]:
+        """Examples in the minibatches of training and of gradients, by the setting that says so."""
+        return {}
+
+    @property
+    def preparing_steps(self) -> int:
+        """Steps in which the network of a seed is trained before it is measured."""
+        return self.train_steps if self.model == SYNTHETIC else self.learn_steps
+
+
+@dataclass(frozen=True)
+class MinibatchConfig(NetworkConfig):
+    """A network that is trained, or whose gradients are taken, in minibatches of one size."""
+
+    batch_size: int = 64
+    """Examples in a minibatch, of training and of the sampled gradients."""
+
+    @property
+    def minibatches(self) -> dict[str, int]:
+        """That of the field."""
+        return {"batch_size": self.batch_size}
+
 
 @dataclass(frozen=True)
 class Network:
@@ -116,7 +143,7 @@ def build(config: NetworkConfig, *, space: str, seed: int) -> Network:
     """
     if space not in ("full", "lora"):
         raise UsageError(f"unknown space {space!r}; there are full and lora")
-    make = _synthetic if config.model == "synthetic" else _language_model
+    make = _synthetic if config.model == SYNTHETIC else _language_model
     network = make(config, space, seed)
     return replace(network, notes=(*network.notes, *_not_checked(network)))
 
@@ -177,14 +204,13 @@ def task_names(config: NetworkConfig) -> tuple[str, ...]:
     known = _known_tasks(config)
     if missing := [name for name in config.only if name not in known]:
         raise UsageError(
-            f"no task {missing[0]!r}; there are {listed(known)}: pass some of them as --only, "
-            "which presets for the synthetic tasks set themselves"
+            f"no task {missing[0]!r}; there are {listed(known)}: pass some of them as --only"
         )
     return config.only or known[: config.max_tasks or None]
 
 
 def _known_tasks(config: NetworkConfig) -> tuple[str, ...]:
-    if config.model != "synthetic":
+    if config.model != SYNTHETIC:
         from frenet.network.data.text import task_names
 
         if not config.tasks:
@@ -308,14 +334,13 @@ def _notes(
 
 def _require_batches(task: "TextTask", config: NetworkConfig) -> None:
     """Raise ValueError where all minibatches of a task's gradients would be the same one."""
-    asked = "batch_sizes" if hasattr(config, "batch_sizes") else "batch_size"
-    largest = max((getattr(config, "batch_size", 0), *getattr(config, "batch_sizes", ())))
     rows = len(task.examples["train"])
-    if rows <= largest:
-        raise UsageError(
-            f"task {task.name!r} has {rows} training rows and {asked} asks for {largest}, so that "
-            f"all minibatches would be the same; pass a smaller {asked}, or more rows"
-        )
+    for asked, examples in config.minibatches.items():
+        if rows <= examples:
+            raise UsageError(
+                f"task {task.name!r} has {rows} training rows and {asked} asks for {examples}, so "
+                f"that all minibatches would be the same; pass a smaller {asked}, or more rows"
+            )
 
 
 def _learned(key: list[Any], learn: Any) -> Any:

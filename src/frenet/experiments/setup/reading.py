@@ -81,6 +81,20 @@ class TaskReadingConfig(ReadingConfig):
         return super().rows_read() | {"words": self.words}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ContrastConfig:
+    """Where a contrast is read from that is needed beside the tasks."""
+
+    contrasts: str = ""
+    """File or data set name of the contrast behind the steering vector of a language model."""
+    contrast_columns: tuple[str, ...] = ()
+    """What columns of that file are, as --columns has it for tasks."""
+    contrast_prompt: str = ""
+    """Prompt of its rows, as --prompt has it for tasks."""
+    behaviour: str = ""
+    """Name of the contrast, where there are several."""
+
+
 def of_sources(sources: Sequence[str], read: Callable[[str], Mapping[str, T]]) -> dict[str, T]:
     """The tasks or contrasts of several sources, by name.
 

@@ -4,10 +4,12 @@ from typing import Any
 
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell
+from frenet.experiments.setup.damage import conditions
 from frenet.experiments.setup.networks import task_names
 
 # A prefix that is a larger part of the recovery holds it by being it.
 LONGEST_PREFIX = 0.35
+RECOVERED = conditions("protocols", full="optimizers", lora="lora_optimizers")
 
 
 def recovery_cells(config: Any) -> list[Cell]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from frenet.experiments.experiment import Experiment, Later
+from frenet.experiments.experiment import MODEL, Experiment, Later
 from frenet.experiments.setup.contrasts import BEHAVIOUR_TABLES, SteeringConfig, cells, prepare
 from frenet.experiments.steering_effect.figures import FIGURES
 from frenet.experiments.steering_effect.findings import CLAIMS, TABLES
@@ -46,6 +46,12 @@ EXPERIMENT = Experiment(
         "lm": Config(
             rows=24, pushes=("own",), draws=4, doses=(0.02, 0.05, 0.1, 0.3), equal_rows=12
         ),
+    },
+    changes={
+        MODEL: {
+            "smoke": {"seeds": (0,), "rows": 16, "draws": 2, "doses": (0.05, 0.2)},
+            "gpu": {"seeds": (0, 1, 2, 3, 4)},
+        },
     },
     prepare=prepare,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from frenet.experiments.experiment import Experiment, Later
+from frenet.experiments.experiment import MODEL, Experiment, Later
 from frenet.experiments.setup.contrasts import BEHAVIOUR_TABLES, SteeringConfig, cells, prepare
 from frenet.experiments.step_vs_vector.findings import CLAIMS, FIGURES, TABLES
 
@@ -34,6 +34,12 @@ EXPERIMENT = Experiment(
         "cpu": Config(rows=192, spaces=("full", "lora")),
         "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(rows=24, pushes=("own",)),
+    },
+    changes={
+        MODEL: {
+            "smoke": {"seeds": (0,), "rows": 16, "shuffles": 100},
+            "gpu": {"seeds": (0, 1, 2, 3, 4)},
+        },
     },
     prepare=prepare,
 )

@@ -1,19 +1,20 @@
 """What is it worth to train k coordinates instead of all? (M4, questions S1 and S2)."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 from frenet._errors import UsageError
-from frenet.experiments.experiment import Cell, Experiment, Later
-from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.experiment import MADE, MODEL, Cell, Experiment, Later
+from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare
-from frenet.experiments.setup.recovery import recovery_cells
+from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, prepare
+from frenet.experiments.setup.recovery import RECOVERED, recovery_cells
 from frenet.experiments.subspace_training.figures import FIGURES, TABLES
 from frenet.experiments.subspace_training.findings import CHANCE, CLAIMS
 
 
 @dataclass(frozen=True)
-class Config(DamageConfig, NetworkConfig):
+class Config(DamageConfig, MinibatchConfig):
     """Damage a task and recover it by moving k coordinates of a basis instead of all."""
 
     protocols: tuple[str, ...] = ("wrong-answers", "relative-noise")
@@ -24,8 +25,6 @@ class Config(DamageConfig, NetworkConfig):
     """The same for LoRA."""
     steps: int = 400
     """Most steps of that run; every other training takes as many as the run needed."""
-    batch_size: int = 64
-    """Examples in a minibatch, of training and of the sampled gradients."""
     ks: tuple[int, ...] = (2, 5, 10, 20)
     """Basis dimensions; those above 0.35 of the run's steps are left out."""
     n: int = 32
@@ -104,6 +103,17 @@ EXPERIMENT = Experiment(
             **LANGUAGE_MODEL,
         ),
     },
+    changes={
+        MODEL: {
+            "smoke": {"seeds": (0,), "max_tasks": 1, "steps": 40, "ks": (2, 5)},
+            "demo": FEW,
+            "cpu": {"max_tasks": 1, "protocols": ("absolute-noise",)},
+        },
+        MADE: {"cpu": {"steps": 400}, "gpu": {"steps": 400}},
+    },
+    reproduced={"cpu": {"max_tasks": 1, "protocols": ("wrong-answers",)}},
+    conditions=RECOVERED,
+    longest_recovery=attrgetter("steps"),
     prepare=prepare,
     in_demo=False,
 )

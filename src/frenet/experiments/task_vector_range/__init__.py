@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 
-from frenet.experiments.experiment import Cell, Experiment, Later
-from frenet.experiments.setup.damage import LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.experiment import MODEL, Cell, Experiment, Later
+from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, conditions
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare
+from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, prepare
 from frenet.experiments.task_vector_range.answers import sentences
 from frenet.experiments.task_vector_range.figures import FIGURES, TABLES, labelled
 
 
 @dataclass(frozen=True)
-class Config(DamageConfig, NetworkConfig):
+class Config(DamageConfig, MinibatchConfig):
     """Train on one task at a time from one point, and go along the differences."""
 
     protocol: str = "relative-noise"
@@ -23,8 +23,6 @@ class Config(DamageConfig, NetworkConfig):
     """Optimiser and rate of the training of LoRA."""
     steps: int = 100
     """Steps of training on each task."""
-    batch_size: int = 64
-    """Examples in a minibatch."""
     k: int = 10
     """Directions of the bases."""
     scales: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -60,6 +58,14 @@ EXPERIMENT = Experiment(
             k=8, eval_size=32, **LANGUAGE_MODEL,
         ),
     },
+    changes={
+        MODEL: {
+            "smoke": {"seeds": (0,), "max_tasks": 2, "steps": 20},
+            "demo": {**FEW, "max_tasks": 2},
+            "cpu": {"max_tasks": 2},
+        },
+    },
+    conditions=conditions("protocol", full="optimizer", lora="lora_optimizer"),
     prepare=prepare,
     in_demo=False,
     reread=labelled,
