@@ -19,6 +19,7 @@ from frenet import cli
 from frenet._files import DamagedFileError, NotWrittenError
 from frenet._version import __version__
 from frenet.runs import DiskFullError, Interrupted, RunFolderError, pack_run, read_run
+from frenet.runs.forecast import Speed
 
 TOYS = Path(__file__).parent / "runs"
 ALONE = ["--workers", "1", "--threads", "1"]
@@ -46,6 +47,9 @@ def toy(monkeypatch, tmp_path):
 
     monkeypatch.setattr(frenet.report, "write_report", write_report)
     monkeypatch.setattr(frenet.report, "export", export)
+    # The toy has no network whose speed could be measured.
+    monkeypatch.setattr("frenet.runs.forecast.network_speed", lambda part: Speed(1.0, 1.0))
+    monkeypatch.setattr("frenet.runs.forecast.preparation", lambda *_, **__: 0.0)
     monkeypatch.chdir(tmp_path)
     return written
 
@@ -258,7 +262,7 @@ def test_a_failed_cell_gives_code_1_and_is_named(capsys):
         (["run", "toy-sums", "--tasks", "mistake", *ALONE], "no such task file: words.jsonl (all"),
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "full"], "full is not a run folder and holds none"),
-        (["demo", "--experiments", "toy"], "no experiment 'toy'; there are: toy-sums"),
+        (["demo", "--experiments", "toy"], "no experiment 'toy'; there are toy-sums"),
         (["run", "toy-sums", "--address", "auto"], "--address is of a Ray cluster; pass --engine"),
         (["demo", "--address", "auto"], "--address is of a Ray cluster; pass --engine ray"),
         (["demo", "--preset", "gpu"], "no preset of toy-sums 'gpu'"),
@@ -322,7 +326,7 @@ def test_every_end_has_its_code_and_no_traceback(monkeypatch, capsys, error, cod
 
 def test_demo_runs_everything_and_writes_the_report(toy, capsys):
     assert cli.main(["demo", "--preset", "smoke", "--out", "out", *ALONE]) == 0
-    assert toy == [("report", [Path("out/toy-sums")])]
+    assert toy == [("report", [Path("out/synthetic-toy-sums")])]
     out, err = capsys.readouterr()
     assert out.endswith("report: out/report.html\n")
     assert "Sums add up" in out
@@ -330,12 +334,12 @@ def test_demo_runs_everything_and_writes_the_report(toy, capsys):
     args = ["demo", "--preset", "smoke", "--experiments", "toy-sums", "--json", *ALONE]
     assert cli.main(args) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["command"] == "demo"
+    assert told["command"] == "reproduce"
     assert Path(told["report"]).read_text() == "<html>"
     assert told["failed"] == {}
     assert told["runs"][0]["claims"][0]["id"] == "T1"
     (folder,) = Path("runs").iterdir()
-    assert folder.name.startswith("smoke-")
+    assert folder.name.startswith("reproduce-smoke-")
     assert told["out"] == str(folder)
 
 
@@ -350,9 +354,9 @@ def test_demo_goes_on_when_an_experiment_has_no_result(toy, monkeypatch, capsys)
     assert cli.main(["demo", "--preset", "smoke", "--out", "out", "--json", *ALONE]) == 1
     out, err = capsys.readouterr()
     told = json.loads(out)
-    assert "loss is nan" in told["failed"]["bad"]
+    assert "loss is nan" in told["failed"]["synthetic-bad"]
     assert [run["experiment"] for run in told["runs"]] == ["toy-sums"]
-    assert "frenet: bad: loss is nan" in err
+    assert "bad: loss is nan" in err
     alone = ["demo", "--preset", "smoke", "--out", "two", "--experiments", "bad", *ALONE]
     assert cli.main([*alone, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["report"] is None

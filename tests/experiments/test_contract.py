@@ -99,9 +99,9 @@ def test_without_lm_a_preset_is_for_every_network_and_an_unknown_one_is_refused(
 @all_experiments
 def test_conditions_and_minibatches_are_settings(experiment: Experiment) -> None:
     config = experiment.presets["smoke"]
-    for condition in experiment.conditions:
-        assert hasattr(config, condition.setting)
-        assert condition.space in ("", "full", "lora")
+    for setting in experiment.shown_settings:
+        assert hasattr(config, setting.name)
+        assert setting.space in ("", "full", "lora")
     for name, size in config.minibatches.items() if isinstance(config, NetworkConfig) else ():
         value = getattr(config, name)
         assert size == (max(value) if isinstance(value, tuple) else value)

@@ -8,7 +8,7 @@ import made_up
 import markdown as site
 import pytest
 
-from frenet.experiments.setup.damage import conditions
+from frenet.experiments.setup.damage import shown_settings
 from frenet.report import results, write_results
 from frenet.report.markup import markdown
 from frenet.runs import Run, find_runs, read_run
@@ -94,7 +94,8 @@ def test_a_claim_names_the_damage_and_the_optimisers_of_the_spaces_that_were_mea
     settings = {"rates": ["adam:1"], "lora_rates": ["sgd:2"], "kind": "noise"}
     known = made_up.experiments()
     known[run.experiment] = replace(
-        known[run.experiment], conditions=conditions("kind", full="rates", lora="lora_rates")
+        known[run.experiment],
+        shown_settings=shown_settings("kind", full="rates", lora="lora_rates"),
     )
     for spaces, trained in (
         (["full"], "full space trained by adam:1."),

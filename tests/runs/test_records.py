@@ -10,7 +10,7 @@ import torch
 from toy_experiment import EXPERIMENT, Config
 
 from frenet.experiments.experiment import Cell
-from frenet.runs import default_out, demo_out
+from frenet.runs import default_out
 from frenet.runs.records import (
     MAX_STEM,
     canonical,
@@ -103,8 +103,6 @@ def test_default_folders_differ_with_the_configuration():
     assert folder.name.startswith("toy-sums-")
     assert folder == default_out(EXPERIMENT, Config(k=3))
     assert folder != default_out(EXPERIMENT, Config(k=4))
-    assert demo_out("demo", {"a": Config()}) != demo_out("demo", {"a": Config(k=4)})
-    assert demo_out("demo", {"a": Config()}).name.startswith("demo-")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,7 @@ from frenet._errors import UsageError
 from frenet.cli.codes import DONE, MISTAKE, NO_RESULT
 from frenet.cli.doctor import doctor
 from frenet.cli.execution import (
-    Planned,
     execute,
-    execute_all,
     kind_asked,
     path_text,
     preset_of,
@@ -22,7 +20,6 @@ from frenet.cli.execution import (
 from frenet.cli.options import (
     RUN_HELP,
     Convert,
-    Demo,
     List,
     Report,
     Work,
@@ -113,32 +110,17 @@ def _run(args: list[str]) -> int:
 
 
 def _demo(args: list[str]) -> int:
-    """``frenet demo``."""
-    about = "Run the experiments on a small network trained here, and write the report."
-    work = parse(Demo, args, command="demo", about=about)
-    refuse_unused(work.address, work.engine)
-    with printing(work.json) as show:
-        from frenet.report import write_report
-        from frenet.runs import demo_out
+    """``frenet demo``: a reproduction on the synthetic transformer alone."""
+    from frenet.cli.reproduce import reproduce
 
-        chosen = [e for e in _chosen(work.experiments) if e.in_demo or e.name in work.experiments]
-        presets = {
-            e.name: named(work.preset, e.presets, f"preset of {e.name}") for e in _chosen(())
-        }
-        out = work.out or demo_out(work.preset, presets)
-        todo = [Planned(e, presets[e.name], out / e.name) for e in chosen]
-        runs, failed = execute_all(todo, work)
-        report = write_report(runs, out / "report.html") if runs else None
-        facts = {"command": "demo", "preset": work.preset, "out": str(out), "failed": failed}
-        show_runs(show, runs, facts | {"report": path_text(report)}, as_json=work.json)
-        if report is not None and not work.json:
-            show(f"report: {report}")
-    return NO_RESULT if failed or any(run.failures for run in runs) else DONE
+    return reproduce(["--networks", "synthetic", *args])
 
 
 def _report(args: list[str]) -> int:
     """``frenet report``."""
     options = parse(Report, args, command="report", about="Turn runs into one HTML file.")
+    if not options.runs:
+        raise UsageError("give the runs to report: frenet report FOLDER [FOLDER ...]")
     with printing(options.json) as show:
         from frenet.report import export, write_report, write_results
         from frenet.report.figures import undrawable

@@ -60,15 +60,6 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Demo(Work):
-    """Options of ``frenet demo``."""
-
-    experiments: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ()
-    """Only these experiments. By default those that decide the paper's claims, and the scale of
-    directions."""
-
-
-@dataclass(frozen=True)
 class List:
     """Options of ``frenet list``."""
 

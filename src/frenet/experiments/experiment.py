@@ -85,6 +85,11 @@ class Cell:
         text = ",".join(f"{key}={value}" for key, value in self.keys)
         return "".join(c if c.isalnum() or c in "=,.-_" else "~" for c in text)
 
+    @property
+    def seed(self) -> int:
+        """The unit of every interval, whose cells share a preparation; 0 if there is none."""
+        return int(dict(self.keys).get("seed", 0))
+
     def __getitem__(self, key: str) -> Any:
         """The value of one key."""
         return dict(self.keys)[key]
@@ -217,17 +222,17 @@ class Figure(NamedTuple):
     front: bool = False
 
 
-class Condition(NamedTuple):
+class Setting(NamedTuple):
     """A setting that a page of results says with the claims, such as a kind of damage.
 
     Attributes:
         words: what is said before its value.
-        setting: its name in the configuration.
+        name: its name in the configuration.
         space: it is said only if these parameters moved; empty: always.
     """
 
     words: str
-    setting: str
+    name: str
     space: str = ""
 
 
@@ -245,7 +250,7 @@ class Experiment(Shown):
     ``presets`` are configurations for the synthetic transformer, but for ``lm``, from which those
     for language models are made: ``changes`` says, by kind of network and preset, what differs from
     it; those of MODEL hold for MADE, too. ``reproduced`` says what ``frenet reproduce`` changes in
-    a preset for the synthetic transformer. ``conditions`` are said with the claims.
+    a preset for the synthetic transformer. ``shown_settings`` are said with the claims.
     ``longest_recovery`` gives the most steps of a recovery, if the time of a cell hangs on them.
     ``answers`` puts the rows of an experiment without a claim into sentences.
     """
@@ -261,7 +266,7 @@ class Experiment(Shown):
     presets: Mapping[str, Any]
     changes: Mapping[Kind, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     reproduced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    conditions: tuple[Condition, ...] = ()
+    shown_settings: tuple[Setting, ...] = ()
     longest_recovery: Callable[[Any], int] | None = None
     prepare: Callable[[Any, Cell], None] | None = None
     in_demo: bool = True

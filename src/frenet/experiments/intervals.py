@@ -182,18 +182,6 @@ def high(value: Estimate | None) -> float:
     return math.inf if value is None or value.high is None else value.high
 
 
-def worded(value: Estimate | None) -> str:
-    """Mean and interval in a sentence, to two digits.
-
-    >>> worded(Estimate(0.1239, 0.0969, 0.1512, 3)), worded(Estimate(0.5))
-    ('0.12 [0.097, 0.15]', '0.5')
-    """
-    if value is None:
-        return "nothing"
-    ends = "" if value.low is None else f" [{value.low:.2g}, {value.high:.2g}]"
-    return f"{value.value:.2g}{ends}"
-
-
 def why_open(value: Estimate | None, otherwise: str, *, of: str = "") -> str:
     """Why an estimate decides nothing: it has no interval, or what ``otherwise`` says of it.
 

@@ -86,7 +86,7 @@ def _network(network: Network, out: Path) -> Iterator[str]:
     """Everything about one network; its files are written on the way."""
     yield from (f"## {markdown(network.label)}", "")
     found = [
-        (claim, finding, _conditions(part))
+        (claim, finding, _shown_settings(part))
         for part in network.parts
         for claim, finding in decide_claims(part.experiment, part.run)
     ]
@@ -94,8 +94,8 @@ def _network(network: Network, out: Path) -> Iterator[str]:
     if lacking := [line for part in network.parts for line in _lacking(part.run)]:
         yield from ("Not everything is there; verdicts and figures stand on the rest:", "")
         yield from (*lacking, "")
-    for claim, finding, conditions in found:
-        yield from _claim(claim, finding, conditions)
+    for claim, finding, shown_settings in found:
+        yield from _claim(claim, finding, shown_settings)
     for part in network.parts:
         yield from (*_sentences(part), "")
         yield from _figures(part, out)
@@ -117,7 +117,7 @@ def _lacking(run: Run) -> Iterator[str]:
         yield f"- `{run.experiment}`: {markdown(why)}"
 
 
-def _claim(claim: Claim, finding: Finding, conditions: Sequence[str]) -> Iterator[str]:
+def _claim(claim: Claim, finding: Finding, shown_settings: Sequence[str]) -> Iterator[str]:
     paper = claim.paper if claim.paper.startswith("not in") else f"in the paper: {claim.paper}"
     yield (
         f"**{claim.id}. {markdown(claim.statement)}: {finding.verdict}.** "
@@ -130,8 +130,8 @@ def _claim(claim: Claim, finding: Finding, conditions: Sequence[str]) -> Iterato
         if name:
             value = "" if found is None else f": {estimate(found)}"
             yield f"{markdown(name[:1].upper() + name[1:])}{value}."
-    if conditions:
-        yield f"Settings: {markdown('; '.join(conditions))}."
+    if shown_settings:
+        yield f"Settings: {markdown('; '.join(shown_settings))}."
     why = markdown(finding.why[:1].upper() + finding.why[1:])
     yield f"{why}. The rule: {markdown(claim.rule)}."
     yield ""
@@ -211,7 +211,7 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
             config = part.run.config
             keys = TOLD if config.get("model") == SYNTHETIC else TOLD + LEARNING
             told = [f"{key} {_listed(config[key])}" for key in keys if config.get(key)]
-            told = [markdown(item) for item in (*told, *_conditions(part))]
+            told = [markdown(item) for item in (*told, *_shown_settings(part))]
             if seconds := part.run.manifest["cell_seconds"]:
                 told.append(f"{seconds:,.0f} s of cells")
             yield f"- `{part.run.experiment}`: {'; '.join(told)}"
@@ -232,14 +232,14 @@ def _circumstances(run: Run) -> str:
     return "\n".join(f"- {markdown(line)}" for line in told)
 
 
-def _conditions(part: Section) -> list[str]:
+def _shown_settings(part: Section) -> list[str]:
     """What the experiment has said with its claims, of the spaces that were measured."""
     config = part.run.config
     return [
-        f"{condition.words} {_listed(config[condition.setting])}"
-        for condition in part.experiment.conditions
-        if config.get(condition.setting)
-        and (not condition.space or condition.space in config.get("spaces", ()))
+        f"{setting.words} {_listed(config[setting.name])}"
+        for setting in part.experiment.shown_settings
+        if config.get(setting.name)
+        and (not setting.space or setting.space in config.get("spaces", ()))
     ]
 
 

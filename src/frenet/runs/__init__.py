@@ -5,7 +5,7 @@ from frenet.runs.engine import Interrupted, RunFailedError, run_experiment
 from frenet.runs.files import DiskFullError, RunFolderError
 from frenet.runs.header import find_runs
 from frenet.runs.reading import pack_run, read_run
-from frenet.runs.records import config_dict, default_out, demo_out, reproduction_out
+from frenet.runs.records import config_dict, default_out, reproduction_out
 from frenet.runs.store import Run, RunFolder
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "config_dict",
     "decide_claims",
     "default_out",
-    "demo_out",
     "find_runs",
     "finding_dict",
     "pack_run",

@@ -117,12 +117,6 @@ def default_out(experiment: Experiment, config: Any) -> Path:
     return Path("runs") / f"{experiment.name}-{digest[:8]}"
 
 
-def demo_out(preset: str, configs: Mapping[str, Any]) -> Path:
-    """Where the runs of several experiments go, by the preset and all their configurations."""
-    digest = config_digest(preset, {name: config_dict(each) for name, each in configs.items()})
-    return Path("runs") / f"{preset}-{digest[:8]}"
-
-
 def reproduction_out(preset: str, wanted: Any) -> Path:
     """Where a reproduction goes, by its preset and its networks, tasks and experiments."""
     digest = config_digest(f"reproduce {preset}", config_dict(wanted))

@@ -88,7 +88,7 @@ def kind(cell: Cell) -> object:
 
 def share(cell: Cell) -> object:
     """What the cells have in common that share a preparation."""
-    return dict(cell.keys).get("seed")
+    return cell.seed
 
 
 def _outcomes(queue: deque[Job], *, crew: Crew, store: RunFolder, watch: Watch) -> Outcomes:

@@ -4,9 +4,16 @@ from dataclasses import dataclass
 
 from frenet.experiments.basis_drift.findings import CLAIMS, FIGURES, TABLES, reread
 from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later
-from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, conditions
+from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, shown_settings
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, prepare, task_names
+from frenet.experiments.setup.networks import (
+    SMALL_NETWORK,
+    MinibatchConfig,
+    by_space,
+    network_cells,
+    prepare,
+    task_names,
+)
 
 
 @dataclass(frozen=True)
@@ -33,14 +40,12 @@ class Config(DamageConfig, MinibatchConfig):
 
 def cells(config: Config) -> list[Cell]:
     """One cell a seed, space, mode, task and optimiser."""
-    return [
-        Cell.of(seed=seed, space=space, mode=mode, task=task, optimizer=optimizer)
-        for seed in config.seeds
-        for space in config.spaces
-        for mode in config.modes
-        for task in _names(config, mode)
-        for optimizer in (config.lora_optimizers if space == "lora" else config.optimizers)
-    ]
+    return network_cells(
+        config,
+        mode=config.modes,
+        task=lambda cell: _names(config, cell["mode"]),
+        optimizer=lambda cell: by_space(cell["space"], config.optimizers, config.lora_optimizers),
+    )
 
 
 def _names(config: Config, mode: str) -> tuple[str, ...]:
@@ -98,7 +103,7 @@ EXPERIMENT = Experiment(
         },
     },
     reproduced={"cpu": {"max_tasks": 3}},
-    conditions=conditions("protocol", full="optimizers", lora="lora_optimizers"),
+    shown_settings=shown_settings("protocol", full="optimizers", lora="lora_optimizers"),
     prepare=prepare,
     reread=reread,
 )

@@ -18,10 +18,10 @@ from frenet.network.tasks import Task
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables drift and half_life."""
-    network = build(config, space=cell["space"], seed=cell["seed"])
+    network = build(config, space=cell["space"], seed=cell.seed)
     yield from describe(network, cell, cells(config), config)
     steps = max(config.lags)
-    training = Training(cell["optimizer"], config.batch_size, steps, seed=cell["seed"])
+    training = Training(cell["optimizer"], config.batch_size, steps, seed=cell.seed)
     try:
         with _start(network, config, cell) as task:
             path, drifts, losses = train_and_compare(
@@ -62,7 +62,7 @@ def _start(network: Network, config: Config, cell: Cell) -> Iterator[Task]:
     task = {**network.tasks, **network.unseen}[cell["task"]]
     with network.space.restored(network.model):
         if cell["mode"] == "recovery":
-            with damaged(network, task, config, protocol=config.protocol, seed=cell["seed"]):
+            with damaged(network, task, config, protocol=config.protocol, seed=cell.seed):
                 yield task
             return
         if network.untrained is not None:

@@ -7,9 +7,16 @@ from frenet.experiments.best_of_n.columns import TABLES
 from frenet.experiments.best_of_n.figures import FIGURES
 from frenet.experiments.best_of_n.findings import CLAIMS
 from frenet.experiments.experiment import MODEL, Cell, Experiment, Later
-from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, conditions
+from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, shown_settings
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, build, task_names
+from frenet.experiments.setup.networks import (
+    SMALL_NETWORK,
+    NetworkConfig,
+    build,
+    by_space,
+    network_cells,
+    task_names,
+)
 
 
 @dataclass(frozen=True)
@@ -52,15 +59,13 @@ class Config(DamageConfig, NetworkConfig):
 
 def cells(config: Config) -> list[Cell]:
     """One cell a seed, space, size, task, protocol and place."""
-    return [
-        Cell.of(seed=seed, space=space, size=size, task=task, protocol=protocol, place=place)
-        for seed in config.seeds
-        for space in config.spaces
-        for size in _sizes(config, space)
-        for task in task_names(config)
-        for protocol in config.protocols
-        for place in _places(config, space, size)
-    ]
+    return network_cells(
+        config,
+        size=lambda cell: _sizes(config, cell["space"]),
+        task=task_names(config),
+        protocol=config.protocols,
+        place=lambda cell: _places(config, cell["space"], cell["size"]),
+    )
 
 
 def _places(config: Config, space: str, size: int) -> tuple[str, ...]:
@@ -73,18 +78,18 @@ def _places(config: Config, space: str, size: int) -> tuple[str, ...]:
 
 def _own_size(config: Config, space: str) -> int:
     """Width of the network, or rank of the adapters."""
-    return config.rank if space == "lora" else config.width
+    return by_space(space, config.width, config.rank)
 
 
 def _sizes(config: Config, space: str) -> list[int]:
     """All widths, or all ranks, that are searched."""
-    further = config.ranks if space == "lora" else config.widths
+    further = by_space(space, config.widths, config.ranks)
     return list(dict.fromkeys((_own_size(config, space), *further)))
 
 
 def _sized(config: Config, cell: Cell) -> Config:
     """The configuration of the network of a cell."""
-    name = "rank" if cell["space"] == "lora" else "width"
+    name = by_space(cell["space"], "width", "rank")
     return dataclasses.replace(config, **{name: cell["size"]})
 
 
@@ -93,7 +98,7 @@ def prepare(config: Config, cell: Cell) -> None:
     for space in config.spaces:
         for size in _sizes(config, space):
             sized = _sized(config, Cell.of(space=space, size=size))
-            build(sized, space=space, seed=cell["seed"])
+            build(sized, space=space, seed=cell.seed)
 
 
 EXPERIMENT = Experiment(
@@ -172,6 +177,6 @@ EXPERIMENT = Experiment(
             "probes": 8, "places": ("all", "random:10", "random:100", "random:1000"),
         },
     },
-    conditions=conditions("protocols"),
+    shown_settings=shown_settings("protocols"),
     prepare=prepare,
 )  # fmt: skip

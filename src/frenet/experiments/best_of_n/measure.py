@@ -40,7 +40,7 @@ class Spot:
 
     def seed(self, search: int, sigma: int = 0) -> int:
         """Of the noise of one search."""
-        return 100_000 * int(self.cell["seed"]) + 100 * search + sigma
+        return 100_000 * int(self.cell.seed) + 100 * search + sigma
 
     @property
     def selection(self) -> Selection:
@@ -48,7 +48,7 @@ class Spot:
         return Selection(
             select_size=self.config.select_size,
             test_size=self.config.test_size,
-            seed=int(self.cell["seed"]),
+            seed=int(self.cell.seed),
         )
 
 
@@ -237,13 +237,13 @@ def _step_gain(spot: Spot, where: Where, radius: float) -> float:
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables place, spread, quantile, best and winner."""
-    network = build(_sized(config, cell), space=cell["space"], seed=cell["seed"])
+    network = build(_sized(config, cell), space=cell["space"], seed=cell.seed)
     yield from describe(
         network, cell, cells(config), config, select=config.select_size, test=config.test_size
     )
     task = network.tasks[cell["task"]]
     try:
-        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
+        with damaged(network, task, config, protocol=cell["protocol"], seed=cell.seed):
             for search in range(config.searches):
                 yield from search_rows(Spot(network, task, config, cell), search)
     except NotDamagedError as error:

@@ -7,9 +7,15 @@ from frenet._errors import UsageError
 from frenet.experiments.direction_scale.answers import sentences
 from frenet.experiments.direction_scale.figures import FIGURES, KINDS, TABLES, reread
 from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later
-from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, conditions
+from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, shown_settings
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, prepare, task_names
+from frenet.experiments.setup.networks import (
+    SMALL_NETWORK,
+    MinibatchConfig,
+    network_cells,
+    prepare,
+    task_names,
+)
 from frenet.experiments.setup.reading import ContrastConfig
 
 
@@ -90,12 +96,7 @@ def cells(config: Config) -> list[Cell]:
         raise UsageError(
             f"--steering {config.steering} needs prompts that it steers; pass --contrasts FILE"
         )
-    return [
-        Cell.of(seed=seed, space=space, task=task)
-        for seed in config.seeds
-        for space in config.spaces
-        for task in task_names(config)
-    ]
+    return network_cells(config, task=task_names(config))
 
 
 # What `frenet probe` starts from: the user's own weights as they are, and one training run.
@@ -142,7 +143,7 @@ EXPERIMENT = Experiment(
         },
     },
     reproduced={"cpu": {"max_tasks": 2}},
-    conditions=conditions("protocol", full="optimizer", lora="lora_optimizer"),
+    shown_settings=shown_settings("protocol", full="optimizer", lora="lora_optimizer"),
     prepare=prepare,
     reread=reread,
     answers=sentences,

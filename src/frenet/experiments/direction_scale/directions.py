@@ -13,7 +13,7 @@ from frenet._notebook import listed
 from frenet.experiments.direction_scale import Config
 from frenet.experiments.direction_scale.figures import FRESH, KINDS
 from frenet.experiments.experiment import Cell
-from frenet.experiments.setup.networks import Network, only_first
+from frenet.experiments.setup.networks import Network, by_space, only_first
 from frenet.geometry import rng
 from frenet.geometry.linalg import norm
 from frenet.measure.gradients import adam_scale, gradient_matrix
@@ -82,8 +82,8 @@ class Spot:
     @property
     def optimizer(self) -> str:
         """Optimiser and rate of the space."""
-        lora = self.cell["space"] == "lora"
-        return self.config.lora_optimizer if lora else self.config.optimizer
+        config = self.config
+        return by_space(self.cell["space"], config.optimizer, config.lora_optimizer)
 
     def training(self, replicate: int = 0) -> Training:
         """A training on the task; replicates see other minibatches."""
@@ -94,7 +94,7 @@ class Spot:
     @property
     def seed(self) -> int:
         """Of everything that is drawn."""
-        return int(self.cell["seed"])
+        return int(self.cell.seed)
 
 
 def weight_directions(spot: Spot, path: Trajectory) -> Iterator[Direction]:

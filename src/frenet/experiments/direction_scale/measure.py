@@ -236,7 +236,7 @@ def _against(name: str, coordinates: str) -> str:
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables radius, line, share and lifetime."""
-    network = build(config, space=cell["space"], seed=cell["seed"])
+    network = build(config, space=cell["space"], seed=cell.seed)
     size = config.batch_size
     select = size if "search winner" in config.directions else 0
     test = max(size, config.eval_size)
@@ -244,7 +244,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     task = network.tasks[cell["task"]]
     spot = Spot(config, cell, network, task, network.space.read(network.model).cpu())
     try:
-        with damaged(network, task, config, protocol=config.protocol, seed=cell["seed"]):
+        with damaged(network, task, config, protocol=config.protocol, seed=cell.seed):
             yield from _measured(spot)
     except NotDamagedError as error:
         yield note(cell, f"{config.protocol} left out: {error}")

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from frenet.experiments.experiment import MODEL, Cell, Condition, Experiment, Later
+from frenet.experiments.experiment import MODEL, Cell, Experiment, Later, Setting
 from frenet.experiments.gradient_rank.findings import CLAIMS, FIGURES, TABLES
 from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, prepare
+from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, network_cells, prepare
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,7 @@ class Config(DamageConfig, NetworkConfig):
 
 def cells(config: Config) -> list[Cell]:
     """One cell a seed, space and point: overlaps need all tasks together."""
-    return [
-        Cell.of(seed=seed, space=space, point=point)
-        for seed in config.seeds
-        for space in config.spaces
-        for point in config.points
-    ]
+    return network_cells(config, point=config.points)
 
 
 EXPERIMENT = Experiment(
@@ -75,6 +70,6 @@ EXPERIMENT = Experiment(
         },
     },
     reproduced={"cpu": {"max_tasks": 4}},
-    conditions=(Condition("points", "points"),),
+    shown_settings=(Setting("points", "points"),),
     prepare=prepare,
 )

@@ -25,18 +25,18 @@ STREAM = ("seed", "space", "point", "batch_size", "task")
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables energy, spectrum and overlap."""
-    network = build(config, space=cell["space"], seed=cell["seed"])
+    network = build(config, space=cell["space"], seed=cell.seed)
     yield from describe(network, cell, cells(config), config)
     yield from _shared_examples(network, config, cell)
     sampled: dict[int, dict[str, torch.Tensor]] = {size: {} for size in config.batch_sizes}
     for name in network.measured:
         task = network.tasks[name]
-        pair = task, task.shuffled(cell["seed"])
+        pair = task, task.shuffled(cell.seed)
         try:
             # Damage by training is slow: both kinds of gradients, at every batch size, at once.
-            with damaged(network, task, config, protocol=cell["point"], seed=cell["seed"]):
+            with damaged(network, task, config, protocol=cell["point"], seed=cell.seed):
                 found = {
-                    size: [_sample(network, one, config, size, cell["seed"]) for one in pair]
+                    size: [_sample(network, one, config, size, cell.seed) for one in pair]
                     for size in config.batch_sizes
                 }
         except NotDamagedError as error:

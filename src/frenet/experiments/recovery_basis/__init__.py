@@ -123,6 +123,6 @@ EXPERIMENT = Experiment(
         MADE: {"demo": {"steps": 400}, "cpu": {"steps": 400}, "gpu": {"steps": 400}},
     },
     reproduced={"cpu": {"max_tasks": 1}},
-    conditions=RECOVERED,
+    shown_settings=RECOVERED,
     prepare=prepare,
 )  # fmt: skip

@@ -28,7 +28,7 @@ Bases = dict[str, Basis]
 
 def damaged_rows(case: Case, bases: Bases, line: Tensor) -> Iterator[Row]:
     """Everything from the damaged point: two recoveries and what the bases hold of each."""
-    config, network, seed = case.config, case.network, case.cell["seed"]
+    config, network, seed = case.config, case.network, case.cell.seed
     bases = bases | bases_at_damage(
         network.model,
         case.task,
@@ -137,7 +137,7 @@ def _worth(case: Case, basis: Basis, own: Recovery, *, full: Evaluation, optimis
     }
     if optimise:
         assert own.stop is not None
-        training = case.training(own.stop, seed=case.cell["seed"])
+        training = case.training(own.stop, seed=case.cell.seed)
         with network.space.restored(network.model):
             delta = train_in_basis(
                 network.model, case.task, basis, space=network.space, training=training
@@ -148,7 +148,7 @@ def _worth(case: Case, basis: Basis, own: Recovery, *, full: Evaluation, optimis
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables recovery, capture and curve."""
-    network = build(config, space=cell["space"], seed=cell["seed"])
+    network = build(config, space=cell["space"], seed=cell.seed)
     yield from describe(
         network,
         cell,
@@ -178,9 +178,9 @@ def _start_bases(network: Network, config: Config, cell: Cell) -> Bases:
         network.model,
         task,
         others,
-        sampling=Sampling(max(config.ks), config.n, config.batch_size, cell["seed"]),
+        sampling=Sampling(max(config.ks), config.n, config.batch_size, cell.seed),
         space=network.space,
         training=Training(
-            cell["optimizer"], config.batch_size, config.vector_steps, seed=cell["seed"]
+            cell["optimizer"], config.batch_size, config.vector_steps, seed=cell.seed
         ),
     )

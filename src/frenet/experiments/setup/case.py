@@ -86,7 +86,7 @@ def damaged_case(network: Network, config: Any, cell: Cell) -> Iterator[Case]:
     before, select_before = loss("test"), loss("select")
     losses: Row = {"loss_0": before}
     try:
-        with damaged(network, task, config, protocol=cell["protocol"], seed=cell["seed"]):
+        with damaged(network, task, config, protocol=cell["protocol"], seed=cell.seed):
             losses["loss_d"] = after = loss("test")
             threshold = recovered_loss(select_before, loss("select"), network.chance)
             require_damage(task, before, after, depth=config.depth, chance=network.chance)

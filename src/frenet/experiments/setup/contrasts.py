@@ -147,7 +147,7 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
 def prepare(config: SteeringConfig, cell: Cell) -> None:
     """Put the synthetic network of this cell into the cache."""
     if config.model == SYNTHETIC:
-        _synthetic(config.width, config.train_steps, cell["seed"])
+        _synthetic(config.width, config.train_steps, cell.seed)
 
 
 def steered(config: SteeringConfig, cell: Cell) -> Steered:
@@ -162,7 +162,7 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     from frenet.network.space import ParamSpace
     from frenet.network.synthetic.contrasts import synthetic_contrast
 
-    seed, space = cell["seed"], cell["space"]
+    seed, space = cell.seed, cell["space"]
     if space not in ("full", "lora"):
         raise UsageError(f"unknown space {space!r}; there are full and lora")
     tokenizer, notes = None, []

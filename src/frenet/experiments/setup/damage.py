@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from frenet._errors import UsageError
-from frenet.experiments.experiment import Condition, Scalar
+from frenet.experiments.experiment import Scalar, Setting
 
 if TYPE_CHECKING:
     from frenet.experiments.setup.networks import Network
@@ -41,15 +41,15 @@ LANGUAGE_MODEL: dict[str, Any] = {
 }
 
 
-def conditions(damage: str, **trained: str) -> tuple[Condition, ...]:
-    """The conditions of an experiment that damages a task.
+def shown_settings(damage: str, **trained: str) -> tuple[Setting, ...]:
+    """The settings that are shown of an experiment that damages a task.
 
     Args:
         damage: the setting that names its protocols.
         trained: the settings that name the optimisers, by the space that they train.
     """
-    moved = [Condition(f"{space} space trained by", name, space) for space, name in trained.items()]
-    return (Condition("damage by", damage), *moved)
+    moved = [Setting(f"{space} space trained by", name, space) for space, name in trained.items()]
+    return (Setting("damage by", damage), *moved)
 
 
 class NotDamagedError(UsageError):

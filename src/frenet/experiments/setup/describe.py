@@ -88,7 +88,7 @@ def _fewer(network: Network, asked: "dict[Split, int]") -> Iterator[str]:
 
 def note(cell: Cell, text: str) -> Row:
     """A row of the table notes."""
-    return {"table": "notes", "seed": cell["seed"], "space": cell["space"], "note": text}
+    return {"table": "notes", "seed": cell.seed, "space": cell["space"], "note": text}
 
 
 def labelled_rows(rows: Rows, labels: Callable[[Row], Row], *, earlier: str) -> Rows:

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from frenet._errors import UsageError
 from frenet._notebook import listed
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from frenet.network.space import ParamSpace
     from frenet.network.tasks import Split, Task
 
+T = TypeVar("T")
 # A cached network must not depend on the threads of the run that happened to make it; two threads
 # that wait for each other on a busy machine take many times as long as one.
 LEARNING_THREADS = 1
@@ -175,7 +176,7 @@ def only_first(measured: Collection[str], known: Collection[str], what: str, how
 
 def prepare(config: NetworkConfig, cell: Cell) -> None:
     """Put the network of this cell into the cache."""
-    build(config, space=cell["space"], seed=cell["seed"])
+    build(config, space=cell["space"], seed=cell.seed)
 
 
 def at_most(task: "Task", split: "Split", examples: int) -> int:
@@ -207,6 +208,36 @@ def task_names(config: NetworkConfig) -> tuple[str, ...]:
             f"no task {missing[0]!r}; there are {listed(known)}: pass some of them as --only"
         )
     return config.only or known[: config.max_tasks or None]
+
+
+def network_cells(
+    config: NetworkConfig, **keys: Sequence[Any] | Callable[[dict[str, Any]], Sequence[Any]]
+) -> list[Cell]:
+    """The cells for every seed, every space and every combination of further keys.
+
+    Args:
+        config: seeds and spaces.
+        keys: the values of each further key, or what gives them for the keys before it.
+
+    Raises:
+        ValueError: ``only`` names a task that is not there: refused before anything is made.
+    """
+    task_names(config)
+    found: list[dict[str, Any]] = [
+        {"seed": seed, "space": space} for seed in config.seeds for space in config.spaces
+    ]
+    for key, values in keys.items():
+        found = [
+            {**cell, key: value}
+            for cell in found
+            for value in (values(cell) if callable(values) else values)
+        ]
+    return [Cell.of(**cell) for cell in found]
+
+
+def by_space(space: str, full: T, lora: T) -> T:
+    """Which of two settings counts: the one for all weights, or the one for adapters."""
+    return lora if space == "lora" else full
 
 
 def _known_tasks(config: NetworkConfig) -> tuple[str, ...]:

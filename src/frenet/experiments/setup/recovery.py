@@ -4,12 +4,12 @@ from typing import Any
 
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell
-from frenet.experiments.setup.damage import conditions
-from frenet.experiments.setup.networks import task_names
+from frenet.experiments.setup.damage import shown_settings
+from frenet.experiments.setup.networks import by_space, network_cells, task_names
 
 # A prefix that is a larger part of the recovery holds it by being it.
 LONGEST_PREFIX = 0.35
-RECOVERED = conditions("protocols", full="optimizers", lora="lora_optimizers")
+RECOVERED = shown_settings("protocols", full="optimizers", lora="lora_optimizers")
 
 
 def recovery_cells(config: Any) -> list[Cell]:
@@ -25,11 +25,9 @@ def recovery_cells(config: Any) -> list[Cell]:
             f"recovery may take, so no capture could be given; pass --ks up to {most}, "
             "or more --steps"
         )
-    return [
-        Cell.of(seed=seed, space=space, task=task, protocol=protocol, optimizer=optimizer)
-        for seed in config.seeds
-        for space in config.spaces
-        for task in task_names(config)
-        for protocol in config.protocols
-        for optimizer in (config.lora_optimizers if space == "lora" else config.optimizers)
-    ]
+    return network_cells(
+        config,
+        task=task_names(config),
+        protocol=config.protocols,
+        optimizer=lambda cell: by_space(cell["space"], config.optimizers, config.lora_optimizers),
+    )

@@ -162,7 +162,7 @@ def slope_rows(dosed: Dosed, effects: Effects, *, resamples: int) -> Iterator[Ro
         for name, after in effects.after.items()
     }
     control = {name: float(np.abs(slopes[name].mean(0)).max()) for name in CONTROLS}
-    seed = int(dosed.cell["seed"])
+    seed = int(dosed.cell.seed)
 
     def interval(parts: list[Any], statistic: Callable[..., Any]) -> tuple[float, float]:
         found = stats.bootstrap(
@@ -257,7 +257,7 @@ def equal_rows(
         for way in (contrast, gradient, weights)
         if (size := sizes[way.name]) is not None
     }
-    texts = neutral_texts(dosed.subject, neutral, seed=int(dosed.cell["seed"]))
+    texts = neutral_texts(dosed.subject, neutral, seed=int(dosed.cell.seed))
     *costs, idle = neutral_cost(
         dosed.subject.model, texts, [*reached.values(), random.change(dose)]
     )
@@ -347,7 +347,7 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
     rows = shifted_prompts(parts["moved"])
     moved = activation_shift(model, rows, step, space=subject.space, blocks=[block], path=path)
     shift = moved[:, 0].mean(0).cpu()
-    draw = rng.generator(cell["seed"], "steering-effect", cell["behaviour"])
+    draw = rng.generator(cell.seed, "steering-effect", cell["behaviour"])
     found = streams.at(index)
     vectors = {
         "contrast": found.difference()[None],

@@ -118,7 +118,7 @@ def _numbers(
     draws: str,
 ) -> Row:
     """Everything about one block."""
-    draw = rng.generator(cell["seed"], draws, cell["behaviour"])
+    draw = rng.generator(cell.seed, draws, cell["behaviour"])
     v = streams.difference()
     value = cosine(v, own)
     shuffled = shuffled_cosines(streams, own, shuffles=config.shuffles, generator=draw)

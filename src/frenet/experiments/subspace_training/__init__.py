@@ -112,7 +112,7 @@ EXPERIMENT = Experiment(
         MADE: {"cpu": {"steps": 400}, "gpu": {"steps": 400}},
     },
     reproduced={"cpu": {"max_tasks": 1, "protocols": ("wrong-answers",)}},
-    conditions=RECOVERED,
+    shown_settings=RECOVERED,
     longest_recovery=attrgetter("steps"),
     prepare=prepare,
     in_demo=False,

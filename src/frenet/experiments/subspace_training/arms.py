@@ -59,7 +59,7 @@ class Trained:
 
 def run_seed(case: Case) -> int:
     """The seed of the minibatches, the same in the run and in every basis."""
-    return 1000 + int(case.cell["seed"])
+    return 1000 + case.cell.seed
 
 
 def _evaluated(case: Case, split: Split) -> Evaluation:
@@ -79,7 +79,7 @@ def arms(case: Case, run: Recovery, gradients: dict[str, Basis], k: int) -> list
     space = case.network.space
 
     def random(*names: str | int) -> Basis:
-        draw = generator(case.cell["seed"], "subspace", *names)
+        draw = generator(case.cell.seed, "subspace", *names)
         return random_basis(space.dim, k, draw, space=space)
 
     def moving_random(inside: int | None) -> MovingBasis:
@@ -106,7 +106,7 @@ def gradient_bases(case: Case) -> dict[str, Basis]:
     found = bases_at_damage(
         network.model,
         case.task,
-        sampling=Sampling(max(config.ks), config.n, config.batch_size, case.cell["seed"]),
+        sampling=Sampling(max(config.ks), config.n, config.batch_size, case.cell.seed),
         space=network.space,
         second_order=(),
     )

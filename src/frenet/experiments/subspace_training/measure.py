@@ -132,7 +132,7 @@ def _rate_rows(case: Case, arm: Arm, trained: list[Trained], unswept: Trained) -
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables run, trained, curve and rate."""
-    network = build(config, space=cell["space"], seed=cell["seed"])
+    network = build(config, space=cell["space"], seed=cell.seed)
     yield from describe(
         network, cell, cells(config), config, select=config.probe_size, test=config.probe_size
     )

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from frenet.experiments.experiment import MODEL, Cell, Experiment, Later
-from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, conditions
+from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, shown_settings
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, prepare
+from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, network_cells, prepare
 from frenet.experiments.task_vector_range.answers import sentences
 from frenet.experiments.task_vector_range.figures import FIGURES, TABLES, labelled
 
@@ -33,7 +33,7 @@ class Config(DamageConfig, MinibatchConfig):
 
 def cells(config: Config) -> list[Cell]:
     """One cell a seed and space."""
-    return [Cell.of(seed=seed, space=space) for seed in config.seeds for space in config.spaces]
+    return network_cells(config)
 
 
 EXPERIMENT = Experiment(
@@ -65,7 +65,7 @@ EXPERIMENT = Experiment(
             "cpu": {"max_tasks": 2},
         },
     },
-    conditions=conditions("protocol", full="optimizer", lora="lora_optimizer"),
+    shown_settings=shown_settings("protocol", full="optimizer", lora="lora_optimizer"),
     prepare=prepare,
     in_demo=False,
     reread=labelled,

@@ -12,7 +12,7 @@ from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
 from frenet.experiments.setup.lines import looked_between, weight_share
-from frenet.experiments.setup.networks import Network, build
+from frenet.experiments.setup.networks import Network, build, by_space
 from frenet.experiments.task_vector_range import Config, cells
 from frenet.experiments.task_vector_range.answers import LEAST_GAIN
 from frenet.geometry import rng
@@ -91,7 +91,7 @@ class Range:
             yield Way("factors", space, step, self._as_long(task, step))
 
     def _as_long(self, task: str, tau: torch.Tensor) -> torch.Tensor:
-        draw = rng.generator(int(self.cell["seed"]), "task-vector-range", task)
+        draw = rng.generator(int(self.cell.seed), "task-vector-range", task)
         z = torch.randn(len(tau), generator=draw)
         return z * (tau.norm() / z.norm())
 
@@ -157,7 +157,7 @@ def radius_rows(spot: Range) -> Iterator[Row]:
 
 def _radius(spot: Range, name: str, way: Way) -> tuple[Radius, tuple[float, float]]:
     """The radius along a line, and what share of the weights it moves there and at its end."""
-    model, task, seed = spot.network.model, spot.network.tasks[name], int(spot.cell["seed"])
+    model, task, seed = spot.network.model, spot.network.tasks[name], int(spot.cell.seed)
     batch = distinct(next(repeatable(task, "test", spot.config.eval_size, 0)))
     share = weight_share(model, way.tau, space=way.space)
     length = float(way.tau.double().norm())
@@ -201,7 +201,7 @@ def share_rows(spot: Range) -> Iterator[Row]:
     for name, (path, again) in spot.paths.items():
         rows = gradient_matrix(
             network.model, network.tasks[name], space=network.space, n=2 * k,
-            batch_size=spot.config.batch_size, seed=int(spot.cell["seed"]),
+            batch_size=spot.config.batch_size, seed=int(spot.cell.seed),
         )  # fmt: skip
         bases: dict[str, Basis] = {
             "gradients": svd_basis(rows, k, space=network.space),
@@ -222,11 +222,11 @@ def share_rows(spot: Range) -> Iterator[Row]:
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables along, radius, pair and inside."""
-    network = build(config, space=cell["space"], seed=cell["seed"])
+    network = build(config, space=cell["space"], seed=cell.seed)
     yield from describe(network, cell, cells(config), config, test=config.eval_size)
     first = network.tasks[network.measured[0]]
     try:
-        with damaged(network, first, config, protocol=config.protocol, seed=cell["seed"]):
+        with damaged(network, first, config, protocol=config.protocol, seed=cell.seed):
             spot = _trained(config, cell, network)
             for table in (along_rows, radius_rows, pair_rows, share_rows):
                 yield from table(spot)
@@ -236,8 +236,8 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
 
 def _trained(config: Config, cell: Cell, network: Network) -> Range:
     """The vectors of all measured tasks, twice."""
-    model, space, seed = network.model, network.space, int(cell["seed"])
-    optimizer = config.lora_optimizer if cell["space"] == "lora" else config.optimizer
+    model, space, seed = network.model, network.space, cell.seed
+    optimizer = by_space(cell["space"], config.optimizer, config.lora_optimizer)
     paths, vectors = {}, {}
     for name in network.measured:
         found = []
