@@ -21,6 +21,7 @@ from frenet.experiments.intervals import (
     select,
     series_over_seeds,
 )
+from frenet.experiments.setup import columns
 from frenet.experiments.verdicts import Criterion, Rule
 
 LAG, CEILING, CONTROL = 100, 0.7, 0.95
@@ -163,13 +164,13 @@ def overlap_chart(rows: Rows) -> object:
 
 
 _KEYS = (
-    Column("seed", "", "seed of network, data and minibatches", "key"),
-    Column("space", "", "parameters: all weights, or the factors of LoRA", "key"),
+    columns.SEED,
+    columns.SPACE,
     Column("mode", "", "recovery after damage, or fine-tuning on a new task", "key"),
-    Column("task", "", "task", "key"),
-    Column("optimizer", "", "optimiser and rate", "key"),
+    columns.TASK,
+    columns.OPTIMIZER,
     Column("kind", "", "basis of gradients, or of windows of updates", "key"),
-    Column("k", "", "basis dimension", "key"),
+    columns.K,
 )
 TABLES = {
     "drift": (

@@ -1,13 +1,14 @@
 """The columns of `best_of_n`."""
 
 from frenet.experiments.experiment import Column
+from frenet.experiments.setup import columns
 
 _PLACE = (
-    Column("seed", "", "seed of network, data and damage", "key"),
-    Column("space", "", "parameters: all weights, or the factors of LoRA", "key"),
+    columns.SEED,
+    columns.SPACE,
     Column("size", "", "width of the network, or rank of the adapters", "key"),
-    Column("task", "", "damaged task", "key"),
-    Column("protocol", "", "kind of damage", "key"),
+    columns.DAMAGED_TASK,
+    columns.PROTOCOL,
     Column("place", "", "where candidates move", "key"),
     Column("search", "", "number of the search, with its own noise and directions", "key"),
     Column("dim", "", "coordinates that are perturbed", "key"),

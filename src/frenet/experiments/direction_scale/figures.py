@@ -8,6 +8,7 @@ from frenet.experiments.brackets import bracket_of, life_columns
 from frenet.experiments.experiment import Column, Figure, Row, Rows, integer, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.intervals import over_seeds, select
+from frenet.experiments.setup import columns
 from frenet.experiments.setup.describe import labelled_rows
 
 if TYPE_CHECKING:
@@ -166,9 +167,9 @@ def _life(found: "Bracket") -> Row:
 
 
 _KEYS = (
-    Column("seed", "", "seed of network, data and minibatches", "key"),
-    Column("space", "", "parameters that train: all weights, or the factors of LoRA", "key"),
-    Column("task", "", "task", "key"),
+    columns.SEED,
+    columns.SPACE,
+    columns.TASK,
     Column("direction", "", "kind of direction, or its file", "key"),
 )
 _COORDINATES = Column(

@@ -21,6 +21,7 @@ from frenet.experiments.intervals import (
     select,
     series_over_seeds,
 )
+from frenet.experiments.setup import columns
 from frenet.experiments.verdicts import Criterion, Rule, upper_end
 
 K, FLOOR = 10, 0.4
@@ -160,16 +161,16 @@ def overlap_chart(rows: Rows) -> object:
 
 
 _KEYS = (
-    Column("seed", "", "seed of network, data and draws", "key"),
-    Column("space", "", "parameters: all weights, or the factors of LoRA", "key"),
+    columns.SEED,
+    columns.SPACE,
     Column("point", "", "none: the trained network; else after this damage", "key"),
     Column("batch_size", "examples", "examples in a minibatch", "key"),
-    Column("task", "", "task", "key"),
+    columns.TASK,
 )
 TABLES = {
     "energy": (
         *_KEYS,
-        Column("k", "", "basis dimension", "key"),
+        columns.K,
         Column(
             "energy",
             "fraction",
@@ -198,7 +199,7 @@ TABLES = {
             "measure",
             "chance",
         ),
-        Column("chance", "fraction", "k / d", "reference"),
+        columns.CHANCE,
     ),
     "spectrum": (
         *_KEYS,
@@ -217,9 +218,9 @@ TABLES = {
     "overlap": (
         *_KEYS,
         Column("other", "", "the other task", "key"),
-        Column("k", "", "basis dimension", "key"),
+        columns.K,
         Column("overlap", "fraction", "||U^T V||^2 / k between two halves", "measure", "chance"),
-        Column("chance", "fraction", "k / d", "reference"),
+        columns.CHANCE,
     ),
 }
 

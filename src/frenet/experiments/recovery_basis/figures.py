@@ -5,6 +5,7 @@ from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
 from frenet.experiments.recovery_basis.findings import MOST_STATIC
 from frenet.experiments.recovery_basis.prefix_findings import PREFIX_SHARE
+from frenet.experiments.setup import columns
 from frenet.experiments.setup.comparable import comparable, reach
 
 
@@ -100,16 +101,16 @@ def held(rows: Rows) -> list[Row]:
 
 
 _CASE = (
-    Column("seed", "", "seed of network, data, damage and minibatches", "key"),
-    Column("space", "", "parameters that recover: all weights, or the factors of LoRA", "key"),
-    Column("task", "", "damaged task", "key"),
-    Column("protocol", "", "kind of damage", "key"),
-    Column("optimizer", "", "optimiser of the recovery and its rate", "key"),
+    columns.SEED,
+    columns.SPACE,
+    columns.DAMAGED_TASK,
+    columns.PROTOCOL,
+    columns.OPTIMIZER,
     Column("replicate", "", "0 or 1: the same recovery with other minibatches", "key"),
 )
 _LOSSES = (
-    Column("loss_0", "nats/token", "loss before the damage", "reference"),
-    Column("loss_d", "nats/token", "loss after the damage", "reference"),
+    columns.LOSS_0,
+    columns.LOSS_D,
 )
 TABLES = {
     "recovery": (
@@ -131,11 +132,11 @@ TABLES = {
     "capture": (
         *_CASE,
         Column("basis", "", "basis", "key"),
-        Column("k", "", "basis dimension", "key"),
+        columns.K,
         Column("stop", "steps", "T_stop", "key"),
         Column("k_over_stop", "fraction", "no capture is given above 0.35", "key"),
         Column("captured", "fraction", "||U^T D||^2 / ||D||^2", "measure", "chance"),
-        Column("chance", "fraction", "k / d", "reference"),
+        columns.CHANCE,
         Column("ceiling", "fraction", "the replicate's top-k PCA", "reference"),
         Column("lift", "", "capture over the random-walk share", "measure", "walk_share"),
         Column("walk_share", "fraction", "squared step norms in the first k steps", "reference"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from frenet._errors import UsageError
 from frenet._notebook import listed
 from frenet.experiments.experiment import SYNTHETIC, Cell, Column, Row, number
+from frenet.experiments.setup import columns
 from frenet.experiments.setup.networks import CHOOSE, only_first
 from frenet.experiments.setup.reading import LoadingConfig, ReadingConfig, of_sources, reading_of
 
@@ -242,8 +243,8 @@ def _synthetic(width: int, steps: int, seed: int) -> "nn.Module":
 
 
 SUBJECT_KEYS = (
-    Column("seed", "", "seed of network and parts", "key"),
-    Column("space", "", "parameters that step: all weights, or the factors of LoRA", "key"),
+    columns.SEED,
+    columns.SPACE,
     Column("behaviour", "", "contrast", "key"),
 )
 CELL_KEYS = (

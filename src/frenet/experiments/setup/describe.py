@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from frenet.experiments.experiment import Cell, Column, Row, Rows
+from frenet.experiments.setup import columns
 from frenet.experiments.setup.networks import Network, at_most
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ EXAMPLES = 32
 
 NETWORK_TABLES = {
     "learned": (
-        Column("seed", "", "seed of network and data", "key"),
-        Column("space", "", "parameters: all weights, or the factors of LoRA", "key"),
-        Column("task", "", "task", "key"),
+        columns.SEED,
+        columns.SPACE,
+        columns.TASK,
         Column("loss", "nats/token", "held-out loss before anything is done", "measure", "chance"),
         Column("chance", "nats/token", "ln V, a uniform guess over the vocabulary", "reference"),
         Column("token_accuracy", "fraction", "held-out tokens", "measure", "guess"),
@@ -25,8 +26,8 @@ NETWORK_TABLES = {
         Column("guess", "fraction", "1 / V", "reference"),
     ),
     "notes": (
-        Column("seed", "", "seed of network and data", "key"),
-        Column("space", "", "parameters: all weights, or the factors of LoRA", "key"),
+        columns.SEED,
+        columns.SPACE,
         Column("note", "", "what must be known about the network and its data", "key"),
     ),
 }

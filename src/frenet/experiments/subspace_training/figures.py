@@ -5,6 +5,7 @@ from statistics import median
 from frenet.experiments.experiment import Column, Figure, Row, Rows, number
 from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.intervals import over_seeds, seed_means, select
+from frenet.experiments.setup import columns
 from frenet.experiments.subspace_training.findings import (
     CHANCE,
     FIXED,
@@ -81,11 +82,11 @@ def dimension_chart(rows: Rows) -> object:
 
 
 _CASE = (
-    Column("seed", "", "seed of network, data, damage, bases and minibatches", "key"),
-    Column("space", "", "parameters that recover: all weights, or the factors of LoRA", "key"),
-    Column("task", "", "damaged task", "key"),
-    Column("protocol", "", "kind of damage", "key"),
-    Column("optimizer", "", "optimiser, and the rate of the run that gives the prefix", "key"),
+    columns.SEED,
+    columns.SPACE,
+    columns.DAMAGED_TASK,
+    columns.PROTOCOL,
+    columns.OPTIMIZER,
 )
 _BASIS = (
     Column("basis", "", "what is trained in", "key"),
@@ -95,8 +96,8 @@ TABLES = {
     "run": (
         *_CASE,
         Column("status", "", "recovered; not recovered; not damaged", "key"),
-        Column("loss_0", "nats/token", "loss before the damage", "reference"),
-        Column("loss_d", "nats/token", "loss after the damage", "reference"),
+        columns.LOSS_0,
+        columns.LOSS_D,
         Column("loss_end", "nats/token", "select loss at the end", "measure", "threshold"),
         Column("threshold", "nats/token", "5% of min(loss_d, ln V) above loss_0", "reference"),
         Column("stop", "steps", "T_stop of the run", "measure", "longest"),
@@ -112,7 +113,7 @@ TABLES = {
         Column("spent", "gradients", "minibatch gradients for the basis, beside the steps", "key"),
         Column("moved", "", "numbers moved: coordinates times steps, summed", "key"),
         Column("loss", "nats/token", "test loss at the end", "measure", "loss_d"),
-        Column("loss_d", "nats/token", "loss after the damage", "reference"),
+        columns.LOSS_D,
         Column("regained", "fraction", "of the lost loss", "measure", "regained_all"),
         Column("regained_all", "fraction", "by all coordinates at their best rate", "reference"),
         Column("chance", "fraction", "by random directions with as many full steps", "reference"),

@@ -3,6 +3,7 @@
 from frenet.experiments.experiment import Column, Figure, Row, Rows, integer
 from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
+from frenet.experiments.setup import columns
 from frenet.experiments.setup.describe import labelled_rows
 
 OWN, OTHERS, RANDOM = "its own task", "the other tasks", "its own, along a random vector"
@@ -112,8 +113,8 @@ def inside_chart(rows: Rows) -> object:
 
 
 _KEYS = (
-    Column("seed", "", "seed of network, data and minibatches", "key"),
-    Column("space", "", "parameters that train: all weights, or the factors of LoRA", "key"),
+    columns.SEED,
+    columns.SPACE,
     Column("task", "", "task of the vector", "key"),
 )
 _COORDINATES = Column(
