@@ -21,9 +21,9 @@ from frenet.experiments.setup.damage import damaged
 from frenet.experiments.setup.networks import build
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.evaluation import Evaluator
+from frenet.methods.local_model import survey
 from frenet.methods.plan import plan
-from frenet.methods.search import Selection, distinct
-from frenet.methods.survey import survey
+from frenet.methods.search import Selection, drop_duplicates
 from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Task, repeatable
@@ -68,7 +68,7 @@ def case(seed: int, searches: int, *, size: int = 64) -> tuple[float, float]:
             selection = Selection(select_size=size, seed=1000 * seed + search)
             found = survey(model, task, space, selection=selection, seed=search)
             best = plan(found, budget=BUDGET).best
-            select = distinct(next(repeatable(task, "select", size, selection.seed)))
+            select = drop_duplicates(next(repeatable(task, "select", size, selection.seed)))
             drawn.append((Setup(model, task, space, select, test), best.sigma if best else 0.0))
         unit = statistics.mean(sigma for _, sigma in drawn if sigma)
         planned = [

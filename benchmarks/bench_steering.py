@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from frenet.geometry import rng
+from frenet.measure.activation_shift import activation_shift
 from frenet.measure.activations import last_activations
-from frenet.measure.passes import TOKENS, length_groups, run_blocks
-from frenet.measure.shift import activation_shift
+from frenet.measure.forward_passes import TOKENS, length_groups, run_blocks
 from frenet.methods.steered_generation import generate_steered
 from frenet.methods.steering import caa
 from frenet.network.blocks import residual_blocks

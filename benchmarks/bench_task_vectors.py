@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from frenet.methods.merged import save_merged
+from frenet.methods.merge import save_merged
 from frenet.methods.task_vectors import TaskVector, from_checkpoints
 from frenet.network.checkpoints.tensor_files import TensorFiles
 from timing import Row, alone, attempted, from_status, ratios, show, times, turns

@@ -20,9 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from frenet.geometry import rng
 from frenet.measure.activations import add, last_activations
 from frenet.measure.curvature import hessian_product
+from frenet.measure.forward_passes import fitting_groups, run_blocks
 from frenet.measure.gradients import example_gradients, gradient
-from frenet.measure.line import loss_line
-from frenet.measure.passes import fitting_groups, run_blocks
+from frenet.measure.loss_line import loss_line
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.evaluation import Evaluator, row_scores
 from frenet.methods.steered_generation import generate_steered

@@ -228,7 +228,7 @@ def test_pairs_of_texts_say_where_they_go(folder, capsys, tmp_path, command, row
     if command == "steer extract":
         tokenizer, columns = load(folder / "model").tokenizer, words.split()[1:]
         found = contrasts(file, tokenizer, max_length=64, columns=columns)["rows"]
-        assert (found.kind, found.told[-1]) == ("pairs", "rows: rows: 9 pairs")
+        assert (found.kind, found.reading_notes[-1]) == ("pairs", "rows: rows: 9 pairs")
 
 
 @pytest.mark.reads(

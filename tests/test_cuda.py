@@ -9,10 +9,10 @@ from frenet.geometry.rng import generator
 from frenet.geometry.subspace import angles
 from frenet.measure.activations import add
 from frenet.methods.candidates import Candidates, Noise
+from frenet.methods.local_model import survey
 from frenet.methods.search import Selection, random_search
 from frenet.methods.steering import caa, gradient_shift, shifted_prompts
 from frenet.methods.steering_effect import Prompted, neutral_cost, steered_differences
-from frenet.methods.survey import survey
 from frenet.network.adapters import attach_lora
 from frenet.network.hooks.sites import Site
 from frenet.network.space import ParamSpace

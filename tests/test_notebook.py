@@ -11,14 +11,14 @@ import torch
 import frenet
 from frenet._notebook import HEADINGS, LONGEST, Shown, showable, table
 from frenet.geometry.nulls import Interval
-from frenet.geometry.theory import Local
-from frenet.measure.line import Line
+from frenet.geometry.theory import QuadraticModel
+from frenet.measure.loss_line import LossLine
 from frenet.measure.trajectory import Trajectory
 from frenet.methods.candidates import Noise
+from frenet.methods.linear_range import LinearRange, Point
+from frenet.methods.local_model import LocalModel
 from frenet.methods.plan import plan
-from frenet.methods.scale import Point, Radius
 from frenet.methods.search import Gain, SearchResult
-from frenet.methods.survey import Survey
 from frenet.network.checkpoints.load import Loaded
 from frenet.runs import Run
 
@@ -54,7 +54,7 @@ SPACE = frenet.ParamSpace.select(torch.nn.Linear(30, 20))
 STEPS = torch.zeros(4, SPACE.dim)
 STEPS[torch.arange(4), torch.arange(4)] = 2.0
 GAIN = Gain(-2.0, -1.5, Interval(0.5, 0.25, 0.75, 16))
-SURVEY = Survey(Local(1000, 0.5, 20.0, 4.0), loss=2.0, transfer=0.75, trace_error=1.5)
+SURVEY = LocalModel(QuadraticModel(1000, 0.5, 20.0, 4.0), loss=2.0, transfer=0.75, trace_error=1.5)
 
 
 def results() -> dict[str, Any]:
@@ -71,11 +71,13 @@ def results() -> dict[str, Any]:
         ),
         "SteeringVector": frenet.SteeringVector({2: torch.full((64,), 0.5)}, HOSTILE),
         "TaskVector": frenet.TaskVector({"w": (20, 20)}, lambda name: torch.ones(20, 20), HOSTILE),
-        "Radius": Radius(1, 0.5, 0.25, 0.75, False, 8.0, 0.625, -1.0, (Point(1.0, 2.0, 3.0),) * 99),
+        "LinearRange": LinearRange(
+            1, 0.5, 0.25, 0.75, False, 8.0, 0.625, -1.0, (Point(1.0, 2.0, 3.0),) * 99
+        ),
         "SearchResult": SearchResult(
             Noise(0.125), scores, 500.0, tuple(range(511, -1, -1)), GAIN, None, GAIN, 0.0
         ),
-        "Survey": SURVEY,
+        "LocalModel": SURVEY,
         "Plan": plan(SURVEY, budget=64),
         "Run": Run(
             "direction-scale", {}, [life] * 3, {}, [{"cell": HOSTILE}], Path("runs") / HOSTILE
@@ -123,8 +125,8 @@ def test_a_table_holds_text_only_and_says_what_to_read_beside(result: Any) -> No
         ),
         ("TaskVector", ["coordinates", "400", "cosines of random vectors are about 0.05"]),
         ("Loaded", ["parameters", "620", "fingerprint abcdef"]),
-        ("Radius", ["radius", "0.5", "95% interval 0.25 to 0.75"]),
-        ("Survey", ["trace of the Hessian", "20", "standard error 1.5"]),
+        ("LinearRange", ["radius", "0.5", "95% interval 0.25 to 0.75"]),
+        ("LocalModel", ["trace of the Hessian", "20", "standard error 1.5"]),
         (
             "SearchResult",
             [
@@ -148,8 +150,10 @@ def test_numbers_by_hand(name: str, row: list[str]) -> None:
 
 
 def test_a_line_says_its_slope_and_holds_no_tensor() -> None:
-    line = Line(lambda r: torch.zeros(300), torch.full((300,), -2.0), torch.full((300,), 4.0), 1.0)
-    assert repr(line) == "<Line: 300 examples, slope -0.5 at 0>"
+    line = LossLine(
+        lambda r: torch.zeros(300), torch.full((300,), -2.0), torch.full((300,), 4.0), 1.0
+    )
+    assert repr(line) == "<LossLine: 300 examples, slope -0.5 at 0>"
 
 
 def test_a_model_shows_its_notes() -> None:
@@ -181,8 +185,8 @@ def test_a_plan_lists_the_settings_that_it_compares() -> None:
 
 
 def test_a_radius_that_was_not_found_says_how_far_was_looked() -> None:
-    far = Radius(-1, 8.0, 1.0, math.inf, True, 8.0, None, 1.0, ())
-    assert repr(far) == "<Radius: linear against the direction as far as was looked, 8>"
+    far = LinearRange(-1, 8.0, 1.0, math.inf, True, 8.0, None, 1.0, ())
+    assert repr(far) == "<LinearRange: linear against the direction as far as was looked, 8>"
     assert "not known" in far._repr_html_()
 
 
@@ -214,4 +218,4 @@ def test_a_result_without_words_of_its_own_says_so() -> None:
     with pytest.raises(NotImplementedError, match="Shown says nothing of itself"):
         repr(Shown())
     with pytest.raises(NotImplementedError, match="Shown says nothing of itself"):
-        Shown()._facts()
+        Shown()._entries()

@@ -27,20 +27,22 @@ if TYPE_CHECKING:
     from frenet.experiments import EXPERIMENTS
     from frenet.geometry.basis import Basis, krylov_basis, prefix_basis, random_basis, svd_basis
     from frenet.integrations.trainer import FrenetCallback, read_trajectory
+    from frenet.measure.activation_shift import activation_shift
     from frenet.measure.activations import add, last_activations, record
     from frenet.measure.curvature import hessian_product, hutchinson, top_eigenpairs
     from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
-    from frenet.measure.line import loss_line
-    from frenet.measure.shift import activation_shift
+    from frenet.measure.loss_line import loss_line
     from frenet.measure.trajectory import Training, Trajectory, train_and_record
-    from frenet.methods.adapter_fit import save_as_adapter
     from frenet.methods.candidates import Noise
     from frenet.methods.effect_line import effect_line
-    from frenet.methods.merged import save_merged
+    from frenet.methods.linear_range import radius
+    from frenet.methods.local_model import survey
+    from frenet.methods.lora_from_delta import save_as_adapter
+    from frenet.methods.merge import save_merged
     from frenet.methods.moving_basis import MovingBasis, moving_prefix
     from frenet.methods.plan import plan
-    from frenet.methods.scale import radius
     from frenet.methods.search import Selection, random_search
+    from frenet.methods.search_result_files import load_winner, save_winner
     from frenet.methods.steering import caa, gradient_shift
     from frenet.methods.steering_vector import (
         SteeringVector,
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     )
     from frenet.methods.subspace import train_in_basis
     from frenet.methods.subspace_optimizer import SubspaceOptimizer
-    from frenet.methods.survey import survey
     from frenet.methods.task_vectors import (
         TaskVector,
         from_adapter,
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
         load_task_vector,
         save_task_vector,
     )
-    from frenet.methods.winners import load_winner, save_winner
     from frenet.network.adapters import attach_lora
     from frenet.network.checkpoints.load import load
     from frenet.network.data.contrasts import contrasts
@@ -104,25 +104,25 @@ _HOME = {
     "from_training": "methods.task_vectors",
     "load_task_vector": "methods.task_vectors",
     "save_task_vector": "methods.task_vectors",
-    "save_as_adapter": "methods.adapter_fit",
-    "save_merged": "methods.merged",
-    "loss_line": "measure.line",
+    "save_as_adapter": "methods.lora_from_delta",
+    "save_merged": "methods.merge",
+    "loss_line": "measure.loss_line",
     "effect_line": "methods.effect_line",
-    "radius": "methods.scale",
+    "radius": "methods.linear_range",
     # random search
     "Noise": "methods.candidates",
     "Selection": "methods.search",
     "random_search": "methods.search",
-    "survey": "methods.survey",
+    "survey": "methods.local_model",
     "plan": "methods.plan",
-    "save_winner": "methods.winners",
-    "load_winner": "methods.winners",
+    "save_winner": "methods.search_result_files",
+    "load_winner": "methods.search_result_files",
     # activations and steering
     "Site": "network.hooks.sites",
     "record": "measure.activations",
     "add": "measure.activations",
     "last_activations": "measure.activations",
-    "activation_shift": "measure.shift",
+    "activation_shift": "measure.activation_shift",
     "caa": "methods.steering",
     "gradient_shift": "methods.steering",
     "SteeringVector": "methods.steering_vector",

@@ -30,23 +30,23 @@ CELL = "text-align: left; padding: 0.2em 1em 0.2em 0; border-top: 1px solid rgb(
 class Shown:
     """A result that is one line in a console and a table in a notebook.
 
-    A dataclass that inherits from it is made with ``repr=False``, and says what it is in ``_told``,
-    which computes nothing, and its numbers in ``_facts``: each a name, a value, and the chance
-    level, null, ceiling or interval that belongs beside the value.
+    A dataclass that inherits from it is made with ``repr=False``. ``_summary`` says what it is, and
+    computes nothing. ``_entries`` are its numbers: each a name, a value, and the chance level, null,
+    ceiling or interval of the value.
     """
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         raise NotImplementedError(f"{type(self).__name__} says nothing of itself")
 
-    def _facts(self) -> Iterable[Fact]:
+    def _entries(self) -> Iterable[Fact]:
         raise NotImplementedError(f"{type(self).__name__} says nothing of itself")
 
     def __repr__(self) -> str:
-        told = showable(" ".join(self._told().split()))
+        told = showable(" ".join(self._summary().split()))
         return f"<{type(self).__name__}: {clipped(told)}>"
 
     def _repr_html_(self) -> str:
-        return table(f"{type(self).__name__}: {self._told()}", self._facts())
+        return table(f"{type(self).__name__}: {self._summary()}", self._entries())
 
 
 def table(caption: str, facts: Iterable[Fact]) -> str:

@@ -78,8 +78,8 @@ def missed(values, weights, p, k):
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 def test_what_a_krylov_space_misses_of_descent_and_of_gradient_flow(k):
     draw = generator(1, "quadratic")
-    distinct = torch.tensor([0.1, 0.4, 0.5, 1.1, 1.9], dtype=torch.float64)
-    values = distinct.repeat(4)  # equal eigenvalues count once
+    drop_duplicates = torch.tensor([0.1, 0.4, 0.5, 1.1, 1.9], dtype=torch.float64)
+    values = drop_duplicates.repeat(4)  # equal eigenvalues count once
     g = torch.randn(20, generator=draw, dtype=torch.float64)
     H, T, rate = torch.diag(values), 15, 0.3
     basis = krylov_basis(lambda v: H @ v, g, k)
@@ -95,7 +95,7 @@ def test_what_a_krylov_space_misses_of_descent_and_of_gradient_flow(k):
         assert found == pytest.approx(missed(x, weights, p, k), abs=1e-6)
         if k == 1:
             assert 0.01 < found <= ((p.max() - p.min()) / (p.max() + p.min())) ** 2
-        if k == len(distinct):
+        if k == len(drop_duplicates):
             assert found == pytest.approx(0, abs=1e-6)
 
 

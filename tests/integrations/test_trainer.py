@@ -205,9 +205,9 @@ def test_a_stale_basis_is_reported_once_between_two_looks(tmp_path, watch, caplo
         assert (life.low, life.high) in set(itertools.pairwise(LOOKS))
         said = [r.message for r in caplog.records if f"probe {name} " in r.message]
         assert len(said) == 1
-        assert f"fell below 0.5 after {life.told('step')} (control" in said[0]
+        assert f"fell below 0.5 after {life.in_words('step')} (control" in said[0]
         assert said[0].removeprefix("frenet: ") in {r["note"] for r in table(watch["out"], "notes")}
-        assert answers[name].endswith(f"is stale after {life.told('step')}")
+        assert answers[name].endswith(f"is stale after {life.in_words('step')}")
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.03, 0.2])

@@ -9,9 +9,9 @@ from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from frenet.geometry.rng import generator
 from frenet.measure import activations
+from frenet.measure.activation_shift import activation_shift
 from frenet.measure.activations import add, last_activations, record
-from frenet.measure.passes import ending_after, run_blocks
-from frenet.measure.shift import activation_shift
+from frenet.measure.forward_passes import ending_after, run_blocks
 from frenet.network.adapters import attach_lora
 from frenet.network.blocks import residual_blocks
 from frenet.network.hooks.sites import Site

@@ -7,8 +7,8 @@ from torch import nn
 from frenet.measure import checked
 from frenet.measure.checked import check_slope
 from frenet.measure.gradients import gradient
-from frenet.measure.line import loss_line
-from frenet.methods.survey import survey
+from frenet.measure.loss_line import loss_line
+from frenet.methods.local_model import survey
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
 from measure.quadratic import ROWS, Point, Quadratic, RowsTask, quadratic

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from frenet.measure.activation_shift import activation_shift
 from frenet.measure.curvature import hessian_product
 from frenet.measure.gradients import gradient
-from frenet.measure.line import loss_line
+from frenet.measure.loss_line import loss_line
 from frenet.measure.per_example import vmapped_rows
-from frenet.measure.shift import activation_shift
 from frenet.network.measuring import transformable
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from frenet.methods.adapter_fit import save_as_adapter
+from frenet.methods.lora_from_delta import save_as_adapter
 from frenet.methods.task_vectors import TaskVector, from_adapter
 from network.models import tiny_gpt2, tiny_llama, tiny_qwen2
 

@@ -5,7 +5,7 @@ import torch
 
 from frenet.geometry.rng import generator
 from frenet.methods.effect_line import effect_line
-from frenet.methods.scale import radius
+from frenet.methods.linear_range import radius
 from frenet.methods.steering_effect import Prompted
 from methods.test_steering_effect import PROMPTS, Linear
 from network.models import tiny_gpt2, tiny_llama

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from frenet.methods.merged import save_merged
+from frenet.methods.merge import save_merged
 from frenet.methods.task_vectors import TaskVector
 from network.models import tiny_llama
 

@@ -7,10 +7,10 @@ import torch
 
 from frenet.geometry.basis import span_basis
 from frenet.geometry.rng import generator
-from frenet.geometry.theory import Local, expected_maximum
+from frenet.geometry.theory import QuadraticModel, expected_maximum
+from frenet.methods.local_model import LocalModel, survey
 from frenet.methods.plan import plan
 from frenet.methods.search import Selection
-from frenet.methods.survey import Survey, survey
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticTask
@@ -83,7 +83,7 @@ def test_unlike_batches_transfer_less():
     assert 0 < sum(shares) / 12 < 0.95
 
 
-SURVEY = Survey(Local(dim=1000, gradient=2.0, trace=300.0), 5.0, 1.0, 1.0)
+SURVEY = LocalModel(QuadraticModel(dim=1000, gradient=2.0, trace=300.0), 5.0, 1.0, 1.0)
 
 
 def test_the_plan_takes_sigma_star_where_everything_transfers():
@@ -141,8 +141,8 @@ def test_one_candidate_is_no_search():
 
 @pytest.mark.parametrize(("trace", "error"), [(-300.0, 1.0), (10.0, 6.0)])
 def test_without_a_clearly_positive_trace_the_linear_range_is_the_limit(trace, error):
-    local = Local(dim=1000, gradient=2.0, trace=trace, trace_square=900.0)
-    found = plan(Survey(local, 5.0, 1.0, error), budget=64)
+    local = QuadraticModel(dim=1000, gradient=2.0, trace=trace, trace_square=900.0)
+    found = plan(LocalModel(local, 5.0, 1.0, error), budget=64)
     assert found.sigma_star is None
     assert found.best is not None
     assert found.best.sigma == pytest.approx(local.linear_range())
@@ -194,8 +194,8 @@ def test_what_does_not_transfer_does_not_count_elsewhere(transfer: float, share:
     elsewhere = dataclasses.replace(SURVEY.local, trace=600.0)
     found = dataclasses.replace(SURVEY, elsewhere=elsewhere, transfer=transfer)
     star = share * 2 * expected_maximum(64) / 600
-    assert found.best_elsewhere(64) == pytest.approx(star, rel=1e-4, abs=1e-12)
-    assert dataclasses.replace(SURVEY, transfer=transfer).best_elsewhere(64) == 0.0
+    assert found.best_sigma_held_out(64) == pytest.approx(star, rel=1e-4, abs=1e-12)
+    assert dataclasses.replace(SURVEY, transfer=transfer).best_sigma_held_out(64) == 0.0
 
 
 def test_no_more_is_promised_than_there_is_to_gain():
@@ -222,7 +222,7 @@ def test_a_zero_gradient_predicts_no_gain_and_says_why():
 
 
 def test_a_linear_loss_without_curvature_is_planned_as_far_as_there_is_loss():
-    found = Survey(Local(dim=4, gradient=2.0, trace=0.0), 1.0, 1.0, 0.0)
+    found = LocalModel(QuadraticModel(dim=4, gradient=2.0, trace=0.0), 1.0, 1.0, 0.0)
     made = plan(found, budget=64)
     assert made.linear_up_to == float("inf")
     assert made.best.sigma == pytest.approx(1.0 / (expected_maximum(64) * 2.0))
@@ -230,7 +230,9 @@ def test_a_linear_loss_without_curvature_is_planned_as_far_as_there_is_loss():
 
 
 def test_no_loss_left_is_no_gain():
-    found = Survey(Local(dim=4, gradient=1e-9, trace=1.0, trace_square=1.0), 0.0, 1.0, 0.0)
+    found = LocalModel(
+        QuadraticModel(dim=4, gradient=1e-9, trace=1.0, trace_square=1.0), 0.0, 1.0, 0.0
+    )
     made = plan(found, budget=64)
     assert made.best is None
     assert "loss on the selection batch is zero already" in made.advice

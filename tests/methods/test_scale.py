@@ -7,8 +7,8 @@ import torch
 
 from frenet.geometry.rng import generator
 from frenet.measure.gradients import gradient
-from frenet.measure.line import Line, loss_line
-from frenet.methods.scale import ROUNDING, _Seen, radius
+from frenet.measure.loss_line import LossLine, loss_line
+from frenet.methods.linear_range import ROUNDING, _Seen, radius
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
@@ -27,7 +27,7 @@ def polynomial(slope, curvature=0.0, cubic=0.0, *, n=8, spread=0.0, offset=1.0):
     def at(r):
         return offset + slopes * r + curvature * r**2 / 2 + cubic * r**3 / 6
 
-    return Line(at, slopes, torch.ones(n, dtype=torch.float64), curvature)
+    return LossLine(at, slopes, torch.ones(n, dtype=torch.float64), curvature)
 
 
 def found(line, *, sign=1, start=0.01, limit=100.0, eps=EPS):
@@ -71,7 +71,7 @@ def test_the_interval_covers_what_other_examples_would_give():
     for seed in range(40):
         draw = generator(seed, "examples")
         slopes = 1 + 0.5 * torch.randn(32, generator=draw, dtype=torch.float64)
-        line = Line(lambda r, s=slopes: s * r + r**2 / 2, slopes, torch.ones(32).double())
+        line = LossLine(lambda r, s=slopes: s * r + r**2 / 2, slopes, torch.ones(32).double())
         got = radius(line, start=0.01, limit=9.0, generator=generator(seed, "b"))
         inside += got.low <= 0.4 <= got.high
     assert inside >= 35
@@ -81,7 +81,7 @@ def test_examples_count_by_their_tokens():
     """A line of sums over 1, 3 and 6 tokens is that of the mean over all tokens."""
     counts = torch.tensor([1.0, 3.0, 6.0], dtype=torch.float64)
     slopes = torch.tensor([1.0, 6.0, 3.0], dtype=torch.float64)
-    line = Line(lambda r: slopes * r + counts * r**2, slopes, counts)
+    line = LossLine(lambda r: slopes * r + counts * r**2, slopes, counts)
     assert line.slope == pytest.approx(1.0)
     assert found(line).radius == pytest.approx(EPS, rel=0.05)
 
@@ -95,7 +95,7 @@ def test_a_slope_that_drowns_in_rounding_is_refused():
 
 def test_values_that_are_not_finite_end_it():
     line = polynomial(1.0)
-    cut = Line(lambda r: line.at(r) / (r < 2), line.slopes, line.counts)
+    cut = LossLine(lambda r: line.at(r) / (r < 2), line.slopes, line.counts)
     assert 2 / 1.05 <= found(cut).radius < 2
 
 
@@ -176,7 +176,7 @@ def test_an_interval_whose_lower_end_is_measured_keeps_it_where_the_mean_has_no_
     """Two of eight examples bend: some resamples end before the limit, the mean does not."""
     bends = torch.tensor([0.16, 0.16, *[0.0] * 6], dtype=torch.float64)
     slopes = torch.ones(8, dtype=torch.float64)
-    line = Line(lambda r: slopes * r + bends * r**2, slopes, torch.ones(8, dtype=torch.float64))
+    line = LossLine(lambda r: slopes * r + bends * r**2, slopes, torch.ones(8, dtype=torch.float64))
     got = found(line, limit=4.0)
     assert got.unbounded
     assert got.high == math.inf
@@ -215,7 +215,7 @@ def test_an_interval_is_never_narrower_than_the_distances_looked_at():
     draw = generator(3, "far")
     slopes = 1 + 1.6 * torch.randn(16, generator=draw, dtype=torch.float64)
     slopes = slopes - slopes.mean() + 1
-    line = Line(lambda r: slopes * r + r**2 / 2, slopes, torch.ones(16).double(), 1.0)
+    line = LossLine(lambda r: slopes * r + r**2 / 2, slopes, torch.ones(16).double(), 1.0)
     rows = torch.randint(0, 16, (20_000, 16), generator=draw)
     borders = 2 * EPS * slopes[rows].mean(1).abs()
     ends = [float(borders.quantile(q)) for q in (0.03, 0.97)]
@@ -232,7 +232,7 @@ def bending(*bends):
     """Examples with q_i(r) = r + b_i r^2: a resample's border is eps n / sum of its b_i."""
     b = torch.tensor(bends, dtype=torch.float64)
     ones = torch.ones(len(bends), dtype=torch.float64)
-    return Line(lambda r: r * ones + b * r**2, ones, ones)
+    return LossLine(lambda r: r * ones + b * r**2, ones, ones)
 
 
 def test_an_upper_end_that_the_points_do_not_bound_is_looked_for_further():

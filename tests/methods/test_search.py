@@ -9,11 +9,11 @@ import torch
 
 from frenet.geometry.basis import random_basis
 from frenet.geometry.rng import generator
-from frenet.geometry.theory import Local, expected_maximum
+from frenet.geometry.theory import QuadraticModel, expected_maximum
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.evaluation import Evaluator, group_size, row_scores
 from frenet.methods.scores import RowScores, vote_scores
-from frenet.methods.search import Selection, distinct, gain, random_search
+from frenet.methods.search import Selection, drop_duplicates, gain, random_search
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import IGNORE, collate, evaluate
@@ -131,13 +131,13 @@ def test_a_search_finds_what_the_theory_predicts(model):
     from frenet.measure.gradients import gradient
 
     space, sigma = ParamSpace.select(model), 1e-3
-    batch = distinct(next(TASK.batches("select", 8, 0)))
+    batch = drop_duplicates(next(TASK.batches("select", 8, 0)))
     g = gradient(model, TASK, batch, space=space)
     found = random_search(
         model, TASK, space, noise=Noise(sigma), num_candidates=400, selection=SMALL
     )
     changes = found.before - found.scores
-    std = Local(space.dim, float(g.norm()), 0.0).change(sigma).std
+    std = QuadraticModel(space.dim, float(g.norm()), 0.0).change(sigma).std
     assert abs(float(changes.std()) / std - 1) < 4 / 800**0.5
     assert abs(float(changes.mean())) < 4 * std / 20
 
@@ -295,7 +295,7 @@ def test_a_sigma_that_breaks_the_network_is_named(model):
 
 def test_repeated_examples_count_once():
     batch = collate([([1, 2], [3]), ([1, 2], [4]), ([1, 2], [3]), ([9, 1, 2], [3])])
-    assert len(distinct(batch)["labels"]) == 3
+    assert len(drop_duplicates(batch)["labels"]) == 3
 
 
 def test_bf16_that_swallows_the_noise_is_told(model):

@@ -8,8 +8,8 @@ import torch
 
 from frenet.geometry.alignment import Contrasted, cosine
 from frenet.geometry.rng import generator
-from frenet.measure.passes import run_blocks
-from frenet.measure.shift import activation_shift
+from frenet.measure.activation_shift import activation_shift
+from frenet.measure.forward_passes import run_blocks
 from frenet.methods.steering import (
     caa,
     contrast_streams,
@@ -25,7 +25,7 @@ from frenet.methods.steering_vector import (
     save_control_vector,
     save_vector,
 )
-from frenet.methods.vector_quality import known
+from frenet.methods.vector_reliability import known
 from frenet.network.adapters import attach_lora
 from frenet.network.data.contrast import Contrast, Item
 from frenet.network.measuring import measuring

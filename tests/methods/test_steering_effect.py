@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from frenet.geometry.rng import generator
 from frenet.measure.activations import add
-from frenet.measure.passes import run_blocks
+from frenet.measure.forward_passes import run_blocks
 from frenet.methods import steering_effect
 from frenet.methods.steered_generation import generate_steered, stream_norm
 from frenet.methods.steering_effect import (

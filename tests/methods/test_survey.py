@@ -10,10 +10,10 @@ from torch import Tensor
 
 from frenet.geometry import rng
 from frenet.geometry.basis import random_basis
-from frenet.geometry.theory import Local, expected_maximum
+from frenet.geometry.theory import QuadraticModel, expected_maximum
 from frenet.methods.candidates import Candidates, Noise
+from frenet.methods.local_model import LocalModel, survey
 from frenet.methods.search import Selection
-from frenet.methods.survey import Survey, survey
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch
 from measure.quadratic import Point
@@ -183,8 +183,8 @@ def test_a_gradient_that_is_wrong_on_the_selection_batch_is_refused():
             assert survey(model, lying, space, probes=2).local.gradient > 0
 
 
-LOCAL = Local(dim=100, gradient=2.0, trace=300.0, trace_square=5000.0, along=40.0)
-SURVEY = Survey(LOCAL, 5.0, 1.0, 1.0)
+LOCAL = QuadraticModel(dim=100, gradient=2.0, trace=300.0, trace_square=5000.0, along=40.0)
+SURVEY = LocalModel(LOCAL, 5.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -194,15 +194,15 @@ def test_what_lasts_is_a_share_of_slope_and_curvature_between_none_and_all(share
     """Without a bend none of the curvature's luck lasts; the price is that of the other data."""
 
     def lasting(**terms: float) -> float:
-        return LOCAL.lasting_gain(0.02, 64, **terms)
+        return LOCAL.held_out_gain(0.02, 64, **terms)
 
     slope = dataclasses.replace(SURVEY, transfer=share)
-    assert slope.lasting_gain(0.02, 64) == lasting(transfer=counted)
+    assert slope.held_out_gain(0.02, 64) == lasting(transfer=counted)
     both = dataclasses.replace(SURVEY, transfer=0.3, bend=share)
-    assert both.lasting_gain(0.02, 64) == lasting(transfer=0.3, bend=counted)
-    other = dataclasses.replace(slope, elsewhere=Local(100, 1.0, 500.0, quartic=7.0))
+    assert both.held_out_gain(0.02, 64) == lasting(transfer=0.3, bend=counted)
+    other = dataclasses.replace(slope, elsewhere=QuadraticModel(100, 1.0, 500.0, quartic=7.0))
     price = 0.02**2 * 250 + 0.02**4 * 7
-    assert other.lasting_gain(0.02, 64) == pytest.approx(lasting(transfer=counted, mean=price))
+    assert other.held_out_gain(0.02, 64) == pytest.approx(lasting(transfer=counted, mean=price))
 
 
 @pytest.mark.parametrize(("trace", "there"), [(2.0, False), (2.01, True), (2.9, True)])
@@ -225,7 +225,7 @@ def test_curvature_may_spread_as_much_as_the_slope_at_the_best_sigma_and_no_more
 
 def test_what_is_trusted_is_bounded_by_the_loss_and_by_curvature():
     """m_1 is 0, which would bound nothing: one candidate counts as two."""
-    linear = dataclasses.replace(SURVEY, local=Local(dim=4, gradient=2.0, trace=0.0))
+    linear = dataclasses.replace(SURVEY, local=QuadraticModel(dim=4, gradient=2.0, trace=0.0))
     for n, counted in ((1, 2), (2, 2), (3, 3), (64, 64)):
         assert linear.trusted(n) == pytest.approx(5.0 / (2 * expected_maximum(counted)))
     assert SURVEY.trusted(64) == LOCAL.linear_range() < linear.trusted(64)

@@ -10,11 +10,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from frenet.geometry.rng import generator
-from frenet.measure.line import loss_line
+from frenet.measure.loss_line import loss_line
 from frenet.measure.trajectory import Training, train_and_record
-from frenet.methods.adapter_fit import save_as_adapter
-from frenet.methods.merged import save_merged
-from frenet.methods.scale import radius
+from frenet.methods.linear_range import radius
+from frenet.methods.lora_from_delta import save_as_adapter
+from frenet.methods.merge import save_merged
 from frenet.methods.task_vectors import (
     TaskVector,
     combine,

@@ -5,9 +5,9 @@ import torch
 
 from frenet.methods.candidates import Noise
 from frenet.methods.search import Selection, random_search
+from frenet.methods.search_result_files import load_winner, save_winner
 from frenet.methods.task_vectors import save_task_vector
 from frenet.methods.vector_files import plain_base, vectors_from_disk
-from frenet.methods.winners import load_winner, save_winner
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticConfig, SyntheticTransformer

@@ -14,7 +14,7 @@ from frenet.geometry.basis import random_basis
 from frenet.geometry.rng import generator
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.search import Selection, random_search
-from frenet.methods.winners import load_winner, save_winner
+from frenet.methods.search_result_files import load_winner, save_winner
 from frenet.network.adapters import attach_lora, quiet_peft
 from frenet.network.checkpoints.adapter_load import load_adapter
 from frenet.network.space import ParamSpace
@@ -158,7 +158,7 @@ import sys
 import torch
 from frenet.methods.candidates import Noise
 from frenet.methods.search import Selection, random_search
-from frenet.methods.winners import save_winner
+from frenet.methods.search_result_files import save_winner
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticTask

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from frenet.measure.activation_shift import activation_shift
 from frenet.measure.activations import add, last_activations, record
 from frenet.measure.gradients import example_gradients, gradient
-from frenet.measure.shift import activation_shift
 from frenet.methods.steering_effect import Prompted, answer_differences
 from frenet.network.adapters import attach_lora
 from frenet.network.hooks.answer_logits import few_logits

@@ -549,7 +549,7 @@ def test_adapters_that_transformers_added(tmp_path):
     """By the function of peft that add_adapter calls; add_adapter itself asks for peft 0.22."""
     from frenet.methods.candidates import Noise
     from frenet.methods.search import Selection, random_search
-    from frenet.methods.winners import load_winner, save_winner
+    from frenet.methods.search_result_files import load_winner, save_winner
     from frenet.network.space import ParamSpace
     from measure.quadratic import RowsTask
 
@@ -646,7 +646,7 @@ def test_an_untied_head_under_a_tied_configuration(tmp_path, make, says):
     outcome="used: as one weight",
 )
 def test_a_copy_of_a_tied_weight_is_the_same_weight(tmp_path, make):
-    from frenet.methods.merged import save_merged
+    from frenet.methods.merge import save_merged
 
     base = save(make(), tmp_path / "base")
     tuned = save(make(1), tmp_path / "tuned")

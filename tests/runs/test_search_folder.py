@@ -13,7 +13,7 @@ from frenet.experiments.intervals import select
 from frenet.experiments.search_command import SearchConfig
 from frenet.experiments.search_command.setup import load_subject
 from frenet.methods.search import here
-from frenet.methods.winners import load_winner
+from frenet.methods.search_result_files import load_winner
 from frenet.network.checkpoints.load import load
 from frenet.report import write_report
 from frenet.runs import Interrupted, RunFolderError, read_run

@@ -16,7 +16,7 @@ from test_store import CELLS, FAILURE, HEADER, fill, of_format_1
 from frenet._files import DamagedFileError
 from frenet.integrations.recording import Recording
 from frenet.measure.trajectory_files import FOLDER, START, read_steps
-from frenet.methods.adapter_fit import save_as_adapter
+from frenet.methods.lora_from_delta import save_as_adapter
 from frenet.methods.steering_vector import (
     SteeringVector,
     load_vector,

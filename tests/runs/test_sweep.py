@@ -57,7 +57,7 @@ def test_two_workers_end_together(tmp_path, monkeypatch, unchecked):
     for name, rule in (("longest first", sweep.longest_first), ("as given", lambda *_: None)):
         monkeypatch.setattr(sweep, "longest_first", rule)
         ends: list[float] = []
-        crew = sweep.Crew(2, 1)
+        crew = sweep.WorkerSpec(2, 1)
         sweep.sweep(Store(), [], pending=list(waiting(config)), crew=crew, watch=Said())
         found[name] = max(ends)
     assert found == {"longest first": 9.0, "as given": 11.0}

@@ -68,7 +68,7 @@ def _extract(args: list[str]) -> int:
         vector, rows = _made(options, loaded, contrast)
         path = save_vector(vector, options.out)
         found = {"blocks": rows, "no_better": _no_better(rows, KNOWN)}
-        found["notes"] = [*loaded.notes, *contrast.told]
+        found["notes"] = [*loaded.notes, *contrast.reading_notes]
         if options.json:
             show({"command": "steer extract", "out": str(path), **found})
             return DONE
@@ -93,7 +93,7 @@ def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
 def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any, list[Any]]:
     """The vector, and for each block how well it is known."""
     from frenet.methods import steering
-    from frenet.methods.vector_quality import known
+    from frenet.methods.vector_reliability import known
     from frenet.network.blocks import residual_blocks
     from frenet.network.data.contrast import UnansweredError
     from frenet.network.space import ParamSpace
@@ -162,7 +162,7 @@ def _compare(args: list[str]) -> int:
             known = {f.name for f in fields(Source)} & {f.name for f in fields(options)}
             source = Source(**{name: getattr(options, name) for name in known})
             loaded, contrast = _source(source)
-            notes = [*loaded.notes, *contrast.told]
+            notes = [*loaded.notes, *contrast.reading_notes]
             nulls = _nulls(loaded, contrast, *vectors, path=options.path or None)
         rows = [
             {

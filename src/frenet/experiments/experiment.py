@@ -291,10 +291,10 @@ class Experiment(Shown):
             changed |= self.changes.get(each, {}).get(preset, {})
         return replace(base, **changed)
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         return f"{self.name}. {self.question}"
 
-    def _facts(self) -> Iterator[Fact]:
+    def _entries(self) -> Iterator[Fact]:
         for claim in self.claims:
             yield f"{claim.id}: {claim.statement}", f"in the paper: {claim.paper}", claim.rule
 

@@ -182,12 +182,12 @@ def high(value: Estimate | None) -> float:
     return math.inf if value is None or value.high is None else value.high
 
 
-def why_open(value: Estimate | None, otherwise: str, *, of: str = "") -> str:
+def why_undecided(value: Estimate | None, otherwise: str, *, of: str = "") -> str:
     """Why an estimate decides nothing: it has no interval, or what ``otherwise`` says of it.
 
     ``of`` names the quantity, for a rule that has several.
 
-    >>> why_open(Estimate(0.5, n=1), "the interval holds 0", of="the gain")
+    >>> why_undecided(Estimate(0.5, n=1), "the interval holds 0", of="the gain")
     'only one seed counts for the gain, which gives no interval'
     """
     if value is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from frenet.experiments.experiment import Estimate, Rows, Verdict
-from frenet.experiments.intervals import estimate_of, high, low, over_seeds, why_open
+from frenet.experiments.intervals import estimate_of, high, low, over_seeds, why_undecided
 
 State = Literal["holds", "fails", "open"]
 
@@ -82,8 +82,8 @@ class Criterion:
         for part, words, line in parts:
             if part == "open":
                 unclear = f"{named} is not clearly {words}"
-                other = unclear if line is None else why_open(than, unclear, of=line)
-                return Condition("open", why_open(value, other, of=named))
+                other = unclear if line is None else why_undecided(than, unclear, of=line)
+                return Condition("open", why_undecided(value, other, of=named))
         return Condition("holds", f"{named} is {self.asked}")
 
     def _parts(

@@ -100,10 +100,10 @@ class Basis(Shown):
         """Number of directions."""
         return self.U.shape[1]
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         return f"{self.k} orthonormal directions in R^{self.d}, {self.origin}"
 
-    def _facts(self) -> Iterator[Fact]:
+    def _entries(self) -> Iterator[Fact]:
         yield "directions", self.k, f"rank {self.rank} of the vectors behind them"
         yield "coordinates", self.d, f"a random vector has k / d = {self.k / self.d:.3g} inside"
 

@@ -22,12 +22,12 @@ from typing import NamedTuple
 
 from scipy import optimize
 
-from frenet.geometry.change import Change, expected_maximum
+from frenet.geometry.loss_change import LossChange, expected_maximum
 
 __all__ = [
     "Best",
-    "Change",
-    "Local",
+    "LossChange",
+    "QuadraticModel",
     "best_sigma",
     "candidates_for",
     "expected_maximum",
@@ -40,7 +40,7 @@ LINEAR = 0.2
 
 
 @dataclass(frozen=True)
-class Local:
+class QuadraticModel:
     """A loss around a point, or its restriction to a subspace: the scalars that search depends on.
 
     In the span of U read g as U^T g, H as U^T H U and d as k.
@@ -63,21 +63,21 @@ class Local:
     trace_cube: float = 0.0
     quartic: float = 0.0
 
-    def change(self, sigma: float) -> Change:
+    def change(self, sigma: float) -> LossChange:
         """Distribution of the change at standard deviation sigma per coordinate.
 
-        >>> Local(dim=4, gradient=2.0, trace=8.0, trace_square=16.0).change(0.5)
-        Change(mean=1.0, std=1.224744871391589, skew=0.0)
+        >>> QuadraticModel(dim=4, gradient=2.0, trace=8.0, trace_square=16.0).change(0.5)
+        LossChange(mean=1.0, std=1.224744871391589, skew=0.0)
         """
         variance = sigma**2 * self.gradient**2 + sigma**4 * self.trace_square / 2
         third = 3 * sigma**4 * self.along + sigma**6 * self.trace_cube
         skew = third / variance**1.5 if variance > 0 else 0.0
-        return Change(self.mean(sigma), variance**0.5, skew)
+        return LossChange(self.mean(sigma), variance**0.5, skew)
 
     def mean(self, sigma: float) -> float:
         """Expected change, sigma^2 tr(H) / 2 + sigma^4 q.
 
-        >>> Local(dim=1, gradient=0.0, trace=2.0, quartic=3.0).mean(2.0)
+        >>> QuadraticModel(dim=1, gradient=0.0, trace=2.0, quartic=3.0).mean(2.0)
         52.0
         """
         return sigma**2 * self.trace / 2 + sigma**4 * self.quartic
@@ -96,7 +96,7 @@ class Local:
             noise: standard deviation of the error with which a candidate is scored.
             transfer: see ``transfer``; 1 for the data that the selection was made on.
 
-        >>> linear = Local(dim=9, gradient=2.0, trace=0.0)
+        >>> linear = QuadraticModel(dim=9, gradient=2.0, trace=0.0)
         >>> round(linear.gain(0.1, 2), 6) == round(0.2 / math.pi**0.5, 6)
         True
         """
@@ -104,7 +104,7 @@ class Local:
         luck = change.mean - change.best_of(n)
         return transfer * luck * shrinkage(change.std, noise) - change.mean
 
-    def lasting_gain(
+    def held_out_gain(
         self,
         sigma: float,
         n: int | float,
@@ -121,8 +121,8 @@ class Local:
         curvature sigma^4 tr(H^2) / 2 / (s^2 + noise^2), of which they see ``bend``. The price
         is the mean change on the other data, ``mean``; None: as on these.
 
-        >>> linear = Local(dim=9, gradient=2.0, trace=0.0)
-        >>> linear.lasting_gain(0.1, 2) == linear.gain(0.1, 2)
+        >>> linear = QuadraticModel(dim=9, gradient=2.0, trace=0.0)
+        >>> linear.held_out_gain(0.1, 2) == linear.gain(0.1, 2)
         True
         """
         change = self.change(sigma)
@@ -135,7 +135,7 @@ class Local:
     def curved(self, sigma: float) -> float:
         """Spread by curvature over spread by slope, sigma sqrt(tr(H^2) / 2) / ||g||.
 
-        >>> Local(dim=4, gradient=2.0, trace=8.0, trace_square=8.0).curved(0.5)
+        >>> QuadraticModel(dim=4, gradient=2.0, trace=8.0, trace_square=8.0).curved(0.5)
         0.5
         """
         spread = sigma * (self.trace_square / 2) ** 0.5
@@ -163,7 +163,7 @@ class Best(NamedTuple):
 
 
 def best_sigma(
-    local: Local,
+    local: QuadraticModel,
     n: int | float,
     *,
     to_gain: int | float = math.inf,
@@ -175,16 +175,16 @@ def best_sigma(
     The maximum of the first-order luck less the mean; for q = 0 sigma* = m_n ||g|| / tr(H) and
     gain* = m_n^2 ||g||^2 / (2 tr(H)). A negative q counts as 0: it says that the loss flattens, and
     further out nobody has looked. The luck that lies in the curvature itself grows as sigma^2,
-    like the mean, and would have no maximum; it is left out here and is in ``Local.gain``.
+    like the mean, and would have no maximum; it is left out here and is in ``QuadraticModel.gain``.
 
     Args:
         local: the loss around the point.
         n: candidates, above 1.
         to_gain: the gain never exceeds what there is to gain.
-        noise: of the score, see ``Local.gain``.
-        transfer: to the data that count, see ``Local.gain``.
+        noise: of the score, see ``QuadraticModel.gain``.
+        transfer: to the data that count, see ``QuadraticModel.gain``.
 
-    >>> found = best_sigma(Local(dim=1000, gradient=2.0, trace=100.0), 8)
+    >>> found = best_sigma(QuadraticModel(dim=1000, gradient=2.0, trace=100.0), 8)
     >>> m = expected_maximum(8)
     >>> round(found.sigma / (m * 2 / 100), 4), round(found.gain / (m * m * 4 / 200), 4)
     (1.0, 1.0)
@@ -234,11 +234,11 @@ def transfer(inner: float, selected: float) -> float:
 
 
 def candidates_for(
-    local: Local, sigma: float, gain: int | float, *, most: float = 1e12
+    local: QuadraticModel, sigma: float, gain: int | float, *, most: float = 1e12
 ) -> float | None:
     """How many candidates at this sigma have the expected gain ``gain``; None above ``most``.
 
-    >>> linear = Local(dim=1, gradient=1.0, trace=0.0)
+    >>> linear = QuadraticModel(dim=1, gradient=1.0, trace=0.0)
     >>> round(candidates_for(linear, 1.0, expected_maximum(64)), 3)
     64.0
     """

@@ -228,7 +228,7 @@ class Session:
         if life is not None and life.steps.high == step:
             note = (
                 f"the gradient basis that probe {name} had at the start has gone stale: its energy "
-                f"ratio fell below {STALE} after {life.steps.told('step')} (control "
+                f"ratio fell below {STALE} after {life.steps.in_words('step')} (control "
                 f"{drift['control']:.2f}, chance {drift['chance']:.2g})"
             )
             logger.warning("frenet: %s", note)

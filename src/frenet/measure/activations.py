@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet._errors import UsageError
-from frenet.measure.passes import (
+from frenet.measure.forward_passes import (
     TOKENS,
     Collected,
     cache_name,

@@ -53,14 +53,14 @@ class Bracket(NamedTuple):
         >>> print(Bracket(1.0, 2.0), Bracket(0.0, 60.0), Bracket(100.0, None), sep=", ")
         between 1 and 2, at most 60, more than 100
         """
-        return self.told()
+        return self.in_words()
 
-    def told(self, unit: str = "") -> str:
+    def in_words(self, unit: str = "") -> str:
         """In words, with a unit in the singular.
 
-        >>> print(Bracket(0.0, 1.0).told("step"), Bracket(1.0, 2.0).told("step"), sep=", ")
+        >>> print(Bracket(0.0, 1.0).in_words("step"), Bracket(1.0, 2.0).in_words("step"), sep=", ")
         at most 1 step, between 1 and 2 steps
-        >>> print(Bracket(20.0, 24.0, 22.53).told("step"))
+        >>> print(Bracket(20.0, 24.0, 22.53).in_words("step"))
         about 22.5 steps (between 20 and 24)
         """
         last = self.low if self.high is None else self.high

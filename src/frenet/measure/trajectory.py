@@ -72,10 +72,10 @@ class Trajectory(Shown):
     def __len__(self) -> int:
         return len(self.steps)
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         return f"{len(self)} steps in R^{self.space.dim}"
 
-    def _facts(self) -> Iterator[Fact]:
+    def _entries(self) -> Iterator[Fact]:
         if len(self):
             walk = norm(self.steps)
             beside = f"{walk:.4g} by a random walk of these step lengths"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from frenet._errors import UsageError
 from frenet.measure.activations import add
-from frenet.measure.line import Line
-from frenet.measure.passes import run_blocks
+from frenet.measure.forward_passes import run_blocks
+from frenet.measure.loss_line import LossLine
 from frenet.methods.steering_effect import Prompted, steered_differences
 from frenet.network.hooks.sites import Site
 from frenet.network.measuring import measuring
@@ -23,7 +23,7 @@ def effect_line(
     *,
     block: int,
     path: str | None = None,
-) -> Line:
+) -> LossLine:
     """logit(positive) - logit(negative) with r v / ||v|| added after a block, at the last token.
 
     Args:
@@ -53,4 +53,4 @@ def effect_line(
                 logits = run_blocks(model, collate([(prompt.context, [])])).logits[0, -1]
             difference = logits[prompt.answers[0]] - logits[prompt.answers[1]]
             slopes[i] = float(torch.autograd.grad(difference, probe)[0].double() @ unit.double())
-    return Line(at, slopes, torch.ones(len(prompts), dtype=torch.float64))
+    return LossLine(at, slopes, torch.ones(len(prompts), dtype=torch.float64))

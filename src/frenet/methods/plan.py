@@ -9,7 +9,7 @@ import numpy as np
 from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.geometry.theory import Best
-from frenet.methods.survey import Survey
+from frenet.methods.local_model import LocalModel
 
 # Shares of the largest sigma among which the advised one is looked for.
 STEPS = np.linspace(0.05, 1.0, 39)
@@ -34,28 +34,28 @@ class Plan(Shown):
         best: the setting within the budget with the largest gain on held-out data; None where none
             has a gain.
         sigma_star: the best sigma for the whole budget on the selection data; None where
-            ``Survey.best`` is.
+            ``LocalModel.best`` is.
         linear_up_to: sigma up to which curvature is a small part of the change.
         advice: in one sentence.
     """
 
-    survey: Survey
+    survey: LocalModel
     table: tuple[Setting, ...]
     best: Setting | None
     sigma_star: float | None
     linear_up_to: float
     advice: str
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         return self.advice
 
-    def _facts(self) -> Iterator[Fact]:
+    def _entries(self) -> Iterator[Fact]:
         for row in self.table:
             name = f"gain at sigma {row.sigma:.3g} with {row.candidates} candidates, held-out data"
             yield name, row.held_out, f"{row.selected:.4g} on the selection batch"
 
 
-def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (4, 16, 64, 256)) -> Plan:
+def plan(found: LocalModel, *, budget: int, counts: tuple[int, ...] = (4, 16, 64, 256)) -> Plan:
     """Predicted gains over sigma and N, and the setting to take.
 
     Args:
@@ -70,7 +70,7 @@ def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (4, 16, 64, 25
         raise UsageError(f"budget={budget} is below one candidate; pass at least 1")
     star = found.best(budget)
     # Beyond it gains hang on curvature, of which the quadratic model knows too little.
-    most = max(star.sigma, found.best_elsewhere(budget)) if star else found.trusted(budget)
+    most = max(star.sigma, found.best_sigma_held_out(budget)) if star else found.trusted(budget)
     sigma = max(most * STEPS, key=lambda s: _setting(found, float(s), budget).held_out)
     sigmas = [float(sigma) / 2.0**power for power in (3, 2, 1, 0)]
     table = tuple(
@@ -90,12 +90,12 @@ def plan(found: Survey, *, budget: int, counts: tuple[int, ...] = (4, 16, 64, 25
     )
 
 
-def _setting(found: Survey, sigma: float, n: int) -> Setting:
-    gains = (found.local.gain(sigma, n), found.lasting_gain(sigma, n))
+def _setting(found: LocalModel, sigma: float, n: int) -> Setting:
+    gains = (found.local.gain(sigma, n), found.held_out_gain(sigma, n))
     return Setting(sigma, n, *(min(gain, found.loss) for gain in gains))
 
 
-def _advice(found: Survey, chosen: Setting | None, best: Best | None) -> str:
+def _advice(found: LocalModel, chosen: Setting | None, best: Best | None) -> str:
     if found.local.gradient == 0:
         return (
             "no gain is to be expected: the gradient on the selection batch is zero in all "

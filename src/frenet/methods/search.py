@@ -91,12 +91,12 @@ class SearchResult(Shown):
         """Gain of the winner on the data it was selected on, the winner's curse included."""
         return float(self.scores[self.winner]) - self.before
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         gain = self.held_out.gain
         held = f"the best gains {gain.value:.4g} [{gain.low:.4g}, {gain.high:.4g}] on held-out data"
         return f"{len(self.scores)} candidates at sigma {self.noise.sigma:.4g}, {held}"
 
-    def _facts(self) -> Iterator[Fact]:
+    def _entries(self) -> Iterator[Fact]:
         luck = "what is above the held-out gain is luck of the selection"
         yield "gain of the best, selection batch", self.selected_gain, luck
         for name, found in (
@@ -151,8 +151,8 @@ def random_search(
     chosen = selection or Selection()
     if chosen.top < 1:
         raise UsageError(f"top={chosen.top} leaves no winner to report; pass at least 1")
-    select = distinct(next(repeatable(task, "select", chosen.select_size, chosen.seed)))
-    test = distinct(next(repeatable(task, "test", chosen.test_size, chosen.seed)))
+    select = drop_duplicates(next(repeatable(task, "select", chosen.select_size, chosen.seed)))
+    test = drop_duplicates(next(repeatable(task, "test", chosen.test_size, chosen.seed)))
     require_disjoint(select, test)
     unmoved = _unmoved(model, where, noise)
     # Here and once, for all that an engine sends it to.
@@ -181,7 +181,7 @@ def require_disjoint(select: Batch, test: Batch) -> None:
         )
 
 
-def distinct(batch: Batch) -> Batch:
+def drop_duplicates(batch: Batch) -> Batch:
     """The batch without its repetitions: they would make every interval too narrow."""
     if "input_ids" not in batch:  # not text: no way to tell rows apart
         return batch

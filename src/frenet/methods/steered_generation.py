@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from frenet._errors import UsageError
 from frenet.measure.activations import add, last_activations
-from frenet.measure.passes import run_blocks
+from frenet.measure.forward_passes import run_blocks
 from frenet.network.hooks.sites import Site
 from frenet.network.limits import context_length
 from frenet.network.measuring import measuring

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from frenet._errors import UsageError
 from frenet.geometry.alignment import Contrasted
+from frenet.measure.activation_shift import activation_shift
 from frenet.measure.activations import last_activations
-from frenet.measure.passes import TOKENS, length_groups
-from frenet.measure.shift import activation_shift
+from frenet.measure.forward_passes import TOKENS, length_groups
 from frenet.methods.steering_vector import SteeringVector
 from frenet.network.blocks import residual_blocks
 from frenet.network.data.contrast import Contrast

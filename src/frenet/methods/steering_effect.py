@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from frenet.geometry.rng import generator
 from frenet.measure.activations import add, last_activations
-from frenet.measure.passes import TOKENS, cache_name, fitting_groups, run_blocks
+from frenet.measure.forward_passes import TOKENS, cache_name, fitting_groups, run_blocks
 from frenet.network.blocks import residual_blocks
 from frenet.network.data.contrast import Item
 from frenet.network.hooks.answer_logits import few_logits

@@ -52,10 +52,10 @@ class SteeringVector(Shown):
         """h, the width of the stream."""
         return len(next(iter(self.directions.values())))
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         return f"{self.origin}, blocks {', '.join(map(str, self.blocks))}"
 
-    def _facts(self) -> Iterator[Fact]:
+    def _entries(self) -> Iterator[Fact]:
         for block in self.blocks:
             norm, chance = float(self.directions[block].norm()), self.width**-0.5
             told = f"cosines of random vectors are about {chance:.3g}"

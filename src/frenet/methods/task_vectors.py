@@ -58,10 +58,10 @@ class TaskVector(Shown):
     base: str = ""
     notes: tuple[str, ...] = ()
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         return f"{self.origin}, weights changed: {len(self.shapes)}"
 
-    def _facts(self) -> Iterator[Fact]:
+    def _entries(self) -> Iterator[Fact]:
         d = sum(map(math.prod, self.shapes.values()))
         yield "coordinates", d, f"cosines of random vectors are about {max(d, 1) ** -0.5:.3g}"
         yield from (("note", note, "") for note in self.notes)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from frenet._errors import UsageError
+from frenet.methods.search_result_files import RECORD
 from frenet.methods.steering_vector import FORMAT as STEERING
 from frenet.methods.task_vectors import TaskVector, from_adapter, load_task_vector
-from frenet.methods.winners import RECORD
 from frenet.network.checkpoints.adapter_delta import UNTIE, base_weights
 from frenet.network.checkpoints.folders import ADAPTER_WEIGHTS, Held, held, require_adapter_folder
 from frenet.network.checkpoints.promised import language_class

@@ -73,11 +73,11 @@ class ParamSpace(Shown):
             raise UsageError(_nothing_matches(model, where))
         return cls(tuple(n for n, _ in chosen), tuple(tuple(p.shape) for _, p in chosen))
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         ends = " to ".join(dict.fromkeys((self.names[0], self.names[-1])))
         return f"{self.dim} coordinates in {len(self.names)} parameters, {ends}"
 
-    def _facts(self) -> Iterator[Fact]:
+    def _entries(self) -> Iterator[Fact]:
         chance = f"cosines of random vectors are about {self.dim**-0.5:.3g}"
         yield "coordinates", self.dim, chance
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from frenet.experiments.experiment import Claim, Estimate, Finding
 from frenet.report.markup import join, tag, user_text
-from frenet.report.numbers import estimate, spoken
+from frenet.report.numbers import estimate, join_words
 
 ICONS = {"supported": "✓", "contradicted": "✕", "undecided": "?"}
 # Cautions about a claim that are seen without opening anything.
@@ -38,14 +38,14 @@ def answer(decisions: Sequence[Decision]) -> str:
     ):
         mine = [d for d in decisions if d.finding.verdict == verdict]
         if mine:
-            named = "" if several else f" ({spoken([d.claim.id for d in mine])})"
+            named = "" if several else f" ({join_words([d.claim.id for d in mine])})"
             groups.append(f"{len(mine)} {'is' if len(mine) == 1 else 'are'} {verb}{named}")
     what = "verdicts" if several else "claims"
     if len(decisions) == 1:
         what = what.removesuffix("s")
     where = f" on {len(runs)} networks" if len(runs) > 1 else f" on {runs[0]}" if runs[0] else ""
     everywhere = f" {_everywhere(decisions, len(runs))}" if several else ""
-    return f"Of {len(decisions)} {what}{where}, {spoken(groups)}.{everywhere}"
+    return f"Of {len(decisions)} {what}{where}, {join_words(groups)}.{everywhere}"
 
 
 def _everywhere(decisions: Sequence[Decision], networks: int) -> str:
@@ -57,7 +57,7 @@ def _everywhere(decisions: Sequence[Decision], networks: int) -> str:
     for verdict in ("supported", "contradicted"):
         same = [c for c, found in by_claim.items() if found == [verdict] * networks]
         if same:
-            words.append(f"{spoken(same)} {'is' if len(same) == 1 else 'are'} {verdict} on all")
+            words.append(f"{join_words(same)} {'is' if len(same) == 1 else 'are'} {verdict} on all")
     return (
         f"{'; '.join(words)}."
         if words

@@ -53,7 +53,7 @@ def estimate(found: Estimate | None, digits: int = 3) -> str:
     return f"{text}, n = {found.n}" if found.n else text
 
 
-def spoken(parts: list[str]) -> str:
+def join_words(parts: list[str]) -> str:
     """A list as it is said: ``a``, ``a and b``, ``a, b and c``."""
     if len(parts) < 2:
         return "".join(parts)

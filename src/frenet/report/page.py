@@ -22,9 +22,10 @@ from frenet._files import write_whole
 from frenet._notebook import shortened
 from frenet.experiments.experiment import Experiment
 from frenet.experiments.reproduce import short_name
-from frenet.report import answers, figures
+from frenet.report import figures
+from frenet.report import sentences as answers
+from frenet.report.front_page import chapter, decided, grouped, opening
 from frenet.report.markup import join, tag
-from frenet.report.opening import chapter, decided, grouped, opening
 from frenet.report.sections import Section, section
 from frenet.report.tables import csv_bytes, tables_of
 from frenet.runs import Run

@@ -9,12 +9,13 @@ from frenet._files import write_whole
 from frenet._notebook import one_line
 from frenet.experiments.experiment import SYNTHETIC, Breakdown, Claim, Experiment, Finding
 from frenet.experiments.setup.networks import LEARNING, TOLD
-from frenet.report import answers, figures
+from frenet.report import figures
+from frenet.report import sentences as answers
 from frenet.report.claims import Decision, answer, beside
+from frenet.report.front_page import Network, decided, grouped
 from frenet.report.markup import markdown
 from frenet.report.numbers import estimate
 from frenet.report.numbers import figure as number
-from frenet.report.opening import Network, decided, grouped
 from frenet.report.page import sections_of
 from frenet.report.provenance import command_line, counted
 from frenet.report.sections import Section

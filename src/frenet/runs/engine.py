@@ -14,7 +14,7 @@ from frenet.runs.progress import Watch
 from frenet.runs.reading import read_run
 from frenet.runs.records import cell_stem, config_dict, input_digests, table_columns
 from frenet.runs.store import Failure, Run, RunFolder
-from frenet.runs.sweep import Crew, EngineName, refuse_unsendable, share, sweep
+from frenet.runs.sweep import EngineName, WorkerSpec, refuse_unsendable, share, sweep
 from frenet.runs.worker import Job
 
 
@@ -91,7 +91,7 @@ def run_experiment(
         if not store.finished:
             count = workers or (None if engine == "ray" else natural_workers(cells, config))
             todo = jobs(experiment, config, cells, threads=header.threads)
-            crew = Crew(count, header.threads, engine, address, threads is not None)
+            crew = WorkerSpec(count, header.threads, engine, address, threads is not None)
             _work(store, todo, crew=crew, quiet=quiet)
             store.finish(cells, workers=count)
     return read_run(folder)
@@ -178,7 +178,7 @@ def jobs(experiment: Experiment, config: Any, cells: Sequence[Cell], *, threads:
     return [*reversed(before), *work]
 
 
-def _work(store: RunFolder, todo: Sequence[Job], *, crew: Crew, quiet: bool) -> None:
+def _work(store: RunFolder, todo: Sequence[Job], *, crew: WorkerSpec, quiet: bool) -> None:
     """Do the cells that are not stored yet."""
     cells = [job for job in todo if job.stage == "run"]
     pending = [job for job in cells if not store.done(job.cell)]

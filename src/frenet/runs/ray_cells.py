@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from frenet.runs.pool import Outcomes
-from frenet.runs.ray_cluster import TRIES, Crew, Work, on_cluster
+from frenet.runs.ray_cluster import TRIES, ClusterSpec, Work, on_cluster
 from frenet.runs.store import Failure
 from frenet.runs.worker import Job, Outcome, perform_pickled
 
@@ -56,7 +56,7 @@ def in_cluster(
         killed=_given_up,
         remedy=REMEDY,
     )
-    yield from on_cluster(queue, work, Crew(address, workers, threads, given, say))
+    yield from on_cluster(queue, work, ClusterSpec(address, workers, threads, given, say))
 
 
 def _perform(_subject: None, payload: bytes) -> Outcome:

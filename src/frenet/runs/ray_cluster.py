@@ -65,7 +65,7 @@ class Work(NamedTuple):
     subject: Any = None
 
 
-class Crew(NamedTuple):
+class ClusterSpec(NamedTuple):
     """Who does the work.
 
     Attributes:
@@ -87,7 +87,9 @@ class UnusableError(RuntimeError):
     """What a worker was sent cannot be read there."""
 
 
-def on_cluster(queue: deque[Any], work: Work, crew: Crew) -> Generator[tuple[Any, Any], None, None]:
+def on_cluster(
+    queue: deque[Any], work: Work, crew: ClusterSpec
+) -> Generator[tuple[Any, Any], None, None]:
     """Do the items of the queue on a Ray cluster, in the order in which they end.
 
     Args:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from frenet._errors import UsageError
 from frenet.runs.ray_cluster import (
     TRIES,
-    Crew,
+    ClusterSpec,
     Work,
     on_cluster,
     require_ray,
@@ -78,7 +78,9 @@ def ray_engine(
             remedy=REMEDY,
             subject=(model, evaluator),
         )
-        crew = Crew(address, workers, threads or THREADS, threads is not None, say or _nothing)
+        crew = ClusterSpec(
+            address, workers, threads or THREADS, threads is not None, say or _nothing
+        )
         yield from on_cluster(deque(chunks), work, crew)
 
     return engine

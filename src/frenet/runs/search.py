@@ -123,7 +123,7 @@ def _search(
     """Everything that is not stored yet."""
     from frenet.methods.candidates import Noise
     from frenet.methods.search import here, random_search
-    from frenet.methods.winners import save_winner
+    from frenet.methods.search_result_files import save_winner
 
     start = time.monotonic()
     planned = _planned(config, subject, store, say)
@@ -257,12 +257,12 @@ class Progress:
 
     def __init__(self, subject: Subject, noise: "Noise", budget: int, say: Say) -> None:
         from frenet.methods.evaluation import row_scores
-        from frenet.methods.search import distinct
+        from frenet.methods.search import drop_duplicates
 
         self._subject, self._noise, self._budget, self._say = subject, noise, budget, say
         task, chosen = subject.task, subject.selection
-        select = distinct(next(task.batches("select", chosen.select_size, chosen.seed)))
-        self._test = distinct(next(task.batches("test", chosen.test_size, chosen.seed)))
+        select = drop_duplicates(next(task.batches("select", chosen.select_size, chosen.seed)))
+        self._test = drop_duplicates(next(task.batches("test", chosen.test_size, chosen.seed)))
         self._held_out = row_scores(subject.model, chosen.score, self._test)
         self.before = float(row_scores(subject.model, chosen.score, select, whole=True).means())
         self._best, self._gain, self._done, self._new = (-math.inf, -1), 0.0, 0, 0

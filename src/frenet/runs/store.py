@@ -76,11 +76,11 @@ class Run(Shown):
         texts = (row.get("note") for row in self.rows if row["table"] == "notes")
         return [str(text) for text in dict.fromkeys(texts)]
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         failed = f", failed cells: {len(self.failures)}" if self.failures else ""
         return f"{self.experiment}, {len(self.rows)} rows in {self.path}{failed}"
 
-    def _facts(self) -> Iterator[Fact]:
+    def _entries(self) -> Iterator[Fact]:
         known = described().get(self.experiment)
         if known is None:
             return

@@ -18,7 +18,7 @@ from frenet.runs.worker import Job
 EngineName = Literal["processes", "ray"]
 
 
-class Crew(NamedTuple):
+class WorkerSpec(NamedTuple):
     """Who works: so many processes, with so many torch threads each, here or on a cluster.
 
     ``workers`` is None where the size of the cluster decides; ``given``: the user asked for so many
@@ -33,7 +33,12 @@ class Crew(NamedTuple):
 
 
 def sweep(
-    store: RunFolder, before: Sequence[Job], *, pending: Sequence[Job], crew: Crew, watch: Watch
+    store: RunFolder,
+    before: Sequence[Job],
+    *,
+    pending: Sequence[Job],
+    crew: WorkerSpec,
+    watch: Watch,
 ) -> list[Failure]:
     """Do the jobs and store their outcomes; cells start as soon as what they share is ready."""
     queue = deque(before or pending)
@@ -91,7 +96,7 @@ def share(cell: Cell) -> object:
     return cell.seed
 
 
-def _outcomes(queue: deque[Job], *, crew: Crew, store: RunFolder, watch: Watch) -> Outcomes:
+def _outcomes(queue: deque[Job], *, crew: WorkerSpec, store: RunFolder, watch: Watch) -> Outcomes:
     """Outcomes of the queue, from this process or from workers."""
     if crew.engine == "ray":
         return in_cluster(
@@ -105,7 +110,7 @@ def _outcomes(queue: deque[Job], *, crew: Crew, store: RunFolder, watch: Watch) 
     return in_workers(queue, workers=crew.workers, threads=crew.threads, log=log, say=watch.say)
 
 
-def refuse_unsendable(pending: Sequence[Job], crew: Crew) -> None:
+def refuse_unsendable(pending: Sequence[Job], crew: WorkerSpec) -> None:
     """Say it before the first process starts when a job cannot travel to another process."""
     if (crew.workers == 1 and crew.engine == "processes") or not pending:
         return

@@ -21,8 +21,8 @@ from frenet.measure.gradients import gradient, gradient_matrix
 from frenet.measure.recovery import evaluate_at
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.methods.candidates import Noise, Where, space_of
+from frenet.methods.local_model import LocalModel, survey
 from frenet.methods.search import SearchResult, Selection, random_search
-from frenet.methods.survey import Survey, survey
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task, repeatable
 
@@ -116,7 +116,7 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
         yield _winner_row(at, found, result, where, spot)
 
 
-def _place_row(keys: Row, found: Survey, candidates: int) -> Row:
+def _place_row(keys: Row, found: LocalModel, candidates: int) -> Row:
     """What the predictions of a place follow from."""
     local, star = found.local, found.best(candidates)
     return {
@@ -137,7 +137,7 @@ def _place_row(keys: Row, found: Survey, candidates: int) -> Row:
     }
 
 
-def _spread_row(at: Row, found: Survey, changes: np.ndarray) -> Row:
+def _spread_row(at: Row, found: LocalModel, changes: np.ndarray) -> Row:
     """Mean, spread and shape of the changes against their predictions."""
     sigma = number(at, "sigma")
     local, change = found.local, found.local.change(sigma)
@@ -156,7 +156,7 @@ def _spread_row(at: Row, found: Survey, changes: np.ndarray) -> Row:
     }
 
 
-def _quantile_rows(at: Row, found: Survey, changes: np.ndarray) -> Iterator[Row]:
+def _quantile_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[Row]:
     """Quantiles of the changes in units of their predicted spread."""
     change = found.local.change(number(at, "sigma"))
     if change.std == 0:
@@ -173,7 +173,7 @@ def _quantile_rows(at: Row, found: Survey, changes: np.ndarray) -> Iterator[Row]
         }
 
 
-def _best_rows(at: Row, found: Survey, changes: np.ndarray) -> Iterator[Row]:
+def _best_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[Row]:
     """The best of N in the N_max / N disjoint blocks that the candidates make."""
     sigma, n = number(at, "sigma"), 1
     change, star = found.local.change(sigma), found.best(len(changes))
@@ -201,7 +201,7 @@ def _best_rows(at: Row, found: Survey, changes: np.ndarray) -> Iterator[Row]:
         n *= 2
 
 
-def _winner_row(at: Row, found: Survey, result: SearchResult, where: Where, spot: Spot) -> Row:
+def _winner_row(at: Row, found: LocalModel, result: SearchResult, where: Where, spot: Spot) -> Row:
     """What the winner gained where it was selected and on held-out data."""
     sigma, local, n = result.noise.sigma, found.local, len(result.scores)
     held_out = result.held_out.gain
@@ -214,7 +214,7 @@ def _winner_row(at: Row, found: Survey, result: SearchResult, where: Where, spot
         "held_out": held_out.value,
         "held_out_low": held_out.low,
         "held_out_high": held_out.high,
-        "held_out_predicted": found.lasting_gain(sigma, n),
+        "held_out_predicted": found.held_out_gain(sigma, n),
         "step": _step_gain(spot, where, sigma * local.dim**0.5),
         "loss": found.loss,
     }

@@ -56,4 +56,4 @@ def _long(life: Mapping[str, Scalar]) -> str:
             return "made from other prompts it is another one, so it has nothing to lose"
         return f"it holds less of the gradient than {NO_SHARE} times chance: nothing to lose"
     found = bracket_of(life)
-    return f"lifetime {found.told('step')} of training" if found else "lifetime not known"
+    return f"lifetime {found.in_words('step')} of training" if found else "lifetime not known"

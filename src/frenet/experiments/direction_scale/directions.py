@@ -20,12 +20,12 @@ from frenet.measure.gradients import adam_scale, gradient_matrix
 from frenet.measure.trajectory import Training, Trajectory
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.effect_line import effect_line
+from frenet.methods.local_model import survey
 from frenet.methods.plan import plan
 from frenet.methods.search import Selection, random_search
 from frenet.methods.steering import contrast_streams
 from frenet.methods.steering_effect import Prompted, prompted
 from frenet.methods.steering_vector import load_vector
-from frenet.methods.survey import survey
 from frenet.methods.task_vectors import TaskVector, from_step, from_training
 from frenet.network.blocks import residual_blocks
 from frenet.network.checkpoints.weight_space import Coordinates, coordinates_of
@@ -243,4 +243,4 @@ def _contrast(spot: Spot) -> Contrast | None:
     if name not in found:
         raise UsageError(f"no contrast {name!r} in {config.contrasts}; it has {listed(found)}")
     first = only_first((name,), found, "contrasts", "--behaviour names another")
-    return replace(found[name], notes=(*found[name].told, *first))
+    return replace(found[name], notes=(*found[name].reading_notes, *first))

@@ -33,12 +33,12 @@ from frenet.measure.lifetime import (
     require_recorded,
     watch_training,
 )
-from frenet.measure.line import Line, loss_line
+from frenet.measure.loss_line import LossLine, loss_line
 from frenet.measure.trajectory import Trajectory, train_and_record
 from frenet.measure.trajectory_files import read_steps
 from frenet.methods.effect_line import effect_line
-from frenet.methods.scale import radius
-from frenet.methods.search import distinct
+from frenet.methods.linear_range import radius
+from frenet.methods.search import drop_duplicates
 from frenet.methods.steering import contrast_streams
 from frenet.methods.vector_files import vectors_from_disk
 from frenet.network.data.contrast import UnansweredError
@@ -48,7 +48,7 @@ from frenet.network.tasks import repeatable
 def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
     """Rows of the tables radius and line for a direction in weights or factors."""
     model, space = spot.network.model, direction.space
-    batch = distinct(next(repeatable(spot.task, "test", spot.config.eval_size, spot.seed)))
+    batch = drop_duplicates(next(repeatable(spot.task, "test", spot.config.eval_size, spot.seed)))
     share = weight_share(model, direction.delta, space=space)
     about = _About(direction.name, "weights", direction.coordinates, share)
     size = norm(space.read(model))
@@ -84,7 +84,7 @@ class _About(NamedTuple):
 
 def _sides(
     spot: Spot,
-    line: Line,
+    line: LossLine,
     about: _About,
     *,
     length: float | None,

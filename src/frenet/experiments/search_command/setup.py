@@ -40,7 +40,7 @@ def load_subject(config: SearchConfig) -> Subject:
     """
     from frenet.methods.search import Selection
     from frenet.network.adapters import attach_lora
-    from frenet.network.data.text import told
+    from frenet.network.data.text import reading_notes
     from frenet.network.space import ParamSpace
 
     loaded = config.load(config.model, adapter=config.adapter)
@@ -67,7 +67,7 @@ def load_subject(config: SearchConfig) -> Subject:
     )
     notes = (
         *loaded.notes,
-        *told([task]),
+        *reading_notes([task]),
         f"{task.name}: selected on {sizes[0]} examples, reported on {sizes[1]} others",
         f"{space.dim:,} parameters move",
     )
@@ -105,8 +105,8 @@ def _task(config: SearchConfig, loaded: "Loaded") -> Any:
 
 def make_plan(config: SearchConfig, subject: Subject) -> "Plan":
     """What the search should bring at which sigma."""
+    from frenet.methods.local_model import survey
     from frenet.methods.plan import plan
-    from frenet.methods.survey import survey
 
     found = survey(
         subject.model, subject.task, subject.space,
@@ -155,7 +155,7 @@ def expected(config: SearchConfig, made: "Plan", sigma: float) -> dict[str, Any]
         best[str(n)] = [-change.best_of(n), low, high]
     return {
         "best": best,
-        "held_out": found.lasting_gain(sigma, config.budget),
+        "held_out": found.held_out_gain(sigma, config.budget),
     }
 
 

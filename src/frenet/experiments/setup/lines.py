@@ -5,14 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from frenet.measure.line import Line
+from frenet.measure.loss_line import LossLine
 from frenet.methods.task_vectors import from_step
 from frenet.network.checkpoints.weight_space import coordinates_of, weights_norm
 from frenet.network.space import ParamSpace
 
 
 def looked_between(
-    line: Line, size: float, *, length: float | None, eps: float
+    line: LossLine, size: float, *, length: float | None, eps: float
 ) -> tuple[float, float]:
     """First and greatest distance at which a line through parameters of norm ``size`` is seen."""
     start = size / 1000

@@ -356,11 +356,11 @@ def _notes(
     measured: Collection[str],
 ) -> tuple[str, ...]:
     """What must be said of a language model and its tasks."""
-    from frenet.network.data.text import told
+    from frenet.network.data.text import reading_notes
 
     dtype = f"{config.model}: weights measured in {loaded.dtype}"
     chosen = only_first(measured, tasks, "tasks", CHOOSE)
-    return (dtype, *loaded.notes, *told(tasks.values()), *chosen)
+    return (dtype, *loaded.notes, *reading_notes(tasks.values()), *chosen)
 
 
 def _require_batches(task: "TextTask", config: NetworkConfig) -> None:

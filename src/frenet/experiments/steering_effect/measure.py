@@ -15,8 +15,8 @@ from frenet.experiments.setup.contrasts import Steered, describe, left_out, skip
 from frenet.experiments.steering_effect import Config
 from frenet.geometry import rng
 from frenet.geometry.alignment import matched_vectors, shuffled_differences
+from frenet.measure.activation_shift import activation_shift
 from frenet.measure.activations import add
-from frenet.measure.shift import activation_shift
 from frenet.methods.steering import (
     Streams,
     contrast_streams,

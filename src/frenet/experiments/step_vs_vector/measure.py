@@ -20,7 +20,7 @@ from frenet.geometry.alignment import (
     whitened_cosine,
     without,
 )
-from frenet.measure.shift import activation_shift
+from frenet.measure.activation_shift import activation_shift
 from frenet.methods.steering import contrast_streams, push_gradient, push_items, shifted_prompts
 from frenet.methods.steering_effect import answer_directions, prompted
 from frenet.network.data.contrast import UnansweredError

@@ -21,10 +21,10 @@ from frenet.geometry.basis import Basis, svd_basis
 from frenet.geometry.linalg import norms
 from frenet.geometry.nulls import random_walk_share
 from frenet.measure.gradients import adam_scale, gradient_matrix
-from frenet.measure.line import loss_line
+from frenet.measure.loss_line import loss_line
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
-from frenet.methods.scale import Radius, radius
-from frenet.methods.search import distinct
+from frenet.methods.linear_range import LinearRange, radius
+from frenet.methods.search import drop_duplicates
 from frenet.methods.task_vectors import from_training
 from frenet.network.checkpoints.weight_space import coordinates_of
 from frenet.network.measuring import measuring
@@ -104,7 +104,7 @@ class Range:
         with (space or self.space).displaced(network.model, delta):
             for name in self.paths:
                 task = network.tasks[name]
-                batch = distinct(next(repeatable(task, "test", self.config.eval_size, 0)))
+                batch = drop_duplicates(next(repeatable(task, "test", self.config.eval_size, 0)))
                 with measuring(network.model), torch.no_grad():
                     found[name] = float(task.loss(network.model, batch))
         return found
@@ -155,10 +155,10 @@ def radius_rows(spot: Range) -> Iterator[Row]:
             }  # fmt: skip
 
 
-def _radius(spot: Range, name: str, way: Way) -> tuple[Radius, tuple[float, float]]:
+def _radius(spot: Range, name: str, way: Way) -> tuple[LinearRange, tuple[float, float]]:
     """The radius along a line, and what share of the weights it moves there and at its end."""
     model, task, seed = spot.network.model, spot.network.tasks[name], int(spot.cell.seed)
-    batch = distinct(next(repeatable(task, "test", spot.config.eval_size, 0)))
+    batch = drop_duplicates(next(repeatable(task, "test", spot.config.eval_size, 0)))
     share = weight_share(model, way.tau, space=way.space)
     length = float(way.tau.double().norm())
     size = float(way.space.read(model).double().norm())

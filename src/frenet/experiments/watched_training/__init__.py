@@ -89,7 +89,7 @@ def sentences(rows: Rows) -> list[Answer]:
     for row in select(rows, table="half_life"):
         if life := bracket_of(row):
             ends = "is stale after" if life.found else "stays good for"
-            said = f"the gradient basis of the start {ends} {life.told('step')}"
+            said = f"the gradient basis of the start {ends} {life.in_words('step')}"
             found.append(Answer(str(row["probe"]), {}, said))
     return found
 
@@ -119,7 +119,7 @@ def drift_chart(rows: Rows) -> object:
 def half_life_of(rows: Rows) -> str:
     """The half-life of one probe's basis in words, from its rows of the table drift."""
     found = life_of(rows, lag="step")
-    return "no half-life" if found is None else f"half-life {found.steps.told('step')}"
+    return "no half-life" if found is None else f"half-life {found.steps.in_words('step')}"
 
 
 def prefix_chart(rows: Rows) -> object:

@@ -68,11 +68,11 @@ class Loaded(Shown):
     notes: tuple[str, ...]
     adapter: str | None = None
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         adapter = f" with the adapter {self.adapter}" if self.adapter else ""
         return f"{self.source}{adapter} ({self.kind}), {str(self.dtype).removeprefix('torch.')}"
 
-    def _facts(self) -> Iterator[Fact]:
+    def _entries(self) -> Iterator[Fact]:
         count = sum(parameter.numel() for parameter in self.model.parameters())
         yield "parameters", count, f"fingerprint {self.fingerprint}"
         yield from (("note", note, "") for note in self.notes)

@@ -84,7 +84,7 @@ class Contrast:
         return digest.hexdigest()[:16]
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def reading_notes(self) -> tuple[str, ...]:
         """The notes, and how many prompts there are, of each side where prompts have one."""
         count = f"{len(self.items)} {self.kind}"
         if self.kind == "statements":

@@ -247,7 +247,7 @@ def text_tasks(
     return tasks
 
 
-def told(tasks: Iterable[TextTask]) -> list[str]:
+def reading_notes(tasks: Iterable[TextTask]) -> list[str]:
     """The notes of tasks, and how many rows their splits have, each text with whose it is."""
     whose: dict[str, list[str]] = {}
     for task in tasks:

@@ -11,7 +11,7 @@ import torch
 from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.measure.bracket import Bracket
-from frenet.measure.line import Line
+from frenet.measure.loss_line import LossLine
 
 # Relative error of the radius at which bisection stops.
 PRECISION = 0.05
@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Radius(Shown):
+class LinearRange(Shown):
     """How far a quantity is linear along a direction, on one side.
 
     Attributes:
@@ -66,7 +66,7 @@ class Radius(Shown):
     slope: float
     points: tuple[Point, ...]
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         side = "along" if self.sign == 1 else "against"
         if self.unbounded:
             return f"linear {side} the direction as far as was looked, {self.limit:.4g}"
@@ -74,7 +74,7 @@ class Radius(Shown):
             f"linear {side} the direction up to {self.radius:.4g} [{self.low:.4g}, {self.high:.4g}]"
         )
 
-    def _facts(self) -> Iterator[Fact]:
+    def _entries(self) -> Iterator[Fact]:
         yield "radius", self.radius, f"95% interval {self.low:.4g} to {self.high:.4g}"
         yield (
             "where a quadratic would leave the linear",
@@ -85,7 +85,7 @@ class Radius(Shown):
 
 
 def radius(
-    line: Line,
+    line: LossLine,
     *,
     start: float,
     limit: float,
@@ -93,7 +93,7 @@ def radius(
     eps: float = 0.2,
     resamples: int = 200,
     generator: torch.Generator,
-) -> Radius:
+) -> LinearRange:
     r"""Largest r up to which a quantity is linear along a direction.
 
     $$|q(\theta + r u) - q(\theta) - r s| \le \epsilon\, |r s|, \qquad s = \langle g, u \rangle$$
@@ -132,7 +132,7 @@ def radius(
     unbounded = linear >= limit
     if unbounded:
         low, high = min(low, limit), math.inf
-    return Radius(
+    return LinearRange(
         sign, linear, min(low, linear), max(high, linear), unbounded, limit, predicted,
         line.slope, points,
     )  # fmt: skip
@@ -141,7 +141,7 @@ def radius(
 class _Seen:
     """What was looked at on one side of a line."""
 
-    def __init__(self, line: Line, sign: int, eps: float) -> None:
+    def __init__(self, line: LossLine, sign: int, eps: float) -> None:
         self.line, self.sign, self.eps = line, sign, eps
         self.zero = line.at(0.0).numpy()
         self.values: dict[float, np.ndarray] = {}

@@ -14,7 +14,7 @@ NORMAL = 1e-5
 
 
 @dataclass(frozen=True)
-class Change:
+class LossChange:
     """Distribution of the change of the loss under one random displacement.
 
     A shifted gamma distribution (Pearson's type III) with these three moments; normal where the
@@ -25,7 +25,7 @@ class Change:
         std: its standard deviation.
         skew: third cumulant over std^3; positive where the loss curves upwards.
 
-    >>> Change(0.0, 1.0, 0.0).quantile(np.array([0.5, 0.975])).round(6)
+    >>> LossChange(0.0, 1.0, 0.0).quantile(np.array([0.5, 0.975])).round(6)
     array([0.      , 1.959964])
     """
 
@@ -70,7 +70,7 @@ class Change:
         With w = -n log(1 - p) exponentially distributed, E = integral of e^-w Q(1 - e^(-w/n)) dw,
         Q the quantile function; in log w the trapezoidal rule converges exponentially.
 
-        >>> round(Change(0.0, 1.0).best_of(3), 6) == round(-3 / (2 * np.pi**0.5), 6)
+        >>> round(LossChange(0.0, 1.0).best_of(3), 6) == round(-3 / (2 * np.pi**0.5), 6)
         True
         """
         if not n >= 1:
@@ -83,7 +83,7 @@ class Change:
     def best_band(self, n: int | float, level: float = 0.95) -> tuple[float, float]:
         """Interval that holds the lowest of n changes with probability ``level``.
 
-        >>> low, high = Change(0.0, 1.0).best_band(1)
+        >>> low, high = LossChange(0.0, 1.0).best_band(1)
         >>> round(low, 4), round(high, 4)
         (-1.96, 1.96)
         """
@@ -99,4 +99,4 @@ def expected_maximum(n: int | float) -> float:
     >>> round(expected_maximum(2), 6) == round(1 / np.pi**0.5, 6)
     True
     """
-    return -Change(0.0, 1.0).best_of(n)
+    return -LossChange(0.0, 1.0).best_of(n)

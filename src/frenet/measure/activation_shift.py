@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from frenet.measure.activations import record
-from frenet.measure.passes import (
+from frenet.measure.forward_passes import (
     TOKENS,
     Collected,
     ending_after,

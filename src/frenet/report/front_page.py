@@ -6,7 +6,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from frenet._version import __version__
-from frenet.report import answers
+from frenet.report import sentences as answers
 from frenet.report.claims import Decision, answer, claims_table, matrix
 from frenet.report.markup import join, tag, user_text
 from frenet.report.sections import Section, figure_of

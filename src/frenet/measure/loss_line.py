@@ -25,7 +25,7 @@ from frenet.network.tasks import (
 )
 
 
-class Line(NamedTuple):
+class LossLine(NamedTuple):
     """What n examples have at distance r along a unit direction u.
 
     The mean over examples is sum_i values_i / sum_i counts_i.
@@ -43,7 +43,7 @@ class Line(NamedTuple):
     curvature: float | None = None
 
     def __repr__(self) -> str:
-        return f"<Line: {len(self.counts)} examples, slope {self.slope:.4g} at 0>"
+        return f"<LossLine: {len(self.counts)} examples, slope {self.slope:.4g} at 0>"
 
     @property
     def slope(self) -> float:
@@ -59,7 +59,7 @@ def loss_line(
     direction: Float[Tensor, " d"],
     *,
     space: ParamSpace,
-) -> Iterator[Line]:
+) -> Iterator[LossLine]:
     """The loss of every example of a batch at theta + r u, u = direction / ||direction||.
 
     Slopes and curvature are exact, by forward mode. Inside, the parameters may stand anywhere on
@@ -95,7 +95,7 @@ def loss_line(
             return example_losses(model, batch)[0].double().cpu()
 
     with space.restored(model):
-        yield Line(at, slopes, counts, dot(Hu, unit))
+        yield LossLine(at, slopes, counts, dot(Hu, unit))
 
 
 def _slopes(

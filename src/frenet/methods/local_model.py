@@ -13,12 +13,12 @@ from frenet._notebook import Fact, Shown
 from frenet.geometry import rng, theory
 from frenet.geometry.linalg import dot, norm
 from frenet.geometry.subspace import Basis
-from frenet.geometry.theory import Best, Local
+from frenet.geometry.theory import Best, QuadraticModel
 from frenet.measure.checked import check_slope
 from frenet.measure.curvature import Matvec, Trace, at_once, hessian_product, hutchinson
 from frenet.measure.gradients import gradient
 from frenet.methods.candidates import Candidates, Noise, Where, placed, space_of
-from frenet.methods.search import Selection, distinct
+from frenet.methods.search import Selection, drop_duplicates
 from frenet.network.measuring import measuring
 from frenet.network.tasks import Split, Task, repeatable
 
@@ -32,7 +32,7 @@ PROBED = 50
 
 
 @dataclass(frozen=True, repr=False)
-class Survey(Shown):
+class LocalModel(Shown):
     """The loss around a point, as far as a search depends on it.
 
     Attributes:
@@ -45,19 +45,19 @@ class Survey(Shown):
         elsewhere: gradient and curvature on the other examples; None: as on the selection batch.
     """
 
-    local: Local
+    local: QuadraticModel
     loss: float
     transfer: float
     trace_error: float
     bend: float = 0.0
-    elsewhere: Local | None = None
+    elsewhere: QuadraticModel | None = None
 
-    def _told(self) -> str:
+    def _summary(self) -> str:
         return (
             f"loss {self.loss:.4g}, gradient norm {self.local.gradient:.4g}, d = {self.local.dim}"
         )
 
-    def _facts(self) -> Iterator[Fact]:
+    def _entries(self) -> Iterator[Fact]:
         yield "loss (nats per token)", self.loss, "no search gains more"
         yield "gradient norm", self.local.gradient, f"in {self.local.dim:,} coordinates"
         yield "trace of the Hessian", self.local.trace, f"standard error {self.trace_error:.4g}"
@@ -66,14 +66,14 @@ class Survey(Shown):
         star = self.best(PROBED)
         yield f"best sigma of {PROBED} candidates", star.sigma if star else None, linear
 
-    def lasting_gain(self, sigma: float, n: int) -> float:
+    def held_out_gain(self, sigma: float, n: int) -> float:
         """Gain on other data; shares outside [0, 1] are errors of their estimates."""
         shares = {
             "transfer": min(1.0, max(0.0, self.transfer)),
             "bend": min(1.0, max(0.0, self.bend)),
         }
         mean = None if self.elsewhere is None else self.elsewhere.mean(sigma)
-        return self.local.lasting_gain(sigma, n, **shares, mean=mean)
+        return self.local.held_out_gain(sigma, n, **shares, mean=mean)
 
     def best(self, n: int) -> Best | None:
         """sigma* and its gain for n candidates; None where the quadratic model has none to trust.
@@ -89,7 +89,7 @@ class Survey(Shown):
             return None
         return found
 
-    def best_elsewhere(self, n: int) -> float:
+    def best_sigma_held_out(self, n: int) -> float:
         """sigma* with the curvature of other data; 0 where that sets no limit."""
         if self.elsewhere is None:
             return 0.0
@@ -117,7 +117,7 @@ def survey(
     selection: Selection | None = None,
     probes: int = 8,
     seed: int = 0,
-) -> Survey:
+) -> LocalModel:
     """Gradient, curvature and transfer at the present point.
 
     Takes 8 to 9 ``probes`` Hessian products and 5 ``probes`` losses of a selection batch, about as
@@ -145,7 +145,7 @@ def survey(
     found, trace_elsewhere, bend = _curvature(
         here.product, other.product, dim, probes=probes, seed=seed
     )
-    local = Local(
+    local = QuadraticModel(
         dim=dim,
         gradient=norm(here.slope),
         trace=found.trace,
@@ -153,10 +153,10 @@ def survey(
         along=dot(here.slope, here.product(here.slope)),
         trace_cube=found.trace_of_cube or 0.0,
     )
-    elsewhere = Local(dim, norm(other.slope), trace_elsewhere)
+    elsewhere = QuadraticModel(dim, norm(other.slope), trace_elsewhere)
     share = theory.transfer(dot(here.slope, other.slope), local.gradient)
     loss = here.loss()
-    made = Survey(local, loss, share, found.trace_error, bend, elsewhere)
+    made = LocalModel(local, loss, share, found.trace_error, bend, elsewhere)
     star = made.best(PROBED)
     sigma = star.sigma if star else made.trusted(PROBED)
     if sigma == 0:  # no distance at which anything is to be expected
@@ -192,7 +192,7 @@ class _Seen(NamedTuple):
     ) -> "_Seen":
         space = space_of(where)
         drawn = repeatable(task, split, selection.select_size, selection.seed)
-        rows = [distinct(batch) for batch in itertools.islice(drawn, batches)]
+        rows = [drop_duplicates(batch) for batch in itertools.islice(drawn, batches)]
         slope = _mean(gradient(model, task, batch, space=space) for batch in rows)
         products = [
             _product_inside(where, hessian_product(model, task, batch, space=space))
