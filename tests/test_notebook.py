@@ -105,7 +105,7 @@ def test_a_table_holds_text_only_and_says_what_to_read_beside(result: Any) -> No
     cells = Cells(html)
     caption, head, *rows = cells.rows
     assert set(cells.tags) == {"table", "caption", "thead", "tbody", "tr", "th", "td"}
-    assert caption == [showable(f"{type(result).__name__}: {result._told()}")]
+    assert caption == [showable(f"{type(result).__name__}: {result._summary()}")]
     assert head == list(HEADINGS)
     assert rows
     assert all(len(row) == 3 and row[0] and row[1] for row in rows)
