@@ -30,9 +30,9 @@ CELL = "text-align: left; padding: 0.2em 1em 0.2em 0; border-top: 1px solid rgb(
 class Shown:
     """A result that is one line in a console and a table in a notebook.
 
-    A dataclass that inherits from it is made with ``repr=False``. ``_summary`` says what it is, and
-    computes nothing. ``_entries`` are its numbers: each a name, a value, and the chance level, null,
-    ceiling or interval of the value.
+    A dataclass that inherits from it is made with ``repr=False``. ``_summary`` says what it is and
+    computes nothing. ``_entries`` are its numbers: each has a name, a value, and the chance level,
+    null, ceiling or interval of the value.
     """
 
     def _summary(self) -> str:
