@@ -116,7 +116,7 @@ def test_tab_reaches_everything_in_order_and_shows_where_it_is(
         if len(report.runs) > 1:  # the larger page, with all that can be opened open
             page.evaluate(OPEN_ALL)
         count = page.evaluate(STOPS)
-        assert count > 15
+        assert count > 12
         stops = []
         for _ in range(count):
             page.keyboard.press("Tab")
