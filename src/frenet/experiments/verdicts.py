@@ -1,7 +1,7 @@
-"""How a claim is decided: what a rule asks of its numbers, in three-valued logic.
+"""How a claim is decided: the criteria of a rule, in three-valued logic.
 
-The criteria of a rule are written before its numbers are known. Both the sentence of the rule and
-the verdict are made of them, so that the words and the code cannot part.
+The criteria of a rule are written before its numbers are known. They give both the sentence of the
+rule and the verdict, so that words and code always agree.
 """
 
 import math
@@ -24,15 +24,15 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True)
 class Criterion:
-    """What a rule asks of a quantity: that its whole interval lies beyond a line, or between two.
+    """A requirement on a quantity: its whole interval lies beyond a line, or between two.
 
     Attributes:
         quantity: the subject of the sentence.
-        above: lines that the interval may not touch, each a number, or the name of what is measured
-            as well.
+        above: lines that the interval may not touch, each a number, or the name of another measured
+            quantity.
         below: the same on the other side.
         within: two lines that the interval may touch; infinite if there is only one.
-        contradicts: whether it can fail, or is open as well beyond its line.
+        contradicts: whether it fails beyond its line; otherwise it stays open.
     """
 
     quantity: str
@@ -69,9 +69,9 @@ class Criterion:
         """The criterion once its quantity is measured.
 
         Args:
-            value: with its interval, without which nothing is decided.
-            than: what ``above`` or ``below`` names.
-            case: which of several cases it is, as in "in the full space".
+            value: with its interval; without one the criterion stays open.
+            than: the quantity that ``above`` or ``below`` names.
+            case: which of several cases it is, such as "in the full space".
         """
         named = f"{self.quantity} {case}".rstrip()
         parts = list(self._parts(value, than))
@@ -106,7 +106,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Cases:
-    """What a rule asks of several cases: all criteria at once of each, or of some."""
+    """A requirement on several cases: each, or some, must meet all criteria at once."""
 
     which: str
     criteria: tuple[Criterion, ...]
@@ -117,9 +117,9 @@ class Cases:
 
 @dataclass(frozen=True)
 class NoOutlier:
-    """What a rule asks of every single case: not to lie wholly beyond the line of a criterion.
+    """A requirement on every single case: it must not lie wholly beyond the line of a criterion.
 
-    In a mean of all they cancel. One that does leaves the claim open.
+    Opposite cases cancel in the mean. A case beyond the line leaves the claim open.
     """
 
     criterion: Criterion
@@ -133,9 +133,9 @@ class NoOutlier:
         """The condition for rows whose columns ``by`` name the case."""
         for row in over_seeds(rows, by=self.by, value=value):
             named = ", ".join(str(row[key]) for key in self.by)
-            found = self.criterion.of(estimate_of(row), case=f"for {named} alone")
-            if found.state == "fails":
-                return Condition("open", found.why)
+            condition = self.criterion.of(estimate_of(row), case=f"for {named} alone")
+            if condition.state == "fails":
+                return Condition("open", condition.why)
         return Condition("holds", str(self))
 
 
@@ -179,7 +179,7 @@ _VERDICTS: tuple[tuple[State, Verdict], ...] = (
 class Rule(NamedTuple):
     """The criteria of a claim, fixed before the run.
 
-    Nothing is decided unless all premises hold. The claim is contradicted if one criterion fails,
+    The claim is undecided unless all premises hold. It is contradicted if one criterion fails,
     supported if all hold, and undecided otherwise.
     """
 
@@ -189,7 +189,7 @@ class Rule(NamedTuple):
     def __str__(self) -> str:
         asked = "; ".join(map(str, self.criteria))
         unless = " and ".join(map(str, self.premises))
-        premise = f". Nothing is decided unless {unless}" if unless else ""
+        premise = f". Undecided unless {unless}" if unless else ""
         return f"{asked}, with the whole interval over seeds{premise}"
 
     def decide(self, measured: Mapping[Asked, Condition]) -> tuple[Verdict, str]:

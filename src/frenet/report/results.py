@@ -8,7 +8,7 @@ from pathlib import Path
 from frenet._files import write_whole
 from frenet._notebook import one_line
 from frenet.experiments.experiment import SYNTHETIC, Breakdown, Claim, Experiment, Finding
-from frenet.experiments.setup.networks import LEARNING, TOLD
+from frenet.experiments.setup.networks import LEARNING, SHOWN
 from frenet.report import figures
 from frenet.report import sentences as answers
 from frenet.report.claims import Decision, answer, beside
@@ -210,12 +210,12 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
         yield from (f"### {markdown(network.label)}: settings", "")
         for part in network.parts:
             config = part.run.config
-            keys = TOLD if config.get("model") == SYNTHETIC else TOLD + LEARNING
-            told = [f"{key} {_listed(config[key])}" for key in keys if config.get(key)]
-            told = [markdown(item) for item in (*told, *_shown_settings(part))]
+            keys = SHOWN if config.get("model") == SYNTHETIC else SHOWN + LEARNING
+            items = [f"{key} {_listed(config[key])}" for key in keys if config.get(key)]
+            items = [markdown(item) for item in (*items, *_shown_settings(part))]
             if seconds := part.run.manifest["cell_seconds"]:
-                told.append(f"{seconds:,.0f} s of cells")
-            yield f"- `{part.run.experiment}`: {'; '.join(told)}"
+                items.append(f"{seconds:,.0f} s of cells")
+            yield f"- `{part.run.experiment}`: {'; '.join(items)}"
         yield ""
         yield from _fenced([command_line(part.run, part.experiment) for part in network.parts])
 

@@ -1,4 +1,4 @@
-"""Rows of `best_of_n`: what random search should bring at a point, and what it brings."""
+"""Rows of `best_of_n`: the predicted gain of random search at a point, and the measured one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,12 +39,12 @@ class Spot:
     cell: Cell
 
     def seed(self, search: int, sigma: int = 0) -> int:
-        """Of the noise of one search."""
+        """Seed of the noise of one search."""
         return 100_000 * int(self.cell.seed) + 100 * search + sigma
 
     @property
     def selection(self) -> Selection:
-        """The examples of all searches."""
+        """The examples that all searches share."""
         return Selection(
             select_size=self.config.select_size,
             test_size=self.config.test_size,
@@ -83,7 +83,7 @@ def place(spot: Spot, search: int) -> Where:
 
 
 def search_rows(spot: Spot, search: int) -> Iterator[Row]:
-    """One search at every sigma: what is predicted first, then what is found."""
+    """One search at every sigma: the prediction first, then the result."""
     config, where = spot.config, place(spot, search)
     model, selection = spot.network.model, spot.selection
     found = survey(
@@ -94,7 +94,7 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
     keys: Row = {**dict(spot.cell.keys), "search": search, "dim": found.local.dim}
     yield _place_row(keys, found, config.candidates)
     if unit == 0:
-        text = "the gradient is zero, or the loss: no sigma follows, and nothing was searched"
+        text = "the gradient or the loss is zero: no sigma follows, so nothing was searched"
         yield note(spot.cell, f"{spot.cell['place']}: {text}")
         return
     for i, factor in enumerate(config.factors):
@@ -117,7 +117,7 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
 
 
 def _place_row(keys: Row, found: LocalModel, candidates: int) -> Row:
-    """What the predictions of a place follow from."""
+    """The numbers from which the predictions for a place follow."""
     local, star = found.local, found.best(candidates)
     return {
         "table": "place",
@@ -174,7 +174,7 @@ def _quantile_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[
 
 
 def _best_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[Row]:
-    """The best of N in the N_max / N disjoint blocks that the candidates make."""
+    """The best of N in each of the N_max / N disjoint blocks of candidates."""
     sigma, n = number(at, "sigma"), 1
     change, star = found.local.change(sigma), found.best(len(changes))
     scale = star.gain if star else found.loss
@@ -202,7 +202,7 @@ def _best_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[Row]
 
 
 def _winner_row(at: Row, found: LocalModel, result: SearchResult, where: Where, spot: Spot) -> Row:
-    """What the winner gained where it was selected and on held-out data."""
+    """The winner's gain on the selection batch and on held-out data."""
     sigma, local, n = result.noise.sigma, found.local, len(result.scores)
     held_out = result.held_out.gain
     return {
@@ -221,7 +221,7 @@ def _winner_row(at: Row, found: LocalModel, result: SearchResult, where: Where, 
 
 
 def _step_gain(spot: Spot, where: Where, radius: float) -> float:
-    """Gain on held-out data of one gradient step of this length, the yardstick of a search."""
+    """Held-out gain of one gradient step of this length, the yardstick of a search."""
     model, task, chosen, space = spot.network.model, spot.task, spot.selection, space_of(where)
     select = next(repeatable(task, "select", chosen.select_size, chosen.seed))
     test = next(repeatable(task, "test", chosen.test_size, chosen.seed))

@@ -27,13 +27,13 @@ def sentences(rows: Rows) -> list[Answer]:
 
 
 def _far(sides: Rows) -> str:
-    """How far, in its own length where it has one."""
+    """How far, in units of its length if it has one."""
     if not sides:
-        return "no radius, since its slope is too small to be told from rounding (see the notes)"
+        return "no radius: its slope cannot be distinguished from rounding (see the notes)"
     row = next((r for r in sides if r["sign"] == 1), sides[0])
     what = "loss" if row["where"] == "weights" else "logit difference"
     within = f"{what} is linear within {number(row, 'eps'):.0%}"
-    # In its own length, or as a share of what it moves.
+    # In units of its length, or as a share of the norm of what it moves.
     one = number(row, "length") if row["length"] else 1.0
     ends = ("radius", "low", "high") if row["length"] else SHARES
     size, low, high = ("?" if row[end] is None else f"{number(row, end) / one:.3g}" for end in ends)
@@ -42,10 +42,10 @@ def _far(sides: Rows) -> str:
     along = "" if row["where"] != "weights" else f", in the {row['coordinates']}"
     moves = ""
     if row["length"] and row["coordinates"] == "factors" and row["share_of"] == "weights":
-        moves = f", where the weights have moved by {number(row, 'relative'):.3g} of their norm"
+        moves = f", which moves the weights by {number(row, 'relative'):.3g} of their norm"
     if row["unbounded"]:
-        return f"{within} as far as was looked, {size} of {unit}{along}{moves}"
-    side = "" if row["sign"] == 1 else ", against it"
+        return f"{within} up to at least {size} of {unit}{along}{moves}"
+    side = "" if row["sign"] == 1 else ", backwards"
     return f"{within} up to {size} of {unit}{along}{side} [{low}, {high}]{moves}"
 
 
@@ -53,7 +53,7 @@ def _long(life: Mapping[str, Scalar]) -> str:
     """How long."""
     if not life["has_share"]:
         if life["direction"] == "steering":
-            return "made from other prompts it is another one, so it has nothing to lose"
-        return f"it holds less of the gradient than {NO_SHARE} times chance: nothing to lose"
-    found = bracket_of(life)
-    return f"lifetime {found.in_words('step')} of training" if found else "lifetime not known"
+            return "no lifetime: a vector made from other prompts already points elsewhere"
+        return f"no lifetime: it holds less of the gradient than {NO_SHARE} times chance"
+    bracket = bracket_of(life)
+    return f"lifetime {bracket.in_words('step')} of training" if bracket else "lifetime unknown"

@@ -74,7 +74,7 @@ def steering_rows(spot: Spot, steering: Steering) -> Iterator[Row]:
 
 
 class _About(NamedTuple):
-    """A direction, where it acts, in which coordinates, and what share of a norm it moves."""
+    """A direction: its name, place and coordinates, and the share of a norm that it moves."""
 
     name: str
     where: str
@@ -132,7 +132,7 @@ def _sides(
 
 
 def _moved(about: _About, sign: int, ends: Mapping[str, float | None]) -> Row:
-    """What distances along a line move, over the norm of the weights or of the stream."""
+    """Distances along a line, as shares of the norm of the weights or of the stream."""
     shares = {name: None if r is None else about.share(sign * r) for name, r in ends.items()}
     whole = "stream" if about.coordinates == "stream" else "weights"
     named = {f"relative_{name}": share for name, share in shares.items() if name != "radius"}
@@ -146,14 +146,14 @@ def _finite(value: float | None) -> float | None:
 def share_looks(
     spot: Spot, directions: Sequence[Direction], steering: Steering | None, step: int
 ) -> dict[str, float]:
-    """What every direction holds at the present point, by name.
+    """What every direction holds at the current point, by name.
 
-    Of weights, the share of held-out gradients along it, in its own coordinates: dL/dW of the
-    weights that it changes, or the gradient of the factors; where it can be made anew, over that
-    of the fresh one. Of activations, the cosine with the fresh one.
+    For weights: the share of held-out gradients along it, in its coordinates (dL/dW of the weights
+    that it changes, or the gradient of the factors); for gradient and Adam step, relative to a
+    fresh one. For activations: the cosine with a fresh vector.
     """
     found: dict[str, float] = {}
-    # Minibatches of their own at every step: what is held out is never what a direction saw.
+    # New minibatches at every step: no direction has seen the held-out ones.
     other, again = (spot.seed + 1_000_003 * (2 * step + i) for i in (1, 2))
     for space in dict.fromkeys(d.space for d in directions):
         bases = {d.name: _line_basis(d) for d in directions if d.space == space}
@@ -197,11 +197,11 @@ def lifetime_rows(
     """Rows of the tables share and lifetime.
 
     Args:
-        spot: where.
+        spot: network and task.
         values: by direction, what ``share_looks`` gave at every lag; all have the same lags.
-        path: the training.
+        path: the training run.
         dims: by direction, the d of its space, or the h of its stream.
-        reach: by direction, what its radius moves over its norm, where it has one.
+        reach: by direction, ``relative`` at its radius, if it has one.
         coordinates: by direction, in which its line is straight.
     """
     lags = sorted({lag for at in values.values() for lag in at})
@@ -252,7 +252,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
 
 def _measured(spot: Spot) -> Iterator[Row]:
     model, space, config = spot.network.model, spot.network.space, spot.config
-    # What may be wrong with the user's files is said before anything is trained.
+    # Problems with the user's files show before anything is trained.
     given = []
     names = source_names(config.vectors)
     for name, vector in zip(names, vectors_from_disk(model, config.vectors), strict=True):
@@ -288,7 +288,7 @@ def _measured(spot: Spot) -> Iterator[Row]:
 def _rows(
     spot: Spot, path: Trajectory, found: list[Direction], steering: Steering | None
 ) -> Iterator[Row]:
-    """Radii at the present point, and lifetimes along a training from there."""
+    """Radii at the current point, and lifetimes along a training run from there."""
     model, space, config = spot.network.model, spot.network.space, spot.config
 
     def look(step: int) -> dict[str, float]:
@@ -309,7 +309,7 @@ def _rows(
     if config.trajectory:
         values = follow(model, path, space=space, lags=config.lags, look=look)
     else:
-        # Along the path that made them, prefix and task vector would have seen the minibatches.
+        # Prefix and task vector have seen the minibatches of the run that made them.
         with space.restored(model):
             path, values = watch_training(
                 model, spot.task, spot.training(replicate=1),

@@ -19,7 +19,7 @@ from frenet.measure.spectra import NullSpectra, effective_ranks, held_out_energy
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task
 
-# What names the random stream of one task's nulls and splits; a column more leaves it as it is.
+# Keys that name the random stream of one task's nulls and splits; further keys do not change it.
 STREAM = ("seed", "space", "point", "batch_size", "task")
 
 
@@ -51,7 +51,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
 
 
 def _shared_examples(network: Network, config: Config, cell: Cell) -> Iterator[Row]:
-    """Notes where both halves of the gradients come from the same examples; one a network."""
+    """Notes if both halves of the gradients come from the same examples, once per network."""
     if cell["point"] != config.points[0]:
         return
     for name in network.measured:
@@ -62,16 +62,16 @@ def _shared_examples(network: Network, config: Config, cell: Cell) -> Iterator[R
                 yield note(
                     cell,
                     f"{name}: {2 * config.n} batches of {size} go {taken / rows:.1f} times through "
-                    f"{rows} training rows, so that {SAME_EXAMPLES} and part of their held-out "
-                    "energy is theirs; Gaussian and shuffle nulls do not have it, the "
-                    "label-shuffled task has",
+                    f"{rows} training rows, so that {SAME_EXAMPLES} and part of the held-out "
+                    "energy is overlap; this affects the label-shuffled task, too, but not the "
+                    "Gaussian and shuffle nulls",
                 )
 
 
 def _sample(
     network: Network, task: Task, config: Config, batch_size: int, seed: int
 ) -> torch.Tensor:
-    """2n gradients of the task at the present point."""
+    """2n gradients of the task at the current point."""
     return gradient_matrix(
         network.model,
         task,

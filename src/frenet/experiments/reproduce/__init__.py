@@ -27,17 +27,17 @@ class Reproduction(TaskReadingConfig, LoadingConfig):
     statements: tuple[str, ...] = ("frenet:comparisons",)
     """Labelled statements or A/B questions for the language models."""
     statement_columns: tuple[str, ...] = ()
-    """What columns of the statements are, as --columns has it for tasks."""
+    """Roles of the columns of the statements, written as --columns is for tasks."""
     statement_prompt: str = ""
-    """Prompt of the statements, as --prompt has it for tasks."""
+    """Prompt of the statements, written as --prompt is for tasks."""
     only: tuple[str, ...] = ()
-    """Names of the tasks and statements to measure, where the files hold more. Empty: as many as
-    the preset takes."""
+    """Names of the tasks and statements to measure, if the files hold more. Empty: as many as the
+    preset takes."""
     experiments: tuple[str, ...] = ()
-    """Only these experiments. By default all, in demo and smoke those of frenet demo."""
+    """Run only these experiments. Empty: all; with demo and smoke, those of frenet demo."""
     targets: tuple[str, ...] = ()
-    """Modules that a LoRA adapter goes on, by the last parts of their names. Empty: those that PEFT
-    takes for a model of this family."""
+    """Modules that get a LoRA adapter, by the last parts of their names. Empty: PEFT's choice for
+    this family of models."""
 
 
 PRESETS = {
@@ -62,7 +62,7 @@ class Part(NamedTuple):
 
 
 def parts(wanted: Reproduction, preset: str) -> list[Part]:
-    """What is to run, in order: network after network.
+    """The experiments to run, network by network.
 
     Raises:
         ValueError: no networks, one twice, or an unknown experiment.
@@ -100,7 +100,7 @@ def settings(experiment: Experiment, network: str, wanted: Reproduction, *, pres
         "only": _only(wanted, steering=steering),
         "chat": wanted.chat,
         **{name: getattr(wanted, name) for name in ("targets", "dtype", "device", "untie")},
-        # The model that frenet makes has its own.
+        # The model that frenet trains brings its tokenizer.
         "tokenizer": wanted.tokenizer if kind != MADE else "",
     }
     own = {"columns": wanted.columns, "prompt": wanted.prompt}
@@ -115,7 +115,7 @@ def settings(experiment: Experiment, network: str, wanted: Reproduction, *, pres
 
 
 def _only(wanted: Reproduction, *, steering: bool) -> tuple[str, ...]:
-    """The names that this kind of source has, of those asked for."""
+    """The requested names that this kind of source has."""
     there = _names(wanted, steering=steering) if wanted.only else ()
     return tuple(name for name in wanted.only if name in there)
 
@@ -134,7 +134,7 @@ def _names(wanted: Reproduction, *, steering: bool) -> list[str]:
 
 
 def _refuse_unknown(wanted: Reproduction) -> None:
-    """Raise ValueError where ``only`` names something that no source has."""
+    """Raise ValueError if ``only`` names something that no source has."""
     if not wanted.only:
         return
     known = _names(wanted, steering=False) + _names(wanted, steering=True)
@@ -143,7 +143,7 @@ def _refuse_unknown(wanted: Reproduction) -> None:
 
 
 def folder_names(found: Sequence[Part]) -> list[str]:
-    """Names of the parts' folders: network and experiment, the network's path where it must be."""
+    """Names of the parts' folders: network and experiment; all of a path if its end is not unique."""
     networks = list(dict.fromkeys(part.network for part in found))
     short = {network: short_name(network) for network in networks}
     taken = list(short.values())

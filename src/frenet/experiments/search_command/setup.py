@@ -1,4 +1,4 @@
-"""A search of the user's own: from settings to model and task, and from numbers to rows."""
+"""`frenet search`: from settings to model and task, and from numbers to rows."""
 
 import math
 import re
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is searched: a model at its weights, the parameters that move, and a task."""
+    """The subject of a search: a model at its weights, the parameters that move, and a task."""
 
     model: "nn.Module"
     space: "ParamSpace"
@@ -36,7 +36,7 @@ def load_subject(config: SearchConfig) -> Subject:
     """Load model and task.
 
     Raises:
-        ValueError: no task of that name, several and none named, or no parameter of that name.
+        ValueError: no task of that name, several tasks and no name, or no parameter of that name.
     """
     from frenet.methods.search import Selection
     from frenet.network.adapters import attach_lora
@@ -55,8 +55,8 @@ def load_subject(config: SearchConfig) -> Subject:
             parameter.requires_grad_(True)
     space = _named(ParamSpace.select(model), config.where)
     sizes = [
-        min(wanted, len(task.examples[split]))
-        for wanted, split in ((config.select_size, "select"), (config.test_size, "test"))
+        min(size, len(task.examples[split]))
+        for size, split in ((config.select_size, "select"), (config.test_size, "test"))
     ]
     selection = Selection(
         config.score,
@@ -104,7 +104,7 @@ def _task(config: SearchConfig, loaded: "Loaded") -> Any:
 
 
 def make_plan(config: SearchConfig, subject: Subject) -> "Plan":
-    """What the search should bring at which sigma."""
+    """The expected gain of the search, by sigma."""
     from frenet.methods.local_model import survey
     from frenet.methods.plan import plan
 
@@ -116,12 +116,12 @@ def make_plan(config: SearchConfig, subject: Subject) -> "Plan":
 
 
 def plan_notes(subject: Subject) -> list[str]:
-    """What has to be said of model and data, and of the derivatives that a plan hangs on."""
+    """Notes on model and data, and on the derivatives that a plan depends on."""
     from frenet.measure.checked import check_slope
 
     batch = next(subject.task.batches("select", subject.selection.select_size, 0))
-    found = check_slope(subject.model, subject.task, batch, space=subject.space).note
-    return [*subject.notes, *([found] if found else [])]
+    note = check_slope(subject.model, subject.task, batch, space=subject.space).note
+    return [*subject.notes, *([note] if note else [])]
 
 
 def fixed_sigma(config: SearchConfig) -> float | None:
@@ -144,7 +144,7 @@ def fixed_sigma(config: SearchConfig) -> float | None:
 
 
 def expected(config: SearchConfig, made: "Plan", sigma: float) -> dict[str, Any]:
-    """Mean and band of the best so far, and the held-out gain; nothing for scores but the loss."""
+    """Mean and band of the best so far, and the held-out gain; empty unless the score is the loss."""
     if config.score != "loss" or config.relative or config.tied_noise:
         return {"best": {}, "held_out": None}
     found = made.survey
@@ -176,7 +176,7 @@ def plan_rows(made: "Plan") -> list[Row]:
 
 
 def best_rows(result: "SearchResult", planned: dict[str, Any]) -> list[Row]:
-    """The best so far on the selection batch, beside what was expected."""
+    """The best so far on the selection batch, and the expected one."""
     rows: list[Row] = []
     for n in powers(len(result.scores)):
         mean, low, high = planned["best"].get(str(n), (None, None, None))

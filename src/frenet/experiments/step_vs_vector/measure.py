@@ -1,4 +1,4 @@
-"""The shift of one gradient step at every block, beside contrast vectors and their nulls."""
+"""The shift of one gradient step at every block, compared with contrast vectors and their nulls."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,9 +31,9 @@ class Shifts:
     """Mean shifts of the stream after each block, (l, h), by a gradient step towards an answer.
 
     Attributes:
-        choose: of the prompts that the block is chosen by.
-        report: of those that are reported on.
-        other: of the same, by a step towards the other answer.
+        choose: of the prompts that choose the block.
+        report: of the reported prompts.
+        other: of the reported prompts, by a step towards the other answer.
     """
 
     choose: torch.Tensor
@@ -67,7 +67,7 @@ def _shifts(subject: Steered, *, flipped: bool) -> Shifts:
 
     def moved(rows: list[list[int]], *, towards: bool) -> torch.Tensor:
         pushed = push_items(subject.parts["push"], towards=towards, flipped=flipped)
-        # In place: of a large model's weights there is memory for few copies.
+        # In place: memory holds few copies of a large model's weights.
         step = push_gradient(model, pushed, space=space).neg_()
         return activation_shift(
             model, rows, step, space=space, blocks=subject.blocks, path=subject.path
@@ -87,7 +87,7 @@ def _layers(
     shifts: Shifts,
     answers: torch.Tensor,
 ) -> list[Row]:
-    """Rows of one part of the prompts, choose or report, one a block."""
+    """Rows of one part of the prompts, choose or report, one per block."""
     streams = contrast_streams(
         subject.model, subject.parts[part], subject.blocks, path=subject.path
     )
