@@ -11,7 +11,7 @@ from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, netw
 
 @dataclass(frozen=True)
 class Config(DamageConfig, NetworkConfig):
-    """Gradients of every task at one point: how much of one half a basis of the other half holds."""
+    """Gradients of every task at one point: how much of a half a basis of the other half holds."""
 
     n: int = 64
     """Gradients in each half."""

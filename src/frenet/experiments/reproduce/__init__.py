@@ -143,7 +143,7 @@ def _refuse_unknown(wanted: Reproduction) -> None:
 
 
 def folder_names(found: Sequence[Part]) -> list[str]:
-    """Names of the parts' folders: network and experiment; all of a path if its end is not unique."""
+    """Names of the parts' folders: network and experiment; a whole path if its end is ambiguous."""
     networks = list(dict.fromkeys(part.network for part in found))
     short = {network: short_name(network) for network in networks}
     taken = list(short.values())

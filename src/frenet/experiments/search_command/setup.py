@@ -144,7 +144,7 @@ def fixed_sigma(config: SearchConfig) -> float | None:
 
 
 def expected(config: SearchConfig, made: "Plan", sigma: float) -> dict[str, Any]:
-    """Mean and band of the best so far, and the held-out gain; empty unless the score is the loss."""
+    """Mean and band of the best so far, and the held-out gain; empty if the score is no loss."""
     if config.score != "loss" or config.relative or config.tied_noise:
         return {"best": {}, "held_out": None}
     found = made.survey

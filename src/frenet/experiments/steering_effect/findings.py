@@ -94,7 +94,7 @@ def _steering(slopes: Rows, case: str) -> tuple[Condition, Condition]:
 
 
 def _by_contrast(slopes: Rows) -> Iterator[tuple[str, Rows]]:
-    """Rows of each contrast and space, with the name of the contrast, and of the space if several."""
+    """Rows of each contrast and space, with the name of the contrast, and of one of two spaces."""
     several = len({row["space"] for row in slopes}) > 1
     for behaviour, space in dict.fromkeys((row["behaviour"], row["space"]) for row in slopes):
         name = f"{behaviour} ({space})" if several else str(behaviour)
