@@ -111,7 +111,7 @@ def differences(values, order):
 
 @pytest.mark.parametrize("start", [FRESH, TRAINED], ids=["fresh", "trained"])
 def test_the_loss_is_quadratic_along_the_weights_and_quartic_along_the_factors(start):
-    """Exactly (1 - a)^2 L(0) along the weights, whose end is the task's own optimum."""
+    """Exactly (1 - a)^2 L(0) along the weights: the line ends at the task's optimum."""
     spot = made(start=start)
     weights, factors = losses(spot, "weights"), losses(spot, "factors")
     L0 = weights[0.0]["loss"]

@@ -1,7 +1,7 @@
 """One folder, one question. ``EXPERIMENTS`` maps the name of every experiment to its declaration.
 
-A folder takes part by defining ``EXPERIMENT``. The folders are imported at the first look at
-``EXPERIMENTS``, not when this package is imported.
+A folder takes part by defining ``EXPERIMENT``. The folders are imported when ``EXPERIMENTS`` is
+first used, not when this package is imported.
 """
 
 import functools

@@ -16,7 +16,7 @@ def life_columns(what: str) -> tuple[Column, ...]:
     """The columns of a half-life or lifetime, in steps and in distance from the start.
 
     Args:
-        what: the event whose steps are counted.
+        what: the event to count steps to.
     """
     return (
         Column("steps", "steps", f"{what}, {FACTOR}", "reference"),

@@ -239,7 +239,7 @@ class Setting(NamedTuple):
 class Experiment(Shown):
     """One question, from configuration to claim.
 
-    ``config`` is the type of its configurations, whose field ``model`` names the network. ``run``
+    ``config`` is the type of its configurations; their field ``model`` names the network. ``run``
     yields the rows of one cell; every row has the key ``table`` that names one of ``tables``.
     ``prepare`` builds (or takes from the cache) what several cells share. ``in_demo``: whether
     ``frenet demo`` runs it by default. ``command`` gives the lines that repeat a run from its

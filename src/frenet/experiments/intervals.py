@@ -30,7 +30,7 @@ def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95)
     """Mean of one column, with its Student t interval, for every combination of the keys.
 
     Args:
-        rows: rows of one table; those whose value is missing or not a number are not counted.
+        rows: rows of one table; rows without a number in the column do not count.
         by: the columns that define groups, in their order of appearance; all others (usually the
             seed) are averaged over.
         value: the column to average.

@@ -42,15 +42,15 @@ class Criterion:
     contradicts: bool = True
 
     def __str__(self) -> str:
-        return f"{self.quantity} is {self.asked}"
+        return f"{self.quantity} is {self.predicate}"
 
     @property
-    def asked(self) -> str:
+    def predicate(self) -> str:
         """The predicate of the sentence.
 
-        >>> Criterion("the ratio", above=(0.5,), below=(2.0, "the control")).asked
+        >>> Criterion("the ratio", above=(0.5,), below=(2.0, "the control")).predicate
         'above 0.5 and below 2 and the control'
-        >>> Criterion("the share", within=(0.9, math.inf)).asked
+        >>> Criterion("the share", within=(0.9, math.inf)).predicate
         'at least 0.9'
         """
         parts = []
@@ -84,7 +84,7 @@ class Criterion:
                 unclear = f"{named} is not clearly {words}"
                 other = unclear if line is None else why_undecided(than, unclear, of=line)
                 return Condition("open", why_undecided(value, other, of=named))
-        return Condition("holds", f"{named} is {self.asked}")
+        return Condition("holds", f"{named} is {self.predicate}")
 
     def _parts(
         self, value: Estimate | None, than: Estimate | None
@@ -101,7 +101,7 @@ class Criterion:
             beyond = high(value) < least or low(value) > most
             inside = value is not None and least <= low(value) and high(value) <= most
             state: State = "fails" if beyond else "holds" if inside else "open"
-            yield state, self.asked, None
+            yield state, self.predicate, None
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class NoOutlier:
         return f"no single {self.case} lies wholly beyond that by itself"
 
     def of(self, rows: Rows, value: str) -> Condition:
-        """The condition for rows whose columns ``by`` name the case."""
+        """The condition for rows; their columns ``by`` name the case."""
         for row in over_seeds(rows, by=self.by, value=value):
             named = ", ".join(str(row[key]) for key in self.by)
             condition = self.criterion.of(estimate_of(row), case=f"for {named} alone")
@@ -139,7 +139,7 @@ class NoOutlier:
         return Condition("holds", str(self))
 
 
-Asked = Criterion | Cases | NoOutlier
+Requirement = Criterion | Cases | NoOutlier
 
 
 def every(conditions: Sequence[Condition]) -> Condition:
@@ -163,10 +163,10 @@ def some(conditions: Sequence[Condition]) -> Condition:
 
 def alike(conditions: Sequence[Condition]) -> Condition:
     """Several cases as one condition: it holds if all hold, and fails only if all fail."""
-    found = every(conditions)
-    if found.state == "fails" and any(c.state != "fails" for c in conditions):
-        return Condition("open", found.why)
-    return found
+    together = every(conditions)
+    if together.state == "fails" and any(c.state != "fails" for c in conditions):
+        return Condition("open", together.why)
+    return together
 
 
 _VERDICTS: tuple[tuple[State, Verdict], ...] = (
@@ -183,16 +183,16 @@ class Rule(NamedTuple):
     supported if all hold, and undecided otherwise.
     """
 
-    criteria: tuple[Asked, ...]
-    premises: tuple[Asked, ...] = ()
+    criteria: tuple[Requirement, ...]
+    premises: tuple[Requirement, ...] = ()
 
     def __str__(self) -> str:
-        asked = "; ".join(map(str, self.criteria))
+        criteria = "; ".join(map(str, self.criteria))
         unless = " and ".join(map(str, self.premises))
         premise = f". Undecided unless {unless}" if unless else ""
-        return f"{asked}, with the whole interval over seeds{premise}"
+        return f"{criteria}, with the whole interval over seeds{premise}"
 
-    def decide(self, measured: Mapping[Asked, Condition]) -> tuple[Verdict, str]:
+    def decide(self, measured: Mapping[Requirement, Condition]) -> tuple[Verdict, str]:
         """The verdict and its reason.
 
         Args:
@@ -201,9 +201,9 @@ class Rule(NamedTuple):
         for premise in self.premises:
             if measured[premise].state != "holds":
                 return "undecided", measured[premise].why
-        found = [measured[criterion] for criterion in self.criteria]
+        conditions = [measured[criterion] for criterion in self.criteria]
         for state, verdict in _VERDICTS:
-            reasons = [condition.why for condition in found if condition.state == state]
+            reasons = [condition.why for condition in conditions if condition.state == state]
             if reasons:
                 return verdict, "; ".join(reasons)
         raise ValueError("a rule without criteria decides nothing")

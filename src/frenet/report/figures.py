@@ -47,7 +47,7 @@ def draw(figure: Figure, rows: Rows) -> Spec:
     """The Vega-Lite specification of a figure, with its data inside.
 
     Raises:
-        Exception: what the figure's own code raised, with a note that names the figure.
+        Exception: the exception of the figure's code, with a note that names the figure.
     """
     import altair as alt
 

@@ -81,7 +81,7 @@ def run_experiment(
         if count is not None and count < 1:
             raise UsageError(f"{name}={count} is not possible; give 1 or more")
     header = describe_run(experiment, config, cells=cells, threads=threads, folder=folder)
-    if engine == "ray":  # workers have devices of their own
+    if engine == "ray":  # workers have other devices
         header = replace(header, device=None)
     stored = finished_run(folder, header)
     if stored is not None and not (retry_failed and stored.failures):

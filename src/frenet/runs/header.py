@@ -205,7 +205,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 
 def _is_run(file: Path) -> bool:
-    """Whether a config.json is that of a run, if of another version."""
+    """Whether a config.json belongs to a run, of this or another version."""
     try:
         stored = read_json(file)
     except DamagedFileError as error:

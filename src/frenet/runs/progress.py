@@ -91,10 +91,7 @@ class Watch:
             self.say(f"[{self._done}/{self._total}] {cell} in {duration(seconds)}, {times}")
 
     def failed(self, cell: str, error: str) -> None:
-        """A cell failed; a repeated error is not printed again.
-
-        Nor is that of a run of one cell, which ends with it.
-        """
+        """A cell failed; a repeated error, or that of a run of one cell, is not printed."""
         self._advance()
         text = ": the same" if error == self._last_error else f": {error}"
         self._last_error = error

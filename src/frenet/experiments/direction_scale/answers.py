@@ -6,9 +6,9 @@ from frenet.experiments.brackets import bracket_of
 from frenet.experiments.experiment import Answer, Rows, Scalar, number
 from frenet.experiments.intervals import select
 
-# A direction whose share of the gradient is not this many times chance has no share to lose: one
-# squared coordinate of a random direction exceeds it once in 500 draws. A cosine of a steering
-# vector has to be twice 1 / sqrt(h).
+# A direction with less than this many times chance of the gradient has no share to lose: one
+# squared coordinate of a random direction exceeds it once in 500 draws. The cosine of a steering
+# vector must be at least 2 / sqrt(h).
 NO_SHARE = 10
 # The radius of a row and the ends of its interval, as shares of the norm of what moves.
 SHARES = ("relative", "relative_low", "relative_high")
@@ -17,13 +17,13 @@ SHARES = ("relative", "relative_low", "relative_high")
 def sentences(rows: Rows) -> list[Answer]:
     """One sentence for each direction of each cell: how far, and for how long."""
     radii = select(rows, table="radius")
-    found = []
+    answers = []
     for life in select(rows, table="lifetime"):
         keys = {key: life[key] for key in ("seed", "space", "task")}
         sides = select(radii, direction=life["direction"], **keys)
-        said = f"{_far(sides)}; {_long(life)}"
-        found.append(Answer(str(life["direction"]), keys, said))
-    return found
+        sentence = f"{_far(sides)}; {_long(life)}"
+        answers.append(Answer(str(life["direction"]), keys, sentence))
+    return answers
 
 
 def _far(sides: Rows) -> str:
@@ -37,8 +37,8 @@ def _far(sides: Rows) -> str:
     one = number(row, "length") if row["length"] else 1.0
     ends = ("radius", "low", "high") if row["length"] else SHARES
     size, low, high = ("?" if row[end] is None else f"{number(row, end) / one:.3g}" for end in ends)
-    whose = "stream's" if row["share_of"] == "stream" else f"{row['share_of']}'"
-    unit = "its own length" if row["length"] else f"the {whose} norm"
+    owner = "stream's" if row["share_of"] == "stream" else f"{row['share_of']}'"
+    unit = "its own length" if row["length"] else f"the {owner} norm"
     along = "" if row["where"] != "weights" else f", in the {row['coordinates']}"
     moves = ""
     if row["length"] and row["coordinates"] == "factors" and row["share_of"] == "weights":

@@ -1,4 +1,4 @@
-"""The directions whose radius and lifetime `direction_scale` measures, at one point."""
+"""The directions that `direction_scale` measures, at one point."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

@@ -111,7 +111,7 @@ def dots(
         colour: column that names the series, None for one.
         facet: column that names the panel.
         rules: a string names a series of ``colour`` that is a null or ceiling (drawn as a grey
-            tick); a `Rule`, read on ``x`` whatever its ``axis``, is a level.
+            tick); a `Rule` is a level on ``x``, regardless of its ``axis``.
     """
     import altair as alt
 

@@ -174,7 +174,7 @@ def tooltip(
 
 
 def whole(chart: Any, interval: tuple[str, str]) -> Any:
-    """The chart without the rows whose interval has no ends (a single seed)."""
+    """The chart without rows that have no interval (a single seed)."""
     ends = " && ".join(f"isValid(datum[{end!r}])" for end in interval)
     return chart.transform_filter(ends)
 

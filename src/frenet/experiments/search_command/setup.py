@@ -75,7 +75,7 @@ def load_subject(config: SearchConfig) -> Subject:
 
 
 def _named(whole: "ParamSpace", pattern: str) -> "ParamSpace":
-    """The parameters of a space whose names match."""
+    """The parameters of a space with names that match."""
     from frenet.network.space import ParamSpace
 
     try:

@@ -91,7 +91,7 @@ class NetworkConfig(TaskReadingConfig, LoadingConfig):
 
 @dataclass(frozen=True)
 class MinibatchConfig(NetworkConfig):
-    """A network that is trained, or whose gradients are taken, in minibatches of one size."""
+    """A network that is trained, or that gives gradients, in minibatches of one size."""
 
     batch_size: int = 64
     """Examples in a minibatch, of training and of the sampled gradients."""
@@ -108,7 +108,7 @@ class Network:
 
     Attributes:
         model: the network, in evaluation mode.
-        space: the parameters that recover and whose gradients are measured.
+        space: the parameters that recover and that have the measured gradients.
         damage_space: the parameters that damage moves. It is the space itself, except for adapters
             on the synthetic transformer: there the weights are damaged and the adapters recover.
         tasks: the tasks it has learned, by name.
@@ -139,8 +139,8 @@ def build(config: NetworkConfig, *, space: str, seed: int) -> Network:
     """The network of one seed, from the cache if it was built before.
 
     Raises:
-        ValueError: an unknown space or task name, or a network whose gradient is not the derivative
-            of its loss.
+        ValueError: an unknown space or task name, or a gradient that is not the derivative of the
+            network's loss.
     """
     if space not in ("full", "lora"):
         raise UsageError(f"unknown space {space!r}; there are full and lora")

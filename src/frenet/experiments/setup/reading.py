@@ -69,7 +69,7 @@ class ReadingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskReadingConfig(ReadingConfig):
-    """The same for tasks, whose labels may be written as other words."""
+    """The same for tasks; their labels may be written as other words."""
 
     words: tuple[str, ...] = ()
     """Words for the values of a label: 0=negative 1=positive. Empty: the values themselves."""

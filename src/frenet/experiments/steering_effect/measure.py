@@ -360,7 +360,7 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
         if not vectors[name].any():
             raise UsageError(
                 f"the {name} vector of {cell['behaviour']} is zero after block {block}, so it has "
-                "no direction to steer along; use prompts whose two sides differ before the block"
+                "no direction to steer along; use prompts that differ between the sides by then"
             )
     return Dosed(
         cell=cell,
