@@ -155,6 +155,6 @@ def test_the_sentence_of_a_rule_is_made_of_what_it_asks() -> None:
     )
     assert str(rule) == (
         "the share is at least 0.9; in each space, the gain is above 0.75 and below 1.25 and the "
-        "control; no single task lies wholly beyond that by itself, with the whole interval over "
-        "seeds. Nothing is decided unless the ceiling is above 0.3"
+        "control; no single task lies wholly outside that on its own, with the whole interval over "
+        "seeds. Undecided unless the ceiling is above 0.3"
     )

@@ -223,7 +223,7 @@ def test_cells_of_early_builds_are_taken_with_a_note(tmp_path, undisturbed):
     of_format_1(run)
     assert read_run(run, partial=True).manifest["cells_without_digest"] == 2
     with RunFolder(run, HEADER) as folder:
-        assert "without digests, of an earlier build: 2" in folder.note
+        assert "without digests, from an earlier build: 2" in folder.note
     fill(run, CELLS)
     assert read_run(run).manifest["cells_without_digest"] == 2
     assert rows_of(run) == rows_of(undisturbed)

@@ -127,7 +127,7 @@ class NoOutlier:
     by: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"no single {self.case} lies wholly beyond that by itself"
+        return f"no single {self.case} lies wholly outside that on its own"
 
     def of(self, rows: Rows, value: str) -> Condition:
         """The condition for rows; their columns ``by`` name the case."""

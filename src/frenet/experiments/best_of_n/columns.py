@@ -79,7 +79,7 @@ TABLES = {
         Column("held_out_low", "nats/token", "95% interval over examples", "reference"),
         Column("held_out_high", "nats/token", "95% interval over examples", "reference"),
         Column("held_out_predicted", "nats/token", "expected on held-out data", "reference"),
-        Column("step", "nats/token", "gradient step of equal norm, there", "measure", "held_out"),
+        Column("step", "nats/token", "by a gradient step of equal norm", "measure", "held_out"),
         Column("loss", "nats/token", "loss on the selection batch", "reference"),
     ),
 }

@@ -17,7 +17,7 @@ REACHING = Criterion("the upper end of the captured share", within=(PREFIX_SHARE
 HOLDING = Criterion("the captured share", above=(MOST,))
 LIFTED = Criterion("its lift over a random walk", above=(1.0,), contradicts=False)
 FIRST = Cases(
-    f"at some k with k / T_stop <= {LONGEST_PREFIX} of LoRA recoveries",
+    f"for LoRA recoveries and some k with k / T_stop <= {LONGEST_PREFIX}",
     (REACHING, HOLDING, LIFTED),
 )
 PREFIX = Rule((FIRST,))

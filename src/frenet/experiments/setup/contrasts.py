@@ -262,7 +262,7 @@ BEHAVIOUR_TABLES = {
             "separation", "fraction", "pairs of prompts in the right order", "measure", "chance"
         ),
         Column("chance", "fraction", "of guessing", "reference"),
-        Column("p_known", "", "p-value of no difference in sides", "measure", "p_limit"),
+        Column("p_known", "", "p-value of no difference", "measure", "p_limit"),
         Column("p_limit", "", "above it labels mean nothing to this model", "reference"),
     ),
     "notes": (

@@ -37,8 +37,8 @@ OWN = "not in the paper: a question of our own"
 LEADS = "A lead is a difference in the regained share of the lost loss, paired by case"
 BETTER = Criterion(f"the lead of the prefix over the best of {', '.join(FIXED[1:])}", above=(0.0,))
 BEST_FIXED = Rule((BETTER,))
-LEAD = "the lead of a prefix that is refreshed after every k steps inside over"
-PAYS = Criterion(f"{LEAD} one that stays", above=(0.0,))
+LEAD = "the lead of the moving prefix (refreshed after every k steps inside it) over"
+PAYS = Criterion(f"{LEAD} a prefix that stays", above=(0.0,))
 BEYOND_STEPS = Criterion(
     f"{LEAD} random directions refreshed with as many full steps", above=(0.0,)
 )
