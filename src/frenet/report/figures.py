@@ -240,12 +240,12 @@ def _longest(value: Any) -> int:
         return max(map(_longest, value), default=0)
     if not isinstance(value, dict):
         return 0
-    found = [_longest(entry) for key, entry in value.items() if key not in DATA]
+    lengths = [_longest(entry) for key, entry in value.items() if key not in DATA]
     names = value.get("domain")
-    found += (
+    lengths += (
         [len(name) for name in names if isinstance(name, str)] if names and "range" in value else []
     )
-    return max(found, default=0)
+    return max(lengths, default=0)
 
 
 def _replaced(value: Any, names: Mapping[str, str]) -> Any:

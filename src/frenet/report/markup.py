@@ -64,8 +64,8 @@ def markdown(text: object) -> str:
     """
     plain = one_line(" ".join(str(text).split()), sys.maxsize)
     # First the backslashes of the text, since the last line adds more.
-    plain = MEANT.sub(lambda found: _entities(found[0]), html.escape(plain, quote=False))
-    plain = LEADING.sub(lambda found: _entities(found[0]), plain)
+    plain = MEANT.sub(lambda match: _entities(match[0]), html.escape(plain, quote=False))
+    plain = LEADING.sub(lambda match: _entities(match[0]), plain)
     return MARKS.sub(r"\\\g<0>", plain)
 
 

@@ -205,7 +205,7 @@ def _model_and_task(part: Part) -> "tuple[nn.Module, Any, int]":
         loaded = part.config.load(part.network)
         tokenizer, model = loaded.tokenizer, loaded.model
     read = part.config.rows_read()
-    found = text_tasks(part.config.tasks[0], tokenizer, max_length=64, **read)
+    tasks = text_tasks(part.config.tasks[0], tokenizer, max_length=64, **read)
     targets = part.config.targets or None
     model = attach_lora(model, rank=part.config.rank, targets=targets, seed=0)
-    return model, replace(next(iter(found.values())), whole=True), MODEL_ROWS
+    return model, replace(next(iter(tasks.values())), whole=True), MODEL_ROWS

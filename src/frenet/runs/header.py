@@ -190,7 +190,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         FileNotFoundError: a path does not exist.
         RunFolderError: a folder neither is a run nor holds one.
     """
-    found: list[Path] = []
+    runs: list[Path] = []
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; give a run folder")
@@ -200,8 +200,8 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         inside += path.glob(f"[!.]*{PACKED}")
         if not itself and not inside:
             raise RunFolderError(f"{path} is not a run folder and holds none")
-        found += [path] if itself else sorted(inside)
-    return list(dict.fromkeys(found))
+        runs += [path] if itself else sorted(inside)
+    return list(dict.fromkeys(runs))
 
 
 def _is_run(file: Path) -> bool:

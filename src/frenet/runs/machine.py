@@ -18,12 +18,12 @@ QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 def versions() -> dict[str, str | None]:
     """Versions of everything that numbers may depend on; None if a package is absent."""
-    found: dict[str, str | None] = {"frenet": __version__, "python": platform.python_version()}
+    installed: dict[str, str | None] = {"frenet": __version__, "python": platform.python_version()}
     for name in PACKAGES:
-        found[name] = None
+        installed[name] = None
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def cpu_count() -> int:

@@ -117,9 +117,9 @@ def default_out(experiment: Experiment, config: Any) -> Path:
     return Path("runs") / f"{experiment.name}-{digest[:8]}"
 
 
-def reproduction_out(preset: str, wanted: Any) -> Path:
+def reproduction_out(preset: str, reproduction: Any) -> Path:
     """The default folder of a reproduction, by its preset, networks, tasks and experiments."""
-    digest = config_digest(f"reproduce {preset}", config_dict(wanted))
+    digest = config_digest(f"reproduce {preset}", config_dict(reproduction))
     return Path("runs") / f"reproduce-{preset}-{digest[:8]}"
 
 

@@ -41,17 +41,17 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
         "gradients": (config.k, drifts),
         "updates": (k, update_drift(path.steps, window=config.window, k=k)),
     }
-    for kind, (dimension, found) in kinds.items():
+    for kind, (dimension, by_lag) in kinds.items():
         keys: Row = {"table": "drift", **dict(cell.keys), "kind": kind, "k": dimension}
-        moved = path.distances(max(found, default=0))
-        for lag, drift in found.items():
+        moved = path.distances(max(by_lag, default=0))
+        for lag, drift in by_lag.items():
             measured: Row = {**drift._asdict(), "displacement": moved[lag]}
             measured["chance"] = dimension / network.space.dim / drift.fresh
             yield {**keys, "lag": lag, **measured, "loss": losses.get(lag), "loss_0": losses[0]}
         # Nothing is measured within the first window, so nothing is known about updates, either,
         # between lag 0 and the first lag.
-        ratios = {0: 1.0, **{lag: drift.ratio for lag, drift in found.items()}}
-        life = life_cells(lifetime(ratios, moved) if found else None)
+        ratios = {0: 1.0, **{lag: drift.ratio for lag, drift in by_lag.items()}}
+        life = life_cells(lifetime(ratios, moved) if by_lag else None)
         ends: Row = {"longest": max(ratios), "farthest": max(moved)}
         yield {**keys, "table": "half_life", **life, **ends}
 

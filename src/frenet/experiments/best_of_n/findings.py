@@ -104,14 +104,14 @@ def best_gains(rows: Rows, column: str = "gain") -> list[Row]:
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in aggregate(most, by=(*keys, "unit", "factor"), value=column):
         groups.setdefault(tuple(row[name] for name in keys), []).append(row)
-    found = []
+    gains = []
     for group in groups.values():
-        own = [dict(row) for row in select(group, unit="sigma*")] or group
-        best = max(own, key=lambda row: number(row, "value"))
-        largest = max(number(row, "factor") for row in own)
+        with_unit = [dict(row) for row in select(group, unit="sigma*")] or group
+        best = max(with_unit, key=lambda row: number(row, "value"))
+        largest = max(number(row, "factor") for row in with_unit)
         inside = number(best, "factor") < largest
-        found.append(best | {"bracketed": inside or (best["unit"] == "sigma*" and largest <= 1)})
-    return found
+        gains.append(best | {"bracketed": inside or (best["unit"] == "sigma*" and largest <= 1)})
+    return gains
 
 
 def relative_gains(rows: Rows, start: str = "", *, column: str = "gain") -> list[Row]:
@@ -136,11 +136,11 @@ def evenness(rows: Rows) -> dict[int, Estimate]:
     """Gain at the best sigma relative to the whole space, by number of random directions."""
     relative = relative_gains(rows, "random:")
     places = {str(row["place"]) for row in relative}
-    found = {}
+    shares = {}
     for name in sorted(places, key=_directions):
         if (value := estimate(select(relative, place=name), "ratio")) is not None:
-            found[_directions(name)] = value
-    return found
+            shares[_directions(name)] = value
+    return shares
 
 
 def _directions(place: str) -> int:
@@ -153,7 +153,7 @@ def ranked(rows: Rows) -> list[Row]:
 
     Predictions and gains are relative to the largest of the same network and damage.
     """
-    found: list[Row] = []
+    places: list[Row] = []
     keys = (*CASE, "size")
     gains = best_gains(rows)
     for case in dict.fromkeys(tuple(row[key] for key in keys) for row in gains):
@@ -169,8 +169,8 @@ def ranked(rows: Rows) -> list[Row]:
             top = max((number(row, column) for row in full), default=0.0)
             for row in full:
                 row[column] = number(row, column) / top if top > 0 else None
-        found += full
-    return found
+        places += full
+    return places
 
 
 def _cautions(rows: Rows) -> Iterator[str]:
@@ -215,11 +215,12 @@ def _at_sigma(rows: Rows) -> list[Row]:
 
 def _bands(rows: Rows) -> tuple[Breakdown, ...]:
     """Share of searches inside their bands at each sigma, and the gain of the largest N."""
-    found = searched(rows)
-    most = most_candidates(found)
+    searches = searched(rows)
+    most = most_candidates(searches)
     fewer = {"gain": None, "predicted": None}
     table = [
-        row | {"nominal": NOMINAL} | ({} if row["candidates"] == most else fewer) for row in found
+        row | {"nominal": NOMINAL} | ({} if row["candidates"] == most else fewer)
+        for row in searches
     ]
     return breakdown(
         "Searches inside their predicted 95% band, in the whole space and in random directions",

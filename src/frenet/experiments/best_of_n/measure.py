@@ -86,13 +86,13 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
     """One search at every sigma: the prediction first, then the result."""
     config, where = spot.config, place(spot, search)
     model, selection = spot.network.model, spot.selection
-    found = survey(
+    local_model = survey(
         model, spot.task, where, selection=selection, probes=config.probes, seed=spot.seed(search)
     )
-    star = found.best(config.candidates)
-    unit = star.sigma if star else found.trusted(config.candidates)
-    keys: Row = {**dict(spot.cell.keys), "search": search, "dim": found.local.dim}
-    yield _place_row(keys, found, config.candidates)
+    star = local_model.best(config.candidates)
+    unit = star.sigma if star else local_model.trusted(config.candidates)
+    keys: Row = {**dict(spot.cell.keys), "search": search, "dim": local_model.local.dim}
+    yield _place_row(keys, local_model, config.candidates)
     if unit == 0:
         text = "the gradient or the loss is zero: no sigma follows, so nothing was searched"
         yield note(spot.cell, f"{spot.cell['place']}: {text}")
@@ -110,37 +110,37 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
             noise=noise, num_candidates=config.candidates, selection=selection,
         )  # fmt: skip
         changes = -(result.scores.double().numpy() - result.before)
-        yield _spread_row(at, found, changes)
-        yield from _quantile_rows(at, found, changes)
-        yield from _best_rows(at, found, changes)
-        yield _winner_row(at, found, result, where, spot)
+        yield _spread_row(at, local_model, changes)
+        yield from _quantile_rows(at, local_model, changes)
+        yield from _best_rows(at, local_model, changes)
+        yield _winner_row(at, local_model, result, where, spot)
 
 
-def _place_row(keys: Row, found: LocalModel, candidates: int) -> Row:
+def _place_row(keys: Row, local_model: LocalModel, candidates: int) -> Row:
     """The numbers from which the predictions for a place follow."""
-    local, star = found.local, found.best(candidates)
+    local, star = local_model.local, local_model.best(candidates)
     return {
         "table": "place",
         **keys,
         "gradient": local.gradient,
         "trace": local.trace,
-        "trace_error": found.trace_error,
+        "trace_error": local_model.trace_error,
         "trace_square": local.trace_square,
         "sigma_star": star.sigma if star else None,
         "linear_sigma": local.linear_range(),
         "best_gain": local.gain(star.sigma, candidates) if star else None,
         "density": local.signal_density(),
         "density_over_curvature": local.density_over_curvature(),
-        "transfer": found.transfer,
-        "bend": found.bend,
-        "loss": found.loss,
+        "transfer": local_model.transfer,
+        "bend": local_model.bend,
+        "loss": local_model.loss,
     }
 
 
-def _spread_row(at: Row, found: LocalModel, changes: np.ndarray) -> Row:
+def _spread_row(at: Row, local_model: LocalModel, changes: np.ndarray) -> Row:
     """Mean, spread and shape of the changes against their predictions."""
     sigma = number(at, "sigma")
-    local, change = found.local, found.local.change(sigma)
+    local, change = local_model.local, local_model.local.change(sigma)
     distance = stats.ks_1samp(changes, change.cdf)
     return {
         "table": "spread",
@@ -156,9 +156,9 @@ def _spread_row(at: Row, found: LocalModel, changes: np.ndarray) -> Row:
     }
 
 
-def _quantile_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[Row]:
+def _quantile_rows(at: Row, local_model: LocalModel, changes: np.ndarray) -> Iterator[Row]:
     """Quantiles of the changes in units of their predicted spread."""
-    change = found.local.change(number(at, "sigma"))
+    change = local_model.local.change(number(at, "sigma"))
     if change.std == 0:
         return
     predicted = change.quantile(np.array(QUANTILES))
@@ -173,11 +173,11 @@ def _quantile_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[
         }
 
 
-def _best_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[Row]:
+def _best_rows(at: Row, local_model: LocalModel, changes: np.ndarray) -> Iterator[Row]:
     """The best of N in each of the N_max / N disjoint blocks of candidates."""
     sigma, n = number(at, "sigma"), 1
-    change, star = found.local.change(sigma), found.best(len(changes))
-    scale = star.gain if star else found.loss
+    change, star = local_model.local.change(sigma), local_model.best(len(changes))
+    scale = star.gain if star else local_model.loss
     while n <= len(changes):
         gains = -changes[: len(changes) // n * n].reshape(-1, n).min(1)
         low, high = (-end for end in reversed(change.best_band(n)))
@@ -189,21 +189,23 @@ def _best_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[Row]
             "gain": float(gains.mean()),
             "predicted": -change.best_of(n),
             "scale": scale,
-            "second_order": found.local.curved(sigma),
-            "linear": sigma * found.local.gradient * expected_maximum(n),
+            "second_order": local_model.local.curved(sigma),
+            "linear": sigma * local_model.local.gradient * expected_maximum(n),
             "low": low,
             "high": high,
             "inside": float(((gains >= low) & (gains <= high)).mean()),
             "nominal": 0.95,
-            "density": found.local.signal_density(),
-            "density_over_curvature": found.local.density_over_curvature(),
+            "density": local_model.local.signal_density(),
+            "density_over_curvature": local_model.local.density_over_curvature(),
         }
         n *= 2
 
 
-def _winner_row(at: Row, found: LocalModel, result: SearchResult, where: Where, spot: Spot) -> Row:
+def _winner_row(
+    at: Row, local_model: LocalModel, result: SearchResult, where: Where, spot: Spot
+) -> Row:
     """The winner's gain on the selection batch and on held-out data."""
-    sigma, local, n = result.noise.sigma, found.local, len(result.scores)
+    sigma, local, n = result.noise.sigma, local_model.local, len(result.scores)
     held_out = result.held_out.gain
     return {
         "table": "winner",
@@ -214,9 +216,9 @@ def _winner_row(at: Row, found: LocalModel, result: SearchResult, where: Where, 
         "held_out": held_out.value,
         "held_out_low": held_out.low,
         "held_out_high": held_out.high,
-        "held_out_predicted": found.held_out_gain(sigma, n),
+        "held_out_predicted": local_model.held_out_gain(sigma, n),
         "step": _step_gain(spot, where, sigma * local.dim**0.5),
-        "loss": found.loss,
+        "loss": local_model.loss,
     }
 
 

@@ -162,11 +162,11 @@ def _winner(spot: Spot) -> torch.Tensor | None:
     selection = Selection(
         select_size=config.batch_size, test_size=config.batch_size, seed=spot.seed
     )
-    found = survey(
+    local_model = survey(
         network.model, spot.task, network.space,
         selection=selection, probes=config.probes, seed=spot.seed,
     )  # fmt: skip
-    advised = plan(found, budget=config.candidates)
+    advised = plan(local_model, budget=config.candidates)
     if advised.best is None:
         return None
     noise = Noise(advised.best.sigma, seed=spot.seed)
@@ -235,12 +235,12 @@ def _contrast(spot: Spot) -> Contrast | None:
         return None
     network = spot.network
     longest = min(config.max_length, network.context_length or config.max_length)
-    found = contrasts(
+    available = contrasts(
         config.contrasts, network.tokenizer, max_length=longest, chat=config.chat,
         columns=config.contrast_columns or None, prompt=config.contrast_prompt or None,
     )  # fmt: skip
-    name = config.behaviour or next(iter(found))
-    if name not in found:
-        raise UsageError(f"no contrast {name!r} in {config.contrasts}; it has {listed(found)}")
-    first = only_first((name,), found, "contrasts", "--behaviour names another")
-    return replace(found[name], notes=(*found[name].reading_notes, *first))
+    name = config.behaviour or next(iter(available))
+    if name not in available:
+        raise UsageError(f"no contrast {name!r} in {config.contrasts}; it has {listed(available)}")
+    first = only_first((name,), available, "contrasts", "--behaviour names another")
+    return replace(available[name], notes=(*available[name].reading_notes, *first))

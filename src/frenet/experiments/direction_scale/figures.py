@@ -79,11 +79,11 @@ def _geometric(rows: Rows, value: str, *, by: tuple[str, ...]) -> list[Row]:
     ]
     if not logs:
         return []
-    found = over_seeds(logs, by=by, value="log")
-    for row in found:
+    means = over_seeds(logs, by=by, value="log")
+    for row in means:
         for end in ("value", "low", "high"):
             row[end] = None if row[end] is None else math.exp(number(row, end))
-    return found
+    return means
 
 
 def radius_chart(rows: Rows) -> object:
@@ -144,9 +144,9 @@ def share_chart(rows: Rows) -> object:
 def map_chart(rows: Rows) -> object:
     """Radius against lifetime: one point per direction, seed and task."""
     table = [
-        {**row, **_life(found)}
+        {**row, **_life(bracket)}
         for row in _panelled(rows)
-        if row["has_share"] and row.get("relative") is not None and (found := bracket_of(row))
+        if row["has_share"] and row.get("relative") is not None and (bracket := bracket_of(row))
     ]
     return scatter(
         table,
@@ -159,11 +159,11 @@ def map_chart(rows: Rows) -> object:
     )
 
 
-def _life(found: "Bracket") -> Row:
+def _life(bracket: "Bracket") -> Row:
     """A bracket on a logarithmic axis: the line of its two ends, and a point on one of them."""
-    if found.high is None:
-        return {"life": found.low, "after": None, "by": None}
-    return {"life": found.high, "after": max(found.low, 0.5), "by": found.high}
+    if bracket.high is None:
+        return {"life": bracket.low, "after": None, "by": None}
+    return {"life": bracket.high, "after": max(bracket.low, 0.5), "by": bracket.high}
 
 
 _KEYS = (

@@ -42,7 +42,7 @@ def decide(rows: Rows) -> Finding:
     at_k = select(every_size, batch_size=size)
     energy = fraction(at_k, "energy")
     null = max(
-        (found for name in NULLS if (found := fraction(at_k, name)) is not None),
+        (value for name in NULLS if (value := fraction(at_k, name)) is not None),
         key=high,
         default=None,
     )

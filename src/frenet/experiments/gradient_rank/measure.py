@@ -35,14 +35,14 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
         try:
             # Damage by training is slow: both kinds of gradients, at every batch size, at once.
             with damaged(network, task, config, protocol=cell["point"], seed=cell.seed):
-                found = {
+                pairs = {
                     size: [_sample(network, one, config, size, cell.seed) for one in pair]
                     for size in config.batch_sizes
                 }
         except NotDamagedError as error:
             yield note(cell, f"{cell['point']} left out: {error}")
             continue
-        for size, (gradients, shuffled) in found.items():
+        for size, (gradients, shuffled) in pairs.items():
             keys: Row = {**dict(cell.keys), "batch_size": size, "task": name}
             yield from _spectra(network.space, config, keys, gradients, shuffled)
             sampled[size][name] = gradients

@@ -88,7 +88,7 @@ def held(rows: Rows) -> list[Row]:
         run = tuple(row[key] for key in ("seed", "task", "replicate"))
         step, loss = number(row, "step"), number(row, "loss")
         groups.setdefault(group, {}).setdefault(run, {})[step] = loss
-    found: list[Row] = []
+    interpolated: list[Row] = []
     for group, runs in groups.items():
         keys: Row = dict(zip(("optimizer", "protocol", "space"), group, strict=True))
         steps = sorted({step for run in runs.values() for step in run})
@@ -96,8 +96,8 @@ def held(rows: Rows) -> list[Row]:
             own = sorted(losses)
             values = np.interp(steps, own, [losses[step] for step in own])
             pairs = zip(steps, values.tolist(), strict=True)
-            found += [{**keys, "seed": seed, "step": s, "loss": loss} for s, loss in pairs]
-    return found
+            interpolated += [{**keys, "seed": seed, "step": s, "loss": loss} for s, loss in pairs]
+    return interpolated
 
 
 _CASE = (

@@ -96,9 +96,9 @@ def _each_space(planes: list[Plane]) -> tuple[Breakdown, ...]:
     """The best static basis of each of several spaces, and what the space alone would decide."""
     rows: list[Row] = []
     for plane in planes:
-        found = {"captured": plane.static, "prefix": plane.prefix}
+        estimates = {"captured": plane.static, "prefix": plane.prefix}
         row: Row = {"space": plane.space, "basis": plane.best, "k": plane.k}
-        for name, value in found.items():
+        for name, value in estimates.items():
             row[name] = None if value is None else value.value
             row[f"{name}, low"] = None if value is None else value.low
             row[f"{name}, high"] = None if value is None else value.high
@@ -182,8 +182,8 @@ def _outcomes(rows: Rows, captures: Rows) -> tuple[Breakdown, ...]:
         statuses.setdefault(of(row, CASE), set()).add(row["status"])
     counted = {of(row, CASE) for row in captures}
     reasons = [
-        _reason(found, dict(zip(CASE, case, strict=True)), captures)
-        for case, found in statuses.items()
+        _reason(of_case, dict(zip(CASE, case, strict=True)), captures)
+        for case, of_case in statuses.items()
         if case not in counted
     ]
     if not reasons:

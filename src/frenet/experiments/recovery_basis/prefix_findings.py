@@ -102,7 +102,7 @@ def _prefixes_apart(prefixes: Rows) -> tuple[Breakdown, ...]:
             "random walk": fraction(at, "walk_share"),
             "lift": estimate(at, "lift"),
         }
-        found = {name: None if share is None else share.value for name, share in shares.items()}
-        rows.append({**condition, "recoveries": len(at), "k": k, **found})
+        values = {name: None if share is None else share.value for name, share in shares.items()}
+        rows.append({**condition, "recoveries": len(at), "k": k, **values})
     title = "Share that the first k steps capture, by damage and optimiser"
     return (Breakdown(title, tuple(rows)),) if rows else ()

@@ -79,11 +79,11 @@ def _named(whole: "ParamSpace", pattern: str) -> "ParamSpace":
     from frenet.network.space import ParamSpace
 
     try:
-        found = re.compile(pattern)
+        matching = re.compile(pattern)
     except re.error as error:
         raise UsageError(f"where={pattern!r} is no regular expression: {error}") from None
     pairs = zip(whole.names, whole.shapes, strict=True)
-    chosen = [pair for pair in pairs if found.search(pair[0])]
+    chosen = [pair for pair in pairs if matching.search(pair[0])]
     if not chosen:
         raise UsageError(
             f"where={pattern!r} names none of the {len(whole.names)} parameters that are searched, "
@@ -95,12 +95,12 @@ def _named(whole: "ParamSpace", pattern: str) -> "ParamSpace":
 
 def _task(config: SearchConfig, loaded: "Loaded") -> Any:
     """The one task that is searched on."""
-    found = tasks_of(config, loaded, seed=config.seed)
-    if config.only and config.only not in found:
-        raise UsageError(f"no task {config.only!r}; there are {listed(found)}")
-    if not config.only and len(found) > 1:
-        raise UsageError(f"a search is on one task; pass --only with one of {listed(found)}")
-    return found[config.only or next(iter(found))]
+    tasks = tasks_of(config, loaded, seed=config.seed)
+    if config.only and config.only not in tasks:
+        raise UsageError(f"no task {config.only!r}; there are {listed(tasks)}")
+    if not config.only and len(tasks) > 1:
+        raise UsageError(f"a search is on one task; pass --only with one of {listed(tasks)}")
+    return tasks[config.only or next(iter(tasks))]
 
 
 def make_plan(config: SearchConfig, subject: Subject) -> "Plan":
@@ -108,11 +108,11 @@ def make_plan(config: SearchConfig, subject: Subject) -> "Plan":
     from frenet.methods.local_model import survey
     from frenet.methods.plan import plan
 
-    found = survey(
+    local_model = survey(
         subject.model, subject.task, subject.space,
         selection=subject.selection, probes=config.probes, seed=config.seed,
     )  # fmt: skip
-    return plan(found, budget=config.budget)
+    return plan(local_model, budget=config.budget)
 
 
 def plan_notes(subject: Subject) -> list[str]:
@@ -147,15 +147,15 @@ def expected(config: SearchConfig, made: "Plan", sigma: float) -> dict[str, Any]
     """Mean and band of the best so far, and the held-out gain; empty if the score is no loss."""
     if config.score != "loss" or config.relative or config.tied_noise:
         return {"best": {}, "held_out": None}
-    found = made.survey
-    change = found.local.change(sigma)
+    local_model = made.survey
+    change = local_model.local.change(sigma)
     best = {}
     for n in powers(config.budget):
         low, high = (-end for end in reversed(change.best_band(n)))
         best[str(n)] = [-change.best_of(n), low, high]
     return {
         "best": best,
-        "held_out": found.held_out_gain(sigma, config.budget),
+        "held_out": local_model.held_out_gain(sigma, config.budget),
     }
 
 
@@ -203,17 +203,17 @@ def result_rows(result: "SearchResult", planned: dict[str, Any], *, top: int) ->
         (f"average of the best {top}", result.average),
         (f"vote of the best {top}, against one vote", result.vote),
     ]
-    for what, found in named:
-        if found is None or (top == 1 and what != "winner"):
+    for what, outcome in named:
+        if outcome is None or (top == 1 and what != "winner"):
             continue
         row: Row = {
             "table": "result",
             "what": what,
-            "before": found.before,
-            "after": found.after,
-            "gain": found.gain.value,
-            "low": found.gain.low,
-            "high": found.gain.high,
+            "before": outcome.before,
+            "after": outcome.after,
+            "gain": outcome.gain.value,
+            "low": outcome.gain.low,
+            "high": outcome.gain.high,
             "sigma": result.noise.sigma,
         }
         if what == "winner":

@@ -60,10 +60,10 @@ def unmeasured(rows: Rows, table: str) -> Iterator[str]:
 
 def with_blocks(rows: Rows) -> list[Row]:
     """The rows, with the chosen blocks of all seeds in the column ``blocks``."""
-    found: dict[tuple[object, ...], set[int]] = {}
+    chosen: dict[tuple[object, ...], set[int]] = {}
     for row in rows:
-        found.setdefault(of(row, PUSHED), set()).add(integer(row, "block"))
-    listed = {at: ", ".join(map(str, sorted(blocks))) for at, blocks in found.items()}
+        chosen.setdefault(of(row, PUSHED), set()).add(integer(row, "block"))
+    listed = {at: ", ".join(map(str, sorted(blocks))) for at, blocks in chosen.items()}
     return [dict(row) | {"blocks": listed[of(row, PUSHED)]} for row in rows]
 
 

@@ -178,9 +178,9 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
         loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(config.model, how)
         model, tokenizer = loaded.model, loaded.tokenizer
         notes += [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes, ONE_MODEL]
-        found = contrasts_of(config, loaded)
-        contrast = found[cell["behaviour"]]
-        notes += only_first(behaviours(config), found, "contrasts", CHOOSE)
+        available = contrasts_of(config, loaded)
+        contrast = available[cell["behaviour"]]
+        notes += only_first(behaviours(config), available, "contrasts", CHOOSE)
     contrast.require_answers()
     if space == "lora":
         given = config.targets or None

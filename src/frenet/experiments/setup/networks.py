@@ -223,16 +223,16 @@ def network_cells(
         ValueError: ``only`` names a task that does not exist.
     """
     task_names(config)
-    found: list[dict[str, Any]] = [
+    combinations: list[dict[str, Any]] = [
         {"seed": seed, "space": space} for seed in config.seeds for space in config.spaces
     ]
     for key, values in keys.items():
-        found = [
+        combinations = [
             {**cell, key: value}
-            for cell in found
+            for cell in combinations
             for value in (values(cell) if callable(values) else values)
         ]
-    return [Cell.of(**cell) for cell in found]
+    return [Cell.of(**cell) for cell in combinations]
 
 
 def by_space(space: str, full: T, lora: T) -> T:

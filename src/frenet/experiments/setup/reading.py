@@ -99,15 +99,15 @@ def of_sources(sources: Sequence[str], read: Callable[[str], Mapping[str, T]]) -
     Raises:
         ValueError: two sources have one of the same name.
     """
-    found: dict[str, T] = {}
+    by_name: dict[str, T] = {}
     for source in sources:
         more = read(source)
-        if twice := sorted(set(found) & set(more)):
+        if twice := sorted(set(by_name) & set(more)):
             raise UsageError(
                 f"{source}: {twice[0]!r} is also a name in another file; rename one of them"
             )
-        found |= more
-    return found
+        by_name |= more
+    return by_name
 
 
 def tasks_of(config: Any, loaded: "Loaded", *, seed: int = 0) -> "dict[str, TextTask]":

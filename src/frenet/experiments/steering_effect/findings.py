@@ -56,12 +56,12 @@ def decide(rows: Rows) -> Finding:
     slopes = select(rows, table="slope", push="own")
     ratios = select(rows, table="ratio", push="own")
     ratio = estimate(ratios, "ratio")
-    found = [_steering(part, f"for {name}") for name, part in _by_contrast(slopes)]
+    conditions = [_steering(part, f"for {name}") for name, part in _by_contrast(slopes)]
     verdict, why = RULE.decide(
         {
             ALIKE: ALIKE.of(ratio),
-            STEERED: every([steers for steers, _ in found]),
-            SHIFTED: alike([shifts for _, shifts in found]),
+            STEERED: every([steers for steers, _ in conditions]),
+            SHIFTED: alike([shifts for _, shifts in conditions]),
             NOWHERE: NOWHERE.of(ratios, "ratio"),
         }
     )

@@ -124,16 +124,16 @@ def effects_of(dosed: Dosed) -> Effects:
     prompts = prompted(items)
     # The search for sizes of equal effect needs the prefixes again: only the last token differs.
     kept = prefixes(model, prompts, path=dosed.subject.path)
-    found = steered_differences(
+    differences = steered_differences(
         model, prompts, {dosed.block: torch.cat(rows)}, kept=kept, path=dosed.subject.path
     ).double()
     after, start, width = {}, 1, 2 * len(dosed.doses)
     for name, vectors in dosed.vectors.items():
         stop = start + width * len(vectors)
-        after[name] = found[:, start:stop].reshape(len(items), len(vectors), width).numpy()
+        after[name] = differences[:, start:stop].reshape(len(items), len(vectors), width).numpy()
         start = stop
     labels = np.array([item.label is not False for item in items])
-    return Effects(prompts, kept, found[:, 0].numpy(), after, labels)
+    return Effects(prompts, kept, differences[:, 0].numpy(), after, labels)
 
 
 def dose_rows(dosed: Dosed, effects: Effects) -> Iterator[Row]:
@@ -165,11 +165,11 @@ def slope_rows(dosed: Dosed, effects: Effects, *, resamples: int) -> Iterator[Ro
     seed = int(dosed.cell.seed)
 
     def interval(parts: list[Any], statistic: Callable[..., Any]) -> tuple[float, float]:
-        found = stats.bootstrap(
+        ends = stats.bootstrap(
             parts, statistic, paired=True, vectorized=True, n_resamples=resamples,
             method="percentile", rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
-        return float(found.low), float(found.high)
+        return float(ends.low), float(ends.high)
 
     for name in SHOWN:
         low, high = interval([slopes[name][:, 0]], partial(np.mean))
@@ -232,11 +232,11 @@ def ways(dosed: Dosed, prompts: Sequence[Prompted], kept: Prefixes) -> list[Way]
         with weight_change(size)():
             return float(answer_differences(model, prompts).mean())
 
-    found = [
+    by_vectors = [
         Way(f"{name} vector", partial(by_vector, name), partial(vector_change, name))
         for name in ("contrast", "gradient", "random")
     ]
-    return [*found, Way("weight step", by_weights, weight_change)]
+    return [*by_vectors, Way("weight step", by_weights, weight_change)]
 
 
 def equal_rows(
@@ -306,8 +306,8 @@ def neutral_texts(subject: Steered, count: int, *, seed: int) -> list[tuple[list
         return neutral_rows(count, seed=seed)
     pairs = [("", text) for text in NEUTRAL[:count]]
     longest = min(NEUTRAL_TOKENS, context_length(subject.model) or NEUTRAL_TOKENS)
-    found = encode(subject.tokenizer, pairs, max_length=longest)
-    wholes = [item.context + item.target for item in found if isinstance(item, Encoded)]
+    encoded = encode(subject.tokenizer, pairs, max_length=longest)
+    wholes = [item.context + item.target for item in encoded if isinstance(item, Encoded)]
     return [(ids[:1], ids[1:]) for ids in wholes]
 
 
@@ -348,13 +348,13 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
     moved = activation_shift(model, rows, step, space=subject.space, blocks=[block], path=path)
     shift = moved[:, 0].mean(0).cpu()
     draw = rng.generator(cell.seed, "steering-effect", cell["behaviour"])
-    found = streams.at(index)
+    at_block = streams.at(index)
     vectors = {
-        "contrast": found.difference()[None],
+        "contrast": at_block.difference()[None],
         "gradient": shift.double()[None],
-        "shuffled": shuffled_differences(found, config.draws, draw),
+        "shuffled": shuffled_differences(at_block, config.draws, draw),
         "random": torch.randn(config.draws, len(shift), generator=draw, dtype=torch.float64),
-        "matched": matched_vectors(found.rows, config.draws, draw),
+        "matched": matched_vectors(at_block.rows, config.draws, draw),
     }
     for name in ("contrast", "gradient"):
         if not vectors[name].any():

@@ -94,18 +94,18 @@ def _layers(
     # The nulls of one part shuffle all blocks alike, as the blocks belong together.
     name = f"step-vs-vector {part}"
     own = shifts.report if part == "report" else shifts.choose
-    found = [
+    by_block = [
         _numbers(config, cell, streams.at(i), own[i], answers, name)
         for i in range(len(subject.blocks))
     ]
     if part == "report":
-        for i, numbers in enumerate(found):
+        for i, numbers in enumerate(by_block):
             numbers["other"] = cosine(streams.at(i).difference(), shifts.other[i])
-    q = adjusted([number(numbers, "p") for numbers in found])
+    q = adjusted([number(numbers, "p") for numbers in by_block])
     keys: Row = {"table": "layer", **dict(cell.keys), "part": part}
     return [
         {**keys, "block": block, **numbers, "p_adjusted": q[i], "p_limit": 0.05}
-        for i, (block, numbers) in enumerate(zip(subject.blocks, found, strict=True))
+        for i, (block, numbers) in enumerate(zip(subject.blocks, by_block, strict=True))
     ]
 
 

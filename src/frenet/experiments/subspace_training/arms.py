@@ -88,8 +88,8 @@ def arms(case: Case, run: Recovery, gradients: dict[str, Basis], k: int) -> list
     known: dict[str, tuple[Basis | MovingBasis, int]] = {
         "random": (random("fixed"), 0),
         **{
-            name: (found.truncate(min(k, found.k)), case.config.n)
-            for name, found in gradients.items()
+            name: (basis.truncate(min(k, basis.k)), case.config.n)
+            for name, basis in gradients.items()
         },
         "prefix": (run.trajectory.prefix(k), k),
         "random from step k": (moving_random(None), 0),
@@ -103,7 +103,7 @@ def arms(case: Case, run: Recovery, gradients: dict[str, Basis], k: int) -> list
 def gradient_bases(case: Case) -> dict[str, Basis]:
     """Of gradients at the damaged point, raw and in Adam's metric."""
     config, network = case.config, case.network
-    found = bases_at_damage(
+    bases = bases_at_damage(
         network.model,
         case.task,
         sampling=Sampling(max(config.ks), config.n, config.batch_size, case.cell.seed),
@@ -111,21 +111,21 @@ def gradient_bases(case: Case) -> dict[str, Basis]:
         second_order=(),
     )
     return {
-        "gradients": found["gradients at damage"],
-        "Adam-scaled gradients": found["Adam-scaled gradients"],
+        "gradients": bases["gradients at damage"],
+        "Adam-scaled gradients": bases["Adam-scaled gradients"],
     }
 
 
 def swept(case: Case, arm: Arm, steps: int) -> list[Trained]:
     """Training at every rate that hill-climbing from the run's rate tries."""
-    found: dict[int, Trained] = {}
+    by_exponent: dict[int, Trained] = {}
 
     def train_loss(exponent: int) -> float:
-        found[exponent] = train(case, arm, steps, rate=case.config.factor**exponent)
-        return found[exponent].train_loss
+        by_exponent[exponent] = train(case, arm, steps, rate=case.config.factor**exponent)
+        return by_exponent[exponent].train_loss
 
     climb(train_loss, tries=case.config.tries)
-    return [found[exponent] for exponent in sorted(found)]
+    return [by_exponent[exponent] for exponent in sorted(by_exponent)]
 
 
 def climb(score: Callable[[int], float], *, tries: int) -> dict[int, float]:

@@ -54,13 +54,13 @@ def _curves(rows: Rows, x: Axis) -> object:
 
 def _panels(rows: Rows) -> list[tuple[str, list[Row]]]:
     """The rows of each space, optimiser and start, named by what differs."""
-    found, several = [], len(groups(rows)) > 1
+    panels, several = [], len(groups(rows)) > 1
     for name, group in groups(rows):
         for start, bases in PANELS.items():
             part = [row for row in group if row["basis"] in (*bases, *WHOLE)]
             if any(row["basis"] in bases for row in part):
-                found.append((f"{name}: {start}" if several else start, part))
-    return found
+                panels.append((f"{name}: {start}" if several else start, part))
+    return panels
 
 
 def dimension_chart(rows: Rows) -> object:

@@ -48,7 +48,7 @@ REFRESHING = Rule((PAYS, BEYOND_STEPS))
 def fixed_prefix(rows: Rows) -> Finding:
     """S1: at equal k and steps the prefix regains more than the best of the other bases."""
     table = at_k(select(rows, table="trained"))
-    others = {name: found for name in FIXED[1:] if (found := _share(table, name)) is not None}
+    others = {name: share for name in FIXED[1:] if (share := _share(table, name)) is not None}
     best = max(others, key=lambda name: others[name].value, default="none measured")
     more = estimate(_paired(table, "prefix", best), "difference")
     verdict, why = BEST_FIXED.decide({BETTER: BETTER.of(more)})

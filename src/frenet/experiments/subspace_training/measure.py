@@ -39,9 +39,9 @@ def damaged_rows(case: Case) -> Iterator[Row]:
     yield from _rate_rows(case, arm, whole, unswept)
     gradients = gradient_bases(case)
     for k in (k for k in case.config.ks if k <= LONGEST_PREFIX * run.stop):
-        found = [(arm, swept(case, arm, run.stop)) for arm in arms(case, run, gradients, k)]
-        chosen = {arm.name: _best(case, arm, trained) for arm, trained in found}
-        for arm, trained in found:
+        sweeps = [(arm, swept(case, arm, run.stop)) for arm in arms(case, run, gradients, k)]
+        chosen = {arm.name: _best(case, arm, trained) for arm, trained in sweeps}
+        for arm, trained in sweeps:
             own, random = chosen[arm.name], chosen.get(CHANCE[arm.name])
             context = {
                 **ceiling,

@@ -101,8 +101,8 @@ def inside_chart(rows: Rows) -> object:
         {**row, "series": "captured"} for row in over_seeds(rows, by=("basis",), value="captured")
     ]
     for column, label in (("walk", "of a random walk"), ("random", "of a random basis")):
-        found = over_seeds(rows, by=("basis",), value=column)
-        table += [{**row, "series": label} for row in found]
+        means = over_seeds(rows, by=("basis",), value=column)
+        table += [{**row, "series": label} for row in means]
     return dots(
         table,
         x=Axis("value", "share of the vector's squared norm", domain=(0.0, 1.0)),

@@ -141,16 +141,16 @@ def radius_rows(spot: Range) -> Iterator[Row]:
     for name in spot.paths:
         for way in spot.ways(name):
             try:
-                found, shares = _radius(spot, name, way)
+                linear_range, shares = _radius(spot, name, way)
             except ValueError as error:
                 yield note(spot.cell, f"{name} in the {way.coordinates}: {error}")
                 continue
             length = float(way.tau.double().norm())
             yield {
                 "table": "radius", **spot.keys, "task": name, "coordinates": way.coordinates,
-                "times": found.radius / length, "low": found.low / length,
-                "high": found.high / length if math.isfinite(found.high) else None,
-                "whole": 1.0, "unbounded": found.unbounded, "radius": found.radius,
+                "times": linear_range.radius / length, "low": linear_range.low / length,
+                "high": linear_range.high / length if math.isfinite(linear_range.high) else None,
+                "whole": 1.0, "unbounded": linear_range.unbounded, "radius": linear_range.radius,
                 "length": length, "relative": shares[0], "relative_length": shares[1], "eps": EPS,
             }  # fmt: skip
 
@@ -165,8 +165,8 @@ def _radius(spot: Range, name: str, way: Way) -> tuple[LinearRange, tuple[float,
     draw = rng.generator(seed, "task-vector-range", name, way.coordinates)
     with loss_line(model, task, batch, way.tau, space=way.space) as line:
         start, limit = looked_between(line, size, length=length, eps=EPS)
-        found = radius(line, start=start, limit=limit, eps=EPS, generator=draw)
-    return found, (share(found.radius), share(length))
+        linear_range = radius(line, start=start, limit=limit, eps=EPS, generator=draw)
+    return linear_range, (share(linear_range.radius), share(length))
 
 
 def pair_rows(spot: Range) -> Iterator[Row]:
@@ -240,15 +240,17 @@ def _trained(config: Config, cell: Cell, network: Network) -> Range:
     optimizer = by_space(cell["space"], config.optimizer, config.lora_optimizer)
     paths, vectors = {}, {}
     for name in network.measured:
-        found = []
+        replicates = []
         for replicate in (0, 1):
             training = Training(
                 optimizer, config.batch_size, config.steps, seed=seed + 7919 * replicate
             )
             with space.restored(model):
-                found.append(train_and_record(model, network.tasks[name], training, space=space))
-        paths[name] = (found[0], found[1])
-        weights = from_training(model, found[0]).space(model)
-        taus = [from_training(model, path).flat(weights) for path in found]
+                replicates.append(
+                    train_and_record(model, network.tasks[name], training, space=space)
+                )
+        paths[name] = (replicates[0], replicates[1])
+        weights = from_training(model, replicates[0]).space(model)
+        taus = [from_training(model, path).flat(weights) for path in replicates]
         vectors[name] = (taus[0], taus[1])
     return Range(config, cell, network, paths, weights, vectors)
