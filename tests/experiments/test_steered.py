@@ -135,11 +135,15 @@ def test_labels_that_a_model_does_not_know_are_counted_by_contrast() -> None:
     ]  # fmt: skip
     (table,) = known_labels(rows)
     first, second = table.rows
-    assert (first["behaviour"], first["seeds"], first["seeds with p above it"]) == ("a", 3, 1)
+    assert (first["behaviour"], first["seeds"], first["seeds with p above the limit"]) == (
+        "a",
+        3,
+        1,
+    )
     assert first["accuracy"] == pytest.approx(1 - 0.56 / 3)
-    assert first["mean p of no difference between the sides"] == pytest.approx(0.56 / 3)
+    assert first["mean p-value of no difference"] == pytest.approx(0.56 / 3)
     assert (first["both by chance"], first["pairs in the right order"]) == (0.5, 0.75)
-    assert (second["behaviour"], second["seeds with p above it"]) == ("b", 0)
+    assert (second["behaviour"], second["seeds with p above the limit"]) == ("b", 0)
     (caution,) = cautions(rows, "layer")
     assert "1 of 4 runs" in caution
     assert "(a)" in caution
@@ -238,8 +242,8 @@ def test_small_p_values_are_counted_and_those_of_negative_cosines(
 ) -> None:
     rows = [row | {"p_adjusted": p} for row in c6(cosines, [0.3] * 3)]
     own = cosines_of(rows)[0]
-    assert own["seeds below it, adjusted over blocks"] == below
-    assert own["of these negative"] == negative
+    assert own["seeds with p below the limit, adjusted over blocks"] == below
+    assert own["of these, negative"] == negative
 
 
 def test_c6_is_open_where_contrasts_cancel() -> None:
