@@ -73,7 +73,7 @@ def _cautions(rows: Rows, energy: Estimate | None, shuffled: Estimate | None) ->
     if any(SAME_EXAMPLES in str(row["note"]) for row in select(rows, table="notes")):
         cautions.append(
             "Both halves of the gradients come from the same training rows, so part of the "
-            "held-out energy is overlap, which the Gaussian and shuffle nulls do not include."
+            "held-out energy comes from this overlap. The Gaussian and shuffle nulls lack it."
         )
     return tuple(cautions)
 

@@ -63,8 +63,8 @@ def _shared_examples(network: Network, config: Config, cell: Cell) -> Iterator[R
                     cell,
                     f"{name}: {2 * config.n} batches of {size} go {taken / rows:.1f} times through "
                     f"{rows} training rows, so that {SAME_EXAMPLES} and part of the held-out "
-                    "energy is overlap; this affects the label-shuffled task, too, but not the "
-                    "Gaussian and shuffle nulls",
+                    "energy comes from this overlap, as in the label-shuffled task; Gaussian and "
+                    "shuffle nulls lack it",
                 )
 
 
