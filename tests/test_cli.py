@@ -245,7 +245,7 @@ def test_a_failed_cell_gives_code_1_and_is_named(capsys):
     assert cli.main(["run", "toy-sums", *flags]) == 1
     assert "--retry-failed runs them again" in capsys.readouterr().err
     assert cli.main(["run", "toy-sums", *flags, "--retry-failed"]) == 1
-    assert "2 cells, 1 of them finished before" in capsys.readouterr().err
+    assert "2 cells, 1 already finished" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def life(name, values, *, dim=100):
 @pytest.mark.parametrize(
     ("name", "values", "has_share", "ends", "words"),
     [
-        ("steering", {0: -0.1, 9: -0.1}, False, None, "made from other prompts it is another one"),
+        ("steering", {0: -0.1, 9: -0.1}, False, None, "no lifetime: a vector made from other"),
         ("steering", {0: 0.19, 9: 0.0}, False, None, "made from other prompts"),
         ("steering", {0: 0.8, 8: 0.0}, True, (None, 0, 8), "lifetime at most 8 steps"),
         ("adapter", {0: 0.09, 9: 0.0}, False, None, "less of the gradient than 10 times chance"),
@@ -141,7 +141,7 @@ def life(name, values, *, dim=100):
             (4.5, 4, 5),
             "lifetime about 4.5 steps (between 4",
         ),
-        ("gradient", {0: 0.0, 5: 0.0}, False, None, "nothing to lose"),
+        ("gradient", {0: 0.0, 5: 0.0}, False, None, "no lifetime"),
     ],
 )
 def test_nothing_to_lose_is_not_called_fresh(unchecked, name, values, has_share, ends, words):
@@ -151,7 +151,7 @@ def test_nothing_to_lose_is_not_called_fresh(unchecked, name, values, has_share,
     assert (row["has_share"], found) == (has_share, ends or (None, None, None))
     assert row["longest"] == max(values)
     assert words in sentence
-    assert "no radius, since its slope is too small" in sentence
+    assert "no radius: its slope cannot be distinguished from rounding" in sentence
 
 
 def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
@@ -198,7 +198,7 @@ def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
         (("--contrasts", "nowhere.jsonl"), "there is no file or folder nowhere.jsonl"),
         (
             ("--k", "2"),
-            "a prefix of k=2 steps is all of a training of 2, the last of --lags; pass --k 1",
+            "a prefix of k=2 steps is all of a training of 2 steps (the last of --lags); pass",
         ),
         (("--lags", "1"), "a prefix of k=1 steps is all of a training of 1"),
         (("--directions", "up"), "no direction 'up'; there are gradient, Adam step"),

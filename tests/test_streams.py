@@ -227,4 +227,4 @@ def test_sigterm_stops_with_a_line_like_ctrl_c(tmp_path):
             process.terminate()
     process.stderr.close()
     assert process.wait() == TERMINATED
-    assert "1 of 6 cells are finished and kept in" in lines[-1]
+    assert "1 of 6 cells are finished and stored in" in lines[-1]

@@ -20,7 +20,7 @@ class Rows(dict[str, list[dict[str, Any]]]):
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rows]:
-    """Rows of one small run of every experiment that is asked for."""
+    """Rows of one small run of every experiment that a test uses."""
     patch = pytest.MonkeyPatch()
     patch.setenv("FRENET_CACHE", str(tmp_path_factory.mktemp("cache")))
     threads = torch.get_num_threads()

@@ -4,7 +4,7 @@ from frenet.experiments.experiment import Finding, Row
 
 
 def parts(finding: Finding, title: str) -> list[Row]:
-    """The rows of the one table whose title starts so; none if there is no such table."""
+    """The rows of the one table with a title that starts so; none if there is no table."""
     found = [table.rows for table in finding.breakdowns if table.title.startswith(title)]
     assert len(found) <= 1
     return list(found[0]) if found else []

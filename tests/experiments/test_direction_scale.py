@@ -63,7 +63,7 @@ def test_files_that_are_not_there_are_refused(config, key):
 
 def test_a_steering_vector_without_prompts_is_refused(config, tmp_path):
     given = replace(config, steering=str(tmp_path))
-    with pytest.raises(ValueError, match="needs prompts that it steers; pass --contrasts FILE"):
+    with pytest.raises(ValueError, match="needs prompts to steer; pass --contrasts FILE"):
         EXPERIMENT.cells(given)
     assert EXPERIMENT.cells(replace(given, contrasts="frenet:comparisons")) == [CELL]
 
@@ -185,14 +185,14 @@ def test_what_training_made_goes_along_the_weights_and_what_optimisers_make_alon
             "factors",
             "weights",
             4.0,
-            "up to 0.5 of its own length, in the factors [0.25, ?], where the weights have moved "
-            "by 0.002 of their norm",
+            "up to 0.5 of its own length, in the factors [0.25, ?], which moves the weights by "
+            "0.002 of their norm",
         ),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_every_line_says_along_what_it_goes(coordinates, share_of, length, words):
-    """A radius of factors without a length is told by what it does to the weights."""
+    """A radius of factors without a length is given as a change of the weights."""
     keys = {**dict(CELL.keys), "direction": "d", "coordinates": coordinates, "share_of": share_of}
     reach = {"radius": 2.0, "low": 1.0, "high": None, "length": length, "eps": 0.2, "sign": 1}
     shares = {"relative": 0.002, "relative_low": 0.001, "relative_high": None}

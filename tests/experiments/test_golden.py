@@ -1,6 +1,6 @@
 """What the stored runs say, to the last number and mark: every finding and every figure, digested.
 
-A change that is wanted is written down by ``python tests/experiments/test_golden.py --write``.
+``python tests/experiments/test_golden.py --write`` records an intended change.
 """
 
 import argparse
@@ -27,9 +27,9 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def plain(value: Any, data: dict[str, Any]) -> Any:
-    """A value as it is digested: numbers to six digits, of prose the numbers, data in place."""
+    """A value for the digest: numbers to six digits, only the numbers of prose, data in place."""
     if isinstance(value, float):
-        # Last digits are the machine's own; 0.0 and -0.0, 1.0 and 1 are the same.
+        # Last digits depend on the machine; 0.0 and -0.0, 1.0 and 1 are the same.
         return float(f"{value:.6g}") + 0.0
     if isinstance(value, list | tuple):
         return [plain(part, data) for part in value]
@@ -38,15 +38,17 @@ def plain(value: Any, data: dict[str, Any]) -> Any:
     if set(value) == {"name"} and value["name"] in data:
         return plain(data[value["name"]], data)
     return {
-        key: said(part) if key in PROSE else plain(part, data)
+        key: numbers(part) if key in PROSE else plain(part, data)
         for key, part in value.items()
         if key not in ("config", "datasets")
     }
 
 
-def said(words: Any) -> Any:
+def numbers(words: Any) -> Any:
     """The numbers in a sentence, or in each of several."""
-    return list(map(said, words)) if isinstance(words, list) else NUMBER.findall(json.dumps(words))
+    if isinstance(words, list):
+        return list(map(numbers, words))
+    return NUMBER.findall(json.dumps(words))
 
 
 def digest(value: dict[str, Any]) -> str:
@@ -59,17 +61,17 @@ def digests(path: Path) -> dict[str, str]:
     """Every finding and every figure of a stored run by its name."""
     run = read_run(path)
     experiment = EXPERIMENTS[run.experiment]
-    found = {}
+    names = {}
     for claim, finding in decide_claims(experiment, run):
-        told = finding_dict(claim, finding)
-        judged = {key: told.pop(key) for key in ("verdict", "estimate", "reference_estimate")}
-        found[claim.id] = f"{finding.verdict} {digest(judged)}"
-        found[f"{claim.id}, in words and tables"] = digest(told)
+        rest = finding_dict(claim, finding)
+        judged = {key: rest.pop(key) for key in ("verdict", "estimate", "reference_estimate")}
+        names[claim.id] = f"{finding.verdict} {digest(judged)}"
+        names[f"{claim.id}, in words and tables"] = digest(rest)
     for figure in experiment.figures:
         if rows := [row for row in run.rows if row["table"] == figure.table]:
             words = {"caption": figure.caption, "title": figure.title}
-            found[figure.id] = digest({**words, **figures.draw(figure, rows)})
-    return found
+            names[figure.id] = digest({**words, **figures.draw(figure, rows)})
+    return names
 
 
 def name_of(path: Path) -> str:
@@ -79,9 +81,9 @@ def name_of(path: Path) -> str:
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("path", find_runs([RESULTS]), ids=name_of)
 def test_a_stored_run_says_and_shows_what_it_did(path: Path) -> None:
-    stored, found = json.loads(STORED.read_text("utf-8"))[name_of(path)], digests(path)
-    names = sorted({*stored, *found})
-    different = [f"{name_of(path)}: {n}" for n in names if stored.get(n) != found.get(n)]
+    stored, now = json.loads(STORED.read_text("utf-8"))[name_of(path)], digests(path)
+    names = sorted({*stored, *now})
+    different = [f"{name_of(path)}: {n}" for n in names if stored.get(n) != now.get(n)]
     assert different == []
 
 
@@ -111,10 +113,10 @@ def test_a_digest_follows_numbers_and_marks_and_neither_rounding_nor_words() -> 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Digests of all that the stored runs say.")
     parser.add_argument("--write", action="store_true", help="to golden.json, in place of it")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     table = {name_of(path): digests(path) for path in find_runs([RESULTS])}
     text = json.dumps(table, indent=1, sort_keys=True) + "\n"
-    if asked.write:
+    if options.write:
         STORED.write_text(text, encoding="utf-8")
     else:
         print(text, end="")

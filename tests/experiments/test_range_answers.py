@@ -45,15 +45,15 @@ def test_a_sentence_holds_the_ends_of_the_line_the_end_of_training_and_every_sum
     assert first == Answer(
         "copy",
         KEYS,
-        "loss 3 without its vector; in the weights 0.5 at 1 (3.2 along a random one), 0.75 at 2 "
-        "(3.3 along a random one), 7 at -1 (3.1 along a random one), linear within 20% up to 0.65 "
-        "of its length; in the factors 0.5 at 1 (3.5 along a random one), 1.5 at -1 (3.6 along a "
-        "random one), linear within 20% as far as was looked, 8 of its length; 0.50 of its gain is "
-        "left with that of sort added in the weights (0.90 with a random one)",
+        "loss 3 without its vector; in the weights 0.5 at 1 (3.2 along a random vector), 0.75 at 2 "
+        "(3.3 along a random vector), 7 at -1 (3.1 along a random vector), linear within 20% up to "
+        "0.65 of its length; in the factors 0.5 at 1 (3.5 along a random vector), 1.5 at -1 (3.6 "
+        "along a random vector), linear within 20% up to at least 8 of its length; 0.50 of its "
+        "gain is left after adding the vector of sort in the weights (0.90 with a random vector)",
     )
     assert str(second) == (
-        "sort: loss 3 without its vector; in the weights 0.25 at 1 (3.4 along a random one); it "
-        "gains too little to ask what is left of it (less than a tenth of the loss)"
+        "sort: loss 3 without its vector; in the weights 0.25 at 1 (3.4 along a random vector); "
+        "its gain is too small to measure what is left of it (less than a tenth of the loss)"
     )
 
 

@@ -111,7 +111,7 @@ def differences(values, order):
 
 @pytest.mark.parametrize("start", [FRESH, TRAINED], ids=["fresh", "trained"])
 def test_the_loss_is_quadratic_along_the_weights_and_quartic_along_the_factors(start):
-    """Exactly (1 - a)^2 L(0) along the weights, whose end is the task's own optimum."""
+    """Exactly (1 - a)^2 L(0) along the weights: the line ends at the task's optimum."""
     spot = made(start=start)
     weights, factors = losses(spot, "weights"), losses(spot, "factors")
     L0 = weights[0.0]["loss"]
@@ -269,7 +269,7 @@ def test_rows_of_task_vectors_of_an_earlier_build_say_that_they_are_of_the_facto
     assert [row.get("coordinates") for row in found[:3]] == ["factors", "factors", "weights"]
     said = str(EXPERIMENTS["task-vector-range"].answers(found[:2])[0])
     assert "in the factors 0.5 at 1" in said
-    assert "u added in the factors (0.9" in said
+    assert "adding the vector of u in the factors (0.9" in said
     assert found[3] == rows[3]
     assert [row["note"] for row in found[4:]] == [range_findings.EARLIER]
     assert "coordinates" not in rows[0]  # the stored rows stay as they are

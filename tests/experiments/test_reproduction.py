@@ -83,7 +83,7 @@ def test_a_cell_of_gpu_costs_more_than_one_of_cpu_where_it_does_more(network, ex
         settings(experiment, network, Reproduction(statements=()), preset=preset)
         for preset in ("cpu", "gpu")
     )
-    # Where all tasks are in one cell, more of them make no more cells.
+    # If all tasks are in one cell, more of them make no more cells.
     apart = set(CELLS)
     if network == SYNTHETIC:
         few, many = (len(cells_of(experiment, replace(gpu, max_tasks=n))) for n in (1, 2))

@@ -65,7 +65,7 @@ def test_an_adapter_is_no_network_of_an_experiment(source, tmp_path, space):
     config = replace(
         EXPERIMENTS["gradient-rank"].presets["lm"], **source | {"model": str(tmp_path / "adapter")}
     )
-    with pytest.raises(ValueError, match="of which only the adapter would move; pass the base as"):
+    with pytest.raises(ValueError, match="only the adapter would move; pass the base as"):
         build(config, space=space, seed=0)
 
 
@@ -82,7 +82,7 @@ def test_a_small_file_is_measured_as_far_as_it_goes(name, source, tmp_path, monk
     notes = [str(row["note"]) for row in rows if row["table"] == "notes"]
     assert LAST[name] in {row["table"] for row in rows}, rows
     (fewer,) = [note for note in notes if "fewer" in note]
-    assert fewer == f"measured on fewer examples than asked for: {FEWER[name]}"
+    assert fewer == f"measured on fewer examples than requested: {FEWER[name]}"
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -109,7 +109,7 @@ def test_a_tiny_file_is_taken_whole_where_that_says_something(name, source, tmp_
 
 
 def test_examples_are_no_longer_than_the_model_reads(tmp_path):
-    """Asked for 64 tokens, of a model with 32 positions; what was cut is said."""
+    """64 tokens, for a model with 32 positions; a note says what was cut."""
     tiny_gpt2().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     rows = [{"task": "next", "input": f"{i:045}", "output": f"{i + 1}"} for i in range(40)]

@@ -1,4 +1,4 @@
-"""Steering: a planted link is found, random labels are not, rules decide as they say."""
+"""Steering: a planted link shows, random labels do not, and rules decide as they are written."""
 
 import dataclasses
 
@@ -104,7 +104,7 @@ def test_a_weight_that_controls_the_label_supports_c6() -> None:
 
 
 def test_random_labels_are_unremarkable() -> None:
-    """60 tasks whose labels mean nothing: p below 0.05 in no more than chance gives, and p uniform.
+    """60 tasks with meaningless labels: p below 0.05 no more often than by chance, and p uniform.
 
     The chance of more than 8 of 60 is 0.2%.
     """
@@ -121,7 +121,7 @@ def test_a_model_that_does_not_know_the_labels_is_told() -> None:
     assert not rest
     unknown, note = describe(subject(0, linked=False), cell)
     assert unknown["p_known"] > 0.05
-    assert "does not tell the sides apart" in note["note"]
+    assert "cannot tell the two sides apart" in note["note"]
 
 
 def test_labels_that_a_model_does_not_know_are_counted_by_contrast() -> None:
@@ -135,11 +135,15 @@ def test_labels_that_a_model_does_not_know_are_counted_by_contrast() -> None:
     ]  # fmt: skip
     (table,) = known_labels(rows)
     first, second = table.rows
-    assert (first["behaviour"], first["seeds"], first["seeds with p above it"]) == ("a", 3, 1)
+    assert (first["behaviour"], first["seeds"], first["seeds with p above the limit"]) == (
+        "a",
+        3,
+        1,
+    )
     assert first["accuracy"] == pytest.approx(1 - 0.56 / 3)
-    assert first["mean p of no difference between the sides"] == pytest.approx(0.56 / 3)
+    assert first["mean p-value of no difference"] == pytest.approx(0.56 / 3)
     assert (first["both by chance"], first["pairs in the right order"]) == (0.5, 0.75)
-    assert (second["behaviour"], second["seeds with p above it"]) == ("b", 0)
+    assert (second["behaviour"], second["seeds with p above the limit"]) == ("b", 0)
     (caution,) = cautions(rows, "layer")
     assert "1 of 4 runs" in caution
     assert "(a)" in caution
@@ -238,8 +242,8 @@ def test_small_p_values_are_counted_and_those_of_negative_cosines(
 ) -> None:
     rows = [row | {"p_adjusted": p} for row in c6(cosines, [0.3] * 3)]
     own = cosines_of(rows)[0]
-    assert own["seeds below it, adjusted over blocks"] == below
-    assert own["of these negative"] == negative
+    assert own["seeds with p below the limit, adjusted over blocks"] == below
+    assert own["of these, negative"] == negative
 
 
 def test_c6_is_open_where_contrasts_cancel() -> None:
@@ -370,7 +374,7 @@ def steady(rows: list[dict[str, object]], **slopes: float) -> list[dict[str, obj
     ],
 )
 def test_c7_at_equality(contrast: float, gradient: float, verdict: str, why: str) -> None:
-    """A slope that is the random vectors' own is neither above nor below them."""
+    """A slope equal to that of the random vectors is neither above nor below it."""
     rows = steady(c7([1.0, 1.0, 1.0], 1.0, 1.0), contrast=contrast, gradient=gradient, random=1.0)
     finding = effect_findings.decide(rows)
     assert (finding.verdict, why in finding.why) == (verdict, True)
@@ -395,7 +399,7 @@ def test_contrasts_with_random_vectors_that_steer_as_much_are_counted() -> None:
 
 
 def test_a_contrast_without_a_slope_is_compared_with_nothing() -> None:
-    """Nor is one whose own slope is 0: random vectors steer more, and not as much."""
+    """Nor is one with a slope of 0: random vectors steer more, and not as much."""
     rows = steady(c7([1.0] * 3, 1.0, 1.0), contrast=9.0, gradient=0.0, random=1.0)
     no_shift = [row for row in rows if row.get("vector") != "gradient"]
     for given in (rows, no_shift):
@@ -437,7 +441,7 @@ def test_c6_shows_intervals_of_cosines_down_to_minus_1() -> None:
 def test_c6_at_equality() -> None:
     finding = step_findings.decide(c6([0.3] * 3, [0.3] * 3))
     assert finding.verdict == "undecided"
-    # Two contrasts that cancel to a margin of exactly 0 are told apart.
+    # Two contrasts that cancel to a margin of exactly 0 are distinguished.
     rows = c6([0.75] * 3, [0.5] * 3) + c6([0.25] * 3, [0.5] * 3, behaviour="other")
     assert "for other, full alone" in step_findings.decide(rows).why
 
@@ -479,7 +483,7 @@ def test_only_contrasts_that_are_not_named_are_left_out() -> None:
 
 
 def test_pairs_have_no_answer(tmp_path):
-    """Said before anything is loaded, and where pairs are taken."""
+    """Refused before anything is loaded; the message says which command takes pairs."""
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"positive": "I agree.", "negative": "I disagree."}\n' * 4)
     config = SteeringConfig(model="m", tasks=(str(file),))

@@ -160,7 +160,7 @@ def test_s1_compares_seed_by_seed(prefix: list[float], verdict: str) -> None:
 
 
 def test_s1_at_equality_and_at_its_own_dimension() -> None:
-    """A difference of 0 decides nothing; more than 10 directions are not looked at."""
+    """A difference of 0 decides nothing; more than 10 directions do not count."""
     rows = shares("prefix", GRADIENTS) + shares("gradients", GRADIENTS)
     finding = fixed_prefix(rows)
     assert (finding.verdict, "k = 10" in finding.quantity) == ("undecided", True)
@@ -297,7 +297,7 @@ def test_a_dimension_that_fewer_seeds_have_is_passed_over() -> None:
     assert finding.quantity.endswith("k = 2")
     assert finding.estimate is not None
     assert (finding.estimate.n, finding.estimate.value) == (3, pytest.approx(0.1))
-    # Where no dimension has all seeds, the others of a seed do not stay without their like.
+    # If no dimension has all seeds, a seed counts only with the cases that it shares.
     few = shares("prefix", [0.5, 0.6], k=2) + shares(ALL, [1.0, 0.8, 0.1], k=D)
     assert [row["seed"] for row in at_k(few) if row["basis"] == ALL] == [0, 1]
 
@@ -306,6 +306,8 @@ def test_dimensions_that_were_left_out_are_counted() -> None:
     rows = shares("prefix", [0.1]) + shares("gradients", [0.1]) + shares("random", [0.1])
     for left_out in ("", "20", "5, 10, 20"):
         rows.append({"table": "run", "status": "recovered", "left_out": left_out})
-    told = parts(fixed_prefix(rows), "Dimensions left out, where the run was shorter than k / 0.35")
+    told = parts(
+        fixed_prefix(rows), "Dimensions left out because the run was shorter than k / 0.35"
+    )
     assert [tuple(row.values()) for row in told] == [(5, 1, 3), (10, 1, 3), (20, 2, 3)]
     assert parts(fixed_prefix(rows[:4]), "Dimensions left out") == []

@@ -45,7 +45,7 @@ def test_a_criterion_is_decided_by_the_whole_interval(
     assert Criterion("x", above=(1.0,)).of(found).state == above
     assert Criterion("x", below=(1.0,)).of(found).state == below
     assert Criterion("x", within=(1.0, 2.0)).of(found).state == within
-    # What is measured as well counts as a line if it has no width.
+    # A measured reference without width counts as a line.
     assert Criterion("x", above=("the null",)).of(found, than=exact(1.0)).state == above
 
 
@@ -65,10 +65,10 @@ def test_two_measured_quantities_are_compared_by_both_intervals(
 def test_what_has_no_interval_decides_nothing_and_is_named() -> None:
     criterion = Criterion("the ratio", above=(0.5, "the control"))
     one, sure = Estimate(0.9), interval(0.8, 0.9)
-    assert criterion.of(None, than=sure).why == "nothing was measured of the ratio"
+    assert criterion.of(None, than=sure).why == "the ratio was not measured"
     assert "one seed counts for the ratio" in criterion.of(one, than=sure).why
     assert "one seed counts for the control" in criterion.of(sure, than=Estimate(0.1)).why
-    assert criterion.of(sure, than=None).why == "nothing was measured of the control"
+    assert criterion.of(sure, than=None).why == "the control was not measured"
     states = {criterion.of(v, than=t).state for v in (None, one) for t in (None, sure)}
     assert states == {"open"}
     assert upper_end(one) is one
@@ -155,6 +155,6 @@ def test_the_sentence_of_a_rule_is_made_of_what_it_asks() -> None:
     )
     assert str(rule) == (
         "the share is at least 0.9; in each space, the gain is above 0.75 and below 1.25 and the "
-        "control; no single task lies wholly beyond that by itself, with the whole interval over "
-        "seeds. Nothing is decided unless the ceiling is above 0.3"
+        "control; no single task lies wholly outside that on its own, with the whole interval over "
+        "seeds. Undecided unless the ceiling is above 0.3"
     )

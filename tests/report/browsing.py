@@ -23,7 +23,7 @@ document.addEventListener("securitypolicyviolation",
 
 @dataclass
 class Seen:
-    """All that a page has said, asked for or tried."""
+    """Everything that a page printed, requested or tried."""
 
     console: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Seen:
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """The machine's own Chromium; skips where it or its driver is missing."""
+    """The Chromium of this machine; skips if it or its driver is missing."""
     api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:

@@ -1,4 +1,4 @@
-"""Runs that decide no claim: their answers open the page, or their own section."""
+"""Runs that decide no claim: their answers open the page, or their section."""
 
 import dataclasses
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_among_results_there_is_a_list_for_each_direction(tmp_path: Path) -> Non
 
 def test_without_answers_the_question_opens_the_page(tmp_path: Path) -> None:
     found = page([scale_run([])], tmp_path)
-    asked = "How far does each go? On the synthetic transformer . No claim is put to the test"
+    asked = "How far does each go? On the synthetic transformer . No claim is tested"
     assert asked in found.text
     assert ("a", {"href": "#scale"}) in found.tags
 

@@ -69,7 +69,7 @@ def report(request: pytest.FixtureRequest) -> Report:
 
 
 def unreadable(page: Any) -> list[dict[str, Any]]:
-    """Text with less contrast than WCAG 2.2 asks for at level AA."""
+    """Text with less contrast than WCAG 2.2 requires at level AA."""
     texts = page.evaluate(CONTRAST)
     assert len(texts) > 100
     return [text for text in texts if text["ratio"] < text["least"]]

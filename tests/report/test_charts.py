@@ -1,4 +1,4 @@
-"""Charts: what is summed up, what is drawn grey, and that all of it can be drawn."""
+"""Charts: means over seeds, grey references, and that everything can be drawn."""
 
 import math
 import subprocess

@@ -270,7 +270,7 @@ def test_measures_stand_next_to_their_references(path: Path, page: Parsed) -> No
         *("captured", "random_walk", "regained", "regained_random"),
     ]
     assert headings[4][0] == "share of the recovery displacement (fraction, 0 to 1)"
-    assert "share of the recovery displacement; read beside random_walk" in page.text
+    assert "share of the recovery displacement; compare with random_walk" in page.text
 
 
 def test_long_tables_are_cut_aloud_and_whole_in_the_file(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_failures_are_told(page: Parsed) -> None:
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     run = made_up.runs()[2]
     page = rewritten(tmp_path, run, manifest=run.manifest | {"complete": False})
-    assert "This run is not finished. 3 of 4 cells are there." in page.text
+    assert "This run is not finished. 3 of 4 cells are finished." in page.text
 
 
 def test_the_command_is_the_nearest_preset_and_what_differs() -> None:

@@ -1,4 +1,4 @@
-"""Runs as a Markdown page: every row beside it, nothing in it that is HTML, the same every time."""
+"""Runs as a Markdown page: every row next to it, no HTML in it, the same every time."""
 
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -50,7 +50,7 @@ def test_the_page_says_what_is_not_there(tmp_path):
         [Run(**{**run.__dict__, **changes})], tmp_path, experiments=made_up.experiments()
     )
     text = page.read_text("utf-8")
-    assert "- `gradient-rank` is not finished. 2 of 9 cells are there.\n" in text
+    assert "- `gradient-rank` is not finished. 2 of 9 cells are finished.\n" in text
     assert "- `gradient-rank`: seed=1 failed: ValueError: &lt;no&gt;\n" in text
     assert "`frenet report FOLDER --out report.html --partial`" in text
     assert "s of cells" not in text
@@ -77,11 +77,12 @@ def test_the_page_names_both_networks_links_its_figures_and_holds_no_tag(tmp_pat
     _, page = written(tmp_path)
     text = page.read_text("utf-8")
     assert "## the synthetic transformer" in text
-    # Of the parts between fences the second, fourth and so on are commands, shown as they are.
+    # Every second part between fences is a list of commands, shown verbatim.
     assert not any("<" in part for part in text.split("```")[::2])
     assert "&lt;script&gt;" in text
     assert "| **C1** Task gradients are locally low-rank, strongly. | “strongly low-rank” |" in text
-    assert "| **supported**: 0.662 [0.601, 0.723], n = 3; beside 0.0123 [0.0119, 0.0126]" in text
+    compared = "compared with 0.0123 [0.0119, 0.0126]"
+    assert f"| **supported**: 0.662 [0.601, 0.723], n = 3; {compared}" in text
     assert text.count("| task | energy |\n| --- | --- |\n| &lt;i&gt;a\\|b&lt;/i&gt; | 0.251 |") == 2
     figures = list(tmp_path.glob("*.svg"))
     assert figures

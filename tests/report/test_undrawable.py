@@ -1,4 +1,4 @@
-"""Where the address space is limited, figures are drawn apart, or left out with a sentence."""
+"""With a limited address space, figures are drawn in another process, or left out with a note."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.fixture
 def forgetting():
-    """What was found out about this process is forgotten before and after."""
+    """Clear the cached answers about this process before and after."""
     figures.undrawable.cache_clear()
     figures.bundle.cache_clear()
     yield
@@ -64,7 +64,7 @@ def test_what_is_drawn_apart_is_what_is_drawn_here(monkeypatch):
 
 @pytest.mark.usefixtures("forgetting")
 def test_a_process_that_draws_and_dies_leaves_this_one(monkeypatch, tmp_path):
-    """By a signal, as the engine ends where its addresses are not granted."""
+    """By a signal, as the engine ends if its addresses are not granted."""
     monkeypatch.setattr(figures, "address_limit", lambda: 2**33)
     monkeypatch.setattr(figures, "APART", "import os; os.kill(os.getpid(), 5)")
     assert "limited to 8 GiB" in figures.undrawable()

@@ -157,7 +157,7 @@ def test_a_run_that_goes_on_keeps_its_threads(tmp_path):
     config = Config(tasks=("copy", "stop"), seeds=(0,))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("toy_experiment._misbehave", stop_at("stop"))
-        with pytest.raises(Interrupted, match="stopped: 1 of 2 cells are finished and kept in"):
+        with pytest.raises(Interrupted, match="stopped: 1 of 2 cells are finished and stored in"):
             run(config, tmp_path, threads=2)
     with pytest.raises(RunFolderError, match="with threads=2, and this one has threads=1"):
         run(config, tmp_path, threads=1)
@@ -191,7 +191,7 @@ def test_going_on_at_another_commit_is_said_in_one_line(tmp_path, capsys):
             with pytest.raises(Interrupted) if name == "one" else contextlib.nullcontext():
                 run(config, tmp_path)
     said = capsys.readouterr().err.splitlines()
-    start = f"{tmp_path}: so far made at commit one of frenet, goes on at commit two"
+    start = f"{tmp_path} was made so far at commit one of frenet and resumes at commit two"
     assert sum(text.startswith(start) for text in said) == 1
     assert read_run(tmp_path).manifest["commits"] == ["one", "two"]
 
@@ -320,7 +320,7 @@ def test_progress_is_one_line_a_cell_without_a_terminal_and_silent_on_request(tm
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert lines[0].startswith("toy-sums: 2 cells, 0 of them finished before; workers: 1")
+    assert lines[0].startswith("toy-sums: 2 cells, 0 already finished; workers: 1")
     assert lines[1].startswith("prepared seed 0 in ")
     assert lines[2].startswith("[1/2] seed=0,task=copy in ")
     assert "elapsed, about" in lines[2]
@@ -351,7 +351,7 @@ def environment():
 
 
 def start(config_flags, out, *, workers):
-    """The toy's command line in a process group of its own, as a terminal would start it."""
+    """The toy's command line in a separate process group, as a terminal would start it."""
     flags = [*config_flags, "--out", str(out), "--workers", str(workers), "--threads", "1"]
     command = [sys.executable, str(HERE / "toy_experiment.py"), "run", "toy-sums", *flags]
     return subprocess.Popen(

@@ -51,7 +51,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Ray on this machine with two processors, to whose workers this module is sent along."""
+    """Ray on this machine with two processors; its workers get this module."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.MonkeyPatch.context() as patch:
@@ -95,7 +95,7 @@ def test_what_ends_every_worker_is_given_up(model, tmp_path):
     for i in range(3):
         (tmp_path / str(i)).touch()
     score = Linear(ParamSpace.select(model, "ln_f"), tmp_path, at=1)
-    with pytest.raises(RuntimeError, match="ended 3 workers, one after the other"):
+    with pytest.raises(RuntimeError, match="killed 3 workers, one after the other"):
         search(model, score, ray_engine(workers=1, threads=1), count=32)
 
 
@@ -148,7 +148,7 @@ def test_workers_that_would_wait_for_ever_are_refused(machines, workers, threads
 
 
 def test_without_an_address_no_cluster_that_is_there_is_joined(monkeypatch):
-    """Ray's own default is the one of RAY_ADDRESS, or one that was left running."""
+    """Ray's default is the cluster of RAY_ADDRESS, or one that was left running."""
     asked = []
     fake = SimpleNamespace(
         is_initialized=lambda: False, init=lambda **given: asked.append(given), shutdown=list
@@ -323,5 +323,5 @@ def _only_in(process: int) -> Elsewhere:
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore")
 def test_a_worker_that_cannot_read_what_it_is_sent_says_so(model):
-    with pytest.raises(RuntimeError, match="No module named 'my_scores'; a score of one's own"):
+    with pytest.raises(RuntimeError, match="No module named 'my_scores'; define a custom score"):
         search(model, Elsewhere(), ray_engine(workers=1, threads=1), count=32)

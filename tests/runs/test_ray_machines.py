@@ -65,7 +65,7 @@ def kill(cluster, machine):
 
 
 def swept(cluster, *, act=lambda: None, at=3):
-    """Rows of 12 cells on the cluster, and here; what was said; ``act`` after the third outcome."""
+    """Rows of 12 cells on the cluster, and here; the messages; ``act`` after the third outcome."""
     config = Config(tasks=("copy", "sort", "count"), seeds=(0, 1, 2, 3), seconds=0.5)
     todo = [
         job
@@ -170,5 +170,5 @@ def test_the_end_of_the_driver_by_sigterm_is_a_line_and_no_stack(tmp_path, monke
             process.terminate()
     process.stdout.close()
     assert process.wait() == TERMINATED
-    assert "1 of 6 cells are finished and kept in" in lines[-1]
+    assert "1 of 6 cells are finished and stored in" in lines[-1]
     assert not [line for line in lines if "SIGTERM" in line or "@  " in line]

@@ -100,7 +100,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_rows(
             yield chunk, scores
 
     out = tmp_path / "run"
-    with pytest.raises(Interrupted, match="2 chunks of candidates are scored and kept"):
+    with pytest.raises(Interrupted, match="2 chunks of candidates are scored and stored"):
         run_search(config, out, engine=stops, say=quiet)
     left = []
 
@@ -111,7 +111,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_rows(
     said = []
     monkeypatch.setattr("frenet.runs.header.commit", lambda: "later")
     again = run_search(config, out, engine=counts, say=said.append)
-    assert "goes on at commit later" in said[0]
+    assert "resumes at commit later" in said[0]
     assert [chunk[0] for chunk in left] == [64]
     assert (again.path / "rows.jsonl").read_bytes() == (finished.path / "rows.jsonl").read_bytes()
 
@@ -220,7 +220,7 @@ def test_a_damaged_part_is_made_again_and_the_rows_are_the_same(
     assert (again.path / "rows.jsonl").read_bytes() == (finished.path / "rows.jsonl").read_bytes()
     if name.startswith("cells/"):
         assert name.partition("/")[2] in said[0]
-        assert "this cell is made again" in said[0]
+        assert "this cell runs again" in said[0]
     for file in ("plan.json", *(f"winner/{f.name}" for f in (run / "winner").iterdir())):
         assert (run / file).read_bytes() == (finished.path / file).read_bytes()
 

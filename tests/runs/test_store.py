@@ -190,7 +190,7 @@ def test_a_finished_run_may_be_looked_at_with_other_versions_but_not_gone_on_wit
 
 
 def test_a_run_of_an_unknown_device_goes_on_and_does_not_claim_one(tmp_path):
-    """Begun before devices were noted, or going on where a cluster has its own."""
+    """Begun before devices were recorded, or resumed on a cluster with other devices."""
     fill(tmp_path / "old", CELLS[:2], finish=False)
     assert of_format_1(tmp_path / "old").pop("device") == "cpu"
     fill(tmp_path / "old", CELLS, header=replace(HEADER, device="cuda: H100"))
@@ -280,7 +280,7 @@ def test_a_run_under_way_stays_one_in_a_file(tmp_path):
         folder.store_failure(CELLS[1], FAILURE)
     run, file = read_run(tmp_path, partial=True), tmp_path / "a.run.jsonl.gz"
     file.write_bytes(pack_run(run))
-    with pytest.raises(RunFolderError, match="not finished; ask for what there is with --partial"):
+    with pytest.raises(RunFolderError, match="not finished; pass --partial to read what is"):
         read_run(file)
     packed = read_run(file, partial=True)
     assert (packed.rows, packed.failures) == (run.rows, run.failures)
@@ -292,7 +292,7 @@ def test_a_damaged_cell_is_named_and_made_again(tmp_path):
     run = tmp_path / "run"
     fill(run, CELLS, finish=False)
     (run / "cells" / "seed=1.jsonl").write_text("")
-    with pytest.raises(RunFolderError, match=r"seed=1\.jsonl is damaged: .* makes this cell again"):
+    with pytest.raises(RunFolderError, match=r"seed=1\.jsonl is damaged: .* runs this cell again"):
         read_run(run, partial=True)
     with RunFolder(run, HEADER) as folder:
         assert "seed=1.jsonl is damaged" in folder.note
@@ -448,7 +448,7 @@ def test_a_run_names_the_commits_at_which_its_cells_were_made(tmp_path, checked_
     started = json.loads((tmp_path / "config.json").read_text())["started"]
     checked_out("two-dirty")
     with RunFolder(tmp_path, HEADER) as folder:
-        assert "made at commit one of frenet, goes on at commit two-dirty" in folder.note
+        assert "at commit one of frenet and resumes at commit two-dirty" in folder.note
         folder.store(CELLS[1], [line(1)], seconds=1.0)
         assert read_run(tmp_path, partial=True).manifest["commits"] == ["one", "two-dirty"]
         checked_out("three")  # what workers that start from now on will run
@@ -495,7 +495,7 @@ def test_a_run_whose_first_commit_was_not_recorded_says_so(tmp_path, checked_out
     fill(tmp_path, CELLS[:1], finish=False)
     of_format_1(tmp_path)
     with RunFolder(tmp_path, HEADER) as folder:
-        assert "made at commit (unknown) of frenet, goes on at commit two" in folder.note
+        assert "at commit (unknown) of frenet and resumes at commit two" in folder.note
         folder.finish(CELLS[:1], workers=1)
     assert read_run(tmp_path).manifest["commits"] == [None, "two"]
 

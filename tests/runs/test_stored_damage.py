@@ -67,7 +67,7 @@ def survives(path, read, *, other=None):
 
 
 def outcome(read):
-    """What was read, and what was said instead."""
+    """The result, and the message instead of one."""
     try:
         return read(), None
     except (ValueError, OSError) as error:
@@ -149,11 +149,11 @@ def test_a_folder_that_was_sealed_over_a_broken_cell_is_repaired(tmp_path, undis
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["rows_sha256"] = hashlib.sha256(rows).hexdigest()
     (run / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunFolderError, match=r"rows\.jsonl.*start the command of this run again"):
+    with pytest.raises(RunFolderError, match=r"rows\.jsonl.*run the command of this run again"):
         read_run(run)
     with RunFolder(run, HEADER) as folder:
         assert "rows.jsonl" in folder.note
-        assert "seed=1.jsonl is damaged: it ends inside a row; this cell is made again" in (
+        assert "seed=1.jsonl is damaged: it ends inside a row; this cell runs again" in (
             folder.note
         )
     fill(run, CELLS)
@@ -223,7 +223,7 @@ def test_cells_of_early_builds_are_taken_with_a_note(tmp_path, undisturbed):
     of_format_1(run)
     assert read_run(run, partial=True).manifest["cells_without_digest"] == 2
     with RunFolder(run, HEADER) as folder:
-        assert "without digests, of an earlier build: 2" in folder.note
+        assert "without digests, from an earlier build: 2" in folder.note
     fill(run, CELLS)
     assert read_run(run).manifest["cells_without_digest"] == 2
     assert rows_of(run) == rows_of(undisturbed)
@@ -362,7 +362,7 @@ def test_an_adapter(tmp_path, name):
 
 
 def test_a_converted_model(tmp_path):
-    """As its record has them, every file of the folder; the conversion itself is not asked."""
+    """Every file of the folder is as in its record; the conversion is not run again."""
     tiny_llama().save_pretrained(tmp_path / "made")
     seal_folder(tmp_path / "made", {"file": "x.gguf"})
     for file in sorted((tmp_path / "made").iterdir()):

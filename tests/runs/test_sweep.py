@@ -31,7 +31,7 @@ def test_two_workers_end_together(tmp_path, monkeypatch, unchecked):
     """
 
     def two_workers(queue, **_):
-        """Outcomes as two workers have them, on a clock of their own."""
+        """Outcomes as of two workers, on a simulated clock."""
         clock, running = 0.0, []
         while queue or running:
             while queue and len(running) < 2:

@@ -1,4 +1,4 @@
-"""A quick experiment whose cells do as they are told; importable by worker processes."""
+"""A quick experiment with cells that misbehave on request; importable by worker processes."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def cells(config: Config) -> list[Cell]:
 
 
 def mark(what: str) -> int:
-    """Leave a mark where a test looks for it; how many of the same there are now."""
+    """Leave a mark for a test; return how many of the same there are now."""
     if "TOY_MARKS" not in os.environ:
         return 0
     folder = Path(os.environ["TOY_MARKS"])
@@ -134,7 +134,7 @@ EXPERIMENT = Experiment(
 
 
 def main() -> None:
-    """Run the command line with this experiment alone, for tests in a process of its own."""
+    """Run the command line with this experiment alone, for tests in a separate process."""
     import sys
 
     import toy_experiment  # functions of this main module could not be found by workers

@@ -1,7 +1,7 @@
 """One folder, one question. ``EXPERIMENTS`` maps the name of every experiment to its declaration.
 
-A folder takes part by defining ``EXPERIMENT``. The folders are imported at the first look at
-``EXPERIMENTS``, not when this package is imported.
+A folder takes part by defining ``EXPERIMENT``. The folders are imported when ``EXPERIMENTS`` is
+first used, not when this package is imported.
 """
 
 import functools
@@ -21,20 +21,20 @@ EXPERIMENTS: dict[str, Experiment]
 @functools.cache
 def _discover() -> dict[str, Experiment]:
     """Import the folders and collect what they declare, in the claims' order."""
-    found: dict[str, Experiment] = {}
+    declared: dict[str, Experiment] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         experiment = getattr(importlib.import_module(f"{__name__}.{name}"), "EXPERIMENT", None)
         if experiment is None:
             continue
-        if experiment.name in found:
+        if experiment.name in declared:
             raise UsageError(f"two experiments are named {experiment.name!r}, one in {name}")
-        found[experiment.name] = experiment
-    by_claim = sorted(found.values(), key=lambda e: ([claim.id for claim in e.claims], e.name))
+        declared[experiment.name] = experiment
+    by_claim = sorted(declared.values(), key=lambda e: ([claim.id for claim in e.claims], e.name))
     return {experiment.name: experiment for experiment in by_claim}
 
 
 def described() -> dict[str, Experiment]:
-    """All that a report can be made of: experiments, ``frenet search`` and watched trainings."""
+    """Everything that a report can show: experiments, ``frenet search`` and watched trainings."""
     from frenet import experiments
     from frenet.experiments.search_command import SEARCH
     from frenet.experiments.watched_training import WATCHED

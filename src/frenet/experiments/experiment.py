@@ -1,4 +1,4 @@
-"""What an experiment is: a named tuple of pure functions and the words that explain its numbers."""
+"""What an experiment is: pure functions, and the words that explain its numbers."""
 
 import importlib
 import math
@@ -87,7 +87,7 @@ class Cell:
 
     @property
     def seed(self) -> int:
-        """The unit of every interval, whose cells share a preparation; 0 if there is none."""
+        """The seed, the unit of every interval and preparation; 0 if there is none."""
         return int(dict(self.keys).get("seed", 0))
 
     def __getitem__(self, key: str) -> Any:
@@ -97,9 +97,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Later:
-    """A function by its place, ``module:name``, whose module is imported at the first call.
+    """A function by its place, ``module:name``, imported at the first call.
 
-    Declarations need not wait for torch, and unlike a closure this can be sent to a worker process.
+    So declarations do not wait for torch. Unlike a closure, it can be sent to a worker process.
     """
 
     place: str
@@ -126,8 +126,7 @@ class Column(NamedTuple):
 class Estimate(NamedTuple):
     """A value with its interval, and how many values it is the mean of.
 
-    ``low`` and ``high`` are None where one value is all there is; ``n`` is 0 for a number that is
-    given and not measured.
+    ``low`` and ``high`` are None for a single value; ``n`` is 0 for a number that was not measured.
     """
 
     value: float
@@ -143,11 +142,11 @@ class Estimate(NamedTuple):
 
 
 class Breakdown(NamedTuple):
-    """A claim's numbers in their parts: under each damage and optimiser, say.
+    """A claim's numbers in parts, such as by damage and optimiser.
 
     Attributes:
         title: what the parts are.
-        rows: a row for each, at least one, all with the same keys; text says which part it is.
+        rows: one per part, at least one, all with the same keys; text names the part.
     """
 
     title: str
@@ -159,8 +158,8 @@ class Finding(NamedTuple):
 
     Attributes:
         claim: its id.
-        verdict: what its rule decides.
-        quantity: what was measured, with its ``estimate``.
+        verdict: of its rule.
+        quantity: the name of what was measured.
         estimate: of the quantity, with its interval.
         reference: the chance level, null or ceiling of the quantity.
         reference_estimate: of the reference.
@@ -196,8 +195,8 @@ class Answer(NamedTuple):
 
     Attributes:
         subject: what it is about, such as a direction or a task.
-        keys: the columns that tell it from other answers about the same, such as the seed.
-        sentence: what is said about the subject.
+        keys: the columns that distinguish answers about one subject, such as the seed.
+        sentence: the answer.
     """
 
     subject: str
@@ -211,7 +210,7 @@ class Answer(NamedTuple):
 class Figure(NamedTuple):
     """A figure that answers one question; ``chart`` turns rows into an Altair chart.
 
-    ``front``: it stands on the first screen of a report, below the claims.
+    ``front``: whether it is on the first screen of a report, below the claims.
     """
 
     id: str
@@ -223,12 +222,12 @@ class Figure(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """A setting that a page of results says with the claims, such as a kind of damage.
+    """A setting that a page of results shows with the claims, such as a kind of damage.
 
     Attributes:
-        words: what is said before its value.
+        words: the text before its value.
         name: its name in the configuration.
-        space: it is said only if these parameters moved; empty: always.
+        space: show it only if these parameters moved; empty: always.
     """
 
     words: str
@@ -240,19 +239,19 @@ class Setting(NamedTuple):
 class Experiment(Shown):
     """One question, from configuration to claim.
 
-    ``config`` is the type of its configurations, whose field ``model`` names the network. ``run``
+    ``config`` is the type of its configurations; their field ``model`` names the network. ``run``
     yields the rows of one cell; every row has the key ``table`` that names one of ``tables``.
-    ``prepare`` builds (or finds in the cache) what several cells share. ``in_demo``: whether
-    ``frenet demo`` runs it without being asked for it by name. ``command`` gives the lines that
-    make such a run from a stored configuration, where no command of frenet does. ``reread`` turns
-    stored rows, those of earlier versions too, into what this version makes of them.
+    ``prepare`` builds (or takes from the cache) what several cells share. ``in_demo``: whether
+    ``frenet demo`` runs it by default. ``command`` gives the lines that repeat a run from its
+    stored configuration, if no command of frenet does. ``reread`` converts stored rows, also of
+    earlier versions, to this version.
 
-    ``presets`` are configurations for the synthetic transformer, but for ``lm``, from which those
-    for language models are made: ``changes`` says, by kind of network and preset, what differs from
-    it; those of MODEL hold for MADE, too. ``reproduced`` says what ``frenet reproduce`` changes in
-    a preset for the synthetic transformer. ``shown_settings`` are said with the claims.
-    ``longest_recovery`` gives the most steps of a recovery, if the time of a cell hangs on them.
-    ``answers`` puts the rows of an experiment without a claim into sentences.
+    ``presets`` are configurations for the synthetic transformer, except ``lm``, the base of those
+    for language models: ``changes`` gives the differences from it by kind of network and preset;
+    those of MODEL hold for MADE, too. ``reproduced`` gives the changes by ``frenet reproduce`` to a
+    preset for the synthetic transformer. ``shown_settings`` are shown with the claims.
+    ``longest_recovery`` gives the most steps of a recovery, if the time of a cell depends on them.
+    ``answers`` puts the rows of an experiment without claims into sentences.
     """
 
     name: str
@@ -300,18 +299,18 @@ class Experiment(Shown):
 
 
 def answered(experiment: Experiment, rows: Rows) -> list[Answer]:
-    """What the rows say in sentences; nothing where the experiment has claims instead."""
+    """What the rows say in sentences; empty if the experiment has claims instead."""
     return experiment.answers(rows) if experiment.answers else []
 
 
 def decided(experiment: Experiment, rows: Rows) -> list[tuple[Claim, Finding]]:
-    """Apply the rule of every claim to the rows; a rule that cannot be applied leaves it open."""
+    """Apply the rule of every claim to the rows; if that raises, the claim is undecided."""
     return [(claim, _decide(claim, rows)) for claim in experiment.claims]
 
 
 def _decide(claim: Claim, rows: Rows) -> Finding:
     try:
         return claim.decide(rows)
-    except Exception as error:  # rows of a run with failed cells may lack what a rule looks for
+    except Exception as error:  # rows of a run with failed cells may lack what a rule needs
         why = f"the rule could not be applied to these rows: {type(error).__name__}: {error}"
         return Finding(claim.id, "undecided", "", None, "", None, why)

@@ -17,22 +17,22 @@ from frenet.experiments.experiment import (
 )
 
 
-def select(rows: Rows, **wanted: Scalar) -> list[Mapping[str, Scalar]]:
-    """The rows whose columns have the wanted values.
+def select(rows: Rows, **values: Scalar) -> list[Mapping[str, Scalar]]:
+    """The rows with these values in their columns.
 
     >>> select([{"k": 1}, {"k": 2}], k=2)
     [{'k': 2}]
     """
-    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+    return [row for row in rows if all(row.get(key) == value for key, value in values.items())]
 
 
 def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95) -> list[Row]:
     """Mean of one column, with its Student t interval, for every combination of the keys.
 
     Args:
-        rows: rows of one table; those whose value is missing or not a number are not counted.
-        by: the columns that tell groups apart, in their order of appearance; what is left out
-            (usually the seed) is averaged over.
+        rows: rows of one table; rows without a number in the column do not count.
+        by: the columns that define groups, in their order of appearance; all others (usually the
+            seed) are averaged over.
         value: the column to average.
         level: coverage of the interval, in (0, 1).
 
@@ -50,9 +50,9 @@ def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95)
             known = ", ".join(sorted({key for row in rows for key in row}))
             raise UsageError(f"no row has the column {column!r}; the rows have {known}")
     for row in rows:
-        found = finite(row.get(value))
-        if found is not None:
-            groups.setdefault(tuple(row.get(key) for key in by), []).append(found)
+        finite_value = finite(row.get(value))
+        if finite_value is not None:
+            groups.setdefault(tuple(row.get(key) for key in by), []).append(finite_value)
     summed: list[Row] = []
     for keys, values in groups.items():
         mean, low, high, n = mean_interval(values, level=level)
@@ -69,7 +69,7 @@ def melt(
 
     Args:
         rows: rows of one table.
-        by: the columns that tell groups apart.
+        by: the columns that define groups.
         values: column -> the label that its series gets, measure first.
         level: coverage of the intervals, in (0, 1).
 
@@ -84,7 +84,7 @@ def melt(
 
 
 def seed_means(rows: Rows, *, by: Sequence[str], value: str) -> list[Row]:
-    """One row a seed and combination of keys: the column, where it is known, averaged."""
+    """One row per seed and combination of keys: the mean of the known values of a column."""
     known = [row for row in rows if row.get(value) is not None]
     means = aggregate(known, by=(*by, "seed"), value=value)
     return [{key: row[key] for key in (*by, "seed")} | {value: row["value"]} for row in means]
@@ -118,11 +118,11 @@ def breakdown(
     Args:
         title: what the parts are.
         rows: rows of one table; a column without a value in any of them is left out.
-        by: the columns that tell the parts apart.
+        by: the columns that define the parts.
         values: column -> its heading. The first is the measure, which is shown with its interval
             and the number of seeds; a part without it is left out if nothing is counted in it.
         counts: column -> the heading of the number of rows that have a value in it.
-        least: of a measure with a range, as for ``fraction``; without it no interval is cut.
+        least: the least possible value of the measure, as for ``fraction``; None: cut no interval.
     """
     known = {key for row in rows for key, value in row.items() if value is not None}
     keys = [key for key in by if key in known]
@@ -131,27 +131,30 @@ def breakdown(
     parts: list[Row] = []
     for case in dict.fromkeys(tuple(row.get(key) for key in keys) for row in rows):
         part: Row = dict(zip(keys, case, strict=True))
-        own = select(rows, **part)
+        same = select(rows, **part)
         counted = {
-            name: sum(row.get(column) is not None for row in own) for column, name in counts.items()
+            name: sum(row.get(column) is not None for row in same)
+            for column, name in counts.items()
         }
         if measure is not None:
-            found = estimate(own, measure) if least is None else fraction(own, measure, least=least)
-            if found is None and not any(counted.values()):
+            of_measure = (
+                estimate(same, measure) if least is None else fraction(same, measure, least=least)
+            )
+            if of_measure is None and not any(counted.values()):
                 continue
-            value, low, high, seeds = found or (None, None, None, None)
+            value, low, high, seeds = of_measure or (None, None, None, None)
             part |= {values[measure]: value, "low": low, "high": high, "seeds": seeds}
         for column, name in others.items():
-            mean = estimate(own, column)
+            mean = estimate(same, column)
             part[name] = None if mean is None else mean.value
         parts.append({**part, **counted})
     return (Breakdown(title, tuple(parts)),) if parts else ()
 
 
 def estimate(rows: Rows, value: str) -> Estimate | None:
-    """Mean of a column with its 95% interval over seeds; None where no row has it."""
-    found = over_seeds(rows, by=(), value=value)
-    return estimate_of(found[0]) if found else None
+    """Mean of a column with its 95% interval over seeds; None if no row has it."""
+    means = over_seeds(rows, by=(), value=value)
+    return estimate_of(means[0]) if means else None
 
 
 def estimate_of(row: Mapping[str, Scalar]) -> Estimate:
@@ -163,35 +166,34 @@ def estimate_of(row: Mapping[str, Scalar]) -> Estimate:
 def fraction(rows: Rows, value: str, *, least: float = 0.0) -> Estimate | None:
     """``estimate`` of a column in [least, 1], with the interval cut to what is possible.
 
-    Student's interval reaches beyond it for few seeds; nothing is lost with what cannot be. Shares
-    have the least value 0, cosines -1.
+    Student's interval exceeds it for few seeds. The least value of shares is 0, of cosines -1.
     """
-    found = estimate(rows, value)
-    if found is None or found.low is None or found.high is None:
-        return found
-    return found._replace(low=max(least, found.low), high=min(1.0, found.high))
+    mean = estimate(rows, value)
+    if mean is None or mean.low is None or mean.high is None:
+        return mean
+    return mean._replace(low=max(least, mean.low), high=min(1.0, mean.high))
 
 
 def low(value: Estimate | None) -> float:
-    """Lower end of the interval; minus infinity where there is none (one seed decides nothing)."""
+    """Lower end of the interval; minus infinity if there is none (one seed decides nothing)."""
     return -math.inf if value is None or value.low is None else value.low
 
 
 def high(value: Estimate | None) -> float:
-    """Upper end of the interval; infinity where there is none."""
+    """Upper end of the interval; infinity if there is none."""
     return math.inf if value is None or value.high is None else value.high
 
 
 def why_undecided(value: Estimate | None, otherwise: str, *, of: str = "") -> str:
-    """Why an estimate decides nothing: it has no interval, or what ``otherwise`` says of it.
+    """Why an estimate decides nothing: it has no interval, or ``otherwise``.
 
     ``of`` names the quantity, for a rule that has several.
 
     >>> why_undecided(Estimate(0.5, n=1), "the interval holds 0", of="the gain")
-    'only one seed counts for the gain, which gives no interval'
+    'only one seed counts for the gain, so there is no interval'
     """
     if value is None:
-        return f"nothing was measured of {of}" if of else "nothing was measured"
+        return f"{of} was not measured" if of else "nothing was measured"
     if value.low is None:
-        return f"only one seed counts{f' for {of}' if of else ''}, which gives no interval"
+        return f"only one seed counts{f' for {of}' if of else ''}, so there is no interval"
     return otherwise

@@ -1,7 +1,7 @@
-"""How a claim is decided: what a rule asks of its numbers, in three-valued logic.
+"""How a claim is decided: the criteria of a rule, in three-valued logic.
 
-The criteria of a rule are written before its numbers are known. Both the sentence of the rule and
-the verdict are made of them, so that the words and the code cannot part.
+The criteria of a rule are written before its numbers are known. They give both the sentence of the
+rule and the verdict, so that words and code always agree.
 """
 
 import math
@@ -24,15 +24,15 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True)
 class Criterion:
-    """What a rule asks of a quantity: that its whole interval lies beyond a line, or between two.
+    """A requirement on a quantity: its whole interval lies beyond a line, or between two.
 
     Attributes:
         quantity: the subject of the sentence.
-        above: lines that the interval may not touch, each a number, or the name of what is measured
-            as well.
+        above: lines that the interval may not touch, each a number, or the name of another measured
+            quantity.
         below: the same on the other side.
         within: two lines that the interval may touch; infinite if there is only one.
-        contradicts: whether it can fail, or is open as well beyond its line.
+        contradicts: whether it fails beyond its line; otherwise it stays open.
     """
 
     quantity: str
@@ -42,15 +42,15 @@ class Criterion:
     contradicts: bool = True
 
     def __str__(self) -> str:
-        return f"{self.quantity} is {self.asked}"
+        return f"{self.quantity} is {self.predicate}"
 
     @property
-    def asked(self) -> str:
+    def predicate(self) -> str:
         """The predicate of the sentence.
 
-        >>> Criterion("the ratio", above=(0.5,), below=(2.0, "the control")).asked
+        >>> Criterion("the ratio", above=(0.5,), below=(2.0, "the control")).predicate
         'above 0.5 and below 2 and the control'
-        >>> Criterion("the share", within=(0.9, math.inf)).asked
+        >>> Criterion("the share", within=(0.9, math.inf)).predicate
         'at least 0.9'
         """
         parts = []
@@ -69,9 +69,9 @@ class Criterion:
         """The criterion once its quantity is measured.
 
         Args:
-            value: with its interval, without which nothing is decided.
-            than: what ``above`` or ``below`` names.
-            case: which of several cases it is, as in "in the full space".
+            value: with its interval; without one the criterion stays open.
+            than: the quantity that ``above`` or ``below`` names.
+            case: which of several cases it is, such as "in the full space".
         """
         named = f"{self.quantity} {case}".rstrip()
         parts = list(self._parts(value, than))
@@ -84,7 +84,7 @@ class Criterion:
                 unclear = f"{named} is not clearly {words}"
                 other = unclear if line is None else why_undecided(than, unclear, of=line)
                 return Condition("open", why_undecided(value, other, of=named))
-        return Condition("holds", f"{named} is {self.asked}")
+        return Condition("holds", f"{named} is {self.predicate}")
 
     def _parts(
         self, value: Estimate | None, than: Estimate | None
@@ -101,12 +101,12 @@ class Criterion:
             beyond = high(value) < least or low(value) > most
             inside = value is not None and least <= low(value) and high(value) <= most
             state: State = "fails" if beyond else "holds" if inside else "open"
-            yield state, self.asked, None
+            yield state, self.predicate, None
 
 
 @dataclass(frozen=True)
 class Cases:
-    """What a rule asks of several cases: all criteria at once of each, or of some."""
+    """A requirement on several cases: each, or some, must meet all criteria at once."""
 
     which: str
     criteria: tuple[Criterion, ...]
@@ -117,9 +117,9 @@ class Cases:
 
 @dataclass(frozen=True)
 class NoOutlier:
-    """What a rule asks of every single case: not to lie wholly beyond the line of a criterion.
+    """A requirement on every single case: it must not lie wholly beyond the line of a criterion.
 
-    In a mean of all they cancel. One that does leaves the claim open.
+    Opposite cases cancel in the mean. A case beyond the line leaves the claim open.
     """
 
     criterion: Criterion
@@ -127,19 +127,19 @@ class NoOutlier:
     by: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"no single {self.case} lies wholly beyond that by itself"
+        return f"no single {self.case} lies wholly outside that on its own"
 
     def of(self, rows: Rows, value: str) -> Condition:
-        """The condition for rows whose columns ``by`` name the case."""
+        """The condition for rows; their columns ``by`` name the case."""
         for row in over_seeds(rows, by=self.by, value=value):
             named = ", ".join(str(row[key]) for key in self.by)
-            found = self.criterion.of(estimate_of(row), case=f"for {named} alone")
-            if found.state == "fails":
-                return Condition("open", found.why)
+            condition = self.criterion.of(estimate_of(row), case=f"for {named} alone")
+            if condition.state == "fails":
+                return Condition("open", condition.why)
         return Condition("holds", str(self))
 
 
-Asked = Criterion | Cases | NoOutlier
+Requirement = Criterion | Cases | NoOutlier
 
 
 def every(conditions: Sequence[Condition]) -> Condition:
@@ -163,10 +163,10 @@ def some(conditions: Sequence[Condition]) -> Condition:
 
 def alike(conditions: Sequence[Condition]) -> Condition:
     """Several cases as one condition: it holds if all hold, and fails only if all fail."""
-    found = every(conditions)
-    if found.state == "fails" and any(c.state != "fails" for c in conditions):
-        return Condition("open", found.why)
-    return found
+    together = every(conditions)
+    if together.state == "fails" and any(c.state != "fails" for c in conditions):
+        return Condition("open", together.why)
+    return together
 
 
 _VERDICTS: tuple[tuple[State, Verdict], ...] = (
@@ -179,20 +179,20 @@ _VERDICTS: tuple[tuple[State, Verdict], ...] = (
 class Rule(NamedTuple):
     """The criteria of a claim, fixed before the run.
 
-    Nothing is decided unless all premises hold. The claim is contradicted if one criterion fails,
+    The claim is undecided unless all premises hold. It is contradicted if one criterion fails,
     supported if all hold, and undecided otherwise.
     """
 
-    criteria: tuple[Asked, ...]
-    premises: tuple[Asked, ...] = ()
+    criteria: tuple[Requirement, ...]
+    premises: tuple[Requirement, ...] = ()
 
     def __str__(self) -> str:
-        asked = "; ".join(map(str, self.criteria))
+        criteria = "; ".join(map(str, self.criteria))
         unless = " and ".join(map(str, self.premises))
-        premise = f". Nothing is decided unless {unless}" if unless else ""
-        return f"{asked}, with the whole interval over seeds{premise}"
+        premise = f". Undecided unless {unless}" if unless else ""
+        return f"{criteria}, with the whole interval over seeds{premise}"
 
-    def decide(self, measured: Mapping[Asked, Condition]) -> tuple[Verdict, str]:
+    def decide(self, measured: Mapping[Requirement, Condition]) -> tuple[Verdict, str]:
         """The verdict and its reason.
 
         Args:
@@ -201,9 +201,9 @@ class Rule(NamedTuple):
         for premise in self.premises:
             if measured[premise].state != "holds":
                 return "undecided", measured[premise].why
-        found = [measured[criterion] for criterion in self.criteria]
+        conditions = [measured[criterion] for criterion in self.criteria]
         for state, verdict in _VERDICTS:
-            reasons = [condition.why for condition in found if condition.state == state]
+            reasons = [condition.why for condition in conditions if condition.state == state]
             if reasons:
                 return verdict, "; ".join(reasons)
         raise ValueError("a rule without criteria decides nothing")

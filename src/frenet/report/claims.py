@@ -1,4 +1,4 @@
-"""The first screen: what the paper says, what the rows say, and what the rows say beside it."""
+"""The first screen: the claims of the paper, the measured numbers, and their references."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import estimate, join_words
 
 ICONS = {"supported": "✓", "contradicted": "✕", "undecided": "?"}
-# Cautions about a claim that are seen without opening anything.
+# Cautions about a claim that are visible at once.
 NOTES = 2
 HEADINGS = ("Claim", "In the paper", "Measured here", "Chance, null or ceiling", "Verdict")
 
@@ -43,9 +43,9 @@ def answer(decisions: Sequence[Decision]) -> str:
     what = "verdicts" if several else "claims"
     if len(decisions) == 1:
         what = what.removesuffix("s")
-    where = f" on {len(runs)} networks" if len(runs) > 1 else f" on {runs[0]}" if runs[0] else ""
+    on = f" on {len(runs)} networks" if len(runs) > 1 else f" on {runs[0]}" if runs[0] else ""
     everywhere = f" {_everywhere(decisions, len(runs))}" if several else ""
-    return f"Of {len(decisions)} {what}{where}, {join_words(groups)}.{everywhere}"
+    return f"Of {len(decisions)} {what}{on}, {join_words(groups)}.{everywhere}"
 
 
 def _everywhere(decisions: Sequence[Decision], networks: int) -> str:
@@ -55,25 +55,25 @@ def _everywhere(decisions: Sequence[Decision], networks: int) -> str:
         by_claim.setdefault(decision.claim.id, []).append(decision.finding.verdict)
     words = []
     for verdict in ("supported", "contradicted"):
-        same = [c for c, found in by_claim.items() if found == [verdict] * networks]
+        same = [c for c, verdicts in by_claim.items() if verdicts == [verdict] * networks]
         if same:
             words.append(f"{join_words(same)} {'is' if len(same) == 1 else 'are'} {verdict} on all")
     return (
         f"{'; '.join(words)}."
         if words
-        else "No claim is supported on all of them, none contradicted."
+        else "No claim is supported, or contradicted, on all of them."
     )
 
 
 def matrix(decisions: Sequence[Decision], anchors: Mapping[str, str]) -> Markup:
-    """Claims in rows, networks in columns: verdict, number, and what it stands beside.
+    """Claims in rows, networks in columns: verdict, number, and its reference.
 
     Args:
         decisions: of all networks.
         anchors: of every network, by label.
     """
     claims = {decision.claim.id: decision.claim for decision in decisions}
-    found = {(decision.claim.id, decision.run): decision for decision in decisions}
+    by_cell = {(decision.claim.id, decision.run): decision for decision in decisions}
     links = (
         tag("th", tag("a", user_text(label), href=f"#{anchor}"), scope="col")
         for label, anchor in anchors.items()
@@ -82,7 +82,7 @@ def matrix(decisions: Sequence[Decision], anchors: Mapping[str, str]) -> Markup:
     rows = []
     for claim in (claims[name] for name in sorted(claims)):
         first = (tag("b", claim.id, class_="id"), " ", claim.statement, tag("small", claim.paper))
-        cells = [_verdict(found.get((claim.id, label)), label) for label in anchors]
+        cells = [_verdict(by_cell.get((claim.id, label)), label) for label in anchors]
         rows.append(tag("tr", tag("th", *first, scope="row"), *cells))
     caption = tag("caption", "The claims on every network", class_="hidden")
     return tag("table", caption, head, tag("tbody", *rows), class_="claims matrix")
@@ -92,17 +92,17 @@ def _verdict(decision: Decision | None, label: str) -> Markup:
     if decision is None:
         return tag("td", "not measured", data_label=label)
     finding = decision.finding
-    found = (*_measured(finding.estimate, ""), tag("small", beside(finding)))
+    number = (*_measured(finding.estimate, ""), tag("small", comparison(finding)))
     if finding.estimate is None:
-        found = (tag("small", "nothing was measured"),)
-    return tag("td", badge(finding.verdict), *found, data_label=label)
+        number = (tag("small", "nothing was measured"),)
+    return tag("td", badge(finding.verdict), *number, data_label=label)
 
 
-def beside(finding: Finding) -> str:
-    """What a claim's number is compared with, in few words: a number, or how it is read."""
+def comparison(finding: Finding) -> str:
+    """What a claim's number is compared with, in few words: a number, or how to read it."""
     if finding.reference_estimate is None:
         return finding.reference
-    return f"beside {estimate(finding.reference_estimate)}"
+    return f"compared with {estimate(finding.reference_estimate)}"
 
 
 def claims_table(decisions: Sequence[Decision]) -> Markup:
@@ -124,13 +124,13 @@ def _claim(decision: Decision, *, named: bool) -> Markup:
     claim, finding = decision.claim, decision.finding
     run = tag("p", user_text(decision.run), class_="run") if named else Markup("")
     statement = (tag("b", claim.id, class_="id"), " ", claim.statement, run)
-    ours = _measured(finding.estimate, finding.quantity)
-    beside = _measured(finding.reference_estimate, finding.reference)
+    measured = _measured(finding.estimate, finding.quantity)
+    reference = _measured(finding.reference_estimate, finding.reference)
     if finding.reference_estimate is None:
-        beside = beside[1:]  # a range to be read by, and no number
+        reference = reference[1:]  # a range, and no number
     link = tag("a", "figure", href=f"#{decision.figure}", aria_label=f"Figure for {claim.id}")
     verdict = (badge(finding.verdict), *([tag("small", link)] if decision.figure else []))
-    contents = (statement, (claim.paper,), ours, beside, verdict)
+    contents = (statement, (claim.paper,), measured, reference, verdict)
     cells = [_cell(label, *parts) for label, parts in zip(HEADINGS[1:], contents[1:], strict=True)]
     first = tag("th", *contents[0], scope="row")
     notes = _notes(finding)
@@ -147,16 +147,16 @@ def _cell(label: str, *parts: object) -> Markup:
     return tag("td", *parts, data_label=label)
 
 
-def _measured(found: Estimate | None, words: str) -> tuple[Markup, ...]:
-    value, _, spread = estimate(found).partition(" ")
+def _measured(measured: Estimate | None, words: str) -> tuple[Markup, ...]:
+    value, _, spread = estimate(measured).partition(" ")
     number = tag("strong", value.rstrip(","))
     return (
         tag("div", number, " ", tag("span", spread, class_="spread")),
-        tag("small", _kept(words)),
+        tag("small", _unbroken(words)),
     )
 
 
-def _kept(words: str) -> str:
+def _unbroken(words: str) -> str:
     """The words with equations that do not break over two lines."""
     return words.replace(" = ", "\u00a0=\u00a0")
 
@@ -169,5 +169,5 @@ def _notes(finding: Finding) -> Markup:
     seen = len(items) if len(items) <= NOTES + 1 else NOTES
     more = tag("summary", f"{len(items) - seen} more")
     rest = tag("details", more, tag("ul", *items[seen:])) if items[seen:] else Markup("")
-    title = tag("b", "What this does not say")
+    title = tag("b", "Cautions")
     return tag("div", title, tag("ul", *items[:seen]), rest, class_="notes")

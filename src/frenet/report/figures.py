@@ -25,7 +25,7 @@ COLOURS: Mapping[str, str] = {
 } | {f"series-{index}": colour for index, colour in enumerate(PALETTE, start=1)}
 PAINTED = frozenset({"color", "fill", "range", "stroke", "value"})
 DATA = frozenset({"datasets", "domain", "values"})
-# What the bundle hands to the page's own script.
+# What the bundle exports to the script of the page.
 BUNDLED = "window.vegaEmbed = vegaEmbed;"
 WIDTH = 640
 EMPTY: Spec = {"data": {"values": [{"x": 1}]}, "mark": "point"}
@@ -47,7 +47,7 @@ def draw(figure: Figure, rows: Rows) -> Spec:
     """The Vega-Lite specification of a figure, with its data inside.
 
     Raises:
-        Exception: what the figure's own code raised, with a note that names the figure.
+        Exception: the exception of the figure's code, with a note that names the figure.
     """
     import altair as alt
 
@@ -64,19 +64,19 @@ def draw(figure: Figure, rows: Rows) -> Spec:
 
 
 def blank(spec: Spec) -> bool:
-    """Whether the data of a chart, as far as they stand in one place, have no row."""
+    """Whether the data of a chart, if they are in one place, have no row."""
     data = spec.get("data", {})
     rows = data.get("values", spec.get("datasets", {}).get(data.get("name")))
     return rows is not None and not rows
 
 
 def for_page(spec: Spec) -> Spec:
-    """The specification in the page's own colours, which change with light, dark and paper."""
+    """The specification in the colours of the page, which change with light, dark and paper."""
     named = {value: f"var(--{name})" for name, value in COLOURS.items()}
     page = _replaced(spec, named)
     page["config"] = _merged(_config({n: f"var(--{n})" for n in COLOURS}), page.get("config", {}))
     page["background"] = "transparent"
-    # What the page's script needs to lay out the legend at the width it finds.
+    # The script of the page lays out the legend with this, at the width of the window.
     page["usermeta"] = {"longest": _longest(page)}
     return _sized(page)
 
@@ -110,10 +110,10 @@ def bundle() -> str:
 
 @functools.cache
 def undrawable() -> str:
-    """Why this process can draw no figure at all; empty where it can.
+    """Why this process cannot draw figures; empty if it can.
 
-    The engine that draws reserves far more addresses than it uses, and ends its process where they
-    are not granted.
+    The drawing engine reserves far more addresses than it uses, and kills its process if they are
+    not granted.
     """
     try:
         import vl_convert  # noqa: F401
@@ -127,14 +127,14 @@ def undrawable() -> str:
     except RuntimeError:
         return (
             f"the address space of this process is limited to {limit / 2**30:.3g} GiB (ulimit -v), "
-            "and the engine that draws figures reserves more; the numbers are in the tables. "
-            "frenet report, started without that limit, draws the figures"
+            "and the drawing engine reserves more; the numbers are in the tables. Run frenet "
+            "report without that limit to draw the figures"
         )
     return ""
 
 
 def address_limit() -> int | None:
-    """Bytes of addresses that this process may have; None where nothing limits them."""
+    """The limit of the address space of this process in bytes; None if there is none."""
     try:
         import resource
     except ImportError:  # Windows
@@ -144,29 +144,29 @@ def address_limit() -> int | None:
 
 
 def _drawn(name: str, what: Spec | str, **options: Any) -> bytes:
-    """What a function of vl_convert makes."""
+    """The output of a function of vl_convert."""
     options["vl_version"] = vega_lite_version()
     if address_limit() is not None:
         return _apart(name, what, options)
     import vl_convert
 
-    found = getattr(vl_convert, name)(what, **options)
-    return found if isinstance(found, bytes) else str(found).encode()
+    output = getattr(vl_convert, name)(what, **options)
+    return output if isinstance(output, bytes) else str(output).encode()
 
 
 def _apart(name: str, what: Spec | str, options: dict[str, Any]) -> bytes:
-    """The same in a process of its own, which may end without ending this one.
+    """The same in a separate process, which may die without ending this one.
 
     Raises:
         RuntimeError: it ended without a result.
     """
     call = json.dumps([name, what, options])
-    # -P: a file of the folder that the user is in is not taken for a library.
+    # -P: do not import files of the current folder as libraries.
     done = subprocess.run(
         [sys.executable, "-P", "-c", APART], input=call.encode(), capture_output=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"the process that draws ended with code {done.returncode}")
+        raise RuntimeError(f"the drawing process ended with code {done.returncode}")
     return done.stdout
 
 
@@ -197,7 +197,7 @@ def _config(colours: Mapping[str, str]) -> Spec:
             "titleFontWeight": 500,
             "titlePadding": 10,
             "labelLimit": 220,
-            # Room for the longest label; Vega's own 200 pixels put the title on top of it.
+            # Room for the longest label; Vega's default of 200 pixels puts the title on top of it.
             "maxExtent": 260,
             "labelSeparation": 6,
         },
@@ -240,16 +240,16 @@ def _longest(value: Any) -> int:
         return max(map(_longest, value), default=0)
     if not isinstance(value, dict):
         return 0
-    found = [_longest(entry) for key, entry in value.items() if key not in DATA]
+    lengths = [_longest(entry) for key, entry in value.items() if key not in DATA]
     names = value.get("domain")
-    found += (
+    lengths += (
         [len(name) for name in names if isinstance(name, str)] if names and "range" in value else []
     )
-    return max(found, default=0)
+    return max(lengths, default=0)
 
 
 def _replaced(value: Any, names: Mapping[str, str]) -> Any:
-    """Colours by name wherever Vega-Lite takes a colour; data and series names stay as they are."""
+    """Colours by name wherever Vega-Lite takes a colour; data and series names do not change."""
     if isinstance(value, list):
         return [_replaced(entry, names) for entry in value]
     if not isinstance(value, dict):

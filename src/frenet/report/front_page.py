@@ -1,4 +1,4 @@
-"""The first screen, and the first lines on each network where there are several."""
+"""The first screen, and the first lines on each network if there are several."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,17 +24,17 @@ class Network(NamedTuple):
 
 
 def grouped(sections: Sequence[Section]) -> list[Network]:
-    """The runs by network; in the claims' order, and those without a claim behind them."""
-    found: list[Network] = []
+    """The runs by network, in the order of their claims; runs without claims come last."""
+    networks: list[Network] = []
     for label in dict.fromkeys(part.label for part in sections):
         mine = [part for part in sections if part.label == label]
         mine.sort(key=lambda part: [claim.id for claim in part.experiment.claims] or ["~"])
-        found.append(Network(f"network-{len(found) + 1}", label, tuple(mine)))
-    return found
+        networks.append(Network(f"network-{len(networks) + 1}", label, tuple(mine)))
+    return networks
 
 
 def decided(network: Network) -> list[Decision]:
-    """What its runs say about every claim, by the claims' ids."""
+    """What its runs say about every claim, in the order of the claims' ids."""
     decisions = [
         Decision(
             claim,
@@ -50,17 +50,17 @@ def decided(network: Network) -> list[Decision]:
 
 
 def opening(networks: Sequence[Network], decisions: Sequence[Decision], *, static: bool) -> Markup:
-    """The answer, what stands behind it, and where to go."""
+    """The answer, the numbers behind it, and links."""
     parts = [part for network in networks for part in network.parts]
     several = len(networks) > 1
     lead = tag("p", user_text(answer(decisions)), class_="answer") if decisions else ""
     front = Markup("")
     if not decisions:
-        found = join(answers.opening(parts))
+        results = join(answers.opening(parts))
     elif several:
-        found = matrix(decisions, {network.label: network.id for network in networks})
+        results = matrix(decisions, {network.label: network.id for network in networks})
     else:
-        found = claims_table(decisions)
+        results = claims_table(decisions)
     if not several:
         front = fronts(networks[0], static=static)
         links = [tag("a", part.id, href=f"#{part.id}") for part in parts]
@@ -72,7 +72,7 @@ def opening(networks: Sequence[Network], decisions: Sequence[Decision], *, stati
             tag("h1", TITLE),
             lead,
             tag("p", " · ".join(_facts(parts)), class_="facts"),
-            tag("section", tag("h2", "What was found", class_="hidden"), found, id="claims"),
+            tag("section", tag("h2", "Results", class_="hidden"), results, id="claims"),
             front,
             _navigation(links, "Networks" if several else "Experiments"),
         ]
@@ -82,15 +82,15 @@ def opening(networks: Sequence[Network], decisions: Sequence[Decision], *, stati
 def chapter(network: Network, decisions: Sequence[Decision], *, static: bool) -> Markup:
     """The first lines on one network of several: its claims, its map, its experiments."""
     head = tag("header", tag("p", "network", class_="eyebrow"), tag("h2", user_text(network.label)))
-    found = claims_table(decisions) if decisions else Markup("")
+    table = claims_table(decisions) if decisions else Markup("")
     links = [tag("a", part.run.experiment, href=f"#{part.id}") for part in network.parts]
     front = fronts(network, static=static)
-    inside = (head, found, front, _navigation(links, f"Experiments on {network.label}"))
+    inside = (head, table, front, _navigation(links, f"Experiments on {network.label}"))
     return tag("section", *inside, id=network.id, class_="chapter")
 
 
 def fronts(network: Network, *, static: bool) -> Markup:
-    """The figures that do not wait for their section."""
+    """The figures of the first screen."""
     return join(
         figure_of(part, figure, static=static)
         for part in network.parts

@@ -12,11 +12,11 @@ from markupsafe import Markup
 
 from frenet._notebook import one_line, showable
 
-# What ends code, emphasis, links and tags of Markdown, or of a common extension of it.
+# What ends code, emphasis, links and tags in Markdown, or in a common extension of it.
 MARKS = re.compile(r"[`*]|(?<=\])[(\[]")
-# The same, where a backslash is not understood by every reader, or is itself meant.
+# The same, if not every reader understands a backslash before it; and the backslash itself.
 MEANT = re.compile(r"[\\{}]|~~|==|://|(?<=\]):|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
-# What makes a heading, a list, a quotation, a definition or an inclusion of a line.
+# What turns a line into a heading, a list, a quotation, a definition or an inclusion.
 LEADING = re.compile(r"^(?:[#>=:!?|;]|[-+](?=[- ]|$)|\d+[.)](?=\s|$)|\[(?=\w+\]$))")
 VOID = frozenset({"br", "img", "input", "link", "meta"})
 
@@ -52,7 +52,7 @@ def tag(name: str, /, *children: object, **attributes: object) -> Markup:
 
 
 def user_text(value: object) -> Markup:
-    """Text from a task file, a path or an error, kept from turning its surroundings round."""
+    """Text from a task file, a path or an error; it cannot reverse the text around it."""
     return tag("bdi", value)
 
 
@@ -63,9 +63,9 @@ def markdown(text: object) -> str:
     a_b &lt;b&gt; \\*c\\* [d]\\(e) &#123;f&#125;
     """
     plain = one_line(" ".join(str(text).split()), sys.maxsize)
-    # What a backslash is put before later must not be one that the text brings along.
-    plain = MEANT.sub(lambda found: _entities(found[0]), html.escape(plain, quote=False))
-    plain = LEADING.sub(lambda found: _entities(found[0]), plain)
+    # First the backslashes of the text, since the last line adds more.
+    plain = MEANT.sub(lambda match: _entities(match[0]), html.escape(plain, quote=False))
+    plain = LEADING.sub(lambda match: _entities(match[0]), plain)
     return MARKS.sub(r"\\\g<0>", plain)
 
 

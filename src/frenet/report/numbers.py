@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers in readable form."""
 
 import math
 
@@ -34,7 +34,7 @@ def figure(value: object, digits: int = 4) -> str:
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
-def estimate(found: Estimate | None, digits: int = 3) -> str:
+def estimate(value: Estimate | None, digits: int = 3) -> str:
     """A value with its interval and how many values it is the mean of.
 
     >>> estimate(Estimate(0.61234, 0.5512, 0.6701, 3))
@@ -44,17 +44,17 @@ def estimate(found: Estimate | None, digits: int = 3) -> str:
     >>> estimate(Estimate(0.95, n=0))
     '0.950'
     """
-    if found is None or not math.isfinite(found.value):
+    if value is None or not math.isfinite(value.value):
         return NONE
-    text = figure(float(found.value), digits)
-    ends = [end for end in (found.low, found.high) if end is not None and math.isfinite(end)]
+    text = figure(float(value.value), digits)
+    ends = [end for end in (value.low, value.high) if end is not None and math.isfinite(end)]
     if len(ends) == 2:
         text += f" [{figure(float(ends[0]), digits)}, {figure(float(ends[1]), digits)}]"
-    return f"{text}, n = {found.n}" if found.n else text
+    return f"{text}, n = {value.n}" if value.n else text
 
 
 def join_words(parts: list[str]) -> str:
-    """A list as it is said: ``a``, ``a and b``, ``a, b and c``."""
+    """A list in words: ``a``, ``a and b``, ``a, b and c``."""
     if len(parts) < 2:
         return "".join(parts)
     return f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,10 +1,10 @@
 "use strict";
 (() => {
-  // Figures: drawn at the width there is, and again when it changes.
+  // Figures: drawn at the available width, and again when it changes.
   const PANEL = 210;
   const PADDING = 5;
 
-  // A title that is longer than its plot pushes panels apart, so it goes over several lines.
+  // A title longer than its plot would push panels apart, so it is wrapped.
   function wrapped(title, width) {
     const lines = [""];
     for (const word of title.split(" ")) {
@@ -36,7 +36,7 @@
     return copy;
   }
 
-  // By how many of its pixels parts of a drawing, which may be shown smaller, exceed the width.
+  // By how many pixels parts of a drawing exceed the width; the drawing may be scaled down.
   function over(holder, parts, width) {
     const svg = holder.querySelector("svg");
     const whole = svg.getBoundingClientRect();
@@ -55,7 +55,7 @@
     };
     const columns = Math.floor(width / (7 * spec.usermeta.longest + 50));
     const size = { panel: null, columns: Math.max(1, Math.min(4, columns)), limit: width - 60 };
-    // Panels do not count their axes, nor legends their indent: what is too much is taken off.
+    // The width of panels excludes axes, that of legends their indent: subtract the excess.
     for (let attempt = 0; attempt < 5; attempt += 1) {
       const wanted = fitted(spec, width, size);
       if (holder.result) holder.result.finalize();
@@ -91,7 +91,7 @@
     }
   }
 
-  // Tables: a heading sorts its column, numbers by value, and once more the other way round.
+  // Tables: a heading sorts its column, numbers by value; a second click reverses the order.
   function value(row, index) {
     const cell = row.cells[index];
     return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value);

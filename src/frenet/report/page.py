@@ -1,8 +1,8 @@
 """Run folders in, one HTML file out, and the same figures and tables as files.
 
-The page asks for nothing: script, style, data and fallback pictures are inside it, and its
-Content-Security-Policy forbids any request and any script but the two whose hashes it lists. Vega
-evaluates its expressions by an interpreter (``ast: true``), so 'unsafe-eval' is not needed.
+The page loads nothing: script, style, data and fallback pictures are inside it, and its
+Content-Security-Policy forbids all requests, and all scripts except two, by their hashes. Vega
+interprets its expressions (``ast: true``), so 'unsafe-eval' is not needed.
 """
 
 import base64
@@ -39,39 +39,41 @@ def write_report(
     experiments: Mapping[str, Experiment] | None = None,
     static: bool = True,
 ) -> Path:
-    """One HTML file that says what the runs found; written whole or not at all.
+    """Write one HTML file with the results of the runs, whole or not at all.
 
     Args:
-        runs: finished or partial runs; the page shows them in the order of their claims, and
-            those without a claim behind them, in the order given.
+        runs: finished or partial runs; the page shows them in the order of their claims, then those
+            without claims, in the given order.
         out: the file; its folder is made, an older file of that name is replaced.
-        experiments: name -> experiment; the package's own unless given.
+        experiments: name -> experiment; default: those of frenet.
         static: add a picture of every figure for readers without scripts.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: no run, or a run of an experiment that is not known.
+        ValueError: no run, or a run of an unknown experiment.
         IsADirectoryError: ``out`` is a folder.
     """
     out = require_path(out)
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; name a file, such as {out / 'report.html'}")
     networks = grouped(sections_of(runs, experiments))
-    known = {network.id: decided(network) for network in networks}
-    decisions = [decision for some in known.values() for decision in some]
+    by_network = {network.id: decided(network) for network in networks}
+    decisions = [decision for some in by_network.values() for decision in some]
     bodies = []
     for network in networks:
         if len(networks) > 1:
-            bodies.append(chapter(network, known[network.id], static=static))
-        # Where no claim opens the page, the answers do.
+            bodies.append(chapter(network, by_network[network.id], static=static))
+        # Without claims, the answers are on the first screen.
         said = {part.id: answers.answers(part) for part in network.parts if decisions}
         for part in network.parts:
-            own = [
-                (d.claim, d.finding) for d in known[network.id] if d.claim in part.experiment.claims
+            findings = [
+                (d.claim, d.finding)
+                for d in by_network[network.id]
+                if d.claim in part.experiment.claims
             ]
-            bodies.append(section(part, said.get(part.id), own, static=static))
+            bodies.append(section(part, said.get(part.id), findings, static=static))
     page = _document(opening(networks, decisions, static=static), join(bodies))
     return write_whole(out, page.encode(), moves="frenet report RUN --out FILE")
 
@@ -82,20 +84,20 @@ def export(
     *,
     experiments: Mapping[str, Experiment] | None = None,
 ) -> list[Path]:
-    """Every figure as SVG and PNG, every table as CSV, under names that stay the same.
+    """Write every figure as SVG and PNG and every table as CSV, under stable names.
 
     Args:
-        runs: finished or partial runs; figures whose table has no rows are left out, and all of
-            them where this process cannot draw (``figures.undrawable`` says why).
-        out_dir: the folder, made where it is missing.
-        experiments: name -> experiment; the package's own unless given.
+        runs: finished or partial runs; figures without rows in their table are left out, and all of
+            them if this process cannot draw (``figures.undrawable`` says why).
+        out_dir: the folder, made if it is missing.
+        experiments: name -> experiment; default: those of frenet.
 
     Returns:
         The files written: ``EXPERIMENT-FIGURE.svg``, ``.png`` and ``EXPERIMENT-TABLE.csv``, with
-        a number behind the experiment's name from its second run on.
+        a number after the experiment's name from its second run on.
 
     Raises:
-        ValueError: no run, or a run of an experiment that is not known.
+        ValueError: no run, or a run of an unknown experiment.
     """
     written = []
     for part in sections_of(runs, experiments):
@@ -125,9 +127,9 @@ def sections_of(
     *,
     with_network: bool = False,
 ) -> list[Section]:
-    """The runs with what they answer and a name each, in the order given.
+    """The runs with their experiments and names, in the given order.
 
-    The names start with the network where there are several, or ``with_network``. A run that is
+    The names start with the network if there are several, or if ``with_network``. A run that is
     given twice, from two places, counts once.
     """
     if not runs:
@@ -158,7 +160,7 @@ def sections_of(
 
 
 def _on_page(run: Run) -> Run:
-    """The run without what no page can hold: texts that are thousands of characters long."""
+    """The run with shortened texts, since no page can show thousands of characters."""
     return dataclasses.replace(
         run,
         config=_shortened(run.config),
@@ -183,7 +185,7 @@ def _same(one: Run, other: Run) -> bool:
 
 
 def _labels(runs: Sequence[Run]) -> dict[str, str]:
-    """What each model is called: a hub id whole, of a path the last part where that is its own."""
+    """The label of each model: all of a hub id, the last part of a path if it is unique."""
     models = list(dict.fromkeys(map(_model, runs)))
     short = [_short(model) for model in models]
     return {m: m if short.count(s) > 1 else s for m, s in zip(models, short, strict=True)}
@@ -225,7 +227,7 @@ def _document(opening: Markup, sections: Markup) -> Markup:
     )
     body = tag(
         "body",
-        tag("a", "Skip to what was found", href="#claims", class_="skip"),
+        tag("a", "Skip to the results", href="#claims", class_="skip"),
         tag("main", tag("header", opening, class_="opening"), sections),
         *(tag("script", Markup(script)) for script in scripts),
     )
@@ -234,7 +236,7 @@ def _document(opening: Markup, sections: Markup) -> Markup:
 
 def _asset(name: str) -> str:
     text = resources.files("frenet.report").joinpath(name).read_text("utf-8")
-    # A browser hashes what it parsed, in which every line ends with LF.
+    # A browser hashes the parsed text, in which every line ends with LF.
     return text.replace("\r\n", "\n")
 
 

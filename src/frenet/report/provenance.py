@@ -13,12 +13,12 @@ from frenet.report.numbers import figure
 from frenet.runs import Run, config_dict
 from frenet.runs.header import PACKED
 
-# Told elsewhere on the page.
+# Shown elsewhere on the page.
 LEFT_OUT = ("config", "experiment", "failures", "format")
 
 
 def again(run: Run, experiment: Experiment) -> Markup:
-    """The command that gives the same rows, the configuration, versions and machine."""
+    """The command that gives the same rows, and configuration, versions and machine."""
     # Word by word, since a browser would break a line after the hyphens of a flag.
     words = command_line(run, experiment).split(" ")
     shown = [part for word in words for part in (tag("span", word), " ")]
@@ -29,7 +29,7 @@ def again(run: Run, experiment: Experiment) -> Markup:
 
 
 def command_line(run: Run, experiment: Experiment) -> str:
-    """The preset that is nearest to the configuration, and every setting that differs from it."""
+    """The preset nearest to the configuration, and every setting that differs from it."""
     if experiment.command is not None:
         return experiment.command(run.config)
     kind = kind_of(run.config.get("model", SYNTHETIC))
@@ -41,26 +41,26 @@ def command_line(run: Run, experiment: Experiment) -> str:
         nearest = min(changed, key=lambda name: len(changed[name]))
         words += ["--preset", nearest]
         settings = changed[nearest]
-    else:  # a command of its own, without presets or threads
+    else:  # a separate command, without presets or threads
         defaults = {f.name: f.default for f in dataclasses.fields(experiment.config)}
         given = _changed(run.config, {k: _stored(value) for k, value in defaults.items()})
         return shlex.join(["frenet", run.experiment, *_flags(given)])
     words += _flags(settings)
-    # Sums in another order are other rows, in the last digit.
+    # Sums in another order change the last digit.
     if run.manifest.get("threads"):
         words += ["--threads", str(run.manifest["threads"])]
     return shlex.join(words)
 
 
 def failures(run: Run) -> Markup:
-    """What failed, or has not been run yet; nothing where all is done."""
+    """What failed, or has not run yet; empty if all is done."""
     parts = []
     if run.manifest.get("complete") is False:
         parts.append(tag("p", tag("b", "This run is not finished."), " ", counted(run.manifest)))
     if run.failures:
         few = len(run.failures) == 1
         count = f"{len(run.failures)} cell{' has' if few else 's have'} failed."
-        why = " The figures and verdicts stand on the others."
+        why = " Figures and verdicts use the others."
         if not run.path.name.endswith(PACKED):
             why += " Tracebacks: the run folder, failed/."
         items = (tag("li", _failure(failure)) for failure in run.failures)
@@ -69,11 +69,11 @@ def failures(run: Run) -> Markup:
 
 
 def counted(manifest: Mapping[str, Any]) -> str:
-    """How many cells have their rows, where the manifest says it."""
+    """How many cells are finished, if the manifest says so."""
     cells = manifest.get("cells")
     if not isinstance(cells, Mapping):
         return ""
-    return f"{cells.get('finished')} of {cells.get('total')} cells are there."
+    return f"{cells.get('finished')} of {cells.get('total')} cells are finished."
 
 
 def _failure(failure: Mapping[str, Any]) -> Markup:
@@ -104,7 +104,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         elif isinstance(value, list | tuple | Mapping):
             yield name, ", ".join(map(str, value)) or "none"
         else:
-            # Settings are shown as they were given, not rounded.
+            # Settings are shown as given, not rounded.
             yield name, str(value) if isinstance(value, int | float) else figure(value)
 
 

@@ -1,4 +1,4 @@
-"""Runs as a folder to keep beside code: a Markdown page, the claims' figures, the runs."""
+"""Runs as a folder to store with code: a Markdown page, the figures of claims, the runs."""
 
 import re
 import sys
@@ -8,10 +8,10 @@ from pathlib import Path
 from frenet._files import write_whole
 from frenet._notebook import one_line
 from frenet.experiments.experiment import SYNTHETIC, Breakdown, Claim, Experiment, Finding
-from frenet.experiments.setup.networks import LEARNING, TOLD
+from frenet.experiments.setup.networks import LEARNING, SHOWN
 from frenet.report import figures
 from frenet.report import sentences as answers
-from frenet.report.claims import Decision, answer, beside
+from frenet.report.claims import Decision, answer, comparison
 from frenet.report.front_page import Network, decided, grouped
 from frenet.report.markup import markdown
 from frenet.report.numbers import estimate
@@ -33,22 +33,22 @@ def write_results(
     *,
     experiments: Mapping[str, Experiment] | None = None,
 ) -> Path:
-    """Write ``index.md``, SVGs of the figures that a claim or the first screen names, and the runs.
+    """Write ``index.md``, SVGs of the figures of claims and of the first screen, and the runs.
 
-    Every number of the page stands in a row of a run. ``NETWORK-EXPERIMENT.run.jsonl.gz`` holds it,
-    which :func:`frenet.runs.read_run` and ``frenet report`` read as they read run folders. The same
+    Every number of the page comes from a row of a run, in ``NETWORK-EXPERIMENT.run.jsonl.gz``.
+    :func:`frenet.runs.read_run` and ``frenet report`` read these files like run folders. The same
     finished runs in the same order give the same files, byte for byte.
 
     Args:
         runs: finished or partial runs.
         out: the folder; files of the same names are replaced.
-        experiments: name -> experiment; the package's own unless given.
+        experiments: name -> experiment; default: those of frenet.
 
     Returns:
         The path of the page.
 
     Raises:
-        ValueError: no run, or a run of an experiment that is not known.
+        ValueError: no run, or a run of an unknown experiment.
     """
     networks = grouped(sections_of(runs, experiments, with_network=True))
     decisions = [decision for network in networks for decision in decided(network)]
@@ -63,14 +63,14 @@ def write_results(
 
 def _matrix(networks: Sequence[Network], decisions: Sequence[Decision]) -> Iterator[str]:
     """Claims in rows, networks in columns."""
-    found = {(d.claim.id, d.run): d for d in decisions}
+    by_cell = {(d.claim.id, d.run): d for d in decisions}
     claims = {d.claim.id: d.claim for d in decisions}
     yield _row("claim", "in the paper", *(markdown(network.label) for network in networks))
     yield _row(*["---"] * (len(networks) + 2))
     for name in sorted(claims):
         cells = []
         for network in networks:
-            decision = found.get((name, network.label))
+            decision = by_cell.get((name, network.label))
             cells.append("not measured" if decision is None else _verdict(decision))
         claim = claims[name]
         yield _row(f"**{name}** {markdown(claim.statement)}", markdown(claim.paper), *cells)
@@ -80,22 +80,23 @@ def _verdict(decision: Decision) -> str:
     finding = decision.finding
     if finding.estimate is None:
         return f"**{finding.verdict}**: nothing was measured"
-    return f"**{finding.verdict}**: {markdown(f'{estimate(finding.estimate)}; {beside(finding)}')}"
+    number = f"{estimate(finding.estimate)}; {comparison(finding)}"
+    return f"**{finding.verdict}**: {markdown(number)}"
 
 
 def _network(network: Network, out: Path) -> Iterator[str]:
-    """Everything about one network; its files are written on the way."""
+    """The lines about one network; this also writes its files."""
     yield from (f"## {markdown(network.label)}", "")
-    found = [
+    findings = [
         (claim, finding, _shown_settings(part))
         for part in network.parts
         for claim, finding in decide_claims(part.experiment, part.run)
     ]
-    found.sort(key=lambda one: one[0].id)
-    if lacking := [line for part in network.parts for line in _lacking(part.run)]:
-        yield from ("Not everything is there; verdicts and figures stand on the rest:", "")
-        yield from (*lacking, "")
-    for claim, finding, shown_settings in found:
+    findings.sort(key=lambda one: one[0].id)
+    if missing := [line for part in network.parts for line in _missing(part.run)]:
+        yield from ("Some cells are missing; verdicts and figures use the others:", "")
+        yield from (*missing, "")
+    for claim, finding, shown_settings in findings:
         yield from _claim(claim, finding, shown_settings)
     for part in network.parts:
         yield from (*_sentences(part), "")
@@ -103,14 +104,14 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         file = f"{part.id}{PACKED}"
         write_whole(out / file, pack_run(part.stored), moves=MOVES)
         yield from (f"[Rows of `{part.run.experiment}`]({file})", "")
-    for claim, finding, _ in found:
+    for claim, finding, _ in findings:
         for table in finding.breakdowns:
             yield from (f"### {markdown(f'{claim.id} on {network.label}: {table.title}')}", "")
             yield from _breakdown(table)
 
 
-def _lacking(run: Run) -> Iterator[str]:
-    """What has not been run yet, and what failed."""
+def _missing(run: Run) -> Iterator[str]:
+    """The cells that have not run yet or failed."""
     if run.manifest.get("complete") is False:
         yield f"- `{run.experiment}` is not finished. {markdown(counted(run.manifest))}"
     for failure in run.failures:
@@ -124,13 +125,13 @@ def _claim(claim: Claim, finding: Finding, shown_settings: Sequence[str]) -> Ite
         f"**{claim.id}. {markdown(claim.statement)}: {finding.verdict}.** "
         f"{markdown(paper[0].upper() + paper[1:])}."
     )
-    for name, found in (
+    for name, value in (
         (finding.quantity, finding.estimate),
         (finding.reference, finding.reference_estimate),
     ):
         if name:
-            value = "" if found is None else f": {estimate(found)}"
-            yield f"{markdown(name[:1].upper() + name[1:])}{value}."
+            text = "" if value is None else f": {estimate(value)}"
+            yield f"{markdown(name[:1].upper() + name[1:])}{text}."
     if shown_settings:
         yield f"Settings: {markdown('; '.join(shown_settings))}."
     why = markdown(finding.why[:1].upper() + finding.why[1:])
@@ -141,18 +142,18 @@ def _claim(claim: Claim, finding: Finding, shown_settings: Sequence[str]) -> Ite
     yield ""
 
 
-def _breakdown(found: Breakdown) -> Iterator[str]:
+def _breakdown(table: Breakdown) -> Iterator[str]:
     """The parts of a number as a table."""
-    names = list(found.rows[0])
+    names = list(table.rows[0])
     yield _row(*map(markdown, names))
     yield _row(*["---"] * len(names))
-    for row in found.rows:
+    for row in table.rows:
         yield _row(*(markdown(number(row[name], 3)) for name in names))
     yield ""
 
 
 def _sentences(part: Section) -> Iterator[str]:
-    """The answers of a run, where it has some: a list for each thing that they are about."""
+    """The answers of a run, if it has any: a list for each subject."""
     for subject, sentences in answers.said(part).items():
         yield f"- {markdown(subject)}"
         for which, words in sentences:
@@ -160,18 +161,18 @@ def _sentences(part: Section) -> Iterator[str]:
 
 
 def _figures(part: Section, out: Path) -> Iterator[str]:
-    """The figures that a claim names, and those of the first screen."""
-    wanted = {claim.figure for claim in part.experiment.claims}
+    """The figures of claims, and those of the first screen."""
+    of_claims = {claim.figure for claim in part.experiment.claims}
     for figure in part.experiment.figures:
         rows = figures.rows_of(figure, part.run.rows)
-        if not (figure.front or figure.id in wanted) or not rows:
+        if not (figure.front or figure.id in of_claims) or not rows:
             continue
         if why := figures.undrawable():
             yield from (markdown(f"{figure.title}: not drawn; {why}."), "")
             continue
         try:
             drawn = figures.draw(figure, rows)
-        # Any error of a chart: the other figures and the numbers must still be read.
+        # Any error of a chart: the other figures and the numbers must still be readable.
         except Exception as error:
             yield from (markdown(f"{figure.title}: not drawn, {type(error).__name__}: {error}"), "")
             continue
@@ -187,10 +188,10 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
     yield from ("## How these numbers came about", "")
     open_yet = any(p.run.manifest.get("complete") is False for n in networks for p in n.parts)
     yield (
-        "Every number stands in a row of one of the runs in this folder. All figures and tables, "
-        "also as CSV, are on the page that `frenet report FOLDER --out report.html"
-        f"{' --partial' if open_yet else ''}` makes of it; "
-        f'in Python the rows are `frenet.read_run("NAME{PACKED}").rows`.'
+        "Every number comes from a row of one of the runs in this folder. `frenet report FOLDER "
+        f"--out report.html{' --partial' if open_yet else ''}` makes a page with all figures and "
+        "tables, also as CSV; in Python the rows are "
+        f'`frenet.read_run("NAME{PACKED}").rows`.'
     )
     yield ""
     circumstances: dict[str, list[str]] = {}
@@ -203,19 +204,19 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
             circumstances.setdefault(listed, []).append(f"{which} on {markdown(network.label)}")
     for listed, runs in circumstances.items():
         if len(circumstances) > 1:
-            where = "; ".join(runs)
-            yield from (f"{where[0].upper() + where[1:]}:", "")
+            which = "; ".join(runs)
+            yield from (f"{which[0].upper() + which[1:]}:", "")
         yield from (listed, "")
     for network in networks:
         yield from (f"### {markdown(network.label)}: settings", "")
         for part in network.parts:
             config = part.run.config
-            keys = TOLD if config.get("model") == SYNTHETIC else TOLD + LEARNING
-            told = [f"{key} {_listed(config[key])}" for key in keys if config.get(key)]
-            told = [markdown(item) for item in (*told, *_shown_settings(part))]
+            keys = SHOWN if config.get("model") == SYNTHETIC else SHOWN + LEARNING
+            items = [f"{key} {_listed(config[key])}" for key in keys if config.get(key)]
+            items = [markdown(item) for item in (*items, *_shown_settings(part))]
             if seconds := part.run.manifest["cell_seconds"]:
-                told.append(f"{seconds:,.0f} s of cells")
-            yield f"- `{part.run.experiment}`: {'; '.join(told)}"
+                items.append(f"{seconds:,.0f} s of cells")
+            yield f"- `{part.run.experiment}`: {'; '.join(items)}"
         yield ""
         yield from _fenced([command_line(part.run, part.experiment) for part in network.parts])
 
@@ -223,18 +224,18 @@ def _made(networks: Sequence[Network]) -> Iterator[str]:
 def _circumstances(run: Run) -> str:
     """Versions, machine and commits of a run, as a list."""
     made = run.manifest
-    # Earlier builds recorded the commit at the end alone.
+    # Earlier builds recorded the commit only at the end.
     commits = made.get("commits", [made["commit"]])
     about = made["machine"] | {"platform": system_of(made["machine"])}
     machine = ", ".join(f"{key} {value}" for key, value in about.items())
     versions = [f"{name} {value}" for name, value in made["versions"].items()]
     noted = "commit" if len(commits) == 1 else "commits, in this order,"
-    told = (*versions, f"{machine}; {noted} {', '.join(map(str, commits))}")
-    return "\n".join(f"- {markdown(line)}" for line in told)
+    lines = (*versions, f"{machine}; {noted} {', '.join(map(str, commits))}")
+    return "\n".join(f"- {markdown(line)}" for line in lines)
 
 
 def _shown_settings(part: Section) -> list[str]:
-    """What the experiment has said with its claims, of the spaces that were measured."""
+    """The settings to show with the claims, for the measured spaces."""
     config = part.run.config
     return [
         f"{setting.words} {_listed(config[setting.name])}"
@@ -257,5 +258,5 @@ def _fenced(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _row(*cells: str) -> str:
-    """Cells of text that is Markdown already."""
+    """A table row of cells that are Markdown already."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -17,11 +17,11 @@ class Section(NamedTuple):
     """One run on the page.
 
     Attributes:
-        id: starts anchors and file names.
-        label: names the network.
-        run: what is shown of the run: texts that are too long for a page are shortened.
-        experiment: what the run is an answer to.
-        stored: the run as it is.
+        id: the start of anchors and file names.
+        label: the name of the network.
+        run: the run to show, with long texts shortened.
+        experiment: the experiment of the run.
+        stored: the unshortened run.
     """
 
     id: str
@@ -35,7 +35,7 @@ class Section(NamedTuple):
         return f"{self.id}-{figure}" if figure in known else None
 
     def breakdown_anchor(self, claim: Claim, index: int = 0) -> str:
-        """Where a table of the parts of a claim's numbers is on the page."""
+        """The anchor of a table of the parts of a claim's numbers."""
         return f"{self.id}-parts-{claim.id}{f'-{index + 1}' if index else ''}"
 
 
@@ -49,9 +49,9 @@ def section(
     """The whole section of one run.
 
     Args:
-        part: the run, what it is an answer to, and its name on the page.
-        said: what stands before the figures.
-        findings: of its claims, whose parts are listed.
+        part: the run, its experiment, and its name on the page.
+        said: the answers to show before the figures.
+        findings: of its claims, with the parts to list.
         static: add pictures for readers without scripts.
     """
     run, experiment = part.run, part.experiment
@@ -65,12 +65,12 @@ def section(
     drawn = join(
         figure_of(part, entry, static=static) for entry in experiment.figures if not entry.front
     )
-    found = tables.tables_of(experiment, run.rows)
+    with_rows = tables.tables_of(experiment, run.rows)
     listed = join(
         tables.html_table(
             name, columns, rows, file=f"{part.id}-{name}.csv", id=f"{part.id}-table-{name}"
         )
-        for name, (columns, rows) in found.items()
+        for name, (columns, rows) in with_rows.items()
     )
     parts = join(_parts(part, claim, finding) for claim, finding in findings)
     behind = tag("div", tag("h3", "The numbers behind the figures"), parts, listed, class_="block")
@@ -92,7 +92,7 @@ def _parts(part: Section, claim: Claim, finding: Finding) -> Markup:
 
 
 def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
-    """One figure of a run, with its caption and its words; or why there is nothing to see."""
+    """One figure of a run, with its caption and its text; or why it is not drawn."""
     anchor = f"{part.id}-{figure.id}"
     title = tag("h3", figure.title, id=f"{anchor}-title")
     caption = tag("figcaption", figure.caption)
@@ -101,15 +101,15 @@ def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
         empty = f"These runs hold no row of the table {figure.table}, so there is nothing to draw."
         return tag("figure", title, tag("p", empty, class_="empty"), caption, id=anchor)
     if why := figures.undrawable():
-        told = tag("p", f"Not drawn: {why}.", class_="empty")
-        return tag("figure", title, told, caption, id=anchor)
+        reason = tag("p", f"Not drawn: {why}.", class_="empty")
+        return tag("figure", title, reason, caption, id=anchor)
     try:
         spec = figures.draw(figure, rows)
         still = _picture(spec, figure) if static and not figures.blank(spec) else Markup("")
-    # Any error of a chart: the other figures and the numbers must still be read.
+    # Any error of a chart: the other figures and the numbers must still be readable.
     except Exception as error:
-        told = tag("p", f"Not drawn: {type(error).__name__}: {error}", class_="empty")
-        return tag("figure", title, told, caption, id=anchor)
+        reason = tag("p", f"Not drawn: {type(error).__name__}: {error}", class_="empty")
+        return tag("figure", title, reason, caption, id=anchor)
     if figures.blank(spec):
         empty = f"No row of the table {figure.table} is of the kind that this figure draws."
         return tag("figure", title, tag("p", empty, class_="empty"), caption, id=anchor)
@@ -123,12 +123,12 @@ def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
     )
     data = script_json(figures.for_page(spec), id=f"{anchor}-spec")
     link = tag("a", f"table {figure.table}", href=f"#{part.id}-table-{figure.table}")
-    told = tag(
+    as_text = tag(
         "details",
         tag("summary", "In words"),
         tag("p", user_text(words), " All numbers: ", link, "."),
     )
-    return tag("figure", title, chart, data, still, caption, told, id=anchor)
+    return tag("figure", title, chart, data, still, caption, as_text, id=anchor)
 
 
 def _picture(spec: figures.Spec, figure: Figure) -> Markup:

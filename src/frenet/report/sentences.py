@@ -1,4 +1,4 @@
-"""What runs without a claim say, in sentences; where there are none, their question."""
+"""The answers of runs without claims, in sentences; their question if there are none."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,26 +8,26 @@ from frenet.experiments.experiment import Answer, answered
 from frenet.report.markup import join, tag, user_text
 from frenet.report.sections import Section
 
-# Lines on one subject that are seen without opening anything.
+# Lines on one subject that are visible at once.
 OPEN = 3
 
 
 def said(part: Section) -> dict[str, list[tuple[str, str]]]:
     """What one run says about each subject: which cell, and the sentence.
 
-    A cell is named by the keys in which the answers differ; where they do not, it is empty.
+    A cell is named by the keys in which the answers differ; if they do not, the name is empty.
     """
-    found = answered(part.experiment, part.run.rows)
-    differ = _differ(found)
+    all_answers = answered(part.experiment, part.run.rows)
+    differ = _differ(all_answers)
     groups: dict[str, list[tuple[str, str]]] = {}
-    for answer in found:
+    for answer in all_answers:
         which = ", ".join(f"{key} {answer.keys[key]}" for key in differ)
         groups.setdefault(answer.subject, []).append((which, answer.sentence))
     return groups
 
 
 def answers(part: Section) -> Markup:
-    """The sentences of one run, grouped by what they are about; nothing where it has none."""
+    """The sentences of one run, grouped by subject; empty if it has none."""
     groups = said(part)
     if not groups:
         return Markup("")
@@ -37,18 +37,18 @@ def answers(part: Section) -> Markup:
 def opening(sections: Sequence[Section]) -> Iterator[Markup]:
     """The first lines of a page that decides no claim: each question with its answers."""
     for part in sections:
-        found = answers(part)
+        listed = answers(part)
         link = tag("a", part.experiment.question, href=f"#{part.id}")
-        where = join((" On ", user_text(part.label), ".")) if part.label else Markup("")
-        see = Markup("") if found else " No claim is put to the test; the figures are the answer."
-        yield tag("p", link, where, see, class_="answer")
-        yield found
+        network = join((" On ", user_text(part.label), ".")) if part.label else Markup("")
+        see = Markup("") if listed else " No claim is tested; the figures are the answer."
+        yield tag("p", link, network, see, class_="answer")
+        yield listed
 
 
-def _differ(found: Sequence[Answer]) -> list[str]:
+def _differ(answers: Sequence[Answer]) -> list[str]:
     """The keys in which the answers of a run differ."""
-    keys = found[0].keys if found else ()
-    return [key for key in keys if len({answer.keys[key] for answer in found}) > 1]
+    keys = answers[0].keys if answers else ()
+    return [key for key in keys if len({answer.keys[key] for answer in answers}) > 1]
 
 
 def _group(subject: str, sentences: Sequence[tuple[str, str]]) -> Markup:

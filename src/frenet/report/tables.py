@@ -12,7 +12,7 @@ from frenet.report.markup import join, tag
 from frenet.report.numbers import NONE, figure
 
 SHOWN = 200
-# As many as the style sheet lets through to paper.
+# As many as the style sheet prints.
 PRINTED = 15
 # Texts up to this length stay on one line of their cell.
 SHORT = 32
@@ -23,9 +23,9 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def tables_of(experiment: Experiment, rows: Rows) -> dict[str, tuple[tuple[Column, ...], Rows]]:
     """Every table that has rows, declared ones first, as name -> (columns, rows)."""
-    found = {str(row.get(TABLE_KEY)) for row in rows}
-    names = [name for name in experiment.tables if name in found]
-    names += sorted(found.difference(names))
+    stored = {str(row.get(TABLE_KEY)) for row in rows}
+    names = [name for name in experiment.tables if name in stored]
+    names += sorted(stored.difference(names))
     tables: dict[str, tuple[tuple[Column, ...], Rows]] = {}
     for name in names:
         mine = [row for row in rows if str(row.get(TABLE_KEY)) == name]
@@ -34,7 +34,7 @@ def tables_of(experiment: Experiment, rows: Rows) -> dict[str, tuple[tuple[Colum
 
 
 def arranged(columns: Sequence[Column], rows: Rows) -> tuple[Column, ...]:
-    """Keys, then every measure followed by its reference, then whatever the rows hold besides."""
+    """Keys, then every measure followed by its reference, then all other columns."""
     by_name = {column.name: column for column in columns}
     order = [column for column in columns if column.role == "key"]
     for column in columns:
@@ -51,7 +51,7 @@ def arranged(columns: Sequence[Column], rows: Rows) -> tuple[Column, ...]:
 def csv_bytes(columns: Sequence[Column], rows: Rows) -> bytes:
     """The rows as RFC 4180 in UTF-8: doubled quotes, CRLF, full precision, nothing for None.
 
-    Text that a spreadsheet would run as a formula starts with an apostrophe; numbers stay numbers.
+    Text that a spreadsheet would run as a formula gets an apostrophe; numbers stay numbers.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\r\n")
@@ -63,7 +63,7 @@ def csv_bytes(columns: Sequence[Column], rows: Rows) -> bytes:
 
 
 def html_table(name: str, columns: Sequence[Column], rows: Rows, *, file: str, id: str) -> Markup:
-    """A closed ``details`` with the table, what its columns mean, and the CSV to take away."""
+    """A closed ``details`` with the table, the meaning of its columns, and a link to its CSV."""
     count = f"{len(rows):,} row{'' if len(rows) == 1 else 's'}"
     summary = tag("summary", "Table ", tag("b", name), tag("span", f" {count}", class_="count"))
     shown = f"The first {SHOWN} of {count} are shown and sorted; the file has all."
@@ -114,8 +114,8 @@ def _row(columns: Sequence[Column], row: Mapping[str, object]) -> Markup:
 
 def _cell(column: Column, value: object) -> Markup:
     if isinstance(value, str):
-        kept = " short" if len(value) <= SHORT else ""
-        return tag("td", value, class_=f"{column.role}{kept}", dir="auto")
+        short = " short" if len(value) <= SHORT else ""
+        return tag("td", value, class_=f"{column.role}{short}", dir="auto")
     exact = None if value is None or isinstance(value, bool) else repr(value)
     text = figure(value)
     label = "no value" if text == NONE else None
@@ -128,6 +128,6 @@ def _legend(columns: Sequence[Column]) -> Markup:
     entries = []
     for column in (c for c in columns if c.meaning):
         unit = tag("span", column.unit, class_="unit") if column.unit else Markup("")
-        beside = f"; read beside {column.beside}" if column.beside else ""
-        entries.append(tag("div", tag("dt", column.name, unit), tag("dd", column.meaning, beside)))
+        other = f"; compare with {column.beside}" if column.beside else ""
+        entries.append(tag("div", tag("dt", column.name, unit), tag("dd", column.meaning, other)))
     return tag("dl", join(entries), class_="legend") if entries else Markup("")

@@ -14,7 +14,7 @@ STYLES = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
 def decide_claims(experiment: Experiment, run: Run) -> list[tuple[Claim, Finding]]:
-    """Apply the rule of every claim to the rows; a rule that cannot be applied leaves it open."""
+    """Apply the rule of every claim to the rows; if that raises, the claim is undecided."""
     return decided(experiment, run.rows)
 
 
@@ -44,12 +44,12 @@ def _estimate_dict(estimate: Estimate | None) -> dict[str, Any] | None:
 
 
 def _finite(value: float | int | None) -> float | int | None:
-    """A number as JSON knows it: null where it is not finite."""
+    """A number for JSON: null if it is not finite."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def run_dict(run: Run, findings: list[tuple[Claim, Finding]]) -> dict[str, Any]:
-    """What a machine wants to know of a run: where it is, what failed, what it says."""
+    """A run as JSON values: its folder, its failures, its claims."""
     return {
         "experiment": run.experiment,
         "out": str(run.path),
@@ -64,9 +64,9 @@ def run_dict(run: Run, findings: list[tuple[Claim, Finding]]) -> dict[str, Any]:
 
 
 def claims_table(findings: list[tuple[Claim, Finding]]) -> Table:
-    """The claims, side by side with the paper's figures, for a terminal."""
+    """The claims with the numbers of the paper, for a terminal."""
     table = Table(show_lines=True)
-    for heading in ("claim", "paper", "ours", "chance, null or ceiling", "verdict"):
+    for heading in ("claim", "paper", "measured", "chance, null or ceiling", "verdict"):
         table.add_column(heading)
     for claim, finding in findings:
         table.add_row(

@@ -19,13 +19,13 @@ from frenet.runs.worker import Job
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a run; the message says what is kept and how to go on."""
+    """Ctrl-C during a run; the message says what is stored and how to resume."""
 
 
 class RunFailedError(RuntimeError):
-    """Every cell failed, so there is no run to look at.
+    """Every cell failed, so there is no run to read.
 
-    ``user_mistake`` tells whether all of it comes from what the user gave.
+    ``user_mistake`` says whether the user's input caused all failures.
     """
 
     def __init__(self, message: str, *, failures: Sequence[Failure]) -> None:
@@ -46,21 +46,21 @@ def run_experiment(
     quiet: bool = False,
     retry_failed: bool = False,
 ) -> Run:
-    """Run an experiment into a folder, or go on with it, or return what is there.
+    """Run an experiment into a folder, resume it, or return the finished run.
 
-    Each cell is stored when it is finished; killed at any moment and called again, the run ends
-    with the same rows, byte for byte. A cell that fails is stored as such and the others go on.
-    The thread count has a say in the last digits of float sums. So its default depends on the
-    machine and on the number of cells, not on ``workers``, and a run keeps the one it began with.
+    Each cell is stored when it is finished. A run that is killed at any moment and called again
+    ends with the same rows, byte for byte. A failed cell is stored as such; the others continue.
+    The thread count affects the last digits of float sums. So its default depends on the machine
+    and on the number of cells, not on ``workers``, and a resumed run keeps its thread count.
 
     Args:
         experiment: what to run.
         config: an instance of ``experiment.config``.
-        out: the run folder, new or of this very run.
-        workers: processes, >= 1; 1 runs in this process. Default: the processors at hand, at most
-            one for each cell, and 1 for a language model where there is a CUDA device.
-        threads: torch threads of each process, >= 1; a preparation that the other workers wait for
-            has theirs, too.
+        out: the run folder, new or of the same run.
+        workers: processes, >= 1; 1 runs in this process. Default: one per available processor, at
+            most one per cell, and 1 for a language model on a CUDA device.
+        threads: torch threads of each process, >= 1; a preparation that other workers wait for uses
+            theirs, too.
         engine: "processes" of this machine, or the workers of a "ray" cluster.
         address: of the cluster, such as ``ray://host:10001`` or ``auto``; None starts one here.
         quiet: show no progress.
@@ -81,7 +81,7 @@ def run_experiment(
         if count is not None and count < 1:
             raise UsageError(f"{name}={count} is not possible; give 1 or more")
     header = describe_run(experiment, config, cells=cells, threads=threads, folder=folder)
-    if engine == "ray":  # workers have devices of their own
+    if engine == "ray":  # workers have other devices
         header = replace(header, device=None)
     stored = finished_run(folder, header)
     if stored is not None and not (retry_failed and stored.failures):
@@ -105,8 +105,8 @@ def cells_of(experiment: Experiment, config: Any) -> list[Cell]:
         ValueError: no cells, or two with the same keys.
     """
     if not isinstance(config, experiment.config):
-        wanted, got = experiment.config.__name__, type(config).__name__
-        raise TypeError(f"{experiment.name} takes a configuration of type {wanted}, not {got}")
+        takes, got = experiment.config.__name__, type(config).__name__
+        raise TypeError(f"{experiment.name} takes a configuration of type {takes}, not {got}")
     cells = experiment.cells(config)
     if not cells:
         raise UsageError(f"this configuration of {experiment.name} has no cells: nothing to do")
@@ -120,12 +120,12 @@ def cells_of(experiment: Experiment, config: Any) -> list[Cell]:
 def describe_run(
     experiment: Experiment, config: Any, *, cells: Sequence[Cell], threads: int | None, folder: Path
 ) -> Header:
-    """What the run is; a run that goes on keeps its threads unless others are asked for."""
+    """The header of the run; a resumed run keeps its threads unless ``threads`` is given."""
     settings = config_dict(config)
     before = read_header(folder)
     if threads is None:
-        own = max(1, cpu_count() // natural_workers(cells, config))
-        threads = before.threads if before else own
+        default = max(1, cpu_count() // natural_workers(cells, config))
+        threads = before.threads if before else default
     return Header(
         experiment=experiment.name,
         config=settings,
@@ -138,7 +138,7 @@ def describe_run(
 
 
 def natural_workers(cells: Sequence[Cell], config: Any) -> int:
-    """How many processes work on these cells unless told otherwise."""
+    """The default number of processes for these cells."""
     return min(usual_workers(config), len(cells))
 
 
@@ -151,22 +151,22 @@ def finished_run(folder: Path, header: Header) -> Run | None:
         compare_headers(folder, stored=stored, wanted=header, state="finished")
     try:
         return read_run(folder)
-    except DamagedRunError:  # opened for writing, the folder says it and makes it again
+    except DamagedRunError:  # RunFolder reports the damage and repairs it
         return None
 
 
 def _already(run: Run) -> str:
-    """What to say about a run that is there."""
+    """The line about a run that is already finished."""
     version, failed = run.manifest["versions"]["frenet"], len(run.failures)
     when = f"{run.path} was finished at {run.manifest['ended']} with frenet {version}"
-    again = f"; cells that failed: {failed}, --retry-failed runs them again" if failed else ""
+    again = f"; failed cells: {failed}, --retry-failed runs them again" if failed else ""
     return f"{when}: nothing to do{again}"
 
 
 def jobs(experiment: Experiment, config: Any, cells: Sequence[Cell], *, threads: int) -> list[Job]:
     """Every cell's job, preceded by preparations: one for each seed, or one if there are none.
 
-    Where there are fewer preparations than workers, they have the threads of those that wait.
+    If there are fewer preparations than workers, they also use the threads of waiting workers.
     """
     tables = table_columns(experiment.tables)
     work = [Job("run", experiment.run, config, cell, tables, threads) for cell in cells]
@@ -190,26 +190,26 @@ def _work(store: RunFolder, todo: Sequence[Job], *, crew: WorkerSpec, quiet: boo
     refuse_unsendable(pending, crew)
     with Watch(store.header.experiment, total=len(cells), done=done, quiet=quiet) as watch:
         watch.say(
-            f"{store.header.experiment}: {len(cells)} cells, {done} of them finished before; "
+            f"{store.header.experiment}: {len(cells)} cells, {done} already finished; "
             f"workers: {crew.workers or 'the cluster'}, threads of each: {crew.threads}; "
-            f"into {store.path}"
+            f"output in {store.path}"
         )
         if store.note:
             watch.say(store.note)
         try:
             failures = sweep(store, before, pending=pending, crew=crew, watch=watch)
         except KeyboardInterrupt:
-            kept = sum(store.done(job.cell) for job in cells)
+            finished = sum(store.done(job.cell) for job in cells)
             raise Interrupted(
-                f"stopped: {kept} of {len(cells)} cells are finished and kept in {store.path}; "
-                "start the same command again to go on"
+                f"stopped: {finished} of {len(cells)} cells are finished and stored in "
+                f"{store.path}; run the same command again to resume"
             ) from None
     if len(failures) == len(cells):
         raise RunFailedError(_all_failed(failures, store.path), failures=failures)
 
 
 def _all_failed(failures: Sequence[Failure], folder: Path) -> str:
-    """What to say when nothing worked: the first error, and where the others are."""
+    """The message if all cells failed: the first error, and where the others are."""
     first, count, where = failures[0], len(failures), folder / "failed"
     if count == 1:
         return f"{first.error} (the only cell; details in {where})"

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 LOCK = ".lock"
-# A child that a killed writer was just starting holds the lock until it is another program.
+# A child that a killed writer was starting holds the lock until it has loaded its program.
 LOCK_PATIENCE_S = 1.0
 
 
@@ -39,24 +39,22 @@ class RunFolderError(UsageError):
 
 
 def require_path(path: Path | str) -> Path:
-    """The path, which no system call would take with a NUL character in it.
+    """The path, if it has no NUL character, which every system call refuses.
 
     Raises:
-        ValueError: it holds one; the message names the path.
+        ValueError: it has one; the message names the path.
     """
     if "\0" in str(path):
-        raise UsageError(f"{one_line(path)} holds a NUL character, which no file name can have")
+        raise UsageError(f"{one_line(path)} holds a NUL character; a file name cannot have one")
     return Path(path)
 
 
 class DamagedRunError(RunFolderError):
-    """A file of a run is not what was written: ``told`` says which and why, the message also what
-    makes it again.
-    """
+    """A file of a run is damaged: ``damage`` says which and how, the message also the remedy."""
 
-    def __init__(self, told: str, remedy: str) -> None:
-        super().__init__(f"{told}; {remedy}")
-        self.told = told
+    def __init__(self, damage: str, remedy: str) -> None:
+        super().__init__(f"{damage}; {remedy}")
+        self.damage = damage
 
     @classmethod
     def of(cls, error: DamagedFileError, remedy: str) -> "DamagedRunError":
@@ -66,7 +64,7 @@ class DamagedRunError(RunFolderError):
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against other processes; the system lets go of it if this one dies.
+    """Lock the folder against other processes; the system releases it if this one dies.
 
     Raises:
         RunFolderError: another process holds it.

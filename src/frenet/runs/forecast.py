@@ -1,7 +1,7 @@
-"""What a reproduction will cost, said before it runs.
+"""The expected cost of a reproduction.
 
 Costs were measured once, in training steps of the network (`experiments/reproduce/costs.json`);
-such a step is timed again here, so that a forecast follows the machine and the network.
+such a step is timed again here, on this machine and network.
 """
 
 import statistics
@@ -20,9 +20,9 @@ from frenet.runs.records import cell_stem
 if TYPE_CHECKING:
     from torch import nn
 
-# The step that is timed, in one thread: examples of a batch, and how often.
+# The timed step, in one thread: examples in its batch, and repetitions.
 SYNTHETIC_ROWS, MODEL_ROWS, REPEATS = 64, 8, 7
-# Steps of 64 rows to which a step of the synthetic transformer's own training, of 256, comes.
+# The cost of a training step of the synthetic transformer (256 rows), in steps of 64 rows.
 OWN_STEP = 3.5
 
 
@@ -38,14 +38,14 @@ class Forecast(NamedTuple):
 
     Attributes:
         seconds: of one processor.
-        longest: the same where recoveries take all the steps that they may.
+        longest: the same if recoveries take all allowed steps.
         mib: MiB of each worker.
-        cells: how many there are.
-        finished: how many have their rows.
-        pending: how many will be run; those that failed in a finished run are neither.
-        crew: processes that there are for them.
-        processors: how many of these have a processor to work with.
-        known: the cost of a cell is known; without it seconds, longest and mib are 0.
+        cells: number of cells.
+        finished: number of cells with rows.
+        pending: number of cells to run; failed cells of a finished run are in neither number.
+        crew: available processes.
+        processors: number of these processes that have a processor.
+        known: whether the cost of a cell is known; if not, seconds, longest and mib are 0.
     """
 
     seconds: float
@@ -60,17 +60,17 @@ class Forecast(NamedTuple):
 
     @property
     def workers(self) -> int:
-        """How many of the crew will have something to do."""
+        """How many of the processes will have work."""
         return min(self.crew, self.pending)
 
     @property
     def duration(self) -> float:
-        """Seconds with all of them at work, as far as there are processors."""
+        """Seconds with all workers busy, up to the number of processors."""
         return self.seconds / self._busy
 
     @property
     def longest_duration(self) -> float:
-        """The same where recoveries take all the steps that they may."""
+        """The same if recoveries take all allowed steps."""
         return self.longest / self._busy
 
     @property
@@ -79,7 +79,7 @@ class Forecast(NamedTuple):
 
     @property
     def memory(self) -> float:
-        """MiB of all of them."""
+        """MiB of all workers."""
         return self.mib * self.workers
 
 
@@ -97,12 +97,12 @@ def forecast(
 
     Args:
         part: experiment and network.
-        preset: of the reproduction, whose costs are known.
-        speed: of the network, as :func:`network_speed` finds it.
-        folder: where the part runs, which may hold finished cells.
+        preset: of the reproduction.
+        speed: of the network, as :func:`network_speed` measures it.
+        folder: of the part; it may hold finished cells.
         workers: processes; None: as many as the machine suggests.
-        local: they share the processors of this machine.
-        retry_failed: the failed cells of a finished run will be run again.
+        local: whether they share the processors of this machine.
+        retry_failed: whether the failed cells of a finished run are run again.
     """
     cost = stored().get((kind_of(part.network), preset, part.experiment.name))
     each = cost or Cost(0.0, 0.0)
@@ -124,15 +124,15 @@ def forecast(
 
 
 def at_once(part: Part, workers: int | None, *, local: bool) -> int:
-    """How many processes have a processor to work with; on a cluster as many as are asked for."""
+    """How many processes have a processor; on a cluster, all of them."""
     crew = workers or usual_workers(part.config)
     return min(crew, cpu_count()) if local else crew
 
 
 def preparation(part: Part, speed: Speed, *, processors: int = 1) -> float:
-    """Seconds that a part's networks take where they are not in the cache.
+    """Seconds to train a part's networks that are not in the cache.
 
-    The network of a seed is trained by one process, and so is ``frenet:gpt2`` for all of them.
+    One process trains the network of a seed, and one trains ``frenet:gpt2`` for all seeds.
     """
     from frenet.network.checkpoints.builtin_gpt2 import NAME, ROWS, STEPS, made_folder
     from frenet.network.checkpoints.made_folder import RECORD
@@ -147,7 +147,7 @@ def preparation(part: Part, speed: Speed, *, processors: int = 1) -> float:
 
 
 def pending_cells(part: Part, folder: Path, *, retry_failed: bool = False) -> int:
-    """How many cells of a part will be run: none of a finished run, unless it is to be retried."""
+    """How many cells of a part will run: none of a finished run, unless it is to be retried."""
     if (folder / "manifest.json").exists() and not retry_failed:
         return 0
     cells = part.experiment.cells(part.config)
@@ -160,10 +160,10 @@ def _finished(cells: Sequence[Cell], folder: Path) -> int:
 
 
 def network_speed(part: Part) -> Speed:
-    """Time a training step of a part's network, of its adapters where it is a language model.
+    """Time a training step of a part's network (of its adapters, for a language model).
 
-    The model is loaded: one that cannot be is told before hours of work. ``frenet:gpt2`` need not
-    be trained for it.
+    This loads the model, so one that cannot be loaded fails here, not hours later. ``frenet:gpt2``
+    need not be trained.
     """
     from frenet.network.measuring import torch_threads
 
@@ -175,7 +175,7 @@ def network_speed(part: Part) -> Speed:
         for _ in range(REPEATS):
             start = time.perf_counter()
             task.loss(model, batch).backward()
-            # A GPU has not done its work when the call returns; a number of it has to wait.
+            # A GPU may still be working when the call returns; reading a number waits for it.
             float(next(p.grad for p in parameters if p.grad is not None).sum())
             times.append(time.perf_counter() - start)
             for parameter in parameters:
@@ -205,7 +205,7 @@ def _model_and_task(part: Part) -> "tuple[nn.Module, Any, int]":
         loaded = part.config.load(part.network)
         tokenizer, model = loaded.tokenizer, loaded.model
     read = part.config.rows_read()
-    found = text_tasks(part.config.tasks[0], tokenizer, max_length=64, **read)
+    tasks = text_tasks(part.config.tasks[0], tokenizer, max_length=64, **read)
     targets = part.config.targets or None
     model = attach_lora(model, rank=part.config.rank, targets=targets, seed=0)
-    return model, replace(next(iter(found.values())), whole=True), MODEL_ROWS
+    return model, replace(next(iter(tasks.values())), whole=True), MODEL_ROWS

@@ -1,4 +1,4 @@
-"""What a run is, fixed before its first cell and compared whenever it goes on."""
+"""What a run is, fixed before its first cell and compared whenever it resumes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from frenet._files import (
 from frenet.runs.files import RunFolderError
 from frenet.runs.machine import commit
 
-# Of config.json, manifest.json, cells and packed runs. Format 1 has no digests but of all rows.
+# Format of config.json, manifest.json, cells and packed runs. Format 1 has a digest of all rows
+# only.
 FORMAT = 2
 FORMATS = (1, FORMAT)
 # The end of the name of a run in one file.
@@ -30,10 +31,10 @@ State = Literal["empty", "begun", "finished"]
 
 @dataclass(frozen=True)
 class Header:
-    """What is fixed before the first cell, and must be the same whenever the run goes on.
+    """What is fixed before the first cell, and must be the same whenever the run resumes.
 
-    ``device`` is None where it is not known, on a cluster and in folders of earlier builds, and for
-    trainings, which may go on on another one.
+    ``device`` is None if it is unknown (on a cluster, in folders of earlier builds), and for
+    trainings, which may resume on another device.
     """
 
     experiment: str
@@ -46,10 +47,10 @@ class Header:
 
 
 def read_header(folder: Path) -> Header | None:
-    """The header of a run folder; None where there is none.
+    """The header of a run folder; None if there is none.
 
     Raises:
-        RunFolderError: config.json is there, and not one of frenet's.
+        RunFolderError: config.json exists, but is not frenet's.
     """
     file = folder / "config.json"
     if not file.exists():
@@ -68,13 +69,12 @@ def read_header(folder: Path) -> Header | None:
             threads=int, versions=dict,
         )  # fmt: skip
         if not all(isinstance(stem, str) for stem in stored["cells"]):
-            raise DamagedFileError(file, "has a cell whose name is no text")
+            raise DamagedFileError(file, "has a cell name that is not text")
         if not isinstance(stored.get("commits", []), list):
             raise DamagedFileError(file, "has no list under 'commits'")
     except DamagedFileError as error:
         raise RunFolderError(
-            f"{file} is damaged or not frenet's: it {error.why}; take it as it was written, or use "
-            "another folder"
+            f"{file} is damaged or not frenet's: it {error.why}; restore it, or use another folder"
         ) from error
     known: dict[str, Any] = {name: stored.get(name) for name in names}
     return Header(**known)
@@ -92,15 +92,15 @@ def without_seal(stored: dict[str, Any], where: Path | str) -> dict[str, Any]:
 
 
 def compare_headers(folder: Path, *, stored: Header, wanted: Header, state: State) -> None:
-    """Refuse to go on with another run, naming the first thing that differs.
+    """Refuse to resume another run, and name the first difference.
 
     Args:
         folder: the run folder, for the message.
-        stored: what it holds.
-        wanted: what is to run now.
-        state: "empty" as long as no cell is finished: then only experiment and configuration have
-            to agree; "finished": it is only read, so versions, threads and device may have been
-            others; "begun": all of it has to agree, as far as it is known.
+        stored: its header.
+        wanted: the header of the run to resume.
+        state: "empty" if no cell is finished: only experiment and configuration must agree;
+            "finished": the run is only read, so versions, threads and device may differ; "begun":
+            everything known must agree.
 
     Raises:
         RunFolderError: something differs.
@@ -132,31 +132,31 @@ def _pairs(
 
 
 def _show(value: object) -> str:
-    """A value in an error, cut where it is long."""
+    """A value for an error, shortened if it is long."""
     text = "(absent)" if value is _ABSENT else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def commits_of(folder: Path) -> list[str | None]:
-    """The commits at which a run was worked on, in order; None is one that is not known."""
+    """The commits of frenet that worked on a run, in order; None is an unknown one."""
     # Earlier builds recorded none before the end.
     return list(_head(folder).get("commits", [None]))
 
 
 def _head(folder: Path) -> dict[str, Any]:
-    """What config.json of a run folder holds, after it was read once as a header."""
+    """The content of config.json, once it was read as a header."""
     stored: dict[str, Any] = read_json(folder / "config.json")
     return stored
 
 
 def write_head(folder: Path, head: Mapping[str, Any]) -> None:
-    """Write config.json; one of format 1 stays one, since its cells have no digests either."""
+    """Write config.json; format 1 stays format 1, since its cells have no digests, either."""
     rest = {key: value for key, value in head.items() if key != "sha256"}
     write_whole(folder / "config.json", pretty(rest if rest["format"] == 1 else sealed(rest)))
 
 
 def note_commit(folder: Path) -> str | None:
-    """Record the commit that is checked out now; what to say where the run has others as well."""
+    """Record the current commit; return a note if the run has others as well."""
     before, now = commits_of(folder), commit()
     if before == [now]:
         return None
@@ -164,13 +164,13 @@ def note_commit(folder: Path) -> str | None:
         write_head(folder, _head(folder) | {"commits": [*before, now]})
     so_far = ", ".join(name or "(unknown)" for name in before)
     return (
-        f"{folder}: so far made at commit {so_far} of frenet, goes on at commit "
+        f"{folder} was made so far at commit {so_far} of frenet and resumes at commit "
         f"{now or '(unknown)'}; its manifest will name all of them"
     )
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that holds something else than a run."""
+    """Refuse a folder that holds something other than a run."""
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{folder} is a file; a run needs a folder: {OTHER_OUT}")
     if not folder.exists() or (folder / "config.json").exists():
@@ -181,36 +181,36 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The runs among paths, and those directly inside a path that is none itself.
+    """The runs among paths, and those directly inside a path that is not a run.
 
-    A run is a folder, or one file that :func:`frenet.runs.pack_run` made. What else lies there,
-    such as the folder of a model, is passed over.
+    A run is a folder, or one file that :func:`frenet.runs.pack_run` made. Anything else there, such
+    as the folder of a model, is ignored.
 
     Raises:
         FileNotFoundError: a path does not exist.
         RunFolderError: a folder neither is a run nor holds one.
     """
-    found: list[Path] = []
+    runs: list[Path] = []
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; give a run folder")
         itself = path.name.endswith(PACKED) or (path / "config.json").exists()
         inside = [file.parent for file in path.glob("*/config.json") if _is_run(file)]
-        # Not what a system has put beside a file, under its name after a dot.
+        # Skip hidden files that a system puts next to a file, with a dot before its name.
         inside += path.glob(f"[!.]*{PACKED}")
         if not itself and not inside:
             raise RunFolderError(f"{path} is not a run folder and holds none")
-        found += [path] if itself else sorted(inside)
-    return list(dict.fromkeys(found))
+        runs += [path] if itself else sorted(inside)
+    return list(dict.fromkeys(runs))
 
 
 def _is_run(file: Path) -> bool:
-    """Whether a config.json is that of a run, if of another version."""
+    """Whether a config.json belongs to a run, of this or another version."""
     try:
         stored = read_json(file)
     except DamagedFileError as error:
         raise RunFolderError(
-            f"{file} is damaged or not frenet's: it {error.why}; take it as it was written, or "
-            "name the runs that are to be read"
+            f"{file} is damaged or not frenet's: it {error.why}; restore it, or name the runs to "
+            "read"
         ) from error
     return isinstance(stored, dict) and "experiment" in stored

@@ -17,13 +17,13 @@ QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of all that numbers may depend on; None where a package is absent."""
-    found: dict[str, str | None] = {"frenet": __version__, "python": platform.python_version()}
+    """Versions of everything that numbers may depend on; None if a package is absent."""
+    installed: dict[str, str | None] = {"frenet": __version__, "python": platform.python_version()}
     for name in PACKAGES:
-        found[name] = None
+        installed[name] = None
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def cpu_count() -> int:
@@ -46,7 +46,7 @@ def has_cuda() -> bool:
 
 
 def usual_workers(config: Any) -> int:
-    """Processes for a configuration: one for each processor, or one for a model that takes a GPU.
+    """Processes for a configuration: one per processor, or one for a model on a GPU.
 
     The synthetic transformer stays on the processors.
     """
@@ -54,7 +54,7 @@ def usual_workers(config: Any) -> int:
 
 
 def device_of(config: Any) -> str:
-    """What the numbers of a configuration are computed on: "cpu", or a GPU by its name."""
+    """The device of a configuration: "cpu", or a GPU by its name."""
     if not _takes_gpu(config):
         return "cpu"
     import torch
@@ -76,12 +76,12 @@ def machine() -> dict[str, Any]:
 
 
 def system_of(about: dict[str, Any]) -> str:
-    """The system in what :func:`machine` said: the rest of its platform is the kernel's own."""
+    """The operating system in a :func:`machine`; the rest of its platform is about the kernel."""
     return str(about["platform"]).partition("-")[0]
 
 
 def peak_mib() -> int | None:
-    """The most resident memory that this process has held, in MiB; None where nobody counts it."""
+    """Peak resident memory of this process in MiB; None if the system does not count it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -91,10 +91,10 @@ def peak_mib() -> int | None:
 
 
 def commit() -> str | None:
-    """The commit of frenet's own checkout, marked ``-dirty`` after edits; None elsewhere."""
+    """The commit of frenet's checkout, marked ``-dirty`` after edits; None without a checkout."""
     package = Path(__file__).resolve().parents[1]
     root = package.parents[1]
-    # An installed copy may lie inside somebody else's repository, whose commit means nothing here.
+    # An installed copy may lie inside another repository; its commit means nothing here.
     if package != root / "src" / "frenet" or not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]

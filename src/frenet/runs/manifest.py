@@ -1,4 +1,4 @@
-"""The last file of a run, which says that it is finished and what its rows are."""
+"""The last file of a run: it marks the run as finished and describes its rows."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from frenet.runs.header import FORMATS, Header, without_seal
 from frenet.runs.records import config_digest
 
 MANIFEST, ROWS = "manifest.json", "rows.jsonl"
-# What every build has written, with its type in JSON.
+# Entries that every build has written, with their types in JSON.
 NEEDED: dict[str, type | tuple[type, ...]] = {
     "complete": bool,
     "cells": dict,
@@ -22,14 +22,14 @@ NEEDED: dict[str, type | tuple[type, ...]] = {
     "versions": dict,
     "machine": dict,
 }
-AGAIN = "start the command of this run again, which makes it again from the stored cells"
+AGAIN = "run the command of this run again, which makes it again from the stored cells"
 
 
 def read_finished(folder: Path, header: Header) -> tuple[dict[str, Any], list[Row]]:
     """Manifest and rows of a finished run, after comparing them with each other and the header.
 
     Raises:
-        DamagedRunError: one of them is not what was written; the cells can make both again.
+        DamagedRunError: one of them is damaged; both can be made again from the cells.
         RunFolderError: the manifest is of another version of frenet, or of another run.
     """
     file = folder / MANIFEST
@@ -49,7 +49,7 @@ def checked_manifest(stored: dict[str, Any], where: Path | str) -> dict[str, Any
     """A manifest without its digest.
 
     Raises:
-        DamagedFileError: it is not what was written.
+        DamagedFileError: it is damaged.
         RunFolderError: it is of another version of frenet.
     """
     if stored.get("format") not in FORMATS:
@@ -61,7 +61,7 @@ def checked_manifest(stored: dict[str, Any], where: Path | str) -> dict[str, Any
 
 
 def refuse_version(where: Path | str) -> NoReturn:
-    """Raise the RunFolderError of a file whose format is not known."""
+    """Raise the RunFolderError of a file with an unknown format."""
     raise RunFolderError(
         f"{where} was not written by this version of frenet; read it with the one that wrote it"
     )
@@ -70,19 +70,19 @@ def refuse_version(where: Path | str) -> NoReturn:
 def refuse_other(
     experiment: str, config: dict[str, Any], manifest: dict[str, Any], where: Path | str
 ) -> None:
-    """Raise RunFolderError where the manifest is of other settings than the configuration."""
+    """Raise RunFolderError if the manifest belongs to settings other than the configuration."""
     if manifest["config_sha256"] != config_digest(experiment, config):
         raise RunFolderError(
-            f"the settings beside {where} are not those of its config_sha256: one of the two was "
-            "edited, or belongs to another run; take both as they were written"
+            f"the settings next to {where} are not those of its config_sha256: one of the two was "
+            "edited, or belongs to another run; restore both"
         )
 
 
 def checked_rows(data: bytes, manifest: dict[str, Any], where: Path | str) -> list[Row]:
-    """The rows of a text, which is that of the manifest.
+    """The rows of a text, after comparing it with the manifest.
 
     Raises:
-        DamagedFileError: it is another one, or holds something else than rows.
+        DamagedFileError: it is another text, or holds something other than rows.
     """
     if hashlib.sha256(data).hexdigest() != manifest["rows_sha256"]:
         raise DamagedFileError(

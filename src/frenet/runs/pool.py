@@ -1,4 +1,4 @@
-"""Jobs in this process or in several, one outcome at a time; a killed worker is survived."""
+"""Jobs in this process or in several, one outcome at a time; the run survives killed workers."""
 
 import contextlib
 import multiprocessing
@@ -20,10 +20,10 @@ Outcomes = Generator[tuple[Job, Outcome], None, None]
 CANNOT_START = (
     "worker processes do not start. A script that calls run_experiment needs the line "
     "`if __name__ == '__main__':` around the call, since workers import the script; "
-    "otherwise use workers=1. What the workers said is in {log}"
+    "otherwise use workers=1. The workers' output is in {log}"
 )
 KILLED = (
-    "the worker process was killed twice, the second time while it ran this alone: most often the "
+    "the worker process was killed twice, the second time while it ran this alone: most likely the "
     "system ran out of memory; use fewer --workers, a smaller model or smaller batches"
 )
 
@@ -43,8 +43,8 @@ def in_workers(
 ) -> Outcomes:
     """Do the jobs of the queue in worker processes, in the order in which they end.
 
-    What ran when a worker was killed is tried once more, alone, in a fresh process: if memory was
-    short, that is where it is most likely to pass, and the guilty job is told from the others.
+    Jobs that ran when a worker was killed are tried once more, each alone in a new process. If
+    memory was short, they are most likely to pass there, and the job at fault is identified.
 
     Args:
         queue: the jobs; it may grow while the outcomes are being read.
@@ -72,11 +72,11 @@ def in_workers(
 def _drain(
     queue: deque[Job], pool: ProcessPoolExecutor, *, workers: int
 ) -> Generator[tuple[Job, Outcome], None, list[Job]]:
-    """Feed the pool until the queue is empty; what was running when it broke is returned."""
+    """Feed the pool until the queue is empty; return the jobs that were running when it broke."""
     running: dict[Future[Outcome], Job] = {}
     while queue or running:
         try:
-            # No more than run at once, so that only those are suspects when a worker is killed.
+            # No more jobs than run at once: only those are suspects when a worker is killed.
             while queue and len(running) < workers:
                 running[_submit(pool, queue[0])] = queue[0]
                 queue.popleft()
@@ -104,7 +104,7 @@ def _is_broken(future: Future[Any]) -> bool:
 
 
 def _alone(job: Job, *, threads: int, log: Path) -> Outcome:
-    """Do one job in a process of its own."""
+    """Do one job in a separate process."""
     with _pool(1, threads=threads, log=log) as pool:
         future = _submit(pool, job)
         if not _is_broken(future):
@@ -121,7 +121,7 @@ def _pool(workers: int, *, threads: int, log: Path) -> Iterator[ProcessPoolExecu
         workers, context, initializer=start_worker, initargs=(threads, end, str(log))
     )
     try:
-        # As many calls as workers, since the pool starts a process only for work that waits.
+        # As many calls as workers, since the pool starts a process only for waiting work.
         with _ctrl_c_waits():
             calls = [pool.submit(os.getpid) for _ in range(workers)]
         if _is_broken(calls[0]):
@@ -136,9 +136,9 @@ def _pool(workers: int, *, threads: int, log: Path) -> Iterator[ProcessPoolExecu
 
 @contextlib.contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
-    """Hold Ctrl-C back while a process starts, so that it starts deaf to it.
+    """Block Ctrl-C while a process starts, so that the process inherits the block.
 
-    Otherwise a worker that is not yet set up prints a traceback of its own.
+    Otherwise a worker that is not yet set up prints a traceback.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

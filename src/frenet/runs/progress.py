@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line for each cell elsewhere, on standard error."""
+"""The progress of a run on standard error: a bar on a terminal, elsewhere a line for each cell."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ from frenet._notebook import one_line
 
 
 class _Left(ProgressColumn):
-    """Time left by the pace of all cells; rich's own forgets cells longer than 30 s."""
+    """Time left by the pace of all cells; rich's column forgets cells longer than 30 s."""
 
     def render(self, task: Task) -> Text:
         end = task.fields["end"]
@@ -75,7 +75,7 @@ class Watch:
             print(one_line(text), file=sys.stderr, flush=True)
 
     def preparing(self, count: int) -> None:
-        """So many things that cells share are still being made."""
+        """``count`` shared preparations are not finished yet."""
         if self._bar is not None:
             text = f"{self._title} (preparing {count})" if count else self._title
             self._bar.update(self._task, description=text)
@@ -91,10 +91,7 @@ class Watch:
             self.say(f"[{self._done}/{self._total}] {cell} in {duration(seconds)}, {times}")
 
     def failed(self, cell: str, error: str) -> None:
-        """A cell failed; an error that is the last one's is not spelt out again.
-
-        Neither is that of a run of one cell, which ends with it.
-        """
+        """A cell failed; a repeated error, or that of a run of one cell, is not printed."""
         self._advance()
         text = ": the same" if error == self._last_error else f": {error}"
         self._last_error = error

@@ -1,10 +1,9 @@
-"""Ray: a cluster found or started, and items done by its workers until all of them are done.
+"""Ray: join or start a cluster, and have its workers do items until all are done.
 
-Every item is a task of Ray's, which finds a processor for it on whatever machines there are. What
-is done here is what Ray leaves open: no more items are handed out than workers fit on the machines
-that are there now, so that one that is lost is not waited for; an item that ends its worker is
-tried a bounded number of times (Ray repeats what ran out of memory for ever); and the user learns
-which machines went and came.
+Every item is a Ray task, and Ray assigns it to a processor of any machine. This module adds what
+Ray does not do. It submits no more items than workers fit on the current machines, so that it never
+waits for a lost one. It limits the attempts for an item that kills its worker (Ray would repeat a
+task that runs out of memory for ever). And it reports machines that leave and join.
 """
 
 import contextlib
@@ -18,29 +17,29 @@ from typing import Any, NamedTuple
 
 from frenet._errors import MissingExtraError, UnreachableError, UsageError
 
-# So often an item is tried: what kills three workers would kill all of them.
+# Attempts per item: an item that kills three workers would kill all of them.
 TRIES = 3
 MISSING = "the Ray engine needs Ray; install it with: pip install 'frenet[ray]'"
 UNREACHABLE = (
-    "no Ray cluster answers at {address} ({why}); check the address, give a head node that was "
-    "just started half a minute, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if the cluster asks "
-    "for a token, or leave --address out to start one on this machine"
+    "no Ray cluster answers at {address} ({why}); check the address, give a new head node half a "
+    "minute to start, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN if the cluster needs a token, or "
+    "leave --address out to start a cluster on this machine"
 )
 PATIENCE_S = 10.0
-# How often the machines of the cluster are counted again.
+# Seconds between counts of the machines.
 LOOK_S = 1.0
-# How long a cluster without a machine for a worker is waited for: a machine starts within that.
+# Seconds to wait for a cluster without room for a worker: a machine starts within them.
 ABANDONED_S = 120.0
-# How Ray says that a worker is gone, or that its result went with its machine.
+# Ray's errors for a lost worker, or for a result that was lost with its machine.
 LOSSES = (
     "WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "RayActorError", "ObjectLostError",
 )  # fmt: skip
-UNUSABLE = "a worker cannot take its work over: {why}; {remedy}"
-# What Ray says where the function of a task is not to be found on the machine.
+UNUSABLE = "a worker cannot load its work: {why}; {remedy}"
+# Ray's message if the machine does not have the function of a task.
 NOT_IMPORTED = "failed to import on the worker"
 EMPTY = (
-    "no machine of the Ray cluster has {each} processors for a worker, for {seconds:.0f} s now; "
-    "what is finished is kept: start machines and then the same command again"
+    "no machine of the Ray cluster has {each} processors for a worker, and none has joined in "
+    "{seconds:.0f} s; what is finished is stored: start machines, then run the same command again"
 )
 
 
@@ -48,12 +47,12 @@ class Work(NamedTuple):
     """What workers do with items.
 
     Attributes:
-        perform: called on a worker with the subject and a packed item; found there by its name.
-        pack: what is sent of an item.
-        name: what an item is called in a line for the user.
-        killed: the result of an item that ended three workers, from the item and the error; or it
+        perform: called on a worker with the subject and a packed item; imported there by its name.
+        pack: turns an item into what is sent.
+        name: gives the name of an item in messages.
+        killed: gives the result of an item that killed three workers, from item and error; or
             raises.
-        remedy: what to do if a worker cannot take over what it is sent.
+        remedy: what to do if a worker cannot load its work.
         subject: what all items share; it is sent to every machine once.
     """
 
@@ -66,13 +65,13 @@ class Work(NamedTuple):
 
 
 class ClusterSpec(NamedTuple):
-    """Who does the work.
+    """The workers.
 
     Attributes:
         address: of the cluster; None starts one here.
         workers: number of workers; None: as many as fit on the machines.
         threads: processors, and torch threads, that each should have.
-        given: the user asked for so many threads; else workers may have fewer processors.
+        given: whether the user set ``threads``; if not, workers may have fewer processors.
         say: takes a line of text for the user.
     """
 
@@ -84,7 +83,7 @@ class ClusterSpec(NamedTuple):
 
 
 class UnusableError(RuntimeError):
-    """What a worker was sent cannot be read there."""
+    """A worker cannot read its work."""
 
 
 def on_cluster(
@@ -94,14 +93,14 @@ def on_cluster(
 
     Args:
         queue: the items; it may grow while the results are being read.
-        work: what is done with them.
-        crew: who does it.
+        work: what to do with them.
+        crew: the workers.
 
     Raises:
         ImportError: Ray is not installed.
         ConnectionError: no cluster answers at the address.
         ValueError: more workers than processors, or threads that no machine has.
-        RuntimeError: a worker cannot read what it is sent, or no machine is left.
+        RuntimeError: a worker cannot read its work, or no machine is left.
     """
     require_ray()
     if crew.address is not None:
@@ -115,8 +114,8 @@ def on_cluster(
         )
         if each < crew.threads:
             crew.say(
-                f"{crew.threads} threads of each are slow on {each}; --threads {each} would fit "
-                "them"
+                f"{crew.threads} threads on {_plural(each, 'processor')} are slow; pass --threads "
+                f"{each}"
             )
         fleet = Fleet(ray, workers=crew.workers, each=each, say=crew.say)
         yield from handed_out(ray, queue, work, fleet=fleet)
@@ -132,7 +131,7 @@ def require_ray() -> Any:
 
 
 def require_reachable(address: str) -> None:
-    """Raise ConnectionError where nothing listens: Ray itself would wait for minutes."""
+    """Raise ConnectionError if nothing listens: Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         if address == "auto":
@@ -193,7 +192,7 @@ def _own_sigterm() -> Iterator[Callable[[], None]]:
 
 
 def processors(ray: Any) -> dict[str, int]:
-    """The whole processors of each machine of the cluster that is alive, by its name."""
+    """Whole processors of each live machine of the cluster, by its ID."""
     alive = (node for node in ray.nodes() if node["Alive"])
     return {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in alive}
 
@@ -203,13 +202,13 @@ def shared_out(
 ) -> tuple[int, int]:
     """Number of workers, and processors of each, so that every worker fits on a machine.
 
-    One that fits on none would wait for ever.
+    A worker that fits on no machine would wait for ever.
 
     Args:
         machines: whole processors of each machine.
         workers: their number, >= 1; None: as many as fit.
-        threads: processors that each should have, >= 1; fewer where the workers would not fit.
-        given: the user asked for these threads, so that one machine has to have as many.
+        threads: processors that each should have, >= 1; fewer if the workers would not fit.
+        given: whether the user set ``threads``, so that one machine must have as many processors.
 
     Raises:
         ValueError: no processors, more workers than processors, or threads that no machine has.
@@ -228,13 +227,13 @@ def shared_out(
             f"most {most}"
         )
     each = min(threads, most)
-    while sum(own // each for own in machines) < (workers or 1):
+    while sum(count // each for count in machines) < (workers or 1):
         each -= 1
-    return workers or sum(own // each for own in machines), each
+    return workers or sum(count // each for count in machines), each
 
 
 class Fleet:
-    """The machines of a cluster, counted again and again while workers work on them.
+    """The machines of a cluster, counted repeatedly while workers run on them.
 
     Args:
         ray: Ray, connected to the cluster.
@@ -253,12 +252,12 @@ class Fleet:
 
     @property
     def size(self) -> int:
-        """How many workers fit on the machines that are there."""
-        fit = sum(own // self.each for own in self._machines.values())
+        """How many workers fit on the current machines."""
+        fit = sum(count // self.each for count in self._machines.values())
         return fit if self._workers is None else min(fit, self._workers)
 
     def ended(self, running: Sequence[Any]) -> list[Any]:
-        """Those of the tasks that have ended, after waiting for one, or for machines.
+        """The tasks that have ended, after waiting for one of them, or for machines.
 
         Raises:
             RuntimeError: no machine has had room for a worker for a while.
@@ -273,7 +272,7 @@ class Fleet:
         return ended
 
     def _look(self) -> None:
-        """Count the machines, and say it if there are others than before."""
+        """Count the machines, and report changes."""
         before, self._machines = self._machines, processors(self._ray)
         self._looked = time.monotonic()
         left = _counted(list(self._machines.values()))
@@ -290,12 +289,12 @@ class Fleet:
 def handed_out(
     ray: Any, queue: deque[Any], work: Work, *, fleet: Fleet
 ) -> Iterator[tuple[Any, Any]]:
-    """Have the items done, as many at a time as workers fit on the machines.
+    """Have the items done, at most as many at a time as workers fit on the machines.
 
     The queue may grow while the results are being read.
     """
     losses = tuple(getattr(ray.exceptions, name) for name in LOSSES)
-    # Ray does not repeat anything by itself: it would repeat for ever what ran out of memory.
+    # No retries by Ray: it would repeat a task that runs out of memory for ever.
     task = ray.remote(_perform).options(num_cpus=fleet.each, max_retries=0)
     # In a list, so that a worker that cannot read it can say so.
     shared = [ray.put(work.subject)]

@@ -21,11 +21,9 @@ if TYPE_CHECKING:
     from frenet.methods.search import Chunk, Engine
 
 THREADS = 2
-REMEDY = (
-    "a score of one's own has to be defined where workers can import it, or in the script itself"
-)
+REMEDY = "define a custom score in a module that workers can import, or in the script itself"
 KILLED = (
-    "candidates {first} to {last} ended {tries} workers, one after the other: most often a worker "
+    "candidates {first} to {last} killed {tries} workers, one after the other: most likely each "
     "ran out of memory; use fewer --workers or smaller batches"
 )
 
@@ -39,24 +37,24 @@ def ray_engine(
 ) -> "Engine":
     """An engine that evaluates candidates on a Ray cluster.
 
-    Model and evaluator travel to every machine once; after that indices go out and scores come
-    back. A chunk whose worker dies is given to another one, also if its machine is gone for good;
-    a machine that joins is given chunks, too. Which worker has which chunk changes nothing: a
-    candidate follows from seed and index alone.
+    Model and evaluator are sent to every machine once; after that, indices go out and scores come
+    back. If a worker dies, another one gets its chunk, even if the machine is lost; a machine that
+    joins gets chunks, too. The assignment changes nothing: a candidate depends on seed and index
+    alone.
 
     Args:
         address: of a cluster, such as ``ray://host:10001`` or ``auto``; None starts one here that
             ends with the search.
         workers: number of workers; None: as many as fit on the machines of the cluster.
-        threads: torch threads, and Ray CPUs, of each worker, fewer where so many workers do not
-            fit; None: two, or one where no machine has more.
-        say: takes a line of text for the user, such as how many machines are left; None: nobody.
+        threads: torch threads, and Ray CPUs, of each worker; fewer if the workers would not fit.
+            None: two, or one if no machine has more.
+        say: takes a line of text for the user, such as how many machines are left; None: no lines.
 
     Raises:
         ValueError: fewer than one worker, more than processors, or threads that no machine has.
         ImportError: Ray is not installed.
         ConnectionError: no cluster answers at the address.
-        RuntimeError: a chunk has ended three workers, or no machine is left.
+        RuntimeError: a chunk has killed three workers, or no machine is left.
     """
     for name, number in (("workers", workers), ("threads", threads)):
         if number is not None and number < 1:
@@ -92,7 +90,7 @@ def _scores(subject: "tuple[nn.Module, Evaluator]", chunk: "Chunk") -> list[floa
 
 
 def _nothing(text: str) -> None:
-    """Say it to nobody."""
+    """Discard a line."""
 
 
 def _refuse(chunk: "Chunk", error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Runs read back: from their folder, finished or not, and from one file that can be handed on."""
+"""Read runs: from their folder, finished or not, or from one packed file."""
 
 import gzip
 import hashlib
@@ -46,7 +46,7 @@ def read_run(path: Path | str, *, partial: bool = False) -> Run:
 
     Raises:
         FileNotFoundError: no such file.
-        RunFolderError: no run folder, not finished, or rows that are not those of the manifest.
+        RunFolderError: no run folder, not finished, or rows that differ from the manifest.
     """
     folder = Path(path)
     if folder.name.endswith(PACKED):
@@ -61,8 +61,8 @@ def read_run(path: Path | str, *, partial: bool = False) -> Run:
     else:
         done = sum((folder / "cells" / f"{stem}.jsonl").exists() for stem in header.cells)
         raise RunFolderError(
-            f"the run in {folder} is not finished ({done} of {len(header.cells)} cells): start its "
-            "command again to go on, or ask for what there is with --partial"
+            f"the run in {folder} is not finished ({done} of {len(header.cells)} cells): run its "
+            "command again to finish it, or pass --partial to read what is finished"
         )
     return _run(header.experiment, header.config, rows, manifest, folder)
 
@@ -70,19 +70,19 @@ def read_run(path: Path | str, *, partial: bool = False) -> Run:
 def _run(
     experiment: str, config: dict[str, Any], stored: list[Row], manifest: dict[str, Any], path: Path
 ) -> Run:
-    """A run, its rows in the terms of this version."""
-    known = described().get(experiment)
+    """A run, with its rows converted to this version."""
+    declared = described().get(experiment)
     rows = stored
-    if known is not None and known.answers is not None:
+    if declared is not None and declared.answers is not None:
         # Earlier builds stored sentences, which are made from the numbers now.
         rows = [row for row in rows if row["table"] != "answer"]
-    if known is not None and known.reread is not None:
-        rows = [dict(row) for row in known.reread(rows)]
+    if declared is not None and declared.reread is not None:
+        rows = [dict(row) for row in declared.reread(rows)]
     return Run(experiment, config, rows, manifest, manifest["failures"], path, stored=stored)
 
 
 def _so_far(folder: Path, header: Header) -> tuple[dict[str, Any], list[Row]]:
-    """A manifest that says that the run is under way, and the rows of its finished cells."""
+    """A manifest of an unfinished run, and the rows of its finished cells."""
     run = config_digest(header.experiment, header.config)
     files = [f for stem in header.cells if (f := folder / "cells" / f"{stem}.jsonl").exists()]
     cells = [read_cell(file, run=run) for file in files]
@@ -94,16 +94,17 @@ def _so_far(folder: Path, header: Header) -> tuple[dict[str, Any], list[Row]]:
 
 
 def pack_run(run: Run) -> bytes:
-    """A run as one file, to hand on or to keep beside code; :func:`read_run` reads it back.
+    """A run as one file, to share or to store with code; :func:`read_run` reads it back.
 
     Gzip of lines of JSON: the first has the experiment, its configuration and the manifest, each
-    further one a row. Of the platform it names the system alone. The same run gives the same bytes.
+    further line has a row. Of the platform, only the system is named. The same run gives the same
+    bytes.
 
     Args:
         run: a finished or partial run.
 
     Returns:
-        The content of a file whose name ends with ``.run.jsonl.gz``.
+        The content of a file with a name that ends in ``.run.jsonl.gz``.
     """
     rows = run.rows if run.stored is None else run.stored
     text = "".join(f"{canonical(row)}\n" for row in rows)
@@ -121,7 +122,7 @@ def pack_run(run: Run) -> bytes:
         "config": run.config,
         "manifest": manifest,
     }
-    # Without a time in its head, a compressed file follows from its content alone.
+    # Without a time in its head, a compressed file depends on its content alone.
     content = f"{json.dumps(sealed(head), allow_nan=False)}\n{text}"
     return gzip.compress(content.encode(), mtime=0)
 
@@ -138,7 +139,7 @@ def _read_packed(file: Path, *, partial: bool) -> Run:
         ) from error
     if manifest["complete"] is False and not partial:
         raise RunFolderError(
-            f"the run in {file} is not finished; ask for what there is with --partial"
+            f"the run in {file} is not finished; pass --partial to read what is finished"
         )
     return _run(head["experiment"], head["config"], rows, manifest, file)
 

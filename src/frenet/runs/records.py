@@ -1,9 +1,9 @@
-"""What a run folder holds, as text: configurations, rows and cells in one canonical JSON form.
+"""The content of a run folder as text: configurations, rows and cells in canonical JSON.
 
 The rule for values: a row is a flat dict of ``str``, ``int``, ``float``, ``bool`` and ``None``.
-NaN and the infinities are stored as null, since JSON has no word for them; anything else (a tensor,
+NaN and the infinities are stored as null, since JSON cannot express them; anything else (a tensor,
 a NumPy scalar that is no Python float, a list) is an error that names table, column and type. In a
-configuration a number that is not finite is an error: no run can be told apart by it.
+configuration a number that is not finite is an error: it cannot identify a run.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from frenet.runs.header import FORMAT, FORMATS, without_seal
 
 MAX_STEM = 100
 WHOLE_FILE_BYTES = 64 << 20
-# The fields of configurations that name files and folders; any other text only may look like one.
+# The fields of configurations that name files and folders; other texts may only look like names.
 SOURCES = (
     "model", "adapter", "tokenizer", "tasks", "vectors", "contrasts", "steering", "trajectory",
 )  # fmt: skip
@@ -112,19 +112,19 @@ def config_digest(experiment: str, config: Mapping[str, Any]) -> str:
 
 
 def default_out(experiment: Experiment, config: Any) -> Path:
-    """Where a run goes unless told otherwise: the same configuration finds the same folder."""
+    """The default folder of a run; the same configuration gives the same folder."""
     digest = config_digest(experiment.name, config_dict(config))
     return Path("runs") / f"{experiment.name}-{digest[:8]}"
 
 
-def reproduction_out(preset: str, wanted: Any) -> Path:
-    """Where a reproduction goes, by its preset and its networks, tasks and experiments."""
-    digest = config_digest(f"reproduce {preset}", config_dict(wanted))
+def reproduction_out(preset: str, reproduction: Any) -> Path:
+    """The default folder of a reproduction, by its preset, networks, tasks and experiments."""
+    digest = config_digest(f"reproduce {preset}", config_dict(reproduction))
     return Path("runs") / f"reproduce-{preset}-{digest[:8]}"
 
 
 def cell_stem(cell: Cell) -> str:
-    """A file name for a cell: its id, marked by a digest where the id alone may be ambiguous.
+    """A file name for a cell: its id, with a digest if the id alone may be ambiguous.
 
     >>> cell_stem(Cell((("seed", 0), ("task", "sort"))))
     'seed=0,task=sort'
@@ -132,7 +132,7 @@ def cell_stem(cell: Cell) -> str:
     False
     """
     text = cell.id
-    # Replaced signs, cut names and file systems that ignore case could all make two cells one.
+    # Replaced characters, cut names and file systems that ignore case could make two cells one.
     if "~" not in text and len(text) <= MAX_STEM and text == text.lower():
         return text
     return f"{text[:MAX_STEM]}.{hashlib.sha256(canonical(cell.keys).encode()).hexdigest()[:8]}"
@@ -141,7 +141,7 @@ def cell_stem(cell: Cell) -> str:
 class StoredCell(NamedTuple):
     """A cell's file: its head, and the lines of its rows, each with its line end.
 
-    ``sealed``: it has digests; without them damage cannot be seen.
+    ``sealed``: whether it has digests; without them, damage cannot be detected.
     """
 
     head: dict[str, Any]
@@ -152,13 +152,13 @@ class StoredCell(NamedTuple):
 def encode_cell(
     cell: Cell, lines: Sequence[str], *, run: str, about: Mapping[str, Any] | None = None
 ) -> str:
-    """The content of a cell's file: a head that knows its rows and itself, then the rows.
+    """The content of a cell's file: a head with digests of the rows and of itself, then the rows.
 
     Args:
-        cell: whose rows they are.
+        cell: the cell of the rows.
         lines: as ``encode_row`` gives them.
         run: the digest of experiment and configuration.
-        about: what else stands in the head.
+        about: further entries of the head.
     """
     text = "".join(f"{line}\n" for line in lines)
     head = {
@@ -174,20 +174,20 @@ def encode_cell(
 
 
 def read_cell(file: Path, *, run: str) -> StoredCell:
-    """A cell's file, after comparing it with what its head says.
+    """A cell's file, after comparing it with its head.
 
     Args:
         file: in the folder of cells.
         run: the digest of experiment and configuration of the run.
 
     Raises:
-        DamagedRunError: it is not what was written, or the file of another cell or run.
+        DamagedRunError: it is damaged, or the file of another cell or run.
     """
     try:
         return _cell(file, run)
     except DamagedFileError as error:
         raise DamagedRunError.of(
-            error, "start the same command again, which makes this cell again"
+            error, "run the same command again, which runs this cell again"
         ) from error
 
 
@@ -229,7 +229,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _may_be_of(keys: Mapping[str, Any], stem: str) -> bool:
-    """Whether a cell of these keys, whose order format 1 does not keep, may have this name."""
+    """Whether a cell with these keys may have this name; format 1 does not store their order."""
     parts = [f"{key}={value}" for key, value in keys.items()]
     text = ",".join(parts)
     marked = cell_stem(Cell(tuple(keys.items()))) != Cell(tuple(keys.items())).id
@@ -237,11 +237,11 @@ def _may_be_of(keys: Mapping[str, Any], stem: str) -> bool:
 
 
 def input_digests(config: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the files and folders that a configuration names, so that a change is noticed.
+    """Digests of the files and folders that a configuration names, to detect a change.
 
-    Of a recorded training only the steps are read, not the report that lies beside them. The folder
-    of an adapter stands for the base that it names, too. What comes from the hub has no digest: the
-    revision that was loaded stands among the notes of the rows.
+    Of a recorded training only the steps are read, not the report in its folder. The folder of an
+    adapter includes the base that it names. Models and data from the hub have no digest; the notes
+    of the rows name their revision.
     """
     made_here = SYNTHETIC_NAMES if config.get("model") == "synthetic" else ()
     names: set[str] = set()
@@ -259,16 +259,16 @@ def _is_path(value: object) -> bool:
     """Whether a configuration value names something on disk."""
     try:
         return isinstance(value, str) and value != "" and Path(value).expanduser().exists()
-    # Too long for a name, a NUL byte, or the home of nobody: text, not a path.
+    # Too long for a name, a NUL byte, or an unknown user's home: text, not a path.
     except (OSError, ValueError, RuntimeError):
         return False
 
 
 def _base_of(name: str) -> Any:
-    """The base that an adapter's folder names; None where it is none, or cannot be read."""
+    """The base that an adapter's folder names; None if it is no adapter, or cannot be read."""
     try:
         return adapter_settings(Path(name).expanduser()).get("base_model_name_or_path")
-    except (OSError, ValueError, RuntimeError):  # loading it will say what is wrong
+    except (OSError, ValueError, RuntimeError):  # loading it will report the error
         return None
 
 
@@ -279,7 +279,7 @@ def _digest(path: Path) -> str:
     for file in files:
         size = file.stat().st_size
         state.update(canonical([file.name, size]).encode())
-        # Checkpoints are told apart without reading GBs.
+        # Large checkpoints are distinguished without reading all of them.
         for part in [file.read_bytes()] if size <= WHOLE_FILE_BYTES else sampled(file):
             state.update(part)
     return state.hexdigest()[:16]

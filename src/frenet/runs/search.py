@@ -1,4 +1,4 @@
-"""`frenet search`: a plan, a search that goes on where it was stopped, and what came of it."""
+"""`frenet search`: a plan, a search that can be resumed, and its result."""
 
 import dataclasses
 import json
@@ -54,9 +54,9 @@ ENDS = ("plan", "result")
 def run_search(
     config: SearchConfig, out: Path, *, engine: "Engine | None" = None, say: Say = print
 ) -> Run:
-    """Search into a run folder, or go on with a search, or return the one that is there.
+    """Search into a run folder, resume a search, or return the finished one.
 
-    The plan is stored before the first candidate is scored, scores in chunks as they come, the
+    The plan is stored before the first candidate is scored, scores in chunks as they come, and the
     winner as a seed record and as weights in ``out/winner``.
 
     Args:
@@ -68,7 +68,7 @@ def run_search(
     Raises:
         RunFolderError: the folder holds another search, or one of another model.
         Interrupted: Ctrl-C; scores are kept.
-        ValueError: no gain is to be expected at any sigma, and ``sigma`` is "auto".
+        ValueError: no gain is expected at any sigma, and ``sigma`` is "auto".
         FloatingPointError: a score is not finite.
     """
     if config.budget < 1:
@@ -88,10 +88,10 @@ def run_search(
             try:
                 _search(config, subject, store, engine=engine, say=say)
             except KeyboardInterrupt:
-                kept = sum(store.done(cell) for cell in cells(config) if cell["part"] not in ENDS)
+                scored = sum(store.done(cell) for cell in cells(config) if cell["part"] not in ENDS)
                 raise Interrupted(
-                    f"stopped: {kept} chunks of candidates are scored and kept in {out}; start the "
-                    "same command again to go on"
+                    f"stopped: {scored} chunks of candidates are scored and stored in {out}; run "
+                    "the same command again to resume"
                 ) from None
             store.finish(cells(config), workers=1)
     return read_run(out)
@@ -120,7 +120,7 @@ def _search(
     engine: "Engine | None",
     say: Say,
 ) -> None:
-    """Everything that is not stored yet."""
+    """Do everything that is not stored yet."""
     from frenet.methods.candidates import Noise
     from frenet.methods.search import here, random_search
     from frenet.methods.search_result_files import save_winner
@@ -135,36 +135,36 @@ def _search(
         tied=config.tied_noise,
     )
     watch = Progress(subject, noise, config.budget, say)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         result = random_search(
             subject.model, subject.task, subject.space,
             noise=noise, num_candidates=config.budget, selection=subject.selection,
-            engine=_kept(engine or here, store, watch),
+            engine=_storing(engine or here, store, watch),
         )  # fmt: skip
     save_winner(subject.model, subject.space, result, store.path / WINNER)
     rows = [*result_rows(result, planned, top=config.top), *best_rows(result, planned)]
-    for warning in said:
+    for warning in caught:
         say(f"warning: {warning.message}")
         rows.append({"table": "notes", "note": str(warning.message)})
     _store(store, Cell.of(part="result"), rows, seconds=time.monotonic() - start)
 
 
 def _planned(config: SearchConfig, subject: Subject, store: RunFolder, say: Say) -> dict[str, Any]:
-    """Sigma and expectations: of the stored plan, or of one that is made and stored now."""
+    """Sigma and expectations, from the stored plan or from a new one."""
     cell = Cell.of(part="plan")
-    if store.done(cell) and (known := _stored_plan(store, cell)):
-        return known
+    if store.done(cell) and (stored := _stored_plan(store, cell)):
+        return stored
     start = time.monotonic()
     made = make_plan(config, subject)
     sigma = fixed_sigma(config) or (made.best.sigma if made.best else None)
     if sigma is None:
-        raise UsageError(f"{made.advice}; or pass --sigma to search all the same")
+        raise UsageError(f"{made.advice}; or pass --sigma to search anyway")
     say(made.advice if config.sigma == "auto" else f"planned: {made.advice} Given: {sigma:g}.")
     planned = {"sigma": sigma, **expected(config, made, sigma)}
     text = json.dumps(planned, indent=2) + "\n"
     texts = (*plan_notes(subject), made.advice)
-    notes: list[Row] = [{"table": "notes", "note": said} for said in texts]
+    notes: list[Row] = [{"table": "notes", "note": text} for text in texts]
     rows = [*plan_rows(made), *notes]
     _store(store, cell, rows, seconds=time.monotonic() - start, about={"plan": text})
     write_whole(store.path / PLAN, text)
@@ -172,9 +172,9 @@ def _planned(config: SearchConfig, subject: Subject, store: RunFolder, say: Say)
 
 
 def _stored_plan(store: RunFolder, cell: Cell) -> dict[str, Any] | None:
-    """What was planned before; the file for people is written again where it says something else.
+    """The stored plan; plan.json, a copy for people, is rewritten if it differs.
 
-    Early builds kept it in that file alone, without a digest.
+    Early builds stored the plan in plan.json alone, without a digest.
 
     Raises:
         RunFolderError: the plan of an early build is damaged.
@@ -188,7 +188,7 @@ def _stored_plan(store: RunFolder, cell: Cell) -> dict[str, Any] | None:
             return read_object(file, sigma=(int, float))
         except DamagedFileError as error:
             raise DamagedRunError.of(
-                error, "what was searched cannot be known without it: use another --out"
+                error, "the settings of the search are unknown without it: use another --out"
             ) from error
     text: str = head["plan"]
     if not file.exists() or file.read_bytes() != text.encode():
@@ -196,10 +196,10 @@ def _stored_plan(store: RunFolder, cell: Cell) -> dict[str, Any] | None:
     return dict(json.loads(text))
 
 
-def _kept(engine: "Engine", store: RunFolder, watch: "Progress") -> "Engine":
-    """An engine that stores its scores, and gives back those that are stored."""
+def _storing(engine: "Engine", store: RunFolder, watch: "Progress") -> "Engine":
+    """An engine that stores its scores, and returns stored scores."""
 
-    def kept(
+    def storing(
         model: "nn.Module", evaluator: "Evaluator", chunks: Sequence[Sequence[int]]
     ) -> Iterator[tuple[Sequence[int], Sequence[float]]]:
         named = [(Cell.of(part="candidates", first=chunk[0]), chunk) for chunk in chunks]
@@ -222,11 +222,11 @@ def _kept(engine: "Engine", store: RunFolder, watch: "Progress") -> "Engine":
             watch.scored(chunk, scores, new=True)
             yield chunk, scores
 
-    return kept
+    return storing
 
 
 def _stored_scores(store: RunFolder, cell: Cell, chunk: Sequence[int]) -> list[float] | None:
-    """The scores of a chunk; None where they are not stored, or not those of all candidates."""
+    """The scores of a chunk; None if they are not stored, or not for all candidates."""
     if not store.done(cell):
         return None
     rows = [json.loads(line) for line in store.stored(cell).lines]
@@ -249,10 +249,10 @@ def _store(
 
 
 class Progress:
-    """Says how far a search is, with the held-out gain of the best candidate so far.
+    """Reports the progress of a search, with the held-out gain of the best candidate so far.
 
-    Looking costs two forward passes over the held-out examples for every new best, of which there
-    are about ln N. Nothing is chosen by what it sees.
+    Every new best (there are about ln N) costs two forward passes over the held-out examples. The
+    held-out gain does not affect any choice.
     """
 
     def __init__(self, subject: Subject, noise: "Noise", budget: int, say: Say) -> None:
@@ -281,7 +281,7 @@ class Progress:
         left = elapsed / self._new * (self._budget - self._done)
         self._say(
             f"[{self._done}/{self._budget}] best: candidate {-self._best[1]}, gain "
-            f"{self._best[0] - self.before:.4g} where selected, {self._gain:.4g} held out; "
+            f"{self._best[0] - self.before:.4g} on selection, {self._gain:.4g} on held-out data; "
             f"{duration(elapsed)} elapsed, about {duration(left)} left"
         )
 

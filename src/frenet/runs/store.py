@@ -8,9 +8,9 @@ rows.jsonl     every row in the order of the cells
 timings.json   seconds of each cell
 manifest.json  last: it says that the run is finished, and with what
 
-config.json, manifest.json, the heads of cells and failures hold the sha256 of their own content, a
-cell and the manifest that of the rows. What is damaged and follows from something else is named and
-made again when the run goes on: a cell from its experiment, rows and manifest from the cells.
+config.json, manifest.json, the heads of cells and failures hold the sha256 of their content, cells
+and manifest also that of the rows. When a run resumes, damaged files that follow from others are
+named and made again: a cell from its experiment, rows and manifest from the cells.
 """
 
 import contextlib
@@ -56,10 +56,10 @@ from frenet.runs.records import StoredCell, cell_stem, config_digest, encode_cel
 class Run(Shown):
     """A stored run.
 
-    ``manifest`` holds versions, machine, counts, ``complete`` and the ``commits`` at which the run
-    was worked on (``commit`` where it is one); ``failures`` the cell, stage, type and message of
-    each cell that failed; ``path`` is where all of it lies. ``stored`` are the rows as they were
-    written, where ``rows`` are what this version makes of them.
+    ``manifest`` holds versions, machine, counts, ``complete`` and the ``commits`` of frenet that
+    worked on the run (``commit`` if it is one); ``failures`` the cell, stage, type and message of
+    each failed cell; ``path`` is the folder or file. ``stored`` are the rows as written, ``rows``
+    the same rows converted to this version.
     """
 
     experiment: str
@@ -72,7 +72,7 @@ class Run(Shown):
 
     @property
     def notes(self) -> list[str]:
-        """What must be known of networks and data, each text once."""
+        """Caveats about networks and data, each once."""
         texts = (row.get("note") for row in self.rows if row["table"] == "notes")
         return [str(text) for text in dict.fromkeys(texts)]
 
@@ -81,20 +81,20 @@ class Run(Shown):
         return f"{self.experiment}, {len(self.rows)} rows in {self.path}{failed}"
 
     def _entries(self) -> Iterator[Fact]:
-        known = described().get(self.experiment)
-        if known is None:
+        declared = described().get(self.experiment)
+        if declared is None:
             return
-        for claim, found in decided(known, self.rows):
-            ours = f"{found.verdict}. {found.quantity}: {found.estimate or 'none'}"
-            beside = f"{found.reference}: {found.reference_estimate or 'none'}"
-            yield f"{claim.id}: {claim.statement}", ours, beside
-        for answer in answered(known, self.rows):
+        for claim, finding in decided(declared, self.rows):
+            measured = f"{finding.verdict}. {finding.quantity}: {finding.estimate or 'none'}"
+            reference = f"{finding.reference}: {finding.reference_estimate or 'none'}"
+            yield f"{claim.id}: {claim.statement}", measured, reference
+        for answer in answered(declared, self.rows):
             which = (f"{key}\u00a0{value}" for key, value in answer.keys.items())
             yield ", ".join((answer.subject, *which)), answer.sentence, ""
 
 
 class Failure(NamedTuple):
-    """Why a cell has no result; ``rows`` are the stored lines of the rows it got to."""
+    """Why a cell has no result; ``rows`` are the stored lines of its rows so far."""
 
     stage: str
     type: str
@@ -105,21 +105,21 @@ class Failure(NamedTuple):
 
 
 class RunFolder:
-    """A run folder opened for writing; as a context manager it is held against other processes.
+    """A run folder opened for writing; as a context manager it is locked against other processes.
 
     Args:
         path: the folder; made if missing, refused if it holds something else.
         header: what the run is.
-        restart: take the manifest of a finished run away, so that its failed cells run again.
-        extend: the cells may be others than those of the stored run, which take their place: a
-            training that goes on for longer than was planned.
+        restart: remove the manifest of a finished run, so that its failed cells run again.
+        extend: the cells may differ from those of the stored run and replace them, for a training
+            that continues for longer than planned.
 
     Raises:
         RunFolderError: another run, other versions, a foreign folder, or a second writer.
         DiskFullError: no space left.
 
-    Once it is open, ``note`` is what the user should know where the run goes on: another commit,
-    and what was damaged and is made again.
+    Once it is open, ``note`` is what the user should know about a resumed run: another commit, and
+    damaged files that are made again.
     """
 
     def __init__(
@@ -149,14 +149,14 @@ class RunFolder:
         self._open.close()
 
     def _prepare(self) -> None:
-        """Check what is there, or write the first file."""
+        """Check the folder, or write the first file."""
         with named_errors(self.path):
             remove_leftovers(self.path)
         stored = read_header(self.path)
         state = self._state()
         if stored is not None:
-            known = replace(stored, cells=self.header.cells) if self._extend else stored
-            compare_headers(self.path, stored=known, wanted=self.header, state=state)
+            before = replace(stored, cells=self.header.cells) if self._extend else stored
+            compare_headers(self.path, stored=before, wanted=self.header, state=state)
         notes = [*self._unseal(stored)] if stored is not None and state == "finished" else []
         fresh = stored is None or state == "empty"
         if stored is not None and not fresh:
@@ -179,7 +179,7 @@ class RunFolder:
         self.note = "\n".join(notes) or None
 
     def _unseal(self, stored: Header) -> Iterator[str]:
-        """Let a finished run whose manifest or rows are damaged go on, and say why."""
+        """Resume a finished run with a damaged manifest or damaged rows, and say why."""
         try:
             read_finished(self.path, stored)
         except DamagedRunError as error:
@@ -188,21 +188,21 @@ class RunFolder:
                 compare_headers(self.path, stored=stored, wanted=self.header, state="begun")
             except RunFolderError as other:
                 raise RunFolderError(f"{error}. That is not possible here: {other}") from error
-            yield f"{error.told}; it is made again from the stored cells"
+            yield f"{error.damage}; it is made again from the stored cells"
 
     def _drop_damaged(self) -> Iterator[str]:
-        """Remove damaged cells, which are made again, and say which; say what cannot be checked."""
+        """Remove damaged cells, so that they run again, and report them and unchecked cells."""
         unsealed_cells = 0
         for file in sorted((self.path / "cells").glob("*.jsonl")):
             try:
                 unsealed_cells += not read_cell(file, run=self._run).sealed
             except DamagedRunError as error:
                 file.unlink()
-                yield f"{error.told}; this cell is made again"
+                yield f"{error.damage}; this cell runs again"
         if unsealed_cells:
             yield (
-                f"{self.path}: finished cells without digests, of an earlier build: "
-                f"{unsealed_cells}; damage in them cannot be seen"
+                f"{self.path}: finished cells without digests, from an earlier build: "
+                f"{unsealed_cells}; damage in them cannot be detected"
             )
         for failed in (self.path / "failed").glob("*.json"):
             done = (self.path / "cells" / f"{failed.stem}.jsonl").exists()
@@ -210,7 +210,7 @@ class RunFolder:
                 failed.unlink()
 
     def _state(self) -> State:
-        """How far the run is; a finished one that is to go on counts as begun."""
+        """The state of the run; a finished run that resumes counts as begun."""
         if self.finished:
             return "begun" if self._restart else "finished"
         return "begun" if any((self.path / "cells").glob("*.jsonl")) else "empty"
@@ -235,36 +235,36 @@ class RunFolder:
     ) -> None:
         """Store the rows of a finished cell; lines as :func:`frenet.runs.records.encode_row`.
 
-        ``about`` goes into the head of its file, beside the rows.
+        ``about`` goes into the head of its file.
         """
         facts = {**(about or {}), "seconds": round(seconds, 3), "peak_mib": peak_mib}
         write_whole(self._cell_file(cell), encode_cell(cell, lines, run=self._run, about=facts))
         self._failed_file(cell).unlink(missing_ok=True)
 
     def stored(self, cell: Cell) -> StoredCell:
-        """What is stored of a finished cell.
+        """The stored rows of a finished cell.
 
         Raises:
-            DamagedRunError: it is not what was written.
+            DamagedRunError: they are damaged.
         """
         return read_cell(self._cell_file(cell), run=self._run)
 
     def store_failure(self, cell: Cell, failure: Failure) -> None:
-        """Store why a cell failed, and the rows that it got to; it is tried again on resuming."""
+        """Store why a cell failed, and its rows so far; resuming tries it again."""
         record = {"cell": cell.id, "keys": dict(cell.keys), **failure._asdict()}
         record["rows"] = [json.loads(line) for line in failure.rows]
         write_whole(self._failed_file(cell), pretty(sealed(record)))
 
     def keep_only(self, cells: Sequence[Cell]) -> None:
-        """Remove what is stored of all other cells: a training that goes back to a checkpoint."""
-        kept = {cell_stem(cell) for cell in cells}
+        """Remove all other stored cells, for a training that goes back to a checkpoint."""
+        stems = {cell_stem(cell) for cell in cells}
         for name, ending in (("cells", ".jsonl"), ("failed", ".json")):
             for file in (self.path / name).glob(f"*{ending}"):
-                if file.name.removesuffix(ending) not in kept:
+                if file.name.removesuffix(ending) not in stems:
                     file.unlink()
 
     def finish(self, cells: Sequence[Cell], *, workers: int | None) -> None:
-        """Write rows and timings in the order of the cells, and the manifest after all else."""
+        """Write rows and timings in the order of the cells, and the manifest last."""
         parts = [self.stored(cell) for cell in cells if self.done(cell)]
         text = "".join(line for part in parts for line in part.lines)
         costs = [{key: p.head.get(key) for key in ("cell", "seconds", "peak_mib")} for p in parts]
@@ -294,9 +294,9 @@ def describe(
     cells: Sequence[StoredCell],
     failures: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The facts of a manifest, as far as they follow from config.json and the cells.
+    """The entries of a manifest that follow from config.json and the cells.
 
-    ``cells_without_digest``, where there are any, counts those in which damage cannot be seen.
+    ``cells_without_digest``, if present, counts cells in which damage cannot be detected.
     """
     bare = sum(not cell.sealed for cell in cells)
     return {
@@ -320,9 +320,9 @@ def describe(
 
 
 def failures_of(folder: Path, stems: Sequence[str]) -> list[dict[str, Any]]:
-    """What the manifest says of the cells that failed; the rest stands in their own files.
+    """The failed cells in the manifest; their files hold the details.
 
-    A cell with rows is none of them, even where a kill left the failure of an earlier try.
+    A cell with rows does not count, even if a kill left the failure of an earlier try.
     """
     without = [stem for stem in stems if not (folder / "cells" / f"{stem}.jsonl").exists()]
     files = [file for stem in without if (file := folder / "failed" / f"{stem}.json").exists()]
@@ -335,17 +335,17 @@ def failures_of(folder: Path, stems: Sequence[str]) -> list[dict[str, Any]]:
 def _failure(file: Path) -> dict[str, Any]:
     """The stored record of a cell that failed."""
     try:
-        found = read_object(file, cell=str, stage=str, type=str, error=str)
+        record = read_object(file, cell=str, stage=str, type=str, error=str)
         # Earlier builds wrote no digest.
-        return unsealed(found, file) if "sha256" in found else found
+        return unsealed(record, file) if "sha256" in record else record
     except DamagedFileError as error:
         raise DamagedRunError.of(
-            error, "start the same command again, which runs this cell again"
+            error, "run the same command again, which runs this cell again"
         ) from error
 
 
 def _readable(file: Path) -> bool:
-    """Whether the record of a failure is what was written."""
+    """Whether the record of a failure is undamaged."""
     try:
         _failure(file)
     except DamagedRunError:

@@ -1,4 +1,4 @@
-"""Cells of one run, done by whoever works: in which order, and what becomes of them."""
+"""The cells of one run: their order, their workers and their outcomes."""
 
 import contextlib
 import math
@@ -19,10 +19,10 @@ EngineName = Literal["processes", "ray"]
 
 
 class WorkerSpec(NamedTuple):
-    """Who works: so many processes, with so many torch threads each, here or on a cluster.
+    """The workers: how many processes, with how many torch threads each, here or on a cluster.
 
-    ``workers`` is None where the size of the cluster decides; ``given``: the user asked for so many
-    threads.
+    ``workers`` is None if the size of the cluster decides; ``given``: whether the user set
+    ``threads``.
     """
 
     workers: int | None
@@ -40,7 +40,7 @@ def sweep(
     crew: WorkerSpec,
     watch: Watch,
 ) -> list[Failure]:
-    """Do the jobs and store their outcomes; cells start as soon as what they share is ready."""
+    """Do the jobs and store their outcomes; cells start once their preparation is ready."""
     queue = deque(before or pending)
     waiting = list(pending) if before else []
     left = len(before)
@@ -73,12 +73,12 @@ def sweep(
 
 
 def longest_first(queue: deque[Job], took: Mapping[object, float]) -> None:
-    """Reorder what waits, so that no long cell is left to be done alone at the end.
+    """Reorder waiting jobs, so that no long cell is left alone at the end.
 
-    Cells of a kind that was not timed yet come first; the rows are those of any order.
+    Cells of a kind without a time yet come first. The order does not change the rows.
 
     Args:
-        queue: jobs that wait.
+        queue: waiting jobs.
         took: seconds by ``kind``.
     """
     waiting = sorted(queue, key=lambda job: -took.get(kind(job.cell), math.inf))
@@ -87,12 +87,12 @@ def longest_first(queue: deque[Job], took: Mapping[object, float]) -> None:
 
 
 def kind(cell: Cell) -> object:
-    """What cells have in common that take about the same time: all keys but the seed."""
+    """The kind of a cell, all keys but the seed: cells of a kind take about the same time."""
     return tuple(pair for pair in cell.keys if pair[0] != "seed")
 
 
 def share(cell: Cell) -> object:
-    """What the cells have in common that share a preparation."""
+    """The key of the preparation that a cell shares with others."""
     return cell.seed
 
 
@@ -111,7 +111,7 @@ def _outcomes(queue: deque[Job], *, crew: WorkerSpec, store: RunFolder, watch: W
 
 
 def refuse_unsendable(pending: Sequence[Job], crew: WorkerSpec) -> None:
-    """Say it before the first process starts when a job cannot travel to another process."""
+    """Refuse jobs that cannot be sent to another process, before the first process starts."""
     if (crew.workers == 1 and crew.engine == "processes") or not pending:
         return
     try:

@@ -36,7 +36,7 @@ NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ)
 class Job(NamedTuple):
     """One call of an experiment's function: ``prepare`` for a cell, or ``run`` for a cell.
 
-    ``threads`` are the torch threads that it has.
+    ``threads`` are its torch threads.
     """
 
     stage: str
@@ -48,9 +48,9 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a job: the stored lines of its rows, or why there are none.
+    """The outcome of a job: the lines of its rows, or why there are none.
 
-    ``peak_mib`` is the most memory that its process has held so far.
+    ``peak_mib`` is the peak memory of its process so far.
     """
 
     lines: tuple[str, ...]
@@ -77,7 +77,7 @@ def perform(job: Job) -> Outcome:
 
 
 def perform_pickled(payload: bytes) -> Outcome:
-    """Do a job in a worker process, where even finding its function may fail."""
+    """Do a job in a worker process, where even importing its function may fail."""
     try:
         job: Job = pickle.loads(payload)
     except Exception as error:
@@ -86,7 +86,7 @@ def perform_pickled(payload: bytes) -> Outcome:
 
 
 def describe_failure(stage: str, error: Exception, lines: Sequence[str]) -> Failure:
-    """What is stored of an exception."""
+    """An exception as it is stored."""
     return Failure(
         stage=stage,
         type=type(error).__name__,
@@ -105,10 +105,10 @@ def message_of(error: BaseException) -> str:
 
 
 def is_user_mistake(error: BaseException) -> bool:
-    """Whether an exception is frenet's way of refusing what the user gave.
+    """Whether an exception comes from the user's input.
 
-    Missing and forbidden files are, and paths that cannot exist. Any other exception is one only
-    where frenet says so: what a library raises points to a fault of frenet's.
+    Missing and forbidden files do, and paths that cannot exist. Any other exception does only if
+    frenet raises it as such: an exception of a library points to a bug in frenet.
     """
     if isinstance(error, OSError) and error.errno in NO_PATH:
         return True
@@ -121,8 +121,8 @@ def start_worker(threads: int, lifeline: Connection, log: str) -> None:
     Args:
         threads: torch threads, and those of the other numerical libraries.
         lifeline: a pipe that nobody writes to; it ends when the parent closes it or dies.
-        log: file that takes all that is printed here, so that progress stays readable and
-            standard output stays the parent's.
+        log: file for everything printed here, so that progress stays readable and standard output
+            belongs to the parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
@@ -130,7 +130,7 @@ def start_worker(threads: int, lifeline: Connection, log: str) -> None:
     for standard in (sys.stdout, sys.stderr):
         standard.flush()
         if isinstance(standard, io.TextIOWrapper):
-            # What a library prints must not fail the cell for want of a character.
+            # A character that cannot be encoded must not fail the cell.
             standard.reconfigure(encoding="utf-8", errors="backslashreplace")
     os.dup2(stream, 1)
     os.dup2(stream, 2)

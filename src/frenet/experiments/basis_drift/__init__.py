@@ -23,23 +23,23 @@ class Config(DamageConfig, MinibatchConfig):
     modes: tuple[str, ...] = ("recovery", "finetune")
     """'recovery' retrains a damaged task, 'finetune' learns one that the network has not seen."""
     optimizers: tuple[str, ...] = ("adam:3e-5", "adam:3e-4", "adam:1e-3", "sgd:0.01")
-    """Optimisers of all weights, with their rates: drift depends on the step size."""
+    """Optimisers for all weights, with their rates: drift depends on the step size."""
     lora_optimizers: tuple[str, ...] = ("adam:3e-4", "adam:1e-3", "adam:3e-3")
-    """Optimisers of LoRA, with their rates."""
+    """Optimisers for LoRA, with their rates."""
     protocol: str = "wrong-answers"
     """Damage before recovery."""
     k: int = 10
     """Basis dimension."""
     n: int = 48
-    """Gradients in each of three sets at every step that is looked at."""
+    """Gradients in each of the three sets drawn at every measured step."""
     lags: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
-    """Steps after the start at which to look."""
+    """Training steps after which to measure."""
     window: int = 30
-    """Steps in a window of updates, for the drift of the updates' own basis."""
+    """Updates in a window, for the drift of a basis made from updates."""
 
 
 def cells(config: Config) -> list[Cell]:
-    """One cell a seed, space, mode, task and optimiser."""
+    """One cell per seed, space, mode, task and optimiser."""
     return network_cells(
         config,
         mode=config.modes,
@@ -49,7 +49,7 @@ def cells(config: Config) -> list[Cell]:
 
 
 def _names(config: Config, mode: str) -> tuple[str, ...]:
-    """Fine-tuning the synthetic network is on tasks that it has not learned."""
+    """Fine-tuning uses tasks that the synthetic network has not learned."""
     if mode == "finetune" and config.model == SYNTHETIC:
         return ("predecessor",)
     return task_names(config)

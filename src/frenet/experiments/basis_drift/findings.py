@@ -25,7 +25,7 @@ from frenet.experiments.setup import columns
 from frenet.experiments.verdicts import Criterion, Rule
 
 LAG, CEILING, CONTROL = 100, 0.7, 0.95
-# In notes, between a damage and why it was not measured.
+# In notes, between the name of a damage and the reason why it was not measured.
 LEFT_OUT = " left out: "
 
 
@@ -42,7 +42,8 @@ def decide(rows: Rows) -> Finding:
     return Finding(
         claim="C3",
         verdict=verdict,
-        quantity=f"energy of new gradients in the basis of {LAG} steps ago, over a fresh basis",
+        quantity=f"energy of new gradients in a basis made {LAG} steps earlier, relative to a "
+        "fresh basis",
         estimate=ratio,
         reference="frozen control",
         reference_estimate=control,
@@ -53,7 +54,7 @@ def decide(rows: Rows) -> Finding:
 
 
 def _paths(rows: Rows, at_lag: Rows) -> tuple[Breakdown, ...]:
-    """The step size decides: ratio and half-life of every optimiser."""
+    """Ratio and half-life for every optimiser: the step size decides both."""
     keys = ("space", "mode", "optimizer")
     lives = select(rows, table="half_life", kind="gradients")
     ratios = breakdown(
@@ -70,7 +71,7 @@ def _paths(rows: Rows, at_lag: Rows) -> tuple[Breakdown, ...]:
 
 
 def _half_life(rows: Rows) -> Row:
-    """One bracket around the half-lives of those runs that saw the ratio halved."""
+    """One bracket around the half-lives of the runs in which the ratio halved."""
     from frenet.measure.bracket import hull
 
     lives = [life for row in rows if (life := bracket_of(row)) is not None]
@@ -81,28 +82,28 @@ def _half_life(rows: Rows) -> Row:
         "half-life at most": None if around is None else around.high,
         "runs halved": len(halved),
         "runs": len(lives),
-        "steps looked at": max((integer(row, "longest") for row in rows), default=None),
+        "longest lag": max((integer(row, "longest") for row in rows), default=None),
     }
 
 
 def reread(rows: Rows) -> list[Row]:
-    """Rows with half-lives as brackets, also those of earlier versions."""
+    """Rows with half-lives as brackets; those of earlier versions are converted."""
     keys = [column.name for column in _KEYS]
     return brackets.reread(rows, looks="drift", lives="half_life", keys=keys, lag="lag")
 
 
 def _left_out(rows: Rows) -> tuple[str, ...]:
-    """The damage that gave nothing to recover from, with the first reason."""
-    told = [str(row["note"]).partition(LEFT_OUT) for row in select(rows, table="notes")]
-    found = [(what, why) for what, split, why in told if split]
-    if not found:
+    """The damage that did not raise the loss, with the first reason."""
+    notes = [str(row["note"]).partition(LEFT_OUT) for row in select(rows, table="notes")]
+    left_out = [(damage, why) for damage, split, why in notes if split]
+    if not left_out:
         return ()
-    what, why = found[0]
-    return (f"The damage {what} was left out {len(found)} times, the first time because {why}.",)
+    damage, why = left_out[0]
+    return (f"The damage {damage} was left out {len(left_out)} times. First reason: {why}.",)
 
 
 def _by_path(rows: Rows) -> Rows:
-    """Gradient rows with a name for their optimiser, and for the space where there are several."""
+    """Gradient rows with a name for their optimiser, and for their space if there are several."""
     several = len({row.get("space") for row in rows}) > 1
     return [
         {**row, "path": f"{row['optimizer']}, {row['space']}" if several else row["optimizer"]}
@@ -127,7 +128,7 @@ def drift_chart(rows: Rows) -> object:
 
 
 def distance_chart(rows: Rows) -> object:
-    """The same against the distance travelled: is it steps or distance that wears a basis out?"""
+    """The same ratio against the distance travelled: do steps or distance wear a basis out?"""
     keys = ("mode", "path", "lag")
     gradients = _by_path(rows)
     table = over_seeds(gradients, by=keys, value="ratio")
@@ -156,7 +157,7 @@ def overlap_chart(rows: Rows) -> object:
     )
     return dots(
         table,
-        x=Axis("value", f"at lag {LAG}"),
+        x=Axis("value", f"at lag {LAG}, relative to a fresh basis"),
         row=Axis("path", "optimiser"),
         colour="series",
         rules=["control"],
@@ -177,12 +178,12 @@ TABLES = {
         *_KEYS,
         Column("lag", "steps", "steps between the basis and the gradients", "key"),
         Column(
-            "ratio", "", "held-out energy in the old basis over a fresh one", "measure", "control"
+            "ratio", "", "held-out energy in the old basis over a fresh one's", "measure", "control"
         ),
-        Column("control", "", "the same without any step between: the ceiling", "reference"),
-        Column("chance", "", "a random basis in place of the old one", "reference"),
+        Column("control", "", "the same ratio with no step in between: the ceiling", "reference"),
+        Column("chance", "", "the same ratio for a random basis", "reference"),
         Column("fresh", "fraction", "held-out energy in the fresh basis", "reference"),
-        Column("overlap", "", "overlap over the ceilings; may exceed 1", "measure", "ceiling_s"),
+        Column("overlap", "", "overlap over its ceilings; may exceed 1", "measure", "ceiling_s"),
         Column("ceiling_s", "fraction", "overlap of two old bases", "reference"),
         Column("ceiling_t", "fraction", "overlap of two fresh bases", "reference"),
         Column("displacement", "2-norm", "distance travelled", "key"),
@@ -208,25 +209,25 @@ CLAIMS = (
 FIGURES = (
     Figure(
         "drift",
-        "How much an old basis holds of new gradients",
-        "Held-out gradient energy in the basis made at the start, over that in a basis made on "
-        "the spot. The frozen control is the same without any training in between.",
+        "How much of new gradients an old basis holds",
+        "Held-out gradient energy in the basis made at the start, relative to a basis made at the "
+        "current step. The frozen control is the same ratio with no training in between.",
         "drift",
         drift_chart,
     ),
     Figure(
         "distance",
         "Steps or distance?",
-        "The same against the distance travelled. Where the curves of different step sizes "
-        "fall together, it is distance that wears a basis out.",
+        "The same ratio against the distance travelled. If the curves of different step sizes "
+        "coincide, distance wears a basis out, not the number of steps.",
         "drift",
         distance_chart,
     ),
     Figure(
         "overlap",
         "Two measures of the same drift",
-        "The overlap weighs all k directions alike, the energy ratio by how much gradient they "
-        "carry; the overlap may exceed 1 since its ceilings are estimates.",
+        "The overlap weighs all k directions equally, the energy ratio by the gradient energy that "
+        "they carry. The overlap may exceed 1 because its ceilings are estimates.",
         "drift",
         overlap_chart,
     ),

@@ -41,24 +41,24 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
         "gradients": (config.k, drifts),
         "updates": (k, update_drift(path.steps, window=config.window, k=k)),
     }
-    for kind, (dimension, found) in kinds.items():
+    for kind, (dimension, by_lag) in kinds.items():
         keys: Row = {"table": "drift", **dict(cell.keys), "kind": kind, "k": dimension}
-        moved = path.distances(max(found, default=0))
-        for lag, drift in found.items():
+        moved = path.distances(max(by_lag, default=0))
+        for lag, drift in by_lag.items():
             measured: Row = {**drift._asdict(), "displacement": moved[lag]}
             measured["chance"] = dimension / network.space.dim / drift.fresh
             yield {**keys, "lag": lag, **measured, "loss": losses.get(lag), "loss_0": losses[0]}
-        # What happens within the first window of updates is not seen: of them, too, nothing is
-        # known between lag 0 and the first lag.
-        ratios = {0: 1.0, **{lag: drift.ratio for lag, drift in found.items()}}
-        life = life_cells(lifetime(ratios, moved) if found else None)
+        # Nothing is measured within the first window, so nothing is known about updates, either,
+        # between lag 0 and the first lag.
+        ratios = {0: 1.0, **{lag: drift.ratio for lag, drift in by_lag.items()}}
+        life = life_cells(lifetime(ratios, moved) if by_lag else None)
         ends: Row = {"longest": max(ratios), "farthest": max(moved)}
         yield {**keys, "table": "half_life", **life, **ends}
 
 
 @contextmanager
 def _start(network: Network, config: Config, cell: Cell) -> Iterator[Task]:
-    """The network where training begins, and the task to train on; all is put back after."""
+    """The network at the start of training, and the task; the weights are restored at the end."""
     task = {**network.tasks, **network.unseen}[cell["task"]]
     with network.space.restored(network.model):
         if cell["mode"] == "recovery":

@@ -21,7 +21,7 @@ from frenet.experiments.setup.networks import (
 
 @dataclass(frozen=True)
 class Config(DamageConfig, NetworkConfig):
-    """Damage a task, predict what random search around the damaged point brings, and search."""
+    """Damage a task, predict the gain of random search around the damaged point, and search."""
 
     protocols: tuple[str, ...] = ("relative-noise", "wrong-answers")
     """Ways to damage the task; 'none' searches around the trained weights."""
@@ -35,30 +35,30 @@ class Config(DamageConfig, NetworkConfig):
         "name:embed",
         "name:up_proj",
     )
-    """Where candidates move: all selected parameters, K random directions, the leading K of the
-    task's gradients, the first K recovery updates, or the weights (not adapters) so named."""
+    """Where candidates move: all selected parameters, K random directions, the K leading directions
+    of the task's gradients, the first K recovery updates, or weights by name (not in adapters)."""
     widths: tuple[int, ...] = ()
-    """Further widths of the synthetic transformer, searched in all their weights."""
+    """Further widths of the synthetic transformer; all their weights are searched."""
     ranks: tuple[int, ...] = ()
-    """Further ranks of the adapters, searched in all their parameters."""
+    """Further ranks of the adapters; all their parameters are searched."""
     searches: int = 5
-    """Searches at each sigma; each draws its own noise, probes and random directions."""
+    """Searches at each sigma; each draws new noise, probes and random directions."""
     candidates: int = 512
     """Candidates of a search, a power of 2."""
     factors: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0)
-    """Values of sigma, as multiples of the predicted best one for so many candidates."""
+    """Values of sigma, as multiples of the predicted best one for this number of candidates."""
     select_size: int = 128
-    """Examples in the batch that all candidates are scored on."""
+    """Examples on which all candidates are scored."""
     test_size: int = 256
-    """Held-out examples that the winner is scored on."""
+    """Held-out examples on which the winner is scored."""
     probes: int = 16
-    """Probes of the trace estimate."""
+    """Random vectors in the estimate of the Hessian's trace."""
     prefix_optimizer: str = "adam:3e-4"
-    """Optimiser of the updates that a prefix is made of."""
+    """Optimiser of the recovery that gives the prefix."""
 
 
 def cells(config: Config) -> list[Cell]:
-    """One cell a seed, space, size, task, protocol and place."""
+    """One cell per seed, space, size, task, protocol and place."""
     return network_cells(
         config,
         size=lambda cell: _sizes(config, cell["space"]),
@@ -69,7 +69,7 @@ def cells(config: Config) -> list[Cell]:
 
 
 def _places(config: Config, space: str, size: int) -> tuple[str, ...]:
-    """Further sizes are searched everywhere at once; adapters have no weights with names."""
+    """Further sizes are searched in all parameters only; adapters have no weights by name."""
     if size != _own_size(config, space):
         return ("all",)
     named = space == "full"
@@ -82,7 +82,7 @@ def _own_size(config: Config, space: str) -> int:
 
 
 def _sizes(config: Config, space: str) -> list[int]:
-    """All widths, or all ranks, that are searched."""
+    """The widths, or ranks, to search."""
     further = by_space(space, config.widths, config.ranks)
     return list(dict.fromkeys((_own_size(config, space), *further)))
 

@@ -18,9 +18,9 @@ SCALES = {"sigma*": "the predicted gain at sigma*", "trusted": "the loss"}
 
 
 def scaled(rows: Rows) -> list[Row]:
-    """Rows of best with gains in units of the best one that is predicted for their place.
+    """Rows of the table best, with gains in units of the best gain predicted for their place.
 
-    Without those of a loss of zero, which has nothing to gain.
+    Rows with a loss of zero are dropped: nothing can be gained there.
     """
     return [
         {**row, **{name: number(row, name) / number(row, "scale") for name in GAINS}}
@@ -30,7 +30,7 @@ def scaled(rows: Rows) -> list[Row]:
 
 
 def best_chart(rows: Rows) -> object:
-    """Best of N against N with the predicted band, everywhere at once."""
+    """Best of N against N in the whole space, with the predicted band."""
     keys = ("unit", "factor", "candidates")
     everywhere = scaled(select(searched(rows), place="all"))
     ends = {
@@ -49,7 +49,7 @@ def best_chart(rows: Rows) -> object:
     return lines(
         [{**row, "sigma": f"sigma = {row['factor']:g} {_unit(row)}"} for row in table],
         x=Axis("candidates", "candidates N", log=True),
-        y=Axis("value", "gain, over that at sigma* or the loss", apart=True),
+        y=Axis("value", "gain, relative to that at sigma* or to the loss", apart=True),
         facet="sigma",
         rules=[PREDICTED],
     )
@@ -77,7 +77,7 @@ def sigma_chart(rows: Rows) -> object:
     return lines(
         table,
         x=Axis("factor", f"sigma over {WORDS[unit]}", log=True),
-        y=Axis("value", f"gain of the best, over {SCALES[unit]}"),
+        y=Axis("value", f"gain of the best, relative to {SCALES[unit]}"),
         facet="place",
         rules=["predicted"],
     )
@@ -99,7 +99,7 @@ def dimension_chart(rows: Rows) -> object:
     return lines(
         table,
         x=Axis("dim", "dimension of the search", log=True),
-        y=Axis("value", "gain at the best sigma, over the whole space's", domain=(0, 1.5)),
+        y=Axis("value", "gain at the best sigma, relative to the whole space", domain=(0, 1.5)),
         facet="space",
         rules=["predicted", Rule("within 25%", EVEN[0], EVEN[1])],
     )
@@ -149,13 +149,13 @@ def quantile_chart(rows: Rows) -> object:
             for row in table
         ],
         x=Axis("predicted", "predicted quantile of the change (predicted standard deviations)"),
-        y=Axis("value", "found"),
+        y=Axis("value", "observed quantile of the change"),
         colour="sigma",
     )
 
 
 def ranking_chart(rows: Rows) -> object:
-    """Found gains against both predictions of where searching pays."""
+    """Measured gains against both predictions of where search pays."""
     table: list[Row] = []
     for column, label in (
         ("density", "by signal density"),
@@ -170,15 +170,15 @@ def ranking_chart(rows: Rows) -> object:
         table += [row | {"predicted": across[row["place"]]} for row in means]
     return scatter(
         table,
-        x=Axis("predicted", "predicted, over the best place's"),
-        y=Axis("value", "gain found at the best sigma, over the best place's"),
+        x=Axis("predicted", "prediction, relative to the best place"),
+        y=Axis("value", "gain at the best sigma, relative to the best place"),
         colour="place",
         facet="panel",
     )
 
 
 def winner_chart(rows: Rows) -> object:
-    """The winner on the batch it was selected on, on held-out data, and what was predicted."""
+    """The winner's gain on the selection batch, on held-out data, and as predicted."""
     names = {
         "selected": "on the selection batch",
         "held_out": "on held-out data",
@@ -202,43 +202,43 @@ FIGURES = (
     Figure(
         "best",
         "The best of N, predicted and found",
-        "Gain on the selection batch in the whole space, in units of the gain predicted at sigma*, "
-        "and where there is no sigma* to trust in units of the loss. "
-        "The band holds 95% of single searches; what was found is the mean over searches, with its "
-        "interval over seeds. Every panel has its own scale.",
+        "Gain on the selection batch in the whole space, in units of the gain predicted at sigma* "
+        "(of the loss, if there is no trusted sigma*). The band holds 95% of single searches. The "
+        "measured gain is the mean over searches, with its interval over seeds. Every panel has "
+        "its own scale.",
         "best",
         best_chart,
     ),
     Figure(
         "sigma",
         "How large should the noise be?",
-        "Gain of the most candidates against sigma, in units of the best one predicted for each "
-        "place from gradient and curvature; where most searches have no sigma* to trust, of those, "
-        "in units of the loss.",
+        "Gain of the most candidates against sigma, in units of the best gain that gradient and "
+        "curvature predict for each place. If most searches have no trusted sigma*, only those are "
+        "drawn, in units of the loss.",
         "best",
         sigma_chart,
     ),
     Figure(
         "dimension",
         "Does dimension matter?",
-        "Gain at each one's best sigma in random directions, over that in the whole space, of the "
-        "cases in which both best sigmas lie within what was searched.",
+        "Gain at the best sigma in random directions, relative to the whole space. A case counts "
+        "if both best sigmas lie within the searched range.",
         "best",
         dimension_chart,
     ),
     Figure(
         "slope",
         "Gain at equal gradient norm",
-        "Best of N at the smallest sigma, over what a linear loss with the same gradient would "
-        "give, in every place and size of network that was searched.",
+        "Best of N at the smallest sigma, relative to a linear loss with the same gradient, for "
+        "every place and size of network.",
         "best",
         slope_chart,
     ),
     Figure(
         "ranking",
-        "Where does searching pay?",
-        "Places ranked beforehand by signal density and by density over curvature, against what "
-        "searching them gave; each over the best place of the same network.",
+        "Where does search pay?",
+        "Places ranked before the search by signal density and by density over curvature, against "
+        "the measured gain. All values are relative to the best place of the same network.",
         "best",
         ranking_chart,
     ),
@@ -253,7 +253,7 @@ FIGURES = (
     Figure(
         "winner",
         "What is left on held-out data",
-        "The winner on the batch that it was selected on, and on examples that had no say.",
+        "Gain of the winner on the batch that selected it, and on held-out examples.",
         "winner",
         winner_chart,
     ),

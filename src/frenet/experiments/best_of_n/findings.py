@@ -23,9 +23,9 @@ from frenet.experiments.intervals import (
 from frenet.experiments.verdicts import Cases, Criterion, NoOutlier, Rule, every
 
 COVERED, NOMINAL, LINEAR = 0.9, 0.95, 0.2
-# How far the model is said to hold, by the unit of sigma.
+# The sigma up to which the model should hold, by the unit of sigma.
 REACH = {"sigma*": 0.5, "trusted": 1.0}
-WORDS = {"sigma*": "sigma*", "trusted": "the largest sigma to be trusted"}
+WORDS = {"sigma*": "sigma*", "trusted": "the largest trusted sigma"}
 EVEN = (0.75, 1.25)
 CASE = ("seed", "space", "task", "protocol")
 AT = ("in units of", "sigma", "in the predicted range")
@@ -34,7 +34,7 @@ PREDICTIONS = {"density": "signal density", "density_over_curvature": "density o
 
 BANDS = Criterion(
     f"the share of searches inside their predicted 95% band, with sigma up to {REACH['sigma*']} "
-    "sigma* (up to the largest sigma to be trusted, if there is no sigma*),",
+    "sigma* (up to the largest trusted sigma, if there is no sigma*),",
     within=(COVERED, math.inf),
 )
 EVENLY = Criterion(
@@ -46,7 +46,7 @@ RULE = Rule((BANDS, NUMBERS, NOWHERE))
 
 
 def decide(rows: Rows) -> Finding:
-    """C5: the bands hold what they should up to sigma* / 2, and gains are even."""
+    """C5: the bands have their coverage up to sigma* / 2, and gains are even."""
     covered = fraction(within_reach(rows), "inside")
     even = evenness(rows)
     measured = [EVENLY.of(r, case=f"in {k} random directions") for k, r in even.items()]
@@ -61,7 +61,8 @@ def decide(rows: Rows) -> Finding:
     return Finding(
         claim="C5",
         verdict=verdict,
-        quantity="best-of-N inside its predicted 95% band, in the predicted range of sigma",
+        quantity="share of searches with the best of N inside its predicted 95% band, in the "
+        "predicted range of sigma",
         estimate=covered,
         reference="nominal coverage",
         reference_estimate=Estimate(NOMINAL, n=0) if covered else None,
@@ -72,7 +73,7 @@ def decide(rows: Rows) -> Finding:
 
 
 def searched(rows: Rows) -> list[Row]:
-    """Best-of-N rows of everything and of random directions."""
+    """Best-of-N rows of the whole space and of random directions."""
     return [
         dict(row)
         for row in select(rows, table="best")
@@ -81,7 +82,7 @@ def searched(rows: Rows) -> list[Row]:
 
 
 def within_reach(rows: Rows) -> list[Row]:
-    """Of these, those with sigma up to sigma* / 2, or as far as the model is to be trusted."""
+    """Rows of ``searched`` with sigma up to sigma* / 2, or up to the largest trusted sigma."""
     return [row for row in searched(rows) if number(row, "factor") <= REACH[str(row["unit"])]]
 
 
@@ -91,11 +92,11 @@ def most_candidates(rows: Rows) -> int:
 
 
 def best_gains(rows: Rows, column: str = "gain") -> list[Row]:
-    """The gain of the largest N at each place's best sigma, one row a case, size and place.
+    """The gain of the largest N at each place's best sigma, one row per case, size and place.
 
-    Of its searches with a sigma*, or of all where none has one: the mean of some sigmas over other
-    searches than that of others would say which search is best. ``bracketed``: a larger sigma was
-    searched and gained less, or none beyond sigma* was and it is taken at its word.
+    Only searches with a sigma* count, or all searches if none has one: means of different sigmas
+    must be over the same searches. ``bracketed``: a larger sigma was searched and gained less, or
+    no sigma beyond sigma* was searched and the prediction is trusted.
     """
     table = select(rows, table="best")
     keys = (*CASE, "size", "place", "dim")
@@ -103,20 +104,20 @@ def best_gains(rows: Rows, column: str = "gain") -> list[Row]:
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in aggregate(most, by=(*keys, "unit", "factor"), value=column):
         groups.setdefault(tuple(row[name] for name in keys), []).append(row)
-    found = []
+    gains = []
     for group in groups.values():
-        own = [dict(row) for row in select(group, unit="sigma*")] or group
-        best = max(own, key=lambda row: number(row, "value"))
-        largest = max(number(row, "factor") for row in own)
+        with_unit = [dict(row) for row in select(group, unit="sigma*")] or group
+        best = max(with_unit, key=lambda row: number(row, "value"))
+        largest = max(number(row, "factor") for row in with_unit)
         inside = number(best, "factor") < largest
-        found.append(best | {"bracketed": inside or (best["unit"] == "sigma*" and largest <= 1)})
-    return found
+        gains.append(best | {"bracketed": inside or (best["unit"] == "sigma*" and largest <= 1)})
+    return gains
 
 
 def relative_gains(rows: Rows, start: str = "", *, column: str = "gain") -> list[Row]:
-    """``best_gains`` over that in the whole space of the same network, where both are bracketed.
+    """``best_gains`` relative to the whole space of the same network, if both are bracketed.
 
-    Of the places whose names start so.
+    Only places with names that begin with ``start`` are returned.
     """
     gains = select(best_gains(rows, column), bracketed=True)
     keys = (*CASE, "size")
@@ -132,14 +133,14 @@ def relative_gains(rows: Rows, start: str = "", *, column: str = "gain") -> list
 
 
 def evenness(rows: Rows) -> dict[int, Estimate]:
-    """By number of random directions: gain at the best sigma over that in the whole space."""
+    """Gain at the best sigma relative to the whole space, by number of random directions."""
     relative = relative_gains(rows, "random:")
     places = {str(row["place"]) for row in relative}
-    found = {}
+    shares = {}
     for name in sorted(places, key=_directions):
         if (value := estimate(select(relative, place=name), "ratio")) is not None:
-            found[_directions(name)] = value
-    return found
+            shares[_directions(name)] = value
+    return shares
 
 
 def _directions(place: str) -> int:
@@ -148,11 +149,11 @@ def _directions(place: str) -> int:
 
 
 def ranked(rows: Rows) -> list[Row]:
-    """Places with both predictions of their rank and the gain that was found.
+    """Places with both predictions of their rank, and the measured gain.
 
-    Predictions and gains are given over the largest of the same network and damage.
+    Predictions and gains are relative to the largest of the same network and damage.
     """
-    found: list[Row] = []
+    places: list[Row] = []
     keys = (*CASE, "size")
     gains = best_gains(rows)
     for case in dict.fromkeys(tuple(row[key] for key in keys) for row in gains):
@@ -168,24 +169,24 @@ def ranked(rows: Rows) -> list[Row]:
             top = max((number(row, column) for row in full), default=0.0)
             for row in full:
                 row[column] = number(row, column) / top if top > 0 else None
-        found += full
-    return found
+        places += full
+    return places
 
 
 def _cautions(rows: Rows) -> Iterator[str]:
     if bare := select(rows, table="place", sigma_star=None):
         yield (
-            f"{len(bare)} of {len(select(rows, table='place'))} searches have no best sigma to "
-            "trust: the trace of the Hessian is not clearly positive, or so small that the "
-            "quadratic model does not hold as far out; they are measured in units of the largest "
-            "sigma to be trusted, and count up to that."
+            f"{len(bare)} of {len(select(rows, table='place'))} searches have no trusted best "
+            "sigma: the trace of the Hessian is not clearly positive, or so small that the "
+            "quadratic model does not hold that far. Their sigmas are in units of the largest "
+            "trusted sigma, and count up to it."
         )
     cases, compared = len(_in_random(rows)), len(relative_gains(rows, "random:"))
     if compared < cases:
         yield (
             f"Of {cases} gains in random directions, {cases - compared} cannot be compared with "
-            "the gain in the whole space: one of the two best sigmas is not within what was "
-            "searched, or the whole space has no gain."
+            "the gain in the whole space: one of the two best sigmas is outside the searched "
+            "range, or the whole space has no gain."
         )
 
 
@@ -213,15 +214,16 @@ def _at_sigma(rows: Rows) -> list[Row]:
 
 
 def _bands(rows: Rows) -> tuple[Breakdown, ...]:
-    """How many searches lie inside their bands at each sigma, and what the best of most gains."""
-    found = searched(rows)
-    most = most_candidates(found)
+    """Share of searches inside their bands at each sigma, and the gain of the largest N."""
+    searches = searched(rows)
+    most = most_candidates(searches)
     fewer = {"gain": None, "predicted": None}
     table = [
-        row | {"nominal": NOMINAL} | ({} if row["candidates"] == most else fewer) for row in found
+        row | {"nominal": NOMINAL} | ({} if row["candidates"] == most else fewer)
+        for row in searches
     ]
     return breakdown(
-        "Searches inside their predicted 95% band, everywhere and in random directions",
+        "Searches inside their predicted 95% band, in the whole space and in random directions",
         _at_sigma(table),
         by=AT,
         values={
@@ -235,7 +237,7 @@ def _bands(rows: Rows) -> tuple[Breakdown, ...]:
 
 
 def _curvature(rows: Rows) -> tuple[Breakdown, ...]:
-    """The same in all places, apart for those with little curvature."""
+    """Share of searches inside their bands in all places, with little and much curvature."""
     table: list[Row] = []
     for row in sorted(select(rows, table="best"), key=lambda row: number(row, "second_order")):
         near = number(row, "second_order") <= LINEAR
@@ -253,7 +255,7 @@ def _curvature(rows: Rows) -> tuple[Breakdown, ...]:
 
 
 def _shares(rows: Rows) -> tuple[Breakdown, ...]:
-    """Gains in random directions, and in how many cases they are known."""
+    """Gains in random directions, and the number of cases."""
     compared = [
         row | {"least": EVEN[0], "most": EVEN[1]} for row in relative_gains(rows, "random:")
     ]
@@ -269,7 +271,7 @@ def _shares(rows: Rows) -> tuple[Breakdown, ...]:
 
 
 def _winners(rows: Rows) -> tuple[Breakdown, ...]:
-    """Selected against held out, and the gradient step of equal norm."""
+    """Gain on selection and held-out data, and of the gradient step of equal norm."""
     return breakdown(
         "Gain of the winners in all places",
         _at_sigma(select(rows, table="winner")),
@@ -278,14 +280,14 @@ def _winners(rows: Rows) -> tuple[Breakdown, ...]:
             "held_out": "held out",
             "held_out_predicted": "predicted held out",
             "step": "gradient step of equal norm, held out",
-            "selected": "where selected",
-            "selected_predicted": "predicted where selected",
+            "selected": "on the selection batch",
+            "selected_predicted": "predicted on the selection batch",
         },
     )
 
 
 def _ranks(rows: Rows) -> tuple[Breakdown, ...]:
-    """Rank correlation of either prediction with what searching found."""
+    """Rank correlation of each prediction with the measured gain."""
     from scipy import stats
 
     ranks: list[Row] = []
@@ -296,17 +298,17 @@ def _ranks(rows: Rows) -> tuple[Breakdown, ...]:
             where = dict(zip(keys, case, strict=True))
             part = select(table, **where)
             pair = [[number(row, name) for row in part] for name in (column, "value")]
-            # Of three places, or of equal values, nothing is ranked.
+            # Three places, or equal values, give no rank correlation.
             if len(part) >= 4 and all(len(set(values)) > 1 for values in pair):
                 rho = float(stats.spearmanr(*pair)[0])
                 ranks.append(
                     where | {"ranked by": words, "rho": rho, "places": len(part), "chance": 0.0}
                 )
     return breakdown(
-        "Spearman's rank correlation of the places' gains with what predicts them",
+        "Spearman's rank correlation of the places' gains with their predictions",
         ranks,
         by=("ranked by",),
-        values={"rho": "correlation", "chance": "by chance", "places": "places in a case, mean"},
+        values={"rho": "correlation", "chance": "by chance", "places": "mean places per case"},
         counts={"rho": "cases"},
         least=-1.0,
     )
@@ -317,8 +319,8 @@ CLAIMS = (
         id="C5",
         statement="Gaussian random search works in very high dimension, as a local-linear theorem "
         "says",
-        paper="it does",
-        rule=f"{RULE}. The gains of a case count if both best sigmas lie within what was searched",
+        paper="yes, no number given",
+        rule=f"{RULE}. The gains of a case count if both best sigmas lie in the searched range",
         decide=decide,
         figure="best",
     ),

@@ -1,4 +1,4 @@
-"""Rows of `best_of_n`: what random search should bring at a point, and what it brings."""
+"""Rows of `best_of_n`: the predicted gain of random search at a point, and the measured one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,12 +39,12 @@ class Spot:
     cell: Cell
 
     def seed(self, search: int, sigma: int = 0) -> int:
-        """Of the noise of one search."""
+        """Seed of the noise of one search."""
         return 100_000 * int(self.cell.seed) + 100 * search + sigma
 
     @property
     def selection(self) -> Selection:
-        """The examples of all searches."""
+        """The examples that all searches share."""
         return Selection(
             select_size=self.config.select_size,
             test_size=self.config.test_size,
@@ -83,18 +83,18 @@ def place(spot: Spot, search: int) -> Where:
 
 
 def search_rows(spot: Spot, search: int) -> Iterator[Row]:
-    """One search at every sigma: what is predicted first, then what is found."""
+    """One search at every sigma: the prediction first, then the result."""
     config, where = spot.config, place(spot, search)
     model, selection = spot.network.model, spot.selection
-    found = survey(
+    local_model = survey(
         model, spot.task, where, selection=selection, probes=config.probes, seed=spot.seed(search)
     )
-    star = found.best(config.candidates)
-    unit = star.sigma if star else found.trusted(config.candidates)
-    keys: Row = {**dict(spot.cell.keys), "search": search, "dim": found.local.dim}
-    yield _place_row(keys, found, config.candidates)
+    star = local_model.best(config.candidates)
+    unit = star.sigma if star else local_model.trusted(config.candidates)
+    keys: Row = {**dict(spot.cell.keys), "search": search, "dim": local_model.local.dim}
+    yield _place_row(keys, local_model, config.candidates)
     if unit == 0:
-        text = "the gradient is zero, or the loss: no sigma follows, and nothing was searched"
+        text = "the gradient or the loss is zero: no sigma follows, so nothing was searched"
         yield note(spot.cell, f"{spot.cell['place']}: {text}")
         return
     for i, factor in enumerate(config.factors):
@@ -110,37 +110,37 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
             noise=noise, num_candidates=config.candidates, selection=selection,
         )  # fmt: skip
         changes = -(result.scores.double().numpy() - result.before)
-        yield _spread_row(at, found, changes)
-        yield from _quantile_rows(at, found, changes)
-        yield from _best_rows(at, found, changes)
-        yield _winner_row(at, found, result, where, spot)
+        yield _spread_row(at, local_model, changes)
+        yield from _quantile_rows(at, local_model, changes)
+        yield from _best_rows(at, local_model, changes)
+        yield _winner_row(at, local_model, result, where, spot)
 
 
-def _place_row(keys: Row, found: LocalModel, candidates: int) -> Row:
-    """What the predictions of a place follow from."""
-    local, star = found.local, found.best(candidates)
+def _place_row(keys: Row, local_model: LocalModel, candidates: int) -> Row:
+    """The numbers from which the predictions for a place follow."""
+    local, star = local_model.local, local_model.best(candidates)
     return {
         "table": "place",
         **keys,
         "gradient": local.gradient,
         "trace": local.trace,
-        "trace_error": found.trace_error,
+        "trace_error": local_model.trace_error,
         "trace_square": local.trace_square,
         "sigma_star": star.sigma if star else None,
         "linear_sigma": local.linear_range(),
         "best_gain": local.gain(star.sigma, candidates) if star else None,
         "density": local.signal_density(),
         "density_over_curvature": local.density_over_curvature(),
-        "transfer": found.transfer,
-        "bend": found.bend,
-        "loss": found.loss,
+        "transfer": local_model.transfer,
+        "bend": local_model.bend,
+        "loss": local_model.loss,
     }
 
 
-def _spread_row(at: Row, found: LocalModel, changes: np.ndarray) -> Row:
+def _spread_row(at: Row, local_model: LocalModel, changes: np.ndarray) -> Row:
     """Mean, spread and shape of the changes against their predictions."""
     sigma = number(at, "sigma")
-    local, change = found.local, found.local.change(sigma)
+    local, change = local_model.local, local_model.local.change(sigma)
     distance = stats.ks_1samp(changes, change.cdf)
     return {
         "table": "spread",
@@ -156,9 +156,9 @@ def _spread_row(at: Row, found: LocalModel, changes: np.ndarray) -> Row:
     }
 
 
-def _quantile_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[Row]:
+def _quantile_rows(at: Row, local_model: LocalModel, changes: np.ndarray) -> Iterator[Row]:
     """Quantiles of the changes in units of their predicted spread."""
-    change = found.local.change(number(at, "sigma"))
+    change = local_model.local.change(number(at, "sigma"))
     if change.std == 0:
         return
     predicted = change.quantile(np.array(QUANTILES))
@@ -173,11 +173,11 @@ def _quantile_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[
         }
 
 
-def _best_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[Row]:
-    """The best of N in the N_max / N disjoint blocks that the candidates make."""
+def _best_rows(at: Row, local_model: LocalModel, changes: np.ndarray) -> Iterator[Row]:
+    """The best of N in each of the N_max / N disjoint blocks of candidates."""
     sigma, n = number(at, "sigma"), 1
-    change, star = found.local.change(sigma), found.best(len(changes))
-    scale = star.gain if star else found.loss
+    change, star = local_model.local.change(sigma), local_model.best(len(changes))
+    scale = star.gain if star else local_model.loss
     while n <= len(changes):
         gains = -changes[: len(changes) // n * n].reshape(-1, n).min(1)
         low, high = (-end for end in reversed(change.best_band(n)))
@@ -189,21 +189,23 @@ def _best_rows(at: Row, found: LocalModel, changes: np.ndarray) -> Iterator[Row]
             "gain": float(gains.mean()),
             "predicted": -change.best_of(n),
             "scale": scale,
-            "second_order": found.local.curved(sigma),
-            "linear": sigma * found.local.gradient * expected_maximum(n),
+            "second_order": local_model.local.curved(sigma),
+            "linear": sigma * local_model.local.gradient * expected_maximum(n),
             "low": low,
             "high": high,
             "inside": float(((gains >= low) & (gains <= high)).mean()),
             "nominal": 0.95,
-            "density": found.local.signal_density(),
-            "density_over_curvature": found.local.density_over_curvature(),
+            "density": local_model.local.signal_density(),
+            "density_over_curvature": local_model.local.density_over_curvature(),
         }
         n *= 2
 
 
-def _winner_row(at: Row, found: LocalModel, result: SearchResult, where: Where, spot: Spot) -> Row:
-    """What the winner gained where it was selected and on held-out data."""
-    sigma, local, n = result.noise.sigma, found.local, len(result.scores)
+def _winner_row(
+    at: Row, local_model: LocalModel, result: SearchResult, where: Where, spot: Spot
+) -> Row:
+    """The winner's gain on the selection batch and on held-out data."""
+    sigma, local, n = result.noise.sigma, local_model.local, len(result.scores)
     held_out = result.held_out.gain
     return {
         "table": "winner",
@@ -214,14 +216,14 @@ def _winner_row(at: Row, found: LocalModel, result: SearchResult, where: Where, 
         "held_out": held_out.value,
         "held_out_low": held_out.low,
         "held_out_high": held_out.high,
-        "held_out_predicted": found.held_out_gain(sigma, n),
+        "held_out_predicted": local_model.held_out_gain(sigma, n),
         "step": _step_gain(spot, where, sigma * local.dim**0.5),
-        "loss": found.loss,
+        "loss": local_model.loss,
     }
 
 
 def _step_gain(spot: Spot, where: Where, radius: float) -> float:
-    """Gain on held-out data of one gradient step of this length, the yardstick of a search."""
+    """Held-out gain of one gradient step of this length, the yardstick of a search."""
     model, task, chosen, space = spot.network.model, spot.task, spot.selection, space_of(where)
     select = next(repeatable(task, "select", chosen.select_size, chosen.seed))
     test = next(repeatable(task, "test", chosen.test_size, chosen.seed))

@@ -29,43 +29,43 @@ class Config(ContrastConfig, DamageConfig, MinibatchConfig):
     vectors: tuple[str, ...] = ()
     """Further directions from disk: adapters, checkpoints, task vectors."""
     steering: str = ""
-    """File of a steering vector, to be followed in place of one that is made from the contrast."""
+    """File of a steering vector to follow, in place of one made from the contrast."""
     trajectory: str = ""
-    """Folder of a training that FrenetCallback recorded, along which to see how long directions
-    last, in place of a training that is run here. It also gives prefix and task vector."""
+    """Folder of a training run that FrenetCallback recorded. Lifetimes are measured along it, and
+    prefix and task vector come from it, in place of a new run."""
     protocol: str = "wrong-answers"
-    """Damage before; 'none' measures around the weights as they are."""
+    """Damage before the measurement; 'none' leaves the weights unchanged."""
     optimizer: str = "adam:1e-4"
-    """Optimiser and rate of the training in all weights."""
+    """Optimiser and rate for training all weights."""
     lora_optimizer: str = "adam:1e-3"
-    """Optimiser and rate of the training of LoRA."""
+    """Optimiser and rate for training LoRA."""
     k: int = 10
     """Steps of the prefix."""
     n: int = 16
-    """Minibatch gradients in a direction, and as many held out."""
+    """Minibatch gradients averaged in a direction; as many are held out."""
     eval_size: int = 128
-    """Held-out examples that the radius is measured on; fewer where there are fewer."""
+    """Held-out examples on which the radius is measured; all of them if there are fewer."""
     lags: tuple[int, ...] = (1, 3, 10, 30, 100)
-    """Steps of training after which to look; the last one ends the task vector."""
+    """Training steps after which to measure; the task vector ends at the last one."""
     eps: float = 0.2
-    """Relative deviation from the linear at the radius."""
+    """Relative deviation from linearity that defines the radius."""
     candidates: int = 64
     """Candidates of the search."""
     probes: int = 4
-    """Probes of the search's plan."""
+    """Random vectors in the search plan's estimate of the Hessian's trace."""
     prompts: int = 64
     """Prompts in each of the three parts of the contrast."""
     path: str = ""
-    """Dotted name of the list of blocks, where it is not found by itself."""
+    """Dotted name of the list of blocks, if frenet does not detect it."""
 
 
 def cells(config: Config) -> list[Cell]:
-    """One cell a seed, space and task.
+    """One cell per seed, space and task.
 
     Raises:
         ValueError: an unknown kind of direction, a prefix as long as the training, or a steering
             vector without the prompts that it steers.
-        FileNotFoundError: a vector, contrast or training that is not there.
+        FileNotFoundError: a vector, contrast or training that does not exist.
     """
     from frenet.network.data.hub import is_path
 
@@ -75,31 +75,31 @@ def cells(config: Config) -> list[Cell]:
     if "prefix" in config.directions and config.k >= steps:
         remedy = f"--k {steps - 1} or less" if steps > 1 else "--directions without prefix"
         raise UsageError(
-            f"a prefix of k={config.k} steps is all of a training of {steps}, the last of --lags; "
-            f"pass {remedy}, or a last of --lags above {config.k}"
+            f"a prefix of k={config.k} steps is all of a training of {steps} steps (the last of "
+            f"--lags); pass {remedy}, or a last lag above {config.k}"
         )
     if config.vectors:
         from frenet.methods.vector_files import check_sources
 
         if config.dtype != "float32":
             raise UsageError(
-                f"--vectors are lines in the weights, whose small steps {config.dtype} rounds "
+                f"--vectors are lines in the weights, and {config.dtype} rounds their small steps "
                 "away; pass --dtype float32"
             )
         check_sources(config.vectors)
-    # Contrasts may be those of a data set on the hub.
+    # Contrasts may come from a data set on the hub.
     contrasts = (config.contrasts,) if is_path(config.contrasts) else ()
     for source in (*contrasts, config.steering, config.trajectory):
         if source and not Path(source).expanduser().exists():
             raise FileNotFoundError(f"there is no file or folder {source}")
     if config.steering and not config.contrasts and config.model != SYNTHETIC:
         raise UsageError(
-            f"--steering {config.steering} needs prompts that it steers; pass --contrasts FILE"
+            f"--steering {config.steering} needs prompts to steer; pass --contrasts FILE"
         )
     return network_cells(config, task=task_names(config))
 
 
-# What `frenet probe` starts from: the user's own weights as they are, and one training run.
+# The defaults of `frenet probe`: the user's weights, undamaged, and one training run.
 PROBE = Config(
     lora_optimizer="adamw:5e-4", batch_size=8, n=8, eval_size=32, lags=(1, 3, 10, 30, 100),
     seeds=(0,), protocol="none", learn_steps=0,
@@ -137,8 +137,7 @@ EXPERIMENT = Experiment(
         MODEL: {
             "smoke": {"seeds": (0,), "max_tasks": 1, "lags": (1, 3, 12), "candidates": 8},
             "demo": FEW,
-            # A small model that has only just learned its tasks does not get worse by wrong
-            # answers.
+            # Wrong answers hardly damage a small model that has only just learned its tasks.
             "cpu": {"protocol": "absolute-noise"},
         },
     },

@@ -6,9 +6,9 @@ from frenet.experiments.brackets import bracket_of
 from frenet.experiments.experiment import Answer, Rows, Scalar, number
 from frenet.experiments.intervals import select
 
-# A direction whose share of the gradient is not this many times chance has no share to lose: one
-# squared coordinate of a random direction exceeds it once in 500 draws. A cosine of a steering
-# vector has to be twice 1 / sqrt(h).
+# A direction with less than this many times chance of the gradient has no share to lose: one
+# squared coordinate of a random direction exceeds it once in 500 draws. The cosine of a steering
+# vector must be at least 2 / sqrt(h).
 NO_SHARE = 10
 # The radius of a row and the ends of its interval, as shares of the norm of what moves.
 SHARES = ("relative", "relative_low", "relative_high")
@@ -17,35 +17,35 @@ SHARES = ("relative", "relative_low", "relative_high")
 def sentences(rows: Rows) -> list[Answer]:
     """One sentence for each direction of each cell: how far, and for how long."""
     radii = select(rows, table="radius")
-    found = []
+    answers = []
     for life in select(rows, table="lifetime"):
         keys = {key: life[key] for key in ("seed", "space", "task")}
         sides = select(radii, direction=life["direction"], **keys)
-        said = f"{_far(sides)}; {_long(life)}"
-        found.append(Answer(str(life["direction"]), keys, said))
-    return found
+        sentence = f"{_far(sides)}; {_long(life)}"
+        answers.append(Answer(str(life["direction"]), keys, sentence))
+    return answers
 
 
 def _far(sides: Rows) -> str:
-    """How far, in its own length where it has one."""
+    """How far, in units of its length if it has one."""
     if not sides:
-        return "no radius, since its slope is too small to be told from rounding (see the notes)"
+        return "no radius: its slope cannot be distinguished from rounding (see the notes)"
     row = next((r for r in sides if r["sign"] == 1), sides[0])
     what = "loss" if row["where"] == "weights" else "logit difference"
     within = f"{what} is linear within {number(row, 'eps'):.0%}"
-    # In its own length, or as a share of what it moves.
+    # In units of its length, or as a share of the norm of what it moves.
     one = number(row, "length") if row["length"] else 1.0
     ends = ("radius", "low", "high") if row["length"] else SHARES
     size, low, high = ("?" if row[end] is None else f"{number(row, end) / one:.3g}" for end in ends)
-    whose = "stream's" if row["share_of"] == "stream" else f"{row['share_of']}'"
-    unit = "its own length" if row["length"] else f"the {whose} norm"
+    owner = "stream's" if row["share_of"] == "stream" else f"{row['share_of']}'"
+    unit = "its own length" if row["length"] else f"the {owner} norm"
     along = "" if row["where"] != "weights" else f", in the {row['coordinates']}"
     moves = ""
     if row["length"] and row["coordinates"] == "factors" and row["share_of"] == "weights":
-        moves = f", where the weights have moved by {number(row, 'relative'):.3g} of their norm"
+        moves = f", which moves the weights by {number(row, 'relative'):.3g} of their norm"
     if row["unbounded"]:
-        return f"{within} as far as was looked, {size} of {unit}{along}{moves}"
-    side = "" if row["sign"] == 1 else ", against it"
+        return f"{within} up to at least {size} of {unit}{along}{moves}"
+    side = "" if row["sign"] == 1 else ", backwards"
     return f"{within} up to {size} of {unit}{along}{side} [{low}, {high}]{moves}"
 
 
@@ -53,7 +53,7 @@ def _long(life: Mapping[str, Scalar]) -> str:
     """How long."""
     if not life["has_share"]:
         if life["direction"] == "steering":
-            return "made from other prompts it is another one, so it has nothing to lose"
-        return f"it holds less of the gradient than {NO_SHARE} times chance: nothing to lose"
-    found = bracket_of(life)
-    return f"lifetime {found.in_words('step')} of training" if found else "lifetime not known"
+            return "no lifetime: a vector made from other prompts already points elsewhere"
+        return f"no lifetime: it holds less of the gradient than {NO_SHARE} times chance"
+    bracket = bracket_of(life)
+    return f"lifetime {bracket.in_words('step')} of training" if bracket else "lifetime unknown"

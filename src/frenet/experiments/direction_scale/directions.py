@@ -1,4 +1,4 @@
-"""The directions whose radius and lifetime `direction_scale` measures, at one point."""
+"""The directions that `direction_scale` measures, at one point."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +37,7 @@ from frenet.network.tasks import Task
 
 
 def source_names(sources: Sequence[str]) -> list[str]:
-    """What directions from disk are called: the last part of the path, where that is its own.
+    """Names of directions from disk: the last part of the path, or all of it if several share that.
 
     >>> source_names(["run/adapter", "tau.safetensors"])
     ['adapter', 'tau.safetensors']
@@ -55,7 +55,7 @@ class Direction(NamedTuple):
         name: its kind, or the file that it comes from.
         delta: (d,) in the coordinates of ``space``.
         space: the parameters that it moves.
-        length: its own length, where it has one; a gradient has none.
+        length: its length, if it has one; a gradient has none.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Direction(NamedTuple):
 
     @property
     def coordinates(self) -> Coordinates:
-        """In which its line is straight."""
+        """The coordinates in which its line is straight."""
         return coordinates_of(self.space)
 
 
@@ -86,26 +86,26 @@ class Spot:
         return by_space(self.cell["space"], config.optimizer, config.lora_optimizer)
 
     def training(self, replicate: int = 0) -> Training:
-        """A training on the task; replicates see other minibatches."""
+        """A training run on the task; replicates see other minibatches."""
         steps = max(self.config.lags)
         seed = self.seed + 7919 * replicate
         return Training(self.optimizer, self.config.batch_size, steps, seed=seed)
 
     @property
     def seed(self) -> int:
-        """Of everything that is drawn."""
+        """Seed of all random draws."""
         return int(self.cell.seed)
 
 
 def weight_directions(spot: Spot, path: Trajectory) -> Iterator[Direction]:
-    """Directions of what the network trains, in the order of KINDS.
+    """Directions in parameters, in the order of KINDS.
 
-    What an optimiser or a search makes is a line of the parameters that train, with LoRA of the
-    factors. What training has made is a change of the weights, as an adapter from disk is.
+    Gradient, Adam step, search winner and random direction are lines in the trained parameters
+    (with LoRA, the factors). The others are changes of the weights, like an adapter from disk.
 
     Args:
-        spot: where; the network stands at theta_d.
-        path: training from there, with other minibatches than lifetimes are measured along.
+        spot: the network, at theta_d.
+        path: a training run from there, with other minibatches than the run that gives lifetimes.
     """
     model, space = spot.network.model, spot.network.space
 
@@ -123,22 +123,22 @@ def weight_directions(spot: Spot, path: Trajectory) -> Iterator[Direction]:
     }
     for name, make in makers.items():
         if name in spot.config.directions and (made := make()) is not None:
-            found = _direction(spot, name, made)
-            if found.delta.any():
-                yield found
+            direction = _direction(spot, name, made)
+            if direction.delta.any():
+                yield direction
 
 
 def _direction(spot: Spot, name: str, made: torch.Tensor | TaskVector) -> Direction:
-    """What a maker gave, in coordinates: those that train, or those of the weights."""
+    """A vector as a direction, in the trained parameters or in the weights."""
     if isinstance(made, torch.Tensor):
-        own = None if name in (*FRESH, "random") else norm(made)
-        return Direction(name, made, spot.network.space, own)
+        length = None if name in (*FRESH, "random") else norm(made)
+        return Direction(name, made, spot.network.space, length)
     space = made.space(spot.network.model)
     return Direction(name, made.flat(space), space, made.norm())
 
 
 def mean_gradient(spot: Spot, *, scaled: bool, seed: int | None = None) -> torch.Tensor:
-    """Mean of n minibatch gradients at the present point, or that in Adam's metric."""
+    """Mean of n minibatch gradients at the current point; ``scaled``: in Adam's metric."""
     rows = gradient_matrix(
         spot.network.model,
         spot.task,
@@ -162,11 +162,11 @@ def _winner(spot: Spot) -> torch.Tensor | None:
     selection = Selection(
         select_size=config.batch_size, test_size=config.batch_size, seed=spot.seed
     )
-    found = survey(
+    local_model = survey(
         network.model, spot.task, network.space,
         selection=selection, probes=config.probes, seed=spot.seed,
     )  # fmt: skip
-    advised = plan(found, budget=config.candidates)
+    advised = plan(local_model, budget=config.candidates)
     if advised.best is None:
         return None
     noise = Noise(advised.best.sigma, seed=spot.seed)
@@ -183,8 +183,8 @@ class Steering(NamedTuple):
 
     Attributes:
         vector: (h,), made from one part of the prompts at the start.
-        block: after which it is added; where it steers most on a second part.
-        fresh: a third part, from which it is made anew, and on which its effect is measured.
+        block: after which it is added; the one with the largest effect on a second part.
+        fresh: a third part, for fresh vectors and for the measured effect.
         prompts: of that part.
     """
 
@@ -195,7 +195,7 @@ class Steering(NamedTuple):
 
 
 def steering_direction(spot: Spot) -> Steering | None:
-    """The contrast vector of the configured behaviour; None where there is none.
+    """The contrast vector of the configured behaviour; None if there is none.
 
     Raises:
         UnansweredError: an answer is several tokens.
@@ -235,12 +235,12 @@ def _contrast(spot: Spot) -> Contrast | None:
         return None
     network = spot.network
     longest = min(config.max_length, network.context_length or config.max_length)
-    found = contrasts(
+    available = contrasts(
         config.contrasts, network.tokenizer, max_length=longest, chat=config.chat,
         columns=config.contrast_columns or None, prompt=config.contrast_prompt or None,
     )  # fmt: skip
-    name = config.behaviour or next(iter(found))
-    if name not in found:
-        raise UsageError(f"no contrast {name!r} in {config.contrasts}; it has {listed(found)}")
-    first = only_first((name,), found, "contrasts", "--behaviour names another")
-    return replace(found[name], notes=(*found[name].reading_notes, *first))
+    name = config.behaviour or next(iter(available))
+    if name not in available:
+        raise UsageError(f"no contrast {name!r} in {config.contrasts}; it has {listed(available)}")
+    first = only_first((name,), available, "contrasts", "--behaviour names another")
+    return replace(available[name], notes=(*available[name].reading_notes, *first))

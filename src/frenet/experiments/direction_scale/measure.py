@@ -74,7 +74,7 @@ def steering_rows(spot: Spot, steering: Steering) -> Iterator[Row]:
 
 
 class _About(NamedTuple):
-    """A direction, where it acts, in which coordinates, and what share of a norm it moves."""
+    """A direction: its name, place and coordinates, and the share of a norm that it moves."""
 
     name: str
     where: str
@@ -97,7 +97,7 @@ def _sides(
         draw = rng.generator(spot.seed, "direction-scale", about.name, str(sign))
         side: Row = {**keys, "coordinates": about.coordinates, "sign": sign}
         try:
-            found = radius(
+            linear_range = radius(
                 line, start=start, limit=limit, sign=sign, eps=spot.config.eps, generator=draw
             )
         except ValueError as error:
@@ -107,32 +107,34 @@ def _sides(
             yield note(spot.cell, said)
             continue
         ends = {
-            name: _finite(getattr(found, name)) for name in ("radius", "low", "high", "predicted")
+            name: _finite(getattr(linear_range, name))
+            for name in ("radius", "low", "high", "predicted")
         }
         yield {
             "table": "radius",
             **side,
             "where": about.where,
             **ends,
-            "unbounded": found.unbounded,
+            "unbounded": linear_range.unbounded,
             "limit": limit,
             "length": length,
-            "times": found.radius / length if length else None,
+            "times": linear_range.radius / length if length else None,
             **_moved(about, sign, ends | {"limit": limit}),
-            "slope": found.slope,
+            "slope": linear_range.slope,
             "eps": spot.config.eps,
         }
-        for point in found.points:
+        for point in linear_range.points:
             deviation = point.deviation if math.isfinite(point.deviation) else None
             yield {
-                "table": "line", **side, "r": abs(point.r), "share": abs(point.r) / found.radius,
+                "table": "line", **side, "r": abs(point.r),
+                "share": abs(point.r) / linear_range.radius,
                 "change": point.change if math.isfinite(point.change) else None,
                 "linear": point.linear, "deviation": deviation, "eps": spot.config.eps,
             }  # fmt: skip
 
 
 def _moved(about: _About, sign: int, ends: Mapping[str, float | None]) -> Row:
-    """What distances along a line move, over the norm of the weights or of the stream."""
+    """Distances along a line, as shares of the norm of the weights or of the stream."""
     shares = {name: None if r is None else about.share(sign * r) for name, r in ends.items()}
     whole = "stream" if about.coordinates == "stream" else "weights"
     named = {f"relative_{name}": share for name, share in shares.items() if name != "radius"}
@@ -146,14 +148,14 @@ def _finite(value: float | None) -> float | None:
 def share_looks(
     spot: Spot, directions: Sequence[Direction], steering: Steering | None, step: int
 ) -> dict[str, float]:
-    """What every direction holds at the present point, by name.
+    """What every direction holds at the current point, by name.
 
-    Of weights, the share of held-out gradients along it, in its own coordinates: dL/dW of the
-    weights that it changes, or the gradient of the factors; where it can be made anew, over that
-    of the fresh one. Of activations, the cosine with the fresh one.
+    For weights: the share of held-out gradients along it, in its coordinates (dL/dW of the weights
+    that it changes, or the gradient of the factors); for gradient and Adam step, relative to a
+    fresh one. For activations: the cosine with a fresh vector.
     """
-    found: dict[str, float] = {}
-    # Minibatches of their own at every step: what is held out is never what a direction saw.
+    held: dict[str, float] = {}
+    # New minibatches at every step: no direction has seen the held-out ones.
     other, again = (spot.seed + 1_000_003 * (2 * step + i) for i in (1, 2))
     for space in dict.fromkeys(d.space for d in directions):
         bases = {d.name: _line_basis(d) for d in directions if d.space == space}
@@ -165,14 +167,14 @@ def share_looks(
             n=spot.config.n, batch_size=spot.config.batch_size, split=held_out(spot.task),
             seed=other,
         )  # fmt: skip
-        found |= {
+        held |= {
             name: share / (shares[f"fresh {name}"] or 1.0) if name in FRESH else share
             for name, share in shares.items()
             if not name.startswith("fresh ")
         }
     if steering is not None:
-        found["steering"] = _fresh_cosine(spot, steering)
-    return found
+        held["steering"] = _fresh_cosine(spot, steering)
+    return held
 
 
 def _line_basis(direction: Direction) -> Basis:
@@ -197,11 +199,11 @@ def lifetime_rows(
     """Rows of the tables share and lifetime.
 
     Args:
-        spot: where.
+        spot: network and task.
         values: by direction, what ``share_looks`` gave at every lag; all have the same lags.
-        path: the training.
+        path: the training run.
         dims: by direction, the d of its space, or the h of its stream.
-        reach: by direction, what its radius moves over its norm, where it has one.
+        reach: by direction, ``relative`` at its radius, if it has one.
         coordinates: by direction, in which its line is straight.
     """
     lags = sorted({lag for at in values.values() for lag in at})
@@ -252,13 +254,13 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
 
 def _measured(spot: Spot) -> Iterator[Row]:
     model, space, config = spot.network.model, spot.network.space, spot.config
-    # What may be wrong with the user's files is said before anything is trained.
+    # Problems with the user's files show before anything is trained.
     given = []
     names = source_names(config.vectors)
     for name, vector in zip(names, vectors_from_disk(model, config.vectors), strict=True):
         yield from (note(spot.cell, f"{name}: {text}") for text in vector.notes)
-        own = vector.space(model)
-        given.append(Direction(name, vector.flat(own), own, vector.norm()))
+        own_space = vector.space(model)
+        given.append(Direction(name, vector.flat(own_space), own_space, vector.norm()))
     with space.restored(model):
         if config.trajectory:
             path = read_steps(config.trajectory)
@@ -275,28 +277,30 @@ def _measured(spot: Spot) -> Iterator[Row]:
         if not config.trajectory:
             with space.restored(model):
                 path = train_and_record(model, spot.task, spot.training(), space=space)
-        found = []
+        directions = []
         for direction in (*weight_directions(spot, path), *given):
             if config.dtype == "float32" or direction.coordinates == "factors":
-                found.append(direction)
+                directions.append(direction)
                 continue
             why = f"it is a line in the weights, which are in {config.dtype}"
             yield note(spot.cell, f"{direction.name} left out: {why}; pass --dtype float32")
-        yield from _rows(spot, path, found, steering)
+        yield from _rows(spot, path, directions, steering)
 
 
 def _rows(
-    spot: Spot, path: Trajectory, found: list[Direction], steering: Steering | None
+    spot: Spot, path: Trajectory, directions: list[Direction], steering: Steering | None
 ) -> Iterator[Row]:
-    """Radii at the present point, and lifetimes along a training from there."""
+    """Radii at the current point, and lifetimes along a training run from there."""
     model, space, config = spot.network.model, spot.network.space, spot.config
 
     def look(step: int) -> dict[str, float]:
-        return share_looks(spot, found, steering, step)
+        return share_looks(spot, directions, steering, step)
 
-    rows = [row for direction in found for row in radius_rows(spot, direction)]
-    dims = {direction.name: direction.space.dim for direction in found}
-    coordinates: dict[str, str] = {direction.name: direction.coordinates for direction in found}
+    rows = [row for direction in directions for row in radius_rows(spot, direction)]
+    dims = {direction.name: direction.space.dim for direction in directions}
+    coordinates: dict[str, str] = {
+        direction.name: direction.coordinates for direction in directions
+    }
     if steering is not None:
         rows += steering_rows(spot, steering)
         dims["steering"], coordinates["steering"] = len(steering.vector), "stream"
@@ -309,7 +313,7 @@ def _rows(
     if config.trajectory:
         values = follow(model, path, space=space, lags=config.lags, look=look)
     else:
-        # Along the path that made them, prefix and task vector would have seen the minibatches.
+        # Prefix and task vector have seen the minibatches of the run that made them.
         with space.restored(model):
             path, values = watch_training(
                 model, spot.task, spot.training(replicate=1),

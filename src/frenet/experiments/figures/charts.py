@@ -1,10 +1,9 @@
 """Rows in, Altair charts out: the four kinds of figure that the experiments draw.
 
-Every chart takes rows that are already summed up over seeds (`intervals.aggregate`, `melt`) and the
-nulls, ceilings and decision lines that belong beside the measure (``rules``), which are always
-drawn grey and dashed and named in the legend. Series keep eight colours that readers with any
-colour vision tell apart, on white and on black; the ninth takes up the first colour with another
-dash.
+Every chart takes rows that are already averaged over seeds (`intervals.aggregate`, `melt`), and the
+nulls, ceilings and decision lines to compare the measure with (``rules``). These are grey, dashed
+and named in the legend. Series have eight colours that readers with any colour vision can
+distinguish, on white and on black; the ninth reuses the first colour with another dash.
 """
 
 from collections.abc import Sequence
@@ -102,7 +101,7 @@ def dots(
     facet: str | None = None,
     rules: Sequence[str | Rule] = (),
 ) -> "alt.LayerChart | alt.FacetChart":
-    """A dot with its interval for every category, side by side in one row where there are series.
+    """A dot with its interval for every category; the series of a category share its row.
 
     Args:
         rows: one row per dot, as `aggregate` or `melt` give them.
@@ -112,7 +111,7 @@ def dots(
         colour: column that names the series, None for one.
         facet: column that names the panel.
         rules: a string names a series of ``colour`` that is a null or ceiling (drawn as a grey
-            tick); a `Rule`, read on ``x`` whatever its ``axis``, is a level.
+            tick); a `Rule` is a level on ``x``, regardless of its ``axis``.
     """
     import altair as alt
 
@@ -122,7 +121,7 @@ def dots(
         rows, (x, row), interval=interval, colour=colour, facet=facet, rules=rules
     )
     order = list(dict.fromkeys(str(entry[row.field]) for entry in table))
-    # Names say what they are of, and beside long ones Vega draws a title on top of them.
+    # No title: names explain themselves, and Vega draws a title on top of long ones.
     y = alt.Y(field=row.field, type="nominal", sort=order, title=None, axis=alt.Axis(grid=True))
     series = series._replace(symbols=POINTS)
     base = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
@@ -158,7 +157,7 @@ def heatmap(
         rows: one row per cell.
         x: column of the columns, in order of first appearance.
         y: column of the rows, likewise.
-        value: column of the number; its ``domain`` (0, 1 unless told) runs from blank to full.
+        value: column of the number; its ``domain`` (default 0, 1) runs from blank to full.
     """
     import altair as alt
 

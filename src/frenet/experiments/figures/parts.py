@@ -17,9 +17,9 @@ NAMED = 12
 class Axis(NamedTuple):
     """A column on an axis.
 
-    ``title`` names the quantity and its unit. ``domain`` is what the axis shows at least: a value
-    outside widens it, an interval that reaches further is cut at the frame. ``whole`` marks whole
-    numbers only. ``apart`` gives every panel a scale of its own, where panels differ in size.
+    ``title`` names the quantity and its unit. ``domain`` is the least range of the axis: values
+    outside widen it, intervals are cut at the frame. ``whole`` marks whole numbers only. ``apart``
+    gives every panel its own scale.
     """
 
     field: str
@@ -66,14 +66,14 @@ def _widened(axis: Axis, rows: Rows, ends: Sequence[float]) -> Axis:
 
 def slim(rows: Rows, fields: Iterable[str]) -> list[dict[str, Any]]:
     """The named columns only, with numbers of six digits, so that a page of charts stays small."""
-    wanted = list(dict.fromkeys(fields))
-    for field in wanted:
+    fields = list(dict.fromkeys(fields))
+    for field in fields:
         if rows and not any(field in row for row in rows):
             known = ", ".join(sorted({key for row in rows for key in row}))
             raise UsageError(f"no row has the column {field!r} to draw; the rows have {known}")
     table = []
     for row in rows:
-        entry = {field: row.get(field) for field in wanted}
+        entry = {field: row.get(field) for field in fields}
         for field, value in entry.items():
             if isinstance(value, float):
                 shown = finite(value)
@@ -97,7 +97,7 @@ def prepare(
     rules: Sequence[str | Rule],
 ) -> tuple[list[dict[str, Any]], Series]:
     """The rows as the chart needs them, and the look of its series."""
-    # Nothing is gained by a legend that is headed "series".
+    # "series" is no heading for a legend.
     plain = Axis("series", axes[1].title if colour is None else None)
     key = plain if colour in (None, "series") else resolve(colour)
     fields = [axis.field for axis in axes] + list(interval or ())
@@ -174,7 +174,7 @@ def tooltip(
 
 
 def whole(chart: Any, interval: tuple[str, str]) -> Any:
-    """The chart without the rows whose interval has no ends (a single seed)."""
+    """The chart without rows that have no interval (a single seed)."""
     ends = " && ".join(f"isValid(datum[{end!r}])" for end in interval)
     return chart.transform_filter(ends)
 
@@ -247,19 +247,19 @@ def panels(
     columns = max(1, min(3, len(order)))
     framed = chart.properties(height=height, width=round(560 / columns))
     faceted = framed.facet(facet=panel, columns=columns)
-    # A shared axis would also stand below the places that the last row leaves empty.
-    told = faceted.properties(description=words).resolve_axis(x="independent")
-    return told.resolve_scale(y="independent") if apart else told
+    # A shared axis would also be drawn below empty places in the last row.
+    described = faceted.properties(description=words).resolve_axis(x="independent")
+    return described.resolve_scale(y="independent") if apart else described
 
 
 def in_words(table: Rows, axes: tuple[Axis, Axis], series: Series | None) -> str:
-    """A text alternative: where every series starts and ends, or how far the numbers reach."""
+    """A text alternative: the range of every series."""
     x, y = axes
     groups: dict[str, list[float]] = {}
     for row in table:
-        found = finite(row.get(y.field))
-        if found is not None:
-            groups.setdefault(str(row[series.field]) if series else "all", []).append(found)
+        value = finite(row.get(y.field))
+        if value is not None:
+            groups.setdefault(str(row[series.field]) if series else "all", []).append(value)
     parts = [f"{name} from {min(vs):.3g} to {max(vs):.3g}" for name, vs in groups.items()]
     if len(parts) > NAMED:
         parts = [*parts[:NAMED], f"and {len(parts) - NAMED} more series"]

@@ -1,4 +1,4 @@
-"""How the series of a chart look: colours that all readers tell apart, dashes, symbols."""
+"""How the series of a chart look: colours that all readers can distinguish, dashes, symbols."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,9 +20,9 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 class Series(NamedTuple):
     """How the series of one chart look.
 
-    ``names`` are all that the legend lists; of them ``nulls`` are series of the rows, and
-    ``drawn`` levels of a `Rule`, which are grey and told apart by their dashes. ``symbols`` is
-    how the legend draws them.
+    ``names`` are all that the legend lists. Among them, ``nulls`` are series of the rows and
+    ``drawn`` are levels of a `Rule`; both are grey, with different dashes. ``symbols`` is how the
+    legend draws them.
     """
 
     field: str
@@ -75,7 +75,7 @@ class Series(NamedTuple):
         scale = alt.Scale(domain=self.names, range=values)
         legend = None
         if len(self.names) > 1:
-            # The same in every layer: Vega-Lite merges legends only where they agree.
+            # The same in every layer: Vega-Lite merges legends only if they agree.
             legend = alt.Legend(title=self.title, symbolOpacity=1, **self.symbols)
         return kind(field=self.field, type="nominal", title=self.title, scale=scale, legend=legend)
 

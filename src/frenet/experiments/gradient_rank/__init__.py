@@ -11,7 +11,7 @@ from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, netw
 
 @dataclass(frozen=True)
 class Config(DamageConfig, NetworkConfig):
-    """Gradients of every task at one point: what a basis from half of them holds of the rest."""
+    """Gradients of every task at one point: how much of a half a basis of the other half holds."""
 
     n: int = 64
     """Gradients in each half."""
@@ -33,7 +33,7 @@ class Config(DamageConfig, NetworkConfig):
 
 
 def cells(config: Config) -> list[Cell]:
-    """One cell a seed, space and point: overlaps need all tasks together."""
+    """One cell per seed, space and point: overlaps need all tasks together."""
     return network_cells(config, point=config.points)
 
 

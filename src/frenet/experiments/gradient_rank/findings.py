@@ -26,7 +26,7 @@ from frenet.experiments.verdicts import Criterion, Rule, upper_end
 
 K, FLOOR = 10, 0.4
 NULLS = ("null_gaussian", "null_shuffle")
-# In notes on gradients that go more than once through the training rows.
+# In notes on gradients that use the training rows more than once.
 SAME_EXAMPLES = "both halves of the gradients are of the same examples"
 
 
@@ -42,7 +42,7 @@ def decide(rows: Rows) -> Finding:
     at_k = select(every_size, batch_size=size)
     energy = fraction(at_k, "energy")
     null = max(
-        (found for name in NULLS if (found := fraction(at_k, name)) is not None),
+        (value for name in NULLS if (value := fraction(at_k, name)) is not None),
         key=high,
         default=None,
     )
@@ -67,13 +67,13 @@ def _cautions(rows: Rows, energy: Estimate | None, shuffled: Estimate | None) ->
     if energy and shuffled and high(shuffled) >= low(energy):
         cautions.append(
             f"Gradients of the same inputs with shuffled labels are as low-rank, with "
-            f"{shuffled.value:.2f} of their energy in their own top {K}: low rank by itself says "
-            "nothing about the task."
+            f"{shuffled.value:.2f} of their energy in their top {K} directions: low rank by itself "
+            "says nothing about the task."
         )
     if any(SAME_EXAMPLES in str(row["note"]) for row in select(rows, table="notes")):
         cautions.append(
-            "Both halves of the gradients are of the same training rows, so part of the held-out "
-            "energy belongs to these rows, and the Gaussian and shuffle nulls lack this part."
+            "Both halves of the gradients come from the same training rows, so part of the "
+            "held-out energy comes from this overlap. The Gaussian and shuffle nulls lack it."
         )
     return tuple(cautions)
 
@@ -94,7 +94,7 @@ def _energies(at_k: Rows) -> tuple[Breakdown, ...]:
 
 
 def _overlaps(rows: Rows) -> tuple[Breakdown, ...]:
-    """How far the bases of two tasks overlap, with two halves of one task as the ceiling."""
+    """Overlap of the bases of two tasks, with two halves of one task as the ceiling."""
     overlaps = select(rows, table="overlap", point="none")
     size = _largest_batch(overlaps)
     kinds = [
@@ -163,7 +163,7 @@ def overlap_chart(rows: Rows) -> object:
 _KEYS = (
     columns.SEED,
     columns.SPACE,
-    Column("point", "", "none: the trained network; else after this damage", "key"),
+    Column("point", "", "none: the trained network; otherwise the damage", "key"),
     Column("batch_size", "examples", "examples in a minibatch", "key"),
     columns.TASK,
 )
@@ -238,9 +238,9 @@ FIGURES = (
     Figure(
         "energy",
         "How much of a new gradient lies in the top directions of others",
-        "Basis from half of the minibatches, energy of the other half. The nulls have the same "
-        "number of gradients and the same norms. Shuffled labels: the same inputs with answers "
-        "that cannot be learned.",
+        "The basis comes from half of the minibatches, the energy from the other half. The nulls "
+        "have the same number of gradients and the same norms. Shuffled labels: the same inputs "
+        "with answers that cannot be learned.",
         "energy",
         energy_chart,
     ),

@@ -19,7 +19,7 @@ from frenet.measure.spectra import NullSpectra, effective_ranks, held_out_energy
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task
 
-# What names the random stream of one task's nulls and splits; a column more leaves it as it is.
+# Keys that name the random stream of one task's nulls and splits; further keys do not change it.
 STREAM = ("seed", "space", "point", "batch_size", "task")
 
 
@@ -35,14 +35,14 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
         try:
             # Damage by training is slow: both kinds of gradients, at every batch size, at once.
             with damaged(network, task, config, protocol=cell["point"], seed=cell.seed):
-                found = {
+                pairs = {
                     size: [_sample(network, one, config, size, cell.seed) for one in pair]
                     for size in config.batch_sizes
                 }
         except NotDamagedError as error:
             yield note(cell, f"{cell['point']} left out: {error}")
             continue
-        for size, (gradients, shuffled) in found.items():
+        for size, (gradients, shuffled) in pairs.items():
             keys: Row = {**dict(cell.keys), "batch_size": size, "task": name}
             yield from _spectra(network.space, config, keys, gradients, shuffled)
             sampled[size][name] = gradients
@@ -51,7 +51,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
 
 
 def _shared_examples(network: Network, config: Config, cell: Cell) -> Iterator[Row]:
-    """Notes where both halves of the gradients come from the same examples; one a network."""
+    """Notes if both halves of the gradients come from the same examples, once per network."""
     if cell["point"] != config.points[0]:
         return
     for name in network.measured:
@@ -62,16 +62,16 @@ def _shared_examples(network: Network, config: Config, cell: Cell) -> Iterator[R
                 yield note(
                     cell,
                     f"{name}: {2 * config.n} batches of {size} go {taken / rows:.1f} times through "
-                    f"{rows} training rows, so that {SAME_EXAMPLES} and part of their held-out "
-                    "energy is theirs; Gaussian and shuffle nulls do not have it, the "
-                    "label-shuffled task has",
+                    f"{rows} training rows, so that {SAME_EXAMPLES} and part of the held-out "
+                    "energy comes from this overlap, as in the label-shuffled task; Gaussian and "
+                    "shuffle nulls lack it",
                 )
 
 
 def _sample(
     network: Network, task: Task, config: Config, batch_size: int, seed: int
 ) -> torch.Tensor:
-    """2n gradients of the task at the present point."""
+    """2n gradients of the task at the current point."""
     return gradient_matrix(
         network.model,
         task,

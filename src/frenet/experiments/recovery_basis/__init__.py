@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config(DamageConfig, MinibatchConfig):
-    """Damage a task, recover it twice, and see what each basis holds of the displacement."""
+    """Damage a task, recover it twice, and measure what each basis holds of the displacement."""
 
     protocols: tuple[str, ...] = (
         "wrong-answers",
@@ -32,25 +32,25 @@ class Config(DamageConfig, MinibatchConfig):
     )
     """Ways to damage the task."""
     optimizers: tuple[str, ...] = ("adam:3e-5", "adam:3e-4", "adam:1e-3", "sgd:0.01")
-    """Optimisers of the recovery of all weights, with their rates."""
+    """Optimisers for recovering all weights, with their rates."""
     lora_optimizers: tuple[str, ...] = ("adam:3e-4", "adam:1e-3", "adam:3e-3")
-    """Optimisers of the recovery by LoRA, with their rates."""
+    """Optimisers for recovering by LoRA, with their rates."""
     steps: int = 400
     """Most steps of a recovery; one that needs more is reported as not recovered."""
     every: int = 1
-    """Steps between looks at the loss during recovery."""
+    """Steps between measurements of the loss during recovery."""
     ks: tuple[int, ...] = (1, 2, 5, 10, 20)
     """Basis dimensions."""
     n: int = 64
-    """Gradients that a gradient basis is made of."""
+    """Gradients in a gradient basis."""
     second_order: tuple[str, ...] = ("Krylov", "Hessian")
     """Bases that need Hessian products: the Krylov space of the gradient, top eigenvectors."""
     vector_steps: int = 30
-    """Steps that each other task is trained for its task vector."""
+    """Training steps for the task vector of each other task."""
     optimised: tuple[str, ...] = ("prefix", "gradients at damage", "random")
     """Bases inside which the network is also trained."""
     function_k: int = 10
-    """Basis dimension at which loss and accuracy are measured, and networks trained inside."""
+    """Basis dimension at which loss and accuracy are measured and networks are trained."""
     probe_size: int = 128
     """Examples on which loss and accuracy are measured."""
 

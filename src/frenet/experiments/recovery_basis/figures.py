@@ -10,12 +10,12 @@ from frenet.experiments.setup.comparable import comparable, reach
 
 
 def bases_chart(rows: Rows) -> object:
-    """Capture by basis and optimiser at k = 10, or at what recoveries are long enough for."""
+    """Capture by basis and optimiser at k = 10, or at the largest k that recoveries allow."""
     captures = comparable(rows)
     k = reach(captures)
     return dots(
         over_seeds(captures, by=("basis", "optimizer", "space"), value="captured"),
-        x=Axis("value", f"captured fraction, k = {k} (or what it has)", domain=(0, 1)),
+        x=Axis("value", f"captured fraction, k = {k} (or all of a smaller basis)", domain=(0, 1)),
         row=Axis("basis", "basis"),
         colour=Axis("optimizer", "optimiser"),
         facet="space",
@@ -76,9 +76,9 @@ def curve_chart(rows: Rows) -> object:
 
 
 def held(rows: Rows) -> list[Row]:
-    """Every run at every step of its group: between its own steps, and after its end at the last.
+    """Every run at every step of its group: interpolated, and constant after its end.
 
-    The mean over the runs that still go on would jump whenever one of them ends.
+    A mean over unfinished runs would jump whenever one of them ends.
     """
     import numpy as np
 
@@ -88,7 +88,7 @@ def held(rows: Rows) -> list[Row]:
         run = tuple(row[key] for key in ("seed", "task", "replicate"))
         step, loss = number(row, "step"), number(row, "loss")
         groups.setdefault(group, {}).setdefault(run, {})[step] = loss
-    found: list[Row] = []
+    interpolated: list[Row] = []
     for group, runs in groups.items():
         keys: Row = dict(zip(("optimizer", "protocol", "space"), group, strict=True))
         steps = sorted({step for run in runs.values() for step in run})
@@ -96,8 +96,8 @@ def held(rows: Rows) -> list[Row]:
             own = sorted(losses)
             values = np.interp(steps, own, [losses[step] for step in own])
             pairs = zip(steps, values.tolist(), strict=True)
-            found += [{**keys, "seed": seed, "step": s, "loss": loss} for s, loss in pairs]
-    return found
+            interpolated += [{**keys, "seed": seed, "step": s, "loss": loss} for s, loss in pairs]
+    return interpolated
 
 
 _CASE = (
@@ -121,13 +121,13 @@ TABLES = {
         *_LOSSES,
         Column("loss_end", "nats/token", "select loss at the end", "measure", "threshold"),
         Column("threshold", "nats/token", "5% of min(loss_d, ln V) above loss_0", "reference"),
-        Column("stop", "steps", "T_stop, of the steps looked at", "measure", "longest"),
+        Column("stop", "steps", "T_stop, among the measured steps", "measure", "longest"),
         Column("longest", "steps", "most steps allowed", "reference"),
         Column("displacement", "2-norm", "theta_stop - theta_damaged", "measure", "path_length"),
         Column("path_length", "2-norm", "summed step norms: the longest it could be", "reference"),
         Column("replicate_cosine", "", "between the replicates", "measure", "cosine_chance"),
         Column("cosine_chance", "", "1 / sqrt(d)", "reference"),
-        Column("why", "", "what the protocol did not do", "key"),
+        Column("why", "", "why the damage failed", "key"),
     ),
     "capture": (
         *_CASE,
@@ -142,13 +142,21 @@ TABLES = {
         Column("walk_share", "fraction", "squared step norms in the first k steps", "reference"),
         Column("rest", "fraction", "captured of theta_stop - theta_k", "measure", "chance"),
         Column(
-            "regained", "fraction", "lost loss back after projecting D", "measure", "regained_full"
+            "regained",
+            "fraction",
+            "of the lost loss, after projecting D",
+            "measure",
+            "regained_full",
         ),
         Column("regained_full", "fraction", "the same with all of D", "reference"),
         Column("accuracy", "fraction", "of tokens, after projecting D", "measure", "accuracy_full"),
         Column("accuracy_full", "fraction", "the same with all of D", "reference"),
         Column(
-            "optimised", "fraction", "lost loss back by training inside", "measure", "regained_full"
+            "optimised",
+            "fraction",
+            "of the lost loss, by training inside",
+            "measure",
+            "regained_full",
         ),
         *_LOSSES,
     ),
@@ -164,9 +172,10 @@ FIGURES = (
     Figure(
         "bases",
         "What each basis holds of a recovery",
-        "Captured fraction of the displacement from the damaged point to T_stop, mean over "
-        "protocols, tasks and replicates, 95% interval over seeds, all of the same recoveries: "
-        "those long enough for a prefix of this k. A random basis holds k / d.",
+        "Captured fraction of the displacement from the damaged point to T_stop: mean over "
+        "protocols, tasks and replicates, with a 95% interval over seeds. All bases are compared "
+        "on the same recoveries, those long enough for a prefix of this k. A random basis holds "
+        "k / d.",
         "capture",
         bases_chart,
     ),
@@ -174,24 +183,24 @@ FIGURES = (
         "prefix",
         "How soon is the recovery's direction known?",
         "The first k updates, orthonormalised in order. A random walk's prefix would capture its "
-        "share of the squared step norms; the replicate's own leading directions are the ceiling. "
-        "Every k is of the recoveries that took at least k / 0.35 steps: the larger, the fewer.",
+        "share of the squared step norms; the replicate's leading directions are the ceiling. "
+        "Every k counts only recoveries of at least k / 0.35 steps, so larger k have fewer.",
         "capture",
         prefix_chart,
     ),
     Figure(
         "function",
         "Capture is not function",
-        "Share of the lost loss that the projected displacement regains, against the share of the "
-        "displacement. On the dotted line the two agree.",
+        "Share of the lost loss that the projected displacement regains, against the captured "
+        "share of the displacement. On the dotted line the two agree.",
         "capture",
         function_chart,
     ),
     Figure(
         "curves",
         "How the recoveries went",
-        "Loss on the select split, mean over seeds, tasks and replicates; one that has recovered "
-        "counts with its last loss.",
+        "Loss on the select split, averaged over seeds, tasks and replicates. A finished recovery "
+        "keeps its last loss.",
         "curve",
         curve_chart,
     ),

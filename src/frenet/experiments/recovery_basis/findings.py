@@ -28,20 +28,20 @@ from frenet.experiments.verdicts import Cases, Condition, Criterion, Rule, every
 # Bases that need neither the damaged point's gradients nor the recovery itself.
 STATIC = ("gradients at start", "other tasks", "task vectors", "damage direction")
 MOST_STATIC = 0.25
-# Shares of displacement and loss that differ by less say the same.
+# Shares of displacement and loss that differ by less count as equal.
 APART = 0.1
 
 
 SMALL = Criterion(
-    f"what the best static basis holds at k = {K}",
-    below=(MOST_STATIC, "what the prefix holds of the same recoveries"),
+    f"the capture of the best static basis at k = {K}",
+    below=(MOST_STATIC, "the capture of the prefix on the same recoveries"),
 )
 EACH = Cases("in each space", (SMALL,))
 PLANES = Rule((EACH,))
 
 
 class Plane(NamedTuple):
-    """The best static basis of one space, with the prefix, and what that decides."""
+    """The best static basis of one space and the prefix, with their captures."""
 
     space: str
     k: int
@@ -51,7 +51,7 @@ class Plane(NamedTuple):
 
     @property
     def condition(self) -> Condition:
-        """Whether it holds little, and less than the prefix."""
+        """Whether it captures little, and less than the prefix."""
         return SMALL.of(self.static, than=self.prefix, case=f"in the {self.space} space")
 
 
@@ -60,7 +60,7 @@ def fixed_plane(rows: Rows) -> Finding:
     captures = comparable(rows)
     spaces = dict.fromkeys(str(row["space"]) for row in captures)
     planes = [_plane(select(captures, space=space), space) for space in spaces]
-    # One space with a plane is enough against the claim; the highest capture is the one to show.
+    # One space with a plane is enough against the claim; show the highest capture.
     order = ("fails", "open", "holds")
     planes.sort(key=lambda p: (order.index(p.condition.state), -p.static.value if p.static else 0))
     shown = planes[0] if planes else _plane([], "")
@@ -82,23 +82,23 @@ def fixed_plane(rows: Rows) -> Finding:
 
 
 def _plane(captures: Rows, space: str) -> Plane:
-    found = {
+    shares = {
         name: value
         for name in STATIC
         if (value := fraction(select(captures, basis=name), "captured")) is not None
     }
-    best = max(found, key=lambda name: found[name].value, default="none measured")
+    best = max(shares, key=lambda name: shares[name].value, default="none measured")
     prefix = fraction(select(captures, basis="prefix"), "captured")
-    return Plane(space, reach(captures), best, found.get(best), prefix)
+    return Plane(space, reach(captures), best, shares.get(best), prefix)
 
 
 def _each_space(planes: list[Plane]) -> tuple[Breakdown, ...]:
     """The best static basis of each of several spaces, and what the space alone would decide."""
     rows: list[Row] = []
     for plane in planes:
-        found = {"captured": plane.static, "prefix": plane.prefix}
+        estimates = {"captured": plane.static, "prefix": plane.prefix}
         row: Row = {"space": plane.space, "basis": plane.best, "k": plane.k}
-        for name, value in found.items():
+        for name, value in estimates.items():
             row[name] = None if value is None else value.value
             row[f"{name}, low"] = None if value is None else value.low
             row[f"{name}, high"] = None if value is None else value.high
@@ -118,9 +118,9 @@ def _held(captures: Rows) -> tuple[Breakdown, ...]:
         "chance": "chance",
         "ceiling": "ceiling",
         "regained": "loss regained",
-        "regained_full": "by the whole displacement",
+        "regained_full": "regained by the whole displacement",
     }
-    title = "What each basis holds of a displacement, and what loss its part regains"
+    title = "Share of a displacement in each basis, and loss that this part regains"
     counts = {"captured": "recoveries"}
     by = ("space", "basis", "k")
     return breakdown(title, captures, by=by, values=values, counts=counts, least=0.0)
@@ -152,13 +152,13 @@ def _elsewhere(apart: tuple[Breakdown, ...]) -> tuple[str, ...]:
     if not large:
         return ()
     return (
-        f"A static basis is not small everywhere: under {len(large)} of {len(conditions)} damages "
-        f"and optimisers one holds {MOST_STATIC} or more (up to {max(large):.2f}).",
+        f"Static bases do not miss every recovery: under {len(large)} of {len(conditions)} pairs "
+        f"of damage and optimiser, one captures {MOST_STATIC} or more (up to {max(large):.2f}).",
     )
 
 
 def _not_function(held: tuple[Breakdown, ...]) -> tuple[str, ...]:
-    """Capture and function disagree: name the basis of which they do most."""
+    """Capture and function disagree: name the basis for which they do most."""
     pairs = [
         (abs(gain - captured), captured, gain, str(row["space"]), str(row["basis"]))
         for _, rows in held
@@ -170,9 +170,8 @@ def _not_function(held: tuple[Breakdown, ...]) -> tuple[str, ...]:
     if apart < APART:
         return ()
     return (
-        f"Capture is not function: in the {space} space the basis {basis!r} holds {captured:.3f} "
-        f"of the displacement, and the displacement projected on it regains {gain:.2f} of the lost "
-        "loss.",
+        f"Capture is not function: in the {space} space, the basis {basis!r} captures "
+        f"{captured:.3f} of the displacement, but this part regains {gain:.2f} of the lost loss.",
     )
 
 
@@ -183,8 +182,8 @@ def _outcomes(rows: Rows, captures: Rows) -> tuple[Breakdown, ...]:
         statuses.setdefault(of(row, CASE), set()).add(row["status"])
     counted = {of(row, CASE) for row in captures}
     reasons = [
-        _reason(found, dict(zip(CASE, case, strict=True)), captures)
-        for case, found in statuses.items()
+        _reason(of_case, dict(zip(CASE, case, strict=True)), captures)
+        for case, of_case in statuses.items()
         if case not in counted
     ]
     if not reasons:
@@ -213,9 +212,9 @@ CLAIMS = (
     Claim(
         id="C2",
         statement="No fixed task plane: static bases miss the recovery direction",
-        paper="they miss it",
-        rule=f"{PLANES}. Static are {', '.join(STATIC)}. If no recovery is long enough for "
-        f"k = {K}, the largest k below it counts",
+        paper="yes, no number given",
+        rule=f"{PLANES}. The static bases are {', '.join(STATIC)}. If no recovery is long enough "
+        f"for k = {K}, the largest k below it counts",
         decide=fixed_plane,
         figure="bases",
     ),

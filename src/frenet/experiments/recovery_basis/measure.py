@@ -45,7 +45,7 @@ def damaged_rows(case: Case, bases: Bases, line: Tensor) -> Iterator[Row]:
     ]
     for replicate, own in enumerate(runs):
         yield from _recovery_rows(case, own, runs[1 - replicate], replicate)
-    if any(found.stop is None for found in runs):
+    if any(run.stop is None for run in runs):
         return
     for replicate, own in enumerate(runs):
         yield from _capture_rows(case, own, runs[1 - replicate], bases, replicate)

@@ -9,7 +9,7 @@ from frenet.experiments.setup.recovery import LONGEST_PREFIX
 from frenet.experiments.verdicts import Cases, Condition, Criterion, Rule, every, some, upper_end
 
 PREFIX_SHARE = 0.77
-# What is less is not most of a displacement, however wide its interval.
+# Less than this is not most of a displacement, however wide the interval.
 MOST = 0.5
 
 
@@ -17,7 +17,7 @@ REACHING = Criterion("the upper end of the captured share", within=(PREFIX_SHARE
 HOLDING = Criterion("the captured share", above=(MOST,))
 LIFTED = Criterion("its lift over a random walk", above=(1.0,), contradicts=False)
 FIRST = Cases(
-    f"at some k with k / T_stop <= {LONGEST_PREFIX} of LoRA recoveries",
+    f"for LoRA recoveries and some k with k / T_stop <= {LONGEST_PREFIX}",
     (REACHING, HOLDING, LIFTED),
 )
 PREFIX = Rule((FIRST,))
@@ -31,9 +31,9 @@ def prefix_span(rows: Rows) -> Finding:
     at = {k: fraction(select(lora, k=k), "captured") for k in sizes}
     conditions = {k: _first(select(lora, k=k), k) for k in sizes}
     reaching = [k for k in sizes if conditions[k].state == "holds"]
-    # The k that comes closest is the one to show: a wide interval reaches far, and says little.
+    # Show the k with the closest share: a wide interval reaches far but says little.
     best = min(reaching or sizes, key=lambda k: _distance(at[k]), default=0)
-    # Where none holds, the reason is of the k that is shown.
+    # If none holds, give the reason for the k that is shown.
     order = sorted(sizes, key=lambda k: k != best)
     verdict, why = PREFIX.decide({FIRST: some([conditions[k] for k in order])})
     return Finding(
@@ -62,19 +62,19 @@ def _distance(value: Estimate | None) -> float:
 
 
 def _not_recovered(rows: Rows) -> tuple[str, ...]:
-    """How many recoveries have no prefix, since they did not arrive."""
+    """How many recoveries do not count because they did not reach the threshold."""
     table = select(rows, table="recovery", space="lora")
     lost = select(table, status="not recovered")
     if not lost:
         return ()
     return (
-        f"{len(lost)} of {len(table)} recoveries of LoRA did not arrive within the steps that they "
-        "may take (--steps), and do not count.",
+        f"{len(lost)} of {len(table)} LoRA recoveries did not reach the threshold within the "
+        "allowed steps (--steps) and do not count.",
     )
 
 
 def _long_enough(rows: Rows, k: int) -> tuple[str, ...]:
-    """On how many recoveries k updates are looked at: the others were over too soon."""
+    """On how many recoveries k is measured: the others were too short."""
     table = [r for r in select(rows, table="recovery", space="lora") if r.get("stop") is not None]
     measured = {
         of(row, RECOVERY)
@@ -84,13 +84,13 @@ def _long_enough(rows: Rows, k: int) -> tuple[str, ...]:
     if not measured or len(measured) >= len(table):
         return ()
     return (
-        f"k = {k} is measured on {len(measured)} of the {len(table)} recoveries of LoRA that "
-        f"arrived, those of {least_steps(k)} steps or more, and other k on other recoveries.",
+        f"k = {k} is measured on {len(measured)} of the {len(table)} LoRA recoveries that reached "
+        f"the threshold, those of {least_steps(k)} steps or more; other k on other recoveries.",
     )
 
 
 def _prefixes_apart(prefixes: Rows) -> tuple[Breakdown, ...]:
-    """What the first steps hold, with the random walk's share, and how much of the run they are."""
+    """Share that the first steps capture, with a random walk's, and their share of the run."""
     rows: list[Row] = []
     for condition, part in by_condition([r for r in prefixes if r.get("captured") is not None]):
         k = max((integer(row, "k") for row in part if integer(row, "k") <= K), default=0)
@@ -98,11 +98,11 @@ def _prefixes_apart(prefixes: Rows) -> tuple[Breakdown, ...]:
         shares = {
             "k / T_stop": estimate(at, "k_over_stop"),
             "captured": fraction(at, "captured"),
-            "of the rest": estimate(at, "rest"),
+            "captured of the rest": estimate(at, "rest"),
             "random walk": fraction(at, "walk_share"),
             "lift": estimate(at, "lift"),
         }
-        found = {name: None if share is None else share.value for name, share in shares.items()}
-        rows.append({**condition, "recoveries": len(at), "k": k, **found})
-    title = "What the first k steps hold, by damage and optimiser"
+        values = {name: None if share is None else share.value for name, share in shares.items()}
+        rows.append({**condition, "recoveries": len(at), "k": k, **values})
+    title = "Share that the first k steps capture, by damage and optimiser"
     return (Breakdown(title, tuple(rows)),) if rows else ()

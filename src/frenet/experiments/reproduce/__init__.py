@@ -27,17 +27,17 @@ class Reproduction(TaskReadingConfig, LoadingConfig):
     statements: tuple[str, ...] = ("frenet:comparisons",)
     """Labelled statements or A/B questions for the language models."""
     statement_columns: tuple[str, ...] = ()
-    """What columns of the statements are, as --columns has it for tasks."""
+    """Roles of the columns of the statements, written as --columns is for tasks."""
     statement_prompt: str = ""
-    """Prompt of the statements, as --prompt has it for tasks."""
+    """Prompt of the statements, written as --prompt is for tasks."""
     only: tuple[str, ...] = ()
-    """Names of the tasks and statements to measure, where the files hold more. Empty: as many as
-    the preset takes."""
+    """Names of the tasks and statements to measure, if the files hold more. Empty: as many as the
+    preset takes."""
     experiments: tuple[str, ...] = ()
-    """Only these experiments. By default all, in demo and smoke those of frenet demo."""
+    """Run only these experiments. Empty: all; with demo and smoke, those of frenet demo."""
     targets: tuple[str, ...] = ()
-    """Modules that a LoRA adapter goes on, by the last parts of their names. Empty: those that PEFT
-    takes for a model of this family."""
+    """Modules that get a LoRA adapter, by the last parts of their names. Empty: PEFT's choice for
+    this family of models."""
 
 
 PRESETS = {
@@ -61,33 +61,35 @@ class Part(NamedTuple):
     config: Any
 
 
-def parts(wanted: Reproduction, preset: str) -> list[Part]:
-    """What is to run, in order: network after network.
+def parts(reproduction: Reproduction, preset: str) -> list[Part]:
+    """The experiments to run, network by network.
 
     Raises:
         ValueError: no networks, one twice, or an unknown experiment.
     """
     from frenet.experiments import EXPERIMENTS
 
-    if not wanted.networks:
+    if not reproduction.networks:
         raise UsageError("there are no networks; pass --networks synthetic, or a model")
-    if twice := [n for n in wanted.networks if wanted.networks.count(n) > 1]:
+    if twice := [n for n in reproduction.networks if reproduction.networks.count(n) > 1]:
         raise UsageError(f"--networks names {twice[0]} twice")
-    if unknown := [name for name in wanted.experiments if name not in EXPERIMENTS]:
+    if unknown := [name for name in reproduction.experiments if name not in EXPERIMENTS]:
         raise UsageError(f"no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}")
-    _refuse_unknown(wanted)
+    _refuse_unknown(reproduction)
     whole = preset in ("cpu", "gpu")
-    names = wanted.experiments or [e.name for e in EXPERIMENTS.values() if whole or e.in_demo]
+    names = reproduction.experiments or [e.name for e in EXPERIMENTS.values() if whole or e.in_demo]
     # Those that decide claims first.
     chosen = sorted((EXPERIMENTS[name] for name in names), key=lambda e: not e.claims)
     return [
-        Part(network, experiment, settings(experiment, network, wanted, preset=preset))
-        for network in wanted.networks
+        Part(network, experiment, settings(experiment, network, reproduction, preset=preset))
+        for network in reproduction.networks
         for experiment in chosen
     ]
 
 
-def settings(experiment: Experiment, network: str, wanted: Reproduction, *, preset: str) -> Any:
+def settings(
+    experiment: Experiment, network: str, reproduction: Reproduction, *, preset: str
+) -> Any:
     """The configuration of one experiment on one network."""
     kind = kind_of(network)
     base = experiment.settings(preset, kind)
@@ -96,61 +98,63 @@ def settings(experiment: Experiment, network: str, wanted: Reproduction, *, pres
     steering = isinstance(base, SteeringConfig)
     given: dict[str, Any] = {
         "model": network,
-        "tasks": wanted.statements if steering else wanted.tasks,
-        "only": _only(wanted, steering=steering),
-        "chat": wanted.chat,
-        **{name: getattr(wanted, name) for name in ("targets", "dtype", "device", "untie")},
-        # The model that frenet makes has its own.
-        "tokenizer": wanted.tokenizer if kind != MADE else "",
+        "tasks": reproduction.statements if steering else reproduction.tasks,
+        "only": _only(reproduction, steering=steering),
+        "chat": reproduction.chat,
+        **{name: getattr(reproduction, name) for name in ("targets", "dtype", "device", "untie")},
+        # The model that frenet trains brings its tokenizer.
+        "tokenizer": reproduction.tokenizer if kind != MADE else "",
     }
-    own = {"columns": wanted.columns, "prompt": wanted.prompt}
-    stated = {"columns": wanted.statement_columns, "prompt": wanted.statement_prompt}
+    own = {"columns": reproduction.columns, "prompt": reproduction.prompt}
+    stated = {"columns": reproduction.statement_columns, "prompt": reproduction.statement_prompt}
     given |= stated if steering else own | {
-        "completion": wanted.completion, "words": wanted.words,
+        "completion": reproduction.completion, "words": reproduction.words,
     }  # fmt: skip
-    if isinstance(base, ContrastConfig) and wanted.statements:
-        given["contrasts"] = wanted.statements[0]
+    if isinstance(base, ContrastConfig) and reproduction.statements:
+        given["contrasts"] = reproduction.statements[0]
         given |= {f"contrast_{name}": value for name, value in stated.items()}
     return replace(base, **given)
 
 
-def _only(wanted: Reproduction, *, steering: bool) -> tuple[str, ...]:
-    """The names that this kind of source has, of those asked for."""
-    there = _names(wanted, steering=steering) if wanted.only else ()
-    return tuple(name for name in wanted.only if name in there)
+def _only(reproduction: Reproduction, *, steering: bool) -> tuple[str, ...]:
+    """The requested names that this kind of source has."""
+    there = _names(reproduction, steering=steering) if reproduction.only else ()
+    return tuple(name for name in reproduction.only if name in there)
 
 
-def _names(wanted: Reproduction, *, steering: bool) -> list[str]:
+def _names(reproduction: Reproduction, *, steering: bool) -> list[str]:
     """Names of all statements, or of all tasks, of the sources."""
     from frenet.network.data.contrasts import answered_names
     from frenet.network.data.tables import Reading
     from frenet.network.data.text import task_names
 
     if not steering:
-        reading = reading_of(wanted.rows_read())
-        return [name for source in wanted.tasks for name in task_names(source, reading)]
-    reading = Reading.of(wanted.statement_columns, prompt=wanted.statement_prompt or None)
-    return [name for source in wanted.statements for name in answered_names(source, reading)]
+        reading = reading_of(reproduction.rows_read())
+        return [name for source in reproduction.tasks for name in task_names(source, reading)]
+    reading = Reading.of(
+        reproduction.statement_columns, prompt=reproduction.statement_prompt or None
+    )
+    return [name for source in reproduction.statements for name in answered_names(source, reading)]
 
 
-def _refuse_unknown(wanted: Reproduction) -> None:
-    """Raise ValueError where ``only`` names something that no source has."""
-    if not wanted.only:
+def _refuse_unknown(reproduction: Reproduction) -> None:
+    """Raise ValueError if ``only`` names something that no source has."""
+    if not reproduction.only:
         return
-    known = _names(wanted, steering=False) + _names(wanted, steering=True)
-    if missing := [name for name in wanted.only if name not in known]:
+    known = _names(reproduction, steering=False) + _names(reproduction, steering=True)
+    if missing := [name for name in reproduction.only if name not in known]:
         raise UsageError(f"no task or statements {missing[0]!r}; there are {listed(known)}")
 
 
-def folder_names(found: Sequence[Part]) -> list[str]:
-    """Names of the parts' folders: network and experiment, the network's path where it must be."""
-    networks = list(dict.fromkeys(part.network for part in found))
+def folder_names(all_parts: Sequence[Part]) -> list[str]:
+    """Names of the parts' folders: network and experiment; a whole path if its end is ambiguous."""
+    networks = list(dict.fromkeys(part.network for part in all_parts))
     short = {network: short_name(network) for network in networks}
     taken = list(short.values())
     for network, name in short.items():
         if taken.count(name) > 1:
             short[network] = _safe(network)
-    return [f"{short[part.network]}-{part.experiment.name}" for part in found]
+    return [f"{short[part.network]}-{part.experiment.name}" for part in all_parts]
 
 
 def short_name(network: str) -> str:
@@ -167,9 +171,9 @@ def _safe(text: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in text).strip("-.")
 
 
-def by_network(found: Sequence[Part]) -> Mapping[str, list[Part]]:
+def by_network(all_parts: Sequence[Part]) -> Mapping[str, list[Part]]:
     """The parts of each network, in order."""
     return {
-        network: [part for part in found if part.network == network]
-        for network in dict.fromkeys(part.network for part in found)
+        network: [part for part in all_parts if part.network == network]
+        for network in dict.fromkeys(part.network for part in all_parts)
     }

@@ -1,7 +1,7 @@
-"""What a cell of each experiment costs in a reproduction, as it was measured once.
+"""Measured costs of a cell of each experiment in a reproduction.
 
-``benchmarks/costs.py`` writes ``costs.json``. An experiment that has no costs there can be run all
-the same: what it takes is not known yet.
+``benchmarks/costs.py`` writes ``costs.json``. An experiment without costs there runs, too; its time
+is unknown.
 """
 
 import functools
@@ -19,10 +19,9 @@ class Cost(NamedTuple):
     Attributes:
         steps: time, in training steps of the network in one thread (64 rows on the synthetic
             transformer, 8 rows on the adapters of a language model).
-        mib: what its process holds at most, in MiB, with a network of negligible size.
-        weights: what it holds besides, in multiples of the network's float32 weights.
-        longest: time for each step that a recovery takes where it takes many; 0: what a cell
-            takes hangs little on it.
+        mib: peak memory of its process in MiB, with a network of negligible size.
+        weights: further memory, in multiples of the network's float32 weights.
+        longest: time for each step of a long recovery; 0: the time of a cell hardly depends on it.
     """
 
     steps: float
@@ -37,16 +36,16 @@ Key = tuple[str, str, str]
 
 @functools.cache
 def stored() -> dict[Key, Cost]:
-    """All costs that are known."""
-    found = {}
+    """All measured costs."""
+    costs = {}
     for row in json.loads(FILE.read_text("utf-8")):
         key = row.pop("network"), row.pop("preset"), row.pop("experiment")
-        found[key] = Cost(**row)
-    return found
+        costs[key] = Cost(**row)
+    return costs
 
 
 def store(costs: Mapping[Key, Cost]) -> None:
-    """Write the file anew, one line for each cost."""
+    """Rewrite the file, one line per cost."""
     names = ("network", "preset", "experiment")
     rows = [dict(zip(names, key, strict=True)) | cost._asdict() for key, cost in costs.items()]
     lines = ",\n".join(map(json.dumps, rows))

@@ -1,7 +1,6 @@
-"""How a search of the user's own shows itself: settings, columns and figures of `frenet search`.
+"""Settings, columns and figures of `frenet search`.
 
-It is no experiment with a question and cells of its own: the command runs it, and its folder is
-read and reported like that of one.
+The command itself runs the search; its folder is read and reported like that of an experiment.
 """
 
 from collections.abc import Iterator
@@ -24,20 +23,22 @@ class SearchConfig(TaskReadingConfig, LoadingConfig):
     tasks: tuple[str, ...]
     """Task files or data set names."""
     only: str = ""
-    """Name of the task, where the files hold several."""
+    """Name of the task, if the files hold several."""
     adapter: str = ""
     """Folder or hub id of a LoRA adapter to put on the model; its parameters are searched."""
     space: Literal["lora", "full"] = "lora"
-    """'lora': an adapter's parameters, a fresh one's where there is none; 'full': all weights."""
+    """'lora': the parameters of the adapter, or of a new one if there is none; 'full': all weights.
+    """
     rank: int = 4
-    """Rank of a fresh adapter."""
+    """Rank of a new adapter."""
     targets: tuple[str, ...] = ()
-    """Modules that a fresh adapter goes on, by the last parts of their names. Empty: those that
-    PEFT takes for a model of this family."""
+    """Modules that get a new adapter, by the last parts of their names. Empty: PEFT's choice for
+    this family of models."""
     where: str = ""
     """Regular expression for the names of the parameters that move. Empty: all of the space."""
     score: Literal["loss", "accuracy", "exact"] = "loss"
-    """What to select by: the loss, the accuracy of tokens, or whole greedily generated answers."""
+    """Score to select by: the loss, token accuracy, or exact match of greedily generated answers.
+    """
     sigma: str = "auto"
     """Standard deviation per coordinate; 'auto' takes the planned one."""
     relative: bool = False
@@ -49,21 +50,21 @@ class SearchConfig(TaskReadingConfig, LoadingConfig):
     budget: int = 512
     """Candidates, each a forward pass over the selection batch."""
     select_size: int = 64
-    """Examples that all candidates are scored on; fewer where there are fewer."""
+    """Examples on which all candidates are scored; all of them if there are fewer."""
     test_size: int = 256
-    """Held-out examples for the result; fewer where there are fewer."""
+    """Held-out examples for the result; all of them if there are fewer."""
     top: int = 5
-    """The best K are also voted and averaged."""
+    """Number of best candidates that also vote and are averaged."""
     probes: int = 8
-    """Probes of the plan's trace estimate."""
+    """Random vectors in the plan's estimate of the Hessian's trace."""
     seed: int = 0
-    """Of adapter, examples and noise."""
+    """Seed of adapter, examples and noise."""
     max_length: int = 256
     """Longest text in tokens; longer prompts lose their beginning."""
 
 
 def cells(config: SearchConfig) -> list[Cell]:
-    """One cell a chunk of candidates, and one for what came of them."""
+    """One cell for the plan, one per chunk of candidates, and one for the result."""
     from frenet.methods.search import CHUNK
 
     starts = range(0, config.budget, CHUNK)
@@ -112,42 +113,42 @@ TABLES = {
         Column("candidates", "", "candidates N", "key"),
         Column("selected", "nats/token", "gain expected on the selection batch", "reference"),
         Column("held_out", "nats/token", "gain expected on held-out data", "reference"),
-        Column("chosen", "", "this is the setting that is advised", "key"),
+        Column("chosen", "", "whether the plan advises this setting", "key"),
     ),
     "candidate": (
-        Column("index", "", "number of the candidate: with the seed it brings it back", "key"),
+        Column("index", "", "number of the candidate; the seed gives the rest", "key"),
         Column("score", "", "on the selection batch, larger is better", "measure", "before"),
-        Column("before", "", "score of the weights as they are", "reference"),
+        Column("before", "", "score of the unperturbed weights", "reference"),
     ),
     "best": (
         Column("n", "", "candidates so far", "key"),
         Column("gain", "", "of the best of them, on the selection batch", "measure", "predicted"),
-        Column("predicted", "nats/token", "expected, where the score is the loss", "reference"),
+        Column("predicted", "nats/token", "expected, if the score is the loss", "reference"),
         Column("low", "nats/token", "lower end of the predicted 95% band", "reference"),
         Column("high", "nats/token", "its upper end", "reference"),
     ),
     "result": (
         Column("what", "", "the winner; the average, or the vote, of the best", "key"),
-        Column("before", "", "held-out score of the weights as they are", "reference"),
+        Column("before", "", "held-out score of the unperturbed weights", "reference"),
         Column("after", "", "held-out score", "measure", "before"),
         Column("gain", "", "the difference, on held-out data", "measure", "low"),
         Column("low", "", "its 95% interval over examples", "reference"),
         Column("high", "", "its 95% interval over examples", "reference"),
-        Column("selected", "", "gain where it was selected", "measure", "gain"),
-        Column("expected", "nats/token", "held-out gain that was planned", "reference"),
+        Column("selected", "", "gain on the selection batch", "measure", "gain"),
+        Column("expected", "nats/token", "held-out gain expected by the plan", "reference"),
         Column("index", "", "of the winner", "key"),
         Column("sigma", "", "standard deviation per coordinate", "key"),
         Column("unmoved", "fraction", "weights that the dtype rounded back", "measure", "nothing"),
         Column("nothing", "fraction", "what it should be", "reference"),
     ),
-    "notes": (Column("note", "", "what must be known about model, data and plan", "key"),),
+    "notes": (Column("note", "", "caveats about model, data and plan", "key"),),
 }
 FIGURES = (
     Figure(
         "best",
         "The best so far",
-        "Gain of the best candidate on the batch that it is selected on. The band holds 95% of "
-        "searches, by the gradient and curvature measured before this one.",
+        "Gain of the best candidate so far, on the selection batch. The band should hold 95% of "
+        "searches, according to the gradient and curvature measured beforehand.",
         "best",
         best_chart,
     ),

@@ -1,4 +1,4 @@
-"""A search of the user's own: from settings to model and task, and from numbers to rows."""
+"""`frenet search`: from settings to model and task, and from numbers to rows."""
 
 import math
 import re
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is searched: a model at its weights, the parameters that move, and a task."""
+    """The subject of a search: a model at its weights, the parameters that move, and a task."""
 
     model: "nn.Module"
     space: "ParamSpace"
@@ -36,7 +36,7 @@ def load_subject(config: SearchConfig) -> Subject:
     """Load model and task.
 
     Raises:
-        ValueError: no task of that name, several and none named, or no parameter of that name.
+        ValueError: no task of that name, several tasks and no name, or no parameter of that name.
     """
     from frenet.methods.search import Selection
     from frenet.network.adapters import attach_lora
@@ -55,8 +55,8 @@ def load_subject(config: SearchConfig) -> Subject:
             parameter.requires_grad_(True)
     space = _named(ParamSpace.select(model), config.where)
     sizes = [
-        min(wanted, len(task.examples[split]))
-        for wanted, split in ((config.select_size, "select"), (config.test_size, "test"))
+        min(size, len(task.examples[split]))
+        for size, split in ((config.select_size, "select"), (config.test_size, "test"))
     ]
     selection = Selection(
         config.score,
@@ -75,15 +75,15 @@ def load_subject(config: SearchConfig) -> Subject:
 
 
 def _named(whole: "ParamSpace", pattern: str) -> "ParamSpace":
-    """The parameters of a space whose names match."""
+    """The parameters of a space with names that match."""
     from frenet.network.space import ParamSpace
 
     try:
-        found = re.compile(pattern)
+        matching = re.compile(pattern)
     except re.error as error:
         raise UsageError(f"where={pattern!r} is no regular expression: {error}") from None
     pairs = zip(whole.names, whole.shapes, strict=True)
-    chosen = [pair for pair in pairs if found.search(pair[0])]
+    chosen = [pair for pair in pairs if matching.search(pair[0])]
     if not chosen:
         raise UsageError(
             f"where={pattern!r} names none of the {len(whole.names)} parameters that are searched, "
@@ -95,33 +95,33 @@ def _named(whole: "ParamSpace", pattern: str) -> "ParamSpace":
 
 def _task(config: SearchConfig, loaded: "Loaded") -> Any:
     """The one task that is searched on."""
-    found = tasks_of(config, loaded, seed=config.seed)
-    if config.only and config.only not in found:
-        raise UsageError(f"no task {config.only!r}; there are {listed(found)}")
-    if not config.only and len(found) > 1:
-        raise UsageError(f"a search is on one task; pass --only with one of {listed(found)}")
-    return found[config.only or next(iter(found))]
+    tasks = tasks_of(config, loaded, seed=config.seed)
+    if config.only and config.only not in tasks:
+        raise UsageError(f"no task {config.only!r}; there are {listed(tasks)}")
+    if not config.only and len(tasks) > 1:
+        raise UsageError(f"a search is on one task; pass --only with one of {listed(tasks)}")
+    return tasks[config.only or next(iter(tasks))]
 
 
 def make_plan(config: SearchConfig, subject: Subject) -> "Plan":
-    """What the search should bring at which sigma."""
+    """The expected gain of the search, by sigma."""
     from frenet.methods.local_model import survey
     from frenet.methods.plan import plan
 
-    found = survey(
+    local_model = survey(
         subject.model, subject.task, subject.space,
         selection=subject.selection, probes=config.probes, seed=config.seed,
     )  # fmt: skip
-    return plan(found, budget=config.budget)
+    return plan(local_model, budget=config.budget)
 
 
 def plan_notes(subject: Subject) -> list[str]:
-    """What has to be said of model and data, and of the derivatives that a plan hangs on."""
+    """Notes on model and data, and on the derivatives that a plan depends on."""
     from frenet.measure.checked import check_slope
 
     batch = next(subject.task.batches("select", subject.selection.select_size, 0))
-    found = check_slope(subject.model, subject.task, batch, space=subject.space).note
-    return [*subject.notes, *([found] if found else [])]
+    note = check_slope(subject.model, subject.task, batch, space=subject.space).note
+    return [*subject.notes, *([note] if note else [])]
 
 
 def fixed_sigma(config: SearchConfig) -> float | None:
@@ -144,18 +144,18 @@ def fixed_sigma(config: SearchConfig) -> float | None:
 
 
 def expected(config: SearchConfig, made: "Plan", sigma: float) -> dict[str, Any]:
-    """Mean and band of the best so far, and the held-out gain; nothing for scores but the loss."""
+    """Mean and band of the best so far, and the held-out gain; empty if the score is no loss."""
     if config.score != "loss" or config.relative or config.tied_noise:
         return {"best": {}, "held_out": None}
-    found = made.survey
-    change = found.local.change(sigma)
+    local_model = made.survey
+    change = local_model.local.change(sigma)
     best = {}
     for n in powers(config.budget):
         low, high = (-end for end in reversed(change.best_band(n)))
         best[str(n)] = [-change.best_of(n), low, high]
     return {
         "best": best,
-        "held_out": found.held_out_gain(sigma, config.budget),
+        "held_out": local_model.held_out_gain(sigma, config.budget),
     }
 
 
@@ -176,7 +176,7 @@ def plan_rows(made: "Plan") -> list[Row]:
 
 
 def best_rows(result: "SearchResult", planned: dict[str, Any]) -> list[Row]:
-    """The best so far on the selection batch, beside what was expected."""
+    """The best so far on the selection batch, and the expected one."""
     rows: list[Row] = []
     for n in powers(len(result.scores)):
         mean, low, high = planned["best"].get(str(n), (None, None, None))
@@ -203,17 +203,17 @@ def result_rows(result: "SearchResult", planned: dict[str, Any], *, top: int) ->
         (f"average of the best {top}", result.average),
         (f"vote of the best {top}, against one vote", result.vote),
     ]
-    for what, found in named:
-        if found is None or (top == 1 and what != "winner"):
+    for what, outcome in named:
+        if outcome is None or (top == 1 and what != "winner"):
             continue
         row: Row = {
             "table": "result",
             "what": what,
-            "before": found.before,
-            "after": found.after,
-            "gain": found.gain.value,
-            "low": found.gain.low,
-            "high": found.gain.high,
+            "before": outcome.before,
+            "after": outcome.after,
+            "gain": outcome.gain.value,
+            "low": outcome.gain.low,
+            "high": outcome.gain.high,
             "sigma": result.noise.sigma,
         }
         if what == "winner":

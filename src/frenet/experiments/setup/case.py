@@ -48,7 +48,7 @@ class Case:
         return Training(self.cell["optimizer"], self.config.batch_size, steps, seed=seed)
 
     def recover(self, *, seed: int, every: int = 1) -> Recovery:
-        """A recovery from the damaged point, where the weights are again after it."""
+        """A recovery from the damaged point; the weights return there afterwards."""
         with self.network.space.restored(self.network.model):
             return recover(
                 self.network.model,
@@ -61,7 +61,7 @@ class Case:
             )
 
     def regained(self, loss: float) -> float:
-        """Share of the lost loss that is back."""
+        """Share of the lost loss that is regained."""
         return regained(loss, self.loss_0, self.loss_d, self.network.chance)
 
     def evaluate_at(self, delta: Tensor) -> Evaluation:
@@ -72,11 +72,11 @@ class Case:
 
 @contextmanager
 def damaged_case(network: Network, config: Any, cell: Cell) -> Iterator[Case]:
-    """The task of a cell, damaged as the cell says; the weights come back after.
+    """The task of a cell, damaged as the cell says; the weights are restored afterwards.
 
     Raises:
-        NotDamagedError: the loss rose by less than a tenth of what was wanted, on the split that
-            damage looks at or on the held-out one; with the losses that were measured.
+        NotDamagedError: the loss rose by less than a tenth of the target, on the split that damage
+            uses or on the held-out one; it carries the measured losses.
     """
     task = network.tasks[cell["task"]]
 

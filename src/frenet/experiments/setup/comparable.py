@@ -1,4 +1,4 @@
-"""Which recoveries can be compared, and under which space, damage and optimiser they were made."""
+"""Which recoveries can be compared, and their space, damage and optimiser."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,22 +16,22 @@ K = 10
 def comparable(rows: Rows) -> list[Row]:
     """Captures at dimension k = 10 of the recoveries that are long enough for it.
 
-    Of a space where none is, at the largest dimension below for which some are. A basis with fewer
-    dimensions counts with the largest that it has. All bases are compared on the same recoveries:
-    a short one has captures in few dimensions alone, and would weigh in the mean of small bases.
+    A space without such recoveries is compared at the largest dimension below 10 that it has. A
+    smaller basis counts with all its dimensions. All bases are compared on the same recoveries:
+    short recoveries have captures at few dimensions only, and would shift the mean of small bases.
     """
-    found = [dict(r) for r in select(rows, table="capture") if r.get("captured") is not None]
-    small = [row for row in found if _k(row) <= K]
-    kept: list[Row] = []
+    captures = [dict(r) for r in select(rows, table="capture") if r.get("captured") is not None]
+    small = [row for row in captures if _k(row) <= K]
+    compared: list[Row] = []
     for space in dict.fromkeys(row["space"] for row in small):
         mine = select(small, space=space)
         k = reach(mine, 0)
         long = {of(row, RECOVERY) for row in select(mine, basis="prefix", k=k)}
         same = [r for r in mine if of(r, RECOVERY) in long and _k(r) <= k]
         for basis in dict.fromkeys(row["basis"] for row in same):
-            own = select(same, basis=basis)
-            kept += [dict(row) for row in select(own, k=max(map(_k, own)))]
-    return kept
+            part = select(same, basis=basis)
+            compared += [dict(row) for row in select(part, k=max(map(_k, part)))]
+    return compared
 
 
 def reach(captures: Rows, default: int = K) -> int:
@@ -47,8 +47,8 @@ def of(row: Mapping[str, Scalar], keys: tuple[str, ...]) -> tuple[Scalar, ...]:
 def by_condition(rows: Rows) -> Iterator[tuple[Row, Rows]]:
     """Rows of each space, damage protocol and optimiser, after the names of the three."""
     for values in dict.fromkeys(of(row, CONDITION) for row in rows):
-        found = dict(zip(CONDITION, values, strict=True))
-        yield found, select(rows, **found)
+        condition = dict(zip(CONDITION, values, strict=True))
+        yield condition, select(rows, **condition)
 
 
 def least_steps(k: int) -> int:

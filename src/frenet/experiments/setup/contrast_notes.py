@@ -1,4 +1,4 @@
-"""What the findings of the experiments on steering say about models and labels."""
+"""What the findings of the steering experiments say about models and labels."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,9 +12,9 @@ PUSHED = (*CONTRAST, "push")
 
 
 def cautions(rows: Rows, table: str) -> Iterator[str]:
-    """What a reader must know of contrasts and seeds, the most important first.
+    """Cautions about contrasts and seeds, the most important first.
 
-    ``table`` is that of what is measured.
+    ``table`` names the table of measurements.
     """
     if select(rows, table=table) and (reasons := list(unmeasured(rows, table))):
         yield f"{'; '.join(reasons)}."
@@ -22,18 +22,18 @@ def cautions(rows: Rows, table: str) -> Iterator[str]:
     if unknown := [row for row in runs if _unknown(row)]:
         names = ", ".join(dict.fromkeys(str(row["behaviour"]) for row in unknown))
         yield (
-            f"In {len(unknown)} of {len(runs)} runs the model is at chance on the labels "
-            f"({names}): there they mean nothing to it."
+            f"In {len(unknown)} of {len(runs)} runs the model cannot tell the two classes apart "
+            f"({names}), so these contrasts mean nothing to it."
         )
     if select(rows, table="notes", note=ONE_MODEL):
         yield (
-            "Seeds deal the same prompts of one model anew: they are not independent, and the "
-            "interval is not about other prompts or models."
+            "Seeds only reshuffle the same prompts of one model. They are not independent, so the "
+            "interval says nothing about other prompts or models."
         )
 
 
 def known_labels(rows: Rows) -> tuple[Breakdown, ...]:
-    """Whether the model tells the sides of each contrast apart."""
+    """Whether the model can tell the two sides of each contrast apart."""
     return breakdown(
         "Whether the model knows the labels",
         [dict(row) | {"unknown": _unknown(row) or None} for row in select(rows, table="behaviour")],
@@ -42,16 +42,16 @@ def known_labels(rows: Rows) -> tuple[Breakdown, ...]:
             "accuracy": "accuracy",
             "separation": "pairs in the right order",
             "chance": "both by chance",
-            "p_known": "mean p of no difference between the sides",
+            "p_known": "mean p-value of no difference",
             "p_limit": "limit of p",
         },
-        counts={"unknown": "seeds with p above it"},
+        counts={"unknown": "seeds with p above the limit"},
         least=0.0,
     )
 
 
 def unmeasured(rows: Rows, table: str) -> Iterator[str]:
-    """Why contrasts have no rows in the table of what is measured."""
+    """Why contrasts have no rows in the table of measurements."""
     measured = {row["behaviour"] for row in select(rows, table=table)}
     notes = ((row["behaviour"], row["note"]) for row in select(rows, table="notes"))
     for name, note in dict.fromkeys(pair for pair in notes if pair[0] not in measured):
@@ -60,10 +60,10 @@ def unmeasured(rows: Rows, table: str) -> Iterator[str]:
 
 def with_blocks(rows: Rows) -> list[Row]:
     """The rows, with the chosen blocks of all seeds in the column ``blocks``."""
-    found: dict[tuple[object, ...], set[int]] = {}
+    chosen: dict[tuple[object, ...], set[int]] = {}
     for row in rows:
-        found.setdefault(of(row, PUSHED), set()).add(integer(row, "block"))
-    listed = {at: ", ".join(map(str, sorted(blocks))) for at, blocks in found.items()}
+        chosen.setdefault(of(row, PUSHED), set()).add(integer(row, "block"))
+    listed = {at: ", ".join(map(str, sorted(blocks))) for at, blocks in chosen.items()}
     return [dict(row) | {"blocks": listed[of(row, PUSHED)]} for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""What the experiments on steering measure: a model, its blocks, and the parts of a contrast."""
+"""What the steering experiments measure: a model, its blocks, and the parts of a contrast."""
 
 import functools
 from dataclasses import dataclass, fields
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from frenet.network.data.contrast import Contrast, UnansweredError
     from frenet.network.space import ParamSpace
 
-# Disjoint parts of a contrast: gradients are made on the first, prompts of the second are shifted,
-# the block is chosen on the third, and all that is reported is measured on the last.
+# Disjoint parts of a contrast: the first gives gradients, the second prompts to shift, the third
+# chooses the block, and the last gives all reported numbers.
 PARTS = ("push", "moved", "choose", "report")
 PUSHES = ("own", "flipped")
-# Above this p-value a model does not tell the two classes apart.
+# Above this p-value a model cannot tell the two classes apart.
 KNOWN = 0.05
 ONE_MODEL = (
     "seeds deal the same prompts anew: intervals over them say how much hangs on the choice of "
@@ -39,43 +39,44 @@ class SteeringConfig(ReadingConfig, LoadingConfig):
     """'synthetic', a hub id, a folder in Hugging Face format, or a GGUF file; with full weights
     also the folder of a PEFT adapter."""
     tasks: tuple[str, ...] = ()
-    """Files or data set names: labelled statements, A/B questions. Empty: the synthetic ones."""
+    """Files or data set names: labelled statements, A/B questions. Empty: the synthetic contrasts.
+    """
     only: tuple[str, ...] = ()
-    """Names of the contrasts to measure, where the files hold more. Empty: all."""
+    """Names of the contrasts to measure, if the files hold more. Empty: all."""
     max_tasks: int = 0
-    """Measure only so many contrasts, the first ones, where none are named. 0: all."""
+    """Measure only this many contrasts, the first ones, unless --only names some. 0: all."""
     positive: str = ""
-    """Label word of the positive side. Empty: yes, true, positive or 1, else the first one."""
+    """Label of the positive side. Empty: yes, true, positive or 1, otherwise the first label."""
     words: tuple[str, ...] = ()
-    """What the positive and the negative side answer with. Empty: the labels themselves."""
+    """Answers of the positive and of the negative side. Empty: the labels."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each seed deals the prompts anew to the parts, and trains its own synthetic network."""
+    """Each seed splits the prompts anew into the parts, and trains a new synthetic network."""
     spaces: tuple[str, ...] = ("full",)
-    """'full' (all weights) and 'lora' (rank-r adapters): the parameters that step."""
+    """'full' (all weights) and 'lora' (rank-r adapters): the parameters of the gradient step."""
     rank: int = 4
     """Rank of the LoRA adapters."""
     targets: tuple[str, ...] = ()
-    """Modules that a LoRA adapter goes on, by the last parts of their names. Empty: those that PEFT
-    takes for a model of this family."""
+    """Modules that get a LoRA adapter, by the last parts of their names. Empty: PEFT's choice for
+    this family of models."""
     path: str = ""
-    """Dotted name of the list of blocks, where it is not found by itself."""
+    """Dotted name of the list of blocks, if frenet does not detect it."""
     width: int = 64
     """Width of the synthetic transformer."""
     train_steps: int = 2400
     """Steps in which the synthetic transformer is trained on its eight tasks."""
     pushes: tuple[str, ...] = ("own", "flipped")
-    """What the gradient step is made from: 'own', prompts of the class with their right answer;
-    'flipped', prompts of the other class with the wrong one. Claims are decided by 'own'."""
+    """Source of the gradient step: 'own', prompts of the class with their right answer; 'flipped',
+    prompts of the other class with the wrong answer. 'own' decides the claims."""
     rows: int = 96
     """Most prompts in each of the four parts: push, moved, choose, report."""
     blocks: tuple[int, ...] = ()
-    """0-based blocks to look at. Empty: all."""
+    """Blocks to measure, counted from 0. Empty: all."""
     max_length: int = 256
     """Longest prompt in tokens; longer ones lose their beginning."""
 
     @property
     def preparing_steps(self) -> int:
-        """Steps in which the network of a seed is trained before it is measured."""
+        """Training steps of the network of a seed before it is measured."""
         return self.train_steps if self.model == SYNTHETIC else 0
 
 
@@ -88,8 +89,8 @@ class Steered(NamedTuple):
         blocks: 0-based indices.
         parts: of the contrast, by name.
         tokenizer: of the model; None for the synthetic one.
-        notes: what the report must say about it.
-        path: dotted name of the list of blocks; None where it is found by itself.
+        notes: caveats for the report.
+        path: dotted name of the list of blocks; None to detect it.
     """
 
     model: "nn.Module"
@@ -102,7 +103,7 @@ class Steered(NamedTuple):
 
 
 def cells(config: SteeringConfig) -> list[Cell]:
-    """One cell a seed, space, contrast and way to push.
+    """One cell per seed, space, contrast and way to push.
 
     Raises:
         ValueError: an unknown way to push.
@@ -122,7 +123,7 @@ def behaviours(config: SteeringConfig) -> tuple[str, ...]:
     """Names of the contrasts that the configuration measures, without loading the model.
 
     Raises:
-        ValueError: ``only`` names one that is not there.
+        ValueError: ``only`` names one that does not exist.
     """
     if config.model == SYNTHETIC:
         from frenet.network.synthetic.contrasts import ANSWERS
@@ -155,7 +156,7 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     """Model, parameters and parts of the contrast of one cell.
 
     Raises:
-        ValueError: an unknown space, a block that is not there, or too few prompts.
+        ValueError: an unknown space, a block that does not exist, or too few prompts.
         UnansweredError: an answer is several tokens.
     """
     from frenet.network.adapters import attach_lora
@@ -177,13 +178,13 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
         loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(config.model, how)
         model, tokenizer = loaded.model, loaded.tokenizer
         notes += [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes, ONE_MODEL]
-        found = contrasts_of(config, loaded)
-        contrast = found[cell["behaviour"]]
-        notes += only_first(behaviours(config), found, "contrasts", CHOOSE)
+        available = contrasts_of(config, loaded)
+        contrast = available[cell["behaviour"]]
+        notes += only_first(behaviours(config), available, "contrasts", CHOOSE)
     contrast.require_answers()
     if space == "lora":
-        own = config.targets or None
-        targets = ["q_proj", "v_proj"] if config.model == SYNTHETIC else own
+        given = config.targets or None
+        targets = ["q_proj", "v_proj"] if config.model == SYNTHETIC else given
         model = attach_lora(model, rank=config.rank, targets=targets, seed=seed)
         selected = ParamSpace.select(model)
     else:
@@ -232,7 +233,7 @@ def two_words(words: tuple[str, ...]) -> tuple[str, str] | None:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(model: str, how: LoadingConfig) -> Any:
-    """The model, kept for the next cell: a large one takes a minute to load."""
+    """The model, cached for the next cell: a large one takes a minute to load."""
     return how.load(model)
 
 
@@ -255,18 +256,18 @@ BEHAVIOUR_TABLES = {
     "behaviour": (
         *SUBJECT_KEYS,
         Column("kind", "", "statements, or choices between two letters", "key"),
-        Column("prompts", "", "prompts that are reported on", "key"),
+        Column("prompts", "", "prompts in the reported part", "key"),
         Column("accuracy", "fraction", "prompts answered as labelled", "measure", "chance"),
         Column(
             "separation", "fraction", "pairs of prompts in the right order", "measure", "chance"
         ),
         Column("chance", "fraction", "of guessing", "reference"),
-        Column("p_known", "", "p-value of telling the sides apart", "measure", "p_limit"),
+        Column("p_known", "", "p-value of no difference", "measure", "p_limit"),
         Column("p_limit", "", "above it labels mean nothing to this model", "reference"),
     ),
     "notes": (
         *SUBJECT_KEYS,
-        Column("note", "", "what must be known about model and prompts", "key"),
+        Column("note", "", "caveats about model and prompts", "key"),
     ),
 }
 
@@ -288,8 +289,8 @@ def skipped(subject: Steered, cell: Cell) -> bool:
 def describe(subject: Steered, cell: Cell, differences: "np.ndarray | None" = None) -> list[Row]:
     """Rows of the tables behaviour and notes: does the model know the labels at all?
 
-    They do not depend on the way to push; the cells of 'own' give them. ``differences`` are
-    logit(positive) - logit(negative) of the reported prompts, where they are known.
+    Only the cells of 'own' give them, since they do not depend on the push. ``differences`` are
+    logit(positive) - logit(negative) of the reported prompts, if already computed.
     """
     import numpy as np
     from scipy import stats
@@ -318,7 +319,7 @@ def describe(subject: Steered, cell: Cell, differences: "np.ndarray | None" = No
     notes = [*subject.notes]
     if number(row, "p_known") > KNOWN:
         notes.append(
-            f"{part.name}: this model does not tell the sides apart ({row['accuracy']:.2f} right, "
-            f"p = {row['p_known']:.2f}): the labels mean nothing to it, and neither does a cosine"
+            f"{part.name}: this model cannot tell the two sides apart ({row['accuracy']:.2f} "
+            f"right, p = {row['p_known']:.2f}), so neither labels nor cosines mean anything here"
         )
     return [row, *({"table": "notes", **keys, "note": note} for note in notes)]

@@ -19,7 +19,7 @@ class DamageConfig:
     """How a task is damaged."""
 
     depth: float = 1.0
-    """Wanted loss after damage: 0 is the loss before it, 1 a uniform guess over the vocabulary."""
+    """Target loss after damage: 0 is the loss before it, 1 a uniform guess over the vocabulary."""
     damage_optimizer: str = "adam:3e-4"
     """Optimiser and rate of the protocols that train."""
     damage_steps: int = 400
@@ -28,9 +28,9 @@ class DamageConfig:
     """Examples in a batch of damage."""
 
 
-# What the presets "demo" change for language models.
+# Changes of the presets "demo" for language models.
 FEW: dict[str, Any] = {"seeds": (0, 1), "max_tasks": 1}
-# What the presets "lm", for language models, say of network and damage.
+# Network and damage in the presets "lm", for language models.
 LANGUAGE_MODEL: dict[str, Any] = {
     "spaces": ("lora",),
     "max_tasks": 3,
@@ -42,7 +42,7 @@ LANGUAGE_MODEL: dict[str, Any] = {
 
 
 def shown_settings(damage: str, **trained: str) -> tuple[Setting, ...]:
-    """The settings that are shown of an experiment that damages a task.
+    """The settings to show for an experiment that damages a task.
 
     Args:
         damage: the setting that names its protocols.
@@ -53,7 +53,7 @@ def shown_settings(damage: str, **trained: str) -> tuple[Setting, ...]:
 
 
 class NotDamagedError(UsageError):
-    """A protocol that did not raise the task's loss, with the held-out losses that are known."""
+    """A protocol did not raise the task's loss; ``losses`` are the measured held-out losses."""
 
     losses: Mapping[str, Scalar] = MappingProxyType({})
 
@@ -67,10 +67,10 @@ def damaged(
     protocol: str,
     seed: int,
 ) -> Iterator[None]:
-    """The network after one damage protocol (``none``: as it is); its weights come back after.
+    """The network after one damage protocol (``none``: no damage); restores its weights at the end.
 
     Raises:
-        NotDamagedError: the loss rose by less than a tenth of what was wanted.
+        NotDamagedError: the loss rose by less than a tenth of the target.
         ValueError: an unknown protocol.
     """
     from frenet.measure.damage import PROTOCOLS, Damage, fixed_loss
@@ -102,9 +102,9 @@ def damaged(
 def require_damage(
     task: "Task", before: float, after: float, *, depth: float, chance: float
 ) -> None:
-    """Raise NotDamagedError where the loss rose by less than a tenth of the way to the wanted one.
+    """Raise NotDamagedError if the loss rose by less than a tenth of the way to its target.
 
-    What is regained would be a quotient of noise.
+    The regained share would be a ratio of noise.
     """
     if after - before < 0.1 * depth * (chance - before):
         raise NotDamagedError(

@@ -1,4 +1,4 @@
-"""Rows that every experiment gives about its networks: what they know, what must be known."""
+"""Rows of every experiment about its networks: how well they know their tasks, and notes."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from frenet.experiments.setup.networks import Network, at_most
 if TYPE_CHECKING:
     from frenet.network.tasks import Split
 
-# Held-out examples that say how well a task is known.
+# Held-out examples on which the knowledge of a task is measured.
 EXAMPLES = 32
 
 NETWORK_TABLES = {
@@ -19,16 +19,16 @@ NETWORK_TABLES = {
         columns.SEED,
         columns.SPACE,
         columns.TASK,
-        Column("loss", "nats/token", "held-out loss before anything is done", "measure", "chance"),
+        Column("loss", "nats/token", "held-out loss before the experiment", "measure", "chance"),
         Column("chance", "nats/token", "ln V, a uniform guess over the vocabulary", "reference"),
-        Column("token_accuracy", "fraction", "held-out tokens", "measure", "guess"),
-        Column("exact_match", "fraction", "held-out answers, whole", "measure", "guess"),
+        Column("token_accuracy", "fraction", "of held-out tokens", "measure", "guess"),
+        Column("exact_match", "fraction", "of whole held-out answers", "measure", "guess"),
         Column("guess", "fraction", "1 / V", "reference"),
     ),
     "notes": (
         columns.SEED,
         columns.SPACE,
-        Column("note", "", "what must be known about the network and its data", "key"),
+        Column("note", "", "caveats about the network and its data", "key"),
     ),
 }
 
@@ -48,9 +48,9 @@ def describe(
         network: of the cell.
         cell: this one.
         cells: all of them.
-        config: of the network and its damage; says how many examples a batch has.
-        select: examples of the select split that the experiment asks for at once.
-        test: the same of the test split; a note says where there are fewer.
+        config: of the network and its damage, with the sizes of its batches.
+        select: examples of the select split in the largest batch of the experiment.
+        test: the same for the test split; a note says if there are fewer.
     """
     import torch
 
@@ -63,28 +63,28 @@ def describe(
     keys: Row = {key: cell[key] for key in shared}
     for name, task in network.tasks.items():
         with measuring(network.model), torch.no_grad():
-            found = evaluate(network.model, next(task.batches("test", EXAMPLES, 0)))
+            result = evaluate(network.model, next(task.batches("test", EXAMPLES, 0)))
         context: Row = {"chance": network.chance, "guess": math.exp(-network.chance)}
-        yield {"table": "learned", **keys, "task": name, **found._asdict(), **context}
-    asked: dict[Split, int] = {
+        yield {"table": "learned", **keys, "task": name, **result._asdict(), **context}
+    requested: dict[Split, int] = {
         "train": max(config.learn_batch, config.damage_batch, *config.minibatches.values()),
         "select": max(select, config.damage_batch),
         "test": test,
     }
-    for text in (*network.notes, *_fewer(network, asked)):
+    for text in (*network.notes, *_fewer(network, requested)):
         yield note(cell, text)
 
 
-def _fewer(network: Network, asked: "dict[Split, int]") -> Iterator[str]:
-    """A note on the measured tasks that have fewer examples than are asked for."""
+def _fewer(network: Network, requested: "dict[Split, int]") -> Iterator[str]:
+    """A note on the measured tasks that have fewer examples than requested."""
     fewer = [
-        f"{name} has {count} {split} rows, not {wanted}"
+        f"{name} has {count} {split} rows, not {size}"
         for name in network.measured
-        for split, wanted in asked.items()
-        if (count := at_most(network.tasks[name], split, wanted)) < wanted
+        for split, size in requested.items()
+        if (count := at_most(network.tasks[name], split, size)) < size
     ]
     if fewer:
-        yield f"measured on fewer examples than asked for: {'; '.join(fewer)}"
+        yield f"measured on fewer examples than requested: {'; '.join(fewer)}"
 
 
 def note(cell: Cell, text: str) -> Row:
@@ -93,20 +93,20 @@ def note(cell: Cell, text: str) -> Row:
 
 
 def labelled_rows(rows: Rows, labels: Callable[[Row], Row], *, earlier: str) -> Rows:
-    """Rows of builds that went along the factors of LoRA without saying so, with the labels.
+    """Rows of earlier builds, with the coordinates of their lines.
 
     Args:
-        rows: of a run; returned as they are if one of them says its coordinates.
-        labels: the columns that a row gets or that change.
+        rows: of a run; returned unchanged if one of them has coordinates.
+        labels: the columns to add to a row.
         earlier: a note for every cell with LoRA.
     """
-    found: list[Row] = [dict(row) for row in rows]
-    own = [row for row in found if row["table"] not in NETWORK_TABLES]
-    if any("coordinates" in row for row in own):
+    labelled: list[Row] = [dict(row) for row in rows]
+    measured = [row for row in labelled if row["table"] not in NETWORK_TABLES]
+    if any("coordinates" in row for row in measured):
         return rows
-    for row in own:
+    for row in measured:
         row |= labels(row)
-    cells = dict.fromkeys((row["seed"], row["space"]) for row in own if row["space"] == "lora")
-    return found + [
+    cells = dict.fromkeys((row["seed"], row["space"]) for row in measured if row["space"] == "lora")
+    return labelled + [
         {"table": "notes", "seed": seed, "space": space, "note": earlier} for seed, space in cells
     ]

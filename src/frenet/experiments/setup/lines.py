@@ -1,4 +1,4 @@
-"""Straight lines in weights: how far they are looked at, and how far they move the weights."""
+"""Straight lines in weights: how far they are measured, and how far they move the weights."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ from frenet.network.space import ParamSpace
 def looked_between(
     line: LossLine, size: float, *, length: float | None, eps: float
 ) -> tuple[float, float]:
-    """First and greatest distance at which a line through parameters of norm ``size`` is seen."""
+    """First and greatest distance to measure on a line through parameters of norm ``size``."""
     start = size / 1000
     if line.curvature:
-        # A quarter of where a quadratic would leave the linear.
+        # A quarter of the radius of a quadratic.
         start = min(start, eps * abs(line.slope / line.curvature) / 2)
     return start, max(size, 4 * (length or 0.0))
 

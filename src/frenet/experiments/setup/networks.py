@@ -1,4 +1,4 @@
-"""The networks that experiments measure: built once, taught their tasks, cached."""
+"""The networks that experiments measure: built once, trained on their tasks, cached."""
 
 import hashlib
 import json
@@ -25,16 +25,16 @@ T = TypeVar("T")
 # that wait for each other on a busy machine take many times as long as one.
 LEARNING_THREADS = 1
 
-# How other tasks than the first ones are measured.
+# How to measure tasks other than the first ones.
 CHOOSE = "--only names others, --max-tasks 0 takes all"
 # Examples on which derivatives are checked.
 CHECKED = 8
 
-# What a page of results says of the network and its tasks, and of how a language model learned
-# them; the synthetic transformer comes trained.
-TOLD = ("seeds", "spaces", "tasks", "only")
+# Settings of network and tasks on a page of results, and of how a language model learned the tasks;
+# the synthetic transformer is already trained.
+SHOWN = ("seeds", "spaces", "tasks", "only")
 LEARNING = ("learn_optimizer", "learn_steps")
-# What the presets "smoke" of all experiments say of the network.
+# The network of the presets "smoke".
 SMALL_NETWORK: dict[str, Any] = {"seeds": (0, 1), "width": 32, "train_steps": 300}
 
 # torch and transformers are imported inside the functions: a command line that only prints its
@@ -46,59 +46,59 @@ class NetworkConfig(TaskReadingConfig, LoadingConfig):
     """Which network, which tasks, how it learned them."""
 
     model: str = "synthetic"
-    """'synthetic', a hub id, a folder in Hugging Face format, or a GGUF file. Of a PEFT adapter the
-    base is meant; frenet probe takes the adapter itself as --vectors."""
+    """'synthetic', a hub id, a folder in Hugging Face format, or a GGUF file. For a PEFT adapter,
+    give its base; frenet probe takes the adapter as --vectors."""
     tasks: tuple[str, ...] = ()
-    """Task files or data set names; for the synthetic network task names. Empty: all it has."""
+    """Task files or data set names; for the synthetic network, names of its tasks. Empty: all of
+    them."""
     only: tuple[str, ...] = ()
-    """Names of the tasks to measure, where the files hold more. Empty: all."""
+    """Names of the tasks to measure, if the files hold more. Empty: all."""
     max_tasks: int = 0
-    """Measure only so many tasks, the first ones, where none are named; the others are still
+    """Measure only this many tasks, the first ones, unless --only names some; the others are still
     learned. 0: all."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """One network is trained, and everything is drawn, for each seed."""
+    """Each seed trains one network and draws all random numbers anew."""
     spaces: tuple[str, ...] = ("full",)
     """'full' (all weights) and 'lora' (rank-r adapters): the parameters that move."""
     rank: int = 4
     """Rank of the LoRA adapters."""
     targets: tuple[str, ...] = ()
-    """Modules that a LoRA adapter goes on, by the last parts of their names. Empty: those that PEFT
-    takes for a model of this family."""
+    """Modules that get a LoRA adapter, by the last parts of their names. Empty: PEFT's choice for
+    this family of models."""
     width: int = 64
     """Width of the synthetic transformer."""
     train_steps: int = 2400
     """Steps in which the synthetic transformer is trained on its eight tasks."""
     learn_steps: int = 120
-    """Steps in which a language model learns the tasks before it is measured. 0: it stays as it is.
-    """
+    """Training steps of a language model on the tasks before it is measured. 0: no training."""
     learn_optimizer: str = "adamw:2e-3"
-    """Optimiser and rate of that learning."""
+    """Optimiser and rate of that training."""
     learn_batch: int = 10
-    """Examples in a batch of that learning."""
+    """Examples in a batch of that training."""
     max_length: int = 64
     """Longest text in tokens; longer prompts lose their beginning."""
 
     @property
     def minibatches(self) -> dict[str, int]:
-        """Examples in the minibatches of training and of gradients, by the setting that says so."""
+        """Examples in the minibatches of training and of gradients, by the name of the setting."""
         return {}
 
     @property
     def preparing_steps(self) -> int:
-        """Steps in which the network of a seed is trained before it is measured."""
+        """Training steps of the network of a seed before it is measured."""
         return self.train_steps if self.model == SYNTHETIC else self.learn_steps
 
 
 @dataclass(frozen=True)
 class MinibatchConfig(NetworkConfig):
-    """A network that is trained, or whose gradients are taken, in minibatches of one size."""
+    """A network that is trained, or that gives gradients, in minibatches of one size."""
 
     batch_size: int = 64
     """Examples in a minibatch, of training and of the sampled gradients."""
 
     @property
     def minibatches(self) -> dict[str, int]:
-        """That of the field."""
+        """The one size."""
         return {"batch_size": self.batch_size}
 
 
@@ -108,18 +108,18 @@ class Network:
 
     Attributes:
         model: the network, in evaluation mode.
-        space: the parameters that recover and whose gradients are measured.
+        space: the parameters that recover and that have the measured gradients.
         damage_space: the parameters that damage moves. It is the space itself, except for adapters
             on the synthetic transformer: there the weights are damaged and the adapters recover.
         tasks: the tasks it has learned, by name.
-        measured: names of those that the configuration asks about.
+        measured: names of the tasks to measure.
         unseen: tasks it has not learned, for ordinary fine-tuning and for forgetting.
-        untrained: the space's parameters before the tasks were learned, where they still mean
-            something: a language model that has not been fine-tuned. None for the synthetic one.
+        untrained: the space's parameters before the tasks were learned, for a language model; None
+            for the synthetic one.
         chance: ln V, the loss of a uniform guess over the vocabulary, in nats per token.
-        notes: what the report must say about it.
+        notes: caveats for the report.
         tokenizer: of the model; None for the synthetic one.
-        context_length: tokens that the model can read at once, where it says so.
+        context_length: tokens that the model can read at once; None if unknown.
     """
 
     model: "nn.Module"
@@ -136,11 +136,11 @@ class Network:
 
 
 def build(config: NetworkConfig, *, space: str, seed: int) -> Network:
-    """The network of one seed, from the cache where it was built before.
+    """The network of one seed, from the cache if it was built before.
 
     Raises:
-        ValueError: an unknown space or task name, or a network whose gradient is not the derivative
-            of its loss.
+        ValueError: an unknown space or task name, or a gradient that is not the derivative of the
+            network's loss.
     """
     if space not in ("full", "lora"):
         raise UsageError(f"unknown space {space!r}; there are full and lora")
@@ -150,25 +150,25 @@ def build(config: NetworkConfig, *, space: str, seed: int) -> Network:
 
 
 def _not_checked(network: Network) -> list[str]:
-    """Nothing where the derivatives of a task are seen to be right, else why they are not.
+    """A note if the derivatives could not be checked on any task; empty otherwise.
 
     Raises:
         ValueError: the network's gradient is not the derivative of its loss.
     """
     from frenet.measure.checked import check_slope
 
-    found = ""
+    note = ""
     for name in network.measured:
         task = network.tasks[name]
         batch = next(task.batches("train", at_most(task, "train", CHECKED), 0))
-        found = check_slope(network.model, task, batch, space=network.space).note
-        if not found:
+        note = check_slope(network.model, task, batch, space=network.space).note
+        if not note:
             break
-    return [found] if found else []
+    return [note] if note else []
 
 
 def only_first(measured: Collection[str], known: Collection[str], what: str, how: str) -> list[str]:
-    """A note where fewer are measured than the files hold, and how to choose."""
+    """A note if fewer are measured than the files hold, and how to choose."""
     if len(measured) == len(known):
         return []
     return [f"measured: {listed(measured)}, of {len(known)} {what} ({listed(known)}); {how}"]
@@ -180,14 +180,14 @@ def prepare(config: NetworkConfig, cell: Cell) -> None:
 
 
 def at_most(task: "Task", split: "Split", examples: int) -> int:
-    """So many examples of a split, or as many as a task from a file has."""
+    """This number of examples of a split, or all that a task from a file has."""
     from frenet.network.data.text import TextTask
 
     return min(examples, len(task.examples[split])) if isinstance(task, TextTask) else examples
 
 
 def held_out(task: "Task") -> "Split":
-    """Split whose minibatches no training, search or choice has seen.
+    """The split with minibatches that no training, search or choice has seen.
 
     The synthetic tasks draw new examples for every seed; a file has the same ones for all seeds.
     """
@@ -200,7 +200,7 @@ def task_names(config: NetworkConfig) -> tuple[str, ...]:
     """Names of the tasks that the configuration measures, without loading the model.
 
     Raises:
-        ValueError: ``only`` names a task that is not there.
+        ValueError: ``only`` names a task that does not exist.
     """
     known = _known_tasks(config)
     if missing := [name for name in config.only if name not in known]:
@@ -217,22 +217,22 @@ def network_cells(
 
     Args:
         config: seeds and spaces.
-        keys: the values of each further key, or what gives them for the keys before it.
+        keys: the values of each further key, or a function of the keys before it.
 
     Raises:
-        ValueError: ``only`` names a task that is not there: refused before anything is made.
+        ValueError: ``only`` names a task that does not exist.
     """
     task_names(config)
-    found: list[dict[str, Any]] = [
+    combinations: list[dict[str, Any]] = [
         {"seed": seed, "space": space} for seed in config.seeds for space in config.spaces
     ]
     for key, values in keys.items():
-        found = [
+        combinations = [
             {**cell, key: value}
-            for cell in found
+            for cell in combinations
             for value in (values(cell) if callable(values) else values)
         ]
-    return [Cell.of(**cell) for cell in found]
+    return [Cell.of(**cell) for cell in combinations]
 
 
 def by_space(space: str, full: T, lora: T) -> T:
@@ -289,12 +289,12 @@ def _synthetic(config: NetworkConfig, space: str, seed: int) -> Network:
 
 
 def _refuse_adapter(source: str, model: "nn.Module") -> None:
-    """Raise ValueError for a model with an adapter on it, whose own weights would stand still."""
+    """Raise ValueError for a model with an adapter on it: the base weights would not move."""
     if hasattr(model, "peft_config"):
         raise UsageError(
-            f"{source} is an adapter on its base, of which only the adapter would move; pass the "
-            "base as --model, and the adapter as --vectors of frenet probe, or merge it into the "
-            "base first (merge_and_unload of peft)"
+            f"{source} is an adapter on its base, and only the adapter would move; pass the base "
+            "as --model (and the adapter as --vectors of frenet probe), or first merge it into the "
+            "base (merge_and_unload of peft)"
         )
 
 
@@ -307,7 +307,7 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
 
     loaded = config.load(config.model)
     _refuse_adapter(config.model, loaded.model)
-    # Experiments take what a small file has; the note of ``describe`` says where it is less.
+    # A small file is used whole; ``describe`` notes if it has less than requested.
     tasks = {n: replace(task, whole=True) for n, task in tasks_of(config, loaded).items()}
     measured = task_names(config)
     for name in measured:
@@ -321,7 +321,7 @@ def _language_model(config: NetworkConfig, space: str, seed: int) -> Network:
     untrained = selected.read(model)
     prints = [task.fingerprint for task in tasks.values()]
     key = [loaded.fingerprint, prints, space, config.rank, config.max_length, str(training)]
-    # What was not there to choose is no part of the keys of caches that are there.
+    # Later settings enter the key only if they are not the default, so that older caches stay good.
     if (config.targets, config.dtype) != ((), "float32"):
         key.append([*config.targets, config.dtype])
     if config.untie:
@@ -355,7 +355,7 @@ def _notes(
     tasks: "Mapping[str, TextTask]",
     measured: Collection[str],
 ) -> tuple[str, ...]:
-    """What must be said of a language model and its tasks."""
+    """Notes on a language model and its tasks."""
     from frenet.network.data.text import reading_notes
 
     dtype = f"{config.model}: weights measured in {loaded.dtype}"
@@ -364,18 +364,18 @@ def _notes(
 
 
 def _require_batches(task: "TextTask", config: NetworkConfig) -> None:
-    """Raise ValueError where all minibatches of a task's gradients would be the same one."""
+    """Raise ValueError if all minibatches of a task's gradients would be the same."""
     rows = len(task.examples["train"])
-    for asked, examples in config.minibatches.items():
+    for setting, examples in config.minibatches.items():
         if rows <= examples:
             raise UsageError(
-                f"task {task.name!r} has {rows} training rows and {asked} asks for {examples}, so "
-                f"that all minibatches would be the same; pass a smaller {asked}, or more rows"
+                f"task {task.name!r} has {rows} training rows and {setting} asks for {examples}, "
+                f"so all minibatches would be the same; pass a smaller {setting}, or more rows"
             )
 
 
 def _learned(key: list[Any], learn: Any) -> Any:
-    """The parameter vector that ``learn()`` gives, kept in the cache under ``key``."""
+    """The parameter vector that ``learn()`` returns, cached under ``key``."""
     from frenet.network.checkpoints.cache import cache_dir, kept_tensors
     from frenet.network.measuring import torch_threads
 

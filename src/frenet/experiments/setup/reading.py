@@ -1,4 +1,4 @@
-"""How models are loaded and rows of the user's files read: the settings that all commands share."""
+"""Settings that all commands share: how models are loaded, and how the user's files are read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,15 +19,14 @@ class LoadingConfig:
     """How a language model comes into memory."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of a language model's weights in memory. Below float32 only adapters move, which stay in it.
-    """
+    """Precision of a language model's weights in memory. Below float32 only adapters move; they
+    stay in float32."""
     device: str = ""
-    """Where a language model is put, such as cpu or cuda:1. Empty: the GPU if there is one."""
+    """Device of a language model, such as cpu or cuda:1. Empty: the GPU if there is one."""
     tokenizer: str = ""
-    """Folder or hub id of the tokenizer of a language model. Empty: the model's own."""
+    """Folder or hub id of the tokenizer of a language model. Empty: the model's tokenizer."""
     untie: bool = False
-    """Give the head of a language model weights of its own, where it shares those of the
-    embedding."""
+    """Give the head of a language model separate weights, if it shares those of the embedding."""
 
     def load(self, model: str, *, adapter: str = "") -> "Loaded":
         """The model of a hub id, folder or file, loaded as these settings say."""
@@ -46,17 +45,17 @@ class ReadingConfig:
     """Which columns are read, and how they become prompts and completions."""
 
     columns: tuple[str, ...] = ()
-    """What columns of the task files are, where their names do not say it: prompt=NAME
+    """Roles of the columns of the task files, if their names do not say it: prompt=NAME
     completion=NAME label=NAME, fields of the known schemas, system=NAME with --chat, and
     ignore=NAME,NAME. Several columns of one role are joined by an empty line."""
     prompt: str = ""
-    """Prompt with {field} in the places that a row fills, {field?} where a row may have nothing.
-    Empty: that of the known schema."""
+    """Prompt with {field} for a value of the row, {field?} if the row may have none. Empty: that of
+    the known schema."""
     completion: str = ""
-    """What is scored, written in the same way. Empty: that of the known schema."""
+    """The scored text, written in the same way. Empty: that of the known schema."""
     chat: bool = False
-    """Prompts and answers go through the chat template of the model's tokenizer, as rows of
-    messages, and of prompt and response, always do."""
+    """Apply the chat template of the model's tokenizer to prompts and answers. Rows of messages,
+    and of prompt and response, always use it."""
 
     def rows_read(self) -> dict[str, Any]:
         """These settings as arguments of ``text_tasks`` and ``contrasts``."""
@@ -70,11 +69,10 @@ class ReadingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskReadingConfig(ReadingConfig):
-    """The same for tasks, whose labels may be written as other words."""
+    """The same for tasks; their labels may be written as other words."""
 
     words: tuple[str, ...] = ()
-    """What to write for the values of a label: 0=negative 1=positive. Empty: the values as they
-    are."""
+    """Words for the values of a label: 0=negative 1=positive. Empty: the values themselves."""
 
     def rows_read(self) -> dict[str, Any]:
         """These settings as arguments of ``text_tasks``."""
@@ -83,16 +81,16 @@ class TaskReadingConfig(ReadingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastConfig:
-    """Where a contrast is read from that is needed beside the tasks."""
+    """Where to read a contrast that is needed in addition to the tasks."""
 
     contrasts: str = ""
     """File or data set name of the contrast behind the steering vector of a language model."""
     contrast_columns: tuple[str, ...] = ()
-    """What columns of that file are, as --columns has it for tasks."""
+    """Roles of the columns of that file, written as --columns is for tasks."""
     contrast_prompt: str = ""
-    """Prompt of its rows, as --prompt has it for tasks."""
+    """Prompt of its rows, written as --prompt is for tasks."""
     behaviour: str = ""
-    """Name of the contrast, where there are several."""
+    """Name of the contrast, if there are several."""
 
 
 def of_sources(sources: Sequence[str], read: Callable[[str], Mapping[str, T]]) -> dict[str, T]:
@@ -101,15 +99,15 @@ def of_sources(sources: Sequence[str], read: Callable[[str], Mapping[str, T]]) -
     Raises:
         ValueError: two sources have one of the same name.
     """
-    found: dict[str, T] = {}
+    by_name: dict[str, T] = {}
     for source in sources:
         more = read(source)
-        if twice := sorted(set(found) & set(more)):
+        if twice := sorted(set(by_name) & set(more)):
             raise UsageError(
                 f"{source}: {twice[0]!r} is also a name in another file; rename one of them"
             )
-        found |= more
-    return found
+        by_name |= more
+    return by_name
 
 
 def tasks_of(config: Any, loaded: "Loaded", *, seed: int = 0) -> "dict[str, TextTask]":

@@ -7,16 +7,16 @@ from frenet.experiments.experiment import Cell
 from frenet.experiments.setup.damage import shown_settings
 from frenet.experiments.setup.networks import by_space, network_cells, task_names
 
-# A prefix that is a larger part of the recovery holds it by being it.
+# A longer prefix would hold the recovery simply by being most of it.
 LONGEST_PREFIX = 0.35
 RECOVERED = shown_settings("protocols", full="optimizers", lora="lora_optimizers")
 
 
 def recovery_cells(config: Any) -> list[Cell]:
-    """One cell a seed, space, task, protocol and optimiser.
+    """One cell per seed, space, task, protocol and optimiser.
 
     Raises:
-        ValueError: a k that no recovery of so many steps could be measured with.
+        ValueError: a k that is too large for the steps of a recovery.
     """
     most = int(LONGEST_PREFIX * config.steps)
     if max(config.ks) > most:

@@ -19,9 +19,10 @@ class Config(SteeringConfig):
     resamples: int = 2000
     """Bootstrap samples of the prompts."""
     equal_dose: float = 0.1
-    """Dose of the contrast vector whose effect the others are brought to, to compare costs."""
+    """Dose of the contrast vector at which costs are compared; the others are scaled to its effect.
+    """
     equal_rows: int = 24
-    """Most prompts in that comparison, whose weight steps need whole forward passes."""
+    """Most prompts in that comparison; its weight steps need whole forward passes."""
     neutral_rows: int = 8
     """Neutral texts for KL divergence and perplexity."""
 

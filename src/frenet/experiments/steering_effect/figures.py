@@ -20,7 +20,7 @@ def dose_chart(rows: Rows) -> object:
     table = over_seeds(own, by=("behaviour", "series", "dose"), value="change")
     return lines(
         table,
-        x=Axis("dose", "added vector over stream norm"),
+        x=Axis("dose", "dose: added vector / stream norm"),
         y=Axis("value", "change of logit difference (nats)"),
         facet="behaviour",
         rules=list(CONTROLS),
@@ -28,7 +28,7 @@ def dose_chart(rows: Rows) -> object:
 
 
 def slope_chart(rows: Rows) -> object:
-    """Slopes of both vectors beside the largest of the controls."""
+    """Slopes of both vectors, with the largest of each control."""
     table = [
         {**row, "series": NAMES[str(row["vector"])]}
         for row in over_seeds(select(rows, push="own"), by=("behaviour", "vector"), value="slope")
@@ -37,7 +37,7 @@ def slope_chart(rows: Rows) -> object:
     table += series_over_seeds(select(rows, push="own"), by=("behaviour",), values=labels)
     return dots(
         table,
-        x=Axis("value", "slope at dose 0 (nats per stream norm)"),
+        x=Axis("value", "slope at dose 0 (nats per unit dose)"),
         row=Axis("behaviour", "contrast"),
         colour="series",
         rules=list(CONTROLS),
@@ -74,14 +74,14 @@ FIGURES = (
     Figure(
         "doses",
         "How answers follow the added vector",
-        "Vectors of equal norm, added at the last token of the prompt after one block, which was "
-        "chosen on other prompts by the contrast vector's own slope.",
+        "Vectors of equal norm, added at the last token of the prompt after one block. The block "
+        "was chosen on other prompts, by the slope of the contrast vector.",
         "dose",
         dose_chart,
     ),
     Figure(
         "slopes",
-        "Slopes at dose 0, beside vectors that should do nothing",
+        "Slopes at dose 0, compared with vectors that should do nothing",
         "Grey: the largest modulus among the draws of each control.",
         "slope",
         slope_chart,
@@ -96,9 +96,9 @@ FIGURES = (
     Figure(
         "costs",
         "What the same effect costs elsewhere",
-        "Every way is brought to the effect of one dose of the contrast vector, where it gets "
-        "there. Vectors are added at every token of neutral text; the weight step changes the "
-        "model itself.",
+        "Every way of steering is scaled to the effect of one dose of the contrast vector, if it "
+        "can reach that effect. Vectors are added at every token of neutral text; the weight step "
+        "changes the model itself.",
         "equal",
         cost_chart,
     ),

@@ -51,17 +51,17 @@ RULE = Rule((ALIKE, SHIFTED, NOWHERE), premises=(STEERED,))
 def decide(rows: Rows) -> Finding:
     """C7: the ratio lies within [0.5, 2] and the shift steers more than random vectors do.
 
-    Undecided if the contrast vector itself does not: a ratio to it would be one of two accidents.
+    Undecided if the contrast vector itself does not: a ratio to it would compare noise with noise.
     """
     slopes = select(rows, table="slope", push="own")
     ratios = select(rows, table="ratio", push="own")
     ratio = estimate(ratios, "ratio")
-    found = [_steering(part, f"for {name}") for name, part in _by_contrast(slopes)]
+    conditions = [_steering(part, f"for {name}") for name, part in _by_contrast(slopes)]
     verdict, why = RULE.decide(
         {
             ALIKE: ALIKE.of(ratio),
-            STEERED: every([steers for steers, _ in found]),
-            SHIFTED: alike([shifts for _, shifts in found]),
+            STEERED: every([steers for steers, _ in conditions]),
+            SHIFTED: alike([shifts for _, shifts in conditions]),
             NOWHERE: NOWHERE.of(ratios, "ratio"),
         }
     )
@@ -94,7 +94,7 @@ def _steering(slopes: Rows, case: str) -> tuple[Condition, Condition]:
 
 
 def _by_contrast(slopes: Rows) -> Iterator[tuple[str, Rows]]:
-    """Rows of each contrast and space, after the name of the contrast, and of one of two spaces."""
+    """Rows of each contrast and space, with the name of the contrast, and of one of two spaces."""
     several = len({row["space"] for row in slopes}) > 1
     for behaviour, space in dict.fromkeys((row["behaviour"], row["space"]) for row in slopes):
         name = f"{behaviour} ({space})" if several else str(behaviour)
@@ -102,7 +102,7 @@ def _by_contrast(slopes: Rows) -> Iterator[tuple[str, Rows]]:
 
 
 def _matched(slopes: Rows) -> list[Row]:
-    """What the ratio would be for the largest of the random vectors of equal covariance."""
+    """The ratio for the largest of the random vectors of equal covariance."""
     return [
         {**row, "ratio": number(row, "matched") / abs(number(row, "slope"))}
         for row in select(slopes, vector="contrast")
@@ -114,9 +114,9 @@ def _cautions(rows: Rows, slopes: Rows) -> Iterator[str]:
     parts = [part for _, part in _by_contrast(slopes)]
     if count := sum(_as_random(part) for part in parts):
         yield (
-            f"For {count} of {len(parts)} contrasts, random vectors of the stream's own "
-            "covariance, the largest of the draws, steer as much as the shift by a gradient step; "
-            "those of the rule are without that covariance."
+            f"For {count} of {len(parts)} contrasts, the largest of the random vectors with the "
+            "stream's covariance steers as much as the shift by a gradient step; the rule uses "
+            "random vectors without that covariance."
         )
     yield from cautions(rows, "slope")
 
@@ -163,7 +163,7 @@ def _slopes(slopes: Rows) -> tuple[Breakdown, ...]:
                 for row in select(part, vector="contrast")
             ]
     return breakdown(
-        "Slopes in nats per norm of the stream, own push",
+        "Slopes in nats per unit dose, own push",
         table,
         by=(*CONTRAST, "vector"),
         values={"slope": "slope", "random": "largest of the random vectors"},
@@ -171,7 +171,7 @@ def _slopes(slopes: Rows) -> tuple[Breakdown, ...]:
 
 
 def _at_equal_effect(rows: Rows) -> tuple[Breakdown, ...]:
-    """What it costs on neutral text to have the same effect."""
+    """The cost on neutral text at the same effect."""
     return breakdown(
         "At equal effect on the answers: the cost on neutral text, in nats per token",
         select(rows, table="equal"),
@@ -216,8 +216,8 @@ TABLES = {
     "equal": (
         *_KEYS,
         Column("way", "", "how the effect is brought about", "key"),
-        Column("size", "", "dose; of a weight step that of its mean shift there", "key"),
-        Column("target", "nats", "effect that all ways are brought to", "key"),
+        Column("size", "", "dose; for a weight step, that of its mean shift", "key"),
+        Column("target", "nats", "effect that all ways are scaled to", "key"),
         Column(
             "kl", "nats/token", "to the unchanged model, on neutral text", "measure", "kl_random"
         ),

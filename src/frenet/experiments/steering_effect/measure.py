@@ -46,7 +46,7 @@ SHOWN = ("contrast", "gradient")
 CONTROLS = ("random", "matched", "shuffled")
 
 
-# Doses beyond this one are not looked for: the added vector is as long as the stream itself.
+# The largest dose to try: the added vector is then as long as the stream.
 MOST = 1.0
 
 
@@ -84,7 +84,7 @@ class Dosed:
         return {**dict(self.cell.keys), "block": self.block}
 
     def added(self, vector: torch.Tensor, dose: float) -> torch.Tensor:
-        """What is added at a dose."""
+        """The vector to add at a dose."""
         return (dose * self.norm * vector).float()
 
 
@@ -93,7 +93,7 @@ class Effects:
     """What vectors do to the answers of n prompts.
 
     Attributes:
-        prompts: those that are reported on.
+        prompts: the reported prompts.
         kept: the ``prefixes`` of the prompts.
         before: (n,), logit(positive) - logit(negative) without a vector.
         after: by kind of vector, (n, m, 2 doses), the same with each of m vectors.
@@ -107,7 +107,7 @@ class Effects:
     labels: np.ndarray
 
     def mixed(self, most: int) -> list[int]:
-        """Indices of at most so many prompts, either class in turn."""
+        """Indices of at most this many prompts, the classes in turn."""
         count = len(self.prompts)
         half = (count + 1) // 2
         pairs = zip(range(half), range(half, count), strict=False)
@@ -122,18 +122,18 @@ def effects_of(dosed: Dosed) -> Effects:
             rows += [dosed.added(vector, s * a)[None] for a in dosed.doses for s in (-1, 1)]
     items, model = dosed.subject.parts["report"].items, dosed.subject.model
     prompts = prompted(items)
-    # Sizes of equal effect are looked for later, of which only the last token differs.
+    # The search for sizes of equal effect needs the prefixes again: only the last token differs.
     kept = prefixes(model, prompts, path=dosed.subject.path)
-    found = steered_differences(
+    differences = steered_differences(
         model, prompts, {dosed.block: torch.cat(rows)}, kept=kept, path=dosed.subject.path
     ).double()
     after, start, width = {}, 1, 2 * len(dosed.doses)
     for name, vectors in dosed.vectors.items():
         stop = start + width * len(vectors)
-        after[name] = found[:, start:stop].reshape(len(items), len(vectors), width).numpy()
+        after[name] = differences[:, start:stop].reshape(len(items), len(vectors), width).numpy()
         start = stop
     labels = np.array([item.label is not False for item in items])
-    return Effects(prompts, kept, found[:, 0].numpy(), after, labels)
+    return Effects(prompts, kept, differences[:, 0].numpy(), after, labels)
 
 
 def dose_rows(dosed: Dosed, effects: Effects) -> Iterator[Row]:
@@ -165,11 +165,11 @@ def slope_rows(dosed: Dosed, effects: Effects, *, resamples: int) -> Iterator[Ro
     seed = int(dosed.cell.seed)
 
     def interval(parts: list[Any], statistic: Callable[..., Any]) -> tuple[float, float]:
-        found = stats.bootstrap(
+        ends = stats.bootstrap(
             parts, statistic, paired=True, vectorized=True, n_resamples=resamples,
             method="percentile", rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
-        return float(found.low), float(found.high)
+        return float(ends.low), float(ends.high)
 
     for name in SHOWN:
         low, high = interval([slopes[name][:, 0]], partial(np.mean))
@@ -232,17 +232,17 @@ def ways(dosed: Dosed, prompts: Sequence[Prompted], kept: Prefixes) -> list[Way]
         with weight_change(size)():
             return float(answer_differences(model, prompts).mean())
 
-    found = [
+    by_vectors = [
         Way(f"{name} vector", partial(by_vector, name), partial(vector_change, name))
         for name in ("contrast", "gradient", "random")
     ]
-    return [*found, Way("weight step", by_weights, weight_change)]
+    return [*by_vectors, Way("weight step", by_weights, weight_change)]
 
 
 def equal_rows(
     dosed: Dosed, effects: Effects, *, dose: float, most: int, neutral: int
 ) -> Iterator[Row]:
-    """What it costs to have the effect of one dose of the contrast vector, by three ways."""
+    """The cost of the effect of one dose of the contrast vector, in three ways."""
     chosen = effects.mixed(most)
     prompts = [effects.prompts[i] for i in chosen]
     kept = effects.kept._replace(caches=[effects.kept.caches[i] for i in chosen])
@@ -280,13 +280,13 @@ def equal_rows(
 def equal_size(
     value: Callable[[float], float], target: float, guess: float, *, before: float = 0.0
 ) -> float | None:
-    """The size in (0, 1] at which an effect is as large as wanted, to 2%; None where it never is.
+    """The size in (0, 1] at which an effect reaches its target, to 2%; None if it never does.
 
     >>> round(equal_size(lambda a: 3 * a, 0.6, 0.1), 2)
     0.2
     """
 
-    # The ends of the bracket are asked for again, and a weight step is slow to try.
+    # brentq evaluates the ends of the bracket again, and a weight step is slow.
     @cache
     def effect(size: float) -> float:
         return value(size) - before if size else 0.0
@@ -301,13 +301,13 @@ def equal_size(
 
 
 def neutral_texts(subject: Steered, count: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Token ids of texts that no contrast is about: what is given, and what is predicted."""
+    """Token ids of neutral texts: the given part, and the predicted part."""
     if subject.tokenizer is None:
         return neutral_rows(count, seed=seed)
     pairs = [("", text) for text in NEUTRAL[:count]]
     longest = min(NEUTRAL_TOKENS, context_length(subject.model) or NEUTRAL_TOKENS)
-    found = encode(subject.tokenizer, pairs, max_length=longest)
-    wholes = [item.context + item.target for item in found if isinstance(item, Encoded)]
+    encoded = encode(subject.tokenizer, pairs, max_length=longest)
+    wholes = [item.context + item.target for item in encoded if isinstance(item, Encoded)]
     return [(ids[:1], ids[1:]) for ids in wholes]
 
 
@@ -342,25 +342,25 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
     index = _steerable(subject, streams, norms, dose=config.doses[0])
     block = subject.blocks[index]
     pushed = push_items(parts["push"], flipped=cell["push"] == "flipped")
-    # In place: of a large model's weights there is memory for few copies.
+    # In place: memory holds few copies of a large model's weights.
     step = push_gradient(model, pushed, space=subject.space).neg_()
     rows = shifted_prompts(parts["moved"])
     moved = activation_shift(model, rows, step, space=subject.space, blocks=[block], path=path)
     shift = moved[:, 0].mean(0).cpu()
     draw = rng.generator(cell.seed, "steering-effect", cell["behaviour"])
-    found = streams.at(index)
+    at_block = streams.at(index)
     vectors = {
-        "contrast": found.difference()[None],
+        "contrast": at_block.difference()[None],
         "gradient": shift.double()[None],
-        "shuffled": shuffled_differences(found, config.draws, draw),
+        "shuffled": shuffled_differences(at_block, config.draws, draw),
         "random": torch.randn(config.draws, len(shift), generator=draw, dtype=torch.float64),
-        "matched": matched_vectors(found.rows, config.draws, draw),
+        "matched": matched_vectors(at_block.rows, config.draws, draw),
     }
     for name in ("contrast", "gradient"):
         if not vectors[name].any():
             raise UsageError(
                 f"the {name} vector of {cell['behaviour']} is zero after block {block}, so it has "
-                "no direction to steer along; use prompts whose two sides differ before the block"
+                "no direction to steer along; use prompts that differ between the sides by then"
             )
     return Dosed(
         cell=cell,

@@ -12,9 +12,9 @@ class Config(SteeringConfig):
     """Cosine between the shift by a gradient step and the contrast of activations, by block."""
 
     shuffles: int = 1000
-    """Draws of either null."""
+    """Draws of each null."""
     halves: int = 20
-    """Splits in random halves, for how well the contrast vector is known."""
+    """Random splits into halves, for the reliability of the contrast vector."""
 
 
 EXPERIMENT = Experiment(

@@ -64,7 +64,7 @@ def decide(rows: Rows) -> Finding:
 
 
 def reported(rows: Rows) -> Rows:
-    """The chosen block of every seed and contrast, on the prompts that are reported on."""
+    """The chosen block of every seed and contrast, on the reported prompts."""
     return select(rows, table="layer", part="report", chosen=True, push="own")
 
 
@@ -88,7 +88,10 @@ def _by_contrast(rows: Rows) -> tuple[Breakdown, ...]:
             "p": "mean p",
             "p_limit": "limit of p",
         },
-        counts={"below": "seeds below it, adjusted over blocks", "against": "of these negative"},
+        counts={
+            "below": "seeds with p below the limit, adjusted over blocks",
+            "against": "of these, negative",
+        },
         least=-1.0,
     )
 
@@ -159,8 +162,8 @@ TABLES = {
             "r, cosine of the contrast vectors of two halves; of wholes about 2 r / (1 + r)",
             "reference",
         ),
-        Column("other", "", "step towards the other answer, of report alone", "measure", "null"),
-        Column("without_answer", "", "after removing what writes the answers", "measure", "cosine"),
+        Column("other", "", "step towards the other answer, report only", "measure", "null"),
+        Column("without_answer", "", "without the directions of the answers", "measure", "cosine"),
         Column("whitened", "", "in units of the stream's covariance", "measure", "cosine"),
     ),
 }
@@ -179,16 +182,16 @@ FIGURES = (
         "layers",
         "The step and the vector, block by block",
         "Cosine of the mean shift by a gradient step with the contrast vector; vector, gradient "
-        "and shifted prompts share no prompt. Residual streams are anisotropic: chance is not 0, "
-        "it is the grey lines.",
+        "and shift use different prompts. Residual streams are anisotropic: chance is not 0 but "
+        "the grey lines.",
         "layer",
         layer_chart,
     ),
     Figure(
         "chosen",
         "At the block chosen on other prompts",
-        "What is left of the cosine without the directions that write the two answers, and after "
-        "whitening by the stream's own covariance.",
+        "The cosine, also without the directions that write the two answers, and after whitening "
+        "by the stream's covariance.",
         "layer",
         chosen_chart,
     ),

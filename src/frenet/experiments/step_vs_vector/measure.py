@@ -1,4 +1,4 @@
-"""The shift of one gradient step at every block, beside contrast vectors and their nulls."""
+"""The shift of one gradient step at every block, compared with contrast vectors and their nulls."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,9 +31,9 @@ class Shifts:
     """Mean shifts of the stream after each block, (l, h), by a gradient step towards an answer.
 
     Attributes:
-        choose: of the prompts that the block is chosen by.
-        report: of those that are reported on.
-        other: of the same, by a step towards the other answer.
+        choose: of the prompts that choose the block.
+        report: of the reported prompts.
+        other: of the reported prompts, by a step towards the other answer.
     """
 
     choose: torch.Tensor
@@ -67,7 +67,7 @@ def _shifts(subject: Steered, *, flipped: bool) -> Shifts:
 
     def moved(rows: list[list[int]], *, towards: bool) -> torch.Tensor:
         pushed = push_items(subject.parts["push"], towards=towards, flipped=flipped)
-        # In place: of a large model's weights there is memory for few copies.
+        # In place: memory holds few copies of a large model's weights.
         step = push_gradient(model, pushed, space=space).neg_()
         return activation_shift(
             model, rows, step, space=space, blocks=subject.blocks, path=subject.path
@@ -87,25 +87,25 @@ def _layers(
     shifts: Shifts,
     answers: torch.Tensor,
 ) -> list[Row]:
-    """Rows of one part of the prompts, choose or report, one a block."""
+    """Rows of one part of the prompts, choose or report, one per block."""
     streams = contrast_streams(
         subject.model, subject.parts[part], subject.blocks, path=subject.path
     )
     # The nulls of one part shuffle all blocks alike, as the blocks belong together.
     name = f"step-vs-vector {part}"
     own = shifts.report if part == "report" else shifts.choose
-    found = [
+    by_block = [
         _numbers(config, cell, streams.at(i), own[i], answers, name)
         for i in range(len(subject.blocks))
     ]
     if part == "report":
-        for i, numbers in enumerate(found):
+        for i, numbers in enumerate(by_block):
             numbers["other"] = cosine(streams.at(i).difference(), shifts.other[i])
-    q = adjusted([number(numbers, "p") for numbers in found])
+    q = adjusted([number(numbers, "p") for numbers in by_block])
     keys: Row = {"table": "layer", **dict(cell.keys), "part": part}
     return [
         {**keys, "block": block, **numbers, "p_adjusted": q[i], "p_limit": 0.05}
-        for i, (block, numbers) in enumerate(zip(subject.blocks, found, strict=True))
+        for i, (block, numbers) in enumerate(zip(subject.blocks, by_block, strict=True))
     ]
 
 

@@ -20,7 +20,7 @@ class Config(DamageConfig, MinibatchConfig):
     protocols: tuple[str, ...] = ("wrong-answers", "relative-noise")
     """Ways to damage the task."""
     optimizers: tuple[str, ...] = ("adam:3e-5", "sgd:0.01")
-    """Optimisers of all weights, with the rate of the run whose first updates are the prefix."""
+    """Optimisers for all weights, with the rate of the run that gives the prefix."""
     lora_optimizers: tuple[str, ...] = ("adam:3e-4",)
     """The same for LoRA."""
     steps: int = 400
@@ -28,15 +28,15 @@ class Config(DamageConfig, MinibatchConfig):
     ks: tuple[int, ...] = (2, 5, 10, 20)
     """Basis dimensions; those above 0.35 of the run's steps are left out."""
     n: int = 32
-    """Gradients that a gradient basis is made of."""
+    """Gradients in a gradient basis."""
     bases: tuple[str, ...] = tuple(CHANCE)
-    """Where to train, beside all coordinates."""
+    """Bases to train in, in addition to all coordinates."""
     factor: float = 3.0
-    """Neighbouring learning rates differ by this factor; the first is the run's own."""
+    """Neighbouring learning rates differ by this factor; the first is that of the run."""
     tries: int = 6
-    """Most learning rates that are tried in each basis."""
+    """Most learning rates to try in each basis."""
     looks: int = 20
-    """Looks at the held-out loss in each training."""
+    """Measurements of the held-out loss in each training run."""
     probe_size: int = 128
     """Examples on which loss and accuracy are measured."""
 

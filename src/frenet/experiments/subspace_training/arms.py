@@ -1,4 +1,4 @@
-"""What `subspace_training` compares: the bases, and training in each at its own best rate."""
+"""What `subspace_training` compares: the bases, and training in each at its best rate."""
 
 import math
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Arm(NamedTuple):
 
 
 class Look(NamedTuple):
-    """The held-out loss after a step, and how many numbers have been moved until then."""
+    """The held-out loss after a step, and how many numbers have moved by then."""
 
     step: int
     loss: float
@@ -41,8 +41,8 @@ class Trained:
     """One training at one rate, in units of the run's.
 
     Attributes:
-        rate: factor on the run's learning rate, beside the one that makes steps equally long.
-        train_loss: mean over the minibatches of the last fifth; infinite where it diverged.
+        rate: factor on the run's learning rate, on top of the one that makes steps equally long.
+        train_loss: mean over the minibatches of the last fifth; infinite if it diverged.
         looks: at the select loss, from step 0.
         loss: on the test split at the end.
         accuracy: of its tokens.
@@ -63,7 +63,7 @@ def run_seed(case: Case) -> int:
 
 
 def _evaluated(case: Case, split: Split) -> Evaluation:
-    """Loss and accuracy of the network as it is, on one fixed batch."""
+    """Current loss and accuracy of the network, on one fixed batch."""
     batch = next(case.task.batches(split, case.config.probe_size, 0))
     with measuring(case.network.model):
         return evaluate(case.network.model, batch)
@@ -75,7 +75,7 @@ def everything(case: Case) -> Arm:
 
 
 def arms(case: Case, run: Recovery, gradients: dict[str, Basis], k: int) -> list[Arm]:
-    """The bases of dimension k that the configuration asks for."""
+    """The configured bases of dimension k."""
     space = case.network.space
 
     def random(*names: str | int) -> Basis:
@@ -88,8 +88,8 @@ def arms(case: Case, run: Recovery, gradients: dict[str, Basis], k: int) -> list
     known: dict[str, tuple[Basis | MovingBasis, int]] = {
         "random": (random("fixed"), 0),
         **{
-            name: (found.truncate(min(k, found.k)), case.config.n)
-            for name, found in gradients.items()
+            name: (basis.truncate(min(k, basis.k)), case.config.n)
+            for name, basis in gradients.items()
         },
         "prefix": (run.trajectory.prefix(k), k),
         "random from step k": (moving_random(None), 0),
@@ -103,7 +103,7 @@ def arms(case: Case, run: Recovery, gradients: dict[str, Basis], k: int) -> list
 def gradient_bases(case: Case) -> dict[str, Basis]:
     """Of gradients at the damaged point, raw and in Adam's metric."""
     config, network = case.config, case.network
-    found = bases_at_damage(
+    bases = bases_at_damage(
         network.model,
         case.task,
         sampling=Sampling(max(config.ks), config.n, config.batch_size, case.cell.seed),
@@ -111,21 +111,21 @@ def gradient_bases(case: Case) -> dict[str, Basis]:
         second_order=(),
     )
     return {
-        "gradients": found["gradients at damage"],
-        "Adam-scaled gradients": found["Adam-scaled gradients"],
+        "gradients": bases["gradients at damage"],
+        "Adam-scaled gradients": bases["Adam-scaled gradients"],
     }
 
 
 def swept(case: Case, arm: Arm, steps: int) -> list[Trained]:
-    """Training at every rate that hill-climbing from the run's own rate tries."""
-    found: dict[int, Trained] = {}
+    """Training at every rate that hill-climbing from the run's rate tries."""
+    by_exponent: dict[int, Trained] = {}
 
     def train_loss(exponent: int) -> float:
-        found[exponent] = train(case, arm, steps, rate=case.config.factor**exponent)
-        return found[exponent].train_loss
+        by_exponent[exponent] = train(case, arm, steps, rate=case.config.factor**exponent)
+        return by_exponent[exponent].train_loss
 
     climb(train_loss, tries=case.config.tries)
-    return [found[exponent] for exponent in sorted(found)]
+    return [by_exponent[exponent] for exponent in sorted(by_exponent)]
 
 
 def climb(score: Callable[[int], float], *, tries: int) -> dict[int, float]:
@@ -136,7 +136,7 @@ def climb(score: Callable[[int], float], *, tries: int) -> dict[int, float]:
     """
     scores = {0: score(0)}
     while len(scores) < tries:
-        # Of equal scores the smaller: where all diverge, go down.
+        # Of equal scores, the lower rate: if all diverge, go down.
         best = min(scores, key=lambda i: (scores[i], i))
         new = [i for i in (best + 1, best - 1) if i not in scores]
         if not new:

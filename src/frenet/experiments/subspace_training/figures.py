@@ -20,11 +20,11 @@ PANELS = {"from the damaged point": FIXED, "after k steps of all coordinates": M
 
 def curve_chart(rows: Rows) -> object:
     """Loss against step, by basis."""
-    return _curves(rows, Axis("share", "step, over the steps of the run"))
+    return _curves(rows, Axis("share", "step, as a share of the run"))
 
 
 def moved_chart(rows: Rows) -> object:
-    """Loss against how many numbers have been moved, by basis."""
+    """Loss against how many numbers have moved, by basis."""
     started = [row for row in rows if row["step"]]
     return _curves(started, Axis("moved", "coordinates times steps so far", log=True))
 
@@ -54,13 +54,13 @@ def _curves(rows: Rows, x: Axis) -> object:
 
 def _panels(rows: Rows) -> list[tuple[str, list[Row]]]:
     """The rows of each space, optimiser and start, named by what differs."""
-    found, several = [], len(groups(rows)) > 1
+    panels, several = [], len(groups(rows)) > 1
     for name, group in groups(rows):
         for start, bases in PANELS.items():
             part = [row for row in group if row["basis"] in (*bases, *WHOLE)]
             if any(row["basis"] in bases for row in part):
-                found.append((f"{name}: {start}" if several else start, part))
-    return found
+                panels.append((f"{name}: {start}" if several else start, part))
+    return panels
 
 
 def dimension_chart(rows: Rows) -> object:
@@ -103,18 +103,18 @@ TABLES = {
         Column("stop", "steps", "T_stop of the run", "measure", "longest"),
         Column("longest", "steps", "most steps allowed", "reference"),
         Column("left_out", "", "values of k above 0.35 T_stop, which are not measured", "key"),
-        Column("why", "", "what the protocol did not do", "key"),
+        Column("why", "", "why the damage failed", "key"),
     ),
     "trained": (
         *_CASE,
         *_BASIS,
-        Column("rate", "", "chosen learning rate, over the run's at steps of equal norm", "key"),
+        Column("rate", "", "chosen learning rate / the run's, at steps of equal norm", "key"),
         Column("full_steps", "steps", "steps that moved all coordinates", "key"),
-        Column("spent", "gradients", "minibatch gradients for the basis, beside the steps", "key"),
+        Column("spent", "gradients", "minibatch gradients for the basis alone", "key"),
         Column("moved", "", "numbers moved: coordinates times steps, summed", "key"),
         Column("loss", "nats/token", "test loss at the end", "measure", "loss_d"),
         columns.LOSS_D,
-        Column("regained", "fraction", "of the lost loss", "measure", "regained_all"),
+        Column("regained", "fraction", "share of the lost loss", "measure", "regained_all"),
         Column("regained_all", "fraction", "by all coordinates at their best rate", "reference"),
         Column("chance", "fraction", "by random directions with as many full steps", "reference"),
         Column("regained_steps", "fraction", "by its full steps alone", "reference"),
@@ -135,8 +135,8 @@ TABLES = {
     "rate": (
         *_CASE,
         *_BASIS,
-        Column("rate", "", "learning rate, over the run's at steps of equal norm", "key"),
-        Column("chosen", "", "this one has the lowest training loss", "key"),
+        Column("rate", "", "learning rate / the run's, at steps of equal norm", "key"),
+        Column("chosen", "", "whether it has the lowest training loss", "key"),
         Column("at_end", "", "chosen, though a neighbour was not tried", "key"),
         Column(
             "train_loss",
@@ -152,20 +152,20 @@ FIGURES = (
     Figure(
         "curves",
         "How fast does a basis recover?",
-        "Held-out loss against the step, as many steps and the same minibatches for all, k = 10 or "
-        "the largest below that more seeds have. The line is the median over seeds, the band holds "
-        "all seeds. Every basis has the learning rate that was best on the training minibatches; "
-        "the dashed grey lines train all coordinates, at their best rate and at that of the run "
-        "which the prefix comes from.",
+        "Held-out loss against the step, with equal steps and equal minibatches for all. k = 10, "
+        "or the largest k below that more seeds have. The line is the median over seeds; the band "
+        "holds all seeds. Every basis uses the learning rate that was best on the training "
+        "minibatches. The dashed grey lines train all coordinates, at their best rate and at the "
+        "rate of the run that gives the prefix.",
         "curve",
         curve_chart,
     ),
     Figure(
         "moved",
-        "The same against the numbers that are moved",
-        "A step inside a basis moves k numbers, a step of all coordinates d. Bases that come after "
-        "k steps of all coordinates fall straight down from there: what moves inside hardly counts "
-        "beside those steps.",
+        "The same against how many numbers have moved",
+        "A step inside a basis moves k numbers, a step in all coordinates moves d. Curves of bases "
+        "that follow k steps in all coordinates fall straight down from there: steps inside hardly "
+        "count compared with those steps.",
         "curve",
         moved_chart,
     ),

@@ -34,11 +34,11 @@ CASE = ("seed", "space", "task", "protocol", "optimizer")
 OWN = "not in the paper: a question of our own"
 
 
-LEADS = "A lead is a difference of the shares of the lost loss that are regained, paired by case"
+LEADS = "A lead is a difference in the regained share of the lost loss, paired by case"
 BETTER = Criterion(f"the lead of the prefix over the best of {', '.join(FIXED[1:])}", above=(0.0,))
 BEST_FIXED = Rule((BETTER,))
-LEAD = "the lead of a prefix that is refreshed after every k steps inside over"
-PAYS = Criterion(f"{LEAD} one that stays", above=(0.0,))
+LEAD = "the lead of the moving prefix (refreshed after every k steps inside it) over"
+PAYS = Criterion(f"{LEAD} a prefix that stays", above=(0.0,))
 BEYOND_STEPS = Criterion(
     f"{LEAD} random directions refreshed with as many full steps", above=(0.0,)
 )
@@ -48,7 +48,7 @@ REFRESHING = Rule((PAYS, BEYOND_STEPS))
 def fixed_prefix(rows: Rows) -> Finding:
     """S1: at equal k and steps the prefix regains more than the best of the other bases."""
     table = at_k(select(rows, table="trained"))
-    others = {name: found for name in FIXED[1:] if (found := _share(table, name)) is not None}
+    others = {name: share for name in FIXED[1:] if (share := _share(table, name)) is not None}
     best = max(others, key=lambda name: others[name].value, default="none measured")
     more = estimate(_paired(table, "prefix", best), "difference")
     verdict, why = BEST_FIXED.decide({BETTER: BETTER.of(more)})
@@ -167,15 +167,15 @@ def _cautions(rows: Rows) -> Iterator[str]:
     chosen = select(rows, table="rate", chosen=True)
     if at_end := select(chosen, at_end=True):
         yield (
-            f"The best learning rate was the last one tried in {len(at_end)} of {len(chosen)} "
-            "sweeps, so that another may be better."
+            f"In {len(at_end)} of {len(chosen)} sweeps the best learning rate was the last one "
+            "tried, so a rate that was not tried may be better."
         )
 
 
 def _shares(
     title: str, table: Rows, bases: Sequence[str], more: Mapping[str, str]
 ) -> tuple[Breakdown, ...]:
-    """What every basis regains, and who recovered within the run's steps; ``more``: columns."""
+    """What every basis regains, and how many recover in the run's steps; ``more``: columns."""
     listed = [
         row
         | {"after": None if row.get("stop") is None else number(row, "stop") / number(row, "steps")}
@@ -233,7 +233,7 @@ def _left_out(rows: Rows) -> tuple[Breakdown, ...]:
     runs = select(rows, table="run")
     short = [{int(k) for k in str(row.get("left_out") or "").split(",") if k} for row in runs]
     return breakdown(
-        f"Dimensions left out, where the run was shorter than k / {LONGEST_PREFIX}",
+        f"Dimensions left out because the run was shorter than k / {LONGEST_PREFIX}",
         [
             {"k": k, "left out": k in ks or None, "run": True}
             for k in sorted(set().union(*short))

@@ -1,4 +1,4 @@
-"""Rows of `subspace_training`: from a damaged network to what training in every basis brings."""
+"""Rows of `subspace_training`: from a damaged network to the gain of training in every basis."""
 
 import math
 from collections.abc import Iterator
@@ -39,9 +39,9 @@ def damaged_rows(case: Case) -> Iterator[Row]:
     yield from _rate_rows(case, arm, whole, unswept)
     gradients = gradient_bases(case)
     for k in (k for k in case.config.ks if k <= LONGEST_PREFIX * run.stop):
-        found = [(arm, swept(case, arm, run.stop)) for arm in arms(case, run, gradients, k)]
-        chosen = {arm.name: _best(case, arm, trained) for arm, trained in found}
-        for arm, trained in found:
+        sweeps = [(arm, swept(case, arm, run.stop)) for arm in arms(case, run, gradients, k)]
+        chosen = {arm.name: _best(case, arm, trained) for arm, trained in sweeps}
+        for arm, trained in sweeps:
             own, random = chosen[arm.name], chosen.get(CHANCE[arm.name])
             context = {
                 **ceiling,
@@ -73,7 +73,7 @@ def _best(case: Case, arm: Arm, trained: list[Trained]) -> Trained:
     if math.isinf(best.train_loss):
         raise FloatingPointError(
             f"training {case.task.name} in the basis {arm.name!r} diverged at all "
-            f"{len(trained)} rates from {case.cell['optimizer']} down; pass a smaller one"
+            f"{len(trained)} rates from {case.cell['optimizer']} down; pass a smaller rate"
         )
     return best
 
@@ -84,7 +84,7 @@ def _alone(case: Case, run: Recovery, steps: int) -> float:
 
 
 def _rows(case: Case, arm: Arm, trained: Trained, steps: int, context: Row) -> Iterator[Row]:
-    """What one arm brought at its best rate, and its loss against the step."""
+    """The result of one arm at its best rate, and its loss against the step."""
     keys: Row = {**dict(case.cell.keys), "basis": arm.name, "k": arm.k}
     looks = {look.step: look for look in trained.looks}
     yield {
@@ -114,7 +114,7 @@ def _rows(case: Case, arm: Arm, trained: Trained, steps: int, context: Row) -> I
 
 
 def _rate_rows(case: Case, arm: Arm, trained: list[Trained], unswept: Trained) -> Iterator[Row]:
-    """The rates that were tried, and what they were chosen by."""
+    """The rates tried, and the training loss that chooses among them."""
     best = _best(case, arm, trained)
     for i, one in enumerate(trained):
         yield {

@@ -12,27 +12,27 @@ from frenet.experiments.task_vector_range.figures import FIGURES, TABLES, labell
 
 @dataclass(frozen=True)
 class Config(DamageConfig, MinibatchConfig):
-    """Train on one task at a time from one point, and go along the differences."""
+    """Train on one task at a time from one point, and follow the task vectors."""
 
     protocol: str = "relative-noise"
-    """Damage before, of the first task and by its size of all others; 'none' starts from the
-    network as it is."""
+    """Damage before training, aimed at the first task but with effects on all; 'none' starts from
+    the undamaged network."""
     optimizer: str = "adam:3e-4"
-    """Optimiser and rate of the training in all weights."""
+    """Optimiser and rate for training all weights."""
     lora_optimizer: str = "adam:3e-3"
-    """Optimiser and rate of the training of LoRA."""
+    """Optimiser and rate for training LoRA."""
     steps: int = 100
     """Steps of training on each task."""
     k: int = 10
-    """Directions of the bases."""
+    """Dimension of the bases."""
     scales: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
     """Coefficients of the vector."""
     eval_size: int = 256
-    """Held-out examples of each task; fewer where there are fewer."""
+    """Held-out examples of each task; all of them if there are fewer."""
 
 
 def cells(config: Config) -> list[Cell]:
-    """One cell a seed and space."""
+    """One cell per seed and space."""
     return network_cells(config)
 
 

@@ -8,23 +8,23 @@ from frenet.experiments.setup.describe import labelled_rows
 
 OWN, OTHERS, RANDOM = "its own task", "the other tasks", "its own, along a random vector"
 EARLIER = (
-    "stored by an earlier build: with LoRA losses along task vectors, sums and cosines are those "
+    "stored by an earlier build: with LoRA, losses along task vectors, sums and cosines are those "
     "of the factors A and B, not of the weights"
 )
 
 
 def labelled(rows: Rows) -> Rows:
-    """Rows of builds that went along the factors of LoRA without saying so, with the labels."""
+    """Rows of earlier builds, with the coordinates of their lines."""
     return labelled_rows(rows, _labels, earlier=EARLIER)
 
 
 def _labels(row: Row) -> Row:
-    """What a row of an earlier build does not say of itself."""
+    """The column missing from a row of an earlier build."""
     return {"coordinates": "factors" if row["space"] == "lora" else "weights"}
 
 
 def along_chart(rows: Rows) -> object:
-    """Loss against the coefficient, of the vector's own task and of the others."""
+    """Loss against the coefficient, for the vector's task and for the others."""
     by = ("panel", "a")
     columns = {"loss": OWN, "random": RANDOM}
     if any(row["others"] is not None for row in rows):
@@ -40,7 +40,7 @@ def along_chart(rows: Rows) -> object:
 
 
 def _panelled(rows: Rows) -> list[Row]:
-    """Rows with a panel for each task and, where there are several, each space and line."""
+    """Rows with a panel for each task and, if there are several, each space and line."""
     lines_of = {(row["space"], row["coordinates"]) for row in rows}
     names = {
         (space, coordinates): f": {space}, in the {coordinates}" if len(lines_of) > 1 else ""
@@ -52,7 +52,7 @@ def _panelled(rows: Rows) -> list[Row]:
 
 
 def ways_chart(rows: Rows) -> object:
-    """Both straight lines to the end of one training, of the first seed."""
+    """Both straight lines to the end of one training run, for the first seed."""
     first = min(integer(row, "seed") for row in rows)
     several = len({row["space"] for row in rows}) > 1
     table: list[Row] = [
@@ -101,8 +101,8 @@ def inside_chart(rows: Rows) -> object:
         {**row, "series": "captured"} for row in over_seeds(rows, by=("basis",), value="captured")
     ]
     for column, label in (("walk", "of a random walk"), ("random", "of a random basis")):
-        found = over_seeds(rows, by=("basis",), value=column)
-        table += [{**row, "series": label} for row in found]
+        means = over_seeds(rows, by=("basis",), value=column)
+        table += [{**row, "series": label} for row in means]
     return dots(
         table,
         x=Axis("value", "share of the vector's squared norm", domain=(0.0, 1.0)),
@@ -126,9 +126,9 @@ TABLES = {
         *_KEYS,
         _COORDINATES,
         Column("a", "", "coefficient of the vector", "key"),
-        Column("loss", "nats/token", "of its own task at theta_0 + a tau", "measure", "random"),
-        Column("start", "nats/token", "of its own task at theta_0", "reference"),
-        Column("random", "nats/token", "along a random vector as long", "reference"),
+        Column("loss", "nats/token", "of its task at theta_0 + a tau", "measure", "random"),
+        Column("start", "nats/token", "of its task at theta_0", "reference"),
+        Column("random", "nats/token", "along a random vector of equal norm", "reference"),
         Column("others", "nats/token", "mean of the other tasks", "measure", "others_start"),
         Column("others_start", "nats/token", "the same at theta_0", "reference"),
         Column("relative", "", "||Delta W|| / ||W|| there", "reference"),
@@ -145,14 +145,14 @@ TABLES = {
             "whole",
         ),
         Column("low", "", "lower end of its 95% interval over examples", "reference"),
-        Column("high", "", "upper end; empty: beyond what was looked at", "reference"),
+        Column("high", "", "its upper end; empty: beyond the limit", "reference"),
         Column("whole", "", "the end of training", "reference"),
-        Column("unbounded", "", "linear as far as was looked", "key"),
+        Column("unbounded", "", "whether it is still linear at the limit", "key"),
         Column("radius", "2-norm", "the same as a distance", "measure", "length"),
         Column("length", "2-norm", "of the vector", "reference"),
         Column("relative", "", "||Delta W|| / ||W|| at the radius", "measure", "relative_length"),
         Column("relative_length", "", "the same at the end of training", "reference"),
-        Column("eps", "", "relative deviation that is allowed", "reference"),
+        Column("eps", "", "allowed relative deviation", "reference"),
     ),
     "pair": (
         *_KEYS,
@@ -178,8 +178,8 @@ TABLES = {
     "inside": (
         *_KEYS,
         _COORDINATES,
-        Column("basis", "", "what the directions are", "key"),
-        Column("k", "", "how many", "key"),
+        Column("basis", "", "kind of directions", "key"),
+        Column("k", "", "number of directions", "key"),
         Column("captured", "fraction", "of the vector's squared norm", "measure", "random"),
         Column("random", "fraction", "k / d", "reference"),
         Column("walk", "fraction", "of a random walk with the same step lengths", "reference"),
@@ -189,11 +189,11 @@ TABLES = {
 FIGURES = (
     Figure(
         "ways",
-        "To the end of one training, and beyond",
-        "Loss of the task along straight lines from the start, 0, through the end of its training, "
-        "1, of the first seed. LoRA has two such lines, which end in the same network: in the "
-        "weights, which an adapter follows when it is scaled, and in its factors A and B, whose "
-        "product is a parabola in the weights.",
+        "To the end of one training run, and beyond",
+        "Loss of the task along straight lines from the start (0) through the end of its training "
+        "(1), for the first seed. LoRA has two such lines to the same network: one in the weights, "
+        "which an adapter follows when it is scaled, and one in the factors A and B, which is a "
+        "parabola in the weights.",
         "along",
         ways_chart,
         front=True,
@@ -201,18 +201,17 @@ FIGURES = (
     Figure(
         "along",
         "Along a task vector",
-        "Loss at theta_0 + a tau: 1 is where training ended, below 0 the vector is negated, "
-        "beyond 1 it is carried further than training went. With LoRA also along the straight line "
-        "of the factors.",
+        "Loss at theta_0 + a tau. Training ended at 1; below 0 the vector is negated; beyond 1 it "
+        "goes further than training did. With LoRA, also along the straight line in the factors.",
         "along",
         along_chart,
     ),
     Figure(
         "kept",
         "Two vectors at once",
-        "How much of what a task vector gains on its own task is left when another is added: 1 is "
-        "all of it. Below, what the other vector does for the task alone. Of the vectors that take "
-        "at least a tenth off their task's loss. Vectors are added in the weights.",
+        "How much of a task vector's gain on its task is left after another vector is added (1 is "
+        "all of it), and how much the other vector alone gains there. Only vectors that reduce "
+        "their task's loss by at least a tenth count. Vectors are added in the weights.",
         "pair",
         kept_chart,
     ),
@@ -220,8 +219,8 @@ FIGURES = (
         "inside",
         "Where a task vector lies",
         "Share of its squared norm in bases of k directions. The prefix of a random walk with the "
-        "same step lengths would hold its part too. With LoRA in the factors, in which gradients "
-        "and steps are taken.",
+        "same step lengths would hold a share, too. With LoRA this is measured in the factors, as "
+        "gradients and steps are.",
         "inside",
         inside_chart,
     ),

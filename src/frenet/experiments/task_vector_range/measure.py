@@ -31,7 +31,7 @@ from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import repeatable
 
-# Relative deviation from the linear at the radius.
+# Relative deviation from linearity that defines the radius.
 EPS = 0.2
 
 
@@ -42,7 +42,7 @@ class Way(NamedTuple):
         coordinates: in which it is straight: weights, or factors of LoRA.
         space: the parameters that it moves.
         tau: (d,), to the end.
-        random: (d,), as long.
+        random: (d,), of equal norm.
     """
 
     coordinates: str
@@ -53,18 +53,18 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True)
 class Range:
-    """A network at theta_0, and for every task the two paths of training on it alone.
+    """A network at theta_0, and for every task two training paths on it alone.
 
-    The second path of a task, with other minibatches, is the ceiling of what any vector can have
-    with the first.
+    The second path of a task, with other minibatches, gives the ceiling of any cosine with the
+    first.
 
     Attributes:
         config: settings.
         cell: keys of all rows.
         network: at theta_0.
         paths: by task, in the parameters that train.
-        space: the weights that training changes; with LoRA those that are adapted.
-        vectors: by task, what either path does to these weights.
+        space: the weights that training changes; with LoRA, the adapted ones.
+        vectors: by task, the change of these weights by each path.
     """
 
     config: Config
@@ -79,11 +79,11 @@ class Range:
         return self.vectors[task][replicate]
 
     def random(self, task: str) -> torch.Tensor:
-        """A random change of the same weights, as long as tau."""
+        """A random change of the same weights, of the norm of tau."""
         return self._as_long(task, self.vector(task))
 
     def ways(self, task: str) -> Iterator[Way]:
-        """Along tau; with LoRA also along the factors, which end there too and bend between."""
+        """Along tau; with LoRA also along the factors, a curve in the weights with the same end."""
         yield Way("weights", self.space, self.vector(task), self.random(task))
         space = self.network.space
         if coordinates_of(space) == "factors":
@@ -100,14 +100,14 @@ class Range:
 
         ``space`` is that of the coordinates of ``delta``; None: the weights.
         """
-        network, found = self.network, {}
+        network, losses = self.network, {}
         with (space or self.space).displaced(network.model, delta):
             for name in self.paths:
                 task = network.tasks[name]
                 batch = drop_duplicates(next(repeatable(task, "test", self.config.eval_size, 0)))
                 with measuring(network.model), torch.no_grad():
-                    found[name] = float(task.loss(network.model, batch))
-        return found
+                    losses[name] = float(task.loss(network.model, batch))
+        return losses
 
     @property
     def keys(self) -> Row:
@@ -116,7 +116,7 @@ class Range:
 
 
 def along_rows(spot: Range) -> Iterator[Row]:
-    """The table along: losses at theta_0 + a tau, and at a of the way along the factors."""
+    """The table along: losses at theta_0 + a tau, and at a share a of the way along the factors."""
     start = spot.losses(0 * spot.vector(next(iter(spot.paths))))
     for name in spot.paths:
         others = [other for other in spot.paths if other != name]
@@ -137,26 +137,26 @@ def along_rows(spot: Range) -> Iterator[Row]:
 
 
 def radius_rows(spot: Range) -> Iterator[Row]:
-    """The table radius: how far the task's loss is what its slope says, on either line."""
+    """The table radius: how far the task's loss follows its slope, on each line."""
     for name in spot.paths:
         for way in spot.ways(name):
             try:
-                found, shares = _radius(spot, name, way)
+                linear_range, shares = _radius(spot, name, way)
             except ValueError as error:
                 yield note(spot.cell, f"{name} in the {way.coordinates}: {error}")
                 continue
             length = float(way.tau.double().norm())
             yield {
                 "table": "radius", **spot.keys, "task": name, "coordinates": way.coordinates,
-                "times": found.radius / length, "low": found.low / length,
-                "high": found.high / length if math.isfinite(found.high) else None,
-                "whole": 1.0, "unbounded": found.unbounded, "radius": found.radius,
+                "times": linear_range.radius / length, "low": linear_range.low / length,
+                "high": linear_range.high / length if math.isfinite(linear_range.high) else None,
+                "whole": 1.0, "unbounded": linear_range.unbounded, "radius": linear_range.radius,
                 "length": length, "relative": shares[0], "relative_length": shares[1], "eps": EPS,
             }  # fmt: skip
 
 
 def _radius(spot: Range, name: str, way: Way) -> tuple[LinearRange, tuple[float, float]]:
-    """The radius along a line, and what share of the weights it moves there and at its end."""
+    """The radius along a line, and the shares of the weights that it moves there and at its end."""
     model, task, seed = spot.network.model, spot.network.tasks[name], int(spot.cell.seed)
     batch = drop_duplicates(next(repeatable(task, "test", spot.config.eval_size, 0)))
     share = weight_share(model, way.tau, space=way.space)
@@ -165,12 +165,12 @@ def _radius(spot: Range, name: str, way: Way) -> tuple[LinearRange, tuple[float,
     draw = rng.generator(seed, "task-vector-range", name, way.coordinates)
     with loss_line(model, task, batch, way.tau, space=way.space) as line:
         start, limit = looked_between(line, size, length=length, eps=EPS)
-        found = radius(line, start=start, limit=limit, eps=EPS, generator=draw)
-    return found, (share(found.radius), share(length))
+        linear_range = radius(line, start=start, limit=limit, eps=EPS, generator=draw)
+    return linear_range, (share(linear_range.radius), share(length))
 
 
 def pair_rows(spot: Range) -> Iterator[Row]:
-    """The table pair: two vectors, and what is left of a gain in their sum."""
+    """The table pair: two vectors, and how much of a gain is left in their sum."""
     start = spot.losses(0 * spot.vector(next(iter(spot.paths))))
     for name, other in itertools.permutations(spot.paths, 2):
         tau, added = spot.vector(name), spot.vector(other)
@@ -193,9 +193,9 @@ def pair_rows(spot: Range) -> Iterator[Row]:
 
 
 def share_rows(spot: Range) -> Iterator[Row]:
-    """The table inside: how much of a training lies in bases of k directions, as it moved.
+    """The table inside: how much of a training displacement lies in bases of k directions.
 
-    With LoRA all of it is in the factors, as gradients and steps of the optimiser are.
+    With LoRA it is measured in the factors, as gradients and optimiser steps are.
     """
     network, k = spot.network, spot.config.k
     for name, (path, again) in spot.paths.items():
@@ -240,15 +240,17 @@ def _trained(config: Config, cell: Cell, network: Network) -> Range:
     optimizer = by_space(cell["space"], config.optimizer, config.lora_optimizer)
     paths, vectors = {}, {}
     for name in network.measured:
-        found = []
+        replicates = []
         for replicate in (0, 1):
             training = Training(
                 optimizer, config.batch_size, config.steps, seed=seed + 7919 * replicate
             )
             with space.restored(model):
-                found.append(train_and_record(model, network.tasks[name], training, space=space))
-        paths[name] = (found[0], found[1])
-        weights = from_training(model, found[0]).space(model)
-        taus = [from_training(model, path).flat(weights) for path in found]
+                replicates.append(
+                    train_and_record(model, network.tasks[name], training, space=space)
+                )
+        paths[name] = (replicates[0], replicates[1])
+        weights = from_training(model, replicates[0]).space(model)
+        taus = [from_training(model, path).flat(weights) for path in replicates]
         vectors[name] = (taus[0], taus[1])
     return Range(config, cell, network, paths, weights, vectors)

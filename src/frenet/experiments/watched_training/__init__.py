@@ -1,7 +1,7 @@
-"""How a watched training shows itself: settings, columns and figures of `FrenetCallback`.
+"""Settings, columns and figures of `FrenetCallback`.
 
-It is no experiment with a question and cells of its own: the callback fills the folder while
-Trainer trains, and the folder is read and reported like that of one.
+The callback fills a folder while Trainer trains; it is read and reported like that of an
+experiment.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,37 +15,37 @@ from frenet.experiments.figures.charts import Axis, Rule, lines
 from frenet.experiments.intervals import select
 
 STALE = 0.5
-# Steps that are looked at before the first multiple of ``every``: directions go stale fastest at
-# the start of a training.
+# Measured steps before the first multiple of ``every``: directions go stale fastest at the start of
+# a training run.
 EARLY = (1, 2, 5, 10, 20, 50, 100)
-# Where a loss comes from that is no probe's.
+# The source of a loss that is not of a probe.
 TRAINING = "training (Trainer's log)"
 
 
 @dataclass(frozen=True)
 class WatchConfig:
-    """What is watched of a training, and how closely."""
+    """What to record of a training run, and how often."""
 
     model: str
-    """What the model calls itself."""
+    """The name in the model's configuration."""
     probes: tuple[str, ...]
     """Names of the probe tasks."""
     every: int
-    """Steps from one look to the next, after the early ones."""
+    """Steps between measurements, after the early ones."""
     k: int
-    """First steps that make the prefix, and dimension of the gradient bases (at most n)."""
+    """Number of first steps in the prefix, and dimension of the gradient bases (at most n)."""
     n: int
     """Gradients of single examples in each of three sets."""
     gradients: bool
-    """The gradients of all steps are recorded."""
+    """Whether the gradients of all steps are recorded."""
     where: str
-    """Which parameters: a regular expression; empty: those that are trained."""
+    """Regular expression for the names of the parameters; empty: all trained ones."""
 
 
 def looks(every: int, steps: int) -> list[int]:
-    """The steps at which a training of ``steps`` steps is looked at, in order.
+    """The measured steps of a training run of ``steps`` steps, in order.
 
-    The start, the early ones, the multiples of ``every``, and the last step.
+    They are the start, the early ones, the multiples of ``every``, and the last step.
 
     >>> looks(200, 450)
     [0, 1, 2, 5, 10, 20, 50, 100, 200, 400, 450]
@@ -57,17 +57,17 @@ def looks(every: int, steps: int) -> list[int]:
 
 
 def cells(config: WatchConfig, *, steps: int) -> list[Cell]:
-    """One cell a look, and one for the end."""
+    """One cell per measured step, and one for the end."""
     return [*(Cell.of(step=step) for step in looks(config.every, steps)), Cell.of(part="end")]
 
 
 def run(config: WatchConfig, cell: Cell) -> Iterator[Row]:
-    """A look needs the training that is looked at: the callback makes the rows."""
+    """Rows need the running training: the callback makes them."""
     raise NotImplementedError("watch a training with frenet.FrenetCallback")
 
 
 def command(config: Mapping[str, Any]) -> str:
-    """The line of Python that watches a training like this one."""
+    """The line of Python that watches a training run in this way."""
     names = ("every", "k", "n", "gradients", "where")
     given = {name: config[name] for name in names}
     given["where"] = given["where"] or None
@@ -79,32 +79,32 @@ def command(config: Mapping[str, Any]) -> str:
 
 
 def reread(rows: Rows) -> list[Row]:
-    """Rows with half-lives as brackets, also those of earlier versions."""
+    """Rows with half-lives as brackets; those of earlier versions are converted."""
     return brackets.reread(rows, looks="drift", lives="half_life", keys=("probe",), lag="step")
 
 
 def sentences(rows: Rows) -> list[Answer]:
-    """How long the gradient basis of each probe stays good, once the training has ended."""
-    found = []
+    """How long the initial gradient basis of each probe stays useful, once training has ended."""
+    answers = []
     for row in select(rows, table="half_life"):
         if life := bracket_of(row):
-            ends = "is stale after" if life.found else "stays good for"
-            said = f"the gradient basis of the start {ends} {life.in_words('step')}"
-            found.append(Answer(str(row["probe"]), {}, said))
-    return found
+            ends = "is stale after" if life.found else "stays useful for"
+            sentence = f"the initial gradient basis {ends} {life.in_words('step')}"
+            answers.append(Answer(str(row["probe"]), {}, sentence))
+    return answers
 
 
 def drift_chart(rows: Rows) -> object:
-    """Energy ratio against step, one panel a probe, with its control and what chance gives."""
+    """Energy ratio against step, one panel per probe, with control and chance level."""
     series = {"ratio": "energy ratio", "control": "control", "chance": "chance"}
     table: list[Row] = []
     for probe in dict.fromkeys(row["probe"] for row in rows):
-        own = select(rows, probe=probe)
-        title = f"{probe}: {half_life_of(own)}"
+        part = select(rows, probe=probe)
+        title = f"{probe}: {half_life_of(part)}"
         for column, label in series.items():
             table += [
                 {"step": row["step"], "value": row[column], "series": label, "panel": title}
-                for row in own
+                for row in part
             ]
     return lines(
         table,
@@ -118,12 +118,12 @@ def drift_chart(rows: Rows) -> object:
 
 def half_life_of(rows: Rows) -> str:
     """The half-life of one probe's basis in words, from its rows of the table drift."""
-    found = life_of(rows, lag="step")
-    return "no half-life" if found is None else f"half-life {found.steps.in_words('step')}"
+    life = life_of(rows, lag="step")
+    return "no half-life" if life is None else f"half-life {life.steps.in_words('step')}"
 
 
 def prefix_chart(rows: Rows) -> object:
-    """What the first k steps hold of the displacement and of its rest, with a random walk's."""
+    """Share of the displacement, and of its rest, in the first k steps, with a random walk's."""
     series = {
         "captured": "displacement so far",
         "rest": "displacement after step k",
@@ -144,7 +144,7 @@ def prefix_chart(rows: Rows) -> object:
 
 
 def loss_chart(rows: Rows) -> object:
-    """Loss of every probe, and of the training itself, against step."""
+    """Loss of every probe, and the training loss, against step."""
     return lines(
         [{**row, "series": row["source"]} for row in rows],
         x=Axis("step", "step", whole=True),
@@ -163,16 +163,16 @@ TABLES = {
         Column(
             "ratio",
             "",
-            "held-out gradient energy in the start's basis over that in a fresh one",
+            "held-out gradient energy in the initial basis over that in a fresh one",
             "measure",
             "control",
         ),
-        Column("control", "", "start: basis of other examples over the basis", "reference"),
-        Column("chance", "", "a random basis in place of the start's", "reference"),
+        Column("control", "", "the ratio at the start, for other examples", "reference"),
+        Column("chance", "", "the ratio for a random basis", "reference"),
         Column("fresh", "fraction", "held-out energy in the fresh basis", "measure", "random"),
         Column("random", "fraction", "k / d, energy in a random basis", "reference"),
-        Column("overlap", "", "overlap over the ceilings; may exceed 1", "measure", "ceiling_s"),
-        Column("ceiling_s", "fraction", "overlap of two bases of the start", "reference"),
+        Column("overlap", "", "overlap over its ceilings; may exceed 1", "measure", "ceiling_s"),
+        Column("ceiling_s", "fraction", "overlap of two initial bases", "reference"),
         Column("ceiling_t", "fraction", "overlap of two fresh bases", "reference"),
     ),
     "half_life": (
@@ -181,13 +181,13 @@ TABLES = {
     ),
     "prefix": (
         _STEP,
-        Column("k", "", "first steps that make the basis", "key"),
+        Column("k", "", "number of first steps in the basis", "key"),
         Column("k_share", "fraction", "k over the steps so far", "key"),
-        Column("rank", "", "directions in it", "key"),
+        Column("rank", "", "dimension of the basis", "key"),
         Column(
             "captured", "fraction", "of the squared displacement so far", "measure", "random_walk"
         ),
-        Column("random_walk", "fraction", "what a random walk would give", "reference"),
+        Column("random_walk", "fraction", "share of a random walk", "reference"),
         Column("lift", "", "captured over random_walk", "measure", "one"),
         Column("one", "", "lift of a random walk", "reference"),
         Column("rest", "fraction", "the same after step k", "measure", "random"),
@@ -196,19 +196,19 @@ TABLES = {
     "path": (
         _STEP,
         Column("displacement", "2-norm", "distance from the start", "measure", "walk"),
-        Column("walk", "2-norm", "of a random walk with steps as long", "reference"),
-        Column("unmoved", "fraction", "coordinates a step left alone, mean", "measure", "zeros"),
+        Column("walk", "2-norm", "of a random walk with equal steps", "reference"),
+        Column("unmoved", "fraction", "coordinates that do not move, mean", "measure", "zeros"),
         Column(
             "zeros",
             "fraction",
-            "coordinates with a gradient of zero, mean; empty: no gradient was there to see",
+            "coordinates with a gradient of zero, mean; empty: no gradient was available",
             "reference",
         ),
         Column(
             "unseen",
             "fraction",
-            "coordinates whose gradient was not there to see: frozen, or "
-            "used up inside the backward pass; mean",
+            "coordinates without an available gradient (frozen, or used up inside the backward "
+            "pass), mean",
             "reference",
         ),
     ),
@@ -220,34 +220,34 @@ TABLES = {
     ),
     "notes": (
         _STEP,
-        Column("note", "", "what must be known about this training", "key"),
+        Column("note", "", "caveats about this training run", "key"),
     ),
 }
 FIGURES = (
     Figure(
         "drift",
-        "How much the start's gradient basis holds of new gradients",
-        "Energy of held-out gradients of each probe in the basis made before training, over that "
-        "in a basis made on the spot: 1 is as good as new, below a half the directions have gone "
-        "stale. The control swaps the start's examples for others without any training: as far as "
-        "it is from 1, a ratio may be by the choice of examples alone.",
+        "How much of new gradients the initial basis holds",
+        "Energy of held-out gradients of each probe in the basis made before training, relative to "
+        "a basis made at the current step: 1 is as good as new; below a half the directions have "
+        "gone stale. The control replaces the initial examples by others, without any training. A "
+        "ratio no farther from 1 than the control may come from the choice of examples alone.",
         "drift",
         drift_chart,
     ),
     Figure(
         "prefix",
-        "How much the first steps hold of the displacement",
+        "How much of the displacement the first steps hold",
         "Share of the squared displacement from the start that lies in the span of the first k "
-        "steps, and of the displacement after them. A random walk with steps as long would have "
-        "the dashed share: only what is above it says that the first steps knew the direction.",
+        "steps, and of the displacement after them. The dashed line is the share of a random walk "
+        "with equal steps: only a share above it shows that the first steps knew the direction.",
         "prefix",
         prefix_chart,
     ),
     Figure(
         "loss",
         "Losses",
-        "Mean loss of each probe on examples that are used for nothing else here, and the training "
-        "loss as Trainer logged it, the mean since its last log.",
+        "Mean loss of each probe on examples that are not used otherwise, and the training loss "
+        "that Trainer logs, the mean since its last log.",
         "loss",
         loss_chart,
     ),
