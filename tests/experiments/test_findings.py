@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from experiments.parts import parts
-from frenet.experiments import basis_drift, brackets
+from frenet.experiments import basis_drift
 from frenet.experiments.basis_drift.findings import decide as drift
 from frenet.experiments.basis_drift.findings import drift_chart
 from frenet.experiments.best_of_n.findings import (
@@ -19,10 +19,10 @@ from frenet.experiments.direction_scale import figures as scale
 from frenet.experiments.gradient_rank.findings import SAME_EXAMPLES, energy_chart, task_chart
 from frenet.experiments.gradient_rank.findings import decide as rank
 from frenet.experiments.intervals import breakdown, estimate, fraction, high, low, over_seeds
-from frenet.experiments.recovery_basis import prefix_findings
+from frenet.experiments.recovery_basis import findings as prefix_findings
 from frenet.experiments.recovery_basis.figures import held
-from frenet.experiments.recovery_basis.findings import fixed_plane
-from frenet.experiments.recovery_basis.prefix_findings import prefix_span
+from frenet.experiments.recovery_basis.findings import fixed_plane, prefix_span
+from frenet.experiments.setup import brackets
 
 
 def test_the_seed_is_the_unit_of_the_interval() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from frenet.experiments import brackets
+from frenet.experiments.setup import brackets
 from frenet.experiments.watched_training import sentences
 from frenet.geometry.basis import prefix_basis
 from frenet.integrations.trainer import FrenetCallback, read_trajectory

@@ -6,10 +6,10 @@ from typing import Any
 from frenet.cli.codes import DONE, NO_RESULT
 from frenet.cli.execution import show_notes
 from frenet.cli.options import Count, Folder, Switch, parse_both, printing
-from frenet.experiments.brackets import life_columns
 from frenet.experiments.direction_scale import EXPERIMENT, PROBE
 from frenet.experiments.experiment import Row, Rows, answered
 from frenet.experiments.intervals import select
+from frenet.experiments.setup.brackets import life_columns
 
 ABOUT = (
     "Radius and lifetime of directions around the weights of a model: its gradient, the prefix and "

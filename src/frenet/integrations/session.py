@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from frenet.experiments.brackets import life_cells, life_of
 from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.setup.brackets import life_cells, life_of
 from frenet.experiments.watched_training import STALE, TRAINING, WatchConfig, looks
 from frenet.geometry.linalg import norm
 from frenet.integrations.checks import space_digest

@@ -1,7 +1,5 @@
 """What the rows of `basis_drift` say: claim C3, columns and figures."""
 
-from frenet.experiments import brackets
-from frenet.experiments.brackets import bracket_of, life_columns
 from frenet.experiments.experiment import (
     Breakdown,
     Claim,
@@ -21,7 +19,8 @@ from frenet.experiments.intervals import (
     select,
     series_over_seeds,
 )
-from frenet.experiments.setup import columns
+from frenet.experiments.setup import brackets, columns
+from frenet.experiments.setup.brackets import bracket_of, life_columns
 from frenet.experiments.verdicts import Criterion, Rule
 
 LAG, CEILING, CONTROL = 100, 0.7, 0.95

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from frenet.experiments.basis_drift import Config, cells
 from frenet.experiments.basis_drift.findings import LEFT_OUT
-from frenet.experiments.brackets import life_cells
 from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.setup.brackets import life_cells
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
 from frenet.experiments.setup.networks import Network, build

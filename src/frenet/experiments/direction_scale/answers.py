@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from frenet.experiments.brackets import bracket_of
 from frenet.experiments.experiment import Answer, Rows, Scalar, number
 from frenet.experiments.intervals import select
+from frenet.experiments.setup.brackets import bracket_of
 
 # A direction with less than this many times chance of the gradient has no share to lose: one
 # squared coordinate of a random direction exceeds it once in 500 draws. The cosine of a steering

@@ -3,12 +3,11 @@
 import math
 from typing import TYPE_CHECKING
 
-from frenet.experiments import brackets
-from frenet.experiments.brackets import bracket_of, life_columns
 from frenet.experiments.experiment import Column, Figure, Row, Rows, integer, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.intervals import over_seeds, select
-from frenet.experiments.setup import columns
+from frenet.experiments.setup import brackets, columns
+from frenet.experiments.setup.brackets import bracket_of, life_columns
 from frenet.experiments.setup.describe import labelled_rows
 
 if TYPE_CHECKING:

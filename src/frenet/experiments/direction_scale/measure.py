@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from frenet.experiments.brackets import life_cells
 from frenet.experiments.direction_scale import Config, cells
 from frenet.experiments.direction_scale.answers import NO_SHARE
 from frenet.experiments.direction_scale.directions import (
@@ -18,6 +17,7 @@ from frenet.experiments.direction_scale.directions import (
 )
 from frenet.experiments.direction_scale.figures import FRESH
 from frenet.experiments.experiment import Cell, Row, number
+from frenet.experiments.setup.brackets import life_cells
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
 from frenet.experiments.setup.lines import looked_between, weight_share

@@ -3,8 +3,7 @@
 from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
-from frenet.experiments.recovery_basis.findings import MOST_STATIC
-from frenet.experiments.recovery_basis.prefix_findings import PREFIX_SHARE
+from frenet.experiments.recovery_basis.findings import MOST_STATIC, PREFIX_SHARE
 from frenet.experiments.setup import columns
 from frenet.experiments.setup.comparable import comparable, reach
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from frenet.experiments import brackets
-from frenet.experiments.brackets import bracket_of, life_columns, life_of
 from frenet.experiments.experiment import Answer, Cell, Column, Experiment, Figure, Row, Rows
 from frenet.experiments.figures.charts import Axis, Rule, lines
 from frenet.experiments.intervals import select
+from frenet.experiments.setup import brackets
+from frenet.experiments.setup.brackets import bracket_of, life_columns, life_of
 
 STALE = 0.5
 # Measured steps before the first multiple of ``every``: directions go stale fastest at the start of
