@@ -1,6 +1,7 @@
 """Imports point one way, functions stay short."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -119,7 +120,8 @@ def crossings(src: Path) -> list[str]:
     declared = {
         name
         for name, path in known.items()
-        if name.startswith(folder) and "\nEXPERIMENT = " in path.read_text(encoding="utf-8")
+        if name.startswith(folder)
+        and re.search(r"^(EXPERIMENT|STUDY) = ", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     found = []
     for name, path in known.items():

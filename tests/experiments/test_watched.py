@@ -2,9 +2,9 @@
 
 from frenet.experiments import described
 from frenet.experiments.watched_training import (
+    STUDY,
     TABLES,
     TRAINING,
-    WATCHED,
     WatchConfig,
     cells,
     command,
@@ -37,13 +37,13 @@ def test_every_measure_names_a_reference_that_is_there():
         for column in columns:
             if column.role == "measure":
                 assert roles[column.beside] == "reference", (table, column.name)
-    assert {figure.table for figure in WATCHED.figures} <= set(TABLES)
+    assert {figure.table for figure in STUDY.figures} <= set(TABLES)
 
 
 def test_a_report_knows_it_and_no_list_of_questions_does():
     from frenet.experiments import EXPERIMENTS
 
-    assert described()["watched-training"] is WATCHED
+    assert described()["watched-training"] is STUDY
     assert "watched-training" not in EXPERIMENTS
 
 
@@ -74,7 +74,7 @@ def test_the_report_says_how_to_watch_again():
 
 
 def test_panels_name_the_half_life_of_their_probe():
-    figure = WATCHED.figures[0]
+    figure = STUDY.figures[0]
     rows = drift("old", {0: 1.0, 10: 0.75, 20: 0.25}) + drift("new", {0: 1.0, 20: 0.9})
     spec = draw(figure, rows)
     values = spec["data"]["values"] if "values" in spec.get("data", {}) else None
@@ -83,7 +83,7 @@ def test_panels_name_the_half_life_of_their_probe():
 
 
 def test_prefix_and_loss_are_drawn_with_their_references():
-    prefix, loss = WATCHED.figures[1:]
+    prefix, loss = STUDY.figures[1:]
     rows = [{"step": step, "captured": 0.5, "rest": 0.2, "random_walk": 0.4} for step in (4, 8)]
     assert "so far, random walk" in str(draw(prefix, rows))
     losses = [

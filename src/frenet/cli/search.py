@@ -76,7 +76,7 @@ def _plan(running: Running, config: SearchConfig, show: Any) -> None:
 
 def _run(running: Running, config: SearchConfig, show: Any) -> None:
     """Search, report, and say what came of it."""
-    from frenet.experiments.search_command import SEARCH
+    from frenet.experiments.search_command import STUDY
     from frenet.report import write_report
     from frenet.runs import default_out
     from frenet.runs.search import WINNER, run_search
@@ -85,7 +85,7 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
         if not running.quiet:
             print(one_line(text), file=sys.stderr, flush=True)
 
-    out = running.out or default_out(SEARCH, config)
+    out = running.out or default_out(STUDY, config)
     run = run_search(config, out, engine=_engine(running, say), say=say)
     report = write_report([run], out / "report.html")
     results = [row for row in run.rows if row["table"] == "result"]

@@ -1,7 +1,7 @@
 """One folder, one question. ``EXPERIMENTS`` maps the name of every experiment to its declaration.
 
-A folder takes part by defining ``EXPERIMENT``. The folders are imported when ``EXPERIMENTS`` is
-first used, not when this package is imported.
+A folder takes part by defining ``EXPERIMENT``, or ``STUDY`` if its runs are made elsewhere. The
+folders are imported when ``EXPERIMENTS`` is first used, not when this package is imported.
 """
 
 import functools
@@ -10,40 +10,40 @@ import pkgutil
 from typing import Any
 
 from frenet._errors import UsageError
-from frenet.experiments.experiment import Experiment
+from frenet.experiments.experiment import Experiment, Study
 
-__all__ = ["EXPERIMENTS", "Experiment", "described"]
+__all__ = ["EXPERIMENTS", "Experiment", "Study", "described"]
 
 EXPERIMENTS: dict[str, Experiment]
 """The experiments by name, those with claims in the order of the claims after those without."""
 
 
 @functools.cache
-def _discover() -> dict[str, Experiment]:
+def _discover() -> dict[str, Study]:
     """Import the folders and collect what they declare, in the claims' order."""
-    declared: dict[str, Experiment] = {}
+    declared: dict[str, Study] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-        experiment = getattr(importlib.import_module(f"{__name__}.{name}"), "EXPERIMENT", None)
-        if experiment is None:
+        module = importlib.import_module(f"{__name__}.{name}")
+        study = getattr(module, "EXPERIMENT", None) or getattr(module, "STUDY", None)
+        if study is None:
             continue
-        if experiment.name in declared:
-            raise UsageError(f"two experiments are named {experiment.name!r}, one in {name}")
-        declared[experiment.name] = experiment
-    by_claim = sorted(declared.values(), key=lambda e: ([claim.id for claim in e.claims], e.name))
-    return {experiment.name: experiment for experiment in by_claim}
+        if study.name in declared:
+            raise UsageError(f"two experiments are named {study.name!r}, one in {name}")
+        declared[study.name] = study
+    by_claim = sorted(declared.values(), key=lambda s: ([claim.id for claim in s.claims], s.name))
+    return {study.name: study for study in by_claim}
 
 
-def described() -> dict[str, Experiment]:
+def described() -> dict[str, Study]:
     """Everything that a report can show: experiments, ``frenet search`` and watched trainings."""
     from frenet import experiments
-    from frenet.experiments.search_command import SEARCH
-    from frenet.experiments.watched_training import WATCHED
 
-    return {**experiments.EXPERIMENTS, SEARCH.name: SEARCH, WATCHED.name: WATCHED}
+    return {**_discover(), **experiments.EXPERIMENTS}
 
 
 def __getattr__(name: str) -> Any:
     """Look the experiments up lazily."""
     if name == "EXPERIMENTS":
-        return _discover()
+        found = _discover().items()
+        return {name: study for name, study in found if isinstance(study, Experiment)}
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

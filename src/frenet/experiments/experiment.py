@@ -236,42 +236,57 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Experiment(Shown):
-    """One question, from configuration to claim.
+class Study(Shown):
+    """What a run is read as: its tables, figures and claims.
 
-    ``config`` is the type of its configurations; their field ``model`` names the network. ``run``
-    yields the rows of one cell; every row has the key ``table`` that names one of ``tables``.
-    ``prepare`` builds (or takes from the cache) what several cells share. ``in_demo``: whether
-    ``frenet demo`` runs it by default. ``command`` gives the lines that repeat a run from its
-    stored configuration, if no command of frenet does. ``reread`` converts stored rows, also of
-    earlier versions, to this version.
-
-    ``presets`` are configurations for the synthetic transformer, except ``lm``, the base of those
-    for language models: ``changes`` gives the differences from it by kind of network and preset;
-    those of MODEL hold for MADE, too. ``reproduced`` gives the changes by ``frenet reproduce`` to a
-    preset for the synthetic transformer. ``shown_settings`` are shown with the claims.
-    ``longest_recovery`` gives the most steps of a recovery, if the time of a cell depends on them.
-    ``answers`` puts the rows of an experiment without claims into sentences.
+    ``config`` is the type of its configurations. ``shown_settings`` are shown with the claims.
+    ``command`` gives the lines that repeat a run from its stored configuration, if no command of
+    frenet does. ``reread`` converts stored rows, also of earlier versions, to this version.
+    ``answers`` puts the rows of a study without claims into sentences.
     """
 
     name: str
     question: str
     claims: tuple[Claim, ...]
     config: type[Any]
-    cells: Callable[[Any], list[Cell]]
-    run: Callable[[Any, Cell], Iterator[Row]]
     tables: Mapping[str, tuple[Column, ...]]
     figures: tuple[Figure, ...]
-    presets: Mapping[str, Any]
-    changes: Mapping[Kind, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    reproduced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     shown_settings: tuple[Setting, ...] = ()
-    longest_recovery: Callable[[Any], int] | None = None
-    prepare: Callable[[Any, Cell], None] | None = None
-    in_demo: bool = True
     command: Callable[[Mapping[str, Any]], str] | None = None
     reread: Callable[[Rows], Rows] | None = None
     answers: Callable[[Rows], list[Answer]] | None = None
+
+    def _summary(self) -> str:
+        return f"{self.name}. {self.question}"
+
+    def _entries(self) -> Iterator[Fact]:
+        for claim in self.claims:
+            yield f"{claim.id}: {claim.statement}", f"in the paper: {claim.paper}", claim.rule
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Experiment(Study):
+    """One question, from configuration to claim: a study, and how its runs are made.
+
+    The field ``model`` of ``config`` names the network. ``run`` yields the rows of one cell; every
+    row has the key ``table`` that names one of ``tables``. ``prepare`` builds (or takes from the
+    cache) what several cells share. ``in_demo``: whether ``frenet demo`` runs it by default.
+
+    ``presets`` are configurations for the synthetic transformer, except ``lm``, the base of those
+    for language models: ``changes`` gives the differences from it by kind of network and preset;
+    those of MODEL hold for MADE, too. ``reproduced`` gives the changes by ``frenet reproduce`` to a
+    preset for the synthetic transformer. ``longest_recovery`` gives the most steps of a recovery,
+    if the time of a cell depends on them.
+    """
+
+    cells: Callable[[Any], list[Cell]]
+    run: Callable[[Any, Cell], Iterator[Row]]
+    presets: Mapping[str, Any]
+    changes: Mapping[Kind, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    reproduced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    longest_recovery: Callable[[Any], int] | None = None
+    prepare: Callable[[Any, Cell], None] | None = None
+    in_demo: bool = True
 
     def settings(self, preset: str, kind: Kind = SYNTHETIC) -> Any:
         """The configuration of a preset for a kind of network.
@@ -290,20 +305,13 @@ class Experiment(Shown):
             changed |= self.changes.get(each, {}).get(preset, {})
         return replace(base, **changed)
 
-    def _summary(self) -> str:
-        return f"{self.name}. {self.question}"
 
-    def _entries(self) -> Iterator[Fact]:
-        for claim in self.claims:
-            yield f"{claim.id}: {claim.statement}", f"in the paper: {claim.paper}", claim.rule
-
-
-def answered(experiment: Experiment, rows: Rows) -> list[Answer]:
+def answered(experiment: Study, rows: Rows) -> list[Answer]:
     """What the rows say in sentences; empty if the experiment has claims instead."""
     return experiment.answers(rows) if experiment.answers else []
 
 
-def decided(experiment: Experiment, rows: Rows) -> list[tuple[Claim, Finding]]:
+def decided(experiment: Study, rows: Rows) -> list[tuple[Claim, Finding]]:
     """Apply the rule of every claim to the rows; if that raises, the claim is undecided."""
     return [(claim, _decide(claim, rows)) for claim in experiment.claims]
 

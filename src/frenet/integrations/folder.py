@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.watched_training import TABLES, WATCHED, WatchConfig, cells, looks
+from frenet.experiments.watched_training import STUDY, TABLES, WatchConfig, cells, looks
 from frenet.runs import RunFolder, RunFolderError, read_run
 from frenet.runs.header import Header, compare_headers, read_header
 from frenet.runs.machine import versions
@@ -37,12 +37,12 @@ class WatchFolder:
         self, out: Path, config: WatchConfig, *, inputs: Mapping[str, str], steps: int
     ) -> None:
         before = read_header(out)
-        if before is not None and before.experiment == WATCHED.name:
+        if before is not None and before.experiment == STUDY.name:
             # Who resumes may have loaded the model from the checkpoint's folder.
             config = replace(config, model=before.config["model"])
         self.out, self.config, self._steps = out, config, steps
         self._header = Header(
-            experiment=WATCHED.name,
+            experiment=STUDY.name,
             config=config_dict(config),
             cells=[cell_stem(cell) for cell in cells(config, steps=steps)],
             inputs=dict(inputs),

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from frenet._errors import UsageError
 from frenet._files import write_whole
 from frenet._notebook import shortened
-from frenet.experiments.experiment import Experiment
+from frenet.experiments.experiment import Study
 from frenet.experiments.reproduce import short_name
 from frenet.report import figures
 from frenet.report import sentences as answers
@@ -36,7 +36,7 @@ def write_report(
     runs: Sequence[Run],
     out: Path | str,
     *,
-    experiments: Mapping[str, Experiment] | None = None,
+    experiments: Mapping[str, Study] | None = None,
     static: bool = True,
 ) -> Path:
     """Write one HTML file with the results of the runs, whole or not at all.
@@ -82,7 +82,7 @@ def export(
     runs: Sequence[Run],
     out_dir: Path,
     *,
-    experiments: Mapping[str, Experiment] | None = None,
+    experiments: Mapping[str, Study] | None = None,
 ) -> list[Path]:
     """Write every figure as SVG and PNG and every table as CSV, under stable names.
 
@@ -123,7 +123,7 @@ def _exported(path: Path, content: bytes) -> Path:
 
 def sections_of(
     runs: Sequence[Run],
-    experiments: Mapping[str, Experiment] | None,
+    experiments: Mapping[str, Study] | None,
     *,
     with_network: bool = False,
 ) -> list[Section]:

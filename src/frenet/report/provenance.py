@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import SYNTHETIC, Experiment, kind_of
+from frenet.experiments.experiment import SYNTHETIC, Experiment, Study, kind_of
 from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import figure
 from frenet.runs import Run, config_dict
@@ -17,7 +17,7 @@ from frenet.runs.header import PACKED
 LEFT_OUT = ("config", "experiment", "failures", "format")
 
 
-def again(run: Run, experiment: Experiment) -> Markup:
+def again(run: Run, experiment: Study) -> Markup:
     """The command that gives the same rows, and configuration, versions and machine."""
     # Word by word, since a browser would break a line after the hyphens of a flag.
     words = command_line(run, experiment).split(" ")
@@ -28,24 +28,19 @@ def again(run: Run, experiment: Experiment) -> Markup:
     return tag("div", tag("h3", "How to run it again"), command, lists, class_="block")
 
 
-def command_line(run: Run, experiment: Experiment) -> str:
+def command_line(run: Run, experiment: Study) -> str:
     """The preset nearest to the configuration, and every setting that differs from it."""
     if experiment.command is not None:
         return experiment.command(run.config)
-    kind = kind_of(run.config.get("model", SYNTHETIC))
-    presets = {name: config_dict(experiment.settings(name, kind)) for name in experiment.presets}
-    changed = {name: _changed(run.config, preset) for name, preset in presets.items()}
-    words = ["frenet", "run", run.experiment]
-    settings: Mapping[str, Any] = run.config
-    if changed:
-        nearest = min(changed, key=lambda name: len(changed[name]))
-        words += ["--preset", nearest]
-        settings = changed[nearest]
-    else:  # a separate command, without presets or threads
+    if not isinstance(experiment, Experiment):  # a separate command, without presets or threads
         defaults = {f.name: f.default for f in dataclasses.fields(experiment.config)}
         given = _changed(run.config, {k: _stored(value) for k, value in defaults.items()})
         return shlex.join(["frenet", run.experiment, *_flags(given)])
-    words += _flags(settings)
+    kind = kind_of(run.config.get("model", SYNTHETIC))
+    presets = {name: config_dict(experiment.settings(name, kind)) for name in experiment.presets}
+    changed = {name: _changed(run.config, preset) for name, preset in presets.items()}
+    nearest = min(changed, key=lambda name: len(changed[name]))
+    words = ["frenet", "run", run.experiment, "--preset", nearest, *_flags(changed[nearest])]
     # Sums in another order change the last digit.
     if run.manifest.get("threads"):
         words += ["--threads", str(run.manifest["threads"])]

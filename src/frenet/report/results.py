@@ -7,7 +7,7 @@ from pathlib import Path
 
 from frenet._files import write_whole
 from frenet._notebook import one_line
-from frenet.experiments.experiment import SYNTHETIC, Breakdown, Claim, Experiment, Finding
+from frenet.experiments.experiment import SYNTHETIC, Breakdown, Claim, Finding, Study
 from frenet.experiments.setup.networks import LEARNING, SHOWN
 from frenet.report import figures
 from frenet.report import sentences as answers
@@ -31,7 +31,7 @@ def write_results(
     runs: Sequence[Run],
     out: Path,
     *,
-    experiments: Mapping[str, Experiment] | None = None,
+    experiments: Mapping[str, Study] | None = None,
 ) -> Path:
     """Write ``index.md``, SVGs of the figures of claims and of the first screen, and the runs.
 

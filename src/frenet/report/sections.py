@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import Claim, Column, Experiment, Figure, Finding
+from frenet.experiments.experiment import Claim, Column, Figure, Finding, Study
 from frenet.report import figures, tables
 from frenet.report.markup import join, script_json, tag, user_text
 from frenet.report.provenance import again, failures
@@ -27,7 +27,7 @@ class Section(NamedTuple):
     id: str
     label: str
     run: Run
-    experiment: Experiment
+    experiment: Study
     stored: Run
 
     def anchor(self, figure: str) -> str | None:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import Column, Experiment, Rows
+from frenet.experiments.experiment import Column, Rows, Study
 from frenet.report.markup import join, tag
 from frenet.report.numbers import NONE, figure
 
@@ -21,7 +21,7 @@ TABLE_KEY = "table"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def tables_of(experiment: Experiment, rows: Rows) -> dict[str, tuple[tuple[Column, ...], Rows]]:
+def tables_of(experiment: Study, rows: Rows) -> dict[str, tuple[tuple[Column, ...], Rows]]:
     """Every table that has rows, declared ones first, as name -> (columns, rows)."""
     stored = {str(row.get(TABLE_KEY)) for row in rows}
     names = [name for name in experiment.tables if name in stored]

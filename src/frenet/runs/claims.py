@@ -7,13 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 from frenet._notebook import one_line
-from frenet.experiments.experiment import Claim, Estimate, Experiment, Finding, decided
+from frenet.experiments.experiment import Claim, Estimate, Finding, Study, decided
 from frenet.runs.store import Run
 
 STYLES = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
-def decide_claims(experiment: Experiment, run: Run) -> list[tuple[Claim, Finding]]:
+def decide_claims(experiment: Study, run: Run) -> list[tuple[Claim, Finding]]:
     """Apply the rule of every claim to the rows; if that raises, the claim is undecided."""
     return decided(experiment, run.rows)
 

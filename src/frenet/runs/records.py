@@ -21,7 +21,7 @@ from frenet._files import (
     require_object,
     sealed,
 )
-from frenet.experiments.experiment import Cell, Column, Experiment
+from frenet.experiments.experiment import Cell, Column, Study
 from frenet.network.checkpoints.fingerprint import sampled
 from frenet.network.checkpoints.folders import adapter_settings
 from frenet.runs.files import DamagedRunError
@@ -111,7 +111,7 @@ def config_digest(experiment: str, config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def default_out(experiment: Experiment, config: Any) -> Path:
+def default_out(experiment: Study, config: Any) -> Path:
     """The default folder of a run; the same configuration gives the same folder."""
     digest = config_digest(experiment.name, config_dict(config))
     return Path("runs") / f"{experiment.name}-{digest[:8]}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from frenet._errors import UsageError
 from frenet._files import DamagedFileError, read_object, write_whole
 from frenet.experiments.experiment import Cell, Row
-from frenet.experiments.search_command import SEARCH, TABLES, SearchConfig, cells
+from frenet.experiments.search_command import STUDY, TABLES, SearchConfig, cells
 from frenet.experiments.search_command.setup import (
     Subject,
     best_rows,
@@ -102,7 +102,7 @@ def _header(config: SearchConfig, subject: Subject) -> Header:
 
     settings = config_dict(config)
     return Header(
-        experiment=SEARCH.name,
+        experiment=STUDY.name,
         config=settings,
         cells=[cell_stem(cell) for cell in cells(config)],
         inputs={**input_digests(settings), "the weights": subject.fingerprint},

@@ -3,11 +3,10 @@
 The command itself runs the search; its folder is read and reported like that of an experiment.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from frenet.experiments.experiment import Cell, Column, Experiment, Figure, Row, Rows
+from frenet.experiments.experiment import Cell, Column, Figure, Row, Rows, Study
 from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig
 
@@ -70,11 +69,6 @@ def cells(config: SearchConfig) -> list[Cell]:
     starts = range(0, config.budget, CHUNK)
     parts = [Cell.of(part="candidates", first=start) for start in starts]
     return [Cell.of(part="plan"), *parts, Cell.of(part="result")]
-
-
-def run(config: SearchConfig, cell: Cell) -> Iterator[Row]:
-    """Chunks need a model in memory and each other's scores: the command runs them."""
-    raise NotImplementedError("run a search with frenet search")
 
 
 def best_chart(rows: Rows) -> object:
@@ -160,14 +154,11 @@ FIGURES = (
         result_chart,
     ),
 )
-SEARCH = Experiment(
+STUDY = Study(
     name="search",
     question="What does Gaussian random search around these weights bring?",
     claims=(),
     config=SearchConfig,
-    cells=cells,
-    run=run,
     tables=TABLES,
     figures=FIGURES,
-    presets={},
 )

@@ -4,11 +4,11 @@ The callback fills a folder while Trainer trains; it is read and reported like t
 experiment.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from frenet.experiments.experiment import Answer, Cell, Column, Experiment, Figure, Row, Rows
+from frenet.experiments.experiment import Answer, Cell, Column, Figure, Row, Rows, Study
 from frenet.experiments.figures.charts import Axis, Rule, lines
 from frenet.experiments.intervals import select
 from frenet.experiments.setup import brackets
@@ -59,11 +59,6 @@ def looks(every: int, steps: int) -> list[int]:
 def cells(config: WatchConfig, *, steps: int) -> list[Cell]:
     """One cell per measured step, and one for the end."""
     return [*(Cell.of(step=step) for step in looks(config.every, steps)), Cell.of(part="end")]
-
-
-def run(config: WatchConfig, cell: Cell) -> Iterator[Row]:
-    """Rows need the running training: the callback makes them."""
-    raise NotImplementedError("watch a training with frenet.FrenetCallback")
 
 
 def command(config: Mapping[str, Any]) -> str:
@@ -252,16 +247,13 @@ FIGURES = (
         loss_chart,
     ),
 )
-WATCHED = Experiment(
+STUDY = Study(
     name="watched-training",
     question="How far, and for how long, could directions be trusted in this training?",
     claims=(),
     config=WatchConfig,
-    cells=lambda config: cells(config, steps=0),
-    run=run,
     tables=TABLES,
     figures=FIGURES,
-    presets={},
     command=command,
     reread=reread,
     answers=sentences,
