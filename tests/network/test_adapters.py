@@ -98,7 +98,7 @@ def test_settings_that_make_no_sense_are_errors():
     with pytest.raises(ValueError, match="rank=0; pass at least 1"):
         attach_lora(tiny_llama(), rank=0)
     wrapped = attach_lora(tiny_llama())
-    with pytest.raises(ValueError, match="carries an adapter already"):
+    with pytest.raises(ValueError, match="already has an adapter"):
         attach_lora(wrapped)
 
 
