@@ -10,7 +10,7 @@ from frenet._errors import UsageError
 from frenet.network.data.files import OnBad, RowError, Rows, shown
 from frenet.network.data.schemas import folded
 
-# How an answer may name a choice, in the order in which the ways are tried.
+# How an answer may name a choice, in the order of trial.
 _WAYS = {
     "label": "the choices' own labels",
     "text": "the text of a choice",
@@ -21,39 +21,39 @@ _WAYS = {
 
 
 class _Asked(NamedTuple):
-    """The choices of a row, their own labels if they have any, and the answer as it stands."""
+    """The choices of a row, their labels if they have any, and the answer as in the file."""
 
     texts: list[str]
     labels: list[str]
     answer: Any
 
     def places(self) -> dict[str, int]:
-        """Which choice the answer means, by every way in which it can mean one."""
-        found, number = {}, _number(self.answer)
+        """The choice that the answer names, for every way in which it names one."""
+        choices, number = {}, _number(self.answer)
         named = folded(str(self.answer))
         for way, names in (("label", self.labels), ("text", self.texts)):
             places = [i for i, name in enumerate(names) if folded(name) == named]
             if len(places) == 1:
-                found[way] = places[0]
+                choices[way] = places[0]
         bare = named.strip("().: ").upper()
         if len(bare) == 1 and bare in LETTERS[: len(self.texts)]:
-            found["letter"] = LETTERS.index(bare)
+            choices["letter"] = LETTERS.index(bare)
         if number is not None and 0 <= number < len(self.texts):
-            found["from 0"] = number
+            choices["from 0"] = number
         if number is not None and 1 <= number <= len(self.texts):
-            found["from 1"] = number - 1
-        return found
+            choices["from 1"] = number - 1
+        return choices
 
 
 def lettered(rows: Rows, *, on_bad: OnBad) -> tuple[Rows, tuple[str, ...]]:
     """Rows with their choices as lines ``A. ...`` and their answers as letters, and the letters.
 
-    All answers of a file are read in one way: as labels or texts of the choices, letters, or
-    numbers from 0 or from 1, the first that fits most rows (numbers before texts where all answers
-    are numbers). A note says which.
+    All answers of a file are read in the same way: as labels or texts of the choices, as letters,
+    or as numbers from 0 or from 1. It is the way that fits most rows; if all answers are numbers,
+    numbers are tried first. A note says which way.
 
     Raises:
-        RowError: choices that are none, or an answer that names none of them.
+        RowError: a row has no list of choices, or its answer names none of them.
     """
     asked: list[_Asked] = []
     kept, bad = [], list(rows.skipped)
@@ -78,11 +78,11 @@ def lettered(rows: Rows, *, on_bad: OnBad) -> tuple[Rows, tuple[str, ...]]:
         values.append({**rows.values[i], "choices": listed, "answer": LETTERS[place]})
         lines.append(rows.lines[i])
     note = f"answers are read as {_WAYS[way]}"
-    found = replace(
+    read = replace(
         rows, values=tuple(values), lines=tuple(lines), skipped=tuple(bad),
         notes=(*rows.notes, note),
     )  # fmt: skip
-    return found, tuple(LETTERS[: max(len(each.texts) for each in asked)])
+    return read, tuple(LETTERS[: max(len(each.texts) for each in asked)])
 
 
 def _reject(error: RowError, bad: list[RowError], on_bad: OnBad) -> None:
@@ -92,7 +92,7 @@ def _reject(error: RowError, bad: list[RowError], on_bad: OnBad) -> None:
 
 
 def _way(asked: Sequence[_Asked]) -> str:
-    """The way in which most answers name a choice; of several the first."""
+    """The first of the ways in which most answers name a choice."""
     numbers = all(isinstance(each.answer, int) for each in asked)
     ways = ("from 0", "from 1", "label", "text") if numbers else tuple(_WAYS)
     places = [each.places() for each in asked]
@@ -115,15 +115,13 @@ def _asked(row: Mapping[str, Any]) -> _Asked:
         value = value["text"]
     good = isinstance(value, list) and all(isinstance(v, str | int | float) for v in value)
     if not good or not 2 <= len(value) <= len(LETTERS):
-        raise UsageError(
-            f"'choices' is {shown(value)}; a list of 2 to {len(LETTERS)} texts is needed"
-        )
+        raise UsageError(f"'choices' is {shown(value)}; pass a list of 2 to {len(LETTERS)} texts")
     texts = [str(v).strip() for v in value]
     if "" in texts:
         raise UsageError(f"choice {texts.index('') + 1} of {len(texts)} is empty")
     answer = row["answer"]
     if isinstance(answer, bool) or not isinstance(answer, str | int) or answer == "":
-        raise UsageError(f"'answer' is {shown(answer)}; a letter, a number or a text is needed")
+        raise UsageError(f"'answer' is {shown(answer)}; pass a letter, a number or a text")
     return _Asked(texts, labels, answer)
 
 
