@@ -317,16 +317,16 @@ def test_what_is_a_sum_of_products_is_used(tmp_path, settings):
 
 
 def test_adapters_in_memory_of_other_kinds_are_refused():
-    with pytest.raises(ValueError, match=r"no half of a product, as .*lora_magnitude_vector"):
+    with pytest.raises(ValueError, match=r"no factor of a product, such as .*lora_magnitude_vector"):
         from_adapter(adapted("llama", use_dora=True))
-    with pytest.raises(ValueError, match=r"no half of a product, as .*bias"):
+    with pytest.raises(ValueError, match=r"no factor of a product, such as .*bias"):
         from_adapter(adapted("gpt2", bias="all"))
     head = trained(tiny_llama(), target_modules=["q_proj"], modules_to_save=["lm_head"])
-    with pytest.raises(ValueError, match=r"no half of a product, as .*lm_head"):
+    with pytest.raises(ValueError, match=r"no factor of a product, such as .*lm_head"):
         from_adapter(head)
     with pytest.raises(ValueError, match="no adapter 'three'; the model has default"):
         from_adapter(adapted("llama"), weights={"three": 1.0})
-    with pytest.raises(ValueError, match="carries no adapter"):
+    with pytest.raises(ValueError, match="has no adapter"):
         from_adapter(tiny_llama())
 
 

@@ -120,7 +120,7 @@ def test_merged_weights_are_used_as_they_are(places, merged, says):
     kind="folders",
     given="merged weights and their adapter, passed as model and as adapter",
     outcome="refused",
-    says="have it in them already",
+    says="already merged into",
 )
 def test_an_adapter_is_not_put_twice_on_the_weights(places, merged, says):
     base, adapter, _ = places
@@ -131,7 +131,7 @@ def test_an_adapter_is_not_put_twice_on_the_weights(places, merged, says):
     with pytest.raises(ValueError, match=says):
         from_adapter(adapter, base=read(merged).model)
     edited(merged, base_model_name_or_path="someone/gone")
-    with pytest.raises(ValueError, match="lie beside the adapter and may have it in them already"):
+    with pytest.raises(ValueError, match="in the same folder, and the adapter may already be merged"):
         read(merged, adapter=merged)
 
 
@@ -141,7 +141,7 @@ def test_a_merge_in_half_precision_is_seen_too(places, tmp_path, dtype):
     with quiet_peft():
         whole = PeftModel.from_pretrained(tiny_llama(), adapter).merge_and_unload()
     half = save(whole.to(dtype), tmp_path / "half")
-    with pytest.raises(ValueError, match="have it in them already"):
+    with pytest.raises(ValueError, match="already merged into the latter"):
         read(half, adapter=adapter)
 
 
@@ -215,7 +215,7 @@ def test_an_adapter_without_configuration(places, says):
     kind="folders",
     given="an adapter beside pickled weights",
     outcome="refused",
-    says="nobody knows whether the adapter is merged into them",
+    says="whether the adapter is merged into them",
 )
 def test_an_adapter_beside_pickled_weights(places, says):
     _, adapter, _ = places
@@ -299,7 +299,7 @@ def test_another_base_is_noted_by_both_names(places, says):
     edited(adapter, base_model_name_or_path="someone/else")
     (note,) = [note for note in read(base, adapter=adapter).notes if "trained" in note]
     assert says in note
-    assert f"is put on {base}" in note
+    assert f"is loaded onto {base}" in note
     vector = from_adapter(adapter, base=read(base).model)
     assert any(says in note for note in vector.notes)
 
@@ -377,7 +377,7 @@ def test_resized_embeddings_have_both_shapes_and_a_remedy_that_works(places, tmp
     kind="adapters",
     given="an adapter that starts by taking something out of its base (PiSSA, OLoRA)",
     outcome="used: on the base without it; as a direction refused",
-    says="takes something out of its base when it starts",
+    says="the initialisation of the adapter changes its base",
 )
 def test_what_an_adapter_takes_out_of_its_base_is_taken_out(places, tmp_path, start, says):
     base, _, _ = places
@@ -398,7 +398,7 @@ def test_what_an_adapter_takes_out_of_its_base_is_taken_out(places, tmp_path, st
     kind="adapters",
     given="an adapter that starts by a random method (PiSSA with niter)",
     outcome="refused",
-    says="by a random method",
+    says="subtracts something random",
 )
 def test_a_start_that_cannot_be_made_again_is_refused(places, tmp_path, says):
     base, _, _ = places
@@ -442,7 +442,7 @@ def test_names_of_other_tools_are_read(places, change, says):
     kind="adapters",
     given="empty tensors (DeepSpeed ZeRO-3)",
     outcome="refused",
-    says="ZeRO-3 leaves them",
+    says="ZeRO-3 saves them so",
 )
 def test_empty_tensors(places, says):
     base, adapter, _ = places

@@ -159,7 +159,7 @@ class TextTask:
             pairs = list(zip(rows, order, strict=True))
             wrong = [row._replace(completion=rows[i].completion) for row, i in pairs]
             same = sum(row.completion == rows[i].completion for row, i in pairs)
-            notes.append(f"{split}: answers permuted, {same} of {len(rows)} rows have the same one")
+            notes.append(f"{split}: answers permuted, {same} of {len(rows)} rows keep their answer")
             examples[split] = encoded(wrong, options, bad=[])
         return replace(self, examples=examples, notes=tuple(notes))
 
