@@ -180,11 +180,11 @@ def test_rows_are_the_dimension_that_grows_with_them():
         ([{(0,): (4, 16)}], [], "called in another way"),
         ([{(0,): (4, 16)}], [{(0,): (5, 16), ("mask",): (5, 7)}], "called in another way"),
         ([{(0,): (13, 16)}], [{(0,): (17, 16)}], r"\(13, 16\) for 4 rows and of \(17, 16\) for 5"),
-        ([{(0,): (4, 4)}], [{(0,): (5, 5)}], "no part of its own"),
+        ([{(0,): (4, 4)}], [{(0,): (5, 5)}], "has no batch dimension"),
         (
             [{(0,): (4, 9)}, {(0,): (8, 9)}],
             [{(0,): (5, 9)}, {(0,): (10, 9)}],
-            "elsewhere from call to call",
+            "differs between calls",
         ),
     ],
 )

@@ -307,7 +307,7 @@ def _refuse(name: str, named: Named, template: Template, reading: Reading) -> No
         what, hint = "label", f"label={label}"
     else:
         return
-    remedy = f"give it a role, such as --columns {hint} (columns= in Python), or " if hint else ""
+    remedy = f"give it a role with --columns {hint} (columns= in Python), or " if hint else ""
     raise UsageError(
         f"{named.rows.source}: the column {shown(label)} is usually part of a {what}, and the "
         f"schema that fits reads only {', '.join(fields)}; {remedy}leave it out with --columns "
