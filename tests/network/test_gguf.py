@@ -325,7 +325,7 @@ def test_gemma_3_stretches_only_its_blocks_of_full_attention(file):
 def test_a_part_of_a_head_is_turned_or_the_file_is_refused(file):
     """The class of Llama turns whole heads, whatever its configuration says."""
     text = refused(file(facts={"rope.dimension_count": 4}))
-    assert "turns 4 dimensions of a head" in text
+    assert "rotates 4 dimensions of a head" in text
     assert DENSE in text
 
 
@@ -706,7 +706,7 @@ def test_digits_are_cut_one_by_one_where_the_file_says_so(file):
     kind="GGUF",
     given="a file whose way to cut texts into tokens (tokenizer.ggml.pre) is not known",
     outcome="note",
-    says="is not known here, and read as gpt-2",
+    says="is unknown and read as gpt-2",
 )
 def test_an_unknown_way_to_cut_texts_is_a_note(file, says):
     path = file(pre="my-own-bpe")
