@@ -53,14 +53,14 @@ def rows(tests: Path = TESTS) -> list[Row]:
 
 def _of_file(path: Path, tree: ast.Module) -> list[Row]:
     """The marks of one file."""
-    found = []
+    marked = []
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             takes = {argument.arg for argument in function.args.args}
-            found += [_row(c, f"{path}:{c.lineno}", takes) for c in _marks(function)]
-    if len(found) != len(list(_marks(tree))):
+            marked += [_row(c, f"{path}:{c.lineno}", takes) for c in _marks(function)]
+    if len(marked) != len(list(_marks(tree))):
         raise ValueError(f"{path}: a mark 'reads' decorates no function")
-    return found
+    return marked
 
 
 def _marks(node: ast.AST) -> Iterator[ast.Call]:
@@ -91,11 +91,11 @@ def _row(call: ast.Call, place: str, takes: set[str]) -> Row:
     return row
 
 
-def page(found: Sequence[Row]) -> str:
+def page(marked: Sequence[Row]) -> str:
     """The page of the documentation."""
     text = INTRO
     for kind, title in KINDS.items():
-        of = [row for row in found if row.kind == kind]
+        of = [row for row in marked if row.kind == kind]
         if of:
             text += f"\n## {title}\n\n| given | outcome | the message says |\n|---|---|---|\n"
             text += "".join(

@@ -317,7 +317,9 @@ def test_what_is_a_sum_of_products_is_used(tmp_path, settings):
 
 
 def test_adapters_in_memory_of_other_kinds_are_refused():
-    with pytest.raises(ValueError, match=r"no factor of a product, such as .*lora_magnitude_vector"):
+    with pytest.raises(
+        ValueError, match=r"no factor of a product, such as .*lora_magnitude_vector"
+    ):
         from_adapter(adapted("llama", use_dora=True))
     with pytest.raises(ValueError, match=r"no factor of a product, such as .*bias"):
         from_adapter(adapted("gpt2", bias="all"))

@@ -61,7 +61,7 @@ def test_a_turn_has_the_ids_of_the_template_and_only_the_assistant_is_scored(
 
 @pytest.mark.reads(
     kind="data",
-    given="rows of `messages`, of which each has a role and content",
+    given="rows of `messages`, each with a role and content",
     outcome="used: through the tokenizer's chat template; each turn of the assistant is scored",
 )
 def test_all_turns_of_a_conversation_are_in_one_split(tmp_path):

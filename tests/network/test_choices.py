@@ -91,7 +91,7 @@ def test_a_prompt_of_the_users_own_has_the_lettered_choices(tmp_path):
 
 @pytest.mark.reads(
     kind="data",
-    given="a multiple-choice row whose answer is none of its choices",
+    given="a multiple-choice row with an answer that is none of its choices",
     outcome="refused",
     says="which is none of 3 choices",
 )

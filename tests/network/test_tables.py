@@ -71,8 +71,7 @@ PARTS = [
 
 @pytest.mark.reads(
     kind="data",
-    given="a column named instruction, system, context or the like beside a schema that does not "
-    "read it",
+    given="a column named instruction, system, context or the like that the schema does not read",
     outcome="refused",
     says="is usually part of a prompt",
 )
@@ -94,7 +93,7 @@ def test_a_part_of_a_prompt_is_refused_and_both_remedies_work(tmp_path, says, co
 
 @pytest.mark.reads(
     kind="data",
-    given="plain text beside a column named sentiment, category, answer or the like",
+    given="plain text with a column named sentiment, category, answer or the like",
     outcome="refused",
     says="is usually part of a label",
 )

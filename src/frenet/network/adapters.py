@@ -17,7 +17,7 @@ _HALVES = ((".lora_A.", ".lora_B."), (".lora_embedding_A.", ".lora_embedding_B."
 
 
 class StructuralZeros(NamedTuple):
-    """Coordinates whose gradient is exactly zero because the other half of the adapter is zero."""
+    """Coordinates with a zero gradient because the other half of the adapter is zero."""
 
     zero: int
     total: int

@@ -82,9 +82,9 @@ def held(folder: Path) -> Held:
     return Held(folder, tuple(files), adapter, tuple(unread) if files else ())
 
 
-def require_model_folder(found: Held) -> None:
+def require_model_folder(contents: Held) -> None:
     """Raise ValueError unless a folder has a configuration and weights in safetensors files."""
-    folder = found.folder
+    folder = contents.folder
     names = sorted(path.name for path in folder.iterdir())
     if CONFIG not in names:
         inside = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and _holds_any(p)]
@@ -93,7 +93,7 @@ def require_model_folder(found: Held) -> None:
             f"{folder} is not a model: it has no {CONFIG} (found: {some(names)}){hint}; pass a "
             "folder in Hugging Face format, a .gguf file or a hub id"
         )
-    if found.weights:
+    if contents.weights:
         return
     if pickled := _pickled_models(names):
         refuse_pickled(folder, pickled)

@@ -20,7 +20,7 @@ _WAYS = {
 }
 
 
-class _Asked(NamedTuple):
+class _Question(NamedTuple):
     """The choices of a row, their labels if they have any, and the answer as in the file."""
 
     texts: list[str]
@@ -55,19 +55,19 @@ def lettered(rows: Rows, *, on_bad: OnBad) -> tuple[Rows, tuple[str, ...]]:
     Raises:
         RowError: a row has no list of choices, or its answer names none of them.
     """
-    asked: list[_Asked] = []
-    kept, bad = [], list(rows.skipped)
+    questions: list[_Question] = []
+    good, bad = [], list(rows.skipped)
     for i, row in enumerate(rows.values):
         try:
-            asked.append(_asked(row))
-            kept.append(i)
+            questions.append(_question(row))
+            good.append(i)
         except ValueError as problem:
             _reject(RowError(rows.source, rows.lines[i], str(problem)), bad, on_bad)
-    if not asked:
+    if not questions:
         raise UsageError(f"{rows.source} holds no usable row; the first bad one: {bad[0]}")
-    way = _way(asked)
+    way = _way(questions)
     values, lines = [], []
-    for i, each in zip(kept, asked, strict=True):
+    for i, each in zip(good, questions, strict=True):
         place = each.places().get(way)
         if place is None:
             why = f"'answer' is {shown(each.answer)}, which is none of {len(each.texts)} choices"
@@ -82,7 +82,7 @@ def lettered(rows: Rows, *, on_bad: OnBad) -> tuple[Rows, tuple[str, ...]]:
         rows, values=tuple(values), lines=tuple(lines), skipped=tuple(bad),
         notes=(*rows.notes, note),
     )  # fmt: skip
-    return read, tuple(LETTERS[: max(len(each.texts) for each in asked)])
+    return read, tuple(LETTERS[: max(len(each.texts) for each in questions)])
 
 
 def _reject(error: RowError, bad: list[RowError], on_bad: OnBad) -> None:
@@ -91,15 +91,15 @@ def _reject(error: RowError, bad: list[RowError], on_bad: OnBad) -> None:
     bad.append(error)
 
 
-def _way(asked: Sequence[_Asked]) -> str:
+def _way(questions: Sequence[_Question]) -> str:
     """The first of the ways in which most answers name a choice."""
-    numbers = all(isinstance(each.answer, int) for each in asked)
+    numbers = all(isinstance(each.answer, int) for each in questions)
     ways = ("from 0", "from 1", "label", "text") if numbers else tuple(_WAYS)
-    places = [each.places() for each in asked]
-    return max(ways, key=lambda way: sum(way in found for found in places))
+    places = [each.places() for each in questions]
+    return max(ways, key=lambda way: sum(way in named for named in places))
 
 
-def _asked(row: Mapping[str, Any]) -> _Asked:
+def _question(row: Mapping[str, Any]) -> _Question:
     """Choices and answer of a row."""
     for key in ("choices", "answer"):
         if key not in row:
@@ -122,7 +122,7 @@ def _asked(row: Mapping[str, Any]) -> _Asked:
     answer = row["answer"]
     if isinstance(answer, bool) or not isinstance(answer, str | int) or answer == "":
         raise UsageError(f"'answer' is {shown(answer)}; pass a letter, a number or a text")
-    return _Asked(texts, labels, answer)
+    return _Question(texts, labels, answer)
 
 
 def _number(value: Any) -> int | None:
