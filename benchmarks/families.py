@@ -539,35 +539,34 @@ def names() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-INTRO = """# What frenet measures, and how it knows that it is right
+INTRO = """# Model families
 
-This page is made by `make families`. The command builds the families of transformers {version}
-that have a causal language model, tiny and with random weights, and gives each {rows} rows of
-unlike length in one padded batch. Those that it could not build are listed at the end with the
-reason. What frenet measures is compared with what the same rows give one at a time, without padding
-and without frenet:
+`make families` generates this page. The command builds a tiny model with random weights of every
+family of transformers {version} with a causal language model, and gives each {rows} rows of
+different lengths in one padded batch. Families that it could not build are listed at the end with
+the reason. Every measurement is compared with the same rows one at a time, without padding and
+without frenet:
 
 - **loss**: of every row, padded on the left and on the right.
 - **gradient**: of the mean loss, by backward passes of the single rows.
 - **slope**: of every row's loss along a random line, in forward mode, against those backward
   passes.
 - **Hessian product**: against central differences of the gradients, or, if those jump because
-  experts are chosen anew, against two backward passes.
+  the choice of experts changes, against two backward passes.
 - **examples**: the gradient of every row.
 - **steering**: a vector is read, and added, at the last token and at all tokens after the first
   block.
-- **generation**: a vector is added while text is generated, against a loop that keeps no keys and
-  values.
+- **generation**: a vector is added while text is generated, against a loop without a cache.
 - **candidates**: the scores of random candidates for the weights of linear layers that share a
   pass, against one candidate after the other.
 
 A cell is **right** if the two agree up to rounding; **slow way** if they agree and frenet said
-that it took a slower way, such as rows of one length together; **refused** if frenet gave an
+that it used a slower way, such as rows of one length together; **refused** if frenet gave an
 error that names the reason; and **wrong** otherwise.
 
-No list of names decides how a model runs. The first time that rows of unlike length meet a model,
-frenet runs the beginnings of three of them alone and padded, and compares the logits. If padding
-changes them, rows run with padding on the right, or in groups of one length.
+No list of names decides how a model runs. The first time that a model gets rows of different
+lengths, frenet runs the beginnings of three of them alone and padded, and compares the logits. If
+padding changes them, rows run with padding on the right, or in groups of one length.
 
 At the start of a measurement the slope of the loss along its gradient is compared with differences
 of losses at three step sizes. A disagreement above 5% is an error. If rounding hides the slope, as

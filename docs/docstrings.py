@@ -1,4 +1,4 @@
-"""What the reference shows: every name once, where it is defined, with its doctests as examples."""
+"""An extension for the reference: every name once, in its module, with doctests as examples."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import griffe
 
 
 class Reference(griffe.Extension):
-    """Rewrites what griffe reads, before mkdocstrings shows it."""
+    """Changes docstrings and imported names before mkdocstrings renders them."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Puts ``Examples:`` before the first prompt, as the Google style has it."""
+        """Puts ``Examples:`` before the first prompt, as in the Google style."""
         if obj.docstring is None:
             return
         lines = obj.docstring.value.splitlines()

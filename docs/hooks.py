@@ -1,4 +1,4 @@
-"""What mkdocs does beyond its plugins: formulas as MathML, lists of names, nothing from outside."""
+"""Hooks of mkdocs: formulas as MathML, lists of names, and checks that pages load offline."""
 
 import ast
 import html
@@ -18,7 +18,7 @@ OUTSIDE = re.compile(
     r'<(?:script|img|iframe)[^>]*\ssrc="?(?:https?:)?//|<link[^>]*\shref="?https?:'
 )
 PICTURE = re.compile(r'<img[^>]*\ssrc="([^"]+)"')
-# Pictures of pages that are included from outside docs, by the name that those pages give them.
+# Pictures of included pages outside docs, by their names in those pages.
 BORROWED = {"growth.svg": ROOT / "benchmarks/growth.svg"}
 PUBLIC = "<!-- public names -->"
 MODULES = re.compile(r"<!-- modules of (\w+) -->")
@@ -34,19 +34,19 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with public names, or the modules of a layer, in the places that it marks."""
+    """The page with its marks replaced by public names, or by the modules of a layer."""
     if PUBLIC in markdown:
         markdown = markdown.replace(PUBLIC, public_names())
     return MODULES.sub(lambda found: modules(found[1]), markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """The page with its formulas as MathML, which browsers show without a script."""
+    """The page with its formulas as MathML, which needs no script."""
     return FORMULA.sub(_formula, content)
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """The page, which has to be read without a network, and with all its formulas."""
+    """Check that the page loads nothing from the network and that all formulas are MathML."""
     if found := OUTSIDE.search(output):
         raise PluginError(f"{page.file.src_uri} loads something from elsewhere: {found[0]}")
     if 'class="arithmatex"' in output:
@@ -55,7 +55,7 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 
 
 def on_post_build(config: Any) -> None:
-    """Every picture of every page is a file of the site."""
+    """Check that every picture of every page is a file of the site."""
     for page in sorted(Path(config["site_dir"]).rglob("*.html")):
         for source in PICTURE.findall(page.read_text(encoding="utf-8")):
             name = unquote(html.unescape(source))
@@ -81,7 +81,7 @@ def public_names() -> str:
 
 
 def modules(layer: str) -> str:
-    """Directives that document every module of a layer, its rooms after its own files."""
+    """Directives that document every module of a layer, first its files, then its subfolders."""
     folder = ROOT / "src/frenet" / layer
     paths = sorted(folder.glob("[a-z]*.py")) + sorted(folder.glob("*/[a-z]*.py"))
     names = (".".join(path.relative_to(folder).with_suffix("").parts) for path in paths)

@@ -1,4 +1,4 @@
-"""The page of what frenet reads, from the marks ``reads`` of the tests that decide it."""
+"""Make docs/reads.md from the marks ``reads`` of the tests."""
 
 import argparse
 import ast
@@ -19,17 +19,17 @@ KINDS = {
 OUTCOMES = ("used", "refused", "note")
 INTRO = """# What frenet reads
 
-This page is made by `make reads`. Every row is a test: it gives frenet the input and asserts the
+`make reads` generates this page. Every row is a test that gives frenet the input and asserts the
 outcome and the words of the message.
 
 - **used**: frenet reads it as the row says.
-- **refused**: frenet stops with an error that has these words.
-- **note**: frenet reads it, and a note has these words.
+- **refused**: frenet stops with an error that contains these words.
+- **note**: frenet reads it, and a note contains these words.
 """
 
 
 class Row(NamedTuple):
-    """One mark, and the place where it is."""
+    """One mark, with its file and line."""
 
     kind: str
     given: str
@@ -42,25 +42,25 @@ def rows(tests: Path = TESTS) -> list[Row]:
     """The marks of all test files, by kind and in the order of the files.
 
     Raises:
-        ValueError: a mark whose arguments are not literals or not known, or a test with words
-            that does not ask for the fixture ``says``.
+        ValueError: an argument of a mark is not a literal or not known, or a test with words
+            does not take the fixture ``says``.
     """
-    found: list[Row] = []
+    marked: list[Row] = []
     for path in sorted(tests.rglob("test_*.py")):
-        found += _of_file(path.relative_to(tests), ast.parse(path.read_text(encoding="utf-8")))
-    return sorted(found, key=lambda row: list(KINDS).index(row.kind))
+        marked += _of_file(path.relative_to(tests), ast.parse(path.read_text(encoding="utf-8")))
+    return sorted(marked, key=lambda row: list(KINDS).index(row.kind))
 
 
 def _of_file(path: Path, tree: ast.Module) -> list[Row]:
     """The marks of one file."""
-    found = []
+    marked = []
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             takes = {argument.arg for argument in function.args.args}
-            found += [_row(c, f"{path}:{c.lineno}", takes) for c in _marks(function)]
-    if len(found) != len(list(_marks(tree))):
+            marked += [_row(c, f"{path}:{c.lineno}", takes) for c in _marks(function)]
+    if len(marked) != len(list(_marks(tree))):
         raise ValueError(f"{path}: a mark 'reads' decorates no function")
-    return found
+    return marked
 
 
 def _marks(node: ast.AST) -> Iterator[ast.Call]:
@@ -91,11 +91,11 @@ def _row(call: ast.Call, place: str, takes: set[str]) -> Row:
     return row
 
 
-def page(found: Sequence[Row]) -> str:
+def page(marked: Sequence[Row]) -> str:
     """The page of the documentation."""
     text = INTRO
     for kind, title in KINDS.items():
-        of = [row for row in found if row.kind == kind]
+        of = [row for row in marked if row.kind == kind]
         if of:
             text += f"\n## {title}\n\n| given | outcome | the message says |\n|---|---|---|\n"
             text += "".join(
@@ -110,14 +110,14 @@ def _cell(text: str) -> str:
 
 
 def _words(says: str) -> str:
-    """The words of a message as code, which Markdown leaves as they are; nothing for none."""
+    """The words of a message as Markdown code; empty without words."""
     return "`" + says.replace("`", "'").replace("|", "\\|") + "`" if says else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=PAGE, help="the page that is written")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page to write")
     options = parser.parse_args(arguments)
     options.out.write_text(page(rows()), encoding="utf-8")
     return 0

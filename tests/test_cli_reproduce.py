@@ -112,7 +112,7 @@ def test_what_nobody_has_measured_is_named_and_the_rest_is_summed(capsys):
     assert (facts["expected_seconds"], facts["expected_mib"]) == (5.0, 2000)
     assert facts["not_known"] == [found[1].experiment.name]
     said = " ".join(capsys.readouterr().err.split())
-    assert f"2,000 MiB, without {found[1].experiment.name}: not known yet; into out" in said
+    assert f"2,000 MiB, without {found[1].experiment.name}: not known yet; results in out" in said
 
 
 @pytest.mark.parametrize("engine", ["processes", "ray"])
@@ -146,7 +146,7 @@ def test_workers_beyond_the_processors_cost_memory_and_save_no_time(capsys, monk
         assert times[2][1] == pytest.approx(times[0][1] / seeds, abs=0.1)
     assert cli.main([*args, "--workers", "64"]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert ("on a cluster that has 64 processors like this machine's" in said) == (engine == "ray")
+    assert ("on a cluster with 64 processors like this machine's" in said) == (engine == "ray")
 
 
 def test_names_of_networks_are_shown_as_they_are():

@@ -104,11 +104,11 @@ def test_tables_for_people(folder, capsys):
     assert "halves" in out
     assert "principal difference of pairs, 6 prompts" in out
     assert steer(folder, "compare", "@pairs.safetensors", "@pairs.safetensors") == 0
-    assert "too low for a residual stream" in capsys.readouterr().out
+    assert "times too low for a residual stream" in capsys.readouterr().out
     assert (
         steer(folder, "apply", "@pairs.safetensors", "--model", "@model", "--prompt", "i do") == 0
     )
-    assert "dose 0 is the model as it is" in capsys.readouterr().out
+    assert "dose 0 is the model without" in capsys.readouterr().out
 
 
 def test_text_in_brackets_is_shown_as_it_is(capsys):

@@ -168,8 +168,7 @@ def test_python_hears_of_them_too(folder):
 
 @pytest.mark.reads(
     kind="folders",
-    given="a merged model whose head has parted from the embedding that the base ties it to, as a "
-    "direction",
+    given="a merged model with a separate head and a base with a tied one, as a direction",
     outcome="refused",
     says="pass --untie",
 )
@@ -197,7 +196,7 @@ def test_a_head_that_has_parted_is_a_direction_of_the_untied_model(folder, says)
 
 @pytest.mark.reads(
     kind="data",
-    given="rows of `chosen` and `rejected`, or of `positive` and `negative`, where a task is read",
+    given="rows of `chosen` and `rejected`, or of `positive` and `negative`, read as a task",
     outcome="refused",
     says="are pairs of texts",
 )
@@ -233,7 +232,7 @@ def test_pairs_of_texts_say_where_they_go(folder, capsys, tmp_path, command, row
 
 @pytest.mark.reads(
     kind="data",
-    given="a JSON file with one object, whose only list of objects holds the rows",
+    given="a JSON file with one object and the rows in its only list of objects",
     outcome="note",
     says="the rows are the list 'data' of the file",
 )

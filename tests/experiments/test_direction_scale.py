@@ -85,7 +85,7 @@ def test_a_steering_vector_whose_answers_are_several_tokens_is_left_out(config):
     rows = list(EXPERIMENT.run(replace(config, contrasts="frenet:comparisons"), CELL))
     (told,) = [str(row["note"]) for row in rows if "left out" in str(row.get("note"))]
     assert told.startswith("the steering vector was left out: 'Yes' (")
-    assert "several tokens to this tokenizer, so that no logit is the answer's; " in told
+    assert "several tokens to this tokenizer, so there is no logit of the answer; " in told
     assert told.endswith(" are one token each; write such words into the file of --contrasts")
     assert any(row["table"] == "radius" for row in rows)
 

@@ -289,7 +289,7 @@ def test_ways_of_generating_that_do_not_tell_their_positions_are_refused():
     with torch.no_grad():
         output = states(input_ids=torch.tensor([PROMPT[:KEPT]]), use_cache=True)
     name = next(n for n in ("cache", "cache_params") if n in output)
-    with pytest.raises(ValueError, match="does not tell how many tokens"):
+    with pytest.raises(ValueError, match="does not say how many tokens"):
         steered(states, [PROMPT], "last", **{name: output[name]})
     config = T5Config(
         vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,

@@ -249,7 +249,7 @@ OTHER_KINDS = {
     ),
     "pissa": ({"init_lora_weights": "pissa"}, "by peft and by the sum differ"),
     "olora": ({"init_lora_weights": "olora"}, "by peft and by the sum differ"),
-    "copied layers": ({"layer_replication": [[0, 2], [1, 2]]}, r"layers\.2\.\S+.* copies layers"),
+    "copied layers": ({"layer_replication": [[0, 2], [1, 2]]}, r"copies layers.*layers\.2\.\S+"),
 }
 
 
@@ -317,16 +317,18 @@ def test_what_is_a_sum_of_products_is_used(tmp_path, settings):
 
 
 def test_adapters_in_memory_of_other_kinds_are_refused():
-    with pytest.raises(ValueError, match=r"no half of a product, as .*lora_magnitude_vector"):
+    with pytest.raises(
+        ValueError, match=r"no factor of a product, such as .*lora_magnitude_vector"
+    ):
         from_adapter(adapted("llama", use_dora=True))
-    with pytest.raises(ValueError, match=r"no half of a product, as .*bias"):
+    with pytest.raises(ValueError, match=r"no factor of a product, such as .*bias"):
         from_adapter(adapted("gpt2", bias="all"))
     head = trained(tiny_llama(), target_modules=["q_proj"], modules_to_save=["lm_head"])
-    with pytest.raises(ValueError, match=r"no half of a product, as .*lm_head"):
+    with pytest.raises(ValueError, match=r"no factor of a product, such as .*lm_head"):
         from_adapter(head)
     with pytest.raises(ValueError, match="no adapter 'three'; the model has default"):
         from_adapter(adapted("llama"), weights={"three": 1.0})
-    with pytest.raises(ValueError, match="carries no adapter"):
+    with pytest.raises(ValueError, match="has no adapter"):
         from_adapter(tiny_llama())
 
 
@@ -337,7 +339,7 @@ def test_half_of_a_tied_weight_is_no_direction(tmp_path):
         warnings.simplefilter("ignore")
         model = get_peft_model(tiny_gpt2(), config)
         model.save_pretrained(tmp_path / "a", save_embedding_layers=False)
-    match = r"one use of a weight that is tied \(.*wte.*, .*lm_head"
+    match = r"one use of a tied weight \(.*wte.*, .*lm_head"
     with pytest.raises(ValueError, match=match):
         from_adapter(model)
     with pytest.raises(ValueError, match=match):

@@ -98,7 +98,7 @@ def test_settings_that_make_no_sense_are_errors():
     with pytest.raises(ValueError, match="rank=0; pass at least 1"):
         attach_lora(tiny_llama(), rank=0)
     wrapped = attach_lora(tiny_llama())
-    with pytest.raises(ValueError, match="carries an adapter already"):
+    with pytest.raises(ValueError, match="already has an adapter"):
         attach_lora(wrapped)
 
 
@@ -202,7 +202,7 @@ def test_an_embedding_adapter_starts_with_the_other_half_at_zero():
     assert structural_zeros(wrapped, space).zero == 16 * 2
     parts = space.unflatten(gradient(wrapped, space))
     assert not parts[next(n for n in parts if "embedding_B" in n)].any()
-    with pytest.raises(ValueError, match="holds no LoRA adapter"):
+    with pytest.raises(ValueError, match="has no LoRA adapter"):
         weight_space_gradient(wrapped, space, torch.zeros(space.dim))
 
 
@@ -338,12 +338,12 @@ def test_dora_is_refused_in_weight_space():
     plain = LoraConfig(r=2, target_modules=["layer"], use_dora=True)
     wrapped = get_peft_model(Plain(), plain)
     space = ParamSpace.select(wrapped, "lora_[AB]")
-    with pytest.raises(ValueError, match=r"layer carries no plain LoRA adapter"):
+    with pytest.raises(ValueError, match=r"layer has no plain LoRA adapter"):
         weight_space_gradient(wrapped, space, torch.zeros(space.dim))
 
 
 def test_a_space_without_adapter_has_no_weight_space_gradient():
     model = tiny_gpt2()
     space = ParamSpace.select(model)
-    with pytest.raises(ValueError, match="holds no LoRA adapter"):
+    with pytest.raises(ValueError, match="has no LoRA adapter"):
         update_ranks(model, space, torch.zeros(space.dim))

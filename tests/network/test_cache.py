@@ -86,7 +86,7 @@ def test_files_of_other_networks_and_of_early_builds_are_made_again(tmp_path, ca
     kept_tensors(other, lambda: {"theta": torch.zeros(2, 3)})
     other.replace(one)
     assert same(kept_tensors(one, counted(calls)))
-    assert "holds what was written as seed1.safetensors" in capsys.readouterr().err
+    assert "has the content of seed1.safetensors" in capsys.readouterr().err
     save_file({"theta": torch.zeros(2, 3)}, one)
     assert same(kept_tensors(one, counted(calls)))
     assert "has no digests" in capsys.readouterr().err

@@ -61,7 +61,7 @@ def test_a_turn_has_the_ids_of_the_template_and_only_the_assistant_is_scored(
 
 @pytest.mark.reads(
     kind="data",
-    given="rows of `messages`, of which each has a role and content",
+    given="rows of `messages`, each with a role and content",
     outcome="used: through the tokenizer's chat template; each turn of the assistant is scored",
 )
 def test_all_turns_of_a_conversation_are_in_one_split(tmp_path):
@@ -133,7 +133,7 @@ def test_labels_are_scored_where_the_template_has_the_answer(tmp_path, template)
 def test_what_a_conversation_cannot_use_is_refused(tmp_path):
     """Tools change what the template writes; a system message may have another name."""
     rows = [{**row, "tools": [{"name": "t"}]} for row in talks()]
-    with pytest.raises(ValueError, match=r"only; leave it with --columns ignore=tools$"):
+    with pytest.raises(ValueError, match=r"leave it out with --columns ignore=tools$"):
         text_tasks(save(tmp_path, rows), chat_tokenizer("chatml"), max_length=400)
     path = save(tmp_path, [{**row, "system_prompt": "be brief"} for row in talks()])
     with pytest.raises(ValueError, match="--columns system=system_prompt "):
@@ -175,8 +175,8 @@ def test_a_tokenizer_without_a_template_is_refused_with_a_remedy_that_works(tmp_
 @pytest.mark.parametrize(
     ("messages", "why"),
     [
-        ([], "a list of messages is needed"),
-        ("hello", "a list of messages is needed"),
+        ([], "pass a list of messages"),
+        ("hello", "pass a list of messages"),
         ([{"role": "user", "content": "a"}], "no message has the role assistant"),
         ([{"role": "assistant", "content": None}], "both have to be text"),
         ([TALK[0], {"role": "assistant", "content": " "}], "is blank"),
@@ -192,7 +192,7 @@ def test_conversations_that_are_none_name_their_line(tmp_path, messages, why):
 def test_what_nothing_answers_is_said(tmp_path):
     rows = [{"messages": [*row["messages"], TALK[0]]} for row in talks()]
     (task,) = text_tasks(save(tmp_path, rows), chat_tokenizer("chatml"), max_length=400).values()
-    assert any("6 conversations end with messages that are not read" in n for n in task.notes)
+    assert any("6 conversations end with messages that are not used" in n for n in task.notes)
 
 
 def test_parts_of_a_message_are_its_text():

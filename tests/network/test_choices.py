@@ -91,7 +91,7 @@ def test_a_prompt_of_the_users_own_has_the_lettered_choices(tmp_path):
 
 @pytest.mark.reads(
     kind="data",
-    given="a multiple-choice row whose answer is none of its choices",
+    given="a multiple-choice row with an answer that is none of its choices",
     outcome="refused",
     says="which is none of 3 choices",
 )
@@ -109,11 +109,11 @@ def test_an_answer_that_is_no_choice_names_its_line(tmp_path, says, answer):
 @pytest.mark.parametrize(
     ("choices", "why"),
     [
-        (["one"], "a list of 2 to 26 texts is needed"),
-        ("red, blue", "a list of 2 to 26 texts is needed"),
+        (["one"], "pass a list of 2 to 26 texts"),
+        ("red, blue", "pass a list of 2 to 26 texts"),
         ('["red"', "is no JSON"),
         (["red", " "], "choice 2 of 2 is empty"),
-        ([["red"], ["blue"]], "a list of 2 to 26 texts is needed"),
+        ([["red"], ["blue"]], "pass a list of 2 to 26 texts"),
     ],
 )
 def test_choices_that_are_none_name_their_line(tmp_path, choices, why):

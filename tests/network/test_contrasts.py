@@ -129,7 +129,7 @@ def test_other_answers_to_ab_questions_are_refused(tmp_path, answer):
     path = write(tmp_path, questions(["(A)", answer]))
     for read in (lambda: contrasts(path, WORDS, max_length=64), lambda: answered_names(path)):
         with pytest.raises(
-            RowError, match=rf"line 2: unknown label '{answer}'; known are \(A\), \(B\); write"
+            RowError, match=rf"line 2: unknown label '{answer}'; known are \(A\), \(B\); read other"
         ):
             read()
 

@@ -160,7 +160,7 @@ def test_what_is_no_file_is_an_error(tmp_path, write):
         read_rows(tmp_path / "absent.jsonl")
     with pytest.raises(IsADirectoryError, match=r"is a folder; name one \.jsonl or \.csv file"):
         read_rows(tmp_path)
-    with pytest.raises(ValueError, match=r"notes\.txt ends in \.txt; rows are read from"):
+    with pytest.raises(ValueError, match=r"notes\.txt ends in \.txt; save its rows"):
         read_rows(write("notes.txt", "hello"))
     with pytest.raises(ValueError, match="ends in no extension"):
         read_rows(write("notes", "hello"))

@@ -120,7 +120,7 @@ def test_merged_weights_are_used_as_they_are(places, merged, says):
     kind="folders",
     given="merged weights and their adapter, passed as model and as adapter",
     outcome="refused",
-    says="have it in them already",
+    says="already merged into",
 )
 def test_an_adapter_is_not_put_twice_on_the_weights(places, merged, says):
     base, adapter, _ = places
@@ -131,7 +131,9 @@ def test_an_adapter_is_not_put_twice_on_the_weights(places, merged, says):
     with pytest.raises(ValueError, match=says):
         from_adapter(adapter, base=read(merged).model)
     edited(merged, base_model_name_or_path="someone/gone")
-    with pytest.raises(ValueError, match="lie beside the adapter and may have it in them already"):
+    with pytest.raises(
+        ValueError, match="in the same folder, and the adapter may already be merged"
+    ):
         read(merged, adapter=merged)
 
 
@@ -141,13 +143,13 @@ def test_a_merge_in_half_precision_is_seen_too(places, tmp_path, dtype):
     with quiet_peft():
         whole = PeftModel.from_pretrained(tiny_llama(), adapter).merge_and_unload()
     half = save(whole.to(dtype), tmp_path / "half")
-    with pytest.raises(ValueError, match="have it in them already"):
+    with pytest.raises(ValueError, match="already merged into the latter"):
         read(half, adapter=adapter)
 
 
 @pytest.mark.reads(
     kind="folders",
-    given="an adapter beside the base's config.json",
+    given="an adapter in the folder of the base's config.json",
     outcome="used: the adapter on its base",
 )
 def test_a_configuration_beside_an_adapter_is_no_model(places):
@@ -213,9 +215,9 @@ def test_an_adapter_without_configuration(places, says):
 
 @pytest.mark.reads(
     kind="folders",
-    given="an adapter beside pickled weights",
+    given="an adapter in a folder with pickled weights",
     outcome="refused",
-    says="nobody knows whether the adapter is merged into them",
+    says="whether the adapter is merged into them",
 )
 def test_an_adapter_beside_pickled_weights(places, says):
     _, adapter, _ = places
@@ -246,7 +248,7 @@ def test_a_second_set_of_weights_is_named(places, says):
 
 @pytest.mark.reads(
     kind="folders",
-    given="a model one folder further down",
+    given="a model in a subfolder",
     outcome="refused",
     says="checkpoint-5 inside it",
 )
@@ -265,7 +267,7 @@ def test_an_adapter_is_no_checkpoint(places):
 
 @pytest.mark.reads(
     kind="adapters",
-    given="an adapter whose base is gone",
+    given="an adapter without its base",
     outcome="refused",
     says="names the base",
 )
@@ -299,7 +301,7 @@ def test_another_base_is_noted_by_both_names(places, says):
     edited(adapter, base_model_name_or_path="someone/else")
     (note,) = [note for note in read(base, adapter=adapter).notes if "trained" in note]
     assert says in note
-    assert f"is put on {base}" in note
+    assert f"is loaded onto {base}" in note
     vector = from_adapter(adapter, base=read(base).model)
     assert any(says in note for note in vector.notes)
 
@@ -318,7 +320,7 @@ def test_bases_are_compared_by_their_weights_where_both_are_here(places, tmp_pat
     assert float(
         (weights[1] - weights[0]).detach().norm() / weights[0].detach().norm()
     ) == pytest.approx(1.4, abs=0.2)
-    assert "differ from the former's by 1.4 of their norm" in note or "by 1.3" in note
+    assert "weights differ by 1.4 of" in note or "by 1.3" in note
     assert torch.equal(logits(read(copied, adapter=adapter).model), logits(model))
 
 
@@ -375,9 +377,9 @@ def test_resized_embeddings_have_both_shapes_and_a_remedy_that_works(places, tmp
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 @pytest.mark.reads(
     kind="adapters",
-    given="an adapter that starts by taking something out of its base (PiSSA, OLoRA)",
-    outcome="used: on the base without it; as a direction refused",
-    says="takes something out of its base when it starts",
+    given="an adapter with an initialisation that changes its base (PiSSA, OLoRA)",
+    outcome="used: on the changed base; as a direction refused",
+    says="the initialisation of the adapter changes its base",
 )
 def test_what_an_adapter_takes_out_of_its_base_is_taken_out(places, tmp_path, start, says):
     base, _, _ = places
@@ -396,9 +398,9 @@ def test_what_an_adapter_takes_out_of_its_base_is_taken_out(places, tmp_path, st
 
 @pytest.mark.reads(
     kind="adapters",
-    given="an adapter that starts by a random method (PiSSA with niter)",
+    given="an adapter with a random initialisation of this kind (PiSSA with niter)",
     outcome="refused",
-    says="by a random method",
+    says="subtracts something random",
 )
 def test_a_start_that_cannot_be_made_again_is_refused(places, tmp_path, says):
     base, _, _ = places
@@ -442,7 +444,7 @@ def test_names_of_other_tools_are_read(places, change, says):
     kind="adapters",
     given="empty tensors (DeepSpeed ZeRO-3)",
     outcome="refused",
-    says="ZeRO-3 leaves them",
+    says="ZeRO-3 saves them so",
 )
 def test_empty_tensors(places, says):
     base, adapter, _ = places
@@ -485,7 +487,7 @@ def test_an_entry_that_is_not_finite(places, value, says):
 @pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])
 @pytest.mark.reads(
     kind="adapters",
-    given="modules_to_save that training left alone, also a tied head",
+    given="modules_to_save that training did not change, also a tied head",
     outcome="used",
 )
 def test_untouched_modules_to_save(tmp_path, make):
@@ -611,13 +613,13 @@ def test_biases_are_not_left_out(places, says):
     with pytest.raises(ValueError, match=rf"1 {says}.*q_proj\.bias"):
         read(base)
     rewrite(base, lambda found: found | {name: torch.zeros(16)}, "model.safetensors")
-    assert any("no place in the model" in note for note in read(base).notes)
+    assert any("not part of the model" in note for note in read(base).notes)
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_qwen2])
 @pytest.mark.reads(
     kind="folders",
-    given="a head of its own where config.json ties it to the embedding",
+    given="a separate head although config.json ties it to the embedding",
     outcome="used: the stored head",
     says="the stored one is used, untied",
 )
@@ -754,7 +756,7 @@ def test_a_hub_id_promises_no_more_than_it_stores(places, cached):
 @pytest.mark.reads(
     kind="folders",
     given="a model that also reads images",
-    outcome="used: what a text reaches",
+    outcome="used: the part that a text reaches",
     says="no text reaches",
 )
 def test_a_model_that_reads_images_too(tmp_path, family, says):
@@ -774,7 +776,7 @@ def test_a_model_that_reads_images_too(tmp_path, family, says):
 
 @pytest.mark.reads(
     kind="folders",
-    given="a model that reads a text in both directions, as PaliGemma and BERT",
+    given="a model that reads a text in both directions, such as PaliGemma and BERT",
     outcome="refused",
     says="reads a text in both directions",
 )

@@ -222,7 +222,7 @@ SCALINGS = {
 
 @pytest.mark.reads(
     kind="GGUF",
-    given="a file whose metadata stretch the rotary positions: linear, YaRN, the key of 2023",
+    given="a file that scales the rotary positions: linear, YaRN, the key of 2023",
     outcome="used: with the frequencies of llama.cpp",
 )
 @pytest.mark.parametrize("name", SCALINGS)
@@ -325,7 +325,7 @@ def test_gemma_3_stretches_only_its_blocks_of_full_attention(file):
 def test_a_part_of_a_head_is_turned_or_the_file_is_refused(file):
     """The class of Llama turns whole heads, whatever its configuration says."""
     text = refused(file(facts={"rope.dimension_count": 4}))
-    assert "turns 4 dimensions of a head" in text
+    assert "rotates 4 dimensions of a head" in text
     assert DENSE in text
 
 
@@ -476,7 +476,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         pytest.param(b"", marks=pytest.mark.reads(
             kind="GGUF", given="an empty file", outcome="refused", says="is empty")),
         pytest.param(LFS, marks=pytest.mark.reads(
-            kind="GGUF", given="the pointer of Git LFS", outcome="refused", says="git lfs pull")),
+            kind="GGUF", given="a Git LFS pointer", outcome="refused", says="git lfs pull")),
         pytest.param(b"<!DOCTYPE html><html>Sign in</html>", marks=pytest.mark.reads(
             kind="GGUF", given="a web page", outcome="refused", says="is a web page")),
         pytest.param(b"tjgg\3\0\0\0" + bytes(60), marks=pytest.mark.reads(
@@ -510,7 +510,7 @@ def test_what_is_no_gguf_file_is_told_by_what_it_is(tmp_path, start, says):
     [
         pytest.param({"split.count": 3, "split.no": 1}, marks=pytest.mark.reads(
             kind="GGUF", given="a part of a file split by llama-gguf-split", outcome="refused",
-            says="is part 2 of the 3 of a split file")),
+            says="is part 2 of 3 of a split file")),
         pytest.param({"general.type": "adapter"}, marks=pytest.mark.reads(
             kind="GGUF", given="a LoRA adapter", outcome="refused", says="a LoRA adapter")),
         pytest.param({"general.type": "mmproj"}, marks=pytest.mark.reads(
@@ -559,13 +559,13 @@ def with_type(path, number):
     "number",
     [
         pytest.param(31, marks=pytest.mark.reads(
-            kind="GGUF", given="tensors of a type that left the format (Q4_0_4_4)",
+            kind="GGUF", given="tensors of a type that was removed from the format (Q4_0_4_4)",
             outcome="refused", says="convert the original model again")),
         pytest.param(200, marks=pytest.mark.reads(
             kind="GGUF", given="tensors of a type that the gguf package does not know",
             outcome="refused", says="pip install -U gguf")),
         pytest.param(70_000, marks=pytest.mark.reads(
-            kind="GGUF", given="tensors of a type that cannot be", outcome="refused",
+            kind="GGUF", given="tensors of an impossible type", outcome="refused",
             says="is damaged")),
     ],
 )  # fmt: skip
@@ -577,9 +577,9 @@ def test_an_unknown_type_of_tensor_is_named_with_what_helps(file, number, says):
 
 @pytest.mark.reads(
     kind="GGUF",
-    given="tensors of a type without a way to numbers (Q8_K, I32)",
+    given="tensors of a type that cannot be dequantised (Q8_K, I32)",
     outcome="refused",
-    says="cannot turn into numbers",
+    says="cannot convert to numbers",
 )
 def test_a_type_that_cannot_be_unpacked_names_a_tensor(file, says):
     extra = {"blk.0.steps.weight": np.arange(4, dtype=np.int32)}
@@ -621,7 +621,7 @@ def test_a_file_that_was_cut_anywhere_is_incomplete(file, tmp_path):
 
 @pytest.mark.reads(
     kind="GGUF",
-    given="a file whose tensors overlap, or leave a gap",
+    given="a file with tensors that overlap, or leave a gap",
     outcome="refused",
     says="the tensors before it end at",
 )
@@ -704,9 +704,9 @@ def test_digits_are_cut_one_by_one_where_the_file_says_so(file):
 
 @pytest.mark.reads(
     kind="GGUF",
-    given="a file whose way to cut texts into tokens (tokenizer.ggml.pre) is not known",
+    given="a file with an unknown way to split texts (tokenizer.ggml.pre)",
     outcome="note",
-    says="is not known here, and read as gpt-2",
+    says="is unknown and read as gpt-2",
 )
 def test_an_unknown_way_to_cut_texts_is_a_note(file, says):
     path = file(pre="my-own-bpe")

@@ -132,9 +132,11 @@ def test_the_fingerprint_samples_large_tensors_evenly():
 def test_pickled_weights_are_refused_with_the_way_out(saved):
     folder = saved()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pickled files only \(pytorch_model\.bin\).*safetensors"):
+    with pytest.raises(
+        ValueError, match=r"only in pickled files \(pytorch_model\.bin\).*safetensors"
+    ):
         read(folder)
-    with pytest.raises(ValueError, match="any code when they are opened"):
+    with pytest.raises(ValueError, match="any code when opened"):
         read(folder / "pytorch_model.bin")
 
 
@@ -208,7 +210,7 @@ def test_weights_of_another_shape_name_the_tensor_and_both_shapes(saved):
     tensors["lm_head.weight"] = torch.zeros(70, 16)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        ValueError, match=r"lm_head\.weight is stored with shape \(70, 16\) .*\(64, 1"
+        ValueError, match=r"lm_head\.weight is stored with shape \(70, 16\).*\(64, 1"
     ):
         read(folder)
 
@@ -217,7 +219,7 @@ def test_tensors_without_a_place_are_in_the_notes(saved):
     folder = saved()
     tensors = load_file(folder / "model.safetensors") | {"left_over": torch.zeros(2)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    assert any("1 stored tensors have no place in the model: left_over" in n for n in
+    assert any("1 stored tensors are not part of the model: left_over" in n for n in
                read(folder).notes)  # fmt: skip
 
 
@@ -684,7 +686,7 @@ def test_an_untrained_adapter_is_noted(adapted):
 def test_pickled_and_absent_adapters_are_errors(adapted, tmp_path):
     base, adapter, _ = adapted()
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(ValueError, match=r"pickled files only \(adapter_model\.bin\)"):
+    with pytest.raises(ValueError, match=r"only in pickled files \(adapter_model\.bin\)"):
         load(base, adapter=adapter, device="cpu")
     (adapter / "adapter_model.bin").unlink()
     with pytest.raises(ValueError, match=r"and no adapter_model\.safetensors"):
@@ -701,7 +703,7 @@ def test_adapters_of_other_kinds_are_refused(adapted):
     base, adapter, _ = adapted()
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "IA3"}))
-    with pytest.raises(ValueError, match="is of kind IA3; only LORA adapters are loaded"):
+    with pytest.raises(ValueError, match="is of kind IA3; pass a LORA adapter"):
         load(base, adapter=adapter, device="cpu")
     (adapter / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match=r"adapter_config\.json is not JSON"):

@@ -55,7 +55,7 @@ def test_weights_in_one_bit_each_are_not_too_few(tmp_path):
     edited(tmp_path, model)
     count = sum(p.numel() for p in model.parameters())
     assert require_stored(tmp_path, -(-count // 8)) == count
-    with pytest.raises(ValueError, match="the weights beside it have 100 bytes"):
+    with pytest.raises(ValueError, match="the weights in this folder have 100 bytes"):
         require_stored(tmp_path, 100)
 
 

@@ -128,10 +128,12 @@ def test_what_does_not_fit_is_refused(unchecked):
         space.flatten({"first.weight": torch.zeros(2, 3)})
     other = nn.Module()
     other.first = nn.Linear(4, 2)
-    message = r"first.weight should have shape \(2, 3\), found shape \(2, 4\); select the space on"
+    message = (
+        r"first.weight should have shape \(2, 3\), but has shape \(2, 4\); select the space on"
+    )
     with pytest.raises(ValueError, match=message):
         space.read(other)
-    with pytest.raises(ValueError, match=r"first.weight should .*, found nothing"):
+    with pytest.raises(ValueError, match=r"first.weight should .*, but does not exist"):
         space.write(nn.Module(), torch.zeros(28))
     assert torch.equal(space.read(model), space.read(Net()))
 

@@ -71,8 +71,7 @@ PARTS = [
 
 @pytest.mark.reads(
     kind="data",
-    given="a column named instruction, system, context or the like beside a schema that does not "
-    "read it",
+    given="a column named instruction, system, context or the like that the schema does not read",
     outcome="refused",
     says="is usually part of a prompt",
 )
@@ -82,7 +81,7 @@ def test_a_part_of_a_prompt_is_refused_and_both_remedies_work(tmp_path, says, co
     with pytest.raises(ValueError, match=re.escape(says)) as error:
         read(path)
     hint = re.search(r"with --columns (.+?) \(columns=", str(error.value))[1].split(" ")
-    leave = re.search(r"leave it with --columns (\S+)$", str(error.value))[1]
+    leave = re.search(r"leave it out with --columns (\S+)$", str(error.value))[1]
     _, found = read(path, columns=hint)
     name = leave.removeprefix("ignore=")
     for example, (a, b) in zip(found, THINGS, strict=True):
@@ -94,7 +93,7 @@ def test_a_part_of_a_prompt_is_refused_and_both_remedies_work(tmp_path, says, co
 
 @pytest.mark.reads(
     kind="data",
-    given="plain text beside a column named sentiment, category, answer or the like",
+    given="plain text with a column named sentiment, category, answer or the like",
     outcome="refused",
     says="is usually part of a label",
 )
@@ -197,7 +196,7 @@ def table(separator, rows=THINGS, header=("text", "label")):
     kind="data",
     given="a table with semicolons, tabs or bars between its cells, with or without `sep=;`",
     outcome="used: a note says what separates them",
-    says="cells stand between ",
+    says="cells are separated by ",
 )
 @pytest.mark.parametrize(
     ("text", "name"),

@@ -200,7 +200,7 @@ def test_a_prompt_is_cut_behind_all_that_the_tokenizer_writes_before_it(cut):
 def test_completions_without_a_token_are_refused():
     for tokenizer in (byte_level(), unigram(*BOTH), word_pieces(), ByT5Tokenizer()):
         (empty,) = encode(tokenizer, [("is it?", "")], max_length=99)
-        assert empty == "the tokenizer makes no token of the completion"
+        assert empty == "the completion has no tokens"
     assert isinstance(encode(word_pieces(), [("is it?", " ")], max_length=99)[0], str)
     # To this one a space is a token.
     (space,) = encode(byte_level(), [("is it?", " ")], max_length=99)
@@ -277,7 +277,7 @@ def test_label_scores_of_a_cut_prompt_by_hand(tmp_path):
     rows = labelled(labels=("a", "a b c"))
     tokenizer, model = tiny_tokenizer(bos=True), tiny_gpt2()
     task = text_tasks(save(tmp_path / "a.jsonl", rows), tokenizer, max_length=12)["a"]
-    with pytest.warns(RuntimeWarning, match="1 of 2 prompts are longer than max_length=12"):
+    with pytest.warns(RuntimeWarning, match="1 of 2 prompts are too long for max_length=12"):
         found = task.label_scores(model, ["is it so or not?", "is"])
     prompt = tokenizer("is it so or not?")["input_ids"]
     for j, label in enumerate(("a", "a b c")):

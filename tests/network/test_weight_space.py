@@ -184,7 +184,7 @@ def test_other_parameters_change_by_their_own_step():
         (LoHaConfig(), None, "no sum of products B A"),
         (AdaLoraConfig(total_step=10), None, "no sum of products B A"),
         (AdaLoraConfig(total_step=10), "lora_[AB]", "something else to its weight"),
-        (LoraConfig(target_modules=["lm_head"]), None, "one use of a weight that is tied"),
+        (LoraConfig(target_modules=["lm_head"]), None, "one use of a tied weight"),
         (LoraConfig(lora_bias=True), None, "no plain LoRA adapter"),
     ],
     ids=["DoRA", "DoRA's halves", "LoHa", "AdaLoRA", "AdaLoRA's halves", "tied", "bias of B"],

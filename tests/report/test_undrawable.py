@@ -40,7 +40,7 @@ def test_a_report_under_a_limit_has_its_numbers_and_says_why_it_has_no_figures(t
         capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src"), "PATH": ""},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert "without figures: the address space of this process is limited to 16 GiB" in done.stdout
+    assert "no figures: the address space of this process is limited to 16 GiB" in done.stdout
     text = page.read_text("utf-8")
     assert "Not drawn: the address space of this process is limited to 16 GiB (ulimit -v)" in text
     assert "Of 1 claim on" in text

@@ -1,6 +1,6 @@
 """The command line: ``frenet demo | list | run | search | steer | probe | report | ...``.
 
-Whatever is slow to import is imported inside the commands, so that help is instant.
+The commands import slow modules themselves, so that help is instant.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ commands:
   list      the experiments, their questions, claims and presets
   reproduce run all experiments on several networks: the paper's whole argument for your model
   run       run one experiment: frenet run EXPERIMENT [options]
-  search    score Gaussian displacements of a model's weights, and keep the best
+  search    try Gaussian perturbations of a model's weights, and keep the best
   steer     extract, compare, apply and export steering vectors
   probe     how far and how long directions can be followed: adapters, checkpoints, gradients
   report    turn run folders into one HTML file
   convert   turn a GGUF file into a folder that loads fast
   doctor    what a bug report needs: versions, machine, memory, cache
 
-frenet COMMAND --help explains the options of a command; frenet run EXPERIMENT --help those of an
+frenet COMMAND --help explains the options of a command, frenet run EXPERIMENT --help those of an
 experiment. frenet --version prints the version.
 
 examples:
@@ -46,13 +46,13 @@ examples:
   frenet probe --model path/to/model --tasks tasks.jsonl --vectors path/to/adapter
   frenet report runs/recovery-basis-1a2b3c4d --export figures
 
-A run that was stopped goes on when the same command is started again.
-exit codes: 0 done; 1 some cell failed, or there is no result; 2 a mistake in what was given;
-130 stopped by Ctrl-C, 143 by SIGTERM; 70 a fault of frenet's own (FRENET_TRACEBACK=1 shows where)
+To resume a stopped run, repeat the command.
+exit codes: 0 done; 1 a cell failed, or there is no result; 2 a mistake in the arguments or files;
+130 stopped by Ctrl-C, 143 by SIGTERM; 70 a bug in frenet (FRENET_TRACEBACK=1 shows where)
 """
 
 
-# What a disk says that frenet's own writers did not meet: full, over quota, read-only, broken.
+# Errors of a disk outside frenet's writers: full, over quota, read-only, broken.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with standard_streams(), _stopping() as stopped:
             return _ended(args, stopped)
     except OutputLostError as error:
-        # The reader of a pipe, such as head, has seen enough; a full disk has not.
+        # A reader such as head may close the pipe early; a full disk is an error.
         if error.errno == errno.EPIPE:
             return DONE
         print(f"frenet: error: {error.strerror}", file=sys.stderr)
@@ -71,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ended(args: list[str], stopped: list[int]) -> int:
-    """Run a command; whatever ends it becomes an exit code and one line."""
+    """Run a command; turn whatever ends it into an exit code and one line."""
     try:
         return _dispatch(args)
-    except SystemExit as error:  # how tyro ends, after help or a message of its own
+    except SystemExit as error:  # tyro ends so, after help or an error message
         return error.code if isinstance(error.code, int) else MISTAKE
     except KeyboardInterrupt as error:
         print(f"\nfrenet: {one_line(str(error) or 'stopped')}", file=sys.stderr)
@@ -91,7 +91,7 @@ def _ended(args: list[str], stopped: list[int]) -> int:
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[list[int]]:
-    """Have SIGTERM, which schedulers send, stop a command like Ctrl-C; the list notes it."""
+    """Let SIGTERM, which schedulers send, stop a command like Ctrl-C; the list records it."""
     stopped: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield stopped
@@ -123,13 +123,13 @@ def explain(error: Exception) -> tuple[int, str]:
         return NO_RESULT, f"out of memory: {message}"
     if is_user_mistake(error):
         return MISTAKE, message
-    if isinstance(error, FloatingPointError):  # what was measured is not finite; says where
+    if isinstance(error, FloatingPointError):  # a measured number is not finite; it says which
         return NO_RESULT, message
     if isinstance(error, OSError) and error.errno in DISK:
         where = f"{error.filename}: " if error.filename else ""
-        return NO_RESULT, f"{where}{error.strerror}; make room, or choose another place"
+        return NO_RESULT, f"{where}{error.strerror}; free some space, or choose another folder"
     kind = type(error).__name__
-    return FAULT, f"unexpected {kind}: {message} (FRENET_TRACEBACK=1 shows where it came from)"
+    return FAULT, f"unexpected {kind}: {message} (FRENET_TRACEBACK=1 shows where)"
 
 
 def _dispatch(args: list[str]) -> int:

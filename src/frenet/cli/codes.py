@@ -1,3 +1,3 @@
-"""Exit codes: done; a cell failed; a mistake in what was given; a fault; Ctrl-C; SIGTERM."""
+"""Exit codes: done; a cell failed; a mistake of the user; a bug; Ctrl-C; SIGTERM."""
 
 DONE, NO_RESULT, MISTAKE, FAULT, STOPPED, TERMINATED = 0, 1, 2, 70, 130, 143

@@ -46,7 +46,7 @@ def _chosen(names: Sequence[str]) -> "list[Experiment]":
 
 def _list(args: list[str]) -> int:
     """``frenet list``."""
-    options = parse(List, args, command="list", about="The experiments, and what they ask.")
+    options = parse(List, args, command="list", about="The experiments and their questions.")
     with printing(options.json) as show:
         from frenet.runs import config_dict
 
@@ -86,7 +86,7 @@ def _run(args: list[str]) -> int:
         raise UsageError(f"give the experiment before {args[0]}: frenet run EXPERIMENT [options]")
     (experiment,) = _chosen(args[:1])
     name, title = preset_of(args[1:]), experiment.name.replace("-", "_")
-    named(name, experiment.presets, f"preset of {experiment.name}")  # says which is near
+    named(name, experiment.presets, f"preset of {experiment.name}")  # refuses an unknown one
     preset = experiment.settings(name, kind_asked(args[1:]))
     about = f"{experiment.question} Presets: {', '.join(experiment.presets)}."
     command = f"run {experiment.name}"
@@ -126,13 +126,13 @@ def _report(args: list[str]) -> int:
         from frenet.report.figures import undrawable
         from frenet.runs import find_runs, read_run
 
-        found = find_runs(options.runs)
-        runs = [read_run(path, partial=options.partial) for path in found]
-        folders = [path if path.is_dir() else path.parent for path in found]
-        # All as absolute paths, since those of both kinds have nothing in common.
+        paths = find_runs(options.runs)
+        runs = [read_run(path, partial=options.partial) for path in paths]
+        folders = [path if path.is_dir() else path.parent for path in paths]
+        # commonpath refuses a mixture of absolute and relative paths.
         several = len(folders) > 1
-        beside = Path(os.path.commonpath([f.resolve() for f in folders])) if several else folders[0]
-        report = write_report(runs, options.out or beside / "report.html")
+        common = Path(os.path.commonpath([f.resolve() for f in folders])) if several else folders[0]
+        report = write_report(runs, options.out or common / "report.html")
         if options.export is not None:
             export(runs, options.export)
         if options.results is not None:
@@ -144,7 +144,7 @@ def _report(args: list[str]) -> int:
         else:
             show(f"report: {report}")
             if why := undrawable():
-                show(f"without figures: {why}")
+                show(f"no figures: {why}")
             if options.export is not None:
                 show(f"figures and tables: {options.export}")
             if options.results is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from frenet.cli.codes import DONE
 from frenet.cli.options import Switch, parse, printing
 
-# What each optional package, as an index names it, is for.
+# What each optional package is for.
 OPTIONAL = {
     "ray": "search on a cluster",
     "trl": "watching an SFTTrainer",
@@ -20,7 +20,7 @@ OPTIONAL = {
     "gguf": "GGUF files and control vectors",
     "accelerate": "inside a Trainer",
 }
-# What changes how many threads run, which device is used and what is asked of a network.
+# Variables that set threads, device, cache and downloads.
 VARIABLES = (
     *("FRENET_CACHE", "FRENET_TRACEBACK", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
     *("OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG"),
@@ -41,11 +41,11 @@ def doctor(args: list[str]) -> int:
     about = "Versions, machine, memory, cache and optional packages, for a bug report."
     options = parse(Doctor, args, command="doctor", about=about)
     with printing(options.json) as show:
-        found = facts()
+        parts = facts()
         if options.json:
-            show(found)
+            show(parts)
             return DONE
-        for part, values in found.items():
+        for part, values in parts.items():
             show(part)
             for name, value in values.items():
                 missing = f"not there ({OPTIONAL[name]})" if name in OPTIONAL else "not there"
@@ -54,7 +54,7 @@ def doctor(args: list[str]) -> int:
 
 
 def facts() -> dict[str, dict[str, Any]]:
-    """Everything, by part; what cannot be found out says why, and the user's folder is ``~``."""
+    """All facts by part; an unknown one says why, and the user's home folder is ``~``."""
     from frenet.runs.machine import commit, versions
 
     return {
@@ -66,16 +66,16 @@ def facts() -> dict[str, dict[str, Any]]:
     }
 
 
-def _part(asked: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """What was asked; a doctor that fails where something is wrong would be of no use."""
-    told: dict[str, Any] = {}
-    for name, ask in asked.items():
+def _part(queries: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """The answers; a query that fails must not stop the others, since something may be broken."""
+    answers: dict[str, Any] = {}
+    for name, query in queries.items():
         try:
-            found = ask()
+            answer = query()
         except Exception as error:
-            found = f"not known ({type(error).__name__}: {_short(str(error))})"
-        told |= found if isinstance(found, dict) else {name: found}
-    return told
+            answer = f"not known ({type(error).__name__}: {_short(str(error))})"
+        answers |= answer if isinstance(answer, dict) else {name: answer}
+    return answers
 
 
 def _machine() -> dict[str, Any]:
@@ -128,6 +128,6 @@ def _version(name: str) -> str | None:
 
 
 def _short(text: str) -> str:
-    """The text without the name of the user's own folder."""
+    """The text with ``~`` for the user's home folder."""
     home = str(Path.home())
     return text.replace(home, "~") if len(home) > 1 else text

@@ -1,4 +1,4 @@
-"""What the commands that run experiments share: running, and showing what came of it."""
+"""What the commands that run experiments share: running them, and showing the results."""
 
 import itertools
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Planned(NamedTuple):
-    """One experiment that is to run into a folder."""
+    """One experiment, and the folder that it will run into."""
 
     experiment: "Experiment"
     config: Any
@@ -25,18 +25,18 @@ class Planned(NamedTuple):
 
 
 def preset_of(args: Sequence[str]) -> str:
-    """The preset asked for, which has to be known before the other flags have defaults."""
+    """The preset in the arguments; the defaults of the other flags depend on it."""
     usual = DEFAULT_PRESET if kind_asked(args) == SYNTHETIC else LANGUAGE_MODEL_PRESET
     return _value("--preset", args) or usual
 
 
 def kind_asked(args: Sequence[str]) -> Kind:
-    """The kind of network asked for, for which a preset has settings of its own."""
+    """The kind of network in the arguments; a preset has different settings for each."""
     return kind_of(_value("--model", args) or SYNTHETIC)
 
 
 def _value(name: str, args: Sequence[str]) -> str | None:
-    """What follows a flag on the command line."""
+    """The value of a flag on the command line."""
     for flag, value in itertools.pairwise([*args, ""]):
         if flag == name or flag.startswith(f"{name}="):
             return flag.partition("=")[2] or value
@@ -44,9 +44,9 @@ def _value(name: str, args: Sequence[str]) -> str | None:
 
 
 def refuse_unused(address: str | None, engine: str) -> None:
-    """Refuse the address of a cluster that another option would leave without effect."""
+    """Refuse the address of a cluster that would not be used."""
     if address and engine != "ray":
-        raise UsageError("--address is of a Ray cluster; pass --engine ray with it")
+        raise UsageError("--address is of a Ray cluster; pass --engine ray too")
 
 
 def execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "Run":
@@ -67,7 +67,7 @@ def execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "Ru
 
 
 def execute_all(todo: Sequence[Planned], work: Work) -> "tuple[list[Run], dict[str, str]]":
-    """One after the other; what fails altogether is told, and does not stop what follows."""
+    """Run them one after another; a failed run is reported and does not stop the others."""
     from frenet.runs import RunFailedError
 
     runs: list[Run] = []
@@ -98,8 +98,8 @@ def show_runs(
     models = [str(run.config.get("model", "")) for run in runs]
     networks = list(dict.fromkeys(models))
     for network in networks:
-        mine = (found for model, found in zip(models, decided, strict=True) if model == network)
-        findings = sorted((pair for some in mine for pair in some), key=lambda pair: pair[0].id)
+        of_network = [pairs for name, pairs in zip(models, decided, strict=True) if name == network]
+        findings = sorted(itertools.chain(*of_network), key=lambda pair: pair[0].id)
         if findings:
             if len(networks) > 1:
                 show("")
@@ -115,11 +115,11 @@ def show_runs(
 
 
 def show_notes(show: Callable[[Any], None], notes: Iterable[str]) -> None:
-    """Print what must be known of models and data, each sentence once."""
+    """Print the notes about models and data, each once."""
     for note in dict.fromkeys(notes):
         show(f"note: {note}")
 
 
 def path_text(path: Path | None) -> str | None:
-    """A path as JSON knows it."""
+    """A path as a JSON value."""
     return None if path is None else str(path)

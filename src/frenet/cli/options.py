@@ -1,4 +1,4 @@
-"""The words and the flags of the command line."""
+"""Names and flags of the command line."""
 
 import contextlib
 import difflib
@@ -27,7 +27,7 @@ experiments:
 
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
-# What is off unless it is asked for; of a setting that a preset may have there is --no-x, too.
+# Off by default, without a --no-x; fields that a preset may switch on have both flags.
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 T = TypeVar("T")
 
@@ -37,18 +37,18 @@ class Work:
     """Options of all commands that run experiments."""
 
     preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = DEFAULT_PRESET
-    """Settings to start from, which depend on the kind of network: smoke, demo, cpu or gpu, from
-    seconds to all of it; of single experiments also lm, the default if --model names a language
+    """Settings to start from; they depend on the kind of network. smoke takes seconds; demo, cpu
+    and gpu measure more. A single experiment also has lm, the default if --model names a language
     model."""
     out: Folder = None
-    """Folder for the results. By default a name made from the settings, below runs/."""
+    """Folder for the results. By default runs/ and a name made from the settings."""
     workers: Count = None
-    """Processes that work at the same time. By default one for each processor; 1 for a language
-    model on a GPU."""
+    """Number of parallel processes. By default one per processor; 1 for a language model on a
+    GPU."""
     threads: Count = None
-    """Torch threads of each process. By default the processors are shared out."""
+    """Torch threads per process. By default the processors are shared equally."""
     engine: Literal["processes", "ray"] = "processes"
-    """Processes of this machine, or the workers of a Ray cluster (pip install 'frenet[ray]')."""
+    """Run on processes of this machine, or on a Ray cluster (pip install 'frenet[ray]')."""
     address: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
     """Ray cluster, such as ray://host:10001. By default one is started on this machine."""
     retry_failed: Switch = False
@@ -56,7 +56,7 @@ class Work:
     quiet: Switch = False
     """Show no progress."""
     json: Switch = False
-    """Print the result as JSON on standard output, and nothing else there."""
+    """Print only JSON on standard output."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,18 @@ class Report:
     """Options of ``frenet report``."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Run folders, runs in one file (.run.jsonl.gz), or folders of them."""
+    """Run folders, packed runs (.run.jsonl.gz), or folders that contain them."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """The HTML file. By default report.html beside the runs."""
+    """The HTML file. By default report.html in the folder of the runs."""
     export: Folder = None
-    """Also write the figures (PNG, SVG) and tables (CSV) there."""
+    """Also write the figures (PNG, SVG) and tables (CSV) to this folder."""
     results: Folder = None
-    """Also write a Markdown page there, with figures and the runs, to keep beside code."""
+    """Also write a Markdown page with figures, and the packed runs, to this folder, for a
+    repository."""
     partial: Switch = False
-    """Accept runs that are not finished."""
+    """Accept unfinished runs."""
     json: Switch = False
-    """Print the paths and the claims as JSON on standard output, and nothing else there."""
+    """Print only JSON on standard output: the paths and the claims."""
 
 
 @dataclass(frozen=True)
@@ -92,20 +93,20 @@ class Convert:
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.gguf")]
     """The GGUF file."""
     out: Folder = None
-    """The folder that is made. By default one in the cache, where --model FILE.gguf finds it."""
+    """Folder to write. By default one in the cache, where --model FILE.gguf looks for it."""
 
 
-def named(name: str, known: Mapping[str, T], what: str) -> T:
-    """Look a name up, or say which names there are."""
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
+def named(name: str, choices: Mapping[str, T], what: str) -> T:
+    """Look a name up, or refuse it with the names that there are."""
+    if name in choices:
+        return choices[name]
+    near = difflib.get_close_matches(name, choices, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UsageError(f"no {what} {name!r}; {hint}there are: {', '.join(known)}")
+    raise UsageError(f"no {what} {name!r}; {hint}there are: {', '.join(choices)}")
 
 
 def parse(options: type[T], args: Sequence[str], *, command: str, about: str) -> T:
-    """Command-line flags of a dataclass; ends the program on a mistake, or after help."""
+    """Read command-line flags into a dataclass; exits on a mistake, or after help."""
     with _read_by_people():
         return tyro.cli(options, prog=f"frenet {command}", description=about, args=args)
 
@@ -119,7 +120,7 @@ def parse_both(
     about: str,
     titles: tuple[str, str],
 ) -> tuple[T, Any]:
-    """The flags of a run: how it runs, and a configuration, from its type or from a preset."""
+    """Read the flags of a run: how it runs, and its configuration, a type or a preset."""
     preset = not isinstance(settings, type)
     kind = type(settings) if preset else settings
     both: Any = make_dataclass("Both", [(titles[0], running), (titles[1], kind)])
@@ -138,15 +139,15 @@ def parse_both(
 
 @contextlib.contextmanager
 def _read_by_people() -> Iterator[None]:
-    """Messages that repeat what was given, and help, as people may and can read them."""
+    """Print help as whole paragraphs, and error messages without control characters."""
     plain = docstring_parser.parse_from_object
 
     def joined(obj: Any, style: Any = docstring_parser.DocstringStyle.AUTO) -> Any:
-        found = plain(obj, style)
-        for part in found.params:
-            # tyro takes the indent of a docstring's further lines for new paragraphs.
+        parsed = plain(obj, style)
+        for part in parsed.params:
+            # tyro starts a new paragraph at every indented line of a docstring.
             part.description = part.description and " ".join(part.description.split())
-        return found
+        return parsed
 
     docstring_parser.parse_from_object = joined
     try:
@@ -158,9 +159,9 @@ def _read_by_people() -> Iterator[None]:
 
 @contextlib.contextmanager
 def printing(as_json: bool) -> Iterator[Callable[[Any], None]]:
-    """Where results go, a line at a time, or as JSON.
+    """A function that prints results, line by line or as JSON.
 
-    With JSON, all that libraries print goes to standard error instead.
+    With JSON, everything that libraries print goes to standard error.
     """
     out = sys.stdout
 

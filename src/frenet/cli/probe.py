@@ -1,4 +1,4 @@
-"""``frenet probe``: how far, and for how long, can directions around a model be followed?"""
+"""``frenet probe``: how far, and for how long, can directions from a model be followed?"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,9 @@ from frenet.experiments.intervals import select
 from frenet.experiments.setup.brackets import life_columns
 
 ABOUT = (
-    "Radius and lifetime of directions around the weights of a model: its gradient, the prefix and "
-    "the whole of a training run that is started here, a random one, a steering vector, and "
-    "adapters, checkpoints and task vectors from disk (--vectors)."
+    "Radius and lifetime of directions from the weights of a model: its gradient, the first steps "
+    "and the whole of a training run that frenet starts, a random direction, a steering vector, "
+    "and adapters, checkpoints and task vectors from disk (--vectors)."
 )
 SHOWN = (
     "radius", "low", "high", "predicted", "times", "relative", "unbounded", "length", "coordinates",
@@ -26,15 +26,15 @@ class Probing:
     """How the probe runs."""
 
     out: Folder = None
-    """Folder for the results. By default a name made from the settings, below runs/."""
+    """Folder for the results. By default runs/ and a name made from the settings."""
     threads: Count = None
-    """Torch threads. By default all processors; a run that goes on keeps its own."""
+    """Torch threads. By default one per processor, or what a resumed run began with."""
     retry_failed: Switch = False
     """Run the failed cells of a finished run again."""
     quiet: Switch = False
     """Show no progress."""
     json: Switch = False
-    """Print the result as JSON on standard output, and nothing else there."""
+    """Print only JSON on standard output."""
 
 
 def probe(args: list[str]) -> int:
@@ -49,7 +49,7 @@ def probe(args: list[str]) -> int:
         from frenet.runs.machine import cpu_count
 
         out = probing.out or default_out(EXPERIMENT, config)
-        # One process does all cells, so there is nobody to share the processors with.
+        # One process does all cells, so it can have all processors.
         threads = probing.threads
         if threads is None and read_header(out) is None:
             threads = cpu_count()
@@ -58,12 +58,12 @@ def probe(args: list[str]) -> int:
             retry_failed=probing.retry_failed,
         )  # fmt: skip
         report = write_report([run], out / "report.html")
-        found = _results(run.rows)
+        results = _results(run.rows)
         if probing.json:
             facts: dict[str, Any] = {"command": "probe", "out": str(out), "report": str(report)}
-            show(facts | {"directions": found, "notes": run.notes, "failures": run.failures})
+            show(facts | {"directions": results, "notes": run.notes, "failures": run.failures})
         else:
-            for result in found:
+            for result in results:
                 show(result["sentence"])
             show_notes(show, run.notes)
             for failure in run.failures:
@@ -74,16 +74,16 @@ def probe(args: list[str]) -> int:
 
 
 def _results(rows: Rows) -> list[dict[str, Any]]:
-    """Of every direction the sentence, its radii on both sides and its lifetime."""
-    found = []
+    """The sentence, the radii on both sides and the lifetime of every direction."""
+    results = []
     for answer in answered(EXPERIMENT, rows):
         keys: Row = {**answer.keys, "direction": answer.subject}
-        own = select(rows, **keys)
+        of_direction = select(rows, **keys)
         sides = {
             "along" if row["sign"] == 1 else "against": {name: row.get(name) for name in SHOWN}
-            for row in select(own, table="radius")
+            for row in select(of_direction, table="radius")
         }
-        (life,) = select(own, table="lifetime")
-        lived = {column.name: life[column.name] for column in life_columns("")}
-        found.append({**keys, "sentence": str(answer), **sides, "lifetime": lived})
-    return found
+        (life,) = select(of_direction, table="lifetime")
+        lifetime = {column.name: life[column.name] for column in life_columns("")}
+        results.append({**keys, "sentence": str(answer), **sides, "lifetime": lifetime})
+    return results

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from frenet.runs.forecast import Forecast
 
 ABOUT = (
-    "The whole argument: all experiments on every network, one report with the claims on each of "
-    "them. Presets: smoke (a minute or two), demo (minutes), cpu (an evening on two cores), gpu "
-    "(small models of the hub, which it asks for). Says beforehand what it will cost; stopped at "
-    "any time, the same command goes on."
+    "The whole argument: all experiments on every network, and one report with the claims on each. "
+    "Presets: smoke (a minute or two), demo (minutes), cpu (an evening on two cores), gpu "
+    "(downloads small models from the hub). Estimates time and memory before it starts. To resume "
+    "a stopped reproduction, repeat the command."
 )
 
-# Of what a part takes.
+# Time and memory of a part without measured costs.
 NOT_KNOWN = "not known yet"
 
 
@@ -37,7 +37,7 @@ class Reproducing(Work):
     """How the reproduction runs."""
 
     plan: Switch = False
-    """Only say what would run, how long it will take and how much memory it needs."""
+    """Only show what would run, and the time and memory that it needs."""
 
 
 def reproduce(args: list[str]) -> int:
@@ -48,14 +48,14 @@ def reproduce(args: list[str]) -> int:
 
     name = preset_of(args)
     settings = named(name, PRESETS, "preset of reproduce")
-    work, wanted = parse_both(
+    work, settings = parse_both(
         Reproducing, settings, args, command="reproduce", about=ABOUT,
         titles=("running", "networks"),
     )  # fmt: skip
     refuse_unused(work.address, work.engine)
     with printing(work.json) as show:
-        todo = parts(wanted, name)
-        out = work.out or reproduction_out(name, wanted)
+        todo = parts(settings, name)
+        out = work.out or reproduction_out(name, settings)
         folders = [out / folder for folder in folder_names(todo)]
         forecasts, before = _forecasts(todo, folders, name, work)
         facts = _say_costs(todo, forecasts, before, work, out=out)
@@ -83,10 +83,10 @@ def _say_costs(
     *,
     out: Path,
 ) -> dict[str, Any]:
-    """Show time and memory on standard error before anything runs; the same as facts.
+    """Show time and memory on standard error before anything runs, and return both as facts.
 
     Raises:
-        MemoryError: the workers would need more memory than there is, and it is not only a plan.
+        MemoryError: a real run would need more memory than there is.
     """
     from rich.console import Console
 
@@ -103,40 +103,40 @@ def _say_costs(
         console.print(
             f"about {duration(seconds)}{_at_most(todo, forecasts)}, and up to {duration(before)} "
             f"for networks that are not in the cache, with {workers} workers"
-            f"{_reckoned(work, workers)} and at most {memory:,.0f} MiB{_besides(unknown)}; "
-            f"into {one_line(out)}",
+            f"{_cluster_size(work, workers)} and at most {memory:,.0f} MiB{_left_out(unknown)}; "
+            f"results in {one_line(out)}",
             markup=False,
         )
-    lacking = _lacking_memory(forecasts) if work.engine == "processes" else None
-    if lacking is not None:
+    shortage = _memory_shortage(forecasts) if work.engine == "processes" else None
+    if shortage is not None:
         if not work.plan:
-            raise lacking
+            raise shortage
         if not work.quiet:
-            console.print(f"too much: {one_line(lacking)}", markup=False)
+            console.print(f"too much: {one_line(shortage)}", markup=False)
     return {
         "command": "reproduce", "preset": work.preset, "out": str(out),
         "expected_seconds": round(seconds, 1), "longest_seconds": round(longest, 1),
         "preparing_seconds": round(before, 1), "not_known": unknown,
-        "expected_mib": round(memory), "lacking_memory": str(lacking) if lacking else None,
+        "expected_mib": round(memory), "lacking_memory": str(shortage) if shortage else None,
         "cells": sum(f.cells for f in forecasts), "finished": sum(f.finished for f in forecasts),
     }  # fmt: skip
 
 
 def _names(
-    todo: "Sequence[Part]", forecasts: "Sequence[Forecast]", wanted: "Callable[[Forecast], bool]"
+    todo: "Sequence[Part]", forecasts: "Sequence[Forecast]", test: "Callable[[Forecast], bool]"
 ) -> list[str]:
-    """The experiments that have such a forecast on some network."""
+    """The experiments with a forecast that passes the test, on some network."""
     both = zip(todo, forecasts, strict=True)
-    return list(dict.fromkeys(part.experiment.name for part, found in both if wanted(found)))
+    return list(dict.fromkeys(part.experiment.name for part, forecast in both if test(forecast)))
 
 
-def _besides(unknown: Sequence[str]) -> str:
+def _left_out(unknown: Sequence[str]) -> str:
     """What the sums leave out."""
     return f", without {listed(unknown)}: {NOT_KNOWN}" if unknown else ""
 
 
 def _at_most(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]") -> str:
-    """How long it takes where recoveries take all the steps that they may."""
+    """How long it takes if recoveries take all the steps that they may."""
     from frenet.runs.progress import duration
 
     names = _names(todo, forecasts, lambda f: f.longest_duration > f.duration)
@@ -146,19 +146,19 @@ def _at_most(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]") -> str:
     return f" ({longest} if recoveries in {listed(names)} take all the steps that they may)"
 
 
-def _reckoned(work: Reproducing, workers: int) -> str:
-    """Whose time it is, where nobody asks the cluster how large it is."""
+def _cluster_size(work: Reproducing, workers: int) -> str:
+    """The size that the forecast assumes, since a plan does not connect to the cluster."""
     if work.engine == "processes":
         return ""
-    return f" (on a cluster that has {workers} processors like this machine's for them)"
+    return f" (on a cluster with {workers} processors like this machine's)"
 
 
 def _forecasts(
     todo: "Sequence[Part]", folders: Sequence[Path], preset: str, work: Reproducing
 ) -> "tuple[list[Forecast], float]":
-    """What every part still costs, and how long preparations take in all.
+    """What every part still costs, and how long all preparations take.
 
-    Networks whose parts are finished are not loaded again.
+    A network with only finished parts is not loaded again.
     """
     from frenet.experiments.reproduce import by_network
     from frenet.runs.forecast import (
@@ -177,14 +177,14 @@ def _forecasts(
         if left and part.network not in speeds:
             speeds[part.network] = network_speed(part)
     idle = Speed(0.0, 0.0)
-    found = [
+    forecasts = [
         forecast(
             part, preset, speeds.get(part.network, idle), folder=folder,
             workers=work.workers, local=local, retry_failed=work.retry_failed,
         )
         for part, folder in zip(todo, folders, strict=True)
     ]  # fmt: skip
-    # What a network learns is learned once for all experiments.
+    # A network is trained once for all experiments.
     before = sum(
         max(
             preparation(
@@ -192,15 +192,15 @@ def _forecasts(
                 speeds.get(network, idle),
                 processors=at_once(part, work.workers, local=local),
             )
-            for part in mine
+            for part in of_network
         )
-        for network, mine in by_network(todo).items()
+        for network, of_network in by_network(todo).items()
     )
-    return found, before
+    return forecasts, before
 
 
-def _lacking_memory(forecasts: "Sequence[Forecast]") -> MemoryError | None:
-    """The error of what would end in the system's killing of workers; None where all fits."""
+def _memory_shortage(forecasts: "Sequence[Forecast]") -> MemoryError | None:
+    """An error if the system would have to kill workers for lack of memory, else None."""
     import torch
 
     from frenet.network.memory import require_memory
@@ -218,7 +218,7 @@ def _lacking_memory(forecasts: "Sequence[Forecast]") -> MemoryError | None:
     return None
 
 
-def _told(cost: "Forecast") -> tuple[str, str]:
+def _time_and_memory(cost: "Forecast") -> tuple[str, str]:
     """Time and memory in the table."""
     from frenet.runs.progress import duration
 
@@ -228,7 +228,7 @@ def _told(cost: "Forecast") -> tuple[str, str]:
 
 
 def _plan_table(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]") -> Any:
-    """What will run, for people."""
+    """What will run, as a table for the terminal."""
     from rich.table import Table
     from rich.text import Text
 
@@ -236,6 +236,6 @@ def _plan_table(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]") -> Any:
     for part, cost in zip(todo, forecasts, strict=True):
         table.add_row(
             Text(one_line(part.network)), part.experiment.name, str(cost.cells), str(cost.finished),
-            *_told(cost),
+            *_time_and_memory(cost),
         )  # fmt: skip
     return table

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from frenet.experiments.experiment import Row
     from frenet.methods.search import Engine
 
-ABOUT = "Score Gaussian displacements of a model's weights on a task, and keep the best of them."
+ABOUT = "Score Gaussian perturbations of a model's weights on a task, and keep the best."
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,19 @@ class Running:
     """How the search runs."""
 
     plan: Switch = False
-    """Only say what each sigma and number of candidates should bring."""
+    """Only predict the gain for each sigma and number of candidates."""
     out: Folder = None
-    """Folder for the results. By default a name made from the settings, below runs/."""
+    """Folder for the results. By default runs/ and a name made from the settings."""
     engine: Literal["local", "ray"] = "local"
-    """Where candidates are evaluated: in this process, or on a Ray cluster."""
+    """Evaluate candidates in this process, or on a Ray cluster."""
     address: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = ""
-    """Of the Ray cluster, such as ray://host:10001. Empty: one is started on this machine."""
+    """Ray cluster, such as ray://host:10001. Empty: one is started on this machine."""
     workers: Count = None
-    """Ray workers. By default one for every two processors of the cluster."""
+    """Number of Ray workers. By default one for every two processors of the cluster."""
     quiet: Switch = False
     """Show no progress."""
     json: Switch = False
-    """Print the result as JSON on standard output, and nothing else there."""
+    """Print only JSON on standard output."""
 
 
 def search(args: list[str]) -> int:
@@ -55,7 +55,7 @@ def search(args: list[str]) -> int:
 
 
 def _plan(running: Running, config: SearchConfig, show: Any) -> None:
-    """Say what a search should bring."""
+    """Predict what a search will gain."""
     from frenet.experiments.search_command.setup import (
         load_subject,
         make_plan,
@@ -75,7 +75,7 @@ def _plan(running: Running, config: SearchConfig, show: Any) -> None:
 
 
 def _run(running: Running, config: SearchConfig, show: Any) -> None:
-    """Search, report, and say what came of it."""
+    """Search, write the report, and show the results."""
     from frenet.experiments.search_command import STUDY
     from frenet.report import write_report
     from frenet.runs import default_out
@@ -101,11 +101,11 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
 
 
 def _engine(running: Running, say: Callable[[str], None]) -> "Engine | None":
-    """The engine that was asked for; None for this process."""
+    """The chosen engine; None for this process."""
     refuse_unused(running.address, running.engine)
     if running.engine == "local":
         if running.workers is not None:
-            raise UsageError("--workers are those of a Ray cluster; pass --engine ray with them")
+            raise UsageError("--workers are those of a Ray cluster; pass --engine ray too")
         return None
     from frenet.runs.ray_engine import ray_engine
 
@@ -113,13 +113,13 @@ def _engine(running: Running, say: Callable[[str], None]) -> "Engine | None":
 
 
 def _sentence(row: "Row") -> str:
-    """One result in words."""
+    """One result as a sentence."""
     selected = ""
     if row.get("selected") is not None:
-        selected = f"; {row['selected']:.4g} on the batch it was selected on"
+        selected = f"; {row['selected']:.4g} on the selection batch"
     if row.get("expected") is not None:
         selected += f"; {row['expected']:.4g} expected"
-    # One held-out example has no interval.
+    # A single held-out example gives no interval.
     ends = "" if row["low"] is None else f" [{row['low']:.4g}, {row['high']:.4g}]"
     return (
         f"{row['what']}: held-out score {row['before']:.4g} -> {row['after']:.4g}, gain "
@@ -128,11 +128,11 @@ def _sentence(row: "Row") -> str:
 
 
 def _print_plan(rows: "Sequence[Row]") -> None:
-    """The plan as a table for people."""
+    """The plan as a table for the terminal."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("sigma", "candidates", "gain where selected", "held-out gain", "")
+    table = Table("sigma", "candidates", "gain in selection", "held-out gain", "")
     for row in rows:
         numbers = (f"{row['sigma']:.3g}", str(row["candidates"]))
         gains = (f"{row['selected']:.3g}", f"{row['held_out']:.3g}")

@@ -23,17 +23,17 @@ usage: frenet steer COMMAND [options]
 
 commands:
   extract   a vector from a contrast: mean difference of activations, or a gradient step's shift
-  compare   cosines of vectors, block by block, beside what chance gives
+  compare   cosines of vectors, block by block, compared with chance
   apply     generate with and without a vector, several doses side by side
   export    to llama.cpp's control vectors (GGUF) and back
 
 frenet steer COMMAND --help explains the options.
 """
 
-# What a number has to be above.
+# Pairs of a number and the null that it has to exceed.
 KNOWN, COMPARED = (("difference", "shuffled"), ("cosine", "null")), (("cosine", "chance (95%)"),)
 EXTRACT_LEGEND = """\
-difference: length of the mean difference of the two sides over the stream's norm
+difference: length of the mean difference of the two sides, divided by the stream's norm
 shuffled: the same with shuffled labels (95% quantile)
 cosine: of the vector with the mean difference
 null: the same with shuffled labels (95% quantile)
@@ -41,7 +41,7 @@ halves: cosine of the mean differences of two random halves of the prompts
 """
 COMPARE_LEGEND = """\
 cosine: of the two vectors after this block
-isotropic chance: 1 / sqrt(h), the cosine of random vectors without a preferred direction
+isotropic chance: 1 / sqrt(h), for random vectors without a preferred direction
 chance (95%): random vectors with the covariance of this model's streams (95% quantile)
 """
 
@@ -58,8 +58,8 @@ def _extract(args: list[str]) -> int:
     options = parse(Extract, args, command="steer extract", about="Make a steering vector.")
     if options.out.suffix != ".safetensors":
         raise UsageError(
-            f"{options.out} does not end in .safetensors, which is what is written; frenet steer "
-            "export makes a GGUF file of it"
+            f"{options.out} does not end in .safetensors; to write a GGUF file, extract to "
+            ".safetensors first, then use frenet steer export"
         )
     with printing(options.json) as show:
         from frenet.methods.steering_vector import save_vector
@@ -67,12 +67,12 @@ def _extract(args: list[str]) -> int:
         loaded, contrast = _source(options)
         vector, rows = _made(options, loaded, contrast)
         path = save_vector(vector, options.out)
-        found = {"blocks": rows, "no_better": _no_better(rows, KNOWN)}
-        found["notes"] = [*loaded.notes, *contrast.reading_notes]
+        result = {"blocks": rows, "no_better": _no_better(rows, KNOWN)}
+        result["notes"] = [*loaded.notes, *contrast.reading_notes]
         if options.json:
-            show({"command": "steer extract", "out": str(path), **found})
+            show({"command": "steer extract", "out": str(path), **result})
             return DONE
-        _tell(show, found, EXTRACT_LEGEND, "shuffled labels")
+        _show_blocks(show, result, EXTRACT_LEGEND, "shuffled labels")
         show(f"{vector.origin}, {len(contrast.items)} prompts: {path}")
     return DONE
 
@@ -82,16 +82,16 @@ def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
     from frenet.experiments.setup.contrasts import contrasts_of
 
     loaded = options.load(options.model)
-    found = contrasts_of(options, loaded)
-    if options.only and options.only not in found:
-        raise UsageError(f"no contrast {options.only!r}; there are {listed(found)}")
-    if not options.only and len(found) != 1:
-        raise UsageError(f"a vector has one contrast; pass --only with one of {listed(found)}")
-    return loaded, found[options.only or next(iter(found))]
+    contrasts = contrasts_of(options, loaded)
+    if options.only and options.only not in contrasts:
+        raise UsageError(f"no contrast {options.only!r}; there are {listed(contrasts)}")
+    if not options.only and len(contrasts) != 1:
+        raise UsageError(f"a vector has one contrast; pass --only with one of {listed(contrasts)}")
+    return loaded, contrasts[options.only or next(iter(contrasts))]
 
 
 def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any, list[Any]]:
-    """The vector, and for each block how well it is known."""
+    """The vector, and its reliability for each block."""
     from frenet.methods import steering
     from frenet.methods.vector_reliability import known
     from frenet.network.blocks import residual_blocks
@@ -103,11 +103,11 @@ def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any
     blocks = options.blocks or tuple(range(len(residual_blocks(model, path)[1])))
     name = loaded.fingerprint
     if options.how == "gradient":
-        # The null shuffles labels that neither the step nor the prompts that it moves may know.
+        # Step, shifted prompts and null need separate prompts: the null shuffles labels.
         try:
             contrast.require_answers()
         except UnansweredError as error:
-            raise UsageError(f"{error}: pass such words as --words, or --how mean") from None
+            raise UsageError(f"{error}: pass them as --words, or pass --how mean") from None
         push, moved, contrast = contrast.divided(3, seed=0)
         rows = steering.shifted_prompts(moved)
         space = ParamSpace.select(model, lambda _, p: p.is_floating_point())
@@ -124,11 +124,11 @@ def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any
             fingerprint=name, path=path,
         )  # fmt: skip
     streams = steering.contrast_streams(model, contrast, blocks, form=form, path=path)
-    return vector, [found._asdict() for found in known(vector, streams, blocks)]
+    return vector, [row._asdict() for row in known(vector, streams, blocks)]
 
 
 def _no_better(rows: list[dict[str, Any]], pairs: tuple[tuple[str, str], ...]) -> list[int]:
-    """Blocks at which some number is within what chance gives, where that is known."""
+    """Blocks at which some number does not exceed its null."""
     return [
         row["block"]
         for row in rows
@@ -136,16 +136,18 @@ def _no_better(rows: list[dict[str, Any]], pairs: tuple[tuple[str, str], ...]) -
     ]
 
 
-def _tell(show: Callable[[Any], None], found: dict[str, Any], legend: str, chance: str) -> None:
-    """A table for people: what its columns are, where it says nothing, and the notes."""
-    rows, weak = found["blocks"], found["no_better"]
+def _show_blocks(
+    show: Callable[[Any], None], result: dict[str, Any], legend: str, chance: str
+) -> None:
+    """Print a table of blocks with its legend, the blocks at chance level, and the notes."""
+    rows, weak = result["blocks"], result["no_better"]
     _table(rows)
     for line in legend.splitlines():
         show(line)
     if weak:
         where = "any block" if len(weak) == len(rows) else f"block {', '.join(map(str, weak))}"
         show(f"no better than {chance} at {where}")
-    show_notes(show, found["notes"])
+    show_notes(show, result["notes"])
 
 
 def _compare(args: list[str]) -> int:
@@ -159,8 +161,8 @@ def _compare(args: list[str]) -> int:
         nulls: dict[int, float] = {}
         notes: list[str] = []
         if options.model:
-            known = {f.name for f in fields(Source)} & {f.name for f in fields(options)}
-            source = Source(**{name: getattr(options, name) for name in known})
+            shared = {f.name for f in fields(Source)} & {f.name for f in fields(options)}
+            source = Source(**{name: getattr(options, name) for name in shared})
             loaded, contrast = _source(source)
             notes = [*loaded.notes, *contrast.reading_notes]
             nulls = _nulls(loaded, contrast, *vectors, path=options.path or None)
@@ -173,15 +175,15 @@ def _compare(args: list[str]) -> int:
             }
             for block, value in vectors[0].cosine(vectors[1]).items()
         ]
-        found = {"blocks": rows, "no_better": _no_better(rows, COMPARED), "notes": notes}
+        result = {"blocks": rows, "no_better": _no_better(rows, COMPARED), "notes": notes}
         if options.json:
-            show({"command": "steer compare", **found})
+            show({"command": "steer compare", **result})
             return DONE
-        _tell(show, found, COMPARE_LEGEND, "random vectors of the stream's covariance")
+        _show_blocks(show, result, COMPARE_LEGEND, "random vectors of the stream's covariance")
         if not nulls:
             show(
-                "The isotropic chance 1 / sqrt(h) is too low for a residual stream, by 2 to 6 "
-                "times; with --model and --tasks the chance of this model's own streams is given."
+                "The isotropic chance 1 / sqrt(h) is 2 to 6 times too low for a residual stream; "
+                "pass --model and --tasks to get the chance of this model's streams."
             )
     return DONE
 
@@ -218,9 +220,9 @@ def _apply(args: list[str]) -> int:
     options = parse(Apply, args, command="steer apply", about="Generate with a steering vector.")
     if options.tokens < 1:
         raise UsageError(f"tokens={options.tokens} leaves nothing to generate; pass at least 1")
-    odd = [dose for dose in options.doses if not math.isfinite(dose)]
-    if odd:
-        raise UsageError(f"dose {odd[0]} is not finite; pass numbers, such as -0.3 0.3")
+    infinite = [dose for dose in options.doses if not math.isfinite(dose)]
+    if infinite:
+        raise UsageError(f"dose {infinite[0]} is not finite; pass numbers, such as -0.3 0.3")
     with printing(options.json) as show:
         import torch
 
@@ -241,18 +243,18 @@ def _apply(args: list[str]) -> int:
         added = torch.stack([dose * norm * direction / direction.norm() for dose in doses])
         results: list[dict[str, Any]] = []
         for text, ids in zip(options.prompt, prompts, strict=True):
-            found = generate_steered(
+            generated = generate_steered(
                 loaded.model, ids, added, block=block, position=options.position,
                 new_tokens=options.tokens, path=path,
             )  # fmt: skip
-            words = [loaded.tokenizer.decode(new) for new in found]
+            words = [loaded.tokenizer.decode(new) for new in generated]
             results.append(
                 {"prompt": text, "texts": dict(zip(map(str, doses), words, strict=True))}
             )
         if options.json:
             show({"command": "steer apply", "block": block, "norm": norm, "results": results})
             return DONE
-        show(f"block {block}, stream norm {norm:.3g}; dose 0 is the model as it is")
+        show(f"block {block}, stream norm {norm:.3g}; dose 0 is the model without a vector")
         for result in results:
             _texts(result["prompt"], result["texts"])
     return DONE
@@ -273,7 +275,7 @@ def _export(args: list[str]) -> int:
         raise UsageError(f"{options.out} ends in neither .gguf nor .safetensors")
     with printing(False) as show:
         if path.suffix == ".gguf" and 0 in vector.blocks:
-            show("block 0 is left out: GGUF control vectors have no place for it")
+            show("block 0 is left out: a GGUF control vector cannot hold it")
         show(path)
     return DONE
 
@@ -307,7 +309,7 @@ def _texts(prompt: str, texts: dict[str, str]) -> None:
 
 
 def _lines(text: str) -> str:
-    """A text of several lines as a terminal may show it."""
+    """A text of several lines, without control characters."""
     return "\n".join(one_line(line, sys.maxsize) for line in text.split("\n"))
 
 

@@ -22,15 +22,15 @@ class Source(ReadingConfig, LoadingConfig):
     tasks: tuple[str, ...]
     """Files or data set names: labelled statements, A/B questions, pairs of texts."""
     only: str = ""
-    """Name of the contrast, where the files hold several."""
+    """Name of the contrast, if the files contain several."""
     positive: str = ""
-    """Label word of the positive side. Empty: yes, true, positive or 1, else the first one."""
+    """Label of the positive side. Empty: yes, true, positive or 1, else the first label."""
     words: tuple[str, ...] = ()
-    """What the positive and the negative side answer with. Empty: the labels themselves."""
+    """Answers of the positive and of the negative side. Empty: the labels."""
     max_length: int = 256
     """Longest prompt in tokens; longer ones lose their beginning."""
     path: str = ""
-    """Dotted name of the list of blocks, where it is not found by itself."""
+    """Dotted name of the list of blocks, if frenet does not find it."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Extract(Source):
     """Options of ``frenet steer extract``."""
 
     out: Out = Path("vector.safetensors")
-    """Where the vector goes; ends in .safetensors."""
+    """File to write; its name ends in .safetensors."""
     how: Literal["mean", "principal", "gradient"] = "mean"
     """'mean' difference of the two sides; first 'principal' component of the paired differences;
     shift by a 'gradient' step towards the positive answer."""
     form: Literal["auto", "class", "answer"] = "auto"
-    """'class': prompts of one class against those of the other; 'answer': every prompt with its
-    positive answer against the same with its negative one."""
+    """'class': prompts of one class against prompts of the other; 'answer': every prompt with its
+    positive answer against the same prompt with its negative answer."""
     blocks: tuple[int, ...] = ()
     """0-based blocks. Empty: all."""
     json: Switch = False
-    """Print the result as JSON on standard output, and nothing else there."""
+    """Print only JSON on standard output."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,17 @@ class Compare(ReadingConfig, LoadingConfig):
     first: Vector
     """A .safetensors file of frenet, or a GGUF control vector."""
     second: Vector
-    """Another one."""
+    """A second file."""
     model: str = ""
-    """With --tasks: the model whose streams say what chance is."""
+    """With --tasks: the model to measure chance on."""
     tasks: tuple[str, ...] = ()
-    """With --model: prompts whose streams say what chance is."""
+    """With --model: the prompts to measure chance on."""
     only: str = ""
-    """Name of the contrast, where the files hold several."""
+    """Name of the contrast, if the files contain several."""
     path: str = ""
-    """Dotted name of the list of blocks, where it is not found by itself."""
+    """Dotted name of the list of blocks, if frenet does not find it."""
     json: Switch = False
-    """Print the result as JSON on standard output, and nothing else there."""
+    """Print only JSON on standard output."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,23 @@ class Apply(LoadingConfig):
     model: str
     """A hub id, a folder in Hugging Face format or of a PEFT adapter, or a GGUF file."""
     prompt: tuple[str, ...]
-    """Texts to go on with."""
+    """Texts to continue."""
     chat: bool = False
-    """Each text is the user's turn in the chat template of the model's tokenizer, and the model
-    goes on as the assistant."""
+    """Put each text as the user's turn into the chat template of the model's tokenizer; the model
+    continues as the assistant."""
     block: int | None = None
-    """0-based block to add it at. By default the middle one of those that the vector has."""
+    """0-based block to add it at. By default the middle one of the vector's blocks."""
     doses: tuple[float, ...] = (-0.3, 0.3)
     """Lengths of the added vector, in units of the stream's norm at the ends of the prompts."""
     position: Literal["generated", "all", "last"] = "generated"
-    """Tokens to add it at: the prompt's last one and all new ones, all, or the last one only."""
+    """Tokens to add it at: 'generated', the prompt's last token and all new ones; 'all'; or
+    'last', the prompt's last token."""
     tokens: int = 48
-    """Most new tokens."""
+    """Largest number of new tokens."""
     path: str = ""
-    """Dotted name of the list of blocks, where it is not found by itself."""
+    """Dotted name of the list of blocks, if frenet does not find it."""
     json: Switch = False
-    """Print the result as JSON on standard output, and nothing else there."""
+    """Print only JSON on standard output."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,6 @@ class Export:
     vector: Vector
     """A .safetensors file of frenet, or a GGUF control vector."""
     out: Out
-    """Ends in .gguf or .safetensors, which says what is written."""
+    """File to write; .gguf or .safetensors sets the format."""
     architecture: str = "llama"
-    """Of the model, a hint in GGUF files."""
+    """Architecture of the model, a hint in GGUF files."""

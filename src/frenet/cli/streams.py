@@ -1,4 +1,4 @@
-"""Standard output and standard error that take any text, and survive the loss of their reader."""
+"""Standard output and error that accept any text and survive the loss of their reader."""
 
 import contextlib
 import io
@@ -16,17 +16,17 @@ class OutputLostError(OSError):
 
 
 class Stream:
-    """A standard stream that writes as an escape what its encoding does not hold.
+    """A standard stream that escapes characters which its encoding lacks.
 
     Args:
-        stream: the stream; None where the process was started without.
-        needed: losing it is an error, once; else what is written to it afterwards is dropped.
+        stream: the stream; None if the process has none.
+        needed: raise an error when it is lost; otherwise drop what is written to it.
     """
 
     def __init__(self, stream: Any, *, needed: bool) -> None:
         self._stream: Any = io.StringIO() if stream is None else stream
         self._needed = needed
-        # Without a stream there is nothing to write to, and nothing to keep.
+
         self._lost = stream is None
         self._before = getattr(stream, "errors", None)
         self._take("backslashreplace")
@@ -50,12 +50,12 @@ class Stream:
         return getattr(self._stream, name)
 
     def close(self) -> None:
-        """Leave the stream as it was found."""
+        """Restore the stream."""
         self.flush()
         self._take(self._before)
 
     def _take(self, errors: str | None) -> None:
-        """Change what becomes of characters without a place in the encoding."""
+        """Set what happens to characters that the encoding lacks."""
         if errors is not None and isinstance(self._stream, io.TextIOWrapper):
             with contextlib.suppress(OSError, ValueError):
                 self._stream.reconfigure(errors=errors)
@@ -66,7 +66,7 @@ class Stream:
             yield
         except (OSError, ValueError) as error:  # ValueError: it was closed
             self._lost = True
-            # What waits in the buffer would fail again when Python ends.
+            # The buffer would fail again when Python exits, so it is written to nowhere.
             with contextlib.suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
@@ -78,17 +78,17 @@ class Stream:
 
 
 class Tamed:
-    """A stream for messages of a library that repeat what the user gave.
+    """A stream for messages of a library, which may repeat control characters from the user.
 
-    Line ends and, on a terminal, colours are the library's own; all else is written out.
+    Line ends pass, and colours on a terminal; other control characters are escaped.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._own = re.compile(r"(\n|\x1b\[[0-9;]*m)" if stream.isatty() else r"(\n)")
+        self._passed = re.compile(r"(\n|\x1b\[[0-9;]*m)" if stream.isatty() else r"(\n)")
 
     def write(self, text: str) -> int:
-        parts = self._own.split(text)
+        parts = self._passed.split(text)
         parts[::2] = [one_line(part) for part in parts[::2]]
         self._stream.write("".join(parts))
         return len(text)
@@ -99,10 +99,10 @@ class Tamed:
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Make standard output and error ones that take any text.
+    """Let standard output and error accept any text.
 
-    Progress that nobody reads any more stops nothing; a result that cannot be written is an
-    ``OutputLostError``, when what the command stores is stored.
+    A lost standard error stops nothing. A lost standard output raises ``OutputLostError``; results
+    on disk are already stored then.
     """
     before = sys.stdout, sys.stderr
     out, err = Stream(before[0], needed=True), Stream(before[1], needed=False)

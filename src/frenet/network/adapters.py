@@ -1,4 +1,4 @@
-"""LoRA adapters through PEFT: where they go, how they are attached, whether they can train."""
+"""LoRA adapters through PEFT: target modules, attachment, and coordinates that cannot train."""
 
 import math
 import warnings
@@ -17,7 +17,7 @@ _HALVES = ((".lora_A.", ".lora_B."), (".lora_embedding_A.", ".lora_embedding_B."
 
 
 class StructuralZeros(NamedTuple):
-    """Coordinates whose gradient is exactly zero because the other half of the adapter is zero."""
+    """Coordinates with a zero gradient because the other half of the adapter is zero."""
 
     zero: int
     total: int
@@ -67,13 +67,13 @@ def attach_lora(
     targets: Sequence[str] | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    r"""Put a fresh LoRA adapter into ``model`` (in place) and return PEFT's wrapper around it.
+    r"""Add a fresh LoRA adapter to ``model`` in place, and return PEFT's wrapper around it.
 
     $$W \to W + \tfrac{\alpha}{r} B A, \qquad B = 0, \quad
       A_{ij} \sim U(-1/\sqrt{n_{in}}, 1/\sqrt{n_{in}})$$
 
-    The adapter's parameters are the only ones that require gradients afterwards. A is drawn from
-    ``seed``, one stream for each module; the global random state stays as it was. No dropout.
+    Afterwards only the adapter's parameters require gradients. A is drawn from ``seed``, with one
+    stream per module; the global random state does not change. There is no dropout.
 
     Args:
         model: any module; transformers of known families need no ``targets``.
@@ -83,15 +83,15 @@ def attach_lora(
         seed: fixes the adapter.
 
     Raises:
-        ValueError: the model carries an adapter already, a target names no module, or no targets
-            are known.
+        ValueError: the model already has an adapter, a target names no module, or no targets are
+            known.
 
     Source: Hu et al. 2021, arXiv 2106.09685.
     """
     if hasattr(model, "peft_config"):
         raise UsageError(
-            "the model carries an adapter already, and gets no second one; pass the base that the "
-            "adapter was trained on (as --model on the command line)"
+            "the model already has an adapter; pass the base that the adapter was trained on (as "
+            "--model on the command line)"
         )
     if rank < 1:
         raise UsageError(f"rank={rank}; pass at least 1")
@@ -110,22 +110,22 @@ def attach_lora(
 
 
 def structural_zeros(model: nn.Module, space: ParamSpace) -> StructuralZeros:
-    """How many coordinates of ``space`` cannot have a gradient at the present adapter values.
+    """Count the coordinates of ``space`` without a gradient at the current adapter values.
 
-    The gradient of A is ``scale * B^T G`` and that of B is ``scale * G A^T``: where one half is
-    zero, as B is at the start, every gradient of the other is exactly zero, whatever the task.
+    The gradient of A is ``scale * B^T G`` and that of B is ``scale * G A^T``. If one half is zero,
+    as B is at the start, every gradient of the other half is exactly zero, whatever the task.
     """
-    own = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     zero = 0
     for name, size in zip(space.names, space.sizes, strict=True):
-        other = own.get(other_half(name) or "")
+        other = parameters.get(other_half(name) or "")
         if other is not None and not other.detach().any():
             zero += size
     return StructuralZeros(zero, space.dim)
 
 
 def other_half(name: str) -> str | None:
-    """The other half of an adapter's parameter; None for a parameter of anything else."""
+    """The other half of an adapter's parameter; None for any other parameter."""
     padded = f"{name}."
     for a, b in _HALVES:
         if a in padded:
@@ -139,28 +139,28 @@ def _config(model: nn.Module, targets: tuple[str, ...], *, rank: int, alpha: flo
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
-    found = dict(model.named_modules())
+    modules = dict(model.named_modules())
     matched: list[nn.Module] = []
     for target in targets:
-        here = [m for name, m in found.items() if name == target or name.endswith(f".{target}")]
-        if not here:
+        named = [m for name, m in modules.items() if name == target or name.endswith(f".{target}")]
+        if not named:
             raise UsageError(
                 f"no module is called {target!r}; the linear modules are "
                 f"{', '.join(linear_modules(model))}"
             )
-        matched += here
+        matched += named
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
         target_modules=list(targets),
-        # GPT-2 keeps its weights as (in, out); PEFT has to know before it multiplies B A.
+        # GPT-2 stores its weights as (in, out); PEFT has to know before it multiplies B A.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in matched),
     )
 
 
 def _draw(wrapped: nn.Module, seed: int) -> None:
-    """The half of every adapter that does not start at zero, from its own named stream."""
+    """Draw the half of every adapter that does not start at zero, from one stream per module."""
     for name, parameter in wrapped.named_parameters():
         uniform, normal = ".lora_A." in name, ".lora_embedding_B." in name
         if not (uniform or normal):
@@ -178,9 +178,9 @@ def _draw(wrapped: nn.Module, seed: int) -> None:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without two of PEFT's warnings that its caller can do nothing about."""
+    """Silence two warnings of PEFT that its caller cannot act on."""
     with warnings.catch_warnings():
-        # PEFT still asks transformers 5 by the old name.
+        # PEFT still uses the old name of transformers 4.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         # A model with both orientations: PEFT sets the flag itself, module by module.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set")

@@ -1,4 +1,4 @@
-"""The transformer blocks of a model: the modules that run, in order, when a text passes through."""
+"""The transformer blocks of a model: the modules that a text passes through, in order."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,50 +13,50 @@ from frenet.network.eager import uncompiled
 from frenet.network.padding import rounding
 from frenet.network.tasks import base_model, forward_arguments
 
-# What a forward pass raises that wants more than a text, or other ids.
+# What a forward pass may raise if it needs more than a text, or other ids.
 _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 
 
 class Reach(NamedTuple):
-    """Where a text goes in a model.
+    """The parts of a model that a text reaches, and those that it does not reach.
 
     Attributes:
-        blocks: name of the module list whose modules a text runs through; "" where there is none.
-        towers: names of the modules that no text reaches, as those that read images.
+        blocks: name of the list of modules that a text runs through; "" if there is none.
+        towers: names of the modules that no text reaches, such as image encoders.
     """
 
     blocks: str
     towers: tuple[str, ...]
 
 
-# Modules are kept by name: adapters may come into them, and blocks may be left out.
-_KNOWN: WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], Reach]] = WeakKeyDictionary()
+# Names and not modules, because adapters may replace modules and blocks may be removed.
+_CACHE: WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], Reach]] = WeakKeyDictionary()
 
 
 def text_reach(model: nn.Module) -> Reach:
     """The blocks that a text runs through, and the parts of the model that it never reaches.
 
-    A model with one list of modules has its blocks there. Where there are several, side by side,
-    one short text runs through the model once, and the blocks are the modules of the list of which
-    most parameters run. Without a text that runs it is the list with the most parameters. What
-    does not run is a tower where no output depends on its parameters either.
+    If a model has one list of modules, these are its blocks. If it has several, a short text runs
+    through the model once, and the list that runs the most parameters holds the blocks. If no text
+    runs, it is the list with the most parameters. A module that does not run is a tower, unless
+    the output depends on its parameters.
     """
     inner = base_model(model)
     lists = tuple(_outermost_lists(inner))
     if len(lists) < 2:
         return Reach(lists[0] if lists else "", ())
-    kept = _KNOWN.get(inner)
-    if kept is None or kept[0] != lists:
-        kept = _KNOWN[inner] = (lists, _looked(inner, lists))
-    return kept[1]
+    cached = _CACHE.get(inner)
+    if cached is None or cached[0] != lists:
+        cached = _CACHE[inner] = (lists, _measured_reach(inner, lists))
+    return cached[1]
 
 
 def block_list(model: nn.Module) -> nn.ModuleList:
-    """The blocks that a text runs through; empty where there is no list of modules."""
+    """The blocks that a text runs through; empty if there is no list of modules."""
     name = text_reach(model).blocks
-    found = base_model(model).get_submodule(name) if name else nn.ModuleList()
-    assert isinstance(found, nn.ModuleList)
-    return found
+    blocks = base_model(model).get_submodule(name) if name else nn.ModuleList()
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
 
 
 def unread(model: nn.Module) -> set[int]:
@@ -73,23 +73,23 @@ def residual_blocks(model: nn.Module, path: str | None = None) -> tuple[nn.Modul
         path: dotted name of the list of blocks; None finds it.
 
     Raises:
-        ValueError: there is no list of that name, or none at all.
+        ValueError: there is no list with that name, or no list at all.
     """
     inner: Any = base_model(model)
     names = {name: m for name, m in inner.named_modules() if isinstance(m, nn.ModuleList)}
-    # Looked for in any case, so that no text runs later, inside the hooks of the caller.
-    own = block_list(model)
-    found = names.get(path) if path is not None else own
-    if not found:
+    # Called in any case, so that no text runs later inside the hooks of the caller.
+    default = block_list(model)
+    blocks = names.get(path) if path is not None else default
+    if not blocks:
         there = ", ".join(names) or "none"
         missing = f"no module list {path!r}" if path is not None else "no list of blocks"
         raise UsageError(f"{missing} in {type(inner).__name__}; its module lists are: {there}")
-    name = next(name for name, module in names.items() if module is found)
-    return inner.get_submodule(name.rpartition(".")[0]), found
+    name = next(name for name, module in names.items() if module is blocks)
+    return inner.get_submodule(name.rpartition(".")[0]), blocks
 
 
 def _outermost_lists(model: nn.Module) -> Iterator[str]:
-    """Names of the module lists that stand in no other list, as those of experts do."""
+    """Names of the module lists that are not inside another list, as lists of experts are."""
     last = None
     for name, module in model.named_modules():
         inside = last is not None and name.startswith(f"{last}.")
@@ -102,8 +102,8 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _looked(model: nn.Module, lists: tuple[str, ...]) -> Reach:
-    """Run a text through the model, and see what runs."""
+def _measured_reach(model: nn.Module, lists: tuple[str, ...]) -> Reach:
+    """Run a text through the model, and record what runs."""
     with _quiet(model):
         ids = short_text(model)
         ran, through = _ran(model, ids) if ids is not None else (set(), False)
@@ -124,14 +124,14 @@ def _looked(model: nn.Module, lists: tuple[str, ...]) -> Reach:
 
 
 def short_text(model: nn.Module, length: int = 2) -> Tensor | None:
-    """Tokens from the middle of the vocabulary: special ones stand at its ends.
+    """Tokens from the middle of the vocabulary, because special tokens are at its ends.
 
     Args:
-        model: without any wrapper.
-        length: of the text.
+        model: a model without a wrapper.
+        length: number of tokens.
 
     Returns:
-        Ids (1, length), on the device of the model; None where it reads no text.
+        Ids (1, length), on the device of the model; None if it reads no text.
     """
     if "input_ids" not in forward_arguments(model):
         return None
@@ -147,9 +147,9 @@ def short_text(model: nn.Module, length: int = 2) -> Tensor | None:
 
 
 def reads_ahead(model: nn.Module) -> bool:
-    """Whether the logits of a token depend on those after it; False where no text runs through.
+    """Whether the logits of a token depend on later tokens; False if no text runs through.
 
-    A model that reads so has seen what it is asked to predict, and its loss says nothing.
+    Such a model has seen the tokens that it should predict, so its loss means nothing.
     """
     inner = base_model(model)
     ids = short_text(inner, 8)
@@ -167,7 +167,7 @@ def reads_ahead(model: nn.Module) -> bool:
 
 
 def _ran(model: nn.Module, ids: Tensor) -> tuple[set[int], bool]:
-    """The ids of the modules that run with a text, and whether it runs through to the end."""
+    """The ids of the modules that a text runs, and whether the forward pass finishes."""
     ran: set[int] = set()
     with ExitStack() as stack, torch.no_grad():
         for module in model.modules():
@@ -181,63 +181,63 @@ def _ran(model: nn.Module, ids: Tensor) -> tuple[set[int], bool]:
 
 
 def text_logits(model: nn.Module, ids: Tensor, **more: Tensor) -> Any:
-    """What a model makes of a text."""
+    """The logits of a text, or the whole output if it has no logits."""
     accepted = forward_arguments(model)
-    given: dict[str, Any] = {"input_ids": ids, **more}
+    arguments: dict[str, Any] = {"input_ids": ids, **more}
     if "use_cache" in accepted:
-        given["use_cache"] = False
-    found = model(**given)
-    return getattr(found, "logits", found)
+        arguments["use_cache"] = False
+    output = model(**arguments)
+    return getattr(output, "logits", output)
 
 
 def _still(module: nn.Module, name: str, ran: set[int], blocks: nn.Module) -> Iterator[str]:
-    """Names of the largest modules in which nothing ran; inside a block that ran, all counts.
+    """Names of the largest modules in which nothing ran, outside the blocks that ran.
 
-    Which experts of a mixture run depends on the text.
+    Inside a block, the text decides which experts of a mixture run.
     """
     if not any(id(m) in ran for m in module.modules()):
         if next(module.parameters(), None) is not None:
             yield name
         return
-    for own, child in module.named_children():
+    for part, child in module.named_children():
         if not (module is blocks and id(child) in ran):
-            yield from _still(child, f"{name}.{own}" if name else own, ran, blocks)
+            yield from _still(child, f"{name}.{part}" if name else part, ran, blocks)
 
 
 def _read(model: nn.Module, names: list[str], ids: Tensor) -> set[int]:
-    """The ids of those parameters of modules that do not run on which the output depends.
+    """The ids of the parameters that the output depends on, although their modules do not run.
 
-    Another module may read them past their own, as a weight that is tied.
+    Another module may read them directly, for example a tied weight.
     """
-    asked = {p for name in names for p in model.get_submodule(name).parameters()}
+    candidates = {p for name in names for p in model.get_submodule(name).parameters()}
     for parameter in model.parameters():
-        parameter.requires_grad_(parameter in asked and parameter.is_floating_point())
+        parameter.requires_grad_(parameter in candidates and parameter.is_floating_point())
     with torch.enable_grad():
         logits = text_logits(model, ids)
     if not isinstance(logits, Tensor):
-        return {id(p) for p in asked}
+        return {id(p) for p in candidates}
     if not logits.requires_grad:
         return set()
-    able = [p for p in asked if p.requires_grad]
-    parts = torch.autograd.grad(logits.float().sum(), able, allow_unused=True)
-    return {id(p) for p, part in zip(able, parts, strict=True) if part is not None}
+    floating = [p for p in candidates if p.requires_grad]
+    gradients = torch.autograd.grad(logits.float().sum(), floating, allow_unused=True)
+    return {id(p) for p, grad in zip(floating, gradients, strict=True) if grad is not None}
 
 
 def _apart(module: nn.Module, name: str, read: set[int]) -> Iterator[str]:
-    """Names of the largest parts of a module of whose parameters none is read."""
+    """Names of the largest parts of a module in which no parameter is read."""
     if not any(id(p) in read for p in module.parameters()):
         if next(module.parameters(), None) is not None:
             yield name
         return
-    for own, child in module.named_children():
-        yield from _apart(child, f"{name}.{own}", read)
+    for part, child in module.named_children():
+        yield from _apart(child, f"{name}.{part}", read)
 
 
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and compiled code off; flags are afterwards as they were."""
+    """Evaluation mode without compiled code; all flags are restored afterwards."""
     training = [module for module in model.modules() if module.training]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.eval()
         with uncompiled():
@@ -245,5 +245,5 @@ def _quiet(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-        for parameter, flag in wanted:
+        for parameter, flag in flags:
             parameter.requires_grad_(flag)

@@ -1,4 +1,4 @@
-"""Models that are compiled, run as they are written."""
+"""Running compiled models eagerly."""
 
 import sys
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Inside, what ``torch.compile`` has compiled runs as it is written.
+    """Run code compiled by ``torch.compile`` eagerly.
 
-    Compiled code does not see hooks and replaced forwards that were added after it was made. This
-    holds for a wrapper by ``torch.compile``, for ``model.compile()``, for single compiled layers
-    and for the compiled passes of ``generate``.
+    Compiled code ignores hooks and replaced forwards that are added after compilation. This
+    covers wrappers by ``torch.compile``, ``model.compile()``, single compiled layers and the
+    compiled passes of ``generate``.
     """
-    # Importing the compiler takes seconds, and before that nothing can have been compiled.
+    # Importing the compiler takes seconds. If nobody has imported it, nothing is compiled.
     if "torch._dynamo" not in sys.modules:
         yield
         return

@@ -7,7 +7,7 @@ from frenet.network.padding import base_model
 
 
 def context_length(model: Any) -> int | None:
-    """Tokens that the model can read at once, if its configuration says so."""
+    """Number of tokens that the model can read at once; None if its configuration omits it."""
     config = getattr(base_model(model), "config", None)
     text = getattr(config, "get_text_config", None)
     config = text() if callable(text) else config
@@ -27,5 +27,5 @@ def require_room(model: Any, tokens: int) -> None:
     if room is not None and tokens > room:
         raise UsageError(
             f"a text of {tokens} tokens is longer than the {room} that the model reads; pass "
-            f"max_length={room} or less where the texts are read, or shorten the prompt"
+            f"max_length={room} or less when you read the texts, or shorten the prompt"
         )

@@ -1,4 +1,4 @@
-"""Measuring without a trace: evaluation mode, chosen gradients, everything put back."""
+"""Measuring without a trace: evaluation mode, chosen gradients, everything restored."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,16 +17,16 @@ from frenet.network.eager import uncompiled
 from frenet.network.space import ParamSpace
 
 Forward = Callable[..., Tensor]
-# What torch says of a layer that has a backward pass only.
+# Words in torch's errors about a layer that has only a backward pass.
 _NO_FORWARD_MODE = ("forward AD", "autograd.Function with functorch", "jvp")
 
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Run with so many torch threads, and put the old number back.
+    """Run with this number of torch threads, and restore the old number.
 
-    The number has a say in the last digits of sums: what is kept in a cache and shared by runs with
-    other numbers is made with a fixed one.
+    The number affects the last digits of sums, so results that go into a shared cache need a fixed
+    number.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -38,23 +38,22 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 @contextmanager
 def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[None]:
-    """Dropout off, and a gradient for the parameters of ``space`` only (None: for no parameter).
+    """Dropout off, and gradients only for the parameters of ``space`` (None: for no parameter).
 
-    Training flags, ``requires_grad`` and ``.grad`` are afterwards as they were. Evaluation mode
-    also switches gradient checkpointing off, which ``torch.func`` does not support. The row of an
-    embedding that is named as padding has its gradient like all others, since its id may also be a
-    word of the text; padding itself has none. Compiled models run as they are written, since
-    compiled code does not see hooks and replaced forwards.
+    Training flags, ``requires_grad`` and ``.grad`` are restored afterwards. Evaluation mode also
+    switches off gradient checkpointing, which ``torch.func`` does not support. The padding row of
+    an embedding has a gradient like all other rows, since its id may also be a word of the text;
+    masked tokens have none. Compiled models run eagerly (see ``eager.uncompiled``).
     """
-    # Most models are in evaluation mode already, and a large one has thousands of modules: what is
-    # as it should be is not touched.
+    # A large model has thousands of modules, and most are already in evaluation mode: only the
+    # others are touched.
     training, embeddings = [], []
     for module in model.modules():
         if module.training:
             training.append(module)
         if isinstance(module, nn.Embedding) and _padded_without_need(module):
             embeddings.append((module, module.padding_idx))
-    wanted = set(map(id, space.parameters(model))) if space else set()
+    chosen = set(map(id, space.parameters(model))) if space else set()
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
         if training:
@@ -62,9 +61,9 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
         for embedding, _ in embeddings:
             embedding.padding_idx = None
         for parameter, flag, _ in parameters:
-            if flag != (id(parameter) in wanted):
+            if flag != (id(parameter) in chosen):
                 parameter.requires_grad_(not flag)
-            # A backward pass would add to the very tensor that is kept for the end.
+            # A backward pass would add to the saved tensor in place.
             parameter.grad = None
         with uncompiled():
             yield
@@ -79,14 +78,14 @@ def measuring(model: nn.Module, space: ParamSpace | None = None) -> Iterator[Non
 
 
 def _padded_without_need(module: nn.Embedding) -> bool:
-    """Whether only the gradient depends on which row is named as padding.
+    """Whether only the gradient depends on the index of the padding row.
 
-    Some positions are counted from it, which the forward pass of their class shows.
+    Some embeddings of positions count from this index in their forward pass.
     """
     if module.padding_idx is None:
         return False
-    own: Any = type(module).forward
-    return own is nn.Embedding.forward or "padding_idx" not in own.__code__.co_names
+    forward: Any = type(module).forward
+    return forward is nn.Embedding.forward or "padding_idx" not in forward.__code__.co_names
 
 
 @dataclass
@@ -98,10 +97,10 @@ class Calls:
 
 @contextmanager
 def patched(module: nn.Module, forward: Forward) -> Iterator[Calls]:
-    """``module.forward`` replaced on this one instance; its calls are counted.
+    """Replace ``module.forward`` on this instance, and count its calls.
 
-    A forward that never runs changes nothing: another module may read the weights past it. Whoever
-    relies on it has to look at the count, or to compare.
+    The replacement may never run, since another module may read the weights directly. A caller
+    that relies on it has to check the count, or to compare outputs.
     """
     before = module.__dict__.get("forward")
     calls = Calls()
@@ -123,15 +122,14 @@ def patched(module: nn.Module, forward: Forward) -> Iterator[Calls]:
 
 @contextmanager
 def transformable(model: nn.Module) -> Iterator[None]:
-    """``measuring``, in the state in which ``torch.func`` can differentiate and batch the model.
+    """``measuring``, in a state in which ``torch.func`` can differentiate and batch the model.
 
-    Attention runs through the one kernel that has forward-mode and second derivatives and batching
-    rules, and so do experts and the activation of BLOOM. Hooks that make the embeddings require
-    gradients, which come with gradient checkpointing and which ``torch.func`` refuses, are off:
-    evaluation mode does without both.
+    Attention, experts and the activation of BLOOM use implementations that have forward-mode and
+    second derivatives and batching rules. Gradient checkpointing adds hooks that make the
+    embeddings require gradients. ``torch.func`` refuses them, so they are off.
 
     Raises:
-        ValueError: a layer has no derivative in forward mode, as some compiled kernels.
+        ValueError: a layer has no derivative in forward mode, for example a compiled kernel.
     """
     with (
         measuring(model),
@@ -141,7 +139,7 @@ def transformable(model: nn.Module) -> Iterator[None]:
         warnings.catch_warnings(),
         sdpa_kernel(SDPBackend.MATH),
     ):
-        # The first use of forward mode has torch script some formulas of its own.
+        # On first use, forward mode compiles some of torch's formulas with torch.jit.script.
         warnings.filterwarnings("ignore", "`torch.jit.script`", DeprecationWarning)
         try:
             yield
@@ -149,8 +147,8 @@ def transformable(model: nn.Module) -> Iterator[None]:
             if not any(sign in str(error) for sign in _NO_FORWARD_MODE):
                 raise
             raise UsageError(
-                f"{type(model).__name__} has a layer without derivatives in forward mode, so that "
-                f"slopes and Hessian products of it cannot be measured ({str(error)[:120]} ...); "
+                f"{type(model).__name__} has a layer without derivatives in forward mode, so its "
+                f"slopes and Hessian products cannot be measured ({str(error)[:120]} ...); "
                 "load it without compiled kernels, such as those of mamba_ssm, causal_conv1d or "
                 "flash-linear-attention, or measure gradients"
             ) from error
@@ -158,7 +156,7 @@ def transformable(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _experts_in_turn(model: nn.Module) -> Iterator[None]:
-    """Without the grouped products of a mixture of experts, which have no forward mode."""
+    """Switch off grouped products in a mixture of experts, which have no forward mode."""
     field = "_experts_implementation_internal"
     configs = {id(c): c for m in model.modules() if (c := vars(m).get("config")) is not None}
     saved = [(c, before) for c in configs.values() if (before := getattr(c, field, None))]
@@ -173,7 +171,7 @@ def _experts_in_turn(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _plain_gelu(model: nn.Module) -> Iterator[None]:
-    """BLOOM's GELU by its formula: its own function has one derivative, and no forward mode."""
+    """Replace BLOOM's GELU, which has no forward mode and no second derivative, by its formula."""
     with ExitStack() as stack:
         for module in model.modules():
             if type(module).__name__ == "BloomGelu":
@@ -183,16 +181,16 @@ def _plain_gelu(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_input_hooks(model: nn.Module) -> Iterator[None]:
-    """Without the hooks of ``enable_input_require_grads`` of transformers."""
+    """Remove the hooks of ``enable_input_require_grads`` of transformers for a while."""
     handles = [h for m in model.modules() for h in getattr(m, "_require_grads_hooks", None) or ()]
     hooks = {id(hooks): hooks for h in handles if (hooks := h.hooks_dict_ref()) is not None}
     saved = [(hooks, hooks.copy()) for hooks in hooks.values()]
     try:
         for handle in handles:
-            for own in hooks.values():
-                own.pop(handle.id, None)
+            for registered in hooks.values():
+                registered.pop(handle.id, None)
         yield
     finally:
-        for own, copy in saved:
-            own.clear()
-            own.update(copy)
+        for registered, copy in saved:
+            registered.clear()
+            registered.update(copy)

@@ -1,4 +1,4 @@
-"""How much memory and disk there is, asked before much of it is taken."""
+"""Free memory and disk space, checked before a large allocation."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated: of the device, or of the machine and its container."""
+    """Bytes that can still be allocated on the device; on a CPU, within the container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
@@ -25,10 +25,10 @@ def require_memory(needed: int, what: str, *, device: torch.device, remedy: str)
     """Raise MemoryError with both figures when ``needed`` bytes are not free.
 
     Args:
-        needed: bytes about to be allocated.
-        what: names the allocation in the message.
-        device: where it is to be.
-        remedy: ends the message.
+        needed: bytes to allocate.
+        what: name of the allocation in the message.
+        device: device of the allocation.
+        remedy: end of the message.
     """
     free = free_bytes(device)
     if needed > free:
@@ -39,19 +39,19 @@ def require_memory(needed: int, what: str, *, device: torch.device, remedy: str)
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free on the disk where ``folder`` lies, or will lie."""
-    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    return shutil.disk_usage(there).free
+    """Bytes free on the disk of ``folder``, which need not exist yet."""
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def require_disk(needed: int, what: str, *, folder: Path, remedy: str) -> None:
     """Raise MemoryError with both figures when ``needed`` bytes are not free on the disk.
 
     Args:
-        needed: bytes about to be written.
-        what: names them in the message.
-        folder: where they are to be written; it need not exist yet.
-        remedy: ends the message.
+        needed: bytes to write.
+        what: name of the files in the message.
+        folder: folder to write to; it need not exist yet.
+        remedy: end of the message.
     """
     free = free_disk(folder)
     if needed > free:

@@ -1,4 +1,4 @@
-"""Rows of unlike length in one batch: how a model runs them is measured, not looked up."""
+"""Batches of rows with different lengths: how a model treats padding is measured."""
 
 import inspect
 import math
@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from frenet._errors import UsageError
 
 IGNORE = -100
-# Tokens of a row that a measurement of the way looks at, and logits of each.
+# Tokens of a row, and logits of a token, that the measurement compares.
 LOOKED_AT, ENTRIES = 256, 1024
-# Relative difference of logits that counts as rounding, and the same in units of the last place.
+# Relative difference of logits that counts as rounding; the same in units of the last place.
 ROUNDING, LAST_PLACES = 1e-4, 16
-# What a model may raise on inputs that it is not made for.
+# What a model may raise on inputs that it does not support.
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
 
 class Way(NamedTuple):
-    """What a model makes of rows that are padded.
+    """How a model treats padded rows.
 
     Attributes:
         left: with a mask (b, t), padding on the left changes no logit of a real token.
-        right: the same of padding on the right.
-        causal: without a mask, what follows a token changes none of its logits.
+        right: the same for padding on the right.
+        causal: without a mask, later tokens do not change the logits of a token.
     """
 
     left: bool
@@ -38,7 +38,7 @@ class Way(NamedTuple):
     causal: bool
 
     def runs(self, mask: Int[Tensor, "b t"]) -> bool:
-        """Whether rows with this mask may run as they are."""
+        """Whether rows with this mask may run unchanged."""
         return (self.left or bool(mask[:, 0].all())) and (self.right or bool(mask[:, -1].all()))
 
 
@@ -46,8 +46,8 @@ class Part(NamedTuple):
     """Rows of a batch that run together.
 
     Attributes:
-        rows: their numbers in the batch, on the CPU.
-        batch: their tokens, each row from the first column on.
+        rows: their indices in the batch, on the CPU.
+        batch: their tokens; each row starts in the first column.
     """
 
     rows: Int[Tensor, " g"]
@@ -57,7 +57,7 @@ class Part(NamedTuple):
 _KNOWN: "WeakKeyDictionary[nn.Module, tuple[Any, Way]]" = WeakKeyDictionary()
 _FROM_ZERO: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 _SAID: "WeakSet[nn.Module]" = WeakSet()
-# Models whose passes somebody watches row by row.
+# Models with forward passes that somebody watches row by row.
 _WATCHED: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
 
 
@@ -73,20 +73,20 @@ def base_model(model: Any) -> Any:
 def forward_arguments(model: nn.Module) -> frozenset[str]:
     """Names that the forward pass of the model, or of the model inside a wrapper, accepts.
 
-    Without positions, where the model does not count them from 0 as a batch does: it is asked once.
+    Positions are left out if the model does not count them from 0; this is measured once.
     """
-    own = base_model(vars(model).get("inner", model))
-    names = frozenset(inspect.signature(own.forward).parameters)
-    if "position_ids" not in names or not hasattr(own, "get_input_embeddings"):
+    inner = base_model(vars(model).get("inner", model))
+    names = frozenset(inspect.signature(inner.forward).parameters)
+    if "position_ids" not in names or not hasattr(inner, "get_input_embeddings"):
         return names
-    if own not in _FROM_ZERO:
-        with _quiet(own):
-            _FROM_ZERO[own] = _counts_from_zero(own)
-    return names if _FROM_ZERO[own] else names - {"position_ids"}
+    if inner not in _FROM_ZERO:
+        with _quiet(inner):
+            _FROM_ZERO[inner] = _counts_from_zero(inner)
+    return names if _FROM_ZERO[inner] else names - {"position_ids"}
 
 
 def _counts_from_zero(model: Any) -> bool:
-    """Whether positions 0, 1, 2 leave a text as it is; True where that cannot be seen."""
+    """Whether explicit positions 0, 1, 2 change no logits; True if the model cannot run them."""
     try:
         count = model.get_input_embeddings().weight.shape[0]
         device = next(model.parameters()).device
@@ -103,7 +103,7 @@ def _counts_from_zero(model: Any) -> bool:
 
 
 def is_padded(batch: dict[str, Tensor]) -> bool:
-    """Whether a mask (b, t) leaves columns out."""
+    """Whether the batch has a mask (b, t) with zeros."""
     mask = batch.get("attention_mask")
     return mask is not None and mask.dim() == 2 and not bool(mask.all())
 
@@ -111,19 +111,19 @@ def is_padded(batch: dict[str, Tensor]) -> bool:
 def padded_way(model: nn.Module, batch: dict[str, Tensor]) -> Way:
     """How the model can run padded rows, measured once for each model object.
 
-    The beginnings of rows, of three lengths, go through the model each alone, and together: padded
-    on the left, padded on the right, and with more text in place of padding. Neither hooks nor
-    random draws notice.
+    The beginnings of rows, of three lengths, run through the model one by one and together: padded
+    on the left, padded on the right, and with more text instead of padding. Hooks do not run, and
+    the random state does not change.
 
     Args:
-        model: a decoder, also inside a PEFT wrapper or a ``Functional``; left exactly as it is.
+        model: a decoder, also inside a PEFT wrapper or a ``Functional``; it does not change.
         batch: padded rows.
     """
     outer = vars(model).get("inner", model)
     inner = base_model(outer)
     attention = getattr(getattr(inner, "config", None), "_attn_implementation", None)
-    known, way = _KNOWN.get(inner, (None, None))
-    if way is None or known != attention:
+    cached, way = _KNOWN.get(inner, (None, None))
+    if way is None or cached != attention:
         with _quiet(outer):
             way = _measured(outer, batch)
         _KNOWN[inner] = (attention, way)
@@ -132,7 +132,7 @@ def padded_way(model: nn.Module, batch: dict[str, Tensor]) -> Way:
 
 @contextmanager
 def rows_in_order(model: nn.Module) -> Iterator[None]:
-    """Inside, the rows of a batch have to go through the model together, in their own order."""
+    """Require the rows of a batch to run through the model together and in order."""
     inner = base_model(vars(model).get("inner", model))
     _WATCHED[inner] = _WATCHED.get(inner, 0) + 1
     try:
@@ -142,13 +142,13 @@ def rows_in_order(model: nn.Module) -> Iterator[None]:
 
 
 def arranged(model: nn.Module, batch: dict[str, Tensor]) -> list[Part] | None:
-    """The batch in parts that this model runs rightly; None: as it is.
+    """Split the batch into parts that this model runs correctly; None: it runs unchanged.
 
     Raises:
-        ValueError: the rows cannot run as they are, and something is recorded or added in them.
+        ValueError: the rows cannot run unchanged, and something is recorded or added in them.
 
     Warns:
-        RuntimeWarning: the model cannot run the padded rows as they are; once for each model.
+        RuntimeWarning: padding would change the results; once for each model.
     """
     if not is_padded(batch) or _has_holes(batch["attention_mask"]):
         return None
@@ -160,15 +160,15 @@ def arranged(model: nn.Module, batch: dict[str, Tensor]) -> list[Part] | None:
     if _WATCHED.get(inner):
         also = ", or pad them on the right" if way.right else ""
         raise UsageError(
-            f"padding would change what {name} makes of a text, and sites are read or added to in "
-            f"rows as they are; pass rows of one length{also}"
+            f"padding would change what {name} computes, and sites are read or added to in whole "
+            f"batches only; pass rows of one length{also}"
         )
     if inner not in _SAID:
         _SAID.add(inner)
         how = "with padding on the right" if way.right else "in groups of one length, more slowly"
         warnings.warn(
-            f"padding would change what {name} makes of a text: rows of unlike length run {how}, "
-            "which gives each the numbers that it has alone",
+            f"padding would change what {name} computes: rows of different lengths run {how}, so "
+            "that each gives the same numbers as alone",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -176,16 +176,16 @@ def arranged(model: nn.Module, batch: dict[str, Tensor]) -> list[Part] | None:
 
 
 def unmasked(model: nn.Module, batch: dict[str, Tensor]) -> list[Part]:
-    """Padded rows in parts with a mask of ones, which nothing needs to look at.
+    """Padded rows in parts with a mask of ones, so that the mask has no effect.
 
-    A part has rows of one length, or, in a causal model, shorter ones that more text follows, which
-    has no targets.
+    A part has rows of one length. In a causal model it may have shorter rows, followed by text
+    without targets.
 
     Raises:
         ValueError: a row has masked columns between others.
     """
     if _has_holes(batch["attention_mask"]):
-        raise UsageError("a mask leaves out tokens between others")
+        raise UsageError("a mask leaves out tokens in the middle of a row")
     parts = [_whole(batch)] if padded_way(model, batch).causal else _apart(batch)
     ones = [torch.ones_like(part.batch["attention_mask"]) for part in parts]
     return [
@@ -208,9 +208,9 @@ def _apart(batch: dict[str, Tensor]) -> list[Part]:
 def placed(
     pieces: list[Tensor], parts: list[Part], batch: dict[str, Tensor], keep: int
 ) -> Float[Tensor, "b k v"]:
-    """Logits of parts, each of the part's last columns, in the last ``keep`` columns of the batch.
+    """Put logits of the last columns of each part into the last ``keep`` columns of the batch.
 
-    A column that is padding, or stands before all targets of its part, holds another one's logits.
+    A column of padding, or before all targets of its part, gets the logits of another column.
     """
     mask = batch["attention_mask"].bool().cpu()
     order = (mask.long().cumsum(1) - 1)[:, -keep:]
@@ -222,48 +222,48 @@ def placed(
         local = start + torch.arange(rows)[:, None] * columns + order[part.rows] - first
         source[part.rows] = local.where(mask[part.rows, -keep:] & (order[part.rows] >= first), 0)
         start += rows * columns
-    # Out of place, as torch.func wants it.
+    # Out of place, as torch.func requires.
     return torch.cat([piece.flatten(0, 1) for piece in pieces])[source.to(pieces[0].device)]
 
 
 def _has_holes(mask: Int[Tensor, "b t"]) -> bool:
-    """Whether a row has no tokens, or masked ones between others: no padding, but a user's mask."""
+    """Whether a row is empty, or masked in the middle: a mask of the user, not padding."""
     real = mask.bool().int()
     return bool(((real.diff(dim=1) == 1).sum(1) + real[:, 0] != 1).any())
 
 
 def _moved(batch: dict[str, Tensor], rows: Int[Tensor, " g"]) -> dict[str, Tensor]:
-    """Some rows with all padding on the right, no wider than the longest of them."""
+    """These rows with all padding on the right, as wide as the longest of them."""
     mask = batch["attention_mask"]
     count, width = mask.shape
     rows = rows.to(mask.device)
     real = mask[rows].bool()
     columns = (~real).int().argsort(dim=1, stable=True)[:, : int(real.sum(1).max())]
-    kept = real.gather(1, columns)
+    tokens = real.gather(1, columns)
     moved = {}
     for key, value in batch.items():
         if value.dim() > 1 and value.shape[1] == width and value.shape[0] in (1, count):
-            own = value.expand(count, *value.shape[1:])[rows.to(value.device)]
-            moved[key] = own[torch.arange(len(rows))[:, None], columns.to(value.device)]
+            chosen = value.expand(count, *value.shape[1:])[rows.to(value.device)]
+            moved[key] = chosen[torch.arange(len(rows))[:, None], columns.to(value.device)]
         else:
             moved[key] = value[rows.to(value.device)] if value.shape[:1] == (count,) else value
     if "labels" in moved:
-        moved["labels"] = moved["labels"].where(kept.to(moved["labels"].device), IGNORE)
+        moved["labels"] = moved["labels"].where(tokens.to(moved["labels"].device), IGNORE)
     if "position_ids" in moved:
-        # What follows a row counts on: positions that begin anew would say that texts are packed.
+        # Positions continue after a row: positions that restart would mean packed texts.
         places = moved["position_ids"]
-        beyond = (~kept).long().cumsum(1).to(places.device)
-        last = places.gather(1, kept.sum(1, keepdim=True).to(places.device) - 1)
+        beyond = (~tokens).long().cumsum(1).to(places.device)
+        last = places.gather(1, tokens.sum(1, keepdim=True).to(places.device) - 1)
         moved["position_ids"] = places.where(beyond == 0, last + beyond)
     return moved
 
 
 def _measured(model: nn.Module, batch: dict[str, Tensor]) -> Way:
-    """The way of a model. One that cannot run rows alone is taken by its word, its arguments."""
+    """How a model treats padding; if it cannot run single rows, its arguments decide."""
     lengths = batch["attention_mask"].sum(1).cpu()
     chosen = torch.stack([lengths.argmin(), lengths.argmax(), lengths.argmax()])
     long = min(int(lengths.max()), LOOKED_AT)
-    # Padding by odd numbers of columns, so that what a model pools in blocks is cut elsewhere.
+    # Odd numbers of padding columns, so that pooling in blocks would cut the text elsewhere.
     sizes = [long - min(long - 1, part | 1) for part in (2 * long // 3, long // 4)] + [long]
     sizes[0] = min(sizes[0], int(lengths.min()))
     rows = _first_columns(_moved(batch, chosen), long)
@@ -281,10 +281,10 @@ def _measured(model: nn.Module, batch: dict[str, Tensor]) -> Way:
 
     def agrees(together: dict[str, Tensor], starts: list[int]) -> bool:
         try:
-            found = _logits(model, together)
+            logits = _logits(model, together)
         except _REFUSALS:
             return False
-        spans = zip(found, starts, sizes, strict=True)
+        spans = zip(logits, starts, sizes, strict=True)
         off = torch.cat([row[start : start + size] for row, start, size in spans]) - expected
         return float(off.norm()) <= rounding(model, expected) * spread
 
@@ -294,7 +294,7 @@ def _measured(model: nn.Module, batch: dict[str, Tensor]) -> Way:
 
 
 def rounding(model: nn.Module, logits: Tensor) -> float:
-    """Relative difference of logits that is rounding in the coarsest type that has a part in it."""
+    """Relative difference of logits that is rounding in the coarsest type of the computation."""
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} | {logits.dtype}
     if torch.is_autocast_enabled(logits.device.type):
         kinds.add(torch.get_autocast_dtype(logits.device.type))
@@ -302,7 +302,7 @@ def rounding(model: nn.Module, logits: Tensor) -> float:
 
 
 def _columns(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of its tensors that have an entry for every token."""
+    """The tensors of the batch with an entry for every token."""
     shape = batch["attention_mask"].shape
     return {key: value for key, value in batch.items() if value.shape[:2] == shape}
 
@@ -317,9 +317,9 @@ def _row(batch: dict[str, Tensor], i: int) -> dict[str, Tensor]:
 
 
 def _masked(batch: dict[str, Tensor], starts: list[int], sizes: list[int]) -> dict[str, Tensor]:
-    """The first tokens of every row, from a column on; the mask leaves all others out.
+    """The first tokens of every row, shifted to a start column; the mask leaves out the rest.
 
-    What is left out is text: the ids under a mask have no say.
+    The masked ids are text, to show that they have no effect.
     """
     moved = {key: value.clone() for key, value in _columns(batch).items()}
     for i, (start, size) in enumerate(zip(starts, sizes, strict=True)):
@@ -328,25 +328,25 @@ def _masked(batch: dict[str, Tensor], starts: list[int], sizes: list[int]) -> di
         moved["attention_mask"][i, :start] = 0
         moved["attention_mask"][i, start + size :] = 0
         if "position_ids" in moved:
-            own = moved["position_ids"][i]
-            own[:start], own[start + size :] = int(own[start]), int(own[start + size - 1])
+            row = moved["position_ids"][i]
+            row[:start], row[start + size :] = int(row[start]), int(row[start + size - 1])
     return batch | moved
 
 
 def _logits(model: Any, batch: dict[str, Tensor]) -> Float[Tensor, "b t v"]:
     accepted = forward_arguments(model)
     device = next(model.parameters()).device
-    given: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k in accepted}
+    arguments: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k in accepted}
     if "use_cache" in accepted:
-        given["use_cache"] = False
-    found = model(**given)
-    logits = found if isinstance(found, Tensor) else found.logits
+        arguments["use_cache"] = False
+    output = model(**arguments)
+    logits = output if isinstance(output, Tensor) else output.logits
     return logits[..., :ENTRIES].to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
-    """Without hooks, dropout, gradients and draws: nobody notices that the model was asked."""
+    """Run the model without hooks, dropout or gradients, and restore the random state."""
     modules = list(model.modules())
     hooks = [(m, m._forward_hooks, m._forward_pre_hooks) for m in modules]
     training = [m for m in modules if m.training]

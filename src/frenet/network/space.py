@@ -1,4 +1,4 @@
-"""Which parameters are measured, in which order; putting them elsewhere and back bit for bit."""
+"""The measured parameters as a vector; moving them, and restoring them bit for bit."""
 
 import difflib
 import re
@@ -22,7 +22,7 @@ Where = str | Callable[[str, nn.Parameter], bool] | None
 class ParamSpace(Shown):
     """The selected parameters of a model, flattened in a fixed order into R^d.
 
-    Tied parameters count once, under the name that the model lists first.
+    Tied parameters count once, under the first name that the model lists.
 
     >>> space = ParamSpace.select(nn.Linear(3, 2))
     >>> space.names, space.dim
@@ -34,17 +34,17 @@ class ParamSpace(Shown):
 
     @classmethod
     def select(cls, model: nn.Module, where: Where = None) -> "ParamSpace":
-        """The parameters of ``model`` that ``where`` chooses, in the model's own order.
+        """The parameters of ``model`` that ``where`` selects, in the model's order.
 
         Args:
             model: any module.
-            where: a regular expression searched for in the name, a predicate of name and
-                parameter, or None for all floating-point parameters that require a gradient, but
-                for those of towers that no text reaches (see ``blocks.text_reach``).
+            where: a regular expression to search for in the name, a predicate of name and
+                parameter, or None for all floating-point parameters that require a gradient,
+                except in towers that no text reaches (see ``blocks.text_reach``).
 
         Raises:
-            ValueError: nothing matches; the message lists the nearest names. Or a chosen parameter
-                is a second one on the memory of another: each would have a part of the gradient.
+            ValueError: nothing matches (the message lists the nearest names), or a selected
+                parameter shares its memory with another: each would have a part of the gradient.
         """
         chosen: list[tuple[str, nn.Parameter]] = []
         places: dict[tuple[int, int], list[str]] = {}
@@ -59,9 +59,9 @@ class ParamSpace(Shown):
             if name in shared:
                 first, second, *_ = shared[name]
                 raise UsageError(
-                    f"{first} and {second} are two parameters on one memory, of which each has a "
-                    "part of the gradient; tie the parameter itself, so that both modules hold the "
-                    "same one"
+                    f"{first} and {second} are two parameters on one memory, and each has only a "
+                    "part of the gradient; tie the parameter, so that both modules hold the same "
+                    "object"
                 )
             if not parameter.is_floating_point():
                 raise UsageError(
@@ -95,33 +95,33 @@ class ParamSpace(Shown):
         """The selected parameters of ``model``, in order.
 
         Raises:
-            ValueError: the model has others, or one of them has no values (on the meta device).
+            ValueError: the model has other parameters, or one has no values (on the meta device).
         """
-        found: list[nn.Parameter] = []
+        parameters: list[nn.Parameter] = []
         for name, shape in zip(self.names, self.shapes, strict=True):
             try:
-                found.append(model.get_parameter(name))
+                parameters.append(model.get_parameter(name))
             except AttributeError:
-                own = "nothing"
+                actual = "does not exist"
             else:
-                if tuple(found[-1].shape) == shape:
-                    _require_values(name, found[-1])
+                if tuple(parameters[-1].shape) == shape:
+                    _require_values(name, parameters[-1])
                     continue
-                own = f"shape {tuple(found[-1].shape)}"
+                actual = f"has shape {tuple(parameters[-1].shape)}"
             raise UsageError(
                 f"the model does not fit this parameter space: {name} should have shape "
-                f"{shape}, found {own}; select the space on this model"
+                f"{shape}, but {actual}; select the space on this model"
             )
-        return found
+        return parameters
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " d"]:
-        """The vector in R^d of a dict of tensors, in float32."""
+        """A dict of tensors as one float32 vector in R^d."""
         if missing := [name for name in self.names if name not in tensors]:
             raise UsageError(f"no tensor for {missing[0]} ({len(missing)} of them missing)")
         return torch.cat([tensors[n].detach().reshape(-1).float() for n in self.names])
 
     def unflatten(self, vector: Float[Tensor, "*n d"]) -> dict[str, Tensor]:
-        """Views of the last axis, one tensor a parameter; leading axes are kept."""
+        """Views of the last axis, one tensor per parameter; leading axes stay."""
         if vector.shape[-1] != self.dim:
             raise UsageError(f"the vector has {vector.shape[-1]} coordinates, the space {self.dim}")
         lead = vector.shape[:-1]
@@ -130,12 +130,12 @@ class ParamSpace(Shown):
         return {name: part.reshape(*lead, *shape) for name, part, shape in named}
 
     def read(self, model: nn.Module) -> Float[Tensor, " d"]:
-        """The present parameters as one float32 vector (a copy)."""
+        """The current parameters as one float32 vector (a copy)."""
         parameters = self.parameters(model)
         return torch.cat([p.detach().reshape(-1).float() for p in parameters])
 
     def write(self, model: nn.Module, vector: Float[Tensor, " d"]) -> None:
-        """Set the parameters, rounding to the model's dtype; see ``restored`` to undo it."""
+        """Set the parameters, rounded to the model's dtype; ``restored`` undoes it."""
         parts = self.unflatten(vector)
         with torch.no_grad():
             for parameter, part in zip(self.parameters(model), parts.values(), strict=True):
@@ -143,7 +143,7 @@ class ParamSpace(Shown):
 
     @contextmanager
     def restored(self, model: nn.Module) -> Iterator[None]:
-        """Whatever happens inside, the parameters come back bit for bit from saved copies."""
+        """Restore the parameters bit for bit from saved copies, whatever happens inside."""
         parameters = self.parameters(model)
         saved = [p.detach().clone() for p in parameters]
         try:
@@ -157,9 +157,9 @@ class ParamSpace(Shown):
     def displaced(
         self, model: nn.Module, delta: Float[Tensor, " d"], times: float = 1.0
     ) -> Iterator[None]:
-        """The model at theta + times * delta; afterwards the saved theta, bit for bit.
+        """Move the model to theta + times * delta, and restore theta afterwards, bit for bit.
 
-        Sums are float32, and made tensor by tensor: one copy of the weights is all that it holds.
+        Sums are float32, tensor by tensor, so that it holds only one copy of the weights.
         """
         parts = self.unflatten(delta).values()
         with self.restored(model):
@@ -170,7 +170,7 @@ class ParamSpace(Shown):
             yield
 
     def require_float32(self, model: nn.Module, what: str) -> None:
-        """Raise ValueError where the parameters round a small step away."""
+        """Raise ValueError if the parameters' dtype would round a small step to zero."""
         for name, parameter in zip(self.names, self.parameters(model), strict=True):
             if torch.finfo(parameter.dtype).bits < 32:
                 raise UsageError(
@@ -189,8 +189,8 @@ class ParamSpace(Shown):
 
     def check_finite(self, vector: Float[Tensor, "*n d"], what: str) -> None:
         """Raise FloatingPointError naming the first parameter with a NaN or an infinity."""
-        # A sum is finite only where every number is, and takes no memory; a large model has none to
-        # spare. Finite numbers may overflow in it: then every parameter is looked at.
+        # A finite sum means finite numbers, and takes no memory, which a large model needs. Finite
+        # numbers may overflow in the sum: then every parameter is checked.
         if torch.isfinite(vector.sum()):
             return
         for name, part in zip(self.names, vector.split(self.sizes, dim=-1), strict=True):
@@ -204,13 +204,13 @@ class ParamSpace(Shown):
 def _require_values(name: str, parameter: Tensor) -> None:
     if parameter.is_meta:
         raise UsageError(
-            f"parameter {name} is on the meta device and has no values, as of a model that was "
-            "made without memory or is kept on disk (device_map); load the model into memory"
+            f"parameter {name} is on the meta device and has no values: the model was created "
+            "without memory or is on disk (device_map); load it into memory"
         )
 
 
 def _address(parameter: Tensor) -> int:
-    """Identity of the storage."""
+    """An identity of the storage."""
     if parameter.device.type == "meta" or parameter.numel() == 0:
         return id(parameter)
     return parameter.untyped_storage().data_ptr()

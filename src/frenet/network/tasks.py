@@ -1,4 +1,4 @@
-"""What a task is, and the loss and accuracy that every task shares."""
+"""The interface of a task, and the loss and accuracy that all tasks share."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -21,16 +21,16 @@ Batch = dict[str, Tensor]
 
 @runtime_checkable
 class Task(Protocol):
-    """A task: named, with a loss, and with disjoint train, select and test examples.
+    """A task has a name, a loss, and disjoint train, select and test examples.
 
     A batch is a dict of ``(b, t)`` int64 tensors: ``input_ids``, ``attention_mask``,
-    ``position_ids`` and ``labels`` (the input ids where a token is to be predicted from the tokens
-    before it, -100 everywhere else). Mask and positions may be absent where no row is padded.
+    ``position_ids`` and ``labels`` (the input id of each token to predict from the tokens before
+    it, -100 everywhere else). Mask and positions may be absent if no row is padded.
     """
 
     @property
     def name(self) -> str:
-        """What the task is called in rows and reports."""
+        """Name of the task in rows and reports."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -38,7 +38,7 @@ class Task(Protocol):
         ...
 
     def batches(self, split: Split, batch_size: int, seed: int) -> Iterator[Batch]:
-        """Batches of one split, without end, in an order that ``seed`` fixes."""
+        """Endless batches of one split, in an order that ``seed`` fixes."""
         ...
 
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
@@ -46,15 +46,15 @@ class Task(Protocol):
         ...
 
     def shuffled(self, seed: int) -> "Task":
-        """The label-shuffled control: the same inputs, each with some other input's answer."""
+        """The label-shuffled control: the same inputs, each with the answer of another input."""
         ...
 
 
 def repeatable(task: Task, split: Split, batch_size: int, seed: int) -> Iterator[Batch]:
-    """The task's batches, once it has shown that asking again gives the same.
+    """The task's batches, after a check that a second call gives the same first batch.
 
     Raises:
-        ValueError: the first batch is another one when it is asked for again.
+        ValueError: a second call gives another first batch.
     """
     batches = task.batches(split, batch_size, seed)
     first, again = next(batches, None), next(task.batches(split, batch_size, seed), None)
@@ -62,8 +62,8 @@ def repeatable(task: Task, split: Split, batch_size: int, seed: int) -> Iterator
         return
     if first.keys() != again.keys() or not all(torch.equal(first[k], again[k]) for k in first):
         raise UsageError(
-            f"task {task.name} gives another batch of its {split} split each time, so nothing "
-            "measured on it can be repeated; draw its order from the seed that batches() is given"
+            f"task {task.name} gives another batch of its {split} split each time, so its "
+            "measurements cannot be repeated; draw the order from the seed argument of batches()"
         )
     yield first
     yield from batches
@@ -75,17 +75,17 @@ def collate(
     padding_side: str = "left",
     pad_id: int | None = None,
 ) -> Batch:
-    """Batch of rows ``(context ids, target ids)``; the loss falls on the target ids only.
+    """Batch of rows ``(context ids, target ids)``; only the target ids are scored.
 
     Position ids come from the attention mask, so that models with absolute positions give the same
-    logits wherever the padding stands. The id that fills the padding is never looked at. The first
-    token of a row is no target, since nothing comes before it.
+    logits on either padding side. The id of the padding has no effect. The first token of a row is
+    no target, since no token comes before it.
 
     Args:
-        rows: of ids.
+        rows: context ids and target ids of each row.
         padding_side: "left" or "right".
-        pad_id: fills the padding; None: the first token of the row. The embedding of a padding
-            token may be zero, where the norms of some models (Gemma 3n) have no derivative.
+        pad_id: id of the padding; None: the first token of the row. The embedding of a padding
+            token may be zero, and the norms of some models (Gemma 3n) have no derivative there.
 
     Raises:
         ValueError: a row without tokens.
@@ -102,16 +102,16 @@ def collate(
         batch["input_ids"][i] = ids[0] if pad_id is None else pad_id
         batch["input_ids"][i, span] = ids
         batch["attention_mask"][i, span] = 1
-        known = torch.arange(len(ids)) < max(1, len(context))
-        batch["labels"][i, span] = ids.masked_fill(known, IGNORE)
+        unscored = torch.arange(len(ids)) < max(1, len(context))
+        batch["labels"][i, span] = ids.masked_fill(unscored, IGNORE)
     batch["position_ids"] = position_ids(batch["attention_mask"])
     return batch
 
 
 def require_tokens(rows: Sequence[Sequence[int]]) -> None:
-    """Raise ValueError where a row has no tokens; it is named by its place among all of them.
+    """Raise ValueError if a row has no tokens; the message gives its index in ``rows``.
 
-    For callers that put rows of like length together before they run.
+    Callers that sort rows by length check them first, so that the index is the user's.
     """
     for i, row in enumerate(rows):
         if not len(row):
@@ -119,15 +119,15 @@ def require_tokens(rows: Sequence[Sequence[int]]) -> None:
 
 
 def position_ids(attention_mask: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
-    """0-based positions counted over the real tokens only."""
+    """0-based positions, counted over real tokens only."""
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
 def causal_mask(attention_mask: Int[Tensor, "b t"]) -> Bool[Tensor, "b 1 t t"]:
-    """True where a query may look at a key: real tokens, not in the future.
+    """True if a query may attend to a key: real tokens, not in the future.
 
-    A padded position may look at itself: a row that attends to nothing is NaN in some kernels, and
-    the NaN spreads to every position of the next layer.
+    A padded position may attend to itself. Otherwise its row is NaN in some kernels, and the NaN
+    spreads to every position of the next layer.
     """
     t = attention_mask.shape[1]
     causal = torch.ones(t, t, dtype=torch.bool, device=attention_mask.device).tril()
@@ -136,7 +136,7 @@ def causal_mask(attention_mask: Int[Tensor, "b t"]) -> Bool[Tensor, "b 1 t t"]:
 
 
 def columns_to_keep(batch: Batch) -> int:
-    """How many trailing columns hold every target and the column that predicts the first one."""
+    """Number of last columns that hold every target and the column that predicts the first."""
     columns = (batch["labels"] != IGNORE).any(0)
     if not columns.any():
         raise UsageError("the batch has no target token: every label is -100")
@@ -146,14 +146,14 @@ def columns_to_keep(batch: Batch) -> int:
 def target_logits(
     model: nn.Module, batch: Batch
 ) -> tuple[Float[Tensor, "n s v"], Int[Tensor, "b s"]]:
-    """Logits that predict the target columns, and the targets (-100 where there is none).
+    """Logits that predict the target columns, and the targets (-100: no target).
 
-    Columns before the first target of any row are not sent through the output head where the
-    model can leave them out: with a vocabulary of 50,000 the head is a fifth of a small model.
-    Rows whose padding would change the logits run as ``padding.arranged`` has them.
+    If the model supports it, columns before the first target of any row skip the output head: with
+    a vocabulary of 50,000 the head is a fifth of a small model. If padding would change the
+    logits, the rows run in the parts that ``padding.arranged`` makes.
 
     Raises:
-        ValueError: no target token, or rows that are longer than the model reads.
+        ValueError: no target token, or rows longer than the model can read.
     """
     require_room(model, batch["labels"].shape[-1])
     keep = getattr(model, "keep", None) or columns_to_keep(batch)
@@ -167,19 +167,19 @@ def target_logits(
         logits = placed(pieces, parts, batch, keep)
     labels = batch["labels"].to(logits.device)
     if not ready and is_padded(batch):
-        # The first token of a row is predicted from nothing, also where padding stands before it.
+        # No token comes before the first token of a row; padding does not count.
         first = batch["attention_mask"].bool().int().argmax(1, keepdim=True).to(labels.device)
         labels = labels.scatter(1, first, IGNORE)
     return logits[:, :-1], labels[:, -keep:][:, 1:]
 
 
 def _columns_of_part(batch: Batch) -> int:
-    """``columns_to_keep``, or one column where no row has a target."""
+    """``columns_to_keep``, or one column if no row has a target."""
     return columns_to_keep(batch) if bool((batch["labels"] != IGNORE).any()) else 1
 
 
 def _last_logits(model: nn.Module, batch: Batch, keep: int) -> Float[Tensor, "n s v"]:
-    """Logits of the last columns of a batch that runs as it is, in float32 at least."""
+    """Logits of the last columns of a batch, in float32 at least."""
     device = next(model.parameters()).device
     accepted = forward_arguments(model)
     arguments: dict[str, Any] = {
@@ -190,19 +190,18 @@ def _last_logits(model: nn.Module, batch: Batch, keep: int) -> Float[Tensor, "n 
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
     logits = model(**arguments).logits[:, -keep:]
-    # Half precision would lose the loss; a float64 model keeps its own.
+    # Half precision is too coarse for the loss; a float64 model stays in float64.
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Functional(nn.Module):
-    """A model whose parameters are arguments, callable wherever a model is.
+    """A model with its parameters as arguments, callable like a model.
 
-    ``Functional(model, tensors)`` runs ``model`` with the named tensors in place of its own (tied
-    names follow), so that ``torch.func`` can differentiate a task's loss in them. ``keep`` is
-    ``columns_to_keep`` of the batch, which cannot be read off inside a ``vmap``; ``ready`` says
-    that the batch runs as it is, which cannot be looked up there either. A task may read the
-    model's settings on it, as ``device`` and ``config``, but not its layers: their parameters would
-    stand outside the derivative.
+    ``Functional(model, tensors)`` runs ``model`` with the named tensors instead of its parameters
+    (tied names follow), so that ``torch.func`` can differentiate a task's loss in them. ``keep``
+    is ``columns_to_keep`` of the batch, and ``ready`` says that the batch runs unchanged; neither
+    can be computed inside a ``vmap``. A task may read the model's settings from it, such as
+    ``device`` and ``config``, but not its layers: their parameters would be outside the derivative.
     """
 
     inner: nn.Module
@@ -218,7 +217,7 @@ class Functional(nn.Module):
     ) -> None:
         super().__init__()
         self.keep, self.ready = keep, ready
-        # Not registered as a submodule: the wrapper owns nothing and is made anew for every call.
+        # Not registered as a submodule: the wrapper owns nothing and exists for one call.
         self.__dict__["inner"] = model
         self.__dict__["tensors"] = tensors
 
@@ -226,18 +225,18 @@ class Functional(nn.Module):
         """A setting of the inner model.
 
         Raises:
-            AttributeError: it has none of that name, or it is a layer, a parameter or a method.
+            AttributeError: there is no such setting, or it is a layer, a parameter or a method.
         """
-        found = getattr(self.__dict__["inner"], name)
-        if isinstance(found, Tensor) or callable(found):
+        value = getattr(self.__dict__["inner"], name)
+        if isinstance(value, Tensor) or callable(value):
             raise AttributeError(
                 f"the loss of a task is differentiated through the model's output only; {name} of "
                 "the model cannot be reached there"
             )
-        return found
+        return value
 
     def forward(self, **arguments: Any) -> Any:
-        """The inner model's own output."""
+        """The output of the inner model."""
         return torch.func.functional_call(self.inner, self.tensors, kwargs=arguments)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
@@ -246,9 +245,9 @@ class Functional(nn.Module):
 
 
 def example_losses(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " b"], Int[Tensor, " b"]]:
-    """Summed loss in nats, and number of target tokens, of every row."""
+    """Summed loss in nats and number of target tokens of every row."""
     logits, labels = target_logits(model, batch)
-    # Flat, because the softmax along any axis but the last takes twice the time.
+    # Flat, because a softmax along any other axis than the last takes twice the time.
     losses = F.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE
     )
@@ -262,7 +261,7 @@ def token_loss(model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
 
 
 class Evaluation(NamedTuple):
-    """Loss in nats per target token; shares of target tokens and of whole rows that are right."""
+    """Loss in nats per target token, and the shares of correct target tokens and correct rows."""
 
     loss: float
     token_accuracy: float
@@ -270,16 +269,16 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(model: nn.Module, batch: Batch) -> Evaluation:
-    """Loss and accuracy of one batch from one forward pass, the model in the mode it is in."""
+    """Loss and accuracy of one batch from one forward pass, in the model's current mode."""
     with torch.no_grad():
         logits, labels = target_logits(model, batch)
         losses = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE
         )
-    wanted = labels != IGNORE
-    right = (logits.argmax(-1) == labels) & wanted
+    targets = labels != IGNORE
+    right = (logits.argmax(-1) == labels) & targets
     return Evaluation(
-        float(losses / wanted.sum()),
-        float(right.sum() / wanted.sum()),
-        float((right.sum(1) == wanted.sum(1)).float().mean()),
+        float(losses / targets.sum()),
+        float(right.sum() / targets.sum()),
+        float((right.sum(1) == targets.sum(1)).float().mean()),
     )

@@ -20,8 +20,8 @@ from frenet.network.checkpoints.tensor_files import Shapes
 from frenet.network.memory import require_memory
 from frenet.network.padding import base_model, forward_arguments
 
-UNTIE = "pass --untie (untie=True of frenet.load), which gives the head weights of its own"
-# Tokens that are run; how far logits may be apart, of the adapter's effect and in roundings.
+UNTIE = "pass --untie (untie=True of frenet.load), which separates the head from the embedding"
+# Tokens to run; the largest difference of logits, over the adapter's effect and in roundings.
 _TOKENS, _APART, _ROUNDING = 8, 1e-2, 64
 _HALVES = (".lora_A", ".lora_B", ".lora_embedding_A", ".lora_embedding_B")
 
@@ -43,7 +43,7 @@ class Factors(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the change, as the weight is stored."""
+        """Shape of the change, as the weight is stored."""
         o, i = len(self.B), self.A.shape[1]
         return (i, o) if self.turned else (o, i)
 
@@ -53,7 +53,7 @@ class Factors(NamedTuple):
         return change.T if self.turned else change
 
 
-# By name of the weight in the plain base model; the change is the sum of the products.
+# By the name of the weight in the plain base model; the change is the sum of the products.
 Products = dict[str, list[Factors]]
 
 
@@ -71,23 +71,23 @@ def sum_of_products(products: Products, name: str) -> Tensor:
 
 
 def live_products(model: nn.Module, weights: Mapping[str, float] | None = None) -> Products:
-    """What the adapters on a model do to its weights.
+    """The changes of a model's weights by its adapters.
 
-    It makes no difference whether adapters are merged, disabled or active at the moment: the
-    factors are copied, and the model is left alone.
+    Adapters may be merged, disabled or active: the factors are copied, and the model does not
+    change.
 
     Args:
-        model: PEFT's wrapper, or a model that adapters were added to (``add_adapter`` of
+        model: PEFT's wrapper, or a model with adapters added to it (``add_adapter`` of
             transformers).
         weights: coefficient by adapter name; None: 1 for each active adapter.
 
     Raises:
-        ValueError: no adapter, none of such a name, one that is no sum of products B A, or one
-            that changes one use of a tied weight.
+        ValueError: there is no adapter of the name, or one is no sum of products B A, or changes
+            one use of a tied weight.
     """
     known: Mapping[str, Any] = getattr(model, "peft_config", {})
     if not known:
-        raise UsageError("the model carries no adapter; pass PEFT's wrapper around it")
+        raise UsageError("the model has no adapter; pass PEFT's wrapper around it")
     chosen = dict.fromkeys(active_adapters(model), 1.0) if weights is None else dict(weights)
     if unknown := [name for name in chosen if name not in known]:
         raise UsageError(f"no adapter {unknown[0]!r}; the model has {', '.join(known)}")
@@ -100,9 +100,9 @@ def live_products(model: nn.Module, weights: Mapping[str, float] | None = None) 
         layer.enable_adapters(True)
         layer.set_adapter(list(chosen))
     products = adapter_products(model, list(chosen), what)
-    own = base_weights(model)
+    weights_of = base_weights(model)
     for name in products:
-        refuse_tied(model, own[name], name.removesuffix(".weight"))
+        refuse_tied(model, weights_of[name], name.removesuffix(".weight"))
     _require_sum(double, list(chosen), products, base_weights(double), what)
     return {
         name: [f._replace(scale=chosen[adapter] * f.scale) for adapter, f in parts]
@@ -111,21 +111,21 @@ def live_products(model: nn.Module, weights: Mapping[str, float] | None = None) 
 
 
 def active_adapters(model: nn.Module) -> list[str]:
-    """Names of the active adapters, also of a model that is in no wrapper of PEFT."""
+    """Names of the active adapters, also of a model without PEFT's wrapper."""
     return next((list(layer.active_adapters) for layer in _layers(model)), [])
 
 
 def stored_products(adapter: str | Path, base: nn.Module) -> Products:
-    """What a stored PEFT adapter does to the weights of its base, which is not changed.
+    """The changes of the base's weights by a stored PEFT adapter; the base does not change.
 
     Args:
         adapter: folder or hub id; safetensors.
-        base: the plain base model. Of one without weights (on the meta device) a stand-in with
-            random ones is made, on which the adapter is tried.
+        base: the plain base model. If it has no weights (on the meta device), the adapter is
+            tested on a stand-in with random weights.
 
     Raises:
-        ValueError: no LoRA adapter, one that is no sum of products B A, or one whose names or
-            shapes are not those of this base; the message lists them.
+        ValueError: it is no LoRA adapter, no sum of products B A, or has other names or shapes
+            than this base; the message lists them.
         MemoryError: a copy of the weights that it changes does not fit.
     """
     folder = adapter_folder(adapter)
@@ -142,7 +142,7 @@ def stored_products(adapter: str | Path, base: nn.Module) -> Products:
 
 
 def _with_weights(base: nn.Module) -> nn.Module:
-    """The model, or one of its configuration with random weights where it has none."""
+    """The model, or, if it has no weights, a random one with its configuration."""
     if not any(p.is_meta for p in base.parameters()):
         return base
     from transformers import PretrainedConfig
@@ -150,8 +150,8 @@ def _with_weights(base: nn.Module) -> nn.Module:
     config: Any = getattr(base, "config", None)
     if not isinstance(config, PretrainedConfig):
         raise UsageError(
-            f"{type(base).__name__} is on the meta device and no model of transformers, so that "
-            "the adapter cannot be tried on it; pass the base with its weights"
+            f"{type(base).__name__} is on the meta device and no model of transformers, so "
+            "the adapter cannot be tested on it; pass the base with its weights"
         )
     size = sum(p.numel() for p in base.parameters()) * 4
     require_memory(
@@ -173,7 +173,7 @@ def _require_lora(what: str, configs: list[Any]) -> None:
 
 
 def _layers(model: nn.Module) -> list[Any]:
-    """The modules that PEFT put in, or around others."""
+    """The modules that PEFT added."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -181,7 +181,7 @@ def _layers(model: nn.Module) -> list[Any]:
 
 
 def base_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the base by their plain names, also under an adapter."""
+    """The parameters of the base by their plain names, also in a model with adapters."""
     return {
         name.removeprefix(PREFIX).replace(".base_layer", "").replace(".original_module", ""): p
         for name, p in model.named_parameters(remove_duplicate=False)
@@ -194,22 +194,23 @@ def adapter_products(
     """The factors of some adapters with their names, by the name of the weight.
 
     Raises:
-        ValueError: an adapted module does not hold its weight as one matrix.
+        ValueError: an adapted module does not store its weight as one matrix.
     """
-    found: dict[str, list[tuple[str, Factors]]] = {}
+    products: dict[str, list[tuple[str, Factors]]] = {}
     for path, module in model.named_modules():
         for adapter in adapters:
             if (factors := _live(module, adapter)) is None:
                 continue
             layer: Any = module
-            own = getattr(layer.base_layer, "weight", None)
-            if not isinstance(own, Tensor) or tuple(own.shape) != factors.shape:
+            weight = getattr(layer.base_layer, "weight", None)
+            if not isinstance(weight, Tensor) or tuple(weight.shape) != factors.shape:
                 raise UsageError(
-                    f"{what} is no sum of products B A: {path} does not hold its weight as one "
+                    f"{what} is no sum of products B A: {path} does not store its weight as one "
                     f"matrix of shape {factors.shape}; {MERGE}"
                 )
-            found.setdefault(f"{path.removeprefix(PREFIX)}.weight", []).append((adapter, factors))
-    return found
+            name = f"{path.removeprefix(PREFIX)}.weight"
+            products.setdefault(name, []).append((adapter, factors))
+    return products
 
 
 def _live(module: Any, adapter: str) -> Factors | None:
@@ -234,29 +235,29 @@ def _require_sum(
     original: Mapping[str, Tensor],
     what: str,
 ) -> None:
-    """Raise ValueError unless adapters change their base by the sum of their products alone.
+    """Raise ValueError unless adapters change their base only by the sum of their products.
 
-    A text is run with the adapters as PEFT applies them, and with the base whose weights are the
-    original ones plus the products. What the text may not show, since it is used by some tokens
-    only, are tensors that are no half of a product: they have to be the base's own.
+    A text runs with the adapters as PEFT applies them, and with the original weights of the base
+    plus the products. Some tensors affect only some tokens, so the text may not show them.
+    Therefore every tensor that is no factor of a product has to equal the base's tensor.
 
     Args:
-        wrapped: carries the adapters, active; a copy, which is changed.
+        wrapped: a copy of the model with the active adapters; it changes.
         adapters: their names.
-        products: of these adapters, by the name of the weight.
-        original: the base's weights before the adapters came.
-        what: names the adapters in the message.
+        products: products of these adapters, by the name of the weight.
+        original: the base's weights without adapters.
+        what: name of the adapters in the message.
     """
     others = [n for name in adapters for n in _others(wrapped, name, original)]
     if missing := [name for name in products if name not in original]:
         raise UsageError(
-            f"{what} is no sum of products B A: it changes {some(missing, 4)}, which the base does "
-            f"not have: it copies layers; {MERGE}"
+            f"{what} is no sum of products B A: it copies layers, and changes {some(missing, 4)}, "
+            f"which the base does not have; {MERGE}"
         )
     if (ids := short_text(base_model(wrapped), _TOKENS)) is None:
         raise UsageError(
-            f"{type(base_model(wrapped)).__name__} reads no text, so that what peft makes of "
-            f"{what} and the products B A cannot be compared"
+            f"{type(base_model(wrapped)).__name__} reads no text, so frenet cannot check that "
+            f"{what} is a sum of products B A"
         )
     wrapped.eval()
     with torch.no_grad(), warnings.catch_warnings():
@@ -279,10 +280,10 @@ def _require_sum(
     if not apart <= _APART * effect + rounding:
         share = apart / effect if effect else math.inf
         causes.append(
-            f"its logits by peft and by the sum differ by {share:.2g} of what the adapter changes"
+            f"its logits by peft and by the sum differ by {share:.2g} of the adapter's effect"
         )
     if others:
-        causes.append(f"it has tensors that are no half of a product, as {some(others, 4)}")
+        causes.append(f"it has tensors that are no factor of a product, such as {some(others, 4)}")
     if causes:
         raise UsageError(
             f"{what} is no sum of products B A added to its base: {', and '.join(causes)}; {MERGE}"
@@ -296,7 +297,7 @@ def _run(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def _others(wrapped: Any, adapter: str, original: Mapping[str, Tensor]) -> list[str]:
-    """Tensors of an adapter that are no half of a product, and not the base's own weights."""
+    """Tensors of an adapter that are no factor of a product, and differ from the base's weights."""
     from peft import get_peft_model_state_dict
 
     with warnings.catch_warnings():
@@ -304,29 +305,29 @@ def _others(wrapped: Any, adapter: str, original: Mapping[str, Tensor]) -> list[
         state = get_peft_model_state_dict(
             wrapped, adapter_name=adapter, save_embedding_layers=False
         )
-    found = []
+    others = []
     for name, value in state.items():
         if name.removesuffix(".weight").endswith(_HALVES):
             continue
-        own = original.get(name.removeprefix(PREFIX).replace(".base_layer", ""))
-        # A trained bias of the base is the model's own, whatever it was before.
+        weight = original.get(name.removeprefix(PREFIX).replace(".base_layer", ""))
+        # A trained bias is the very parameter of the model, so its old value is unknown.
         if (
-            own is None
-            or own is value
-            or own.data_ptr() == value.data_ptr()
-            or not torch.equal(own.to(value.dtype), value)
+            weight is None
+            or weight is value
+            or weight.data_ptr() == value.data_ptr()
+            or not torch.equal(weight.to(value.dtype), value)
         ):
-            found.append(name)
-    return found
+            others.append(name)
+    return others
 
 
 def refuse_tied(model: nn.Module, weight: Tensor | None, module: str) -> None:
-    """Raise ValueError where the weight is tied: the adapter changes one of its two uses only."""
+    """Raise ValueError if the weight is tied: the adapter changes only one of its two uses."""
     named = model.named_parameters(remove_duplicate=False)
     names = [name for name, parameter in named if parameter is weight]
     if len(names) > 1:
         raise UsageError(
-            f"the adapter on {module} changes one use of a weight that is tied ({some(names)}); "
-            "added to the weight it would change both, so that it is no direction of this model; "
+            f"the adapter on {module} changes one use of a tied weight ({some(names)}); "
+            "added to the weight it would change both, so it is no direction of this model; "
             f"{UNTIE}, or leave the module out of the adapter"
         )

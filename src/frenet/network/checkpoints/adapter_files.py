@@ -1,4 +1,4 @@
-"""PEFT adapters on disk: found, read and written."""
+"""PEFT adapters on disk: locating, reading and writing them."""
 
 import hashlib
 import re
@@ -22,18 +22,18 @@ from frenet.network.checkpoints.tensor_files import TensorFiles, save_tensors
 
 PREFIX = "base_model.model."
 WEIGHTS = ADAPTER_WEIGHTS
-# The key, in the metadata of weights that frenet wrote, of the digest of their configuration; what
-# people change in it when they move a base or an adapter is not covered.
+# The metadata key, in weights from frenet, of the digest of their configuration. The digest leaves
+# out fields that people change when they move a base or an adapter.
 _CONFIGURED = "frenet.adapter_config"
 _MOVED = ("base_model_name_or_path", "revision", "inference_mode")
 
 
 def adapter_folder(adapter: str | Path) -> Path:
-    """The local folder of an adapter; a hub id is fetched, its safetensors and configuration only.
+    """The local folder of an adapter; of a hub id only safetensors and configuration are fetched.
 
     Raises:
-        FileNotFoundError: no such folder, and no hub id.
-        ValueError: the folder holds no adapter, or a pickled one.
+        FileNotFoundError: it is neither a folder nor a hub id.
+        ValueError: the folder has no adapter, or a pickled one.
         ConnectionError: the hub cannot be reached or has no such adapter.
     """
     folder = Path(adapter).expanduser()
@@ -58,39 +58,39 @@ def adapter_tensors(folder: Path) -> dict[str, Tensor]:
 
     Raises:
         DamagedFileError: one of them is not what frenet wrote.
-        ValueError: one is empty, as those of DeepSpeed ZeRO-3 are before they are gathered, or has
+        ValueError: one is empty (DeepSpeed ZeRO-3 saves weights so unless it gathers them), or has
             an entry that is not finite.
     """
     files = TensorFiles(folder / WEIGHTS)
     if empty := [name for name, shape in files.shapes.items() if prod(shape) == 0]:
         raise UsageError(
             f"{folder / WEIGHTS} has {len(empty)} empty tensors of {len(files.shapes)}, the first "
-            f"is {empty[0]} of shape {files.shapes[empty[0]]}: DeepSpeed ZeRO-3 leaves them where "
-            "weights are not gathered before they are saved; save the adapter again from the "
-            "training's checkpoint (zero_to_fp32.py, or stage3_gather_16bit_weights_on_model_save)"
+            f"is {empty[0]} of shape {files.shapes[empty[0]]}: DeepSpeed ZeRO-3 saves them so if "
+            "it does not gather the weights first; save the adapter again from the training's "
+            "checkpoint (zero_to_fp32.py, or stage3_gather_16bit_weights_on_model_save)"
         )
     tensors = {name: files.read(name) for name in files.shapes}
     if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         raise UsageError(
             f"{folder / WEIGHTS} has entries that are not finite in {len(broken)} tensors, the "
-            f"first is {broken[0]}: its training diverged; take an earlier checkpoint"
+            f"first is {broken[0]}: its training diverged; use an earlier checkpoint"
         )
     return tensors
 
 
 def configuration(folder: Path) -> dict[str, Any]:
-    """What ``adapter_config.json`` of a folder says.
+    """The contents of ``adapter_config.json`` in a folder.
 
     Raises:
         DamagedFileError: it is no JSON object, or not the one that frenet wrote with the weights.
     """
     path = folder / ADAPTER_CONFIG
-    found = adapter_settings(folder)
+    settings = adapter_settings(folder)
     if (folder / WEIGHTS).exists():
         written = TensorFiles(folder / WEIGHTS).about.get(_CONFIGURED)
-        if written is not None and written != _config_digest(found):
+        if written is not None and written != _config_digest(settings):
             raise DamagedFileError(path, f"is not the one that was written with {WEIGHTS}")
-    return found
+    return settings
 
 
 def write_adapter(
@@ -100,17 +100,17 @@ def write_adapter(
     *,
     auto_mapping: Mapping[str, str] | None = None,
 ) -> None:
-    """Write configuration and weights as PEFT does, the same bytes every time, with digests.
+    """Write configuration and weights in PEFT's format, with digests and reproducible bytes.
 
     Args:
-        config: PEFT's.
-        tensors: by the names that PEFT gives them.
-        folder: which is there; see ``whole_files``.
-        auto_mapping: the class of the base, where the configuration has no kind of task.
+        config: PEFT's configuration.
+        tensors: tensors by PEFT's names.
+        folder: an existing folder; see ``whole_files``.
+        auto_mapping: the class of the base, if the configuration has no task type.
     """
     config.save_pretrained(folder, auto_mapping_dict=auto_mapping)
     path = folder / ADAPTER_CONFIG
-    # PEFT turns sets into lists in the order of their hashes, which every process has anew.
+    # PEFT turns sets into lists in the order of their hashes, which differs between processes.
     sets = {key for key, value in config.to_dict().items() if isinstance(value, set)}
     settings = {k: sorted(v) if k in sets else v for k, v in read_object(path).items()}
     path.write_text(pretty(settings), encoding="utf-8")
@@ -119,13 +119,13 @@ def write_adapter(
 
 
 def _config_digest(config: dict[str, Any]) -> str:
-    kept = {key: value for key, value in config.items() if key not in _MOVED}
-    return hashlib.sha256(canonical(kept).encode()).hexdigest()
+    covered = {key: value for key, value in config.items() if key not in _MOVED}
+    return hashlib.sha256(canonical(covered).encode()).hexdigest()
 
 
 def _fetched(name: str) -> Path:
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is None:
-        raise FileNotFoundError(f"there is no adapter folder {name}, and it is no hub id either")
+        raise FileNotFoundError(f"there is no adapter folder {name}, and it is no hub id")
     from huggingface_hub import snapshot_download
 
     try:

@@ -1,4 +1,4 @@
-"""A small GPT-2 that frenet trains itself: a language model where there is no network."""
+"""A small GPT-2 that frenet trains: a language model without a download."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,11 @@ _RATE = 3e-3
 
 
 def made_model() -> Path:
-    """The folder of ``frenet:gpt2``, from the cache, or trained now: about two minutes.
+    """The folder of ``frenet:gpt2``, from the cache, or trained now in about two minutes.
 
-    GPT-2's architecture (4 blocks of width 64, learned positions, tied head, context 96), a
-    tokenizer of its own, taught the five tasks of ``frenet:words`` and to answer Yes or No about
-    ``frenet:comparisons``. It is trained in one thread, so that it is the same in every run.
+    It has GPT-2's architecture (4 blocks of width 64, learned positions, tied head, context 96)
+    and a special tokenizer. It learns the five tasks of ``frenet:words``, and to answer Yes or No
+    about ``frenet:comparisons``. It is trained in one thread, so that every run gives the same.
     """
     folder, about = made_folder(), {"name": NAME, "version": VERSION}
     with named_errors(folder, moves=VARIABLE):
@@ -58,19 +58,19 @@ def made_model() -> Path:
 
 
 def made_folder() -> Path:
-    """Where ``frenet:gpt2`` is, or will be."""
+    """The folder of ``frenet:gpt2``, which may not exist yet."""
     return cache_dir() / "made" / f"gpt2-v{VERSION}"
 
 
 def _save(model: "GPT2LMHeadModel", folder: Path) -> None:
-    """A model folder; the head is the embedding, which is stored once."""
+    """Write a model folder; the head is the embedding, which is stored once."""
     model.config.save_pretrained(folder)
     tensors = {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"}
     save_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def made_tokenizer() -> Any:
-    """Byte pairs over bytes and single digits, learned from the made data."""
+    """A byte-pair tokenizer over bytes and single digits, trained on the built-in data."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -100,7 +100,7 @@ def _texts() -> list[str]:
 
 
 def made_tasks(tokenizer: Any) -> dict[str, TextTask]:
-    """What ``frenet:gpt2`` is taught: word tasks, and comparisons as they are asked about."""
+    """The training tasks of ``frenet:gpt2``: word tasks, and comparisons as questions."""
     answers = {"1": ANSWERED[0], "0": ANSWERED[1]}
     asked = Template(ASKED, "{label}", labels=ANSWERED, words=answers)
     words = text_tasks(f"{PREFIX}words", tokenizer, max_length=CONTEXT)
@@ -109,7 +109,7 @@ def made_tasks(tokenizer: Any) -> dict[str, TextTask]:
 
 
 def fresh_gpt2(tokenizer: Any) -> "GPT2LMHeadModel":
-    """The network before it is trained; always the same one."""
+    """The network before training; always the same."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     end = tokenizer.eos_token_id
@@ -123,10 +123,10 @@ def fresh_gpt2(tokenizer: Any) -> "GPT2LMHeadModel":
         return GPT2LMHeadModel(config)
 
 
-# In one thread: the network is the same whatever the run that asks first works with.
+# In one thread, so that the cached network does not depend on the run that trains it.
 @torch_threads(1)
 def trained_gpt2(tokenizer: Any, *, steps: int) -> "GPT2LMHeadModel":
-    """Train on the made data: AdamW, a tenth of warm-up, linear decay, clip 1."""
+    """Train on the built-in data: AdamW, a tenth of warm-up, linear decay, clip 1."""
     model = fresh_gpt2(tokenizer)
     tasks = made_tasks(tokenizer).values()
     examples = [row.encoded for task in tasks for row in task.examples["train"]]

@@ -1,4 +1,4 @@
-"""Where trained and converted networks are kept between runs."""
+"""The cache of trained and converted networks."""
 
 import os
 import sys
@@ -11,27 +11,27 @@ from frenet._files import DamagedFileError, named_errors
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What moves the cache to another disk, for messages.
+# The variable that moves the cache, for messages.
 VARIABLE = "FRENET_CACHE"
 
 
 def cache_dir() -> Path:
     """``$FRENET_CACHE``, or ``frenet`` in the platform's cache folder."""
-    if own := os.environ.get(VARIABLE):
-        return Path(own)
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "frenet"
 
 
 def kept_tensors(path: Path, make: "Callable[[], Mapping[str, Tensor]]") -> "dict[str, Tensor]":
-    """The tensors of a file of the cache; made, and kept there, where it is missing or damaged.
+    """The tensors of a cached file; if it is missing or damaged, they are made and stored.
 
     Args:
-        path: the file; one that is damaged, or has no digests, is named on standard error.
-        make: gives the tensors, the same ones at every call.
+        path: the file; if it is damaged or has no digests, a line on standard error says so.
+        make: returns the tensors, the same at every call.
 
     Raises:
-        OSError: the cache cannot be written; said before ``make`` is called, unless the disk gets
-            full.
+        OSError: the cache cannot be written; raised before ``make`` is called, unless the disk
+            gets full.
     """
     from frenet.network.checkpoints.tensor_files import load_tensors, save_tensors
 

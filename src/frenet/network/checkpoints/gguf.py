@@ -1,4 +1,4 @@
-"""GGUF files: converted once into a folder of dequantised weights that loads fast."""
+"""GGUF files: one conversion into a folder of dequantised weights that loads fast."""
 
 import copy
 import errno
@@ -24,23 +24,23 @@ from frenet.network.checkpoints.gguf_tokenizer import load_tokenizer
 from frenet.network.checkpoints.made_folder import RECORD, read_record, seal_folder, whole_folder
 from frenet.network.memory import require_memory
 
-# Keys of transformers' table that are sections of the file or no decoders.
+# Keys of transformers' table that are sections of the file, or no decoders.
 _NOT_DECODERS = ("general", "tokenizer", "t5", "umt5")
-# While converting, the dequantised tensors and one copy of them in float32.
+# The conversion holds the dequantised tensors and one copy of them in float32.
 _BYTES_PER_PARAMETER = 8
-# Raised when the same file gives another folder, so that those of earlier versions are not taken.
+# Incremented when the same file would give another folder, so that older folders are not used.
 _CONVERSION = 4
 
 
 def supported_architectures() -> tuple[str, ...]:
-    """GGUF architectures that transformers can turn into a decoder."""
+    """GGUF architectures that transformers loads as a decoder."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     return tuple(sorted(set(GGUF_SUPPORTED_ARCHITECTURES) - set(_NOT_DECODERS)))
 
 
 def say_on_stderr(message: str) -> None:
-    """The default voice of slow steps."""
+    """Print a message about a slow step on standard error."""
     print(one_line(message), file=sys.stderr, flush=True)
 
 
@@ -54,20 +54,20 @@ def convert_gguf(
     """The folder with the dequantised weights and the tokenizer of a GGUF file.
 
     The first call converts, which takes a minute for a small model; later calls with the same
-    content compare that folder with the digests of its files, once in a process, and return it. A
-    folder that is damaged is named and made again.
+    content compare that folder with the digests of its files, once per process, and return it. A
+    damaged folder is reported and made again.
 
     Args:
         path: the .gguf file.
-        cache: where converted folders are kept; None: ``gguf`` in ``cache_dir()``.
-        out: the folder itself, in place of one in the cache; new, empty, or of this conversion.
-        say: gets one line before the conversion: what the file is and what it will cost.
+        cache: folder of converted folders; None: ``gguf`` in ``cache_dir()``.
+        out: the folder, instead of one in the cache; new, empty, or of this conversion.
+        say: called with one line before the conversion, with the type and cost of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a whole and undamaged GGUF file of a model, an architecture, a setting or
-            a type of tensor that is not supported, weights that do not fill the model, or a folder
-            ``out`` that holds something else.
+        ValueError: the file is no complete GGUF file of a model; its architecture, a setting or a
+            tensor type is not supported; its weights do not fill the model; or the folder ``out``
+            has other contents.
         MemoryError: the conversion needs more memory than there is.
         DiskFullError: the disk has no room for the folder.
         OSError: the folder cannot be written.
@@ -94,22 +94,21 @@ def convert_gguf(
 
 
 def _require_free(out: Path, digest: str) -> None:
-    """Nothing of somebody else's, and no other model, lies where the folder goes."""
+    """Refuse a folder with other files, or with another model."""
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / RECORD).exists()):
         raise UsageError(
-            f"{out} holds what frenet did not write; pass --out with a folder that is new or empty"
+            f"{out} holds files that frenet did not write; pass --out with a new or empty folder"
         )
     if (out / RECORD).exists() and read_record(out).get("sampled_sha256") != digest:
         raise UsageError(
-            f"{out} holds the conversion of another file; pass --out with a folder that is new or "
-            "empty"
+            f"{out} holds the conversion of another file; pass --out with a new or empty folder"
         )
 
 
 def _convert(
     path: Path, folder: Path, digest: str, say: Callable[[str], None], *, moves: str
 ) -> None:
-    """Make the folder, after asking whether memory and disk have room."""
+    """Make the folder, after a check of memory and disk space."""
     file = read_gguf(path)
     _require_supported(file)
     needed = _BYTES_PER_PARAMETER * file.parameters
@@ -137,7 +136,7 @@ def _convert(
 
 
 def _require_supported(file: GgufFile) -> None:
-    """llama.cpp and transformers write some names with and without a line between words."""
+    """Refuse other architectures; llama.cpp and transformers differ in hyphens of some names."""
     supported = supported_architectures()
     if _bare(file.architecture) not in map(_bare, supported):
         raise UsageError(
@@ -151,7 +150,7 @@ def _bare(name: str) -> str:
 
 
 def _write_converted(path: Path, file: GgufFile, folder: Path) -> list[str]:
-    """Model and tokenizer of the file, in Hugging Face format, and what to say about them."""
+    """Write model and tokenizer of the file in Hugging Face format, and return notes."""
     from transformers import AutoModelForCausalLM
 
     settings = {"gguf_file": path.name}
@@ -163,8 +162,8 @@ def _write_converted(path: Path, file: GgufFile, folder: Path) -> list[str]:
             ignore_mismatched_sizes=True, **settings,
         )  # fmt: skip
         _require_complete(loaded, report, file=file, rope=rope)
-        # A model loaded from GGUF counts as quantised and cannot be saved; its copy can.
-        # Some architectures are dequantised while loading, and leave no mark of it.
+        # A model from GGUF counts as quantised and cannot be saved, but its copy can.
+        # Some architectures are dequantised while loading and have no such mark.
         config = copy.deepcopy(loaded.config)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -181,7 +180,7 @@ def _write_converted(path: Path, file: GgufFile, folder: Path) -> list[str]:
 
 
 def _configuration(path: Path, file: GgufFile) -> Any:
-    """What transformers makes of the metadata."""
+    """The configuration that transformers makes from the metadata."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -198,18 +197,18 @@ def _configuration(path: Path, file: GgufFile) -> Any:
             f"{path.name}: transformers makes no configuration of its metadata ({one_line(error)})"
             f"{arrays}; load the folder in Hugging Face format that it was made from"
         ) from error
-    # A file of that name is read as a Mistral, which cannot be filled then. Without a window, which
-    # this architecture of llama.cpp does not have, it is a Llama.
+    # transformers reads a file of this name as a Mistral, which its tensors do not fill. Without a
+    # window, which this architecture of llama.cpp lacks, a Mistral is a Llama.
     if config.model_type == "mistral":
-        own = {key: value for key, value in config.to_dict().items() if key != "sliding_window"}
-        config = CONFIG_MAPPING["llama"].from_dict(own | {"model_type": "llama"})
+        rest = {key: value for key, value in config.to_dict().items() if key != "sliding_window"}
+        config = CONFIG_MAPPING["llama"].from_dict(rest | {"model_type": "llama"})
     return config
 
 
 def _require_complete(
     model: nn.Module, report: dict[str, Any], *, file: GgufFile, rope: Rope | None
 ) -> None:
-    """Every parameter has a tensor in the file, and every tensor a parameter or a setting."""
+    """Refuse a file unless it fills every parameter and every tensor has a use."""
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
         TensorProcessor,
@@ -218,22 +217,22 @@ def _require_complete(
 
     config: Any = model.config
     processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config=config.to_dict())
-    # Experts are known without the last part of their tensors' names.
+    # Experts are listed without the last part of their tensors' names.
     known = set(get_gguf_hf_weights_map(model, processor)) | (rope.tensors if rope else set())
     names = [tensor.name for tensor in file.tensors]
     unplaced = [n for n in names if n not in known and n.removesuffix(".weight") not in known]
-    lacking = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
-    if unplaced or lacking:
+    unfilled = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
+    if unplaced or unfilled:
         raise UsageError(
             f"{file.name} does not fill a {file.architecture} model: parameters without a "
-            f"tensor: {', '.join(lacking[:5]) or 'none'}; tensors without a parameter: "
+            f"tensor: {', '.join(unfilled[:5]) or 'none'}; tensors without a parameter: "
             f"{', '.join(unplaced[:5]) or 'none'}; load the folder in Hugging Face format that "
             "the file was made from"
         )
 
 
 def _require_informative(path: Path, model: nn.Module) -> None:
-    """Weights and logits are finite, and logits not all the same, as without the embedding."""
+    """Refuse weights or logits that are not finite, and equal logits (a lost embedding)."""
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise UsageError(
@@ -243,7 +242,7 @@ def _require_informative(path: Path, model: nn.Module) -> None:
         logits = model.eval()(input_ids=torch.arange(1, 9)[None], use_cache=False).logits
     if not bool(torch.isfinite(logits).all()):
         raise UsageError(
-            f"{path} is damaged: its weights are so large that logits are not finite; {AGAIN}"
+            f"{path} is damaged: its weights are so large that its logits are not finite; {AGAIN}"
         )
     spread = float((logits.amax(-1) - logits.amin(-1)).min())
     if not spread > 1e-4:
@@ -254,7 +253,7 @@ def _require_informative(path: Path, model: nn.Module) -> None:
 
 
 def _digest(path: Path) -> str:
-    """sha256 over the size and evenly spaced blocks: cheap, and by content."""
+    """sha256 over the size and evenly spaced blocks, which is fast."""
     digest = hashlib.sha256(str(path.stat().st_size).encode())
     for block in sampled(path):
         digest.update(block)

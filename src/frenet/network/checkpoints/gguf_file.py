@@ -1,8 +1,8 @@
-"""What a GGUF file holds, and in what way a file that cannot be read is none: each cause by name.
+"""The contents of a GGUF file, or a specific error if it cannot be read.
 
-The header is walked here and not by the gguf package: its reader (0.19) compares no length with the
-size of the file, so that 112 bytes whose array claims 2^40 numbers keep it busy for ever, with more
-memory every second. Its tables say how many bytes a type takes, and how blocks become numbers.
+The gguf package does not read the header here: its reader (0.19) compares no length with the size
+of the file, so a file of 112 bytes with an array of supposedly 2^40 numbers keeps it busy for ever,
+with growing memory. Its tables give the size of each type, and it dequantises blocks.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -22,39 +22,39 @@ from frenet._errors import UsageError
 
 AGAIN = "compare its size and sha256 with those of its source, and fetch it again"
 _CONVERT = "convert the original model again with llama.cpp's convert_hf_to_gguf.py"
-# How files begin that people have under the name of a GGUF file; the first match counts.
+# Beginnings of other files with the name of a GGUF file; the first match counts.
 _BEGINNINGS = (
     (rb"\Z", "is empty; fetch it again"),
-    (rb"version https://git-lfs", "is the pointer of Git LFS and not the file; run: git lfs pull"),
-    (rb"\s*<", "is a web page, so the download failed; fetch it again, signed in where it asks"),
+    (rb"version https://git-lfs", "is a Git LFS pointer and not the file; run: git lfs pull"),
+    (rb"\s*<", "is a web page, so the download failed; fetch it again, signed in if necessary"),
     (rb"(lmgg|fmgg|tjgg)", f"is in a format of llama.cpp from before GGUF; {_CONVERT}"),
 )
-# Parts that were cut by size, and have to be put together before anything can be read.
+# Names of parts that were cut by size, and have to be joined before they can be read.
 _CUT = re.compile(r"\.gguf[.-](part\d+of\d+|split-?\w+)$", re.IGNORECASE)
-# Numbers of types that llama.cpp took out of the format (ggml.h).
+# Numbers of types that llama.cpp removed from the format (ggml.h).
 _REMOVED_TYPES = (4, 5, 31, 32, 33, 36, 37, 38)
-# What general.type calls files that hold no model.
+# Values of general.type for files without a model.
 _NO_MODEL = {
     "adapter": "a LoRA adapter; pass the folder of the PEFT adapter that it was made from",
     "imatrix": "an importance matrix; pass the file of the model",
     "mmproj": "the projector of a multimodal model; pass the file of the language model",
     "vocab": "a vocabulary without a model; pass the file of the model",
 }
-# How numbers of metadata are stored, by the number of their type; 8 is text and 9 an array.
+# Formats of numbers in metadata, by the number of their type; 8 is text and 9 an array.
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _TEXT, _ARRAY = 8, 9
 _MOST_DIMENSIONS = 4
 
 
 class GgufTensor(NamedTuple):
-    """Where a tensor lies and how it is stored.
+    """Place and storage of a tensor.
 
     Attributes:
-        name: in the file.
-        kind: the type of the gguf package.
+        name: name in the file.
+        kind: type, as in the gguf package.
         shape: the slowest dimension first, as in torch.
-        offset: of its first byte in the file.
-        size: in bytes.
+        offset: offset of its first byte in the file.
+        size: size in bytes.
     """
 
     name: str
@@ -65,7 +65,7 @@ class GgufTensor(NamedTuple):
 
     @property
     def entries(self) -> int:
-        """How many numbers it holds."""
+        """Number of entries."""
         return math.prod(self.shape)
 
 
@@ -73,10 +73,10 @@ class GgufFile(NamedTuple):
     """Metadata and tensors of a GGUF file of a whole model.
 
     Attributes:
-        path: of the file.
-        architecture: as llama.cpp calls it.
+        path: path of the file.
+        architecture: llama.cpp's name of the architecture.
         metadata: all keys with their values.
-        tensors: in the order of the file.
+        tensors: tensors in the order of the file.
     """
 
     path: Path
@@ -86,12 +86,12 @@ class GgufFile(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name of the file, for messages."""
         return self.path.name
 
     @property
     def parameters(self) -> int:
-        """Entries of all tensors."""
+        """Number of entries of all tensors."""
         return sum(tensor.entries for tensor in self.tensors)
 
     @property
@@ -101,7 +101,7 @@ class GgufFile(NamedTuple):
         return " + ".join(f"{kind} ({n} tensors)" for kind, n in types.most_common())
 
     def values(self, name: str) -> np.ndarray | None:
-        """The entries of a tensor, dequantised; None where there is none of that name."""
+        """The dequantised entries of a tensor; None if there is none of that name."""
         from gguf import dequantize
 
         for tensor in self.tensors:
@@ -113,7 +113,7 @@ class GgufFile(NamedTuple):
 
 
 def is_part(path: Path) -> bool:
-    """Whether a name is that of a part of a GGUF file that was cut by size."""
+    """Whether the name is that of a part of a GGUF file that was cut by size."""
     return _CUT.search(path.name) is not None
 
 
@@ -121,8 +121,8 @@ def read_gguf(path: Path) -> GgufFile:
     """Metadata and tensors of a file.
 
     Raises:
-        ValueError: it is no GGUF file, or one of another version, byte order or content, a part of
-            one, damaged, or holds tensors of a type that cannot be unpacked.
+        ValueError: it is no GGUF file; its version, byte order or content is not supported; it is
+            a part of a file, or damaged; or gguf cannot unpack a type of its tensors.
     """
     _require_readable(path)
     walk = _Walk(path)
@@ -136,18 +136,18 @@ def read_gguf(path: Path) -> GgufFile:
     _require_whole(path, metadata, tensors)
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
-        raise walk.damaged("it does not say its architecture")
+        raise walk.damaged("it does not name its architecture")
     infos = [_info(walk) for _ in range(tensors)]
     names = Counter(info[0] for info in infos)
     if twice := [name for name, count in names.items() if count > 1]:
         raise walk.damaged(f"it has the tensor {twice[0]} twice")
-    found = GgufFile(path, architecture, metadata, _placed(walk, metadata, infos))
-    _require_unpackable(found)
-    return found
+    file = GgufFile(path, architecture, metadata, _placed(walk, metadata, infos))
+    _require_unpackable(file)
+    return file
 
 
 class _Walk:
-    """A place in a file from which values are read one after the other."""
+    """A position in a file, for reading values one after another."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.place = path, 8
@@ -158,7 +158,7 @@ class _Walk:
         """The next bytes.
 
         Raises:
-            ValueError: the file ends before.
+            ValueError: the file ends earlier.
         """
         if count > len(self.data) - self.place:
             raise self.damaged(f"it ends within its header, at byte {self.place:,}")
@@ -171,9 +171,9 @@ class _Walk:
 
     def text(self) -> str:
         """The next text."""
-        found = self.take(self.number("Q"))
+        raw = self.take(self.number("Q"))
         try:
-            return found.decode("utf-8")
+            return raw.decode("utf-8")
         except UnicodeDecodeError:
             raise self.damaged(f"no text before byte {self.place:,}") from None
 
@@ -187,7 +187,7 @@ class _Walk:
             raise self.damaged(f"a value of an unknown type, {kind}, before byte {self.place:,}")
         inner, count = self.number("I"), self.number("Q")
         if inner not in _NUMBERS:
-            # Every text, and every array, takes 8 bytes at least.
+            # Every text and every array takes at least 8 bytes.
             if 8 * count > len(self.data):
                 raise self.damaged(f"an array of {count} values at byte {self.place:,}")
             return [self.value(inner) for _ in range(count)]
@@ -196,7 +196,7 @@ class _Walk:
         return list(struct.unpack(f"<{count}{letter}", values))
 
     def damaged(self, why: str) -> ValueError:
-        """The error of a file that is not what somebody wrote."""
+        """The error of a damaged or incomplete file."""
         if is_part(self.path):
             return UsageError(f"{self.path} {_of_a_cut_file(self.path)}")
         return UsageError(
@@ -206,7 +206,7 @@ class _Walk:
 
 
 def _info(walk: _Walk) -> tuple[str, tuple[int, ...], int, int]:
-    """Name, shape, number of the type and offset of the next tensor."""
+    """Name, shape, type number and offset of the next tensor."""
     name, count = walk.text(), walk.number("I")
     if not 1 <= count <= _MOST_DIMENSIONS:
         raise walk.damaged(f"{name} has {count} dimensions")
@@ -217,14 +217,14 @@ def _info(walk: _Walk) -> tuple[str, tuple[int, ...], int, int]:
 def _placed(
     walk: _Walk, metadata: dict[str, Any], infos: list[tuple[str, tuple[int, ...], int, int]]
 ) -> tuple[GgufTensor, ...]:
-    """Tensors that follow each other without a gap or an overlap, as llama.cpp demands."""
+    """The tensors, which must follow each other without gap or overlap, as in llama.cpp."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise walk.damaged(f"general.alignment = {alignment}")
     start = -(-walk.place // alignment) * alignment
-    place, found = start, []
+    place, tensors = start, []
     for name, shape, number, offset in infos:
         try:
             kind = GGMLQuantizationType(number)
@@ -236,26 +236,26 @@ def _placed(
         if shape[-1] % entries or start + offset != place:
             raise walk.damaged(
                 f"{name} of shape {shape} and type {kind.name} begins at byte {start + offset:,}, "
-                f"and the tensors before it end at {place:,}"
+                f"but the tensors before it end at {place:,}"
             )
         taken = math.prod(shape) // entries * size
-        found.append(GgufTensor(name, kind, shape, place, taken))
+        tensors.append(GgufTensor(name, kind, shape, place, taken))
         if place + taken > len(walk.data):
             raise walk.damaged(f"{name} ends at byte {place + taken:,}")
         place += -(-taken // alignment) * alignment
-    return tuple(found)
+    return tuple(tensors)
 
 
 def _unknown(number: int) -> str:
     if number in _REMOVED_TYPES:
-        return f"which was taken out of the format; {_CONVERT}"
+        return f"which was removed from the format; {_CONVERT}"
     if number < 256:
         return f"which gguf {_package()} does not know; run: pip install -U gguf, or {_CONVERT}"
     return f"which no version of the format has: the file is damaged; {AGAIN}"
 
 
 def _require_readable(path: Path) -> None:
-    """The file begins as one of a version and byte order that is read."""
+    """Refuse a file unless it begins like GGUF of a supported version and byte order."""
     with path.open("rb") as file:
         start = file.read(64)
     if start[:4] != b"GGUF":
@@ -270,7 +270,7 @@ def _require_readable(path: Path) -> None:
         raise UsageError(f"{path} is of version 1 of GGUF, of August 2023; {_CONVERT}")
     if version and version % 2**16 == 0:
         raise UsageError(
-            f"{path} is big-endian, and this machine is not; turn a copy of it round with: "
+            f"{path} is big-endian, but this machine is not; convert a copy of it with: "
             "gguf-convert-endian FILE little"
         )
     if 3 < version < 16:
@@ -282,15 +282,15 @@ def _require_readable(path: Path) -> None:
 
 def _of_a_cut_file(path: Path) -> str:
     whole = path.name[: path.name.lower().index(".gguf") + 5]
-    return f"is a part of a file that was cut by size; put the parts together: cat PARTS > {whole}"
+    return f"is a part of a file that was cut by size; join the parts: cat PARTS > {whole}"
 
 
 def _require_whole(path: Path, metadata: dict[str, Any], tensors: int) -> None:
-    """The file holds a model, and all of it."""
+    """Refuse a file unless it has a model, and all of it."""
     count, number = metadata.get("split.count", 1), metadata.get("split.no", 0)
     if isinstance(count, int) and isinstance(number, int) and count > 1:
         raise UsageError(
-            f"{path} is part {number + 1} of the {count} of a split file; put them together with "
+            f"{path} is part {number + 1} of {count} of a split file; join them with "
             "llama.cpp: llama-gguf-split --merge FIRST_PART WHOLE.gguf"
         )
     kind = metadata.get("general.type", "model")
@@ -301,18 +301,18 @@ def _require_whole(path: Path, metadata: dict[str, Any], tensors: int) -> None:
         raise UsageError(f"{path} is a control vector; frenet steer reads it")
 
 
-def _require_unpackable(found: GgufFile) -> None:
-    """Every type of tensor can be turned into floating-point numbers."""
+def _require_unpackable(file: GgufFile) -> None:
+    """Refuse a type of tensor that gguf cannot convert to floating-point numbers."""
     from gguf import GGML_QUANT_SIZES, dequantize
 
-    for tensor in {tensor.kind: tensor for tensor in reversed(found.tensors)}.values():
+    for tensor in {tensor.kind: tensor for tensor in reversed(file.tensors)}.values():
         block = np.zeros((1, GGML_QUANT_SIZES[tensor.kind][1]), np.uint8)
         try:
             dequantize(block, tensor.kind)
         except NotImplementedError:
             raise UsageError(
-                f"{found.path}: {tensor.name} is stored as {tensor.kind.name}, which gguf "
-                f"{_package()} cannot turn into numbers; run: pip install -U gguf, or {_CONVERT}"
+                f"{file.path}: {tensor.name} is stored as {tensor.kind.name}, which gguf "
+                f"{_package()} cannot convert to numbers; run: pip install -U gguf, or {_CONVERT}"
             ) from None
 
 

@@ -1,8 +1,8 @@
-"""The settings of a GGUF file: every key of its architecture is carried over, or named and refused.
+"""The settings of a GGUF file: every key of its architecture is carried over, or refused by name.
 
-transformers reads the keys that it has names for and drops the others. Here all keys of the
-architecture are taken one by one, with what llama.cpp means by a key that is absent; what is left
-at the end changes the function in a way that the model does not have.
+transformers reads the keys that it knows and drops the others. Here every key of the architecture
+is carried over, with llama.cpp's default for an absent key. A key that is left at the end changes
+the function in a way that the model does not support.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ NO_EFFECT = {
     "rope.dimension_sections": "text has the same position on all axes",
     "pooling_type": "says how to make one vector of a text; logits come before that",
 }
-# Attributes of configurations that mean a key, the first that a configuration has.
+# Attributes of configurations for each key; the first one that a configuration has is set.
 NAMES = {
     "vocab_size": ("vocab_size",),
     "context_length": ("max_position_embeddings",),
@@ -49,19 +49,19 @@ NAMES = {
     "ssm.state_size": ("state_size",),
     "ssm.time_step_rank": ("time_step_rank",),
 }  # fmt: skip
-# Biases that a configuration switches on and a file only has.
+# Biases that a configuration switches on; a file only has their tensors.
 _BIASES = {"blk.0.attn_q.bias": "attention_bias", "blk.0.ffn_up.bias": "mlp_bias"}
-# Keys that are words; all others that matter are numbers, or switches.
+# Keys with a word as value; all others that matter are numbers or switches.
 _WORDS = ("rope.scaling.type", "tensor_data_layout")
 # Sections of the metadata that belong to no architecture.
 _SECTIONS = ("general", "tokenizer", "split", "quantize", "GGUF")
 
 
 def carry_over(file: GgufFile, config: Any) -> Rope | None:
-    """Give a configuration all settings of a file; what its rotary positions have to be.
+    """Carry all settings of a file over to a configuration, and return its rotary positions.
 
     Raises:
-        ValueError: a key that the configuration has no place for, or of another architecture.
+        ValueError: the configuration has no such setting, or a key is of another architecture.
     """
     _require_own(file)
     settings = Settings(file, config)
@@ -89,7 +89,7 @@ def carry_over(file: GgufFile, config: Any) -> Rope | None:
 
 
 def _require_own(file: GgufFile) -> None:
-    """No key is one of the model under the name of another architecture, as after damage."""
+    """Refuse model keys under the name of another architecture, a sign of damage."""
     from gguf import Keys
 
     known = {
@@ -104,12 +104,12 @@ def _require_own(file: GgufFile) -> None:
         if section not in (*_SECTIONS, file.architecture) and rest in known:
             raise UsageError(
                 f"{file.name}: {key} is no key of the architecture {file.architecture}: the file "
-                "is damaged, or was put together from two; fetch it again"
+                "is damaged, or mixed from two; fetch it again"
             )
 
 
 def _named(settings: Settings, key: str, names: tuple[str, ...]) -> None:
-    """A key that is one attribute."""
+    """Carry over a key that is one attribute."""
     value = settings.left[key]
     place = next((name for name in names if settings.has(name)), None)
     if isinstance(value, list):
@@ -123,14 +123,14 @@ def _named(settings: Settings, key: str, names: tuple[str, ...]) -> None:
 
 
 def _blocks(settings: Settings) -> None:
-    """Keys with one value that all these models have, and tokens that end a text."""
+    """Keys with the same value in all these models, and the tokens at the ends of a text."""
     for key, usual in (("attention.causal", True), ("ssm.dt_b_c_rms", False)):
         if settings.left.get(key, usual) == usual:
             settings.take(key)
     ids = {name: f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos")}
     for name, key in ids.items():
         settings.set(f"{name}_token_id", settings.file.metadata.get(key))
-    # The row of an embedding's padding has no gradient.
+    # Otherwise the padding row of the embedding would have no gradient.
     settings.set("pad_token_id", None)
     width = getattr(settings.config, "hidden_size", 0)
     has_place = any(settings.has(name) for name in NAMES["feed_forward_length"])
@@ -139,20 +139,20 @@ def _blocks(settings: Settings) -> None:
 
 
 def _key_value_heads(settings: Settings) -> None:
-    """Heads of keys and values: one number, or one for each block with 0 for convolutions."""
+    """Heads of keys and values: one number, or one per block with 0 for convolutions."""
     key, config = "attention.head_count_kv", settings.config
     heads = getattr(config, "num_attention_heads", 0)
     value = settings.left.get(key, heads)
     if isinstance(value, list):
         kinds = getattr(config, "layer_types", None) or []
-        wanted = [max(value) if kind != "conv" else 0 for kind in kinds]
-        value = max(value) if value == wanted else value
+        expected = [max(value) if kind != "conv" else 0 for kind in kinds]
+        value = max(value) if value == expected else value
     if isinstance(value, list):
         return
     if settings.has("num_key_value_heads"):
         settings.set("num_key_value_heads", value or heads)
     elif settings.has("multi_query"):
-        # The rows of several groups are stored in an order that nobody puts back.
+        # The rows of several groups are stored in an order that transformers does not restore.
         if value != 1:
             return
         settings.set("multi_query", True)
@@ -180,14 +180,14 @@ def _head_width(settings: Settings) -> None:
 
 
 def _window(settings: Settings) -> None:
-    """A window of attention, in all blocks or in those that the configuration says."""
+    """A window of attention, in all blocks or in those of the configuration."""
     config, key, file = settings.config, "attention.sliding_window", settings.file
-    # llama.cpp has a default for one architecture, and takes another without a width as global,
-    # whose class wants a width that nothing uses then.
+    # llama.cpp has a default for Gemma 2. Without a width it treats all blocks of Gemma 3 as
+    # global; their class still needs a width, which is then unused.
     absent = 4096 if file.architecture == "gemma2" else 0
     width = settings.left.get(key, absent)
     unused = file.architecture == "gemma3" and not width
-    # As it is stored: an array of ones says it of every block, and the number 1 of none.
+    # The stored value: an array of ones makes every block local, and the number 1 none.
     pattern = file.metadata.get(f"{file.architecture}.attention.sliding_window_pattern")
     kinds = getattr(config, "layer_types", None)
     if unused:
@@ -203,8 +203,8 @@ def _window(settings: Settings) -> None:
     if sliding:
         if not width:
             raise UsageError(
-                f"{file.name} lacks {file.architecture}.{key}, without which "
-                "its blocks of local attention have no width; fetch a newer file"
+                f"{file.name} lacks {file.architecture}.{key}, the width of its blocks of local "
+                "attention; fetch a newer file"
             )
         settings.set("sliding_window", width)
     elif in_all:
@@ -217,7 +217,7 @@ def _window(settings: Settings) -> None:
 def _slides(pattern: Any, count: int) -> list[bool]:
     """Which blocks attend locally: block by block, or all but the last one of every group.
 
-    Groups of 0 blocks are of local ones only.
+    A group size of 0 makes all blocks local.
     """
     if isinstance(pattern, list):
         return [bool(each) for each in pattern]
@@ -229,9 +229,9 @@ def _slides(pattern: Any, count: int) -> list[bool]:
 def _attention(settings: Settings) -> None:
     """The scale of attention logits.
 
-    GGUF has no key for Gemma's. llama.cpp knows the two models of 27B by their number of blocks and
-    takes a head's share of the model's width for them. All others that were released have the
-    default of their class, 256, which is the width of their heads.
+    GGUF has no key for Gemma's scale. llama.cpp recognises the two models of 27B by their number of
+    blocks, and uses the model's width per head for them. All other released models have the default
+    of their class, 256, the width of their heads.
     """
     file, config, blocks = settings.file, settings.config, settings.left.get("block_count")
     if not settings.has("query_pre_attn_scalar"):
@@ -246,7 +246,7 @@ def _attention(settings: Settings) -> None:
 
 
 def _experts(settings: Settings) -> None:
-    """How experts are weighted: most classes take the softmax of their scores."""
+    """The weights of experts: most classes use the softmax of their scores."""
     gating = settings.left.get("expert_gating_func", 1)
     name = {1: "softmax", 2: "sigmoid"}.get(gating)
     if settings.has("scoring_func") and name:
@@ -259,13 +259,13 @@ def _experts(settings: Settings) -> None:
 
 
 def _from_tensors(settings: Settings) -> None:
-    """What a file says by the tensors that it has: biases, and a head of its own."""
+    """Settings that follow from the tensors of a file: biases, and an untied head."""
     names = {tensor.name for tensor in settings.file.tensors}
     for tensor, name in _BIASES.items():
         if tensor in names and settings.has(name):
             settings.set(name, True)
-    # Converters write True where a model's configuration says nothing, and llama.cpp asks whether
-    # there is a norm between the two halves of a block, as transformers does of a file.
+    # Converters write True if a model's configuration says nothing. llama.cpp and transformers look
+    # for a norm between the two halves of a block instead.
     if settings.file.architecture == "stablelm":
         settings.take("use_parallel_residual")
     if settings.config.tie_word_embeddings and "output.weight" in names:

@@ -31,10 +31,10 @@ from frenet.network.tasks import base_model
 __all__ = ["Loaded", "convert_gguf", "load"]
 
 Kind = Literal["hub", "folder", "gguf"]
-# Of a hub repository: what lies in its own folder, without a second copy of the weights.
+# Files to fetch from the top folder of a hub repository, without a second copy of the weights.
 _FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.bpe"]
 _NOT_FETCHED = ["*/*", "consolidated*"]
-# transformers would put an adapter that lies beside the weights on them; it looks there for it.
+# Otherwise transformers applies an adapter in the folder of the weights; it looks here instead.
 _NO_ADAPTER = {"subfolder": "no adapter is asked for"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _TOKENIZER_FILES = (
@@ -48,15 +48,15 @@ class Loaded(Shown):
     """A model ready for measuring.
 
     Attributes:
-        model: the model, in evaluation mode; with an adapter its PEFT wrapper, whose adapter
-            parameters require gradients.
-        tokenizer: its tokenizer, as it came.
-        source: what was asked for.
-        kind: how the source was understood.
-        dtype: of the weights in memory.
+        model: the model, in evaluation mode; with an adapter its PEFT wrapper, in which the
+            adapter's parameters require gradients.
+        tokenizer: its tokenizer, unchanged.
+        source: the source that was passed.
+        kind: kind of the source.
+        dtype: dtype of the weights in memory.
         fingerprint: hex digits that identify the weights; see ``checkpoints.fingerprint``.
         notes: what a report must say about the model, one sentence each.
-        adapter: the adapter's source, where there is one.
+        adapter: the adapter's source, or None.
     """
 
     model: nn.Module
@@ -79,11 +79,11 @@ class Loaded(Shown):
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that the model can read at once, where its configuration says so."""
+        """Number of tokens that the model can read at once, if its configuration says so."""
         return context_length(self.model)
 
     def longest(self, tokens: int) -> int:
-        """So many tokens, or as many as the model can read at once."""
+        """``tokens``, or the number that the model can read at once if that is less."""
         return min(tokens, self.context_length or tokens)
 
 
@@ -101,78 +101,79 @@ def load(
 
     Args:
         source: a folder in Hugging Face format, a .gguf file, the folder of a PEFT adapter (its
-            configuration names the base), "frenet:gpt2" (trained here at the first use), or, where
-            that is no path, a hub id. The network is used for a hub id only, and not at all with
-            HF_HUB_OFFLINE=1.
-        dtype: of the weights in memory, whatever they are stored in.
-        device: where the model is put; None: the GPU where there is one, else the CPU.
-        adapter: folder or hub id of a LoRA adapter to put on the model.
-        tokenizer: folder or hub id of the tokenizer, where the model comes without.
-        untie: give the head weights of its own, where it shares those of the embedding, so that a
-            checkpoint whose training has parted them differs from this model by a direction.
-        say: gets a line before slow steps.
+            configuration names the base), "frenet:gpt2" (trained at its first use), or, if there
+            is no such path, a hub id. Only a hub id needs the network, and with HF_HUB_OFFLINE=1
+            nothing does.
+        dtype: dtype of the weights in memory, whatever their stored dtype.
+        device: device of the model; None: the GPU if there is one, else the CPU.
+        adapter: folder or hub id of a LoRA adapter for the model.
+        tokenizer: folder or hub id of the tokenizer, for a model without one.
+        untie: copy the weights of the head if it shares those of the embedding, so that a
+            checkpoint that trained them separately differs from this model by a direction.
+        say: called with a line before slow steps.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: not a model, pickled weights only, weights that do not fill the model or need a
-            package that is not there, an adapter of another base, a model that reads what it is to
-            predict; the message names file or tensor and the remedy.
+        ValueError: it is no model; its weights are pickled, incomplete or need a missing package;
+            the adapter belongs to another base; or the model reads the tokens that it should
+            predict. The message names file or tensor and the remedy.
         ConnectionError: the hub cannot be reached or has no such model.
         MemoryError: the weights need more memory than there is.
     """
     if not dtype.is_floating_point:
         raise UsageError(f"dtype={dtype} has no gradients; pass torch.float32 or torch.bfloat16")
-    found = _resolved(source)
-    if found.is_adapter:
+    resolved = _resolved(source)
+    if resolved.is_adapter:
         if adapter is not None:
             raise UsageError(f"{source} is an adapter itself; pass its base as source")
-        adapter, found = found.place, _base(found.place)
-    where, notes = found.place, []
-    if found.kind == "gguf":
-        where = convert_gguf(found.place, say=say)
+        adapter, resolved = resolved.place, _base(resolved.place)
+    where, notes = resolved.place, []
+    if resolved.kind == "gguf":
+        where = convert_gguf(resolved.place, say=say)
         notes += _gguf_notes(where, dtype)
     place = _device(device)
-    model, said = _model(where, dtype, place, name=found.name)
-    notes += [*said, *found.notes, *(_untied(model) if untie else ())]
+    model, model_notes = _model(where, dtype, place, name=resolved.name)
+    notes += [*model_notes, *resolved.notes, *(_untied(model) if untie else ())]
     tokens = _tokenizer(_place(tokenizer) if tokenizer is not None else where, model)
     if adapter is not None:
-        model, said = load_adapter(model, adapter_folder(adapter), source=found.source)
-        notes += said
+        folder = adapter_folder(adapter)
+        model, adapter_notes = load_adapter(model, folder, source=resolved.source)
+        notes += adapter_notes
     model = model.to(place).eval()
-    _require_decoder(model, found.name)
+    _require_decoder(model, resolved.name)
     notes += _tower_notes(model)
     notes.append(f"{sum(p.numel() for p in model.parameters()):,} parameters on {place}")
     return Loaded(
-        model, tokens, str(source), found.kind, dtype, fingerprint(model), tuple(notes),
+        model, tokens, str(source), resolved.kind, dtype, fingerprint(model), tuple(notes),
         None if adapter is None else str(adapter),
     )  # fmt: skip
 
 
-def _device(asked: torch.device | str | None) -> torch.device:
-    """The device asked for, or the GPU where there is one; ValueError for one that is not there."""
-    if not asked:
+def _device(name: torch.device | str | None) -> torch.device:
+    """The device of this name, by default the GPU if there is one; ValueError if it is missing."""
+    if not name:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(asked)
-        torch.empty(0, device=found)
-    # What torch raises for a device hangs on its kind.
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    # The type of torch's error depends on the kind of the device.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
         raise UsageError(
-            f"device={str(asked)!r} cannot be used here: {first[:200]}; there is "
+            f"device={str(name)!r} cannot be used here: {first[:200]}; there is "
             f"{', '.join(_devices())}: pass one of these, or nothing for the GPU if there is one"
         ) from None
-    return found
+    return device
 
 
 def _devices() -> list[str]:
-    """The devices that a model can be put on here."""
+    """The devices of this machine."""
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def _place(source: str | Path) -> Path | str:
-    """An existing path, or a hub id; an error for what can be neither."""
+    """An existing path, or a hub id; an error if it can be neither."""
     if is_made(source):
         if source != NAME:
             raise UsageError(f"frenet makes no model {source!r}; there is {NAME}")
@@ -197,20 +198,20 @@ def _place(source: str | Path) -> Path | str:
         or path.suffix.lower() in (".gguf", ".safetensors", *PICKLED)
         or _HUB_ID.fullmatch(text) is None
     ):
-        raise FileNotFoundError(f"there is no file or folder {source}, and it is no hub id either")
+        raise FileNotFoundError(f"there is no file or folder {source}, and it is no hub id")
     return text
 
 
-class _Found(NamedTuple):
-    """What a source is, on this machine.
+class _Resolved(NamedTuple):
+    """A source on this machine.
 
     Attributes:
-        source: as it was asked for.
+        source: the source that was passed.
         place: folder, or .gguf file.
-        kind: how it was understood.
-        name: for notes.
-        is_adapter: whether it holds an adapter and no weights.
-        notes: what is there and not used.
+        kind: kind of the source.
+        name: name in notes.
+        is_adapter: whether it has an adapter and no weights.
+        notes: what is not used.
     """
 
     source: str
@@ -221,42 +222,42 @@ class _Found(NamedTuple):
     notes: tuple[str, ...]
 
 
-def _resolved(source: str | Path) -> _Found:
-    """What a source is; a hub id is fetched."""
+def _resolved(source: str | Path) -> _Resolved:
+    """A source on this machine; a hub id is fetched."""
     where = _place(source)
     if isinstance(where, Path) and where.is_file():
-        return _Found(str(source), where, "gguf", where.name, False, ())
+        return _Resolved(str(source), where, "gguf", where.name, False, ())
     kind: Kind = "hub" if isinstance(where, str) else "folder"
     folder = _fetched(where) if isinstance(where, str) else where
-    found = held(folder)
-    if not found.is_adapter:
-        require_model_folder(found)
-    notes = found.notes()
+    contents = held(folder)
+    if not contents.is_adapter:
+        require_model_folder(contents)
+    notes = contents.notes()
     if kind == "hub":
         notes.insert(0, f"hub revision {folder.name}")
     name = where if isinstance(where, str) else where.name
-    return _Found(str(source), folder, kind, name, found.is_adapter, tuple(notes))
+    return _Resolved(str(source), folder, kind, name, contents.is_adapter, tuple(notes))
 
 
-def _base(adapter: Path) -> _Found:
+def _base(adapter: Path) -> _Resolved:
     """The base that an adapter names."""
     base = base_of(adapter)
     remedy = "pass the base as source and this folder as adapter"
     try:
-        found = _resolved(base)
+        resolved = _resolved(base)
     except (FileNotFoundError, ConnectionError) as error:
-        told = f"the adapter {adapter} names the base {base}, which cannot be read"
-        raise type(error)(f"{told} ({error}); {remedy}") from error
-    if found.is_adapter:
+        why = f"the adapter {adapter} names the base {base}, which cannot be read"
+        raise type(error)(f"{why} ({error}); {remedy}") from error
+    if resolved.is_adapter:
         raise UsageError(
             f"the adapter {adapter} names the base {base}, which holds an adapter and no weights; "
             f"merge that one into its base, then {remedy}"
         )
-    return found
+    return resolved
 
 
 def _fetched(name: str) -> Path:
-    """The folder of a hub id: its safetensors, configuration and tokenizer, nothing else."""
+    """The folder of a hub id, with only its safetensors, configuration and tokenizer."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -266,25 +267,25 @@ def _fetched(name: str) -> Path:
 
 
 def _require_decoder(model: nn.Module, name: str) -> None:
-    """No token has been seen before it is predicted."""
+    """Refuse a model that sees tokens before it predicts them."""
     if reads_ahead(model):
         raise UsageError(
-            f"{name}: {type(base_model(model)).__name__} reads a text in both directions, so that "
-            "it has seen every token that it is to predict, and its loss says nothing; where "
-            'config.json has "use_bidirectional_attention", set that to false, and where it has '
-            '"is_decoder", to true; otherwise load a decoder'
+            f"{name}: {type(base_model(model)).__name__} reads a text in both directions, so "
+            "it sees the tokens that it should predict, and its loss means nothing; set "
+            '"use_bidirectional_attention" to false or "is_decoder" to true, if config.json has '
+            "them; otherwise load a decoder"
         )
 
 
 def _tower_notes(model: nn.Module) -> list[str]:
-    """What is left out of the coordinates."""
+    """A note on the parameters that are not among the coordinates."""
     towers = text_reach(model).towers
     if not towers:
         return []
     inner = base_model(model)
     count = sum(p.numel() for name in towers for p in inner.get_submodule(name).parameters())
     return [
-        f"no text reaches {', '.join(towers)}, whose {count:,} parameters are not among the "
+        f"no text reaches {', '.join(towers)}; its {count:,} parameters are not among the "
         "coordinates unless where= selects them"
     ]
 
@@ -301,14 +302,14 @@ def _gguf_notes(folder: Path, dtype: torch.dtype) -> list[str]:
 def _model(
     where: Path, dtype: torch.dtype, device: torch.device, *, name: str
 ) -> tuple[Any, list[str]]:
-    """The model of a folder, complete, and what to say about it."""
+    """The complete model of a folder, and notes about it."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    found = held(where)
-    require_model_folder(found)
+    contents = held(where)
+    require_model_folder(contents)
     entries = sum(torch.Size(shape).numel() for shape in tensor_shapes(where).values())
-    size = sum(file.stat().st_size for file in found.weights)
+    size = sum(file.stat().st_size for file in contents.weights)
     needed = max(entries, require_stored(where, size)) * torch.finfo(dtype).bits // 8
     require_memory(needed, f"{where}", device=device, remedy="use a smaller model or dtype")
     files = TensorFiles(where)
@@ -316,13 +317,13 @@ def _model(
     options = {"trust_remote_code": False, "local_files_only": True}
     try:
         config = AutoConfig.from_pretrained(where, **options)
-        # The report of names is read instead of letting a part stay at random values.
+        # The report of names is checked, so that no part keeps random values.
         with torch.random.fork_rng(devices=[]), _quiet():
             model, report = language_class(config).from_pretrained(
                 where, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, adapter_kwargs=_NO_ADAPTER, **options,
             )  # fmt: skip
-    # StrictDataclassError: config.json holds text where a number belongs, or the like.
+    # StrictDataclassError: config.json has a value of a wrong type.
     except (
         *(OSError, ValueError, RuntimeError, KeyError, ImportError), StrictDataclassError,
     ) as error:  # fmt: skip
@@ -335,14 +336,14 @@ def _model(
     ]
     notes += _head_notes(model)
     if unused := sorted(report["unexpected_keys"]):
-        notes.append(f"{len(unused)} stored tensors have no place in the model: {unused[0]}, ...")
+        notes.append(f"{len(unused)} stored tensors are not part of the model: {unused[0]}, ...")
     return model, notes
 
 
 def _require_used(files: TensorFiles, model: nn.Module, report: dict[str, Any]) -> None:
-    """No stored tensor of a layer of the model is left out, such as a scale or a bias.
+    """Refuse stored tensors of the model's layers that would not be used, such as scales or biases.
 
-    Tensors of modules that the model does not have are noted: other heads, further layers.
+    Tensors of modules that the model does not have only get a note: other heads, more layers.
     """
     modules = dict(model.named_modules())
     lost = []
@@ -355,14 +356,14 @@ def _require_used(files: TensorFiles, model: nn.Module, report: dict[str, Any]) 
     if lost:
         raise UsageError(
             f"{files.path}: {len(lost)} stored tensors belong to layers of the model and would not "
-            f"be used, the first is {lost[0]}: config.json does not say that these weights are "
-            "quantised, and how, or that the layers have biases; restore it, or take an "
-            "unquantised copy of the model"
+            f"be used, the first is {lost[0]}: config.json does not say how these weights are "
+            "quantised, or that the layers have biases; restore it, or use an unquantised copy of "
+            "the model"
         )
 
 
 def _head_notes(model: Any) -> list[str]:
-    """A stored head that is another one than the configuration says; from here on it says so."""
+    """A note if the stored head is not tied, against the configuration, which is corrected."""
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     config = model.config.get_text_config(decoder=True)
     tied = getattr(config, "tie_word_embeddings", False)
@@ -370,28 +371,25 @@ def _head_notes(model: Any) -> list[str]:
         return []
     model.config.tie_word_embeddings = config.tie_word_embeddings = False
     return [
-        "config.json ties the head to the embedding (tie_word_embeddings), and another head is "
+        "config.json ties the head to the embedding (tie_word_embeddings), but another head is "
         "stored: the stored one is used, untied"
     ]
 
 
 def _untied(model: Any) -> list[str]:
-    """A head that shares the weights of the embedding gets a copy of its own."""
+    """Copy the weights of a head that shares those of the embedding."""
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or head.weight is not table.weight:
         return []
     head.weight = nn.Parameter(head.weight.detach().clone())
     config = model.config.get_text_config(decoder=True)
     model.config.tie_word_embeddings = config.tie_word_embeddings = False
-    return ["the head, which shares the weights of the embedding, has a copy of its own (untie)"]
+    return ["the head, tied to the embedding, is separated from it (untie)"]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without bars, since what is read from disk is there at once, and without remarks on names.
-
-    What they say is checked, and is in the notes.
-    """
+    """Switch off progress bars and warnings about names, which are checked and noted here."""
     from transformers.utils import logging
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -425,11 +423,11 @@ def _cannot_load(
 
 
 def _require_filled(where: Path | str, model: nn.Module, report: dict[str, Any]) -> None:
-    """Every parameter got its stored value, in its own shape, as a floating-point number."""
-    for name, stored, wanted in report["mismatched_keys"]:
+    """Refuse a model unless every parameter has a stored value, in its shape, floating-point."""
+    for name, stored, expected in report["mismatched_keys"]:
         raise UsageError(
-            f"{where}: {name} is stored with shape {tuple(stored)} and the configuration wants "
-            f"{tuple(wanted)}; config.json belongs to another model"
+            f"{where}: {name} is stored with shape {tuple(stored)}, but the configuration needs "
+            f"{tuple(expected)}; config.json belongs to another model"
         )
     if missing := sorted(report["missing_keys"]):
         raise UsageError(
@@ -445,12 +443,12 @@ def _require_filled(where: Path | str, model: nn.Module, report: dict[str, Any])
 
 
 def _tokenizer(where: Path | str, model: Any) -> Any:
-    """The tokenizer, checked to be a real one and to fit the model's embedding."""
+    """The tokenizer, after a check that it has files and fits the model's embedding."""
     from transformers import AutoTokenizer
 
     folder = isinstance(where, Path)
     if isinstance(where, Path) and not any((where / name).exists() for name in _TOKENIZER_FILES):
-        # transformers would make one up, with a single token.
+        # transformers would invent one with a single token.
         raise UsageError(
             f"{where} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])} ...); pass --tokenizer "
             "(tokenizer= in Python) with the folder or hub id of the base model"
@@ -459,12 +457,12 @@ def _tokenizer(where: Path | str, model: Any) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             where, trust_remote_code=False, local_files_only=folder
         )
-    # A tokenizer file that cannot be read raises whatever its parser does, RecursionError too.
+    # The parser of a damaged tokenizer file may raise anything, also RecursionError.
     except Exception as error:
         raise _cannot_load(where, error, what="tokenizer") from error
     rows = model.get_input_embeddings().num_embeddings
     added = tokenizer.get_added_vocab()
-    # Added tokens without a row are common and harmless while no text holds them.
+    # Added tokens without a row are common, and harmless if no text has them.
     beyond = [t for t, i in tokenizer.get_vocab().items() if i >= rows and t not in added]
     if beyond:
         raise UsageError(

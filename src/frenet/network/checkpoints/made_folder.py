@@ -1,4 +1,4 @@
-"""Folders of models that frenet makes and keeps: whole, with the digest of every file."""
+"""Cached folders of models that frenet made, with the digest of every file."""
 
 import hashlib
 import os
@@ -11,24 +11,24 @@ from frenet._files import DamagedFileError, pretty, read_object, sealed, unseale
 
 RECORD = "frenet.json"
 FORMAT = 2
-# Read and hashed at a time by each thread; hashlib lets the others work meanwhile.
+# Bytes that each thread reads and hashes at a time; hashlib releases the GIL.
 _BLOCK_BYTES = 16 << 20
-# Folders that this process has compared with their digests, with the state of their files then.
+# Folders that this process has compared with their digests, and the state of their files then.
 _compared: dict[Path, list[tuple[str, int, int]]] = {}
 
 
 def seal_folder(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write the record of a folder: what it is, and the digests of the files that lie in it."""
+    """Write the record of a folder: its description, and the digests of its files."""
     files = {path.name: _file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
     record = sealed({"format": FORMAT, **about, "files": files})
     (folder / RECORD).write_text(pretty(record), encoding="utf-8")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What a folder says about itself.
+    """The record of a folder.
 
     Raises:
-        DamagedFileError: it is not what was written, or of another format.
+        DamagedFileError: it is not what was written, or has another format.
     """
     file = folder / RECORD
     record = read_object(file)
@@ -38,14 +38,13 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def whole_folder(folder: Path, about: Mapping[str, Any]) -> bool:
-    """Whether a folder is there, and every file in it what was written.
+    """Whether a folder exists, with every file as it was written.
 
-    The files are compared once in the life of a process, or after they were written again, by all
-    processors.
+    The files are compared by all processors, once per process or after a change.
 
     Args:
-        folder: which may not be there.
-        about: what its record has to say.
+        folder: the folder, which need not exist.
+        about: values that its record must have.
 
     Raises:
         DamagedFileError: one of them is missing, or not what was written.
@@ -68,8 +67,8 @@ def whole_folder(folder: Path, about: Mapping[str, Any]) -> bool:
 
 def _state(folder: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of the files."""
-    found = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+    stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def _file_digest(path: Path) -> str:

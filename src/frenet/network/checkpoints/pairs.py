@@ -1,4 +1,4 @@
-"""Weights: the shapes of those that are stored, and what identifies those in memory."""
+"""Shapes and ties of stored weights, and a fingerprint of weights in memory."""
 
 import hashlib
 from pathlib import Path
@@ -32,8 +32,8 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def fingerprint(model: nn.Module) -> str:
     """Hex digits that identify the weights: sha256 over names, dtypes, shapes and entries.
 
-    Of a tensor with more than 65,536 entries that many are read, evenly spaced: two models that
-    differ only between them have the same fingerprint.
+    Of a larger tensor about 65,536 evenly spaced entries are read: two models that differ only in
+    the others have the same fingerprint.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -47,7 +47,7 @@ def fingerprint(model: nn.Module) -> str:
 def tied_copies(files: TensorFiles) -> dict[str, str]:
     """Stored tensors that are copies of a tied weight, with the name of that weight.
 
-    The configuration beside them says which weights are tied; a copy has the same entries.
+    The configuration in their folder says which weights are tied; a copy has the same entries.
     """
     return {
         name: one
@@ -57,7 +57,7 @@ def tied_copies(files: TensorFiles) -> dict[str, str]:
 
 
 def tied_weights(files: TensorFiles) -> dict[str, str]:
-    """Names of tied weights, with the first name of each, as the configuration there says."""
+    """Names of tied weights, with the first name of each, from the configuration."""
     if not files.path.is_dir():
         return {}
     size = sum(file.stat().st_size for file in held(files.path).weights)

@@ -1,4 +1,4 @@
-"""What config.json promises of a model, compared with what is stored, before anything is built."""
+"""Comparing config.json with the size of the stored weights before the model is built."""
 
 import json
 from collections.abc import Iterator
@@ -12,28 +12,28 @@ from torch.nn.modules import module as hooks
 
 from frenet._errors import UsageError
 
-# No format of weights, however quantised, keeps more than this many of them in a byte.
+# No format stores more weights per byte, however quantised.
 PER_BYTE = 8
 LAYERS = "num_hidden_layers"
 
 
 class _TooMuchError(Exception):
-    """The parameters made so far are more than were stored."""
+    """The parameters created so far are more than can have been stored."""
 
 
 def require_stored(folder: Path, stored: int) -> int:
     """Number of parameters that the configuration of a folder promises.
 
-    The model is made without memory for its weights, and no further than its parameters could have
-    been stored: a configuration with 10^7 layers beside a megabyte of weights would take all the
-    memory and minutes, before anything could be compared.
+    The model is created without memory for its weights, and only until it has more parameters than
+    can have been stored: otherwise a configuration with 10^7 layers and a megabyte of weights would
+    take all the memory, and minutes.
 
     Args:
-        folder: holds config.json and weights.
+        folder: a folder with config.json and weights.
         stored: bytes of the weights.
 
     Returns:
-        The parameters; 0 where this cannot be found out, and loading will show it.
+        The number of parameters; 0 if only loading will show it.
 
     Raises:
         ValueError: more parameters, or layers, than can have been stored.
@@ -50,7 +50,7 @@ def tied_names(folder: Path, stored: int) -> dict[str, str]:
     """Names of tied weights, with the first name of each, as the configuration of a folder says.
 
     Args:
-        folder: holds config.json and weights.
+        folder: a folder with config.json and weights.
         stored: bytes of the weights.
 
     Raises:
@@ -60,12 +60,12 @@ def tied_names(folder: Path, stored: int) -> dict[str, str]:
         return {}
     first: dict[int, str] = {}
     named = model.named_parameters(remove_duplicate=False)
-    found = {name: first.setdefault(id(parameter), name) for name, parameter in named}
-    return {name: one for name, one in found.items() if name != one}
+    first_names = {name: first.setdefault(id(parameter), name) for name, parameter in named}
+    return {name: one for name, one in first_names.items() if name != one}
 
 
 def _promised(folder: Path, stored: int) -> Any:
-    """The model of a configuration, on the meta device; None where it cannot be made."""
+    """The model of a configuration, on the meta device; None if it cannot be created."""
     from transformers import AutoConfig
 
     options = {"trust_remote_code": False}
@@ -76,16 +76,16 @@ def _promised(folder: Path, stored: int) -> Any:
     except _TooMuchError as error:
         what = f"a model of at least {error.args[0]:,} parameters"
         raise UsageError(_refusal(folder, what, stored)) from None
-    # Whatever else is wrong is said by the loader, in its own words.
+    # The loader reports everything else.
     except Exception:
         return None
 
 
 def language_class(config: Any) -> Any:
-    """The class of transformers that makes the model of a configuration, with logits of text.
+    """The class of transformers that builds the model of a configuration, with logits of text.
 
-    Models that also read images or sound have classes of their own; the configuration names the
-    one that was saved.
+    Models that also read images or sound have other classes; the configuration names the class
+    that was saved.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -96,8 +96,8 @@ def language_class(config: Any) -> Any:
         if type(config) in auto._model_mapping
     ]
     for auto in autos:
-        found = auto._model_mapping[type(config)]
-        kinds = found if isinstance(found, tuple) else (found,)
+        mapped = auto._model_mapping[type(config)]
+        kinds = mapped if isinstance(mapped, tuple) else (mapped,)
         if saved & {kind.__name__ for kind in kinds}:
             return auto
     return autos[0] if autos else AutoModelForCausalLM
@@ -105,13 +105,13 @@ def language_class(config: Any) -> Any:
 
 def _refusal(folder: Path, what: str, stored: int) -> str:
     return (
-        f"{folder / 'config.json'} promises {what}, and the weights beside it have {stored:,} "
-        "bytes; the configuration belongs to another model, or weights are missing"
+        f"{folder / 'config.json'} promises {what}, but the weights in this folder have "
+        f"{stored:,} bytes; the configuration belongs to another model, or weights are missing"
     )
 
 
 def _layers(folder: Path) -> Iterator[int]:
-    """Every number of layers in config.json, by the name that all models of transformers share."""
+    """Every number of layers in config.json, by its name in transformers or in the model class."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     try:
@@ -125,8 +125,8 @@ def _layers(folder: Path) -> Iterator[int]:
             known = (
                 CONFIG_MAPPING[kind] if isinstance(kind, str) and kind in CONFIG_MAPPING else None
             )
-            own = getattr(known, "attribute_map", {}).get(LAYERS, LAYERS)
-            yield from (part[n] for n in (LAYERS, own) if isinstance(part.get(n), int))
+            alias = getattr(known, "attribute_map", {}).get(LAYERS, LAYERS)
+            yield from (part[n] for n in (LAYERS, alias) if isinstance(part.get(n), int))
             todo += part.values()
         elif isinstance(part, list):
             todo += part
@@ -134,7 +134,7 @@ def _layers(folder: Path) -> Iterator[int]:
 
 @contextmanager
 def _counted(limit: int) -> Iterator[None]:
-    """Stop the making of a model whose parameters have more than ``limit`` entries in all."""
+    """Stop the creation of a model when its parameters exceed ``limit`` entries in total."""
     made = 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:

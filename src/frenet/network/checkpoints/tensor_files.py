@@ -1,8 +1,8 @@
-"""Tensors in safetensors files, read and written one at a time, and known by their digests.
+"""Tensors in safetensors files, read and written one at a time, with digests.
 
-What frenet writes holds the sha256 of every tensor, with its name, dtype and shape, and of the
-metadata with all names; a tensor is compared with it when it is read. Files of other programs have
-no digests and are read as they are.
+Files from frenet contain the sha256 of every tensor, with its name, dtype and shape, and of the
+metadata with all names; reading a tensor compares it. Files of other programs have no digests and
+are not checked.
 """
 
 import copy
@@ -31,9 +31,9 @@ from frenet.network.checkpoints.folders import held
 
 # The key of the digests in a file's metadata, and the name under which they cover the metadata.
 DIGESTS, ALL = "frenet.sha256", ""
-# The key of the name that a file has to keep.
+# The metadata key of the only name under which a file may be read.
 NAME = "frenet.name"
-# Entries of each tensor that are read to tell one set of weights from another.
+# Entries of each tensor in the digest of a set of weights.
 _SAMPLED = 1 << 12
 
 _CODES = {
@@ -56,12 +56,12 @@ Read = Callable[[str], Tensor]
 class TensorFiles:
     """The floating-point tensors of a .safetensors file, or of a folder (see ``folders.held``).
 
-    Nothing is read but the headers until a tensor is asked for.
+    Only the headers are read until ``read`` is called.
 
     Attributes:
-        shapes: by name, in the order of the files. Integer and boolean tensors (buffers such as
-            the masks of older GPT-2 checkpoints) are no weights and are left out.
-        stored: by the same names, those that the tensors have in the files.
+        shapes: shapes by name, in the order of the files. Integer and boolean tensors (buffers
+            such as the masks of older GPT-2 checkpoints) are no weights and are left out.
+        stored: for the same names, the names in the files.
         about: metadata of the files.
 
     Raises:
@@ -75,9 +75,9 @@ class TensorFiles:
             raise FileNotFoundError(f"there is no file or folder {path}")
         if path.is_file() and path.suffix != ".safetensors":
             raise UsageError(f"{path} is no .safetensors file; convert it, or pass another one")
-        found = held(path) if path.is_dir() else None
-        files = found.weights if found else (path,)
-        if found and found.is_adapter:
+        contents = held(path) if path.is_dir() else None
+        files = contents.weights if contents else (path,)
+        if contents and contents.is_adapter:
             raise UsageError(
                 f"{path} holds an adapter and no weights of a model; read it with from_adapter and "
                 "its base, or pass a checkpoint"
@@ -114,10 +114,10 @@ class TensorFiles:
             ) from None
 
     def read(self, name: str) -> Tensor:
-        """One tensor, in the dtype in which it is stored.
+        """One tensor, in its stored dtype.
 
         Raises:
-            DamagedFileError: it is not what frenet wrote; the first read of it compares its digest.
+            DamagedFileError: it is not what frenet wrote; its first read compares the digest.
         """
         stored = self.stored[name]
         tensor: Tensor = self._files[stored].get_tensor(stored)
@@ -138,13 +138,13 @@ class TensorFiles:
                 self.read(name)
 
     def named_like(self, names: Iterable[str]) -> "TensorFiles":
-        """The same tensors by the names of a whole model, where the base model was saved alone.
+        """The same tensors by the names of the whole model, if only its base model was saved.
 
-        transformers reads either: the published GPT-2 has h.0.attn.c_attn.weight, and its model
+        transformers reads both: the published GPT-2 has h.0.attn.c_attn.weight, and its model
         transformer.h.0.attn.c_attn.weight.
 
         Args:
-            names: of the whole model's weights, or of some of them.
+            names: names of some or all weights of the whole model.
         """
         heads = {name.partition(".")[0] for name in self.shapes}
         whole = {
@@ -152,10 +152,10 @@ class TensorFiles:
             for head, _, short in (name.partition(".") for name in names)
             if head not in heads and short in self.shapes
         }
-        found = copy.copy(self)
-        found.shapes = {whole.get(name, name): shape for name, shape in self.shapes.items()}
-        found.stored = {whole.get(name, name): stored for name, stored in self.stored.items()}
-        return found
+        renamed = copy.copy(self)
+        renamed.shapes = {whole.get(name, name): shape for name, shape in self.shapes.items()}
+        renamed.stored = {whole.get(name, name): stored for name, stored in self.stored.items()}
+        return renamed
 
 
 def save_tensors(
@@ -166,24 +166,24 @@ def save_tensors(
     named: bool = False,
     moves: str = OUT,
 ) -> Path:
-    """Write tensors that are in memory, in their own dtypes, finite or not.
+    """Write tensors in memory, in their dtypes, finite or not.
 
     Args:
-        tensors: by name.
-        path: the file; it appears when it is whole.
+        tensors: tensors by name.
+        path: the file; it appears when it is complete.
         about: metadata of the file.
-        named: the file is read under this very name alone, so that it is not taken for another.
+        named: allow reading only under this file name, so that files cannot be confused.
         moves: the option or variable that moves it to another disk, for messages.
 
     Raises:
         OSError: as ``whole``.
     """
-    own = {NAME: Path(path).name} if named else {}
+    fixed = {NAME: Path(path).name} if named else {}
     return write_tensors(
         path,
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         tensors.__getitem__,
-        {**(about or {}), **own},
+        {**(about or {}), **fixed},
         dtypes={name: tensor.dtype for name, tensor in tensors.items()},
         finite=False,
         moves=moves,
@@ -195,11 +195,11 @@ def load_tensors(path: Path, *, sealed: bool = False) -> tuple[dict[str, Tensor]
 
     Args:
         path: the file.
-        sealed: it must have digests.
+        sealed: require digests.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFileError: no safetensors file, a cut one, or one with digests of other content.
+        DamagedFileError: no safetensors file, a cut one, or content that differs from its digests.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -211,9 +211,9 @@ def load_tensors(path: Path, *, sealed: bool = False) -> tuple[dict[str, Tensor]
         raise DamagedFileError(path, f"cannot be read as safetensors: {error}") from None
     digests = _digests_of(path, about, tensors)
     if about.get(NAME, path.name) != path.name:
-        raise DamagedFileError(path, f"holds what was written as {about[NAME]}")
+        raise DamagedFileError(path, f"has the content of {about[NAME]}")
     if sealed and digests is None:
-        raise DamagedFileError(path, "has no digests, so that damage cannot be seen")
+        raise DamagedFileError(path, "has no digests, so damage cannot be seen")
     for name, tensor in tensors.items() if digests is not None else ():
         _require_digest(path, name, tensor, (digests or {}).get(name))
     return tensors, {key: value for key, value in about.items() if key != DIGESTS}
@@ -232,12 +232,12 @@ def write_tensors(
     """Write tensors to a safetensors file, with one of them in memory at a time.
 
     Args:
-        path: the file; it appears when it is whole.
-        shapes: of the tensors, by name.
-        read: gives the tensor of a name.
+        path: the file; it appears when it is complete.
+        shapes: shapes of the tensors, by name.
+        read: returns the tensor of a name.
         about: metadata of the file.
-        dtypes: by name; float32 where there is none.
-        finite: entries that are not finite are an error.
+        dtypes: dtypes by name; float32 for other names.
+        finite: refuse entries that are not finite.
         moves: the option or variable that moves the file to another disk, for messages.
 
     Raises:
@@ -246,7 +246,7 @@ def write_tensors(
     """
     path = Path(path).expanduser()
     kinds = {name: (dtypes or {}).get(name, torch.float32) for name in shapes}
-    # As the format has it, so that every tensor starts at a multiple of its entries' size.
+    # The order of the format, so that every tensor starts at a multiple of its entries' size.
     order = sorted(shapes, key=lambda name: -kinds[name].itemsize)
     digests = dict.fromkeys([ALL, *order], "0" * hashlib.sha256().digest_size * 2)
     digests[ALL] = _about_digest(about, order)
@@ -266,10 +266,10 @@ def write_tensors(
 
 
 def _require_finite(name: str, tensor: Tensor) -> None:
-    # A sum is several times as fast, and rarely infinite where the entries are finite.
+    # A sum is several times as fast, and rarely overflows if the entries are finite.
     sum_ = tensor.sum(dtype=torch.float32)
     if not torch.isfinite(sum_) and not torch.isfinite(tensor).all():
-        raise UsageError(f"{name} has an entry that is not finite, and is not written")
+        raise UsageError(f"{name} has an entry that is not finite; nothing is written")
 
 
 def _header(
@@ -278,7 +278,7 @@ def _header(
     about: Mapping[str, str],
     digests: Mapping[str, str],
 ) -> bytes:
-    """The header of a safetensors file, in JSON; tensors in the order of the digests."""
+    """The header of a safetensors file as JSON, with tensors in the order of the digests."""
     header: dict[str, Any] = {"__metadata__": {**about, DIGESTS: json.dumps(digests)}}
     end = 0
     for name in digests:
@@ -288,7 +288,7 @@ def _header(
         code = _CODES[kinds[name]]
         header[name] = {"dtype": code, "shape": list(shapes[name]), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    # The format wants the data to start at a multiple of 8 bytes.
+    # In this format the data start at a multiple of 8 bytes.
     return text + b" " * (-len(text) % 8)
 
 
@@ -306,14 +306,14 @@ def _tensor_digest(name: str, tensor: Tensor) -> str:
 def _digests_of(
     path: Path, about: Mapping[str, str], names: Iterable[str]
 ) -> dict[str, Any] | None:
-    """The digests in a file's metadata, which they cover; None where frenet did not write it."""
+    """The digests in a file's metadata, checked against it; None if frenet did not write it."""
     if DIGESTS not in about:
         return None
     digests = require_object(parse_json(about[DIGESTS], path), path)
     rest = {key: value for key, value in about.items() if key != DIGESTS}
     if digests.get(ALL) != _about_digest(rest, names):
         raise DamagedFileError(
-            path, "has other metadata, or other tensors, than were written; make it again"
+            path, "has other metadata, or other tensors, than frenet wrote; make it again"
         )
     return digests
 
@@ -321,16 +321,16 @@ def _digests_of(
 def _require_digest(path: Path, name: str, tensor: Tensor, digest: str | None) -> None:
     if _tensor_digest(name, tensor) != digest:
         raise DamagedFileError(
-            path, f"holds another tensor {name} than was written (sha256); make it again"
+            path, f"has another tensor {name} than frenet wrote (sha256); make it again"
         )
 
 
 def digest(shapes: Mapping[str, tuple[int, ...]], read: Read) -> str:
-    """Hex digits that identify the weights of these names: their shapes and sampled entries."""
-    found = hashlib.sha256()
+    """Hex digits that identify the weights with these names: their shapes and sampled entries."""
+    state = hashlib.sha256()
     for name in sorted(shapes):
         flat = read(name).detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // _SAMPLED)].cpu().float().contiguous()
-        found.update(f"{name} {tuple(shapes[name])}\n".encode())
-        found.update(sample.numpy().tobytes())
-    return found.hexdigest()[:16]
+        state.update(f"{name} {tuple(shapes[name])}\n".encode())
+        state.update(sample.numpy().tobytes())
+    return state.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Changes of adapters as changes of the weights themselves, to first order and whole."""
+"""Changes of adapters as changes of the weights, exact and to first order."""
 
 import math
 import re
@@ -43,7 +43,7 @@ class _Factors(NamedTuple):
 
 
 def coordinates_of(space: ParamSpace) -> Coordinates:
-    """Whether a vector of the space moves weights themselves, or factors of LoRA."""
+    """Whether a vector of the space moves weights, or factors of LoRA."""
     return "factors" if any(other_half(name) for name in space.names) else "weights"
 
 
@@ -53,27 +53,27 @@ def weight_change(
     step: Float[Tensor, " d"],
     start: Float[Tensor, " d"] | None = None,
 ) -> tuple[Shapes, Read]:
-    r"""What a step of the parameters of a space does to the weights of the network, whole.
+    r"""The exact change of the network's weights by a step of the parameters of a space.
 
     $$\Delta W = s\,(B_1 A_1 - B_0 A_0) = s\,(\delta B\, A_1 + B_0\, \delta A)$$
 
-    The right side is what is computed: the difference of two products of float32 would cancel. A
+    The right side is computed, because the difference of two float32 products would cancel. A
     parameter of the space that is no factor of LoRA changes by its own step.
 
     Args:
-        model: carries the adapters; left as it is.
+        model: the model with the adapters; it does not change.
         space: the parameters that move.
         step: a vector of the space, from theta_0 to theta_1.
-        start: theta_0; None: where the model stands. A half that the space does not have stands
-            still, where the model has it.
+        start: theta_0; None: the current parameters of the model. A factor outside the space keeps
+            its value in the model.
 
     Returns:
         Shapes of the changed weights, by their names in ``model`` (PEFT's wrapper calls an adapted
-        one ``base_layer.weight``), and a function that makes the change of one, float32.
+        weight ``base_layer.weight``), and a function that returns the float32 change of a weight.
 
     Raises:
-        ValueError: an adapter that is no sum of products B A, that changes one use of a tied
-            weight, or whose weight is stored in another form.
+        ValueError: an adapter is no sum of products B A, changes one use of a tied weight, or has
+            its weight in another form.
     """
     step = step.detach().float().cpu()
     before = (space.read(model) if start is None else start).detach().float().cpu()
@@ -98,7 +98,7 @@ def _exact_products(
     model: nn.Module, space: ParamSpace, step: Float[Tensor, " d"], start: Float[Tensor, " d"]
 ) -> Products:
     """The change of every adapted weight as the sum of two products, by its name in the model."""
-    own = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     products: Products = {}
     for prefix, f in _factors(model, space, step, start, kinds=("lora_A", "lora_embedding_A")):
         name = f"{prefix}.base_layer.weight"
@@ -106,19 +106,19 @@ def _exact_products(
             Factors(f.b_step, f.A + f.a_step, f.scale, f.turned),
             Factors(f.B, f.a_step, f.scale, f.turned),
         )
-        if name not in own or tuple(own[name].shape) != parts[0].shape:
+        if name not in parameters or tuple(parameters[name].shape) != parts[0].shape:
             raise UsageError(
-                f"{prefix} does not hold its weight as one matrix of shape {parts[0].shape}: load "
+                f"{prefix} does not store its weight as one matrix of shape {parts[0].shape}: load "
                 "the model without quantisation, and adapt no parameters of several matrices "
                 "(target_parameters of peft)"
             )
-        refuse_tied(model, own[name], prefix)
+        refuse_tied(model, parameters[name], prefix)
         products.setdefault(name, []).extend(parts)
     return products
 
 
 def _refuse_inside_adapter(model: nn.Module, name: str) -> None:
-    """Raise ValueError for a parameter of an adapter that is no half of a product B A."""
+    """Raise ValueError for a parameter of an adapter that is no factor of a product B A."""
     path = name.split(".")
     for i in range(len(path)):
         layer = model.get_submodule(".".join(path[:i]))
@@ -129,13 +129,13 @@ def _refuse_inside_adapter(model: nn.Module, name: str) -> None:
 
 
 def weights_norm(model: nn.Module, space: ParamSpace) -> float:
-    r"""||W||, the 2-norm of the weights of a space as the network multiplies with them.
+    r"""||W||, the 2-norm of the weights of a space as the network uses them.
 
     $$\lVert W \rVert^2 = \sum_l \lVert W_l + \textstyle\sum_a s_a B_a A_a \rVert^2$$
 
     Args:
-        model: with or without adapters; those that are active and not merged are added.
-        space: of weights, not of the factors of adapters.
+        model: a model; active adapters that are not merged are added to its weights.
+        space: a space of weights, not of factors of adapters.
     """
     total = 0.0
     for name, parameter in zip(space.names, space.parameters(model), strict=True):
@@ -164,16 +164,16 @@ def weight_space_gradient(
     $$\delta W = s\,(\delta B\, A + B\, \delta A), \qquad s = \alpha / r$$
 
     Args:
-        model: carries one LoRA adapter.
-        space: selects both halves of the adapters, or one of them (the other then stands still).
+        model: a model with one LoRA adapter.
+        space: a space with both factors of the adapters, or with one of them (the other is fixed).
         gradient: a vector of the space: a gradient, or a step.
 
     Returns:
-        For each adapted module its ``(out, in)`` matrix, float32, whichever way round the model
-        stores the weight.
+        For each adapted module its ``(out, in)`` matrix, float32, also if the model stores the
+        weight transposed.
 
     Raises:
-        ValueError: the space holds no adapter, or one of another kind than plain LoRA.
+        ValueError: the space has no adapter, or one that is no plain LoRA.
     """
     return {
         name: f.scale * (f.b_step @ f.A + f.B @ f.a_step)
@@ -186,8 +186,8 @@ def update_ranks(
 ) -> dict[str, int]:
     """Numerical rank of each module's ``weight_space_gradient``, without forming it.
 
-    The product ``[dB B] [A; dA]`` has the singular values of the two triangular factors' product,
-    which is 2r x 2r; values under ``tolerance`` of the largest do not count.
+    The product ``[dB B] [A; dA]`` has the same singular values as the product of the two 2r x 2r
+    triangular factors; values below ``tolerance`` times the largest do not count.
     """
     ranks = {}
     for name, f in _factors(model, space, gradient):
@@ -206,37 +206,36 @@ def _factors(
     *,
     kinds: tuple[str, ...] = ("lora_A",),
 ) -> Iterator[tuple[str, _Factors]]:
-    """The factors of every adapted module with their steps, at ``start`` or as they are."""
+    """The factors of every adapted module with their steps, at ``start`` or now."""
     device = next(model.parameters()).device if start is None else step.device
-    own = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     parts = space.unflatten(step.detach().float().to(device))
-    before = own if start is None else own | space.unflatten(start)
+    before = parameters if start is None else parameters | space.unflatten(start)
     pairs = [sorted((name, other)) for name in parts if (other := other_half(name))]
     halves = dict.fromkeys((a, b) for a, b in pairs if any(f".{kind}." in a for kind in kinds))
     if not halves:
-        raise UsageError("the parameter space holds no LoRA adapter (no name with .lora_A.)")
+        raise UsageError("the parameter space has no LoRA adapter (no name with .lora_A.)")
     for name, other in halves:
         prefix, kind, rest = re.split(r"\.(lora_A|lora_embedding_A)\.", name)
         module: Any = model.get_submodule(prefix)
         adapter = rest.split(".")[0]
         if (
-            not own.keys() >= {name, other}
-            or own[name].ndim != 2
+            not parameters.keys() >= {name, other}
+            or parameters[name].ndim != 2
             or adapter in getattr(module, "lora_magnitude_vector", {})
         ):
-            raise UsageError(f"{prefix} carries no plain LoRA adapter of a linear module")
+            raise UsageError(f"{prefix} has no plain LoRA adapter of a linear module")
         turned = kind == "lora_embedding_A" or bool(module.fan_in_fan_out)
         scale = float(module.scaling[adapter])
-        _refuse_other_product(
-            module, adapter, Factors(own[other].detach(), own[name].detach(), scale, turned), prefix
-        )
+        b_now, a_now = (parameters[n].detach() for n in (other, name))
+        _refuse_other_product(module, adapter, Factors(b_now, a_now, scale, turned), prefix)
         A, B = (before[n].detach().float().to(device) for n in (name, other))
         a_step, b_step = parts.get(name, torch.zeros_like(A)), parts.get(other, torch.zeros_like(B))
         yield prefix, _Factors(B, A, b_step, a_step, scale, turned)
 
 
 def _refuse_other_product(module: Any, adapter: str, factors: Factors, prefix: str) -> None:
-    """Raise ValueError where PEFT adds something else to a weight than scale * B A."""
+    """Raise ValueError if PEFT adds something else to a weight than scale * B A."""
     added, expected = module.get_delta_weight(adapter).detach().float(), factors.product()
     # A product in the dtype of half-precision factors is rounded to about 1%.
     if added.shape != expected.shape or (added - expected).norm() > 0.05 * added.norm():

@@ -1,4 +1,4 @@
-"""Small data sets that frenet makes itself, so that a model can be tried without a file."""
+"""Small built-in data sets, so that a model can be tried without a file."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -66,7 +66,7 @@ _TENS = _listed("twenty thirty forty fifty sixty seventy eighty ninety")
 
 
 def is_made(source: object) -> bool:
-    """Whether ``source`` names something that frenet makes itself.
+    """Whether ``source`` names something built into frenet.
 
     >>> is_made("frenet:words"), is_made("words.jsonl")
     (True, False)
@@ -75,14 +75,14 @@ def is_made(source: object) -> bool:
 
 
 def made_rows(source: str) -> Rows:
-    """The rows of a made data set; always the same ones.
+    """The rows of a built-in data set; always the same.
 
     ``frenet:words``: five word tasks (plural, past, reverse, sort, next-number), rows of ``task``,
-    ``input`` and ``output``. ``frenet:comparisons``: statements on two numbers, half of them true,
-    rows of ``statement`` and ``label``.
+    ``input`` and ``output``. ``frenet:comparisons``: statements about two numbers, half of them
+    true, rows of ``statement`` and ``label``.
 
     Raises:
-        ValueError: there is no made data set of that name.
+        ValueError: there is no built-in data set of that name.
 
     >>> made_rows("frenet:words").values[0]
     {'task': 'plural', 'input': 'wet bottle', 'output': 'wet bottles'}
@@ -93,8 +93,8 @@ def made_rows(source: str) -> Rows:
     }
     name = source.removeprefix(PREFIX)
     if name not in makers:
-        known = " and ".join(PREFIX + each for each in makers)
-        raise UsageError(f"frenet makes no data set {source!r}; there are {known}")
+        names = " and ".join(PREFIX + each for each in makers)
+        raise UsageError(f"frenet makes no data set {source!r}; there are {names}")
     values = tuple(makers[name]())
     return Rows(name, values, tuple(range(1, len(values) + 1)))
 
@@ -154,14 +154,14 @@ def _words() -> list[dict[str, Any]]:
         "next-number": [(spelled(n), spelled(n + 1)) for n in _numbers()],
     }
     return [
-        {"task": task, "input": given, "output": wanted}
+        {"task": task, "input": question, "output": answer}
         for task, rows in pairs.items()
-        for given, wanted in rows
+        for question, answer in rows
     ]
 
 
 def _crossed(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, str]]:
-    """Some of the pairs with a word of each list: the words of a held-out pair are known."""
+    """Random pairs of a word of each list; every word of a held-out pair occurs in training."""
     draw = rng.generator(0, "made", *first)
     every = [(a, b) for a in first for b in second]
     return [every[i] for i in torch.randperm(len(every), generator=draw)[:_ROWS].tolist()]
@@ -173,7 +173,7 @@ def _numbers() -> list[int]:
 
 
 def _threes(task: str) -> Iterator[list[str]]:
-    """Three different short nouns, many times; no three twice."""
+    """Many lists of three different short nouns; no list twice."""
     short = [noun for noun in _NOUNS if len(noun) <= 5]
     draw = rng.generator(0, "made", task)
     seen: set[tuple[str, ...]] = set()
@@ -185,7 +185,7 @@ def _threes(task: str) -> Iterator[list[str]]:
 
 
 def _comparisons() -> list[dict[str, Any]]:
-    """Two numbers of two digits that differ in the first one, true and false in turn."""
+    """Comparisons of two-digit numbers with different first digits, true and false in turn."""
     draw = rng.generator(0, "made", "comparisons")
     seen: dict[tuple[int, int], dict[str, Any]] = {}
     while len(seen) < _ROWS:

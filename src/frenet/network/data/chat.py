@@ -1,4 +1,4 @@
-"""Chat templates: conversations as the text that an instruct model was trained on."""
+"""Chat templates: conversations in the format of an instruct model's training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,22 +7,22 @@ from frenet._errors import UsageError
 from frenet.network.data.files import shown
 
 Message = dict[str, str]
-# Names of the roles in rows of other tools.
+# Names of the roles in files of other tools.
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 
 def messages_of(value: Any) -> list[Message]:
-    """A conversation as chat templates take it.
+    """A conversation in the form for chat templates.
 
     Args:
         value: a list of objects with role and content, or with from and value.
 
     Raises:
-        ValueError: it is none, or the content of a message is no text.
+        ValueError: it is not such a list, or the content of a message is no text.
     """
     if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
-        raise UsageError(f"'messages' is {shown(value)}; a list of messages is needed")
-    found = []
+        raise UsageError(f"'messages' is {shown(value)}; pass a list of messages")
+    messages = []
     for number, message in enumerate(value, start=1):
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value"))
@@ -35,42 +35,43 @@ def messages_of(value: Any) -> list[Message]:
                 f"message {number} has the role {shown(role)} and the content {shown(content)}; "
                 "both have to be text"
             )
-        found.append({"role": _ROLES.get(role.strip().lower(), role.strip()), "content": content})
-    return found
+        role = _ROLES.get(role.strip().lower(), role.strip())
+        messages.append({"role": role, "content": content})
+    return messages
 
 
 def turns(tokenizer: Any, messages: Sequence[Message], *, first: int = 0) -> list[tuple[str, str]]:
-    """What stands before each turn of the assistant, and the turn with its end.
+    """The text before each turn of the assistant, and the turn with its end.
 
-    The text before the first one is the beginning of every other. Turns before the message
-    ``first`` are only read.
+    All texts start with the text before the first turn. Turns before the message ``first`` are
+    context only.
 
     Raises:
-        ValueError: there is no such turn, or the template does not write it as it is.
+        ValueError: there is no such turn, or the template changes its text.
     """
     places = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i >= first]
     if not places:
         roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
-        raise UsageError(f"no message has the role assistant, which is scored; roles are {roles}")
+        raise UsageError(f"no message has the role assistant, the only one scored; roles: {roles}")
     return [_turn(tokenizer, messages[:i], messages[i]["content"]) for i in places]
 
 
 def asked(tokenizer: Any, prompt: str, system: str = "") -> str:
-    """A prompt as the user's turn, up to where the assistant begins."""
+    """A prompt as the user's turn, up to the start of the assistant's turn."""
     return _written(tokenizer, _user(prompt, system), opened=True)
 
 
 def opened(tokenizer: Any, prompt: str, system: str = "") -> str:
-    """The same, with the white space that the template writes before what the assistant says."""
+    """The same, with the white space that the template writes before the assistant's text."""
     start = asked(tokenizer, prompt, system)
-    said = [*_user(prompt, system), {"role": "assistant", "content": "x"}]
-    rest = _written(tokenizer, said).removeprefix(start)
+    both = [*_user(prompt, system), {"role": "assistant", "content": "x"}]
+    rest = _written(tokenizer, both).removeprefix(start)
     space = rest[: len(rest) - len(rest.lstrip())]
     return start + space if rest[len(space) :].startswith("x") else start
 
 
 def answered(tokenizer: Any, prompt: str, completion: str, system: str = "") -> tuple[str, str]:
-    """A prompt as the user's turn, and the completion as the assistant's with its end."""
+    """A prompt as the user's turn, and the completion as the assistant's turn with its end."""
     return _turn(tokenizer, _user(prompt, system), completion.strip())
 
 
@@ -82,41 +83,41 @@ def _user(prompt: str, system: str) -> list[Message]:
 def _turn(tokenizer: Any, before: Sequence[Message], content: str) -> tuple[str, str]:
     """The text before a turn of the assistant, and the turn up to its end.
 
-    The template writes the whole. White space behind the end of the turn, which the assistant does
-    not say, is left out.
+    The template writes both. White space after the end of the turn is left out, because the
+    assistant does not generate it.
     """
     if not content.strip():
-        raise UsageError("a message of the assistant is blank, so that there is nothing to score")
+        raise UsageError("a message of the assistant is blank; there is nothing to score")
     whole = _written(tokenizer, [*before, {"role": "assistant", "content": content}])
     start = _written(tokenizer, before, opened=True) if before else ""
     if not (start and whole.startswith(start)):
-        # Some templates open a turn that is to be generated otherwise than one that is there.
+        # Some templates open a turn differently if it is still to be generated.
         place = whole.rfind(content.strip())
         start = whole[: max(place, 0)]
-    said = whole[len(start) :]
-    if content.strip() not in said:
+    turn = whole[len(start) :]
+    if content.strip() not in turn:
         raise UsageError(
-            f"the chat template does not write the message {shown(content)} as it is, so that its "
-            "tokens cannot be told from the others"
+            f"the chat template changes the message {shown(content)}, so its tokens cannot be "
+            "identified"
         )
-    ended = said.rstrip()
-    return start, said if ended.endswith(content.strip()) else ended
+    ended = turn.rstrip()
+    return start, turn if ended.endswith(content.strip()) else ended
 
 
 def _written(tokenizer: Any, messages: Sequence[Message], *, opened: bool = False) -> str:
-    """What the chat template writes.
+    """The text that the chat template writes.
 
     Raises:
-        ValueError: there is none, or it refuses the messages.
+        ValueError: there is no template, or it refuses the messages.
     """
     from jinja2 import TemplateError
 
     if getattr(tokenizer, "chat_template", None) is None:
         raise UsageError(
             "this model's tokenizer has no chat template, which --chat and rows of messages need; "
-            "use an instruct model. Without one, rows of prompt and response are read with "
-            "--columns prompt=prompt completion=response, others without --chat; messages have "
-            "to be written as a prompt and a completion first"
+            "use an instruct model. Otherwise read rows of prompt and response with --columns "
+            "prompt=prompt completion=response, omit --chat for other rows, and rewrite messages "
+            "as a prompt and a completion"
         )
     try:
         return str(
@@ -129,7 +130,7 @@ def _written(tokenizer: Any, messages: Sequence[Message], *, opened: bool = Fals
 
 
 def system_of(row: Mapping[str, Any]) -> str:
-    """The system message of a row, or nothing.
+    """The system message of a row, or "".
 
     Raises:
         ValueError: it is no text.
@@ -138,5 +139,5 @@ def system_of(row: Mapping[str, Any]) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UsageError(f"'system' is {shown(value)}; text is needed")
+        raise UsageError(f"'system' is {shown(value)}; pass text")
     return value

@@ -1,4 +1,4 @@
-"""What a contrast is: prompts with two sides, and how they are divided."""
+"""Contrasts: prompts with two sides, and their division into parts."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -17,13 +17,13 @@ class Item(NamedTuple):
     """One prompt of a contrast.
 
     Attributes:
-        text: what a person reads: the prompt, or the positive text of a pair.
+        text: the prompt as text, or the positive text of a pair.
         context: token ids of the prompt; empty for a pair of texts.
         sides: token ids of the whole text on the positive and on the negative side.
-        answers: the tokens that the two sides answer with; None for a pair of texts, and where an
-            answer is several tokens.
-        label: whether the prompt itself belongs to the positive class; None where it has no class.
-        line: of the source.
+        answers: the answer tokens of the two sides; None for a pair of texts, and if an answer is
+            several tokens.
+        label: whether the prompt belongs to the positive class; None if it has no class.
+        line: line in the source.
     """
 
     text: str
@@ -34,7 +34,7 @@ class Item(NamedTuple):
     line: int
 
     def both_answers(self) -> tuple[int, int]:
-        """The answers, where there are any.
+        """The answers.
 
         Raises:
             ValueError: a pair of texts, or answers of several tokens.
@@ -51,7 +51,7 @@ class Item(NamedTuple):
 
 
 class UnansweredError(UsageError):
-    """A contrast whose answers a tokenizer splits: no logit says what the model answers."""
+    """The tokenizer splits an answer of a contrast, so there is no logit of the answer."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Contrast:
     """A behaviour with two sides.
 
     Attributes:
-        name: of the behaviour.
-        kind: "statements", labelled prompts that are all answered with the same two words;
-            "choices", questions of which either letter may be the positive one; "pairs" of texts.
+        name: name of the behaviour.
+        kind: "statements", labelled prompts with the same two answers; "choices", questions for
+            which either letter may be the positive answer; "pairs" of texts.
         words: the answers of the positive and the negative side, empty for pairs.
         items: the prompts.
         notes: what was dropped or decided while loading, one sentence each.
-        unanswered: why no logit is the answer's, where answers are several tokens.
+        unanswered: why there is no logit of an answer, if an answer is several tokens.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Contrast:
 
     @property
     def reading_notes(self) -> tuple[str, ...]:
-        """The notes, and how many prompts there are, of each side where prompts have one."""
+        """The notes, and the number of prompts, for statements also of each side."""
         count = f"{len(self.items)} {self.kind}"
         if self.kind == "statements":
             sides = [len(self.of_class(label)) for label in (True, False)]
@@ -93,7 +93,7 @@ class Contrast:
         return (*self.notes, f"{self.name}: rows: {count}")
 
     def require_answers(self) -> None:
-        """Raise UnansweredError where an answer is several tokens; pairs of texts have none."""
+        """Raise UnansweredError if an answer is several tokens; pairs of texts have no answers."""
         if self.kind != "pairs" and any(item.answers is None for item in self.items):
             why = f"{' or '.join(self.words)} is several tokens to this tokenizer"
             raise UnansweredError(self.unanswered or why)
@@ -103,30 +103,30 @@ class Contrast:
         return [item for item in self.items if item.label is label]
 
     def divided(self, parts: int, *, seed: int, rows: int | None = None) -> list["Contrast"]:
-        """Disjoint parts of like size, each with as many prompts of either class.
+        """Disjoint parts of equal size, with equal numbers of prompts of both classes.
 
         Args:
-            parts: how many.
+            parts: number of parts.
             seed: fixes the order.
-            rows: at most so many prompts in a part.
+            rows: largest number of prompts in a part.
 
         Raises:
-            ValueError: there are too few prompts for so many parts.
+            ValueError: there are too few prompts for this number of parts.
         """
-        found: list[list[Item]] = [[] for _ in range(parts)]
+        divided: list[list[Item]] = [[] for _ in range(parts)]
         labels: tuple[bool | None, ...] = (True, False) if self.kind == "statements" else (None,)
         for label in labels:
-            own = [item for item in self.items if item.label is label]
+            items = [item for item in self.items if item.label is label]
             order = rng.generator(seed, "contrast", self.name, str(label))
-            mixed = [own[i] for i in torch.randperm(len(own), generator=order).tolist()]
+            mixed = [items[i] for i in torch.randperm(len(items), generator=order).tolist()]
             most = len(mixed) // parts if rows is None else rows // len(labels)
             size = min(len(mixed) // parts, most)
             if size < 2:
                 side = "" if label is None else f" with the label {self.words[not label]!r}"
                 raise UsageError(
-                    f"contrast {self.name!r} has {len(own)} prompts{side}, too few for {parts} "
+                    f"contrast {self.name!r} has {len(items)} prompts{side}, too few for {parts} "
                     f"parts of at least 2; pass at least {2 * parts}"
                 )
-            for i, part in enumerate(found):
+            for i, part in enumerate(divided):
                 part += mixed[i * size : (i + 1) * size]
-        return [replace(self, items=tuple(part)) for part in found]
+        return [replace(self, items=tuple(part)) for part in divided]

@@ -33,22 +33,22 @@ from frenet.network.data.tables import (
 )
 from frenet.network.data.tokens import Encoded, encode, join, of_one_prompt, text_ids, token_notes
 
-# Words for the positive side, where the data do not say which one it is.
+# Labels that count as the positive side unless the user names one.
 POSITIVE = ("yes", "true", "positive", "1")
 _LETTERS = ("(A)", "(B)")
-# Answers that are tried where those of the data are several tokens to a tokenizer.
+# Answers to suggest if the tokenizer splits those of the data into several tokens.
 USUAL = (
     ("Yes", "No"), ("yes", "no"), ("True", "False"), ("true", "false"), ("A", "B"), ("1", "0"),
     ("+", "-"), ("y", "n"),
 )  # fmt: skip
-# Statements are asked about, and answered Yes or No: models that are asked to complete "True or
-# false:" tell the two apart much less well (Qwen2.5-0.5B: 0.48 against 0.80 of pairs in order).
+# A question about the statement, with the answers Yes and No: with "True or false:" models
+# separate the classes much less well (Qwen2.5-0.5B: 0.48 instead of 0.80 of pairs in order).
 STATEMENT = ("statement", "label")
 ASKED, ANSWERED = "Question: Is the following statement true? {statement}\nAnswer:", ("Yes", "No")
 
 
 class _Settings(NamedTuple):
-    """What makes contrasts of the rows of a source."""
+    """Settings that turn the rows of a source into contrasts."""
 
     source: str
     tokenizer: Any
@@ -74,42 +74,43 @@ def contrasts(
 ) -> dict[str, Contrast]:
     """The contrasts of a JSONL, JSON or CSV file, or of a data set on the hub, by name.
 
-    Rows with the keys ``positive`` and ``negative`` (and perhaps ``prompt``, which stands before
-    both) are pairs of texts. Rows of ``question`` and ``answer_matching_behavior``, answered with
-    (A) and (B) or with Yes and No, are choices between the answer that matches and the other one;
+    Rows with the keys ``positive`` and ``negative`` (and optionally ``prompt``, the beginning of
+    both) are pairs of texts. Rows of ``question`` and ``answer_matching_behavior``, with the
+    answers (A) and (B) or Yes and No, are choices between the matching answer and the other one;
     so are multiple-choice questions with two choices. Other rows with two labels are statements.
     Repeated rows count once, with a note.
 
     Args:
-        source: a file; "frenet:comparisons"; or, where that is no path, the name of a data set
+        source: a file; "frenet:comparisons"; or, if there is no such path, the name of a data set
             on the hub.
-        tokenizer: the model's own; used, never changed.
+        tokenizer: the model's tokenizer; it does not change.
         max_length: the model's context length in tokens, or less.
-        columns: which columns play which role, as for ``text_tasks``; also positive and negative.
-        prompt: text with ``{field}`` in place of the schema's own prompt.
+        columns: the columns of each role, as for ``text_tasks``; also positive and negative.
+        prompt: text with ``{field}`` that replaces the schema's prompt.
         completion: the same for the label.
-        positive: the label word of the positive side; None: yes, true, positive or 1, else the
-            first one.
-        words: what the positive and the negative side answer with, in place of the labels. Rows
-            of ``statement`` and ``label`` are asked about, and answered Yes or No.
+        positive: label of the positive side; None: yes, true, positive or 1, else the first
+            label.
+        words: answers of the positive and the negative side, instead of the labels. Rows of
+            ``statement`` and ``label`` become questions with the answers Yes and No.
         chat: a prompt is the user's turn in the tokenizer's chat template, and an answer the
-            beginning of the assistant's; of pairs without a prompt each text is the user's turn.
+            beginning of the assistant's turn; without a prompt each text of a pair is the user's
+            turn.
         template: how a row becomes prompt and label; None recognises the known schemas.
 
     Raises:
-        RowError: a bad row, a label that the schema does not have, or a prompt with either
-            label; names file, line and value.
-        ValueError: labels that are not two, one class only, a single pair, or a column is left that
-            is usually part of a prompt or a label.
+        RowError: a bad row, a label that the schema does not have, or a prompt with both labels;
+            names file, line and value.
+        ValueError: there are not exactly two labels, or there is a single pair, or an unread
+            column is usually part of a prompt or a label.
     """
     reading = Reading.of(
         columns, template=template, prompt=prompt, completion=completion, chat=chat
     )
-    found = named_rows(source, reading)
-    settings = _Settings(found.rows.source, tokenizer, max_length, positive, words, chat)
-    if _as_pairs(found, reading):
-        return _pairs(found, reading, settings)
-    table = _labels(found, reading, tokenizer)
+    named = named_rows(source, reading)
+    settings = _Settings(named.rows.source, tokenizer, max_length, positive, words, chat)
+    if _as_pairs(named, reading):
+        return _pairs(named, reading, settings)
+    table = _labels(named, reading, tokenizer)
     if table.schema == STATEMENT:
         settings = settings._replace(words=words or ANSWERED)
     settings = settings._replace(chat=table.chat, choices=table.schema in (BEHAVIOUR, CHOICES))
@@ -118,56 +119,56 @@ def contrasts(
 
 
 def answered_names(source: str | Path, reading: Reading | None = None) -> tuple[str, ...]:
-    """Names of the contrasts of a source whose prompts have answers; no tokenizer is needed.
+    """Names of the contrasts of a source, which must have answers; needs no tokenizer.
 
     Raises:
         RowError: a bad row.
         ValueError: rows of no known schema, or pairs of texts.
     """
     reading = reading or Reading()
-    found = named_rows(source, reading)
-    if _as_pairs(found, reading):
+    named = named_rows(source, reading)
+    if _as_pairs(named, reading):
         raise UsageError(
-            f"{found.rows.source} holds pairs of texts, which have no answer to push towards; pass "
+            f"{named.rows.source} holds pairs of texts, which have no answer to push towards; pass "
             "labelled statements or A/B questions ('frenet steer extract' takes pairs)"
         )
-    return tuple(_labels(found, reading, None).by_task)
+    return tuple(_labels(named, reading, None).by_task)
 
 
-def _as_pairs(found: Named, reading: Reading) -> bool:
-    """Whether the rows are pairs of texts, and the user does not say what else they are."""
-    said = reading.template or reading.completion or set(reading.named) - {*PAIR, "prompt"}
-    return found.is_pairs and not said
+def _as_pairs(named: Named, reading: Reading) -> bool:
+    """Whether the rows are pairs of texts, and the user does not read them in another way."""
+    other = reading.template or reading.completion or set(reading.named) - {*PAIR, "prompt"}
+    return named.is_pairs and not other
 
 
-def _labels(found: Named, reading: Reading, tokenizer: Any) -> Table:
-    """The rows as prompts and labels; RowError where a label is not of the schema's own."""
-    if template_of(found, reading)[0] == MESSAGES:
+def _labels(named: Named, reading: Reading, tokenizer: Any) -> Table:
+    """The rows as prompts and labels; RowError for a label that the schema does not have."""
+    if template_of(named, reading)[0] == MESSAGES:
         raise UsageError(
-            f"{found.rows.source} holds conversations, which have no two sides; pass prompts with "
+            f"{named.rows.source} holds conversations, which have no two sides; pass prompts with "
             "labels, A/B questions, or pairs of texts (positive, negative)"
         )
-    table = table_of(found, reading, tokenizer=tokenizer, labelled=True, prompts={STATEMENT: ASKED})
+    table = table_of(named, reading, tokenizer=tokenizer, labelled=True, prompts={STATEMENT: ASKED})
     labels = table.template.labels
     for record in (record for part in table.by_task.values() for record in part):
         if isinstance(labels, tuple) and record.completion not in labels:
             why = f"unknown label {shown(record.completion)}; known are {', '.join(labels)}"
             remedy = (
-                "write other answers as rows of prompt and label (--columns prompt=question "
+                "read other answers as rows of prompt and label (--columns prompt=question "
                 f"label={BEHAVIOUR[1]})"
             )
             raise RowError(table.source, record.line, f"{why}; {remedy}")
     return table
 
 
-def _pairs(found: Named, reading: Reading, settings: _Settings) -> dict[str, Contrast]:
-    """Pairs of texts, by the field that names a behaviour where there is one."""
-    rows = found.rows
-    prompted = reading.prompt or ("{prompt?}" if "prompt" in found.spelled else "")
+def _pairs(named: Named, reading: Reading, settings: _Settings) -> dict[str, Contrast]:
+    """Pairs of texts, grouped by the field that names a behaviour, if there is one."""
+    rows = named.rows
+    prompted = reading.prompt or ("{prompt?}" if "prompt" in named.spelled else "")
     templates = [Template(prompted, f"{{{side}}}") for side in PAIR]
     key = next((f for f in TASK_FIELDS if any(f in row for row in rows.values)), None)
     read = {*templates[0].read, *PAIR, key, SYSTEM if settings.chat else key}
-    notes = (*rows.notes, columns_read(found, read, Template("{prompt}", "{positive}"), reading))
+    notes = (*rows.notes, columns_read(named, read, Template("{prompt}", "{positive}"), reading))
     by_name: dict[str, list[Item]] = {}
     for line, row in zip(rows.lines, rows.values, strict=True):
         try:
@@ -203,10 +204,10 @@ def _side(row: Mapping[str, Any], template: Template, settings: _Settings) -> st
 def _once(
     name: str, items: Sequence[Item], source: str
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
-    """Each item once, since the parts of a contrast share none, and a note on those left out.
+    """Each item once, so that parts of a contrast share none, and a note on dropped items.
 
     Raises:
-        RowError: the same tokens stand on either side, or in either class.
+        RowError: the same tokens occur on both sides, or in both classes.
     """
     first: dict[tuple[tuple[int, ...], ...], Item] = {}
     for item in items:
@@ -214,21 +215,21 @@ def _once(
         same = first.setdefault(key, item)
         if (same.sides, same.label) != (item.sides, item.label):
             why = f"{shown(item.text)} has the tokens of line {same.line}, on the other side"
-            raise RowError(source, item.line, f"{why}; leave one of them out")
+            raise RowError(source, item.line, f"{why}; remove one of them")
     repeated = len(items) - len(first)
     notes = (f"{name}: {repeated} repeated rows dropped",) if repeated else ()
     return tuple(first.values()), notes
 
 
 def _whole(texts: Sequence[str], settings: _Settings, line: int) -> list[list[int]]:
-    found = text_ids(settings.tokenizer, texts, chat=settings.chat)
-    for text, ids in zip(texts, found, strict=True):
+    tokens = text_ids(settings.tokenizer, texts, chat=settings.chat)
+    for text, ids in zip(texts, tokens, strict=True):
         if len(ids) > settings.max_length:
             why = f"{shown(text)} has {len(ids)} tokens, the model reads {settings.max_length}"
-            remedy = "shorten it, since its last token is what is read"
+            remedy = "shorten it, since the stream is read at its last token"
             raise RowError(settings.source, line, f"{why}; {remedy}")
-    _require_apart(found, texts, settings.source, line)
-    return found
+    _require_apart(tokens, texts, settings.source, line)
+    return tokens
 
 
 def _require_apart(ids: Sequence[list[int]], texts: Sequence[str], source: str, line: int) -> None:
@@ -241,12 +242,12 @@ def _require_apart(ids: Sequence[list[int]], texts: Sequence[str], source: str, 
 def _labelled(name: str, rows: Sequence[Record], settings: _Settings) -> Contrast:
     """Statements or choices of one behaviour."""
     source, words = settings.source, settings.words
-    found = sorted({row.completion for row in rows})
-    found_words = _words(name, found, settings.positive)
-    choices = settings.choices or tuple(found) == _LETTERS
-    # Of "(A)" the letter is what is answered; the bracket behind it says nothing more.
-    lettered = tuple(found) == _LETTERS
-    written = [word.removesuffix(")") if lettered else word for word in words or found_words]
+    labels = sorted({row.completion for row in rows})
+    label_words = _words(name, labels, settings.positive)
+    choices = settings.choices or tuple(labels) == _LETTERS
+    # The answer of "(A)" is the letter; the closing bracket adds nothing.
+    lettered = tuple(labels) == _LETTERS
+    written = [word.removesuffix(")") if lettered else word for word in words or label_words]
     pairs = [(row.prompt, word) for row in rows for word in written]
     tokens = encode(
         settings.tokenizer, pairs,
@@ -258,14 +259,14 @@ def _labelled(name: str, rows: Sequence[Record], settings: _Settings) -> Contras
         context, sides, answers = _answers(both, source=source, line=row.line)
         _require_apart(sides, written, source, row.line)
         read.append(max(both, key=lambda side: (side.cut, side.spans_join)))
-        own = found_words.index(row.completion)
-        if choices and own == 1:
+        side = label_words.index(row.completion)
+        if choices and side == 1:
             sides, answers = sides[::-1], answers and answers[::-1]
-        label = None if choices else own == 0
+        label = None if choices else side == 0
         items.append(Item(row.prompt, context, sides, answers, label, row.line))
-    kept, notes = _once(name, items, source)
-    told = token_notes(settings.tokenizer, read, [row.line for row in rows], "prompts")
-    notes = (*(f"{name}: {note}" for note in told), *notes)
+    distinct, notes = _once(name, items, source)
+    on_tokens = token_notes(settings.tokenizer, read, [row.line for row in rows], "prompts")
+    notes = (*(f"{name}: {note}" for note in on_tokens), *notes)
     if cut := sum(side.cut > 0 for side in read):
         notes = (f"{name}: {cut} of {len(rows)} prompts lost their beginning", *notes)
     kind: Kind = "choices" if choices else "statements"
@@ -274,21 +275,21 @@ def _labelled(name: str, rows: Sequence[Record], settings: _Settings) -> Contras
     if split:
         first = split[0]
         why = _unanswered(rows[first].prompt, written, tokens[2 * first : 2 * first + 2], settings)
-    return Contrast(name, kind, tuple(words or found_words), kept, notes, why)
+    return Contrast(name, kind, tuple(words or label_words), distinct, notes, why)
 
 
 def _unanswered(
     prompt: str, words: Sequence[str], sides: Sequence[Encoded | str], settings: _Settings
 ) -> str:
-    """Which answers are several tokens, and two that are one token each."""
+    """Which answers are several tokens, and two words that are one token each."""
     targets = [side.target for side in sides if isinstance(side, Encoded)]
-    said = []
+    split = []
     for word, target in zip(words, targets, strict=True):
         if len(target) > 1:
             parts = settings.tokenizer.convert_ids_to_tokens(target)
-            said.append(f"{shown(word)} ({', '.join(map(shown, parts))})")
-    what = f"{' and '.join(said)} {'are' if len(said) > 1 else 'is'}"
-    why = f"{what} several tokens to this tokenizer, so that no logit is the answer's"
+            split.append(f"{shown(word)} ({', '.join(map(shown, parts))})")
+    what = f"{' and '.join(split)} {'are' if len(split) > 1 else 'is'}"
+    why = f"{what} several tokens to this tokenizer, so there is no logit of the answer"
     ways = (str.capitalize, str.lower, str.upper, lambda word: f" {word}")
     for pair in (*(tuple(map(way, words)) for way in ways), *USUAL):
         ids = _single(prompt, pair, settings)
@@ -298,41 +299,41 @@ def _unanswered(
 
 
 def _single(prompt: str, words: Sequence[str], settings: _Settings) -> list[int]:
-    """The tokens of those words that are one token each behind a prompt."""
-    found = encode(
+    """The tokens of the words that are one token each after a prompt."""
+    sides = encode(
         settings.tokenizer, [(prompt, word) for word in words],
         max_length=settings.max_length, end=False, chat=settings.chat,
     )  # fmt: skip
     unknown = getattr(settings.tokenizer, "unk_token_id", None)
-    targets = [side.target for side in found if isinstance(side, Encoded)]
+    targets = [side.target for side in sides if isinstance(side, Encoded)]
     return [target[0] for target in targets if len(target) == 1 and target[0] != unknown]
 
 
-def _words(name: str, found: Sequence[str], positive: str | None) -> list[str]:
-    """The label words, the positive one first."""
-    if len(found) == 1:
+def _words(name: str, labels: Sequence[str], positive: str | None) -> list[str]:
+    """The labels, the positive one first."""
+    if len(labels) == 1:
         raise UsageError(
-            f"all labels of contrast {name!r} are {found[0]!r}; a contrast needs both sides"
+            f"all labels of contrast {name!r} are {labels[0]!r}; a contrast needs both sides"
         )
-    if len(found) != 2:
-        listed = ", ".join(map(repr, found[:5]))
+    if len(labels) != 2:
+        listed = ", ".join(map(repr, labels[:5]))
         raise UsageError(
-            f"contrast {name!r} has {len(found)} labels ({listed} ...), and a contrast has two; "
+            f"contrast {name!r} has {len(labels)} labels ({listed} ...), and a contrast has two; "
             "pass a template with two labels, or pairs of texts (positive, negative)"
         )
     if positive is not None:
-        positive = next((w for w in found if folded(w) == folded(positive)), positive)
-    if positive is not None and positive not in found:
+        positive = next((w for w in labels if folded(w) == folded(positive)), positive)
+    if positive is not None and positive not in labels:
         raise UsageError(
             f"positive={positive!r} is no label of contrast {name!r}; it has "
-            f"{' and '.join(map(repr, found))}"
+            f"{' and '.join(map(repr, labels))}"
         )
-    first = positive or next((w for w in found if w.strip().lower() in POSITIVE), found[0])
-    return [first, *(word for word in found if word != first)]
+    first = positive or next((w for w in labels if w.strip().lower() in POSITIVE), labels[0])
+    return [first, *(word for word in labels if word != first)]
 
 
 def _usable(both: Sequence[Encoded | str], *, source: str, line: int) -> list[Encoded]:
-    """Both sides, after what is left of the prompt by the longer one.
+    """Both sides, with the prompt cut as the longer one needs.
 
     Raises:
         RowError: a text cannot be used.
@@ -348,16 +349,16 @@ def _usable(both: Sequence[Encoded | str], *, source: str, line: int) -> list[En
 def _answers(
     both: Sequence[Encoded], *, source: str, line: int
 ) -> tuple[list[int], tuple[list[int], list[int]], tuple[int, int] | None]:
-    """The prompt, the whole texts of both sides, and the answers where each is one token.
+    """The prompt, the whole texts of both sides, and the answers if each is one token.
 
     Raises:
-        RowError: the prompt ends differently before the two answers.
+        RowError: the end of the prompt is tokenised differently before the two answers.
     """
     contexts = [side.context for side in both]
     first, second = (context + side.target for context, side in zip(contexts, both, strict=True))
     if first[:-1] == second[:-1] and len(first) > 1:
         return first[:-1], (first, second), (first[-1], second[-1])
     if contexts[0] != contexts[1] or not contexts[0]:
-        why = "the end of the prompt is one token with the beginning of an answer"
+        why = "the end of the prompt and the beginning of an answer form one token"
         raise RowError(source, line, f"{why}; end the prompt with a colon or a line break")
     return contexts[0], (first, second), None

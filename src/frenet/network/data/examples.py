@@ -1,4 +1,4 @@
-"""From records to tokenised examples: divided, labels checked, bad rows named."""
+"""From records to tokenised examples: splits, label checks, errors for bad rows."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from frenet.network.tasks import Split
 
 
 class Example(NamedTuple):
-    """One row of a task: its text, its token ids, and the line it came from."""
+    """One row of a task: its text, its token ids, and its line in the source."""
 
     prompt: str
     completion: str
@@ -25,7 +25,7 @@ class Example(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What fixes the examples of a task besides its rows; see ``text_tasks``."""
+    """Settings that fix the examples of a task, given its rows; see ``text_tasks``."""
 
     source: str
     tokenizer: Any
@@ -38,7 +38,7 @@ class Options(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The examples of one task, its label set (empty: open-ended), and what was done to it."""
+    """The examples of one task, its label set (empty: open-ended), and notes."""
 
     examples: dict[Split, tuple[Example, ...]]
     labels: tuple[str, ...]
@@ -46,21 +46,21 @@ class Prepared(NamedTuple):
 
 
 def prepare(name: str, rows: Sequence[Record], options: Options) -> Prepared:
-    """The examples of one task: divided, its labels checked, tokenised.
+    """The examples of one task: split, with checked labels, tokenised.
 
     Raises:
         RowError: a label is not in the label set, or a completion does not fit the context.
         ValueError: a split ends up without rows.
     """
-    own, roles = own_splits(rows)
+    splits, roles = own_splits(rows)
     labels = options.labels or ()
     if labels == "seen":
-        labels = tuple(sorted({row.completion for row in own["train"]}))
+        labels = tuple(sorted({row.completion for row in splits["train"]}))
     bad: list[RowError] = []
     if labels:
-        own = {s: _known(part, labels, bad=bad, options=options) for s, part in own.items()}
-        _require_apart(labels, own, options)
-    parts, changes = completed(own, name=name, seed=options.seed)
+        splits = {s: _known(part, labels, bad=bad, options=options) for s, part in splits.items()}
+        _require_apart(labels, splits, options)
+    parts, changes = completed(splits, name=name, seed=options.seed)
     examples: dict[Split, tuple[Example, ...]] = {}
     counts: list[str] = []
     for split, part in parts.items():
@@ -76,12 +76,12 @@ def prepare(name: str, rows: Sequence[Record], options: Options) -> Prepared:
 def encoded(
     rows: Iterable[Record | Example], options: Options, *, bad: list[RowError]
 ) -> tuple[Example, ...]:
-    """The rows as token ids; those that cannot be scored are errors, or go to ``bad``."""
+    """The rows as token ids; rows that cannot be scored are errors, or go to ``bad``."""
     texts = [(row.prompt, row.completion, row.line) for row in rows]
     pairs = [(prompt, completion) for prompt, completion, _ in texts]
-    found = encode(options.tokenizer, pairs, max_length=options.max_length, chat=options.chat)
+    tokens = encode(options.tokenizer, pairs, max_length=options.max_length, chat=options.chat)
     good = []
-    for (prompt, completion, line), item in zip(texts, found, strict=True):
+    for (prompt, completion, line), item in zip(texts, tokens, strict=True):
         if isinstance(item, Encoded):
             good.append(Example(prompt, completion, item, line))
         else:
@@ -92,7 +92,7 @@ def encoded(
 def _known(
     rows: Sequence[Record], labels: tuple[str, ...], *, bad: list[RowError], options: Options
 ) -> list[Record]:
-    """The rows whose completion is in the label set; the others are errors, or go to ``bad``."""
+    """The rows with a completion in the label set; other rows are errors, or go to ``bad``."""
     good = []
     for row in rows:
         if row.completion in labels:
@@ -104,16 +104,16 @@ def _known(
 
 
 def _require_apart(
-    labels: tuple[str, ...], own: dict[Split, list[Record]], options: Options
+    labels: tuple[str, ...], splits: dict[Split, list[Record]], options: Options
 ) -> None:
-    """Raise ValueError if two labels are the same tokens, so that no score can tell them apart."""
-    prompt = next((row.prompt for part in own.values() for row in part), None)
+    """Raise ValueError if two labels are the same tokens, so that their scores are equal."""
+    prompt = next((row.prompt for part in splits.values() for row in part), None)
     if not prompt:
         return
     pairs = [(prompt, label) for label in labels]
     seen: dict[tuple[int, ...], str] = {}
-    found = encode(options.tokenizer, pairs, max_length=sys.maxsize, chat=options.chat)
-    for label, item in zip(labels, found, strict=True):
+    tokens = encode(options.tokenizer, pairs, max_length=sys.maxsize, chat=options.chat)
+    for label, item in zip(labels, tokens, strict=True):
         if not isinstance(item, Encoded):
             raise UsageError(f"{options.source}: the label {shown(label)}: {item}")
         if (same := seen.setdefault(tuple(item.context + item.target), label)) != label:
@@ -138,11 +138,11 @@ def _limited(rows: list[Record], limit: int | None, generator: torch.Generator) 
 
 
 def _counts(split: Split, examples: Sequence[Example], tokenizer: Any) -> list[str]:
-    """Notes on prompts that were cut, and on tokens that a reader would not expect."""
+    """Notes on prompts that were cut, and on unexpected tokens."""
     cut = [example.encoded.cut for example in examples if example.encoded.cut]
     notes = []
     if cut:
         notes.append(f"{split}: {len(cut)} of {len(examples)} rows cut, {sum(cut)} tokens in all")
     items = [example.encoded for example in examples]
-    told = token_notes(tokenizer, items, [example.line for example in examples])
-    return [*notes, *(f"{split}: {note}" for note in told)]
+    on_tokens = token_notes(tokenizer, items, [example.line for example in examples])
+    return [*notes, *(f"{split}: {note}" for note in on_tokens)]

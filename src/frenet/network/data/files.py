@@ -1,4 +1,4 @@
-"""Rows of text from JSONL, JSON and CSV files as people really save them."""
+"""Rows of text from JSONL, JSON and CSV files."""
 
 import csv
 import io
@@ -14,18 +14,18 @@ from frenet._errors import UsageError
 OnBad = Literal["error", "skip"]
 KINDS = (".jsonl", ".csv")
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
-# What may stand between the cells of a table; the first one where several fit as well.
+# Separators of cells; if several fit equally well, the first one counts.
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-# Lists of objects that are a value of a row, not the rows of a file.
+# Lists of objects with these names are a value of a row, not the rows of a file.
 OF_A_ROW = {
     "messages", "conversations", "prompt", "completion", "chosen", "rejected", "tools", "functions",
 }  # fmt: skip
-# Lines of a table that are looked at to see which of them it is.
+# Lines of a table that decide its separator.
 LOOKED_AT = 200
 
 
 class RowError(UsageError):
-    """One bad row: the file, the physical line it starts on, and what is wrong with it."""
+    """One bad row: the file, the physical line of its start, and the reason."""
 
     def __init__(self, source: str | Path, line: int, why: str) -> None:
         super().__init__(f"{source}, line {line}: {why}")
@@ -38,8 +38,8 @@ class Rows:
     """Rows in file order; ``lines[i]`` is the physical line on which ``values[i]`` starts.
 
     Cells of a CSV file are text, whatever they look like ("NA", "null", "1"); values of a JSON
-    file are what the JSON says. White space around the names of columns is left out. ``skipped``
-    holds the rows left out under ``on_bad="skip"``, and ``notes`` says what else was left out or
+    file have their JSON types. White space around the names of columns is removed. ``skipped``
+    contains the rows that ``on_bad="skip"`` left out, and ``notes`` says what else was left out or
     decided, one sentence each.
     """
 
@@ -56,14 +56,14 @@ class Rows:
 def read_rows(path: str | Path, *, required: Sequence[str] = (), on_bad: OnBad = "error") -> Rows:
     r"""Read a JSONL, JSON or CSV file: UTF-8 with or without BOM, any line ends, no blank lines.
 
-    Line breaks inside quoted CSV cells are kept, written as ``\n``. Cells stand between commas,
-    semicolons, tabs or bars: what a first line ``sep=;`` says, or else the one that gives the
-    header two columns or more and the most rows as many cells as the header; a note names it where
-    it is no comma.
+    Line breaks inside quoted CSV cells become ``\n``. A first line such as ``sep=;`` sets the
+    separator of cells. Otherwise it is the comma, semicolon, tab or bar that gives the header at
+    least two columns, and most rows as many cells as the header. A note names a separator other
+    than the comma.
 
     Args:
-        path: a file that ends in ``.jsonl``; in ``.json``, one list of objects, alone or as the
-            only one in an object; or in ``.csv`` or ``.tsv``, which start with a header.
+        path: a ``.jsonl`` file; a ``.json`` file with one list of objects, alone or as the only
+            list in an object; or a ``.csv`` or ``.tsv`` file with a header.
         required: keys that every row must have, with a value that is not null and not blank.
         on_bad: "error" stops at the first bad row; "skip" leaves it out and lists it in
             ``Rows.skipped``.
@@ -71,7 +71,7 @@ def read_rows(path: str | Path, *, required: Sequence[str] = (), on_bad: OnBad =
     Raises:
         FileNotFoundError: there is no such file.
         RowError: a bad row; the message names file, line, key and value.
-        ValueError: the file as a whole cannot be read, or holds no good row.
+        ValueError: the file as a whole cannot be read, or has no good row.
     """
     path = Path(path).expanduser()
     text = _read_text(path)
@@ -97,31 +97,31 @@ def read_rows(path: str | Path, *, required: Sequence[str] = (), on_bad: OnBad =
 def _parsed(
     path: Path, text: str
 ) -> tuple[Iterator[tuple[int, dict[str, Any]] | RowError], tuple[str, ...]]:
-    """The rows of a text by the kind of its file, and what has to be said of them."""
+    """The rows of a text, by the suffix of its file, and notes."""
     if path.suffix.lower() in (".csv", ".tsv"):
-        told, text = _told_separator(text)
-        separator = told or _separator(text)
-        notes = [f"cells stand between {SEPARATORS[separator]}s"] if separator != "," else []
-        return _parse_csv(path, text, separator, first=2 if told else 1), tuple(notes)
+        stated, text = _stated_separator(text)
+        separator = stated or _separator(text)
+        notes = [f"cells are separated by {SEPARATORS[separator]}s"] if separator != "," else []
+        return _parse_csv(path, text, separator, first=2 if stated else 1), tuple(notes)
     if path.suffix.lower() == ".json":
         if text.lstrip().startswith("["):
             return _objects(path, _json(path, text)), ()
-        if found := _one_object(text):
-            values, note = _wrapped(path, found)
+        if content := _one_object(text):
+            values, note = _wrapped(path, content)
             return _objects(path, values), note
     return _parse_jsonl(path, text), ()
 
 
 def _read_text(path: Path) -> str:
-    """The whole file with line ends as LF and without BOM."""
+    """The text of the file, with LF as line end and without BOM."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name one {' or '.join(KINDS)} file in it")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
-            f"{path} ends in {path.suffix or 'no extension'}; rows are read from "
-            f"{' and '.join(KINDS)} files ({', '.join(SUFFIXES)}): save it as one of them"
+            f"{path} ends in {path.suffix or 'no extension'}; save its rows as one of "
+            f"{', '.join(SUFFIXES)}"
         )
     data = path.read_bytes()
     try:
@@ -138,7 +138,7 @@ def _read_text(path: Path) -> str:
 
 
 def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]] | RowError]:
-    # Only LF ends a line: U+2028 and its kind may stand unescaped inside a JSON string.
+    # Only LF ends a line: U+2028 and the like may occur unescaped in a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -155,7 +155,7 @@ def _parse_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]] |
 
 
 def _json(path: Path, text: str) -> Any:
-    """The value of a text that is JSON as a whole."""
+    """The value of a text that is one JSON document."""
     try:
         return json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -168,39 +168,39 @@ def _json(path: Path, text: str) -> Any:
 
 
 def _one_object(text: str) -> dict[str, Any] | None:
-    """The object that a text is as a whole; None where it is none, as a file with one a line."""
+    """The object if the whole text is one; None otherwise, as for one object per line."""
     try:
-        found = json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant)
-    except (ValueError, RecursionError):  # said of the line that has it
+        content = json.loads(text, object_pairs_hook=_no_twice, parse_constant=_no_constant)
+    except (ValueError, RecursionError):  # reported later, with its line
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
-def _wrapped(path: Path, found: dict[str, Any]) -> tuple[Sequence[Any], tuple[str, ...]]:
-    """The rows of a file that holds one object: its one list of objects, or else itself."""
+def _wrapped(path: Path, content: dict[str, Any]) -> tuple[Sequence[Any], tuple[str, ...]]:
+    """The rows of a file with one object: its only list of objects, or else the object."""
     lists = [
         name
-        for name, value in found.items()
+        for name, value in content.items()
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
     ]
-    remedy = "save its rows as one list of objects, or one object a line"
+    remedy = "save its rows as one list of objects, or one object per line"
     if len(lists) == 1 and lists[0].casefold() not in OF_A_ROW:
-        others = [name for name in found if name not in lists]
+        others = [name for name in content if name not in lists]
         also = f"; not read: {', '.join(others)}" if others else ""
-        return found[lists[0]], (f"the rows are the list {shown(lists[0])} of the file{also}",)
+        return content[lists[0]], (f"the rows are the list {shown(lists[0])} of the file{also}",)
     if not OF_A_ROW & {name.casefold() for name in lists}:
         if lists:
             raise UsageError(f"{path} holds the lists {', '.join(map(shown, lists))}; {remedy}")
-        if len(found) > 1 and all(isinstance(value, dict | list) for value in found.values()):
+        if len(content) > 1 and all(isinstance(value, dict | list) for value in content.values()):
             raise UsageError(
                 f"{path} holds one object of columns, and no rows; {remedy} (pandas: orient="
                 "'records')"
             )
-    return [found], ()
+    return [content], ()
 
 
 def _objects(path: Path, values: Sequence[Any]) -> Iterator[tuple[int, dict[str, Any]] | RowError]:
-    """The objects of one list; their numbers stand in place of lines."""
+    """The objects of one list, with their numbers instead of lines."""
     for number, value in enumerate(values, start=1):
         yield _object(path, number, value, "element of the list")
 
@@ -214,21 +214,21 @@ def _object(
 
 
 def _no_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in pairs:
         key = name.strip()
-        if key in found:
+        if key in values:
             raise UsageError(f"the key {key!r} occurs twice")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 def _no_constant(name: str) -> None:
-    raise UsageError(f"{name} is not JSON; write it as text or leave the key out")
+    raise UsageError(f"{name} is not JSON; write it as text or remove the key")
 
 
-def _told_separator(text: str) -> tuple[str | None, str]:
-    """What a first line such as ``sep=;`` says, as spreadsheets write it, and the text after it."""
+def _stated_separator(text: str) -> tuple[str | None, str]:
+    """The separator in a first line such as ``sep=;`` of spreadsheets, and the text after it."""
     first, _, rest = text.lstrip("\n").partition("\n")
     line = first.strip().strip('"')
     if line.lower().startswith("sep=") and line[4:] in SEPARATORS:
@@ -237,9 +237,9 @@ def _told_separator(text: str) -> tuple[str | None, str]:
 
 
 def _separator(text: str) -> str:
-    """The separator under which the header has several columns and most rows fit it; a comma else.
+    """The separator that gives the header several columns and fits most rows; else the comma.
 
-    Not what ``csv.Sniffer`` guesses: by the frequency of characters it takes a letter of prose.
+    ``csv.Sniffer`` counts characters, and may choose a letter of the prose.
     """
     sizes = {}
     for separator in SEPARATORS:
@@ -259,7 +259,7 @@ def _separator(text: str) -> str:
 
 @contextmanager
 def _long_cells(text: str) -> Iterator[None]:
-    """Let a cell be as long as the whole text; the limit is one of the whole process."""
+    """Allow cells as long as the text; the limit belongs to the whole process."""
     before = csv.field_size_limit(len(text) + 1)
     try:
         yield
@@ -288,10 +288,10 @@ def _parse_csv(
 
 
 def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """The cells of every row with the line on which it starts."""
+    """The cells of every row, with its first line."""
     start = text.lstrip("\n").partition("\n")[0]
     spaced = separator in start and start.count(separator) == start.count(f"{separator} ")
-    # strict: a quote that is never closed would otherwise swallow the rest of the file silently.
+    # strict: otherwise a quote that is never closed would swallow the rest of the file.
     reader = csv.reader(
         io.StringIO(text), strict=True, delimiter=separator, skipinitialspace=spaced
     )
@@ -317,29 +317,29 @@ def _header(path: Path, line: int, cells: list[str]) -> list[str]:
 
 def _wrong_width(header: list[str], cells: list[str], separator: str) -> str:
     if len(cells) < len(header):
-        lacking = ", ".join(map(repr, header[len(cells) :]))
-        return f"{len(cells)} of {len(header)} cells, {shown(cells)}; missing column {lacking}"
+        missing = ", ".join(map(repr, header[len(cells) :]))
+        return f"{len(cells)} of {len(header)} cells, {shown(cells)}; missing column {missing}"
     return (
-        f"{len(cells)} cells for {len(header)} columns, the first one too many is "
-        f"{shown(cells[len(header)])}; put quotes around a cell that holds a {separator}"
+        f"{len(cells)} cells for {len(header)} columns, the first extra one is "
+        f"{shown(cells[len(header)])}; put quotes around a cell that contains a {separator}"
     )
 
 
 def _missing(
     path: Path, item: tuple[int, dict[str, Any]], required: Sequence[str]
 ) -> RowError | None:
-    """The error of a row that lacks a required key, or holds nothing there."""
+    """The error of a row without a required key, or with an empty value."""
     line, row = item
     for key in required:
         if key not in row:
-            found = ", ".join(map(repr, row)) or "none"
-            return RowError(path, line, f"missing key {key!r}; keys found: {found}")
+            keys = ", ".join(map(repr, row)) or "none"
+            return RowError(path, line, f"missing key {key!r}; keys found: {keys}")
         if row[key] is None or (isinstance(row[key], str) and not row[key].strip()):
             return RowError(path, line, f"{key!r} is empty: {shown(row[key])}")
     return None
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """A value as it may stand in a message, cut to ``limit`` characters."""
+    """A value for a message, cut to ``limit`` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,4 +1,4 @@
-"""Rows of a data set on the hub, asked for by name."""
+"""Rows of a data set on the hub."""
 
 import re
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any
 from frenet._errors import UnreachableError, UsageError
 from frenet.network.data.files import Rows
 
-# What a class is where nobody has given the row one, as in the test splits of GLUE.
+# The class number of rows without a label, as in the test splits of GLUE.
 _NO_LABEL = -1
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
@@ -30,14 +30,14 @@ def is_path(source: str | Path) -> bool:
 def hub_rows(name: str) -> Rows:
     """All rows of the splits of a hub data set; class numbers become the names of the classes.
 
-    Rows with the class -1, which stands for no label, are left out, with a note.
+    Rows with the class -1, which means no label, are left out, with a note.
 
     Args:
-        name: ``owner/name`` or ``name``, with the configuration after a colon where there are
+        name: ``owner/name`` or ``name``, and the configuration after a colon if there are
             several.
 
     Raises:
-        ConnectionError: the data set cannot be had; the message says so and names the remedy.
+        ConnectionError: the data set cannot be loaded.
         ValueError: no row has a label.
     """
     import datasets

@@ -1,4 +1,4 @@
-"""Text that no contrast is about: what a steering vector should leave alone."""
+"""Neutral text, which a steering vector should not affect."""
 
 NEUTRAL = (
     "The ferry leaves the harbour at half past six and reaches the island before noon. Passengers "

@@ -1,4 +1,4 @@
-"""From a row to a prompt and its completion: templates, and the row schemas that need none."""
+"""From a row to a prompt and its completion: templates, and the known schemas."""
 
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from frenet._errors import UsageError
 from frenet._notebook import LONGEST_NAME
 from frenet.network.data.files import OnBad, RowError, Rows, shown
 
-# Fields that split one file into several tasks, where the schema is a known one.
+# Fields that split one file into several tasks in all known schemas.
 TASK_FIELDS = ("task", "dataset", "behavior")
 _YES_NO = {"true": "yes", "false": "no", "yes": "yes", "no": "no", "1": "yes", "0": "no"}
 _SPLIT_NAMES = {
@@ -23,11 +23,10 @@ _TRUE_FALSE = {"1": "true", "0": "false", "true": "true", "false": "false"}
 
 
 class Record(NamedTuple):
-    """One row as text: what the model reads, what it should say, and where the row belongs.
+    """One row as text, with its line, task and split.
 
-    ``split`` is the row's own: train, dev, val or test; None where the file does not say. ``key``
-    is what may not occur in two splits, if it is not the prompt: the turns of a conversation have
-    the beginning that they share.
+    ``split`` is train, dev, val or test; None if the file does not say. ``key`` may not occur in
+    two splits; None: the prompt. For the turns of a conversation it is their common beginning.
     """
 
     prompt: str
@@ -43,16 +42,15 @@ class Template:
     """How a row becomes a prompt and a completion.
 
     Args:
-        prompt: text with ``{field}`` in the places that a row fills, or ``{field?}`` where a row
-            may be empty or lack the field; empty for plain text, of which every token but the
-            first is then a target.
-        completion: the same for the scored part. A space is put before it where neither side of
-            the join has one.
+        prompt: text with ``{field}`` for a field of the row, or ``{field?}`` for one that may be
+            empty or missing; empty for plain text, where every token but the first is a target.
+        completion: the same for the scored part. If neither side of the join has a space, one is
+            added.
         labels: the label set of a classification task; "seen" collects it from the train rows;
             None for open-ended completions.
         task_field: the field that splits the file into several tasks.
-        words: what to write for the values of a one-field completion ("0" -> "false"); values are
-            compared without the white space around them and without case.
+        words: replacements for the values of a one-field completion ("0" -> "false"); values are
+            compared without case and without the white space around them.
 
     >>> Template("{a} + {b} = {unit?}", "{sum}").fields
     ('a', 'b', 'sum')
@@ -71,19 +69,19 @@ class Template:
 
     @property
     def read(self) -> tuple[str, ...]:
-        """The fields that are read, each once: those that a row needs, and the optional ones."""
+        """The fields that are read, each once: required and optional."""
         names = _names(self.prompt) + _names(self.completion)
         return tuple(dict.fromkeys(name.removesuffix("?") for name in names))
 
     @property
     def optional(self) -> frozenset[str]:
-        """The fields that a row may lack wherever they stand."""
+        """The fields that a row may lack in all places of the template."""
         names = _names(self.prompt) + _names(self.completion)
         needed = {name for name in names if not name.endswith("?")}
         return frozenset(name.removesuffix("?") for name in names) - needed
 
     def parts(self, row: Mapping[str, Any]) -> tuple[str, str]:
-        """Prompt and completion of one row as they stand, which may be blank."""
+        """Prompt and completion of one row without checks; they may be blank."""
         return _fill(self.prompt, row), _fill(self.completion, row)
 
     def render(self, row: Mapping[str, Any]) -> tuple[str, str]:
@@ -101,20 +99,20 @@ class Template:
         return prompt, completion
 
 
-# Rows whose meaning is more than a template: what they are to a contrast, or to a chat template.
+# Schemas with a meaning beyond a template, for contrasts or for chat templates.
 CHOICES = ("question", "choices", "answer")
 BEHAVIOUR = ("question", "answer_matching_behavior")
 OTHER_ANSWER = "answer_not_matching_behavior"
 RESPONSE = ("prompt", "response")
 MESSAGES = ("messages",)
-# What the two answers of a behaviour are; the first pair that most rows have is taken.
+# Possible answers of a behaviour; the pair that most rows have is used.
 ANSWERS = (("(A)", "(B)"), ("Yes", "No"), ("A", "B"), ("True", "False"))
 PAIR = ("positive", "negative")
-# What the two answers of a row of preferences (DPO) are called, the better one first.
+# Names of the two answers in rows of preferences (DPO), the better one first.
 PREFERENCES = (("chosen", "rejected"), ("preferred", "dispreferred"))
-# Other names of the fields below, as published data sets have them.
+# Other names of the fields below in published data sets.
 ALIASES = {"options": "choices", "answerkey": "answer", "conversations": "messages"}
-# The most specific first: the first one whose fields most rows have is taken.
+# The most specific first: the first schema that fits most rows is used.
 KNOWN = (
     Template("{task}: {input} ->", "{output}"),
     Template("{input} ->", "{output}"),
@@ -148,17 +146,18 @@ KNOWN = (
 
 
 def recognise(rows: Rows, roles: Sequence[str] = ()) -> Template:
-    """The template for rows of a known schema: the first whose fields at least half of them have.
+    """The template of the first known schema that fits at least half of the rows.
 
     Half, not all: a row without a label is then an error that names the row, and does not turn a
     classification file into plain text.
 
     Args:
-        rows: with the fields' own names.
+        rows: rows with the fields' own names.
         roles: fields that the template has to read.
 
     Raises:
-        ValueError: no known schema fits; the message lists the keys found and the schemas known.
+        ValueError: no known schema fits; the message lists the keys of the rows and the known
+            schemas.
     """
     for template in KNOWN:
         fields = template.fields
@@ -167,28 +166,30 @@ def recognise(rows: Rows, roles: Sequence[str] = ()) -> Template:
             if fields == BEHAVIOUR:
                 template = replace(template, labels=_answers(rows))
             return replace(template, task_field=task_field(rows))
-    found = ", ".join(dict.fromkeys(key for row in rows.values for key in row))
+    keys = ", ".join(dict.fromkeys(key for row in rows.values for key in row))
     if hint := _of_pairs(rows):
-        raise UsageError(f"{rows.source}: no task has the keys {found}; {hint}")
+        raise UsageError(f"{rows.source}: no task has the keys {keys}; {hint}")
     known = "; ".join("{" + ", ".join(t.fields) + "}" for t in KNOWN)
     raise UsageError(
-        f"{rows.source}: no known schema fits the keys {found}; known are {known}; name the "
+        f"{rows.source}: no known schema fits the keys {keys}; known are {known}; name the "
         "columns, --columns prompt=NAME completion=NAME (or label=NAME), or write templates, "
         "--prompt '{NAME} ...' --completion '{NAME}' (in Python columns=, prompt=, completion=)"
     )
 
 
 def _of_pairs(rows: Rows) -> str:
-    """How rows with two texts each are read; nothing of other rows."""
+    """How to read rows with pairs of texts; "" for other rows."""
     if any(_has_all(row, PAIR) for row in rows.values):
         return "positive and negative are pairs of texts, which frenet steer extract takes"
     for names in PREFERENCES:
-        own = [next((k for row in rows.values for k in row if folded(k) == n), None) for n in names]
-        if None not in own:
+        keys = [
+            next((k for row in rows.values for k in row if folded(k) == n), None) for n in names
+        ]
+        if None not in keys:
             return (
-                f"{own[0]} and {own[1]} are pairs of texts: pass --columns positive={own[0]} "
-                f"negative={own[1]} to frenet steer extract, and --columns completion={own[0]} "
-                f"ignore={own[1]} where a task is wanted"
+                f"{keys[0]} and {keys[1]} are pairs of texts: pass --columns positive={keys[0]} "
+                f"negative={keys[1]} to frenet steer extract, or --columns completion={keys[0]} "
+                f"ignore={keys[1]} for a task"
             )
     return ""
 
@@ -214,10 +215,10 @@ def records(
     """All rows as text, and the rows left out under ``on_bad="skip"``.
 
     Args:
-        rows: with the fields' own names.
+        rows: rows with the fields' own names.
         template: how a row becomes prompt and completion.
         on_bad: "error" stops at the first bad row, "skip" leaves it out.
-        turns: what a chat template makes of a row and its record.
+        turns: applies a chat template to a row and its record.
 
     Raises:
         RowError: a row lacks a field of the template, or a value cannot be used.
@@ -245,10 +246,10 @@ def _record(row: Mapping[str, Any], line: int, *, template: Template, has_split:
     if template.fields == MESSAGES:
         return Record("", "", line, task, split)
     prompt, completion = template.render(row)
-    # Published A/B questions are answered " (A)"; the join would write that space itself.
+    # Answers of published A/B questions are " (A)"; the join adds the space itself.
     if isinstance(template.labels, tuple):
-        own = {folded(label): label for label in template.labels}
-        completion = own.get(folded(completion), completion)
+        spellings = {folded(label): label for label in template.labels}
+        completion = spellings.get(folded(completion), completion)
     return Record(prompt, completion, line, task, split)
 
 
@@ -260,13 +261,13 @@ def _split(row: Mapping[str, Any]) -> str:
 
 
 def _check_fields(rows: Rows, template: Template) -> None:
-    wanted = template.read + ((template.task_field,) if template.task_field else ())
-    found = dict.fromkeys(key for row in rows.values for key in row)
-    for name in wanted:
-        if name not in found:
+    fields = template.read + ((template.task_field,) if template.task_field else ())
+    keys = dict.fromkeys(key for row in rows.values for key in row)
+    for name in fields:
+        if name not in keys:
             raise UsageError(
                 f"{rows.source}: the template names {name!r}, which no row has; keys found: "
-                f"{', '.join(found)}"
+                f"{', '.join(keys)}"
             )
 
 
@@ -292,8 +293,8 @@ def _names(template: str) -> tuple[str, ...]:
             continue
         if not name.rstrip("?") or spec or conversion or set(name) & set(".[]"):
             raise UsageError(
-                f"the template {template!r} has the field {{{name}}}; only plain field names "
-                "can stand in braces, with a ? behind one that a row may lack"
+                f"the template {template!r} has the field {{{name}}}; put only plain field names "
+                "in braces, with a ? at the end of one that a row may lack"
             )
         names.append(name)
     return tuple(names)
@@ -308,7 +309,7 @@ def _fill(template: str, row: Mapping[str, Any]) -> str:
 
 
 def _optional(row: Mapping[str, Any], name: str) -> str:
-    """The value of a field of a template; nothing where an optional one is empty."""
+    """The value of a field of a template; "" if an optional one is empty."""
     key = name.removesuffix("?")
     if name != key and is_blank(row.get(key)):
         return ""
@@ -321,12 +322,12 @@ def is_blank(value: Any) -> bool:
 
 
 def folded(text: str) -> str:
-    """A name or label as it is compared: without the white space around it, and without case."""
+    """A name or label for comparisons: without case and without the white space around it."""
     return text.strip().casefold()
 
 
 def renamed(template: str, name: Callable[[str], str]) -> str:
-    """A template with other names of its fields.
+    """A template with renamed fields.
 
     >>> renamed("{{{A}}} {b?}", str.lower)
     '{{{a}}} {b?}'
@@ -351,7 +352,7 @@ def text_of(row: Mapping[str, Any], key: str) -> str:
     elif isinstance(value, str | int | float):
         text = _scalar(value)
     else:
-        raise UsageError(f"{key!r} is {shown(value)}; text, a number or a list of them is needed")
+        raise UsageError(f"{key!r} is {shown(value)}; pass text, a number or a list of them")
     if not text.strip():
         raise UsageError(f"{key!r} is empty: {shown(value)}")
     if not text.isascii() and any(0xD800 <= ord(c) < 0xE000 for c in text):

@@ -14,13 +14,13 @@ Item = TypeVar("Item")
 
 
 def weighted_accuracy(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
-    """Token accuracy over all target tokens, exact match over all rows, of several batches."""
+    """Token accuracy over all target tokens and exact match over all rows of several batches."""
     tokens = rows = right_tokens = right_rows = 0.0
     for batch in batches:
-        found = evaluate(model, batch)
+        result = evaluate(model, batch)
         count, size = int((batch["labels"] != IGNORE).sum()), batch["labels"].shape[0]
-        right_tokens += found.token_accuracy * count
-        right_rows += found.exact_match * size
+        right_tokens += result.token_accuracy * count
+        right_rows += result.exact_match * size
         tokens, rows = tokens + count, rows + size
     return {"token_accuracy": right_tokens / tokens, "exact_match": right_rows / rows}
 
@@ -30,9 +30,9 @@ def continuation_log_probabilities(
 ) -> Float[Tensor, " n"]:
     """Log-probability in nats of each target after its context, summed over the target's tokens.
 
-    Targets of one token that share a context cost one row together.
+    One-token targets with the same context share one row.
     """
-    found = torch.empty(len(items))
+    scores = torch.empty(len(items))
     single: dict[tuple[int, ...], list[int]] = {}
     several: list[int] = []
     for i, item in enumerate(items):
@@ -47,13 +47,13 @@ def continuation_log_probabilities(
             logits, _ = target_logits(model, collate(rows))
             log_probabilities = logits[:, -1].log_softmax(-1).cpu()
             for row, group in zip(log_probabilities, part, strict=True):
-                found[group] = row[[items[i].target[0] for i in group]]
+                scores[group] = row[[items[i].target[0] for i in group]]
         for chunk in _chunks(several, batch_size):
             losses, _ = example_losses(
                 model, collate([(items[i].context, items[i].target) for i in chunk])
             )
-            found[chunk] = -losses.cpu()
-    return found
+            scores[chunk] = -losses.cpu()
+    return scores
 
 
 def _chunks(items: list[Item], size: int) -> Iterator[list[Item]]:

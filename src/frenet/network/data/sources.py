@@ -1,4 +1,4 @@
-"""Rows from wherever they are: a file, a data set on the hub, or one that frenet makes itself."""
+"""Rows from a file, from a data set on the hub, or from a built-in data set."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def rows_of(source: str | Path, *, on_bad: OnBad = "error") -> Rows:
 
     Raises:
         RowError: a bad row of a file.
-        ValueError: there is no made data set of that name, or a file holds no good row.
+        ValueError: there is no built-in data set of that name, or a file has no good row.
         FileNotFoundError, ConnectionError: the source cannot be reached.
     """
     if is_made(source):

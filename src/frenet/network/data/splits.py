@@ -1,4 +1,4 @@
-"""Disjoint train, select and test examples: the file's own splits, or seeded ones."""
+"""Disjoint train, select and test examples: the splits of the file, or drawn by a seed."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ DRAWN_SHARE = 0.15
 
 
 def own_splits(rows: Sequence[Record]) -> tuple[dict[Split, list[Record]], list[str]]:
-    """Rows by the file's own splits, and notes on what stands for what.
+    """Rows by the splits of the file, and notes on how its splits are used.
 
-    Train and test rows stay what they are; dev and val rows are select. A file with dev and val
-    only trains on dev and tests on val; a file that does not divide its rows has train only.
+    Train and test rows keep their split; dev and val rows become select. If a file has only dev
+    and val, dev is train and val is test. Without splits all rows are train.
     """
     stages: dict[str, list[Record]] = {}
     for row in rows:
@@ -35,8 +35,8 @@ def completed(
 ) -> tuple[dict[Split, list[Record]], list[str]]:
     """All three splits without a shared prompt, and notes on what was dropped or drawn.
 
-    What the file lacks is drawn from train, whole prompts at a time, in an order that ``seed``
-    fixes: 15% of the prompts for test, 15% for select, and at most half of what is in train.
+    A missing split is drawn from train, whole prompts at a time, in an order that ``seed`` fixes:
+    15% of the prompts for test, 15% for select, and at most half of train each time.
 
     Raises:
         ValueError: there are too few prompts for three splits.
@@ -46,22 +46,22 @@ def completed(
     total = len({_key(row) for part in parts.values() for row in part})
     for split in ("test", "select"):
         if not parts[split]:
-            parts = _carve(parts, split, wanted=round(DRAWN_SHARE * total), generator=order)
+            parts = _carve(parts, split, count=round(DRAWN_SHARE * total), generator=order)
             notes.append(f"{split}: {len(parts[split])} rows drawn from train, split seed {seed}")
     empty = [split for split in SPLITS if not parts[split]]
     if empty:
         raise UsageError(
             f"task {name!r} has {total} distinct prompts and none is left for "
-            f"{' and '.join(empty)}; at least 3 are needed"
+            f"{' and '.join(empty)}; pass at least 3"
         )
     return parts, notes
 
 
 def _roles(stages: set[str]) -> tuple[dict[str, Split], list[str]]:
-    """What each of the file's splits is used for, and a note where the name does not say it."""
+    """The use of each split of the file, and a note if it differs from the name."""
     if len(stages) == 1:
         (only,) = stages
-        note = [] if only == "train" else [f"the file has {only} rows only: they are divided"]
+        note = [] if only == "train" else [f"the file has only {only} rows: they are divided"]
         return {only: "train"}, note
     roles: dict[str, Split] = {"train": "train", "dev": "select", "val": "select", "test": "test"}
     notes = []
@@ -76,21 +76,21 @@ def _roles(stages: set[str]) -> tuple[dict[str, Split], list[str]]:
 
 
 def _key(row: Record) -> str:
-    """What may not occur in two splits: the prompt, or the text where there is no prompt."""
+    """The text that may not occur in two splits: the prompt, or all of it without a prompt."""
     return row.key or row.prompt or row.completion
 
 
 def _without_shared_prompts(
     parts: dict[Split, list[Record]],
 ) -> tuple[dict[Split, list[Record]], list[str]]:
-    """Each row once, each prompt in one split: test keeps it before select, select before train."""
+    """Each row once, each prompt in one split: rather in test than select, in select than train."""
     taken: set[str] = set()
-    kept: dict[Split, list[Record]] = {}
+    unique: dict[Split, list[Record]] = {}
     repeated: Counter[str] = Counter()
     shared: Counter[str] = Counter()
     for split in reversed(SPLITS):
         seen: set[tuple[str, str]] = set()
-        kept[split] = []
+        unique[split] = []
         for row in parts[split]:
             pair = (row.prompt, row.completion)
             if _key(row) in taken:
@@ -99,23 +99,23 @@ def _without_shared_prompts(
                 repeated[split] += 1
             else:
                 seen.add(pair)
-                kept[split].append(row)
-        taken |= {_key(row) for row in kept[split]}
+                unique[split].append(row)
+        taken |= {_key(row) for row in unique[split]}
     notes = [f"{split}: {n} repeated rows dropped" for split, n in repeated.items()]
     notes += [
-        f"{split}: {n} rows dropped whose prompt is also in a later split"
+        f"{split}: {n} rows dropped because a later split has their prompt"
         for split, n in shared.items()
     ]
-    return {split: kept[split] for split in SPLITS}, notes
+    return {split: unique[split] for split in SPLITS}, notes
 
 
 def _carve(
-    parts: dict[Split, list[Record]], split: Split, *, wanted: int, generator: torch.Generator
+    parts: dict[Split, list[Record]], split: Split, *, count: int, generator: torch.Generator
 ) -> dict[Split, list[Record]]:
-    """Move ``wanted`` prompts, one to half of them, with all their rows from train to ``split``."""
+    """Move ``count`` prompts, from one to half of all, with all their rows from train."""
     prompts = list(dict.fromkeys(_key(row) for row in parts["train"]))
     order = torch.randperm(len(prompts), generator=generator).tolist()
-    chosen = {prompts[i] for i in order[: max(1, min(wanted, len(prompts) // 2))]}
+    chosen = {prompts[i] for i in order[: max(1, min(count, len(prompts) // 2))]}
     return {
         **parts,
         split: [row for row in parts["train"] if _key(row) in chosen],

@@ -1,7 +1,6 @@
 """Tables: from the columns of a source to prompts and completions. The one place that reads rows.
 
-What is there is compared with what is used: every column is read, ignored because the user said so,
-named in a note, or refused.
+Every column is read, ignored at the user's request, named in a note, or refused.
 """
 
 from collections import Counter
@@ -38,24 +37,24 @@ from frenet.network.data.sources import rows_of
 IGNORE, SYSTEM = "ignore", "system"
 FIELDS = tuple(dict.fromkeys(name for template in KNOWN for name in template.fields))
 ROLES = (*FIELDS, *PAIR, *TASK_FIELDS, "split", OTHER_ANSWER, SYSTEM, IGNORE)
-# Columns that are usually part of a prompt, and of what is to be said.
+# Columns that are usually part of a prompt.
 PART_OF_PROMPT = frozenset({
     "instruction", "instructions", "system", "system_prompt", "context", "contexts", "passage",
     "document", "article", "input", "question", "query", "premise", "choices", "options", "history",
     "prompt", "background", "tools", "functions",
 })  # fmt: skip
 LABELS = frozenset({"label", "labels"})
-# Said to be a label or an answer where nothing else is.
+# Columns that are usually a label or an answer, if the schema reads plain text only.
 PART_OF_LABEL = LABELS | {
     "sentiment", "class", "category", "target", "answer", "answers", "output", "outputs",
     "response", "responses", "completion", "completions", "emotion", "intent", "polarity", "stance",
     "gold", "solution",
 }  # fmt: skip
-# What can be a part of a prompt beside a whole conversation.
+# Columns that can be part of a prompt in addition to a conversation.
 SYSTEM_MESSAGES = frozenset({"system", "system_prompt"})
 BESIDE_MESSAGES = SYSTEM_MESSAGES | {"tools", "functions"}
 BETWEEN = "\n\n"
-# How many messages of a row are its prompt.
+# The key of the number of messages that are the prompt of a row.
 GIVEN = "(given)"
 
 Columns = Mapping[str, str | Sequence[str]] | Sequence[str]
@@ -63,18 +62,18 @@ Columns = Mapping[str, str | Sequence[str]] | Sequence[str]
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows of a source are read, beyond what their columns say by themselves.
+    """The user's settings for reading the rows of a source.
 
     Attributes:
-        columns: which columns play which role, such as ``prompt``, ``completion``, ``label``, any
+        columns: the columns of each role, such as ``prompt``, ``completion``, ``label``, any
             field of a known schema, ``system`` or ``ignore``. Several columns of one role are
-            joined by an empty line, those that are empty left out.
+            joined by an empty line; empty ones are left out.
         template: how a row becomes prompt and completion; None recognises the known schemas.
-        prompt: a template of the prompt, in place of the schema's own.
-        completion: a template of the completion, the same.
-        words: what to write for the values of a label.
-        chat: prompts and completions go through the tokenizer's chat template, as the user's and
-            the assistant's turn.
+        prompt: a template that replaces the schema's prompt.
+        completion: a template that replaces the schema's completion.
+        words: replacements for the values of a label.
+        chat: whether prompts and completions go through the tokenizer's chat template, as the
+            user's and the assistant's turn.
     """
 
     columns: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
@@ -95,34 +94,34 @@ class Reading:
         words: Mapping[str, str] | Sequence[str] | None = None,
         chat: bool = False,
     ) -> "Reading":
-        """What a user gave, checked; ``columns`` and ``words`` as mappings or as NAME=VALUE texts.
+        """Check a user's settings; ``columns`` and ``words`` are mappings or NAME=VALUE texts.
 
         Raises:
-            ValueError: a role that is not known or is given twice, or a template beside others.
+            ValueError: an unknown or repeated role, or a template together with other settings.
         """
         if template is not None and (prompt is not None or completion is not None or columns):
             raise UsageError("pass a template, or columns, prompt and completion; not both")
-        given = words if isinstance(words, Mapping) else _pairs("words", words or (), "0=false")
-        return cls(_roles(columns or ()), template, prompt, completion, dict(given), chat)
+        mapped = words if isinstance(words, Mapping) else _pairs("words", words or (), "0=false")
+        return cls(_roles(columns or ()), template, prompt, completion, dict(mapped), chat)
 
     @property
     def named(self) -> tuple[str, ...]:
         """The roles that a schema has to read."""
-        beside = (IGNORE, SYSTEM, "split", OTHER_ANSWER, *TASK_FIELDS)
-        return tuple(role for role in self.columns if role not in beside)
+        outside = (IGNORE, SYSTEM, "split", OTHER_ANSWER, *TASK_FIELDS)
+        return tuple(role for role in self.columns if role not in outside)
 
 
 class Table(NamedTuple):
     """A source as text.
 
     Attributes:
-        source: its path or name.
-        schema: fields of the known schema that fits; none where the user wrote the whole template.
-        template: how its rows became prompts and completions.
-        by_task: its records, by the name of their task; its own name where none is given.
+        source: path or name of the source.
+        schema: fields of the known schema that fits; empty if the user wrote the whole template.
+        template: how the rows became prompts and completions.
+        by_task: the records by task; without a task field, under the name of the source.
         notes: what was left out or decided, one sentence each.
         bad: rows left out under ``on_bad="skip"``.
-        chat: the texts are what a chat template wrote.
+        chat: whether a chat template wrote the texts.
     """
 
     source: str
@@ -136,12 +135,12 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Named:
-    """Rows with the names that schemas give their columns.
+    """Rows with columns renamed as in the schemas.
 
     Attributes:
         rows: the rows.
-        spelled: every column by its name in ``rows``, as the source spells it.
-        ignored: names of those that the user said are not to be read.
+        spelled: for every name in ``rows``, the spelling in the source.
+        ignored: names of the columns that the user ignores.
     """
 
     rows: Rows
@@ -149,14 +148,15 @@ class Named:
     ignored: frozenset[str]
 
     def name(self, field_name: str) -> str:
-        """The column that a template of the user means by a field."""
+        """The column that a field in a user's template refers to."""
         if field_name in self.spelled:
             return field_name
-        by_file = [own for own, name in self.spelled.items() if folded(name) == folded(field_name)]
-        by_own = [own for own in self.spelled if folded(own) == folded(field_name)]
-        # A name that ends in a question mark is no optional one.
-        marked = [own for own in self.spelled if own == f"{field_name}?"]
-        return next(iter((*by_file, *by_own, *marked)), field_name)
+        key = folded(field_name)
+        by_file = [role for role, name in self.spelled.items() if folded(name) == key]
+        by_role = [role for role in self.spelled if folded(role) == key]
+        # The name of a column may end in a question mark.
+        marked = [role for role in self.spelled if role == f"{field_name}?"]
+        return next(iter((*by_file, *by_role, *marked)), field_name)
 
     @property
     def is_pairs(self) -> bool:
@@ -166,29 +166,29 @@ class Named:
 
 
 def named_rows(source: str | Path, reading: Reading, *, on_bad: OnBad = "error") -> Named:
-    """The rows of a source, their columns named by the roles that they were given.
+    """The rows of a source, with the user's roles as names of their columns.
 
-    Names are compared without case, and other names that published data have are known.
+    Names are compared without case, and include some aliases of published data sets.
 
     Raises:
         RowError: a bad row.
-        ValueError: a column that is named and that no row has, or that has two roles.
+        ValueError: no row has a named column, or a column has two roles.
     """
     rows = rows_of(source, on_bad=on_bad)
-    found = tuple(dict.fromkeys(key for row in rows.values for key in row))
-    roles = {role: _found(names, found, rows.source) for role, names in reading.columns.items()}
+    keys = tuple(dict.fromkeys(key for row in rows.values for key in row))
+    roles = {role: _columns(names, keys, rows.source) for role, names in reading.columns.items()}
     taken = [name for role, names in roles.items() if role != IGNORE for name in names]
     if twice := [name for name in taken if taken.count(name) > 1]:
         raise UsageError(f"columns: {twice[0]!r} is given two roles; pass one")
     ignored = roles.pop(IGNORE, ())
     to = {name: role for role, names in roles.items() for name in names}
-    for name in found:
+    for name in keys:
         if name not in to:
-            to[name] = _own_name(name, found, set(roles))
+            to[name] = _own_name(name, keys, set(roles))
     several = {role: names for role, names in roles.items() if len(names) > 1}
     values = tuple(_as_messages(_renamed(row, to, several)) for row in rows.values)
     spelled: dict[str, str] = {}
-    for name in found:
+    for name in keys:
         spelled.setdefault(to[name], name)
     spelled |= {role: ", ".join(names) for role, names in several.items()}
     if any(GIVEN in row for row in values):
@@ -210,12 +210,12 @@ def read_table(
         source: a file, ``frenet:NAME``, or the name of a data set on the hub.
         reading: how the rows are read.
         on_bad: "error" stops at the first bad row, "skip" leaves it out.
-        tokenizer: of the model, for its chat template; None where only names are asked for.
-        labelled: completions are labels, whatever the template says.
+        tokenizer: the model's tokenizer, for its chat template; None if only names are needed.
+        labelled: whether completions are labels, whatever the template says.
 
     Raises:
         RowError: a bad row.
-        ValueError: no known schema fits, or a column is left that is usually part of a prompt or a
+        ValueError: no known schema fits, or an unread column is usually part of a prompt or a
             label.
     """
     return table_of(
@@ -225,7 +225,7 @@ def read_table(
 
 
 def table_of(
-    found: Named,
+    named: Named,
     reading: Reading,
     *,
     on_bad: OnBad = "error",
@@ -233,8 +233,8 @@ def table_of(
     labelled: bool = False,
     prompts: Mapping[tuple[str, ...], str] | None = None,
 ) -> Table:
-    """``read_table`` of rows that are named; ``prompts`` are other ones for known schemas."""
-    rows, (schema, template) = found.rows, template_of(found, reading)
+    """``read_table`` for named rows; ``prompts`` replace the prompts of known schemas."""
+    rows, (schema, template) = named.rows, template_of(named, reading)
     if reading.prompt is None and prompts and schema in prompts:
         template = replace(template, prompt=prompts[schema])
     notes = [*rows.notes]
@@ -243,11 +243,11 @@ def table_of(
         template, notes = replace(template, labels=letters), [*rows.notes]
     is_chat = reading.chat or schema in (MESSAGES, RESPONSE)
     if SYSTEM in reading.columns and not is_chat:
-        raise UsageError("columns: 'system' is a turn of a chat; pass --chat (chat=True) with it")
+        raise UsageError("columns: 'system' is a turn of a chat; also pass --chat (chat=True)")
     read = {*template.read, template.task_field}
     read |= {OTHER_ANSWER} if schema == BEHAVIOUR else set()
     read |= {SYSTEM} if is_chat else set()
-    notes.append(columns_read(found, read, template, reading))
+    notes.append(columns_read(named, read, template, reading))
     labelled = labelled or template.labels is not None
     turns = _Turns(tokenizer, template, labelled) if is_chat and tokenizer is not None else None
     texts, bad = records(rows, template, on_bad=on_bad, turns=turns)
@@ -261,100 +261,100 @@ def table_of(
             by_task[name], merged = _one_spelling(part)
             notes += merged
     if turns and turns.unanswered:
-        notes.append(f"{turns.unanswered} conversations end with messages that are not read")
+        notes.append(f"{turns.unanswered} conversations end with messages that are not used")
     return Table(
         rows.source, schema, template, by_task, tuple(notes), (*rows.skipped, *bad), is_chat
     )
 
 
 def columns_read(
-    found: Named, read: Collection[str | None], template: Template, reading: Reading
+    named: Named, read: Collection[str | None], template: Template, reading: Reading
 ) -> str:
-    """A note on the columns that are read, and on those that are not.
+    """A note on the columns that are read, and on the others.
 
     Args:
-        found: the rows.
-        read: names of the columns that are.
-        template: that reads them.
-        reading: what the user has said.
+        named: the rows.
+        read: names of the columns that are read.
+        template: the template that reads them.
+        reading: the user's settings.
 
     Raises:
-        ValueError: one that is not read is usually part of a prompt or a label, and the user has
-            not said what it is.
+        ValueError: an unread column is usually part of a prompt or a label, and the user has
+            given it no role.
     """
     done = {*read, "split"}
-    unread = [name for name in found.spelled if name not in done and name not in found.ignored]
+    unread = [name for name in named.spelled if name not in done and name not in named.ignored]
     for name in unread:
-        _refuse(name, found, template, reading)
-    own = ", ".join(spelled for name, spelled in found.spelled.items() if name in done)
-    others = ", ".join(found.spelled[name] or "''" for name in unread)
-    return f"columns read: {own}" + (f"; not read: {others}" if others else "")
+        _refuse(name, named, template, reading)
+    columns = ", ".join(spelled for name, spelled in named.spelled.items() if name in done)
+    others = ", ".join(named.spelled[name] or "''" for name in unread)
+    return f"columns read: {columns}" + (f"; not read: {others}" if others else "")
 
 
-def _refuse(name: str, found: Named, template: Template, reading: Reading) -> None:
-    """Raise ValueError where an unread column is usually part of what is read."""
+def _refuse(name: str, named: Named, template: Template, reading: Reading) -> None:
+    """Raise ValueError if an unread column is usually part of a prompt or a label."""
     if reading.template is not None:
         return
-    label, said = found.spelled[name], reading.columns.keys()
-    word, fields = folded(label), [found.spelled.get(f, f) for f in template.fields]
+    label, roles = named.spelled[name], reading.columns.keys()
+    word, fields = folded(label), [named.spelled.get(f, f) for f in template.fields]
     plain = not template.prompt and template.fields != MESSAGES
     prompts = BESIDE_MESSAGES if template.fields == MESSAGES else PART_OF_PROMPT
-    if word in prompts and not reading.prompt and "prompt" not in said:
-        what, hint = "prompt", _prompt_hint(label, found, template)
+    if word in prompts and not reading.prompt and "prompt" not in roles:
+        what, hint = "prompt", _prompt_hint(label, named, template)
     elif word in (PART_OF_LABEL if plain else LABELS) and not (
-        reading.completion or {"completion", "label"} & said
+        reading.completion or {"completion", "label"} & roles
     ):
         what, hint = "label", f"label={label}"
     else:
         return
-    remedy = f"say what it is, as with --columns {hint} (columns= in Python), or " if hint else ""
+    remedy = f"give it a role with --columns {hint} (columns= in Python), or " if hint else ""
     raise UsageError(
-        f"{found.rows.source}: the column {shown(label)} is usually part of a {what}, and the "
-        f"schema that fits reads {', '.join(fields)} only; {remedy}leave it with --columns "
+        f"{named.rows.source}: the column {shown(label)} is usually part of a {what}, and the "
+        f"schema that fits reads only {', '.join(fields)}; {remedy}leave it out with --columns "
         f"ignore={label}"
     )
 
 
-def _prompt_hint(label: str, found: Named, template: Template) -> str:
-    """How a column comes before what a schema reads; nothing where it cannot."""
+def _prompt_hint(label: str, named: Named, template: Template) -> str:
+    """The option that puts a column before the fields of a schema; "" if there is none."""
     if template.fields == MESSAGES:
         return f"system={label}" if folded(label) in SYSTEM_MESSAGES else ""
     fields = Template(template.prompt, "").read
     first = [name for name in fields if name not in TASK_FIELDS]
     if not first:
-        return f"prompt={label} completion={found.spelled.get('text', 'text')}"
-    spelled = found.spelled.get(first[0], first[0])
+        return f"prompt={label} completion={named.spelled.get('text', 'text')}"
+    spelled = named.spelled.get(first[0], first[0])
     if template.words or len(fields) > 1 or len(Template("", template.completion).read) > 1:
         return f"{first[0]}={label},{spelled}"
     role, last = "label" if template.labels is not None else "completion", _last(template)
-    return f"prompt={label},{spelled} {role}={found.spelled.get(last, last)}"
+    return f"prompt={label},{spelled} {role}={named.spelled.get(last, last)}"
 
 
 def _last(template: Template) -> str:
     return Template("", template.completion).read[-1]
 
 
-def template_of(found: Named, reading: Reading) -> tuple[tuple[str, ...], Template]:
-    """How rows become prompts and completions: as the user says, or by a known schema.
+def template_of(named: Named, reading: Reading) -> tuple[tuple[str, ...], Template]:
+    """How rows become prompts and completions: by the user's settings, or by a known schema.
 
     Returns:
-        The fields of the known schema, none where the user wrote the whole; the template.
+        The fields of the known schema, empty if the user wrote the whole template; the template.
     """
-    reading = _respelled(reading, found)
+    reading = _respelled(reading, named)
     if reading.template is not None:
         return (), _worded(reading.template, reading)
     if reading.prompt is not None and reading.completion is not None:
         label = Template("", reading.completion).read == ("label",)
         template = Template(
             reading.prompt, reading.completion, labels="seen" if label else None,
-            task_field=task_field(found.rows),
+            task_field=task_field(named.rows),
         )  # fmt: skip
         return (), _worded(template, reading)
-    template = recognise(found.rows, reading.named)
+    template = recognise(named.rows, reading.named)
     schema = template.fields
     if schema == MESSAGES and (reading.prompt is not None or reading.completion is not None):
         raise UsageError(
-            f"{found.rows.source}: rows of messages are written by the chat template; pass both "
+            f"{named.rows.source}: the chat template writes rows of messages; pass both "
             "--prompt and --completion to read other columns, or neither"
         )
     if reading.prompt is not None:
@@ -372,19 +372,19 @@ def _worded(template: Template, reading: Reading) -> Template:
     return replace(template, words=reading.words, labels=labels)
 
 
-def _respelled(reading: Reading, found: Named) -> Reading:
-    """What the user wrote, with the fields of templates named as the rows' columns are."""
+def _respelled(reading: Reading, named: Named) -> Reading:
+    """The user's settings, with the names of the rows' columns in templates."""
 
     def spelled(text: str | None) -> str | None:
-        return None if text is None else renamed(text, found.name)
+        return None if text is None else renamed(text, named.name)
 
     template = reading.template
     if template is not None:
         template = replace(
             template,
-            prompt=renamed(template.prompt, found.name),
-            completion=renamed(template.completion, found.name),
-            task_field=template.task_field and found.name(template.task_field),
+            prompt=renamed(template.prompt, named.name),
+            completion=renamed(template.completion, named.name),
+            task_field=template.task_field and named.name(template.task_field),
         )
     return replace(
         reading, template=template, prompt=spelled(reading.prompt),
@@ -392,18 +392,18 @@ def _respelled(reading: Reading, found: Named) -> Reading:
     )  # fmt: skip
 
 
-def _own_name(name: str, found: Sequence[str], given: set[str]) -> str:
-    """What a column is called that the user gave no role: the name of a role, if it is one.
+def _own_name(name: str, keys: Sequence[str], given: set[str]) -> str:
+    """The name of a column without a role from the user: a role of that name, if there is one.
 
-    A column whose name the user gave to another one keeps its own under a mark.
+    If the user gave this role to another column, the name gets a mark.
     """
     if name in given:
         return f"{name} (the file's own)"
     if name in ROLES:
         return name
-    alike = [each for each in found if folded(each) == folded(name)]
+    alike = [each for each in keys if folded(each) == folded(name)]
     for role in (folded(name), ALIASES.get(folded(name), "")):
-        if len(alike) == 1 and role in ROLES and role not in found and role not in given:
+        if len(alike) == 1 and role in ROLES and role not in keys and role not in given:
             return role
     return name
 
@@ -411,7 +411,7 @@ def _own_name(name: str, found: Sequence[str], given: set[str]) -> str:
 def _renamed(
     row: Mapping[str, Any], to: Mapping[str, str], several: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    """A row with the names of the roles, and columns of one role joined."""
+    """A row with roles as names, and with the columns of one role joined."""
     made = {to[key]: value for key, value in row.items() if to[key] not in several}
     for role, names in several.items():
         values = [row[name] for name in names if not is_blank(row.get(name))]
@@ -422,7 +422,7 @@ def _renamed(
 
 
 def _one_spelling(part: list[Record]) -> tuple[list[Record], list[str]]:
-    """The records with labels that differ only in space or case as one, and a note on those."""
+    """The records with one spelling of labels that differ only in space or case, and a note."""
     counts = Counter(record.completion for record in part)
     groups: dict[str, Counter[str]] = {}
     for text, n in counts.items():
@@ -439,7 +439,7 @@ def _one_spelling(part: list[Record]) -> tuple[list[Record], list[str]]:
 
 
 def _as_messages(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose prompt and completion are lists of messages, as one conversation."""
+    """A row as one conversation, if its prompt and completion are lists of messages."""
     parts: list[Any] = [row.get(name) for name in ("prompt", "completion")]
     if not all(isinstance(part, list) and part and isinstance(part[0], dict) for part in parts):
         return row
@@ -448,7 +448,7 @@ def _as_messages(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Turns:
-    """Rows through a chat template."""
+    """Applies a chat template to rows."""
 
     def __init__(self, tokenizer: Any, template: Template, labelled: bool) -> None:
         self.tokenizer, self.template, self.labelled = tokenizer, template, labelled
@@ -458,7 +458,7 @@ class _Turns:
         if self.template.fields == MESSAGES:
             return self._conversation(row, record)
         if not self.template.prompt:
-            raise UsageError("plain text has no turns; leave --chat out")
+            raise UsageError("plain text has no turns; omit --chat")
         system = chat.system_of(row)
         if self.labelled:
             prompt = chat.opened(self.tokenizer, record.prompt, system)
@@ -467,7 +467,7 @@ class _Turns:
         return [record._replace(prompt=texts[0], completion=texts[1])]
 
     def _conversation(self, row: Mapping[str, Any], record: Record) -> list[Record]:
-        """One record for every turn of the assistant, so that each of its tokens is scored once."""
+        """One record per turn of the assistant, so that each of its tokens is scored once."""
         if "messages" not in row:
             raise UsageError(f"missing key 'messages'; keys found: {', '.join(map(repr, row))}")
         messages = chat.messages_of(row["messages"])
@@ -475,19 +475,19 @@ class _Turns:
         if system.strip():
             messages = [{"role": "system", "content": system}, *messages]
         first = row.get(GIVEN, 0) + bool(system.strip())
-        found = chat.turns(self.tokenizer, messages, first=first)
+        turns = chat.turns(self.tokenizer, messages, first=first)
         self.unanswered += messages[-1]["role"] != "assistant"
-        key = found[0][0] or None
-        return [record._replace(prompt=a, completion=b, key=key) for a, b in found]
+        key = turns[0][0] or None
+        return [record._replace(prompt=a, completion=b, key=key) for a, b in turns]
 
 
 def _roles(columns: Columns) -> dict[str, str | tuple[str, ...]]:
-    """Columns by role, as the user gave them."""
+    """The user's columns by role."""
     if isinstance(columns, Mapping):
         pairs = [(k, v if isinstance(v, str) else tuple(v)) for k, v in columns.items()]
     else:
         pairs = list(_pairs("columns", columns, "prompt=text").items())
-    found: dict[str, str | tuple[str, ...]] = {}
+    by_role: dict[str, str | tuple[str, ...]] = {}
     for name, value in pairs:
         role = folded(name)
         if role not in ROLES:
@@ -496,40 +496,40 @@ def _roles(columns: Columns) -> dict[str, str | tuple[str, ...]]:
                 f"columns: {name!r} is no role of a column; roles are {listed}, and the fields of "
                 f"the known schemas ({', '.join(FIELDS)})"
             )
-        found[role] = value
-    return found
+        by_role[role] = value
+    return by_role
 
 
-def _pairs(what: str, given: Sequence[str], example: str) -> dict[str, str]:
+def _pairs(what: str, texts: Sequence[str], example: str) -> dict[str, str]:
     """Texts NAME=VALUE as a mapping."""
-    found: dict[str, str] = {}
-    for text in [given] if isinstance(given, str) else given:
+    values: dict[str, str] = {}
+    for text in [texts] if isinstance(texts, str) else texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip() or not value.strip():
             raise UsageError(f"{what}: {text!r} is not NAME=VALUE, such as {example}")
-        if name.strip() in found:
+        if name.strip() in values:
             raise UsageError(f"{what}: {name.strip()!r} is given twice; separate values by commas")
-        found[name.strip()] = value.strip()
-    return found
+        values[name.strip()] = value.strip()
+    return values
 
 
-def _found(names: str | Sequence[str], found: Sequence[str], source: str) -> tuple[str, ...]:
-    """The columns that are meant: one of that name, or several with commas between them."""
+def _columns(names: str | Sequence[str], keys: Sequence[str], source: str) -> tuple[str, ...]:
+    """The named columns: one of this name, or several separated by commas."""
     if isinstance(names, str):
-        names = [names] if _column(names, found) else names.split(",")
+        names = [names] if _column(names, keys) else names.split(",")
     columns = []
     for name in names:
-        column = _column(name, found)
+        column = _column(name, keys)
         if column is None:
-            listed = ", ".join(found)
+            listed = ", ".join(keys)
             raise UsageError(f"{source}: no row has the column {name!r}; columns are {listed}")
         columns.append(column)
     return tuple(columns)
 
 
-def _column(name: str, found: Sequence[str]) -> str | None:
-    """The column of that name, else the only one that differs from it in case only."""
-    alike = [each for each in found if folded(each) == folded(name)]
-    if name.strip() in found:
+def _column(name: str, keys: Sequence[str]) -> str | None:
+    """The column of that name, else the only one that differs from it only in case."""
+    alike = [each for each in keys if folded(each) == folded(name)]
+    if name.strip() in keys:
         return name.strip()
     return alike[0] if len(alike) == 1 else None

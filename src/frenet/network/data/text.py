@@ -27,19 +27,19 @@ from frenet.network.tasks import Batch, Split, collate, token_loss
 
 @dataclass(frozen=True)
 class TextTask:
-    """A task over prompts and completions; the loss falls on the completion's tokens only.
+    """A task over prompts and completions; only the completion's tokens are scored.
 
     Args:
         name: the task's name.
         examples: the examples of train, select and test; no prompt is in two of them.
-        tokenizer: the model's own; it is used, never changed.
-        max_length: tokens of the longest example; the prompt is cut from the left to fit.
+        tokenizer: the model's tokenizer; it does not change.
+        max_length: most tokens of an example; the prompt is cut from the left to fit.
         labels: the label set of a classification task, empty for an open-ended one.
         notes: what was dropped, cut or decided while loading, one sentence each.
-        padding_side: where shorter rows are padded; measurements do not depend on it.
+        padding_side: side of the padding of shorter rows; measurements do not depend on it.
         score_rows: rows of the fixed sample that ``score`` uses.
-        whole: a split that is smaller than a batch serves as a whole, in place of an error.
-        chat: the texts are what a chat template wrote, and are read as they are.
+        whole: use a split that is smaller than a batch as one batch, instead of an error.
+        chat: whether a chat template wrote the texts, which are then read unchanged.
     """
 
     name: str
@@ -58,10 +58,10 @@ class TextTask:
         return token_loss(model, batch)
 
     def batches(self, split: Split, batch_size: int, seed: int) -> Iterator[Batch]:
-        """Batches without end; every epoch is a new permutation, its incomplete rest left out.
+        """Endless batches; every epoch is a new permutation without the incomplete last batch.
 
         Raises:
-            ValueError: the split has fewer rows than one batch, and it is not to be taken whole.
+            ValueError: the split has fewer rows than one batch, and ``whole`` is False.
         """
         rows = self.examples[split]
         if self.whole:
@@ -83,7 +83,7 @@ class TextTask:
                 yield self.collate([rows[i] for i in order[start : start + batch_size]])
 
     def collate(self, rows: Sequence[Example]) -> Batch:
-        """The batch of given examples, no wider than its longest row."""
+        """The batch of these examples, as wide as its longest row."""
         ids = [(row.encoded.context, row.encoded.target) for row in rows]
         return collate(ids, padding_side=self.padding_side)
 
@@ -96,8 +96,8 @@ class TextTask:
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
         """``token_accuracy`` and ``exact_match`` in [0, 1] on a fixed sample of the split.
 
-        A task with a label set also has ``accuracy``, the share of rows whose label has the largest
-        summed log-probability of all labels, and ``chance``, the share of the most common label.
+        With a label set it also has ``accuracy``, the share of rows for which the right label has
+        the largest summed log-probability, and ``chance``, the share of the most common label.
         """
         rows = self.sample(split)
         groups = [self.collate(rows[i : i + 16]) for i in range(0, len(rows), 16)]
@@ -115,8 +115,8 @@ class TextTask:
     ) -> Float[Tensor, "n labels"]:
         """Log-probability in nats of every label after every prompt, summed over its tokens.
 
-        A prompt that does not fit ``max_length`` loses its beginning, the same for every label, and
-        a warning says how many do.
+        A prompt that does not fit ``max_length`` loses its beginning, equally for every label, and
+        a warning counts these prompts.
 
         Raises:
             ValueError: the task has no label set, or a prompt leaves no room for a label.
@@ -124,17 +124,17 @@ class TextTask:
         if not self.labels:
             raise UsageError(f"task {self.name!r} has no label set; pass Template(labels=...)")
         pairs = [(prompt, label) for prompt in prompts for label in self.labels]
-        found = encode(self.tokenizer, pairs, max_length=self.max_length, chat=self.chat)
-        good = [item for item in found if isinstance(item, Encoded)]
-        if len(good) < len(found):
-            index, why = next((i, w) for i, w in enumerate(found) if isinstance(w, str))
+        tokens = encode(self.tokenizer, pairs, max_length=self.max_length, chat=self.chat)
+        good = [item for item in tokens if isinstance(item, Encoded)]
+        if len(good) < len(tokens):
+            index, why = next((i, w) for i, w in enumerate(tokens) if isinstance(w, str))
             raise UsageError(f"label {pairs[index][1]!r} after {shown(pairs[index][0])}: {why}")
         n = len(self.labels)
         good = [same for i in range(0, len(good), n) for same in of_one_prompt(good[i : i + n])]
         if cut := sum(item.cut > 0 for item in good[::n]):
             warnings.warn(
-                f"task {self.name!r}: {cut} of {len(prompts)} prompts are longer than "
-                f"max_length={self.max_length} leaves for them, and lose their beginning",
+                f"task {self.name!r}: {cut} of {len(prompts)} prompts are too long for "
+                f"max_length={self.max_length} and lose their beginning",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -143,7 +143,7 @@ class TextTask:
         return flat.reshape(len(prompts), len(self.labels))
 
     def shuffled(self, seed: int) -> "TextTask":
-        """The label-shuffled control: completions permuted within each split, prompts kept.
+        """The label-shuffled control: completions permuted within each split.
 
         Raises:
             ValueError: the task is plain text, which has no answers to permute.
@@ -159,13 +159,13 @@ class TextTask:
             pairs = list(zip(rows, order, strict=True))
             wrong = [row._replace(completion=rows[i].completion) for row, i in pairs]
             same = sum(row.completion == rows[i].completion for row, i in pairs)
-            notes.append(f"{split}: answers permuted, {same} of {len(rows)} rows keep their own")
+            notes.append(f"{split}: answers permuted, {same} of {len(rows)} rows keep their answer")
             examples[split] = encoded(wrong, options, bad=[])
         return replace(self, examples=examples, notes=tuple(notes))
 
     @property
     def fingerprint(self) -> str:
-        """Hex digits that identify name, label set and every example of every split."""
+        """Hex digits that identify the name, the label set and every example of every split."""
         digest = hashlib.sha256(repr((self.name, self.labels)).encode())
         for split, rows in self.examples.items():
             for row in rows:
@@ -173,7 +173,7 @@ class TextTask:
         return digest.hexdigest()
 
     def tokens(self, split: Split, index: int) -> list[tuple[int, str, bool]]:
-        """The ids of one example with their text, and whether the loss counts them."""
+        """The ids of one example with their text, and whether they are scored."""
         encoded = self.examples[split][index].encoded
         ids = encoded.context + encoded.target
         texts = self.tokenizer.convert_ids_to_tokens(ids)
@@ -199,34 +199,34 @@ def text_tasks(
     """The tasks of a JSONL, JSON or CSV file, or of a data set on the hub, by name.
 
     Args:
-        source: a file; "frenet:words" or "frenet:comparisons", which are made here; or, where
-            that is no path, the name of a data set on the hub, with its configuration after a colon
-            ("glue:sst2"). The network is used for a name only.
-        tokenizer: the model's own.
+        source: a file; "frenet:words" or "frenet:comparisons", which are built in; or, if there is
+            no such path, the name of a data set on the hub, with its configuration after a colon
+            ("glue:sst2"). Only a name on the hub needs the network.
+        tokenizer: the model's tokenizer.
         max_length: the model's context length in tokens, or less.
-        seed: fixes the splits that the data do not come with.
-        columns: which columns play which role, as {"prompt": "text", "label": "stars", "ignore":
+        seed: fixes the splits that the file lacks.
+        columns: the columns of each role, such as {"prompt": "text", "label": "stars", "ignore":
             "id"}. Roles are prompt, completion, label, ignore, system and the fields of the known
             schemas; several columns of one role are joined by an empty line.
-        prompt: text with ``{field}`` in place of the schema's own prompt.
-        completion: the same in place of its completion.
-        words: what to write for the values of a label, as {"0": "bad", "1": "good"}.
-        chat: prompts and completions go through the tokenizer's chat template. Rows of
+        prompt: text with ``{field}`` that replaces the schema's prompt.
+        completion: the same for the schema's completion.
+        words: replacements for the values of a label, such as {"0": "bad", "1": "good"}.
+        chat: whether prompts and completions go through the tokenizer's chat template. Rows of
             ``messages``, and of ``prompt`` and ``response``, always do, and only the assistant's
             tokens are scored.
         template: how a row becomes prompt and completion; None recognises the known schemas.
         on_bad: "error" stops at the first bad row, "skip" leaves bad rows out and says so in the
             notes.
-        limit: at most so many rows of each task in each split, chosen by ``seed``.
+        limit: most rows of each task in each split, chosen by ``seed``.
 
     Raises:
         RowError: a bad row; names file, line and value.
-        ValueError: no known schema fits, a column is left that is usually part of a prompt or a
-            label, or a task has fewer than three prompts.
+        ValueError: no known schema fits, an unread column is usually part of a prompt or a label,
+            or a task has fewer than three prompts.
         FileNotFoundError, ConnectionError: the source cannot be reached.
     """
     if max_length < 2:
-        raise UsageError(f"max_length={max_length}; at least 2 tokens are needed")
+        raise UsageError(f"max_length={max_length}; pass at least 2")
     if limit is not None and limit < 1:
         raise UsageError(f"limit={limit}; pass at least 1, or None for all rows")
     reading = Reading.of(
@@ -248,17 +248,17 @@ def text_tasks(
 
 
 def reading_notes(tasks: Iterable[TextTask]) -> list[str]:
-    """The notes of tasks, and how many rows their splits have, each text with whose it is."""
-    whose: dict[str, list[str]] = {}
+    """The notes of tasks and the sizes of their splits, each text with the names of its tasks."""
+    names_of: dict[str, list[str]] = {}
     for task in tasks:
         rows = ", ".join(f"{len(part)} {split}" for split, part in task.examples.items())
         for text in dict.fromkeys((*task.notes, f"rows: {rows}")):
-            whose.setdefault(text, []).append(task.name)
-    return [f"{listed(names)}: {text}" for text, names in whose.items()]
+            names_of.setdefault(text, []).append(task.name)
+    return [f"{listed(names)}: {text}" for text, names in names_of.items()]
 
 
 def task_names(
     source: str | Path, reading: Reading | None = None, *, on_bad: OnBad = "error"
 ) -> tuple[str, ...]:
-    """The names that ``text_tasks`` gives the tasks of ``source``; no tokenizer is needed."""
+    """The names that ``text_tasks`` gives the tasks of ``source``; needs no tokenizer."""
     return tuple(read_table(source, reading or Reading(), on_bad=on_bad).by_task)

@@ -1,4 +1,4 @@
-"""Prompt and completion as token ids: the one place where text becomes what a model reads."""
+"""Prompt and completion as token ids: the one place that turns text into tokens."""
 
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Encoded(NamedTuple):
-    """Token ids of one example; the loss falls on ``target``.
+    """Token ids of one example; ``target`` is scored.
 
-    ``cut`` counts the tokens that did not fit. ``spans_join`` says that the prompt's own tokens are
-    not the beginning of the joined text's, so that the first target token also holds the end of
-    the prompt. ``special`` is the first special token that the text itself spells out.
+    ``cut`` counts the tokens that did not fit. ``spans_join`` says that the joined text does not
+    start with the prompt's tokens, so the first target token also contains the end of the prompt.
+    ``special`` is the first special token that the text spells out.
     """
 
     context: list[int]
@@ -21,9 +21,9 @@ class Encoded(NamedTuple):
 
 
 class _Text(NamedTuple):
-    """A text as the tokenizer writes it: what it puts before, the text's own ids, what it appends.
+    """A tokenised text: the ids that the tokenizer prepends, the text's own, and those it appends.
 
-    ``ends`` are the characters at which the own tokens end, None if the tokenizer does not say.
+    ``ends`` are the characters where the own tokens end; None if the tokenizer does not say.
     """
 
     lead: list[int]
@@ -33,7 +33,7 @@ class _Text(NamedTuple):
 
 
 def join(prompt: str, completion: str) -> str:
-    """The text that the model reads: one space between the parts where neither has one.
+    """The joined text, with one space between the parts if neither has one.
 
     >>> join("Answer:", "yes"), join("Answer:", " yes"), join("", "Once"), join("Once", "")
     ('Answer: yes', 'Answer: yes', 'Once', 'Once')
@@ -53,22 +53,20 @@ def encode(
 ) -> list[Encoded | str]:
     """Token ids of prompt and completion pairs; a string says why a pair cannot be used.
 
-    The joined text is tokenised as a whole, as a training text is: with the beginning that the
-    tokenizer writes before a text, once, and with the end that it writes behind one, if it does.
-    The context is the prompt as ``text_ids`` has it. Only if those tokens are not the beginning of
-    the joined text's, because one reaches across the join, does the target start at the first
-    token that holds a character of the completion, so that this token is scored. Tokens that do
-    not fit ``max_length`` are cut from the left of the prompt, after the tokenizer's beginning;
-    plain text (an empty prompt) is cut at its end.
+    The joined text is tokenised as a whole, like a training text, with the tokenizer's beginning
+    once, and with its end if it has one. The context has the tokens of ``text_ids`` for the
+    prompt. If the joined text does not start with them, because a token spans the join, the target
+    starts at the first token with a character of the completion, so that this token is scored.
+    Tokens that do not fit ``max_length`` are cut from the left of the prompt, after the
+    tokenizer's beginning; plain text (an empty prompt) is cut at its end.
 
     Args:
-        tokenizer: used, never changed.
+        tokenizer: the tokenizer; it does not change.
         pairs: prompts and completions.
         max_length: most tokens of an example.
-        end: keep the end that the tokenizer writes; False for answers that are read at their last
-            token.
-        chat: the texts are what a chat template wrote: they are complete, so that neither a space
-            nor anything of the tokenizer's is put into them, and their special tokens are meant.
+        end: include the tokenizer's end; False for answers that are read at their last token.
+        chat: whether a chat template wrote the texts: then nothing is added to them, and their
+            special tokens are intended.
     """
     if not pairs:
         return []
@@ -77,50 +75,50 @@ def encode(
     prompts = list(dict.fromkeys(prompt for prompt, _ in pairs if prompt))
     alone = dict(zip(prompts, _tokenised(tokenizer, prompts, bare=chat), strict=True))
     special = frozenset() if chat else special_ids(tokenizer)
-    found: list[Encoded | str] = []
+    encoded: list[Encoded | str] = []
     for (prompt, _), text in zip(pairs, wholes, strict=True):
         spelled = next((token for token in text.own if token in special), None)
         tail = text.tail if end and text.own[-len(text.tail) :] != text.tail else []
         if prompt:
             border, across = _border(text, alone[prompt].own, len(prompt))
             whole = Encoded(text.own[:border], text.own[border:], 0, across, spelled)
-            found.append(_fit(text.lead, whole, tail, max_length))
+            encoded.append(_fit(text.lead, whole, tail, max_length))
         else:
-            found.append(_plain(text.lead, text.own + tail, spelled, max_length))
-    return found
+            encoded.append(_plain(text.lead, text.own + tail, spelled, max_length))
+    return encoded
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str], *, chat: bool = False) -> list[list[int]]:
-    """Token ids of texts that go on, or that are read at their last token, such as prompts.
+    """Token ids of texts that continue, or that are read at their last token, such as prompts.
 
-    They have the beginning that the tokenizer writes before a text, once, and no end behind.
+    They have the tokenizer's beginning, once, and no end.
 
     Args:
-        tokenizer: used, never changed.
-        texts: of any length.
-        chat: they are what a chat template wrote, and get nothing of the tokenizer's.
+        tokenizer: the tokenizer; it does not change.
+        texts: texts of any length.
+        chat: whether a chat template wrote them: then nothing is added.
     """
     return [text.lead + text.own for text in _tokenised(tokenizer, texts, bare=chat)]
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids that no ordinary text has: a text that holds one spells the special token out."""
+    """Ids of special tokens, which occur only in a text that spells them out."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    found = {i for i, token in added.items() if token.special}
-    found |= set(getattr(tokenizer, "all_special_ids", ()))
-    return frozenset(found - {getattr(tokenizer, "unk_token_id", None)})
+    ids = {i for i, token in added.items() if token.special}
+    ids |= set(getattr(tokenizer, "all_special_ids", ()))
+    return frozenset(ids - {getattr(tokenizer, "unk_token_id", None)})
 
 
 def token_notes(
     tokenizer: Any, items: Sequence[Encoded], lines: Sequence[int], rows: str = "rows"
 ) -> list[str]:
-    """What a reader must know about tokens of some examples, each with the first of its kind.
+    """Notes about unexpected tokens of some examples, each with the first case.
 
     Args:
-        tokenizer: that the examples were made with.
+        tokenizer: the tokenizer of the examples.
         items: the examples.
-        lines: of the source, one for each.
-        rows: what the examples are called.
+        lines: the line of each example in the source.
+        rows: the word for examples in the notes.
     """
     notes = []
     across = [i for i, item in enumerate(items) if item.spans_join]
@@ -141,13 +139,13 @@ def token_notes(
 
 
 def of_one_prompt(items: Sequence[Encoded]) -> list[Encoded]:
-    """Completions of one prompt, each after what is left of it by the longest of them."""
+    """Completions of one prompt, with the prompt cut as the longest of them needs."""
     shortest = min((item.context for item in items), key=len)
-    # All but the beginning must agree where a token across the join ends the prompt.
-    kept = len(shortest) - 1
+    # If a token spans the join, contexts may differ: all but their beginning must agree.
+    tail = len(shortest) - 1
     whole = {len(item.context) + item.cut for item in items}
     plain = len(whole) == 1 and not any(item.spans_join for item in items)
-    if not plain and (kept < 1 or any(i.context[-kept:] != shortest[-kept:] for i in items)):
+    if not plain and (tail < 1 or any(i.context[-tail:] != shortest[-tail:] for i in items)):
         return list(items)
     return [
         item._replace(context=shortest, cut=item.cut + len(item.context) - len(shortest))
@@ -156,18 +154,18 @@ def of_one_prompt(items: Sequence[Encoded]) -> list[Encoded]:
 
 
 def _tokenised(tokenizer: Any, texts: Sequence[str], *, bare: bool = False) -> list[_Text]:
-    """The texts as the tokenizer writes them, their beginning once; bare without what it adds."""
+    """The tokenised texts, with the tokenizer's beginning once; ``bare``: with nothing added."""
     if not texts:
         return []
     fast = getattr(tokenizer, "is_fast", False)
     read = _with_offsets if fast else _by_comparison
-    found = read(tokenizer, texts, bare=bare)
+    tokenised = read(tokenizer, texts, bare=bare)
     bos = getattr(tokenizer, "bos_token_id", None)
-    return [_begun_once(text, bos) for text in found]
+    return [_begun_once(text, bos) for text in tokenised]
 
 
 def _with_offsets(tokenizer: Any, texts: Sequence[str], *, bare: bool) -> Iterator[_Text]:
-    """By the mask of what the tokenizer itself has put around the text."""
+    """Separate the added tokens by the tokenizer's mask of special tokens."""
     batch = tokenizer(
         list(texts),
         add_special_tokens=not bare,
@@ -185,7 +183,7 @@ def _with_offsets(tokenizer: Any, texts: Sequence[str], *, bare: bool) -> Iterat
 
 
 def _by_comparison(tokenizer: Any, texts: Sequence[str], *, bare: bool) -> Iterator[_Text]:
-    """By what the tokenizer makes of the text when it is asked to put nothing around it."""
+    """Separate the added tokens by tokenising the text with and without them."""
     for text in texts:
         ids, own = (
             list(tokenizer(text, add_special_tokens=add, verbose=False)["input_ids"])
@@ -202,7 +200,7 @@ def _by_comparison(tokenizer: Any, texts: Sequence[str], *, bare: bool) -> Itera
 
 
 def _begun_once(text: _Text, bos: int | None) -> _Text:
-    """A template that spells the beginning out must not get the tokenizer's as well."""
+    """Drop the tokenizer's beginning if a template spells it out."""
     lead, own, ends = text.lead, text.own, text.ends
     if not lead and bos is not None and own[:1] == [bos]:
         lead = [bos]
@@ -212,7 +210,7 @@ def _begun_once(text: _Text, bos: int | None) -> _Text:
 
 
 def _border(text: _Text, prompt: list[int], boundary: int) -> tuple[int, bool]:
-    """How many of the text's tokens are the prompt, and whether one reaches across its end."""
+    """Number of the text's tokens that belong to the prompt, and whether one spans its end."""
     if text.own[: len(prompt)] == prompt:
         return len(prompt), False
     if text.ends is not None:
@@ -225,21 +223,21 @@ def _plain(lead: list[int], own: list[int], special: int | None, max_length: int
     ids = (lead + own)[:max_length]
     first = max(1, len(lead))
     if len(ids) <= first:
-        return "the text is a single token, so that there is nothing to predict it from"
+        return "the text is a single token, so nothing comes before it to predict it from"
     return Encoded(ids[:first], ids[first:], len(lead) + len(own) - len(ids), special=special)
 
 
 def _fit(lead: list[int], whole: Encoded, tail: list[int], max_length: int) -> Encoded | str:
     context, target = whole.context, whole.target
     if not target:
-        return "the tokenizer makes no token of the completion"
+        return "the completion has no tokens"
     if not lead and not context:
-        return "the prompt and the completion are one token, so that there is nothing to predict"
+        return "the prompt and the completion form one token, so there is nothing to predict"
     target = target + tail
     room = max_length - len(lead) - len(target)
     if room < 1 and room < len(context):
         return (
-            f"the completion has {len(target)} tokens, which leaves no room for a prompt in a "
+            f"the completion has {len(target)} tokens and leaves no room for a prompt in a "
             f"context of {max_length}; shorten it or raise max_length"
         )
     cut = max(0, len(context) - room)

@@ -1,4 +1,4 @@
-"""The output head of a model, asked about a few tokens."""
+"""The output head of a model, restricted to a few tokens."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,13 +13,13 @@ from frenet.network.tasks import base_model
 
 @contextmanager
 def few_logits(model: nn.Module, tokens: Iterable[int]) -> Iterator[dict[int, int]]:
-    """Inside, the model gives the logits of these tokens only, where its head is a plain layer.
+    """Restrict the model to the logits of these tokens, if its head is a plain layer.
 
-    The head of a small model with a large vocabulary is a fifth of its work. A model that reads the
-    weight of its head past the layer does all of that work, and the other logits are left out.
+    The head of a small model with a large vocabulary is a fifth of its work. If a model reads the
+    weight of its head without calling the layer, the other logits are computed and dropped.
 
     Args:
-        model: left exactly as it is; a head of another kind gives all logits as ever.
+        model: the model, which does not change; a head of another kind still gives all logits.
         tokens: ids.
 
     Yields:
@@ -53,6 +53,6 @@ def few_logits(model: nn.Module, tokens: Iterable[int]) -> Iterator[dict[int, in
                 output.logits = output.logits[..., chosen]
             seen = calls.count
 
-        # A PEFT wrapper calls its model past the hooks.
+        # A PEFT wrapper calls the forward of its model without the hooks.
         stack.callback(model.register_forward_hook(cut).remove)
         yield {token: i for i, token in enumerate(chosen)}

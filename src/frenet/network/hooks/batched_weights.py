@@ -1,11 +1,11 @@
 """Many candidates for some parameters, evaluated in one forward pass of one model.
 
-A module whose parameters differ between candidates sees the rows of all candidates at once and
-multiplies each group of rows by its own values; all other modules run as ever, on one large batch.
-Blocks before the first such module are the same for all candidates and run once.
+A module with different parameters for each candidate gets the rows of all candidates at once and
+multiplies each group of rows by the candidate's values; all other modules run unchanged, on one
+large batch. Blocks before the first such module are the same for all candidates and run once.
 
-Which dimension of a tensor holds the rows is observed, in one pass of b rows and one of b + 1: a
-dimension that only happens to be of size b stays as it is.
+A pass of b rows and one of b + 1 show which dimension of a tensor is the batch dimension: another
+dimension may have size b by chance.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,30 +25,30 @@ from frenet.network.space import ParamSpace
 from frenet.network.tasks import base_model
 
 Values = dict[str, Tensor]
-# Where a tensor stands in a call: a position or a keyword, then places in tuples and dicts.
+# The place of a tensor in a call: a position or a keyword, then places in tuples and dicts.
 Path = tuple[int | str, ...]
 # Shapes of the tensors of every call of every module, by the module's name.
 Shapes = dict[str, list[dict[Path, tuple[int, ...]]]]
 
 
 class LayoutError(UsageError):
-    """Candidates cannot share a forward pass of this model; says where and why."""
+    """Candidates cannot share a forward pass of this model; names the module and the reason."""
 
 
 class Axis(NamedTuple):
-    """The dimension of a tensor that holds the rows of a batch, and its entries for each row."""
+    """The batch dimension of a tensor, and its entries for each row."""
 
     dim: int
     entries: int
 
 
 class Layout(NamedTuple):
-    """Where modules find the rows of a batch in the tensors that they are called with.
+    """The batch dimensions of the tensors that modules are called with.
 
     Attributes:
-        rows: of the batch that it was observed with.
-        taken: by the name of the module and the place of the tensor; None for a tensor that is the
-            same for any number of rows.
+        rows: number of rows of the observed batch.
+        taken: the batch dimension by module name and place of the tensor; None for a tensor that is
+            the same for any number of rows.
     """
 
     rows: int
@@ -56,7 +56,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, rows: int, first: Shapes, second: Shapes) -> "Layout":
-        """The layout that the shapes of a pass of ``rows`` rows and of one of one more row show.
+        """The layout, from the shapes of a pass of ``rows`` rows and of a pass of one row more.
 
         Raises:
             LayoutError: a module is not called, or its tensors do not grow with the rows.
@@ -66,16 +66,16 @@ class Layout(NamedTuple):
             others = second[name]
             if not calls:
                 raise LayoutError(
-                    f"{name} is never called: its weights are read past it, or not at all"
+                    f"{name} is never called: its weights are read directly, or not at all"
                 )
             if [call.keys() for call in calls] != [call.keys() for call in others]:
-                raise LayoutError(f"{name} is called in another way where there are more rows")
-            found = taken.setdefault(name, {})
+                raise LayoutError(f"{name} is called in another way if there are more rows")
+            axes = taken.setdefault(name, {})
             for call, other in zip(calls, others, strict=True):
                 for path, shape in call.items():
                     axis = _axis(name, rows, shape, other[path])
-                    if found.setdefault(path, axis) != axis:
-                        raise LayoutError(f"{name} finds the rows elsewhere from call to call")
+                    if axes.setdefault(path, axis) != axis:
+                        raise LayoutError(f"the batch dimension of {name} differs between calls")
         return cls(rows, taken)
 
 
@@ -91,12 +91,12 @@ def _axis(name: str, rows: int, shape: tuple[int, ...], more: tuple[int, ...]) -
             return Axis(dim, entries)
     raise LayoutError(
         f"{name} is called with a tensor of shape {shape} for {rows} rows and of {more} for "
-        f"{rows + 1}, in which each row has no part of its own"
+        f"{rows + 1}, which has no batch dimension"
     )
 
 
 class Agreement(NamedTuple):
-    """How far two candidates in one pass are from each alone, root mean square, and may be."""
+    """Root mean square error of two candidates in one pass, against each alone, and its limit."""
 
     error: float
     rounding: float
@@ -105,10 +105,10 @@ class Agreement(NamedTuple):
     def of(
         cls, together: Float[Tensor, "2 *s"], alone: Float[Tensor, "2 *s"], dtype: torch.dtype
     ) -> "Agreement":
-        """Of the logits that a model of this dtype gives.
+        """The agreement of logits of a model of this dtype.
 
-        Rounding is a few units in the last place, and a small part of what the candidates change:
-        their choice of experts may turn on the last digit.
+        The limit is a few units in the last place, plus a small share of the change between the
+        candidates: their choice of experts may depend on the last digit.
         """
         eps = torch.finfo(dtype).eps
         change = root_mean_square(alone[0] - alone[1])
@@ -122,7 +122,7 @@ class Agreement(NamedTuple):
 
 @contextmanager
 def watched(modules: Mapping[str, nn.Module]) -> Iterator[Shapes]:
-    """Inside, the shapes of the tensors that these modules are called with are noted."""
+    """Record the shapes of the tensors that these modules are called with."""
     seen: Shapes = {name: [] for name in modules}
 
     def watch(name: str) -> Callable[..., None]:
@@ -146,7 +146,7 @@ def watched(modules: Mapping[str, nn.Module]) -> Iterator[Shapes]:
 
 
 def _mapped(value: Any, change: Callable[[Path, Tensor], Tensor], path: Path = ()) -> Any:
-    """The same nest of tuples, lists and dicts with every tensor changed."""
+    """Nested tuples, lists and dicts with every tensor changed."""
     if isinstance(value, Tensor):
         return change(path, value)
     if isinstance(value, tuple | list):
@@ -158,7 +158,7 @@ def _mapped(value: Any, change: Callable[[Path, Tensor], Tensor], path: Path = (
 
 
 def parts_to_watch(model: nn.Module, space: ParamSpace) -> dict[str, nn.Module]:
-    """The modules whose calls a ``Layout`` for ``grouped`` has to tell of, by name."""
+    """The modules that a ``Layout`` for ``grouped`` has to describe, by name."""
     owners = _owners(model, space)
     return {
         **{name: module for name, (module, _) in owners.items()},
@@ -170,31 +170,31 @@ def parts_to_watch(model: nn.Module, space: ParamSpace) -> dict[str, nn.Module]:
 def grouped(
     model: nn.Module, space: ParamSpace, thetas: Float[Tensor, "n d"], *, layout: Layout
 ) -> Iterator[None]:
-    """Inside, a forward pass of b rows gives the outputs of n candidates, n * b rows.
+    """Let a forward pass of b rows give the outputs of n candidates, n * b rows.
 
-    Row i * b + j of the logits is row j of the batch under candidate i.
+    Row i * b + j of the logits is row j of the batch for candidate i.
 
     Args:
-        model: the network, which has to be ``can_group(model, space)``; its parameters stay as
-            they are, and nothing is left behind.
+        model: the network, for which ``can_group(model, space)`` holds; it does not change.
         space: the d parameters that differ.
         thetas: the values of the candidates, float32.
-        layout: of the modules of ``parts_to_watch``, for the b rows of every batch that is passed.
+        layout: the layout of the modules of ``parts_to_watch``, for batches of b rows.
 
     Raises:
         LayoutError: a parameter belongs to a module that cannot be grouped, or a module is called
-            with other rows than the layout says.
+            with another number of rows than the layout says.
     """
     count = len(thetas)
     owners = _owners(model, space)
     tensors = space.unflatten(thetas)
     with ExitStack() as stack:
-        for name, (module, own) in owners.items():
+        for name, (module, parameters) in owners.items():
             make = _forward_of(module)
             if make is None:
                 raise LayoutError(f"{name} is a {type(module).__name__}, which cannot be grouped")
             values = {
-                key: tensors[full].to(getattr(module, key).dtype) for key, full in own.items()
+                key: tensors[full].to(getattr(module, key).dtype)
+                for key, full in parameters.items()
             }
             axis = _axis_of_input(name, module, layout)
             shape = Shape(count, layout.rows, axis is not None)
@@ -208,32 +208,32 @@ def grouped(
 
 
 def _axis_of_input(name: str, module: nn.Module, layout: Layout) -> Axis | None:
-    """Where the one input of a layer holds the rows; None for positions that all rows share."""
+    """The batch dimension of a layer's only input; None for positions that all rows share."""
     axes = layout.taken[name]
     axis = axes.get((0,))
     if len(axes) != 1 or (axis is None and type(module) is not nn.Embedding):
-        raise LayoutError(f"{name} is called with something that is the same for all rows")
+        raise LayoutError(f"{name} is called with an input that is the same for all rows")
     if axis is not None and axis.dim != 0:
         raise LayoutError(f"{name} is called with the rows along dimension {axis.dim}")
     return axis
 
 
 def _expecting(name: str, size: int, forward: Forward) -> Forward:
-    """The same forward, once the input is seen to hold the rows of all candidates."""
+    """The same forward, with a check that the input has the rows of all candidates."""
 
     def run(x: Tensor) -> Tensor:
         if x.shape[0] != size:
-            raise LayoutError(f"{name} is called with {x.shape[0]} rows in place of {size}")
+            raise LayoutError(f"{name} is called with {x.shape[0]} rows instead of {size}")
         return forward(x)
 
     return run
 
 
 def can_group(model: nn.Module, space: ParamSpace) -> bool:
-    """Whether every selected parameter belongs to a module that ``grouped`` knows, untied.
+    """Whether every selected parameter is untied and belongs to a module that ``grouped`` supports.
 
-    A tied parameter is read by a second module, which would go on with the old values. Whether the
-    modules are used as ``grouped`` expects is seen by a trial only.
+    A second module reads a tied parameter, and would still use the old values. Only a trial shows
+    whether the model uses its modules as ``grouped`` expects.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     chosen = {id(parameters[name]) for name in space.names}
@@ -242,22 +242,22 @@ def can_group(model: nn.Module, space: ParamSpace) -> bool:
 
 
 def shares_blocks(model: nn.Module, space: ParamSpace) -> bool:
-    """Whether some blocks stand before the first parameter that differs, so that they run once."""
+    """Whether some blocks come before the first parameter that differs, so that they run once."""
     starts = _starts(model, [module for module, _ in _owners(model, space).values()])
     return next(iter(starts.values())) in block_list(model)[1:]
 
 
 def _owners(model: nn.Module, space: ParamSpace) -> dict[str, tuple[nn.Module, dict[str, str]]]:
-    """Modules that own selected parameters: by name, with {own name: full name}."""
-    found: dict[str, tuple[nn.Module, dict[str, str]]] = {}
+    """Modules that own selected parameters: by name, with {short name: full name}."""
+    owners: dict[str, tuple[nn.Module, dict[str, str]]] = {}
     for full in space.names:
-        owner, _, own = full.rpartition(".")
-        found.setdefault(owner, (model.get_submodule(owner), {}))[1][own] = full
-    return found
+        owner, _, short = full.rpartition(".")
+        owners.setdefault(owner, (model.get_submodule(owner), {}))[1][short] = full
+    return owners
 
 
 class Shape(NamedTuple):
-    """How many candidates there are, rows of the batch for each, and whether the input has rows."""
+    """Number of candidates, rows of the batch for each, and whether the input has rows."""
 
     candidates: int
     rows: int
@@ -268,9 +268,9 @@ Maker = Callable[[Any, Values, Shape], Forward]
 
 
 def _forward_of(module: nn.Module) -> Maker | None:
-    """What makes the grouped forward of a module of this type."""
+    """The function that makes the grouped forward of a module of this type."""
     kind = type(module)
-    # By name: transformers takes seconds to import, and its layer is only there if it has been.
+    # By name, because transformers takes seconds to import.
     if f"{kind.__module__}.{kind.__name__}" == "transformers.pytorch_utils.Conv1D":
         return _conv1d
     makers: Mapping[type[nn.Module], Maker] = {
@@ -302,7 +302,7 @@ def _linear(module: nn.Linear, values: Values, shape: Shape) -> Forward:
 
 
 def _conv1d(module: Any, values: Values, shape: Shape) -> Forward:
-    """GPT-2's linear layer, which keeps its weight as (in, out)."""
+    """GPT-2's linear layer, which stores its weight as (in, out)."""
     weight, bias = values.get("weight"), values.get("bias", module.bias)
 
     def forward(x: Tensor) -> Tensor:
@@ -335,7 +335,7 @@ def _embedding(module: nn.Embedding, values: Values, shape: Shape) -> Forward:
 
     def forward(ids: Tensor) -> Tensor:
         if not shape.by_row:
-            # Positions come once for all rows, as a vector or as one row.
+            # Positions are shared by all rows, as a vector or as one row.
             return table[:, ids.reshape(ids.shape[-1])].repeat_interleave(shape.rows, dim=0)
         group = torch.arange(shape.candidates, device=ids.device)
         group = group.repeat_interleave(len(ids) // shape.candidates)
@@ -345,16 +345,16 @@ def _embedding(module: nn.Embedding, values: Values, shape: Shape) -> Forward:
 
 
 def _add(out: Tensor, bias: Tensor, count: int) -> Tensor:
-    """Add one bias, or each group's own."""
+    """Add one bias, or one bias per group."""
     if bias.dim() == 1:
         return out + bias
     return (_split(out, count) + bias[:, None]).view(out.shape)
 
 
 def _starts(model: nn.Module, owners: Sequence[nn.Module]) -> dict[str, nn.Module]:
-    """The modules that take copies of every row: the blocks from the first with an owner on.
+    """The modules that get copies of every row: the blocks from the first one with an owner.
 
-    Where an owner stands before the blocks, or all stand behind them, it is the whole model.
+    If an owner comes before the blocks, or all come after them, it is the whole model.
     """
     stack = list(block_list(model))
     order = {id(module): i for i, module in enumerate(base_model(model).modules())}
@@ -374,10 +374,10 @@ def named(model: nn.Module, modules: Iterable[nn.Module]) -> dict[str, nn.Module
 
 @contextmanager
 def copied(starts: Mapping[str, nn.Module], count: int, layout: Layout) -> Iterator[None]:
-    """Inside, these modules get ``count`` copies of every row of what they are called with.
+    """Give these modules ``count`` copies of every row of their inputs.
 
     Raises:
-        LayoutError: a tensor has other rows than the layout says.
+        LayoutError: a tensor has another number of rows than the layout says.
     """
 
     def copy_for(name: str) -> Callable[..., Any]:
@@ -385,14 +385,14 @@ def copied(starts: Mapping[str, nn.Module], count: int, layout: Layout) -> Itera
 
         def copy(path: Path, value: Tensor) -> Tensor:
             if path not in axes:
-                raise LayoutError(f"{name} is called with something that it was not called with")
+                raise LayoutError(f"{name} is called with an input that the layout does not have")
             if (axis := axes[path]) is None:
                 return value
             size = axis.entries * layout.rows
             if value.shape[axis.dim] == count * size:  # from a block that got copies
                 return value
             if value.shape[axis.dim] != size:
-                raise LayoutError(f"{name} is called with other rows than {size}")
+                raise LayoutError(f"{name} is called with {value.shape[axis.dim]} rows, not {size}")
             return value.repeat(*[count if i == axis.dim else 1 for i in range(value.dim())])
 
         def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:

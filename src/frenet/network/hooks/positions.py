@@ -1,4 +1,4 @@
-"""Which columns of a forward pass belong to a position of the prompts."""
+"""Positions in prompts, and their columns in a forward pass."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,9 +18,9 @@ class Prompt:
     """The prompts of some rows.
 
     Attributes:
-        real: (b, p), False at padding; None where that is not known.
+        real: (b, p), False at padding; None if that is not known.
         shape: (b, p).
-        kept: leading columns whose keys and values, or states, were computed before.
+        kept: number of first columns with keys and values, or states, from an earlier pass.
         seen: whether the context has seen the passes that computed them.
     """
 
@@ -40,18 +40,18 @@ class Prompt:
         order = real.long().cumsum(1) - 1
         chosen = torch.zeros_like(real)
         for position in positions:
-            wanted = counts + position if position < 0 else torch.full_like(counts, position)
-            outside = ((wanted < 0) | (wanted >= counts)).flatten()
+            index = counts + position if position < 0 else torch.full_like(counts, position)
+            outside = ((index < 0) | (index >= counts)).flatten()
             if outside.any():
                 row = int(outside.nonzero()[0])
                 raise UsageError(
                     f"row {row} has {int(counts[row])} tokens, so there is no position {position}"
                 )
-            chosen |= real & (order == wanted)
+            chosen |= real & (order == index)
         return chosen
 
     def known(self) -> Bool[Tensor, "b p"]:
-        """Which columns are no padding.
+        """True at real tokens, False at padding.
 
         Raises:
             ValueError: that is not known.
@@ -59,7 +59,7 @@ class Prompt:
         if self.real is None:
             raise UsageError(
                 "the attention mask is no (batch, tokens) mask of all tokens, so the padding is "
-                "not known; call the model or generate with such a mask, or give a mask as the "
+                "not known; pass such a mask to the model or to generate, or use a mask as the "
                 "position of the site"
             )
         return self.real
@@ -70,10 +70,10 @@ class Pass:
     """One forward pass over the columns ``past`` to ``past + t`` of some rows.
 
     Attributes:
-        prompt: of these rows; None where nothing tells it.
+        prompt: the prompt of these rows; None if it is not known.
         shape: (b, t).
-        past: columns before this pass.
-        real: (b, t), False at padding; None where that is not known.
+        past: number of columns before this pass.
+        real: (b, t), False at padding; None if that is not known.
         copies: rows of this pass for each prompt of the caller, as in a beam search.
         generation: whether ``generate`` runs the pass.
         again: whether a backward pass runs it a second time.
@@ -91,8 +91,8 @@ class Pass:
         """The columns of this pass that belong to a position.
 
         Raises:
-            ValueError: a position that a prompt does not have or that was computed before, a mask
-                that cannot be read, or a prompt that is not known.
+            ValueError: a prompt does not have the position, or it was computed before; the mask
+                has a wrong shape; or the prompt is not known.
         """
         if not isinstance(position, Tensor | tuple) and position not in POSITIONS:
             raise UsageError(
@@ -101,7 +101,7 @@ class Pass:
             )
         if self.prompt is None:
             raise UsageError(
-                "this way of generating does not tell where its prompt ends; call generate of "
+                "the end of the prompt is not known in this way of generating; call generate of "
                 "transformers with input_ids or inputs_embeds"
             )
         if isinstance(position, Tensor):
@@ -133,9 +133,9 @@ class Pass:
         assert self.prompt is not None
         if self.prompt.kept and not self.prompt.seen:
             raise UsageError(
-                f"the first {self.prompt.kept} tokens of the prompt were computed before, so that "
-                "not all tokens can be reached; run the whole prompt inside the context, or choose "
-                "positions among the others"
+                f"the first {self.prompt.kept} tokens of the prompt were computed before and "
+                "cannot be reached; run the whole prompt inside the context, or choose later "
+                "positions"
             )
         return self._real()
 
@@ -143,15 +143,15 @@ class Pass:
         """A mask of the caller's prompts, for the rows of this pass."""
         assert self.prompt is not None
         rows, width = self.prompt.shape
-        wanted = (rows // self.copies, width)
-        if mask.shape != wanted:
+        shape = (rows // self.copies, width)
+        if mask.shape != shape:
             raise UsageError(
-                f"the mask of a site has shape {tuple(mask.shape)}, the prompts {wanted}"
+                f"the mask of a site has shape {tuple(mask.shape)}, the prompts {shape}"
             )
         return self._window(mask.bool().repeat_interleave(self.copies, 0), "of the mask")
 
     def _window(self, chosen: Bool[Tensor, "b p"], position: object) -> Bool[Tensor, "b t"]:
-        """Columns of the prompt, as far as the present pass has them."""
+        """Columns of the prompt that are in this pass."""
         assert self.prompt is not None
         kept = self.prompt.kept
         if kept and chosen[:, :kept].any():
@@ -162,6 +162,6 @@ class Pass:
                 "context, or choose a later position"
             )
         whole = torch.zeros(self.shape, dtype=torch.bool, device=chosen.device)
-        own = chosen[:, self.past : self.past + self.shape[1]]
-        whole[:, : own.shape[1]] = own
+        present = chosen[:, self.past : self.past + self.shape[1]]
+        whole[:, : present.shape[1]] = present
         return whole

@@ -1,4 +1,4 @@
-"""Sites in the residual stream, and the hooks that find them in every forward pass."""
+"""Sites in the residual stream, and their hooks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,11 +24,11 @@ Act = Callable[["Site", Tensor, Tensor, Pass], Tensor | None]
 class Site:
     """A place in the residual stream: after a block, at some positions.
 
-    The prompts are those that ``generate`` is called with, however it runs them: in one pass, in
-    chunks, together with the candidates of an assistant, or from the keys and values of an earlier
-    pass. Outside ``generate`` every pass is a prompt, unless it goes on from the cache of a pass
-    that was made in the same context: then its tokens are new. Tokens that were computed before
-    the context cannot be reached, and a position among them is refused.
+    The prompts are the inputs of ``generate``, however it runs them: in one pass, in chunks,
+    together with the candidates of an assistant, or from the keys and values of an earlier pass.
+    Outside ``generate`` every pass is a prompt, unless it continues from the cache of a pass in the
+    same context: then its tokens are new. Tokens that were computed before the context cannot be
+    reached, and a position among them is refused.
 
     Attributes:
         block: 0-based index; the site is the output of that block.
@@ -51,18 +51,17 @@ def hooked(
     path: str | None,
     finish: Finish | None = None,
 ) -> Iterator[Watch]:
-    """Inside, ``act`` gets stream and chosen columns at every site, and may return a new stream.
+    """Call ``act`` with stream and chosen columns at every site; it may return a new stream.
 
-    Compiled models run as they are written, and a pass in which the block of a site does not run is
-    an error.
+    Compiled models run eagerly. If the block of a site does not run in a pass, it is an error.
 
     Args:
-        finish: gets to know how many columns each ``generate`` has computed.
+        finish: called with the number of columns that each ``generate`` has computed.
     """
     if getattr(getattr(base_model(model), "config", None), "is_encoder_decoder", False):
         raise UsageError(
-            f"{type(base_model(model)).__name__} has an encoder and a decoder; sites are places in "
-            "the stream of a decoder alone"
+            f"{type(base_model(model)).__name__} has an encoder and a decoder; pass a model that "
+            "is only a decoder"
         )
     parent, blocks = residual_blocks(model, path)
     for site in sites:
@@ -74,8 +73,8 @@ def hooked(
     with ExitStack() as stack:
         stack.enter_context(rows_in_order(model))
         stack.enter_context(uncompiled())
-        # A PEFT wrapper calls the forward of its model past all hooks, and generation calls the
-        # model inside it: one of these is always called properly.
+        # A PEFT wrapper calls the forward of its model without hooks, and generation calls the
+        # model inside the wrapper: the hooks of at least one of these modules run.
         for module in {id(m): m for m in (model, base_model(model), parent)}.values():
             for handle in (
                 module.register_forward_pre_hook(watch.enter, with_kwargs=True),
@@ -105,16 +104,15 @@ def _block_hook(watch: Watch, site: Site, act: Act) -> Callable[[nn.Module, Any,
         if stream.dim() != 3:
             raise UsageError(
                 f"block {site.block} of {type(module).__name__} has a stream of shape "
-                f"{tuple(stream.shape)}, where a vector of one width has no place; frenet reads "
-                "streams of rows, tokens and one width"
+                f"{tuple(stream.shape)}; frenet reads streams of shape (rows, tokens, width)"
             )
         rows, t = stream.shape[:2]
-        # A row that others were copied from before this block stands for all of them.
+        # One row may stand for several copies that are made later.
         if t != now.shape[1] or now.shape[0] not in (1, rows):
             raise UsageError(
                 f"block {site.block} runs on a stream of {rows} rows of {t} tokens in a pass over "
-                f"{now.shape[0]} of {now.shape[1]}, so that positions in it are not known; pass "
-                "the path of the blocks that text runs through, and rows that are not packed"
+                f"{now.shape[0]} of {now.shape[1]}, so its positions are not known; pass the path "
+                "of the blocks that text runs through, and rows that are not packed"
             )
         chosen = now.chosen(site.position, stream.device).expand(rows, t)
         changed = act(site, stream, chosen, now)

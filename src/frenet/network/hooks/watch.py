@@ -1,4 +1,4 @@
-"""What runs: the forward passes of a model, and the prompts that they belong to."""
+"""Watching the forward passes of a model, and the prompts that they belong to."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -16,16 +16,16 @@ from frenet._errors import UsageError
 from frenet.network.hooks.positions import Pass, Prompt
 from frenet.network.tasks import base_model
 
-# What the key-value cache is called, in newer and older versions of transformers.
+# Names of the key-value cache in newer and older versions of transformers.
 CACHES = ("cache", "past_key_values", "cache_params")
 
 
 class Prepared(NamedTuple):
-    """What ``generate`` has made ready for its next pass.
+    """What ``generate`` has prepared for its next pass.
 
     Attributes:
-        width: tokens of the text so far; of a chunk while a prompt runs in chunks.
-        mask: (b, past + t), before it is finished for the model; None where nothing is padded.
+        width: tokens of the text so far; of the chunk while a prompt runs in chunks.
+        mask: (b, past + t), before the model expands it; None if nothing is padded.
     """
 
     width: int
@@ -34,15 +34,15 @@ class Prepared(NamedTuple):
 
 @dataclass
 class Generation:
-    """One call of ``generate``: its prompts as the caller gave them, and how far it is.
+    """One call of ``generate``: the caller's prompts, and the progress.
 
     Attributes:
-        rows: prompts of the caller.
-        tokens: columns of the prompts, with those that a cache holds already.
-        given: columns of the ids that the caller gave, by which ``generate`` counts.
-        mask: (rows, tokens) of the caller; None where he gave none.
-        kept: columns that a cache held at the start; None: it does not tell.
-        cache: what held them.
+        rows: number of the caller's prompts.
+        tokens: columns of the prompts, including those in a cache.
+        given: columns of the caller's ids, which ``generate`` counts from.
+        mask: (rows, tokens) of the caller, or None.
+        kept: columns in the cache at the start; None if the cache does not say.
+        cache: the cache, or None.
     """
 
     rows: int
@@ -67,30 +67,30 @@ class Generation:
         # Without any prompt there is the one token that starts a text.
         rows, tokens = (1, 1) if given is None else given.shape[:2]
         width = (1 if embeds is None else 0) if ids is None else ids.shape[1]
-        # Beside a cache the ids are all tokens, or those only that the cache does not hold.
-        known = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= tokens
-        tokens = mask.shape[1] if known else tokens
+        # With a cache the ids are all tokens, or only those that are not in the cache.
+        usable = isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= tokens
+        tokens = mask.shape[1] if usable else tokens
         kept = _held(cache)
         if kept is None and tokens > width:
             kept = tokens - width
-        return cls(rows, tokens, width, mask if known else None, kept, cache, end=kept or 0)
+        return cls(rows, tokens, width, mask if usable else None, kept, cache, end=kept or 0)
 
     def text_end(self, width: int) -> int:
-        """Columns of the whole text where ``generate`` counts ``width`` tokens."""
+        """Columns of the whole text when ``generate`` counts ``width`` tokens."""
         return width + self.tokens - self.given
 
 
 @dataclass
 class Watch:
-    """Follows the forward passes of a model: which columns they hold, and what runs in them.
+    """Follows the forward passes of a model: their columns, and the blocks that run.
 
     Attributes:
         model: the model.
         sites: the blocks that have to run in every pass.
-        now: the pass that runs.
-        generation: the call of ``generate`` that runs.
+        now: the current pass.
+        generation: the current call of ``generate``.
         drafting: whether the model runs as its own assistant.
-        passes: how many have begun.
+        passes: number of passes that have begun.
     """
 
     model: nn.Module
@@ -102,14 +102,14 @@ class Watch:
     _stack: list[int] = field(default_factory=list)
     _owner: int = 0
     _ran: set[int] = field(default_factory=set)
-    # What a cache holds of the passes in this context: the prompt, and the end of the columns.
+    # For each cache of this context: the prompt, and the number of its columns.
     _held: WeakKeyDictionary[Any, tuple[Prompt, int]] = field(default_factory=WeakKeyDictionary)
-    # Passes whose blocks a backward pass may run again (gradient checkpointing).
+    # Passes with blocks that a backward pass may run again (gradient checkpointing).
     _again: list[Pass] = field(default_factory=list)
     _backward: bool = False
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook: the outermost module shows what the caller asked for."""
+        """Forward pre-hook: the outermost module gets the caller's arguments."""
         self._stack.append(id(module))
         if self.drafting or self.now is not None:
             return
@@ -132,10 +132,10 @@ class Watch:
         self._ran.add(block)
 
     def done(self, module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        """Forward hook: the pass has come to its end, and every block of a site has run.
+        """Forward hook: check at the end of a pass that every block of a site has run.
 
         Raises:
-            ValueError: a block has not.
+            ValueError: a block has not run.
         """
         if self.now is None or self._owner != id(module):
             return
@@ -144,8 +144,8 @@ class Watch:
         if missing:
             raise UsageError(
                 f"block {min(missing)} did not run in a forward pass of "
-                f"{type(base_model(self.model)).__name__}, so that nothing was read or added "
-                "there: the model leaves it out, or a compiled or captured copy of it ran; choose "
+                f"{type(base_model(self.model)).__name__}, so nothing was read or added "
+                "there: the model skips it, or a compiled or captured copy of it ran; choose "
                 "another block or path=, or use the model without that copy"
             )
         cache = _cache_of(output)
@@ -154,17 +154,17 @@ class Watch:
             self._held[cache] = (self.now.prompt, self.now.past + self.now.shape[1])
 
     def leave(self, module: nn.Module, *_: Any) -> None:
-        """Forward hook that is called in any case, also after an exception."""
+        """Forward hook that always runs, also after an exception."""
         if self._stack and self._stack[-1] == id(module):
             self._stack.pop()
         if not self._stack or self._owner == id(module):
             self.now = None
 
     def at_block(self) -> Pass | None:
-        """The pass whose block runs; None for one that is not the model's own.
+        """The pass that runs a block; None for a pass of an assistant.
 
         Raises:
-            ValueError: it is no pass of the model, or one of several.
+            ValueError: the block runs outside a pass of the model, or again for several passes.
         """
         if self.drafting:
             return None
@@ -174,8 +174,8 @@ class Watch:
             self._backward = True
             if any(p is not self._again[0] for p in self._again):
                 raise UsageError(
-                    "a backward pass runs the blocks of several forward passes again; switch "
-                    "gradient checkpointing off, or go backward after every pass"
+                    "a backward pass runs the blocks of several forward passes again; switch off "
+                    "gradient checkpointing, or run backward after every pass"
                 )
             return replace(self._again[0], again=True)
         if self.generation is not None:  # an assistant that shares blocks with the model
@@ -183,7 +183,7 @@ class Watch:
         raise UsageError("the blocks ran outside a forward pass of the model")
 
     def _single(self, tokens: Tensor, given: dict[str, Any]) -> Pass:
-        """A pass outside ``generate``: a prompt, or what follows one that this context has seen."""
+        """A pass outside ``generate``: a prompt, or tokens after a prompt of this context."""
         rows, t = tokens.shape[:2]
         cache, mask = _cache_of(given), given.get("attention_mask")
         flat = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
@@ -193,8 +193,8 @@ class Watch:
             past = known[1] if known else 0 if flat is None else flat.shape[1] - t
             if not known and past == 0:
                 raise UsageError(
-                    "the state that this pass goes on from does not tell how many tokens it holds; "
-                    "pass an attention_mask over all of them"
+                    "the state that this pass continues from does not say how many tokens it "
+                    "holds; pass an attention_mask over all of them"
                 )
         end = past + t
         if flat is not None and flat.shape[1] < end:
@@ -211,7 +211,7 @@ class Watch:
         return Pass(prompt, (rows, t), past, real)
 
     def _generated(self, tokens: Tensor, given: dict[str, Any]) -> Pass:
-        """A pass of ``generate``, whose prompt is that of the call."""
+        """A pass of ``generate``, with the prompt of the call."""
         generation = self.generation
         assert generation is not None
         prepared, generation.prepared = generation.prepared, None
@@ -219,23 +219,23 @@ class Watch:
         if prepared is None or rows % generation.rows:
             raise UsageError(
                 f"generate runs a forward pass over {rows} rows that it has not prepared for its "
-                f"{generation.rows} prompts, as it does for guidance_scale; generate without it"
+                f"{generation.rows} prompts, as for guidance_scale; generate without it"
             )
-        # A prompt in chunks has fewer tokens than were given; all that follows has more.
+        # A chunk of a prompt has fewer tokens than the caller's ids; later passes have more.
         chunk = prepared.width < generation.given
         end = generation.end + t if chunk else generation.text_end(prepared.width)
         held = _held(_cache_of(given))
         past = end - t if held is None else held
         if generation.kept is None:
             raise UsageError(
-                "the state that generate goes on from does not tell how many tokens it holds; give "
-                "generate the whole prompt, without the state"
+                "the state that generate continues from does not say how many tokens it holds; "
+                "pass the whole prompt to generate, without the state"
             )
         if past + t != end:
             raise UsageError(
                 f"generate was given prompts of {generation.tokens} tokens, and its pass ends with "
-                f"token {past + t} in place of {end}, so that its positions are not known; give "
-                "generate the whole prompt, without past_key_values"
+                f"token {past + t} instead of {end}, so its positions are not known; pass the "
+                "whole prompt to generate, without past_key_values"
             )
         generation.end = end
         if generation.prompt is None:
@@ -245,14 +245,14 @@ class Watch:
         return Pass(generation.prompt, (rows, t), past, real, copies, generation=True)
 
     def _prompt(self, generation: Generation, prepared: Prepared, tokens: Tensor) -> Prompt:
-        """The prompts of a call, a row for each row of its passes."""
+        """The prompts of a call, with a row for each row of its passes."""
         rows, p, kept = tokens.shape[0], generation.tokens, generation.kept or 0
         real: Tensor | None = None
         if generation.mask is not None:
             real = (generation.mask != 0).repeat_interleave(rows // generation.rows, 0)
         elif prepared.mask is None or prepared.mask.shape[1] >= p:
             real = _real(prepared.mask, tokens, p)
-        # Else the first of several chunks does not show the padding of the others.
+        # Otherwise the first of several chunks does not show the padding of the others.
         known = self._held.get(generation.cache) if generation.cache is not None else None
         return Prompt(real, (rows, p), kept, known is not None and known[1] >= kept)
 
@@ -262,11 +262,11 @@ Finish = Callable[[int | None], None]
 
 @contextmanager
 def generation_known(watch: Watch, finish: Finish) -> Iterator[None]:
-    """Inside, the watch knows the prompt of every call of ``generate``, and each of its passes.
+    """Let the watch follow the calls of ``generate``, their prompts and their passes.
 
     Args:
-        finish: called after each ``generate`` with the columns of its text that were computed;
-            None where the result does not tell.
+        finish: called after each ``generate`` with the number of columns of its text that were
+            computed; None if the result does not say.
     """
     model: Any = base_model(watch.model)
     if not hasattr(model, "generate"):
@@ -279,28 +279,28 @@ def generation_known(watch: Watch, finish: Finish) -> Iterator[None]:
         call = _bound(generate, args, kwargs)
         _require_followed(model, call)
         before = watch.generation, watch.drafting
-        # The model as its own assistant: the drafts are no text.
+        # The model is its own assistant: the drafts are not part of the text.
         draft = getattr(call.get("generation_config"), "is_assistant", False)
         watch.drafting = before[1] or (before[0] is not None and draft)
         if not watch.drafting:
             watch.generation = Generation.called(call)
-        found = None
+        result = None
         try:
-            found = generate(*args, **kwargs)
-            return found
+            result = generate(*args, **kwargs)
+            return result
         finally:
             generation = watch.generation
             watch.generation, watch.drafting = before
             if generation is not None and generation is not before[0]:
-                finish(_computed(generation, found))
+                finish(_computed(generation, result))
 
     @wraps(prepare or generate)
     def prepared(input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         assert prepare is not None
         if watch.generation is None:
             raise UsageError(
-                f"{type(model).__name__} prepares a pass outside its own generate, so that the "
-                "prompt is not known; call generate on the model itself"
+                f"{type(model).__name__} prepares a pass outside generate, so the prompt is not "
+                "known; call generate on the model itself"
             )
         if not watch.drafting:
             width, mask = input_ids.shape[1], kwargs.get("attention_mask")
@@ -318,7 +318,7 @@ def generation_known(watch: Watch, finish: Finish) -> Iterator[None]:
 
 @contextmanager
 def _replaced(model: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """A method replaced on this one instance."""
+    """Replace a method on this instance."""
     before = model.__dict__.get(name)
     model.__dict__[name] = method
     try:
@@ -330,17 +330,17 @@ def _replaced(model: Any, name: str, method: Callable[..., Any]) -> Iterator[Non
 
 
 def _require_followed(model: Any, call: dict[str, Any]) -> None:
-    """Raise ValueError for ways of generating whose prompt is not the one of the call."""
-    settings = [call.get("generation_config"), getattr(model, "generation_config", None)]
-    asked = {name: call.get(name) for name in ("token_healing", "cache_implementation")}
-    for name, value in asked.items():
-        asked[name] = value or next((v for s in settings if (v := getattr(s, name, None))), None)
-    if asked["token_healing"]:
-        raise UsageError("token_healing makes another prompt than it is given; generate without it")
-    if asked["cache_implementation"] == "paged":
+    """Raise ValueError for ways of generating that change the prompt of the call."""
+    configs = [call.get("generation_config"), getattr(model, "generation_config", None)]
+    settings = {name: call.get(name) for name in ("token_healing", "cache_implementation")}
+    for name, value in settings.items():
+        settings[name] = value or next((v for c in configs if (v := getattr(c, name, None))), None)
+    if settings["token_healing"]:
+        raise UsageError("token_healing changes the prompt; generate without it")
+    if settings["cache_implementation"] == "paged":
         raise UsageError(
-            "continuous batching packs several prompts into one row, whose positions frenet cannot "
-            "tell; generate with another cache_implementation"
+            "continuous batching packs several prompts into one row, so their positions are not "
+            "known; generate with another cache_implementation"
         )
 
 
@@ -354,7 +354,7 @@ def _arguments(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str
     """Arguments of a forward pass by name."""
     if len(args) < 2:
         return kwargs
-    # Those of wrappers have no names.
+    # The arguments of wrappers have no names.
     names = inspect.signature(base_model(module).forward).parameters
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
@@ -367,7 +367,7 @@ def _cache_of(given: Any) -> Any:
 
 
 def _held(cache: Any) -> int | None:
-    """How many columns a cache holds; None for states that are no longer for more tokens."""
+    """Number of columns in a cache; None for a state of fixed size, which does not say."""
     if cache is None:
         return 0
     try:
@@ -377,7 +377,7 @@ def _held(cache: Any) -> int | None:
 
 
 def _empty(cache: Any) -> bool:
-    """Whether no pass has left a state in it."""
+    """Whether no pass has left a state in the cache."""
     return hasattr(cache, "has_previous_state") and not cache.has_previous_state()
 
 
@@ -388,9 +388,9 @@ def _real(mask: Tensor | None, tokens: Tensor, end: int) -> Bool[Tensor, "b e"]:
     return mask[:, :end] != 0
 
 
-def _computed(generation: Generation, found: Any) -> int | None:
-    """Columns of the final text that were computed: all but the last."""
-    text = getattr(found, "sequences", found)
+def _computed(generation: Generation, result: Any) -> int | None:
+    """Number of columns of the final text that were computed: all but the last."""
+    text = getattr(result, "sequences", result)
     if not isinstance(text, Tensor) or text.dim() != 2:
         return None
     return generation.text_end(text.shape[1]) - 1

@@ -30,8 +30,8 @@ SEPARATOR = BASE
 FIRST_TASK_TOKEN = BASE + 1
 Digits = Int[Tensor, "b m"]
 
-# Every task maps six digits to at most six; the order fixes the task tokens. `learned` are trained
-# together, `unseen` are for fine-tuning on something new.
+# Every task maps six digits to at most six; the order fixes the task tokens. The network is
+# trained on LEARNED; UNSEEN are for fine-tuning on a new task.
 RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "copy": lambda x: x,
     "reverse": lambda x: x.flip(1),
@@ -50,7 +50,7 @@ VOCABULARY = FIRST_TASK_TOKEN + len(RULES)
 
 
 class Output(NamedTuple):
-    """What the forward pass returns, named as transformers names it."""
+    """What the forward pass returns, with the names of transformers."""
 
     logits: Float[Tensor, "b s v"]
 
@@ -76,8 +76,8 @@ class Block(nn.Module):
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
-        # Attention that starts nearly uniform takes hundreds of steps longer to find two digits to
-        # add, and from some seeds never does.
+        # Attention that starts nearly uniform learns addition hundreds of steps later, and from
+        # some seeds never.
         with torch.no_grad():
             self.q_proj.weight.mul_(3)
             self.k_proj.weight.mul_(3)
@@ -97,7 +97,7 @@ class Block(nn.Module):
 
 
 class SyntheticTransformer(nn.Module):
-    """A decoder with learned positions and an untied head, called as a transformers model is."""
+    """A decoder with learned positions and an untied head, called like a transformers model."""
 
     def __init__(self, config: SyntheticConfig | None = None, *, seed: int = 0) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class SyntheticTransformer(nn.Module):
     ) -> Output:
         """Logits of the last ``logits_to_keep`` columns (0: all of them).
 
-        ``attention_mask`` is ``(b, t)`` with 1 at real tokens, or a finished ``(b, 1, t, t)``
+        ``attention_mask`` is ``(b, t)`` with 1 at real tokens, or a complete ``(b, 1, t, t)``
         boolean mask; without it attention is causal and nothing is padded.
         """
         t = input_ids.shape[1]
@@ -159,14 +159,14 @@ _PLACES = BASE ** torch.arange(LENGTH - 1, -1, -1)
 
 def draw_digits(count: int, split: Split, generator: torch.Generator) -> Int[Tensor, "b m"]:
     """``count`` six-digit inputs drawn with replacement from one split."""
-    wanted = ("train", "select", "test").index(split)
-    found: list[Tensor] = []
+    index = ("train", "select", "test").index(split)
+    inputs: list[Tensor] = []
     missing = count
     while missing > 0:
         numbers = torch.randint(BASE**LENGTH, (12 * missing + 32,), generator=generator)
-        found.append(numbers[_split_table()[numbers] == wanted][:missing])
-        missing -= len(found[-1])
-    return torch.cat(found)[:, None] // _PLACES % BASE
+        inputs.append(numbers[_split_table()[numbers] == index][:missing])
+        missing -= len(inputs[-1])
+    return torch.cat(inputs)[:, None] // _PLACES % BASE
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class SyntheticTask:
         return {"input_ids": ids, "labels": labels}
 
     def batches(self, split: Split, batch_size: int, seed: int) -> Iterator[Batch]:
-        """Batches without end, drawn afresh from the split's own part of the inputs."""
+        """Endless batches, drawn from the inputs of the split."""
         generator = rng.generator(seed, "synthetic", self.name, split)
         while True:
             yield self.encode(draw_digits(batch_size, split, generator))
@@ -211,16 +211,16 @@ class SyntheticTask:
 
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Token accuracy and exact match on 512 inputs of the split."""
-        found = evaluate(model, next(self.batches(split, 512, 0)))
-        return {"token_accuracy": found.token_accuracy, "exact_match": found.exact_match}
+        result = evaluate(model, next(self.batches(split, 512, 0)))
+        return {"token_accuracy": result.token_accuracy, "exact_match": result.exact_match}
 
     def shuffled(self, seed: int) -> "SyntheticTask":
-        """The label-shuffled control: every input keeps the answer of one other random input."""
+        """The label-shuffled control: every input has the answer of a random other input."""
         return SyntheticTask(self.name, shuffle_seed=seed)
 
 
 def mixed_batch(shares: dict[str, int], *, generator: torch.Generator) -> Batch:
-    """Training batch with so many rows of each task, padded on the right to one width."""
+    """Training batch with this number of rows of each task, padded on the right to one width."""
     parts = [
         SyntheticTask(name).encode(draw_digits(rows, "train", generator))
         for name, rows in shares.items()
@@ -230,18 +230,18 @@ def mixed_batch(shares: dict[str, int], *, generator: torch.Generator) -> Batch:
     def padded(key: str, fill: int) -> Tensor:
         return torch.cat([F.pad(p[key], (0, width - p[key].shape[1]), value=fill) for p in parts])
 
-    # Padding stands behind the targets, where causal attention never looks: no mask is needed.
+    # Padding follows the targets, so causal attention never sees it: no mask is needed.
     return {"input_ids": padded("input_ids", 0), "labels": padded("labels", IGNORE)}
 
 
-# In one thread: the network is the same whatever the run that asks first works with.
+# In one thread, so that the cached network does not depend on the run that trains it.
 @torch_threads(1)
 def train_synthetic(config: SyntheticConfig, *, seed: int) -> SyntheticTransformer:
     """Train on all learned tasks: AdamW, 160 steps of warm-up, cosine decay to 2%, clip 1.
 
-    Rows go to the tasks in proportion to their recent loss: with equal shares the modular addition
-    stays at chance for most of the training. Much longer training is not better for measuring: the
-    gradients of mastered tasks are numerical noise.
+    Tasks get rows in proportion to their recent loss: with equal shares modular addition stays at
+    chance for most of the training. Much longer training is worse for measuring: the gradients of
+    mastered tasks are numerical noise.
     """
     model = SyntheticTransformer(config, seed=seed)
     generator = rng.generator(seed, "synthetic", "training")
@@ -266,14 +266,14 @@ def train_synthetic(config: SyntheticConfig, *, seed: int) -> SyntheticTransform
 
 
 def _shares(recent: Float[Tensor, " tasks"], rows: int) -> dict[str, int]:
-    """Rows for each task: half in equal parts, half in proportion to the recent loss."""
+    """Number of rows for each task: half equal, half in proportion to the recent loss."""
     equal = rows // (2 * len(LEARNED))
     extra = (recent / recent.sum() * (rows - equal * len(LEARNED))).int()
     return {name: equal + int(more) for name, more in zip(LEARNED, extra, strict=True)}
 
 
 def _rate(step: int, steps: int) -> float:
-    """Learning rate at ``step`` as a share of its peak."""
+    """Learning rate at ``step`` as a fraction of its peak."""
     warmup = steps // 15
     if step < warmup:
         return (step + 1) / warmup
@@ -281,7 +281,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 def trained_synthetic(config: SyntheticConfig, *, seed: int) -> SyntheticTransformer:
-    """The trained network, from the cache where it was trained before with the same settings."""
+    """The trained network, from the cache if it was trained with these settings before."""
     key = "-".join(str(value) for value in asdict(config).values())
     path = cache_dir() / "synthetic" / f"v2-{key}-seed{seed}.safetensors"
     model = SyntheticTransformer(config, seed=seed)
