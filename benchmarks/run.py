@@ -197,7 +197,7 @@ def report(results: Path) -> None:
         return
     if missing := [name for name in SETTINGS if name not in jobs]:
         raise SystemExit(
-            f"{results.name} has no rows of {', '.join(missing)}, so the page is left as it is; "
+            f"{results.name} has no rows of {', '.join(missing)}, so the page is left unchanged; "
             "run with --resume to measure them"
         )
     page.write(page.tables(jobs), page.PAGE)

@@ -203,7 +203,7 @@ def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
         (("--lags", "1"), "a prefix of k=1 steps is all of a training of 1"),
         (("--directions", "up"), "no direction 'up'; there are gradient, Adam step"),
         (("--vectors", "@task.jsonl"), "is no .safetensors file"),
-        (("--vectors", "@model"), "has the model's own weights: no direction"),
+        (("--vectors", "@model"), "equals the model: no direction"),
         (("--contrasts", "@statements.jsonl", "--behaviour", "b"), "no contrast 'b' in"),
     ],
 )

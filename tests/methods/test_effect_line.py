@@ -34,7 +34,7 @@ def test_a_linear_model_has_no_end():
     assert found.unbounded
     assert found.predicted is None
     both = effect_line(model, prompts, v, block=0)
-    with pytest.raises(ValueError, match="too small to be told from rounding"):
+    with pytest.raises(ValueError, match="too small to distinguish from rounding"):
         radius(both, start=0.1, limit=50.0, generator=generator(0, "b"))
     with pytest.raises(ValueError, match="the vector is zero"):
         effect_line(model, prompts, 0 * v, block=0)

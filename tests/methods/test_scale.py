@@ -87,7 +87,7 @@ def test_examples_count_by_their_tokens():
 
 
 def test_a_slope_that_drowns_in_rounding_is_refused():
-    with pytest.raises(ValueError, match="is too small to be told from rounding within"):
+    with pytest.raises(ValueError, match="is too small to distinguish from rounding within"):
         found(polynomial(1e-9, 1.0))
     with pytest.raises(ValueError, match=r"slope along the direction, 0, is too small"):
         found(polynomial(0.0, 1.0))

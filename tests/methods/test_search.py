@@ -261,7 +261,7 @@ def test_bad_input_is_refused_before_anything_is_done(model):
 @pytest.mark.parametrize(
     ("answer", "error", "match"),
     [
-        (torch.tensor(1.0), TypeError, "returned a Tensor; return a float, of a tensor its .item"),
+        (torch.tensor(1.0), TypeError, "returned a Tensor; return a float, such as .item"),
         (None, TypeError, "returned a NoneType"),
         (math.nan, FloatingPointError, "returned nan; candidates cannot be ranked"),
     ],

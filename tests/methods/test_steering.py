@@ -97,7 +97,7 @@ def test_the_contrast_of_case_s1():
 
 
 def test_forms_that_do_not_apply():
-    with pytest.raises(ValueError, match=r"belong to no class \(they are pairs\); pass form"):
+    with pytest.raises(ValueError, match=r"have no class \(they are pairs\); pass form"):
         contrast_streams(tiny_gpt2(), PAIRS, [0], form="class")
     with pytest.raises(ValueError, match="pairs of contrast 'texts' have no answer to push tow"):
         push_items(PAIRS)
@@ -274,7 +274,7 @@ def test_what_is_no_vector(tmp_path):
         load_vector(broken)
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(2)}, other)
-    with pytest.raises(ValueError, match="holds other tensors than a steering vector"):
+    with pytest.raises(ValueError, match="is not a steering vector from frenet"):
         load_vector(other)
     with pytest.raises(ValueError, match="a direction for block 0 only"):
         save_control_vector(vector(blocks=(0,)), tmp_path / "v.gguf", architecture="llama")

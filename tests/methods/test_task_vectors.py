@@ -444,7 +444,9 @@ def test_an_adapter_cannot_hold_a_norm(tmp_path):
     base, name = tiny_llama(), "model.norm.weight"
     shape = tuple(base.get_parameter(name).shape)
     vector = TaskVector({name: shape}, lambda _: torch.ones(shape), "by hand")
-    with pytest.raises(ValueError, match=r"changes model\.norm\.weight .*an adapter cannot hold"):
+    with pytest.raises(
+        ValueError, match=r"changes model\.norm\.weight .*does not fit into an adapter"
+    ):
         save_as_adapter(vector, tmp_path / "a", base=base)
     with pytest.raises(ValueError, match=r"tolerance=0\.0 is not in \(0, 1\)"):
         save_as_adapter(vector, tmp_path / "a", base=base, tolerance=0.0)
@@ -562,7 +564,7 @@ def test_saved_and_loaded(checkpoints):
     for name in vector.shapes:
         assert torch.equal(again.read(name), 0.5 * vector.read(name))
     assert load_file(path).keys() == vector.shapes.keys()
-    with pytest.raises(ValueError, match="other tensors than a task vector"):
+    with pytest.raises(ValueError, match="is not a task vector"):
         load_task_vector(folder / "base" / "model.safetensors")
     with pytest.raises(ValueError, match="starts from other weights"):
         again.space(tiny_llama(seed=5))
@@ -746,7 +748,7 @@ def test_a_merge_that_does_not_fit_writes_nothing(checkpoints):
     tau = from_checkpoints(folder / "base", folder / "tuned")
     with pytest.raises(ValueError, match="is the base itself"):
         save_merged(folder / "base", tau, folder / "base")
-    with pytest.raises(ValueError, match="is zero: the base is the result"):
+    with pytest.raises(ValueError, match="is zero: the result would be the base"):
         save_merged(folder / "base", 0 * tau, folder / "zero")
     other = TaskVector({"w": (2,)}, lambda _: torch.ones(2), "by hand")
     with pytest.raises(ValueError, match=r"changes w of shape \(2,\), the base has no such tensor"):

@@ -20,7 +20,7 @@ REMEDY = "select fewer parameters (LoRA, or where=), or train fewer steps"
 
 
 def refuse_sharded(model: nn.Module, optimizer: Any) -> None:
-    """Raise ValueError where a process holds only its share of parameters or gradients."""
+    """Raise ValueError if a process holds only its share of parameters or gradients."""
     from torch.distributed.tensor import DTensor
 
     state = getattr(optimizer, "accelerator_state", None)
@@ -45,7 +45,7 @@ def space_digest(space: ParamSpace) -> str:
 
 
 def check_training(args: Any, steps: int, config: WatchConfig) -> None:
-    """Raise ValueError where a training cannot be watched in this way.
+    """Raise ValueError if a training cannot be watched in this way.
 
     Args:
         args: Trainer's arguments.

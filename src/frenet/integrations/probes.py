@@ -79,7 +79,7 @@ def _examples(task: Task, split: Split, count: int) -> Batch:
 
 
 def checked(model: nn.Module, probe: Probe, *, space: ParamSpace) -> Check:
-    """Whether the gradients of a probe are those of its loss; the model is left as it is.
+    """Whether the gradients of a probe are those of its loss; the model is left unchanged.
 
     Raises:
         ValueError: they are not; names the model.
@@ -96,7 +96,7 @@ def look(
     k: int,
     start: Path,
 ) -> tuple[Row, float]:
-    """The drift of one probe's basis, and its loss, with the model left exactly as it is.
+    """The drift of one probe's basis, and its loss, with the model left unchanged.
 
     Args:
         model: at the present step.

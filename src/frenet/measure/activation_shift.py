@@ -37,12 +37,12 @@ def activation_shift(
     attention kernel that has forward derivatives.
 
     Args:
-        model: a decoder; left exactly as it is.
+        model: a decoder; left unchanged.
         rows: n lists of token ids.
         delta: the step, in the coordinates of ``space``.
         space: the d parameters that move.
         blocks: l block indices.
-        path: dotted name of the list of blocks, where it is not found by itself.
+        path: dotted name of the list of blocks; None: frenet looks for it.
         tokens: at most so many, padding included, in one forward pass.
 
     Returns:

@@ -130,7 +130,7 @@ def record(
     Args:
         model: a decoder, also with a PEFT adapter; nothing is left behind on it.
         sites: where to look. What an ``add`` that was entered earlier adds is seen.
-        path: dotted name of the list of blocks, where it is not found by itself.
+        path: dotted name of the list of blocks; None: frenet looks for it.
 
     Yields:
         By site, (m, h) in the dtype of the stream: one row a token, row by row of the batch;
@@ -165,7 +165,7 @@ def add(
     Args:
         model: a decoder, also with a PEFT adapter; nothing is left behind on it.
         vectors: by site, (h,), or (b, h) with one vector a row of the batch.
-        path: dotted name of the list of blocks, where it is not found by itself.
+        path: dotted name of the list of blocks; None: frenet looks for it.
 
     Raises:
         ValueError: see ``record``; a vector of another width, or one for other rows; or no forward
@@ -215,7 +215,7 @@ def last_activations(
     the last token of several rows, such as a question with either answer, runs once.
 
     Args:
-        model: a decoder; left exactly as it is.
+        model: a decoder; left unchanged.
         rows: n lists of token ids.
         blocks: l block indices.
         path: see ``record``.

@@ -42,7 +42,7 @@ def bases_at_start(
     """Bases that need nothing of the damage: the task's gradients, the other tasks', their vectors.
 
     Args:
-        model: the network at theta_0; comes back bit for bit.
+        model: the network at theta_0; restored bit for bit.
         task: the task that will be damaged.
         others: other tasks; none leaves out the bases made of them.
         sampling: dimension and gradients.
@@ -88,7 +88,7 @@ def bases_at_damage(
     less of it, and for SGD it is the other way round.
 
     Args:
-        model: the network at theta_d; left as it is.
+        model: the network at theta_d; left unchanged.
         task: the damaged task.
         sampling: dimension and gradients.
         space: the d parameters.

@@ -55,7 +55,7 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
     the network together where they are small, which takes a half to a third of the time.
 
     Args:
-        model: the network; read at the time of each product and left as it is.
+        model: the network; read at the time of each product and left unchanged.
         task: gives the loss.
         batch: the fixed batch; the map is linear and deterministic.
         space: the d selected parameters.

@@ -101,7 +101,7 @@ def example_snapshot(model: nn.Module, task: Task, batch: Batch, *, space: Param
     """Unit gradients of single examples from one pass, in three sets of equal size.
 
     Args:
-        model: the network; left exactly as it is.
+        model: the network; left unchanged.
         task: gives the loss.
         batch: 3n examples.
         space: the d selected parameters.

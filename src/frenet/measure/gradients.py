@@ -22,7 +22,7 @@ def gradient(
     """Gradient of the task's mean loss on one batch, in nats per token per unit of parameter.
 
     Args:
-        model: the network; left exactly as it is.
+        model: the network; left unchanged.
         task: gives the loss.
         batch: any batch of the task.
         space: the d selected parameters.
@@ -62,7 +62,7 @@ def gradient_matrix(
     The rows are not normalised: ``svd_basis`` and ``captured_energy`` do that.
 
     Args:
-        model: the network; left exactly as it is.
+        model: the network; left unchanged.
         task: gives loss and minibatches.
         space: the d selected parameters.
         n: number of minibatches.
@@ -131,7 +131,7 @@ def example_gradients(
     """Gradient of every example's own mean loss, for about the price of one batch gradient.
 
     Args:
-        model: the network; left exactly as it is.
+        model: the network; left unchanged.
         task: gives the loss.
         batch: b examples.
         space: the d selected parameters.

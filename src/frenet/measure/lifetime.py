@@ -60,7 +60,7 @@ def gradient_shares(
     Of a random basis it is k / d.
 
     Args:
-        model: left as it is.
+        model: left unchanged.
         task: whose gradients.
         bases: by name, of the d parameters.
         space: the d parameters.
@@ -125,7 +125,7 @@ def follow(
     """Look at some quantities along a path that was recorded before.
 
     Args:
-        model: comes back bit for bit.
+        model: restored bit for bit.
         path: of the parameters of ``space``.
         space: the parameters that moved.
         lags: steps after which to look, none beyond the path.
@@ -147,7 +147,7 @@ def follow(
 
 
 def require_recorded(path: Trajectory, *, space: ParamSpace, lags: Sequence[int]) -> None:
-    """Raise ValueError where a recorded path is of other parameters, or has too few steps.
+    """Raise ValueError if a recorded path is of other parameters, or has too few steps.
 
     Args:
         path: recorded before.
