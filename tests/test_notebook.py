@@ -218,7 +218,7 @@ def test_everything_is_escaped() -> None:
 
 
 def test_a_result_without_words_of_its_own_says_so() -> None:
-    with pytest.raises(NotImplementedError, match="Shown says nothing of itself"):
+    with pytest.raises(NotImplementedError, match="Shown does not describe itself"):
         repr(Shown())
-    with pytest.raises(NotImplementedError, match="Shown says nothing of itself"):
+    with pytest.raises(NotImplementedError, match="Shown does not describe itself"):
         Shown()._entries()
