@@ -102,7 +102,8 @@ def test_two_callbacks_for_one_training(tmp_path, watch):
 
 def test_a_prefix_as_long_as_the_training(tmp_path, watch):
     with pytest.raises(
-        ValueError, match=r"k=8 first steps leave no later ones in a training of 8 steps; pass k <= 7"
+        ValueError,
+        match=r"k=8 first steps leave no later ones in a training of 8 steps; pass k <= 7",
     ):
         train(model_of("lora"), tmp_path / "t", watch={**watch, "k": 8})
     assert not watch["out"].exists()

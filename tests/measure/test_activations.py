@@ -344,7 +344,7 @@ def test_streams_that_are_not_finite_are_named():
 
 
 def test_no_prompts_are_refused():
-    with pytest.raises(ValueError, match="no prompts to look at"):
+    with pytest.raises(ValueError, match="there are no prompts"):
         last_activations(tiny_gpt2(), [], [0])
 
 

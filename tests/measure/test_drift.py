@@ -206,7 +206,7 @@ def test_gradients_of_any_length_become_unit_vectors():
 def test_a_third_of_a_window_may_hold_k_steps_and_no_more():
     steps = torch.randn(12, 30, generator=generator(0, "short"))
     assert list(update_drift(steps, window=6, k=2)) == [6]
-    with pytest.raises(ValueError, match="window=5 is short for k=2"):
+    with pytest.raises(ValueError, match="window=5 is too short for k=2"):
         update_drift(steps, window=5, k=2)
 
 
@@ -216,7 +216,9 @@ def test_one_window_is_not_compared():
 
 @pytest.mark.parametrize(("window", "k"), [(5, 2), (30, 0)])
 def test_a_short_window_is_refused(window, k):
-    with pytest.raises(ValueError, match=f"window={window} is short for k={k}; a third of it must"):
+    with pytest.raises(
+        ValueError, match=f"window={window} is too short for k={k}; a third of it must"
+    ):
         update_drift(torch.ones(60, 4), window=window, k=k)
 
 
@@ -382,10 +384,10 @@ def test_a_step_without_any_gradient_has_a_reason_instead_of_a_drift():
 
 def test_gradients_that_share_nothing_have_a_reason_instead_of_a_drift():
     """Each set in coordinates of its own, as of embeddings of tokens that come once."""
-    with pytest.raises(UndefinedDriftError, match="take more vectors"):
+    with pytest.raises(UndefinedDriftError, match="use more vectors"):
         basis_drift(tuple(torch.eye(6).split(2)), tuple(torch.eye(6).split(2)), 2)
     # One axis in all sets but one, which then shares nothing with its own step.
     for other in (1, 2, 4, 5):
         sets = [torch.eye(2)[[int(i == other)]] for i in range(6)]
-        with pytest.raises(UndefinedDriftError, match="take more vectors"):
+        with pytest.raises(UndefinedDriftError, match="use more vectors"):
             basis_drift(tuple(sets[:3]), tuple(sets[3:]), 1)

@@ -192,7 +192,7 @@ def test_a_task_that_runs_out_of_batches_is_named():
             yield self.collate(self.rows)
 
     model = tiny_qwen2()
-    with pytest.raises(ValueError, match="task rows gave 1 of the 3 batches; pass n <= 1"):
+    with pytest.raises(ValueError, match="task rows gave only 1 of 3 batches; pass n <= 1"):
         gradient_matrix(model, Short(), space=ParamSpace.select(model), n=3, batch_size=3)
 
 

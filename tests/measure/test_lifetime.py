@@ -149,7 +149,7 @@ def test_following_a_recorded_path_sees_what_watching_the_training_saw():
     late = follow(model, path, space=space, lags=(5,), look=look)
     assert late == {name: {lag: at[lag] for lag in (0, 5)} for name, at in followed.items()}
     for wrong in ((13,), (1, 13), ()):
-        with pytest.raises(ValueError, match="has 12 steps; pass lags up to that"):
+        with pytest.raises(ValueError, match="has 12 steps; pass at least one lag"):
             follow(model, path, space=space, lags=wrong, look=look)
     other = ParamSpace.select(model, "first")
     with pytest.raises(ValueError, match="parameter spaces differ first at entry 1"):

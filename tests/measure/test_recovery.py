@@ -227,5 +227,5 @@ def test_shares_and_lift_of_long_steps_lose_no_digits():
 
 @pytest.mark.parametrize(("loss_d", "chance"), [(1.0, 2.0), (0.5, 2.0), (3.0, 1.0)])
 def test_a_damage_that_lost_nothing_is_refused(loss_d, chance):
-    with pytest.raises(ValueError, match="the damage lost nothing that could be regained"):
+    with pytest.raises(ValueError, match="there is nothing to recover"):
         regained(0.9, 1.0, loss_d, chance)

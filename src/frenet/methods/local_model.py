@@ -173,7 +173,7 @@ def survey(
 
 
 class _Seen(NamedTuple):
-    """The mean loss of some batches around the present point, inside the basis if there is one."""
+    """The mean loss of some batches around the current point, inside the basis if there is one."""
 
     slope: Float[Tensor, " k"]
     product: Matvec
