@@ -149,11 +149,11 @@ def errors(setup: Setup) -> Iterator[Row]:
     reference = double_backward(exact, kept=False)(vector.double())
 
     def error(name: str, make: Callable[[Setup], Matvec]) -> Iterator[Row]:
-        found = make(setup)(vector)
+        product = make(setup)(vector)
         yield {
             "name": f"relative error of a Hessian product in all weights, {name}",
             "model": setup.name,
-            "ratio": float((found - reference).norm() / reference.norm()),
+            "ratio": float((product - reference).norm() / reference.norm()),
             "aim": f"at most {SAME_PRODUCT:.0e}",
             "detail": f"to double backward in float64; d = {setup.space.dim:,}",
         }
@@ -191,8 +191,8 @@ def traces(setup: Setup, repeats: int, probes: int) -> Iterator[Row]:
     draw = _probes()
     z = torch.stack([_signs(setup.space.dim, draw) for _ in range(2)], dim=1)
     theirs = (z * (operator @ z)).sum(0).mean()
-    found = hutchinson(ours, setup.space.dim, probes=2, generator=_probes())
-    require_same("the trace", CURVLINOPS, theirs[None], torch.tensor([found.trace]), SAME_TRACE)
+    estimate = hutchinson(ours, setup.space.dim, probes=2, generator=_probes())
+    require_same("the trace", CURVLINOPS, theirs[None], torch.tensor([estimate.trace]), SAME_TRACE)
     seconds = turns(
         {
             "ours": lambda: hutchinson(ours, setup.space.dim, probes=probes, generator=_probes()),

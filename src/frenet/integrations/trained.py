@@ -175,8 +175,8 @@ class Trained:
         """A checksum for every weight that is not recorded; empty with a selection."""
         if self.where is not None:
             return {}
-        own = set(map(id, self.parameters))
-        others = [(n, p) for n, p in self.model.named_parameters() if id(p) not in own]
+        recorded = set(map(id, self.parameters))
+        others = [(n, p) for n, p in self.model.named_parameters() if id(p) not in recorded]
         plain = [(n, p) for n, p in others if _readable(p)]
         return dict(zip([n for n, _ in plain], _sums(p for _, p in plain), strict=True))
 

@@ -65,21 +65,21 @@ def held_out_energy(
     """
     count = len(gradients)
     joint = unit_gram(torch.cat([gradients, shuffled]))
-    own = joint[:count, :count]
+    task_gram = joint[:count, :count]
 
     def mean(K: Tensor, pairs: Sequence[Split]) -> Tensor:
         return torch.stack([energy.captured_energy(K, a, b, ks) for a, b in pairs]).mean(0)
 
     columns = {
-        "energy": mean(own, splits),
-        "ceiling": mean(own, [(b, b) for _, b in splits]),
+        "energy": mean(task_gram, splits),
+        "ceiling": mean(task_gram, [(b, b) for _, b in splits]),
         "label_shuffled": mean(joint[count:, count:], splits),
         "in_shuffled_basis": mean(joint, [(a + count, b) for a, b in splits]),
     }
     for name in NullSpectra._fields:
-        found = torch.stack([mean(getattr(draw, name), splits) for draw in draws])
-        columns[f"null_{name}"] = found.max(0).values
-    moved = [(energy.centred(own, fit), fit, test) for fit, test in splits]
+        energies = torch.stack([mean(getattr(draw, name), splits) for draw in draws])
+        columns[f"null_{name}"] = energies.max(0).values
+    moved = [(energy.centred(task_gram, fit), fit, test) for fit, test in splits]
     # Gradients of a single batch all equal their mean.
     left = [part for part in moved if part[0].diagonal()[part[2]].any()]
     live = [energy.captured_energy(*part, ks) for part in left]

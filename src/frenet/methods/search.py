@@ -161,8 +161,8 @@ def random_search(
     indices = range(num_candidates)
     chunks = [indices[i : i + CHUNK] for i in indices[::CHUNK]]
     scores = [0.0] * num_candidates
-    for chunk, found in (engine or here)(model, evaluator, chunks):
-        for index, value in zip(chunk, found, strict=True):
+    for chunk, values in (engine or here)(model, evaluator, chunks):
+        for index, value in zip(chunk, values, strict=True):
             scores[index] = value
     order = tuple(sorted(indices, key=lambda i: (-scores[i], i)))
     held_out, vote, average = _report(model, evaluator, order[: chosen.top], test, chosen)

@@ -49,7 +49,7 @@ def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Pa
         "fingerprint": fingerprint(model),
         "parameters": list(space.names),
         "basis": where.origin if isinstance(where, Basis) else None,
-        **({"basis_fingerprint": found} if (found := _digest(where)) else {}),
+        **({"basis_fingerprint": digest} if (digest := _digest(where)) else {}),
         "noise": asdict(result.noise),
         "index": result.winner,
         "selected_gain": result.selected_gain,

@@ -194,7 +194,7 @@ def steered_differences(
         RuntimeWarning: as ``prefixes``.
     """
     count = len(next(iter(variants.values())))
-    found = torch.empty(len(prompts), count)
+    differences = torch.empty(len(prompts), count)
     bare = _is_bare(model)
     with measuring(model), torch.no_grad(), _answered(model, prompts) as columns:
         layout = None
@@ -208,8 +208,8 @@ def steered_differences(
                 part = {block: v[start : start + TOGETHER] for block, v in variants.items()}
                 logits = _last_logits(model, prompt.context, prefix, part, path, layout)
                 logits = logits.float().cpu()
-                found[i, start : start + TOGETHER] = logits[:, first] - logits[:, second]
-    return found
+                differences[i, start : start + TOGETHER] = logits[:, first] - logits[:, second]
+    return differences
 
 
 def _last_logits(

@@ -91,8 +91,8 @@ class TaskVector(Shown):
         total = 0.0
         for name in self.shapes:
             if name in other.shapes:
-                own = self.read(name)
-                total += dot(own, own if same else other.read(name))
+                tensor = self.read(name)
+                total += dot(tensor, tensor if same else other.read(name))
         return total
 
     def cosine(self, other: "TaskVector") -> float:
@@ -107,27 +107,27 @@ class TaskVector(Shown):
             ValueError: the model lacks one of them, has it in another shape, or is not the base of
                 the vector.
         """
-        own = dict(model.named_parameters())
+        named = dict(model.named_parameters())
         buffers = dict(model.named_buffers())
         for name, shape in self.shapes.items():
-            found = own.get(name)
-            if found is None and name in buffers and not self.read(name).any():
+            p = named.get(name)
+            if p is None and name in buffers and not self.read(name).any():
                 continue
-            if found is None or tuple(found.shape) != shape:
-                there = f"shape {tuple(found.shape)}" if found is not None else "no such parameter"
-                if found is None and name in dict(model.named_parameters(remove_duplicate=False)):
+            if p is None or tuple(p.shape) != shape:
+                there = f"shape {tuple(p.shape)}" if p is not None else "no such parameter"
+                if p is None and name in dict(model.named_parameters(remove_duplicate=False)):
                     there = f"one weight for this and others tied to it; {UNTIE}"
                 raise UsageError(
                     f"the vector ({self.origin}) does not fit this model: it changes {name} of "
                     f"shape {shape}, the model has {there}"
                 )
-        kept = {name for name in self.shapes if name in own}
-        if self.base and self.base != digest(self.shapes, lambda name: (own | buffers)[name]):
+        moving = {name for name in self.shapes if name in named}
+        if self.base and self.base != digest(self.shapes, lambda name: (named | buffers)[name]):
             raise UsageError(
                 f"the vector ({self.origin}) starts from other weights than this model; load "
                 "the base of the vector"
             )
-        return ParamSpace.select(model, lambda name, _: name in kept)
+        return ParamSpace.select(model, lambda name, _: name in moving)
 
     def flat(self, space: ParamSpace) -> Float[Tensor, " d"]:
         """The vector in the coordinates of ``space``, float32; zero for weights without a change.
@@ -142,11 +142,11 @@ class TaskVector(Shown):
                     f"the vector ({self.origin}) changes {left[0]} ({len(left)} such weights), "
                     "which is not among the selected parameters"
                 )
-        found = torch.zeros(space.dim)
-        for name, part in space.unflatten(found).items():
+        result = torch.zeros(space.dim)
+        for name, part in space.unflatten(result).items():
             if name in self.shapes:
                 part.copy_(self.read(name))
-        return found
+        return result
 
     @contextmanager
     def applied(self, model: nn.Module, scale: int | float = 1.0) -> Iterator[None]:
@@ -233,19 +233,19 @@ def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
 def _with_tied(files: TensorFiles, other: TensorFiles) -> TensorFiles:
     """The files with a tied weight under every name that the other files use for it."""
     ties = tied_weights(files)
-    found = copy.copy(files)
-    found.shapes, found.stored = dict(files.shapes), dict(files.stored)
+    extended = copy.copy(files)
+    extended.shapes, extended.stored = dict(files.shapes), dict(files.stored)
     for name, one in ties.items():
         if name in other.shapes and name not in files.shapes and one in files.shapes:
-            found.shapes[name], found.stored[name] = files.shapes[one], files.stored[one]
-    return found
+            extended.shapes[name], extended.stored[name] = files.shapes[one], files.stored[one]
+    return extended
 
 
 def _without(files: TensorFiles, names: Iterable[str]) -> TensorFiles:
     """The same files without some tensors."""
-    found = copy.copy(files)
-    found.shapes = {name: shape for name, shape in files.shapes.items() if name not in names}
-    return found
+    reduced = copy.copy(files)
+    reduced.shapes = {name: shape for name, shape in files.shapes.items() if name not in names}
+    return reduced
 
 
 def require_same_weights(first: TensorFiles, second: TensorFiles) -> None:

@@ -104,9 +104,9 @@ def _opened(path: Path) -> tuple[Held | None, TensorFiles]:
             f"{path} is a GGUF file: pass a control vector as --steering FILE with --contrasts; "
             "convert a model with frenet convert and pass the folder"
         )
-    found = held(path) if path.is_dir() else None
+    folder = held(path) if path.is_dir() else None
     files = path
-    if found and found.is_adapter:
+    if folder and folder.is_adapter:
         files = require_adapter_folder(path) / ADAPTER_WEIGHTS
     tensors = TensorFiles(files)
     if tensors.about.get("format") == STEERING:
@@ -114,22 +114,22 @@ def _opened(path: Path) -> tuple[Held | None, TensorFiles]:
             f"{path} is a steering vector, which acts on activations, not on weights; pass it "
             "as --steering FILE with --contrasts, not as --vectors"
         )
-    return found, tensors
+    return folder, tensors
 
 
 def _read(model: nn.Module, path: Path) -> TaskVector:
-    found, files = _opened(path)
-    if found and found.is_adapter:
+    folder, files = _opened(path)
+    if folder and folder.is_adapter:
         return from_adapter(path, base=plain_base(model))
     if path.is_file() and files.about.get("format", "pt") != "pt":
         return load_task_vector(path)
     # The winner of a search holds only the weights that were searched.
     vector = _from_checkpoint(model, files, partly=(path / RECORD).exists())
-    if vector is None and found and found.adapter:
+    if vector is None and folder and folder.adapter:
         return from_adapter(path, base=plain_base(model))
     if vector is None:
         raise UsageError(f"the checkpoint {files.path} equals the model: no direction")
-    return replace(vector, notes=tuple(found.notes())) if found else vector
+    return replace(vector, notes=tuple(folder.notes())) if folder else vector
 
 
 def _from_checkpoint(model: nn.Module, files: TensorFiles, *, partly: bool) -> TaskVector | None:
@@ -139,9 +139,9 @@ def _from_checkpoint(model: nn.Module, files: TensorFiles, *, partly: bool) -> T
         ValueError: one side lacks a weight, or has it in another shape.
     """
     plain = plain_base(model)
-    own = dict(plain.named_parameters())
-    files = files.named_like(own)
-    shapes = {name: tuple(p.shape) for name, p in own.items() if not partly or name in files.shapes}
+    now = dict(plain.named_parameters())
+    files = files.named_like(now)
+    shapes = {name: tuple(p.shape) for name, p in now.items() if not partly or name in files.shapes}
     for name, shape in shapes.items():
         if files.shapes.get(name) != shape:
             raise UsageError(
@@ -149,9 +149,9 @@ def _from_checkpoint(model: nn.Module, files: TensorFiles, *, partly: bool) -> T
                 f"in the model and {files.shapes.get(name, 'is missing')} in the file"
             )
     _require_no_more(plain, files)
-    kept = {name: files.read(name).float() - own[name].detach().float().cpu() for name in shapes}
-    changed = {name: shape for name, shape in shapes.items() if bool(kept[name].any())}
-    return TaskVector(changed, kept.__getitem__, str(files.path)) if changed else None
+    diff = {name: files.read(name).float() - now[name].detach().float().cpu() for name in shapes}
+    changed = {name: shape for name, shape in shapes.items() if bool(diff[name].any())}
+    return TaskVector(changed, diff.__getitem__, str(files.path)) if changed else None
 
 
 def _require_no_more(plain: nn.Module, files: TensorFiles) -> None:
