@@ -68,7 +68,7 @@ def test_a_recording_is_cut_at_any_step_and_goes_on(tmp_path, small, kept, gradi
 
 @pytest.mark.parametrize("removed", [0, 1])
 def test_a_cut_that_is_interrupted_can_be_made_again(tmp_path, small, monkeypatch, removed):
-    """Killed before the old file of the steps that are kept is removed, or before any is."""
+    """Killed before the old file of the remaining steps is removed, or before any file is."""
     made = filled(tmp_path, 9)
     unlink, done = Path.unlink, []
 

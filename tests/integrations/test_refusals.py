@@ -47,7 +47,7 @@ def test_settings_out_of_range(watch, changed, message):
 
 
 def test_probes_without_any_gradient_are_a_note_and_do_not_end_the_training(tmp_path, watch):
-    """Only A trains, and B is zero: nothing depends on it."""
+    """Only A trains, and B is zero, so that the loss does not depend on A."""
     model = model_of("lora")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_A" in name)
@@ -207,7 +207,7 @@ def test_disk_of_a_folder_that_is_not_there_yet(tmp_path):
 def test_a_diverging_training_keeps_the_steps_before(tmp_path, watch, caplog):
     settings = {"optim": "sgd", "learning_rate": 1e38, "lr_scheduler_type": "constant"}
     settings |= {"max_grad_norm": 0.0}
-    # A look would find a gradient that is not finite before a step is.
+    # A measurement would meet a gradient that is not finite before a step is.
     watch["probes"] = []
     with caplog.at_level(logging.ERROR, logger="frenet"):
         trainer = train(model_of("gpt2"), tmp_path / "t", watch=watch, **settings)

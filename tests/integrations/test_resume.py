@@ -70,7 +70,7 @@ def test_a_training_that_is_over_keeps_its_last_look(tmp_path, watch, ended):
             if state.global_step == STEPS and not ended:
                 raise KeyboardInterrupt
 
-    # Four steps an epoch, so that the eighth, between two regular looks, ends one.
+    # Four steps per epoch, so that the eighth, between two regular measurements, ends one.
     settings = {**CHECKPOINTS, "per_device_train_batch_size": 9}
     whole = {**watch, "out": tmp_path / "whole"}
     train(model_of("lora"), tmp_path / "plain", watch=whole, **settings)

@@ -215,7 +215,7 @@ def test_a_tensor_that_takes_the_place_of_another_is_followed(tmp_path, watch, c
 
 
 def test_what_a_selection_leaves_out_may_train(tmp_path, watch):
-    """With where= the rest of the model is none of this recording's business."""
+    """With where= the recording ignores the rest of the model."""
     watch["where"] = "wte"
     train(model_of("gpt2"), tmp_path / "t", watch=watch, callbacks=[At(4, do=freeze_half)])
     assert len(read_trajectory(watch["out"])) == STEPS
@@ -274,7 +274,7 @@ class Inside(TrainerCallback):
 
 
 class AllAtOnce(Inside):
-    """As LOMO: nothing before the last gradient is there, then all of them are used up."""
+    """Like LOMO: steps at the last gradient, and then removes all gradients."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         for parameter in model.parameters():

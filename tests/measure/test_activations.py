@@ -213,7 +213,7 @@ def test_adding_at_one_position_of_one_block():
 @families
 @pytest.mark.parametrize("position", ["generated", "last", "all", (2,)])
 def test_generation_is_the_same_with_and_without_a_cache(family, position):
-    """Case S4 (b), and against a loop that computes everything anew for each token."""
+    """Case S4 (b), compared with a loop that recomputes everything for each token."""
     model = FAMILIES[family]()
     prompts = torch.tensor([[5, 9, 3, 7], [8, 1, 12, 4]])
     v = 3 * torch.randn(16, generator=generator(0, "steer"))

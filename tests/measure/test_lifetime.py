@@ -44,7 +44,7 @@ def test_shares_are_squared_cosines():
 
 
 def test_a_random_basis_has_its_share_by_chance():
-    """k / d, over many gradients that are nothing but noise."""
+    """k / d, over many gradients of pure noise."""
     model, task, space = quadratic(noise=100.0)
     basis = random_basis(40, 10, generator(0, "basis"), space=space)
     assert shares(model, task, space, {"random": basis}, n=400)["random"] == pytest.approx(
@@ -64,7 +64,7 @@ def test_short_gradients_count_as_long_ones_and_a_gradient_of_zero_has_no_share(
 
 
 def test_the_lifetime_of_a_steep_direction_is_the_closed_form():
-    """SGD shrinks x_i by 1 - lr lambda_i a step, so g_1^2 / |g|^2 is known at every step."""
+    """SGD shrinks x_i by 1 - lr lambda_i per step, so g_1^2 / |g|^2 is known at every step."""
     model, task, space = quadratic()
     lr, lags = 0.1, tuple(range(1, 61))
     basis = span_basis(torch.eye(40)[:1], space=space)

@@ -22,7 +22,7 @@ def test_slopes_are_derivatives(make, block):
 
 
 def test_a_linear_model_has_no_end():
-    """logits = W (h + r u): linear as far as one looks, with slope (w_a - w_b).u."""
+    """logits = W (h + r u): linear at every distance, with slope (w_a - w_b).u."""
     model, prompts = Linear(), [Prompted([3, 1], (4, 5)), Prompted([2, 7], (5, 4))]
     v = torch.tensor([3.0, 4.0, 0.0])
     line = effect_line(model, prompts[:1], v, block=0)

@@ -137,7 +137,7 @@ def test_prompts_that_are_pushed_and_shifted():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gradient_is_that_of_the_mean_loss(family):
-    """Of the sum over single rows, whatever the batches; nothing is left in .grad."""
+    """The gradient of the sum over single rows, for any batches; .grad stays empty."""
     model = FAMILIES[family]()
     space = ParamSpace.select(model)
     prompts = push_items(STATEMENTS)
@@ -193,7 +193,7 @@ def test_a_planted_direction_is_recovered():
     model = tiny_llama()
     v = torch.randn(16, generator=generator(0, "planted"))
     with torch.no_grad():
-        for block in model.model.layers:  # blocks that pass the stream on as it is
+        for block in model.model.layers:  # blocks that do not change the stream
             block.self_attn.o_proj.weight.zero_()
             block.mlp.down_proj.weight.zero_()
         model.model.embed_tokens.weight[30:40] += 40 * v

@@ -42,7 +42,7 @@ def descend(model, task, optimizer, *, steps, start=0):
 
 
 def exact(model):
-    """The parameters as one vector in their own dtype."""
+    """The parameters as one vector in their dtype."""
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
@@ -108,7 +108,7 @@ def test_the_scale_multiplies_the_rate_inside(scale):
 
 
 def test_half_precision_adds_steps_up_that_are_below_its_rounding():
-    """1,000 steps of 1e-5 from 1, where the rounding of bf16 is 4e-3."""
+    """1,000 steps of 1e-5 from 1; the rounding of bf16 is 4e-3."""
     model = nn.Linear(8, 1, bias=False).bfloat16()
     nn.init.ones_(model.weight)
     plain, space = copy.deepcopy(model), ParamSpace.select(model)
@@ -179,7 +179,7 @@ def test_a_moving_prefix_is_the_loop_by_hand(inner):
     optimizer = inside(model, space, moving, inner)
     descend(model, task, optimizer, steps=16)
     by_hand(other, task, inner, k=3, inside_steps=5, cycles=2)
-    # Rows and directions are kept in float32.
+    # Rows and directions are float32.
     torch.testing.assert_close(space.read(model), space.read(other), rtol=0, atol=2e-6)
     assert (optimizer.taken, optimizer.full_taken) == (16, 6)
 
@@ -215,7 +215,7 @@ def test_the_prefix_is_that_of_a_recorded_run():
 
 @pytest.mark.parametrize("inner", ["momentum", "adam"])
 def test_momentum_is_dropped_where_the_basis_changes(inner):
-    """After a change a zero gradient moves nothing; without one it still does."""
+    """After a change of basis a zero gradient gives no step; without a change momentum does."""
     for change in (False, True):
         model, task, space = problem()
         optimizer = inside(model, space, some_basis(space), inner)

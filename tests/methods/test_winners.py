@@ -173,7 +173,7 @@ save_winner(model, space, result, sys.argv[1])
 
 
 def test_the_files_are_the_same_bytes_in_every_process_and_nothing_is_said(tmp_path):
-    """PEFT writes sets in the order of their hashes, which every process has anew."""
+    """PEFT writes sets in the order of their hashes, which differ between processes."""
     tests = Path(__file__).parents[1]
     sources = [str(tests), str(tests.parent / "src")]
     for seed in ("1", "2"):
