@@ -350,6 +350,6 @@ def test_checkpointed_blocks_run_again_as_they_ran():
 
 def test_vectors_that_no_pass_saw_are_an_error():
     model = tiny_llama()
-    message = "no forward pass of LlamaForCausalLM was seen"
+    message = "no forward pass of LlamaForCausalLM ran"
     with pytest.raises(ValueError, match=message), add(model, {Site(1): V}):
         tiny_llama()(input_ids=torch.tensor([PROMPT]))
