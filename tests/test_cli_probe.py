@@ -188,7 +188,7 @@ def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
         float(steps[:2].sum(0).norm()), rel=1e-5
     )
     assert probe(path, *given, "--lags", "9", "--out", tmp_path / "other") == 2
-    assert "has 3 steps; pass lags up to that" in capsys.readouterr().err
+    assert "has 3 steps; pass at least one lag" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

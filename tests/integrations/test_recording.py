@@ -102,7 +102,7 @@ def test_one_step_larger_than_a_chunk_is_a_chunk(tmp_path, monkeypatch):
 def test_missing_steps_are_an_error_that_names_them(tmp_path, small):
     filled(tmp_path, 9)
     chunks(tmp_path)[1].path.unlink()
-    with pytest.raises(ValueError, match="begins with step 7 where 4 is next"):
+    with pytest.raises(ValueError, match="begins with step 7, not 4"):
         in_order(tmp_path)
 
 
