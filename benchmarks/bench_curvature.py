@@ -1,15 +1,15 @@
-"""Hessian products, trace and leading eigenpairs against curvlinops and plain double backward.
+"""Hessian products, trace and leading eigenpairs, compared with curvlinops and double backward.
 
     python benchmarks/bench_curvature.py [--model FOLDER] [--repeats 7]
 
-All work on the same batch of the same network in float32, through the attention kernel that has
-second derivatives, and take turns in one run. Double backward is what one would write without a
-library: the graph of the gradient made anew for every product, or kept for all of them. Before
-anything is timed, all have to give the same numbers.
+All work on the same batch of the same network in float32, with the attention kernel that has
+second derivatives, and take turns in one run. Double backward needs no library: the graph of the
+gradient is built for every product, or once for all. Before the timing, all must give the same
+numbers.
 
 curvlinops differentiates ``torch.func.jacrev`` in forward mode; with torch 2.13 that gives wrong
-numbers for the weights of ``nn.LayerNorm``, while ``torch.func.grad``, which we use, does not. So
-the weights of layer norms are left out of what is timed, and the errors in all weights have rows.
+numbers for the weights of ``nn.LayerNorm``; ``torch.func.grad``, which we use, does not. So the
+timing leaves out the weights of layer norms, and separate rows have the errors in all weights.
 """
 
 import argparse
@@ -45,13 +45,13 @@ from timing import (
 
 ROWS, PROBES, PAIRS = 16, 16, 4
 CURVLINOPS = "curvlinops"
-# Of float32 products: relative to the norm, of the trace's own probes, of an eigenvalue.
+# Largest relative errors of a float32 product, a trace with the same probes, and an eigenvalue.
 SAME_PRODUCT, SAME_TRACE, SAME_VALUE = 1e-4, 1e-3, 1e-3
 Matvec = Callable[[Tensor], Tensor]
 
 
 class Setup(NamedTuple):
-    """What the Hessian is of; ``space`` is without the weights of layer norms."""
+    """The loss to differentiate; ``space`` has no weights of layer norms."""
 
     name: str
     model: nn.Module
@@ -61,7 +61,7 @@ class Setup(NamedTuple):
 
 
 class Predictions(nn.Module):
-    """A language model as curvlinops wants it: a batch in, one row of logits a target out."""
+    """A language model for curvlinops: from a batch to one row of logits per target."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Predictions(nn.Module):
 
 
 def synthetic() -> Setup:
-    """The synthetic transformer before training: what it knows does not change what it costs."""
+    """The synthetic transformer before training, which does not change the cost."""
     task = SyntheticTask("reverse")
     model = SyntheticTransformer().eval()
     batch = next(task.batches("train", ROWS, 0))
@@ -89,7 +89,7 @@ def loaded(source: str | Path, rows: int) -> Setup:
 
 
 def double_backward(setup: Setup, *, kept: bool) -> Matvec:
-    """v -> H v as the gradient of <gradient, v>, by autograd alone."""
+    """v -> H v as the gradient of <gradient, v>, by autograd."""
     parameters, batch = setup.space.parameters(setup.model), setup.batch
 
     def slope() -> Tensor:
@@ -135,25 +135,25 @@ def curvlinops_operator(setup: Setup) -> Any:
 
 
 def require_same(what: str, name: str, theirs: Tensor, ours: Tensor, limit: float) -> None:
-    """Raise ArithmeticError where a peer gives other numbers: its time would say nothing."""
+    """Raise ArithmeticError if a peer gives other numbers: its time would be meaningless."""
     off = float((theirs.double() - ours.double()).norm() / ours.double().norm())
     if not off <= limit:
         raise ArithmeticError(f"{what} of {name} differs by {off:.1e} from ours, limit {limit:.0e}")
 
 
 def errors(setup: Setup) -> Iterator[Row]:
-    """Relative errors of a product in all weights, to double backward in float64."""
+    """Relative errors of a product in all weights, compared with double backward in float64."""
     setup = setup._replace(space=ParamSpace.select(setup.model))
     exact = setup._replace(model=copy.deepcopy(setup.model).double())
     vector = _vector(setup)
     reference = double_backward(exact, kept=False)(vector.double())
 
     def error(name: str, make: Callable[[Setup], Matvec]) -> Iterator[Row]:
-        found = make(setup)(vector)
+        product = make(setup)(vector)
         yield {
             "name": f"relative error of a Hessian product in all weights, {name}",
             "model": setup.name,
-            "ratio": float((found - reference).norm() / reference.norm()),
+            "ratio": float((product - reference).norm() / reference.norm()),
             "aim": f"at most {SAME_PRODUCT:.0e}",
             "detail": f"to double backward in float64; d = {setup.space.dim:,}",
         }
@@ -191,8 +191,8 @@ def traces(setup: Setup, repeats: int, probes: int) -> Iterator[Row]:
     draw = _probes()
     z = torch.stack([_signs(setup.space.dim, draw) for _ in range(2)], dim=1)
     theirs = (z * (operator @ z)).sum(0).mean()
-    found = hutchinson(ours, setup.space.dim, probes=2, generator=_probes())
-    require_same("the trace", CURVLINOPS, theirs[None], torch.tensor([found.trace]), SAME_TRACE)
+    estimate = hutchinson(ours, setup.space.dim, probes=2, generator=_probes())
+    require_same("the trace", CURVLINOPS, theirs[None], torch.tensor([estimate.trace]), SAME_TRACE)
     seconds = turns(
         {
             "ours": lambda: hutchinson(ours, setup.space.dim, probes=probes, generator=_probes()),
@@ -205,7 +205,7 @@ def traces(setup: Setup, repeats: int, probes: int) -> Iterator[Row]:
 
 
 def eigenpairs(setup: Setup, repeats: int, pairs: int) -> Iterator[Row]:
-    """Leading eigenvalues, against scipy's Lanczos on the operator of curvlinops."""
+    """Leading eigenvalues, compared with scipy's Lanczos on the operator of curvlinops."""
     dim = setup.space.dim
     ours, operator = by_us(setup), curvlinops_operator(setup).to_scipy()
     start = torch.randn(dim, generator=_probes(), dtype=torch.float64).numpy()
@@ -271,7 +271,7 @@ def run(
         if pairs:
             what = f"leading eigenpairs against {CURVLINOPS}"
             parts[what] = partial(eigenpairs, repeats=max(1, repeats // 3), pairs=pairs)
-        # Fused attention has no second derivatives; ours looks after that itself.
+        # Fused attention has no second derivatives; ours switches it off by itself.
         with transformable(setup.model):
             setup.model.requires_grad_(True)
             for name, part in parts.items():

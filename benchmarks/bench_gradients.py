@@ -1,9 +1,9 @@
-"""Per-example LoRA gradients against one batch gradient of the same rows, and peak memory.
+"""Per-example LoRA gradients, compared with one batch gradient of the same rows; peak memory.
 
     python benchmarks/bench_gradients.py [--model FOLDER] [--n 16] [--repeats 15]
 
 All are timed in one run, in turns, and a ratio is the median of the ratios of the turns. Peak
-memory is the high-water mark of processes of their own. The aims of this file are upper limits.
+memory is the high-water mark of a separate process. The aims of this file are upper limits.
 """
 
 import argparse
@@ -36,14 +36,14 @@ MEMORY_AIM = "at most 1.05"
 
 
 def run(source: str | Path = STORIES, n: int = 16, repeats: int = 15) -> Iterator[Row]:
-    """Ratios of times to one batch gradient, and of peak memory to the result."""
+    """Ratios of times to one batch gradient, and of peak memory to the size of the result."""
     name = model_name(source)
     yield from attempted("per-example gradients", lambda: timed(source, n, repeats), model=name)
     yield from attempted("memory of gradient_matrix", lambda: memory(source), model=name)
 
 
 def timed(source: str | Path, n: int, repeats: int) -> Iterator[Row]:
-    """Gradients of every example in three ways, against one of the batch."""
+    """Gradients of every example in three ways, compared with one batch gradient."""
     model, task, space = adapted(source)
     batch = next(task.batches("train", n, 0))
     rows = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(n)]
@@ -69,7 +69,7 @@ def timed(source: str | Path, n: int, repeats: int) -> Iterator[Row]:
 
 
 def memory(source: str | Path, megabytes: int = 400) -> Iterator[Row]:
-    """Peak of a matrix of so many megabytes, above the peak of a single gradient."""
+    """Peak of a matrix of this size, above the peak of a single gradient."""
     d = ParamSpace.select(load(source).model).dim
     n = max(2, megabytes * 2**20 // (4 * d))
     one, many = (alone(__file__, "--model", source, "--peak-of", count) for count in (0, n))
@@ -85,7 +85,7 @@ def memory(source: str | Path, megabytes: int = 400) -> Iterator[Row]:
 
 
 def peak(source: str | Path, count: int) -> int:
-    """High-water mark in bytes of this process in one gradient, or in a matrix of ``count``."""
+    """High-water mark in bytes of this process for one gradient, or a matrix of ``count``."""
     model = load(source).model
     task, space = RandomTokens(model.config.vocab_size), ParamSpace.select(model)
     batch = next(task.batches("train", 4, 0))

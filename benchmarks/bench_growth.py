@@ -1,11 +1,10 @@
-"""How time and memory grow: with d, with the number of gradients, of candidates, of workers.
+"""How time and memory grow with d and the numbers of gradients, candidates and workers.
 
     python benchmarks/bench_growth.py [--most 1e8] [--only "top_k_svd ..."]
 
-Every curve is measured in a process of its own, from small sizes to large ones, and stops before a
-size that would need more memory than is free, by what the size before needed. A point has the
-median time of a few runs, and the most memory that the process held beyond what it held before the
-inputs were made.
+Every curve is measured in a separate process, from small sizes to large ones. It stops before a
+size that would need more than the free memory, judging by the size before. A point has the median
+time of a few runs, and the peak memory above that before the inputs were made.
 """
 
 import argparse
@@ -44,11 +43,11 @@ from units import duration, size
 Point = dict[str, Any]
 # Vectors of a basis, its directions, rows of a batch, seeds of an experiment.
 N, K, BATCH, SEEDS = 16, 8, 16, 16
-# The largest tensor of a network whose weights are displaced.
+# The largest tensor of a network with displaced weights.
 LARGEST_TENSOR = 1_000_000
-# A routine that takes longer than this is run once, and not for a warm-up.
+# A routine that takes longer runs once, without a warm-up.
 LONG_S = 4.0
-# Share of the free memory that a point may need.
+# Largest share of the free memory for a point.
 MOST_OF_FREE = 0.75
 NOISE = Noise(1e-3)
 
@@ -58,12 +57,12 @@ class Curve:
     """One cost that grows.
 
     Attributes:
-        name: what is done.
-        over: what the size counts.
+        name: the routine.
+        over: the unit of the size.
         sizes: from small to large.
-        expected: exponent of the time.
+        expected: expected exponent of the time.
         point: measures one size.
-        warm: run the smallest size once before; what the first call loads belongs to no size.
+        warm: run the smallest size once before, since the first call also loads code.
     """
 
     name: str
@@ -75,7 +74,7 @@ class Curve:
 
 
 def measured(make: Callable[[int], Callable[[], Any]]) -> Callable[[int], Point]:
-    """The point of a size: median seconds of its routine, and the most memory it held."""
+    """The point of a size: median seconds of its routine, and its peak memory."""
 
     def point(count: int) -> Point:
         before = from_status("VmRSS")
@@ -147,12 +146,12 @@ def _search(count: int) -> Callable[[], Any]:
 
 
 def workers(count: int) -> Point:
-    """Time of an experiment's seeds on Ray workers, from when all of them are at work."""
+    """Time of an experiment's seeds on Ray workers, from the moment when all of them work."""
     torch.set_num_threads(1)
     experiment = EXPERIMENTS["gradient-rank"]
     seeds = replace(experiment.presets["smoke"], seeds=tuple(range(SEEDS)))
     todo = jobs(experiment, seeds, cells_of(experiment, seeds), threads=1)
-    # The networks are trained beforehand, and cached.
+    # The networks are trained before, and cached.
     for _ in here(deque(job for job in todo if job.stage == "prepare")):
         pass
     work = [job for job in todo if job.stage == "run"]
@@ -168,14 +167,14 @@ def workers(count: int) -> Point:
 
 
 def _pace(outcomes: Iterator[tuple[Job, Outcome]], count: int) -> tuple[float, float]:
-    """Seconds for all outcomes at the pace after each worker's first one, and up to those."""
+    """Seconds for all outcomes at the pace after each worker's first one, and until those."""
     arrivals = [time.perf_counter()]
     for job, outcome in outcomes:
         if outcome.failure is not None:
             raise RuntimeError(f"{job.cell.id}: {outcome.failure.error}")
         arrivals.append(time.perf_counter())
-    begun, found = arrivals[count], len(arrivals) - 1
-    return (arrivals[-1] - begun) / (found - count) * found, begun - arrivals[0]
+    begun, count_done = arrivals[count], len(arrivals) - 1
+    return (arrivals[-1] - begun) / (count_done - count) * count_done, begun - arrivals[0]
 
 
 TO_1E8 = tuple(10**power for power in range(4, 9))
@@ -195,7 +194,7 @@ CURVES = (
 
 
 def points(curve: Curve, most: float) -> Iterator[Point]:
-    """The points of a curve, and why it stopped early where it did."""
+    """The points of a curve, and the reason if it stopped early."""
     if curve.warm:
         curve.point(curve.sizes[0])
     per_unit = 0.0
@@ -204,22 +203,22 @@ def points(curve: Curve, most: float) -> Iterator[Point]:
         if needed > MOST_OF_FREE * free:
             yield {"stopped": f"{count:.0e} needs {size(needed)} and {size(free)} are free"}
             return
-        found = curve.point(count)
-        per_unit = (found["bytes"] or 0) / count
-        yield found
+        point = curve.point(count)
+        per_unit = (point["bytes"] or 0) / count
+        yield point
 
 
 def grown(curve: Curve, most: float) -> Iterator[Row]:
-    """The curve, measured in a process of its own; what it has when it is killed counts."""
+    """The curve, measured in a separate process; if that is killed, its points so far count."""
     command = [sys.executable, __file__, "--curve", curve.name, "--most", str(most)]
-    found: list[Point] = []
+    points_so_far: list[Point] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        found += [json.loads(line) for line in process.stdout if line.startswith("{")]
-    stopped = next((point["stopped"] for point in found if "stopped" in point), None)
+        points_so_far += [json.loads(line) for line in process.stdout if line.startswith("{")]
+    stopped = next((point["stopped"] for point in points_so_far if "stopped" in point), None)
     if process.returncode:
         stopped = f"the process ended with status {process.returncode}"
-    measured_points = [point for point in found if "size" in point]
+    measured_points = [point for point in points_so_far if "size" in point]
     if not measured_points:
         raise RuntimeError(stopped or f"no size is as small as {most:.0e}")
     yield {
@@ -232,7 +231,7 @@ def grown(curve: Curve, most: float) -> Iterator[Row]:
 
 
 def run(most: float = 1e8, only: str = "") -> Iterator[Row]:
-    """One row a curve."""
+    """One row per curve."""
     for curve in CURVES:
         if only in curve.name:
             yield from attempted(curve.name, lambda curve=curve: grown(curve, most))

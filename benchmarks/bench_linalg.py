@@ -1,9 +1,9 @@
-"""Top-16 basis of 64 x 1,000,000 against torch.linalg.svd and sklearn's randomized_svd.
+"""Top-16 basis of 64 x 1,000,000, compared with torch.linalg.svd and sklearn's randomized_svd.
 
     python benchmarks/bench_linalg.py [--repeats 3]
 
-All are timed in one run, in turns, on the same matrix: unit rows near 16 directions, as
-gradients are.
+All are timed in one run, in turns, on the same matrix: unit rows near 16 directions, like
+gradients.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def run(n: int = 64, d: int = 1_000_000, k: int = 16, repeats: int = 3) -> Itera
 
 
 def by_torch(G: Tensor, k: int) -> Routines:
-    """The decomposition of torch, which has no leading part."""
+    """The full decomposition of torch."""
     return {
         "torch.linalg.svd": lambda: torch.linalg.svd(G, full_matrices=False),
         "torch.linalg.svd of the transpose": lambda: torch.linalg.svd(G.T, full_matrices=False),
@@ -52,7 +52,7 @@ def by_torch(G: Tensor, k: int) -> Routines:
 
 
 def by_sklearn(G: Tensor, k: int) -> Routines:
-    """The randomised one of scikit-learn."""
+    """The randomised decomposition of scikit-learn."""
     from sklearn.utils.extmath import randomized_svd
 
     array = G.numpy()
@@ -70,7 +70,7 @@ def timed(
             "name": f"top_k_svd against {name}",
             "model": None,
             **ratios(other, ours),
-            # The transpose is not what one would write first; it is here to be fair.
+            # For fairness: the transpose is faster, but not the obvious call.
             "aim": "" if "transpose" in name else AIM,
             "detail": f"{times(ours, other)}; {len(G)} x {G.shape[1]:,}, k = {k}, "
             f"{run_of(repeats)}",
@@ -78,7 +78,7 @@ def timed(
 
 
 def errors(G: Tensor, k: int) -> Iterator[Row]:
-    """Two errors beside their limits: orthonormality and subspace."""
+    """Two errors with their limits: orthonormality and subspace."""
     U = top_k_svd(G, k).U
     # In float64: torch's own float32 result is further away from it than ours.
     exact = torch.linalg.svd(G.T.double(), full_matrices=False).U[:, :k]

@@ -1,11 +1,11 @@
-"""A planned search against the best sigma of a dense sweep, at the same budget.
+"""A planned search, compared with the best sigma of a dense sweep at the same budget.
 
     python benchmarks/bench_plan.py [--searches 12]
 
-For several networks whose task is damaged: every search selects on a batch of its own, is planned
-for it, and is run at the planned sigma and at every sigma of a grid. The figure is the mean
-held-out gain of the planned searches over that of the best single sigma of the grid. The best of a
-grid of noisy means is flattered, so the figure is a little too low, if anything.
+Several networks have a damaged task. Every search selects on its own batch, is planned for it, and
+runs at the planned sigma and at every sigma of a grid. The figure is the mean held-out gain of the
+planned searches over that of the best single sigma of the grid. The best of several noisy means is
+biased upwards, so the figure is slightly too low.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from frenet.network.tasks import Batch, Task, repeatable
 from timing import Row, show
 
 BUDGET, TEST, TASK = 64, 1024, "reverse"
-# Of the mean planned sigma.
+# Multiples of the mean planned sigma.
 GRID = tuple(2.0 ** (i / 3) for i in range(-7, 6))
 
 
 class Setup(NamedTuple):
-    """What one search is made on."""
+    """The inputs of one search."""
 
     model: nn.Module
     task: Task
@@ -66,8 +66,8 @@ def case(seed: int, searches: int, *, size: int = 64) -> tuple[float, float]:
         drawn = []
         for search in range(searches):
             selection = Selection(select_size=size, seed=1000 * seed + search)
-            found = survey(model, task, space, selection=selection, seed=search)
-            best = plan(found, budget=BUDGET).best
+            local_model = survey(model, task, space, selection=selection, seed=search)
+            best = plan(local_model, budget=BUDGET).best
             select = drop_duplicates(next(repeatable(task, "select", size, selection.seed)))
             drawn.append((Setup(model, task, space, select, test), best.sigma if best else 0.0))
         unit = statistics.mean(sigma for _, sigma in drawn if sigma)
@@ -82,7 +82,7 @@ def case(seed: int, searches: int, *, size: int = 64) -> tuple[float, float]:
 
 
 def run(searches: int = 6, networks: int = 3) -> Iterator[Row]:
-    """One row a network."""
+    """One row per network."""
     for seed in range(networks):
         planned, best = case(seed, searches)
         yield {

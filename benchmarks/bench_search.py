@@ -1,9 +1,9 @@
-"""Candidates of a random search against plain inference, and against the usual loop.
+"""Candidates of a random search, compared with plain inference and with the usual loop.
 
     python benchmarks/bench_search.py [--model FOLDER] [--repeats 5]
 
-Plain inference runs the same tokens through the unperturbed model in the same batches. The loop is
-what published code does: add seeded noise to the weights in place, evaluate, subtract it. All take
+Plain inference runs the same tokens through the unperturbed model in the same batches. The loop of
+published code adds seeded noise to the weights in place, evaluates, and subtracts it. All take
 turns in one run, and a ratio is the median of the ratios of the turns; above 1 frenet is faster.
 """
 
@@ -41,13 +41,13 @@ from timing import (
 )
 from units import size
 
-# Rows and tokens of the batch that every candidate is scored on.
+# Rows and tokens of the batch that scores every candidate.
 SHAPES = ((2, 16), (8, 32), (32, 64))
 NOISE = Noise(1e-3)
 
 
 def plain(model: nn.Module, batch: Batch, count: int, group: int) -> None:
-    """The same tokens, ``group`` candidates' worth at a time, without any candidate."""
+    """The same tokens, as many at a time as ``group`` candidates have, without a candidate."""
     with measuring(model), torch.no_grad():
         for start in range(0, count, group):
             copies = min(group, count - start)
@@ -102,7 +102,7 @@ def adapters(
 def _routines(
     model: Any, space: ParamSpace, batch: Batch, n: int, group: int
 ) -> dict[str, Callable[[], Any]]:
-    # As in a search, where one look at two candidates decides for all.
+    # As in a search, which decides for all candidates on two of them.
     evaluator = Evaluator(space, NOISE, "loss", batch).decide(model)
 
     def unperturbed() -> None:
@@ -140,7 +140,7 @@ def _rows(
 def full_weights(
     source: str | Path, repeats: int, shape: tuple[int, int], count: int
 ) -> Iterator[Row]:
-    """Noise on all weights in place."""
+    """Noise on all weights, in place."""
     model = load(source).model
     space = ParamSpace.select(model)
     batch = shaped(model.config.vocab_size, *shape)
@@ -164,7 +164,7 @@ def full_weights(
 
 
 def memory() -> Iterator[Row]:
-    """Peak of a search in all weights of a random network, above plain evaluation of its batch."""
+    """Peak of a search in all weights of a random network, above plain evaluation."""
     plain_peak, searched, weights = (
         alone(__file__, "--peak-of", what) for what in ("plain", "search", "weights")
     )
@@ -179,7 +179,7 @@ def memory() -> Iterator[Row]:
 
 
 def peak(what: str) -> int:
-    """Bytes of the ``weights``, or at most during a ``plain`` evaluation or a ``search``."""
+    """Bytes of the ``weights``, or the peak during a ``plain`` evaluation or a ``search``."""
     config = LlamaConfig(
         vocab_size=16384, hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
         num_attention_heads=8, num_key_value_heads=8,
@@ -207,7 +207,7 @@ def run(
     most: int = 64,
     whole: int = 8,
 ) -> Iterator[Row]:
-    """At most ``most`` candidates of adapters a turn, ``whole`` of all weights."""
+    """At most ``most`` candidates of adapters per turn, ``whole`` of all weights."""
     name = model_name(source)
     yield from attempted(
         "candidates of adapters", lambda: adapters(source, repeats, shapes, most), model=name

@@ -1,9 +1,9 @@
-"""Activations, Jacobian-vector products and steered generation against plain forward passes.
+"""Activations, Jacobian-vector products and steered generation, compared with forward passes.
 
     python benchmarks/bench_steering.py [--model FOLDER] [--repeats 5]
 
-Plain passes run the same tokens through the same model in the same bucketed batches, the output
-head on the last column only. All take turns in one run; a ratio is the median of the turns.
+Plain passes run the same tokens through the same model in the same bucketed batches, with the
+output head on the last column only. All take turns in one run; a ratio is the median of the turns.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SHORTEST, LONGEST = 8, 24
 
 
 def prompts(vocabulary: int, count: int) -> list[list[int]]:
-    """Random tokens: what they say costs nothing, their number does."""
+    """Random tokens: only their number affects the cost."""
     draw = rng.generator(0, "bench", "steering")
     sizes = torch.randint(SHORTEST, LONGEST + 1, (count,), generator=draw).tolist()
     return [torch.randint(vocabulary, (size,), generator=draw).tolist() for size in sizes]
@@ -51,7 +51,7 @@ def plain(model: nn.Module, rows: list[list[int]]) -> None:
 
 
 def generated(model: Any, prompt: list[int]) -> Any:
-    """Greedy generation by transformers, without anything of ours."""
+    """Greedy generation by transformers alone."""
     ids = torch.tensor([prompt], device=model.device)
     with measuring(model), torch.no_grad():
         return model.generate(
@@ -62,19 +62,19 @@ def generated(model: Any, prompt: list[int]) -> Any:
 
 @contextmanager
 def without_end(model: Any) -> Iterator[None]:
-    """Inside, generation does not stop early: all routines make the same number of tokens."""
-    own = model.generation_config.eos_token_id, model.config.eos_token_id
+    """Generation without an end-of-sequence token: all routines make the same number of tokens."""
+    ends = model.generation_config.eos_token_id, model.config.eos_token_id
     model.generation_config.eos_token_id = model.config.eos_token_id = None
     try:
         yield
     finally:
-        model.generation_config.eos_token_id, model.config.eos_token_id = own
+        model.generation_config.eos_token_id, model.config.eos_token_id = ends
 
 
 def run(
     source: str | Path = STORIES, repeats: int = 5, *, pairs: int = PAIRS, few: int = JVP_ROWS
 ) -> Iterator[Row]:
-    """Contrasts of so many ``pairs``, Jacobian-vector products of ``few`` prompts."""
+    """Contrasts with ``pairs`` pairs, Jacobian-vector products of ``few`` prompts."""
     name = model_name(source)
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "activations and products": lambda: forward(source, repeats, pairs, few),
@@ -89,26 +89,26 @@ def run(
 
 
 def forward(source: str | Path, repeats: int, pairs: int, few: int) -> Iterator[Row]:
-    """What is read off forward passes, against the same passes without reading."""
+    """Activations and products, compared with the plain forward passes."""
     model = load(source).model
     vocabulary, count = model.config.vocab_size, len(residual_blocks(model)[1])
     rows, some = prompts(vocabulary, 2 * pairs), prompts(vocabulary, few)
-    asked = list(range(0, count, max(1, count // 4)))
+    blocks = list(range(0, count, max(1, count // 4)))
     space = ParamSpace.select(model, lambda _, p: p.is_floating_point())
     step = 1e-3 * space.read(model)
     seconds = turns(
         {
             "plain": lambda: plain(model, rows),
-            "activations": lambda: last_activations(model, rows, asked),
+            "activations": lambda: last_activations(model, rows, blocks),
             "plain, few": lambda: plain(model, some),
-            "shift": lambda: activation_shift(model, some, step, space=space, blocks=asked),
+            "shift": lambda: activation_shift(model, some, step, space=space, blocks=blocks),
         },
         repeats,
     )
     yield _row(
         "activations of contrast pairs against plain forward passes", source,
         (seconds["activations"], seconds["plain"]), "at most 1.05",
-        f"{pairs} pairs of {SHORTEST} to {LONGEST} tokens, {len(asked)} of {count} blocks",
+        f"{pairs} pairs of {SHORTEST} to {LONGEST} tokens, {len(blocks)} of {count} blocks",
     )  # fmt: skip
     yield _row(
         "Jacobian-vector product against plain forward passes", source,
@@ -118,7 +118,7 @@ def forward(source: str | Path, repeats: int, pairs: int, few: int) -> Iterator[
 
 
 def generation(source: str | Path, repeats: int) -> Iterator[Row]:
-    """Generation with a vector added at every token, against without."""
+    """Generation with a vector added at every token, compared with plain generation."""
     model = load(source).model
     prompt, block = prompts(model.config.vocab_size, 1)[0], len(residual_blocks(model)[1]) // 2
     vector = torch.zeros(1, model.config.hidden_size)
@@ -143,7 +143,7 @@ SENTENCE = "the city of Paris is in France and a river runs through it on its wa
 
 
 def texts(count: int) -> list[tuple[str, str]]:
-    """Pairs of short texts of unlike length."""
+    """Pairs of short texts of different length."""
     words = SENTENCE.split()
     draw = rng.generator(0, "bench", "texts")
     sizes = torch.randint(SHORTEST, LONGEST + 1, (count,), generator=draw).tolist()
@@ -160,7 +160,7 @@ def peer(
     count: int,
     routines: Callable[[Loaded, list[tuple[str, str]]], Routines],
 ) -> Iterator[Row]:
-    """Contrast vectors at all blocks, against the routines of another package."""
+    """Contrast vectors at all blocks, compared with the routines of another package."""
     loaded, pairs = load(source), texts(count)
     if loaded.tokenizer.pad_token is None:
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token or loaded.tokenizer.unk_token
@@ -172,10 +172,10 @@ def peer(
     contrast = Contrast("bench", "pairs", (), tuple(items))
     ours: Routines = {"ours": lambda: caa(loaded.model, contrast)}
     seconds = turns(ours | routines(loaded, pairs), repeats)
-    own = seconds.pop("ours")
+    mine = seconds.pop("ours")
     for name, theirs in seconds.items():
         yield _row(
-            f"contrast vector against {name}", source, (own, theirs), "below 1",
+            f"contrast vector against {name}", source, (mine, theirs), "below 1",
             f"{count} pairs, all blocks",
         )  # fmt: skip
 
@@ -194,7 +194,7 @@ def by_steering_vectors(loaded: Loaded, pairs: list[tuple[str, str]]) -> Routine
 
 
 def by_repeng(loaded: Loaded, pairs: list[tuple[str, str]]) -> Routines:
-    """The package repeng, whose direction is a principal component of the differences."""
+    """The package repeng: its direction is a principal component of the differences."""
     from repeng import ControlVector, DatasetEntry
 
     entries = [DatasetEntry(positive=a, negative=b) for a, b in pairs]

@@ -1,8 +1,8 @@
-"""Task vectors of checkpoints on disk against reading the files once.
+"""Task vectors of checkpoints on disk, compared with reading the files once.
 
     python benchmarks/bench_task_vectors.py [--layers 30] [--repeats 5]
 
-Checkpoints of random float32 tensors, shaped like a Llama of 135 million parameters, lie in a
+Checkpoints of random float32 tensors, shaped like a Llama of 135 million parameters, are in a
 temporary folder and in the page cache. Reading copies every tensor of both once. All take
 turns in one run; a ratio is the median of the turns.
 """
@@ -25,7 +25,7 @@ WIDTH, MLP, VOCABULARY = 576, 1536, 49_152
 
 
 def checkpoint(folder: Path, layers: int, seed: int) -> Path:
-    """A Llama of random weights in a folder."""
+    """A Llama with random weights in a folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -46,12 +46,12 @@ def read_both(files: list[TensorFiles]) -> None:
 
 
 def differences(vector: TaskVector) -> int:
-    """Every tensor of the vector, and the most private memory that was held beyond that before."""
+    """Read every tensor of the vector; returns the peak of private memory above the start."""
     before, most = from_status("RssAnon"), 0
     for name in vector.shapes:
-        kept = vector.read(name)
+        change = vector.read(name)
         most = max(most, from_status("RssAnon") - before)
-        del kept
+        del change
     return most
 
 
@@ -101,7 +101,7 @@ def run(layers: int = 30, *, repeats: int = 5) -> Iterator[Row]:
 
 
 def reading(vector: TaskVector, paths: list[Path], repeats: int, what: str) -> Iterator[Row]:
-    """The vector and its norm, against reading both checkpoints."""
+    """The vector and its norm, compared with reading both checkpoints."""
     files = [TensorFiles(path) for path in paths]
     seconds = turns(
         {
@@ -123,7 +123,7 @@ def reading(vector: TaskVector, paths: list[Path], repeats: int, what: str) -> I
 
 
 def merging(base: Path, tuned: list[Path], folder: Path, repeats: int, what: str) -> Iterator[Row]:
-    """A sum written as a checkpoint, against mergekit's."""
+    """A sum written as a checkpoint, compared with mergekit."""
     seconds = turns(
         {
             "ours": lambda: merged(base, tuned, folder / "ours"),
@@ -143,7 +143,7 @@ def merging(base: Path, tuned: list[Path], folder: Path, repeats: int, what: str
 
 
 def memory(base: Path, tuned: Path, *, largest: int) -> Iterator[Row]:
-    """Most that the differences hold, alone in a process: freed memory would be used again."""
+    """Peak memory of the differences, in a separate process, since freed memory is reused."""
     held = alone(__file__, "--peak-of", base, tuned)
     yield {
         "name": "private memory of the differences against the largest tensor",

@@ -1,11 +1,11 @@
-"""Training by transformers' Trainer with FrenetCallback against the same training without.
+"""Training by transformers' Trainer with FrenetCallback, compared with training without it.
 
     python benchmarks/bench_trainer.py [--model FOLDER] [--steps 200] [--repeats 5] [--length 64]
 
 Both train the same LoRA adapter on the same rows, in turns; the first ratio is the median of the
-ratios of the turns. A short training has more looks a step than a long one, since it looks at its
-start, soon after it, and at its end. So the second ratio is that of a training of 1,000 steps, from
-the time that the callback's own events took and the looks that its defaults have in so many steps.
+ratios of the turns. A short training has more measurements per step than a long one, since the
+callback measures at the start, soon after it, and at the end. So the second ratio is for 1,000
+steps, computed from the time of the callback's events and its number of measurements by default.
 The aims are upper limits.
 """
 
@@ -45,7 +45,7 @@ EVERY = 500
 
 
 class Timed(FrenetCallback):
-    """A callback that adds up the seconds of looks, and of all else in its events of a step."""
+    """A callback that sums the seconds of measurements, and of its other work in a step."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -68,7 +68,7 @@ class Timed(FrenetCallback):
 
 
 def trainer(model: nn.Module, rows: list[dict[str, list[int]]], *, steps: int) -> Trainer:
-    """What one would write to train an adapter."""
+    """A plain training of an adapter."""
     arguments = TrainingArguments(
         tempfile.mkdtemp(),
         max_steps=steps,
@@ -119,9 +119,9 @@ def summary(
     probe: RandomTokens,
     length: int,
 ) -> Iterator[Row]:
-    """Both ratios, as rows of the table."""
+    """Both ratios as rows of the table."""
     step = statistics.median(seconds["plain"]) / steps
-    # The first look checks the gradients too.
+    # The first measurement also checks the gradients.
     first = statistics.median(watcher.looks[0] for watcher in watchers)
     later = [found for watcher in watchers for t, found in watcher.looks.items() if t]
     look = statistics.median(later)

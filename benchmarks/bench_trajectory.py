@@ -1,4 +1,4 @@
-"""Recorded training against the same plain training loop in float32, per step.
+"""Recorded training, compared with the same plain training loop in float32, per step.
 
     python benchmarks/bench_trajectory.py [--model FOLDER] [--steps 10] [--repeats 15]
 
@@ -37,7 +37,7 @@ RATE = 1e-4
 
 @dataclass(frozen=True)
 class Prepared(RandomTokens):
-    """The same batches each time, made beforehand."""
+    """The same batches each time, made before the timing."""
 
     ready: Sequence[Batch] = ()
 
@@ -46,7 +46,7 @@ class Prepared(RandomTokens):
 
 
 def plain(model: nn.Module, task: Prepared, space: ParamSpace, *, steps: int) -> list[float]:
-    """What one would write without recording."""
+    """A training loop without a recording."""
     parameters = space.parameters(model)
     optimizer = torch.optim.Adam(parameters, lr=RATE)
     losses = []

@@ -1,4 +1,4 @@
-"""What frenet measures, family by family of transformers, against numbers that are known."""
+"""Checks what frenet measures on every model family of transformers, and writes the page."""
 
 import argparse
 import contextlib
@@ -37,13 +37,13 @@ from frenet.network.tasks import Batch, collate, example_losses, token_loss
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 VOCABULARY, LARGEST = 64, 3_000_000
-# Relative error of a Hessian product that central differences may have.
+# Largest relative error of a Hessian product by central differences.
 PRODUCT = 2e-2
 # The end-of-sequence token.
 END = 1
 # Contexts and targets; the first row is longer than every window below.
 ROWS = [([11, 4, 7, 3, 9, 14], [2, 63]), ([2], [8, 4, 6, 13, 22]), ([5, 9, 3], [7])]
-# Settings of a configuration, where it has them, by the value that makes a network tiny.
+# Settings of a configuration, if it has them, by the value that makes a network tiny.
 SMALL = {
     0: "bos_token_id decoder_start_token_id",
     1: "n_group topk_group n_shared_experts num_shared_experts first_k_dense_replace "
@@ -81,7 +81,7 @@ QSA = {
     "indexer_budget": 8,
     "indexer_compress_ratio": 2,
 }
-# What a family asks for beyond that.
+# Further settings that a family needs.
 OWN: dict[str, dict[str, Any]] = {
     "axk1": HEADS,
     "axk2": LATENT,
@@ -201,32 +201,34 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def small(kind: type[Any], given: dict[str, Any]) -> Any:
-    """A tiny configuration: every kind of layer that the family's own one has, once or twice."""
+    """A tiny configuration: every kind of layer of the family's default, once or twice."""
     base = kind()
-    own, found = base.to_dict(), {}
-    for key, value in own.items():
+    defaults, settings = base.to_dict(), {}
+    for key, value in defaults.items():
         if key in (getattr(kind, "sub_configs", None) or {}):
             if (part := getattr(base, key, None)) is not None:
-                found[key] = small(type(part), given | given.get(key, {})).to_dict()
+                settings[key] = small(type(part), given | given.get(key, {})).to_dict()
         elif key in TO and type(value) is int:
-            found[key] = TO[key]
+            settings[key] = TO[key]
         elif key in ("initializer_range", "init_std"):
-            found[key] = 0.2
+            settings[key] = 0.2
         elif key == "pad_token_id":
-            found[key] = None
+            settings[key] = None
         elif key == "layer_types" and value:
             kinds = list(dict.fromkeys(value))
-            found[key] = kinds if len(kinds) > 1 else kinds * 2
-    if "layer_types" in found:
-        found |= {key: len(found["layer_types"]) for key in ("num_hidden_layers",) if key in own}
-    return kind(**{**found, **{k: v for k, v in given.items() if k in own or not own}})
+            settings[key] = kinds if len(kinds) > 1 else kinds * 2
+    if "layer_types" in settings:
+        settings |= {
+            key: len(settings["layer_types"]) for key in ("num_hidden_layers",) if key in defaults
+        }
+    return kind(**{**settings, **{k: v for k, v in given.items() if k in defaults or not defaults}})
 
 
 def build(name: str, seed: int = 0) -> Any:
     """A tiny network of a family, with random weights.
 
     Raises:
-        ValueError: the family cannot be built so; says why.
+        ValueError: the family cannot be built; the message says why.
     """
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -234,10 +236,10 @@ def build(name: str, seed: int = 0) -> Any:
     try:
         family = CONFIG_MAPPING[name]
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[family]
-        # Of a family with other parts the class for text alone has a configuration of its own.
+        # In a family with other modalities the text-only class has its own configuration.
         parts = (getattr(family, "sub_configs", None) or {}).values()
-        own = kind.config_class if kind.config_class in parts else family
-        config = small(own, OWN.get(name, {}))
+        config_class = kind.config_class if kind.config_class in parts else family
+        config = small(config_class, OWN.get(name, {}))
         if hasattr(config, "is_decoder"):
             config.is_decoder = True
         with torch.device("meta"):
@@ -247,12 +249,12 @@ def build(name: str, seed: int = 0) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = kind._from_config(config).eval()
-            # Equal experts and activations of exactly zero would have no derivative.
+            # Equal experts, or activations of exactly zero, would have no derivative.
             for parameter in model.parameters():
                 parameter.data += 0.05 * torch.randn(parameter.shape)
         with torch.no_grad():
             alone(model, ROWS[0][0])
-    except Exception as error:  # whatever a family's code raises on an unusual configuration
+    except Exception as error:  # a family's code may raise anything on an unusual configuration
         raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())[:120]) from error
     return model
 
@@ -268,27 +270,27 @@ class Rows:
         return token_loss(model, batch)
 
     def batches(self, split: str, batch_size: int, seed: int) -> Iterator[Batch]:
-        """All rows, again and again."""
+        """All rows, repeatedly."""
         while True:
             yield collate(ROWS)
 
     def score(self, model: nn.Module, split: str) -> dict[str, float]:
-        """Nothing is scored."""
+        """No scores."""
         return {}
 
     def shuffled(self, seed: int) -> "Rows":
-        """There is no control."""
+        """No control."""
         return self
 
 
 def alone(model: Any, ids: Sequence[int]) -> Tensor:
-    """Logits of a row that has nothing but its ids."""
-    kept = {"use_cache": False} if "use_cache" in forward_arguments(model) else {}
-    return model(input_ids=torch.tensor([list(ids)]), **kept).logits[0]
+    """Logits of a row without padding or mask."""
+    no_cache = {"use_cache": False} if "use_cache" in forward_arguments(model) else {}
+    return model(input_ids=torch.tensor([list(ids)]), **no_cache).logits[0]
 
 
 class Subject:
-    """A network, and what is known of it from rows that run alone, with nothing but their ids."""
+    """A network, with references from rows that run alone, without padding or mask."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.space = model, ParamSpace.select(model)
@@ -300,15 +302,15 @@ class Subject:
 
     def losses(self, model: Any) -> list[Tensor]:
         """Summed loss of every row."""
-        found = []
+        summed = []
         for context, target in ROWS:
             logits = alone(model, context + target)
             predicted = logits[len(context) - 1 : -1]
-            found.append(F.cross_entropy(predicted, torch.tensor(target), reduction="sum"))
-        return found
+            summed.append(F.cross_entropy(predicted, torch.tensor(target), reduction="sum"))
+        return summed
 
     def slopes(self, model: Any) -> Tensor:
-        """Gradients of the rows' summed losses, (n, d), at the present weights."""
+        """Gradients of the rows' summed losses, (n, d), at the current weights."""
         parameters = self.space.parameters(model)
         rows = []
         with measuring(model, self.space), torch.enable_grad():
@@ -346,7 +348,7 @@ def off(found: Tensor, expected: Tensor) -> float:
 
 
 def loss_error(of: Subject) -> float:
-    """Of the losses of padded rows, on either side."""
+    """Error of the losses of rows with padding on either side."""
     with torch.no_grad():
         expected = torch.stack(of.losses(of.model))
         sides = [collate(ROWS, padding_side=side) for side in ("left", "right")]
@@ -354,24 +356,24 @@ def loss_error(of: Subject) -> float:
 
 
 def gradient_error(of: Subject) -> float:
-    """Of the gradient of a padded batch."""
-    found = gradient(of.model, Rows(), of.batch, space=of.space)
-    return off(found, of.gradients.sum(0) / TARGETS.sum())
+    """Error of the gradient of a padded batch."""
+    ours = gradient(of.model, Rows(), of.batch, space=of.space)
+    return off(ours, of.gradients.sum(0) / TARGETS.sum())
 
 
 def slope_error(of: Subject) -> float:
-    """Of the forward-mode slopes of all rows along a random line."""
+    """Error of the forward-mode slopes of all rows along a random line."""
     with loss_line(of.model, Rows(), of.batch, of.u, space=of.space) as line:
         return off(line.slopes.float(), of.gradients @ of.u)
 
 
 def product_error(of: Subject) -> float:
-    """Of a Hessian product, against central differences of gradients; the best of some steps.
+    """Error of a Hessian product, from central differences of gradients; the best of some steps.
 
-    The gradients are those of a copy in float64, as far as its layers keep to that. In float32 they
-    jump where experts are chosen anew; two backward passes through the single rows do not.
+    The gradients are those of a copy in float64, if its layers stay in float64. In float32 they
+    jump when the choice of experts changes; two backward passes through single rows do not.
     """
-    found = hessian_product(of.model, Rows(), of.batch, space=of.space)(of.u).double()
+    product = hessian_product(of.model, Rows(), of.batch, space=of.space)(of.u).double()
     errors = []
     for copied, h in itertools.product(of.copies, (1e-2, 1e-3, 1e-4, 1e-5)):
         model, kind = copy.deepcopy(copied), next(copied.parameters()).dtype
@@ -383,9 +385,9 @@ def product_error(of: Subject) -> float:
                 for p, at, part in zip(of.space.parameters(model), start, parts, strict=True):
                     p.data = at + sign * h * part.to(kind)
                 ends.append(of.slopes(model).double().sum(0) / TARGETS.sum())
-            errors.append(off(found, (ends[0] - ends[1]) / (2 * h)))
+            errors.append(off(product, (ends[0] - ends[1]) / (2 * h)))
     if not min(errors) <= PRODUCT:
-        errors.append(off(found, twice_backwards(of)))
+        errors.append(off(product, twice_backwards(of)))
     return min(errors)
 
 
@@ -405,13 +407,13 @@ def twice_backwards(of: Subject) -> Tensor:
 
 
 def examples_error(of: Subject) -> float:
-    """Of the gradients of single examples."""
-    found = example_gradients(of.model, Rows(), of.batch, space=of.space)
-    return off(found, of.gradients / TARGETS[:, None])
+    """Error of the gradients of single examples."""
+    ours = example_gradients(of.model, Rows(), of.batch, space=of.space)
+    return off(ours, of.gradients / TARGETS[:, None])
 
 
 def steering_error(of: Subject) -> float:
-    """Of streams read, and of logits after a vector is added, at the last and at all tokens."""
+    """Error of streams, and of logits after a vector is added, at the last and at all tokens."""
     streams = last_activations(of.model, CONTEXTS, [0])
     v = 0.3 * streams.norm(dim=-1).mean() * unit(streams.shape[-1])
     alone = torch.cat([last_activations(of.model, [context], [0]) for context in CONTEXTS])
@@ -420,36 +422,36 @@ def steering_error(of: Subject) -> float:
     for position in positions:
         starts = [len(c) - 1 if position == "last" else 0 for c in CONTEXTS]
         expected = [of.logits(c, v, s) for c, s in zip(CONTEXTS, starts, strict=True)]
-        found = torch.empty(len(CONTEXTS), VOCABULARY)
+        logits = torch.empty(len(CONTEXTS), VOCABULARY)
         for group in fitting_groups(of.model, CONTEXTS, 1000):
             batch = collate([(CONTEXTS[i], []) for i in group])
             with add(of.model, {Site(0, position): v}), torch.no_grad():
-                found[group] = run_blocks(of.model, batch).logits[:, -1].float()
-        errors.append(off(found, torch.stack(expected)))
+                logits[group] = run_blocks(of.model, batch).logits[:, -1].float()
+        errors.append(off(logits, torch.stack(expected)))
     return max(errors)
 
 
 def generation_error(of: Subject) -> float:
-    """Share of tokens that steered generation has otherwise than a loop that keeps nothing."""
+    """1 if steered generation differs from a loop without a cache, else 0."""
     context = CONTEXTS[0]
     width = last_activations(of.model, [context], [0]).shape[-1]
     v = unit(width)
-    own: Any = of.model
-    own.generation_config.eos_token_id = END
-    found = generate_steered(of.model, context, torch.stack([v, v]), block=0, new_tokens=3)
+    model: Any = of.model
+    model.generation_config.eos_token_id = END
+    texts = generate_steered(of.model, context, torch.stack([v, v]), block=0, new_tokens=3)
     expected: list[int] = []
     while len(expected) < 3:
         token = int(of.logits(context + expected, v, len(context) - 1).argmax())
         if token == END:
             break
         expected.append(token)
-    return float(found != [expected, expected])
+    return float(texts != [expected, expected])
 
 
 def candidates_error(of: Subject) -> float:
-    """Of the scores of candidates in one pass, against one after the other.
+    """Error of the scores of candidates in one pass, compared with one after the other.
 
-    They differ in the weights of linear layers and embeddings, as far as several can share a pass.
+    They differ in the weights of linear layers and embeddings that can share a pass.
     """
 
     def shared(name: str, parameter: nn.Parameter) -> bool:
@@ -465,14 +467,14 @@ def candidates_error(of: Subject) -> float:
         passes += 1
 
     handle = of.model.register_forward_hook(count)
-    found = torch.tensor(evaluator(of.model, range(4)))
+    scores = torch.tensor(evaluator(of.model, range(4)))
     handle.remove()
     expected = []
     with Candidates(of.model, space, noise) as candidates:
         for index in range(4):
             candidates.put(index)
             expected.append(row_scores(of.model, "loss", of.batch).means())
-    error = off(found, torch.cat(expected))
+    error = off(scores, torch.cat(expected))
     if passes >= 4:
         warnings.warn("candidates one at a time are slower", RuntimeWarning, stacklevel=2)
     return error
@@ -485,7 +487,7 @@ def unit(width: int) -> Tensor:
 
 
 class Column(NamedTuple):
-    """One measurement: what it is called, its error, and what of that is rounding."""
+    """One measurement: its name, its error, and the limit of rounding."""
 
     name: str
     error: Callable[[Subject], float]
@@ -510,7 +512,7 @@ def judged(column: Column, of: Subject) -> str:
         warnings.simplefilter("always")
         try:
             error = column.error(of)
-        except Exception as raised:  # a crash is wrong, whatever its kind
+        except Exception as raised:  # any crash is wrong
             place = traceback.extract_tb(raised.__traceback__)[-1].filename
             words = " ".join(str(raised).split())[:160]
             meant = isinstance(raised, ValueError) and "frenet" in Path(place).parts
@@ -525,7 +527,7 @@ def measured(name: str) -> dict[str, str]:
     """The cells of a family.
 
     Raises:
-        ValueError: it cannot be built.
+        ValueError: the family cannot be built.
     """
     of = Subject(build(name))
     with torch.random.fork_rng(devices=[]):
@@ -575,17 +577,17 @@ in half precision, the notes of a run say that derivatives are not checked.
 """
 
 
-def page(found: dict[str, dict[str, str]], unbuilt: dict[str, str], version: str) -> str:
+def page(cells_of: dict[str, dict[str, str]], unbuilt: dict[str, str], version: str) -> str:
     """The page of the documentation."""
     text = INTRO.format(version=version, rows=len(ROWS))
     heads = [column.name for column in COLUMNS]
-    cells = [cell for row in found.values() for cell in row.values()]
+    cells = [cell for row in cells_of.values() for cell in row.values()]
     kinds = ("right", "slow way", "refused", "wrong")
     counts = [f"{sum(c.startswith(kind) for c in cells)} {kind}" for kind in kinds]
-    text += f"The {len(cells)} cells of {len(found)} families: {', '.join(counts)}.\n\n"
+    text += f"The {len(cells)} cells of {len(cells_of)} families: {', '.join(counts)}.\n\n"
     text += f"| family | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}\n"
     reasons: dict[str, list[str]] = {}
-    for name, row in found.items():
+    for name, row in cells_of.items():
         short = []
         for head in heads:
             kind, _, why = row[head].partition(": ")
@@ -609,24 +611,24 @@ def escaped(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the families, and write the page; 1 where a cell is wrong."""
+    """Measure the families, and write the page; returns 1 if a cell is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", help="names; all by default")
-    parser.add_argument("--out", type=Path, default=PAGE, help="the page that is written")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page to write")
     options = parser.parse_args(arguments)
     import transformers
 
     transformers.logging.set_verbosity_error()
-    found, unbuilt = {}, {}
+    cells_of, unbuilt = {}, {}
     for name in options.families or names():
         try:
-            found[name] = measured(name)
-            print(name, found[name], flush=True)
-        except Exception as error:  # whatever a configuration or a plain backward pass raises
+            cells_of[name] = measured(name)
+            print(name, cells_of[name], flush=True)
+        except Exception as error:  # a configuration or a plain backward pass may raise anything
             unbuilt[name] = " ".join(str(error).split())[:200]
             print(name, "not built:", error, flush=True)
-    options.out.write_text(page(found, unbuilt, transformers.__version__), encoding="utf-8")
-    return int(any(cell.startswith("wrong") for row in found.values() for cell in row.values()))
+    options.out.write_text(page(cells_of, unbuilt, transformers.__version__), encoding="utf-8")
+    return int(any(cell.startswith("wrong") for row in cells_of.values() for cell in row.values()))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ GROWTH_HEADER = (
     "| what | size | time | memory | exponent | last step | expected |\n"
     "|---|---|---|---|---|---|---|"
 )
-# "about 1" is met by what rounds to it at this tolerance.
+# "about 1" allows this tolerance.
 ABOUT = 0.05
 
 
 def tables(jobs: Mapping[str, Job]) -> dict[str, str]:
-    """The parts of the page, by the names of their markers."""
+    """The parts of the page, by their markers."""
     ratios = [row for name, job in jobs.items() if name != GROWTH for row in job.rows]
     growth = jobs[GROWTH].rows if GROWTH in jobs else []
     return {
@@ -50,7 +50,7 @@ def write(parts: Mapping[str, str], page: Path) -> None:
 
 
 def environments(jobs: Mapping[str, Job]) -> str:
-    """Machine, versions, commit and date: one line for all jobs that share them."""
+    """Machine, versions, commit and date: one line for all jobs with the same ones."""
     shared: dict[str, list[str]] = {}
     for name, job in jobs.items():
         shared.setdefault(describe(job.environment), []).append(name)
@@ -70,19 +70,19 @@ def environments(jobs: Mapping[str, Job]) -> str:
     )
 
 
-def describe(found: Mapping[str, Any]) -> str:
+def describe(record: Mapping[str, Any]) -> str:
     """One environment in words."""
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    gpu = f"{found['gpu']}; " if found.get("gpu") else ""
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    gpu = f"{record['gpu']}; " if record.get("gpu") else ""
     return (
-        f"{found['date']}, commit {found['commit']}; {gpu}{found['processor']}, "
-        f"{found['cores']} cores, "
-        f"{found['threads']} threads, {size(found['memory'])}; {versions}."
+        f"{record['date']}, commit {record['commit']}; {gpu}{record['processor']}, "
+        f"{record['cores']} cores, "
+        f"{record['threads']} threads, {size(record['memory'])}; {versions}."
     )
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Ratios in Markdown, in their order."""
+    """Ratios as a Markdown table, in their order."""
     return "\n".join([HEADER, *(_line(_cells(row)) for row in rows)])
 
 
@@ -102,7 +102,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def judged(row: Row) -> str | None:
-    """Whether the aim is met; "within noise" where it lies between the quartiles.
+    """Whether the aim is met; "within noise" if it lies between the quartiles.
 
     >>> judged({"ratio": 1.1, "low": 1.0, "high": 1.2, "aim": "at most 1.05"})
     'within noise'
@@ -135,12 +135,12 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, fl
     x, y = ([math.log(value) for value in part] for part in (sizes, values))
     if len(x) == 2:
         return (y[1] - y[0]) / (x[1] - x[0]), None
-    found = linregress(x, y)
-    return float(found.slope), float(found.stderr)
+    fit = linregress(x, y)
+    return float(fit.slope), float(fit.stderr)
 
 
 def growth_table(rows: Iterable[Row]) -> str:
-    """Curves in Markdown: times and memory at their ends, and exponents."""
+    """Curves as a Markdown table: times and memory at their ends, and exponents."""
     return "\n".join([GROWTH_HEADER, *(_line(_growth_cells(row)) for row in rows)])
 
 
@@ -182,7 +182,7 @@ def figure(rows: Iterable[Row]) -> str:
     panels = []
     for over in dict.fromkeys(point["over"] for point in points):
         here = [point for point in points if point["over"] == over]
-        # A label at every size that was measured, no lines between them.
+        # A label at every measured size, without lines between them.
         sizes = sorted({p["size"] for p in here})
         label = "~s" if over == "d" else ",d"
         marks = alt.Axis(

@@ -1,8 +1,8 @@
-"""What a run of the benchmarks has found so far: JSON lines, one for every row as it comes.
+"""Records of a benchmark run: JSON lines, one for every row as it comes.
 
 A job is a script on a model. Its lines are one ``{"job", "environment"}``, its rows as
-``{"job", "row"}``, and ``{"job", "seconds"}`` when it has ended; a job that was begun again counts
-from its last line of the first kind on.
+``{"job", "row"}``, and ``{"job", "seconds"}`` at its end; a repeated job counts from its last line
+of the first kind.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass
 class Job:
-    """What is known of one job."""
+    """The records of one job."""
 
     environment: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -28,10 +28,10 @@ def add(path: Path, **record: Any) -> None:
 
 
 def read(path: Path) -> dict[str, Job]:
-    """The last attempt at every job that ended; where none did, the last one.
+    """The last finished attempt at every job, or the last one if none finished.
 
     Raises:
-        ValueError: a line that is no record, other than a last one that was cut off.
+        ValueError: a line is no record, except for an incomplete last one.
     """
     done: dict[str, Job] = {}
     begun: dict[str, Job] = {}
@@ -51,12 +51,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
-    found = []
+    entries = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            entries.append(json.loads(line))
         except json.JSONDecodeError as error:
-            # A process that is killed while it writes leaves half a line at the end.
+            # A process that is killed while it writes leaves an incomplete last line.
             if number < len(lines):
                 raise ValueError(f"line {number} of {path.name} is no record: {error}") from None
-    return found
+    return entries

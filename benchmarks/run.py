@@ -2,10 +2,10 @@
 
     python benchmarks/run.py [--model FILE] [--resume] [--only bench_search ...] [--quick]
 
-Every script runs in a process of its own, so that neither its memory nor its threads reach the next
-one. Its rows are kept as they come, in build/bench.jsonl: --resume goes on after an interruption,
---only measures some scripts again and leaves the rows of the others. What cannot be measured has a
-row that says why.
+Every script runs in a separate process, so that its memory and threads do not affect the next one.
+Rows are stored as they come, in build/bench.jsonl: --resume continues after an interruption, --only
+measures some scripts again and keeps the rows of the others. A failed measurement has a row with
+the reason.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import records
 from timing import attempted, show
 
 ROOT = Path(__file__).resolve().parents[1]
-# Packages that are only compared with, installed beside the environment and not into it.
+# Packages to compare with, installed outside the environment.
 PEERS = ROOT / "build" / "peers"
 PACKAGES = (
     "torch", "transformers", "peft", "numpy", "scikit-learn", "ray", "curvlinops-for-pytorch",
@@ -44,7 +44,7 @@ ON_A_MODEL: dict[str, dict[str, Any]] = {
     "bench_trainer": {"steps": 12, "repeats": 3},
     "bench_curvature": {"repeats": 3, "rows": 2, "probes": 4, "pairs": 0},
 }
-# As small as each can be: to see that all of them run.
+# The smallest sizes, to check that all of them run.
 QUICK: dict[str, dict[str, Any]] = {
     "bench_linalg": {"n": 8, "d": 20_000, "k": 4, "repeats": 1},
     "bench_gradients": {"n": 2, "repeats": 1},
@@ -57,15 +57,15 @@ QUICK: dict[str, dict[str, Any]] = {
     "bench_curvature": {"repeats": 1, "rows": 2, "probes": 2, "pairs": 0},
     "bench_growth": {"most": 1e4, "only": "candidate drawn"},
 }
-# The order of the table, and what differs from the scripts' own settings.
+# The order of the table, and settings that differ from the scripts' defaults.
 SETTINGS: dict[str, dict[str, Any]] = {name: {} for name in QUICK} | {
     "bench_task_vectors": {"repeats": 3},
     "bench_trainer": {"repeats": 3},
 }
 
 
-# Where torch sees a CUDA device these alone are run, on a model with these settings; their rows are
-# kept apart and make a table of their own.
+# With a CUDA device only these run, on a model with these settings; their rows have a separate file
+# and table.
 ON_A_GPU: dict[str, dict[str, Any]] = {
     "bench_gradients": {"repeats": 5},
     "bench_trajectory": {"repeats": 5},
@@ -75,14 +75,14 @@ ON_A_GPU: dict[str, dict[str, Any]] = {
 
 
 class Work(NamedTuple):
-    """One script on one model; None is what the script uses by itself."""
+    """One script on one model; None is the script's default."""
 
     script: str
     model: str | None = None
 
     @property
     def job(self) -> str:
-        """Its name in the records."""
+        """The job's name in the records."""
         return f"{self.script} on {Path(self.model).name}" if self.model else self.script
 
     def settings(self, *, quick: bool) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Work(NamedTuple):
 
 
 def planned(model: str | None, only: Sequence[str]) -> list[Work]:
-    """What is to be measured, in the order of the table.
+    """The work to do, in the order of the table.
 
     Raises:
         ValueError: ``only`` names no script.
@@ -102,17 +102,17 @@ def planned(model: str | None, only: Sequence[str]) -> list[Work]:
     if unknown := [name for name in only if name not in SETTINGS]:
         raise ValueError(f"no benchmark {unknown[0]!r}; there are {', '.join(SETTINGS)}")
     usual = ON_A_GPU if torch.cuda.is_available() else SETTINGS
-    found = []
+    work = []
     for name in SETTINGS:
         if name in (only or usual):
-            found.append(Work(name))
+            work.append(Work(name))
             if model and name in ON_A_MODEL:
-                found.append(Work(name, model))
-    return found
+                work.append(Work(name, model))
+    return work
 
 
 def measure(work: Work, results: Path, *, quick: bool) -> None:
-    """Run a script in this process and keep its rows."""
+    """Run a script in this process and store its rows."""
 
     def rows() -> Any:
         return importlib.import_module(work.script).run(**work.settings(quick=quick))
@@ -123,7 +123,7 @@ def measure(work: Work, results: Path, *, quick: bool) -> None:
 
 
 def measure_apart(work: Work, results: Path, *, quick: bool) -> None:
-    """The same in a process of its own; when it is killed, a row says so."""
+    """Run a script in a separate process; if it is killed, a row says so."""
     records.add(results, job=work.job, environment=environment())
     start = time.perf_counter()
     command = [sys.executable, __file__, "--script", work.script, "--results", str(results)]
@@ -152,26 +152,26 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages; peers may be missing."""
-    found = {"Python": platform.python_version()}
+    """Versions of Python and the packages; peers may be missing."""
+    installed = {"Python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            installed[name] = "missing"
+    return installed
 
 
 def processor() -> str:
-    """The name that the processor gives itself."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+    """The processor's name."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, None) or platform.processor() or platform.machine()
 
 
 def commit() -> str:
-    """The commit that is checked out, and whether the code differs from it."""
+    """The current commit, and whether the code differs from it."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
@@ -182,7 +182,7 @@ def commit() -> str:
 
 
 def known(results: Path) -> dict[str, records.Job]:
-    """The jobs that have records, in the order of the table: each script on its models."""
+    """The jobs with records, in the order of the table: each script on its models."""
     jobs = records.read(results)
     extra = dict.fromkeys(name.partition(" on ")[2] for name in jobs if " on " in name)
     names = [Work(script, model).job for script in SETTINGS for model in (None, *extra)]
@@ -197,7 +197,7 @@ def report(results: Path) -> None:
         return
     if missing := [name for name in SETTINGS if name not in jobs]:
         raise SystemExit(
-            f"{results.name} has no rows of {', '.join(missing)}, so the page is left as it is; "
+            f"{results.name} has no rows of {', '.join(missing)}, so the page is left unchanged; "
             "run with --resume to measure them"
         )
     page.write(page.tables(jobs), page.PAGE)
@@ -205,18 +205,18 @@ def report(results: Path) -> None:
 
 
 def main() -> None:
-    """Measure what is asked for, then write the page."""
+    """Measure, then write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", help="one more model, a folder or a GGUF file")
     parser.add_argument("--only", nargs="+", default=[], help="measure only these, again")
-    parser.add_argument("--resume", action="store_true", help="go on with what is not done yet")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.add_argument("--quick", action="store_true", help="smallest sizes; leaves the page")
     parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--script", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    # Last, so that what is installed in the environment is what is used.
+    # Last, so that packages of the environment take precedence.
     sys.path.append(str(PEERS))
     usual = "bench-gpu.jsonl" if torch.cuda.is_available() else "bench.jsonl"
     name = "bench-quick.jsonl" if options.quick else usual
@@ -232,7 +232,7 @@ def main() -> None:
         if not (options.resume and each.job in done):
             print(f"\n{each.job}", flush=True)
             measure_apart(each, results, quick=options.quick)
-    # An error of our own code would be a row like that of a peer that is missing: say them all.
+    # An error of our code would be a row like that of a missing peer: print all of them.
     if lost := [row for job in known(results).values() for row in job.rows if "why" in row]:
         print(f"\n{len(lost)} rows were not measured:")
         show(lost)

@@ -1,8 +1,8 @@
-"""What all benchmarks share: routines in turns, peaks of memory, rows of the table.
+"""Shared by all benchmarks: routines in turns, peaks of memory, rows of the table.
 
-A row is a dict: ``name``, ``model`` (None where no model is in it), ``ratio`` and, where it was
-repeated, its quartiles ``low`` and ``high``, ``aim``, ``detail``. A row that could not be measured
-has ``why`` instead of the figures.
+A row is a dict: ``name``, ``model`` (None without a model), ``ratio``, its quartiles ``low`` and
+``high`` if it was repeated, ``aim``, ``detail``. A failed measurement has ``why`` instead of the
+figures.
 """
 
 import json
@@ -34,7 +34,7 @@ STORIES = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories26
 
 @dataclass(frozen=True)
 class RandomTokens:
-    """Rows of random tokens: what they say costs nothing, their number and length do."""
+    """Rows of random tokens: only their number and length affect the cost."""
 
     vocabulary: int
     context: int = 16
@@ -59,7 +59,7 @@ class RandomTokens:
 
 
 def adapted(source: str | Path) -> tuple[nn.Module, RandomTokens, ParamSpace]:
-    """The model with a rank-4 adapter on queries and values, neither half of it zero."""
+    """The model with a rank-4 adapter on queries and values; neither half is zero."""
     model = load(source).model
     task = RandomTokens(model.config.vocab_size)
     model = attach_lora(model, rank=4, targets=["q_proj", "v_proj"])
@@ -69,7 +69,7 @@ def adapted(source: str | Path) -> tuple[nn.Module, RandomTokens, ParamSpace]:
 
 
 def model_name(source: str | Path) -> str:
-    """What the table calls a model: its folder, or its file without the ending.
+    """A model's name in the table: its folder, or its file without the ending.
 
     >>> model_name("models/SmolLM2-135M-Instruct.Q4_1.gguf")
     'SmolLM2-135M-Instruct.Q4_1'
@@ -78,7 +78,7 @@ def model_name(source: str | Path) -> str:
 
 
 def turns(routines: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every routine, taken in turns so that all see the same machine."""
+    """Seconds of every routine, in turns, so that all run under the same load."""
     seconds: dict[str, list[float]] = {name: [] for name in routines}
     for routine in routines.values():
         routine()
@@ -93,7 +93,7 @@ def turns(routines: dict[str, Callable[[], Any]], repeats: int) -> dict[str, lis
 
 
 def settle() -> None:
-    """Wait for the GPU, where there is one: its work goes on after a routine has returned."""
+    """Wait for the GPU, if there is one: it may still work after a routine has returned."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -104,10 +104,10 @@ def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str
     >>> ratios([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
     {'ratio': 2.0, 'low': 1.5, 'high': 2.5}
     """
-    found = [a / b for a, b in zip(numerator, denominator, strict=True)]
-    if len(found) == 1:
-        return {"ratio": found[0]}
-    low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
+    values = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    if len(values) == 1:
+        return {"ratio": values[0]}
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"ratio": middle, "low": low, "high": high}
 
 
@@ -128,7 +128,7 @@ def run_of(repeats: int) -> str:
 def attempted(
     name: str, rows: Callable[[], Iterable[Row]], *, model: str | None = None
 ) -> Iterator[Row]:
-    """The rows of a part of a benchmark; one that says why where it cannot be measured."""
+    """The rows of a part of a benchmark, or one with the reason if it fails."""
     try:
         yield from rows()
     except Exception as error:
@@ -147,31 +147,31 @@ def high_water(routine: Callable[[], Any]) -> int:
         torch.cuda.reset_peak_memory_stats()
         routine()
         return torch.cuda.max_memory_allocated()
-    own = Path("/proc/self")
-    if own.exists():
-        # Loading peaks higher than what stays: Linux lets a process lower its mark to the present.
-        (own / "clear_refs").write_text("5")
+    status_files = Path("/proc/self")
+    if status_files.exists():
+        # Loading peaks higher than the rest: Linux lets a process reset its mark.
+        (status_files / "clear_refs").write_text("5")
     routine()
-    if own.exists():
+    if status_files.exists():
         return from_status("VmHWM")
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def from_status(field: str) -> int:
-    """Bytes in a field of Linux's account of this process, such as VmRSS."""
+    """Bytes in a field of this process's status file on Linux, such as VmRSS."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     line = next(x for x in lines if x.startswith(field))
     return 1024 * int(line.split()[1])
 
 
 def alone(script: str, *arguments: object) -> Any:
-    """What a script prints in a process of its own, read as JSON."""
+    """The output of a script in a separate process, read as JSON."""
     command = [sys.executable, script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise RuntimeError(f"a process of its own ended early: {last}")
+        raise RuntimeError(f"a separate process ended early: {last}")
     return json.loads(done.stdout)
 
 

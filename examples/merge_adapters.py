@@ -1,4 +1,4 @@
-"""Two adapters in one: what each loses, known before they are merged.
+"""Two adapters in one: measures what each loses before they are merged.
 
     python examples/merge_adapters.py
 
@@ -17,7 +17,7 @@ TASKS = ("predecessor", "sort")
 
 
 def adapter(name: str) -> frenet.TaskVector:
-    """What 50 steps of LoRA on one task add to the weights."""
+    """The change of the weights in 50 steps of LoRA on one task."""
     model = frenet.attach_lora(
         trained_synthetic(NETWORK, seed=0), rank=4, targets=["q_proj", "v_proj"]
     )
@@ -42,8 +42,8 @@ def main() -> None:
     before, both = losses(None), losses(first + second)
     alone = [losses(first)[0], losses(second)[1]]
     for i, name in enumerate(TASKS):
-        kept = (before[i] - both[i]) / (before[i] - alone[i])
-        verdict = f"{kept:.0%} of its gain is kept" if kept > 0 else "worse than without any"
+        share = (before[i] - both[i]) / (before[i] - alone[i])
+        verdict = f"{share:.0%} of its gain is kept" if share > 0 else "worse than without any"
         print(
             f"{name}: loss {before[i]:.3f} without, {alone[i]:.3f} with its own adapter, "
             f"{both[i]:.3f} with both: {verdict}"

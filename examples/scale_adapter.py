@@ -1,9 +1,9 @@
-"""How far can a LoRA adapter be scaled? Its radius, and what the loss does beyond it.
+"""How far can a LoRA adapter be scaled? Its linear range, and the loss beyond it.
 
     python examples/scale_adapter.py
 
-Trains a small network (a minute at the first run), fine-tunes an adapter on a task that it has not
-seen, and follows the adapter from none of it to three times itself.
+Trains a small network (a minute at the first run), fine-tunes an adapter on a new task, and scales
+the adapter from 0 to 3.
 """
 
 import frenet
@@ -28,25 +28,25 @@ def main() -> None:
     batch = next(task.batches("test", 256, seed=0))
     with frenet.loss_line(base, task, batch, vector.flat(space), space=space) as line:
         length = vector.norm()
-        found = frenet.radius(
+        linear_range = frenet.radius(
             line, start=length / 16, limit=16 * length, generator=generator(0, "bootstrap")
         )
     print(
-        f"the loss is linear within 20% up to {found.radius / length:.2f} of the adapter's own "
-        f"length [{found.low / length:.2f}, {found.high / length:.2f}]"
+        f"the loss is linear within 20% up to {linear_range.radius / length:.2f} of the adapter's "
+        f"length [{linear_range.low / length:.2f}, {linear_range.high / length:.2f}]"
     )
 
     losses = {}
     for scale in (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0):
         with vector.applied(base, scale):
             losses[scale] = fixed_loss(base, task, size=256)
-        linear = losses[0.0] + scale * length * found.slope
+        linear = losses[0.0] + scale * length * linear_range.slope
         print(f"{scale:4.2f} of the adapter: loss {losses[scale]:.3f}, linear {linear:.3f}")
 
     assert losses[1.0] < losses[0.0], "the adapter has learned something"
-    assert found.slope < 0, "it does so from the first step along itself"
-    assert found.low <= found.radius <= found.high
-    assert fixed_loss(base, task, size=256) == losses[0.0], "the base is back, bit for bit"
+    assert linear_range.slope < 0, "the loss falls from the start of the line"
+    assert linear_range.low <= linear_range.radius <= linear_range.high
+    assert fixed_loss(base, task, size=256) == losses[0.0], "the base is restored, bit for bit"
 
 
 if __name__ == "__main__":

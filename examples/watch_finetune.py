@@ -1,9 +1,9 @@
-"""Fine-tune a LoRA adapter with transformers' Trainer, and watch how long directions stay good.
+"""Fine-tune a LoRA adapter with transformers' Trainer, and watch how long directions stay useful.
 
     python examples/watch_finetune.py [MODEL_FOLDER] [--out FOLDER]
 
-Without a folder it makes a small Llama itself, which it first teaches to repeat letters. Then the
-adapter learns to write them backwards, while frenet records every step and looks at both tasks.
+Without a folder it makes a small Llama and first teaches it to repeat letters. Then the adapter
+learns to write them backwards, while frenet records every step and measures both tasks.
 """
 
 import argparse
@@ -31,7 +31,7 @@ STEPS, EVERY, K = 60, 20, 5
 
 
 def write_tasks(file: Path) -> Path:
-    """Two tasks on the same prompts: the letters again, and the letters backwards."""
+    """Two tasks on the same prompts: repeat the letters, and write them backwards."""
     order = torch.randint(len(LETTERS), (200, 3), generator=torch.Generator().manual_seed(0))
     words = sorted({"".join(LETTERS[i] for i in row) for row in order.tolist()})
     rows = [
@@ -75,7 +75,7 @@ def teach(model: Any, task: Any) -> None:
 
 
 def main(folder: str | None, out: Path) -> None:
-    """Train, watch, report, and check what a reader should see."""
+    """Train, watch, report, and check the results."""
     if folder is None:
         model, tokenizer = make_model()
     else:
@@ -111,7 +111,7 @@ def main(folder: str | None, out: Path) -> None:
         data_collator=DataCollatorForSeq2Seq(tokenizer),
     )
 
-    # The one line.
+    # The only line to add.
     FrenetCallback(list(tasks.values()), out=out / "watched", every=EVERY, k=K).attach(trainer)
 
     trainer.train()
@@ -119,7 +119,7 @@ def main(folder: str | None, out: Path) -> None:
 
 
 def check(trainer: Trainer, tasks: dict[str, Any], out: Path) -> None:
-    """Every step is there, the start is as good as new, and each number has its reference."""
+    """Every step is recorded, the ratio at the start is 1, and each number has its reference."""
     path = read_trajectory(out / "watched")
     assert len(path) == STEPS
     end = path.space.read(trainer.model)
@@ -153,7 +153,7 @@ def check(trainer: Trainer, tasks: dict[str, Any], out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", help="model folder; a small one is made without it")
+    parser.add_argument("model", nargs="?", help="model folder; without it a small model is made")
     parser.add_argument("--out", type=Path, help="folder for the results")
     options = parser.parse_args()
     main(options.model, options.out or Path(tempfile.mkdtemp(prefix="frenet-")))

@@ -188,7 +188,7 @@ def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
         float(steps[:2].sum(0).norm()), rel=1e-5
     )
     assert probe(path, *given, "--lags", "9", "--out", tmp_path / "other") == 2
-    assert "has 3 steps; pass lags up to that" in capsys.readouterr().err
+    assert "has 3 steps; pass at least one lag" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
         (("--lags", "1"), "a prefix of k=1 steps is all of a training of 1"),
         (("--directions", "up"), "no direction 'up'; there are gradient, Adam step"),
         (("--vectors", "@task.jsonl"), "is no .safetensors file"),
-        (("--vectors", "@model"), "has the model's own weights: no direction"),
+        (("--vectors", "@model"), "equals the model: no direction"),
         (("--contrasts", "@statements.jsonl", "--behaviour", "b"), "no contrast 'b' in"),
     ],
 )

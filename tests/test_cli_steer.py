@@ -127,7 +127,7 @@ def test_text_in_brackets_is_shown_as_it_is(capsys):
         ),
         (
             ("extract", "--model", "@model", "--tasks", "@pairs.jsonl", "--form", "class"),
-            "belong to no class",
+            "have no class",
         ),
         (
             ("extract", "--model", "@no", "--tasks", "@no", "--out", "@v.gguf"),

@@ -118,7 +118,7 @@ def test_runs_show_their_notes_and_the_task_that_is_measured_of_several(folder, 
     (chosen,) = [note for note in notes if note.startswith("measured: ")]
     assert chosen.startswith("measured: a, of 2 tasks (a, b); --only")
     assert {row["direction"] for row in found.rows if row["table"] == "lifetime"} == {"random"}
-    hidden = [note for note in notes if "left out" in note or "told from rounding" in note]
+    hidden = [note for note in notes if "left out" in note or "distinguish from rounding" in note]
     assert {note.split()[0].strip(",") for note in hidden} == {"prefix", "random"}
     assert all(note.endswith("pass --dtype float32") for note in hidden)
 
@@ -190,7 +190,7 @@ def test_a_head_that_has_parted_is_a_direction_of_the_untied_model(folder, says)
     with torch.no_grad():
         assert torch.equal(untied.model(ids).logits, tied.model(ids).logits)
     assert untied.fingerprint == tied.fingerprint
-    with pytest.raises(ValueError, match=rf"2 of 2 vectors .* own weights.*; .*{says}"):
+    with pytest.raises(ValueError, match=rf"2 of 2 vectors .* equals the model.*; .*{says}"):
         list(vectors_from_disk(tied.model, [str(folder / "model"), *parted]))
 
 

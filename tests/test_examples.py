@@ -38,7 +38,7 @@ def test_watch_finetune_of_a_model_in_a_folder(tmp_path, shared):
 
 
 def test_scale_adapter():
-    assert "of the adapter's own length" in run("scale_adapter.py")
+    assert "of the adapter's length" in run("scale_adapter.py")
 
 
 def test_merge_adapters():

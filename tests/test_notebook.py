@@ -132,7 +132,7 @@ def test_a_table_holds_text_only_and_says_what_to_read_beside(result: Any) -> No
             [
                 "gain of the best, selection batch",
                 "11",
-                "what is above the held-out gain is luck of the selection",
+                "the excess over the held-out gain is selection luck",
             ],
         ),
         (
@@ -186,7 +186,10 @@ def test_a_plan_lists_the_settings_that_it_compares() -> None:
 
 def test_a_radius_that_was_not_found_says_how_far_was_looked() -> None:
     far = LinearRange(-1, 8.0, 1.0, math.inf, True, 8.0, None, 1.0, ())
-    assert repr(far) == "<LinearRange: linear against the direction as far as was looked, 8>"
+    assert (
+        repr(far)
+        == "<LinearRange: linear against the direction up to the largest distance tried, 8>"
+    )
     assert "not known" in far._repr_html_()
 
 
@@ -215,7 +218,7 @@ def test_everything_is_escaped() -> None:
 
 
 def test_a_result_without_words_of_its_own_says_so() -> None:
-    with pytest.raises(NotImplementedError, match="Shown says nothing of itself"):
+    with pytest.raises(NotImplementedError, match="Shown does not describe itself"):
         repr(Shown())
-    with pytest.raises(NotImplementedError, match="Shown says nothing of itself"):
+    with pytest.raises(NotImplementedError, match="Shown does not describe itself"):
         Shown()._entries()

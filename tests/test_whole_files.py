@@ -137,8 +137,8 @@ def test_what_a_killed_process_left_goes_when_the_next_one_writes(tmp_path):
         (b'{"a": ', "is not JSON: Expecting value"),
         (b"", "is not JSON"),
         (b"9" * 5000, "is not JSON: .*digits"),
-        (b"[1]", "holds a list and no object"),
-        (b"null", "holds null and no object"),
+        (b"[1]", "holds a list, not an object"),
+        (b"null", "holds null, not an object"),
         (b'{"b": 1}', "has no key 'a'"),
         (b'{"a": [1]}', "has a value of type list under 'a'"),
     ],
@@ -162,7 +162,7 @@ def test_a_seal_covers_every_key_and_value():
         {key: entry for key, entry in value.items() if key != "sha256"},
         value | {"b": float("nan")},
     ):
-        with pytest.raises(DamagedFileError, match="here is not what was written"):
+        with pytest.raises(DamagedFileError, match="here has changed since it was written"):
             unsealed(changed, "here")
 
 

@@ -1,6 +1,6 @@
 """How far, and for how long, can a direction in a neural network be trusted?
 
-    model + tasks --> gradients, curvature --> vectors in R^d --> Basis --> what it is worth
+    model + tasks --> gradients, curvature --> vectors in R^d --> Basis --> measured value
           |                                                         ^
           +--> training loop --> Trajectory ------------------------+
                    experiment: config -> rows -> run folder -> report.html
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from frenet.report import write_report
     from frenet.runs import read_run, run_experiment
 
-# Names are imported at their first use, so that the command line's help need not wait for torch.
+# Names are imported at first use, so that the command line's help does not wait for torch.
 _HOME = {
     # networks and tasks
     "load": "network.checkpoints.load",

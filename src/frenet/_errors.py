@@ -1,11 +1,11 @@
-"""What frenet says when it cannot use what it was given."""
+"""Errors about the user's input."""
 
 
 class UsageError(ValueError):
-    """What the user gave cannot be used; the message says why, and what to do.
+    """The user's input cannot be used; the message says why, and what to do.
 
-    The command line shows the message alone. Any other ValueError is a fault of frenet, and is
-    shown with its traceback.
+    The command line shows only the message. Any other ValueError is a bug in frenet, and is shown
+    with its traceback.
     """
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON whose damage is named: for every layer."""
+"""Files that are complete or absent, and checked JSON, for every layer."""
 
 import contextlib
 import errno
@@ -16,32 +16,32 @@ from typing import Any
 from frenet._errors import UsageError
 
 TEMPORARY = ".writing-"
-# What moves most results; the cache has a variable of its own.
+# The option that moves most results; the cache has a variable.
 OUT = "--out"
 _DAY_S = 86_400
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What only writing can meet: a disk that is full or read-only, a limit of the size of files.
+# Only writing raises these: a full or read-only disk, a limit on the size of files.
 _OF_WRITING = (*_FULL, errno.EROFS, errno.EFBIG)
-# Bytes that are free where something did not fit that is written in blocks.
+# With fewer bytes free, a write in blocks can have failed for lack of space.
 _NO_ROOM = 1 << 16
-# How libraries written in Rust (safetensors, tokenizers) report an error of the system.
+# How Rust libraries (safetensors, tokenizers) report a system error.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _OWNED = re.compile(rf"{re.escape(TEMPORARY)}.+\.([0-9a-f]{{8}})-(\d+)")
 
 
 class NotWrittenError(OSError):
-    """A file cannot be written; the message names it, the cause and what to do."""
+    """A file cannot be written; the message names the file, the cause and the remedy."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 class DiskFullError(NotWrittenError):
-    """No space left for a result; what was written before is whole."""
+    """No space is left for a result; earlier results are complete."""
 
 
 class DamagedFileError(UsageError):
-    """A stored file is not what was written: which one, and why in words that go on from "it"."""
+    """A stored file was changed or damaged; the message is its path, followed by ``why``."""
 
     def __init__(self, where: Path | str, why: str) -> None:
         super().__init__(f"{where} {why}")
@@ -51,21 +51,21 @@ class DamagedFileError(UsageError):
 
 @contextlib.contextmanager
 def whole(path: Path, *, moves: str = OUT, size: int | None = None) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path`` when the block ends.
+    """A temporary file that replaces ``path`` when the block ends.
 
-    Killed at any moment, ``path`` holds all of the old or all of the new content; also after a
-    power cut, as far as the file system keeps what it was asked to sync. When the block raises,
-    nothing stays; what a killed process left is removed when the next one writes into the folder.
+    If the process is killed, ``path`` holds all of the old or all of the new content, also after a
+    power cut if the file system syncs on request. If the block raises, the temporary file is
+    removed; that of a killed process is removed by the next one that writes into the folder.
 
     Args:
-        path: the file; its folder is made where it is missing.
+        path: the file; its folder is created if missing.
         moves: the option or variable that moves it to another disk, for messages.
-        size: bytes that it will have, for messages.
+        size: its bytes, for messages.
 
     Raises:
-        DiskFullError: no space, or no quota, left.
+        DiskFullError: no space or quota is left.
         OSError: it cannot be written for another reason; PermissionError, FileNotFoundError and
-            their kind stay what they are, with a message that names ``path`` and ``moves``.
+            similar keep their class, with a message that names ``path`` and ``moves``.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}.{_owner()}")
     with named_errors(path, moves=moves, size=size):
@@ -88,14 +88,14 @@ def whole(path: Path, *, moves: str = OUT, size: int | None = None) -> Iterator[
 def whole_files(
     folder: Path, *, last: str, alone: bool = False, moves: str = OUT
 ) -> Iterator[Path]:
-    """A temporary folder whose files go into ``folder`` when the block ends, ``last`` after all.
+    """A temporary folder; its files move into ``folder`` when the block ends, ``last`` at the end.
 
-    So a folder that holds ``last`` holds the others of the same writing, too.
+    So a folder that holds ``last`` holds the other files of the same write.
 
     Args:
-        folder: made where it is missing.
-        last: the name of the file that says that the folder is whole.
-        alone: what else lies there is removed; otherwise files of other names stay as they are.
+        folder: created if missing.
+        last: name of the file that marks the folder as complete.
+        alone: remove all other files; otherwise files of other names stay.
         moves: the option or variable that moves it to another disk, for messages.
 
     Raises:
@@ -112,8 +112,8 @@ def whole_files(
             with named_errors(folder, moves=moves, block=True):
                 yield temporary
         except NotWrittenError as error:  # of a file inside
-            told = str(error).replace(str(temporary), str(folder))
-            raise type(error)(error.errno, told) from error
+            message = str(error).replace(str(temporary), str(folder))
+            raise type(error)(error.errno, message) from error
         with named_errors(folder, moves=moves):
             written = sorted(temporary.iterdir(), key=lambda path: (path.name == last, path.name))
             for path in written:
@@ -130,12 +130,12 @@ def whole_files(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if is_new:
-            with contextlib.suppress(OSError):  # it holds something
+            with contextlib.suppress(OSError):  # the folder is not empty
                 folder.rmdir()
 
 
 def write_whole(path: Path, content: str | bytes, *, moves: str = OUT) -> Path:
-    """Write a file by ``whole``, whose errors it has; text as UTF-8 with line ends as they are."""
+    """Write a file with ``whole``; text as UTF-8, without changing line ends."""
     data = content.encode() if isinstance(content, str) else content
     with whole(path, moves=moves, size=len(data)) as temporary:
         temporary.write_bytes(data)
@@ -143,7 +143,7 @@ def write_whole(path: Path, content: str | bytes, *, moves: str = OUT) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the half-written files of processes that were killed; nobody else may write there."""
+    """Remove half-written files of killed processes; no other process may write there."""
     for path in sorted(folder.rglob(f"{TEMPORARY}*"), reverse=True):
         _remove(path)
 
@@ -152,13 +152,13 @@ def remove_leftovers(folder: Path) -> None:
 def named_errors(
     path: Path, *, moves: str = OUT, size: int | None = None, block: bool = False
 ) -> Iterator[None]:
-    """Errors of the disk under the name of the file that is being written.
+    """Disk errors that name the file being written.
 
     Args:
         path: the file or folder.
         moves: the option or variable that moves it to another disk.
-        size: bytes that it needs, where they are known.
-        block: other code runs inside, whose errors are passed on unless only writing can meet them.
+        size: bytes that it needs, if known.
+        block: other code runs inside; its errors are passed on unless only writing raises them.
     """
     try:
         yield
@@ -172,37 +172,36 @@ def named_errors(
 
 
 def _number(error: Exception, folder: Path) -> int | None:
-    """The number of an error of the system; None for any other error."""
+    """The number of a system error; None for any other error."""
     if isinstance(error, OSError):
-        # NumPy says how many entries it wrote, and not why no more.
+        # NumPy reports how many entries it wrote, but not why it stopped.
         with contextlib.suppress(OSError):
             if error.errno is None and shutil.disk_usage(folder).free < _NO_ROOM:
                 return errno.ENOSPC
         return error.errno
-    found = _OS_ERROR.search(str(error))
-    return int(found[1]) if found else None
+    match = _OS_ERROR.search(str(error))
+    return int(match[1]) if match else None
 
 
 def _not_written(
     path: Path, error: Exception, number: int, *, moves: str, size: int | None
 ) -> OSError:
-    """The error that says which file cannot be written, why, and what moves it."""
+    """The error that names the file, the cause and the option that moves it."""
     if number in _FULL:
         needs = f"{path} needs {size:,} bytes" if size is not None else f"{path} does not fit"
         return DiskFullError(
             number,
-            f"disk full: {needs} and {_free(path.parent)} are free; what was finished before is "
-            f"kept: make room and start the same command again, or choose another disk with "
-            f"{moves}",
+            f"disk full: {needs} and {_free(path.parent)} are free; finished results are kept: "
+            f"free some space and repeat the command, or choose another disk with {moves}",
         )
     why = getattr(error, "strerror", None) or os.strerror(number)
-    text = f"{path} cannot be written: {why}; choose a place that can be written with {moves}"
-    known = OSError(number, text)
-    return NotWrittenError(number, text) if type(known) is OSError else type(known)(text)
+    text = f"{path} cannot be written: {why}; choose a writable place with {moves}"
+    by_number = OSError(number, text)
+    return NotWrittenError(number, text) if type(by_number) is OSError else type(by_number)(text)
 
 
 def _free(folder: Path) -> str:
-    """Bytes free where the folder lies, or that nobody knows."""
+    """Free bytes on the folder's disk, or that the number is unknown."""
     try:
         return f"{shutil.disk_usage(folder).free:,}"
     except OSError:
@@ -210,7 +209,7 @@ def _free(folder: Path) -> str:
 
 
 def _owner() -> str:
-    """This process, as temporary names have it: digits of the machine, and the process."""
+    """This process in temporary names: digits that identify the machine, and the process id."""
     return f"{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-{os.getpid()}"
 
 
@@ -218,18 +217,18 @@ _tidied: set[Path] = set()
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what killed processes left in a folder, once in the life of this process."""
+    """Remove files of killed processes from a folder, once in the life of this process."""
     if folder in _tidied:
         return
     _tidied.add(folder)
     for path in folder.glob(f"{TEMPORARY}*"):
-        found = _OWNED.fullmatch(path.name)
-        if found and _abandoned(path, found[1], int(found[2])):
+        match = _OWNED.fullmatch(path.name)
+        if match and _abandoned(path, match[1], int(match[2])):
             _remove(path)
 
 
 def _abandoned(path: Path, machine: str, process: int) -> bool:
-    """Whether nobody writes a temporary file any more."""
+    """Whether no process writes a temporary file any more."""
     if machine == _owner().partition("-")[0] and os.name == "posix":
         try:
             os.kill(process, 0)
@@ -238,7 +237,7 @@ def _abandoned(path: Path, machine: str, process: int) -> bool:
         except OSError:
             return False
         return False
-    # A process of another machine, or of this one where signal 0 would end it.
+    # A process on another machine, or on this one if signal 0 would end it.
     with contextlib.suppress(OSError):
         return time.time() - path.stat().st_mtime > _DAY_S
     return False
@@ -253,8 +252,8 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Make the content of a file last through a power cut."""
-    # POSIX syncs what was only opened for reading, which a copied file may allow alone.
+    """Make the content of a file survive a power cut."""
+    # POSIX can sync a file opened for reading, and a copied file may be read-only.
     handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -263,7 +262,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a renaming last through a power cut, where the system can."""
+    """Make a renaming survive a power cut, if the system can."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -274,7 +273,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def canonical(value: object) -> str:
-    """One line of JSON that depends on the value alone: sorted keys, shortest floats, ASCII."""
+    """One line of JSON that depends only on the value: sorted keys, shortest floats, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -284,24 +283,24 @@ def pretty(value: object) -> str:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The object with the digest of all its other entries under ``sha256``."""
+    """The object with the digest of its entries under ``sha256``."""
     return {**value, "sha256": _seal(value)}
 
 
 def unsealed(value: Mapping[str, Any], where: Path | str) -> dict[str, Any]:
-    """The object without its digest.
+    """The object without its digest, checked.
 
     Raises:
-        DamagedFileError: there is none, or it is another one's.
+        DamagedFileError: there is no digest, or it does not match.
     """
     rest = {key: entry for key, entry in value.items() if key != "sha256"}
-    found = None
-    # NaN and nesting at the limit can be read and not written.
+    digest = None
+    # NaN and nesting at the limit can be read but not written.
     with contextlib.suppress(ValueError, RecursionError):
-        found = _seal(rest)
-    if found is None or value.get("sha256") != found:
+        digest = _seal(rest)
+    if digest is None or value.get("sha256") != digest:
         raise DamagedFileError(
-            where, "is not what was written: its sha256 does not match its content"
+            where, "has changed since it was written: its sha256 does not match its content"
         )
     return rest
 
@@ -314,7 +313,7 @@ def parse_json(data: bytes | str, where: Path | str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        DamagedFileError: it is none, is not UTF-8, or is nested deeper than can be read.
+        DamagedFileError: it is not JSON or not UTF-8, or is nested too deeply.
     """
     try:
         return json.loads(data.decode() if isinstance(data, bytes) else data)
@@ -341,10 +340,10 @@ def read_object(path: Path, **needed: type | tuple[type, ...]) -> dict[str, Any]
 
     Args:
         path: the file.
-        needed: keys that it must have, with the types of their values.
+        needed: required keys, with the types of their values.
 
     Raises:
-        DamagedFileError: as ``parse_json``; it is no object; a key is missing, or its value of
+        DamagedFileError: as ``parse_json``; it is no object; a key is missing, or its value has
             another type.
     """
     return require_object(read_json(path), path, **needed)
@@ -353,10 +352,10 @@ def read_object(path: Path, **needed: type | tuple[type, ...]) -> dict[str, Any]
 def require_object(
     value: Any, where: Path | str, **needed: type | tuple[type, ...]
 ) -> dict[str, Any]:
-    """A JSON value as an object with some keys; the error is that of ``read_object``."""
+    """A JSON value as an object with some keys; raises the error of ``read_object``."""
     if not isinstance(value, dict):
         kind = "null" if value is None else f"a {type(value).__name__}"
-        raise DamagedFileError(where, f"holds {kind} and no object with keys")
+        raise DamagedFileError(where, f"holds {kind}, not an object with keys")
     for key, kinds in needed.items():
         if key not in value:
             raise DamagedFileError(where, f"has no key {key!r}")

@@ -1,4 +1,4 @@
-"""How results show themselves: one line in a console, a small table in a notebook."""
+"""Display of results: one line in a console, a small table in a notebook."""
 
 import hashlib
 import html
@@ -7,21 +7,21 @@ from collections.abc import Iterable
 
 Fact = tuple[str, object, str]
 
-HEADINGS = ("", "value", "to be read beside")
-# What neither HTML nor XML can hold (control characters, halves of surrogate pairs), what a
-# terminal obeys instead of showing it, and the signs that end a line or turn the direction of what
-# follows them, with which one name can be made to look another.
+HEADINGS = ("", "value", "compare with")
+# Characters that neither HTML nor XML can hold (control characters, halves of surrogate pairs) or
+# that a terminal interprets, and those that end a line or reverse the direction of the text, which
+# can make one name look like another.
 UNSHOWABLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 BREAKS = re.compile("[\t\n\r]")
-# Of a longer line the start is shown.
+# A longer line is cut at the end.
 LONGEST = 120
-# Of a longer message the start and the end are shown.
+# A longer message is cut in the middle.
 LONGEST_MESSAGE = 2000
-# A longer text is no name of a task.
+# A longer text is not the name of a task.
 LONGEST_NAME = 1000
-# Of a notebook's own style sheet nothing is known but that its text can be read.
+# The notebook's style sheet is unknown: colours are inherited, so that the text stays readable.
 TABLE = "border-collapse: collapse; color: inherit; background: none; overflow-wrap: anywhere"
 CAPTION = "caption-side: top; text-align: left; color: inherit; padding: 0.3em 0"
 CELL = "text-align: left; padding: 0.2em 1em 0.2em 0; border-top: 1px solid rgb(128 128 128 / 50%)"
@@ -30,27 +30,27 @@ CELL = "text-align: left; padding: 0.2em 1em 0.2em 0; border-top: 1px solid rgb(
 class Shown:
     """A result that is one line in a console and a table in a notebook.
 
-    A dataclass that inherits from it is made with ``repr=False``. ``_summary`` says what it is and
-    computes nothing. ``_entries`` are its numbers: each has a name, a value, and the chance level,
-    null, ceiling or interval of the value.
+    A dataclass that inherits from it needs ``repr=False``. ``_summary`` describes it, and computes
+    nothing. ``_entries`` yields its numbers: name, value, and the chance level, null, ceiling or
+    interval of the value.
     """
 
     def _summary(self) -> str:
-        raise NotImplementedError(f"{type(self).__name__} says nothing of itself")
+        raise NotImplementedError(f"{type(self).__name__} does not describe itself")
 
     def _entries(self) -> Iterable[Fact]:
-        raise NotImplementedError(f"{type(self).__name__} says nothing of itself")
+        raise NotImplementedError(f"{type(self).__name__} does not describe itself")
 
     def __repr__(self) -> str:
-        told = showable(" ".join(self._summary().split()))
-        return f"<{type(self).__name__}: {clipped(told)}>"
+        summary = showable(" ".join(self._summary().split()))
+        return f"<{type(self).__name__}: {clipped(summary)}>"
 
     def _repr_html_(self) -> str:
         return table(f"{type(self).__name__}: {self._summary()}", self._entries())
 
 
 def table(caption: str, facts: Iterable[Fact]) -> str:
-    """A table with three columns as HTML, every text in it escaped, without script or class.
+    """An HTML table with three columns and escaped texts, without script or class.
 
     >>> table("a < b", [("x", 0.123456, "chance 0")]).count("<td"), "a &lt; b" in table("a < b", [])
     (2, True)
@@ -58,8 +58,8 @@ def table(caption: str, facts: Iterable[Fact]) -> str:
     rows = "".join(
         f'<tr><th scope="row" style="{CELL}; font-weight: inherit">{_escaped(name)}</th>'
         f'<td style="{CELL}">{_escaped(number(value))}</td>'
-        f'<td style="{CELL}">{_escaped(beside)}</td></tr>'
-        for name, value, beside in facts
+        f'<td style="{CELL}">{_escaped(reference)}</td></tr>'
+        for name, value, reference in facts
     )
     heads = "".join(f'<th scope="col" style="{CELL}">{heading}</th>' for heading in HEADINGS)
     body = f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>" if rows else ""
@@ -68,7 +68,7 @@ def table(caption: str, facts: Iterable[Fact]) -> str:
 
 
 def number(value: object) -> str:
-    """A value as people read it: floats to four digits, whole numbers in groups of three.
+    """A value for display: floats to four digits, integers with thousands separators.
 
     >>> number(0.123456), number(102592), number(None), number("as it is")
     ('0.1235', '102,592', 'not known', 'as it is')
@@ -81,7 +81,7 @@ def number(value: object) -> str:
 
 
 def clipped(text: str) -> str:
-    """The start of a text that is too long for a line.
+    """The text, cut at the end if it is too long for a line.
 
     >>> len(clipped("long" * 100))
     120
@@ -90,7 +90,7 @@ def clipped(text: str) -> str:
 
 
 def showable(text: str) -> str:
-    """The text with whatever a page cannot hold written out as an escape.
+    """The text, with an escape for every character that a page cannot hold.
 
     >>> showable("a" + chr(0) + chr(0x202E))
     'a\\\\x00\\\\u202e'
@@ -99,10 +99,10 @@ def showable(text: str) -> str:
 
 
 def one_line(text: object, longest: int = LONGEST_MESSAGE) -> str:
-    """One line of a terminal or a page that shows any text and obeys none of it.
+    """Any text as one line that a terminal or page shows and does not interpret.
 
-    Whatever a terminal would obey, and line ends, are written out as escapes; the middle of a text
-    that is too long is left out.
+    Control characters and line ends become escapes; the middle of a text that is too long is left
+    out.
 
     >>> one_line("task" + chr(27) + "[31m" + chr(10) + "error: forged")
     'task\\\\x1b[31m\\\\nerror: forged'
@@ -112,7 +112,7 @@ def one_line(text: object, longest: int = LONGEST_MESSAGE) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names in a message, whatever is in them.
+    """Names for a message, with escapes for control characters.
 
     >>> listed(["plural", "past" + chr(10)])
     'plural, past\\\\n'
@@ -121,7 +121,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def shortened(text: str, longest: int = LONGEST_MESSAGE) -> str:
-    """Start and end of a text that is too long, its length, and what tells it from others.
+    """Start and end of a text that is too long, with its length and digest.
 
     >>> shortened("long" * 1000, 40)
     'longlonglongl... (4,000 characters, 59f1d666) ...nglong'

@@ -1,4 +1,4 @@
-"""Curves of growing cost: where they stop, what is kept of one that is killed."""
+"""Curves of growing cost: when they stop, and what survives if the process is killed."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_sizes_above_the_largest_wanted_are_left_out():
 
 
 def test_a_point_has_the_memory_of_its_inputs_and_its_result():
-    # In a process of its own: what other tests have freed would be used again.
+    # In a separate process, since memory that other tests freed would be reused.
     script = (
         "import json, torch; from bench_growth import measured\n"
         "def make(count):\n"

@@ -1,4 +1,4 @@
-"""The command that runs all benchmarks: what fails has a row, what is done is not done again."""
+"""The command that runs all benchmarks: failures have rows, finished jobs are not repeated."""
 
 import importlib
 import inspect
@@ -146,7 +146,9 @@ def test_resume_goes_on_where_it_was_interrupted(fake, monkeypatch):
 def test_a_page_does_not_lose_the_rows_that_were_never_measured(fake, monkeypatch):
     in_this_process(monkeypatch)
     before = page.PAGE.read_text()
-    with pytest.raises(SystemExit, match=r"has no rows of bench_growth, so the page is left as it"):
+    with pytest.raises(
+        SystemExit, match=r"has no rows of bench_growth, so the page is left unchanged"
+    ):
         command(monkeypatch, fake, "--only", "bench_fake")
     assert page.PAGE.read_text() == before
 

@@ -46,7 +46,7 @@ def test_cosines_of_zero_vectors_are_zero():
 
 @pytest.mark.parametrize("paired", [False, True])
 def test_shuffled_differences_are_those_of_shuffled_labels(paired):
-    """All labellings of 2 + 2 rows occur, and nothing else; pairs only swap their own sides."""
+    """Exactly the labellings of 2 + 2 rows occur; pairs only swap their sides."""
     found = streams(2, 2, paired=paired)
     rows = found.rows
     seen = {

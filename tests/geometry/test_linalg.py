@@ -60,7 +60,7 @@ def test_a_block_fits_the_cache_of_one_thread_and_is_large_for_several(
 
 
 def test_gram_sums_in_float64():
-    # In float32 the ones are lost beside 1e8: their sum is 0 or 1000 off.
+    # In float32 the ones are lost next to 1e8: the sum is off by 0 or 1000.
     G = torch.cat([torch.tensor([1e4]), torch.ones(1000)])[None]
     assert float(gram(G)) == 1e8 + 1000
 
@@ -174,7 +174,7 @@ def test_a_float32_product_is_used_down_to_0_06_of_the_whole(smallest, single):
     S = torch.tensor([rest**0.5] * 3 + [smallest])
     G = oracles.rows_with_spectrum(S, 4, 300, generator(0)).float()
     assert torch.equal(top_k_svd(G, 4).U, top_k_svd(G.double(), 4).U) is not single
-    # What is left out does not decide.
+    # Dropped rows do not matter.
     assert not torch.equal(top_k_svd(G, 3).U, top_k_svd(G.double(), 3).U)
 
 

@@ -293,7 +293,7 @@ def test_on_other_data_the_winner_keeps_its_share_of_slope_and_curvature():
 
 
 def test_without_a_slope_or_spread_there_is_an_answer():
-    """Nothing is divided by zero: the luck of a flat loss is nought, its change is a step."""
+    """No division by zero: the luck of a flat loss is 0, its distribution a step."""
     flat = QuadraticModel(dim=4, gradient=0.0, trace=0.0)
     assert transfer(0.0, 0.0) == 0.0
     assert flat.gain(0.1, 64) == flat.held_out_gain(0.1, 64) == 0.0

@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_heap() -> Iterator[None]:
-    """Every training collects garbage, which takes half a second where torch has been imported."""
+    """Every training collects garbage, which takes half a second once torch is imported."""
     gc.collect()
     gc.freeze()
     yield

@@ -1,4 +1,4 @@
-"""Two processes, gradients averaged between them: one records, and nothing changes."""
+"""Two processes with averaged gradients: one records, and the weights do not change."""
 
 import os
 import socket

@@ -68,7 +68,7 @@ def test_a_recording_is_cut_at_any_step_and_goes_on(tmp_path, small, kept, gradi
 
 @pytest.mark.parametrize("removed", [0, 1])
 def test_a_cut_that_is_interrupted_can_be_made_again(tmp_path, small, monkeypatch, removed):
-    """Killed before the old file of the steps that are kept is removed, or before any is."""
+    """Killed before the old file of the remaining steps is removed, or before any file is."""
     made = filled(tmp_path, 9)
     unlink, done = Path.unlink, []
 
@@ -102,7 +102,7 @@ def test_one_step_larger_than_a_chunk_is_a_chunk(tmp_path, monkeypatch):
 def test_missing_steps_are_an_error_that_names_them(tmp_path, small):
     filled(tmp_path, 9)
     chunks(tmp_path)[1].path.unlink()
-    with pytest.raises(ValueError, match="begins with step 7 where 4 is next"):
+    with pytest.raises(ValueError, match="begins with step 7, not 4"):
         in_order(tmp_path)
 
 

@@ -37,7 +37,7 @@ def watch(tmp_path):
         ({"k": 0}, "k=0; pass at least 1"),
         ({"n": 1}, "n=1; pass at least 2"),
         ({"n": 12}, "probe 'plus': batch_size=36 for the 35 train rows .* or pass a smaller n"),
-        ({"probes": [RowsTask()]}, "probe 'rows' gave 3 train examples of the 12 that n asks for"),
+        ({"probes": [RowsTask()]}, "probe 'rows' has 3 train examples, n needs 12"),
     ],
 )
 def test_settings_out_of_range(watch, changed, message):
@@ -47,7 +47,7 @@ def test_settings_out_of_range(watch, changed, message):
 
 
 def test_probes_without_any_gradient_are_a_note_and_do_not_end_the_training(tmp_path, watch):
-    """Only A trains, and B is zero: nothing depends on it."""
+    """Only A trains, and B is zero, so that the loss does not depend on A."""
     model = model_of("lora")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_A" in name)
@@ -55,7 +55,7 @@ def test_probes_without_any_gradient_are_a_note_and_do_not_end_the_training(tmp_
     assert trainer.state.global_step == STEPS
     notes = [row["note"] for row in read_run(watch["out"]).rows if row["table"] == "notes"]
     for probe in ("plus", "times"):
-        assert any(f"basis of probe {probe} was not looked at: all vectors" in n for n in notes)
+        assert any(f"basis of probe {probe} was not measured: all vectors" in n for n in notes)
 
 
 def test_two_probes_of_one_name(watch):
@@ -85,7 +85,7 @@ def test_the_same_callback_twice(tmp_path, watch):
     callback = FrenetCallback(given.pop("probes"), **given)
     examples = rows(watch["probes"][0])
     trainer = trainer_of(model_of("lora"), examples, tmp_path / "t", callbacks=[callback])
-    with pytest.raises(ValueError, match="has a FrenetCallback already"):
+    with pytest.raises(ValueError, match="already has a FrenetCallback"):
         callback.attach(trainer)
     trainer.callback_handler.callbacks.append(callback)
     with pytest.raises(ValueError, match="has two FrenetCallbacks, or the same one twice"):
@@ -101,7 +101,10 @@ def test_two_callbacks_for_one_training(tmp_path, watch):
 
 
 def test_a_prefix_as_long_as_the_training(tmp_path, watch):
-    with pytest.raises(ValueError, match=r"k=8 first steps of a training of 8 steps .* k <= 7"):
+    with pytest.raises(
+        ValueError,
+        match=r"k=8 first steps leave no later ones in a training of 8 steps; pass k <= 7",
+    ):
         train(model_of("lora"), tmp_path / "t", watch={**watch, "k": 8})
     assert not watch["out"].exists()
 
@@ -204,7 +207,7 @@ def test_disk_of_a_folder_that_is_not_there_yet(tmp_path):
 def test_a_diverging_training_keeps_the_steps_before(tmp_path, watch, caplog):
     settings = {"optim": "sgd", "learning_rate": 1e38, "lr_scheduler_type": "constant"}
     settings |= {"max_grad_norm": 0.0}
-    # A look would find a gradient that is not finite before a step is.
+    # A measurement would meet a gradient that is not finite before a step is.
     watch["probes"] = []
     with caplog.at_level(logging.ERROR, logger="frenet"):
         trainer = train(model_of("gpt2"), tmp_path / "t", watch=watch, **settings)
@@ -213,9 +216,9 @@ def test_a_diverging_training_keeps_the_steps_before(tmp_path, watch, caplog):
     (failure,) = run.failures
     assert failure["type"] == "FloatingPointError"
     path = read_trajectory(watch["out"])
-    assert f"the {len(path)} steps before it are kept" in failure["error"]
+    assert f"the {len(path)} earlier steps are in" in failure["error"]
     assert f"step {len(path) + 1} of this training is not finite in parameter" in failure["error"]
-    assert "nothing is recorded any more" in caplog.text
+    assert "recording stopped" in caplog.text
     assert path.steps.isfinite().all()
     page = write_report([run], tmp_path / "report.html", static=False).read_text("utf-8")
     assert "is not finite in parameter" in page

@@ -70,7 +70,7 @@ def test_a_training_that_is_over_keeps_its_last_look(tmp_path, watch, ended):
             if state.global_step == STEPS and not ended:
                 raise KeyboardInterrupt
 
-    # Four steps an epoch, so that the eighth, between two regular looks, ends one.
+    # Four steps per epoch, so that the eighth, between two regular measurements, ends one.
     settings = {**CHECKPOINTS, "per_device_train_batch_size": 9}
     whole = {**watch, "out": tmp_path / "whole"}
     train(model_of("lora"), tmp_path / "plain", watch=whole, **settings)
@@ -163,7 +163,7 @@ def test_a_training_that_follows_a_diverged_one_is_not_finished_by_it(tmp_path, 
 def test_a_second_training_does_not_mix_with_the_first(tmp_path, watch):
     train(model_of("lora"), tmp_path / "t", watch=watch)
     before = (watch["out"] / "rows.jsonl").read_bytes()
-    with pytest.raises(RunFolderError, match="holds 8 steps of a training and this one begins"):
+    with pytest.raises(RunFolderError, match="holds 8 steps of a training, but this one starts"):
         train(model_of("lora"), tmp_path / "u", watch=watch)
     with pytest.raises(RunFolderError, match="holds a run with k=2, and this one has k=3"):
         train(model_of("lora"), tmp_path / "u", watch={**watch, "k": 3})
@@ -184,7 +184,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, watch):
         train(model_of("lora"), tmp_path / "u", watch=watch, resume=True, **settings)
     assert (watch["out"] / "rows.jsonl").read_bytes() == before
     missing = {**watch, "out": tmp_path / "new"}
-    with pytest.raises(RunFolderError, match=r"goes on from step 8 and .* holds the first 0 steps"):
+    with pytest.raises(RunFolderError, match=r"resumes at step 8, but .* holds the first 0 steps"):
         train(model_of("lora"), tmp_path / "u", watch=missing, resume=True, **settings)
     assert read_run(watch["out"]).manifest["complete"]
 

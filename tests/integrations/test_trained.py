@@ -166,10 +166,10 @@ def merge_and_begin_again(model, optimizer, step):
 @pytest.mark.parametrize(
     ("kind", "do", "kept", "words"),
     [
-        ("wte", add_group, 4, r"step 5 .* transformer\.wpe\.weight is not recorded"),
-        ("lora", add_adapter, 4, r"step 5 .*lora_A\.second\.weight is not recorded"),
+        ("wte", add_group, 4, r"step 5 .* transformer\.wpe\.weight trains now"),
+        ("lora", add_adapter, 4, r"step 5 .*lora_A\.second\.weight trains now"),
         ("lora", merge_for_good, 4, r"step 5 .*lora_A.* is no longer in the model"),
-        ("gpt2", grow, 4, r"step 5 .*wte\.weight, which is recorded with shape .* has shape"),
+        ("gpt2", grow, 4, r"step 5 .*wte\.weight, recorded with shape .* has shape"),
         ("lora", merge_and_begin_again, 3, r"between steps 3 and 6 .* have changed"),
     ],
 )
@@ -189,8 +189,8 @@ def test_what_is_left_out_ends_the_recording_and_is_named(
     assert failure["type"] == "LeftOutError"
 
     assert re.search(words, failure["error"]), failure["error"]
-    assert f"the {kept} steps before it are kept" in failure["error"]
-    assert "nothing is recorded any more" in caplog.text
+    assert f"the {kept} earlier steps are in" in failure["error"]
+    assert "recording stopped" in caplog.text
     assert len(read_trajectory(watch["out"])) == kept
     assert max(row["step"] for row in run.rows if row["table"] == "path") == 3
 
@@ -215,7 +215,7 @@ def test_a_tensor_that_takes_the_place_of_another_is_followed(tmp_path, watch, c
 
 
 def test_what_a_selection_leaves_out_may_train(tmp_path, watch):
-    """With where= the rest of the model is none of this recording's business."""
+    """With where= the recording ignores the rest of the model."""
     watch["where"] = "wte"
     train(model_of("gpt2"), tmp_path / "t", watch=watch, callbacks=[At(4, do=freeze_half)])
     assert len(read_trajectory(watch["out"])) == STEPS
@@ -274,7 +274,7 @@ class Inside(TrainerCallback):
 
 
 class AllAtOnce(Inside):
-    """As LOMO: nothing before the last gradient is there, then all of them are used up."""
+    """Like LOMO: steps at the last gradient, and then removes all gradients."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         for parameter in model.parameters():

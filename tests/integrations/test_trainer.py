@@ -88,7 +88,7 @@ def test_steps_are_the_moves_and_gradients_what_trainer_used(tmp_path, watch):
     path = read_trajectory(watch["out"])
     start = path.space.flatten(before)
     assert torch.equal(path.start, start)
-    # A float32 difference is rounded where its two ends differ by more than a factor of 2.
+    # A float32 difference is rounded if its two ends differ by more than a factor of 2.
     end = path.space.read(trainer.model)
     torch.testing.assert_close(path.theta(STEPS), end, rtol=0, atol=1e-7)
     torch.testing.assert_close(path.steps, -1e-2 * path.gradients, rtol=0, atol=1e-7)
@@ -224,7 +224,7 @@ def test_the_bracket_of_the_defaults_holds_what_a_look_at_every_step_finds(tmp_p
     assert steps == {0, 1, 2, 5, 10, 20, 50, 60}
     assert {row["step"] for row in table(tmp_path / "dense", "drift")} == set(range(61))
     for bracket, dense in zip(*found, strict=True):
-        # Close looks, by which nothing is interpolated over a span that was not looked at.
+        # Close measurements, so that the interpolation spans no gap.
         assert dense.high is None or dense.high - dense.low == 1
         assert bracket.low <= dense.low
         assert (bracket.high or math.inf) >= (dense.high or math.inf)
@@ -246,7 +246,7 @@ def test_steps_of_half_precision_weights_are_what_rounding_left(tmp_path, watch)
 
 
 class Heard(TrainerCallback):
-    """Stands for a reporter, such as TensorBoard's: before the user's callbacks in the list."""
+    """A reporter like TensorBoard's: before the user's callbacks in the list."""
 
     def __init__(self):
         self.logs = []

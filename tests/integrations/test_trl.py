@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, which keeps averages of its own and empties them whenever it logs."""
+"""TRL's SFTTrainer, which has its own averages and clears them whenever it logs."""
 
 import pytest
 import torch

@@ -17,7 +17,7 @@ from frenet.network.tasks import collate
 from network.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 STEPS = 8
-# Steps at which a callback with every=3 looks.
+# Steps at which a callback with every=3 measures.
 LOOKS = [0, 1, 2, 3, 6, STEPS]
 
 

@@ -30,7 +30,7 @@ class Point(nn.Module):
 
 @dataclass(frozen=True)
 class Quadratic:
-    """L = (x - m)^T H (x - m) / 2 + <s, x>, the slope s drawn anew for every batch."""
+    """L = (x - m)^T H (x - m) / 2 + <s, x>, with a new random slope s for every batch."""
 
     H: Tensor
     minimum: Tensor

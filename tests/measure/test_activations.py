@@ -213,7 +213,7 @@ def test_adding_at_one_position_of_one_block():
 @families
 @pytest.mark.parametrize("position", ["generated", "last", "all", (2,)])
 def test_generation_is_the_same_with_and_without_a_cache(family, position):
-    """Case S4 (b), and against a loop that computes everything anew for each token."""
+    """Case S4 (b), compared with a loop that recomputes everything for each token."""
     model = FAMILIES[family]()
     prompts = torch.tensor([[5, 9, 3, 7], [8, 1, 12, 4]])
     v = 3 * torch.randn(16, generator=generator(0, "steer"))
@@ -344,7 +344,7 @@ def test_streams_that_are_not_finite_are_named():
 
 
 def test_no_prompts_are_refused():
-    with pytest.raises(ValueError, match="no prompts to look at"):
+    with pytest.raises(ValueError, match="there are no prompts"):
         last_activations(tiny_gpt2(), [], [0])
 
 

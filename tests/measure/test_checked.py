@@ -18,7 +18,7 @@ BATCH = collate(ROWS)
 
 
 class Stopped(nn.Module):
-    """A point whose loss forgets a share of its gradient."""
+    """A point with a loss that drops a share of its gradient."""
 
     def __init__(self, share):
         super().__init__()

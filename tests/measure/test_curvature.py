@@ -129,7 +129,7 @@ def test_the_product_is_linear_and_symmetric(dense):
 @pytest.mark.parametrize("name", ["gpt2", "qwen2", "llama", "gpt2-lora"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_product_of_language_models_is_the_double_backward(name, attention):
-    """Under fused attention too, which has no second derivative of its own."""
+    """Also with fused attention, which has no second derivative."""
     model, task, batch = build(name), task_for(name), collate(ROWS)
     getattr(model, "base_model", model).set_attn_implementation(attention)
     space = ParamSpace.select(model)

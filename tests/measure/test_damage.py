@@ -182,7 +182,7 @@ def test_exactly_the_worst_head_is_zeroed(learned):
     ],
 )
 def test_heads_of_language_models_are_found_on_the_right_axis(make, weights, transposed):
-    """A zeroed head changes the layer's output exactly as its own values being zero would."""
+    """A zeroed head changes the layer's output exactly as zero values in that head do."""
     model, task = make(), RowsTask()
     damage = damage_of(model, task=task)
     costs = head_costs(model, damage, weights=weights, heads=2, width=8, transposed=transposed)

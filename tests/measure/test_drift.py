@@ -1,4 +1,4 @@
-"""Drift against a plane that rotates at a known speed, and a distribution that does not move."""
+"""Drift of a plane that rotates at a known speed, and of a distribution that does not move."""
 
 import math
 from dataclasses import replace
@@ -31,7 +31,7 @@ def unit(rows):
 
 
 def plane(angle, *, k=2, d=40):
-    """k orthonormal rows, each turned by ``angle`` out of its axis into an axis of its own."""
+    """k orthonormal rows, each rotated by ``angle`` from its axis towards a new axis."""
     axes = torch.eye(d, dtype=torch.float64)
     return math.cos(angle) * axes[:k] + math.sin(angle) * axes[k : 2 * k]
 
@@ -103,7 +103,7 @@ def test_a_noisy_plane_that_does_not_move_has_ratio_and_control_one():
     # Overlap and ceilings have the same law; the ratio of one to the mean of two others is near 1.
     assert abs(overlaps.mean() - 1) < 0.02
     assert all(0.5 < drift.ceiling_s < 1 for drift in found)
-    assert overlaps.max() > 1  # nothing is clamped
+    assert overlaps.max() > 1  # no clamping
 
 
 def test_turning_all_vectors_together_changes_nothing():
@@ -140,9 +140,9 @@ def test_every_number_against_explicit_bases():
 
 
 def test_windows_of_updates_do_not_overlap():
-    """Each window of 9 steps lies in a plane of its own: the old basis holds nothing of the next.
+    """Each window of 9 steps lies in a different plane: the old basis captures none of the next.
 
-    Windows that overlapped would share steps, and hold some.
+    Overlapping windows would share steps, and capture some.
     """
     draw = generator(0, "windows")
     axes = torch.eye(30)
@@ -206,7 +206,7 @@ def test_gradients_of_any_length_become_unit_vectors():
 def test_a_third_of_a_window_may_hold_k_steps_and_no_more():
     steps = torch.randn(12, 30, generator=generator(0, "short"))
     assert list(update_drift(steps, window=6, k=2)) == [6]
-    with pytest.raises(ValueError, match="window=5 is short for k=2"):
+    with pytest.raises(ValueError, match="window=5 is too short for k=2"):
         update_drift(steps, window=5, k=2)
 
 
@@ -216,7 +216,9 @@ def test_one_window_is_not_compared():
 
 @pytest.mark.parametrize(("window", "k"), [(5, 2), (30, 0)])
 def test_a_short_window_is_refused(window, k):
-    with pytest.raises(ValueError, match=f"window={window} is short for k={k}; a third of it must"):
+    with pytest.raises(
+        ValueError, match=f"window={window} is too short for k={k}; a third of it must"
+    ):
         update_drift(torch.ones(60, 4), window=window, k=k)
 
 
@@ -261,7 +263,7 @@ def test_half_life_of_ratios_that_are_not_to_the_start():
 @pytest.mark.parametrize("life", [0.4, 1.0, 1.5, 17.0, 31.0, 99.0, 250.0])
 @pytest.mark.parametrize("level", [0.5, 0.1])
 def test_brackets_hold_the_crossing_of_an_exponential_and_those_of_more_looks(life, level):
-    """exp(-t / tau) crosses the level at ``life``, whatever the grid; fewer looks say less."""
+    """exp(-t / tau) crosses the level at ``life`` on any grid; a coarser one brackets wider."""
     grids = [range(201), (0, 1, 2, 5, 10, 20, 50, 100, 200), (0, 1, 10, 100, 200), (0, 100, 200)]
     finer = None
     for grid in grids:
@@ -284,7 +286,7 @@ def test_brackets_hold_the_crossing_of_an_exponential_and_those_of_more_looks(li
 @pytest.mark.parametrize(
     ("moved", "low", "high"),
     [
-        ({0: 0.0, 5: 1.5, 10: 3.0, 20: 1.0}, 1.0, 3.0),  # turns back between the looks
+        ({0: 0.0, 5: 1.5, 10: 3.0, 20: 1.0}, 1.0, 3.0),  # turns back between the measurements
         ({0: 0.0, 5: 4.0, 10: 1.0, 20: 2.0}, 1.0, 2.0),  # and before them
         ({0: 0.0, 5: 1.0, 10: 2.0, 12: 9.0, 15: 0.5, 20: 6.0}, 0.5, 9.0),  # seen at every step
     ],
@@ -381,11 +383,11 @@ def test_a_step_without_any_gradient_has_a_reason_instead_of_a_drift():
 
 
 def test_gradients_that_share_nothing_have_a_reason_instead_of_a_drift():
-    """Each set in coordinates of its own, as of embeddings of tokens that come once."""
-    with pytest.raises(UndefinedDriftError, match="take more vectors"):
+    """Each set has its own coordinates, like embeddings of tokens that occur once."""
+    with pytest.raises(UndefinedDriftError, match="use more vectors"):
         basis_drift(tuple(torch.eye(6).split(2)), tuple(torch.eye(6).split(2)), 2)
-    # One axis in all sets but one, which then shares nothing with its own step.
+    # One axis in all sets but one, which then shares no direction with its step.
     for other in (1, 2, 4, 5):
         sets = [torch.eye(2)[[int(i == other)]] for i in range(6)]
-        with pytest.raises(UndefinedDriftError, match="take more vectors"):
+        with pytest.raises(UndefinedDriftError, match="use more vectors"):
             basis_drift(tuple(sets[:3]), tuple(sets[3:]), 1)

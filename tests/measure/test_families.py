@@ -1,4 +1,4 @@
-"""Families whose attention or experts are not plain: derivatives are those of the very model."""
+"""Families with unusual attention or experts: derivatives are those of the model itself."""
 
 import pytest
 import torch

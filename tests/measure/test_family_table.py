@@ -1,4 +1,4 @@
-"""A sample of ``make families``: no cell is wrong, and fast ways are taken where they can be."""
+"""A sample of ``make families``: no cell is wrong, and fast ways are used if possible."""
 
 import pytest
 

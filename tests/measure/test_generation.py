@@ -76,7 +76,7 @@ def ways(family, model):
         "static in chunks": {"cache_implementation": "static", "prefill_chunk_size": 4},
     }
     if family == "llama":
-        # The model as its own assistant, by its first block.
+        # The model with only its first block is its assistant.
         found["early exit"] = {"assistant_early_exit": 1}
         embeds = model.get_input_embeddings()(torch.tensor([PROMPT])).detach()
         found["embeddings"] = {"inputs_embeds": embeds, "input_ids": None}
@@ -228,7 +228,7 @@ def test_a_mask_of_prompts_holds_for_all_their_copies():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("position", ["last", "generated", "all"])
 def test_a_second_turn_goes_on_from_the_first(position):
-    """In one context, as from the beginning: its new prompt has a last token of its own."""
+    """In one context, a new prompt starts from the beginning and has its own last token."""
     model, site = tiny_llama(), Site(1, position)
     more = {"do_sample": False, "max_new_tokens": NEW, "pad_token_id": 0, "eos_token_id": None}
     with add(model, {site: V}):
@@ -277,7 +277,7 @@ def test_ways_of_generating_that_do_not_tell_their_positions_are_refused():
         ({"guidance_scale": 1.5}, "guidance_scale"),
         ({"token_healing": True}, "token_healing"),
         ({"cache_implementation": "paged"}, "continuous batching"),
-        # transformers runs the kept tokens again, and gets another text.
+        # transformers runs the cached tokens again, and gets another text.
         ({"past_key_values": kept, "prompt_lookup_num_tokens": 3}, "whole prompt"),
     ]
     for more, match in refused:
@@ -331,7 +331,7 @@ class Checkpointed(nn.Module):
 
 
 def test_checkpointed_blocks_run_again_as_they_ran():
-    """The gradient is that without checkpointing; nothing is recorded twice."""
+    """The gradient is that without checkpointing; no row is recorded twice."""
     ids, found = torch.tensor([PROMPT]), []
     for again in (False, True):
         with torch.random.fork_rng(devices=[]):
@@ -350,6 +350,6 @@ def test_checkpointed_blocks_run_again_as_they_ran():
 
 def test_vectors_that_no_pass_saw_are_an_error():
     model = tiny_llama()
-    message = "no forward pass of LlamaForCausalLM was seen"
+    message = "no forward pass of LlamaForCausalLM ran"
     with pytest.raises(ValueError, match=message), add(model, {Site(1): V}):
         tiny_llama()(input_ids=torch.tensor([PROMPT]))

@@ -152,7 +152,7 @@ def test_the_rows_of_the_matrix_are_the_gradients_of_the_batches():
 
 
 def test_the_mean_of_many_batches_tends_to_the_gradient_of_their_union():
-    """The rows of a quadratic scatter by what its batches add, and by nothing else."""
+    """The rows of a quadratic differ only by the slopes of its batches."""
     model, task, space = quadratic(torch.linspace(1, 2, 6), noise=0.1)
     matrix = gradient_matrix(model, task, space=space, n=100, batch_size=1)
     expected = task.gradient(space.read(model))
@@ -192,7 +192,7 @@ def test_a_task_that_runs_out_of_batches_is_named():
             yield self.collate(self.rows)
 
     model = tiny_qwen2()
-    with pytest.raises(ValueError, match="task rows gave 1 of the 3 batches; pass n <= 1"):
+    with pytest.raises(ValueError, match="task rows gave only 1 of 3 batches; pass n <= 1"):
         gradient_matrix(model, Short(), space=ParamSpace.select(model), n=3, batch_size=3)
 
 
@@ -319,7 +319,7 @@ class TwoPasses(RowsTask):
 
 
 class Unvectorised(RowsTask):
-    """The loss looks at its own value, which a vmap cannot do."""
+    """The loss branches on its value, which vmap does not allow."""
 
     def loss(self, model, batch):
         loss = token_loss(model, batch)
@@ -338,7 +338,7 @@ def test_examples_of_other_losses_equal_a_loop(task, linear):
 
 
 def test_a_weight_used_outside_its_layer_is_noticed():
-    """The layer's own inputs and slopes would miss a part of the gradient."""
+    """The layer's inputs and slopes alone would miss a part of the gradient."""
     model, task = build("qwen2-lora"), RowsTask()
     layer = model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"]
     model.base_model.model.lm_head.register_forward_hook(
@@ -397,7 +397,7 @@ def test_as_many_examples_as_positions_still_need_one_pass(name):
 
 
 class Decayed(RowsTask):
-    """A loss that looks at a layer of the model."""
+    """A loss that reads a layer of the model."""
 
     def loss(self, model, batch):
         return token_loss(model, batch) + model.get_output_embeddings().weight.square().sum()
@@ -453,7 +453,7 @@ def test_examples_of_half_precision_models_are_close():
 
 
 class Shuffling(SyntheticTask):
-    """A loader that shuffles from a state of its own."""
+    """A loader that shuffles with its own random state."""
 
     def batches(self, split, batch_size, seed):
         LOADER.append(None)

@@ -44,7 +44,7 @@ def test_shares_are_squared_cosines():
 
 
 def test_a_random_basis_has_its_share_by_chance():
-    """k / d, over many gradients that are nothing but noise."""
+    """k / d, over many gradients of pure noise."""
     model, task, space = quadratic(noise=100.0)
     basis = random_basis(40, 10, generator(0, "basis"), space=space)
     assert shares(model, task, space, {"random": basis}, n=400)["random"] == pytest.approx(
@@ -64,7 +64,7 @@ def test_short_gradients_count_as_long_ones_and_a_gradient_of_zero_has_no_share(
 
 
 def test_the_lifetime_of_a_steep_direction_is_the_closed_form():
-    """SGD shrinks x_i by 1 - lr lambda_i a step, so g_1^2 / |g|^2 is known at every step."""
+    """SGD shrinks x_i by 1 - lr lambda_i per step, so g_1^2 / |g|^2 is known at every step."""
     model, task, space = quadratic()
     lr, lags = 0.1, tuple(range(1, 61))
     basis = span_basis(torch.eye(40)[:1], space=space)
@@ -149,7 +149,7 @@ def test_following_a_recorded_path_sees_what_watching_the_training_saw():
     late = follow(model, path, space=space, lags=(5,), look=look)
     assert late == {name: {lag: at[lag] for lag in (0, 5)} for name, at in followed.items()}
     for wrong in ((13,), (1, 13), ()):
-        with pytest.raises(ValueError, match="has 12 steps; pass lags up to that"):
+        with pytest.raises(ValueError, match="has 12 steps; pass at least one lag"):
             follow(model, path, space=space, lags=wrong, look=look)
     other = ParamSpace.select(model, "first")
     with pytest.raises(ValueError, match="parameter spaces differ first at entry 1"):

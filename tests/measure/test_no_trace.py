@@ -1,4 +1,4 @@
-"""Measuring leaves no trace: flags, gradients, random states, hooks and weights are as found."""
+"""Measuring leaves no trace: flags, gradients, random states, hooks and weights are restored."""
 
 import random
 
@@ -21,7 +21,7 @@ from measure.conftest import build
 from measure.quadratic import ROWS, RowsTask
 from network.models import tiny_gpt2
 
-# beartype chooses the list entries that it looks at by Python's random numbers.
+# beartype chooses the list entries that it checks by Python's random numbers.
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 BATCH = collate(ROWS)
@@ -192,7 +192,7 @@ def test_a_backward_pass_inside_adds_to_nothing_outside():
 
 
 def test_dropout_is_what_would_have_made_the_difference():
-    """Without the evaluation mode the tests above would fail: two plain looks differ."""
+    """Without the evaluation mode the tests above would fail: two plain measurements differ."""
     model = tiny_gpt2().train()
     losses = {RowsTask().loss(model, BATCH).item() for _ in range(4)}
     assert len(losses) > 1

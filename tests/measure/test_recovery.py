@@ -1,4 +1,4 @@
-"""Recovery: where it stops, and what belongs beside the capture of its prefix."""
+"""Recovery: when it stops, and the references for the capture of its prefix."""
 
 import copy
 
@@ -29,7 +29,7 @@ def test_recovered_is_five_percent_of_the_lesser_loss(loss_0, loss_d, chance, ex
         (0.0, 2.0, 1.0),
         (2.0, 2.0, 0.0),
         (0.5, 2.0, 0.75),
-        (3.0, 9.0, 0.0),  # at chance nothing is back, however bad the damage was
+        (3.0, 9.0, 0.0),  # at chance nothing is recovered, for any damage
         (9.0, 9.0, -2.0),
         (-0.3, 9.0, 1.1),  # better than before
     ],
@@ -39,7 +39,7 @@ def test_regained_counts_from_the_lesser_of_damage_and_chance(loss, loss_d, expe
 
 
 def test_recovered_and_regained_agree():
-    """At the threshold 95% is back, if nothing was lost beyond chance and all was known before."""
+    """At the threshold 95% is recovered, if the damaged loss is at most chance and loss_0 is 0."""
     assert regained(recovered_loss(0.0, 5.0, 3.0), 0.0, 5.0, 3.0) == pytest.approx(0.95)
 
 
@@ -227,5 +227,5 @@ def test_shares_and_lift_of_long_steps_lose_no_digits():
 
 @pytest.mark.parametrize(("loss_d", "chance"), [(1.0, 2.0), (0.5, 2.0), (3.0, 1.0)])
 def test_a_damage_that_lost_nothing_is_refused(loss_d, chance):
-    with pytest.raises(ValueError, match="the damage lost nothing that could be regained"):
+    with pytest.raises(ValueError, match="there is nothing to recover"):
         regained(0.9, 1.0, loss_d, chance)

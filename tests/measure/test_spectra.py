@@ -133,7 +133,7 @@ def test_scaling_rows_and_turning_all_of_them_changes_nothing():
 
 
 def test_the_mean_alone_can_make_gradients_look_low_rank():
-    """One common direction and isotropic noise: centred, nothing is left."""
+    """One common direction and isotropic noise: nothing is left after centring."""
     draw = generator(0, "mean")
     G = torch.randn(60, 100, generator=draw) / 10 + 3 * torch.eye(100)[0]
     found = energies(G, ks=(1,))
@@ -173,14 +173,14 @@ def test_nulls_keep_what_they_say_and_lose_the_structure():
     G *= torch.linspace(1, 100, 16)[:, None]
     found = energies(G, ks=(1,), sizes=(90, 10), draws=3)
     assert found["energy"][0] == pytest.approx(1, abs=1e-5)
-    # Within a tensor all entries are alike: shuffling them does nothing, signs and noise do.
+    # All entries of a tensor are equal: shuffling has no effect, signs and noise have one.
     assert found["null_shuffle"][0] == pytest.approx(1, abs=1e-5)
     assert found["null_sign"][0] < 0.3
     assert found["null_gaussian"][0] < 0.3
 
 
 def test_one_row_apart_from_the_mean_is_enough_for_a_centred_energy():
-    """Fitted rows that are equal span nothing once their mean is gone, of which it has none."""
+    """Equal rows to fit span no subspace without their mean, so the centred energy is None."""
     G = torch.eye(4)[[0, 0, 0, 1]]
     draws = [NullSpectra.draw(G, (4,), generator(0, "centred"))]
     fit = torch.tensor([0, 1])

@@ -1,4 +1,4 @@
-"""Recorded training against closed forms and against torch's own optimisers in float64."""
+"""Recorded training, compared with closed forms and with torch's optimisers in float64."""
 
 import copy
 import dataclasses
@@ -49,7 +49,7 @@ def test_gradient_descent_on_a_quadratic_follows_the_closed_form():
 
 
 def reference_path(model, task, training, *, factory, space):
-    """Plain training in float64 with torch's own optimiser; theta after every step."""
+    """Plain training in float64 with torch's optimiser; theta after every step."""
     model = copy.deepcopy(model).double()
     parameters = space.parameters(model)
     optimizer = factory(parameters)
@@ -91,7 +91,7 @@ def test_a_language_model_is_trained_as_torch_would(optimizer):
     thetas = reference_path(model, task, training, factory=OPTIMIZERS[optimizer], space=space)
     path = train_and_record(model, task, training, space=space)
     error = (path.steps.double() - thetas.diff(dim=0)).norm(dim=1)
-    # Adam's first steps are the signs of gradients, some of which are rounding only.
+    # Adam's first steps are signs of gradients; some are only rounding.
     assert (error < (2e-2 if "adam" in optimizer else 1e-4) * path.steps.norm(dim=1)).all()
     assert (error[0] if "sgd" in optimizer else error[-1]) < 1e-2
 
@@ -140,7 +140,7 @@ def test_a_bf16_model_moves_although_no_single_step_is_large_enough():
         optimizer.step()
     assert torch.equal(space.read(plain), torch.ones(8))
     assert (path.steps.norm(dim=1) > 0.9e-4 * 8**0.5).all()
-    # Up to the spacing, the model is where the recorded steps lead.
+    # Up to rounding, the recorded steps lead to the model's parameters.
     assert (space.read(model) - path.theta(100)).abs().max() <= 2**-8
     assert (space.read(model) != 1).any()
 
@@ -160,7 +160,7 @@ def test_the_prefix_of_gradient_descent_spans_the_krylov_space():
 
 @pytest.mark.parametrize(("steps", "d"), [(0, 5), (3, 1), (40, 333), (9, 4096)])
 def test_a_displacement_is_the_sum_of_the_steps_however_much_fits(monkeypatch, steps, d):
-    """Bit for bit, by some columns at a time, none of which is a copy of all."""
+    """Bit for bit, some columns at a time, without a copy of all."""
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(steps, d, generator=draw)
     path = Trajectory(torch.ones(d), rows, torch.zeros(steps), None, ParamSpace(("w",), ((d,),)))

@@ -1,4 +1,4 @@
-"""Ranks, errors and refusals of a fitted adapter where they are known by hand."""
+"""Ranks, errors and refusals of a fitted adapter, compared with values by hand."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_a_tolerance_is_between_nothing_and_everything(tmp_path, tolerance):
 
 
 def test_the_error_is_of_all_weights_together_those_that_stand_still_included(tmp_path):
-    """Cut to rank 1: 3 of 5 and 4 of 4 squared are lost of 25 + 32, and nothing of a zero."""
+    """Cut to rank 1: 3 of 5 and 4 of 4 squared are lost of 25 + 32, and none of a zero."""
     vector = by_hand({
         QUERY.format(0): diagonal(4.0, 3.0),
         QUERY.format(1): torch.zeros(16, 16),
@@ -59,12 +59,14 @@ def test_a_norm_or_a_bias_may_stand_still_and_not_change_in_one_entry(tmp_path, 
     fit = save_as_adapter(by_hand(changes), tmp_path / "a", base=base)
     assert list(fit.ranks) == [QUERY.format(0)]
     changes[name][3] = 1e-3
-    with pytest.raises(ValueError, match=f"changes {name} .1 such weights.*cannot hold it"):
+    with pytest.raises(
+        ValueError, match=f"changes {name} .1 such weights.*does not fit into an adapter"
+    ):
         save_as_adapter(by_hand(changes), tmp_path / "b", base=base)
 
 
 def test_weights_of_both_orientations_come_back_from_one_adapter(tmp_path):
-    """GPT-2 stores its blocks as (in, out) and its head, where it is not tied, as (out, in)."""
+    """GPT-2 stores its blocks as (in, out) and an untied head as (out, in)."""
     settings = tiny_gpt2().config.to_dict() | {"tie_word_embeddings": False}
     base = GPT2LMHeadModel(GPT2Config(**settings))
     names = ["transformer.h.1.attn.c_attn.weight", "lm_head.weight"]

@@ -170,9 +170,9 @@ def test_a_sigma_that_is_no_standard_deviation_is_refused(sigma):
 def test_a_basis_has_to_know_its_parameters_and_has_no_tensors():
     model = tiny_gpt2()
     space = ParamSpace.select(model, "mlp")
-    with pytest.raises(ValueError, match="does not say which parameters"):
+    with pytest.raises(ValueError, match="does not name its parameters"):
         Candidates(model, random_basis(space.dim, 2, generator(0, "b")), Noise(0.1))
     basis = random_basis(space.dim, 2, generator(0, "b"), space=space)
     for kind in ("relative", "tied"):
-        with pytest.raises(ValueError, match=f"{kind} noise is about tensors"):
+        with pytest.raises(ValueError, match=f"{kind} noise is defined by tensors"):
             Candidates(model, basis, Noise(0.1, **{kind: True}))

@@ -22,7 +22,7 @@ def test_slopes_are_derivatives(make, block):
 
 
 def test_a_linear_model_has_no_end():
-    """logits = W (h + r u): linear as far as one looks, with slope (w_a - w_b).u."""
+    """logits = W (h + r u): linear at every distance, with slope (w_a - w_b).u."""
     model, prompts = Linear(), [Prompted([3, 1], (4, 5)), Prompted([2, 7], (5, 4))]
     v = torch.tensor([3.0, 4.0, 0.0])
     line = effect_line(model, prompts[:1], v, block=0)
@@ -34,7 +34,7 @@ def test_a_linear_model_has_no_end():
     assert found.unbounded
     assert found.predicted is None
     both = effect_line(model, prompts, v, block=0)
-    with pytest.raises(ValueError, match="too small to be told from rounding"):
+    with pytest.raises(ValueError, match="too small to distinguish from rounding"):
         radius(both, start=0.1, limit=50.0, generator=generator(0, "b"))
     with pytest.raises(ValueError, match="the vector is zero"):
         effect_line(model, prompts, 0 * v, block=0)

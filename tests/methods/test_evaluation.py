@@ -67,7 +67,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Three blocks, which are one block three times where ``shared``."""
+    """Three blocks; with ``shared``, one block three times."""
 
     def __init__(self, kind: str, *, shared: bool = False) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Net(nn.Module):
 
 
 def loss(model, batch):
-    """The score "loss" as a function of one's own, for which candidates are put one by one."""
+    """The score "loss" as a user's function, which evaluates candidates one by one."""
     with torch.no_grad():
         return -float(token_loss(model, batch))
 
@@ -169,7 +169,7 @@ def test_candidates_that_send_tokens_elsewhere_go_one_by_one():
     assert evaluator.layout is not None
     assert notes == []
     assert found == pytest.approx(wanted, rel=1e-6)
-    # Were every candidate's tokens all sent to one expert, nothing would be seen here.
+    # If all tokens of every candidate went to one expert, this test would show nothing.
     with (
         pytest.raises(evaluation.LayoutError),
         evaluation.Candidates(model, space, evaluator.noise) as candidates,

@@ -1,4 +1,4 @@
-"""Which files a merged checkpoint has, and what its dtype costs where that is known."""
+"""The files of a merged checkpoint, and the rounding of its dtype in known cases."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def moves(changes):
 
 @pytest.fixture
 def low(tmp_path):
-    """A checkpoint in bf16 whose weights are all 1, between which and 1 + 2^-7 there is nothing."""
+    """A checkpoint in bf16 with all weights 1; the next number is 1 + 2^-7."""
     model = tiny_llama().bfloat16()
     with torch.no_grad():
         for p in model.parameters():
@@ -27,9 +27,9 @@ def low(tmp_path):
 
 
 def test_what_rounds_back_and_what_it_costs_in_closed_form(low, tmp_path):
-    """Steps of 2^-7 arrive, of 2^-10 do not, and entries that were not to move do not count.
+    """Steps of 2^-7 survive rounding, of 2^-10 do not; entries with tau = 0 do not count.
 
-    One of the weights is to stand still altogether.
+    One of the weights does not change at all.
     """
     first, second = torch.zeros(16, 16), torch.zeros(16, 16)
     first[0, :3] = 2**-7

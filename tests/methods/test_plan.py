@@ -77,7 +77,7 @@ def test_fourth_order_terms_are_measured_beside_the_curvature():
 
 
 def test_unlike_batches_transfer_less():
-    """Slopes drawn anew add ||noise||^2 to the gradient's square and nothing to the product."""
+    """Random slopes add ||noise||^2 to the gradient's square and 0 to the product."""
     model, task, space = quadratic(CURVATURES, noise=1.0)
     shares = [survey(model, task, space, probes=2, seed=s).transfer for s in range(12)]
     assert 0 < sum(shares) / 12 < 0.95
@@ -109,7 +109,7 @@ def test_with_less_transfer_the_plan_takes_a_smaller_sigma():
 def test_where_nothing_transfers_the_plan_says_so(transfer):
     found = plan(dataclasses.replace(SURVEY, transfer=transfer), budget=64)
     assert found.best is None
-    assert "no gain on held-out data is to be expected" in found.advice
+    assert "no gain is expected on held-out data" in found.advice
 
 
 def test_the_table_has_four_counts_and_four_halvings_of_sigma():
@@ -123,7 +123,7 @@ def test_the_table_has_four_counts_and_four_halvings_of_sigma():
 def test_the_advised_sigma_is_one_of_39_shares_of_the_largest():
     """From 0.05 in steps of 0.025: the nearest to the one that is best on other data."""
     for wanted in (0.05, 0.075, 0.4, 0.975):
-        # Where a share t of the slope transfers, the best sigma is t times sigma*.
+        # If a share t of the slope transfers, the best sigma is t times sigma*.
         made = plan(dataclasses.replace(SURVEY, transfer=wanted), budget=64)
         assert made.best is not None
         assert made.sigma_star is not None
@@ -146,7 +146,7 @@ def test_without_a_clearly_positive_trace_the_linear_range_is_the_limit(trace, e
     assert found.sigma_star is None
     assert found.best is not None
     assert found.best.sigma == pytest.approx(local.linear_range())
-    assert "The trace of the Hessian is not clearly positive" in found.advice
+    assert "the trace of the Hessian is not clearly positive" in found.advice
 
 
 def test_a_best_sigma_beyond_the_quadratic_model_is_none() -> None:
@@ -207,7 +207,7 @@ def test_no_more_is_promised_than_there_is_to_gain():
 
 
 def test_a_zero_gradient_predicts_no_gain_and_says_why():
-    """lora_A of a fresh adapter: B is zero, so that nothing depends on A."""
+    """lora_A of a new adapter: B is zero, so that the loss does not depend on A."""
     model = attach_lora(tiny_gpt2(), rank=2, seed=0)
     task = SyntheticTask("reverse")
     found = survey(
@@ -235,4 +235,4 @@ def test_no_loss_left_is_no_gain():
     )
     made = plan(found, budget=64)
     assert made.best is None
-    assert "loss on the selection batch is zero already" in made.advice
+    assert "loss on the selection batch is already zero" in made.advice

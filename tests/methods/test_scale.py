@@ -1,4 +1,4 @@
-"""The radius of a direction: closed forms, intervals, and what cannot be told."""
+"""The radius of a direction: closed forms, intervals, and refusals."""
 
 import math
 
@@ -87,7 +87,7 @@ def test_examples_count_by_their_tokens():
 
 
 def test_a_slope_that_drowns_in_rounding_is_refused():
-    with pytest.raises(ValueError, match="is too small to be told from rounding within"):
+    with pytest.raises(ValueError, match="is too small to distinguish from rounding within"):
         found(polynomial(1e-9, 1.0))
     with pytest.raises(ValueError, match=r"slope along the direction, 0, is too small"):
         found(polynomial(0.0, 1.0))
@@ -192,7 +192,7 @@ def test_the_nearest_distance_is_where_rounding_is_as_large_as_the_allowed_devia
 
 
 def test_the_interval_is_looked_for_within_a_factor_of_one_and_a_half():
-    """So that resamples which cross elsewhere find looked-at distances on either side."""
+    """Resamples that cross elsewhere have measured distances on both sides."""
     got = found(polynomial(1.0, 1.0))
     radii = [point.r for point in got.points]
     assert any(r == pytest.approx(got.radius / 1.5) for r in radii)
@@ -208,7 +208,7 @@ def test_the_side_is_named():
 
 
 def test_an_interval_is_never_narrower_than_the_distances_looked_at():
-    """Ends that lie between two far distances: of a quadratic each resample's border is known.
+    """Ends between two distances far apart: for a quadratic each resample's border is known.
 
     2 eps |s| / h, s the mean slope of the resample: its quantiles lie within the interval.
     """
@@ -224,7 +224,7 @@ def test_an_interval_is_never_narrower_than_the_distances_looked_at():
         assert got.low <= ends[0]
         assert got.high >= ends[1]
         nearest = min(abs(point.r) for point in got.points if point.r)
-        # Of borders nearer than the nearest distance nothing more is known.
+        # Borders below the nearest distance are only bounded by it.
         assert (got.low == 0) == (ends[0] < nearest)
 
 
@@ -236,9 +236,9 @@ def bending(*bends):
 
 
 def test_an_upper_end_that_the_points_do_not_bound_is_looked_for_further():
-    """A third of the resamples lack the one example that bends soon: their border is 20, not 0.49.
+    """A third of the resamples lack the one example with a near border: theirs is 20, not 0.49.
 
-    The points around the border of the mean say nothing of them.
+    The points around the border of the mean do not bound them.
     """
     line = bending(1.6, 0.01, 0.01, 0.01)
     got = found(line, start=0.1)

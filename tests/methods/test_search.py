@@ -1,4 +1,4 @@
-"""Random search: closed forms, honest reports, and nothing that depends on how it is computed."""
+"""Random search: closed forms, honest reports, and results independent of the computation."""
 
 import math
 from dataclasses import replace
@@ -218,7 +218,7 @@ def test_average_and_vote_of_one_are_the_winner(model):
 
 
 def test_exact_match_is_greedy_generation(model):
-    """Generated one token at a time, the answer is the target exactly where the score says so."""
+    """Generated one token at a time, the answer is the target exactly when the score says so."""
     batch = next(TASK.batches("test", 64, 0))
     ids, labels = batch["input_ids"], batch["labels"]
     first = int((labels[0] != IGNORE).nonzero()[0])
@@ -234,7 +234,7 @@ def test_exact_match_is_greedy_generation(model):
 
 
 class OneSplit(SyntheticTask):
-    """A task whose splits are all the same."""
+    """A task with the same rows in all splits."""
 
     def batches(self, split, batch_size, seed):
         return super().batches("train", batch_size, seed)
@@ -261,7 +261,7 @@ def test_bad_input_is_refused_before_anything_is_done(model):
 @pytest.mark.parametrize(
     ("answer", "error", "match"),
     [
-        (torch.tensor(1.0), TypeError, "returned a Tensor; return a float, of a tensor its .item"),
+        (torch.tensor(1.0), TypeError, "returned a Tensor; return a float, such as .item"),
         (None, TypeError, "returned a NoneType"),
         (math.nan, FloatingPointError, "returned nan; candidates cannot be ranked"),
     ],

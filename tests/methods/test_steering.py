@@ -97,7 +97,7 @@ def test_the_contrast_of_case_s1():
 
 
 def test_forms_that_do_not_apply():
-    with pytest.raises(ValueError, match=r"belong to no class \(they are pairs\); pass form"):
+    with pytest.raises(ValueError, match=r"have no class \(they are pairs\); pass form"):
         contrast_streams(tiny_gpt2(), PAIRS, [0], form="class")
     with pytest.raises(ValueError, match="pairs of contrast 'texts' have no answer to push tow"):
         push_items(PAIRS)
@@ -137,7 +137,7 @@ def test_prompts_that_are_pushed_and_shifted():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gradient_is_that_of_the_mean_loss(family):
-    """Of the sum over single rows, whatever the batches; nothing is left in .grad."""
+    """The gradient of the sum over single rows, for any batches; .grad stays empty."""
     model = FAMILIES[family]()
     space = ParamSpace.select(model)
     prompts = push_items(STATEMENTS)
@@ -193,7 +193,7 @@ def test_a_planted_direction_is_recovered():
     model = tiny_llama()
     v = torch.randn(16, generator=generator(0, "planted"))
     with torch.no_grad():
-        for block in model.model.layers:  # blocks that pass the stream on as it is
+        for block in model.model.layers:  # blocks that do not change the stream
             block.self_attn.o_proj.weight.zero_()
             block.mlp.down_proj.weight.zero_()
         model.model.embed_tokens.weight[30:40] += 40 * v
@@ -274,7 +274,7 @@ def test_what_is_no_vector(tmp_path):
         load_vector(broken)
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(2)}, other)
-    with pytest.raises(ValueError, match="holds other tensors than a steering vector"):
+    with pytest.raises(ValueError, match="is not a steering vector from frenet"):
         load_vector(other)
     with pytest.raises(ValueError, match="a direction for block 0 only"):
         save_control_vector(vector(blocks=(0,)), tmp_path / "v.gguf", architecture="llama")

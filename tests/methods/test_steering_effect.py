@@ -64,9 +64,9 @@ def by_hand(model, prompt, change=None):
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("first", [VECTORS, 0 * VECTORS, None])
 def test_differences_are_those_of_whole_passes(family, lora, first):
-    """Also for several blocks at once, and where the prompt is a single token.
+    """Also for several blocks at once, and for a prompt of a single token.
 
-    Where nothing is added to the first block, it runs once for all variants.
+    If no vector is added to the first block, it runs once for all variants.
     """
     model = FAMILIES[family]()
     if lora:
@@ -83,7 +83,7 @@ def test_differences_are_those_of_whole_passes(family, lora, first):
 
 @pytest.mark.parametrize("family", OTHERS)
 def test_differences_of_models_that_keep_other_things(family):
-    """Biases by head, recurrent states, windows: no cache is used where it is more than keys."""
+    """Biases by head, recurrent states, windows: a cache with more than keys is not used."""
     model = OTHERS[family]()
     found = steered_differences(model, PROMPTS, {1: VECTORS})
     for i, prompt in enumerate(PROMPTS):
@@ -103,7 +103,7 @@ def test_nothing_added_changes_nothing(family):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("position", ["last", "all"])
 def test_inside_another_vector_differences_are_those_of_whole_passes(family, position):
-    """Also with beginnings that were kept outside of it, or inside and used outside."""
+    """Also with beginnings cached outside of it, or cached inside and used outside."""
     model = FAMILIES[family]()
     outer = {Site(0, position): 3 * VECTORS[0]}
     kept, plain = prefixes(model, PROMPTS), steered_differences(model, PROMPTS, {1: VECTORS})
@@ -152,10 +152,10 @@ def test_whole_prompts_run_where_going_on_from_what_is_kept_is_not_right(monkeyp
 
     wanted = steered_differences(model, PROMPTS, {1: VECTORS})
     monkeypatch.setattr(DynamicLayer, "update", forgetful)
-    with pytest.warns(RuntimeWarning, match="kept is not right for this model: the logits differ"):
+    with pytest.warns(RuntimeWarning, match="wrong results with this model: the logits differ"):
         found = steered_differences(model, PROMPTS, {1: VECTORS})
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    with pytest.warns(RuntimeWarning, match="kept is not right for this model"):
+    with pytest.warns(RuntimeWarning, match="wrong results with this model"):
         kept = prefixes(model, PROMPTS)
     found = steered_differences(model, PROMPTS, {1: VECTORS}, kept=kept)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
@@ -163,7 +163,7 @@ def test_whole_prompts_run_where_going_on_from_what_is_kept_is_not_right(monkeyp
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_biases_of_heads_are_no_rows_also_where_they_are_as_many(heads):
-    """MPT gives its blocks a bias for each head, in the place where others have rows."""
+    """MPT passes its blocks a bias for each head, on the axis that is rows in other models."""
     config = MptConfig(
         vocab_size=64, d_model=16, n_heads=heads, n_layers=3, max_seq_len=32, expansion_ratio=2
     )
@@ -179,7 +179,7 @@ def test_biases_of_heads_are_no_rows_also_where_they_are_as_many(heads):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_comes_before_the_last_token_runs_once_and_can_be_kept(family, monkeypatch):
-    """Also where the variants go through the network in several parts."""
+    """Also if the variants go through the network in several parts."""
     monkeypatch.setattr(steering_effect, "TOGETHER", 2)
     model, widths = FAMILIES[family](), []
     forward_arguments(model)  # asks the model once how it counts positions
@@ -250,7 +250,7 @@ def test_a_model_without_a_cache():
 
 
 class Linear(nn.Module):
-    """h = e, logits = W h: everything about it is known."""
+    """h = e, logits = W h: all values are known."""
 
     def __init__(self):
         super().__init__()
@@ -281,7 +281,7 @@ def test_the_effect_on_a_linear_model_is_the_closed_form():
 
 @pytest.mark.parametrize("count", [1, 8, 9, 50])
 def test_the_direction_of_each_answer_is_its_row_of_the_head(count):
-    """Also where either letter may be the positive one, as in choices."""
+    """Also if either letter may be the positive one, as in choices."""
     model = Linear()
     prompts = [Prompted([3, i % 7], (4, 5) if i % 2 else (5, 4)) for i in range(count)]
     W = model.head.weight.detach()
@@ -356,7 +356,7 @@ def test_steered_text_is_that_of_one_at_a_time(family, position):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_steered_text_is_greedy_whatever_the_models_settings_are(lora, caplog, monkeypatch):
-    """By hand: the largest logit, token by token. Nothing is said about the settings, either."""
+    """By hand: the largest logit, token by token, and without a warning about the settings."""
     prompt, model = [5, 9, 3, 7], tiny_gpt2()
     ids, new = list(prompt), 8
     with measuring(model), torch.no_grad():
@@ -422,9 +422,7 @@ def test_text_is_refused_if_generate_has_other_logits_than_the_forward_pass():
     )  # fmt: skip
     torch.manual_seed(0)
     model = CamembertForCausalLM(config).eval()
-    with pytest.raises(
-        ValueError, match="gives CamembertForCausalLM other logits than its forward"
-    ):
+    with pytest.raises(ValueError, match="logits of CamembertForCausalLM in generate differ"):
         generate_steered(model, [5, 9, 3, 7], VECTORS[:1], block=0, new_tokens=3)
 
 
@@ -432,7 +430,7 @@ def test_prompts_that_cannot_be_gone_on_with():
     model = tiny_gpt2()
     with pytest.raises(ValueError, match="the prompt has no tokens"):
         generate_steered(model, [], VECTORS[:1], block=0)
-    with pytest.raises(ValueError, match="the prompt has 32 tokens and the model reads 32"):
+    with pytest.raises(ValueError, match="the prompt has 32 tokens, the model reads 32"):
         generate_steered(model, [5] * 32, VECTORS[:1], block=0)
     with pytest.warns(RuntimeWarning, match="30 of the 32 tokens .* at most 2 new tokens .* not 9"):
         found = generate_steered(model, [5] * 30, VECTORS[:1], block=0, new_tokens=9)
@@ -444,7 +442,7 @@ def test_prompts_that_cannot_be_gone_on_with():
     prompts = [Prompted([5] * 33, (1, 2))]
     with pytest.raises(ValueError, match="a text of 33 tokens is longer than the 32"):
         answer_differences(model, prompts)
-    # The last token alone, after 32 that were kept.
+    # The last token alone, after 32 cached ones.
     with pytest.raises(ValueError, match="a text of 33 tokens is longer than the 32"):
         steered_differences(model, prompts, {0: VECTORS})
 

@@ -42,7 +42,7 @@ def descend(model, task, optimizer, *, steps, start=0):
 
 
 def exact(model):
-    """The parameters as one vector in their own dtype."""
+    """The parameters as one vector in their dtype."""
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
@@ -108,7 +108,7 @@ def test_the_scale_multiplies_the_rate_inside(scale):
 
 
 def test_half_precision_adds_steps_up_that_are_below_its_rounding():
-    """1,000 steps of 1e-5 from 1, where the rounding of bf16 is 4e-3."""
+    """1,000 steps of 1e-5 from 1; the rounding of bf16 is 4e-3."""
     model = nn.Linear(8, 1, bias=False).bfloat16()
     nn.init.ones_(model.weight)
     plain, space = copy.deepcopy(model), ParamSpace.select(model)
@@ -179,7 +179,7 @@ def test_a_moving_prefix_is_the_loop_by_hand(inner):
     optimizer = inside(model, space, moving, inner)
     descend(model, task, optimizer, steps=16)
     by_hand(other, task, inner, k=3, inside_steps=5, cycles=2)
-    # Rows and directions are kept in float32.
+    # Rows and directions are float32.
     torch.testing.assert_close(space.read(model), space.read(other), rtol=0, atol=2e-6)
     assert (optimizer.taken, optimizer.full_taken) == (16, 6)
 
@@ -215,7 +215,7 @@ def test_the_prefix_is_that_of_a_recorded_run():
 
 @pytest.mark.parametrize("inner", ["momentum", "adam"])
 def test_momentum_is_dropped_where_the_basis_changes(inner):
-    """After a change a zero gradient moves nothing; without one it still does."""
+    """After a change of basis a zero gradient gives no step; without a change momentum does."""
     for change in (False, True):
         model, task, space = problem()
         optimizer = inside(model, space, some_basis(space), inner)
@@ -341,7 +341,7 @@ def test_a_change_from_outside_is_not_undone_silently():
     descend(model, task, optimizer, steps=2)
     model.second.data += 1
     moved = space.read(model)
-    with pytest.raises(ValueError, match="parameter second is not where the optimiser put it"):
+    with pytest.raises(ValueError, match="parameter second has changed since the last step"):
         descend(model, task, optimizer, steps=1)
     assert torch.equal(space.read(model), moved)
     optimizer.rebase(some_basis(space))
@@ -373,9 +373,9 @@ def test_what_cannot_be_is_refused(unchecked):
     )
     with pytest.raises(ValueError, match="spaces differ first at entry 1: second"):
         inside(model, space, foreign, "sgd")
-    with pytest.raises(ValueError, match="a cycle of 0 full steps and 3 inside is none"):
+    with pytest.raises(ValueError, match="a cycle of 0 full steps and 3 inside is too short"):
         MovingBasis(0, 3, lambda rows, _: prefix_basis(rows, 1))
-    with pytest.raises(ValueError, match="a cycle of 2 full steps and 0 inside is none"):
+    with pytest.raises(ValueError, match="a cycle of 2 full steps and 0 inside is too short"):
         moving_prefix(2, inside=0, space=space)
     with pytest.raises(ValueError, match="2 parameter groups"):
         SubspaceOptimizer(
@@ -387,7 +387,7 @@ def test_what_cannot_be_is_refused(unchecked):
     optimizer = inside(model, space, some_basis(space), "sgd")
     state = optimizer.state_dict()
     state["state"]["point"] = torch.zeros(3)
-    with pytest.raises(ValueError, match="the state is of 3 coordinates, the space has 12"):
+    with pytest.raises(ValueError, match="the state has 3 coordinates, the space has 12"):
         optimizer.load_state_dict(state)
 
 

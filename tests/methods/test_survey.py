@@ -1,4 +1,4 @@
-"""The survey against dense references, on losses of which every batch has terms of its own."""
+"""The survey, compared with dense references, on losses with random terms in every batch."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ CHOSEN = Selection(select_size=3, seed=5)
 class Terms:
     """L = (x - m).H(x - m) / 2 + <s, x> + e.x^2 / 2 + sum_i (t x_i^3 + c x_i^4 + f x_i^6).
 
-    s, e, t and c are drawn anew for every batch. At x = 0 the slope is s - Hm and the Hessian
-    H + diag(e), and of a pair at +z and -z the even powers are left.
+    s, e, t and c are random for every batch. At x = 0 the slope is s - Hm and the Hessian
+    H + diag(e), and a pair at +z and -z leaves the even powers.
     """
 
     H: Tensor
@@ -88,7 +88,7 @@ def at_zero(d: int, *, diagonal: bool = False, **terms: float) -> tuple[Point, T
 
 
 def mean_power(model, where, *, pairs: int, power: int, seed: int = 0) -> float:
-    """Mean of sum_i z_i^power over the draws of so many antithetic pairs."""
+    """Mean of sum_i z_i^power over the draws of some antithetic pairs."""
     with Candidates(model, where, Noise(1.0, seed=seed, antithetic=True)) as candidates:
         z = torch.stack([candidates.delta(2 * j) for j in range(pairs)]).double()
     return float((z**power).sum(1).mean())
@@ -151,9 +151,9 @@ def test_by_default_eight_probes_of_seed_zero_on_the_batches_of_a_search():
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_fourth_order_terms_are_measured_at_the_best_sigma_of_fifty_candidates(flat):
-    """A sixth power adds f sigma^2 sum z^6, which tells at which sigma it was looked.
+    """A sixth power adds f sigma^2 sum z^6, which shows the sigma of the measurement.
 
-    Without curvature it is where a linear loss would gain all that there is.
+    Without curvature it is the sigma at which a linear loss would gain the whole loss.
     """
     m = expected_maximum(50)
     model, task, space = at_zero(16, diagonal=True, bent=0.0, quartic=0.0, sixth=1.0)
@@ -224,7 +224,7 @@ def test_curvature_may_spread_as_much_as_the_slope_at_the_best_sigma_and_no_more
 
 
 def test_what_is_trusted_is_bounded_by_the_loss_and_by_curvature():
-    """m_1 is 0, which would bound nothing: one candidate counts as two."""
+    """m_1 is 0, which would give no bound: one candidate counts as two."""
     linear = dataclasses.replace(SURVEY, local=QuadraticModel(dim=4, gradient=2.0, trace=0.0))
     for n, counted in ((1, 2), (2, 2), (3, 3), (64, 64)):
         assert linear.trusted(n) == pytest.approx(5.0 / (2 * expected_maximum(counted)))

@@ -29,7 +29,7 @@ def inside(model, task, basis, *, space, optimizer, steps=1, clip=None):
 
 
 def test_in_an_eigenbasis_every_coordinate_decays_by_itself():
-    """c_t = (1 - (1 - lr lambda)^t) u^T (m - x_0), and nothing else moves."""
+    """c_t = (1 - (1 - lr lambda)^t) u^T (m - x_0), and no other coordinate moves."""
     model, task, space = quadratic(CURVATURES)
     _, vectors = spectrum_matrix(CURVATURES, torch.Generator().manual_seed(0))
     U = vectors[:, [1, 4, 9]]

@@ -64,11 +64,9 @@ def test_a_record_of_another_model_is_refused(tmp_path):
     space = ParamSpace.select(model, "blocks")
     save_winner(model, space, searched(model, space), tmp_path)
     other = SyntheticTransformer(SyntheticConfig(width=16), seed=1)
-    with pytest.raises(ValueError, match="is a result of other weights"):
+    with pytest.raises(ValueError, match="belongs to other weights"):
         load_winner(other, space, tmp_path)
-    with pytest.raises(
-        ValueError, match=r"other parameters, the first of them blocks\.0\.ln_1\.weight"
-    ):
+    with pytest.raises(ValueError, match=r"other parameters, first blocks\.0\.ln_1\.weight"):
         load_winner(model, ParamSpace.select(model, "head"), tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no search result"):
         load_winner(model, space, tmp_path / "nothing")
@@ -81,12 +79,12 @@ def test_a_basis_is_the_one_that_was_searched_in(tmp_path):
     inside = save_winner(model, basis, searched(model, basis), tmp_path / "inside")
     delta = load_winner(model, basis, inside)
     torch.testing.assert_close(basis.project(delta), delta)
-    with pytest.raises(ValueError, match=r"in a basis \(random\), and another one \(random\) was"):
+    with pytest.raises(ValueError, match=r"in a basis \(random\), but another one \(random\) was"):
         load_winner(model, other, inside)
-    with pytest.raises(ValueError, match=r"in a basis \(random\), and no basis was passed"):
+    with pytest.raises(ValueError, match=r"in a basis \(random\), but no basis was passed"):
         load_winner(model, space, inside)
     whole = save_winner(model, space, searched(model, space), tmp_path / "whole")
-    with pytest.raises(ValueError, match=r"in no basis, and a basis \(random\) was passed"):
+    with pytest.raises(ValueError, match=r"without a basis, but a basis \(random\) was passed"):
         load_winner(model, basis, whole)
 
 
@@ -101,7 +99,7 @@ def test_a_basis_that_the_record_does_not_identify_is_refused(tmp_path):
     del record["basis_fingerprint"], record["sha256"]
     path.write_text(json.dumps(record), encoding="utf-8")
     for asked in (basis, space):
-        with pytest.raises(ValueError, match=r"is of a search in a basis \(random\)"):
+        with pytest.raises(ValueError, match=r"is from a search in a basis \(random\)"):
             load_winner(model, asked, tmp_path)
 
 
@@ -175,7 +173,7 @@ save_winner(model, space, result, sys.argv[1])
 
 
 def test_the_files_are_the_same_bytes_in_every_process_and_nothing_is_said(tmp_path):
-    """PEFT writes sets in the order of their hashes, which every process has anew."""
+    """PEFT writes sets in the order of their hashes, which differ between processes."""
     tests = Path(__file__).parents[1]
     sources = [str(tests), str(tests.parent / "src")]
     for seed in ("1", "2"):

@@ -305,7 +305,7 @@ def test_a_full_disk_stops_the_sweep_and_keeps_what_is_finished(tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(DiskFullError, match="make room and start the same command again"):
+        with pytest.raises(DiskFullError, match="free some space and repeat the command"):
             run(Config(), tmp_path / "run")
     kept = len(list((tmp_path / "run" / "cells").iterdir()))
     assert 0 < kept < 6

@@ -1,7 +1,7 @@
-"""Do two directions agree more than chance would have them? Cosines and their nulls.
+"""Do two directions agree more than by chance? Cosines and their nulls.
 
-Residual streams are anisotropic: two directions that have nothing to do with each other, but follow
-the same few large directions, have a large cosine. So 1 / sqrt(h) is no null; these are.
+Residual streams are anisotropic: two unrelated directions that follow the same few large
+directions have a large cosine. So 1 / sqrt(h) is no null; these are.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ class Contrasted(NamedTuple):
     """Streams of the two sides of a contrast.
 
     Attributes:
-        positive: (p, h), one row a prompt.
-        negative: (n, h); of the same prompts in the same order where ``paired``.
+        positive: (p, h), one row per prompt.
+        negative: (n, h); of the same prompts in the same order if ``paired``.
         paired: rows belong together, so that a null swaps the sides of a pair.
     """
 
@@ -41,7 +41,7 @@ class Contrasted(NamedTuple):
 
 
 def cosine(a: Float[Tensor, " h"], b: Float[Tensor, " h"]) -> float:
-    """a.b / (||a|| ||b||) in float64, of vectors of any length; 0 where one of them is zero.
+    """a.b / (||a|| ||b||) in float64, of vectors of any length; 0 if one of them is zero.
 
     >>> round(cosine(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])) ** 2, 12)
     0.5
@@ -51,49 +51,51 @@ def cosine(a: Float[Tensor, " h"], b: Float[Tensor, " h"]) -> float:
 
 
 def cosines(rows: Float[Tensor, "m h"], direction: Float[Tensor, " h"]) -> Float[Tensor, " m"]:
-    """Cosine of every row with one direction, float64; 0 where a vector is zero."""
+    """Cosine of every row with one direction, float64; 0 if a vector is zero."""
     a, b = rows.double(), direction.to(rows.device).double()
     norms = a.norm(dim=1) * b.norm()
     return torch.where(norms > 0, a @ b / norms.clamp_min(1e-300), 0.0)
 
 
 def shuffled_cosines(
-    found: Contrasted, direction: Float[Tensor, " h"], *, shuffles: int, generator: torch.Generator
+    sides: Contrasted, direction: Float[Tensor, " h"], *, shuffles: int, generator: torch.Generator
 ) -> Float[Tensor, " m"]:
     """Cosines with mean differences of the same streams under random labels.
 
-    Unpaired: labels permuted, the sizes of the sides kept. Paired: sides of each pair swapped with
-    probability 1/2.
+    Unpaired: the labels are permuted. Paired: the sides of each pair are swapped with probability
+    1/2.
 
     Args:
-        found: the streams.
-        direction: what the mean difference is compared with.
+        sides: the streams.
+        direction: to compare the mean differences with.
         shuffles: m, 1,000 for a p-value of 0.001 at best.
         generator: the shuffles.
     """
-    return cosines(shuffled_differences(found, shuffles, generator), direction)
+    return cosines(shuffled_differences(sides, shuffles, generator), direction)
 
 
 def shuffled_differences(
-    found: Contrasted, shuffles: int, generator: torch.Generator
+    sides: Contrasted, shuffles: int, generator: torch.Generator
 ) -> Float[Tensor, "m h"]:
     """Mean differences of the same streams under random labels; see ``shuffled_cosines``."""
-    weights = _shuffled_weights(found, shuffles, generator)
-    return weights.to(found.positive.device) @ found.rows
+    weights = _shuffled_weights(sides, shuffles, generator)
+    return weights.to(sides.positive.device) @ sides.rows
 
 
 def _shuffled_weights(
-    found: Contrasted, shuffles: int, generator: torch.Generator
+    sides: Contrasted, shuffles: int, generator: torch.Generator
 ) -> Float[Tensor, "m n"]:
-    """What each stream counts in each shuffled mean difference."""
-    p, n = len(found.positive), len(found.negative)
-    own = torch.cat([torch.full((p,), 1 / p), torch.full((n,), -1 / n)]).double()
-    if found.paired:
+    """The weight of each stream in each shuffled mean difference."""
+    p, n = len(sides.positive), len(sides.negative)
+    weights = torch.cat([torch.full((p,), 1 / p), torch.full((n,), -1 / n)]).double()
+    if sides.paired:
         if p != n:
             raise UsageError(f"{p} positive and {n} negative rows cannot be pairs")
         signs = torch.randint(0, 2, (shuffles, p), generator=generator).double() * 2 - 1
-        return own * torch.cat([signs, signs], 1)
-    return torch.stack([own[torch.randperm(p + n, generator=generator)] for _ in range(shuffles)])
+        return weights * torch.cat([signs, signs], 1)
+    return torch.stack(
+        [weights[torch.randperm(p + n, generator=generator)] for _ in range(shuffles)]
+    )
 
 
 def matched_cosines(
@@ -112,41 +114,42 @@ def matched_vectors(
 ) -> Float[Tensor, "draws h"]:
     """Random vectors that have the covariance of the streams.
 
-    z = sum_i w_i (x_i - mean) with w ~ N(0, I) is N(0, m Sigma): as anisotropic as the streams are,
-    without their labels.
+    z = sum_i w_i (x_i - mean) with w ~ N(0, I) is N(0, m Sigma): as anisotropic as the streams, but
+    independent of their labels.
     """
     centred = rows.double() - rows.double().mean(0)
     w = torch.randn(draws, len(rows), generator=generator, dtype=torch.float64)
     return w.to(rows.device) @ centred
 
 
-def split_half_cosine(found: Contrasted, *, repeats: int, generator: torch.Generator) -> float:
-    """Mean cosine of the mean differences of two random halves: how well the vector is known.
+def split_half_cosine(sides: Contrasted, *, repeats: int, generator: torch.Generator) -> float:
+    """Mean cosine of the mean differences of two random halves: the vector's reliability.
 
-    r between halves is a lower bound of the ceiling: the whole vector is of twice the rows, and can
-    have 2 r / (1 + r) with another one of equal quality, and the root of that with an exact one.
+    r between halves is a lower bound of the ceiling. The whole vector has twice the rows: its
+    cosine is about 2 r / (1 + r) with another one of equal quality, and the root of that with an
+    exact one.
 
     Raises:
         ValueError: fewer than two rows on a side.
 
     Source: Spearman (1910), Brown (1910): the reliability of a test of twice the length.
     """
-    p, n = len(found.positive), len(found.negative)
+    p, n = len(sides.positive), len(sides.negative)
     if min(p, n) < 2:
         raise UsageError(f"{p} positive and {n} negative rows have no halves; pass at least 2 each")
     values = []
     for _ in range(repeats):
         first = torch.randperm(p, generator=generator)
-        second = first if found.paired else torch.randperm(n, generator=generator)
+        second = first if sides.paired else torch.randperm(n, generator=generator)
         halves = [
-            Contrasted(found.positive[a], found.negative[b])
+            Contrasted(sides.positive[a], sides.negative[b])
             for a, b in zip(first.chunk(2), second.chunk(2), strict=True)
         ]
         values.append(cosine(*(half.difference() for half in halves)))
     return float(np.mean(values))
 
 
-def whitened_cosine(found: Contrasted, a: Float[Tensor, " h"], b: Float[Tensor, " h"]) -> float:
+def whitened_cosine(sides: Contrasted, a: Float[Tensor, " h"], b: Float[Tensor, " h"]) -> float:
     """a.S^-1 b / sqrt(a.S^-1 a * b.S^-1 b), S the covariance of the streams within the sides.
 
     S is shrunk towards a multiple of the identity, so that it can be inverted with fewer streams
@@ -155,7 +158,7 @@ def whitened_cosine(found: Contrasted, a: Float[Tensor, " h"], b: Float[Tensor, 
     Source: Ledoit, Wolf (2004), A well-conditioned estimator for large-dimensional covariance
     matrices.
     """
-    centred = torch.cat([side.double() - side.double().mean(0) for side in found[:2]])
+    centred = torch.cat([side.double() - side.double().mean(0) for side in sides[:2]])
     S = shrunk_covariance(centred)
     first, second = a.to(S), b.to(S)
     solved = torch.linalg.solve(S, torch.stack([first, second], 1))
@@ -187,8 +190,8 @@ def without(direction: Float[Tensor, " h"], removed: Float[Tensor, "k h"]) -> Fl
     """
     a = direction.double()
     _, S, Vh = torch.linalg.svd(removed.to(a.device).double(), full_matrices=False)
-    kept = Vh[S.gt(1e-10 * S.max().clamp_min(1e-300))]
-    return a - kept.T @ (kept @ a)
+    spanning = Vh[S.gt(1e-10 * S.max().clamp_min(1e-300))]
+    return a - spanning.T @ (spanning @ a)
 
 
 class Significance(NamedTuple):
@@ -206,7 +209,7 @@ class Significance(NamedTuple):
 
 
 def significance(value: float, null: Float[Tensor, " m"]) -> Significance:
-    """How remarkable a cosine is among those of a null, two-sided.
+    """Two-sided significance of a cosine under a null.
 
     >>> found = significance(0.5, torch.tensor([0.1, -0.2, 0.6, 0.0]))
     >>> found.p
@@ -231,5 +234,5 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
 
 
 def labelled(rows: Float[Tensor, "m h"], labels: Bool[Tensor, " m"]) -> Contrasted:
-    """Streams divided by label."""
+    """Streams split by label."""
     return Contrasted(rows[labels], rows[~labels])

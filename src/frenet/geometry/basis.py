@@ -38,7 +38,7 @@ def svd_basis(
         G: n vectors, any floating dtype.
         k: number of directions.
         space: the parameters behind the coordinates.
-        origin: what the vectors are, in the plural; used in messages.
+        origin: a plural name for the vectors; used in messages.
         unit_rows: scale every row to unit norm, so that no single one decides.
 
     Returns:
@@ -74,13 +74,13 @@ def prefix_basis(
     For gradient descent on a quadratic its span is the Krylov space {g, Hg, ..., H^(k-1) g}.
 
     Args:
-        steps: T steps of a path, as the optimiser made them.
+        steps: the optimiser's T steps.
         k: number of first steps, between 1 and T.
         space: the parameters behind the coordinates.
         origin: used in messages.
 
     Returns:
-        The basis of the span of the first k steps: ``rank`` directions, fewer than k where a step
+        The basis of the span of the first k steps: ``rank`` directions, fewer than k if a step
         adds less than 1e-6 of its norm to those before it. Column j belongs to an earlier step than
         column j + 1, so ``truncate`` gives the prefixes below k.
 
@@ -156,14 +156,14 @@ def krylov_basis(
 
     Args:
         matvec: v -> H v, from (d,) to (d,); called with vectors of unit norm, k - 1 times at most.
-        g: the start, not zero. The products are asked for in its dtype (float32 for half).
+        g: the start, not zero. The products are computed in its dtype (float32 for half).
         k: number of directions, at least 1. Needs 8 k d bytes.
         space: the parameters behind the coordinates.
         origin: used in messages.
 
     Returns:
-        The basis. It has fewer than k directions where the space is invariant under H: where a
-        product adds less than 100 units of rounding of its dtype, relative to the largest so far.
+        The basis. It has fewer than k directions if the space is invariant under H: if a product
+        adds less than 100 units of rounding of its dtype, relative to the largest so far.
 
     Raises:
         ValueError: g is zero, k is below 1, or a product has another shape.
@@ -184,22 +184,22 @@ def krylov_basis(
     dtype = torch.promote_types(g.dtype, torch.float32)
     left = double(g)
     rows, added, largest = left.new_empty(min(k, len(g)), len(g)), left.norm(), 0.0
-    for found in range(1, len(rows) + 1):
-        rows[found - 1] = left / added
-        if found == len(rows):
+    for rank in range(1, len(rows) + 1):
+        rows[rank - 1] = left / added
+        if rank == len(rows):
             break
-        image = matvec(rows[found - 1].to(g.device, dtype))
+        image = matvec(rows[rank - 1].to(g.device, dtype))
         if image.shape != g.shape:
             raise UsageError(
                 f"the product has shape {tuple(image.shape)}, the vector {tuple(g.shape)}"
             )
-        require_finite_in(space, image[None], f"of Hessian product {found}, vector")
-        left = reject(image, rows[:found])
+        require_finite_in(space, image[None], f"of Hessian product {rank}, vector")
+        left = reject(image, rows[:rank])
         added, largest = left.norm(), max(largest, float(double(image).norm()))
         if added <= 100 * torch.finfo(dtype).eps * largest:
             break
-    U = rows[:found].to(g.device, torch.float32).T
-    return Basis(U, None, space, origin, rank=found)
+    U = rows[:rank].to(g.device, torch.float32).T
+    return Basis(U, None, space, origin, rank=rank)
 
 
 def _ordered_basis(vectors: Tensor, space: Space | None, origin: str, noun: str) -> Basis:

@@ -1,4 +1,4 @@
-"""Passing over a few long vectors a block of columns at a time, in float64.
+"""Passes over a few long vectors, one block of columns at a time, in float64.
 
 The vectors are the rows of an ``(n, d)`` matrix, n small and d large. Summing in float64 block by
 block never makes a float64 copy of the matrix.
@@ -41,7 +41,7 @@ def gram(G: Float[Tensor, "n d"], H: Float[Tensor, "m d"] | None = None) -> Floa
 
 
 def gram_of(matrices: Sequence[Float[Tensor, "_ d"]]) -> Float[Tensor, "n n"]:
-    """``gram`` of the rows of several matrices, as of one that would be a copy of them all.
+    """``gram`` of the rows of several matrices, without a copy of them all.
 
     >>> gram_of([torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])])
     tensor([[25.,  8.],
@@ -61,7 +61,7 @@ def gram_of(matrices: Sequence[Float[Tensor, "_ d"]]) -> Float[Tensor, "n n"]:
 
 
 def _finite(K: Float[Tensor, "n m"], matrices: Sequence[Tensor]) -> Float[Tensor, "n m"]:
-    """K, or an error that names what is not finite in the vectors behind it."""
+    """K, or an error that names the first entry of the vectors that is not finite."""
     if torch.isfinite(K).all():
         return K
     for matrix in matrices:
@@ -70,7 +70,7 @@ def _finite(K: Float[Tensor, "n m"], matrices: Sequence[Tensor]) -> Float[Tensor
 
 
 def inverse_norms(K: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
-    """1 / norm of every row behind a Gram matrix; 0 where the row is zero."""
+    """1 / norm of every row behind a Gram matrix; 0 if the row is zero."""
     norms = K.diagonal().sqrt()
     return torch.where(norms > 0, 1 / norms, 0.0)
 
@@ -79,7 +79,7 @@ def deviation(Q: Float[Tensor, "k d"]) -> float:
     """How far the rows are from orthonormal, the largest entry of |Q Q^T - I|; NaN for bad rows.
 
     Summed in float64: the steps of Adam are nearly equal in size in every coordinate, and float32
-    sums of such squares are wrong by more than the 1e-5 that is asked for.
+    sums of such squares are wrong by more than the tolerance of 1e-5.
     """
     K = torch.zeros(len(Q), len(Q), dtype=torch.float64, device=work_device(Q))
     for _, (part,) in blocks(Q):
@@ -88,9 +88,9 @@ def deviation(Q: Float[Tensor, "k d"]) -> float:
 
 
 def blocks(*matrices: Float[Tensor, "_ d"]) -> Iterator[tuple[slice, list[Tensor]]]:
-    """These columns, and those columns of every matrix in float64, until all d have passed.
+    """Yields column ranges, and these columns of every matrix in float64, until all d are done.
 
-    The float64 blocks are buffers that the next turn writes over.
+    The next step overwrites the float64 blocks.
 
     >>> [(s.start, s.stop, part[0, 0].item()) for s, (part,) in blocks(torch.eye(2, 5))]
     [(0, 5, 1.0)]
@@ -110,16 +110,16 @@ def blocks(*matrices: Float[Tensor, "_ d"]) -> Iterator[tuple[slice, list[Tensor
 
 
 def _width(rows: int, d: int) -> int:
-    """Columns in a block of so many rows."""
+    """Columns in a block with this many rows."""
     return max(1, min(d, block_size() // max(1, rows)))
 
 
 def block_size() -> int:
     """Numbers in a block: 2^18, which the cache holds, for one thread; 2^22 (32 MB) for more.
 
-    Measured with the Gram matrix of 64 x 1,000,000 while other processes wanted the cores: one
-    thread 0.31 s at 2^18 and 0.39 s at 2^22; two threads, which meet 16 times less often in the
-    large blocks, 7 s at 2^18, 2.2 s at 2^19 and 1.0 s at 2^22.
+    Measured with the Gram matrix of 64 x 1,000,000 on busy cores: one thread 0.31 s at 2^18 and
+    0.39 s at 2^22; two threads, which synchronise 16 times less often in the large blocks, 7 s at
+    2^18, 2.2 s at 2^19 and 1.0 s at 2^22.
     """
     return 2**18 if torch.get_num_threads() == 1 else 2**22
 
@@ -130,7 +130,7 @@ def double(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def work_device(x: Tensor) -> torch.device:
-    """Where float64 work on x is done: its own device, or the CPU for MPS, which has no float64."""
+    """The device for float64 work on x: that of x, or the CPU for MPS, which has no float64."""
     return torch.device("cpu") if x.device.type == "mps" else x.device
 
 
@@ -142,7 +142,7 @@ def combine(
     Args:
         W: coefficients, float64.
         G: n vectors, any floating dtype.
-        out: where to write; may be G itself when k = n.
+        out: for the result; may be G itself if k = n.
     """
     Q = G.new_empty(len(W), G.shape[1], dtype=torch.float32) if out is None else out
     W = W.to(work_device(G))
@@ -152,9 +152,9 @@ def combine(
 
 
 def reject(x: Float[Tensor, " d"], Q: Float[Tensor, "r d"]) -> Float[Tensor, " d"]:
-    """What is left of x outside the span of the orthonormal rows of Q, in float64.
+    """The part of x outside the span of the orthonormal rows of Q, in float64.
 
-    Projected out twice, since one pass leaves an error of the order of the rounding of Q.
+    Two projections, since one leaves an error of the order of the rounding of Q.
 
     >>> reject(torch.tensor([3.0, 4.0]), torch.tensor([[1.0, 0.0]]))
     tensor([0., 4.], dtype=torch.float64)
@@ -168,7 +168,7 @@ def reject(x: Float[Tensor, " d"], Q: Float[Tensor, "r d"]) -> Float[Tensor, " d
 
 
 def first_non_finite(G: Float[Tensor, "n d"]) -> tuple[int, int] | None:
-    """Row and coordinate of the first NaN or infinity, row by row; None where all are finite.
+    """Row and coordinate of the first NaN or infinity, row by row; None if all are finite.
 
     >>> first_non_finite(torch.tensor([[0.0, 1.0], [2.0, float("nan")]]))
     (1, 1)
@@ -182,8 +182,8 @@ def first_non_finite(G: Float[Tensor, "n d"]) -> tuple[int, int] | None:
 
 def require_finite(G: Float[Tensor, "n d"]) -> None:
     """Raise FloatingPointError naming the first row and coordinate with a NaN or an infinity."""
-    if (found := first_non_finite(G)) is not None:
-        row, coordinate = found
+    if (entry := first_non_finite(G)) is not None:
+        row, coordinate = entry
         raise FloatingPointError(
             f"row {row} is {float(G[row, coordinate])} at coordinate {coordinate}; "
             "measure in float32, or lower the step size"

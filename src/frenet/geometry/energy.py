@@ -45,7 +45,7 @@ def centred(
     Args:
         K: Gram matrix of n vectors, float64.
         fit: indices of the rows that are averaged, at least one.
-        test: rows that are to be held out; given, they are checked not to be among ``fit``.
+        test: rows to hold out; if given, they must not be in ``fit``.
 
     Returns:
         (n, n). Rows that equal the mean to 1e-6 become exactly zero instead of rounding noise.
@@ -81,7 +81,7 @@ def captured_energy(
         K: Gram matrix of all rows, float64; see ``unit_rows`` and ``centred``.
         fit: indices of the rows that make the basis.
         test: indices of the rows that are projected; zero rows are left out of the mean.
-        ks: dimensions; a k above the rank of the fit rows takes the whole rank.
+        ks: dimensions; a k above the rank of the fit rows counts as the rank.
 
     Returns:
         One share in [0, 1] for every k, float64. Isotropic noise has k / d held out, and far more
@@ -116,7 +116,7 @@ def overlap(
         K: Gram matrix of all rows, float64.
         first: indices of the rows behind U_1.
         second: indices of the rows behind U_2.
-        k: dimension, at least 1; above a rank it takes the whole rank.
+        k: dimension, at least 1; above a rank it counts as the rank.
 
     Returns:
         In [0, 1], divided by the smaller dimension; k / d for random subspaces.

@@ -60,9 +60,9 @@ class SVD(NamedTuple):
 def dot(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> float:
     """Inner product of all entries, sum_i x_i y_i, summed in float64.
 
-    A float32 sum of 1e8 products is wrong by percents: torch adds them up in a few running totals,
-    which lose the digits of what is added to them. Here blocks are converted one at a time, on the
-    device of x, so that no float64 copy of a vector is made.
+    A float32 sum of 1e8 products is wrong by percents: torch uses a few running totals, which lose
+    the last digits of small terms. Here blocks are converted one at a time, on the device of x,
+    without a float64 copy of a vector.
 
     Args:
         x: any shape, dtype and device; not differentiated.
@@ -87,7 +87,7 @@ def dot(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> float:
     total = torch.zeros((), dtype=torch.float64, device=device)
 
     def exact(part: Tensor, buffer: Tensor) -> Tensor:
-        """The entries in float64, without a copy if they are that already."""
+        """The entries in float64, without a copy if they already are."""
         there = part.dtype == buffer.dtype and part.device == buffer.device
         return part if there else buffer[: len(part)].copy_(part)
 
@@ -143,19 +143,19 @@ def spectrum(K: Float[Tensor, "n n"]) -> tuple[Float[Tensor, " r"], Float[Tensor
     """
     values, vectors = torch.linalg.eigh(K)
     values, vectors = values.flip(0), vectors.flip(1)
-    kept = (values > 0) & (values > RESOLUTION**2 * values[:1])
-    return values[kept].sqrt(), vectors[:, kept]
+    positive = (values > 0) & (values > RESOLUTION**2 * values[:1])
+    return values[positive].sqrt(), vectors[:, positive]
 
 
 def top_k_svd(G: Float[Tensor, "n d"], k: int, *, unit_rows: bool = False) -> SVD:
     """Leading right-singular vectors of G = V diag(S) U^T, by the n x n Gram matrix.
 
-    U = G^T V / S, then orthonormalised again where the check asks for it. The check is on
-    U^T U, because a wrong U can still reproduce G.
+    U = G^T V / S, orthonormalised again if U^T U shows that this is needed: a wrong U can still
+    reproduce G.
 
     Args:
         G: n vectors, any floating dtype.
-        k: number of directions wanted, at least 1.
+        k: number of directions, at least 1.
         unit_rows: scale every non-zero row to unit norm first (without a copy).
 
     Returns:
@@ -191,8 +191,8 @@ def top_k_svd(G: Float[Tensor, "n d"], k: int, *, unit_rows: bool = False) -> SV
 def orthonormalise(X: Float[Tensor, "n d"]) -> Float[Tensor, "d r"]:
     """Gram-Schmidt of the rows, in order, re-orthogonalised.
 
-    A row that adds less than 1e-6 of its own norm to those before it is dropped: which ones, rows
-    taken one by one decide; the others go through rounds of Cholesky, at the price of a product.
+    A row that adds less than 1e-6 of its norm to those before it is dropped. Rows taken one by one
+    decide which; the others go through rounds of Cholesky, at the cost of one product each.
 
     Args:
         X: n vectors, any floating dtype.
@@ -212,13 +212,13 @@ def orthonormalise(X: Float[Tensor, "n d"]) -> Float[Tensor, "d r"]:
     K = gram(X)
     scale = inverse_norms(K)
     K = K * scale[:, None] * scale
-    kept = scale.nonzero()[:, 0]
-    if not _independent(K, kept):
-        Q, kept = _gram_schmidt(X)
-        if not _independent(K, kept):
+    chosen = scale.nonzero()[:, 0]
+    if not _independent(K, chosen):
+        Q, chosen = _gram_schmidt(X)
+        if not _independent(K, chosen):
             return Q.T
-    W = torch.zeros(len(kept), len(X), dtype=torch.float64)
-    W[:, kept] = _inverse_cholesky(K[kept][:, kept]) * scale[kept]
+    W = torch.zeros(len(chosen), len(X), dtype=torch.float64)
+    W[:, chosen] = _inverse_cholesky(K[chosen][:, chosen]) * scale[chosen]
     rows = _orthonormal(W, X)
     return orthonormalise(_on_cpu(X)).to(X.device) if rows is None else rows.T
 
@@ -313,13 +313,13 @@ def stable_rank(S: Float[Tensor, " r"]) -> float:
 
 
 def _energies(S: Tensor) -> Tensor:
-    """S^2 in units of the largest, without overflow; empty where there is none."""
+    """S^2 in units of the largest, without overflow; empty without singular values."""
     S = S.double()
     return (S / S.max()).square() if len(S) and S.max() > 0 else S[:0]
 
 
 def _orthonormal(W: Tensor, G: Tensor, *, single: bool = False) -> Tensor | None:
-    """Orthonormal rows with the span of W G; None where the products of the device are wrong."""
+    """Orthonormal rows with the span of W G; None if the products of the device are wrong."""
     Q = W.float().to(G.device) @ G.detach() if single else combine(W, G)
     error = deviation(Q)
     for _ in range(2):
@@ -330,7 +330,7 @@ def _orthonormal(W: Tensor, G: Tensor, *, single: bool = False) -> Tensor | None
 
 
 def _on_cpu(G: Tensor) -> Tensor:
-    """G on the CPU, with a warning; an error where it is there already."""
+    """G on the CPU, with a warning; an error if it is already there."""
     problem = f"no basis orthonormal to {ORTHONORMAL:.0e} on device {G.device}"
     if G.device.type == "cpu":
         raise ArithmeticError(f"{problem}; its float64 matrix products are wrong")
@@ -349,22 +349,22 @@ def _inverse_cholesky(K: Tensor) -> Tensor:
     return inverse
 
 
-def _independent(K: Tensor, kept: Tensor) -> bool:
-    """Whether none of the kept unit rows can be one that adds less than the resolution."""
-    return len(kept) == 0 or bool(torch.linalg.eigvalsh(K[kept][:, kept])[0] > RESOLUTION**2)
+def _independent(K: Tensor, rows: Tensor) -> bool:
+    """Whether each of these unit rows adds more than the resolution to the others."""
+    return len(rows) == 0 or bool(torch.linalg.eigvalsh(K[rows][:, rows])[0] > RESOLUTION**2)
 
 
 def _gram_schmidt(X: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal rows (r, d), one row of X after the other, and the rows they come from."""
     Q = X.new_empty(min(X.shape), X.shape[1], dtype=torch.float32)
-    kept: list[int] = []
+    rows: list[int] = []
     for i, row in enumerate(X):
         x = double(row)
         size = x.norm()
-        if size == 0 or len(kept) == len(Q):
+        if size == 0 or len(rows) == len(Q):
             continue
-        left = reject(x / size, Q[: len(kept)])
+        left = reject(x / size, Q[: len(rows)])
         if left.norm() > RESOLUTION:
-            Q[len(kept)] = left / left.norm()
-            kept.append(i)
-    return Q[: len(kept)], torch.tensor(kept, dtype=torch.int64)
+            Q[len(rows)] = left / left.norm()
+            rows.append(i)
+    return Q[: len(rows)], torch.tensor(rows, dtype=torch.int64)

@@ -17,13 +17,13 @@ NORMAL = 1e-5
 class LossChange:
     """Distribution of the change of the loss under one random displacement.
 
-    A shifted gamma distribution (Pearson's type III) with these three moments; normal where the
-    skew is 0. It is exact for a linear loss, and for g = 0 with H = h I.
+    A shifted gamma distribution (Pearson's type III) with these three moments; normal if the skew
+    is 0. It is exact for a linear loss, and for g = 0 with H = h I.
 
     Attributes:
         mean: expected change, nats per token.
         std: its standard deviation.
-        skew: third cumulant over std^3; positive where the loss curves upwards.
+        skew: third cumulant over std^3; positive if the loss curves upwards.
 
     >>> LossChange(0.0, 1.0, 0.0).quantile(np.array([0.5, 0.975])).round(6)
     array([0.      , 1.959964])
@@ -52,7 +52,7 @@ class LossChange:
         return (special.gammainc if self.skew > 0 else special.gammaincc)(shape, gamma)
 
     def _quantile(self, p: Array, complement: Array) -> Array:
-        """From p and 1 - p, of which the smaller one is the accurate one."""
+        """From p and 1 - p; the smaller one is accurate."""
         low = p < complement
         if abs(self.skew) < NORMAL:
             x = np.where(low, special.ndtri(p), -special.ndtri(complement))

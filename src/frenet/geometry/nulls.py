@@ -1,4 +1,4 @@
-"""Chance levels: gradients with the structure taken out, and intervals of a mean."""
+"""Chance levels: gradients without their structure, and intervals of a mean."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -24,10 +24,10 @@ class Interval(NamedTuple):
 def gaussian_like(
     G: Float[Tensor, "n d"], sizes: Sequence[int], generator: torch.Generator
 ) -> Float[Tensor, "n d"]:
-    """Isotropic Gaussian rows with the norm of every tensor of every row kept.
+    """Isotropic Gaussian rows, with the same norm in every tensor of every row.
 
-    In each tensor t of each row: z ||g_t|| / ||z||, z ~ N(0, I). All that is left of the gradients
-    is how long they are, parameter by parameter.
+    In each tensor t of each row: z ||g_t|| / ||z||, z ~ N(0, I). Of the gradients only the norms by
+    parameter are left.
 
     Args:
         G: n gradients.
@@ -58,8 +58,7 @@ def shuffled_like(
 ) -> Float[Tensor, "n d"]:
     """The coordinates of every row permuted inside each tensor, independently for each row.
 
-    It keeps the distribution of the entries, heavy tails included, and breaks which coordinate
-    holds which.
+    It preserves the distribution of the entries, heavy tails included, but not their order.
 
     Args:
         G: n gradients.
@@ -87,7 +86,7 @@ def shuffled_like(
 def sign_flipped_like(G: Float[Tensor, "n d"], generator: torch.Generator) -> Float[Tensor, "n d"]:
     """Every coordinate of every row with a random sign.
 
-    It keeps the size of each coordinate and breaks how coordinates go together.
+    It preserves the size of each coordinate, but not the correlations.
 
     Args:
         G: n gradients.
@@ -110,7 +109,7 @@ def mean_interval(
     """Mean of independent values with its Student t interval, m -+ t_{n-1} s / sqrt(n).
 
     Args:
-        values: n finite numbers, usually one a seed.
+        values: n finite numbers, usually one per seed.
         level: coverage, in (0, 1).
 
     Returns:
@@ -141,10 +140,10 @@ def mean_interval(
 
 
 def random_walk_share(norms: Float[Tensor, " t"], k: int) -> float:
-    """Share of a random walk's displacement that its first k steps hold.
+    """Share of a random walk's squared displacement in its first k steps.
 
-    sum_{i <= k} r_i^2 / sum_i r_i^2: what a prefix basis captures when the steps are independent in
-    a space of high dimension. Capture over this share is the lift.
+    sum_{i <= k} r_i^2 / sum_i r_i^2: a prefix basis captures this much if the steps are independent
+    in a space of high dimension. Capture over this share is the lift.
 
     Args:
         norms: norm r_i of every step, T of them.

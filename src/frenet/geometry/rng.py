@@ -1,4 +1,4 @@
-"""Named random streams: the same seed and names give the same numbers, whatever else is drawn."""
+"""Named random streams: the numbers depend only on the seed and the names."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
 
     Args:
         seed: the seed of the whole run.
-        names: what the stream is for, from the general to the particular, e.g. ``"search", 3``.
+        names: the purpose of the stream, from general to specific, e.g. ``"search", 3``.
 
     Returns:
         A new generator, so that two calls with the same arguments give the same numbers.
@@ -32,7 +32,7 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
 
 
 def torch_seed(seed: int) -> int:
-    """A seed that torch takes: the same one where it does, and 63 bits of its sha256 elsewhere.
+    """A seed that torch accepts: the same one if it does, otherwise 63 bits of its sha256.
 
     >>> torch_seed(7), torch_seed(2**64) == torch_seed(2**64 + 1)
     (7, False)
@@ -43,11 +43,11 @@ def torch_seed(seed: int) -> int:
 
 
 class Normals:
-    """Standard normal numbers on the CPU, float32, in streams fixed by seed and names alone.
+    """Standard normal numbers on the CPU, float32, in streams that depend only on seed and names.
 
-    Philox, a counter-based generator with a key of 128 bits, so that no two of millions of streams
-    are the same, and starting one costs microseconds. Every ``BLOCK`` numbers of a stream have a
-    generator of their own, so that threads draw them side by side. One stream at a time.
+    Philox is a counter-based generator with a key of 128 bits, so that millions of streams differ,
+    and starting one costs microseconds. Every ``BLOCK`` numbers of a stream have their own
+    generator, so that threads can draw in parallel. Only one stream is open at a time.
 
     Source: Salmon et al. (2011), Parallel random numbers: as easy as 1, 2, 3.
 
@@ -66,9 +66,9 @@ class Normals:
         self.start(0)
 
     def start(self, seed: int, *names: str | int) -> "Normals":
-        """Go to the beginning of the stream of this seed and these names; the last one ends."""
+        """Go to the beginning of the stream with this seed and these names; the last one ends."""
         self._seed, self._names, self._at = seed, names, 0
-        # Of small draws this is most of the time: a new generator takes three times as long.
+        # Small draws spend most of their time here: a new generator takes three times as long.
         self._start["state"]["key"] = _key(seed, names)
         self._bits.state = self._start
         self._open = self._numbers
@@ -83,7 +83,7 @@ class Normals:
     def fill(self, out: Float[np.ndarray, " n"]) -> None:
         """Write the next numbers into a float32 array, with as many threads as torch uses.
 
-        They are the same in whatever portions they are asked for, and with any number of threads.
+        They do not depend on the portions or on the number of threads.
         """
         portions = list(self._portions(out))
         threads = min(torch.get_num_threads(), len(portions))
@@ -97,7 +97,7 @@ class Normals:
     def _portions(
         self, out: Float[np.ndarray, " n"]
     ) -> Iterator[tuple[np.random.Generator, Float[np.ndarray, " m"]]]:
-        """What of the array comes out of which block's generator."""
+        """The parts of the array, with the block that each one comes from."""
         done = 0
         while done < len(out):
             block, used = divmod(self._at, self.BLOCK)

@@ -1,4 +1,4 @@
-"""Orthonormal directions in parameter space that know which parameters they are about."""
+"""Orthonormal directions in parameter space, with their parameters."""
 
 import copy
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from frenet.geometry.linalg import ORTHONORMAL, norms, principal_angles, subspac
 
 @runtime_checkable
 class Space(Protocol):
-    """Names for the coordinates of R^d; ``ParamSpace`` is the one in use."""
+    """Names for the coordinates of R^d; implemented by ``ParamSpace``."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -46,13 +46,13 @@ class Space(Protocol):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Basis(Shown):
-    """k orthonormal directions in R^d. Vectors that it is given are taken to its own device.
+    """k orthonormal directions in R^d. Methods move vectors to the device of the basis.
 
     Args:
         U: (d, k) float32 with |U^T U - I| <= 1e-5; k = 0 is the zero subspace.
-        S: (k,) singular values behind the columns, None where they have none.
-        space: which parameters the coordinates are; None for plain R^d.
-        origin: where the directions come from, in words.
+        S: (k,) singular values behind the columns, None if there are none.
+        space: the parameters behind the coordinates; None for plain R^d.
+        origin: of the directions, in words.
         rank: numerical rank of the vectors behind the basis, at least k.
 
     Raises:
@@ -108,7 +108,7 @@ class Basis(Shown):
         yield "coordinates", self.d, f"a random vector has k / d = {self.k / self.d:.3g} inside"
 
     def coordinates(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n k"]:
-        """Coordinates U^T x in the basis, summed in float64, float32; leading axes are kept.
+        """Coordinates U^T x in the basis, summed in float64, float32; leading axes stay.
 
         Raises:
             FloatingPointError: a coordinate of x is not finite.
@@ -132,7 +132,7 @@ class Basis(Shown):
         Summed in float64, result float64 on the CPU. A random subspace has k / d.
 
         Raises:
-            ValueError: a vector is zero, so that there is nothing to capture.
+            ValueError: a vector is zero, so that its share is not defined.
         """
         self._require_length(x, self.d, "coordinates, the basis is in R^")
         rows = x.to(self.U.device).reshape(-1, self.d)
@@ -151,7 +151,7 @@ class Basis(Shown):
     def to(self, device: torch.device | str) -> "Basis":
         """The same basis on another device; the singular values stay on the CPU."""
         moved = copy.copy(self)
-        # Past the checks: a copy is as orthonormal as what it was copied from.
+        # Without the checks: a copy is as orthonormal as the original.
         object.__setattr__(moved, "U", self.U.to(device))
         return moved
 
@@ -166,7 +166,7 @@ def overlap(a: Basis, b: Basis) -> float:
     Random subspaces have max(k_a, k_b) / d.
 
     Raises:
-        ValueError: the bases are of different spaces; names the first parameter that differs.
+        ValueError: the bases have different spaces; names the first parameter that differs.
 
     >>> x, y = (Basis(torch.eye(3)[:, i:i+1], None, None, "by hand", 1) for i in (0, 1))
     >>> overlap(x, x), overlap(x, y)
@@ -180,7 +180,7 @@ def angles(a: Basis, b: Basis) -> Float[Tensor, " j"]:
     """Principal angles of two bases, float64 radians in [0, pi/2], ascending.
 
     Raises:
-        ValueError: the bases are of different spaces; names the first parameter that differs.
+        ValueError: the bases have different spaces; names the first parameter that differs.
 
     >>> x, y = (Basis(torch.eye(3)[:, i:i+1], None, None, "by hand", 1) for i in (0, 1))
     >>> angles(x, y) / torch.pi
@@ -192,9 +192,9 @@ def angles(a: Basis, b: Basis) -> Float[Tensor, " j"]:
 
 def require_finite_in(space: Space | None, rows: Float[Tensor, "n d"], what: str) -> None:
     """Raise FloatingPointError naming row and parameter of the first NaN or infinity."""
-    if (found := first_non_finite(rows)) is None:
+    if (entry := first_non_finite(rows)) is None:
         return
-    row, coordinate = found
+    row, coordinate = entry
     where = f"coordinate {coordinate}"
     if space is not None:
         where = f"parameter {space.locate(coordinate)} ({where})"

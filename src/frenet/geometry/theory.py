@@ -1,19 +1,19 @@
-"""What Gaussian random search brings in a quadratic neighbourhood: predictions before measuring.
+"""Predicts the gain of Gaussian random search in a quadratic neighbourhood.
 
 With delta = sigma z, z ~ N(0, I_d), and L quadratic around theta with gradient g and Hessian H,
 
     L(theta + delta) - L(theta) = sigma g.z + sigma^2 z.Hz / 2,
 
-of which the first three cumulants are
+with the first three cumulants
 
     mean      sigma^2 tr(H) / 2  (+ sigma^4 q)
     variance  sigma^2 ||g||^2 + sigma^4 tr(H^2) / 2
     third     3 sigma^4 g.Hg + sigma^6 tr(H^3).
 
-q is the mean of the fourth-order terms, sum_ij L_iijj / 8, where it has been measured; those of
-third order vanish in the mean. The dimension enters through the traces only. docs/theory.md has
-the theorem and its proof. A change of the loss is negative where it improves; a gain is the change
-with its sign turned.
+q is the mean of the fourth-order terms, sum_ij L_iijj / 8, if it has been measured; those of
+third order vanish in the mean. The dimension enters only through the traces. docs/theory.md has
+the theorem and its proof. The change of the loss is negative for an improvement; a gain is minus
+the change.
 """
 
 import math
@@ -35,13 +35,13 @@ __all__ = [
     "transfer",
 ]
 
-# The share of the first-order spread that the second-order spread may have in the linear range.
+# Largest ratio of the second-order to the first-order spread in the linear range.
 LINEAR = 0.2
 
 
 @dataclass(frozen=True)
 class QuadraticModel:
-    """A loss around a point, or its restriction to a subspace: the scalars that search depends on.
+    """A loss around a point, or its restriction to a subspace: the scalars that decide a search.
 
     In the span of U read g as U^T g, H as U^T H U and d as k.
 
@@ -51,8 +51,8 @@ class QuadraticModel:
         trace: tr(H), of either sign.
         trace_square: tr(H^2), at least 0.
         along: g.Hg, of either sign.
-        trace_cube: tr(H^3), of either sign; 0 where it is not known.
-        quartic: q = sum_ij d^4 L / di^2 dj^2 / 8, of either sign; 0 where it is not known.
+        trace_cube: tr(H^3), of either sign; 0 if unknown.
+        quartic: q = sum_ij d^4 L / di^2 dj^2 / 8, of either sign; 0 if unknown.
     """
 
     dim: int
@@ -85,16 +85,16 @@ class QuadraticModel:
     def gain(
         self, sigma: float, n: int | float, *, noise: float = 0.0, transfer: float = 1.0
     ) -> float:
-        """Expected gain of the best of n candidates, on data that ``transfer`` says of.
+        """Expected gain of the best of n candidates, on data with this ``transfer``.
 
-        The mean change is paid for in full; the luck of the draw is worth
-        ``transfer * s / sqrt(s^2 + noise^2)`` of itself, s the standard deviation of the change.
+        The mean change counts in full; the luck of the draw counts with the factor
+        ``transfer * s / sqrt(s^2 + noise^2)``, s the standard deviation of the change.
 
         Args:
             sigma: standard deviation per coordinate.
             n: candidates.
-            noise: standard deviation of the error with which a candidate is scored.
-            transfer: see ``transfer``; 1 for the data that the selection was made on.
+            noise: standard deviation of the error of a candidate's score.
+            transfer: see ``transfer``; 1 for the selection data.
 
         >>> linear = QuadraticModel(dim=9, gradient=2.0, trace=0.0)
         >>> round(linear.gain(0.1, 2), 6) == round(0.2 / math.pi**0.5, 6)
@@ -116,10 +116,10 @@ class QuadraticModel:
     ) -> float:
         """Expected gain of the best of n candidates on other data.
 
-        The winner is chosen by slope, curvature and error together. Of its luck the slope has the
-        share sigma^2 ||g||^2 / (s^2 + noise^2), of which other data see ``transfer``, and the
-        curvature sigma^4 tr(H^2) / 2 / (s^2 + noise^2), of which they see ``bend``. The price
-        is the mean change on the other data, ``mean``; None: as on these.
+        Slope, curvature and error together choose the winner. The slope's share of its luck is
+        sigma^2 ||g||^2 / (s^2 + noise^2), and ``transfer`` of that carries over to other data; the
+        curvature's share is sigma^4 tr(H^2) / 2 / (s^2 + noise^2), and ``bend`` of that carries
+        over. The cost is the mean change on the other data, ``mean``; None: as on these.
 
         >>> linear = QuadraticModel(dim=9, gradient=2.0, trace=0.0)
         >>> linear.held_out_gain(0.1, 2) == linear.gain(0.1, 2)
@@ -142,7 +142,7 @@ class QuadraticModel:
         return spread / self.gradient if self.gradient > 0 else math.inf
 
     def linear_range(self) -> float:
-        """Largest sigma at which ``curved`` is at most 0.2; infinite on a linear loss."""
+        """Largest sigma at which ``curved`` is at most 0.2; infinite for a linear loss."""
         slope = self.curved(1.0)
         return LINEAR / slope if slope > 0 else math.inf
 
@@ -151,7 +151,7 @@ class QuadraticModel:
         return self.gradient**2 / self.dim
 
     def density_over_curvature(self) -> float | None:
-        """||g||^2 / tr(H), which ranks subspaces at each one's best sigma; None for tr(H) <= 0."""
+        """||g||^2 / tr(H), which ranks subspaces at their best sigma; None for tr(H) <= 0."""
         return self.gradient**2 / self.trace if self.trace > 0 else None
 
 
@@ -170,19 +170,19 @@ def best_sigma(
     noise: float = 0.0,
     transfer: float = 1.0,
 ) -> Best | None:
-    """sigma* and gain* for n candidates; None where curvature sets no limit, tr(H) <= 0.
+    """sigma* and gain* for n candidates; None if curvature sets no limit, tr(H) <= 0.
 
-    The maximum of the first-order luck less the mean; for q = 0 sigma* = m_n ||g|| / tr(H) and
-    gain* = m_n^2 ||g||^2 / (2 tr(H)). A negative q counts as 0: it says that the loss flattens, and
-    further out nobody has looked. The luck that lies in the curvature itself grows as sigma^2,
-    like the mean, and would have no maximum; it is left out here and is in ``QuadraticModel.gain``.
+    The maximum of the first-order luck minus the mean; for q = 0 sigma* = m_n ||g|| / tr(H) and
+    gain* = m_n^2 ||g||^2 / (2 tr(H)). A negative q counts as 0: it means that the loss flattens,
+    but not how it continues. The luck of the curvature grows as sigma^2, like the mean, and would
+    have no maximum; it is left out here and included in ``QuadraticModel.gain``.
 
     Args:
         local: the loss around the point.
         n: candidates, above 1.
-        to_gain: the gain never exceeds what there is to gain.
+        to_gain: the largest possible gain.
         noise: of the score, see ``QuadraticModel.gain``.
-        transfer: to the data that count, see ``QuadraticModel.gain``.
+        transfer: see ``QuadraticModel.gain``.
 
     >>> found = best_sigma(QuadraticModel(dim=1000, gradient=2.0, trace=100.0), 8)
     >>> m = expected_maximum(8)
@@ -198,16 +198,16 @@ def best_sigma(
         luck = sigma * scale * shrinkage(sigma * local.gradient, noise)
         return bounded.mean(sigma) - luck
 
-    # A noisy score and fourth-order terms only make it smaller, down to 0.
+    # A noisy score and fourth-order terms only make sigma* smaller, down to 0.
     most = 2 * scale / local.trace
     # An absolute error of 1e-5 would be larger than the sigma of large traces.
     precision = {"xatol": min(1e-5, 5e-3 * most)}
-    found = optimize.minimize_scalar(loss, bounds=(0, most), method="bounded", options=precision)
-    return Best(float(found.x), float(min(-found.fun, to_gain)))
+    optimum = optimize.minimize_scalar(loss, bounds=(0, most), method="bounded", options=precision)
+    return Best(float(optimum.x), float(min(-optimum.fun, to_gain)))
 
 
 def shrinkage(std: float, noise: float) -> float:
-    """What selection by a noisy score leaves of the luck: s / sqrt(s^2 + noise^2).
+    """Share of the luck that is left after selection by a noisy score, s / sqrt(s^2 + noise^2).
 
     >>> round(shrinkage(3.0, 4.0), 6)
     0.6
@@ -216,7 +216,7 @@ def shrinkage(std: float, noise: float) -> float:
 
 
 def transfer(inner: float, selected: float) -> float:
-    """Share of a first-order gain on the selection data that other data see.
+    """Share of a first-order gain on the selection data that carries over to other data.
 
     <g_test, g_select> / ||g_select||^2: the regression of one change on the other.
 
@@ -225,7 +225,7 @@ def transfer(inner: float, selected: float) -> float:
         selected: ||g_select||.
 
     Returns:
-        The share; 0 for a zero gradient, of which there is nothing to see.
+        The share; 0 for a zero gradient.
 
     >>> transfer(2.0, 2.0)
     0.5
@@ -236,7 +236,7 @@ def transfer(inner: float, selected: float) -> float:
 def candidates_for(
     local: QuadraticModel, sigma: float, gain: int | float, *, most: float = 1e12
 ) -> float | None:
-    """How many candidates at this sigma have the expected gain ``gain``; None above ``most``.
+    """Number of candidates at this sigma with the expected gain ``gain``; None above ``most``.
 
     >>> linear = QuadraticModel(dim=1, gradient=1.0, trace=0.0)
     >>> round(candidates_for(linear, 1.0, expected_maximum(64)), 3)
@@ -246,7 +246,7 @@ def candidates_for(
         return 1.0
     if local.gain(sigma, most) < gain:
         return None
-    found = optimize.brentq(
+    log_n = optimize.brentq(
         lambda log_n: local.gain(sigma, math.exp(log_n)) - gain, 0.0, math.log(most), xtol=1e-9
     )
-    return math.exp(found)
+    return math.exp(log_n)

@@ -1,4 +1,4 @@
-"""What is refused before a training begins, and said before it begins."""
+"""Checks before a training begins: what frenet cannot watch, and how much space it needs."""
 
 import hashlib
 from pathlib import Path
@@ -20,7 +20,7 @@ REMEDY = "select fewer parameters (LoRA, or where=), or train fewer steps"
 
 
 def refuse_sharded(model: nn.Module, optimizer: Any) -> None:
-    """Raise ValueError where a process holds only its share of parameters or gradients."""
+    """Raise ValueError if processes shard parameters or gradients."""
     from torch.distributed.tensor import DTensor
 
     state = getattr(optimizer, "accelerator_state", None)
@@ -33,45 +33,44 @@ def refuse_sharded(model: nn.Module, optimizer: Any) -> None:
     if kind in SHARDED or split:
         how = kind if kind in SHARDED else f"tensors in shards ({split[0]})"
         raise UsageError(
-            f"this training shards parameters or gradients over processes ({how}), so that no "
-            "process sees a whole step; frenet records data parallel trainings (DDP) and those of "
-            "one process"
+            f"this training shards parameters or gradients over processes ({how}), so no "
+            "process sees a whole step; train with data parallelism (DDP) or in one process"
         )
 
 
 def space_digest(space: ParamSpace) -> str:
-    """Hex digits that identify names and shapes."""
+    """sha256 of names and shapes."""
     return hashlib.sha256(repr((space.names, space.shapes)).encode()).hexdigest()[:16]
 
 
 def check_training(args: Any, steps: int, config: WatchConfig) -> None:
-    """Raise ValueError where a training cannot be watched in this way.
+    """Raise ValueError if a training cannot be watched with this configuration.
 
     Args:
         args: Trainer's arguments.
         steps: planned.
-        config: what is wanted.
+        config: of the callback.
     """
     if config.k >= steps:
         raise UsageError(
-            f"k={config.k} first steps of a training of {steps} steps leave nothing that they "
-            f"could hold; pass k <= {steps - 1}"
+            f"k={config.k} first steps leave no later ones in a training of {steps} steps; "
+            f"pass k <= {steps - 1}"
         )
     if config.gradients and args.fp16 and not args.max_grad_norm:
         raise UsageError(
-            "with fp16 and max_grad_norm=0 gradients are multiplied by the loss scale when a "
-            "callback sees them; set max_grad_norm, use bf16, or pass gradients=False"
+            "with fp16 and max_grad_norm=0 a callback gets gradients multiplied by the loss scale; "
+            "set max_grad_norm, use bf16, or pass gradients=False"
         )
 
 
 def require_room(space: ParamSpace, config: WatchConfig, *, steps: int, out: Path) -> str:
-    """What a recording of so many steps takes, in words.
+    """The space that a recording takes, in words.
 
     Raises:
-        MemoryError: more than there is, of disk or of memory.
+        MemoryError: there is not enough disk space or memory.
     """
     step = bytes_per_step(space.dim, config.gradients)
-    # Three sets of n for each probe on disk, and while looking four of them in memory.
+    # Three sets of n gradients for each probe on disk, and four times that in memory to measure.
     sets = 3 * config.n * 4 * space.dim
     disk = steps * step + len(config.probes) * sets
     looking = 4 * sets if config.probes else 0
@@ -80,6 +79,6 @@ def require_room(space: ParamSpace, config: WatchConfig, *, steps: int, out: Pat
     require_disk(disk, what, folder=out, remedy=REMEDY)
     require_memory(memory, what, device=torch.device("cpu"), remedy=REMEDY)
     return (
-        f"{what}: {disk / 2**30:.2f} GiB in {out}, where {free_disk(out) / 2**30:.2f} GiB are "
-        f"free, and up to {memory / 2**30:.2f} GiB of memory"
+        f"{what}: {disk / 2**30:.2f} GiB in {out} ({free_disk(out) / 2**30:.2f} GiB are free), "
+        f"and up to {memory / 2**30:.2f} GiB of memory"
     )

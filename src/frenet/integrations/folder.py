@@ -1,4 +1,4 @@
-"""The run folder of a watched training: one cell a look, one for what is known at the end."""
+"""The run folder of a watched training: one cell per measurement, and one for the end."""
 
 import logging
 import time
@@ -21,12 +21,12 @@ END = Cell.of(part="end")
 
 
 class WatchFolder:
-    """Cells of one watched training; held against other processes from ``open`` to ``close``.
+    """Cells of one watched training; locked against other processes from ``open`` to ``close``.
 
     Args:
         out: the folder.
         config: what is watched.
-        inputs: digests of what the configuration names.
+        inputs: digests of the inputs that the configuration names.
         steps: planned steps of the whole training.
 
     Raises:
@@ -38,7 +38,7 @@ class WatchFolder:
     ) -> None:
         before = read_header(out)
         if before is not None and before.experiment == STUDY.name:
-            # Who resumes may have loaded the model from the checkpoint's folder.
+            # A resumed training may have loaded the model from the checkpoint's folder.
             config = replace(config, model=before.config["model"])
         self.out, self.config, self._steps = out, config, steps
         self._header = Header(
@@ -55,17 +55,17 @@ class WatchFolder:
         self._since = time.monotonic()
 
     def open(self, done: int) -> None:
-        """Hold the folder, and keep the looks that the first ``done`` steps of a training had.
+        """Lock the folder, and keep the measurements in the first ``done`` steps of a training.
 
-        The look at a last step between two regular ones is kept where the training is over, and
-        not where it goes on: one that was planned for longer does not have it.
+        The measurement at an irregular last step stays only if the training is over: a longer
+        training does not have it.
         """
         store = RunFolder(self.out, self._header, restart=True, extend=True)
         self._store = store.__enter__()
         if store.note:
             logger.warning("frenet: %s", store.note)
-        kept = [Cell.of(step=step) for step in self._looked_at(done)]
-        self.store.keep_only(kept if done else [])
+        cells = [Cell.of(step=step) for step in self._looked_at(done)]
+        self.store.keep_only(cells if done else [])
 
     @property
     def store(self) -> RunFolder:
@@ -75,22 +75,22 @@ class WatchFolder:
         return self._store
 
     def looks(self, done: int) -> list[int]:
-        """Steps of the stored looks among the first ``done``."""
+        """Steps with a stored measurement among the first ``done``."""
         return [step for step in self._looked_at(done) if self.store.done(Cell.of(step=step))]
 
     def _looked_at(self, done: int) -> list[int]:
-        """Steps that are looked at by a training of which ``done`` steps are taken."""
+        """Steps at which a training measures in its first ``done`` steps."""
         return [step for step in looks(self.config.every, self._steps) if step <= done]
 
     def write(self, cell: Cell, rows: Sequence[Row]) -> None:
-        """Store the rows of a look, or of the end."""
+        """Store the rows of a measurement, or of the end."""
         tables = table_columns(TABLES)
         lines = [encode_row(row, tables) for row in rows]
         self.store.store(cell, lines, seconds=time.monotonic() - self._since)
         self._since = time.monotonic()
 
     def fail(self, kind: type[Exception], message: str) -> None:
-        """Store why nothing is recorded any more."""
+        """Store why recording stopped."""
         failure = Failure("training", kind.__name__, message, "", user_mistake=True)
         self.store.store_failure(END, failure)
 
@@ -99,11 +99,11 @@ class WatchFolder:
         yield from read_run(self.out, partial=True).rows
 
     def finish(self, looks: Sequence[int]) -> None:
-        """Write the rows of these looks and of the end, and the manifest."""
+        """Write the rows of these steps and of the end, and the manifest."""
         self.store.finish([*(Cell.of(step=step) for step in looks), END], workers=1)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Unlock the folder."""
         if self._store is not None:
             self._store.__exit__(None, None, None)
             self._store = None

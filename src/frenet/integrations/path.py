@@ -1,4 +1,4 @@
-"""Running sums over the steps of a training, and what its first k steps hold of the rest."""
+"""Running sums over the steps of a training, and the share that its first k steps capture."""
 
 import math
 
@@ -16,11 +16,11 @@ SUM_BYTES = 8 + 8 + 4 + 8 + 8
 
 
 class PathSums:
-    """The path so far: sums in float64, so that a resumed training comes to the same numbers.
+    """The path so far: sums in float64, so that a resumed training gives the same numbers.
 
     Args:
         space: the d parameters.
-        k: first steps that make the prefix.
+        k: number of first steps in the prefix.
     """
 
     def __init__(self, space: ParamSpace, *, k: int) -> None:
@@ -34,15 +34,15 @@ class PathSums:
         self._unmoved, self._zeros, self.unseen = 0, 0, 0
 
     def add(self, step: Float[Tensor, " d"], *, zeros: int, unseen: int) -> bool:
-        """Take the next step.
+        """Add the next step.
 
         Args:
             step: the move.
-            zeros: in how many coordinates the gradient was zero.
-            unseen: in how many there was no gradient to see.
+            zeros: number of coordinates with a zero gradient.
+            unseen: number of coordinates without a visible gradient.
 
         Returns:
-            False, and nothing is taken, where the step is not finite.
+            False, and nothing is added, if the step is not finite.
         """
         exact = step.double()
         square = float(exact @ exact)
@@ -68,7 +68,7 @@ class PathSums:
         return norm(self.total)
 
     def rows(self) -> list[Row]:
-        """Rows of the tables path and prefix; none at the start, no prefix up to step k."""
+        """Rows of the tables path and prefix; none at the start, no prefix rows up to step k."""
         if not self.steps:
             return []
         moves = self.steps * self.space.dim
@@ -87,7 +87,7 @@ class PathSums:
         if self.prefix is None or self.steps <= self.k or not self._squares:
             return []
         captured = self._captured(self.total)
-        # This is random_walk_share; the norms that it takes are not kept, but summed up.
+        # As random_walk_share, but from sums of norms, since the norms are not stored.
         walk = self._squares_k / self._squares
         row: Row = {
             "table": "prefix",
@@ -105,7 +105,7 @@ class PathSums:
         return [row]
 
     def _captured(self, displacement: Float[Tensor, " d"]) -> float | None:
-        """Share of the squared norm inside the prefix; None where nothing moved."""
+        """Share of the squared norm inside the prefix; None without movement."""
         if self.prefix is None or not displacement.any():
             return None
         return float(self.prefix.captured_fraction(displacement.float()))

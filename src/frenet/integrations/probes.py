@@ -1,4 +1,4 @@
-"""Probe tasks in a training: their gradient bases against those of the start, and their losses."""
+"""Probe tasks in a training: their losses, and their gradient bases compared with the start's."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ SETS = ("fit", "again", "held_out")
 
 
 class Probe(NamedTuple):
-    """A task with the examples that every look uses: for gradients, and for the loss."""
+    """A task with fixed examples for gradients and for the loss."""
 
     task: Task
     batch: Batch
@@ -30,7 +30,7 @@ class Probe(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Hex digits that identify all examples."""
+        """sha256 of all examples."""
         state = hashlib.sha256()
         for batch in (self.batch, self.held_out):
             for key in sorted(batch):
@@ -42,10 +42,11 @@ class Probe(NamedTuple):
 def make_probes(tasks: Sequence[Task], *, n: int) -> tuple[Probe, ...]:
     """Draw each task's examples: 3n of the train split for gradients, n of select for the loss.
 
-    They are the same at every look, so that nothing but the weights differs between looks.
+    They are the same in every measurement, so that only the weights differ.
 
     Raises:
-        ValueError: two tasks of one name, too few examples, or one without a target token.
+        ValueError: two tasks have one name, or there are too few examples, or an example has no
+            target token.
     """
     names = [task.name for task in tasks]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -57,18 +58,18 @@ def make_probes(tasks: Sequence[Task], *, n: int) -> tuple[Probe, ...]:
 
 
 def _examples(task: Task, split: Split, count: int) -> Batch:
-    """So many examples of one split, each with a target."""
+    """``count`` examples of one split, each with a target."""
     try:
         batch = next(task.batches(split, count, 0))
     except ValueError as error:
         raise UsageError(f"probe {task.name!r}: {error}; or pass a smaller n") from error
-    found = len(batch["labels"])
-    if found != count:
+    available = len(batch["labels"])
+    if available != count:
         raise UsageError(
-            f"probe {task.name!r} gave {found} {split} examples of the {count} that n asks for; "
-            "pass a smaller n"
+            f"probe {task.name!r} has {available} {split} examples, n needs {count}; pass a "
+            "smaller n"
         )
-    # The first token of a row is predicted from nothing.
+    # The first token of a row is not predicted.
     empty = (batch["labels"][:, 1:] == IGNORE).all(1).nonzero()
     if len(empty):
         raise UsageError(
@@ -79,10 +80,10 @@ def _examples(task: Task, split: Split, count: int) -> Batch:
 
 
 def checked(model: nn.Module, probe: Probe, *, space: ParamSpace) -> Check:
-    """Whether the gradients of a probe are those of its loss; the model is left as it is.
+    """Whether the gradients of a probe are those of its loss; the model is left unchanged.
 
     Raises:
-        ValueError: they are not; names the model.
+        ValueError: they are not; the message names the model.
     """
     with _no_global_draws(model), _full_precision(model):
         return check_slope(model, probe.task, probe.held_out, space=space)
@@ -96,14 +97,14 @@ def look(
     k: int,
     start: Path,
 ) -> tuple[Row, float]:
-    """The drift of one probe's basis, and its loss, with the model left exactly as it is.
+    """The drift of one probe's basis, and its loss; the model is left unchanged.
 
     Args:
-        model: at the present step.
-        probe: what to look at.
+        model: at the current step.
+        probe: the task to measure on.
         space: the d parameters.
         k: basis dimension, at most the number of examples in a set.
-        start: file of the start's gradients; written by the first look, which finds a ratio of 1.
+        start: file of the start's gradients; the first call writes it, and gets the ratio 1.
 
     Raises:
         FloatingPointError: a loss or gradient is not finite.
@@ -113,24 +114,24 @@ def look(
         with measuring(model), torch.no_grad():
             loss = float(probe.task.loss(model, probe.held_out))
     if not start.exists():
-        kept = {name: part.cpu() for name, part in zip(SETS, now, strict=True)}
-        save_tensors(kept, start, named=True)
-    found = basis_drift(_stored(start, now[0].device), now, k, paired=True)
+        tensors = {name: part.cpu() for name, part in zip(SETS, now, strict=True)}
+        save_tensors(tensors, start, named=True)
+    drift = basis_drift(_stored(start, now[0].device), now, k, paired=True)
     random = k / space.dim
-    row: Row = {"table": "drift", "probe": probe.task.name, "k": k, **found._asdict()}
-    return row | {"random": random, "chance": random / found.fresh}, loss
+    row: Row = {"table": "drift", "probe": probe.task.name, "k": k, **drift._asdict()}
+    return row | {"random": random, "chance": random / drift.fresh}, loss
 
 
 @contextmanager
 def _full_precision(model: nn.Module) -> Iterator[None]:
-    """The model's own forward pass, without the autocast that accelerate puts around it."""
-    own = model.__dict__.get("_original_forward")
+    """The model's forward pass without the autocast that accelerate puts around it."""
+    plain = model.__dict__.get("_original_forward")
     wrapped = model.__dict__.get("forward")
-    if own is None or wrapped is None:
+    if plain is None or wrapped is None:
         yield
         return
     try:
-        model.__dict__["forward"] = own
+        model.__dict__["forward"] = plain
         yield
     finally:
         model.__dict__["forward"] = wrapped
@@ -144,7 +145,7 @@ def _stored(file: Path, device: torch.device) -> Vectors:
 
 @contextmanager
 def _no_global_draws(model: nn.Module) -> Iterator[None]:
-    """A task may draw from the global generators; training goes on as if it had not."""
+    """Restores the global random generators, which a task may use."""
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield

@@ -1,6 +1,6 @@
-"""The steps of a training on disk, in chunks that are there whole or not at all.
+"""The steps of a training on disk, in chunks that are complete or absent.
 
-``measure/trajectory_files`` says what the files are, and reads them.
+``measure/trajectory_files`` defines and reads the files.
 """
 
 import json
@@ -36,8 +36,8 @@ class Moves(NamedTuple):
 
     Attributes:
         steps: the moves.
-        zeros: in how many coordinates the gradient of each was zero.
-        unseen: in how many there was no gradient to see.
+        zeros: number of coordinates with a zero gradient at each step.
+        unseen: number of coordinates without a visible gradient.
     """
 
     steps: Float[Tensor, "m d"]
@@ -46,10 +46,10 @@ class Moves(NamedTuple):
 
 
 class Recording:
-    """Steps written to ``folder`` as they come; at most one chunk of them waits in memory.
+    """Steps written to ``folder`` in chunks; at most one chunk waits in memory.
 
     Args:
-        folder: made where it is missing.
+        folder: created if missing.
         space: the d parameters.
         gradients: every step comes with its gradient.
     """
@@ -57,8 +57,8 @@ class Recording:
     def __init__(self, folder: Path, space: ParamSpace, *, gradients: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.space, self.gradients = folder, space, gradients
-        known = {chunk.path for chunk in chunks(folder)}
-        for path in set(folder.glob("steps-*.safetensors")) - known:
+        complete = {chunk.path for chunk in chunks(folder)}
+        for path in set(folder.glob("steps-*.safetensors")) - complete:
             path.unlink()
         self.written = last_recorded(folder)
         self._waiting: dict[str, list[Tensor]] = {"steps": [], "zeros": [], "unseen": []}
@@ -69,7 +69,7 @@ class Recording:
         return self.written + len(self._waiting["steps"])
 
     def begin(self, theta: Float[Tensor, " d"]) -> None:
-        """Forget what is there, and start at theta_0."""
+        """Delete earlier steps, and start at theta_0."""
         self.cut(0)
         about = {"names": json.dumps(self.space.names), "shapes": json.dumps(self.space.shapes)}
         save_tensors({"theta": theta}, self.folder / START, about, named=True)
@@ -86,7 +86,7 @@ class Recording:
         unseen: int = 0,
         gradient: Float[Tensor, " d"] | None,
     ) -> None:
-        """Take the next step; a full chunk is written."""
+        """Add the next step; a full chunk is written."""
         self._waiting["steps"].append(step)
         self._waiting["zeros"].append(torch.tensor(zeros))
         self._waiting["unseen"].append(torch.tensor(unseen))
@@ -96,7 +96,7 @@ class Recording:
             self.flush()
 
     def flush(self) -> None:
-        """Write the steps that wait."""
+        """Write the steps in memory."""
         if not self._waiting["steps"]:
             return
         tensors = {name: torch.stack(rows) for name, rows in self._waiting.items()}
@@ -106,17 +106,17 @@ class Recording:
             rows.clear()
 
     def cut(self, steps: int) -> None:
-        """Keep the first ``steps`` steps only."""
+        """Keep only the first ``steps`` steps."""
         for rows in self._waiting.values():
             rows.clear()
-        # From the end, so that there is no gap where this is interrupted.
+        # From the end, so that an interruption leaves no gap.
         for chunk in reversed(chunks(self.folder)):
             if chunk.last <= steps:
                 continue
             if chunk.first <= steps:
-                kept = steps - chunk.first + 1
+                count = steps - chunk.first + 1
                 tensors = {
-                    name: rows[:kept].clone() for name, rows in read_tensors(chunk.path).items()
+                    name: rows[:count].clone() for name, rows in read_tensors(chunk.path).items()
                 }
                 self._write(tensors, first=chunk.first)
             chunk.path.unlink()
@@ -126,7 +126,7 @@ class Recording:
         """The first ``steps`` steps, one chunk in memory at a time."""
         for chunk in in_order(self.folder):
             tensors, left = read_tensors(chunk.path), max(0, steps - chunk.first + 1)
-            # Recordings of earlier versions counted a gradient that was not there as zero.
+            # Recordings of earlier versions counted a missing gradient as zero.
             unseen = tensors.get("unseen", torch.zeros_like(tensors["zeros"]))
             yield Moves(tensors["steps"][:left], tensors["zeros"][:left], unseen[:left])
 
@@ -137,12 +137,12 @@ class Recording:
 
 
 def steps_per_chunk(dim: int, gradients: bool) -> int:
-    """Steps that are written at a time."""
+    """Steps in a chunk."""
     return max(1, CHUNK_BYTES // bytes_per_step(dim, gradients))
 
 
 def last_recorded(folder: Path) -> int:
-    """The last step that is on disk."""
+    """The last step on disk."""
     return max((chunk.last for chunk in chunks(folder)), default=0)
 
 
@@ -150,23 +150,23 @@ def read_trajectory(out: Path | str) -> Trajectory:
     """The recorded path of a watched training, finished or not.
 
     Args:
-        out: the folder that ``FrenetCallback`` was given.
+        out: the ``out`` of the ``FrenetCallback``.
 
     Returns:
-        The trajectory. ``losses`` are those that Trainer logged: a mean over the steps since its
-        last log, given for each of these steps, NaN where it logged none; with ``logging_steps=1``
-        they are the losses of the single steps.
+        The trajectory. Its ``losses`` are Trainer's logged means over the steps since the log
+        before, repeated for each of these steps, and NaN without a log. With ``logging_steps=1``
+        they are the losses of single steps.
 
     Raises:
-        ValueError: no recording, or one with steps missing.
-        MemoryError: it does not fit; nothing is allocated before.
+        ValueError: there is no recording, or steps are missing.
+        MemoryError: it does not fit into memory; raised before any allocation.
     """
     path = read_steps(out)
     return replace(path, losses=_losses(Path(out), len(path)))
 
 
 def _losses(out: Path, total: int) -> Float[Tensor, " T"]:
-    """Trainer's logged means, on all steps since the log before."""
+    """Trainer's logged means, repeated for all steps since the log before."""
     losses, before = torch.full((total,), math.nan), 0
     for row in read_run(out, partial=True).rows:
         if row["table"] == "loss" and row["source"] == TRAINING and row["loss"] is not None:

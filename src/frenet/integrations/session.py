@@ -1,4 +1,4 @@
-"""One training from its first step to its last, as the main process sees it."""
+"""One training from its first step to its last, in the main process."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,34 +24,34 @@ from frenet.network.adapters import structural_zeros
 from frenet.runs import RunFolderError
 
 logger = logging.getLogger("frenet")
-# A prefix of k steps says little of a path that is shorter than 5k.
+# A prefix of k steps says little about a path shorter than 5k.
 LONG = 5
-# How far the resumed parameters may be from the recorded ones, in units of the displacement.
+# Largest distance of resumed parameters from the recorded ones, in units of the displacement.
 MISMATCH = 0.01
 
 Logs = Sequence[Mapping[str, Any]]
 
 
 class Plan(NamedTuple):
-    """A training as it begins: its planned steps, and those that were taken before."""
+    """The planned steps of a training, and those taken before this start."""
 
     steps: int
     done: int
 
 
 class Session:
-    """Steps and looks of one training, into one folder.
+    """Records the steps and measurements of one training in one folder.
 
     Args:
-        trained: the model, at the step where the training begins or goes on, and its d parameters.
-        probes: what is looked at.
-        config: how closely.
+        trained: the model and its d parameters, when the training begins or resumes.
+        probes: the tasks to measure on.
+        config: of the callback.
         out: the folder.
         plan: planned and taken steps.
-        start_over: forget what the folder holds of this very training.
+        start_over: discard an earlier start of this training in the folder.
 
     Raises:
-        RunFolderError: the folder holds another run, or not the steps of the one that goes on.
+        RunFolderError: the folder holds another run, or lacks the steps of a resumed one.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Session:
         self.trained, self.config = trained, self.folder.config
         self.planned = frozenset(looks(config.every, plan.steps))
         self.path = PathSums(space, k=config.k)
-        # Nothing is recorded any more; the folder says why.
+        # Recording has stopped; the folder says why.
         self.stopped = False
         self.gradients = Gradients(trained, keep=config.gradients)
         self._point = self._read()
@@ -81,18 +81,18 @@ class Session:
         self._drift: dict[str, list[Row]] = {probe.task.name: [] for probe in probes}
         self._first_loss: dict[str, float] = {}
         self._looks: list[int] = []
-        # Starts of notes that are said once.
+        # Beginnings of notes that appear only once.
         self._noted: set[str] = set()
-        found = last_recorded(self._steps)
-        if plan.done > found:
+        recorded = last_recorded(self._steps)
+        if plan.done > recorded:
             raise RunFolderError(
-                f"this training goes on from step {plan.done} and {out} holds the first {found} "
-                "steps; give the out of the training that is resumed, or train from the start"
+                f"this training resumes at step {plan.done}, but {out} holds the first {recorded} "
+                "steps; pass the out of the resumed training, or train from the start"
             )
-        if found and not plan.done and not start_over:
+        if recorded and not plan.done and not start_over:
             raise RunFolderError(
-                f"{out} holds {found} steps of a training and this one begins at its start; resume "
-                "from a checkpoint, or use another out"
+                f"{out} holds {recorded} steps of a training, but this one starts at step 0; "
+                "resume from a checkpoint, or use another out"
             )
         self.recording = self._resumed() if plan.done else self._begun()
 
@@ -105,7 +105,7 @@ class Session:
         return recording
 
     def _resumed(self) -> Recording:
-        """Take the recorded steps up again, once they are seen to lead to the present point."""
+        """Resume the recorded steps, if they lead to the current parameters."""
         done = self.plan.done
         recording = Recording(self._steps, self.space, gradients=self.config.gradients)
         for moves in recording.stream(done):
@@ -116,7 +116,7 @@ class Session:
         off = norm(expected - self._point.cpu())
         if off > MISMATCH * self.path.displacement:
             raise RunFolderError(
-                f"the parameters that are resumed at step {done} are {off:.3g} from those recorded "
+                f"the resumed parameters at step {done} are {off:.3g} from those recorded "
                 f"in {self.folder.out}, after a displacement of {self.path.displacement:.3g}; this "
                 "is another training: use another out"
             )
@@ -133,7 +133,7 @@ class Session:
         return recording
 
     def before_step(self) -> None:
-        """Note the gradient that the optimiser is about to use."""
+        """Read the gradient that the optimiser is about to use."""
         if not self.stopped:
             self.gradients.note()
 
@@ -141,10 +141,9 @@ class Session:
         return flat(self.trained.parameters)
 
     def after_step(self) -> None:
-        """Record the move since the step before.
+        """Record the move since the last step.
 
-        Nothing is recorded from a step on that is not finite, or from which on the recorded
-        parameters are not all that trains.
+        Recording stops at a step that is not finite, or when other parameters begin to train.
         """
         if self.stopped:
             return
@@ -153,7 +152,7 @@ class Session:
             for name in self.trained.follow():
                 logger.warning(
                     "frenet: at step %d %s is another tensor than before; its moves are still "
-                    "recorded, the change of tensors included", number, name,
+                    "recorded, including the change of tensors", number, name,
                 )  # fmt: skip
         except LeftOutError as error:
             self._stop(LeftOutError, f"step {number} of this training: {error}")
@@ -173,16 +172,16 @@ class Session:
         self._point = point
 
     def _stop(self, kind: type[Exception], why: str) -> None:
-        """Keep what there is, and say why there will be no more."""
+        """Stop recording, keep the steps so far, and say why."""
         self.stopped = True
         self.gradients.close()
         self.recording.flush()
-        kept = f"{why}; the {len(self.recording)} steps before it are kept in {self.folder.out}"
+        kept = f"{why}; the {len(self.recording)} earlier steps are in {self.folder.out}"
         self.folder.fail(kind, kept)
-        logger.error("frenet: nothing is recorded any more: %s", kept)
+        logger.error("frenet: recording stopped: %s", kept)
 
     def look(self, step: int, logs: Logs) -> list[Row]:
-        """Measure the probes and the path so far, and store it; the rows are given back.
+        """Measure the probes and the path so far, and store and return the rows.
 
         Args:
             step: optimiser steps taken.
@@ -215,16 +214,16 @@ class Session:
     def _look_at(self, probe: Probe, step: int, start: Path) -> list[Row]:
         name, k = probe.task.name, min(self.config.k, self.config.n)
         try:
-            found, loss = look(self.model, probe, space=self.space, k=k, start=start)
+            measured, loss = look(self.model, probe, space=self.space, k=k, start=start)
         except UndefinedDriftError as error:
-            note = f"the basis of probe {name} was not looked at: {error}"
+            note = f"the basis of probe {name} was not measured: {error}"
             logger.warning("frenet: %s", note)
             return [{"table": "notes", "step": step, "note": note}]
-        drift: Row = {**found, "step": step, "displacement": self.path.displacement}
+        drift: Row = {**measured, "step": step, "displacement": self.path.displacement}
         self._drift[name].append(drift)
         life = life_of(self._drift[name], lag="step")
         rows = [drift, self._loss_row(name, step, loss)]
-        # A half-life ends at the first look that finds it, which is this one at most once.
+        # A half-life ends at the first measurement below the threshold, so this note appears once.
         if life is not None and life.steps.high == step:
             note = (
                 f"the gradient basis that probe {name} had at the start has gone stale: its energy "
@@ -240,7 +239,7 @@ class Session:
         return {"table": "loss", "source": source, "step": step, "loss": loss, "loss_0": first}
 
     def _logged(self, logs: Logs, *, before: int | None = None) -> list[Row]:
-        """Trainer's losses since the last look, which had none of its own step yet."""
+        """Trainer's losses since the last measurement, which came before the loss of its step."""
         since = self._looks[-1] if self._looks else 0
         return [
             self._loss_row(TRAINING, entry["step"], float(entry["loss"]))
@@ -251,24 +250,24 @@ class Session:
         ]
 
     def _notes(self, step: int) -> list[Row]:
-        """What has to be known about the start, and about gradients that nobody could see."""
+        """Notes about the start, and about gradients that could not be seen."""
         notes = self._at_start() if not step else self._unseen()
         return [{"table": "notes", "step": step, "note": note} for note in notes]
 
     def _unseen(self) -> list[str]:
-        """Once, that the counts of gradients leave some out."""
-        told = "gradients that were not seen"
-        if not self.path.unseen or told in self._noted:
+        """A note, once, that the counts leave some gradients out."""
+        note = "gradients that were not seen"
+        if not self.path.unseen or note in self._noted:
             return []
-        self._noted.add(told)
+        self._noted.add(note)
         share = self.path.unseen / (self.path.steps * self.space.dim)
         why = "a parameter was frozen at that step, or no loss depends on it"
         if self.gradients.gone:
-            why = "the optimiser steps inside the backward pass, which uses them up"
+            why = "the optimiser steps inside the backward pass and frees them"
             logger.warning("frenet: gradients are not seen: %s", why)
         return [
-            f"{told}: {share:.0%} of the coordinates so far, since {why}; they count neither as "
-            "zero nor otherwise" + (", and are recorded as NaN" if self.config.gradients else "")
+            f"{note}: {share:.0%} of the coordinates so far, since {why}; they are not counted"
+            + (", and are recorded as NaN" if self.config.gradients else "")
         ]
 
     def _at_start(self) -> list[str]:
@@ -278,7 +277,7 @@ class Session:
         if frozen := self.trained.frozen:
             notes.append(
                 f"{frozen} of {len(self.space.names)} watched tensors are frozen at the start; "
-                "they are recorded all the same, since the optimiser has them"
+                "they are still recorded, since the optimiser has them"
             )
         for probe in self.probes[:1]:
             check = checked(self.model, probe, space=self.space)
@@ -287,25 +286,25 @@ class Session:
         if dead.zero and self.probes:
             notes.append(
                 f"at the start {dead.share:.0%} of the coordinates have no gradient (the other "
-                "half of the adapter is zero): the start's bases hold nothing of them"
+                "half of the adapter is zero) and are not in the start's bases"
             )
         if config.n < config.k and self.probes:
-            notes.append(f"gradient bases have n={config.n} dimensions, since k={config.k} is more")
+            notes.append(f"gradient bases have n={config.n} dimensions, not k={config.k}")
         if self.plan.steps < LONG * config.k:
             notes.append(
-                f"{self.plan.steps} planned steps are less than {LONG} k = {LONG * config.k}: what "
-                "the prefix captures says little"
+                f"{self.plan.steps} planned steps are less than {LONG} k = {LONG * config.k}: the "
+                "share that the prefix captures says little"
             )
         return notes
 
     def finish(self, logs: Logs) -> None:
-        """Write what is known at the end, and close the folder."""
+        """Write the rows of the end, and close the folder."""
         self.recording.flush()
         self.gradients.close()
         if not self.stopped:
             rows = self._logged(logs)
-            for name, found in self._drift.items():
-                rows += _half_life(name, found)
+            for name, drift in self._drift.items():
+                rows += _half_life(name, drift)
             self.folder.write(END, rows)
         self.folder.finish(self._looks)
         self.folder.close()
@@ -313,8 +312,8 @@ class Session:
 
 def _half_life(name: str, rows: Sequence[Row]) -> list[Row]:
     """The half-life of one probe's basis."""
-    found = life_of(rows, lag="step")
-    if found is None:
+    life = life_of(rows, lag="step")
+    if life is None:
         return []
-    ends: Row = {"longest": found.longest, "farthest": found.farthest}
-    return [{"table": "half_life", "probe": name, **life_cells(found), **ends}]
+    ends: Row = {"longest": life.longest, "farthest": life.farthest}
+    return [{"table": "half_life", "probe": name, **life_cells(life), **ends}]

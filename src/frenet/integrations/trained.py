@@ -1,4 +1,4 @@
-"""Whether what a recording holds is all that trains, and which of its gradients can be seen."""
+"""Checks that all trained parameters are recorded, and counts the gradients that can be seen."""
 
 import itertools
 import math
@@ -18,28 +18,28 @@ from frenet._errors import UsageError
 from frenet.network.space import ParamSpace, Where, selects
 
 _values = operator.methodcaller("values")
-# Whole numbers of the size of an entry: a sum of them is exact, and sees a change of any bit.
+# Integers of the size of an entry: their sum is exact, and detects a change of any bit.
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class LeftOutError(Exception):
-    """A weight trains, or changes, that the recording does not hold."""
+    """A weight that is not recorded trains or changes."""
 
 
 def trained_space(model: nn.Module, where: Where, optimizer: Any = None) -> ParamSpace:
-    """The parameters that a training may move, which are on one device.
+    """The parameters that a training may move; they must be on one device.
 
-    Without ``where`` these are all that require a gradient or are in a group of the optimiser: what
-    is frozen at the start and in the optimiser may train later, as in LISA or gradual unfreezing.
+    Without ``where`` these are all that require a gradient or are in a group of the optimiser:
+    parameters that are frozen at the start may train later, as in LISA or gradual unfreezing.
 
     Args:
-        model: as the training begins.
+        model: at the start of the training.
         where: as in ``ParamSpace.select``.
-        optimizer: of the training; None where it is not known.
+        optimizer: of the training; None if unknown.
 
     Raises:
-        ValueError: no parameter is trained, a selected one is frozen and in no group of the
-            optimiser, or quantised, or they are on several devices.
+        ValueError: no parameter is trained, a selected one is quantised or is frozen and not in
+            the optimiser, or they are on several devices.
     """
     given = optimised(optimizer)
 
@@ -64,26 +64,26 @@ def trained_space(model: nn.Module, where: Where, optimizer: Any = None) -> Para
     devices = {str(parameter.device) for parameter in parameters}
     if len(devices) > 1:
         raise UsageError(
-            f"the trained parameters are on {', '.join(sorted(devices))}; a step can be recorded "
-            "from one device: select the parameters of one with where="
+            f"the trained parameters are on {', '.join(sorted(devices))}; frenet records steps on "
+            "one device: select its parameters with where="
         )
     return space
 
 
 def optimised(optimizer: Any) -> set[int]:
-    """Identities of all parameters in the groups of an optimiser."""
+    """The ids of all parameters in the groups of an optimiser."""
     groups = getattr(optimizer, "param_groups", None) or ()
     return {id(parameter) for group in groups for parameter in group["params"]}
 
 
 class Trained:
-    """The recorded parameters of a model, and a watch on all others.
+    """The recorded parameters of a model, and checks on all others.
 
     Args:
-        model: that trains.
+        model: in training.
         space: the recorded parameters.
-        where: how they were selected. What a selection leaves out may train; without one all that
-            trains is recorded.
+        where: how they were selected. With a selection, other parameters may train; without one,
+            all that train must be recorded.
     """
 
     def __init__(self, model: nn.Module, space: ParamSpace, where: Where) -> None:
@@ -94,18 +94,18 @@ class Trained:
 
     @property
     def frozen(self) -> int:
-        """How many of the recorded parameters do not require a gradient at present."""
+        """How many of the recorded parameters do not require a gradient now."""
         return sum(not parameter.requires_grad for parameter in self.parameters)
 
     def follow(self, *, thorough: bool = False) -> list[str]:
-        """Take up parameters that stand where recorded ones stood; the names of these.
+        """Replace recorded parameters by those that now have their names; returns these names.
 
         Args:
-            thorough: also see what was put into modules that were empty before.
+            thorough: also look into modules that were empty before.
 
         Raises:
-            LeftOutError: a recorded parameter is gone or has another shape, or one that is not
-                recorded has begun to train.
+            LeftOutError: a recorded parameter is missing or has another shape, or another one has
+                begun to train.
         """
         held = self._held()
         same = len(held) == len(self._known) and all(map(operator.is_, held, self._known))
@@ -117,43 +117,43 @@ class Trained:
         named = dict(self.model.named_parameters(remove_duplicate=False))
         replaced = []
         for i, (name, shape) in enumerate(zip(self.space.names, self.space.shapes, strict=True)):
-            own = named.get(name)
-            if own is None or tuple(own.shape) != shape:
-                now = "is no longer in the model" if own is None else f"has shape {(*own.shape,)}"
+            p = named.get(name)
+            if p is None or tuple(p.shape) != shape:
+                now = "is no longer in the model" if p is None else f"has shape {(*p.shape,)}"
                 raise LeftOutError(
-                    f"{name}, which is recorded with shape {shape}, {now}: it was merged, resized "
-                    "or replaced"
+                    f"{name}, recorded with shape {shape}, {now}: it was merged, resized or "
+                    "replaced"
                 )
-            if own is not self.parameters[i]:
+            if p is not self.parameters[i]:
                 replaced.append(name)
-                self.parameters[i] = own
+                self.parameters[i] = p
         for name, parameter in self.model.named_parameters():
             new = name not in self.space.names and not self._aliased(parameter)
             if new and selects(self.where, name, parameter):
                 raise LeftOutError(
-                    f"{name} is not recorded: at the start it was not there, or neither trained "
-                    "nor in the optimiser, and now it trains"
+                    f"{name} trains now and is not recorded: at the start it did not exist, or was "
+                    "neither trained nor in the optimiser"
                 )
         self._remember()
         return replaced
 
     def check_outside(self) -> None:
-        """See that no other weight has changed since the look before.
+        """Check that no other weight has changed since the last measurement.
 
         Raises:
-            LeftOutError: one has, without being trained: an adapter was merged into it, say.
+            LeftOutError: one has, although it is not trained: an adapter was merged, for example.
         """
         now = self._outside_sums()
-        changed = [name for name, found in now.items() if self._sums.get(name, found) != found]
+        changed = [name for name, total in now.items() if self._sums.get(name, total) != total]
         if changed:
             raise LeftOutError(
                 f"{len(changed)} weights that are not recorded have changed (the first is "
-                f"{changed[0]}), as by merging an adapter into them"
+                f"{changed[0]}), for example by merging an adapter"
             )
         self._sums = now
 
     def _aliased(self, parameter: nn.Parameter) -> bool:
-        """Whether it is a recorded one, under another name."""
+        """Whether it is a recorded parameter under another name."""
         return any(parameter is own for own in self.parameters)
 
     def _remember(self) -> None:
@@ -164,45 +164,45 @@ class Trained:
         self._flags = [parameter.requires_grad for parameter in self._all]
 
     def _held(self) -> list[object]:
-        """All modules and parameters, as the known modules hold them.
+        """All modules and parameters that the known modules hold.
 
-        Their own dicts, since walking through a model with an adapter on each of its layers takes
-        ten times as long, and this is done at every step.
+        Read from their dicts at every step: a walk through a model with an adapter on each layer
+        takes ten times as long.
         """
         return list(itertools.chain.from_iterable(map(_values, self._dicts)))
 
     def _outside_sums(self) -> Mapping[str, int]:
-        """A number for every weight that is not recorded; nothing under a selection."""
+        """A checksum for every weight that is not recorded; empty with a selection."""
         if self.where is not None:
             return {}
-        own = set(map(id, self.parameters))
-        others = [(n, p) for n, p in self.model.named_parameters() if id(p) not in own]
+        recorded = set(map(id, self.parameters))
+        others = [(n, p) for n, p in self.model.named_parameters() if id(p) not in recorded]
         plain = [(n, p) for n, p in others if _readable(p)]
         return dict(zip([n for n, _ in plain], _sums(p for _, p in plain), strict=True))
 
 
 class Seen(NamedTuple):
-    """Of one step: coordinates whose gradient was zero, and those without one to see."""
+    """Of one step: coordinates with a zero gradient, and those without a visible one."""
 
     zeros: int
     unseen: int
 
 
 class Gradients:
-    """The gradients that an optimiser is about to use, as far as they are there to see.
+    """The gradients that an optimiser is about to use, if they are visible.
 
-    One is not there for a parameter that is frozen, or where the optimiser steps inside the
-    backward pass and has used it up: then it is missing, or set to zero.
+    A frozen parameter has none. An optimiser that steps inside the backward pass removes them, or
+    sets them to zero.
 
     Args:
-        trained: whose gradients.
-        keep: hold the whole gradient of the last step in ``vector``, NaN where there was none.
+        trained: the parameters.
+        keep: store the whole gradient of the last step in ``vector``, NaN for a missing one.
     """
 
     def __init__(self, trained: Trained, *, keep: bool) -> None:
         self.trained, self.keep = trained, keep
         self.vector: Float[Tensor, " d"] | None = None
-        # Indices of parameters whose gradients are used up before anyone sees them.
+        # Indices of parameters whose gradients the optimiser removes before they are visible.
         self.gone: set[int] = set()
         self._missing: list[int] = []
         self._seen = Seen(0, 0)
@@ -211,9 +211,9 @@ class Gradients:
         self.watch()
 
     def watch(self) -> None:
-        """See in the backward passes before the next step which gradients arrive and are not zero.
+        """Find out, in the backward passes before the next step, which gradients are not zero.
 
-        A hook on a tensor has its gradient before an optimiser within the backward pass does.
+        A hook on a tensor gets its gradient before an optimiser inside the backward pass does.
         """
         self.close()
         self._arrived.clear()
@@ -226,36 +226,38 @@ class Gradients:
         self._arrived[index] = now if before is None else before | now
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
 
     def note(self) -> None:
-        """Look at the gradients, just before the optimiser's step."""
-        found = [parameter.grad for parameter in self.trained.parameters]
+        """Read the gradients, just before the optimiser's step."""
+        gradients = [parameter.grad for parameter in self.trained.parameters]
         if self._hooks:
-            self._compare(found)
-        self._missing = [i for i, grad in enumerate(found) if grad is None]
-        there = [g for i, g in enumerate(found) if g is not None and i not in self.gone]
+            self._compare(gradients)
+        self._missing = [i for i, grad in enumerate(gradients) if grad is None]
+        there = [g for i, g in enumerate(gradients) if g is not None and i not in self.gone]
         size = sum(gradient.numel() for gradient in there)
         nonzero = int(flat(there).count_nonzero()) if there else 0
         self._seen = Seen(size - nonzero, self.trained.space.dim - size)
         if self.keep:
             parts = [
                 torch.full_like(parameter, math.nan) if g is None or i in self.gone else g
-                for i, (parameter, g) in enumerate(zip(self.trained.parameters, found, strict=True))
+                for i, (parameter, g) in enumerate(
+                    zip(self.trained.parameters, gradients, strict=True)
+                )
             ]
             self.vector = flat(parts).cpu()
 
-    def _compare(self, found: Sequence[Tensor | None]) -> None:
-        """Which of the gradients that arrived are still there; all answers in one transfer."""
+    def _compare(self, gradients: Sequence[Tensor | None]) -> None:
+        """Which of the gradients that arrived are still there, in one transfer."""
         self.close()
         if not self._arrived:
             return
         answers = torch.stack([self._arrived[index].cpu() for index in self._arrived]).tolist()
         for index, arrived in zip(self._arrived, answers, strict=True):
-            gradient = found[index]
+            gradient = gradients[index]
             if arrived and (gradient is None or not bool(gradient.any())):
                 self.gone.add(index)
             elif arrived:
@@ -263,7 +265,7 @@ class Gradients:
         self._arrived.clear()
 
     def counted(self, step: Float[Tensor, " d"]) -> Seen:
-        """The counts of this step, whose moves say which missing gradients had been used up."""
+        """The counts of this step. A parameter that moved without a gradient had one removed."""
         if self._missing:
             parts = step.split(self.trained.space.sizes)
             self.gone.update(i for i in self._missing if bool(parts[i].any()))
@@ -273,21 +275,21 @@ class Gradients:
 def flat(tensors: Sequence[Tensor]) -> Float[Tensor, " d"]:
     """A float32 copy of all entries, in order."""
     with torch.no_grad():
-        # At every step, of hundreds of small tensors: a loop of views here took twice the time.
+        # Runs at every step on hundreds of small tensors: a loop of views took twice the time.
         joined = _flatten_dense_tensors(tensors)
         return joined.to(torch.float32, copy=len(tensors) == 1)
 
 
 def _readable(parameter: Tensor) -> bool:
-    """Whether its bits can be read as they are."""
+    """Whether its bits can be read directly."""
     hidden = parameter.device.type == "meta" or is_traceable_wrapper_subclass(parameter)
     return not hidden and parameter.element_size() in _WHOLE and parameter.numel() > 0
 
 
 def _sums(parameters: Iterable[Tensor]) -> list[int]:
-    """The sum of the entries of each, read as whole numbers, modulo 2^64."""
+    """The sum of the entries of each, read as integers, modulo 2^64."""
     with torch.no_grad():
-        found = [
+        totals = [
             p.detach().view(_WHOLE[p.element_size()]).sum(dtype=torch.int64) for p in parameters
         ]
-    return [int(total) for total in found]
+    return [int(total) for total in totals]

@@ -1,4 +1,4 @@
-"""A training by transformers' Trainer or TRL's SFTTrainer, watched by one line of code."""
+"""Watches a training by transformers' Trainer or TRL's SFTTrainer, with one line of code."""
 
 import logging
 import math
@@ -25,9 +25,9 @@ from frenet.network.tasks import Task
 __all__ = ["FrenetCallback", "read_trajectory"]
 
 logger = logging.getLogger("frenet")
-# Who watches at present: one training has one watcher, and one folder has one.
+# The active callbacks: one per training, and one per folder.
 _WATCHING: "weakref.WeakSet[FrenetCallback]" = weakref.WeakSet()
-# Column of a table -> what it is called in Trainer's log, behind "frenet/" and the probe's name.
+# Column of a table -> its name in Trainer's log, after "frenet/" and the probe's name.
 _LOGGED = {
     "drift": {
         "ratio": "energy_ratio",
@@ -46,51 +46,50 @@ _LOGGED = {
 
 
 class FrenetCallback(TrainerCallback):  # type: ignore[misc]
-    """Records every step of a training, and asks how long directions of its start stay good.
+    """Records every step of a training, and measures how long its initial directions stay useful.
 
-    ``FrenetCallback(probes, out="runs/mine").attach(trainer)`` before ``trainer.train()``. The
-    training ends with the same weights, bit for bit, as without it.
+    Call ``FrenetCallback(probes, out="runs/mine").attach(trainer)`` before ``trainer.train()``. The
+    final weights are the same, bit for bit, as without it.
 
-    A recorded step is the realised move, theta_{t+1} - theta_t of the parameters as they are,
-    subtracted in float32: with float32 weights the optimiser's step up to the rounding of the
-    weights, with bfloat16 weights what was left of it after rounding. The table ``path`` has the
-    share of coordinates that did not move. Recorded gradients are those of Trainer just before the
-    optimiser's step: accumulated, averaged over processes, and clipped already.
+    A recorded step is the actual move of the parameters, theta_{t+1} - theta_t, subtracted in
+    float32. With bfloat16 weights that is the optimiser's step after rounding; the table ``path``
+    has the share of coordinates that did not move. Recorded gradients are those of Trainer just
+    before the optimiser's step: accumulated, averaged over processes, and clipped.
 
-    It looks at each probe at the start, after steps 1, 2, 5, 10, 20, 50 and 100, every ``every``
-    steps, and at the last step: energy of
-    held-out gradients in the basis of the start over that in a fresh one, with a control without
-    training; overlap; loss. And at the displacement so far: the share inside the span of the first
-    k steps, beside a random walk's. A look leaves no trace in model, gradients or random numbers.
-    What happens between two looks is not seen, so a half-life is given by the looks around it.
+    The callback measures each probe at the start, after steps 1, 2, 5, 10, 20, 50 and 100, every
+    ``every`` steps, and at the last step: the energy of held-out gradients in the initial basis
+    divided by that in a fresh one, with a control without training; the overlap; the loss. It also
+    measures the share of the displacement inside the span of the first k steps, compared with a
+    random walk's. Measuring changes no model, gradient or random number. A half-life is given by
+    the measurements before and after it.
 
-    Without ``where`` all parameters are recorded that require a gradient or that the optimiser has,
-    so that those which are unfrozen later, or in turn, belong to the path. Where others begin to
-    train or change all the same (an adapter that is added, or merged into weights that are not
-    recorded; embeddings that grow), recording stops, and log and report name parameter and step.
-    A gradient that is not there just before the optimiser's step, of a frozen parameter, or of an
-    optimiser that steps inside the backward pass, counts as not seen, and is recorded as NaN.
+    Without ``where`` it records all parameters that require a gradient or are in the optimiser,
+    including those that are unfrozen later. If other parameters begin to train or change (an
+    adapter is added or merged, or embeddings grow), recording stops, and log and report name the
+    parameter and the step. A gradient that does not exist just before the optimiser's step counts
+    as not seen, and is recorded as NaN: that of a frozen parameter, or of an optimiser that steps
+    inside the backward pass.
 
-    Only the main process of a data parallel training records. A training that is resumed from a
-    checkpoint goes on in the same folder; what was recorded beyond the checkpoint is cut off.
+    Only the main process of a data-parallel training records. A training that resumes from a
+    checkpoint continues in the same folder; steps beyond the checkpoint are removed.
 
     Args:
-        probes: tasks to look at, such as the values of ``frenet.text_tasks``; may be empty. Each
-            needs 3n examples to train on and n held out; gradients are of single examples.
+        probes: tasks, such as the values of ``frenet.text_tasks``; may be empty. Each needs 3n
+            training examples and n for selection; gradients are of single examples.
         out: folder for steps and results; ``frenet report`` reads it, with ``--partial`` also
             during training.
-        every: steps from one look to the next, >= 1, from the first multiple of it on.
-        k: first steps that make the prefix, below the number of steps; also the dimension of the
-            gradient bases, where n allows.
-        n: gradients in each of three sets, >= 2; a look costs as much as training on 3n examples
-            of each probe.
-        where: the parameters, as in ``ParamSpace.select``; what it leaves out is not looked after.
-            None: all that may train.
+        every: steps between two measurements, >= 1.
+        k: number of first steps in the prefix, below the number of steps; also the dimension of
+            the gradient bases, if n allows.
+        n: gradients in each of three sets, >= 2; a measurement costs as much as training on 3n
+            examples of each probe.
+        where: the parameters, as in ``ParamSpace.select``; others are not checked. None: all that
+            may train.
         gradients: record the gradients too, which doubles the size.
 
     Raises:
-        ValueError: a number out of range, two probes of one name, too few examples, or an example
-            without a target token.
+        ValueError: a number is out of range, two probes have one name, there are too few examples,
+            or an example has no target token.
     """
 
     def __init__(
@@ -121,12 +120,12 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         """Add this callback to a trainer, and log through it.
 
         Raises:
-            ValueError: the trainer has such a callback.
+            ValueError: the trainer already has such a callback.
         """
         if any(isinstance(other, FrenetCallback) for other in trainer.callback_handler.callbacks):
             raise UsageError(
-                "this trainer has a FrenetCallback already; give it one, with all probes, either "
-                "in callbacks= or by attach"
+                "this trainer already has a FrenetCallback; use one with all probes, either in "
+                "callbacks= or with attach"
             )
         trainer.add_callback(self)
         self._trainer = trainer
@@ -135,7 +134,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: Any, state: Any, control: Any, *, model: nn.Module, **others: Any
     ) -> None:
-        """Open the folder, and look at the start, or at the end of what was trained before."""
+        """Open the folder, and measure at the start, or at the end of a finished training."""
         refuse_sharded(model, others.get("optimizer"))
         if not state.is_world_process_zero:
             return
@@ -153,17 +152,17 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         )  # fmt: skip
         if self._trainer is None and args.report_to:
             logger.warning(
-                "frenet: its scalars reach the log history and %s, but not %s, to which a callback "
-                "has no way; use FrenetCallback(...).attach(trainer) in place of callbacks=[...]",
+                "frenet: its scalars reach the log history and %s, but not %s; "
+                "use FrenetCallback(...).attach(trainer) instead of callbacks=[...]",
                 self.out,
                 ", ".join(args.report_to),
             )
-        # Trainer has no epoch left, at whose end the last look is made, for a finished training.
+        # A finished training has no epoch left, at the end of which the last measurement is made.
         if not plan.done or plan.done >= plan.steps:
             self._look(state, control)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Note the gradients, which are complete here."""
+        """Read the gradients, which are complete here."""
         if self._session is not None:
             self._session.before_step()
 
@@ -173,7 +172,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             self._session.after_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Look, where it is time; a checkpoint that follows finds its steps on disk."""
+        """Measure if it is time; a checkpoint that follows has its steps on disk."""
         if self._session is None:
             return
         if state.global_step in self._session.planned:
@@ -181,7 +180,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         self._before_saving(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Look at the last step, while the model is still there and not the best checkpoint."""
+        """Measure at the last step, before Trainer loads the best checkpoint."""
         if control.should_training_stop or state.global_step >= state.max_steps:
             self._look(state, control)
         self._before_saving(control)
@@ -192,7 +191,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             self._session.recording.flush()
 
     def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        """Whatever asked for the checkpoint, its steps are on disk."""
+        """A checkpoint has its steps on disk, whatever caused it."""
         if self._session is not None:
             self._session.recording.flush()
 
@@ -214,26 +213,26 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             self._log(scalars, state, control)
 
     def _log(self, scalars: dict[str, float], state: Any, control: Any) -> None:
-        """Into Trainer's log, which neither its own averages nor its schedule notice."""
+        """Write to Trainer's log, without effect on its averages and schedule."""
         if self._trainer is None:
             at = {"epoch": state.epoch, "step": state.global_step}
             state.log_history.append({**scalars, **at})
             return
-        # Logging anything tells Trainer that it has logged this step's loss. And not by the
-        # trainer's own method: SFTTrainer's empties its averages at every call.
-        asked = control.should_log
+        # Any log makes Trainer believe that it has logged this step's loss. Trainer.log, since the
+        # method of SFTTrainer clears its averages at every call.
+        should_log = control.should_log
         Trainer.log(self._trainer, scalars)
-        control.should_log = asked
+        control.should_log = should_log
 
     def _take_over(self, state: Any) -> None:
-        """Be the only watcher of this training, and let go of one that was broken off."""
+        """Make this the only callback of the training, and close one that was interrupted."""
         for other in _WATCHING:
             if other._session is None:
                 continue
             if other._training is state:
                 raise UsageError(
-                    "this training has two FrenetCallbacks, or the same one twice; give it one, "
-                    "with all probes, either in callbacks= or by attach"
+                    "this training has two FrenetCallbacks, or the same one twice; use one with "
+                    "all probes, either in callbacks= or with attach"
                 )
             if other is self or other.out.resolve() == self.out.resolve():
                 other._session.folder.close()
@@ -243,8 +242,8 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def logged(rows: Sequence[Row]) -> dict[str, float]:
-    """The numbers of a look as Trainer logs them."""
-    found = {}
+    """The numbers of a measurement under their names in Trainer's log."""
+    scalars = {}
     for row in rows:
         table, source = str(row["table"]), row.get("probe") or row.get("source")
         if source == TRAINING:
@@ -252,5 +251,5 @@ def logged(rows: Sequence[Row]) -> dict[str, float]:
         for column, name in _LOGGED.get(table, {}).items():
             value = row[column]
             if isinstance(value, float) and math.isfinite(value):
-                found["/".join(["frenet", *([str(source)] if source else []), name])] = value
-    return found
+                scalars["/".join(["frenet", *([str(source)] if source else []), name])] = value
+    return scalars

@@ -1,4 +1,4 @@
-"""How a step of the weights moves the residual stream."""
+"""The change of the residual stream under a step of the weights."""
 
 from collections.abc import Callable, Sequence
 
@@ -33,17 +33,17 @@ def activation_shift(
 ) -> Float[Tensor, "n l h"]:
     """The derivative of the stream at the last token of every row along a step of the weights.
 
-    J_l(theta) delta = d/dt h_l(theta + t delta) at t = 0, exactly, in forward mode, under the
+    J_l(theta) delta = d/dt h_l(theta + t delta) at t = 0, exactly, in forward mode, with the
     attention kernel that has forward derivatives.
 
     Args:
-        model: a decoder; left exactly as it is.
+        model: a decoder; left unchanged.
         rows: n lists of token ids.
         delta: the step, in the coordinates of ``space``.
         space: the d parameters that move.
         blocks: l block indices.
-        path: dotted name of the list of blocks, where it is not found by itself.
-        tokens: at most so many, padding included, in one forward pass.
+        path: dotted name of the list of blocks; None: frenet looks for it.
+        tokens: most tokens in one forward pass, padding included.
 
     Returns:
         float32, on the model's device.
@@ -65,13 +65,13 @@ def activation_shift(
     held = {n: p.detach() for n, p in zip(space.names, parameters, strict=True)}
     parts = space.unflatten(delta.to(parameters[0].device, torch.float32))
     tangents = {name: part.to(held[name].dtype) for name, part in parts.items()}
-    found = Collected(blocks)
+    collected = Collected(blocks)
     with transformable(model), torch.no_grad():
         for group in fitting_groups(model, rows, tokens, padding_side="right"):
             batch = collate([(list(rows[i]), []) for i in group], padding_side="right")
             streams = _streams(model, batch, blocks, path)
-            found.put(group, jvp(streams, (held,), (tangents,))[1])
-    return found.whole()
+            collected.put(group, jvp(streams, (held,), (tangents,))[1])
+    return collected.whole()
 
 
 def _streams(

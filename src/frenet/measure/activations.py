@@ -1,4 +1,4 @@
-"""Residual streams, read and written at sites: any padding, with a cache, with adapters."""
+"""Reads and writes residual streams at sites, with any padding, cache or adapter."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,16 +24,16 @@ from frenet.network.hooks.sites import Site, hooked
 from frenet.network.measuring import measuring
 from frenet.network.tasks import Batch, collate, require_tokens
 
-# Rows to a beginning that share a pass in any case.
+# With this many rows per beginning, the rows always share a pass.
 COPIES = 4
 
 
 class Recording(Mapping[Site, Tensor]):
-    """What was seen at each site: a row (h,) a token.
+    """The streams at each site: one row (h,) per token.
 
-    Rows of a forward pass come row by row of the batch, and passes in their order. Of a call of
-    ``generate`` every token of its text has one row, however it was computed: first those of the
-    prompts, row by row, then those of each new token.
+    Forward passes are in order, each with the rows of its batch in order. In a call of
+    ``generate`` every token of the text has one row, with or without a cache: first the tokens of
+    the prompts, row by row, then those of each new token.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Recording(Mapping[Site, Tensor]):
     def take(self, site: Site, stream: Tensor, chosen: Tensor, now: Pass) -> None:
         """Append the chosen rows of one forward pass."""
         if now.again:
-            # A backward pass has to find the same tensors as before, and nothing is new.
+            # A recomputation for the backward pass has the same tensors and adds no new rows.
             stream[chosen]
         elif now.generation:
             assert now.prompt is not None
@@ -53,7 +53,7 @@ class Recording(Mapping[Site, Tensor]):
             self._parts.setdefault(site, []).append(stream[chosen])
 
     def finish(self, columns: int | None) -> None:
-        """Take over the text of a ``generate``, of which so many columns were computed."""
+        """Add the text of a ``generate`` call that computed this many columns."""
         for site, text in self._open.items():
             self._parts.setdefault(site, []).append(text.whole(columns))
         self._open = {}
@@ -61,20 +61,20 @@ class Recording(Mapping[Site, Tensor]):
     def __getitem__(self, site: Site) -> Float[Tensor, "m h"]:
         parts = self._parts[site]
         if len(parts) > 1:
-            # It is kept for the next look, which may want to differentiate it.
+            # Stored for the next access, which may differentiate it.
             with torch.enable_grad():
                 parts[:] = [torch.cat(parts)]
         return parts[0]
 
     def stacked(self, sites: Sequence[Site]) -> Float[Tensor, "m l h"]:
-        """The rows at l sites of equally many tokens.
+        """The rows at l sites with the same number of tokens.
 
         Raises:
             ValueError: the block of a site did not run.
         """
         if missing := [site.block for site in sites if site not in self._parts]:
             raise UsageError(
-                f"block {missing[0]} did not run, so that it has no stream; choose other blocks"
+                f"block {missing[0]} did not run and has no stream; choose other blocks"
             )
         return torch.stack([self[site] for site in sites], 1)
 
@@ -86,7 +86,7 @@ class Recording(Mapping[Site, Tensor]):
 
 
 class _Text:
-    """Streams of one text that is generated, by row and column."""
+    """Streams of a generated text, by row and column."""
 
     def __init__(self, prompt: int) -> None:
         self._prompt = prompt
@@ -97,7 +97,7 @@ class _Text:
     def put(self, stream: Float[Tensor, "b t h"], chosen: Tensor, past: int) -> None:
         """The chosen tokens of a pass that begins with column ``past``."""
         if past < self._end:
-            # Candidates that were not taken, or all that a pass without a cache computes again.
+            # Rejected candidates, or everything that a pass without a cache computes again.
             self._keep_before(past)
         where = chosen.nonzero()
         self._rows.append(stream[where[:, 0], where[:, 1]])
@@ -106,8 +106,8 @@ class _Text:
 
     def _keep_before(self, end: int) -> None:
         for i, places in enumerate(self._places):
-            kept = places[:, 1] < end
-            self._rows[i], self._places[i] = self._rows[i][kept], places[kept]
+            before = places[:, 1] < end
+            self._rows[i], self._places[i] = self._rows[i][before], places[before]
 
     def whole(self, columns: int | None) -> Float[Tensor, "m h"]:
         """The rows of the prompts, row by row, then those of new tokens, column by column."""
@@ -125,20 +125,20 @@ class _Text:
 def record(
     model: nn.Module, sites: Sequence[Site], *, path: str | None = None
 ) -> Iterator[Recording]:
-    """Inside, every forward pass of the model leaves its residual stream at the sites.
+    """Record the residual stream at the sites in every forward pass inside the context.
 
     Args:
-        model: a decoder, also with a PEFT adapter; nothing is left behind on it.
-        sites: where to look. What an ``add`` that was entered earlier adds is seen.
-        path: dotted name of the list of blocks, where it is not found by itself.
+        model: a decoder, also with a PEFT adapter; the hooks are removed afterwards.
+        sites: blocks and positions. Vectors of an ``add`` that was entered earlier are included.
+        path: dotted name of the list of blocks; None: frenet looks for it.
 
     Yields:
-        By site, (m, h) in the dtype of the stream: one row a token, row by row of the batch;
-        differentiable where the forward pass is.
+        By site, (m, h) in the dtype of the stream, one row per token in the order of the batch;
+        differentiable if the forward pass is.
 
     Raises:
-        ValueError: a block that the model does not have or that does not run in a pass, a position
-            that a prompt does not have, or one whose token was computed before.
+        ValueError: a block does not exist or does not run in a pass, or a position does not exist
+            in a prompt or was computed before.
 
     >>> block = nn.Linear(2, 2)
     >>> model = nn.Module(); model.layers = nn.ModuleList([block])
@@ -148,28 +148,28 @@ def record(
     >>> seen[Site(0, "all")].shape
     torch.Size([12, 2])
     """
-    found = Recording()
+    recording = Recording()
 
-    with hooked(model, sites, found.take, path=path, finish=found.finish):
-        yield found
+    with hooked(model, sites, recording.take, path=path, finish=recording.finish):
+        yield recording
 
 
 @contextmanager
 def add(
     model: nn.Module, vectors: Mapping[Site, Float[Tensor, "*b h"]], *, path: str | None = None
 ) -> Iterator[None]:
-    """Inside, every forward pass has a vector added to its residual stream at each site.
+    """Add a vector to the residual stream at each site in every forward pass inside the context.
 
-    h_l <- h_l + v at the site's positions, in prompts, in scored text and in generation alike.
+    h_l <- h_l + v at the site's positions, in prompts, in scored text and in generation.
 
     Args:
-        model: a decoder, also with a PEFT adapter; nothing is left behind on it.
-        vectors: by site, (h,), or (b, h) with one vector a row of the batch.
-        path: dotted name of the list of blocks, where it is not found by itself.
+        model: a decoder, also with a PEFT adapter; the hooks are removed afterwards.
+        vectors: by site, (h,), or (b, h) with one vector per row of the batch.
+        path: dotted name of the list of blocks; None: frenet looks for it.
 
     Raises:
-        ValueError: see ``record``; a vector of another width, or one for other rows; or no forward
-            pass of the model was seen inside.
+        ValueError: see ``record``; a vector has another width or belongs to other rows; or the
+            model did not run inside.
     """
 
     def put(site: Site, stream: Tensor, chosen: Tensor, now: Pass) -> Tensor:
@@ -186,7 +186,7 @@ def add(
         if prompts > 1 and len(vector) not in (1, prompts):
             raise UsageError(
                 f"there are {len(vector)} vectors for block {site.block}, and the batch has "
-                f"{prompts} rows; pass one vector, or one a row"
+                f"{prompts} rows; pass one vector, or one per row"
             )
         rows = vector.repeat_interleave(now.copies, 0) if len(vector) > 1 else vector
         return stream + rows[:, None] * chosen[..., None].to(stream.dtype)
@@ -195,8 +195,8 @@ def add(
         yield
     if vectors and not watch.passes:
         raise UsageError(
-            f"no forward pass of {type(model).__name__} was seen while vectors were added to it; "
-            "call this very model inside, and no copy of it that was captured before"
+            f"no forward pass of {type(model).__name__} ran while vectors were added to it; "
+            "call this model inside, not a copy that was captured before"
         )
 
 
@@ -211,36 +211,36 @@ def last_activations(
 ) -> Float[Tensor, "n l h"]:
     """The residual stream at the last token of every row, after each of the blocks.
 
-    Rows of like length share a forward pass, so that little is spent on padding. What comes before
-    the last token of several rows, such as a question with either answer, runs once.
+    Rows of similar length share a forward pass, to save padding. Rows that differ only in their
+    last token, such as a question with either answer, share the pass over the tokens before it.
 
     Args:
-        model: a decoder; left exactly as it is.
+        model: a decoder; left unchanged.
         rows: n lists of token ids.
         blocks: l block indices.
         path: see ``record``.
-        tokens: at most so many, padding included, in one forward pass. What is kept of the
-            beginnings that rows share may be of four times as many.
-        padding_side: where shorter rows are padded; the result does not depend on it.
+        tokens: most tokens in one forward pass, padding included. The cache of shared beginnings
+            may hold four times as many.
+        padding_side: of shorter rows; the result does not depend on it.
 
     Returns:
         float32, on the model's device.
 
     Raises:
-        ValueError: no rows, an empty one, or one that is longer than the model reads.
+        ValueError: there are no rows, or a row is empty or too long for the model.
         FloatingPointError: a value is not finite; names row, block and dtype.
     """
     if not rows:
-        raise UsageError("no prompts to look at; pass at least one")
+        raise UsageError("there are no prompts; pass at least one")
     require_tokens(rows)
-    found = Collected(blocks)
+    collected = Collected(blocks)
     alone, endings = _endings(model, rows, blocks, path)
     with measuring(model), torch.no_grad():
         whole = [rows[i] for i in alone]
         for group in fitting_groups(model, whole, tokens, padding_side=padding_side):
             chosen = [alone[i] for i in group]
             batch = collate([(list(rows[i]), []) for i in chosen], padding_side=padding_side)
-            found.put(chosen, _last(model, batch, blocks, path))
+            collected.put(chosen, _last(model, batch, blocks, path))
         shared = [rows[members[0]][:-1] for members in endings]
         for group in fitting_groups(model, shared, tokens):
             members = [endings[i] for i in group]
@@ -248,23 +248,23 @@ def last_activations(
             beginnings = [list(rows[each[0]][:-1]) for each in members]
             which = [g for g, each in enumerate(members) for _ in each]
             ends = [rows[i][-1] for i in chosen]
-            # Every ending has a copy of what is kept of its beginning.
+            # Every ending has a copy of the cache of its beginning.
             most = max(COPIES * len(beginnings), tokens // (1 + max(map(len, beginnings))))
             streams = _last_of_endings(model, beginnings, which, ends, blocks, path, most)
-            found.put(chosen, streams)
-    return found.whole()
+            collected.put(chosen, streams)
+    return collected.whole()
 
 
 def _endings(
     model: nn.Module, rows: Sequence[Sequence[int]], blocks: Sequence[int], path: str | None
 ) -> tuple[list[int], list[list[int]]]:
-    """Indices of rows that run as they are, and of those that differ in their last token only."""
+    """Indices of rows that run in full, and of those that differ only in their last token."""
     alike: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(rows):
         alike.setdefault(tuple(row[:-1]), []).append(i)
-    # A beginning runs through all blocks; rows as they are end with the last one that is asked for.
+    # A beginning runs through all blocks; a full row ends after the last requested block.
     deep = 2 * (max(blocks) + 1) > len(residual_blocks(model, path)[1])
-    # What others hook in, such as an ``add``, has to see whole rows.
+    # Other hooks, such as an ``add``, need to see full rows.
     bare = not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     shares = deep and bare and cache_name(model) is not None
     endings = [members for begin, members in alike.items() if shares and begin and members[1:]]
@@ -275,7 +275,7 @@ def _endings(
 def _last(
     model: nn.Module, batch: Batch, blocks: Sequence[int], path: str | None, cache: Any = None
 ) -> Float[Tensor, "b l h"]:
-    """The streams at the last tokens; where a cache holds what comes before, the batch is these."""
+    """The streams at the last tokens; with a cache, the batch holds only these."""
     sites = [Site(block) for block in blocks]
     with record(model, sites, path=path) as seen, ending_after(model, blocks, path=path):
         run_blocks(model, batch, cache=cache)
@@ -291,16 +291,16 @@ def _last_of_endings(
     path: str | None,
     most: int,
 ) -> Float[Tensor, "b l h"]:
-    """The streams at the last tokens ``ends``, each after the beginning that ``which`` names.
+    """The streams at the last tokens ``ends``, each after its beginning, given by ``which``.
 
     The beginnings run once, the ends in passes of at most ``most`` rows.
     """
     batch = collate([(ids, []) for ids in beginnings], padding_side="left")
-    kept = run_blocks(model, batch, cache=True)[cache_name(model)]
+    prefix_cache = run_blocks(model, batch, cache=True)[cache_name(model)]
     parts = []
     for start in range(0, len(ends), most):
         picked = torch.tensor(which[start : start + most])
-        cache = kept if len(ends) <= most else copy.deepcopy(kept)
+        cache = prefix_cache if len(ends) <= most else copy.deepcopy(prefix_cache)
         cache.batch_select_indices(picked.to(next(model.parameters()).device))
         before = batch["attention_mask"][picked]
         one = torch.ones_like(before[:, :1])

@@ -1,4 +1,4 @@
-"""Bases that a recovery is compared with, from the undamaged and from the damaged point."""
+"""Bases to compare a recovery with, from the undamaged and from the damaged point."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from frenet.network.tasks import Task
 class Sampling:
     """How bases are estimated: k directions from n gradients of ``batch_size`` examples.
 
-    A basis of gradients has n directions at most.
+    A basis of gradients has at most n directions.
     """
 
     k: int
@@ -39,20 +39,20 @@ def bases_at_start(
     space: ParamSpace,
     training: Training,
 ) -> dict[str, Basis]:
-    """Bases that need nothing of the damage: the task's gradients, the other tasks', their vectors.
+    """Bases from before the damage: gradients of the task and of other tasks, and task vectors.
 
     Args:
-        model: the network at theta_0; comes back bit for bit.
+        model: the network at theta_0; restored bit for bit.
         task: the task that will be damaged.
-        others: other tasks; none leaves out the bases made of them.
+        others: other tasks; without any, their bases are left out.
         sampling: dimension and gradients.
         space: the d parameters.
         training: trains each other task for its task vector.
 
     Returns:
-        Basis by name. The span of m task vectors has dimension m at most.
+        Basis by name. The span of m task vectors has at most dimension m.
     """
-    found = {
+    bases = {
         "random": random_basis(
             space.dim,
             sampling.k,
@@ -65,13 +65,13 @@ def bases_at_start(
     if others:
         share = replace(sampling, n=-(-sampling.n // len(others)))
         stacked = torch.cat([_rows(model, other, share, space) for other in others])
-        found["other tasks"] = _leading(stacked, sampling, space)
+        bases["other tasks"] = _leading(stacked, sampling, space)
         vectors = []
         for other in others:
             with space.restored(model):
                 vectors.append(train_and_record(model, other, training, space=space).displacement())
-        found["task vectors"] = span_basis(torch.stack(vectors), space=space, origin="task vectors")
-    return found
+        bases["task vectors"] = span_basis(torch.stack(vectors), space=space, origin="task vectors")
+    return bases
 
 
 def bases_at_damage(
@@ -82,26 +82,26 @@ def bases_at_damage(
     space: ParamSpace,
     second_order: Sequence[str] = ("Krylov", "Hessian"),
 ) -> dict[str, Basis]:
-    """Bases from the damaged point: gradients, the same in Adam's metric, Krylov, Hessian.
+    """Bases from the damaged point: gradients, gradients in Adam's metric, Krylov, Hessian.
 
-    An Adam displacement lives where g / (rms(g) + eps) lives; raw gradients hold 3 to 4 times
-    less of it, and for SGD it is the other way round.
+    An Adam displacement lies in the span of g / (rms(g) + eps); raw gradients hold 3 to 4 times
+    less of it. For SGD it is the other way round.
 
     Args:
-        model: the network at theta_d; left as it is.
+        model: the network at theta_d; left unchanged.
         task: the damaged task.
         sampling: dimension and gradients.
         space: the d parameters.
-        second_order: which of "Krylov" (the space of gradient and Hessian) and "Hessian" (its top
-            eigenvectors) to make; each takes at least k Hessian products.
+        second_order: any of "Krylov" (the space of gradient and Hessian) and "Hessian" (its top
+            eigenvectors); each takes at least k Hessian products.
 
     Raises:
-        ValueError: another name in ``second_order``.
+        ValueError: ``second_order`` has another name.
     """
     if unknown := set(second_order) - {"Krylov", "Hessian"}:
         raise UsageError(f"no basis {unknown.pop()!r} in second_order; there are Krylov, Hessian")
     rows = _rows(model, task, sampling, space)
-    found = {
+    bases = {
         "gradients at damage": _leading(rows, sampling, space),
         "Adam-scaled gradients": _leading(rows / adam_scale(rows), sampling, space),
     }
@@ -109,13 +109,13 @@ def bases_at_damage(
     product = hessian_product(model, task, batch, space=space)
     if "Krylov" in second_order:
         slope = gradient(model, task, batch, space=space)
-        found["Krylov"] = krylov_basis(product, slope, sampling.k, space=space, origin="Krylov")
+        bases["Krylov"] = krylov_basis(product, slope, sampling.k, space=space, origin="Krylov")
     if "Hessian" in second_order:
         lanczos = rng.generator(sampling.seed, "recovery", "lanczos")
-        found["Hessian"] = top_eigenpairs(
+        bases["Hessian"] = top_eigenpairs(
             product, space.dim, sampling.k, generator=lanczos, space=space
         ).basis
-    return found
+    return bases
 
 
 def _rows(

@@ -1,25 +1,24 @@
-"""Where a crossing lies that was looked for at some places only."""
+"""Brackets of a crossing that was measured at a few places only."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from frenet._errors import UsageError
 
-# The one place of this factor: a number between two looks is given where they are no further apart.
+# Two measurements at most this factor apart give an interpolated number.
 NARROW = 1.25
 
 
 class Bracket(NamedTuple):
-    """The two looks between which a quantity crossed a level: low < crossing <= high.
+    """The two measurements between which a quantity crossed a level: low < crossing <= high.
 
-    What it did between two looks is not known: it may have crossed and come back before ``low``.
+    It may have crossed and come back before ``low``, between two measurements.
 
     Attributes:
-        low: last look before the crossing, in any unit, at least 0; 0 is the start itself. Without
-            a crossing, how far was looked.
-        high: first look behind it; None where no look found one.
-        value: interpolated between the two, where high / low <= NARROW; None elsewhere, since what
-            lies between two looks is not measured.
+        low: last measurement before the crossing, in any unit, at least 0; 0 is the start. Without
+            a crossing, the last measurement.
+        high: first measurement after the crossing; None without a crossing.
+        value: interpolated between the two if high / low <= NARROW, otherwise None.
     """
 
     low: float
@@ -28,7 +27,7 @@ class Bracket(NamedTuple):
 
     @classmethod
     def between(cls, low: float, high: float, value: float) -> "Bracket":
-        """The bracket of two looks, with the interpolated value where they are close enough.
+        """The bracket of two measurements, with the interpolated value if they are close enough.
 
         Args:
             low: at least 0.
@@ -44,11 +43,11 @@ class Bracket(NamedTuple):
 
     @property
     def found(self) -> bool:
-        """Whether any look found the crossing."""
+        """Whether a crossing was measured."""
         return self.high is not None
 
     def __str__(self) -> str:
-        """In words, without the unit.
+        """In words, without a unit.
 
         >>> print(Bracket(1.0, 2.0), Bracket(0.0, 60.0), Bracket(100.0, None), sep=", ")
         between 1 and 2, at most 60, more than 100
@@ -76,7 +75,7 @@ class Bracket(NamedTuple):
 
 
 def hull(brackets: Sequence[Bracket]) -> Bracket:
-    """The narrowest bracket around several, each of which found its crossing.
+    """The narrowest bracket around several brackets with a crossing.
 
     >>> hull([Bracket(3.0, 10.0), Bracket(1.0, 3.0)])
     Bracket(low=1.0, high=10.0, value=None)
@@ -85,10 +84,10 @@ def hull(brackets: Sequence[Bracket]) -> Bracket:
         return brackets[0]
     ends = [bracket.high for bracket in brackets if bracket.high is not None]
     if not brackets or len(ends) < len(brackets):
-        raise UsageError("a hull needs brackets, each with a crossing that was found")
+        raise UsageError("a hull needs at least one bracket, and a crossing in each")
     return Bracket(min(bracket.low for bracket in brackets), max(ends))
 
 
 def _figure(value: float) -> str:
-    """Whole numbers whole, others to three digits."""
+    """Integers in full, other numbers to three digits."""
     return f"{value:.0f}" if value == round(value) else f"{value:.3g}"

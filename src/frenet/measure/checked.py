@@ -1,4 +1,4 @@
-"""One look at the start of a measurement: are the derivatives those of the loss?"""
+"""A check before a measurement: are the derivatives those of the loss?"""
 
 import math
 from itertools import pairwise
@@ -15,20 +15,19 @@ from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Task, base_model
 
-# Displacements, as shares of the loss that a step along the gradient would take away.
+# Displacements, as shares of the loss that a step along the gradient would remove.
 SHARES = (1e-1, 1e-2, 1e-3)
-# Disagreement that is an error, and rounding of a loss in units of the last place.
+# Largest disagreement, and rounding of a loss in units of the last place.
 LIMIT, LAST_PLACES = 0.05, 32
 
 
 class Check(NamedTuple):
-    """The slope of a loss along its gradient, against central differences.
+    """The slope of a loss along its gradient, compared with central differences.
 
     Attributes:
         slope: ||g||, in nats per token per unit of length.
-        error: relative disagreement with the central difference that agrees best; None: not
-            checked.
-        why: what the check could not see through, where it is not checked.
+        error: relative disagreement with the closest central difference; None: not checked.
+        why: the reason if it is not checked.
     """
 
     slope: float
@@ -37,7 +36,7 @@ class Check(NamedTuple):
 
     @property
     def note(self) -> str:
-        """A sentence for a report where the derivatives are not checked, else nothing."""
+        """A sentence for the report if the derivatives are not checked, else nothing."""
         return "" if self.error is not None else f"derivatives not checked: {self.why}"
 
 
@@ -47,8 +46,8 @@ _CHECKED: "WeakKeyDictionary[nn.Module, dict[tuple[str, ...], Check]]" = WeakKey
 def check_slope(model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace) -> Check:
     """Compare ||g|| with (L(theta + h g/||g||) - L(theta - h g/||g||)) / 2h at three steps h.
 
-    Takes one gradient and seven losses, once for each model object, task and space. The weights
-    come back bit for bit.
+    Takes one gradient and seven losses, once for each model object, task and space. The weights are
+    restored bit for bit.
 
     Args:
         model: the network.
@@ -57,18 +56,18 @@ def check_slope(model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace
         space: the d parameters.
 
     Returns:
-        What was found. Not checked are a gradient of zero, and slopes that rounding, or a loss that
-        bends or jumps, hides: no two of the three differences then agree.
+        The check. It has no error for a gradient of zero, or if no two of the three differences
+        agree, because rounding hides the slope or the loss bends or jumps.
 
     Raises:
-        ValueError: the differences agree with each other, and not with the slope, by more than 5%
-            beyond the bound of rounding; names the model.
+        ValueError: the differences agree with each other but not with the slope, by more than 5%
+            beyond the bound of rounding; the message names the model.
     """
-    known = _CHECKED.setdefault(base_model(model), {})
+    checks = _CHECKED.setdefault(base_model(model), {})
     key = (task.name, *space.names)
-    if key not in known:
-        known[key] = _check(model, task, batch, space)
-    return known[key]
+    if key not in checks:
+        checks[key] = _check(model, task, batch, space)
+    return checks[key]
 
 
 def _check(model: nn.Module, task: Task, batch: Batch, space: ParamSpace) -> Check:
@@ -79,16 +78,16 @@ def _check(model: nn.Module, task: Task, batch: Batch, space: ParamSpace) -> Che
         return Check(slope, None, f"the gradient of task {task.name} is zero")
     rounding = _rounding(model, g, space, loss=start)
     bounds = [rounding / (share * start) for share in SHARES]
-    found = []
+    ratios = []
     for share in SHARES:
         step = share * start / slope
         with space.displaced(model, g, step / slope):
             ahead = _loss(model, task, batch)
         with space.displaced(model, g, -step / slope):
             behind = _loss(model, task, batch)
-        found.append((ahead - behind) / (2 * step * slope))
-    # The ratio of a slope that is right is 1.
-    pairs = sorted(zip(bounds, found, strict=True))
+        ratios.append((ahead - behind) / (2 * step * slope))
+    # A correct slope has the ratio 1.
+    pairs = sorted(zip(bounds, ratios, strict=True))
     seen = [(bound, ratio) for bound, ratio in pairs if bound <= LIMIT]
     if not seen:
         return Check(slope, None, f"rounding hides the slope of task {task.name}")
@@ -104,14 +103,14 @@ def _check(model: nn.Module, task: Task, batch: Batch, space: ParamSpace) -> Che
     raise UsageError(
         f"the gradient of {type(base_model(model)).__name__} is not the derivative of its loss on "
         f"task {task.name}: its slope is {slope:.4g} per unit of length, and central differences "
-        f"at three steps give {', '.join(f'{ratio * slope:.4g}' for ratio in found)}. Some part of "
-        "the model stops or replaces gradients; measure parameters behind that part, or another "
+        f"at three steps give {', '.join(f'{ratio * slope:.4g}' for ratio in ratios)}. A part of "
+        "the model stops or replaces gradients; measure parameters after that part, or another "
         "model"
     )
 
 
 def _rounding(model: nn.Module, g: Float[Tensor, " d"], space: ParamSpace, *, loss: float) -> float:
-    """Bound in nats of what rounding of the loss, and of the moved weights, makes of a loss."""
+    """Bound in nats of the loss error from rounding of the loss and of the moved weights."""
     parameters = space.parameters(model)
     parts = zip(parameters, space.unflatten(g).values(), strict=True)
     moved = math.fsum(float((p.detach().float() * own).double().norm()) ** 2 for p, own in parts)

@@ -19,9 +19,9 @@ from frenet.network.padding import arranged
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Functional, Task, columns_to_keep
 
-# Of a vector (d,), or of every row of a matrix (m, d).
+# The product with a vector (d,), or with every row of a matrix (m, d).
 Matvec = Callable[[Tensor], Tensor]
-# Vectors that go through one pass, at most, and the numbers that all of them may need together.
+# Most vectors in one pass, and most numbers for all of them together.
 AT_ONCE, ROOM = 8, 2**27
 ONE_BY_ONE = (
     "this model or task cannot be batched over vectors ({error}); taking one Hessian product at a "
@@ -50,12 +50,12 @@ class Eigenpairs(NamedTuple):
 def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace) -> Matvec:
     """The map v -> H v of the task's mean loss on one batch, H = d^2 L / d theta^2.
 
-    Forward-over-reverse by ``torch.func``, under the attention kernel that has second derivatives,
-    so it also works for models that run fused attention otherwise. The rows of a matrix go through
-    the network together where they are small, which takes a half to a third of the time.
+    Forward-over-reverse by ``torch.func``, with the attention kernel that has second derivatives,
+    so it also works for models with fused attention. Small rows of a matrix share a pass, which
+    takes a half to a third of the time.
 
     Args:
-        model: the network; read at the time of each product and left as it is.
+        model: the network; read at each product and left unchanged.
         task: gives the loss.
         batch: the fixed batch; the map is linear and deterministic.
         space: the d selected parameters.
@@ -68,12 +68,12 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
         FloatingPointError: H v is not finite; names the parameter.
 
     Warns:
-        RuntimeWarning: the rows of a matrix had to be taken one at a time.
+        RuntimeWarning: the rows of a matrix are taken one at a time.
 
     Source: Pearlmutter (1994), Fast exact multiplication by the Hessian.
     """
     keep = columns_to_keep(batch)
-    arranged(model, batch)  # The way of padded rows is measured before the first transform.
+    arranged(model, batch)  # How padded rows run is measured before the first transform.
 
     def loss(tensors: dict[str, Tensor]) -> Tensor:
         return task.loss(Functional(model, tensors, keep=keep), batch)
@@ -98,7 +98,7 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
                 except (RuntimeError, ValueError) as error:
                     warnings.warn(ONE_BY_ONE.format(error=error), RuntimeWarning, stacklevel=3)
                     batched = False
-            # Of all weights of a large model there is no room for a copy of the one row.
+            # A row over all weights of a large model is not copied.
             return one(rows[0])[None] if len(rows) == 1 else torch.stack([one(row) for row in rows])
 
         rows = vectors.reshape(-1, space.dim).to(parameters[0].device, torch.float32)
@@ -113,7 +113,7 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
 
 
 def at_once(numbers: int) -> int:
-    """How many vectors may go through a pass that needs so many numbers for each.
+    """How many vectors may share a pass that needs this many numbers for each.
 
     >>> at_once(1_000), at_once(135_000_000)
     (8, 1)
@@ -122,7 +122,7 @@ def at_once(numbers: int) -> int:
 
 
 def _tangents(model: nn.Module, batch: Batch) -> int:
-    """About how many numbers the activations of one tangent are, forwards and backwards."""
+    """Approximate count of activations for one tangent, forwards and backwards."""
     widths = sum(p.shape[0] for p in model.parameters() if p.dim() == 2)
     return 3 * math.prod(batch["labels"].shape) * widths
 
@@ -141,7 +141,7 @@ def hutchinson(
 
     Returns:
         The estimates with the standard errors of their means. One probe's error is of the order
-        of the trace itself where few eigenvalues dominate.
+        of the trace itself if few eigenvalues dominate.
 
     Source: Hutchinson (1990), A stochastic estimator of the trace of the influence matrix.
 
@@ -183,7 +183,7 @@ def top_eigenpairs(
         dim: d.
         k: number of pairs, below d.
         generator: the start vector.
-        space: travels inside the basis.
+        space: the parameters behind the coordinates.
 
     Returns:
         Values (k,), by decreasing modulus, and an orthonormal basis (d, k) of their eigenvectors.
@@ -201,11 +201,11 @@ def top_eigenpairs(
 
     start = torch.randn(dim, generator=generator, dtype=torch.float64).numpy()
     operator = LinearOperator((dim, dim), matvec=matvec, dtype=np.float64)
-    # float32 products carry a relative error near 1e-6: asking for more would never converge.
+    # float32 products have a relative error near 1e-6: a smaller tolerance would never converge.
     values, vectors = eigsh(operator, k=k, which="LM", v0=start, tol=1e-5)
     order = np.argsort(-np.abs(values))
     orthonormal = np.linalg.qr(vectors[:, order])[0]
-    # A basis is the transpose of contiguous rows, as the other builders make it.
+    # A basis is the transpose of contiguous rows, as in the other builders.
     rows = torch.from_numpy(orthonormal.T.copy()).float()
     basis = Basis(rows.T, S=None, space=space, origin="Hessian", rank=k)
     return Eigenpairs(torch.from_numpy(values[order].copy()), basis)

@@ -1,7 +1,7 @@
-"""Damage protocols: ways to lose a task that the network had learned.
+"""Damage protocols: ways to lose a task that the network has learned.
 
 A protocol is a function ``(model, damage) -> None`` that moves the model's parameters; wrap the
-call in ``damage.space.restored(model)`` to get them back.
+call in ``damage.space.restored(model)`` to restore them.
 """
 
 import re
@@ -19,19 +19,19 @@ from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Split, Task, base_model
 
-# Of the projection itself, under an adapter too: a slice of a factor is no head of the product.
+# The projection itself, also with an adapter: a slice of a factor is not a head of the product.
 _OWN = r"\b(?!.*lora_).*weight$"
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What a protocol needs to know.
+    """The settings of a protocol.
 
     Attributes:
         task: the task to lose.
         others: tasks to train on instead.
         space: the parameters that the damage may move.
-        loss: the wanted loss of the task, in nats per token.
+        loss: the target loss of the task, in nats per token.
         training: optimiser and steps for the protocols that train.
         seed: fixes noise, wrong answers and minibatches.
     """
@@ -52,16 +52,16 @@ Protocol = Callable[[nn.Module, Damage], None]
 
 
 def fixed_loss(model: nn.Module, task: Task, *, split: Split = "select", size: int) -> float:
-    """Mean loss in nats per token on the split's first batch of the seed 0: always the same one."""
+    """Mean loss in nats per token on the split's first batch with seed 0."""
     batch = next(task.batches(split, size, 0))
     with measuring(model), torch.no_grad():
         return float(task.loss(model, batch))
 
 
 def relative_noise(model: nn.Module, damage: Damage) -> None:
-    """Gaussian noise in proportion to each tensor's root mean square, scaled to the wanted loss.
+    """Gaussian noise in proportion to each tensor's root mean square, scaled to the target loss.
 
-    A tensor that is zero throughout (the B of a fresh LoRA) gets none.
+    A zero tensor (the B of a new LoRA) gets none.
     """
     parameters = damage.space.parameters(model)
     rms = [p.detach().float().square().mean().sqrt() for p in parameters]
@@ -70,7 +70,7 @@ def relative_noise(model: nn.Module, damage: Damage) -> None:
 
 
 def absolute_noise(model: nn.Module, damage: Damage) -> None:
-    """Gaussian noise with the same standard deviation on every coordinate, to the wanted loss."""
+    """Gaussian noise of one standard deviation, scaled to the target loss."""
     _bisect_noise(model, damage, torch.ones(damage.space.dim))
 
 
@@ -80,24 +80,24 @@ def wrong_answers(model: nn.Module, damage: Damage) -> None:
 
 
 def forgetting(model: nn.Module, damage: Damage) -> None:
-    """Train on other tasks, best on ones that the network has not learned, until this one goes."""
+    """Train on other tasks, ideally ones not yet learned, until this one is forgotten."""
     if not damage.others:
         raise UsageError(f"forgetting {damage.task.name} needs at least one other task")
     _train_away(model, damage, Mixture(damage.others))
 
 
 def ascent(model: nn.Module, damage: Damage) -> None:
-    """Climb the task's own loss."""
+    """Gradient ascent on the task's loss."""
     _train_away(model, damage, Negated(damage.task))
 
 
 def zeroed_head(model: nn.Module, damage: Damage) -> None:
-    """Zero what the output projection takes from the head whose loss hurts the task most."""
+    """Zero the output projection's input from the head that the task needs most."""
     _zero_worst(model, damage, list(_heads(model, damage.space)))
 
 
 def zeroed_mlp(model: nn.Module, damage: Damage) -> None:
-    """Zero the output weights of the MLP whose loss hurts the task most; its bias stays."""
+    """Zero the output weights of the MLP that the task needs most; its bias stays."""
     names = [n for n in damage.space.names if re.search(rf"(down_proj|mlp\.c_proj){_OWN}", n)]
     _zero_worst(model, damage, [(name, slice(None), slice(None)) for name in names])
 
@@ -125,30 +125,30 @@ class Mixture:
         return "+".join(task.name for task in self.tasks)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean loss in nats per target token; the tasks share their form of loss."""
+        """Mean loss in nats per target token, by the first task's loss."""
         return self.tasks[0].loss(model, batch)
 
     def batches(self, split: Split, batch_size: int, seed: int) -> Iterator[Batch]:
-        """One batch of each task, round and round."""
+        """One batch of each task in turn, repeatedly."""
         streams = [task.batches(split, batch_size, seed) for task in self.tasks]
         while True:
             for stream in streams:
                 yield next(stream)
 
     def score(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """Mean of the scores that all the tasks have."""
+        """Mean of the scores that all tasks have."""
         scores = [task.score(model, split) for task in self.tasks]
         shared = set.intersection(*(set(score) for score in scores))
         return {key: sum(s[key] for s in scores) / len(scores) for key in sorted(shared)}
 
     def shuffled(self, seed: int) -> "Mixture":
-        """Every task with its answers shuffled."""
+        """The mixture of the tasks with shuffled answers."""
         return Mixture(tuple(task.shuffled(seed) for task in self.tasks))
 
 
 @dataclass(frozen=True)
 class Negated:
-    """A task whose loss is the negative of another's: descending it is ascending that."""
+    """A task with the negative loss of another: its descent is the other's ascent."""
 
     task: Task
 
@@ -175,7 +175,7 @@ class Negated:
 
 
 def _train_away(model: nn.Module, damage: Damage, lesson: Task) -> None:
-    """Train on ``lesson`` until the task's loss reaches the wanted one."""
+    """Train on ``lesson`` until the task's loss reaches the target."""
     training = replace(damage.training, seed=damage.seed)
     train_and_record(
         model,
@@ -187,7 +187,7 @@ def _train_away(model: nn.Module, damage: Damage, lesson: Task) -> None:
 
 
 def _bisect_noise(model: nn.Module, damage: Damage, scale: Float[Tensor, " d"]) -> None:
-    """Add c * scale * z for one draw z, with c bisected (on its logarithm) to the wanted loss."""
+    """Add c * scale * z for one draw z, with c bisected (on its logarithm) to the target loss."""
     start = damage.space.read(model)
     noise = torch.randn(damage.space.dim, generator=rng.generator(damage.seed, "damage", "noise"))
     direction = (scale.cpu() * noise).to(start)
@@ -229,12 +229,12 @@ def _zero_worst(model: nn.Module, damage: Damage, places: list[Place]) -> None:
             "the space has no attention or MLP output projection to zero; damage the full "
             "weights, or choose another protocol"
         )
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
 
     def zero(place: Place) -> None:
         name, rows, columns = place
         with torch.no_grad():
-            own[name][rows, columns] = 0.0
+            parameters[name][rows, columns] = 0.0
 
     def cost(place: Place) -> float:
         with damage.space.restored(model):

@@ -1,4 +1,4 @@
-"""How long a basis stays useful while training moves on."""
+"""How long a basis stays useful during training."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,15 +21,15 @@ Vectors = tuple[Float[Tensor, "a d"], Float[Tensor, "b d"], Float[Tensor, "c d"]
 
 
 class UndefinedDriftError(UsageError):
-    """There is no energy that two bases could be compared by; says where."""
+    """Two bases cannot be compared, because one has no energy; the message says which."""
 
 
 class Drift(NamedTuple):
-    """A basis of step s looked at from step t.
+    """A basis of step s, compared with step t.
 
     Attributes:
         ratio: energy of held-out gradients at t in the basis of s, over that in a fresh basis of t.
-        control: the same at s itself, with new minibatches: 1 up to sampling.
+        control: the same with t = s and new minibatches: 1 up to sampling.
         fresh: held-out energy at t in the fresh basis, the denominator.
         overlap: ||U_s^T U_t||^2 / k over the root of the two ceilings; may exceed 1.
         ceiling_s: overlap of two bases of s from different minibatches.
@@ -58,11 +58,11 @@ def train_and_compare(
 
     Args:
         model: the network; ends at the last step.
-        task: trained on; the gradients are of its own loss, too.
+        task: trained on; also gives the gradients.
         training: ``steps`` is at least the last lag.
         space: the d parameters.
-        lags: steps after which to look.
-        n: gradients in each of the three sets of a snapshot; two snapshots are held at a time.
+        lags: steps after which to compare.
+        n: gradients in each of the three sets of a snapshot; two snapshots are in memory.
         k: basis dimension, at most n.
 
     Returns:
@@ -85,7 +85,7 @@ def train_and_compare(
 def snapshot(
     model: nn.Module, task: Task, training: Training, *, space: ParamSpace, n: int, step: int
 ) -> Vectors:
-    """Three times n unit gradients at the present point; other minibatches at every step."""
+    """Three sets of n unit gradients at the current point; other minibatches at every step."""
     rows = gradient_matrix(
         model,
         task,
@@ -101,7 +101,7 @@ def example_snapshot(model: nn.Module, task: Task, batch: Batch, *, space: Param
     """Unit gradients of single examples from one pass, in three sets of equal size.
 
     Args:
-        model: the network; left exactly as it is.
+        model: the network; left unchanged.
         task: gives the loss.
         batch: 3n examples.
         space: the d selected parameters.
@@ -121,15 +121,15 @@ def basis_drift(then: Vectors, now: Vectors, k: int, *, paired: bool = False) ->
 
     Args:
         then: three sets of unit vectors from step s: to fit a basis, to fit another, held out.
-        now: the same from step t.
+        now: three sets from step t.
         k: basis dimension, at most the size of a fitting set.
-        paired: both are of the same examples. The ratio is then exactly 1 where nothing has
-            changed, and the overlap is taken between sets of different examples, as its ceilings
-            are: gradients of the same ones overlap more than any two samples do.
+        paired: both have the same examples. The ratio is then exactly 1 without a change, and the
+            overlap is taken between sets of different examples, like its ceilings, since gradients
+            of the same examples overlap more.
 
     Raises:
-        UndefinedDriftError: all vectors of a set are zero, or those held out have no part in the
-            basis of their own step.
+        UndefinedDriftError: all vectors of a set are zero, or the held-out ones have no energy in
+            the basis of their step.
     """
     sets = [*then, *now]
     K = linalg.gram_of(sets)
@@ -145,16 +145,16 @@ def basis_drift(then: Vectors, now: Vectors, k: int, *, paired: bool = False) ->
     def energy_of(held_out: Tensor, basis: Tensor) -> float:
         return float(energy.captured_energy(K, basis, held_out, [k])[0])
 
-    fresh, own = energy_of(test, new), energy_of(old_test, old)
+    fresh, old_energy = energy_of(test, new), energy_of(old_test, old)
     ceilings = energy.overlap(K, old, old_again, k), energy.overlap(K, new, new_again, k)
-    if not min(fresh, own, *ceilings) > 0:
+    if not min(fresh, old_energy, *ceilings) > 0:
         raise UndefinedDriftError(
-            "vectors that were held out have no part in a basis of the same step, so two steps "
-            "cannot be compared; take more vectors, or parameters that all examples share"
+            "held-out vectors have no energy in a basis of the same step, so two steps cannot be "
+            "compared; use more vectors, or parameters that all examples share"
         )
     return Drift(
         ratio=energy_of(test, old) / fresh,
-        control=energy_of(old_test, old_again) / own,
+        control=energy_of(old_test, old_again) / old_energy,
         fresh=fresh,
         overlap=energy.overlap(K, old, new_again if paired else new, k)
         / (ceilings[0] * ceilings[1]) ** 0.5,
@@ -164,11 +164,11 @@ def basis_drift(then: Vectors, now: Vectors, k: int, *, paired: bool = False) ->
 
 
 def update_drift(steps: Float[Tensor, "T d"], *, window: int, k: int) -> dict[int, Drift]:
-    """Drift of the basis of the first window of updates, against windows that follow it.
+    """Drift of the basis of the first window of updates, compared with later windows.
 
-    Every third step of a window is held out, the other two thirds fit two bases. Windows that
-    overlap would have a half-life of half a window whatever the training does. What happens within
-    the first window is not seen: a half-life shorter than the window is known by that bound only.
+    Every third step of a window is held out, the other two thirds fit two bases. Overlapping
+    windows would have a half-life of half a window in any training. A half-life shorter than the
+    first window is known only by that bound.
 
     Args:
         steps: optimiser steps, shape (T, d).
@@ -176,10 +176,10 @@ def update_drift(steps: Float[Tensor, "T d"], *, window: int, k: int) -> dict[in
         k: basis dimension.
 
     Returns:
-        Drift by lag in steps; empty where there is one window only.
+        Drift by lag in steps; empty with only one window.
     """
     if k < 1 or window < 3 * k:
-        raise UsageError(f"window={window} is short for k={k}; a third of it must hold k steps")
+        raise UsageError(f"window={window} is too short for k={k}; a third of it must hold k steps")
     unit = steps / linalg.norms(steps)[:, None].clamp(min=1e-30).to(steps)
     windows = [block for block in unit.split(window) if len(block) == window]
     thirds = [(block[0::3], block[1::3], block[2::3]) for block in windows]
@@ -192,24 +192,24 @@ def half_life(
     *,
     moved: Mapping[int, float] | Mapping[float, float] | None = None,
 ) -> Bracket:
-    """The two lags between which a ratio first fell to ``level``, as far as was looked.
+    """The two lags between which a ratio first fell to ``level``.
 
-    A ratio that fell and rose again between two lags is not seen.
+    A fall and rise between two lags is missed.
 
     Args:
         ratios: lag -> ratio, at least one; any unit of lag. At lag 0 the ratio is 1 by definition.
-            Those that are not finite are left out.
+            Ratios that are not finite are left out.
         level: in (0, 1).
         moved: lag -> distance from the start, for all lags of ``ratios`` and perhaps others. The
-            bracket is then one of distances: the least and the greatest of the lags from the last
-            above ``level`` to the first that is not.
+            bracket then holds distances: the least and the greatest between the last lag above
+            ``level`` and the first that is not.
 
     Returns:
-        The bracket, in the unit of the lags, or of the distances. One without a crossing reaches to
-        the last lag, or to the greatest distance.
+        The bracket, in the unit of the lags or distances. Without a crossing it has the last lag,
+        or the greatest distance.
 
     Raises:
-        ValueError: no finite ratio, or one at lag 0 that is not above ``level``.
+        ValueError: there is no finite ratio, or that at lag 0 is not above ``level``.
 
     >>> print(half_life({0: 1.0, 10: 0.75, 20: 0.25}))
     between 10 and 20
@@ -220,7 +220,7 @@ def half_life(
     """
     points = sorted((float(lag), float(r)) for lag, r in ratios.items() if math.isfinite(r))
     if not points:
-        raise UsageError("there is no finite ratio; look at one lag at least")
+        raise UsageError("there is no finite ratio; measure at least one lag")
     if points[0][0] == 0 and points[0][1] <= level:
         raise UsageError(
             f"the ratio at lag 0 is {points[0][1]:.4g}, which is not above level={level}; pass "

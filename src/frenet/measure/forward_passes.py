@@ -1,4 +1,4 @@
-"""Forward passes over rows of many lengths."""
+"""Forward passes over rows of different lengths."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +14,7 @@ from frenet.network.limits import require_room
 from frenet.network.padding import arranged, is_padded
 from frenet.network.tasks import Batch, base_model, collate, forward_arguments, require_tokens
 
-# Tokens that go through the network at once while activations are collected.
+# Tokens in one pass while activations are collected.
 TOKENS = 2048
 
 
@@ -26,9 +26,9 @@ class _EndedError(Exception):
 def ending_after(
     model: nn.Module, blocks: Sequence[int], *, path: str | None = None
 ) -> Iterator[None]:
-    """Inside, a forward pass ends after the last of the blocks, and the context ends with it.
+    """End a forward pass inside the context after the last of the blocks, and the context with it.
 
-    To be entered after ``record`` and ``add``, whose hooks run first.
+    Enter it after ``record`` and ``add``, so that their hooks run first.
     """
 
     def end(*_: Any) -> None:
@@ -45,9 +45,9 @@ def ending_after(
 def length_groups(
     rows: Sequence[Sequence[int]], tokens: int, *, alike: bool = False
 ) -> Iterator[list[int]]:
-    """Indices of rows by increasing length, in groups of at most so many padded tokens.
+    """Indices of rows by increasing length, in groups with a maximum of padded tokens.
 
-    ``alike``: no group holds rows of two lengths.
+    ``alike``: all rows of a group have the same length.
 
     >>> list(length_groups([[1, 2, 3], [4], [5, 6], [7]], 4))
     [[1, 3], [2], [0]]
@@ -68,12 +68,12 @@ def length_groups(
 def fitting_groups(
     model: nn.Module, rows: Sequence[Sequence[int]], tokens: int, *, padding_side: str = "left"
 ) -> Iterator[list[int]]:
-    """``length_groups``, of one length each where padding on that side would change the streams.
+    """``length_groups``, of one length each if padding on that side would change the streams.
 
-    So it is, too, where the model takes no mask, from which the last token of a row is known.
+    The same holds if the model takes no mask, which marks the last token of a row.
 
     Raises:
-        ValueError: a row without tokens.
+        ValueError: a row has no tokens.
     """
     require_tokens(rows)
     if "attention_mask" not in forward_arguments(model):
@@ -85,10 +85,10 @@ def fitting_groups(
 
 
 def cache_name(model: nn.Module) -> str | None:
-    """What the model's key-value cache is called in its arguments and its output.
+    """The name of the model's key-value cache in its arguments and its output.
 
-    None where it keeps none, and where it keeps more than keys and values: the state of a
-    recurrent block cannot be handed to another number of rows.
+    None without a cache, or if the cache holds more than keys and values: the state of a recurrent
+    block cannot be reused for another number of rows.
     """
     name = next((name for name in CACHES if name in forward_arguments(model)), None)
     config = getattr(base_model(model), "config", None)
@@ -96,8 +96,8 @@ def cache_name(model: nn.Module) -> str | None:
         return None
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-    kept = {type(layer) for layer in DynamicCache(config=config).layers}
-    return name if kept <= {DynamicLayer, DynamicSlidingWindowLayer} else None
+    layers = {type(layer) for layer in DynamicCache(config=config).layers}
+    return name if layers <= {DynamicLayer, DynamicSlidingWindowLayer} else None
 
 
 def run_blocks(model: nn.Module, batch: Batch, *, cache: Any = None) -> Any:
@@ -105,11 +105,11 @@ def run_blocks(model: nn.Module, batch: Batch, *, cache: Any = None) -> Any:
 
     Args:
         model: a decoder.
-        batch: what of it the model accepts is passed, and no mask where nothing is padded.
-        cache: what an earlier pass has left in its output under ``cache_name``; True: leave one.
+        batch: only arguments that the model accepts are passed, and no mask without padding.
+        cache: from an earlier pass, under ``cache_name`` of its output; True: make one.
 
     Raises:
-        ValueError: rows that are longer than the model reads.
+        ValueError: rows are too long for the model.
     """
     positions = batch.get("position_ids")
     width = batch["input_ids"].shape[1]
@@ -131,7 +131,7 @@ def run_blocks(model: nn.Module, batch: Batch, *, cache: Any = None) -> Any:
 
 
 class Collected:
-    """Streams of rows, put together from groups of them."""
+    """Streams of rows, collected group by group."""
 
     def __init__(self, blocks: Sequence[int]) -> None:
         self._blocks = blocks
@@ -139,7 +139,7 @@ class Collected:
         self._parts: list[Tensor] = []
 
     def put(self, group: Sequence[int], streams: Float[Tensor, "b l h"]) -> None:
-        """Take the streams of some rows.
+        """Add the streams of some rows.
 
         Raises:
             FloatingPointError: a value is not finite; names row, block and dtype.
@@ -155,8 +155,8 @@ class Collected:
         self._parts.append(streams.float())
 
     def whole(self) -> Float[Tensor, "n l h"]:
-        """All rows, in their own order."""
+        """All rows, in their original order."""
         together = torch.cat(self._parts)
-        found = torch.empty_like(together)
-        found[torch.tensor(self._order, device=found.device)] = together
-        return found
+        ordered = torch.empty_like(together)
+        ordered[torch.tensor(self._order, device=ordered.device)] = together
+        return ordered

@@ -22,13 +22,13 @@ def gradient(
     """Gradient of the task's mean loss on one batch, in nats per token per unit of parameter.
 
     Args:
-        model: the network; left exactly as it is.
+        model: the network; left unchanged.
         task: gives the loss.
         batch: any batch of the task.
         space: the d selected parameters.
 
     Returns:
-        The gradient, float32, shape (d,). Parameters that the loss does not reach have zeros.
+        The gradient, float32, shape (d,); zero for parameters that the loss does not depend on.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite; names the parameter.
@@ -57,25 +57,25 @@ def gradient_matrix(
     split: Split = "train",
     seed: int = 0,
 ) -> Float[Tensor, "n d"]:
-    """Gradients of n minibatches of one task at the present point, as rows.
+    """Gradients of n minibatches of one task at the current point, as rows.
 
     The rows are not normalised: ``svd_basis`` and ``captured_energy`` do that.
 
     Args:
-        model: the network; left exactly as it is.
+        model: the network; left unchanged.
         task: gives loss and minibatches.
         space: the d selected parameters.
         n: number of minibatches.
-        batch_size: examples in each; the apparent rank falls as it grows, so state it.
-        split: which examples.
+        batch_size: examples in each; a larger size lowers the apparent rank, so report it.
+        split: of the examples.
         seed: fixes the minibatches.
 
     Returns:
         float32, shape (n, d), on the model's device.
 
     Raises:
-        MemoryError: the n x d result does not fit; nothing is allocated before.
-        ValueError: the task has fewer than n batches, or other ones each time.
+        MemoryError: the n x d result does not fit; raised before any allocation.
+        ValueError: the task has fewer than n batches, or is not repeatable.
     """
     device = space.parameters(model)[0].device
     require_memory(
@@ -85,10 +85,10 @@ def gradient_matrix(
         remedy="pass a smaller n, or select fewer parameters",
     )
     rows = torch.empty(n, space.dim, device=device)
-    found = gradient_rows(
+    gradients = gradient_rows(
         model, task, space=space, n=n, batch_size=batch_size, split=split, seed=seed
     )
-    for row, one in zip(rows, found, strict=True):
+    for row, one in zip(rows, gradients, strict=True):
         row.copy_(one)
     return rows
 
@@ -103,16 +103,16 @@ def gradient_rows(
     split: Split = "train",
     seed: int = 0,
 ) -> Iterator[Float[Tensor, " d"]]:
-    """The rows of ``gradient_matrix`` one by one, where all of them would not fit."""
+    """The rows of ``gradient_matrix`` one by one, if all of them do not fit into memory."""
     batches = repeatable(task, split, batch_size, seed)
     for i in range(n):
         if (batch := next(batches, None)) is None:
-            raise UsageError(f"task {task.name} gave {i} of the {n} batches; pass n <= {i}")
+            raise UsageError(f"task {task.name} gave only {i} of {n} batches; pass n <= {i}")
         yield gradient(model, task, batch, space=space)
 
 
 def adam_scale(rows: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
-    """The root mean square of every coordinate, plus Adam's 1e-8: Adam's metric divides by it.
+    """The root mean square of every coordinate plus Adam's 1e-8, by which Adam divides.
 
     Args:
         rows: n gradients.
@@ -128,14 +128,14 @@ def adam_scale(rows: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
 def example_gradients(
     model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace, chunk: int | None = None
 ) -> Float[Tensor, "b d"]:
-    """Gradient of every example's own mean loss, for about the price of one batch gradient.
+    """Gradient of every example's mean loss, for about the cost of one batch gradient.
 
     Args:
-        model: the network; left exactly as it is.
+        model: the network; left unchanged.
         task: gives the loss.
         batch: b examples.
         space: the d selected parameters.
-        chunk: examples at a time; None takes all at once, in the memory of one batch gradient and
+        chunk: examples at a time; None: all at once, in the memory of one batch gradient plus
             twice the result.
 
     Returns:
@@ -146,7 +146,7 @@ def example_gradients(
         FloatingPointError: a gradient is not finite; names the parameter.
 
     Warns:
-        RuntimeWarning: the examples had to be taken one at a time, which is slow.
+        RuntimeWarning: the examples are taken one at a time, which is slow.
     """
     device = space.parameters(model)[0].device
     count = len(batch["labels"])
@@ -170,7 +170,7 @@ def example_gradients(
 def _examples(
     model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace
 ) -> Float[Tensor, "b d"]:
-    """By the fastest way that this model and this loss allow."""
+    """By the fastest method that this model and this loss allow."""
     rows = linear_rows(model, task, batch, space=space)
     if rows is not None:
         return rows

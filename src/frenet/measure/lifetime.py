@@ -1,4 +1,4 @@
-"""For how many steps of training a direction holds what it held at the start."""
+"""For how many training steps a direction stays useful."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -18,12 +18,12 @@ from frenet.network.tasks import Split, Task
 
 
 class Lifetime(NamedTuple):
-    """When a quantity of a direction first falls to half of what it was at the start.
+    """When a quantity of a direction first falls to half of its initial value.
 
     Attributes:
-        steps: of training, the two looks between which it does.
-        distance: from the start, the least and the greatest between those looks.
-        longest: most steps that were looked at.
+        steps: of training, between two measurements.
+        distance: from the start, the least and the greatest between those measurements.
+        longest: the last step that was measured.
         farthest: greatest distance from the start within them.
     """
 
@@ -34,7 +34,7 @@ class Lifetime(NamedTuple):
 
     @classmethod
     def of(cls, ratios: Mapping[int, float], moved: Mapping[int, float]) -> "Lifetime":
-        """The lifetime that ratios to the start say, at least one, each at its lag.
+        """The lifetime from ratios to the initial value, at least one, by lag.
 
         Args:
             ratios: lag -> ratio.
@@ -55,22 +55,22 @@ def gradient_shares(
     seed: int,
     split: Split = "train",
 ) -> dict[str, float]:
-    """Mean of ||U^T g||^2 / ||g||^2 over n minibatch gradients at the present point.
+    """Mean of ||U^T g||^2 / ||g||^2 over n minibatch gradients at the current point.
 
-    Of a random basis it is k / d.
+    A random basis has k / d.
 
     Args:
-        model: left as it is.
-        task: whose gradients.
+        model: left unchanged.
+        task: gives the gradients.
         bases: by name, of the d parameters.
         space: the d parameters.
         n: minibatches.
         batch_size: examples in each.
-        seed: chooses them.
-        split: which examples.
+        seed: of the minibatches.
+        split: of the examples.
     """
     totals = dict.fromkeys(bases, 0.0)
-    # One at a time: the weights that an adapter changes are many more than its factors.
+    # One at a time: an adapter changes many more weights than its factors have.
     for row in gradient_rows(
         model, task, space=space, n=n, batch_size=batch_size, split=split, seed=seed
     ):
@@ -90,28 +90,28 @@ def watch_training(
     lags: Sequence[int],
     look: Callable[[int], Mapping[str, float]],
 ) -> tuple[Trajectory, dict[str, dict[int, float]]]:
-    """Train, and look at some quantities at the start and after every lag.
+    """Train, and measure some quantities at the start and after every lag.
 
     Args:
-        model: ends at the last step.
+        model: stays at the last step.
         task: trained on.
         training: with at least as many steps as the last lag.
         space: the parameters that train.
-        lags: steps after which to look, each at least 1.
-        look: gives the quantities, by name, at the present point; told the step.
+        lags: steps after which to measure, each at least 1.
+        look: called with the step; returns the quantities by name at the current point.
 
     Returns:
-        The trajectory, and of every quantity its values by lag, lag 0 included.
+        The trajectory, and for every quantity its values by lag, including lag 0.
     """
-    found = {0: look(0)}
+    measured = {0: look(0)}
 
     def watch(step: int) -> bool:
         if step in lags:
-            found[step] = look(step)
+            measured[step] = look(step)
         return False
 
     path = train_and_record(model, task, training, space=space, watch=watch)
-    return path, {name: {lag: at[name] for lag, at in found.items()} for name in found[0]}
+    return path, {name: {lag: at[name] for lag, at in measured.items()} for name in measured[0]}
 
 
 def follow(
@@ -122,55 +122,55 @@ def follow(
     lags: Sequence[int],
     look: Callable[[int], Mapping[str, float]],
 ) -> dict[str, dict[int, float]]:
-    """Look at some quantities along a path that was recorded before.
+    """Measure some quantities along a recorded path.
 
     Args:
-        model: comes back bit for bit.
+        model: restored bit for bit.
         path: of the parameters of ``space``.
         space: the parameters that moved.
-        lags: steps after which to look, none beyond the path.
-        look: gives the quantities, by name, at the present point; told the step.
+        lags: steps after which to measure, within the path.
+        look: called with the step; returns the quantities by name at the current point.
 
     Returns:
-        Of every quantity its values by lag, lag 0 included.
+        For every quantity its values by lag, including lag 0.
 
     Raises:
-        ValueError: a path of other parameters, naming the first that differs, or one too short.
+        ValueError: the path has other parameters (names the first that differs), or is too short.
     """
     require_recorded(path, space=space, lags=lags)
-    found = {}
+    measured = {}
     with space.restored(model):
         for lag in (0, *lags):
             space.write(model, path.theta(lag).to(next(model.parameters()).device))
-            found[lag] = look(lag)
-    return {name: {lag: at[name] for lag, at in found.items()} for name in found[0]}
+            measured[lag] = look(lag)
+    return {name: {lag: at[name] for lag, at in measured.items()} for name in measured[0]}
 
 
 def require_recorded(path: Trajectory, *, space: ParamSpace, lags: Sequence[int]) -> None:
-    """Raise ValueError where a recorded path is of other parameters, or has too few steps.
+    """Raise ValueError if a recorded path has other parameters, or too few steps.
 
     Args:
         path: recorded before.
-        space: the parameters that it should be of.
-        lags: steps after which to look.
+        space: the parameters that it should have.
+        lags: steps after which to measure.
     """
     require_same_space(space, path.space)
     if not lags or max(lags) > len(path):
         raise UsageError(
-            f"the recorded training has {len(path)} steps; pass lags up to that, at least one"
+            f"the recorded training has {len(path)} steps; pass at least one lag, up to that"
         )
 
 
 def lifetime(values: Mapping[int, float], distances: Sequence[float]) -> Lifetime:
-    """When values, by lag, fall to half of the one at lag 0, in steps and in distance.
+    """When values by lag fall to half of the value at lag 0, in steps and in distance.
 
     Args:
         values: lag -> value, with lag 0 and at least one other.
         distances: from the start, after 0, 1, 2, ... steps, at least up to the last lag.
 
     Raises:
-        ValueError: lag 0 or all others are missing, or the value at lag 0 is not above 0: there is
-            nothing that could be halved.
+        ValueError: lag 0 or all others are missing, or the value at lag 0 is not above 0 and has
+            no half.
 
     >>> found = lifetime({0: 2.0, 2: 1.5, 4: 0.5}, [0.0, 0.1, 0.2, 0.3, 0.4])
     >>> print(found.steps, found.distance, sep=", ")
@@ -179,7 +179,7 @@ def lifetime(values: Mapping[int, float], distances: Sequence[float]) -> Lifetim
     if len(values) < 2 or not values.get(0, 0.0) > 0:
         raise UsageError(
             f"values has {dict(values)}; pass the value at lag 0, which must be above 0, and at "
-            "one later lag at least"
+            "least one at a later lag"
         )
     moved = dict(enumerate(distances[: max(values) + 1]))
     return Lifetime.of({lag: value / values[0] for lag, value in values.items()}, moved)

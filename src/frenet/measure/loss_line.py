@@ -1,4 +1,4 @@
-"""A quantity of some examples along a line: through parameter space, for a start."""
+"""A quantity of some examples along a line, such as the loss through parameter space."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,15 +26,15 @@ from frenet.network.tasks import (
 
 
 class LossLine(NamedTuple):
-    """What n examples have at distance r along a unit direction u.
+    """A quantity of n examples at distance r along a unit direction u.
 
     The mean over examples is sum_i values_i / sum_i counts_i.
 
     Attributes:
         at: the values of all examples at r, (n,) in float64.
         slopes: their derivatives at r = 0, (n,).
-        counts: what each example counts, (n,): target tokens of a loss, 1 of a logit difference.
-        curvature: second derivative of the mean at 0; None where it is not known.
+        counts: weight of each example, (n,): target tokens for a loss, 1 for a logit difference.
+        curvature: second derivative of the mean at 0; None if unknown.
     """
 
     at: Callable[[float], Float[Tensor, " n"]]
@@ -62,24 +62,24 @@ def loss_line(
 ) -> Iterator[LossLine]:
     """The loss of every example of a batch at theta + r u, u = direction / ||direction||.
 
-    Slopes and curvature are exact, by forward mode. Inside, the parameters may stand anywhere on
-    the line; afterwards they are back, bit for bit.
+    Slopes and curvature are exact, by forward mode. Afterwards the parameters are restored, bit for
+    bit.
 
     Args:
         model: the network.
-        task: whose loss is the mean of nats per target token.
+        task: with a loss in nats per target token.
         batch: the examples.
         direction: not zero, in the coordinates of ``space``.
         space: the d parameters that move.
 
     Raises:
-        ValueError: the direction is zero, or parameters are below float32, whose rounding would
-            take the place of small steps, or the model's gradient is not that of its loss.
+        ValueError: the direction is zero, or parameters are below float32, which rounds small
+            steps away, or the model's gradient is not that of its loss.
         FloatingPointError: a slope is not finite.
     """
     length = norm(direction)
     if length == 0:
-        raise UsageError("the direction is zero; there is no line along it")
+        raise UsageError("the direction is zero and gives no line")
     space.require_float32(model, "a line through the weights")
     check_slope(model, task, batch, space=space)
     unit = (direction / length).to(next(model.parameters()).device)
@@ -103,7 +103,7 @@ def _slopes(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Directional derivative of every example's loss, and its number of target tokens."""
     keep = columns_to_keep(batch)
-    arranged(model, batch)  # The way of padded rows is measured before the transform.
+    arranged(model, batch)  # How padded rows run is measured before the transform.
     held = {n: p.detach() for n, p in zip(space.names, space.parameters(model), strict=True)}
     parts = space.unflatten(unit)
     tangents = {name: part.to(held[name].dtype) for name, part in parts.items()}
@@ -112,6 +112,6 @@ def _slopes(
         return example_losses(Functional(model, tensors, keep=keep), batch)
 
     with transformable(model), torch.no_grad():
-        found: Any = jvp(losses, (held,), (tangents,), has_aux=True)
-    _, slopes, counts = found
+        derivatives: Any = jvp(losses, (held,), (tangents,), has_aux=True)
+    _, slopes, counts = derivatives
     return slopes.double().cpu(), counts.double().cpu()

@@ -1,4 +1,4 @@
-"""Per-example gradients: read off one backward pass, batched over examples, or one at a time."""
+"""Per-example gradients: from one backward pass, batched over examples, or one at a time."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,14 +19,14 @@ from frenet.network.tasks import Batch, Functional, Task, columns_to_keep
 
 
 class Call(NamedTuple):
-    """One use of a linear layer: its input, and the slope of the loss in its output."""
+    """One call of a linear layer: its input, and the gradient of the loss in its output."""
 
     x: Float[Tensor, "b t i"]
     slope: Float[Tensor, "b t o"]
 
 
 class Replay(Functional):
-    """Logits that were computed before, given again to a loss that asks for them row by row."""
+    """Returns logits that were computed before, for a loss that calls the model row by row."""
 
     def __init__(self, model: nn.Module, logits: Tensor, *, keep: int) -> None:
         super().__init__(model, {}, keep=keep, ready=True)
@@ -40,16 +40,15 @@ class Replay(Functional):
 def linear_rows(
     model: nn.Module, task: Task, batch: Batch, *, space: ParamSpace
 ) -> Float[Tensor, "b d"] | None:
-    """Gradients of every example, where all parameters are those of linear layers, as in LoRA.
+    """Gradients of every example, if all parameters belong to linear layers, as in LoRA.
 
     A linear layer y = W x has the gradient sum_t (dL/dy_t) x_t^T, a sum over the positions of one
     example: a single backward pass over the whole batch holds all of them.
 
     Returns:
-        float32, shape (b, d). None where that does not apply: another kind of layer, a loss that
-        needs more than the logits of one forward pass, examples that are not apart from each
-        other, or a sum over the examples that is not what autograd gives for the batch (a layer
-        whose weight is also used in another way).
+        float32, shape (b, d). None if there is another kind of layer, if the loss needs more than
+        the logits of one forward pass, if examples depend on each other, or if the sum over the
+        examples is not autograd's gradient of the batch (a weight is also used in another way).
 
     Source: Goodfellow (2015), Efficient per-example gradient computations, arXiv 1510.01799.
     """
@@ -82,7 +81,7 @@ def linear_rows(
     rows = torch.cat(parts, dim=1).float()
     errors = [norm(rows.sum(0) - _filled(parameters, totals))]
     if weighted is not None:
-        # Of a layer that puts positions first the rows would be those of positions, of equal sum.
+        # In a layer with positions first, these would be rows of positions, with the same sum.
         errors.append(norm(_weights(rows) @ rows - weighted) / len(rows))
     rounding = 64 * torch.finfo(parameters[0].dtype).eps
     return rows if max(errors) <= rounding * float(norms(rows).sum()) else None
@@ -94,11 +93,13 @@ def vmapped_rows(
     """Gradients of every example by ``vmap``, for any layer with batching rules.
 
     Raises:
-        RuntimeError, ValueError, AttributeError: something in the model or the loss has none, or
-            the loss reaches for more than the model's output.
+        RuntimeError, ValueError, AttributeError: a part of the model or the loss has no batching
+            rule, or the loss uses more than the model's output.
     """
     tensors = dict(zip(space.names, (p.detach() for p in space.parameters(model)), strict=True))
-    found = torch.empty(len(batch["labels"]), space.dim, device=next(iter(tensors.values())).device)
+    gradients = torch.empty(
+        len(batch["labels"]), space.dim, device=next(iter(tensors.values())).device
+    )
     for part in _for_vmap(model, batch):
         keep = columns_to_keep(part.batch)
         single, shared = _single(part.batch)
@@ -111,33 +112,33 @@ def vmapped_rows(
         with transformable(model):
             parts = vmap(grad(loss), in_dims=(None, 0))(tensors, single)
         rows = [parts[name].flatten(1).float() for name in space.names]
-        found[part.rows] = torch.cat(rows, dim=1)
-    return found
+        gradients[part.rows] = torch.cat(rows, dim=1)
+    return gradients
 
 
 def _for_vmap(model: nn.Module, batch: Batch) -> list[Part]:
-    """The batch in parts of which no mask has to be looked at, which a ``vmap`` does not allow."""
+    """The batch in parts that need no look at a mask, which ``vmap`` does not allow."""
     if is_padded(batch):
         return unmasked(model, batch)
     return [Part(torch.arange(len(batch["labels"])), batch)]
 
 
 def _weights(rows: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
-    """Another weight for every example."""
+    """A different weight for every example."""
     return torch.arange(1, len(rows) + 1, dtype=rows.dtype, device=rows.device)
 
 
 def _weighted(
     logits: Float[Tensor, "b t v"], parameters: list[nn.Parameter], slopes: Float[Tensor, "b t v"]
 ) -> Float[Tensor, " d"]:
-    """The gradient of the weighted sum of the examples' losses; the graph is kept."""
+    """The gradient of the weighted sum of the examples' losses; retains the graph."""
     slopes = slopes * _weights(slopes)[:, None, None]
     parts = torch.autograd.grad(logits, parameters, slopes, allow_unused=True, retain_graph=True)
     return _filled(parameters, parts)
 
 
 def _filled(parameters: list[nn.Parameter], parts: Sequence[Tensor | None]) -> Float[Tensor, " d"]:
-    """One vector, with zeros for parameters that are not reached."""
+    """One vector, with zeros for parameters without a gradient."""
     pairs = zip(parameters, parts, strict=True)
     return torch.cat(
         [(torch.zeros_like(p) if part is None else part).flatten() for p, part in pairs]
@@ -145,24 +146,26 @@ def _filled(parameters: list[nn.Parameter], parts: Sequence[Tensor | None]) -> F
 
 
 def _owners(model: nn.Module, parameters: list[nn.Parameter]) -> list[tuple[nn.Module, str]] | None:
-    """The linear layer, and "weight" or "bias", behind every parameter; None where one has none."""
-    found: dict[int, list[tuple[nn.Module, str]]] = {id(parameter): [] for parameter in parameters}
+    """The linear layer, and "weight" or "bias", of every parameter; None if one has none."""
+    owners_of: dict[int, list[tuple[nn.Module, str]]] = {
+        id(parameter): [] for parameter in parameters
+    }
     for module in model.modules():
-        # Not named_parameters: that takes a millisecond for a small model.
+        # Not named_parameters, which takes a millisecond for a small model.
         for name, parameter in module._parameters.items():
-            if id(parameter) in found:
-                found[id(parameter)].append((module, name))
-    owners = list(found.values())
-    if any(len(own) != 1 or type(own[0][0]) is not nn.Linear for own in owners):
+            if id(parameter) in owners_of:
+                owners_of[id(parameter)].append((module, name))
+    owners = list(owners_of.values())
+    if any(len(uses) != 1 or type(uses[0][0]) is not nn.Linear for uses in owners):
         return None
-    return [own[0] for own in owners]
+    return [uses[0] for uses in owners]
 
 
 @contextmanager
 def _watched(
     model: nn.Module, layers: set[nn.Module], calls: dict[nn.Module, list[Call]]
 ) -> Iterator[list[Any]]:
-    """The model's outputs, in the list; the layers' calls, in the dict once a slope is known."""
+    """The model's outputs in the list, and the layers' calls in the dict after a backward pass."""
     outputs: list[Any] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -185,11 +188,11 @@ def _watched(
 
 
 def _slopes(model: nn.Module, task: Task, batch: Batch, logits: Tensor) -> Tensor | None:
-    """d(loss of example i) / d(logits of example i); None where the loss needs more than logits."""
+    """d(loss of example i) / d(logits of example i); None if the loss needs more than logits."""
     keep = columns_to_keep(batch)
 
-    def loss(own: Tensor, row: Batch) -> Tensor:
-        return task.loss(Replay(model, own, keep=keep), row | shared)
+    def loss(row_logits: Tensor, row: Batch) -> Tensor:
+        return task.loss(Replay(model, row_logits, keep=keep), row | shared)
 
     try:
         single, shared = _single(batch)
@@ -199,10 +202,10 @@ def _slopes(model: nn.Module, task: Task, batch: Batch, logits: Tensor) -> Tenso
 
 
 def _single(batch: Batch) -> tuple[Batch, Batch]:
-    """Every example as a batch of one, along a new leading axis; and what all of them share.
+    """Every example as a batch of one, along a new leading axis; and the shared arguments.
 
-    Masks and positions that are the same for all examples stay outside a ``vmap``: models look at
-    their values.
+    Masks and positions that are the same for all examples stay outside a ``vmap``, since models
+    read their values.
     """
     shared: Batch = {
         key: batch[key][:1]

@@ -1,4 +1,4 @@
-"""Recovery after damage: run it to a loss, and see what a basis holds of its displacement."""
+"""Recovery after damage: train to a loss, and measure how much of the path a basis captures."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Recovery:
 
     Attributes:
         trajectory: the path from the damaged point to T_stop, or to the last step.
-        stop: T_stop, the first step looked at with the loss below ``threshold``, where training
+        stop: T_stop, the first measured step with a loss below ``threshold``, at which training
             ends; None: not recovered.
         threshold: see ``recovered_loss``.
         losses: (step, loss on the fixed select batch) pairs, from step 0.
@@ -52,21 +52,21 @@ def recover(
     probe_size: int = 128,
     every: int = 1,
 ) -> Recovery:
-    """Train on the task from the present, damaged point until its loss is below ``threshold``.
+    """Train on the task from the current, damaged point until its loss is below ``threshold``.
 
-    A fixed end point would measure the optimiser wandering after it has recovered.
+    A fixed number of steps would also measure how the optimiser wanders after the recovery.
 
     Args:
-        model: the network; ends at T_stop.
+        model: the network; stays at T_stop.
         task: its train split is trained on, its select split decides when to stop.
-        training: optimiser and the most steps to take.
+        training: optimiser and maximum number of steps.
         space: the d parameters that move.
         threshold: loss in nats per token.
-        probe_size: examples of the select split in each look at the loss.
-        every: steps between looks.
+        probe_size: examples of the select split for the loss.
+        every: steps between two measurements of the loss.
 
     Returns:
-        The recovery; ``stop`` is None where it did not get there.
+        The recovery; ``stop`` is None if the loss does not reach the threshold.
     """
     losses = [(0, fixed_loss(model, task, size=probe_size))]
 
@@ -82,9 +82,9 @@ def recover(
 
 
 def regained(loss: float, loss_0: float, loss_d: float, chance: float) -> float:
-    """Share of the lost loss that is back, the loss being counted from min(loss_d, chance).
+    """Share of the damage that is recovered, with the damaged loss at most ``chance``.
 
-    Otherwise any displacement would "recover" a loss above chance.
+    Without that limit any displacement would "recover" a loss above chance.
 
     Raises:
         ValueError: the damaged loss, or chance, is not above the loss before.
@@ -95,8 +95,8 @@ def regained(loss: float, loss_0: float, loss_d: float, chance: float) -> float:
     top = min(loss_d, chance)
     if not top > loss_0:
         raise UsageError(
-            f"the damage lost nothing that could be regained: the loss is {loss_d:.4g} after it, "
-            f"{chance:.4g} by chance and {loss_0:.4g} before it; take a larger depth, or a task "
+            f"there is nothing to recover: the loss is {loss_d:.4g} after the damage, "
+            f"{chance:.4g} by chance and {loss_0:.4g} before; use a larger depth, or a task "
             "that the network has learned"
         )
     return (top - loss) / (top - loss_0)
@@ -105,18 +105,18 @@ def regained(loss: float, loss_0: float, loss_d: float, chance: float) -> float:
 def evaluate_at(
     model: nn.Module, batch: Batch, *, space: ParamSpace, delta: Float[Tensor, " d"]
 ) -> Evaluation:
-    """Loss and accuracy of a batch at the present point plus ``delta``."""
+    """Loss and accuracy of a batch at the current point plus ``delta``."""
     with space.displaced(model, delta), measuring(model):
         return evaluate(model, batch)
 
 
 def prefix_capture(trajectory: Trajectory, k: int) -> dict[str, float | None]:
-    """What the span of the first k steps holds of the whole displacement, and its context.
+    """Share of the displacement in the span of the first k steps, and what to compare it with.
 
-    ``walk_share`` is the share of the summed squared step norms that falls in the first k steps: a
-    random walk's prefix captures that much. ``lift`` is the capture over it. ``rest`` is the
-    capture of theta_T - theta_k, of which a random walk's prefix holds k / d. None stands for the
-    lift where the first k steps are zero, and for the rest where nothing moved after them.
+    ``walk_share`` is the first k steps' share of the summed squared step norms: a random walk's
+    prefix captures that much. ``lift`` is the capture over it, None if the first k steps are zero.
+    ``rest`` is the capture of theta_T - theta_k, None without movement after k; a random walk's
+    prefix captures k / d of it.
     """
     basis = trajectory.prefix(k)
     share = float(random_walk_share(norms(trajectory.steps), k))

@@ -1,4 +1,4 @@
-"""How low-rank the gradients of a task are, held out, with everything that belongs beside it."""
+"""How low-rank the held-out gradients of a task are, compared with nulls and ceilings."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -44,43 +44,43 @@ def held_out_energy(
     draws: Sequence[NullSpectra],
     ks: Sequence[int],
 ) -> dict[str, list[float | None]]:
-    """Energy of one half of the gradients in the top-k basis of the other half, and its context.
+    """Energy of one half of the gradients in the top-k basis of the other half, with references.
 
-    n vectors always fit in n dimensions, so only held-out energy says anything:
+    n vectors always fit into n dimensions, so only held-out energy is informative:
     E(k) = mean over g in the second half of ||U_k^T g||^2 / ||g||^2, U_k from the first half.
 
     Args:
-        gradients: n minibatch gradients of the task; scaled to unit norm here, since raw stacks are
-            dominated by one batch.
+        gradients: n minibatch gradients of the task; scaled to unit norm here, since one batch
+            dominates raw stacks.
         shuffled: gradients of the same task with its labels shuffled.
         splits: index pairs (fit, test).
-        draws: nulls; each column reports the highest of its draws.
+        draws: nulls; each column has the highest of its draws.
         ks: basis dimensions.
 
     Returns:
         Lists over ks, as fractions: ``energy``; ``ceiling`` (the second half in its own basis);
-        ``centred`` (the fit half's mean removed; None where nothing is left); ``label_shuffled``
+        ``centred`` (without the fit half's mean; None if nothing is left); ``label_shuffled``
         (the shuffled task in its own basis); ``in_shuffled_basis`` (the task in the shuffled task's
         basis); ``null_gaussian``, ``null_shuffle``, ``null_sign``.
     """
     count = len(gradients)
     joint = unit_gram(torch.cat([gradients, shuffled]))
-    own = joint[:count, :count]
+    task_gram = joint[:count, :count]
 
     def mean(K: Tensor, pairs: Sequence[Split]) -> Tensor:
         return torch.stack([energy.captured_energy(K, a, b, ks) for a, b in pairs]).mean(0)
 
     columns = {
-        "energy": mean(own, splits),
-        "ceiling": mean(own, [(b, b) for _, b in splits]),
+        "energy": mean(task_gram, splits),
+        "ceiling": mean(task_gram, [(b, b) for _, b in splits]),
         "label_shuffled": mean(joint[count:, count:], splits),
         "in_shuffled_basis": mean(joint, [(a + count, b) for a, b in splits]),
     }
     for name in NullSpectra._fields:
-        found = torch.stack([mean(getattr(draw, name), splits) for draw in draws])
-        columns[f"null_{name}"] = found.max(0).values
-    moved = [(energy.centred(own, fit), fit, test) for fit, test in splits]
-    # Gradients of one and the same batch are all equal to their mean.
+        energies = torch.stack([mean(getattr(draw, name), splits) for draw in draws])
+        columns[f"null_{name}"] = energies.max(0).values
+    moved = [(energy.centred(task_gram, fit), fit, test) for fit, test in splits]
+    # Gradients of a single batch all equal their mean.
     left = [part for part in moved if part[0].diagonal()[part[2]].any()]
     live = [energy.captured_energy(*part, ks) for part in left]
     centred = torch.stack(live).mean(0).tolist() if live else [None] * len(ks)
@@ -88,17 +88,17 @@ def held_out_energy(
 
 
 def effective_ranks(gradients: Float[Tensor, "n d"], null: NullSpectra) -> dict[str, float]:
-    """Participation ratio, stable rank and rank of the unit gradients, beside the Gaussian null's.
+    """Participation ratio, stable rank and rank of the unit gradients and of the Gaussian null.
 
-    ``mean_share`` is the share of their energy that their mean holds (1/n for independent ones),
-    ``zero_share`` the share of coordinates in which no gradient has anything.
+    ``mean_share`` is the share of their energy in their mean (1/n for independent ones),
+    ``zero_share`` the share of coordinates in which all gradients are zero.
     """
-    found = {"zero_share": float((gradients == 0).all(0).float().mean())}
+    columns = {"zero_share": float((gradients == 0).all(0).float().mean())}
     for suffix, K in (("", unit_gram(gradients)), ("_null", null.gaussian)):
         S, _ = linalg.spectrum(K)
-        found[f"participation_ratio{suffix}"] = linalg.participation_ratio(S)
-        found[f"stable_rank{suffix}"] = linalg.stable_rank(S)
-        found[f"rank{suffix}"] = len(S)
+        columns[f"participation_ratio{suffix}"] = linalg.participation_ratio(S)
+        columns[f"stable_rank{suffix}"] = linalg.stable_rank(S)
+        columns[f"rank{suffix}"] = len(S)
         # For unit rows the mean of all inner products is the squared norm of the mean row.
-        found[f"mean_share{suffix}"] = float(K.mean())
-    return found
+        columns[f"mean_share{suffix}"] = float(K.mean())
+    return columns

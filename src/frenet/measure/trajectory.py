@@ -1,4 +1,4 @@
-"""Training that records the path it takes through parameter space."""
+"""Training with a record of its path through parameter space."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task, repeatable
 
 Watcher = Callable[[int], bool]
-# Numbers in a float64 copy of steps that are summed.
+# Numbers in a float64 copy of steps in a sum.
 ROOM = 2**22
 
 _OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
@@ -31,7 +31,7 @@ _OPTIMIZERS: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] =
 
 @dataclass(frozen=True)
 class Training:
-    """How to train: ``optimizer`` is written ``name:rate``, e.g. ``adam:3e-5`` or ``sgd:0.01``."""
+    """How to train; ``optimizer`` is ``name:rate``, such as ``adam:3e-5`` or ``sgd:0.01``."""
 
     optimizer: str
     batch_size: int = 64
@@ -56,10 +56,10 @@ class Trajectory(Shown):
 
     Attributes:
         start: theta_0, shape (d,), float32. All vectors are on the CPU.
-        steps: theta_{t+1} - theta_t as the optimiser made them, shape (T, d), float32. Differences
-            of float32 parameters would lose 1% of a small step, and of bf16 parameters everything.
+        steps: the optimiser's theta_{t+1} - theta_t, shape (T, d), float32. Differences of float32
+            parameters would lose 1% of a small step, and of bf16 parameters all of it.
         losses: training loss in nats per token before each step, shape (T,).
-        gradients: the clipped gradients, shape (T, d), or None where they were not asked for.
+        gradients: the clipped gradients, shape (T, d), or None if they were not recorded.
         space: the parameters.
     """
 
@@ -113,9 +113,9 @@ class Trajectory(Shown):
 
 
 def _summed(steps: Float[Tensor, "t d"]) -> Float[Tensor, " d"]:
-    """The sum of the steps in float64, some columns at a time: a copy of all takes twice the steps.
+    """The sum of the steps in float64, some columns at a time, without a float64 copy of all.
 
-    Columns in multiples of 64 are added up in the order in which the whole would be.
+    Groups of a multiple of 64 columns are summed in the same order as the whole.
     """
     width = max(64, ROOM // max(1, len(steps)) // 64 * 64)
     parts = [part.sum(0, dtype=torch.float64) for part in steps.split(width, dim=1)]
@@ -131,18 +131,18 @@ def train_and_record(
     watch: Watcher | None = None,
     keep_gradients: bool = False,
 ) -> Trajectory:
-    """Train ``model`` in ``space`` and record every step. The model ends at the last point.
+    """Train ``model`` in ``space`` and record every step. The model stays at the last point.
 
-    The optimiser works on a float64 copy of the parameters, and the model is set to its rounded
-    values before each gradient: so a recorded step is what the optimiser did, to float32 precision,
-    for every optimiser, with weight decay, and also for bf16 models.
+    The optimiser works on a float64 copy of the parameters, and the model gets its rounded values
+    before each gradient. So a recorded step is the optimiser's, to float32 precision, for every
+    optimiser, with weight decay, and also for bf16 models.
 
     Args:
         model: the network. Dropout is off.
         task: its train split is trained on.
         training: optimiser, batch size, number of steps, clipping, seed of the minibatches.
         space: the d parameters that move.
-        watch: called with t after step t = 1, 2, ..., the model at theta_t; True stops.
+        watch: called with t after step t = 1, 2, ..., with the model at theta_t; True stops.
         keep_gradients: record the clipped gradients too.
 
     Returns:
@@ -150,12 +150,12 @@ def train_and_record(
 
     Raises:
         FloatingPointError: a loss or gradient is not finite; names step and task (and parameter).
-        MemoryError: steps x d does not fit; nothing is allocated before.
-        ValueError: the task gives other batches each time.
+        MemoryError: steps x d does not fit; raised before any allocation.
+        ValueError: the task is not repeatable.
     """
     rows = training.steps * (2 if keep_gradients else 1)
     require_memory(
-        # Rows in float32; the point, the gradient, the step and two moments in float64.
+        # Rows in float32; point, gradient, step and two moments in float64.
         (4 * rows + 8 * 6) * space.dim,
         f"a trajectory of {training.steps} steps of {space.dim:,} parameters",
         device=torch.device("cpu"),
@@ -183,31 +183,31 @@ def train_and_record(
             if watch is not None and watch(t):
                 break
     taken = len(losses)
-    kept = None if gradients is None else gradients[:taken]
-    return Trajectory(start, steps[:taken], torch.tensor(losses), kept, space)
+    recorded = None if gradients is None else gradients[:taken]
+    return Trajectory(start, steps[:taken], torch.tensor(losses), recorded, space)
 
 
 class _Descent:
-    """The optimiser on one flat float64 copy of the parameters: few operations a step."""
+    """The optimiser on one flat float64 copy of the parameters: few operations per step."""
 
     def __init__(self, model: nn.Module, space: ParamSpace, training: Training) -> None:
         self.space, self.clip = space, training.clip
         self.parameters = space.parameters(model)
         self.point = torch.cat([p.detach().reshape(-1).double() for p in self.parameters])
-        # Views: they follow the point, which the optimiser changes in place.
+        # Views of the point, which the optimiser changes in place.
         self.parts = space.unflatten(self.point).values()
         self.optimizer = training.make([self.point])
         self.unused: list[slice] = []
 
     def gradient(self, loss: Float[Tensor, ""], what: str) -> Float[Tensor, " d"]:
         """The gradient in float64, its norm at most ``clip``."""
-        found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        parts = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         ends = list(itertools.accumulate(self.space.sizes))
         spans = [slice(end - n, end) for end, n in zip(ends, self.space.sizes, strict=True)]
-        self.unused = [span for span, part in zip(spans, found, strict=True) if part is None]
+        self.unused = [span for span, part in zip(spans, parts, strict=True) if part is None]
         filled = [
             torch.zeros_like(p) if part is None else part
-            for p, part in zip(self.parameters, found, strict=True)
+            for p, part in zip(self.parameters, parts, strict=True)
         ]
         flat = torch.cat([part.reshape(-1) for part in filled]).double()
         norm = flat.norm()
@@ -221,7 +221,7 @@ class _Descent:
         self.point.grad = gradient
         self.optimizer.step()
         for span in self.unused:
-            # torch leaves parameters without a gradient alone; weight decay would move them.
+            # torch does not move parameters without a gradient; weight decay would.
             self.point[span] = before[span]
         with torch.no_grad():
             for parameter, part in zip(self.parameters, self.parts, strict=True):

@@ -1,7 +1,7 @@
 """The steps of a watched training on disk.
 
 start.safetensors               theta_0, with names and shapes of the parameters
-steps-00000001-00000035...      steps 1 to 35; with them the gradients, where they were asked for
+steps-00000001-00000035...      steps 1 to 35, with gradients if they are recorded
 """
 
 import math
@@ -31,70 +31,70 @@ class Chunk(NamedTuple):
 
 
 def bytes_per_step(dim: int, gradients: bool) -> int:
-    """Bytes that one step takes on disk."""
+    """Bytes per step on disk."""
     return 4 * dim * (2 if gradients else 1)
 
 
 def chunks(folder: Path) -> list[Chunk]:
-    """The files of steps, in order.
+    """The files with steps, in order.
 
-    Of two that begin with the same step the shorter one: cutting it off was interrupted before the
-    longer one was removed.
+    If two begin with the same step, the shorter one counts: a cut was interrupted before the longer
+    one was removed.
     """
-    found: dict[int, Chunk] = {}
+    by_first: dict[int, Chunk] = {}
     for path in sorted(folder.glob("steps-*.safetensors"), reverse=True):
         first, last = map(int, path.stem.removeprefix("steps-").split("-"))
-        found[first] = Chunk(first, last, path)
-    return sorted(found.values())
+        by_first[first] = Chunk(first, last, path)
+    return sorted(by_first.values())
 
 
 def in_order(folder: Path) -> list[Chunk]:
-    """The files of steps, after checking that each goes on where the last one ends.
+    """The files with steps, after a check that each continues the last one.
 
     Raises:
-        ValueError: steps are missing, or there twice.
+        ValueError: steps are missing or duplicated.
     """
-    found, expected = chunks(folder), 1
-    for chunk in found:
+    files, expected = chunks(folder), 1
+    for chunk in files:
         if chunk.first != expected:
             raise UsageError(
-                f"{chunk.path} begins with step {chunk.first} where {expected} is next; resume the "
-                "training from a checkpoint, which puts the recording in order"
+                f"{chunk.path} begins with step {chunk.first}, not {expected}; resume the "
+                "training from a checkpoint, which repairs the recording"
             )
         expected = chunk.last + 1
-    return found
+    return files
 
 
 def read_steps(out: Path | str) -> Trajectory:
     """The recorded steps of a watched training, finished or not; ``losses`` are NaN.
 
     Args:
-        out: the folder that ``FrenetCallback`` was given.
+        out: the ``out`` of the ``FrenetCallback``.
 
     Raises:
-        ValueError: no recording, or one with steps missing.
-        MemoryError: it does not fit; nothing is allocated before.
+        ValueError: there is no recording, or steps are missing.
+        MemoryError: it does not fit; raised before any allocation.
     """
     folder = Path(out).expanduser() / FOLDER
     if not (folder / START).exists():
-        raise UsageError(f"{out} holds no recorded training: there is no {FOLDER}/{START}")
+        raise UsageError(f"{out} holds no recorded training: {FOLDER}/{START} is missing")
     tensors, about = _read(folder / START)
     require_object(about, folder / START, shapes=str, names=str)
     shapes = tuple(tuple(shape) for shape in parse_json(about["shapes"], folder / START))
     space = ParamSpace(tuple(parse_json(about["names"], folder / START)), shapes)
     theta = tensors["theta"]
-    found = in_order(folder)
-    total = found[-1].last if found else 0
-    kept = bool(found) and "gradients" in read_tensors(found[0].path)
+    files = in_order(folder)
+    total = files[-1].last if files else 0
+    has_gradients = bool(files) and "gradients" in read_tensors(files[0].path)
     require_memory(
-        total * bytes_per_step(space.dim, kept),
+        total * bytes_per_step(space.dim, has_gradients),
         f"a trajectory of {total} steps of {space.dim:,} parameters",
         device=torch.device("cpu"),
         remedy=f"read fewer of the files in {folder}",
     )
     steps = torch.empty(total, space.dim)
-    gradients = torch.empty_like(steps) if kept else None
-    for chunk in found:
+    gradients = torch.empty_like(steps) if has_gradients else None
+    for chunk in files:
         tensors, rows = read_tensors(chunk.path), slice(chunk.first - 1, chunk.last)
         steps[rows] = tensors["steps"]
         if gradients is not None:
@@ -103,7 +103,7 @@ def read_steps(out: Path | str) -> Trajectory:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, mapped from the disk."""
+    """The tensors of a file, memory-mapped."""
     return _read(path)[0]
 
 

@@ -1,4 +1,4 @@
-"""Candidates of a random search: Gaussian displacements that a seed and an index bring back."""
+"""Candidates of a random search: Gaussian displacements that a seed and an index reproduce."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ class Noise:
         sigma: standard deviation per coordinate, above 0; with ``relative``, in units of the root
             mean square of the coordinate's own tensor, so that ||delta|| is about sigma ||theta||.
         seed: of the whole search. A candidate is one draw over all coordinates that move, in the
-            order of the space: the same tensor gets other noise where other tensors move with it.
+            order of the space: a tensor gets other noise if other tensors move with it.
         relative: see ``sigma``. Tensors that are zero throughout do not move.
         antithetic: candidates 2j and 2j + 1 are +delta and -delta.
         tied: equal-shaped tensors share one draw, as published code does that re-seeds for every
@@ -48,9 +48,9 @@ class Noise:
 
 
 class Candidates:
-    """The candidates of a search around the present point of a model, a context manager.
+    """The candidates of a search around a model's current parameters: a context manager.
 
-    Outside the parameters are what they were before, bit for bit: they come back from copies.
+    On leaving it, the parameters are restored bit for bit, from copies.
 
     Args:
         model: the network.
@@ -59,7 +59,7 @@ class Candidates:
 
     Raises:
         ValueError: a basis that does not know its parameters, relative or tied noise inside a
-            basis, relative noise where every tensor is zero, or another model's parameters.
+            basis, relative noise when every tensor is zero, or another model's parameters.
     """
 
     def __init__(self, model: nn.Module, where: Where, noise: Noise) -> None:
@@ -67,7 +67,7 @@ class Candidates:
         self.space = space_of(where)
         if isinstance(where, Basis) and (noise.relative or noise.tied):
             kind = "relative" if noise.relative else "tied"
-            raise UsageError(f"{kind} noise is about tensors; a basis has directions only")
+            raise UsageError(f"{kind} noise is defined by tensors; a basis has only directions")
         self._normals = rng.Normals()
         self.parameters = self.space.parameters(model)
         self.saved = [p.detach().clone() for p in self.parameters]
@@ -115,7 +115,7 @@ class Candidates:
         return torch.cat([p.reshape(-1).float() for p in self.saved]) + self.deltas(indices)
 
     def put(self, index: int | None) -> None:
-        """Set the parameters to those of a candidate, or back (None), always from the copies."""
+        """Set the parameters to those of a candidate, or restore them (None)."""
         with torch.no_grad():
             if index is None:
                 for parameter, saved in zip(self.parameters, self.saved, strict=True):
@@ -126,17 +126,17 @@ class Candidates:
                 parameter.copy_(saved.float() + part)
 
     def unmoved(self, index: int) -> float:
-        """Share of the displaced parameters that their dtype rounds back to where they were."""
+        """Share of the displaced parameters that their dtype rounds back to the old value."""
         same = total = 0
         for saved, part in zip(self.saved, self._parts(index), strict=True):
             moved = (saved.float() + part).to(saved.dtype) != saved
-            wanted = part != 0
-            same += int((wanted & ~moved).sum())
-            total += int(wanted.sum())
+            displaced = part != 0
+            same += int((displaced & ~moved).sum())
+            total += int(displaced.sum())
         return same / max(1, total)
 
     def _parts(self, index: int) -> Iterator[Tensor]:
-        """The displacement, one parameter at a time: a large model has no room for all of it."""
+        """The displacement, one parameter at a time: the whole may not fit into memory."""
         device = self.saved[0].device
         if isinstance(self.where, Basis):
             delta = self.where.expand(self._coordinates(index))
@@ -157,7 +157,7 @@ class Candidates:
         return z.mul_(sign * self.noise.sigma)
 
     def _stream(self, index: int, *names: str) -> tuple[float, rng.Normals]:
-        """The sign of a candidate and the stream of its draw, from the beginning."""
+        """The sign of a candidate, and its random stream from the beginning."""
         sign, draw = 1.0, index
         if self.noise.antithetic:
             sign, draw = (-1.0 if index % 2 else 1.0), index // 2
@@ -165,7 +165,7 @@ class Candidates:
 
 
 def placed(where: Where, model: nn.Module) -> Where:
-    """The same place, a basis on the device of the model's parameters."""
+    """``where``, with a basis moved to the device of the model's parameters."""
     if isinstance(where, Basis):
         return where.to(space_of(where).parameters(model)[0].device)
     return where
@@ -175,11 +175,9 @@ def space_of(where: Where) -> ParamSpace:
     """The parameters that move.
 
     Raises:
-        ValueError: the basis does not say.
+        ValueError: the basis does not name them.
     """
     space = where if isinstance(where, ParamSpace) else where.space
     if not isinstance(space, ParamSpace):
-        raise UsageError(
-            "the basis does not say which parameters it is about; build it with space="
-        )
+        raise UsageError("the basis does not name its parameters; build it with space=")
     return space

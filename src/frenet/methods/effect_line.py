@@ -27,18 +27,18 @@ def effect_line(
     """logit(positive) - logit(negative) with r v / ||v|| added after a block, at the last token.
 
     Args:
-        model: a decoder; left exactly as it is.
+        model: a decoder; left unchanged.
         prompts: n prompts with their answers.
         vector: v, not zero.
         block: 0-based index.
-        path: dotted name of the list of blocks, where it is not found by itself.
+        path: dotted name of the list of blocks; None: frenet looks for it.
 
     Raises:
-        ValueError: the vector is zero, or there is no such block.
+        ValueError: the vector is zero, or the model has no such block.
     """
     norm = float(vector.double().norm())
     if norm == 0:
-        raise UsageError("the vector is zero; there is no line along it")
+        raise UsageError("the vector is zero and gives no direction")
     unit = (vector / norm).float()
 
     def at(r: float) -> Float[Tensor, " n"]:

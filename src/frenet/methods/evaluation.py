@@ -1,4 +1,4 @@
-"""Scores of candidates: several in one forward pass where model and score allow it."""
+"""Scores of candidates: several in one forward pass if model and score allow it."""
 
 import math
 import warnings
@@ -29,28 +29,28 @@ from frenet.network.padding import arranged
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import IGNORE, Batch, columns_to_keep, target_logits
 
-# Tokens of all candidates in one forward pass: with more a pass is no faster for each token, and
-# what it works on no longer fits the cache.
+# Tokens of all candidates in one forward pass. More tokens are no faster per token, and no longer
+# fit the cache.
 TOKENS = 4096
-# Fewer candidates than this that share no blocks are faster one by one: each fills the processors.
+# Fewer candidates that share no blocks are faster one by one: each fills the processors.
 FEWEST = 4
-# How far the two candidates of a check are displaced: in units of the root mean square of a tensor,
-# and at least so far. What a module that is left out would have done is then far above rounding.
+# How far the two candidates of a check are displaced, in root mean squares of a tensor, and the
+# least distance. A module that is left out then changes the logits by far more than rounding.
 STRETCH, LEAST = 0.1, 0.01
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """All that the score of a candidate depends on besides the model; a worker can be sent it.
+    """Everything that a candidate's score depends on, except the model; it can go to a worker.
 
     Attributes:
         where: the parameters, or the basis, in which candidates move.
         noise: how they are drawn.
         score: a name in ``SCORES``, or a function of model and batch.
         batch: the fixed batch that all candidates are scored on.
-        decided: whether it is known how candidates are evaluated. ``decide`` finds out, once for
-            all workers, so that every one of them evaluates a candidate in the same way.
-        layout: with which several candidates share a forward pass; None: each has its own.
+        decided: whether ``decide`` has chosen how candidates are evaluated. It does so once, so
+            that all workers evaluate a candidate in the same way.
+        layout: lets several candidates share a forward pass; None: one pass per candidate.
     """
 
     where: Where
@@ -64,16 +64,16 @@ class Evaluator:
         checked(self.score)
 
     def decide(self, model: nn.Module) -> "Evaluator":
-        """The same evaluator, with candidates in shared forward passes if they are right there.
+        """The same evaluator, with shared forward passes if they give the right logits.
 
-        Two candidates are evaluated together and one by one, which takes as long as four of them.
+        To check this it evaluates two candidates together and one by one.
 
         Warns:
-            RuntimeWarning: their logits differ by more than rounding, or the pass of both fails.
+            RuntimeWarning: their logits differ by more than rounding, or the shared pass fails.
         """
         layout = None
         together = isinstance(self.score, str) and can_group(model, space_of(self.where))
-        # Candidates share a pass of all rows of the batch, as they are.
+        # A shared pass runs all rows of the batch without rearranging them.
         if together and arranged(model, self.batch) is None:
             with Candidates(model, self.where, self.noise) as candidates:
                 size = group_size(candidates, self.batch)
@@ -82,32 +82,32 @@ class Evaluator:
         return replace(self, decided=True, layout=layout)
 
     def __call__(self, model: nn.Module, indices: Sequence[int]) -> list[float]:
-        """Scores of these candidates, larger is better. The model comes back bit for bit.
+        """Scores of these candidates, larger is better. The model is restored bit for bit.
 
         Raises:
             FloatingPointError: a score is not finite; names the candidate.
             TypeError: a user's score is not a number.
 
         Warns:
-            RuntimeWarning: as ``decide``, which is done first where it has not been.
+            RuntimeWarning: as ``decide``, which runs first if it has not yet.
         """
         if not self.decided:
             return self.decide(model)(model, indices)
-        found: list[float] = []
+        scores: list[float] = []
         with Candidates(model, self.where, self.noise) as candidates:
-            for scores in self._scores(candidates, list(indices)):
-                found += scores.means().tolist()
-        for index, score in zip(indices, found, strict=True):
+            for grouped in self._scores(candidates, list(indices)):
+                scores += grouped.means().tolist()
+        for index, score in zip(indices, scores, strict=True):
             if not math.isfinite(score):
                 raise FloatingPointError(
                     f"the score of candidate {index} is {score} at sigma={self.noise.sigma}; "
                     "pass a smaller sigma"
                 )
-        return found
+        return scores
 
     def _scores(self, candidates: Candidates, indices: list[int]) -> Iterator[RowScores]:
         size = 1
-        # How the model runs padded rows is looked at before any of its modules is replaced.
+        # Check how the model runs padded rows before any of its modules is replaced.
         if self.layout is not None and arranged(candidates.model, self.batch) is None:
             size = group_size(candidates, self.batch)
         for start in range(0, len(indices), size):
@@ -117,7 +117,7 @@ class Evaluator:
                     yield group_scores(candidates, group, self.score, self.batch, self.layout)
                     continue
                 except LayoutError:
-                    # The shapes follow the weights, as those of an expert that gets other tokens.
+                    # Shapes depend on the weights, as for an expert that gets other tokens.
                     pass
             for index in group:
                 candidates.put(index)
@@ -126,10 +126,10 @@ class Evaluator:
 
 
 def row_scores(model: nn.Module, score: Score, batch: Batch, *, whole: bool = False) -> RowScores:
-    """Scores of the rows of a batch at the present point.
+    """Scores of the rows of a batch at the current parameters.
 
     Args:
-        model: the network; left as it is.
+        model: the network; left unchanged.
         score: a name in ``SCORES``, or a function of model and batch.
         batch: b rows.
         whole: call a user's function once for the batch instead of once for every row.
@@ -172,8 +172,8 @@ def _layout_with_warning(model: nn.Module, space: ParamSpace, batch: Batch) -> L
         return checked_layout(model, space, batch)
     except LayoutError as error:
         warnings.warn(
-            f"candidates are evaluated one by one, because one forward pass of several is not "
-            f"right here: {error}",
+            f"candidates are evaluated one by one, because a shared forward pass gives wrong "
+            f"results here: {error}",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -181,29 +181,29 @@ def _layout_with_warning(model: nn.Module, space: ParamSpace, batch: Batch) -> L
 
 
 def checked_layout(model: nn.Module, space: ParamSpace, batch: Batch) -> Layout:
-    """The layout with which candidates in one forward pass have the logits that they have alone.
+    """The layout with which candidates in a shared pass have the same logits as alone.
 
     Args:
-        model: the network, ``can_group(model, space)``; comes back bit for bit.
+        model: a network with ``can_group(model, space)``; restored bit for bit.
         space: the parameters in which candidates differ.
         batch: b rows.
 
     Raises:
-        LayoutError: they have other logits, or there is no such pass; names a module.
+        LayoutError: their logits differ, or the shared pass fails; names a module.
     """
-    layout, found = _compared(model, space, batch)
-    if found:
+    layout, agreement = _compared(model, space, batch)
+    if agreement:
         return layout
-    if not math.isfinite(found.error):
-        raise LayoutError("the logits of a trial are not finite, so that nothing can be compared")
+    if not math.isfinite(agreement.error):
+        raise LayoutError("the logits of a trial are not finite and cannot be compared")
     owners = list(dict.fromkeys(name.rpartition(".")[0] for name in space.names))
-    while len(owners) > 1:  # by halves, to a module that is wrong alone
+    while len(owners) > 1:  # halve the list until one wrong module is left
         half = owners[: len(owners) // 2]
         agreed = _compared(model, _only(space, half), batch)[1]
         owners = owners[len(half) :] if agreed else half
     raise LayoutError(
-        f"the logits differ by {found.error:.2g} where rounding explains {found.rounding:.2g}, and "
-        f"so they do with candidates for {owners[0]} alone"
+        f"the logits differ by {agreement.error:.2g}, rounding explains "
+        f"{agreement.rounding:.2g}; candidates for {owners[0]} alone show that"
     )
 
 
@@ -214,7 +214,7 @@ def _only(space: ParamSpace, owners: Sequence[str]) -> ParamSpace:
 
 
 def _compared(model: nn.Module, space: ParamSpace, batch: Batch) -> tuple[Layout, Agreement]:
-    """The layout, and whether two candidates together have the logits of each alone."""
+    """The layout, and whether two candidates together have the same logits as alone."""
     rows, thetas = len(batch["labels"]), _two_apart(model, space)
     one_more = {key: torch.cat([value, value[:1]]) for key, value in batch.items()}
     shapes, alone = [], []
@@ -231,25 +231,25 @@ def _compared(model: nn.Module, space: ParamSpace, batch: Batch) -> tuple[Layout
         raise
     except Exception as error:
         raise LayoutError(f"it fails with {type(error).__name__}: {error}") from error
-    wanted = labels != IGNORE
+    targets = labels != IGNORE
     coarsest = max((p.dtype for p in space.parameters(model)), key=lambda d: torch.finfo(d).eps)
-    apart = torch.stack(alone)[:, wanted]
-    return layout, Agreement.of(together[:, wanted], apart, coarsest)
+    apart = torch.stack(alone)[:, targets]
+    return layout, Agreement.of(together[:, targets], apart, coarsest)
 
 
 def _two_apart(model: nn.Module, space: ParamSpace) -> Float[Tensor, "2 d"]:
-    """The present parameters with two draws of noise that each tensor shows in the logits."""
+    """The parameters with two draws of noise, large enough in each tensor to change the logits."""
     theta, draws = space.read(model), generator(0, "check")
     noise = torch.randn(2, space.dim, generator=draws).to(theta)
-    for part, own in zip(noise.split(space.sizes, dim=1), theta.split(space.sizes), strict=True):
-        part *= max(STRETCH * root_mean_square(own), LEAST)
+    for part, tensor in zip(noise.split(space.sizes, dim=1), theta.split(space.sizes), strict=True):
+        part *= max(STRETCH * root_mean_square(tensor), LEAST)
     return noise.add_(theta)
 
 
 def group_size(candidates: Candidates, batch: Batch) -> int:
-    """How many candidates share a forward pass: as many as help, in half of the free memory.
+    """How many candidates share a forward pass: as many as help and fit half of the free memory.
 
-    1 stands for the ordinary forward pass.
+    1 means the ordinary forward pass.
     """
     rows, columns = batch["labels"].shape
     model = candidates.model

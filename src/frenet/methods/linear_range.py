@@ -25,7 +25,7 @@ class Point(NamedTuple):
     Attributes:
         r: distance, with the sign of the direction it was taken in.
         change: of the mean, q(r) - q(0).
-        linear: what the slope says, r <g, u>.
+        linear: the change that the slope predicts, r <g, u>.
     """
 
     r: float
@@ -44,16 +44,17 @@ class LinearRange(Shown):
 
     Attributes:
         sign: 1 along the direction, -1 against it.
-        radius: largest distance that was found linear within ``eps``; ``limit`` where all was.
-        low: lower end of its 95% interval over examples; never more than is known from the
-            distances looked at; 0 where resamples leave the linear nearer than rounding lets see.
-        high: upper end, never less; infinity only where resamples stay linear up to ``limit``.
-        unbounded: linear as far as was looked.
-        limit: how far that is.
-        predicted: 2 eps |s| / |u.Hu|, where a quadratic would leave the linear; infinity without
-            curvature, None where it is not known.
+        radius: largest distance that is linear within ``eps``; ``limit`` if all tried are.
+        low: lower end of its 95% interval over examples, at most the radius; 0 if resamples
+            become nonlinear at distances too small to measure.
+        high: upper end, at least the radius; infinity only if resamples stay linear up to
+            ``limit``.
+        unbounded: still linear at the largest distance tried.
+        limit: the largest distance tried.
+        predicted: 2 eps |s| / |u.Hu|, the radius of a quadratic; infinity without curvature,
+            None if the curvature is unknown.
         slope: s = <g, u>, per unit of distance.
-        points: what was looked at, by distance.
+        points: the distances tried, sorted.
     """
 
     sign: int
@@ -69,7 +70,7 @@ class LinearRange(Shown):
     def _summary(self) -> str:
         side = "along" if self.sign == 1 else "against"
         if self.unbounded:
-            return f"linear {side} the direction as far as was looked, {self.limit:.4g}"
+            return f"linear {side} the direction up to the largest distance tried, {self.limit:.4g}"
         return (
             f"linear {side} the direction up to {self.radius:.4g} [{self.low:.4g}, {self.high:.4g}]"
         )
@@ -77,11 +78,11 @@ class LinearRange(Shown):
     def _entries(self) -> Iterator[Fact]:
         yield "radius", self.radius, f"95% interval {self.low:.4g} to {self.high:.4g}"
         yield (
-            "where a quadratic would leave the linear",
+            "radius of a quadratic",
             self.predicted,
             "2 eps |slope / curvature|",
         )
-        yield "slope", self.slope, f"looked at up to {self.limit:.4g}"
+        yield "slope", self.slope, f"tried up to {self.limit:.4g}"
 
 
 def radius(
@@ -98,23 +99,23 @@ def radius(
 
     $$|q(\theta + r u) - q(\theta) - r s| \le \epsilon\, |r s|, \qquad s = \langle g, u \rangle$$
 
-    From ``start`` r is halved until the condition holds, or doubled until it fails; bisection
-    then finds the border to 5%. A border nearer than where it first holds is not looked for. If the
-    distances looked at do not bound the borders of resampled examples, further ones are looked at,
-    half as far and twice as far, up to where rounding and ``limit`` end it.
+    From ``start``, r is halved until the condition holds, or doubled until it fails; bisection
+    then finds the border to 5%. It does not look for a border at smaller distances. If the
+    distances do not bound the borders of resampled examples, it tries more, half as far and twice
+    as far, down to rounding and up to ``limit``.
 
     Args:
         line: the quantity; for a loss from ``loss_line``.
-        start: first distance to look at, above 0.
-        limit: no distance beyond it is looked at.
+        start: first distance, above 0.
+        limit: largest distance.
         sign: 1 along the direction, -1 against it.
         eps: in (0, 1).
         resamples: bootstrap samples of the examples, for the interval.
         generator: the resamples.
 
     Raises:
-        ValueError: a slope that is not larger than rounding: along such a direction nothing is
-            linear that could be seen; or settings out of range.
+        ValueError: the slope is not larger than rounding, so that no linear range can be
+            measured, or settings are out of range.
     """
     if not (0 < start <= limit < math.inf and 0 < eps < 1 and sign in (1, -1)):
         raise UsageError(
@@ -139,14 +140,14 @@ def radius(
 
 
 class _Seen:
-    """What was looked at on one side of a line."""
+    """The points evaluated on one side of a line."""
 
     def __init__(self, line: LossLine, sign: int, eps: float) -> None:
         self.line, self.sign, self.eps = line, sign, eps
         self.zero = line.at(0.0).numpy()
         self.values: dict[float, np.ndarray] = {}
         self.counts, self.slopes = line.counts.numpy(), line.slopes.numpy()
-        # Nearer than this, the change that is to be told from a linear one drowns in rounding.
+        # Closer than this, the deviation from linear drowns in rounding.
         mean = abs(float(self.zero.sum() / self.counts.sum()))
         change = abs(line.slope) * eps
         self.nearest = ROUNDING * max(mean, 1e-3) / change if change > 0 else math.inf
@@ -159,7 +160,7 @@ class _Seen:
         return Point(self.sign * r, change, self.sign * r * self.line.slope)
 
     def linear(self, r: float) -> bool:
-        """Whether the condition holds; it does not where a value is not finite."""
+        """Whether the condition holds; False if a value is not finite."""
         return self.point(r).deviation <= self.eps
 
     def drawn(self, resamples: int, generator: torch.Generator) -> np.ndarray:
@@ -169,10 +170,10 @@ class _Seen:
         return np.stack([np.bincount(row, minlength=n) for row in rows]).astype(float)
 
     def resampled(self, weights: np.ndarray) -> tuple[float, float]:
-        """2.5% and 97.5% quantiles of the first crossing over resampled examples.
+        """2.5% and 97.5% quantiles of the first crossing, over resampled examples.
 
-        Of a crossing between two distances far apart the lower end counts for the one, and the
-        upper end for the other.
+        A crossing between two distances far apart counts with its lower end for the first, and
+        with its upper end for the second.
         """
         radii = np.array(sorted(self.values))
         changes = np.stack([self.values[r] - self.zero for r in radii], 1)
@@ -188,7 +189,7 @@ class _Seen:
 
 
 def _interval(seen: _Seen, weights: np.ndarray, limit: float) -> tuple[float, float]:
-    """The interval over examples, after looking until the distances looked at bound it."""
+    """The interval over examples; evaluates more distances until they bound it."""
     while True:
         low, high = seen.resampled(weights)
         nearest, farthest = min(seen.values), max(seen.values)
@@ -201,9 +202,9 @@ def _interval(seen: _Seen, weights: np.ndarray, limit: float) -> tuple[float, fl
 
 
 def _crossing(radii: np.ndarray, deviations: np.ndarray, eps: float) -> tuple[float, float]:
-    """Between which distances the deviation first exceeds eps; twice the same where interpolated.
+    """The distances between which the deviation first exceeds eps; equal if interpolated.
 
-    Where it does nowhere, from the last distance to infinity.
+    If it never does, the last distance and infinity.
     """
     beyond = np.flatnonzero(deviations > eps)
     if not len(beyond):
@@ -221,7 +222,7 @@ def _crossing(radii: np.ndarray, deviations: np.ndarray, eps: float) -> tuple[fl
 
 
 def _bracket(seen: _Seen, start: float, limit: float) -> float:
-    """The border, to PRECISION, or ``limit`` where the quantity is linear that far."""
+    """The border, to PRECISION, or ``limit`` if the quantity is linear that far."""
     inside = outside = max(start, min(seen.nearest, limit))
     if seen.linear(inside):
         while inside < limit and seen.linear(outside := min(2 * inside, limit)):
@@ -231,8 +232,8 @@ def _bracket(seen: _Seen, start: float, limit: float) -> float:
             outside = inside
             if inside < seen.nearest:
                 raise UsageError(
-                    f"the slope along the direction, {seen.line.slope:.3g}, is too small to be "
-                    f"told from rounding within the {2 * outside:.3g} in which the change might be "
+                    f"the slope along the direction, {seen.line.slope:.3g}, is too small to "
+                    f"distinguish from rounding within {2 * outside:.3g}, where the change may be "
                     "linear"
                 )
     if inside >= limit:
@@ -243,7 +244,7 @@ def _bracket(seen: _Seen, start: float, limit: float) -> float:
             inside = middle
         else:
             outside = middle
-    # For the interval: resamples cross elsewhere.
+    # For the interval: the resamples cross at other distances.
     seen.point(inside / 1.5)
     seen.point(min(1.5 * outside, limit))
     return inside

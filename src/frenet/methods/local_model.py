@@ -1,4 +1,4 @@
-"""The loss around a point, measured as far as a random search depends on it."""
+"""The loss around a point: the quantities that decide what a random search gains."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -22,27 +22,27 @@ from frenet.methods.search import Selection, drop_duplicates
 from frenet.network.measuring import measuring
 from frenet.network.tasks import Split, Task, repeatable
 
-# Selection is on the first; what carries over is estimated on the second, and so the test split
-# stays untouched. The trace of one batch's Hessian is easily half or twice that of all data, and
-# winners pay the latter: other data are so many times the selection batch.
+# Selection uses the first split, the transfer to other data the second; the test split stays
+# untouched. The Hessian's trace on one batch is easily half or twice that on all data, and winners
+# pay for the latter, so the other data are OTHERS times the selection batch.
 PLANNED: tuple[Split, Split] = ("select", "train")
 OTHERS = 4
-# Fourth-order terms are measured at the best sigma for so many candidates.
+# Fourth-order terms are measured at the best sigma for this many candidates.
 PROBED = 50
 
 
 @dataclass(frozen=True, repr=False)
 class LocalModel(Shown):
-    """The loss around a point, as far as a search depends on it.
+    """The loss around a point: the quantities that decide what a search gains.
 
     Attributes:
-        local: gradient and curvature on the selection batch, inside the basis where there is one.
-        loss: there, in nats per token: no search gains more.
-        transfer: share of the slope's luck that other examples see, <g_other, g> / ||g||^2 with
-            the train split.
+        local: gradient and curvature on the selection batch, inside the basis if there is one.
+        loss: on the selection batch, in nats per token: no search gains more.
+        transfer: share of the gain from the slope that carries over to other examples,
+            <g_other, g> / ||g||^2 with the train split.
         trace_error: standard error of the trace.
-        bend: the same of the curvature's luck, tr(H_other H) / tr(H^2).
-        elsewhere: gradient and curvature on the other examples; None: as on the selection batch.
+        bend: the same for the curvature, tr(H_other H) / tr(H^2).
+        elsewhere: gradient and curvature on other examples; None: as on the selection batch.
     """
 
     local: QuadraticModel
@@ -61,13 +61,13 @@ class LocalModel(Shown):
         yield "loss (nats per token)", self.loss, "no search gains more"
         yield "gradient norm", self.local.gradient, f"in {self.local.dim:,} coordinates"
         yield "trace of the Hessian", self.local.trace, f"standard error {self.trace_error:.4g}"
-        yield "share of the slope that other data see", self.transfer, "1: all, 0: none"
+        yield "share of the slope on other data", self.transfer, "1: all, 0: none"
         linear = f"linear up to {self.local.linear_range():.4g}"
         star = self.best(PROBED)
         yield f"best sigma of {PROBED} candidates", star.sigma if star else None, linear
 
     def held_out_gain(self, sigma: float, n: int) -> float:
-        """Gain on other data; shares outside [0, 1] are errors of their estimates."""
+        """Gain on other data; shares outside [0, 1] are estimation errors and are clipped."""
         shares = {
             "transfer": min(1.0, max(0.0, self.transfer)),
             "bend": min(1.0, max(0.0, self.bend)),
@@ -76,32 +76,32 @@ class LocalModel(Shown):
         return self.local.held_out_gain(sigma, n, **shares, mean=mean)
 
     def best(self, n: int) -> Best | None:
-        """sigma* and its gain for n candidates; None where the quadratic model has none to trust.
+        """sigma* and its gain for n candidates; None if the quadratic model cannot be trusted.
 
-        That is where the trace is not above 0 by two standard errors, and where the model does not
-        hold as far out as its own optimum: curvature would spread the change more than the slope
-        does, or there would be more to gain than the loss there is.
+        That is so if the trace is not two standard errors above 0, or if the model does not hold
+        at its optimum: curvature would spread the change more than the slope does, or the gain
+        would exceed the loss.
         """
         if self.local.trace <= 2 * self.trace_error:
             return None
-        found = theory.best_sigma(self.local, n)
-        if found is None or self.local.curved(found.sigma) > 1 or found.gain > self.loss:
+        optimum = theory.best_sigma(self.local, n)
+        if optimum is None or self.local.curved(optimum.sigma) > 1 or optimum.gain > self.loss:
             return None
-        return found
+        return optimum
 
     def best_sigma_held_out(self, n: int) -> float:
-        """sigma* with the curvature of other data; 0 where that sets no limit."""
+        """sigma* with the curvature of other data; 0 if that sets no limit."""
         if self.elsewhere is None:
             return 0.0
         beyond = replace(self.elsewhere, gradient=self.local.gradient)
-        found = theory.best_sigma(beyond, n, transfer=min(1.0, max(0.0, self.transfer)))
-        return found.sigma if found else 0.0
+        optimum = theory.best_sigma(beyond, n, transfer=min(1.0, max(0.0, self.transfer)))
+        return optimum.sigma if optimum else 0.0
 
     def trusted(self, n: int) -> float:
-        """Sigma to which n candidates may go where there is no best one.
+        """Largest sigma for n candidates when there is no best one.
 
-        Curvature spreads less than a fifth of what the slope does, and a linear loss would not
-        gain more than there is. 0 for a zero gradient, or where there is no loss left to gain.
+        Up to it, curvature spreads the change less than a fifth as much as the slope does, and a
+        linear loss gains at most the loss. 0 if the gradient or the loss is zero.
         """
         if self.local.gradient == 0:
             return 0.0
@@ -118,13 +118,13 @@ def survey(
     probes: int = 8,
     seed: int = 0,
 ) -> LocalModel:
-    """Gradient, curvature and transfer at the present point.
+    """Gradient, curvature and transfer at the current parameters.
 
-    Takes 8 to 9 ``probes`` Hessian products and 5 ``probes`` losses of a selection batch, about as
-    much as 32 ``probes`` forward passes; in up to 2 ``probes`` dimensions the traces are exact.
+    Takes 8 to 9 ``probes`` Hessian products and 5 ``probes`` losses of a selection batch, about
+    the time of 32 ``probes`` forward passes. In up to 2 ``probes`` dimensions the traces are exact.
 
     Args:
-        model: the network; left as it is.
+        model: the network; left unchanged.
         task: selection is on its select split.
         where: the parameters that move, or a basis.
         selection: the search that is planned.
@@ -142,38 +142,38 @@ def survey(
         for split, batches in zip(PLANNED, (1, OTHERS), strict=True)
     )
     dim = len(here.slope)
-    found, trace_elsewhere, bend = _curvature(
+    traces, trace_elsewhere, bend = _curvature(
         here.product, other.product, dim, probes=probes, seed=seed
     )
     local = QuadraticModel(
         dim=dim,
         gradient=norm(here.slope),
-        trace=found.trace,
-        trace_square=found.trace_of_square,
+        trace=traces.trace,
+        trace_square=traces.trace_of_square,
         along=dot(here.slope, here.product(here.slope)),
-        trace_cube=found.trace_of_cube or 0.0,
+        trace_cube=traces.trace_of_cube or 0.0,
     )
     elsewhere = QuadraticModel(dim, norm(other.slope), trace_elsewhere)
     share = theory.transfer(dot(here.slope, other.slope), local.gradient)
     loss = here.loss()
-    made = LocalModel(local, loss, share, found.trace_error, bend, elsewhere)
-    star = made.best(PROBED)
-    sigma = star.sigma if star else made.trusted(PROBED)
-    if sigma == 0:  # no distance at which anything is to be expected
-        return made
+    measured = LocalModel(local, loss, share, traces.trace_error, bend, elsewhere)
+    star = measured.best(PROBED)
+    sigma = star.sigma if star else measured.trusted(PROBED)
+    if sigma == 0:  # no gain is expected at any distance
+        return measured
     noise = Noise(sigma, seed=seed, antithetic=True)
     with Candidates(model, where, noise) as candidates:
         pairs = max(2, probes // 2)
         quartics = [_quartic(candidates, seen, pairs=pairs) for seen in (here, other)]
     return replace(
-        made,
+        measured,
         local=replace(local, quartic=quartics[0]),
         elsewhere=replace(elsewhere, quartic=quartics[1]),
     )
 
 
 class _Seen(NamedTuple):
-    """The mean loss of some batches around the present point, inside the basis if there is one."""
+    """The mean loss of some batches around the current point, inside the basis if there is one."""
 
     slope: Float[Tensor, " k"]
     product: Matvec
@@ -207,7 +207,7 @@ class _Seen(NamedTuple):
 
 
 def _mean(vectors: Iterator[Float[Tensor, "*m d"]]) -> Float[Tensor, "*m d"]:
-    """One at a time: of all weights of a model there is no room for many vectors."""
+    """One at a time: many vectors over all weights of a model do not fit into memory."""
     total, count = next(vectors), 1
     for vector in vectors:
         total, count = total + vector, count + 1
@@ -215,10 +215,10 @@ def _mean(vectors: Iterator[Float[Tensor, "*m d"]]) -> Float[Tensor, "*m d"]:
 
 
 def _quartic(candidates: Candidates, seen: _Seen, *, pairs: int) -> float:
-    """q, from what antithetic pairs of losses have beyond the curvature along their own line.
+    """q, from antithetic pairs of losses minus the curvature along their line.
 
     (L(theta + d) + L(theta - d)) / 2 - L(theta) - d.Hd / 2 for d = sigma z has the mean sigma^4 q,
-    and the error of the trace does not come in. Terms of still higher order are in it.
+    so that the error of the trace does not enter. Terms of higher order are included.
     """
     beyond = []
     candidates.put(None)
@@ -247,20 +247,20 @@ def _curvature(
         return probed[-1][1]
 
     if dim <= 2 * probes:
-        found = _exact(recorded(torch.eye(dim)).double().cpu())
+        traces = _exact(recorded(torch.eye(dim)).double().cpu())
     else:
         probing = rng.generator(seed, "plan")
-        found = hutchinson(recorded, dim, probes=probes, generator=probing, cubes=True)
-        probed = probed[::2]  # every second product is of a product, for the cubes
+        traces = hutchinson(recorded, dim, probes=probes, generator=probing, cubes=True)
+        probed = probed[::2]  # every second product is taken of a product, for the cubes
     pairs = [(z, image, other(z).to(image)) for z, image in probed]
     shared = sum(dot(image, beyond) for _, image, beyond in pairs)
     bend = shared / (sum(dot(image, image) for _, image in probed) or 1.0)
     trace = sum(dot(beyond, z) for z, _, beyond in pairs)
-    return found, trace if dim <= 2 * probes else trace / probes, bend
+    return traces, trace if dim <= 2 * probes else trace / probes, bend
 
 
 def _exact(H: Float[Tensor, "k k"]) -> Trace:
-    """The traces of a matrix that is there as a whole."""
+    """The traces of a dense matrix."""
     square = H @ H
     traces = (float(matrix.trace()) for matrix in (H, square, square @ H))
     first, second, third = traces
@@ -268,7 +268,7 @@ def _exact(H: Float[Tensor, "k k"]) -> Trace:
 
 
 def _product_inside(where: Where, matvec: Matvec) -> Matvec:
-    """Hessian products in the coordinates of the basis, where there is one."""
+    """Hessian products in the coordinates of the basis, if there is one."""
     if not isinstance(where, Basis):
         return matvec
 

@@ -1,4 +1,4 @@
-"""A change of the weights as a LoRA adapter: truncated SVDs, with the error said."""
+"""A change of the weights as a LoRA adapter: truncated SVDs, with their error."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class AdapterFit(NamedTuple):
     """An adapter that was written.
 
     Attributes:
-        folder: where it lies, as PEFT writes adapters.
+        folder: in the format of PEFT.
         ranks: of each adapted weight.
         error: ||tau - sum B A|| / ||tau||, over all weights.
     """
@@ -38,19 +38,19 @@ def save_as_adapter(
 ) -> AdapterFit:
     """Write a task vector as a PEFT LoRA adapter, each weight by a truncated SVD.
 
-    The rank of a weight is the smallest whose rest is at most ``tolerance`` of its norm, so that
-    the whole has at most that relative error, unless ``max_rank`` cuts it.
+    Each weight gets the smallest rank with a relative error of at most ``tolerance``, which then
+    bounds the error of the whole vector, unless ``max_rank`` is smaller.
 
     Args:
         vector: changes weights of linear modules only.
-        folder: made where it is not there.
-        base: the plain base model; the meta device will do.
+        folder: created if missing.
+        base: the plain base model; it may be on the meta device.
         tolerance: in (0, 1), relative error in the Frobenius norm.
-        max_rank: no rank is larger; the error says what that costs.
+        max_rank: the largest rank; ``error`` includes what it costs.
 
     Raises:
-        ValueError: the vector changes something else, such as a norm or an embedding, or changes
-            nothing; names it.
+        ValueError: the vector changes another weight, such as a norm or an embedding, which is
+            named, or changes nothing.
     """
     if not 0 < tolerance < 1:
         raise UsageError(f"tolerance={tolerance} is not in (0, 1)")
@@ -76,21 +76,21 @@ def save_as_adapter(
 def _orientations(vector: TaskVector, base: nn.Module) -> dict[str, bool]:
     """The weights that change, and whether each is stored as (in, out)."""
     modules = dict(base.named_modules())
-    found, other = {}, []
+    turned, other = {}, []
     for name in vector.shapes:
-        module, _, own = name.rpartition(".")
+        module, _, leaf = name.rpartition(".")
         kind = type(modules.get(module)).__name__
-        if own == "weight" and kind in ("Linear", "Conv1D"):
-            found[name] = kind == "Conv1D"
+        if leaf == "weight" and kind in ("Linear", "Conv1D"):
+            turned[name] = kind == "Conv1D"
         elif vector.read(name).any():
             other.append(name)
     if other:
         raise UsageError(
             f"the vector ({vector.origin}) changes {other[0]} ({len(other)} such weights), which "
-            f"is no weight of a linear module ({', '.join(linear_modules(base))}); an adapter "
-            "cannot hold it, save_task_vector can"
+            f"is no weight of a linear module ({', '.join(linear_modules(base))}) and does not fit "
+            "into an adapter; use save_task_vector"
         )
-    return found
+    return turned
 
 
 def _factored(
@@ -102,7 +102,7 @@ def _factored(
     whole = float(squares.sum())
     if whole == 0:
         return 0.0, 0.0, None
-    # rest[r]: what is lost at rank r.
+    # rest[r]: squared norm that is lost at rank r.
     rest = whole - torch.cat([squares.new_zeros(1), squares.cumsum(0)])
     rank = int((rest > tolerance**2 * whole).sum())
     rank = max(1, min(rank, max_rank or rank))
@@ -117,7 +117,7 @@ def _write(factors: dict[str, tuple[Tensor, Tensor]], folder: Path, *, turned: b
 
     ranks = {name.removesuffix(".weight"): len(A) for name, (_, A) in factors.items()}
     most = max(ranks.values())
-    own = {module: rank for module, rank in ranks.items() if rank != most}
+    lower = {module: rank for module, rank in ranks.items() if rank != most}
     tensors = {}
     for name, (B, A) in factors.items():
         module = f"base_model.model.{name.removesuffix('.weight')}"
@@ -126,7 +126,7 @@ def _write(factors: dict[str, tuple[Tensor, Tensor]], folder: Path, *, turned: b
     with quiet_peft():
         config = LoraConfig(
             r=most, lora_alpha=most, lora_dropout=0.0, target_modules=list(ranks),
-            rank_pattern=own, alpha_pattern=own, fan_in_fan_out=turned, inference_mode=True,
+            rank_pattern=lower, alpha_pattern=lower, fan_in_fan_out=turned, inference_mode=True,
             task_type="CAUSAL_LM",
         )  # fmt: skip
         with whole_files(folder, last=WEIGHTS) as part:

@@ -1,4 +1,4 @@
-"""A base checkpoint plus a task vector as a checkpoint of its own, one tensor at a time."""
+"""A base checkpoint plus a task vector as a new checkpoint, one tensor at a time."""
 
 import shutil
 from math import prod
@@ -16,8 +16,8 @@ from frenet.network.checkpoints.folders import ADAPTER_CONFIG
 from frenet.network.checkpoints.pairs import tied_copies
 from frenet.network.checkpoints.tensor_files import TensorFiles, write_tensors
 
-# Weights in any form; everything else in a model's folder goes along, but for an adapter's
-# configuration, which would be taken for one that is still to be applied.
+# Weights in any format. Everything else in a model's folder is copied, except an adapter's
+# configuration: with it the checkpoint would look like an adapter still to be applied.
 MERGED = "model.safetensors"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
@@ -26,9 +26,9 @@ class Merged(NamedTuple):
     """A checkpoint that was written.
 
     Attributes:
-        folder: where it lies, with configuration and tokenizer of the base.
-        rounding: ||(written - base) - tau|| / ||tau||, what the dtype of the weights costs.
-        unmoved: share of the entries with tau != 0 that the dtype did not let move.
+        folder: holds also the configuration and tokenizer of the base.
+        rounding: ||(written - base) - tau|| / ||tau||, the error from the dtype of the weights.
+        unmoved: share of the entries with tau != 0 that rounding left unchanged.
     """
 
     folder: Path
@@ -39,16 +39,16 @@ class Merged(NamedTuple):
 def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Merged:
     """Write theta_0 + tau as safetensors, each weight in the dtype in which the base stores it.
 
-    A small change of bf16 weights is lost in part: the result says how much.
+    bf16 weights lose part of a small change: the result says how much.
 
     Args:
-        base: a model's folder in Hugging Face format; it is only read.
+        base: a model's folder in Hugging Face format; left unchanged.
         vector: tau; scale it before. Sums of several are merged models.
-        folder: made where it is not there; has to be another one than the base.
+        folder: created if missing; not the base.
 
     Raises:
-        ValueError: the vector changes a weight that the base does not have or has in another
-            shape, or is zero; or the folder is the base's own.
+        ValueError: the vector is zero, or changes a weight that the base lacks or has in another
+            shape; or the folder is the base.
     """
     files, out = TensorFiles(base).named_like(vector.shapes), Path(folder).expanduser()
     if files.path.is_file():
@@ -61,27 +61,27 @@ def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Mer
                 f"the vector ({vector.origin}) does not fit {base}: it changes {name} of shape "
                 f"{shape}, the base has {files.shapes.get(name, 'no such tensor')}"
             )
-    # Small weights first: the question is answered by the first entry.
+    # Small weights first: one entry that is not zero suffices.
     by_size = sorted(vector.shapes, key=lambda name: prod(vector.shapes[name]))
     if not any(bool(vector.read(name).any()) for name in by_size):
-        raise UsageError(f"the vector ({vector.origin}) is zero: the base is the result")
+        raise UsageError(f"the vector ({vector.origin}) is zero: the result would be the base")
     lost = whole = 0.0
-    moved = asked = 0
+    moved = changed = 0
 
     named = {stored: name for name, stored in files.stored.items()}
     # A copy of a tied weight is the same weight, and moves with it.
     same = {name: first for name, first in tied_copies(files).items() if name not in vector.shapes}
 
     def read(stored: str) -> Tensor:
-        nonlocal lost, whole, moved, asked
+        nonlocal lost, whole, moved, changed
         name = same.get(named[stored], named[stored])
-        own = files.read(name)
+        weight = files.read(name)
         if name not in vector.shapes:
-            return own
+            return weight
         tau = vector.read(name)
-        sum_ = torch.add(own.float(), tau).to(own.dtype)
-        real = sum_.float() - own.float()
-        asked += int(tau.count_nonzero())
+        sum_ = torch.add(weight.float(), tau).to(weight.dtype)
+        real = sum_.float() - weight.float()
+        changed += int(tau.count_nonzero())
         moved += int(real.count_nonzero())
         whole += dot(tau, tau)
         real.sub_(tau)
@@ -95,4 +95,4 @@ def save_merged(base: str | Path, vector: TaskVector, folder: str | Path) -> Mer
             if path.is_file() and not path.name.endswith((*_WEIGHTS, ADAPTER_CONFIG)):
                 shutil.copy2(path, part / path.name)
         write_tensors(part / MERGED, shapes, read, {"format": "pt"}, dtypes=dtypes)
-    return Merged(out, (lost / whole) ** 0.5, 1 - moved / asked)
+    return Merged(out, (lost / whole) ** 0.5, 1 - moved / changed)

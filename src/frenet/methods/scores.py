@@ -68,7 +68,7 @@ SCORES: Mapping[str, Rows] = {
 
 
 def checked(score: Score) -> None:
-    """Raise ValueError where there is no score of that name."""
+    """Raise ValueError if there is no score of that name."""
     if isinstance(score, str) and score not in SCORES:
         raise UsageError(
             f"no score {score!r}; there are {', '.join(SCORES)}, or pass a function of model and "
@@ -77,27 +77,27 @@ def checked(score: Score) -> None:
 
 
 def user_score(score: UserScore, model: nn.Module, batch: Batch) -> float:
-    """The user's number, checked.
+    """The value of a user's score, checked.
 
     Raises:
         TypeError: it is not a number.
         FloatingPointError: it is NaN or infinite.
     """
-    found: Any = score(model, batch)
+    value: Any = score(model, batch)
     name = getattr(score, "__name__", "the score")
-    if isinstance(found, bool) or not isinstance(found, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(
-            f"{name} returned a {type(found).__name__}; return a float, of a tensor its .item()"
+            f"{name} returned a {type(value).__name__}; return a float, such as .item() of a tensor"
         )
-    if found != found or found in (float("inf"), float("-inf")):
-        raise FloatingPointError(f"{name} returned {found}; candidates cannot be ranked by it")
-    return float(found)
+    if value != value or value in (float("inf"), float("-inf")):
+        raise FloatingPointError(f"{name} returned {value}; candidates cannot be ranked by it")
+    return float(value)
 
 
 def vote_scores(
     voters: Sequence[tuple[Int[Tensor, "b s"], Int[Tensor, "b s"]]], *, exact: bool
 ) -> RowScores:
-    """Score of a majority vote on every target token; equal votes go to the earlier voter.
+    """Score of a majority vote on every target token; a tie goes to the earlier voter.
 
     Args:
         voters: (most likely tokens, labels) of each, best voter first.
@@ -105,11 +105,11 @@ def vote_scores(
     """
     choices, labels = torch.stack([tokens for tokens, _ in voters]), voters[0][1]
     votes = (choices[:, None] == choices[None]).sum(1)
-    # argmax names any of several largest; the fraction makes the earliest one the largest.
+    # argmax may return any of several maxima; the fraction makes the earliest one the largest.
     rank = torch.linspace(0.5, 0, len(choices), device=votes.device).view(-1, 1, 1)
     chosen = choices.gather(0, (votes + rank).argmax(0, keepdim=True))[0]
-    wanted = labels != IGNORE
-    right = (chosen == labels) | ~wanted
+    targets = labels != IGNORE
+    right = (chosen == labels) | ~targets
     if exact:
         return RowScores(right.all(-1).float()[None], torch.ones(len(labels)))
-    return RowScores((right & wanted).sum(-1).float()[None], wanted.sum(-1).float())
+    return RowScores((right & targets).sum(-1).float()[None], targets.sum(-1).float())

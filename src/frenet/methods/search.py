@@ -1,4 +1,4 @@
-"""Gaussian random search around trained weights, reported on data it was not selected on."""
+"""Gaussian random search around trained weights, reported on held-out data."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,24 +20,24 @@ from frenet.methods.scores import RowScores, Score, vote_scores
 from frenet.network.tasks import Batch, Task, repeatable
 
 Chunk = Sequence[int]
-# An engine takes chunks of candidates, and gives each back with its scores, in any order.
+# An engine takes chunks of candidates, and yields each with its scores, in any order.
 Engine = Callable[[nn.Module, Evaluator, Sequence[Chunk]], Iterator[tuple[Chunk, Sequence[float]]]]
-# Candidates in a chunk: enough of them to share forward passes, few enough to see how it goes.
+# Candidates in a chunk: enough to share forward passes, few enough to show progress.
 CHUNK = 32
-# Above this share of weights that their dtype does not let move, the noise is not what was asked.
+# Above this share of weights that rounding leaves unchanged, the noise is not what was requested.
 MOST_UNMOVED = 0.05
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What candidates are selected by, and what the winner is reported on.
+    """How candidates are selected, and on which data the winner is reported.
 
     Attributes:
         score: "loss" (its negative), "accuracy" of tokens, "exact" (greedily generated answers),
             or a function of model and batch that returns a float, larger is better.
         select_size: examples of the select split: one batch, the same for all candidates.
         test_size: examples of the test split, for the result.
-        top: the best K are also voted and averaged.
+        top: K; the best K candidates also vote, and are averaged.
         seed: chooses the examples and the bootstrap.
     """
 
@@ -58,16 +58,16 @@ class Gain(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class SearchResult(Shown):
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        noise: brings every candidate back, with its index.
+        noise: reproduces every candidate from its index.
         scores: (N,) on the selection batch, larger is better.
         before: score of the unperturbed weights on the selection batch.
         order: indices from best to worst; equal scores in the order of the indices.
-        held_out: the winner on the test split. Only this says what was gained: the best of many
+        held_out: the winner on the test split. Only this measures the gain: the best of many
             scores is high by luck.
-        vote: the top K voting on every token of the test split; None for a score of one's own.
+        vote: the top K voting on every token of the test split; None for a user's score.
         average: the mean of the top K displacements, on the test split.
         unmoved: share of the winner's weights that their dtype rounded back.
     """
@@ -88,7 +88,7 @@ class SearchResult(Shown):
 
     @property
     def selected_gain(self) -> float:
-        """Gain of the winner on the data it was selected on, the winner's curse included."""
+        """Gain of the winner on the selection data, inflated by the winner's curse."""
         return float(self.scores[self.winner]) - self.before
 
     def _summary(self) -> str:
@@ -97,17 +97,17 @@ class SearchResult(Shown):
         return f"{len(self.scores)} candidates at sigma {self.noise.sigma:.4g}, {held}"
 
     def _entries(self) -> Iterator[Fact]:
-        luck = "what is above the held-out gain is luck of the selection"
+        luck = "the excess over the held-out gain is selection luck"
         yield "gain of the best, selection batch", self.selected_gain, luck
-        for name, found in (
+        for name, held in (
             ("gain of the best", self.held_out),
             ("gain of the top K averaged", self.average),
             ("gain of the top K voting", self.vote),
         ):
-            if found is not None:
-                ends = f"95% interval {found.gain.low:.4g} to {found.gain.high:.4g}"
-                unmoved = f"score {found.before:.4g} unperturbed"
-                yield f"{name}, held-out data", found.gain.value, f"{ends}; {unmoved}"
+            if held is not None:
+                ends = f"95% interval {held.gain.low:.4g} to {held.gain.high:.4g}"
+                unmoved = f"score {held.before:.4g} unperturbed"
+                yield f"{name}, held-out data", held.gain.value, f"{ends}; {unmoved}"
 
 
 def random_search(
@@ -120,23 +120,23 @@ def random_search(
     selection: Selection | None = None,
     engine: Engine | None = None,
 ) -> SearchResult:
-    """Score N Gaussian displacements on one batch, and the best of them on held-out data.
+    """Score N Gaussian displacements on one batch, and the best one on held-out data.
 
-    delta_i = sigma z_i around the present weights; the winner is the i with the best score on the
-    select split. What it gains is measured on the test split.
+    delta_i = sigma z_i around the current weights; the winner is the i with the best score on the
+    select split. Its gain is measured on the test split.
 
     Args:
-        model: the network; comes back bit for bit, also after an exception or Ctrl-C.
+        model: the network; restored bit for bit, also after an exception or Ctrl-C.
         task: has a select and a test split that share no example.
         where: the parameters that move, or a basis.
         noise: sigma, seed and kind of the noise.
         num_candidates: N, at least 1.
         selection: score and examples.
-        engine: evaluates the candidates elsewhere, or keeps their scores; None: ``here``.
+        engine: evaluates the candidates elsewhere, or stores their scores; None: ``here``.
 
     Returns:
-        The result, the same for the same seeds and any grouping of the candidates, up to rounding
-        of the scores.
+        The result. It depends on the seeds but not, up to rounding of the scores, on how
+        candidates are grouped.
 
     Raises:
         ValueError: N or top below 1, or an example in both splits.
@@ -144,7 +144,7 @@ def random_search(
 
     Warns:
         RuntimeWarning: the dtype of the weights rounds more than 5% of them back, or candidates
-            are evaluated one by one because they are not right in one forward pass.
+            are evaluated one by one because a shared forward pass gives wrong results.
     """
     if num_candidates < 1:
         raise UsageError(f"num_candidates={num_candidates}; pass at least 1")
@@ -155,14 +155,14 @@ def random_search(
     test = drop_duplicates(next(repeatable(task, "test", chosen.test_size, chosen.seed)))
     require_disjoint(select, test)
     unmoved = _unmoved(model, where, noise)
-    # Here and once, for all that an engine sends it to.
+    # Decided once, for all workers that an engine sends it to.
     evaluator = Evaluator(where, noise, chosen.score, select).decide(model)
     before = float(row_scores(model, chosen.score, select, whole=True).means())
     indices = range(num_candidates)
     chunks = [indices[i : i + CHUNK] for i in indices[::CHUNK]]
     scores = [0.0] * num_candidates
-    for chunk, found in (engine or here)(model, evaluator, chunks):
-        for index, value in zip(chunk, found, strict=True):
+    for chunk, values in (engine or here)(model, evaluator, chunks):
+        for index, value in zip(chunk, values, strict=True):
             scores[index] = value
     order = tuple(sorted(indices, key=lambda i: (-scores[i], i)))
     held_out, vote, average = _report(model, evaluator, order[: chosen.top], test, chosen)
@@ -172,18 +172,18 @@ def random_search(
 
 
 def require_disjoint(select: Batch, test: Batch) -> None:
-    """Raise ValueError where an example is in both batches, to be selected and reported on."""
+    """Raise ValueError if an example is in both batches."""
     keys, others = _keys(select), set(_keys(test))
     if shared := [i for i, key in enumerate(keys) if key in others]:
         raise UsageError(
-            f"{len(shared)} of the {len(keys)} examples that candidates are selected on are in "
-            f"the test split too, the first is row {shared[0]}; the task's splits must be disjoint"
+            f"{len(shared)} of the {len(keys)} examples that candidates are selected on are also "
+            f"in the test split, first row {shared[0]}; the task's splits must be disjoint"
         )
 
 
 def drop_duplicates(batch: Batch) -> Batch:
-    """The batch without its repetitions: they would make every interval too narrow."""
-    if "input_ids" not in batch:  # not text: no way to tell rows apart
+    """The batch without duplicate rows: they would make every interval too narrow."""
+    if "input_ids" not in batch:  # not text: rows cannot be compared
         return batch
     keys = _keys(batch)
     first = [i for i, key in enumerate(keys) if keys.index(key) == i]
@@ -191,24 +191,24 @@ def drop_duplicates(batch: Batch) -> Batch:
 
 
 def _keys(batch: Batch) -> list[tuple[int, ...]]:
-    """Of every row its tokens without the padding, and which of them are targets."""
-    found = []
+    """For every row its tokens without the padding, and its targets."""
+    keys = []
     for i, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True)):
         real = batch["attention_mask"][i].bool() if "attention_mask" in batch else slice(None)
-        found.append((*ids[real].tolist(), *labels[real].tolist()))
-    return found
+        keys.append((*ids[real].tolist(), *labels[real].tolist()))
+    return keys
 
 
 def here(
     model: nn.Module, evaluator: Evaluator, chunks: Sequence[Chunk]
 ) -> Iterator[tuple[Chunk, Sequence[float]]]:
-    """The engine that evaluates in this process, with this model."""
+    """The engine that evaluates candidates in this process."""
     for chunk in chunks:
         yield chunk, evaluator(model, chunk)
 
 
 def _unmoved(model: nn.Module, where: Where, noise: Noise) -> float:
-    """Share of the weights that do not move, with a warning where it is large."""
+    """Share of the weights that do not move, with a warning if it is large."""
     with Candidates(model, where, noise) as candidates:
         share = candidates.unmoved(0)
         if share > MOST_UNMOVED:
@@ -266,9 +266,9 @@ def gain(before: RowScores, after: RowScores, *, seed: int, resamples: int = 200
 
     low = high = float("nan")
     if count > 1:
-        found = stats.bootstrap(
+        interval = stats.bootstrap(
             parts, difference, paired=True, vectorized=True, n_resamples=resamples,
             method="percentile", rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
-        low, high = float(found.low), float(found.high)
+        low, high = float(interval.low), float(interval.high)
     return Gain(first, last, Interval(last - first, low, high, count))

@@ -1,4 +1,4 @@
-"""Winners of a search on disk: as a seed record, and as weights that others can load."""
+"""Winners of a search on disk: a seed record, and weights that other programs can load."""
 
 import copy
 import hashlib
@@ -28,16 +28,15 @@ RECORD, WEIGHTS, FORMAT = "candidate.json", "weights.safetensors", 2
 def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Path | str) -> Path:
     """Write the winner of a search into a folder.
 
-    ``candidate.json`` holds seed, index and sigma, with the fingerprints of the weights that they
-    displace and of the basis that they displace them in. An adapter on its base is also written as
-    PEFT writes it, and everything else as ``weights.safetensors`` with the displaced parameters by
-    name.
+    ``candidate.json`` holds seed, index and sigma, with the fingerprints of the weights and of the
+    basis. An adapter on its base is also written in PEFT's format; otherwise the displaced
+    parameters go into ``weights.safetensors``, by name.
 
     Args:
-        model: the network that was searched around, at the same weights; comes back bit for bit.
+        model: the network of the search, at the same weights; restored bit for bit.
         where: as in the search.
-        result: what the search gave.
-        folder: made where it is not there.
+        result: of the search.
+        folder: created if missing.
 
     Returns:
         The folder.
@@ -50,7 +49,7 @@ def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Pa
         "fingerprint": fingerprint(model),
         "parameters": list(space.names),
         "basis": where.origin if isinstance(where, Basis) else None,
-        **({"basis_fingerprint": found} if (found := _digest(where)) else {}),
+        **({"basis_fingerprint": digest} if (digest := _digest(where)) else {}),
         "noise": asdict(result.noise),
         "index": result.winner,
         "selected_gain": result.selected_gain,
@@ -77,7 +76,7 @@ def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Pa
 
 
 def _write_adapter(model: Any, folder: Path) -> None:
-    """The active adapter of a model, as PEFT writes it but for its model card."""
+    """Write the active adapter in PEFT's format, without the model card."""
     from peft import get_peft_model_state_dict
 
     (name, *_), base = active_adapters(model), base_model(model)
@@ -88,7 +87,7 @@ def _write_adapter(model: Any, folder: Path) -> None:
     config.inference_mode = True
     kind = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
     tensors = get_peft_model_state_dict(model, adapter_name=name)
-    # Of a model of transformers that adapters were added to, the names are its own.
+    # transformers' own models with adapters have names without PEFT's prefix.
     tensors = {PREFIX + key.removeprefix(PREFIX): value for key, value in tensors.items()}
     write_adapter(config, tensors, folder, auto_mapping=None if config.task_type else kind)
 
@@ -97,30 +96,30 @@ def _record(path: Path) -> dict[str, Any]:
     """A seed record.
 
     Raises:
-        DamagedFileError: it is not what was written, or of another version of frenet.
+        DamagedFileError: the record was changed, or is from another version of frenet.
     """
     record = read_object(
         path, fingerprint=str, parameters=list, noise=dict, index=int, basis=(str, type(None))
     )
     if record.get("format") not in (1, FORMAT):
-        raise DamagedFileError(path, "is of another version of frenet")
-    if record["format"] == 1 and "sha256" not in record:  # of an early build, without a digest
+        raise DamagedFileError(path, "is from another version of frenet")
+    if record["format"] == 1 and "sha256" not in record:  # an early build wrote no digest
         return record
     return unsealed(record, path)
 
 
 def load_winner(model: nn.Module, where: Where, folder: Path | str) -> Float[Tensor, " d"]:
-    """The displacement that a seed record brings back, exactly.
+    """The displacement that a seed record reproduces, exactly.
 
     Args:
-        model: the network that was searched around.
+        model: the network of the search.
         where: as in the search.
-        folder: what ``save_winner`` wrote.
+        folder: written by ``save_winner``.
 
     Raises:
         FileNotFoundError: the folder holds no record.
-        DamagedFileError: the record is not what was written.
-        ValueError: the record is of other weights, of other parameters, or of another basis.
+        DamagedFileError: the record was changed.
+        ValueError: the record belongs to other weights, other parameters, or another basis.
     """
     path = Path(folder) / RECORD
     if not path.exists():
@@ -128,14 +127,14 @@ def load_winner(model: nn.Module, where: Where, folder: Path | str) -> Float[Ten
     record = _record(path)
     if record["fingerprint"] != fingerprint(model):
         raise UsageError(
-            f"{path} is a result of other weights (fingerprint {record['fingerprint'][:12]}, this "
-            f"model has {fingerprint(model)[:12]}); load the model that was searched around"
+            f"{path} belongs to other weights (fingerprint {record['fingerprint'][:12]}, this "
+            f"model has {fingerprint(model)[:12]}); load the model of the search"
         )
     if record["parameters"] != list(space_of(where).names):
         first = next(iter(record["parameters"]), "none")
         raise UsageError(
-            f"{path} is about {len(record['parameters'])} other parameters, the first of them "
-            f"{first}; select the same ones"
+            f"{path} belongs to {len(record['parameters'])} other parameters, first {first}; "
+            "select the same ones"
         )
     _require_same_basis(path, record, where)
     with Candidates(model, where, Noise(**record["noise"])) as candidates:
@@ -143,21 +142,21 @@ def load_winner(model: nn.Module, where: Where, folder: Path | str) -> Float[Ten
 
 
 def _require_same_basis(path: Path, record: dict[str, Any], where: Where) -> None:
-    """Raise ValueError where the noise was drawn inside another basis, or inside none."""
-    origin, found = record["basis"], _digest(where)
-    if (origin is None, record.get("basis_fingerprint")) == (found is None, found):
+    """Raise ValueError if the noise was drawn inside another basis, or without one."""
+    origin, digest = record["basis"], _digest(where)
+    if (origin is None, record.get("basis_fingerprint")) == (digest is None, digest):
         return
-    searched = "no basis" if origin is None else f"a basis ({origin})"
+    searched = "without a basis" if origin is None else f"in a basis ({origin})"
     other = "a basis" if origin is None else "another one"
     passed = f"{other} ({where.origin})" if isinstance(where, Basis) else "no basis"
     raise UsageError(
-        f"{path} is of a search in {searched}, and {passed} was passed; pass what was searched in, "
-        "or take the weights of the winner, which lie beside it"
+        f"{path} is from a search {searched}, but {passed} was passed; pass the same, or use "
+        "the winner's weights in the same folder"
     )
 
 
 def _digest(where: Where) -> str | None:
-    """Hex digits that identify every entry of a basis; None for a space, which its names tell."""
+    """sha256 of every entry of a basis; None for a space, which its names identify."""
     if not isinstance(where, Basis):
         return None
     return hashlib.sha256(where.U.detach().cpu().contiguous().numpy().data).hexdigest()

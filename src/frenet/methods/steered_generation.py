@@ -1,4 +1,4 @@
-"""Text with and without a vector, side by side."""
+"""Text generated with and without a vector."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,9 @@ from frenet.network.measuring import measuring
 from frenet.network.padding import rounding
 from frenet.network.tasks import base_model
 
-# Tokens of a prompt with which the way of generating is tried.
+# Tokens of a prompt on which generation with a cache is tested.
 TRIED = 8
-# Whether a model may keep keys and values while it generates.
+# Whether a model may cache keys and values while it generates.
 _KEEPS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
@@ -48,28 +48,27 @@ def generate_steered(
 ) -> list[list[int]]:
     """Greedy continuations of one prompt with each of m vectors added, in one batch.
 
-    Each token has the largest logit, whatever sampling or penalties the model's own settings ask
-    for; its end-of-sequence tokens end the text.
+    Each token has the largest logit: sampling and penalties in the model's generation settings are
+    ignored. The model's end-of-sequence tokens end a text.
 
     Args:
-        model: a decoder of transformers; left exactly as it is.
+        model: a decoder of transformers; left unchanged.
         prompt: token ids.
-        added: one vector a continuation, in the units of the stream; a zero row is plain
-            generation.
+        added: one vector per continuation, in the units of the stream; a zero row adds nothing.
         block: 0-based; the vectors are added to its output.
         position: see ``Site``.
-        new_tokens: at most so many; fewer, with a warning, if the model reads no more.
-        path: dotted name of the list of blocks, where it is not found by itself.
+        new_tokens: the maximum; lower, with a warning, if the model's context is full.
+        path: dotted name of the list of blocks; None: frenet looks for it.
 
     Returns:
-        The new tokens of each, without what follows the end-of-sequence token.
+        The new tokens of each continuation, up to the end-of-sequence token.
 
     Raises:
-        ValueError: an empty prompt, one that leaves no room for new tokens, or a model of which
-            ``generate`` has other logits than its forward pass.
+        ValueError: the prompt is empty or leaves no room for new tokens, or the logits of
+            ``generate`` differ from those of the forward pass.
 
     Warns:
-        RuntimeWarning: the model reads fewer new tokens, or generates without a cache.
+        RuntimeWarning: fewer new tokens are generated, or no cache is used.
     """
     from transformers import GenerationConfig
 
@@ -78,9 +77,7 @@ def generate_steered(
         raise UsageError("the prompt has no tokens; pass some text")
     room = context_length(model)
     if room is not None and len(prompt) >= room:
-        raise UsageError(
-            f"the prompt has {len(prompt)} tokens and the model reads {room}; shorten it"
-        )
+        raise UsageError(f"the prompt has {len(prompt)} tokens, the model reads {room}; shorten it")
     if room is not None and len(prompt) + new_tokens > room:
         warnings.warn(
             f"the prompt has {len(prompt)} of the {room} tokens that the model reads: at most "
@@ -110,25 +107,25 @@ def _generated(model: Any, prompts: list[list[int]], settings: Any) -> Any:
 
 
 def _keeps(model: Any, prompt: list[int]) -> bool:
-    """Whether to keep keys and values: if two new tokens have the logits of whole passes.
+    """Whether to cache keys and values: if two new tokens get the logits of full passes.
 
     Raises:
-        ValueError: they have them neither with what is kept nor without.
+        ValueError: the logits differ both with the cache and without.
     """
     from transformers import GenerationConfig
 
     inner, name = base_model(model), type(base_model(model)).__name__
     if inner in _KEEPS or not prompt:
         return _KEEPS.get(inner, True)
-    for kept in (True, False):
+    for cached in (True, False):
         settings = GenerationConfig(
-            do_sample=False, max_new_tokens=2, pad_token_id=0, use_cache=kept,
+            do_sample=False, max_new_tokens=2, pad_token_id=0, use_cache=cached,
             return_dict_in_generate=True, output_logits=True,
         )  # fmt: skip
         try:
             made = _generated(model, [prompt], settings)
-        except Exception:  # whatever a model does with what it kept
-            if not kept:
+        except Exception:  # a model may fail in any way with its cache
+            if not cached:
                 raise
             continue
         text = made.sequences[0].tolist()
@@ -136,29 +133,29 @@ def _keeps(model: Any, prompt: list[int]) -> bool:
             run_blocks(model, {"input_ids": torch.tensor([text[: len(prompt) + i]])}).logits[0, -1]
             for i in range(len(made.logits))
         ]
-        found, expected = torch.cat(made.logits).float(), torch.stack(whole).float()
+        logits, expected = torch.cat(made.logits).float(), torch.stack(whole).float()
         spread = (expected - expected.mean(1, keepdim=True)).norm()
-        if (found - expected).norm() <= rounding(model, expected) * spread:
-            _KEEPS[inner] = kept
-            if not kept:
+        if (logits - expected).norm() <= rounding(model, expected) * spread:
+            _KEEPS[inner] = cached
+            if not cached:
                 warnings.warn(
-                    f"{name} has other logits with the keys and values that generate keeps: texts "
-                    "are generated without them, more slowly",
+                    f"{name} has other logits with cached keys and values: texts are generated "
+                    "without the cache, more slowly",
                     RuntimeWarning,
                     stacklevel=3,
                 )
-            return kept
+            return cached
     raise UsageError(
-        f"generate of transformers gives {name} other logits than its forward pass has, so that "
-        "no text of it shows what a vector does; use add with passes of your own"
+        f"the logits of {name} in generate differ from those of its forward pass, so a generated "
+        "text does not show what a vector does; use add with your own forward passes"
     )
 
 
 @contextmanager
 def _without_settings(model: Any) -> Iterator[None]:
-    """Inside, the model has no settings of its own, which fill what a request leaves open.
+    """Removes the model's generation settings, which would fill in what a request leaves open.
 
-    Some have no value that switches them off, such as suppressed tokens.
+    Some, such as suppressed tokens, cannot be switched off by a value.
     """
     from transformers import GenerationConfig
 
@@ -173,8 +170,8 @@ def _without_settings(model: Any) -> Iterator[None]:
 
 def _ends(model: Any) -> list[int]:
     """The model's end-of-sequence tokens."""
-    own = getattr(model, "generation_config", None)
-    ends = getattr(own, "eos_token_id", None)
+    settings = getattr(model, "generation_config", None)
+    ends = getattr(settings, "eos_token_id", None)
     text = base_model(model).config.get_text_config()
     ends = getattr(text, "eos_token_id", None) if ends is None else ends
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

@@ -1,4 +1,4 @@
-"""Where steering vectors come from: contrasts of activations, and gradient steps."""
+"""Sources of steering vectors: contrasts of activations, and gradient steps."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ class Streams(NamedTuple):
     paired: bool
 
     def at(self, index: int) -> Contrasted:
-        """The two sides after one of the blocks, by its place in the list."""
+        """The two sides after one of the blocks, by its index in the list."""
         return Contrasted(self.positive[:, index], self.negative[:, index], self.paired)
 
 
@@ -49,25 +49,25 @@ def contrast_streams(
     """Activations of both sides of a contrast at their last tokens.
 
     Args:
-        model: a decoder; left exactly as it is.
+        model: a decoder; left unchanged.
         contrast: the prompts.
         blocks: l block indices.
-        form: "class": prompts of the positive class against those of the negative one, each read
-            at its last token; "answer": every prompt followed by its positive answer against the
-            same by its negative one, read at the answer. None: "class" where prompts have one.
-        path: dotted name of the list of blocks, where it is not found by itself.
-        tokens: at most so many in one forward pass.
+        form: "class" compares prompts of the positive class with those of the negative one, at the
+            last token; "answer" compares every prompt with its positive answer to the same with
+            its negative one, at the answer. None: "class" if prompts have one.
+        path: dotted name of the list of blocks; None: frenet looks for it.
+        tokens: most tokens in one forward pass.
 
     Returns:
-        On the CPU, where all that is asked of them takes no time.
+        The streams, on the CPU.
 
     Raises:
-        ValueError: "class" is asked of prompts that have no class.
+        ValueError: the form is "class" and the prompts have none.
     """
     form = form or ("class" if contrast.kind == "statements" else "answer")
     if form == "class" and contrast.kind != "statements":
         raise UsageError(
-            f"the prompts of contrast {contrast.name!r} belong to no class (they are "
+            f"the prompts of contrast {contrast.name!r} have no class (they are "
             f"{contrast.kind}); pass form='answer'"
         )
     if form == "class":
@@ -79,25 +79,25 @@ def contrast_streams(
     return Streams(first, second, form == "answer")
 
 
-def mean_difference(found: Contrasted) -> Float[Tensor, " h"]:
+def mean_difference(sides: Contrasted) -> Float[Tensor, " h"]:
     """Mean of the positive side minus mean of the negative one."""
-    return found.difference()
+    return sides.difference()
 
 
-def principal_difference(found: Contrasted) -> Float[Tensor, " h"]:
+def principal_difference(sides: Contrasted) -> Float[Tensor, " h"]:
     """First principal component of the paired differences, about zero, as long as their mean.
 
     Its sign is that of the mean difference.
 
     Raises:
-        ValueError: the sides are no pairs.
+        ValueError: the sides have different lengths.
     """
-    if len(found.positive) != len(found.negative):
+    if len(sides.positive) != len(sides.negative):
         raise UsageError(
-            f"{len(found.positive)} positive and {len(found.negative)} negative streams make no "
+            f"{len(sides.positive)} positive and {len(sides.negative)} negative streams make no "
             "pairs; use mean_difference"
         )
-    differences = found.positive.double() - found.negative.double()
+    differences = sides.positive.double() - sides.negative.double()
     first = torch.linalg.svd(differences, full_matrices=False)[2][0]
     mean = differences.mean(0)
     return first * mean.norm() * (1 if float(first @ mean) >= 0 else -1)
@@ -115,17 +115,17 @@ def caa(
 ) -> SteeringVector:
     """Contrastive activation addition: one direction for each block from a contrast's streams.
 
-    v_l = mean of h_l over the positive side - mean over the negative side, or what ``aggregate``
-    makes of them.
+    v_l = mean of h_l over the positive side - mean over the negative side, or the result of
+    ``aggregate``.
 
     Args:
-        model: a decoder; left exactly as it is.
+        model: a decoder; left unchanged.
         contrast: the prompts.
         blocks: block indices; None: all.
         form: see ``contrast_streams``.
         aggregate: from the streams of both sides after one block to a direction (h,).
-        fingerprint: of the model, to be kept with the vector.
-        path: dotted name of the list of blocks, where it is not found by itself.
+        fingerprint: of the model; stored with the vector.
+        path: dotted name of the list of blocks; None: frenet looks for it.
 
     Raises:
         ValueError: the direction is zero after every block.
@@ -139,8 +139,8 @@ def caa(
     if not any(bool(direction.any()) for direction in directions.values()):
         raise UsageError(
             f"the two sides of contrast {contrast.name!r} have the same mean stream after every "
-            "block that was looked at, so that there is no direction; pass prompts whose last "
-            "tokens see what differs"
+            "block, so there is no direction; pass prompts with last tokens that depend on what "
+            "differs"
         )
     name = getattr(aggregate, "__name__", "aggregate").replace("_", " ")
     return SteeringVector(
@@ -151,21 +151,21 @@ def caa(
 def push_items(
     contrast: Contrast, *, towards: bool = True, flipped: bool = False
 ) -> list[tuple[list[int], int]]:
-    """Prompts with the answer that a step pushes them to.
+    """Prompts with the answer that a gradient step pushes them to.
 
-    Of statements those of one class: a loss that pushes both classes apart flips its sign where
-    answers are saturated. Of choices all.
+    All choices, but statements of one class only: a loss that pushes the classes apart flips its
+    sign when answers are saturated.
 
     Args:
         contrast: the prompts.
         towards: the positive answer, or the negative one.
-        flipped: push the prompts of the other class, to the wrong answer, in place of the prompts
-            whose answer it is. Where the model is sure of the right answers, only wrong ones have
-            a gradient that is more than the little that it confuses.
+        flipped: push the prompts of the other class, to the wrong answer. If the model is sure of
+            the right answers, only wrong ones have a large gradient.
 
     Raises:
-        ValueError: pairs of texts have no answer, and choices no class to flip.
-        UnansweredError: an answer is several tokens.
+        ValueError: the items are pairs of texts, which have no answer, or choices to flip, which
+            have no class.
+        UnansweredError: an answer has several tokens.
     """
     if contrast.kind == "pairs":
         raise UsageError(
@@ -191,11 +191,11 @@ def push_gradient(
     """Gradient of the mean loss of an answer, g = d/dtheta mean_i -log p(answer_i | prompt_i).
 
     Args:
-        model: a decoder; left exactly as it is.
+        model: a decoder; left unchanged.
         prompts: token ids, and the answer's token.
         space: the d parameters.
-        tokens: at most so many in one forward and backward pass; their activations are kept, which
-            at a width of 1,000 and 24 blocks takes more than 2 MB a token.
+        tokens: most tokens in one forward and backward pass; with a width of 1,000 and 24 blocks
+            their activations take more than 2 MB per token.
 
     Raises:
         FloatingPointError: the gradient is not finite; names the parameter.
@@ -203,7 +203,7 @@ def push_gradient(
     parameters = space.parameters(model)
     g = torch.zeros(space.dim, device=parameters[0].device)
     with measuring(model, space), torch.enable_grad(), contextlib.ExitStack() as hooks:
-        # A large model's gradients are taken over one by one: there is no second copy of them.
+        # Gradients are added up one by one, without a second copy of all of them.
         for parameter, part in zip(parameters, space.unflatten(g).values(), strict=True):
             handle = parameter.register_post_accumulate_grad_hook(partial(_moved, part))
             hooks.callback(handle.remove)
@@ -215,7 +215,7 @@ def push_gradient(
 
 
 def _moved(total: Tensor, parameter: Tensor) -> None:
-    """Add a parameter's gradient to the total, and let go of it."""
+    """Add a parameter's gradient to the total, and free it."""
     if parameter.grad is not None:
         total.add_(parameter.grad)
         parameter.grad = None
@@ -232,17 +232,17 @@ def gradient_shift(
     fingerprint: str = "",
     path: str | None = None,
 ) -> SteeringVector:
-    """The mean shift of the stream by a gradient step towards an answer, J_l(theta) (-g).
+    """The mean shift of the stream under a gradient step towards an answer, J_l(theta) (-g).
 
     Args:
-        model: a decoder; left exactly as it is.
-        contrast: what g is the gradient of; see ``push_items``.
-        rows: token ids of the prompts whose streams are shifted, others than g was made from.
-        space: the parameters that step: full weights or an adapter's.
+        model: a decoder; left unchanged.
+        contrast: its ``push_items`` define g.
+        rows: token ids of the prompts to measure the shift on, not those of g.
+        space: the parameters that step: all weights, or an adapter's.
         blocks: block indices; None: all.
         towards: the positive answer, or the negative one.
-        fingerprint: of the model, to be kept with the vector.
-        path: dotted name of the list of blocks, where it is not found by itself.
+        fingerprint: of the model; stored with the vector.
+        path: dotted name of the list of blocks; None: frenet looks for it.
     """
     chosen = list(range(len(residual_blocks(model, path)[1])) if blocks is None else blocks)
     g = push_gradient(model, push_items(contrast, towards=towards), space=space)
@@ -257,6 +257,6 @@ def gradient_shift(
 
 
 def shifted_prompts(contrast: Contrast) -> list[list[int]]:
-    """Prompts whose shift by a step is looked at: statements of the negative class; all choices."""
+    """Prompts to measure the shift on: statements of the negative class; all choices."""
     items = contrast.of_class(False) if contrast.kind == "statements" else contrast.items
     return [item.context for item in items]

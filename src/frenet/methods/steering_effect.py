@@ -1,4 +1,4 @@
-"""What a steering vector does: to the answers of prompts, and to everything else."""
+"""Effect of a steering vector on the answers of prompts, and its cost on other text."""
 
 import copy
 import warnings
@@ -28,14 +28,14 @@ from frenet.network.hooks.sites import Site
 from frenet.network.measuring import measuring
 from frenet.network.tasks import Batch, collate, forward_arguments
 
-# By block, m vectors that are added at the last token: one row a variant of the prompt.
+# By block, m vectors to add at the last token: one row per variant of the prompt.
 Variants = Mapping[int, Float[Tensor, "m h"]]
-# Variants of one prompt that go through the network together.
+# Variants of one prompt in one forward pass.
 TOGETHER = 64
 
 
 class Prompted(NamedTuple):
-    """A prompt, and the tokens that its positive and its negative side answer with."""
+    """A prompt, with the tokens of its positive and its negative answer."""
 
     context: list[int]
     answers: tuple[int, int]
@@ -56,35 +56,35 @@ def answer_differences(
     """logit(positive answer) - logit(negative answer) after every prompt, in nats.
 
     Args:
-        model: a decoder, at whatever weights and with whatever hooks it has now.
+        model: a decoder, with its current weights and hooks.
         prompts: n prompts.
-        tokens: at most so many in one forward pass.
+        tokens: most tokens in one forward pass.
     """
-    found = torch.empty(len(prompts))
+    differences = torch.empty(len(prompts))
     with measuring(model), torch.no_grad(), _answered(model, prompts) as columns:
         for group in fitting_groups(model, [p.context for p in prompts], tokens):
             batch = collate([(prompts[i].context, []) for i in group], padding_side="left")
             logits = run_blocks(model, batch).logits[:, -1].float().cpu()
             for i, row in zip(group, logits, strict=True):
                 first, second = columns[i]
-                found[i] = row[first] - row[second]
-    return found
+                differences[i] = row[first] - row[second]
+    return differences
 
 
 @contextmanager
 def _answered(model: nn.Module, prompts: Sequence[Prompted]) -> Iterator[list[tuple[int, int]]]:
-    """Inside, the output head knows the answers only; yields their columns, prompt by prompt."""
+    """Reduces the output head to the answers; yields their columns, prompt by prompt."""
     with few_logits(model, [token for p in prompts for token in p.answers]) as column:
         yield [(column[p.answers[0]], column[p.answers[1]]) for p in prompts]
 
 
 class Prefixes(NamedTuple):
-    """What a model keeps of prompts, and how the rest of them runs as one batch of variants.
+    """Cached prompts, and how their last tokens run as one batch of variants.
 
     Attributes:
         caches: keys and values of all but the last token of every prompt; None for a prompt of one
             token.
-        layout: of the blocks; None: whole prompts run.
+        layout: of the blocks; None: full prompts run.
     """
 
     caches: list[Any]
@@ -92,13 +92,13 @@ class Prefixes(NamedTuple):
 
 
 def prefixes(model: nn.Module, prompts: Sequence[Prompted], *, path: str | None = None) -> Prefixes:
-    """What a model's cache holds after all but the last token of every prompt.
+    """Keys and values of all but the last token of every prompt.
 
-    Whole prompts run where the model keeps no cache or has a hook, and where two variants of the
-    first prompt come out differently from the cache.
+    Full prompts run if the model has no cache or has a hook, or if two variants of the first prompt
+    give other logits with the cache.
 
     Warns:
-        RuntimeWarning: the latter.
+        RuntimeWarning: the cache gives other logits.
     """
     bare = _is_bare(model)
     with measuring(model), torch.no_grad(), _answered(model, prompts):
@@ -109,7 +109,7 @@ def prefixes(model: nn.Module, prompts: Sequence[Prompted], *, path: str | None 
 
 
 def _layout(model: nn.Module, prompts: Sequence[Prompted], path: str | None) -> Layout | None:
-    """How blocks see the rows of a last token, once two variants agree with whole passes."""
+    """How blocks see the rows of a last token, if two variants agree with full passes."""
     context = next((p.context for p in prompts if len(p.context) > 1), None)
     if context is None or cache_name(model) is None:
         return None
@@ -124,22 +124,25 @@ def _layout(model: nn.Module, prompts: Sequence[Prompted], path: str | None) -> 
         shapes.append(seen)
     stream = last_activations(model, [context], [0], path=path)[0, 0]
     draws = torch.randn(2, len(stream), generator=generator(0, "check"))
-    # As long as the stream itself, so that the logits change by more than rounding.
+    # As long as the stream, so that the logits change by more than rounding.
     trial = {0: draws * (stream.norm() / draws.norm(dim=1, keepdim=True))}
     try:
         layout = Layout.of(1, *shapes)
         fast = _from_cache(model, context, copy.deepcopy(prefix), trial, path, layout)
-    except Exception as error:  # whatever else a model does with a cache
+    except Exception as error:  # a model may fail in any way with its cache
         problem = f"it fails with {type(error).__name__}: {error}"
     else:
         dtype = next(model.parameters()).dtype
-        found = Agreement.of(fast.float(), _whole(model, context, trial, path).float(), dtype)
-        if found:
+        agreement = Agreement.of(fast.float(), _whole(model, context, trial, path).float(), dtype)
+        if agreement:
             return layout
-        problem = f"the logits differ by {found.error:.2g}, {found.rounding:.2g} is rounding"
+        problem = (
+            f"the logits differ by {agreement.error:.2g}, "
+            f"rounding explains {agreement.rounding:.2g}"
+        )
     warnings.warn(
-        f"every variant of a prompt runs as a whole, because going on from keys and values that "
-        f"are kept is not right for this model: {problem}",
+        f"full prompts run for every variant, because cached keys and values give wrong results "
+        f"with this model: {problem}",
         RuntimeWarning,
         stacklevel=4,
     )
@@ -155,7 +158,7 @@ def _last(context: list[int], rows: int = 1) -> Batch:
 
 
 def _is_bare(model: nn.Module) -> bool:
-    """Whether nothing is hooked in: an ``add`` at the last token has to know which one it is."""
+    """Whether the model has no hooks: an ``add`` at the last token must see the full prompt."""
     return not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
@@ -176,23 +179,22 @@ def steered_differences(
 ) -> Float[Tensor, "n m"]:
     """``answer_differences`` with each of m vectors added at the last token of each prompt.
 
-    Nothing before the last token depends on the vectors, nor does any block before the first that
-    is added to: where the model keeps a cache, these run once a prompt, and only the rest of the
-    last token runs as one batch of all variants. Inside an ``add``, or with any other hook on the
-    model, whole prompts run.
+    The earlier tokens do not depend on the vectors, nor do the blocks before the first vector. With
+    a cache these run once per prompt, and the rest runs as one batch of all variants. Inside an
+    ``add``, or with any other hook on the model, full prompts run.
 
     Args:
-        model: a decoder; left exactly as it is.
+        model: a decoder; left unchanged.
         prompts: n prompts.
         variants: by block, (m, h); all blocks have the same m.
-        path: dotted name of the list of blocks, where it is not found by itself.
-        kept: the ``prefixes`` of the prompts, where they have been made already.
+        path: dotted name of the list of blocks; None: frenet looks for it.
+        kept: the ``prefixes`` of the prompts, if they exist already.
 
     Warns:
         RuntimeWarning: as ``prefixes``.
     """
     count = len(next(iter(variants.values())))
-    found = torch.empty(len(prompts), count)
+    differences = torch.empty(len(prompts), count)
     bare = _is_bare(model)
     with measuring(model), torch.no_grad(), _answered(model, prompts) as columns:
         layout = None
@@ -206,8 +208,8 @@ def steered_differences(
                 part = {block: v[start : start + TOGETHER] for block, v in variants.items()}
                 logits = _last_logits(model, prompt.context, prefix, part, path, layout)
                 logits = logits.float().cpu()
-                found[i, start : start + TOGETHER] = logits[:, first] - logits[:, second]
-    return found
+                differences[i, start : start + TOGETHER] = logits[:, first] - logits[:, second]
+    return differences
 
 
 def _last_logits(
@@ -218,10 +220,10 @@ def _last_logits(
     path: str | None,
     layout: Layout | None,
 ) -> Float[Tensor, "m v"]:
-    """From what is kept of a prompt, or by whole passes."""
+    """Last logits of the variants, from the cache or by full passes."""
     if prefix is not None and layout is not None:
-        # The last token is added to the cache. A window that the prompt fills, say, has blocks
-        # called in another way than the layout knows.
+        # The last token is added to the cache. If the prompt fills a sliding window, for example,
+        # blocks are called differently from the layout.
         with suppress(LayoutError):
             return _from_cache(model, context, copy.deepcopy(prefix), variants, path, layout)
     return _whole(model, context, variants, path)
@@ -230,7 +232,7 @@ def _last_logits(
 def _whole(
     model: nn.Module, context: list[int], variants: Variants, path: str | None
 ) -> Float[Tensor, "m v"]:
-    """Last logits of as many copies of the prompt as there are variants."""
+    """Last logits of one copy of the prompt for each variant."""
     copies = len(next(iter(variants.values())))
     batch = collate([(context, [])] * copies)
     with add(model, {Site(block): v for block, v in variants.items()}, path=path):
@@ -245,10 +247,10 @@ def _from_cache(
     path: str | None,
     layout: Layout,
 ) -> Float[Tensor, "m v"]:
-    """The same by the last token alone, and one row of it in the blocks before the first vector."""
+    """The same from the last token alone, with one row in the blocks before the first vector."""
     copies = len(next(iter(variants.values())))
     blocks = residual_blocks(model, path)[1]
-    # Up to the first block that is added to, all variants are one row; adding makes the copies.
+    # Up to the first vector all variants are one row; adding the vectors makes the copies.
     first = min((b for b, v in variants.items() if bool(v.any())), default=len(blocks))
     for layer in cache.layers[first + 1 :]:
         layer.batch_repeat_interleave(copies)
@@ -260,7 +262,7 @@ def _from_cache(
 
 
 class Cost(NamedTuple):
-    """What a change of the model does to neutral text.
+    """Effect of a change of the model on neutral text.
 
     Attributes:
         kl: mean KL divergence from the unchanged model's next-token distribution, nats per token.
@@ -283,11 +285,11 @@ def neutral_cost(
     """Cost of each change on neutral text.
 
     Args:
-        model: a decoder; left exactly as it is.
-        rows: of every text the token ids that are given, and those that are predicted.
-        changes: functions that return a context in which the model is changed, such as ``add`` or
-            ``ParamSpace.displaced``.
-        tokens: at most so many in one forward pass, since all their logits are kept.
+        model: a decoder; left unchanged.
+        rows: for every text the token ids of the context, and those to predict.
+        changes: functions that return a context manager which changes the model, such as ``add``
+            or ``ParamSpace.displaced``.
+        tokens: most tokens in one forward pass, which holds all their logits.
     """
     total = [[0.0, 0.0] for _ in changes]
     before, count = 0.0, 0
@@ -313,7 +315,7 @@ def _log_probabilities(
     accepted = forward_arguments(model)
     device = next(model.parameters()).device
     given: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k in accepted}
-    # With labels transformers would compute a loss that nobody asks for.
+    # With labels transformers would compute a loss that is not needed.
     given.pop("labels", None)
     if "use_cache" in accepted:
         given["use_cache"] = False
@@ -321,31 +323,31 @@ def _log_probabilities(
     with change:
         logits = call(**given).logits[:, :-1]
     labels = batch["labels"].to(device)[:, 1:]
-    wanted = labels >= 0
-    return logits[wanted].float().log_softmax(-1), labels[wanted]
+    is_target = labels >= 0
+    return logits[is_target].float().log_softmax(-1), labels[is_target]
 
 
 def answer_directions(
     model: nn.Module, prompts: Sequence[Prompted], *, path: str | None = None, most: int = 8
 ) -> Float[Tensor, "a h"]:
-    """d logit / d h at the last token after the last block, of each answer, over some prompts.
+    """d logit / d h of each answer, at the last token after the last block, over some prompts.
 
-    The answer's row of the output head as the last norm lets it through: what a direction that
-    only writes the answer's token would be.
+    This is the answer's row of the output head, through the last norm: the direction that only
+    writes the answer's token.
 
     Args:
-        model: a decoder; left exactly as it is.
-        prompts: whose answers; the direction of a token that answers several is their mean.
-        path: dotted name of the list of blocks, where it is not found by itself.
-        most: prompts to look at, evenly spread, so that either class has its part.
+        model: a decoder; left unchanged.
+        prompts: with answers; a token that answers several prompts gets their mean direction.
+        path: dotted name of the list of blocks; None: frenet looks for it.
+        most: number of prompts, evenly spread so that both classes occur.
 
     Returns:
-        One row for each of the a tokens that are answers, by token.
+        One row for each of the a answer tokens, sorted by token.
     """
     last = len(residual_blocks(model, path)[1]) - 1
     chosen = prompts[:: -(-len(prompts) // most)]
     width = last_activations(model, [chosen[0].context], [last], path=path).shape[-1]
-    found: dict[int, list[Tensor]] = {}
+    rows: dict[int, list[Tensor]] = {}
     with measuring(model), torch.enable_grad():
         for prompt in chosen:
             probe = torch.zeros(width, requires_grad=True)
@@ -353,5 +355,5 @@ def answer_directions(
                 logits = run_blocks(model, collate([(prompt.context, [])])).logits[0, -1]
             for answer in prompt.answers:
                 row = torch.autograd.grad(logits[answer], probe, retain_graph=True)[0]
-                found.setdefault(answer, []).append(row.float().cpu())
-    return torch.stack([torch.stack(found[answer]).mean(0) for answer in sorted(found)])
+                rows.setdefault(answer, []).append(row.float().cpu())
+    return torch.stack([torch.stack(rows[answer]).mean(0) for answer in sorted(rows)])

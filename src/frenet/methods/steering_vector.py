@@ -1,4 +1,4 @@
-"""A steering vector: arithmetic, and files that other programs read."""
+"""A steering vector: arithmetic and files."""
 
 import hashlib
 import math
@@ -18,7 +18,7 @@ from frenet.network.blocks import residual_blocks
 from frenet.network.checkpoints.tensor_files import DIGESTS, load_tensors, save_tensors
 
 FORMAT = "frenet-steering-vector-1"
-# The architecture by which llama.cpp knows a control vector.
+# The architecture that llama.cpp expects of a control vector.
 CONTROL = "controlvector"
 
 
@@ -29,7 +29,7 @@ class SteeringVector(Shown):
     Attributes:
         directions: by 0-based block index, (h,) in float32.
         origin: how it was made.
-        model: fingerprint of the model it belongs to; empty where it is not known.
+        model: fingerprint of the model it belongs to; empty if unknown.
         data: fingerprint of the contrast it was made from.
 
     >>> v = SteeringVector({3: torch.tensor([1.0, 0.0])}, "by hand")
@@ -58,8 +58,8 @@ class SteeringVector(Shown):
     def _entries(self) -> Iterator[Fact]:
         for block in self.blocks:
             norm, chance = float(self.directions[block].norm()), self.width**-0.5
-            told = f"cosines of random vectors are about {chance:.3g}"
-            yield f"norm after block {block}", norm, told
+            expected = f"cosines of random vectors are about {chance:.3g}"
+            yield f"norm after block {block}", norm, expected
 
     def __add__(self, other: "SteeringVector") -> "SteeringVector":
         return self._with(other, 1.0)
@@ -97,13 +97,13 @@ class SteeringVector(Shown):
         return {b: cosine(self.directions[b], other.directions[b]) for b in self._common(other)}
 
     def require_fits(self, model: nn.Module, fingerprint: str, *, path: str | None = None) -> None:
-        """Raise ValueError where the vector was made for another model."""
+        """Raise ValueError if the vector belongs to another model."""
         blocks = residual_blocks(model, path)[1]
         if self.model and self.model != fingerprint:
             raise UsageError(
                 f"the vector was made for the model {self.model[:12]}, this one is "
                 f"{fingerprint[:12]}; extract it again on this model, or load the model with the "
-                "--dtype that the vector was made with"
+                "--dtype of the vector"
             )
         if beyond := [block for block in self.blocks if not 0 <= block < len(blocks)]:
             raise UsageError(
@@ -135,13 +135,13 @@ class SteeringVector(Shown):
         if self.model and other.model and self.model != other.model:
             raise UsageError(
                 f"the vectors were made on different weights: {self.model[:12]} and "
-                f"{other.model[:12]}; one model loaded in two dtypes has two sets of weights: "
-                "extract both vectors from the same model with the same --dtype"
+                f"{other.model[:12]}; a model has other weights in another dtype: extract both "
+                "vectors from the same model with the same --dtype"
             )
 
 
 def save_vector(vector: SteeringVector, path: str | Path) -> Path:
-    """Write a vector as safetensors: one tensor a block, and where it comes from.
+    """Write a vector as safetensors: one tensor per block, and its origin.
 
     Raises:
         ValueError: an entry is not finite.
@@ -157,7 +157,7 @@ def load_vector(path: str | Path) -> SteeringVector:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is neither, or not what frenet wrote.
+        ValueError: the file is neither, or is damaged.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -169,8 +169,8 @@ def load_vector(path: str | Path) -> SteeringVector:
     tensors, about = load_tensors(path)
     if about.get("format") != FORMAT:
         raise UsageError(
-            f"{path} holds other tensors than a steering vector of frenet, as frenet steer extract "
-            "writes it; directions in weights are for --vectors of frenet probe"
+            f"{path} is not a steering vector from frenet steer extract; pass directions in "
+            "weights as --vectors to frenet probe"
         )
     require_object(about, path, origin=str, model=str, data=str)
     directions = {}
@@ -187,13 +187,13 @@ def load_vector(path: str | Path) -> SteeringVector:
 def save_control_vector(vector: SteeringVector, path: str | Path, *, architecture: str) -> Path:
     """Write a vector in the GGUF format of llama.cpp, which adds it at every position.
 
-    ``direction.l`` is added to the stream after the 0-based block l; the format has none for
-    block 0.
+    ``direction.l`` is added to the stream after the 0-based block l; the format has no direction
+    for block 0.
 
     Args:
-        vector: its entries are written as they are; llama.cpp scales them as it is told.
+        vector: written unscaled; llama.cpp has an option for the scale.
         path: ends in .gguf.
-        architecture: of the model, such as "llama" or "qwen2", kept as a hint.
+        architecture: of the model, such as "llama" or "qwen2"; a hint.
 
     Raises:
         ValueError: the vector has a direction for block 0 only, or an entry that is not finite.
@@ -207,17 +207,17 @@ def save_control_vector(vector: SteeringVector, path: str | Path, *, architectur
     blocks = [block for block in vector.blocks if block > 0]
     if not blocks:
         raise UsageError(
-            "the vector has a direction for block 0 only, for which GGUF control vectors have no "
-            "place; extract a later block"
+            "the vector has a direction for block 0 only, which GGUF control vectors cannot hold; "
+            "extract a later block"
         )
-    own = {block: vector.directions[block].float().cpu() for block in blocks}
+    directions = {block: vector.directions[block].float().cpu() for block in blocks}
     with whole(path) as part:
         writer = GGUFWriter(part, CONTROL)
         writer.add_string(f"{CONTROL}.model_hint", architecture)
         writer.add_uint32(f"{CONTROL}.layer_count", len(blocks))
         writer.add_string("general.description", vector.origin)
-        writer.add_string(DIGESTS, _digest(own, vector.origin))
-        for block, direction in own.items():
+        writer.add_string(DIGESTS, _digest(directions, vector.origin))
+        for block, direction in directions.items():
             writer.add_tensor(f"direction.{block}", direction.numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -227,7 +227,7 @@ def save_control_vector(vector: SteeringVector, path: str | Path, *, architectur
 
 
 def _digest(directions: Mapping[int, Tensor], origin: str) -> str:
-    """sha256 of the directions in a control vector, with their blocks and where they come from."""
+    """sha256 of the directions of a control vector, with their blocks and origin."""
     about = {"origin": origin, "blocks": {str(b): len(v) for b, v in directions.items()}}
     state = hashlib.sha256(canonical(about).encode())
     for block in sorted(directions):
@@ -248,26 +248,26 @@ def _load_control_vector(path: Path) -> SteeringVector:
             for name in ("general.architecture", "general.description", DIGESTS)
             if (field := reader.fields.get(name))
         }
-    except Exception as error:  # the reader trusts the file, and has no error of its own
+    except Exception as error:  # the reader trusts the file, and raises no error class of its own
         raise DamagedFileError(
-            path, f"is damaged or incomplete ({error}); fetch it again"
+            path, f"is damaged or incomplete ({error}); download it again"
         ) from None
     kind = text.get("general.architecture")
     if kind != CONTROL:
         raise UsageError(f"{path} is a GGUF file of {kind!r}, not a control vector")
-    found = {}
+    directions = {}
     for tensor in reader.tensors:
         name, _, block = tensor.name.partition(".")
         if name != "direction" or not block.isdigit():
             raise UsageError(f"{path} has the tensor {tensor.name!r}, which is no direction")
-        found[int(block)] = torch.from_numpy(tensor.data.copy()).float().reshape(-1)
-    if not found:
+        directions[int(block)] = torch.from_numpy(tensor.data.copy()).float().reshape(-1)
+    if not directions:
         raise UsageError(f"{path} holds no direction")
     origin = text.get("general.description", f"control vector {path.name}")
     # Control vectors of other programs have no digest.
-    if DIGESTS in text and text[DIGESTS] != _digest(found, origin):
-        raise DamagedFileError(path, "is not what was written (sha256); export it again")
-    return SteeringVector(found, origin)
+    if DIGESTS in text and text[DIGESTS] != _digest(directions, origin):
+        raise DamagedFileError(path, "has changed since it was written (sha256); export it again")
+    return SteeringVector(directions, origin)
 
 
 def _require_finite(vector: SteeringVector) -> None:

@@ -20,11 +20,11 @@ Watcher = Callable[[int], None]
 def train_in_basis(
     model: nn.Module, task: Task, basis: Basis, *, space: ParamSpace, training: Training
 ) -> Float[Tensor, " d"]:
-    """Displacement after training theta_0 + U c in the coordinates c alone. The model ends there.
+    """Displacement after training theta_0 + U c in the coordinates c alone. The model stays there.
 
     The gradient in c is U^T g. An adaptive optimiser moves every coordinate by about its learning
-    rate, so k coordinates would move the network sqrt(d / k) times less than d do: its rate is
-    multiplied by that, which gives steps of equal norm. SGD needs no such factor.
+    rate, so k coordinates would move the network sqrt(d / k) times less than d do. Its rate is
+    multiplied by that factor, so that steps have equal norm. SGD needs no factor.
 
     Args:
         model: the network, at theta_0.
@@ -37,7 +37,7 @@ def train_in_basis(
         U c, shape (d,), float32.
 
     Raises:
-        ValueError: the basis is of other parameters; names the first that differs.
+        ValueError: the basis belongs to other parameters; names the first that differs.
         FloatingPointError: a loss or gradient is not finite; names the parameter.
     """
     optimizer = SubspaceOptimizer(
@@ -53,7 +53,7 @@ def train_in_basis(
 
 
 def equal_steps(training: Training, d: int, k: int) -> float:
-    """Factor on the rate at which steps in k coordinates are as long as in d.
+    """Factor on the learning rate that makes steps in k coordinates as long as in d.
 
     >>> equal_steps(Training("adam:1e-3"), 400, 4), equal_steps(Training("sgd:0.1"), 400, 4)
     (10.0, 1.0)
@@ -69,7 +69,7 @@ def train_with(
     training: Training,
     watch: Watcher | None = None,
 ) -> Float[Tensor, " T"]:
-    """Train with an optimiser that is there already. The model ends at its last point.
+    """Train with an existing optimiser. The model stays at its last point.
 
     Args:
         model: the optimiser's network. Dropout is off.

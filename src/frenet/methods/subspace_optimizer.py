@@ -22,37 +22,37 @@ Make = Callable[[list[Tensor]], torch.optim.Optimizer]
 class SubspaceOptimizer(torch.optim.Optimizer):
     """Steps of any torch optimiser in the coordinates c of a basis: theta = anchor + U c.
 
-    A step takes the ``.grad`` of the selected parameters as g, gives U^T g to the inner optimiser,
+    A step takes the ``.grad`` of the selected parameters as g, passes U^T g to the inner optimiser,
     which holds c, and writes anchor + U c into the parameters, rounded to their dtype. c and anchor
-    are kept in float64, so that steps below the rounding of bf16 add up.
+    are float64, so that steps below the rounding of bf16 add up.
 
-    It takes the place of an optimiser in any training loop: schedulers act on its ``param_groups``,
-    whose settings the inner optimiser follows. Weight decay pulls c to zero, and so the parameters
-    to the anchor. A selected parameter without a gradient has the gradient zero.
+    It replaces the optimiser in any training loop. Schedulers act on its ``param_groups``, and the
+    inner optimiser follows their settings. Weight decay pulls c to zero, and so the parameters to
+    the anchor. A missing gradient counts as zero.
 
-    Whenever the basis changes, by a ``MovingBasis`` or by ``rebase``, the anchor is the present
-    point, c = 0, and the inner optimiser is made anew: momentum and moments, which belong to the
-    old coordinates, are dropped.
+    Whenever the basis changes, by a ``MovingBasis`` or by ``rebase``, the anchor moves to the
+    current point, c = 0, and a new inner optimiser starts: momentum and moments belong to the old
+    coordinates and are dropped.
 
     Args:
         model: the network, at the first anchor.
         space: the d parameters; no others are moved.
         basis: U, shape (d, k), a moving one, or None for all d coordinates.
-        make: gives the inner optimiser for a list of tensors.
-        scale: the learning rate inside a basis is that of ``make`` times this. Adam moves every
-            coordinate by about its rate, so ``(d / k) ** 0.5`` gives steps as long as in all d.
-        clip: largest norm of what the inner optimiser gets as gradient, None for no limit.
+        make: returns the inner optimiser for a list of tensors.
+        scale: multiplies the learning rate of ``make`` inside a basis. Adam moves every coordinate
+            by about its rate, so ``(d / k) ** 0.5`` gives steps as long as in all d.
+        clip: largest norm of the gradient that the inner optimiser gets; None: no limit.
 
     Attributes:
-        basis: where the next step moves; None: in all d coordinates.
+        basis: of the next step; None: all d coordinates.
         taken: steps so far.
         full_taken: how many of them moved all d coordinates.
-        coordinates: c, shape (k,), or the point itself where all d coordinates move; float64.
+        coordinates: c, shape (k,), or the point itself if all d coordinates move; float64.
 
     Raises:
-        ValueError: the basis is of other parameters (names the first that differs), or ``make``
-            has more than one group of parameters.
-        MemoryError: the points do not fit; nothing is allocated before.
+        ValueError: the basis belongs to other parameters (names the first that differs), or
+            ``make`` returns more than one group of parameters.
+        MemoryError: the points do not fit into memory; raised before any allocation.
 
     >>> from frenet.geometry.basis import span_basis
     >>> model = nn.Linear(2, 1, bias=False)
@@ -104,8 +104,8 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: a gradient is not finite; names the parameter.
-            ValueError: no selected parameter has a gradient, or one has been moved since the last
-                step by something else.
+            ValueError: no selected parameter has a gradient, or something else has moved one since
+                the last step.
         """
         loss = None
         if closure is not None:
@@ -131,7 +131,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         return loss
 
     def displacement(self) -> Float[Tensor, " d"]:
-        """Present point minus anchor, in float32, or in float64 where a parameter is."""
+        """Current point minus anchor, in float32, or in float64 if a parameter is."""
         exact = reduce(torch.promote_types, (p.dtype for p in self._parameters), torch.float32)
         if self.basis is None:
             return (self._point - self._anchor).to(exact)
@@ -141,17 +141,17 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         return out[0]
 
     def rebase(self, basis: Basis | None) -> None:
-        """Go on from the present parameters inside another basis (None: in all coordinates).
+        """Continue from the current parameters inside another basis (None: in all coordinates).
 
-        The inner optimiser is made anew. Parameters that something else has moved since the last
-        step are taken as they are now.
+        A new inner optimiser starts. Parameters that something else has moved since the last step
+        keep their current values.
         """
         if self._moved() is not None:
             self._point = self._read()
         self._enter(basis)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on: settings, inner optimiser, basis, anchor and coordinates."""
+        """Everything needed to continue: settings, inner optimiser, basis, anchor, coordinates."""
         basis = None
         if self.basis is not None:
             basis = {key: getattr(self.basis, key) for key in ("U", "S", "origin", "rank")}
@@ -170,15 +170,15 @@ class SubspaceOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state. The model's own parameters are loaded by the model.
+        """Continue from a saved state. Load the model's parameters separately.
 
         Raises:
-            ValueError: the state is of another number of parameters.
+            ValueError: the state has another number of parameters.
         """
         state = state_dict["state"]
         if len(state["point"]) != self.space.dim:
             raise UsageError(
-                f"the state is of {len(state['point'])} coordinates, the space has "
+                f"the state has {len(state['point'])} coordinates, the space has "
                 f"{self.space.dim}; select the parameters that it was saved with"
             )
         basis = state["basis"]
@@ -194,7 +194,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self.param_groups[0].update(_settings(state_dict["param_groups"][0]))
 
     def _enter(self, basis: Basis | None) -> None:
-        """Make the present point the anchor of other coordinates, with a fresh inner optimiser."""
+        """Make the current point the anchor of other coordinates, with a new inner optimiser."""
         if basis is not None:
             if basis.space is not None:
                 require_same_space(self.space, basis.space)
@@ -212,7 +212,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         self.inner = self._make([self.coordinates])
 
     def _count(self) -> None:
-        """Count the step, and change the coordinates where a moving basis says so."""
+        """Count the step, and change the coordinates if a moving basis says so."""
         self.taken += 1
         self.full_taken += self.basis is None
         self._inside_taken += self.basis is not None
@@ -238,7 +238,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         return flat
 
     def _inside(self, gradient: Float[Tensor, " d"]) -> Float[Tensor, " j"]:
-        """The gradient in the present coordinates, float64."""
+        """The gradient in the current coordinates, float64."""
         if self.basis is None:
             return gradient.double()
         return gram(gradient[None], self.basis.U.T)[0]
@@ -256,7 +256,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
         return list(self.space.unflatten(self._point).values())
 
     def _moved(self) -> str | None:
-        """The first parameter that is not where the last step put it."""
+        """The first parameter that has changed since the last step."""
         for name, p, part in zip(self.space.names, self._parameters, self._parts(), strict=True):
             if not torch.equal(p.detach(), part.to(p)):
                 return name
@@ -265,7 +265,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
     def _require_unmoved(self) -> None:
         if (name := self._moved()) is not None:
             raise UsageError(
-                f"parameter {name} is not where the optimiser put it, so the step would undo a "
+                f"parameter {name} has changed since the last step, and this step would undo the "
                 "change; call rebase(basis) after loading or changing weights"
             )
 
@@ -276,7 +276,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
             # Two moments, and the point before a step.
             numbers += 8 * 3
         if isinstance(basis, MovingBasis):
-            # The full steps and the directions that they give, in float32.
+            # The full steps and their directions, in float32.
             numbers += 4 * 2 * basis.full
         require_memory(
             numbers * self.space.dim,

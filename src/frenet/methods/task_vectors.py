@@ -1,4 +1,4 @@
-"""Task vectors: the difference between two checkpoints, or what an adapter adds, as a direction."""
+"""Task vectors: the difference between two checkpoints, or an adapter's weights, as a direction."""
 
 import copy
 import math
@@ -35,17 +35,17 @@ FORMAT = "frenet-task-vector-1"
 
 @dataclass(frozen=True, repr=False)
 class TaskVector(Shown):
-    """tau = theta_ft - theta_0: a change of named weights, made tensor by tensor when it is read.
+    """tau = theta_ft - theta_0: a change of named weights, computed tensor by tensor when read.
 
-    Vectors are added, subtracted and scaled; a weight that one of them does not have stands still
-    in it. Nothing is held but what ``read`` holds: a difference of two files reads them again.
+    Vectors can be added, subtracted and scaled; a weight that a vector does not have counts as
+    unchanged. The vector stores no tensors: a difference of two files reads them again.
 
     Attributes:
-        shapes: of the weights that it changes, by name in the base model.
-        read: the change of one weight, float32.
+        shapes: of the weights that change, by name in the base model.
+        read: returns the change of one weight, float32.
         origin: how it was made.
-        base: digest of the weights it starts from; empty where they are not known.
-        notes: what a report must say about it, one sentence each.
+        base: digest of the weights that it starts from; empty if unknown.
+        notes: sentences for the report.
 
     >>> v = TaskVector({"w": (2,)}, lambda name: torch.tensor([3.0, 4.0]), "by hand")
     >>> v.norm(), (2 * v - v).read("w")
@@ -91,12 +91,12 @@ class TaskVector(Shown):
         total = 0.0
         for name in self.shapes:
             if name in other.shapes:
-                own = self.read(name)
-                total += dot(own, own if same else other.read(name))
+                tensor = self.read(name)
+                total += dot(tensor, tensor if same else other.read(name))
         return total
 
     def cosine(self, other: "TaskVector") -> float:
-        """tau . tau' / (||tau|| ||tau'||); 0 where one of them is zero."""
+        """tau . tau' / (||tau|| ||tau'||); 0 if one of them is zero."""
         norms = self.norm() * other.norm()
         return self.dot(other) / norms if norms > 0 else 0.0
 
@@ -104,36 +104,36 @@ class TaskVector(Shown):
         """The parameters of ``model`` that the vector changes, tied ones once.
 
         Raises:
-            ValueError: the model lacks one of them or has it in another shape, or has other
-                weights than those that the vector starts from.
+            ValueError: the model lacks one of them, has it in another shape, or is not the base of
+                the vector.
         """
-        own = dict(model.named_parameters())
+        named = dict(model.named_parameters())
         buffers = dict(model.named_buffers())
         for name, shape in self.shapes.items():
-            found = own.get(name)
-            if found is None and name in buffers and not self.read(name).any():
+            p = named.get(name)
+            if p is None and name in buffers and not self.read(name).any():
                 continue
-            if found is None or tuple(found.shape) != shape:
-                there = f"shape {tuple(found.shape)}" if found is not None else "no such parameter"
-                if found is None and name in dict(model.named_parameters(remove_duplicate=False)):
-                    there = f"one weight for this and others that are tied; {UNTIE}"
+            if p is None or tuple(p.shape) != shape:
+                there = f"shape {tuple(p.shape)}" if p is not None else "no such parameter"
+                if p is None and name in dict(model.named_parameters(remove_duplicate=False)):
+                    there = f"one weight for this and others tied to it; {UNTIE}"
                 raise UsageError(
                     f"the vector ({self.origin}) does not fit this model: it changes {name} of "
                     f"shape {shape}, the model has {there}"
                 )
-        kept = {name for name in self.shapes if name in own}
-        if self.base and self.base != digest(self.shapes, lambda name: (own | buffers)[name]):
+        moving = {name for name in self.shapes if name in named}
+        if self.base and self.base != digest(self.shapes, lambda name: (named | buffers)[name]):
             raise UsageError(
-                f"the vector ({self.origin}) starts from other weights than this model has; load "
-                "the base that it was made with"
+                f"the vector ({self.origin}) starts from other weights than this model; load "
+                "the base of the vector"
             )
-        return ParamSpace.select(model, lambda name, _: name in kept)
+        return ParamSpace.select(model, lambda name, _: name in moving)
 
     def flat(self, space: ParamSpace) -> Float[Tensor, " d"]:
-        """The vector in the coordinates of ``space``, float32; zero where it has no change.
+        """The vector in the coordinates of ``space``, float32; zero for weights without a change.
 
         Raises:
-            ValueError: it changes a weight that the space does not have.
+            ValueError: the vector changes a weight outside the space.
         """
         if outside := [name for name in self.shapes if name not in space.names]:
             left = [name for name in outside if self.read(name).any()]
@@ -142,25 +142,25 @@ class TaskVector(Shown):
                     f"the vector ({self.origin}) changes {left[0]} ({len(left)} such weights), "
                     "which is not among the selected parameters"
                 )
-        found = torch.zeros(space.dim)
-        for name, part in space.unflatten(found).items():
+        result = torch.zeros(space.dim)
+        for name, part in space.unflatten(result).items():
             if name in self.shapes:
                 part.copy_(self.read(name))
-        return found
+        return result
 
     @contextmanager
     def applied(self, model: nn.Module, scale: int | float = 1.0) -> Iterator[None]:
-        """The model at theta + scale * tau; afterwards its own weights, bit for bit."""
+        """The model at theta + scale * tau inside the context; restored bit for bit after it."""
         space = self.space(model)
         with space.displaced(model, float(scale) * self.flat(space)):
             yield
 
 
 def combine(terms: Sequence[tuple[float, TaskVector]]) -> TaskVector:
-    """sum_i a_i tau_i, weight by weight: for adapters the sum of the products, no cross-terms.
+    """sum_i a_i tau_i, weight by weight: for adapters the sum of products, without cross terms.
 
     Raises:
-        ValueError: no term; vectors of different models or bases.
+        ValueError: there is no term, or the vectors belong to different models or bases.
     """
     if not terms:
         raise UsageError("no task vector to combine; pass at least one")
@@ -176,7 +176,7 @@ def combine(terms: Sequence[tuple[float, TaskVector]]) -> TaskVector:
             total = a * total
         for i, (b, vector) in enumerate(rest):
             part = vector.read(name)
-            # What a vector gave may be held by it: the first sum makes a tensor of our own.
+            # A vector may hold the tensor that it returned: the first sum makes a new one.
             total = total.add_(part, alpha=b) if i or a != 1 else total.add(part, alpha=b)
         return total
 
@@ -188,7 +188,7 @@ def combine(terms: Sequence[tuple[float, TaskVector]]) -> TaskVector:
 
 
 def require_alike(vectors: Sequence[TaskVector]) -> None:
-    """Raise ValueError where vectors have one weight in two shapes, or start from two bases."""
+    """Raise ValueError if vectors disagree on the shape of a weight, or on the base."""
     first = vectors[0]
     for other in vectors[1:]:
         for name, shape in other.shapes.items():
@@ -197,22 +197,21 @@ def require_alike(vectors: Sequence[TaskVector]) -> None:
                     f"the vectors belong to different models: {name} has shape "
                     f"{first.shapes[name]} in {first.origin} and {shape} in {other.origin}"
                 )
-        # Digests are of the changed weights, so that only vectors of the same ones have the same.
+        # A digest covers the changed weights, so it can be compared only if these are the same.
         same = first.shapes.keys() == other.shapes.keys()
         if same and first.base and other.base and first.base != other.base:
             raise UsageError(
-                f"the vectors start from different weights ({first.origin}; {other.origin}); take "
-                "both from one base, and where the base is stored in two dtypes, both from the "
-                "base in one of them: rounded weights are other weights"
+                f"the vectors start from different weights ({first.origin}; {other.origin}); make "
+                "both from one base in one dtype: rounded weights are other weights"
             )
 
 
 def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
-    """theta_ft - theta_0 of two checkpoints on disk, float32, one tensor in memory at a time.
+    """theta_ft - theta_0 of two checkpoints on disk, float32, with one tensor in memory at a time.
 
     Args:
         base: folder, or file, of safetensors.
-        tuned: the same weights after training, named as in either (``TensorFiles.named_like``).
+        tuned: the same weights after training; see ``TensorFiles.named_like`` for their names.
 
     Raises:
         ValueError: the checkpoints hold different weights; names the first that differs.
@@ -232,35 +231,35 @@ def from_checkpoints(base: str | Path, tuned: str | Path) -> TaskVector:
 
 
 def _with_tied(files: TensorFiles, other: TensorFiles) -> TensorFiles:
-    """The files with tied weights under each name under which the other ones have a weight."""
+    """The files with a tied weight under every name that the other files use for it."""
     ties = tied_weights(files)
-    found = copy.copy(files)
-    found.shapes, found.stored = dict(files.shapes), dict(files.stored)
+    extended = copy.copy(files)
+    extended.shapes, extended.stored = dict(files.shapes), dict(files.stored)
     for name, one in ties.items():
         if name in other.shapes and name not in files.shapes and one in files.shapes:
-            found.shapes[name], found.stored[name] = files.shapes[one], files.stored[one]
-    return found
+            extended.shapes[name], extended.stored[name] = files.shapes[one], files.stored[one]
+    return extended
 
 
 def _without(files: TensorFiles, names: Iterable[str]) -> TensorFiles:
     """The same files without some tensors."""
-    found = copy.copy(files)
-    found.shapes = {name: shape for name, shape in files.shapes.items() if name not in names}
-    return found
+    reduced = copy.copy(files)
+    reduced.shapes = {name: shape for name, shape in files.shapes.items() if name not in names}
+    return reduced
 
 
 def require_same_weights(first: TensorFiles, second: TensorFiles) -> None:
-    """Raise ValueError, naming the first that differs, where two checkpoints differ in weights."""
+    """Raise ValueError if the weights of two checkpoints differ, naming the first that does."""
     for one, other in ((first, second), (second, first)):
         if missing := [name for name in one.shapes if name not in other.shapes]:
             raise UsageError(
-                f"the checkpoints are of different architectures: {missing[0]} is in {one.path} "
+                f"the checkpoints have different architectures: {missing[0]} is in {one.path} "
                 f"and not in {other.path} ({len(missing)} such tensors)"
             )
     for name, shape in first.shapes.items():
         if shape != second.shapes[name]:
             raise UsageError(
-                f"the checkpoints are of different sizes: {name} has shape {shape} in "
+                f"the checkpoints have different sizes: {name} has shape {shape} in "
                 f"{first.path} and {second.shapes[name]} in {second.path}"
             )
 
@@ -276,15 +275,15 @@ def from_adapter(
     $$\tau = \sum_a w_a s_a B_a A_a, \qquad s = \alpha / r \text{ or } \alpha / \sqrt r$$
 
     Args:
-        adapter: folder or hub id of a stored adapter, or PEFT's wrapper around a model: merged,
-            disabled or active, which makes no difference, and left alone.
-        base: the plain base model of a stored adapter; the meta device will do, where a
-            stand-in with random weights fits into the memory.
-        weights: for a wrapper, coefficient by adapter name; None: 1 for each active one.
+        adapter: folder or hub id of a stored adapter, or a model in PEFT's wrapper, with its
+            adapter merged, disabled or active; left unchanged.
+        base: the plain base model of a stored adapter; it may be on the meta device, if a copy
+            with random weights fits into memory.
+        weights: for a wrapper, coefficients by adapter name; None: 1 for each active one.
 
     Raises:
-        ValueError: names or shapes that do not fit, both listed; DoRA and others that are no sum
-            of products; an adapter that changes nothing.
+        ValueError: names or shapes do not fit, the adapter is no sum of products, such as DoRA, or
+            it changes nothing.
     """
     notes: list[str] = []
     if isinstance(adapter, nn.Module):
@@ -313,26 +312,26 @@ def from_step(
     start: Float[Tensor, " d"] | None = None,
     origin: str = "step",
 ) -> TaskVector:
-    r"""What a step of some parameters does to the weights of the network.
+    r"""The change of the network's weights under a step of some parameters.
 
     $$\tau = s\,(B_1 A_1 - B_0 A_0)$$
 
-    Of LoRA it is the change of the product, which is no straight line of the factors: half of
-    tau is not what half of the step makes. Of other parameters it is the step itself.
+    With LoRA it is the change of the product, which is not linear in the factors: half of the step
+    does not give half of tau. For other parameters it is the step itself.
 
     Args:
-        model: carries the parameters; left as it is.
+        model: carries the parameters; left unchanged.
         step: from theta_0 to theta_1, in the coordinates of ``space``.
         space: the parameters that moved.
-        start: theta_0; None: where the model stands.
+        start: theta_0; None: the current parameters.
         origin: how the step was made.
 
     Returns:
-        The vector, its weights named as in ``model``: added to a model whose adapter is at
-        theta_0, it gives the network of theta_1.
+        The vector, with weights named as in ``model``. Added to a model with the adapter at
+        theta_0, it gives the network at theta_1.
 
     Raises:
-        ValueError: an adapter that is no sum of products B A.
+        ValueError: the adapter is no sum of products B A.
     """
     shapes, read = weight_change(model, space, step, start)
     return TaskVector(shapes, read, origin)
@@ -341,16 +340,16 @@ def from_step(
 def from_training(
     model: nn.Module, path: Trajectory, *, start: int = 0, stop: int | None = None
 ) -> TaskVector:
-    """What a recorded training, or some steps of it, did to the weights (``from_step``).
+    """The change of the weights in a recorded training, or in some of its steps.
 
     Args:
-        model: that was trained, wherever it stands now; left as it is.
-        path: of its parameters, or of the factors of its adapter.
-        start: steps before the vector begins.
-        stop: steps after which it ends; None: all. A prefix ends after its k steps.
+        model: that was trained, at any point; left unchanged.
+        path: of its parameters, or of its adapter's factors (see ``from_step``).
+        start: the number of steps before the vector begins.
+        stop: the number of steps after which it ends; None: all.
 
     Raises:
-        ValueError: an adapter that is no sum of products B A.
+        ValueError: the adapter is no sum of products B A.
     """
     ends = f"steps {start} to {len(path) if stop is None else stop} of a training"
     step = path.displacement(start, stop)
@@ -364,19 +363,18 @@ def save_task_vector(vector: TaskVector, path: str | Path) -> Path:
 
 
 def load_task_vector(path: str | Path) -> TaskVector:
-    """What ``save_task_vector`` wrote; tensors are read when they are asked for.
+    """Read a vector from ``save_task_vector``; tensors are read when needed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds other tensors than a task vector.
+        ValueError: the file is no task vector.
     """
     files = TensorFiles(path)
     about = files.about
     if about.get("format") != FORMAT:
         raise UsageError(
-            f"{path} holds other tensors than a task vector of frenet; for a checkpoint pass its "
-            "base too"
+            f"{path} is not a task vector of frenet; for a checkpoint pass its base too"
         )
     if not {"origin", "base"} <= about.keys():
-        raise UsageError(f"{path} does not say what it was made of; save the task vector again")
+        raise UsageError(f"{path} does not name its origin; save the task vector again")
     return TaskVector(files.shapes, files.read, about["origin"], about["base"])

@@ -1,4 +1,4 @@
-"""Directions in weights from disk, for a model in memory: adapters, checkpoints, task vectors."""
+"""Directions in weights from disk: adapters, checkpoints and task vectors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,17 +20,16 @@ from frenet.network.tasks import base_model
 
 
 def vectors_from_disk(model: nn.Module, sources: Sequence[str]) -> Iterator[TaskVector]:
-    """The task vectors of some files and folders, named as the parameters of ``model`` are.
+    """The task vectors of some files and folders, with the parameter names of ``model``.
 
     Args:
-        model: the base, also with an adapter on it, which is then no part of the base.
-        sources: folders of LoRA adapters, folders or files of checkpoints that were trained from
-            this base, files that ``save_task_vector`` wrote, and folders of
-            ``save_winner``.
+        model: the base. An adapter on it is not part of the base.
+        sources: folders of LoRA adapters, folders or files of checkpoints trained from this base,
+            files of ``save_task_vector``, and folders of ``save_winner``.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: a source that fits the model not at all, or in part; both sides are named.
+        ValueError: a source does not fit the model, or only in part; the message names both.
     """
     wrong: list[ValueError | OSError] = []
     for source in sources:
@@ -45,11 +44,11 @@ def vectors_from_disk(model: nn.Module, sources: Sequence[str]) -> Iterator[Task
 
 
 def check_sources(sources: Sequence[str]) -> None:
-    """Refuse what can be seen to be no direction in weights, before a model is loaded.
+    """Refuse files that are no direction in weights, before a model is loaded.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: a source that cannot be read, or is something else; of several each is named.
+        ValueError: a source cannot be read, or is something else; the message names every one.
     """
     wrong: list[ValueError | OSError] = []
     for source in sources:
@@ -61,32 +60,32 @@ def check_sources(sources: Sequence[str]) -> None:
 
 
 def _refuse(wrong: Sequence[Exception], sources: Sequence[str]) -> None:
-    """Raise what is wrong with some sources, all of it at once."""
+    """Raise one error for everything that is wrong with the sources."""
     if len(wrong) == 1:
         raise wrong[0]
     if wrong:
-        told = "; ".join(map(str, wrong))
-        raise UsageError(f"{len(wrong)} of {len(sources)} vectors cannot be used: {told}")
+        reasons = "; ".join(map(str, wrong))
+        raise UsageError(f"{len(wrong)} of {len(sources)} vectors cannot be used: {reasons}")
 
 
 def plain_base(model: nn.Module) -> nn.Module:
-    """The base of a model without any wrapper, with the model's own tensors, not copied.
+    """The base of a model without any wrapper; it shares the model's tensors.
 
     Raises:
-        ValueError: the model has no configuration of transformers.
+        ValueError: the model has no transformers configuration.
     """
     from transformers import PretrainedConfig
 
     config: Any = getattr(base_model(model), "config", None)
     if not isinstance(config, PretrainedConfig):
-        raise UsageError("only models of transformers can be compared with files")
+        raise UsageError("only transformers models can be compared with files")
     with torch.device("meta"):
         bare: Any = language_class(config).from_config(config)
-    # New parameters: those themselves would take over what the new model's require. Tied ones are
-    # those that are tied in the model, whatever its configuration says.
-    own = base_weights(base_model(model))
-    new = {id(p): nn.Parameter(p.detach()) for p in own.values()}
-    bare.load_state_dict({n: new[id(p)] for n, p in own.items()}, strict=False, assign=True)
+    # New parameters: the model's would get the requires_grad of the new model. Weights are tied as
+    # in the model, not as in its configuration.
+    weights = base_weights(base_model(model))
+    new = {id(p): nn.Parameter(p.detach()) for p in weights.values()}
+    bare.load_state_dict({n: new[id(p)] for n, p in weights.items()}, strict=False, assign=True)
     modules = dict(bare.named_modules())
     for name, buffer in base_model(model).named_buffers():
         path, _, last = name.replace(".base_layer", "").rpartition(".")
@@ -97,93 +96,93 @@ def plain_base(model: nn.Module) -> nn.Module:
 
 
 def _opened(path: Path) -> tuple[Held | None, TensorFiles]:
-    """What a folder holds, if it is one, and the tensors of it or of the file, not read yet."""
+    """The contents of a folder, if it is one, and the tensors of the folder or file, unread."""
     if not path.exists():
         raise FileNotFoundError(f"there is no adapter, checkpoint or task vector {path}")
     if path.suffix.lower() == ".gguf":
         raise UsageError(
-            f"{path} is a GGUF file: pass a control vector as --steering FILE with --contrasts, "
-            "and of a model the folder that frenet convert makes"
+            f"{path} is a GGUF file: pass a control vector as --steering FILE with --contrasts; "
+            "convert a model with frenet convert and pass the folder"
         )
-    found = held(path) if path.is_dir() else None
+    folder = held(path) if path.is_dir() else None
     files = path
-    if found and found.is_adapter:
+    if folder and folder.is_adapter:
         files = require_adapter_folder(path) / ADAPTER_WEIGHTS
     tensors = TensorFiles(files)
     if tensors.about.get("format") == STEERING:
         raise UsageError(
-            f"{path} is a steering vector, which acts on activations and not on weights; pass it "
+            f"{path} is a steering vector, which acts on activations, not on weights; pass it "
             "as --steering FILE with --contrasts, not as --vectors"
         )
-    return found, tensors
+    return folder, tensors
 
 
 def _read(model: nn.Module, path: Path) -> TaskVector:
-    found, files = _opened(path)
-    if found and found.is_adapter:
+    folder, files = _opened(path)
+    if folder and folder.is_adapter:
         return from_adapter(path, base=plain_base(model))
     if path.is_file() and files.about.get("format", "pt") != "pt":
         return load_task_vector(path)
-    # The winner of a search holds the weights that were searched, and no others.
+    # The winner of a search holds only the weights that were searched.
     vector = _from_checkpoint(model, files, partly=(path / RECORD).exists())
-    if vector is None and found and found.adapter:
+    if vector is None and folder and folder.adapter:
         return from_adapter(path, base=plain_base(model))
     if vector is None:
-        raise UsageError(f"the checkpoint {files.path} has the model's own weights: no direction")
-    return replace(vector, notes=tuple(found.notes())) if found else vector
+        raise UsageError(f"the checkpoint {files.path} equals the model: no direction")
+    return replace(vector, notes=tuple(folder.notes())) if folder else vector
 
 
 def _from_checkpoint(model: nn.Module, files: TensorFiles, *, partly: bool) -> TaskVector | None:
-    """The checkpoint minus the weights that the model has now, which are copied; None: no change.
+    """The checkpoint minus the model's current weights, as copies; None: no change.
 
     Raises:
-        ValueError: a weight that the other one does not have, or in another shape.
+        ValueError: one side lacks a weight, or has it in another shape.
     """
     plain = plain_base(model)
-    own = dict(plain.named_parameters())
-    files = files.named_like(own)
-    shapes = {name: tuple(p.shape) for name, p in own.items() if not partly or name in files.shapes}
+    now = dict(plain.named_parameters())
+    files = files.named_like(now)
+    shapes = {name: tuple(p.shape) for name, p in now.items() if not partly or name in files.shapes}
     for name, shape in shapes.items():
         if files.shapes.get(name) != shape:
             raise UsageError(
-                f"the checkpoint {files.path} is of another architecture: {name} has shape {shape} "
-                f"in the model and {files.shapes.get(name, 'is not there')} in the file"
+                f"the checkpoint {files.path} has another architecture: {name} has shape {shape} "
+                f"in the model and {files.shapes.get(name, 'is missing')} in the file"
             )
     _require_no_more(plain, files)
-    kept = {name: files.read(name).float() - own[name].detach().float().cpu() for name in shapes}
-    changed = {name: shape for name, shape in shapes.items() if bool(kept[name].any())}
-    return TaskVector(changed, kept.__getitem__, str(files.path)) if changed else None
+    diff = {name: files.read(name).float() - now[name].detach().float().cpu() for name in shapes}
+    changed = {name: shape for name, shape in shapes.items() if bool(diff[name].any())}
+    return TaskVector(changed, diff.__getitem__, str(files.path)) if changed else None
 
 
 def _require_no_more(plain: nn.Module, files: TensorFiles) -> None:
-    """Raise ValueError where a file has a weight that the model does not have.
+    """Raise ValueError if a file has a weight that the model lacks.
 
-    Buffers are no weights, and a copy of a tied weight is the same weight.
+    Buffers are not weights, and a copy of a tied weight is the same weight.
     """
     tied = dict(plain.named_parameters(remove_duplicate=False))
     first = {id(p): name for name, p in reversed(list(tied.items()))}
     buffers = {name.rpartition(".")[2] for name, _ in plain.named_buffers()}
     for name in files.shapes:
         if name in tied:
-            own = first[id(tied[name])]
-            if own == name or own not in files.shapes:
+            first_name = first[id(tied[name])]
+            if first_name == name or first_name not in files.shapes:
                 continue
-            if torch.equal(files.read(name), files.read(own)):
+            if torch.equal(files.read(name), files.read(first_name)):
                 continue
             raise UsageError(
-                f"the checkpoint {files.path} has two weights, {own} and {name}, where the model "
-                "has one that is tied; it belongs to another model, or its training has parted "
-                f"them: then {UNTIE}"
+                f"the checkpoint {files.path} has two weights, {first_name} and {name}, and the "
+                "model has one tied weight; it belongs to another model, or was trained with "
+                f"untied weights: then {UNTIE}"
             )
         if name.rpartition(".")[2] not in buffers:
             raise UsageError(
-                f"the checkpoint {files.path} is of another architecture: the model has no {name}, "
+                f"the checkpoint {files.path} has another architecture: the model has no {name}, "
                 f"which has shape {files.shapes[name]} in the file"
             )
 
 
 def _own_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters of the base by their plain names, also inside PEFT's wrapper."""
+    """The parameters of the base by their names without PEFT's wrapper."""
     return {
         name.replace(".base_layer", ""): parameter
         for name, parameter in base_model(model).named_parameters()
@@ -192,15 +191,15 @@ def _own_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _renamed(vector: TaskVector, model: nn.Module, origin: str) -> TaskVector:
-    """The vector with the names that its weights have in ``model``."""
+    """The vector with weights named as in ``model``."""
     names: Mapping[int, str] = {id(p): name for name, p in model.named_parameters()}
-    own = {plain: names[id(p)] for plain, p in _own_parameters(model).items()}
-    if missing := [name for name in vector.shapes if name not in own]:
+    new_names = {plain: names[id(p)] for plain, p in _own_parameters(model).items()}
+    if missing := [name for name in vector.shapes if name not in new_names]:
         raise UsageError(
             f"{vector.origin} changes {missing[0]} ({len(missing)} such weights), which the model "
-            "does not have; it belongs to another base"
+            "lacks; it belongs to another base"
         )
-    plain = {own[name]: name for name in vector.shapes}
+    plain = {new_names[name]: name for name in vector.shapes}
     shapes = {new: vector.shapes[name] for new, name in plain.items()}
     same = all(new == name for new, name in plain.items())
     made = TaskVector(

@@ -1,4 +1,4 @@
-"""How well a steering vector is known."""
+"""How reliable a steering vector is."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,16 +12,16 @@ from frenet.methods.steering_vector import SteeringVector
 
 
 class Known(NamedTuple):
-    """How well the direction after one block is known.
+    """Reliability of the direction after one block.
 
     Attributes:
         block: 0-based.
         difference: norm of the contrast's mean difference over the stream's norm.
         shuffled: 95% quantile of the same with shuffled labels.
         cosine: of the direction with the mean difference.
-        null: 95% quantile of the same with shuffled labels.
-        halves: mean cosine of the mean differences of two random halves, r; the whole
-            direction can have 2 r / (1 + r) with another one of equal quality.
+        null: 95% quantile of ``cosine`` with shuffled labels.
+        halves: r, the mean cosine between the mean differences of two random halves; the cosine
+            between two full mean differences of the same kind is then about 2 r / (1 + r).
     """
 
     block: int
@@ -40,22 +40,22 @@ def known(
     shuffles: int = 400,
     seed: int = 0,
 ) -> list[Known]:
-    """What stands behind a vector, block by block.
+    """Reliability of a vector, block by block.
 
     Args:
         vector: any vector.
-        streams: of the contrast it is held against, after the blocks.
+        streams: of the contrast to compare with, after the blocks.
         blocks: in the order of the streams.
         shuffles: of the labels.
-        seed: of halves and shuffles.
+        seed: of the halves and shuffles.
     """
-    found = []
+    result = []
     for i, block in enumerate(blocks):
         draw = rng.generator(seed, "steering", "known", str(block))
         sides, direction = streams.at(i), vector.at(block)
         norm = float(sides.rows.norm(dim=1).square().mean().sqrt())
         shuffled = shuffled_differences(sides, shuffles, draw)
-        found.append(
+        result.append(
             Known(
                 block,
                 float(sides.difference().norm()) / norm,
@@ -65,4 +65,4 @@ def known(
                 split_half_cosine(sides, repeats=20, generator=draw),
             )
         )
-    return found
+    return result
