@@ -685,7 +685,8 @@ def test_a_gain_that_still_grows_at_the_largest_sigma_is_not_compared(unit: str)
     grows = best("random:100", RIGHT, 9.0, unit=unit)
     beyond = [row | {"factor": 3.0, "gain": 99.0} for row in grows if row["factor"] == 1.0]
     falls = [row | {"factor": 4.0, "gain": 0.0} for row in beyond]
-    assert searched(rows + grows + beyond).verdict == "supported"
+    # Nothing is known of 100 directions then, and the claim is about them, too.
+    assert searched(rows + grows + beyond).verdict == "undecided"
     assert searched(rows + grows + beyond + falls).verdict == "contradicted"
 
 
@@ -991,3 +992,34 @@ def test_the_drift_chart_names_the_space_where_there_are_several() -> None:
 
 def test_without_a_measured_prefix_no_k_is_named() -> None:
     assert prefix_span([]).quantity == "LoRA recovery captured by the first few updates"
+
+
+def test_what_a_measure_is_compared_with_is_of_the_same_cases() -> None:
+    """The control of a case without the measure says nothing about the others."""
+    rows = [
+        {"a": 1, "seed": 0, "v": 1.0, "o": 5.0},
+        {"a": 1, "seed": 1, "v": None, "o": 100.0},
+        {"a": 1, "seed": 2, "v": float("nan"), "o": 100.0},
+    ]
+    (table,) = breakdown("t", rows, by=("a",), values={"v": "V", "o": "O"}, counts={"v": "n"})
+    assert table.rows == (
+        {"a": 1, "V": 1.0, "low": None, "high": None, "seeds": 1, "O": 5.0, "n": 1},
+    )
+
+
+def test_c5_is_open_if_no_case_of_some_number_of_directions_can_be_compared() -> None:
+    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
+    assert searched(rows).verdict == "supported"
+    bare = [row | {"gain": -1.0} for row in best("random:1000", RIGHT, 1.0)]
+    # A place whose best sigma is the largest one tried has no gain that counts.
+    unbracketed = [row | {"factor": 4.0, "unit": "trusted"} for row in bare]
+    finding = searched(rows + unbracketed)
+    assert (finding.verdict, "1000 random directions" in finding.why) == ("undecided", True)
+
+
+def test_c2_is_open_for_a_space_whose_recoveries_do_not_count() -> None:
+    rows = captures("other tasks", [0.01] * 3) + captures("prefix", [0.6] * 3)
+    assert fixed_plane(rows).verdict == "supported"
+    lost = {"table": "recovery", "seed": 0, "task": "a", "protocol": "p", "optimizer": "o"}
+    finding = fixed_plane([*rows, {**lost, "space": "other", "status": "not recovered"}])
+    assert (finding.verdict, "in the other space" in finding.why) == ("undecided", True)

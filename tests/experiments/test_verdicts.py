@@ -90,6 +90,12 @@ def test_a_criterion_says_which_of_its_lines_it_misses() -> None:
     assert criterion.of(interval(3.0, 4.0), than=null, case="in a").why == "x in a is not below 2"
 
 
+def test_a_criterion_needs_a_line_and_names_the_only_one_of_a_range() -> None:
+    with pytest.raises(ValueError, match="the criterion of x has no line"):
+        Criterion("x")
+    assert str(Criterion("x", within=(-math.inf, 0.9))) == "x is at most 0.9"
+
+
 def test_a_criterion_that_contradicts_nothing_is_open_beyond_its_line() -> None:
     found = Criterion("x", above=(1.0,), contradicts=False).of(interval(0.1, 0.2))
     assert found == Condition("open", "x is not above 1")
@@ -136,7 +142,9 @@ def test_no_outlier_is_open_for_a_case_that_is_wholly_beyond() -> None:
         for task, x in (("low", 0.25), ("end", 0.5), ("in", 1.0), ("high", 9.0))
     ]
     rows.append({"seed": 0, "task": "one seed", "x": 99.0})
-    asked = NoOutlier(Criterion("x", within=(0.5, 3.0)), "task", ("task",))
+    # Whether the criterion contradicts the claim is no matter here.
+    inside = Criterion("x", within=(0.5, 3.0), contradicts=False)
+    asked = NoOutlier(inside, "task", ("task",))
     beyond = {"low", "high"}
     for task in ("low", "end", "in", "high", "one seed"):
         found = asked.of([row for row in rows if row["task"] == task], "x")

@@ -85,9 +85,8 @@ def _run(args: list[str]) -> int:
     if args[0].startswith("-"):
         raise UsageError(f"give the experiment before {args[0]}: frenet run EXPERIMENT [options]")
     (experiment,) = _chosen(args[:1])
-    name, title = preset_of(args[1:]), experiment.name.replace("-", "_")
-    named(name, experiment.presets, f"preset of {experiment.name}")  # refuses an unknown one
-    preset = experiment.settings(name, kind_asked(args[1:]))
+    title = experiment.name.replace("-", "_")
+    preset = experiment.settings(preset_of(args[1:], experiment), kind_asked(args[1:]))
     about = f"{experiment.question} Presets: {', '.join(experiment.presets)}."
     command = f"run {experiment.name}"
     work, config = parse_both(
@@ -113,7 +112,7 @@ def _demo(args: list[str]) -> int:
     """``frenet demo``: a reproduction on the synthetic transformer alone."""
     from frenet.cli.reproduce import reproduce
 
-    return reproduce(["--networks", "synthetic", *args])
+    return reproduce(args, command="demo", networks=("synthetic",))
 
 
 def _report(args: list[str]) -> int:

@@ -24,10 +24,17 @@ class Planned(NamedTuple):
     out: Path
 
 
-def preset_of(args: Sequence[str]) -> str:
-    """The preset in the arguments; the defaults of the other flags depend on it."""
+def preset_of(args: Sequence[str], experiment: "Experiment | None" = None) -> str:
+    """The preset in the arguments, or the usual one; the defaults of the other flags depend on it.
+
+    The first preset of an experiment that has not the usual one.
+    """
+    if given := _value("--preset", args):
+        return given
     usual = DEFAULT_PRESET if kind_asked(args) == SYNTHETIC else LANGUAGE_MODEL_PRESET
-    return _value("--preset", args) or usual
+    if experiment is not None and usual not in experiment.presets:
+        return next(iter(experiment.presets))
+    return usual
 
 
 def kind_asked(args: Sequence[str]) -> Kind:

@@ -1,7 +1,7 @@
 """``frenet reproduce``: all experiments on several networks, and one report."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,16 +40,19 @@ class Reproducing(Work):
     """Only show what would run, and the time and memory that it needs."""
 
 
-def reproduce(args: list[str]) -> int:
-    """``frenet reproduce``."""
+def reproduce(
+    args: list[str], *, command: str = "reproduce", networks: tuple[str, ...] = ()
+) -> int:
+    """``frenet reproduce``, or a command that is one with other networks by default."""
     from frenet.experiments.reproduce import PRESETS, folder_names, parts
     from frenet.report import write_report
     from frenet.runs import reproduction_out
 
     name = preset_of(args)
-    settings = named(name, PRESETS, "preset of reproduce")
+    settings = named(name, PRESETS, f"preset of {command}")
+    settings = replace(settings, networks=networks or settings.networks)
     work, settings = parse_both(
-        Reproducing, settings, args, command="reproduce", about=ABOUT,
+        Reproducing, settings, args, command=command, about=ABOUT,
         titles=("running", "networks"),
     )  # fmt: skip
     refuse_unused(work.address, work.engine)

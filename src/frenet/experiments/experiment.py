@@ -22,6 +22,7 @@ MODEL: Kind = "model"
 MADE: Kind = "frenet:gpt2"
 # The preset that the settings for language models start from.
 LANGUAGE_MODEL_PRESET = "lm"
+USUAL_PRESETS = ("smoke", "demo", "cpu", "gpu")
 
 
 def kind_of(network: str) -> Kind:
@@ -288,18 +289,23 @@ class Experiment(Study):
     prepare: Callable[[Any, Cell], None] | None = None
     in_demo: bool = True
 
+    def has_preset(self, preset: str, kind: Kind = SYNTHETIC) -> bool:
+        """Whether there are settings; with ``lm`` there are for every usual preset of a model."""
+        usual = preset in USUAL_PRESETS and LANGUAGE_MODEL_PRESET in self.presets
+        return preset in self.presets or (kind != SYNTHETIC and usual)
+
     def settings(self, preset: str, kind: Kind = SYNTHETIC) -> Any:
         """The configuration of a preset for a kind of network.
 
         Raises:
             ValueError: there is no such preset.
         """
-        if preset not in self.presets:
+        if not self.has_preset(preset, kind):
             there = ", ".join(self.presets)
             raise UsageError(f"no preset of {self.name} {preset!r}; there are: {there}")
         if kind == SYNTHETIC:
             return self.presets[preset]
-        base = self.presets.get(LANGUAGE_MODEL_PRESET, self.presets[preset])
+        base = self.presets.get(LANGUAGE_MODEL_PRESET) or self.presets[preset]
         changed: dict[str, Any] = {}
         for each in (MODEL, kind):
             changed |= self.changes.get(each, {}).get(preset, {})

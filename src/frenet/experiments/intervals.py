@@ -124,7 +124,7 @@ def breakdown(
         counts: column -> the heading of the number of rows that have a value in it.
         least: the least possible value of the measure, as for ``fraction``; None: cut no interval.
     """
-    known = {key for row in rows for key, value in row.items() if value is not None}
+    known = {key for row in rows for key, value in row.items() if _given(value)}
     keys = [key for key in by if key in known]
     measure = next(iter(values), None)
     others = {column: name for column, name in values.items() if column in known - {measure}}
@@ -133,8 +133,7 @@ def breakdown(
         part: Row = dict(zip(keys, case, strict=True))
         same = select(rows, **part)
         counted = {
-            name: sum(row.get(column) is not None for row in same)
-            for column, name in counts.items()
+            name: sum(_given(row.get(column)) for row in same) for column, name in counts.items()
         }
         if measure is not None:
             of_measure = (
@@ -145,10 +144,17 @@ def breakdown(
             value, low, high, seeds = of_measure or (None, None, None, None)
             part |= {values[measure]: value, "low": low, "high": high, "seeds": seeds}
         for column, name in others.items():
-            mean = estimate(same, column)
+            # A control of the same rows is averaged over the cases that have both.
+            both = [r for r in same if measure and _given(r.get(measure)) and _given(r.get(column))]
+            mean = estimate(both or same, column)
             part[name] = None if mean is None else mean.value
         parts.append({**part, **counted})
     return (Breakdown(title, tuple(parts)),) if parts else ()
+
+
+def _given(value: Scalar) -> bool:
+    """Whether a row has a value: neither None nor NaN."""
+    return value is not None and value == value
 
 
 def estimate(rows: Rows, value: str) -> Estimate | None:

@@ -6,9 +6,10 @@ rule and the verdict, so that words and code always agree.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Estimate, Rows, Verdict
 from frenet.experiments.intervals import estimate_of, high, low, over_seeds, why_undecided
 
@@ -41,6 +42,12 @@ class Criterion:
     within: tuple[float, float] | None = None
     contradicts: bool = True
 
+    def __post_init__(self) -> None:
+        if not (self.above or self.below or self.within):
+            raise UsageError(
+                f"the criterion of {self.quantity} has no line; pass above, below or within"
+            )
+
     def __str__(self) -> str:
         return f"{self.quantity} is {self.predicate}"
 
@@ -59,8 +66,12 @@ class Criterion:
                 parts.append(f"{side} {' and '.join(map(_line, lines))}")
         if self.within is not None:
             least, most = self.within
-            ends = f"within [{least:g}, {most:g}]"
-            parts.append(f"at least {least:g}" if most == math.inf else ends)
+            if most == math.inf:
+                parts.append(f"at least {least:g}")
+            elif least == -math.inf:
+                parts.append(f"at most {most:g}")
+            else:
+                parts.append(f"within [{least:g}, {most:g}]")
         return " and ".join(parts)
 
     def of(
@@ -131,9 +142,10 @@ class NoOutlier:
 
     def of(self, rows: Rows, value: str) -> Condition:
         """The condition for rows; their columns ``by`` name the case."""
+        line = replace(self.criterion, contradicts=True)
         for row in over_seeds(rows, by=self.by, value=value):
             named = ", ".join(str(row[key]) for key in self.by)
-            condition = self.criterion.of(estimate_of(row), case=f"for {named} alone")
+            condition = line.of(estimate_of(row), case=f"for {named} alone")
             if condition.state == "fails":
                 return Condition("open", condition.why)
         return Condition("holds", str(self))

@@ -116,6 +116,11 @@ def compare_headers(folder: Path, *, stored: Header, wanted: Header, state: Stat
         if None not in (stored.device, wanted.device):
             pairs += [("device", stored.device, wanted.device)]
     for name, old, new in pairs:
+        if old is _ABSENT and new is not _ABSENT:
+            raise RunFolderError(
+                f"{folder} holds a run of an earlier version, which had no {name}; frenet report "
+                f"reads it (with --partial if it is not finished). To run this one, {OTHER_OUT}"
+            )
         if old != new:
             raise RunFolderError(
                 f"{folder} holds a run with {name}={_show(old)}, and this one has "

@@ -12,6 +12,7 @@ from frenet.experiments.setup.networks import (
     by_space,
     network_cells,
     prepare,
+    require_values,
     task_names,
 )
 
@@ -40,6 +41,7 @@ class Config(DamageConfig, MinibatchConfig):
 
 def cells(config: Config) -> list[Cell]:
     """One cell per seed, space, mode, task and optimiser."""
+    require_values(config, "lags")
     return network_cells(
         config,
         mode=config.modes,

@@ -29,7 +29,7 @@ LEFT_OUT = " left out: "
 
 
 RATIO = Criterion(f"the energy ratio at lag {LAG}", below=(CEILING,))
-FROZEN = Criterion("the frozen control", above=(CONTROL,))
+FROZEN = Criterion(f"the frozen control at lag {LAG}", above=(CONTROL,))
 RULE = Rule((RATIO,), premises=(FROZEN,))
 
 

@@ -40,7 +40,7 @@ BANDS = Criterion(
 EVENLY = Criterion(
     "the gain at the best sigma, as a share of that in the whole space,", within=EVEN
 )
-NUMBERS = Cases("in 10 to 1,000 random directions", (EVENLY,))
+NUMBERS = Cases("in each number of random directions that was searched", (EVENLY,))
 NOWHERE = NoOutlier(EVENLY, "case", ("place", "task", "protocol", "space", "size"))
 RULE = Rule((BANDS, NUMBERS, NOWHERE))
 
@@ -49,7 +49,9 @@ def decide(rows: Rows) -> Finding:
     """C5: the bands have their coverage up to sigma* / 2, and gains are even."""
     covered = fraction(within_reach(rows), "inside")
     even = evenness(rows)
-    measured = [EVENLY.of(r, case=f"in {k} random directions") for k, r in even.items()]
+    # A number of directions in which no case can be compared leaves the claim open.
+    tried = {_directions(str(r["place"])) for r in searched(rows) if r["place"] != "all"}
+    measured = [EVENLY.of(even.get(k), case=f"in {k} random directions") for k in sorted(tried)]
     nothing = EVENLY.of(None, case="in any random directions")
     verdict, why = RULE.decide(
         {

@@ -14,6 +14,7 @@ from frenet.experiments.setup.networks import (
     MinibatchConfig,
     network_cells,
     prepare,
+    require_values,
     task_names,
 )
 from frenet.experiments.setup.reading import ContrastConfig
@@ -71,6 +72,7 @@ def cells(config: Config) -> list[Cell]:
 
     if unknown := [name for name in config.directions if name not in KINDS]:
         raise UsageError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
+    require_values(config, "lags")
     steps = max(config.lags)
     if "prefix" in config.directions and config.k >= steps:
         remedy = f"--k {steps - 1} or less" if steps > 1 else "--directions without prefix"

@@ -6,7 +6,13 @@ from frenet.experiments.experiment import MODEL, Cell, Experiment, Later, Settin
 from frenet.experiments.gradient_rank.findings import CLAIMS, FIGURES, TABLES
 from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import SMALL_NETWORK, NetworkConfig, network_cells, prepare
+from frenet.experiments.setup.networks import (
+    SMALL_NETWORK,
+    NetworkConfig,
+    network_cells,
+    prepare,
+    require_values,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Config(DamageConfig, NetworkConfig):
 
 def cells(config: Config) -> list[Cell]:
     """One cell per seed, space and point: overlaps need all tasks together."""
+    require_values(config, "ks", "batch_sizes")
     return network_cells(config, point=config.points)
 
 

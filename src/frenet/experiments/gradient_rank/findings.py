@@ -53,7 +53,7 @@ def decide(rows: Rows) -> Finding:
         quantity=f"held-out gradient energy of the undamaged network in the top {K} directions"
         + (f", batches of {size}" if size else ""),
         estimate=energy,
-        reference="highest null",
+        reference="null with the highest upper end",
         reference_estimate=null,
         why=why,
         notes=_cautions(rows, energy, fraction(at_k, "label_shuffled")),

@@ -77,7 +77,13 @@ def parts(reproduction: Reproduction, preset: str) -> list[Part]:
         raise UsageError(f"no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}")
     _refuse_unknown(reproduction)
     whole = preset in ("cpu", "gpu")
-    names = reproduction.experiments or [e.name for e in EXPERIMENTS.values() if whole or e.in_demo]
+    kinds = [kind_of(network) for network in reproduction.networks]
+    # Unless it is named, an experiment without this preset is left out.
+    names = reproduction.experiments or [
+        e.name
+        for e in EXPERIMENTS.values()
+        if (whole or e.in_demo) and all(e.has_preset(preset, kind) for kind in kinds)
+    ]
     # Those that decide claims first.
     chosen = sorted((EXPERIMENTS[name] for name in names), key=lambda e: not e.claims)
     return [

@@ -202,12 +202,29 @@ def task_names(config: NetworkConfig) -> tuple[str, ...]:
     Raises:
         ValueError: ``only`` names a task that does not exist.
     """
+    if config.max_tasks < 0:
+        raise UsageError(f"max_tasks={config.max_tasks}; pass 0 for all tasks, or how many")
     known = _known_tasks(config)
     if missing := [name for name in config.only if name not in known]:
         raise UsageError(
             f"no task {missing[0]!r}; there are {listed(known)}: pass some of them as --only"
         )
     return config.only or known[: config.max_tasks or None]
+
+
+def require_values(config: NetworkConfig, *names: str) -> None:
+    """Refuse a list of numbers that is empty, or holds one below 1.
+
+    Raises:
+        ValueError: names the option.
+    """
+    for name in names:
+        values = getattr(config, name)
+        if not values or min(values) < 1:
+            shown = " ".join(map(str, values)) or "no value"
+            raise UsageError(
+                f"--{name.replace('_', '-')} got {shown}; pass one or more, each at least 1"
+            )
 
 
 def network_cells(

@@ -5,7 +5,7 @@ from typing import Any
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell
 from frenet.experiments.setup.damage import shown_settings
-from frenet.experiments.setup.networks import by_space, network_cells, task_names
+from frenet.experiments.setup.networks import by_space, network_cells, require_values, task_names
 
 # A longer prefix would hold the recovery simply by being most of it.
 LONGEST_PREFIX = 0.35
@@ -19,6 +19,7 @@ def recovery_cells(config: Any) -> list[Cell]:
         ValueError: a k that is too large for the steps of a recovery.
     """
     most = int(LONGEST_PREFIX * config.steps)
+    require_values(config, "ks")
     if max(config.ks) > most:
         raise UsageError(
             f"k={max(config.ks)} is above {LONGEST_PREFIX} of the {config.steps} steps that a "

@@ -114,9 +114,9 @@ def _cautions(rows: Rows, slopes: Rows) -> Iterator[str]:
     parts = [part for _, part in _by_contrast(slopes)]
     if count := sum(_as_random(part) for part in parts):
         yield (
-            f"For {count} of {len(parts)} contrasts, the largest of the random vectors with the "
-            "stream's covariance steers as much as the shift by a gradient step; the rule uses "
-            "random vectors without that covariance."
+            f"For {count} of {len(parts)} contrasts and spaces, the largest of the random vectors "
+            "with the stream's covariance steers as much as the shift by a gradient step; the rule "
+            "uses random vectors without that covariance."
         )
     yield from cautions(rows, "slope")
 
