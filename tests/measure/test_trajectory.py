@@ -317,7 +317,9 @@ def test_a_path_that_does_not_fit_is_refused_before_anything_is_allocated(monkey
         train_and_record(model, task, training, space=space)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "lion:1e-3", "adam:", ":1e-3"])
+@pytest.mark.parametrize(
+    "optimizer", ["adam", "lion:1e-3", "adam:", ":1e-3", "adam:x", "adam:nan", "adam:inf", "sgd:-1"]
+)
 def test_an_optimizer_that_does_not_exist_is_refused(optimizer):
     with pytest.raises(ValueError, match=r"is not NAME:RATE with NAME one of adam, adamw, sgd"):
         Training(optimizer).make([torch.zeros(1)])

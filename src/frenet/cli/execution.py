@@ -43,8 +43,8 @@ def kind_asked(args: Sequence[str]) -> Kind:
 
 
 def _value(name: str, args: Sequence[str]) -> str | None:
-    """The value of a flag on the command line."""
-    for flag, value in itertools.pairwise([*args, ""]):
+    """The value of a flag on the command line; the last one counts."""
+    for flag, value in reversed(list(itertools.pairwise([*args, ""]))):
         if flag == name or flag.startswith(f"{name}="):
             return flag.partition("=")[2] or value
     return None

@@ -41,13 +41,17 @@ class Training:
 
     def make(self, parameters: list[Tensor], *, scale: float = 1.0) -> torch.optim.Optimizer:
         """The torch optimiser for these tensors, its learning rate multiplied by ``scale``."""
-        name, _, rate = self.optimizer.partition(":")
-        if name not in _OPTIMIZERS or not rate:
+        name, _, text = self.optimizer.partition(":")
+        try:
+            rate = float(text)
+        except ValueError:
+            rate = math.nan
+        if name not in _OPTIMIZERS or not 0 <= rate < math.inf:
             raise UsageError(
                 f"optimizer {self.optimizer!r} is not NAME:RATE with NAME one of "
-                f"{', '.join(_OPTIMIZERS)}, such as adam:3e-5"
+                f"{', '.join(_OPTIMIZERS)} and a finite RATE, such as adam:3e-5"
             )
-        return _OPTIMIZERS[name](parameters, float(rate) * scale)
+        return _OPTIMIZERS[name](parameters, rate * scale)
 
 
 @dataclass(frozen=True, repr=False)

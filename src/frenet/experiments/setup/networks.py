@@ -261,6 +261,8 @@ def _known_tasks(config: NetworkConfig) -> tuple[str, ...]:
     if config.model != SYNTHETIC:
         from frenet.network.data.text import task_names
 
+        if not config.model:
+            raise UsageError("model is empty; pass synthetic, a hub id, a folder or a GGUF file")
         if not config.tasks:
             raise UsageError(f"model {config.model} needs tasks: pass --tasks FILE.jsonl")
         reading = reading_of(config.rows_read())
