@@ -265,7 +265,7 @@ def test_a_failed_cell_gives_code_1_and_is_named(capsys):
         (["demo", "--experiments", "toy"], "no experiment 'toy'; there are toy-sums"),
         (["run", "toy-sums", "--address", "auto"], "--address is of a Ray cluster; pass --engine"),
         (["demo", "--address", "auto"], "--address is of a Ray cluster; pass --engine ray"),
-        (["demo", "--preset", "gpu"], "no preset of toy-sums 'gpu'"),
+        (["demo", "--preset", "gpu"], "no experiment has a preset 'gpu'"),
     ],
 )
 def test_mistakes_get_one_message_and_code_2(capsys, args, words):

@@ -285,8 +285,8 @@ def test_what_ends_a_run_of_one_cell_is_said_once(capsys, cells, shown):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--lags", "1", "3"), "pass --k 2 or less, or a last of --lags above 10"),
-        (("--lags", "1"), "pass --directions without prefix, or a last of --lags above 10"),
+        (("--lags", "1", "3"), "pass --k 2 or less, or a last lag above 10"),
+        (("--lags", "1"), "pass --directions without prefix, or a last lag above 10"),
         (("--device", "cuda:77"), "there is cpu"),
     ],
 )
@@ -330,5 +330,5 @@ def test_help_keeps_its_sentences_together(capsys):
     """A docstring's further lines are no paragraphs of their own."""
     assert main(["steer", "extract", "--help"]) == 0
     lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
-    start = next(i for i, line in enumerate(lines) if line.startswith("What columns of the task"))
+    start = next(i for i, line in enumerate(lines) if line.startswith("Roles of the columns"))
     assert min(len(line) for line in lines[start : start + 4]) > 45, lines[start : start + 4]

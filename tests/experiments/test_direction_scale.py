@@ -76,7 +76,7 @@ def test_a_recorded_training_that_is_too_short_is_refused_first(config, tmp_path
     recording.add(torch.ones(network.space.dim), zeros=0, gradient=None)
     recording.flush()
     monkeypatch.delattr("frenet.experiments.direction_scale.measure.weight_directions")
-    with pytest.raises(ValueError, match="has 1 steps; pass lags up to that"):
+    with pytest.raises(ValueError, match="has 1 steps; pass at least one lag, up to that"):
         list(EXPERIMENT.run(replace(config, trajectory=str(tmp_path)), CELL))
 
 

@@ -420,7 +420,7 @@ def test_ctrl_c_stops_the_workers_keeps_the_cells_and_says_how_to_go_on(tmp_path
     printed, said = child.communicate(timeout=20)
     assert child.returncode == 130
     assert printed == ""
-    assert "start the same command again to go on" in said
+    assert "run the same command again" in said
     assert "Traceback" not in said
     assert group_is_gone(child.pid)
     assert not (out / "manifest.json").exists()

@@ -121,7 +121,7 @@ def test_options_of_a_cluster_need_one(config, capsys, option):
     args = ["search", "--model", "nowhere", "--tasks", config.tasks[0], option, "3"]
     assert main(args) == 2
     assert f"{option} " in (said := capsys.readouterr().err)
-    assert "of a Ray cluster; pass --engine ray with" in said
+    assert "of a Ray cluster; pass --engine ray too" in said
 
 
 def test_one_held_out_example_has_a_gain_and_no_interval(config, tmp_path, capsys):

@@ -340,7 +340,7 @@ def test_a_recorded_training(tmp_path):
         survives(file, read, other=first.read_bytes())
     kept = second.read_bytes()
     second.write_bytes(first.read_bytes())
-    with pytest.raises(ValueError, match=r"steps-00000003.* written as steps-00000001"):
+    with pytest.raises(ValueError, match=r"steps-00000003.* has the content of steps-00000001"):
         read()
     second.write_bytes(kept)
 

@@ -84,6 +84,8 @@ def parts(reproduction: Reproduction, preset: str) -> list[Part]:
         for e in EXPERIMENTS.values()
         if (whole or e.in_demo) and all(e.has_preset(preset, kind) for kind in kinds)
     ]
+    if not names:
+        raise UsageError(f"no experiment has a preset {preset!r} for these networks")
     # Those that decide claims first.
     chosen = sorted((EXPERIMENTS[name] for name in names), key=lambda e: not e.claims)
     return [
