@@ -27,7 +27,7 @@ class Planned(NamedTuple):
 def preset_of(args: Sequence[str], experiment: "Experiment | None" = None) -> str:
     """The preset in the arguments, or the usual one; the defaults of the other flags depend on it.
 
-    The first preset of an experiment that has not the usual one.
+    If the experiment lacks the usual preset, its first one.
     """
     if given := _value("--preset", args):
         return given
