@@ -19,7 +19,7 @@ from frenet.experiments.direction_scale import figures as scale
 from frenet.experiments.gradient_rank.findings import SAME_EXAMPLES, energy_chart, task_chart
 from frenet.experiments.gradient_rank.findings import decide as rank
 from frenet.experiments.intervals import breakdown, estimate, fraction, high, low, over_seeds
-from frenet.experiments.recovery_basis import findings as prefix_findings
+from frenet.experiments.recovery_basis import findings as recovery_findings
 from frenet.experiments.recovery_basis.figures import held
 from frenet.experiments.recovery_basis.findings import fixed_plane, prefix_span
 from frenet.experiments.setup import brackets
@@ -486,8 +486,8 @@ def test_c4_breaks_down_what_it_has_up_to_k_10() -> None:
 
 
 def test_a_half_is_not_most_of_a_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
-    reaching = replace(prefix_findings.REACHING, within=(0.5, 1.0))
-    monkeypatch.setattr(prefix_findings, "REACHING", reaching)
+    reaching = replace(recovery_findings.REACHING, within=(0.5, 1.0))
+    monkeypatch.setattr(recovery_findings, "REACHING", reaching)
     assert prefix_span(captures("prefix", [0.5, 0.5], lift=2.0)).verdict == "undecided"
     assert prefix_span(captures("prefix", [0.75, 0.75], lift=2.0)).verdict == "supported"
 

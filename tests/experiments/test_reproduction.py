@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import frenet.experiments
+from frenet.cli.execution import preset_of
 from frenet.experiments import EXPERIMENTS
 from frenet.experiments.experiment import MADE, MODEL, SYNTHETIC, kind_of
 from frenet.experiments.reproduce import (
@@ -279,3 +281,20 @@ def test_on_a_gpu_one_process_has_the_model_and_all_have_the_synthetic_network(
     speed = Speed(step=0.5, weights_mib=100.0)
     found = [forecast(part, "demo", speed, folder=tmp_path) for part in parts(wanted, "demo")]
     assert tuple(f.crew for f in found) == crews
+
+
+def test_an_experiment_without_the_preset_is_left_out_unless_it_is_named(monkeypatch):
+    """For a language model every usual preset starts from ``lm``; the synthetic one has no such."""
+    own = EXPERIMENTS["gradient-rank"]
+    presets = {name: own.presets[name] for name in ("smoke", "lm")}
+    short = replace(own, name="short", presets=presets, changes={})
+    monkeypatch.setattr(frenet.experiments, "EXPERIMENTS", {"short": short, own.name: own})
+    synthetic = Reproduction(networks=(SYNTHETIC,))
+    assert [part.experiment.name for part in parts(synthetic, "demo")] == [own.name]
+    assert {part.experiment.name for part in parts(synthetic, "smoke")} == {"short", own.name}
+    with pytest.raises(ValueError, match="no preset of short 'demo'"):
+        parts(replace(synthetic, experiments=("short",)), "demo")
+    assert short.settings("gpu", MODEL) == presets["lm"]
+    # Without a preset, its help and its runs start from the first one that there is.
+    assert (preset_of([], short), preset_of([], own)) == ("smoke", "demo")
+    assert preset_of(["--preset", "cpu", "--preset=gpu"], short) == "gpu"

@@ -543,3 +543,11 @@ def test_a_run_that_goes_on_for_longer_has_more_cells(tmp_path):
 def test_bytes_are_written_as_they_are(tmp_path):
     write_whole(tmp_path / "file", b"\x00\xff\r\n")
     assert (tmp_path / "file").read_bytes() == b"\x00\xff\r\n"
+
+
+def test_a_run_of_a_version_without_a_setting_says_so_and_how_to_read_it(tmp_path):
+    """The user never gave that setting."""
+    fill(tmp_path, CELLS)
+    newer = replace(HEADER, config={**HEADER.config, "dtype": "float32"})
+    with pytest.raises(RunFolderError, match="earlier version, which had no dtype; frenet report"):
+        fill(tmp_path, CELLS, header=newer)

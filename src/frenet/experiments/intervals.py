@@ -144,7 +144,8 @@ def breakdown(
             value, low, high, seeds = of_measure or (None, None, None, None)
             part |= {values[measure]: value, "low": low, "high": high, "seeds": seeds}
         for column, name in others.items():
-            # A control of the same rows is averaged over the cases that have both.
+            # A control in the rows of the measure is averaged over the cases that have both; one
+            # with rows of its own, over these.
             both = [r for r in same if measure and _given(r.get(measure)) and _given(r.get(column))]
             mean = estimate(both or same, column)
             part[name] = None if mean is None else mean.value
