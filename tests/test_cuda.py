@@ -5,7 +5,7 @@ import torch
 
 from frenet.geometry.basis import random_basis, svd_basis
 from frenet.geometry.linalg import principal_angles
-from frenet.geometry.rng import generator
+from frenet.geometry.rng import generator, stream
 from frenet.geometry.subspace import angles
 from frenet.measure.activations import add
 from frenet.methods.candidates import Candidates, Noise
@@ -66,6 +66,30 @@ def test_everything_is_as_found_and_a_second_look_sees_the_same(measurement, nam
     again = MEASUREMENTS[measurement](model, RowsTask(), space)
     # The gradient of an embedding is added up in no fixed order.
     close(first, again, within=1e-2)
+
+
+@pytest.mark.parametrize("signs", [False, True])
+def test_a_stream_has_the_bits_of_the_cpu_at_any_position(signs):
+    one = stream(3, "search", 7, signs=signs)
+    for start, n in ((0, 1), (3, 100_001), (2**40 + 1, 5000)):
+        cpu, cuda = torch.empty(n), torch.empty(n, device="cuda")
+        one.fill(cpu, start)
+        one.fill(cuda, start)
+        assert torch.equal(cpu, cuda.cpu())
+
+
+@pytest.mark.parametrize("kind", [{}, {"relative": True}, {"tied": True}, {"kind": "signs"}])
+def test_candidates_of_every_kind_are_put_as_on_the_cpu(kind):
+    found = []
+    for device in ("cpu", "cuda"):
+        model = tiny_llama().to(device)
+        with Candidates(model, ParamSpace.select(model), Noise(0.1, seed=3, **kind)) as candidates:
+            candidates.put(5)
+            found.append([p.detach().cpu().clone() for p in candidates.parameters])
+    # The root mean square of a tensor is a sum, which a GPU adds up in another order.
+    within = {"rtol": 1e-6, "atol": 1e-7} if "relative" in kind else {"rtol": 0, "atol": 0}
+    for cpu, cuda in zip(*found, strict=True):
+        torch.testing.assert_close(cpu, cuda, **within)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

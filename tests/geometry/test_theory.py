@@ -1,5 +1,6 @@
 """Predictions of random search: closed forms, and Monte Carlo on linear and quadratic losses."""
 
+import itertools
 import math
 
 import numpy as np
@@ -302,3 +303,30 @@ def test_without_a_slope_or_spread_there_is_an_answer():
     change = QuadraticModel(dim=4, gradient=0.0, trace=2.0).change(1.0)
     assert change.cdf(np.array([0.9, 1.0, 1.1])).tolist() == [0.0, 1.0, 1.0]
     assert change.best_of(8) == pytest.approx(1.0)
+
+
+def test_under_signs_the_moments_are_those_of_all_signs():
+    draw = np.random.default_rng(0)
+    g, H, sigma = draw.normal(size=7), draw.normal(size=(7, 7)), 0.3
+    H = H + H.T
+    z = np.array(list(itertools.product((-1.0, 1.0), repeat=7)))
+    changes = sigma * z @ g + sigma**2 / 2 * np.einsum("ni,ij,nj->n", z, H, z)
+    diagonal = np.diag(H)
+    model = QuadraticModel(
+        7,
+        float(np.linalg.norm(g)),
+        float(np.trace(H)),
+        float(np.trace(H @ H)),
+        float(g @ H @ g),
+        trace_cube=float(np.trace(H @ H @ H)),
+        diagonal_square=float(diagonal @ diagonal),
+        along_diagonal=float(g**2 @ diagonal),
+    )
+    predicted = model.under_signs().change(sigma)
+    assert predicted.mean == pytest.approx(changes.mean())
+    assert predicted.std == pytest.approx(changes.std())
+    rest = H - np.diag(diagonal)
+    beyond = sigma**6 * np.trace(rest @ rest @ rest)
+    third = np.mean((changes - changes.mean()) ** 3)
+    assert predicted.skew * predicted.std**3 + beyond == pytest.approx(third)
+    assert model.change(sigma).std > 1.1 * predicted.std

@@ -1,5 +1,6 @@
 """Candidates: independent noise of the right size, the same for the same seed, exactly undone."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from frenet.geometry.basis import random_basis
-from frenet.geometry.rng import generator
+from frenet.geometry.rng import BLOCK, generator
 from frenet.methods.candidates import Candidates, Noise
 from frenet.network.space import ParamSpace
 from network.models import tiny_gpt2
@@ -114,6 +115,66 @@ def test_what_is_put_is_the_displacement_rounded_once():
         candidates.put(5)
         assert torch.equal(space.read(model), (start + delta).bfloat16().float())
         assert torch.equal(candidates.thetas([4, 5])[1], start + delta)
+
+
+def test_signs_are_those_of_the_normal_numbers_and_of_length_sigma():
+    model = tiny_gpt2()
+    space = ParamSpace.select(model)
+    signs, normal = (
+        deltas(model, space, Noise(0.25, seed=7, kind=kind), range(2))
+        for kind in ("signs", "normal")
+    )
+    assert torch.equal(signs, 0.25 * normal.sign())
+    assert abs(float(signs.mean())) < 5 * 0.25 / signs.numel() ** 0.5
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_kind_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="pass normal or signs"):
+        Noise(0.1, kind="uniform")
+
+
+def test_any_index_is_a_candidate_of_its_own():
+    model = tiny_gpt2()
+    space = ParamSpace.select(model, "mlp")
+    found = deltas(model, space, Noise(0.1), [0, 2**63 - 1, 2**63, 2**64, 2**64 + 1, 10**30])
+    assert np.abs(np.corrcoef(found.numpy()) - np.eye(6)).max() < 5 / space.dim**0.5
+
+
+@pytest.mark.parametrize("kind", [{}, {"relative": True}, {"tied": True}, {"kind": "signs"}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_lie_in_memory_in_another_order_get_the_same_candidate(kind, dtype):
+    plain = nn.Sequential(nn.Linear(30, 40), nn.Linear(40, 30)).to(dtype)
+    turned = copy.deepcopy(plain)
+    turned[0].weight.data = plain[0].weight.detach().T.contiguous().T
+    assert not turned[0].weight.is_contiguous()
+    space = ParamSpace.select(plain)
+    for model in (plain, turned):
+        with Candidates(model, space, Noise(0.3, seed=1, **kind)) as candidates:
+            candidates.put(2)
+            candidates.put(5)
+            moved = space.read(model)
+            assert torch.equal(moved, candidates.thetas([5])[0].to(dtype).float())
+        if model is plain:
+            first = moved
+    assert torch.equal(first, moved)
+    assert torch.equal(space.read(plain), space.read(turned))
+
+
+def test_a_tensor_of_several_blocks_is_put_as_it_is_drawn():
+    model = nn.Linear(1024, 600)
+    space = ParamSpace.select(model)
+    assert space.dim > 2 * BLOCK
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        with Candidates(model, space, Noise(0.1, seed=1)) as candidates:
+            candidates.put(3)
+            found.append(space.read(model))
+            assert torch.equal(found[-1], candidates.thetas([3])[0])
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
 
 
 def test_antithetic_candidates_are_pairs():

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from frenet._errors import UsageError
+from frenet._files import sealed
 from frenet.geometry.basis import random_basis
 from frenet.geometry.rng import generator
 from frenet.methods.candidates import Candidates, Noise
@@ -94,13 +96,26 @@ def test_a_basis_that_the_record_does_not_identify_is_refused(tmp_path):
     basis = random_basis(space.dim, 3, generator(0), space=space)
     path = save_winner(model, basis, searched(model, basis), tmp_path) / "candidate.json"
     record = json.loads(path.read_text(encoding="utf-8"))
-    # Of an early build, which wrote no digest either.
-    record |= {"format": 1}
     del record["basis_fingerprint"], record["sha256"]
-    path.write_text(json.dumps(record), encoding="utf-8")
+    path.write_text(json.dumps(sealed(record)), encoding="utf-8")
     for asked in (basis, space):
         with pytest.raises(ValueError, match=r"is from a search in a basis \(random\)"):
             load_winner(model, asked, tmp_path)
+
+
+@pytest.mark.parametrize("earlier", [1, 2])
+def test_a_record_of_the_earlier_draw_is_refused_with_the_version_that_replays_it(
+    tmp_path, earlier
+):
+    model = SyntheticTransformer(SyntheticConfig(width=16), seed=0)
+    space = ParamSpace.select(model, "blocks")
+    path = save_winner(model, space, searched(model, space), tmp_path) / "candidate.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record |= {"format": earlier, "frenet": "0.1.0"}
+    del record["sha256"]
+    path.write_text(json.dumps(record if earlier == 1 else sealed(record)), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"replay the record with frenet 0\.1\.0"):
+        load_winner(model, space, tmp_path)
 
 
 def damaged(path):

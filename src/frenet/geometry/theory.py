@@ -53,6 +53,8 @@ class QuadraticModel:
         along: g.Hg, of either sign.
         trace_cube: tr(H^3), of either sign; 0 if unknown.
         quartic: q = sum_ij d^4 L / di^2 dj^2 / 8, of either sign; 0 if unknown.
+        diagonal_square: sum_i H_ii^2, at most tr(H^2); 0 if unknown.
+        along_diagonal: sum_i g_i^2 H_ii, of either sign; 0 if unknown.
     """
 
     dim: int
@@ -62,6 +64,27 @@ class QuadraticModel:
     along: float = 0.0
     trace_cube: float = 0.0
     quartic: float = 0.0
+    diagonal_square: float = 0.0
+    along_diagonal: float = 0.0
+
+    def under_signs(self) -> "QuadraticModel":
+        """The same loss for candidates of signs, z_i^2 = 1: the Hessian's diagonal has no spread.
+
+        variance  sigma^2 ||g||^2 + sigma^4 (tr(H^2) - sum_i H_ii^2) / 2
+        third     3 sigma^4 (g.Hg - sum_i g_i^2 H_ii), without the unknown trace of (H - diag H)^3
+
+        >>> diagonal = QuadraticModel(2, 1.0, 4.0, 10.0, diagonal_square=10.0)
+        >>> diagonal.under_signs().change(0.5)
+        LossChange(mean=0.5, std=0.5, skew=0.0)
+        """
+        return replace(
+            self,
+            trace_square=max(0.0, self.trace_square - self.diagonal_square),
+            along=self.along - self.along_diagonal,
+            trace_cube=0.0,
+            diagonal_square=0.0,
+            along_diagonal=0.0,
+        )
 
     def change(self, sigma: float) -> LossChange:
         """Distribution of the change at standard deviation sigma per coordinate.

@@ -22,7 +22,9 @@ from frenet.network.checkpoints.pairs import fingerprint
 from frenet.network.checkpoints.tensor_files import save_tensors
 from frenet.network.padding import base_model
 
-RECORD, WEIGHTS, FORMAT = "candidate.json", "weights.safetensors", 2
+RECORD, WEIGHTS, FORMAT = "candidate.json", "weights.safetensors", 3
+# Formats of records whose noise only earlier versions draw, and the last of those versions.
+EARLIER, LAST = (1, 2), "0.1.0"
 
 
 def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Path | str) -> Path:
@@ -97,14 +99,19 @@ def _record(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedFileError: the record was changed, or is from another version of frenet.
+        UsageError: its noise was drawn by an earlier version, in a way that this one does not know.
     """
     record = read_object(
         path, fingerprint=str, parameters=list, noise=dict, index=int, basis=(str, type(None))
     )
-    if record.get("format") not in (1, FORMAT):
+    if record.get("format") in EARLIER:
+        raise UsageError(
+            f"{path} is the record of a search by frenet {record.get('frenet', LAST)}, which drew "
+            f"other numbers from a seed than this version; load the winner's weights, which lie "
+            f"beside it, or replay the record with frenet {LAST}"
+        )
+    if record.get("format") != FORMAT:
         raise DamagedFileError(path, "is from another version of frenet")
-    if record["format"] == 1 and "sha256" not in record:  # an early build wrote no digest
-        return record
     return unsealed(record, path)
 
 
@@ -119,7 +126,8 @@ def load_winner(model: nn.Module, where: Where, folder: Path | str) -> Float[Ten
     Raises:
         FileNotFoundError: the folder holds no record.
         DamagedFileError: the record was changed.
-        ValueError: the record belongs to other weights, other parameters, or another basis.
+        ValueError: the record belongs to other weights, other parameters, or another basis, or
+            an earlier version drew its noise.
     """
     path = Path(folder) / RECORD
     if not path.exists():

@@ -1,6 +1,7 @@
 """The measured parameters as a vector; moving them, and restoring them bit for bit."""
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,12 +82,12 @@ class ParamSpace(Shown):
         chance = f"cosines of random vectors are about {self.dim**-0.5:.3g}"
         yield "coordinates", self.dim, chance
 
-    @property
+    @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         """Number of coordinates of each parameter."""
         return tuple(prod(shape) for shape in self.shapes)
 
-    @property
+    @functools.cached_property
     def dim(self) -> int:
         """d, the number of coordinates."""
         return sum(self.sizes)

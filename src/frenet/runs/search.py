@@ -133,6 +133,7 @@ def _search(
         relative=config.relative,
         antithetic=config.antithetic,
         tied=config.tied_noise,
+        kind=config.noise,
     )
     watch = Progress(subject, noise, config.budget, say)
     with warnings.catch_warnings(record=True) as caught:

@@ -40,6 +40,8 @@ class SearchConfig(TaskReadingConfig, LoadingConfig):
     """
     sigma: str = "auto"
     """Standard deviation per coordinate; 'auto' takes the planned one."""
+    noise: Literal["normal", "signs"] = "normal"
+    """Normal numbers, or signs: +sigma or -sigma in every coordinate."""
     relative: bool = False
     """Sigma is in units of each tensor's root mean square."""
     antithetic: bool = False
