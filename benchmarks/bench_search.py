@@ -8,15 +8,18 @@ turns in one run, and a ratio is the median of the ratios of the turns; above 1 
 """
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from frenet.geometry import rng
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.evaluation import Evaluator, group_size
 from frenet.network.blocks import block_list
@@ -145,22 +148,55 @@ def full_weights(
     space = ParamSpace.select(model)
     batch = shaped(model.config.vocab_size, *shape)
     evaluator = Evaluator(space, NOISE, "loss", batch).decide(model)
+    routines = {
+        "ours": lambda: evaluator(model, range(count)),
+        "unperturbed evaluation": lambda: plain(model, batch, count, 1),
+        "perturb, evaluate, subtract": lambda: loop(model, space, batch, count),
+    }
+    seconds = turns(routines, repeats)
+    ours = seconds.pop("ours")
+    # Drawing and writing weigh the more the fewer tokens there are.
+    first = "at most 1.15" if shape == SHAPES[-1] else "at most 1.5"
+    for (name, other), aim in zip(seconds.items(), (first, "below 1"), strict=True):
+        yield {
+            "name": f"full-weight candidates: time against {name}, {shape[0]} x {shape[1]} tokens",
+            "model": model_name(source),
+            **ratios(ours, other),
+            "aim": aim,
+            "detail": f"{times(ours, other)}; d = {space.dim:,}, N = {count}, {run_of(repeats)}",
+        }
+
+
+def drawing(repeats: int, count: int = 2**24) -> Iterator[Row]:
+    """Random numbers alone, compared with the draw of version 0.1.0 and with torch's."""
+    out = torch.empty(count)
     seconds = turns(
         {
-            "ours": lambda: evaluator(model, range(count)),
-            "plain": lambda: plain(model, batch, count, 1),
+            "ours": lambda: rng.stream(0, "bench").fill(out),
+            "Philox and ziggurat of NumPy, as in 0.1.0": lambda: philox(out.numpy()),
+            "torch.randn": lambda: torch.randn(count, generator=rng.generator(0), out=out),
         },
         repeats,
     )
-    yield {
-        "name": "full-weight candidates: time against unperturbed evaluation",
-        "model": model_name(source),
-        **ratios(seconds["ours"], seconds["plain"]),
-        # The aim is for batches of 2,048 tokens.
-        "aim": "at most 1.15" if shape == SHAPES[-1] else "",
-        "detail": f"{times(seconds['ours'], seconds['plain'])}; d = {space.dim:,}, "
-        f"{shape[0]} x {shape[1]} tokens, N = {count}, {run_of(repeats)}",
-    }
+    ours = seconds.pop("ours")
+    for name, other in seconds.items():
+        yield {
+            "name": f"time to draw normal numbers against {name}",
+            "model": "-",
+            **ratios(ours, other),
+            "aim": "below 1",
+            "detail": f"{times(ours, other)}; {count:,} numbers, {run_of(repeats)}",
+        }
+
+
+def philox(out: np.ndarray, block: int = 2**18) -> None:
+    """Every block from a generator of its own, in as many threads as torch uses."""
+
+    def fill(start: int) -> None:
+        numbers = np.random.Generator(np.random.Philox(key=start))
+        numbers.standard_normal(out=out[start : start + block], dtype=np.float32)
+
+    rng.side_by_side(fill, [(start,) for start in range(0, len(out), block)])
 
 
 def memory() -> Iterator[Row]:
@@ -206,17 +242,18 @@ def run(
     shapes: Sequence[tuple[int, int]] = SHAPES,
     most: int = 64,
     whole: int = 8,
+    whole_shapes: Sequence[tuple[int, int]] = SHAPES[1:],
 ) -> Iterator[Row]:
     """At most ``most`` candidates of adapters per turn, ``whole`` of all weights."""
     name = model_name(source)
     yield from attempted(
         "candidates of adapters", lambda: adapters(source, repeats, shapes, most), model=name
     )
-    yield from attempted(
-        "full-weight candidates", lambda: full_weights(source, repeats, shapes[-1], whole),
-        model=name,
-    )  # fmt: skip
+    for shape in whole_shapes:
+        routine = functools.partial(full_weights, source, repeats, shape, whole)
+        yield from attempted("full-weight candidates", routine, model=name)
     if source == STORIES:
+        yield from attempted("drawing", lambda: drawing(repeats))
         yield from attempted("peak memory of a search", memory)
 
 

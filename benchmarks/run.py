@@ -39,7 +39,7 @@ PACKAGES = (
 ON_A_MODEL: dict[str, dict[str, Any]] = {
     "bench_gradients": {"n": 8, "repeats": 3},
     "bench_trajectory": {"steps": 3, "repeats": 3},
-    "bench_search": {"repeats": 3, "shapes": ((2, 16), (8, 32)), "most": 8, "whole": 2},
+    "bench_search": {"repeats": 3, "shapes": ((2, 16), (8, 32)), "most": 8, "whole": 4},
     "bench_steering": {"repeats": 3, "pairs": 32, "few": 16},
     "bench_trainer": {"steps": 12, "repeats": 3},
     "bench_curvature": {"repeats": 3, "rows": 2, "probes": 4, "pairs": 0},
@@ -49,12 +49,19 @@ QUICK: dict[str, dict[str, Any]] = {
     "bench_linalg": {"n": 8, "d": 20_000, "k": 4, "repeats": 1},
     "bench_gradients": {"n": 2, "repeats": 1},
     "bench_trajectory": {"steps": 2, "repeats": 1},
-    "bench_search": {"repeats": 1, "shapes": ((2, 16),), "most": 8, "whole": 1},
+    "bench_search": {
+        "repeats": 1,
+        "shapes": ((2, 16),),
+        "most": 8,
+        "whole": 1,
+        "whole_shapes": ((2, 16),),
+    },
     "bench_plan": {"searches": 1, "networks": 1},
     "bench_steering": {"repeats": 1, "pairs": 2, "few": 2},
     "bench_task_vectors": {"layers": 1, "repeats": 1},
     "bench_trainer": {"steps": 12, "repeats": 1},
     "bench_curvature": {"repeats": 1, "rows": 2, "probes": 2, "pairs": 0},
+    "bench_startup": {"repeats": 1},
     "bench_growth": {"most": 1e4, "only": "candidate drawn"},
 }
 # The order of the table, and settings that differ from the scripts' defaults.

@@ -18,7 +18,7 @@ from network.models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 STEPS = 8
 # Steps at which a callback with every=3 measures.
-LOOKS = [0, 1, 2, 3, 6, STEPS]
+LOOKS = [0, 1, 3, 6, STEPS]
 
 
 @functools.cache

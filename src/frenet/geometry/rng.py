@@ -21,11 +21,11 @@ BLOCK = 2**18
 DEVICE_BLOCK = 2**24
 # Indices of 16 bits in a word of 64.
 PER_WORD = 4
-# The finaliser of splitmix64: shifts to the right, each followed by a product.
+# The finaliser of splitmix64: shifts to the right, the first two followed by a product.
 MIXING = (
     (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
     (np.uint64(27), np.uint64(0x94D049BB133111EB)),
-    (np.uint64(31), np.uint64(1)),
+    (np.uint64(31), None),
 )
 
 
@@ -106,8 +106,8 @@ class Stream(NamedTuple):
         if out.device.type != "cpu":
             out.copy_(torch.from_numpy(array))
 
-    def block(self, start: int, stop: int) -> Float[np.ndarray, " n"]:
-        """At most ``BLOCK`` numbers, in memory that this thread's next block overwrites."""
+    def block(self, start: int, stop: int, scale: float = 1.0) -> Float[np.ndarray, " n"]:
+        """At most ``BLOCK`` numbers times a scale, in memory that this thread's next block uses."""
         first, last = start // PER_WORD, -(-stop // PER_WORD)
         words, shifted = _scratch.words[: last - first], _scratch.shifted[: last - first]
         np.multiply(_scratch.count[: last - first], np.uint64(self.gamma), out=words)
@@ -115,11 +115,13 @@ class Stream(NamedTuple):
         for shift, factor in MIXING:
             np.right_shift(words, shift, out=shifted)
             words ^= shifted
-            words *= factor
-        index = words.view(np.uint16)[start - PER_WORD * first :][: stop - start]
-        numbers = _scratch.numbers[: stop - start]
-        # Every index is inside the table; "clip" only spares a copy.
-        return np.take(table(self.signs), index, out=numbers, mode="clip")
+            if factor is not None:
+                words *= factor
+        # torch looks up twice as fast as NumPy, by indices of 32 bits, and in this thread alone.
+        index, numbers = _scratch.index[: stop - start], _scratch.numbers[: stop - start]
+        np.copyto(index.numpy(), words.view(np.uint16)[start - PER_WORD * first :][: stop - start])
+        torch.index_select(_scaled(self.signs, scale), 0, index, out=numbers)
+        return numbers.numpy()
 
     def draw_on(self, device: torch.device, start: int, stop: int) -> Float[Tensor, " n"]:
         """The same numbers by operations of torch, on any device that has 64-bit integers."""
@@ -129,7 +131,8 @@ class Stream(NamedTuple):
         for shift, factor in MIXING:
             # The shift of signed numbers drags the sign along.
             words ^= (words >> int(shift)) & ((1 << 64 - int(shift)) - 1)
-            words *= _signed(int(factor))
+            if factor is not None:
+                words *= _signed(int(factor))
         index = words.view(torch.int16)[start - PER_WORD * first :][: stop - start]
         return _table_on(device, self.signs)[index.to(torch.int64) & 0xFFFF]
 
@@ -140,7 +143,8 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self.words, self.shifted = (np.empty(BLOCK // PER_WORD + 1, np.uint64) for _ in range(2))
         self.count = np.arange(BLOCK // PER_WORD + 1, dtype=np.uint64)
-        self.numbers = np.empty(BLOCK, np.float32)
+        self.index = torch.empty(BLOCK, dtype=torch.int32)
+        self.numbers = torch.empty(BLOCK)
 
 
 _scratch = _Scratch()
@@ -179,6 +183,12 @@ def table(signs: bool = False) -> Float[np.ndarray, "65536"]:
 @functools.cache
 def _table_on(device: torch.device, signs: bool) -> Float[Tensor, "65536"]:
     return torch.from_numpy(table(signs)).to(device)
+
+
+@functools.lru_cache(maxsize=8)
+def _scaled(signs: bool, scale: float) -> Float[Tensor, "65536"]:
+    """The table times a scale: the products of its numbers with it, rounded to float32."""
+    return torch.from_numpy(table(signs) * np.float32(scale))
 
 
 def ranges(start: int, stop: int, size: int = BLOCK) -> list[tuple[int, int]]:

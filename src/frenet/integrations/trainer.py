@@ -56,7 +56,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
     has the share of coordinates that did not move. Recorded gradients are those of Trainer just
     before the optimiser's step: accumulated, averaged over processes, and clipped.
 
-    The callback measures each probe at the start, after steps 1, 2, 5, 10, 20, 50 and 100, every
+    The callback measures each probe at the start, after steps 1, 5, 10, 20, 50 and 100, every
     ``every`` steps, and at the last step: the energy of held-out gradients in the initial basis
     divided by that in a fresh one, with a control without training; the overlap; the loss. It also
     measures the share of the displacement inside the span of the first k steps, compared with a
@@ -97,7 +97,7 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         probes: Sequence[Task],
         *,
         out: Path | str,
-        every: int = 500,
+        every: int = 1000,
         k: int = 10,
         n: int = 8,
         where: Where = None,

@@ -166,10 +166,15 @@ class Candidates:
     def _displace(self, index: int, piece: _Piece, targets: list[np.ndarray]) -> None:
         """Write saved values plus noise into the entries of a piece, in this thread."""
         sign, stream = self._stream(index, *piece.names)
-        steps = stream.block(piece.start, piece.stop)
+        relative = self.noise.relative
+        scale = 1.0 if relative else sign * self.noise.sigma
+        steps = stream.block(piece.start, piece.stop, scale)
+        done = 0
         for i, part in piece.parts:
-            step, steps = np.split(steps, [part.stop - part.start])
-            step *= np.float32(sign * self.scales[i])
+            step = steps[done : done + part.stop - part.start]
+            done += len(step)
+            if relative:
+                step *= np.float32(sign * self.scales[i])
             np.add(self._values[i][part], step, out=targets[i][part])
 
     def unmoved(self, index: int) -> float:

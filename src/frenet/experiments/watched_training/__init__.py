@@ -17,7 +17,7 @@ from frenet.experiments.setup.brackets import bracket_of, life_columns, life_of
 STALE = 0.5
 # Measured steps before the first multiple of ``every``: directions go stale fastest at the start of
 # a training run.
-EARLY = (1, 2, 5, 10, 20, 50, 100)
+EARLY = (1, 5, 10, 20, 50, 100)
 # The source of a loss that is not of a probe.
 TRAINING = "training (Trainer's log)"
 
@@ -48,9 +48,9 @@ def looks(every: int, steps: int) -> list[int]:
     They are the start, the early ones, the multiples of ``every``, and the last step.
 
     >>> looks(200, 450)
-    [0, 1, 2, 5, 10, 20, 50, 100, 200, 400, 450]
+    [0, 1, 5, 10, 20, 50, 100, 200, 400, 450]
     >>> looks(4, 10)
-    [0, 1, 2, 4, 8, 10]
+    [0, 1, 4, 8, 10]
     """
     early = [step for step in EARLY if step < min(every, steps)]
     return sorted({0, *early, *range(every, steps + 1, every), steps})
