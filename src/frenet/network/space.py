@@ -1,11 +1,11 @@
 """The measured parameters as a vector; moving them, and restoring them bit for bit."""
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
+from frenet.geometry.linalg import norm
 from frenet.network.blocks import unread
 
 Where = str | Callable[[str, nn.Parameter], bool] | None
@@ -84,7 +85,7 @@ class ParamSpace(Shown):
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of coordinates of each parameter."""
-        return tuple(prod(shape) for shape in self.shapes)
+        return tuple(math.prod(shape) for shape in self.shapes)
 
     @property
     def dim(self) -> int:
@@ -142,12 +143,16 @@ class ParamSpace(Shown):
                 parameter.copy_(part)
 
     @contextmanager
-    def restored(self, model: nn.Module) -> Iterator[None]:
-        """Restore the parameters bit for bit from saved copies, whatever happens inside."""
+    def restored(self, model: nn.Module) -> Iterator[list[Tensor]]:
+        """Restore the parameters bit for bit from saved copies, whatever happens inside.
+
+        Yields:
+            The copies, in order; not to be changed.
+        """
         parameters = self.parameters(model)
         saved = [p.detach().clone() for p in parameters]
         try:
-            yield
+            yield saved
         finally:
             with torch.no_grad():
                 for parameter, copy in zip(parameters, saved, strict=True):
@@ -168,6 +173,10 @@ class ParamSpace(Shown):
                     moved = part.to(parameter.device, torch.float32) * times
                     parameter.copy_(moved.add_(parameter))
             yield
+
+    def norm(self, model: nn.Module) -> float:
+        """The 2-norm of the current parameters, one tensor at a time."""
+        return math.hypot(*(norm(p.detach().float()) for p in self.parameters(model)))
 
     def require_float32(self, model: nn.Module, what: str) -> None:
         """Raise ValueError if the parameters' dtype would round a small step to zero."""
