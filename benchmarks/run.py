@@ -50,7 +50,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "bench_gradients": {"n": 2, "repeats": 1},
     "bench_trajectory": {"steps": 2, "repeats": 1},
     "bench_search": {"repeats": 1, "shapes": ((2, 16),), "most": 8, "whole": 1},
-    "bench_plan": {"searches": 1, "networks": 1},
+    "bench_plan": {"searches": 1, "networks": 1, "repeats": 1},
     "bench_steering": {"repeats": 1, "pairs": 2, "few": 2},
     "bench_task_vectors": {"layers": 1, "repeats": 1},
     "bench_trainer": {"steps": 12, "repeats": 1},

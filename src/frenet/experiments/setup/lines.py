@@ -17,8 +17,8 @@ def looked_between(
     """First and greatest distance to measure on a line through parameters of norm ``size``."""
     start = size / 1000
     if line.curvature:
-        # A quarter of the radius of a quadratic.
-        start = min(start, eps * abs(line.slope / line.curvature) / 2)
+        # Half of the radius of a quadratic; if it is not linear there, nearer ones are tried.
+        start = min(start, eps * abs(line.slope / line.curvature))
     return start, max(size, 4 * (length or 0.0))
 
 
