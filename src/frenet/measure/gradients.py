@@ -16,8 +16,7 @@ from frenet.network.padding import Part, arranged
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import IGNORE, Batch, Split, Task, in_parts, repeatable
 
-# Numbers in memory for each logit of a backward pass: the logits, the logarithms of softmax, and
-# the gradients of both.
+# Numbers in memory for each logit of a backward pass.
 BACKWARD = 4
 
 

@@ -15,11 +15,11 @@ from frenet.network.padding import arranged, is_padded, placed
 from frenet.network.padding import base_model as base_model
 from frenet.network.padding import forward_arguments as forward_arguments
 
-# Most numbers that the logits and activations of one pass take, 256 MiB in float32; more rows go
+# Most numbers that the logits and activations of one pass take, 512 MiB in float32; more rows go
 # through several passes.
-ROOM = 2**26
-# Numbers in memory for each logit of a forward pass: the logits and their logarithms of softmax.
-WITHOUT_GRAPH = 2
+ROOM = 2**27
+# Numbers in memory for each logit of a forward pass.
+WITHOUT_GRAPH = 3
 
 Split = Literal["train", "select", "test"]
 Batch = dict[str, Tensor]

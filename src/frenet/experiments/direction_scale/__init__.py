@@ -32,7 +32,7 @@ class Config(ContrastConfig, DamageConfig, MinibatchConfig):
     directions: tuple[str, ...] = KINDS
     """Kinds of direction: gradient, 'Adam step', prefix, 'task vector', 'damage line', 'search
     winner', random, steering. Without any: what is given by --vectors, --steering and --contrasts;
-    if nothing is, gradient, 'Adam step' and random, and with --lags prefix and 'task vector'."""
+    otherwise gradient, 'Adam step' and random, and with a training prefix and 'task vector'."""
     vectors: tuple[str, ...] = ()
     """Further directions from disk: adapters, checkpoints, task vectors. Each comes with a random
     change of the same weights of equal norm."""
@@ -71,13 +71,14 @@ class Config(ContrastConfig, DamageConfig, MinibatchConfig):
 def resolved(config: Config) -> Config:
     """The configuration with the directions that it leaves open, and the lags of a recorded path.
 
-    Whoever names a vector asks about that one, and about no other kind.
+    Whoever names a vector asks about that one, and about no other kind; whoever names a training
+    asks about its prefix and its whole, too.
     """
     if config.trajectory and config.lags == HOW_FAR:
         config = replace(config, lags=LAGS)
     if config.directions:
         return config
-    if config.vectors or config.contrasts or config.steering:
+    if config.vectors or (not config.trajectory and (config.contrasts or config.steering)):
         return replace(config, directions=("steering",))
     trained = () if config.lags == HOW_FAR else TRAINED
     return replace(config, directions=(*FRESH, *trained, "random", "steering"))

@@ -37,7 +37,7 @@ from frenet.measure.lifetime import (
     require_recorded,
     watch_training,
 )
-from frenet.measure.loss_line import LossLine, loss_line
+from frenet.measure.loss_line import TWICE, LossLine, loss_line
 from frenet.measure.trajectory import Trajectory, train_and_record
 from frenet.measure.trajectory_files import read_steps
 from frenet.methods.effect_line import effect_line
@@ -48,7 +48,7 @@ from frenet.network.checkpoints.tensor_files import Read
 from frenet.network.data.contrast import UnansweredError
 from frenet.network.tasks import ROOM, repeatable
 
-# Forward passes that the two radii of a direction take, slopes and curvature counted as two each.
+# Forward passes that the two radii of a direction take, beside those for slopes and curvature.
 PASSES = 24
 
 
@@ -383,10 +383,11 @@ def cost_of_lines(spot: Spot, given: Sequence[Direction]) -> str:
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     # Beside the weights: a copy of those that move, their direction or gradient, and one pass.
     moved = max((4 * direction.space.dim for direction in given), default=0)
-    peak = weights + 2 * moved + 4 * ROOM
+    logits = config.eval_size * config.max_length * round(math.exp(spot.network.chance))
+    peak = weights + 2 * moved + 4 * min(ROOM, TWICE * logits)
     lines = [direction.name for direction in given]
     lines += [kind for kind in KINDS if kind in config.directions and kind != "steering"]
     return (
         f"how far: {len(lines)} directions, each about {PASSES} forward passes of "
-        f"{config.eval_size} examples; up to about {peak / 2**30:.1f} GiB of memory"
+        f"{config.eval_size} examples; up to about {peak / 2**30:.2g} GiB of memory"
     )
