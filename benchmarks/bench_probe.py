@@ -28,6 +28,8 @@ from frenet.network.tasks import Batch
 from timing import STORIES, RandomTokens, Row, adapted, alone, from_status, model_name, show
 
 ROWS, BUDGET = 32, 64
+# Parameters of a model beside whose weights the libraries and a few activations are small.
+LARGE = 50_000_000
 
 
 def probed(model: nn.Module, task: RandomTokens, batch: Batch, vector: TaskVector) -> list[float]:
@@ -71,7 +73,7 @@ def inside(what: str, source: str) -> dict[str, float]:
 
 
 def run(source: str | Path = STORIES, rows: int = ROWS) -> Iterator[Row]:
-    """Passes of a probe, and the memory of a probe and of a plan."""
+    """Passes of a probe, and on a large model the memory of a probe and of a plan."""
     model, task, _, vector = subject(str(source))
     batch = next(task.batches("test", rows, 0))
     derivatives, passes = probed(model, task, batch, vector)
@@ -84,6 +86,8 @@ def run(source: str | Path = STORIES, rows: int = ROWS) -> Iterator[Row]:
         "detail": f"{rows} x {tokens}; beside one pass for slopes and curvature, and "
         f"{derivatives - 1:.3g} for the check of the derivatives",
     }
+    if sum(p.numel() for p in model.parameters()) < LARGE:
+        return
     for what, aim, size in (("probe", "at most 3", rows), ("plan", "at most 4", 16)):
         found = alone(__file__, "--inside", what, "--model", source)
         yield {
