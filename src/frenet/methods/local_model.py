@@ -224,8 +224,7 @@ def survey(
     sigma = star.sigma if star else measured.trusted(PROBED)
     if sigma == 0:  # no gain is expected at any distance
         return measured
-    noise = Noise(sigma, seed=seed, antithetic=True)
-    with Candidates(model, where, noise) as candidates:
+    with Candidates(model, where, Noise(sigma, seed=seed, antithetic=True)) as candidates:
         quartics = [_quartic(candidates, seen, pairs=effort.pairs) for seen in (here, other)]
     return replace(
         measured,
