@@ -43,6 +43,7 @@ ON_A_MODEL: dict[str, dict[str, Any]] = {
     "bench_steering": {"repeats": 3, "pairs": 32, "few": 16},
     "bench_trainer": {"steps": 12, "repeats": 3},
     "bench_curvature": {"repeats": 3, "rows": 2, "probes": 4, "pairs": 0},
+    "bench_probe": {"rows": 16},
 }
 # The smallest sizes, to check that all of them run.
 QUICK: dict[str, dict[str, Any]] = {
@@ -56,7 +57,8 @@ QUICK: dict[str, dict[str, Any]] = {
         "whole": 1,
         "whole_shapes": ((2, 16),),
     },
-    "bench_plan": {"searches": 1, "networks": 1},
+    "bench_plan": {"searches": 1, "networks": 1, "repeats": 1},
+    "bench_probe": {"rows": 4},
     "bench_steering": {"repeats": 1, "pairs": 2, "few": 2},
     "bench_task_vectors": {"layers": 1, "repeats": 1},
     "bench_trainer": {"steps": 12, "repeats": 1},

@@ -61,7 +61,7 @@ def test_one_line_for_each_direction(folder, capsys):
     path, norm = folder
     given = (
         "--vectors", path / "adapter", "--contrasts", path / "statements.jsonl",
-        "--out", path / "out",
+        "--directions", "gradient", "prefix", "task vector", "steering", "--out", path / "out",
     )  # fmt: skip
     assert probe(path, *given, "--json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -79,6 +79,41 @@ def test_one_line_for_each_direction(folder, capsys):
     assert "adapter: loss is linear within 20%" in said
     assert "steering: logit difference is linear within 20%" in said
     assert said.count("of its own length") >= 3
+
+
+def test_an_adapter_is_answered_without_a_training_and_with_its_chance(folder, capsys, monkeypatch):
+    """The cost comes first, on standard error; the numbers are those of a run with a training."""
+    path, norm = folder
+    whole = ("--vectors", path / "adapter", "--json")
+    assert probe(path, *whole, "--out", path / "with") == 0
+    lasting = {r["direction"]: r for r in json.loads(capsys.readouterr().out)["directions"]}
+    monkeypatch.delattr("frenet.experiments.direction_scale.measure.train_and_record")
+    monkeypatch.delattr("frenet.experiments.direction_scale.measure.watch_training")
+    loud = tuple(arg for arg in FEW if arg != "--quiet")
+    monkeypatch.setitem(globals(), "FEW", loud)
+    assert probe(path, *whole, "--lags", "0", "--out", path / "far") == 0
+    told = capsys.readouterr()
+    found = {r["direction"]: r for r in json.loads(told.out)["directions"]}
+    assert list(found) == list(lasting) == ["adapter", "random like adapter"]
+    assert "how far: 2 directions, each about 24 forward passes of 8 examples; up to" in told.err
+    for name, one in found.items():
+        assert one["lifetime"] is None
+        assert "lifetime" not in one["sentence"]
+        assert one["along"] == lasting[name]["along"]
+        assert one["along"]["length"] == pytest.approx(norm, rel=1e-5)
+        assert lasting[name]["lifetime"]["longest"] == 2
+
+
+def test_how_far_is_told_before_how_long_is_measured(folder, capsys, monkeypatch):
+    path, _ = folder
+    monkeypatch.setitem(globals(), "FEW", tuple(arg for arg in FEW if arg != "--quiet"))
+    given = ("--vectors", path / "adapter", "--out", path / "told")
+    assert probe(path, *given) == 0
+    said = capsys.readouterr()
+    far = said.err.index("adapter: loss is linear within 20%")
+    assert far < said.err.index("how long: 2 training steps of 4 rows, and 6 gradients of as many")
+    assert "lifetime" not in said.err.split("how long")[0]
+    assert "lifetime" in said.out
 
 
 def test_failed_cells_run_again_on_request_with_all_processors(folder, tmp_path, monkeypatch):
@@ -201,6 +236,10 @@ def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
             "a prefix of k=2 steps is all of a training of 2 steps (the last of --lags); pass",
         ),
         (("--lags", "1"), "a prefix of k=1 steps is all of a training of 1"),
+        (
+            ("--lags", "0", "--directions", "prefix"),
+            "the prefix is a part of a training, and --lags 0 starts none; pass --lags 1 10 100",
+        ),
         (("--directions", "up"), "no direction 'up'; there are gradient, Adam step"),
         (("--vectors", "@task.jsonl"), "is no .safetensors file"),
         (("--vectors", "@model"), "equals the model: no direction"),

@@ -156,7 +156,7 @@ def test_what_training_made_goes_along_the_weights_and_what_optimisers_make_alon
         with space.displaced(model, path.displacement(0, stop)):
             change = products(model) - here
         assert found[name].length == pytest.approx(float(change.norm()), rel=1e-4)
-        assert len(found[name].delta) == len(change)
+        assert found[name].space.dim == len(change)
     for name in ("task vector", "gradient"):
         sides = {r["sign"]: r for r in radius_rows(at, found[name]) if r["table"] == "radius"}
         assert sides

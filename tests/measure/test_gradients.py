@@ -20,7 +20,7 @@ from frenet.measure.trajectory import Training, train_and_record
 from frenet.network import memory
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
-from frenet.network.tasks import IGNORE, collate, token_loss
+from frenet.network.tasks import IGNORE, collate, evaluate, token_loss
 from measure.conftest import build, lora, task_for
 from measure.quadratic import ROWS, RowsTask, quadratic
 from network.models import tiny_gpt2, tiny_qwen2
@@ -105,6 +105,31 @@ def test_a_batch_is_the_mean_of_its_rows_weighted_by_their_targets(name, padding
     shares = torch.tensor([len(target) for _, target in ROWS]) / 6
     alone = [gradient(model, task, task.collate([row]), space=space) for row in ROWS]
     torch.testing.assert_close(whole, shares @ torch.stack(alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_qwen2])
+def test_rows_that_do_not_fit_at_once_have_the_same_gradient_and_evaluation(make, monkeypatch):
+    """Every row alone, counted by its targets: the same sums, up to their order."""
+    model, task, batch = make(), RowsTask(), collate(ROWS)
+    space = ParamSpace.select(model)
+    found = gradient(model, task, batch, space=space), evaluate(model, batch)
+    monkeypatch.setattr("frenet.network.tasks.ROOM", 1)
+    again = gradient(model, task, batch, space=space), evaluate(model, batch)
+    torch.testing.assert_close(again[0], found[0], rtol=1e-4, atol=1e-6)
+    assert again[1] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_hooks_of_others_are_kept_and_ours_do_not_stay():
+    model = tiny_gpt2()
+    space, (first, *rest) = ParamSpace.select(model), model.parameters()
+    handle = first.register_hook(lambda g: 2 * g)
+    doubled = gradient(model, RowsTask(), collate(ROWS), space=space)
+    handle.remove()
+    once = gradient(model, RowsTask(), collate(ROWS), space=space)
+    n = first.numel()
+    torch.testing.assert_close(doubled[:n], 2 * once[:n])
+    torch.testing.assert_close(doubled[n:], once[n:])
+    assert not any(p._backward_hooks for p in (first, *rest))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2", "llama"])

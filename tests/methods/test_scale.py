@@ -1,18 +1,20 @@
 """The radius of a direction: closed forms, intervals, and refusals."""
 
 import math
+from functools import cache
 
 import pytest
 import torch
 
 from frenet.geometry.rng import generator
+from frenet.measure.curvature import hessian_product
 from frenet.measure.gradients import gradient
 from frenet.measure.loss_line import LossLine, loss_line
 from frenet.methods.linear_range import ROUNDING, _Seen, radius
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
-from frenet.network.tasks import collate, example_losses
+from frenet.network.tasks import collate, example_losses, in_parts
 from measure.quadratic import ROWS, RowsTask
 from network.models import tiny_gpt2, tiny_llama
 
@@ -135,6 +137,63 @@ def test_the_line_of_a_loss_is_the_loss_along_it(make, lora):
         ends = [line.at(r) for r in (-h, h)]
         torch.testing.assert_close((ends[1] - ends[0]) / (2 * h), line.slopes, rtol=0.03, atol=1e-3)
     assert torch.equal(space.read(model), before)
+
+
+@pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama])
+def test_the_curvature_is_that_of_the_hessian(make):
+    """Two derivatives in forward mode, also through layer normalisation."""
+    model = make()
+    space, batch = ParamSpace.select(model), collate(ROWS)
+    u = torch.randn(space.dim, generator=generator(1, "u"))
+    u = u / u.norm()
+    bend = float(hessian_product(model, TASK, batch, space=space)(u).double() @ u.double())
+    with loss_line(model, TASK, batch, u, space=space) as line:
+        assert line.curvature == pytest.approx(bend, rel=1e-5, abs=1e-7)
+
+
+def test_a_line_by_its_parts_is_that_of_the_whole_vector_and_looks_once_at_a_distance():
+    model = tiny_llama()
+    space, batch = ParamSpace.select(model, "proj"), collate(ROWS)
+    u = torch.randn(space.dim, generator=generator(2, "u"))
+    passes = []
+    handle = model.register_forward_hook(lambda *_: passes.append(1))
+    with loss_line(model, TASK, batch, u, space=space) as line:
+        whole = (line.slopes, line.curvature, line.at(0.3))
+    with loss_line(model, TASK, batch, space.unflatten(u).get, space=space) as line:
+        assert torch.equal(line.slopes, whole[0])
+        assert line.curvature == whole[1]
+        passes.clear()
+        assert torch.equal(line.at(0.3), whole[2])
+        first = len(passes)
+        assert torch.equal(line.at(0.3), whole[2])
+        assert len(passes) == first
+    handle.remove()
+
+
+def test_rows_that_do_not_fit_at_once_give_the_same_line(monkeypatch):
+    """Every row alone: the same sums, up to their order."""
+    model = tiny_llama()
+    space, batch = ParamSpace.select(model), collate(ROWS)
+    u = torch.randn(space.dim, generator=generator(3, "u"))
+    with loss_line(model, TASK, batch, u, space=space) as line:
+        whole = (line.slopes, line.counts, line.at(0.3), torch.tensor(line.curvature))
+    monkeypatch.setattr("frenet.network.tasks.ROOM", 1)
+    assert len(in_parts(model, batch, copies=1)) == len(ROWS)
+    with loss_line(model, TASK, batch, u, space=space) as line:
+        parts = (line.slopes, line.counts, line.at(0.3), torch.tensor(line.curvature))
+    for one, other in zip(parts, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_two_sides_of_a_direction_take_at_most_24_passes():
+    """With the interval over examples, and the evaluation at 0 shared."""
+    calls = set()
+    line = polynomial(1.0, 1.0, 0.3, spread=0.1, n=32)
+    at = cache(lambda r: calls.add(r) or line.at(r))
+    shared = line._replace(at=at)
+    for sign in (1, -1):
+        found(shared, sign=sign, start=EPS)
+    assert len(calls) <= 24
 
 
 def test_the_radius_of_a_real_loss_obeys_its_definition():

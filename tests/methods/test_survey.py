@@ -12,7 +12,7 @@ from frenet.geometry import rng
 from frenet.geometry.basis import random_basis
 from frenet.geometry.theory import QuadraticModel, expected_maximum
 from frenet.methods.candidates import Candidates, Noise
-from frenet.methods.local_model import LocalModel, survey
+from frenet.methods.local_model import EFFORTS, Effort, LocalModel, survey
 from frenet.methods.search import Selection
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch
@@ -141,6 +141,44 @@ def test_in_more_than_two_dimensions_a_probe_the_trace_is_an_estimate():
     model, task, space = at_zero(13)
     assert survey(model, task, space, probes=7).trace_error == 0
     assert survey(model, task, space, probes=6).trace_error > 0.01
+
+
+@pytest.mark.parametrize("budget", [1, 24, 64, 100, 250, 512, 700])
+def test_the_effort_of_a_plan_is_at_most_that_of_its_search(budget):
+    """Down to the least effort, which is that of 18 candidates."""
+    chosen, least = Effort.within(budget), EFFORTS[-1]
+    assert chosen.cost() <= max(budget, least.cost())
+    better = EFFORTS[: EFFORTS.index(chosen)]
+    assert all(effort.cost() > budget for effort in better)
+    assert [e.cost() for e in EFFORTS] == sorted((e.cost() for e in EFFORTS), reverse=True)
+
+
+def test_curvature_is_that_of_a_share_of_the_examples_and_the_slope_that_of_all():
+    """Rows with two kinds of curvature in turn: a quarter of eight rows are the first two."""
+
+    @dataclass(frozen=True)
+    class Bowls(Terms):
+        def batches(self, split, batch_size, seed):
+            bends = torch.arange(1.0, batch_size + 1, dtype=torch.float64)[:, None]
+            labels = torch.zeros(batch_size, 1, dtype=torch.int64)
+            while True:
+                yield {"bends": bends, "labels": labels}
+
+        def loss(self, model, batch):
+            x = model()
+            return batch["bends"].mean() * (x - self.minimum).square().sum() / 2
+
+    d = 40
+    model = Point(torch.zeros(d, dtype=torch.float64))
+    task = Bowls(torch.eye(d), torch.ones(d, dtype=torch.float64))
+    found = survey(
+        model, task, ParamSpace.select(model), selection=Selection(select_size=8),
+        effort=Effort(probes=4, share=0.25, others=1),
+    )  # fmt: skip
+    assert found.local.trace == pytest.approx(1.5 * d, rel=1e-5)
+    assert found.elsewhere.trace == pytest.approx(1.5 * d, rel=1e-5)
+    assert found.local.gradient == pytest.approx(4.5 * d**0.5, rel=1e-5)
+    assert found.loss == pytest.approx(4.5 * d / 2, rel=1e-5)
 
 
 def test_by_default_eight_probes_of_seed_zero_on_the_batches_of_a_search():

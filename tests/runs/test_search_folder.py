@@ -74,7 +74,14 @@ def test_the_plan_comes_first_and_the_winner_comes_back(finished, config):
     assert torch.equal(theirs, start + delta)
 
 
-def test_expectations_are_beside_what_was_found(finished):
+def test_expectations_are_beside_what_was_found(config, tmp_path):
+    """Of a search that was planned; its cost is said before, and is at most its own."""
+    said = []
+    planned = dataclasses.replace(config, sigma="auto", probes=0, select_size=6)
+    finished = run_search(planned, tmp_path / "planned", say=said.append)
+    work = re.match(r"planning 80 candidates, with about the work of (\d+) of them", said[0])
+    assert int(work[1]) <= 80
+    assert any(row["table"] == "plan" for row in finished.rows)
     best = [row for row in finished.rows if row["table"] == "best"]
     assert [row["n"] for row in best] == [1, 2, 4, 8, 16, 32, 64, 80]
     assert all(row["low"] < row["predicted"] < row["high"] for row in best)
@@ -85,6 +92,12 @@ def test_expectations_are_beside_what_was_found(finished):
     assert "KeyError" not in page
     assert "frenet search --model" in re.sub("<[^>]*>", "", page)
     assert "frenet run search" not in page
+
+
+def test_a_given_sigma_needs_no_plan(finished):
+    assert not [row for row in finished.rows if row["table"] == "plan"]
+    assert all(row["predicted"] is None for row in select(finished.rows, table="best"))
+    assert json.loads((finished.path / "plan.json").read_text("utf-8"))["sigma"] == 0.1
 
 
 def test_stopped_and_started_again_it_ends_with_the_same_rows(

@@ -1,8 +1,11 @@
 """``frenet probe``: how far, and for how long, can directions from a model be followed?"""
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from frenet._notebook import one_line
 from frenet.cli.codes import DONE, NO_RESULT
 from frenet.cli.execution import show_notes
 from frenet.cli.options import Count, Folder, Switch, parse_both, printing
@@ -12,9 +15,10 @@ from frenet.experiments.intervals import select
 from frenet.experiments.setup.brackets import life_columns
 
 ABOUT = (
-    "Radius and lifetime of directions from the weights of a model: its gradient, the first steps "
-    "and the whole of a training run that frenet starts, a random direction, a steering vector, "
-    "and adapters, checkpoints and task vectors from disk (--vectors)."
+    "How far can directions from the weights of a model be followed? Adapters, checkpoints and "
+    "task vectors from disk (--vectors), each with a random one of equal norm, and steering "
+    "vectors; without them the gradient, an Adam step and a random direction. With --lags also for "
+    "how long, in a training run that frenet starts; --directions names further kinds."
 )
 SHOWN = (
     "radius", "low", "high", "predicted", "times", "relative", "unbounded", "length", "coordinates",
@@ -53,8 +57,15 @@ def probe(args: list[str]) -> int:
         threads = probing.threads
         if threads is None and read_header(out) is None:
             threads = cpu_count()
+
+        def say(text: str) -> None:
+            if not probing.quiet:
+                print(one_line(text), file=sys.stderr, flush=True)
+
+        # In this process, so that it can tell costs and first answers before a training starts.
+        telling = replace(EXPERIMENT, run=partial(EXPERIMENT.run, say=say))
         run = run_experiment(
-            EXPERIMENT, config, out, workers=1, threads=threads, quiet=probing.quiet,
+            telling, config, out, workers=1, threads=threads, quiet=probing.quiet,
             retry_failed=probing.retry_failed,
         )  # fmt: skip
         report = write_report([run], out / "report.html")
@@ -74,7 +85,7 @@ def probe(args: list[str]) -> int:
 
 
 def _results(rows: Rows) -> list[dict[str, Any]]:
-    """The sentence, the radii on both sides and the lifetime of every direction."""
+    """The sentence, the radii on both sides and the lifetime, if asked for, of every direction."""
     results = []
     for answer in answered(EXPERIMENT, rows):
         keys: Row = {**answer.keys, "direction": answer.subject}
@@ -83,7 +94,7 @@ def _results(rows: Rows) -> list[dict[str, Any]]:
             "along" if row["sign"] == 1 else "against": {name: row.get(name) for name in SHOWN}
             for row in select(of_direction, table="radius")
         }
-        (life,) = select(of_direction, table="lifetime")
-        lifetime = {column.name: life[column.name] for column in life_columns("")}
+        lives = select(of_direction, table="lifetime")
+        lifetime = {c.name: lives[0][c.name] for c in life_columns("")} if lives else None
         results.append({**keys, "sentence": str(answer), **sides, "lifetime": lifetime})
     return results

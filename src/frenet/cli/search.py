@@ -64,7 +64,7 @@ def _plan(running: Running, config: SearchConfig, show: Any) -> None:
     )
 
     subject = load_subject(config)
-    made = make_plan(config, subject)
+    made = make_plan(config, subject, _to_stderr(running))
     rows, notes = plan_rows(made), plan_notes(subject)
     if running.json:
         show({"command": "search", "plan": rows, "advice": made.advice, "notes": notes})
@@ -81,10 +81,7 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
     from frenet.runs import default_out
     from frenet.runs.search import WINNER, run_search
 
-    def say(text: str) -> None:
-        if not running.quiet:
-            print(one_line(text), file=sys.stderr, flush=True)
-
+    say = _to_stderr(running)
     out = running.out or default_out(STUDY, config)
     run = run_search(config, out, engine=_engine(running, say), say=say)
     report = write_report([run], out / "report.html")
@@ -98,6 +95,16 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
     show_notes(show, run.notes)
     for what, where in (("winner", out / WINNER), ("results", out), ("report", report)):
         show(f"{what}: {where}")
+
+
+def _to_stderr(running: Running) -> Callable[[str], None]:
+    """Prints lines of progress, or nothing if the user wants quiet."""
+
+    def say(text: str) -> None:
+        if not running.quiet:
+            print(one_line(text), file=sys.stderr, flush=True)
+
+    return say
 
 
 def _engine(running: Running, say: Callable[[str], None]) -> "Engine | None":

@@ -105,9 +105,9 @@ class Later:
 
     place: str
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         module, _, name = self.place.partition(":")
-        return getattr(importlib.import_module(module), name)(*arguments)
+        return getattr(importlib.import_module(module), name)(*arguments, **named)
 
 
 class Column(NamedTuple):

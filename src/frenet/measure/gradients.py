@@ -1,7 +1,8 @@
 """Task gradients at a point: one, a matrix of n, and one per example."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,10 @@ from frenet.network.measuring import measuring
 from frenet.network.memory import require_memory
 from frenet.network.padding import Part, arranged
 from frenet.network.space import ParamSpace
-from frenet.network.tasks import Batch, Split, Task, repeatable
+from frenet.network.tasks import IGNORE, Batch, Split, Task, in_parts, repeatable
+
+# Numbers in memory for each logit of a backward pass.
+BACKWARD = 4
 
 
 def gradient(
@@ -24,7 +28,8 @@ def gradient(
     Args:
         model: the network; left unchanged.
         task: gives the loss.
-        batch: any batch of the task.
+        batch: any batch of the task. If its logits and activations would take much memory, it is
+            taken in parts, which count by their target tokens.
         space: the d selected parameters.
 
     Returns:
@@ -35,16 +40,45 @@ def gradient(
     """
     with measuring(model, space), torch.enable_grad():
         parameters = space.parameters(model)
-        loss = task.loss(model, batch)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss of task {task.name} is {loss.item()}")
-        parts = torch.autograd.grad(loss, parameters, allow_unused=True)
-    filled = [
-        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, parts, strict=True)
-    ]
-    vector = torch.cat([part.detach().reshape(-1).float() for part in filled])
+        vector = torch.zeros(space.dim, device=parameters[0].device)
+        parts = in_parts(model, batch, copies=BACKWARD, graph=True)
+        with _added_to(vector, parameters):
+            for part in parts:
+                loss = task.loss(model, part)
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(f"the loss of task {task.name} is {loss.item()}")
+                share = 1.0 if len(parts) == 1 else _targets(part) / _targets(batch)
+                torch.autograd.grad(loss * share, parameters, allow_unused=True)
     space.check_finite(vector, f"the gradient of task {task.name}")
     return vector
+
+
+def _targets(batch: Batch) -> int:
+    """Number of target tokens."""
+    return int((batch["labels"] != IGNORE).sum())
+
+
+@contextmanager
+def _added_to(vector: Float[Tensor, " d"], parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Add every gradient that arrives in a parameter to its place in the vector, and drop it.
+
+    So a backward pass holds one parameter's gradient at a time beside the vector.
+    """
+
+    def taking(place: Float[Tensor, " p"]) -> Callable[[Tensor], Tensor]:
+        def take(gradient: Tensor) -> Tensor:
+            place.add_(gradient.detach().reshape(-1).float())
+            return gradient.new_zeros(()).expand(gradient.shape)
+
+        return take
+
+    places = vector.split([p.numel() for p in parameters])
+    handles = [p.register_hook(taking(v)) for p, v in zip(parameters, places, strict=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def gradient_matrix(

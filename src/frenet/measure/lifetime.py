@@ -1,5 +1,6 @@
 """For how many training steps a direction stays useful."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from frenet.measure.bracket import Bracket
 from frenet.measure.drift import half_life
 from frenet.measure.gradients import gradient_rows
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
+from frenet.network.checkpoints.tensor_files import Read
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Split, Task
 
@@ -47,7 +49,7 @@ class Lifetime(NamedTuple):
 def gradient_shares(
     model: nn.Module,
     task: Task,
-    bases: Mapping[str, Basis],
+    bases: Mapping[str, Basis | Read],
     *,
     space: ParamSpace,
     n: int,
@@ -62,7 +64,8 @@ def gradient_shares(
     Args:
         model: left unchanged.
         task: gives the gradients.
-        bases: by name, of the d parameters.
+        bases: by name, of the d parameters; or single directions, as functions that return the part
+            in a parameter by its name, so that no vector over all weights is kept for each.
         space: the d parameters.
         n: minibatches.
         batch_size: examples in each.
@@ -70,14 +73,25 @@ def gradient_shares(
         split: of the examples.
     """
     totals = dict.fromkeys(bases, 0.0)
+    squares = {
+        name: math.fsum(dot(part, part) for part in map(basis, space.names))
+        for name, basis in bases.items()
+        if not isinstance(basis, Basis)
+    }
     # One at a time: an adapter changes many more weights than its factors have.
     for row in gradient_rows(
         model, task, space=space, n=n, batch_size=batch_size, split=split, seed=seed
     ):
         whole = max(dot(row, row), 1e-30)
+        parts = space.unflatten(row)
         for name, basis in bases.items():
-            inside = basis.to(row.device).coordinates(row[None])[0]
-            totals[name] += dot(inside, inside) / whole / n
+            if isinstance(basis, Basis):
+                inside = basis.to(row.device).coordinates(row[None])[0]
+                captured = dot(inside, inside)
+            else:
+                along = math.fsum(dot(part, basis(at).to(part)) for at, part in parts.items())
+                captured = along**2 / max(squares[name], 1e-30)
+            totals[name] += captured / whole / n
     return totals
 
 

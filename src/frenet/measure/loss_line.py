@@ -1,7 +1,9 @@
 """A quantity of some examples along a line, such as the loss through parameter space."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +12,10 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from frenet._errors import UsageError
-from frenet.geometry.linalg import dot, norm
+from frenet.geometry.linalg import norm
 from frenet.measure.checked import check_slope
-from frenet.measure.curvature import hessian_product
-from frenet.network.measuring import measuring, transformable
+from frenet.network.checkpoints.tensor_files import Read
+from frenet.network.measuring import measuring, twice_forward
 from frenet.network.padding import arranged
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import (
@@ -22,7 +24,13 @@ from frenet.network.tasks import (
     Task,
     columns_to_keep,
     example_losses,
+    in_parts,
 )
+
+# Examples on which the derivatives of the model are checked.
+CHECKED = 8
+# Numbers in memory for each logit of a pass with two derivatives, as measured on SmolLM2.
+TWICE = 20
 
 
 class LossLine(NamedTuple):
@@ -56,20 +64,23 @@ def loss_line(
     model: nn.Module,
     task: Task,
     batch: Batch,
-    direction: Float[Tensor, " d"],
+    direction: Float[Tensor, " d"] | Read,
     *,
     space: ParamSpace,
 ) -> Iterator[LossLine]:
     """The loss of every example of a batch at theta + r u, u = direction / ||direction||.
 
-    Slopes and curvature are exact, by forward mode. Afterwards the parameters are restored, bit for
-    bit.
+    Slopes and curvature are exact, by forward mode in one pass. Every distance is one pass, and is
+    evaluated once. Rows whose logits would take much memory go through several passes. Afterwards
+    the parameters are restored, bit for bit.
 
     Args:
         model: the network.
         task: with a loss in nats per target token.
         batch: the examples.
-        direction: not zero, in the coordinates of ``space``.
+        direction: not zero, in the coordinates of ``space``; or a function that returns its part in
+            a parameter by the name, such as ``TaskVector.read``. A function is called again at
+            every distance, so that no vector over all weights is kept.
         space: the d parameters that move.
 
     Raises:
@@ -77,41 +88,56 @@ def loss_line(
             steps away, or the model's gradient is not that of its loss.
         FloatingPointError: a slope is not finite.
     """
-    length = norm(direction)
+    read = space.unflatten(direction).__getitem__ if isinstance(direction, Tensor) else direction
+    length = math.hypot(*(norm(read(name)) for name in space.names))
     if length == 0:
         raise UsageError("the direction is zero and gives no line")
     space.require_float32(model, "a line through the weights")
-    check_slope(model, task, batch, space=space)
-    unit = (direction / length).to(next(model.parameters()).device)
-    slopes, counts = _slopes(model, batch, unit, space)
+    few = {key: value[:CHECKED] for key, value in batch.items()}
+    check_slope(model, task, few, space=space)
+    device = next(model.parameters()).device
+
+    def unit(name: str) -> Tensor:
+        return (read(name) / length).to(device)
+
+    slopes, bends, counts = _derivatives(model, batch, unit, space)
     if not torch.isfinite(slopes).all():
         raise FloatingPointError("the slope of the loss along the direction is not finite")
-    Hu = hessian_product(model, task, batch, space=space)(unit)
-    start = space.read(model)
+    with space.restored(model) as start:
+        parameters = space.parameters(model)
 
-    def at(r: float) -> Float[Tensor, " n"]:
-        space.write(model, start + r * unit)
-        with measuring(model), torch.no_grad():
-            return example_losses(model, batch)[0].double().cpu()
+        @cache
+        def at(r: float) -> Float[Tensor, " n"]:
+            with torch.no_grad(), measuring(model):
+                for name, parameter, here in zip(space.names, parameters, start, strict=True):
+                    parameter.copy_(here + r * unit(name))
+                return example_losses(model, batch)[0].double().cpu()
 
-    with space.restored(model):
-        yield LossLine(at, slopes, counts, dot(Hu, unit))
+        yield LossLine(at, slopes, counts, float(bends.sum() / counts.sum()))
 
 
-def _slopes(
-    model: nn.Module, batch: Batch, unit: Float[Tensor, " d"], space: ParamSpace
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Directional derivative of every example's loss, and its number of target tokens."""
-    keep = columns_to_keep(batch)
-    arranged(model, batch)  # How padded rows run is measured before the transform.
+def _derivatives(
+    model: nn.Module, batch: Batch, unit: Read, space: ParamSpace
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """First and second derivative of every example's loss along u, and its target tokens."""
     held = {n: p.detach() for n, p in zip(space.names, space.parameters(model), strict=True)}
-    parts = space.unflatten(unit)
-    tangents = {name: part.to(held[name].dtype) for name, part in parts.items()}
+    tangents = {name: unit(name).to(tensor.dtype) for name, tensor in held.items()}
+    parts = in_parts(model, batch, copies=TWICE)
+    found: list[tuple[Tensor, ...]] = []
+    for part in parts:
+        keep = columns_to_keep(part)
+        arranged(model, part)  # How padded rows run is measured before the transform.
 
-    def losses(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return example_losses(Functional(model, tensors, keep=keep), batch)
+        def losses(
+            tensors: dict[str, Tensor], part: Batch = part, keep: int = keep
+        ) -> tuple[Tensor, Tensor]:
+            return example_losses(Functional(model, tensors, keep=keep), part)
 
-    with transformable(model), torch.no_grad():
-        derivatives: Any = jvp(losses, (held,), (tangents,), has_aux=True)
-    _, slopes, counts = derivatives
-    return slopes.double().cpu(), counts.double().cpu()
+        def slopes(tensors: dict[str, Tensor], losses: Any = losses) -> tuple[Tensor, Tensor]:
+            _, slope, counts = jvp(losses, (tensors,), (tangents,), has_aux=True)
+            return slope, counts
+
+        with twice_forward(model):
+            found.append(jvp(slopes, (held,), (tangents,), has_aux=True))
+    slope, bend, counts = (torch.cat(column).double().cpu() for column in zip(*found, strict=True))
+    return slope, bend, counts

@@ -1,7 +1,7 @@
 """The loss around a point: the quantities that decide what a random search gains."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,7 +20,8 @@ from frenet.measure.gradients import gradient
 from frenet.methods.candidates import Candidates, Noise, Where, placed, space_of
 from frenet.methods.search import Selection, drop_duplicates
 from frenet.network.measuring import measuring
-from frenet.network.tasks import Split, Task, repeatable
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import IGNORE, Batch, Split, Task, in_parts, repeatable
 
 # Selection uses the first split, the transfer to other data the second; the test split stays
 # untouched. The Hessian's trace on one batch is easily half or twice that on all data, and winners
@@ -109,6 +110,58 @@ class LocalModel(Shown):
         return min(self.local.linear_range(), bound)
 
 
+class Effort(NamedTuple):
+    """How much a survey looks at.
+
+    Attributes:
+        probes: of Hutchinson's estimator, at least 2.
+        share: of the examples of a batch on which curvature is measured, in (0, 1].
+        others: batches of other examples.
+    """
+
+    probes: int
+    share: float = 1.0
+    others: int = OTHERS
+
+    @property
+    def pairs(self) -> int:
+        """Antithetic pairs for the fourth-order terms."""
+        return max(2, self.probes // 2)
+
+    @property
+    def batches(self) -> int:
+        """The selection batch and the others."""
+        return 1 + self.others
+
+    def cost(self) -> float:
+        """In forward passes of a selection batch."""
+        products = 1 + self.probes * (2 + self.others) + self.pairs * self.batches
+        losses = (2 * self.pairs + 1) * self.batches
+        return GRADIENT * self.batches + self.share * (PRODUCT * products + losses)
+
+    @classmethod
+    def within(cls, budget: int) -> "Effort":
+        """The most of some efforts that takes at most ``budget`` forward passes, or the least.
+
+        >>> Effort.within(64), Effort.within(10_000)
+        (Effort(probes=4, share=0.25, others=1), Effort(probes=8, share=1.0, others=4))
+        """
+        return next((effort for effort in EFFORTS if effort.cost() <= budget), EFFORTS[-1])
+
+
+# The time of a gradient and of a Hessian product, in forward passes.
+GRADIENT, PRODUCT = 3, 8
+# From most to least. First fewer examples: those of one task are alike, and probes are not.
+EFFORTS = (
+    Effort(8), Effort(8, 0.5, 2), Effort(8, 0.25, 1), Effort(4, 0.25, 1), Effort(4, 0.125, 1),
+    Effort(2, 0.125, 1),
+)  # fmt: skip
+# Examples on which the derivatives of the model are checked.
+CHECKED = 8
+# Numbers in memory for each logit of a Hessian product, as measured on SmolLM2.
+COPIES = 32
+
+
 def survey(
     model: nn.Module,
     task: Task,
@@ -117,34 +170,44 @@ def survey(
     selection: Selection | None = None,
     probes: int = 8,
     seed: int = 0,
+    effort: Effort | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> LocalModel:
     """Gradient, curvature and transfer at the current parameters.
 
-    Takes 8 to 9 ``probes`` Hessian products and 5 ``probes`` losses of a selection batch, about
-    the time of 32 ``probes`` forward passes. In up to 2 ``probes`` dimensions the traces are exact.
+    Takes the time of about 75 ``probes`` forward passes of a selection batch, or ``effort.cost()``.
+    In up to twice as many dimensions as probes the traces are exact.
 
     Args:
         model: the network; left unchanged.
         task: selection is on its select split.
         where: the parameters that move, or a basis.
         selection: the search that is planned.
-        probes: of Hutchinson's estimator, at least 2.
+        probes: of Hutchinson's estimator on whole batches, at least 2.
         seed: of the probes.
+        effort: in place of ``probes``; ``Effort.within(budget)`` costs at most about as much as a
+            search of as many candidates.
+        say: takes lines of progress.
 
     Raises:
         ValueError: the model's gradient is not the derivative of its loss.
     """
     chosen, where = selection or Selection(), placed(where, model)
+    effort = effort or Effort(probes)
     batch = next(repeatable(task, PLANNED[0], chosen.select_size, chosen.seed))
-    check_slope(model, task, batch, space=space_of(where))
+    check_slope(model, task, _first(batch, CHECKED), space=space_of(where))
     here, other = (
-        _Seen.of(model, task, where, split=split, selection=chosen, batches=batches)
-        for split, batches in zip(PLANNED, (1, OTHERS), strict=True)
+        _Seen.of(
+            model, task, where, split=split, selection=chosen, batches=batches, share=effort.share
+        )
+        for split, batches in zip(PLANNED, (1, effort.others), strict=True)
     )
+    say("gradients measured")
     dim = len(here.slope)
     traces, trace_elsewhere, bend = _curvature(
-        here.product, other.product, dim, probes=probes, seed=seed
+        here.product, other.product, dim, probes=effort.probes, seed=seed
     )
+    say(f"trace of the Hessian measured: {traces.trace:.4g} +- {traces.trace_error:.2g}")
     local = QuadraticModel(
         dim=dim,
         gradient=norm(here.slope),
@@ -155,21 +218,48 @@ def survey(
     )
     elsewhere = QuadraticModel(dim, norm(other.slope), trace_elsewhere)
     share = theory.transfer(dot(here.slope, other.slope), local.gradient)
-    loss = here.loss()
+    loss = _loss(model, task, [drop_duplicates(batch)])
     measured = LocalModel(local, loss, share, traces.trace_error, bend, elsewhere)
     star = measured.best(PROBED)
     sigma = star.sigma if star else measured.trusted(PROBED)
     if sigma == 0:  # no gain is expected at any distance
         return measured
-    noise = Noise(sigma, seed=seed, antithetic=True)
-    with Candidates(model, where, noise) as candidates:
-        pairs = max(2, probes // 2)
-        quartics = [_quartic(candidates, seen, pairs=pairs) for seen in (here, other)]
+    with Candidates(model, where, Noise(sigma, seed=seed, antithetic=True)) as candidates:
+        quartics = [_quartic(candidates, seen, pairs=effort.pairs) for seen in (here, other)]
     return replace(
         measured,
         local=replace(local, quartic=quartics[0]),
         elsewhere=replace(elsewhere, quartic=quartics[1]),
     )
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """The first rows of a batch."""
+    return {key: value[:count] for key, value in batch.items()}
+
+
+def _loss(model: nn.Module, task: Task, batches: Sequence[Batch]) -> float:
+    """Mean loss of some batches."""
+    with measuring(model), torch.no_grad():
+        return sum(float(task.loss(model, batch)) for batch in batches) / len(batches)
+
+
+def _product(model: nn.Module, task: Task, batch: Batch, space: ParamSpace) -> Matvec:
+    """Hessian products of a batch, in parts if they would take much memory."""
+    parts = in_parts(model, batch, copies=COPIES, graph=True)
+    if len(parts) == 1:
+        return hessian_product(model, task, batch, space=space)
+    targets = [int((part["labels"] != IGNORE).sum()) for part in parts]
+
+    def product(v: Float[Tensor, "*m d"]) -> Float[Tensor, "*m d"]:
+        total = torch.zeros_like(v, dtype=torch.float32)
+        for part, count in zip(parts, targets, strict=True):
+            # Made for each part and dropped, so that nothing of all parts is kept together.
+            image = hessian_product(model, task, part, space=space)(v)
+            total.add_(image.to(total), alpha=count / sum(targets))
+        return total
+
+    return product
 
 
 class _Seen(NamedTuple):
@@ -189,21 +279,20 @@ class _Seen(NamedTuple):
         split: Split,
         selection: Selection,
         batches: int,
+        share: float,
     ) -> "_Seen":
+        """``share``: of the examples, for products and losses; all give the slope."""
         space = space_of(where)
         drawn = repeatable(task, split, selection.select_size, selection.seed)
         rows = [drop_duplicates(batch) for batch in itertools.islice(drawn, batches)]
         slope = _mean(gradient(model, task, batch, space=space) for batch in rows)
-        products = [
-            _product_inside(where, hessian_product(model, task, batch, space=space))
-            for batch in rows
-        ]
-
-        def loss() -> float:
-            with measuring(model), torch.no_grad():
-                return sum(float(task.loss(model, batch)) for batch in rows) / len(rows)
-
-        return cls(_inside(where, slope), lambda v: _mean(apply(v) for apply in products), loss)
+        few = [_first(batch, max(1, round(share * len(batch["labels"])))) for batch in rows]
+        products = [_product_inside(where, _product(model, task, batch, space)) for batch in few]
+        return cls(
+            _inside(where, slope),
+            lambda v: _mean(apply(v) for apply in products),
+            lambda: _loss(model, task, few),
+        )
 
 
 def _mean(vectors: Iterator[Float[Tensor, "*m d"]]) -> Float[Tensor, "*m d"]:

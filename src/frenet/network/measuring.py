@@ -1,7 +1,7 @@
 """Measuring without a trace: evaluation mode, chosen gradients, everything restored."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from frenet._errors import UsageError
 from frenet.network.eager import uncompiled
@@ -152,6 +153,42 @@ def transformable(model: nn.Module) -> Iterator[None]:
                 "load it without compiled kernels, such as those of mamba_ssm, causal_conv1d or "
                 "flash-linear-attention, or measure gradients"
             ) from error
+
+
+@contextmanager
+def twice_forward(model: nn.Module) -> Iterator[None]:
+    """``transformable``, for two derivatives in forward mode.
+
+    Layer normalisation is computed by its formula: the derivative of torch's own one has itself a
+    wrong derivative in forward mode, because it takes mean and deviation as constants (torch 2.13).
+    Gradient mode stays on, without which the derivative of SiLU has none.
+    """
+    with transformable(model), torch.enable_grad(), _PlainLayerNorm():
+        yield
+
+
+class _PlainLayerNorm(TorchFunctionMode):
+    """Layer normalisation by its formula."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.layer_norm, torch.layer_norm):
+            return _layer_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    axes = tuple(range(-len(normalized_shape), 0))
+    centred = x - x.mean(axes, keepdim=True)
+    y = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 import difflib
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
+from frenet.geometry.linalg import norm
 from frenet.network.blocks import unread
 
 Where = str | Callable[[str, nn.Parameter], bool] | None
@@ -85,7 +86,7 @@ class ParamSpace(Shown):
     @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         """Number of coordinates of each parameter."""
-        return tuple(prod(shape) for shape in self.shapes)
+        return tuple(math.prod(shape) for shape in self.shapes)
 
     @functools.cached_property
     def dim(self) -> int:
@@ -143,12 +144,16 @@ class ParamSpace(Shown):
                 parameter.copy_(part)
 
     @contextmanager
-    def restored(self, model: nn.Module) -> Iterator[None]:
-        """Restore the parameters bit for bit from saved copies, whatever happens inside."""
+    def restored(self, model: nn.Module) -> Iterator[list[Tensor]]:
+        """Restore the parameters bit for bit from saved copies, whatever happens inside.
+
+        Yields:
+            The copies, in order; not to be changed.
+        """
         parameters = self.parameters(model)
         saved = [p.detach().clone() for p in parameters]
         try:
-            yield
+            yield saved
         finally:
             with torch.no_grad():
                 for parameter, copy in zip(parameters, saved, strict=True):
@@ -169,6 +174,10 @@ class ParamSpace(Shown):
                     moved = part.to(parameter.device, torch.float32) * times
                     parameter.copy_(moved.add_(parameter))
             yield
+
+    def norm(self, model: nn.Module) -> float:
+        """The 2-norm of the current parameters, one tensor at a time."""
+        return math.hypot(*(norm(p.detach().float()) for p in self.parameters(model)))
 
     def require_float32(self, model: nn.Module, what: str) -> None:
         """Raise ValueError if the parameters' dtype would round a small step to zero."""

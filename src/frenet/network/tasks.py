@@ -15,6 +15,12 @@ from frenet.network.padding import arranged, is_padded, placed
 from frenet.network.padding import base_model as base_model
 from frenet.network.padding import forward_arguments as forward_arguments
 
+# Most numbers that the logits and activations of one pass take, 512 MiB in float32; more rows go
+# through several passes.
+ROOM = 2**27
+# Numbers in memory for each logit of a forward pass.
+WITHOUT_GRAPH = 3
+
 Split = Literal["train", "select", "test"]
 Batch = dict[str, Tensor]
 
@@ -135,6 +141,35 @@ def causal_mask(attention_mask: Int[Tensor, "b t"]) -> Bool[Tensor, "b 1 t t"]:
     return (causal & attention_mask.bool()[:, None, None, :]) | itself
 
 
+def in_parts(model: nn.Module, batch: Batch, *, copies: int, graph: bool = False) -> list[Batch]:
+    """The rows of a batch in parts, each of which needs at most about ``ROOM`` numbers at once.
+
+    With a vocabulary of 50,000 the logits of a few dozen rows outweigh a small model. A model
+    without a known output head stays whole.
+
+    Args:
+        model: with ``get_output_embeddings``, as in transformers.
+        batch: there are logits from the column before the first target on.
+        copies: how many numbers are in memory for each logit.
+        graph: whether all activations stay in memory, for a backward pass.
+    """
+    find = getattr(base_model(model), "get_output_embeddings", None)
+    head = getattr(find() if find else None, "weight", None)
+    # A part without a target has no loss.
+    if head is None or not (batch["labels"] != IGNORE).any(1).all():
+        return [batch]
+    count, width = batch["labels"].shape
+    numbers = copies * columns_to_keep(batch) * len(head)
+    if graph:
+        # Of every product its input and its output.
+        outputs = sum(len(p) for p in model.parameters() if p.dim() == 2 and len(p) != len(head))
+        numbers += 2 * width * outputs
+    size = max(1, ROOM // numbers)
+    return [
+        {key: value[i : i + size] for key, value in batch.items()} for i in range(0, count, size)
+    ]
+
+
 def columns_to_keep(batch: Batch) -> int:
     """Number of last columns that hold every target and the column that predicts the first."""
     columns = (batch["labels"] != IGNORE).any(0)
@@ -245,7 +280,21 @@ class Functional(nn.Module):
 
 
 def example_losses(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " b"], Int[Tensor, " b"]]:
-    """Summed loss in nats and number of target tokens of every row."""
+    """Summed loss in nats and number of target tokens of every row.
+
+    Without a graph, rows whose logits would take much memory go through several passes.
+    """
+    if not torch.is_grad_enabled() and not isinstance(model, Functional):
+        parts = in_parts(model, batch, copies=WITHOUT_GRAPH)
+        if len(parts) > 1:
+            losses, counts = zip(*(_example_losses(model, part) for part in parts), strict=True)
+            return torch.cat(losses), torch.cat(counts)
+    return _example_losses(model, batch)
+
+
+def _example_losses(
+    model: nn.Module, batch: Batch
+) -> tuple[Float[Tensor, " b"], Int[Tensor, " b"]]:
     logits, labels = target_logits(model, batch)
     # Flat, because a softmax along any other axis than the last takes twice the time.
     losses = F.cross_entropy(
@@ -269,16 +318,23 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(model: nn.Module, batch: Batch) -> Evaluation:
-    """Loss and accuracy of one batch from one forward pass, in the model's current mode."""
+    """Loss and accuracy of one batch, in the model's current mode.
+
+    Rows whose logits would take much memory go through several passes, all others through one.
+    """
     with torch.no_grad():
-        logits, labels = target_logits(model, batch)
-        losses = F.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE
-        )
+        parts = [_sums(model, part) for part in in_parts(model, batch, copies=WITHOUT_GRAPH)]
+    losses, right, targets, exact, rows = (sum(column) for column in zip(*parts, strict=True))
+    return Evaluation(float(losses / targets), float(right / targets), float(exact / rows))
+
+
+def _sums(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Loss, correct targets, targets, correct rows and rows."""
+    logits, labels = target_logits(model, batch)
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE
+    )
     targets = labels != IGNORE
     right = (logits.argmax(-1) == labels) & targets
-    return Evaluation(
-        float(losses / targets.sum()),
-        float(right.sum() / targets.sum()),
-        float((right.sum(1) == targets.sum(1)).float().mean()),
-    )
+    exact = right.sum(1) == targets.sum(1)
+    return losses, right.sum(), targets.sum(), exact.sum(), len(exact)

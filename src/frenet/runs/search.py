@@ -56,8 +56,8 @@ def run_search(
 ) -> Run:
     """Search into a run folder, resume a search, or return the finished one.
 
-    The plan is stored before the first candidate is scored, scores in chunks as they come, and the
-    winner as a seed record and as weights in ``out/winner``.
+    If ``sigma`` is "auto", a plan is stored before the first candidate is scored. Scores are stored
+    in chunks as they come, and the winner as a seed record and as weights in ``out/winner``.
 
     Args:
         config: what to search, and how.
@@ -157,17 +157,24 @@ def _planned(config: SearchConfig, subject: Subject, store: RunFolder, say: Say)
     if store.done(cell) and (stored := _stored_plan(store, cell)):
         return stored
     start = time.monotonic()
-    made = make_plan(config, subject)
-    sigma = fixed_sigma(config) or (made.best.sigma if made.best else None)
-    if sigma is None:
-        raise UsageError(f"{made.advice}; or pass --sigma to search anyway")
-    say(made.advice if config.sigma == "auto" else f"planned: {made.advice} Given: {sigma:g}.")
-    planned = {"sigma": sigma, **expected(config, made, sigma)}
+    rows: list[Row] = []
+    sigma = fixed_sigma(config)
+    if sigma is not None:
+        # What a plan would find is not needed, and costs about as much as the search.
+        planned: dict[str, Any] = {"sigma": sigma, "best": {}, "held_out": None}
+        texts = subject.notes
+    else:
+        made = make_plan(config, subject, say)
+        if made.best is None:
+            raise UsageError(f"{made.advice}; or pass --sigma to search anyway")
+        sigma = made.best.sigma
+        say(made.advice)
+        planned = {"sigma": sigma, **expected(config, made, sigma)}
+        rows, texts = plan_rows(made), (*plan_notes(subject), made.advice)
     text = json.dumps(planned, indent=2) + "\n"
-    texts = (*plan_notes(subject), made.advice)
     notes: list[Row] = [{"table": "notes", "note": text} for text in texts]
-    rows = [*plan_rows(made), *notes]
-    _store(store, cell, rows, seconds=time.monotonic() - start, about={"plan": text})
+    about = {"plan": text}
+    _store(store, cell, [*rows, *notes], seconds=time.monotonic() - start, about=about)
     write_whole(store.path / PLAN, text)
     return planned
 

@@ -1,11 +1,11 @@
 """How far and for how long can each direction be followed? (M9): radius and lifetime."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from frenet._errors import UsageError
 from frenet.experiments.direction_scale.answers import sentences
-from frenet.experiments.direction_scale.figures import FIGURES, KINDS, TABLES, reread
+from frenet.experiments.direction_scale.figures import FIGURES, FRESH, KINDS, TABLES, reread
 from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later
 from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, shown_settings
 from frenet.experiments.setup.describe import NETWORK_TABLES
@@ -19,6 +19,11 @@ from frenet.experiments.setup.networks import (
 )
 from frenet.experiments.setup.reading import ContrastConfig
 
+# Steps after which to measure; the value that asks for no training.
+LAGS, HOW_FAR = (1, 3, 10, 30, 100), (0,)
+# Kinds of direction that a training makes.
+TRAINED = ("prefix", "task vector")
+
 
 @dataclass(frozen=True)
 class Config(ContrastConfig, DamageConfig, MinibatchConfig):
@@ -26,9 +31,11 @@ class Config(ContrastConfig, DamageConfig, MinibatchConfig):
 
     directions: tuple[str, ...] = KINDS
     """Kinds of direction: gradient, 'Adam step', prefix, 'task vector', 'damage line', 'search
-    winner', random, steering."""
+    winner', random, steering. Without any: what is given by --vectors, --steering and --contrasts;
+    otherwise gradient, 'Adam step' and random, and with a training prefix and 'task vector'."""
     vectors: tuple[str, ...] = ()
-    """Further directions from disk: adapters, checkpoints, task vectors."""
+    """Further directions from disk: adapters, checkpoints, task vectors. Each comes with a random
+    change of the same weights of equal norm."""
     steering: str = ""
     """File of a steering vector to follow, in place of one made from the contrast."""
     trajectory: str = ""
@@ -46,8 +53,9 @@ class Config(ContrastConfig, DamageConfig, MinibatchConfig):
     """Minibatch gradients averaged in a direction; as many are held out."""
     eval_size: int = 128
     """Held-out examples on which the radius is measured; all of them if there are fewer."""
-    lags: tuple[int, ...] = (1, 3, 10, 30, 100)
-    """Training steps after which to measure; the task vector ends at the last one."""
+    lags: tuple[int, ...] = LAGS
+    """Training steps after which to measure how long a direction lasts; the task vector ends at the
+    last one. 0: only how far, without a training."""
     eps: float = 0.2
     """Relative deviation from linearity that defines the radius."""
     candidates: int = 64
@@ -58,6 +66,22 @@ class Config(ContrastConfig, DamageConfig, MinibatchConfig):
     """Prompts in each of the three parts of the contrast."""
     path: str = ""
     """Dotted name of the list of blocks, if frenet does not detect it."""
+
+
+def resolved(config: Config) -> Config:
+    """The configuration with the directions that it leaves open, and the lags of a recorded path.
+
+    Whoever names a vector asks about that one, and about no other kind; whoever names a training
+    asks about its prefix and its whole, too.
+    """
+    if config.trajectory and config.lags == HOW_FAR:
+        config = replace(config, lags=LAGS)
+    if config.directions:
+        return config
+    if config.vectors or (not config.trajectory and (config.contrasts or config.steering)):
+        return replace(config, directions=("steering",))
+    trained = () if config.lags == HOW_FAR else TRAINED
+    return replace(config, directions=(*FRESH, *trained, "random", "steering"))
 
 
 def cells(config: Config) -> list[Cell]:
@@ -72,8 +96,15 @@ def cells(config: Config) -> list[Cell]:
 
     if unknown := [name for name in config.directions if name not in KINDS]:
         raise UsageError(f"no direction {unknown[0]!r}; there are {', '.join(KINDS)}")
-    require_values(config, "lags")
-    steps = max(config.lags)
+    config = resolved(config)
+    if config.lags != HOW_FAR:
+        require_values(config, "lags")
+    steps = max(config.lags, default=0)
+    if trained := [name for name in TRAINED if name in config.directions and not steps]:
+        raise UsageError(
+            f"the {trained[0]} is a part of a training, and --lags 0 starts none; pass --lags 1 10 "
+            "100, or --directions without it"
+        )
     if "prefix" in config.directions and config.k >= steps:
         remedy = f"--k {steps - 1} or less" if steps > 1 else "--directions without prefix"
         raise UsageError(
@@ -101,11 +132,10 @@ def cells(config: Config) -> list[Cell]:
     return network_cells(config, task=task_names(config))
 
 
-# The defaults of `frenet probe`: the user's weights, undamaged, and one training run.
+# The defaults of `frenet probe`: the user's weights, undamaged, and no training.
 PROBE = Config(
-    lora_optimizer="adamw:5e-4", batch_size=8, n=8, eval_size=32, lags=(1, 3, 10, 30, 100),
-    seeds=(0,), protocol="none", learn_steps=0,
-    directions=("gradient", "Adam step", "prefix", "task vector", "random", "steering"),
+    lora_optimizer="adamw:5e-4", batch_size=8, n=8, eval_size=32, lags=HOW_FAR,
+    seeds=(0,), protocol="none", learn_steps=0, directions=(),
     **{**LANGUAGE_MODEL, "max_tasks": 1},
 )  # fmt: skip
 

@@ -15,14 +15,15 @@ SHARES = ("relative", "relative_low", "relative_high")
 
 
 def sentences(rows: Rows) -> list[Answer]:
-    """One sentence for each direction of each cell: how far, and for how long."""
-    radii = select(rows, table="radius")
+    """One sentence for each direction of each cell: how far, and if it was asked for, how long."""
+    radii, lives = select(rows, table="radius"), select(rows, table="lifetime")
+    keys = ("seed", "space", "task", "direction")
+    asked = dict.fromkeys(tuple(row[key] for key in keys) for row in (lives or radii))
     answers = []
-    for life in select(rows, table="lifetime"):
-        keys = {key: life[key] for key in ("seed", "space", "task")}
-        sides = select(radii, direction=life["direction"], **keys)
-        sentence = f"{_far(sides)}; {_long(life)}"
-        answers.append(Answer(str(life["direction"]), keys, sentence))
+    for values in asked:
+        of = dict(zip(keys, values, strict=True))
+        parts = [_far(select(radii, **of)), *map(_long, select(lives, **of))]
+        answers.append(Answer(str(of.pop("direction")), of, "; ".join(parts)))
     return answers
 
 

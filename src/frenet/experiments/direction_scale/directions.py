@@ -1,7 +1,7 @@
 """The directions that `direction_scale` measures, at one point."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from frenet.methods.steering import contrast_streams
 from frenet.methods.steering_effect import Prompted, prompted
 from frenet.methods.steering_vector import load_vector
 from frenet.methods.task_vectors import TaskVector, from_step, from_training
+from frenet.methods.vector_files import vectors_from_disk
 from frenet.network.blocks import residual_blocks
 from frenet.network.checkpoints.weight_space import Coordinates, coordinates_of
 from frenet.network.data.contrast import Contrast
@@ -34,6 +35,9 @@ from frenet.network.data.contrasts import contrasts
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.contrasts import synthetic_contrast
 from frenet.network.tasks import Task
+
+# Rank of the factors of random matrices.
+RANDOM_RANK = 8
 
 
 def source_names(sources: Sequence[str]) -> list[str]:
@@ -53,15 +57,22 @@ class Direction(NamedTuple):
 
     Attributes:
         name: its kind, or the file that it comes from.
-        delta: (d,) in the coordinates of ``space``.
+        delta: (d,) in the coordinates of ``space``, or a change of the weights, which is computed
+            weight by weight when it is read.
         space: the parameters that it moves.
         length: its length, if it has one; a gradient has none.
     """
 
     name: str
-    delta: torch.Tensor
+    delta: torch.Tensor | TaskVector
     space: ParamSpace
     length: float | None
+
+    def read(self, parameter: str) -> torch.Tensor:
+        """Its part in a parameter."""
+        if isinstance(self.delta, TaskVector):
+            return self.delta.read(parameter)
+        return self.space.unflatten(self.delta)[parameter]
 
     @property
     def coordinates(self) -> Coordinates:
@@ -97,7 +108,41 @@ class Spot:
         return int(self.cell.seed)
 
 
-def weight_directions(spot: Spot, path: Trajectory) -> Iterator[Direction]:
+def given_directions(spot: Spot) -> list[tuple[Direction, TaskVector]]:
+    """The directions from disk, each with its vector."""
+    model, vectors = spot.network.model, spot.config.vectors
+    found = []
+    for name, vector in zip(source_names(vectors), vectors_from_disk(model, vectors), strict=True):
+        found.append((_direction(spot, name, vector), vector))
+    return found
+
+
+def random_like(spot: Spot, direction: Direction) -> Direction:
+    """A random change of the same weights, of equal norm.
+
+    Matrices are products of Gaussian factors: their entries are uncorrelated and of one variance,
+    so that slope and curvature have the variance and the mean of those along Gaussian noise, and
+    no vector over all weights is kept.
+    """
+    shapes = dict(zip(direction.space.names, direction.space.shapes, strict=True))
+
+    def draw(name: str) -> torch.Tensor:
+        draws = rng.generator(spot.seed, "direction-scale", "random like", name)
+        shape = shapes[name]
+        if len(shape) != 2 or min(shape) <= RANDOM_RANK:
+            return torch.randn(shape, generator=draws)
+        B, A = (torch.randn(size, RANDOM_RANK, generator=draws) for size in shape)
+        return B @ A.T / RANDOM_RANK**0.5
+
+    drawn = TaskVector(shapes, draw, "random")
+    length = direction.length or 1.0
+    vector = length / drawn.norm() * drawn
+    return Direction(f"random like {direction.name}", vector, direction.space, length)
+
+
+def weight_directions(
+    spot: Spot, path: Trajectory | None, kinds: Collection[str] = KINDS
+) -> Iterator[Direction]:
     """Directions in parameters, in the order of KINDS.
 
     Gradient, Adam step, search winner and random direction are lines in the trained parameters
@@ -105,7 +150,9 @@ def weight_directions(spot: Spot, path: Trajectory) -> Iterator[Direction]:
 
     Args:
         spot: the network, at theta_d.
-        path: a training run from there, with other minibatches than the run that gives lifetimes.
+        path: a training run from there, with other minibatches than the run that gives lifetimes;
+            None is enough if ``kinds`` has none that a training makes.
+        kinds: only these, of those in the configuration.
     """
     model, space = spot.network.model, spot.network.space
 
@@ -115,16 +162,16 @@ def weight_directions(spot: Spot, path: Trajectory) -> Iterator[Direction]:
     makers: dict[str, Callable[[], torch.Tensor | TaskVector | None]] = {
         "gradient": lambda: -mean_gradient(spot, scaled=False),
         "Adam step": lambda: -mean_gradient(spot, scaled=True),
-        "prefix": lambda: from_training(model, path, stop=spot.config.k),
-        "task vector": lambda: from_training(model, path),
+        "prefix": lambda: path and from_training(model, path, stop=spot.config.k),
+        "task vector": lambda: path and from_training(model, path),
         "damage line": back,
         "search winner": lambda: _winner(spot),
         "random": lambda: _random(spot),
     }
     for name, make in makers.items():
-        if name in spot.config.directions and (made := make()) is not None:
+        if name in spot.config.directions and name in kinds and (made := make()) is not None:
             direction = _direction(spot, name, made)
-            if direction.delta.any():
+            if any(direction.read(weight).any() for weight in direction.space.names):
                 yield direction
 
 
@@ -134,7 +181,7 @@ def _direction(spot: Spot, name: str, made: torch.Tensor | TaskVector) -> Direct
         length = None if name in (*FRESH, "random") else norm(made)
         return Direction(name, made, spot.network.space, length)
     space = made.space(spot.network.model)
-    return Direction(name, made.flat(space), space, made.norm())
+    return Direction(name, made, space, made.norm())
 
 
 def mean_gradient(spot: Spot, *, scaled: bool, seed: int | None = None) -> torch.Tensor:

@@ -1,21 +1,25 @@
 """Rows of `direction_scale`: radius, deviation along the line, share of the gradient, lifetime."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from frenet.experiments.direction_scale import Config, cells
-from frenet.experiments.direction_scale.answers import NO_SHARE
+import torch
+
+from frenet.experiments.direction_scale import HOW_FAR, TRAINED, Config, cells, resolved
+from frenet.experiments.direction_scale.answers import NO_SHARE, sentences
 from frenet.experiments.direction_scale.directions import (
     Direction,
     Spot,
     Steering,
+    given_directions,
     mean_gradient,
-    source_names,
+    random_like,
     steering_direction,
     weight_directions,
 )
-from frenet.experiments.direction_scale.figures import FRESH
+from frenet.experiments.direction_scale.figures import FRESH, KINDS
 from frenet.experiments.experiment import Cell, Row, number
 from frenet.experiments.setup.brackets import life_cells
 from frenet.experiments.setup.damage import NotDamagedError, damaged
@@ -24,7 +28,7 @@ from frenet.experiments.setup.lines import looked_between, weight_share
 from frenet.experiments.setup.networks import build, held_out
 from frenet.geometry import rng
 from frenet.geometry.alignment import cosine
-from frenet.geometry.basis import Basis, span_basis
+from frenet.geometry.basis import Basis
 from frenet.geometry.linalg import norm
 from frenet.measure.lifetime import (
     follow,
@@ -33,26 +37,30 @@ from frenet.measure.lifetime import (
     require_recorded,
     watch_training,
 )
-from frenet.measure.loss_line import LossLine, loss_line
+from frenet.measure.loss_line import TWICE, LossLine, loss_line
 from frenet.measure.trajectory import Trajectory, train_and_record
 from frenet.measure.trajectory_files import read_steps
 from frenet.methods.effect_line import effect_line
 from frenet.methods.linear_range import radius
 from frenet.methods.search import drop_duplicates
 from frenet.methods.steering import contrast_streams
-from frenet.methods.vector_files import vectors_from_disk
+from frenet.network.checkpoints.tensor_files import Read
 from frenet.network.data.contrast import UnansweredError
-from frenet.network.tasks import repeatable
+from frenet.network.tasks import ROOM, repeatable
+
+# Forward passes that the two radii of a direction take, beside those for slopes and curvature.
+PASSES = 24
 
 
 def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
     """Rows of the tables radius and line for a direction in weights or factors."""
     model, space = spot.network.model, direction.space
     batch = drop_duplicates(next(repeatable(spot.task, "test", spot.config.eval_size, spot.seed)))
-    share = weight_share(model, direction.delta, space=space)
+    delta = direction.delta if isinstance(direction.delta, torch.Tensor) else None
+    share = weight_share(model, delta, space=space)
     about = _About(direction.name, "weights", direction.coordinates, share)
-    size = norm(space.read(model))
-    with loss_line(model, spot.task, batch, direction.delta, space=space) as line:
+    size = space.norm(model)
+    with loss_line(model, spot.task, batch, direction.read, space=space) as line:
         start, limit = looked_between(line, size, length=direction.length, eps=spot.config.eps)
         yield from _sides(spot, line, about, length=direction.length, start=start, limit=limit)
 
@@ -158,10 +166,10 @@ def share_looks(
     # New minibatches at every step: no direction has seen the held-out ones.
     other, again = (spot.seed + 1_000_003 * (2 * step + i) for i in (1, 2))
     for space in dict.fromkeys(d.space for d in directions):
-        bases = {d.name: _line_basis(d) for d in directions if d.space == space}
+        bases: dict[str, Basis | Read] = {d.name: d.read for d in directions if d.space == space}
         for name in set(bases) & set(FRESH):
             fresh = mean_gradient(spot, scaled=name == "Adam step", seed=again)
-            bases[f"fresh {name}"] = _line_basis(Direction(name, fresh, space, None))
+            bases[f"fresh {name}"] = Direction(name, fresh, space, None).read
         shares = gradient_shares(
             spot.network.model, spot.task, bases, space=space,
             n=spot.config.n, batch_size=spot.config.batch_size, split=held_out(spot.task),
@@ -175,10 +183,6 @@ def share_looks(
     if steering is not None:
         held["steering"] = _fresh_cosine(spot, steering)
     return held
-
-
-def _line_basis(direction: Direction) -> Basis:
-    return span_basis(direction.delta[None], space=direction.space, origin=direction.name)
 
 
 def _fresh_cosine(spot: Spot, steering: Steering) -> float:
@@ -236,10 +240,17 @@ def _against(name: str, coordinates: str) -> str:
     return f"its share of the gradient in the {coordinates}, over {over}"
 
 
-def run(config: Config, cell: Cell) -> Iterator[Row]:
-    """Rows of the tables radius, line, share and lifetime."""
+def run(config: Config, cell: Cell, say: Callable[[str], None] | None = None) -> Iterator[Row]:
+    """Rows of the tables radius, line, share and lifetime.
+
+    Args:
+        config: what to measure.
+        cell: seed, space and task.
+        say: takes what a person should know before a long step: its cost, and the answers so far.
+    """
     network = build(config, space=cell["space"], seed=cell.seed)
     size = config.batch_size
+    config = resolved(config)
     select = size if "search winner" in config.directions else 0
     test = max(size, config.eval_size)
     yield from describe(network, cell, cells(config), config, select=select, test=test)
@@ -247,76 +258,136 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     spot = Spot(config, cell, network, task, network.space.read(network.model).cpu())
     try:
         with damaged(network, task, config, protocol=config.protocol, seed=cell.seed):
-            yield from _measured(spot)
+            yield from _Measurement(spot, say or (lambda _: None)).rows()
     except NotDamagedError as error:
         yield note(cell, f"{config.protocol} left out: {error}")
 
 
-def _measured(spot: Spot) -> Iterator[Row]:
-    model, space, config = spot.network.model, spot.network.space, spot.config
-    # Problems with the user's files show before anything is trained.
-    given = []
-    names = source_names(config.vectors)
-    for name, vector in zip(names, vectors_from_disk(model, config.vectors), strict=True):
-        yield from (note(spot.cell, f"{name}: {text}") for text in vector.notes)
-        own_space = vector.space(model)
-        given.append(Direction(name, vector.flat(own_space), own_space, vector.norm()))
-    with space.restored(model):
+@dataclass
+class _Measurement:
+    """How far, and then how long, at one spot; what needs no training comes first.
+
+    Attributes:
+        spot: where.
+        say: takes costs and answers.
+        directions: followed so far, for their lifetimes.
+        radii: rows of the table radius so far.
+    """
+
+    spot: Spot
+    say: Callable[[str], None]
+    directions: list[Direction] = field(default_factory=list)
+    radii: list[Row] = field(default_factory=list)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows."""
+        spot, config = self.spot, self.spot.config
+        model, space = spot.network.model, spot.network.space
+        # Problems with the user's files show before anything is measured.
+        given = []
+        for direction, vector in given_directions(spot):
+            yield from (note(spot.cell, f"{direction.name}: {text}") for text in vector.notes)
+            given += [direction, random_like(spot, direction)]
+        with space.restored(model):
+            path = None
+            if config.trajectory:
+                path = read_steps(config.trajectory)
+                require_recorded(path, space=space, lags=config.lags)
+                space.write(model, path.start)
+            try:
+                steering = steering_direction(spot)
+            except UnansweredError as error:
+                if config.steering:
+                    raise
+                steering = None
+                remedy = "write such words into the file of --contrasts"
+                yield note(spot.cell, f"the steering vector was left out: {error}; {remedy}")
+            self.say(cost_of_lines(spot, given))
+            yield from self._far(given)
+            if steering is not None:
+                yield from self._kept(steering_rows(spot, steering))
+            yield from self._far(
+                weight_directions(spot, path, [kind for kind in KINDS if kind not in TRAINED])
+            )
+            if path is None and config.lags != HOW_FAR:
+                self._tell_before_training()
+            if set(TRAINED) & set(config.directions):
+                if path is None:
+                    with space.restored(model):
+                        path = train_and_record(model, spot.task, spot.training(), space=space)
+                yield from self._far(weight_directions(spot, path, TRAINED))
+            if config.lags != HOW_FAR:
+                yield from self._long(steering)
+
+    def _far(self, directions: Iterable[Direction]) -> Iterator[Row]:
+        """Radii at the current point."""
+        dtype = self.spot.config.dtype
+        for direction in directions:
+            if dtype == "float32" or direction.coordinates == "factors":
+                self.directions.append(direction)
+                yield from self._kept(radius_rows(self.spot, direction))
+                continue
+            why = f"it is a line in the weights, which are in {dtype}"
+            yield note(self.spot.cell, f"{direction.name} left out: {why}; pass --dtype float32")
+
+    def _kept(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            if row["table"] == "radius":
+                self.radii.append(row)
+            yield row
+
+    def _tell_before_training(self) -> None:
+        """The answers so far, and what the trainings cost."""
+        config = self.spot.config
+        for answer in sentences(self.radii):
+            self.say(str(answer))
+        runs = 2 if set(TRAINED) & set(config.directions) else 1
+        spaces = len({direction.space for direction in self.directions})
+        gradients = config.n * spaces * (len(config.lags) + 1)
+        self.say(
+            f"how long: {runs * max(config.lags)} training steps of {config.batch_size} rows, and "
+            f"{gradients} gradients of as many"
+        )
+
+    def _long(self, steering: Steering | None) -> Iterator[Row]:
+        """Lifetimes along a training run from the current point."""
+        spot, config = self.spot, self.spot.config
+        model, space = spot.network.model, spot.network.space
+
+        def look(step: int) -> dict[str, float]:
+            return share_looks(spot, self.directions, steering, step)
+
+        dims = {direction.name: direction.space.dim for direction in self.directions}
+        coordinates: dict[str, str] = {d.name: d.coordinates for d in self.directions}
+        if steering is not None:
+            dims["steering"], coordinates["steering"] = len(steering.vector), "stream"
+        reach = {
+            str(row["direction"]): number(row, "relative") for row in self.radii if row["sign"] == 1
+        }
         if config.trajectory:
             path = read_steps(config.trajectory)
-            require_recorded(path, space=space, lags=config.lags)
-            space.write(model, path.start)
-        try:
-            steering = steering_direction(spot)
-        except UnansweredError as error:
-            if config.steering:
-                raise
-            steering = None
-            remedy = "write such words into the file of --contrasts"
-            yield note(spot.cell, f"the steering vector was left out: {error}; {remedy}")
-        if not config.trajectory:
+            values = follow(model, path, space=space, lags=config.lags, look=look)
+        else:
+            # Prefix and task vector have seen the minibatches of the run that made them.
             with space.restored(model):
-                path = train_and_record(model, spot.task, spot.training(), space=space)
-        directions = []
-        for direction in (*weight_directions(spot, path), *given):
-            if config.dtype == "float32" or direction.coordinates == "factors":
-                directions.append(direction)
-                continue
-            why = f"it is a line in the weights, which are in {config.dtype}"
-            yield note(spot.cell, f"{direction.name} left out: {why}; pass --dtype float32")
-        yield from _rows(spot, path, directions, steering)
+                path, values = watch_training(
+                    model, spot.task, spot.training(replicate=1),
+                    space=space, lags=config.lags, look=look,
+                )  # fmt: skip
+        yield from lifetime_rows(spot, values, path, dims, reach, coordinates)
 
 
-def _rows(
-    spot: Spot, path: Trajectory, directions: list[Direction], steering: Steering | None
-) -> Iterator[Row]:
-    """Radii at the current point, and lifetimes along a training run from there."""
-    model, space, config = spot.network.model, spot.network.space, spot.config
-
-    def look(step: int) -> dict[str, float]:
-        return share_looks(spot, directions, steering, step)
-
-    rows = [row for direction in directions for row in radius_rows(spot, direction)]
-    dims = {direction.name: direction.space.dim for direction in directions}
-    coordinates: dict[str, str] = {
-        direction.name: direction.coordinates for direction in directions
-    }
-    if steering is not None:
-        rows += steering_rows(spot, steering)
-        dims["steering"], coordinates["steering"] = len(steering.vector), "stream"
-    reach = {
-        str(row["direction"]): number(row, "relative")
-        for row in rows
-        if row["table"] == "radius" and row["sign"] == 1
-    }
-    yield from rows
-    if config.trajectory:
-        values = follow(model, path, space=space, lags=config.lags, look=look)
-    else:
-        # Prefix and task vector have seen the minibatches of the run that made them.
-        with space.restored(model):
-            path, values = watch_training(
-                model, spot.task, spot.training(replicate=1),
-                space=space, lags=config.lags, look=look,
-            )  # fmt: skip
-    yield from lifetime_rows(spot, values, path, dims, reach, coordinates)
+def cost_of_lines(spot: Spot, given: Sequence[Direction]) -> str:
+    """What "how far" costs, in a sentence."""
+    model, config = spot.network.model, spot.config
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    # Beside the weights: a copy of those that move, their direction or gradient, and one pass.
+    moved = max((4 * direction.space.dim for direction in given), default=0)
+    logits = config.eval_size * config.max_length * round(math.exp(spot.network.chance))
+    peak = weights + 2 * moved + 4 * min(ROOM, TWICE * logits)
+    lines = [direction.name for direction in given]
+    lines += [kind for kind in KINDS if kind in config.directions and kind != "steering"]
+    return (
+        f"how far: {len(lines)} directions, each about {PASSES} forward passes of "
+        f"{config.eval_size} examples; up to about {peak / 2**30:.2g} GiB of memory"
+    )

@@ -56,8 +56,9 @@ class SearchConfig(TaskReadingConfig, LoadingConfig):
     """Held-out examples for the result; all of them if there are fewer."""
     top: int = 5
     """Number of best candidates that also vote and are averaged."""
-    probes: int = 8
-    """Random vectors in the plan's estimate of the Hessian's trace."""
+    probes: int = 0
+    """Random vectors in the plan's estimate of the Hessian's trace, on whole batches. 0: so few, on
+    so few examples, that the plan costs at most about as much as the search."""
     seed: int = 0
     """Seed of adapter, examples and noise."""
     max_length: int = 256

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,14 +104,22 @@ def _task(config: SearchConfig, loaded: "Loaded") -> Any:
     return tasks[config.only or next(iter(tasks))]
 
 
-def make_plan(config: SearchConfig, subject: Subject) -> "Plan":
-    """The expected gain of the search, by sigma."""
-    from frenet.methods.local_model import survey
+def make_plan(
+    config: SearchConfig, subject: Subject, say: Callable[[str], None] = lambda _: None
+) -> "Plan":
+    """The expected gain of the search, by sigma; ``say`` takes its cost and its progress."""
+    from frenet.methods.local_model import Effort, survey
     from frenet.methods.plan import plan
 
+    effort = Effort(config.probes) if config.probes else Effort.within(config.budget)
+    say(
+        f"planning {config.budget} candidates, with about the work of {effort.cost():.0f} of them: "
+        f"gradients of {effort.batches} batches of {subject.selection.select_size} examples, and "
+        f"curvature along {effort.probes} random vectors on {effort.share:.3g} of them"
+    )
     local_model = survey(
         subject.model, subject.task, subject.space,
-        selection=subject.selection, probes=config.probes, seed=config.seed,
+        selection=subject.selection, seed=config.seed, effort=effort, say=say,
     )  # fmt: skip
     return plan(local_model, budget=config.budget)
 

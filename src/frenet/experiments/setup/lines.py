@@ -17,28 +17,29 @@ def looked_between(
     """First and greatest distance to measure on a line through parameters of norm ``size``."""
     start = size / 1000
     if line.curvature:
-        # A quarter of the radius of a quadratic.
-        start = min(start, eps * abs(line.slope / line.curvature) / 2)
+        # Half of the radius of a quadratic; if it is not linear there, nearer ones are tried.
+        start = min(start, eps * abs(line.slope / line.curvature))
     return start, max(size, 4 * (length or 0.0))
 
 
 def weight_share(
-    model: nn.Module, direction: torch.Tensor, *, space: ParamSpace
+    model: nn.Module, direction: torch.Tensor | None, *, space: ParamSpace
 ) -> Callable[[float], float]:
     r"""||Delta W|| / ||W|| at a distance along a line, of weights or of factors.
 
     Args:
         model: at the start of the line.
-        direction: (d,), not zero.
+        direction: (d,), not zero; None is enough for a line of weights, where all are alike.
         space: of its coordinates.
     """
+    if direction is None or coordinates_of(space) == "weights":
+        moved = weights_norm(model, space)
+        return lambda r: abs(r) / moved
     start = space.read(model).cpu()
     unit = direction.cpu() / float(direction.double().norm())
     weights = weights_norm(model, from_step(model, unit, space=space).space(model))
 
     def share(r: float) -> float:
-        if coordinates_of(space) == "weights":
-            return abs(r) / weights
         return from_step(model, r * unit, space=space, start=start).norm() / weights
 
     return share
