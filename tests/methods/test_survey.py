@@ -1,6 +1,7 @@
 """The survey, compared with dense references, on losses with random terms in every batch."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from frenet.geometry import rng
 from frenet.geometry.basis import random_basis
 from frenet.geometry.theory import QuadraticModel, expected_maximum
 from frenet.methods.candidates import Candidates, Noise
-from frenet.methods.local_model import EFFORTS, Effort, LocalModel, survey
+from frenet.methods.local_model import EFFORTS, Effort, LocalModel, _under_signs, survey
 from frenet.methods.search import Selection
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch
@@ -135,6 +136,34 @@ def test_every_number_is_that_of_the_dense_gradients_and_hessians(d, k, probes, 
     assert other.quartic == pytest.approx(c_other * fourth, rel=1e-3)
     assert found.trace_error == pytest.approx(0, abs=1e-4)
     assert not model().any()
+
+
+@pytest.mark.parametrize(("d", "probes", "diagonal"), [(12, 6, False), (60, 20, True)])
+def test_for_signs_the_diagonal_of_the_hessian_has_no_spread(d, probes, diagonal):
+    model, task, space = at_zero(d, diagonal=diagonal)
+    found = survey(model, task, space, selection=CHOSEN, probes=probes, kind="signs").local
+    g, H, c = task.mean("select", 1)
+    rest = H - torch.diag(H.diagonal())
+    size = float((H @ H).trace())
+    assert found.trace == pytest.approx(float(H.trace()), rel=1e-5)
+    assert found.trace_square == pytest.approx(float((rest @ rest).trace()), abs=1e-5 * size)
+    assert found.along == pytest.approx(float(g @ rest @ g), abs=1e-5 * float(g @ H @ g))
+    # z_i^4 = 1.
+    assert found.quartic == pytest.approx(c * d, rel=1e-3)
+
+
+def test_the_square_of_the_diagonal_comes_from_products_of_different_probes():
+    """Of all n signs, without each one's own square: D - (tr(H^2) - D) / (n - 1)."""
+    H = torch.randn(6, 6, generator=rng.generator(0, "H"))
+    H, g = H + H.T, torch.arange(6.0)
+    z = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=6)))
+    square, along = float((H @ H).trace()), float(g @ H @ g)
+    local = QuadraticModel(6, 1.0, float(H.trace()), square, along)
+    found = _under_signs(local, g, [(z[:40], z[:40] @ H), (z[40:], z[40:] @ H)], exact=False)
+    own = float(H.diagonal().square().sum())
+    expected = own - (square - own) / (len(z) - 1)
+    assert found.trace_square == pytest.approx(square - expected, rel=1e-5)
+    assert found.along == pytest.approx(along - float(g**2 @ H.diagonal()), rel=1e-5)
 
 
 def test_in_more_than_two_dimensions_a_probe_the_trace_is_an_estimate():

@@ -17,7 +17,7 @@ from frenet.geometry.theory import Best, QuadraticModel
 from frenet.measure.checked import check_slope
 from frenet.measure.curvature import Matvec, Trace, at_once, hessian_product, hutchinson
 from frenet.measure.gradients import gradient
-from frenet.methods.candidates import Candidates, Noise, Where, placed, space_of
+from frenet.methods.candidates import Candidates, Kind, Noise, Where, placed, space_of
 from frenet.methods.search import Selection, drop_duplicates
 from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
@@ -171,6 +171,7 @@ def survey(
     probes: int = 8,
     seed: int = 0,
     effort: Effort | None = None,
+    kind: Kind = "normal",
     say: Callable[[str], None] = lambda _: None,
 ) -> LocalModel:
     """Gradient, curvature and transfer at the current parameters.
@@ -187,6 +188,7 @@ def survey(
         seed: of the probes.
         effort: in place of ``probes``; ``Effort.within(budget)`` costs at most about as much as a
             search of as many candidates.
+        kind: of the noise that is planned; for signs see ``QuadraticModel.under_signs``.
         say: takes lines of progress.
 
     Raises:
@@ -204,7 +206,7 @@ def survey(
     )
     say("gradients measured")
     dim = len(here.slope)
-    traces, trace_elsewhere, bend = _curvature(
+    traces, trace_elsewhere, bend, probed = _curvature(
         here.product, other.product, dim, probes=effort.probes, seed=seed
     )
     say(f"trace of the Hessian measured: {traces.trace:.4g} +- {traces.trace_error:.2g}")
@@ -216,6 +218,9 @@ def survey(
         along=dot(here.slope, here.product(here.slope)),
         trace_cube=traces.trace_of_cube or 0.0,
     )
+    if kind == "signs":
+        local = _under_signs(local, here.slope, probed, exact=dim <= 2 * effort.probes)
+    del probed
     elsewhere = QuadraticModel(dim, norm(other.slope), trace_elsewhere)
     share = theory.transfer(dot(here.slope, other.slope), local.gradient)
     loss = _loss(model, task, [drop_duplicates(batch)])
@@ -224,7 +229,8 @@ def survey(
     sigma = star.sigma if star else measured.trusted(PROBED)
     if sigma == 0:  # no gain is expected at any distance
         return measured
-    with Candidates(model, where, Noise(sigma, seed=seed, antithetic=True)) as candidates:
+    noise = Noise(sigma, seed=seed, antithetic=True, kind=kind)
+    with Candidates(model, where, noise) as candidates:
         quartics = [_quartic(candidates, seen, pairs=effort.pairs) for seen in (here, other)]
     return replace(
         measured,
@@ -325,11 +331,15 @@ def _quartic(candidates: Candidates, seen: _Seen, *, pairs: int) -> float:
     return sum(beyond) / len(beyond) / candidates.noise.sigma**4
 
 
+# Vectors, a stack at a time, and their Hessian products.
+Probed = list[tuple[Float[Tensor, "m k"], Float[Tensor, "m k"]]]
+
+
 def _curvature(
     matvec: Matvec, other: Matvec, dim: int, *, probes: int, seed: int
-) -> tuple[Trace, float, float]:
-    """Traces of H, tr(H_other), and tr(H_other H) / tr(H^2); exact in few dimensions."""
-    probed: list[tuple[Tensor, Tensor]] = []
+) -> tuple[Trace, float, float, Probed]:
+    """Traces of H, tr(H_other), tr(H_other H) / tr(H^2), products; exact in few dimensions."""
+    probed: Probed = []
 
     def recorded(V: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
         probed.append((V, matvec(V)))
@@ -345,7 +355,30 @@ def _curvature(
     shared = sum(dot(image, beyond) for _, image, beyond in pairs)
     bend = shared / (sum(dot(image, image) for _, image in probed) or 1.0)
     trace = sum(dot(beyond, z) for z, _, beyond in pairs)
-    return traces, trace if dim <= 2 * probes else trace / probes, bend
+    return traces, trace if dim <= 2 * probes else trace / probes, bend, probed
+
+
+def _under_signs(
+    local: QuadraticModel, slope: Float[Tensor, " k"], probed: Probed, *, exact: bool
+) -> QuadraticModel:
+    """The model for candidates of signs, with the Hessian's diagonal from products Hz.
+
+    z * Hz, entry by entry, has the diagonal as its mean over signs z, so that products of two
+    estimates have its square as their mean. Over all unit vectors z it adds up to the diagonal.
+    """
+    estimates = [z * image for z, image in probed]
+    total = torch.stack([part.sum(0) for part in estimates]).sum(0)
+    count, own = sum(map(len, estimates)), sum(dot(part, part) for part in estimates)
+    if exact:
+        diagonal, square = total, dot(total, total)
+    else:
+        diagonal = total / count
+        square = (dot(total, total) - own) / (count * (count - 1))
+    return replace(
+        local,
+        diagonal_square=max(0.0, square),
+        along_diagonal=dot(slope.square(), diagonal),
+    ).under_signs()
 
 
 def _exact(H: Float[Tensor, "k k"]) -> Trace:

@@ -119,7 +119,7 @@ def make_plan(
     )
     local_model = survey(
         subject.model, subject.task, subject.space,
-        selection=subject.selection, seed=config.seed, effort=effort, say=say,
+        selection=subject.selection, seed=config.seed, effort=effort, kind=config.noise, say=say,
     )  # fmt: skip
     return plan(local_model, budget=config.budget)
 
