@@ -7,6 +7,7 @@ from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, La
 from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, shown_settings
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import (
+    DEMO_NETWORK,
     SMALL_NETWORK,
     MinibatchConfig,
     by_space,
@@ -84,6 +85,7 @@ EXPERIMENT = Experiment(
             optimizers=("adam:3e-5", "adam:3e-4"),
             n=24,
             lags=(1, 10, 30, 100),
+            **DEMO_NETWORK,
         ),
         "cpu": Config(spaces=("full", "lora")),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),

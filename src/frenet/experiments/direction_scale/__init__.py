@@ -10,6 +10,7 @@ from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, La
 from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, shown_settings
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import (
+    DEMO_NETWORK,
     SMALL_NETWORK,
     MinibatchConfig,
     network_cells,
@@ -126,7 +127,7 @@ EXPERIMENT = Experiment(
         ),
         "demo": Config(
             only=("reverse",), eval_size=64, candidates=32, probes=2, prompts=32,
-            lags=(3, 10, 30, 100),
+            lags=(3, 10, 30, 100), **DEMO_NETWORK,
         ),
         "cpu": Config(spaces=("full", "lora"), max_tasks=3),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
@@ -146,6 +147,7 @@ EXPERIMENT = Experiment(
     reproduced={"cpu": {"max_tasks": 2}},
     shown_settings=shown_settings("protocol", full="optimizer", lora="lora_optimizer"),
     prepare=prepare,
+    leads=True,
     reread=reread,
     answers=sentences,
 )  # fmt: skip
