@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from frenet.experiments.experiment import MADE, MODEL, Experiment, Later
 from frenet.experiments.recovery_basis.figures import FIGURES, TABLES
 from frenet.experiments.recovery_basis.findings import CLAIMS
-from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.damage import DEMO_DAMAGE, FEW, LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import DEMO_NETWORK, SMALL_NETWORK, MinibatchConfig, prepare
 from frenet.experiments.setup.recovery import RECOVERED, recovery_cells
@@ -92,6 +92,7 @@ EXPERIMENT = Experiment(
             optimised=("prefix", "random"),
             probe_size=64,
             **DEMO_NETWORK,
+            **DEMO_DAMAGE,
         ),
         "cpu": Config(spaces=("full", "lora")),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
