@@ -127,7 +127,8 @@ EXPERIMENT = Experiment(
         "demo": Config(
             only=("reverse",),
             protocols=("relative-noise",),
-            depth=0.3,
+            # Deeper, some of these networks have no clearly positive trace, hence no best sigma.
+            depth=0.2,
             places=("all", "random:100"),
             searches=3,
             candidates=64,
