@@ -95,8 +95,8 @@ def execute_all(
     Args:
         todo: the experiments. The first seed of those that lead comes first of all.
         work: how to run them.
-        so_far: called when the first seeds are done, and after every run but the last, with the
-            runs by their folders and what is not finished.
+        so_far: called when the first seeds are done, and after every run but the last that was not
+            finished before, with the runs by their folders and what is not finished.
 
     Returns:
         The runs, and why others failed, by the name of their folder.
@@ -113,13 +113,14 @@ def execute_all(
         if runs:
             so_far(runs, todo)
         for i, task in enumerate(todo):
+            before = _finished(task)
             try:
                 runs[task.out] = execute(*task, work, pool=pool)
             except RunFailedError as error:
                 runs.pop(task.out, None)
                 failed[task.out.name] = str(error)
                 print(f"frenet: {one_line(f'{task.out.name}: {error}')}", file=sys.stderr)
-            if (waiting := todo[i + 1 :]) and runs:
+            if (waiting := todo[i + 1 :]) and runs and not before:
                 so_far(runs, waiting)
     return [runs[task.out] for task in todo if task.out in runs], failed
 
@@ -132,8 +133,12 @@ def _leading(todo: Sequence[Planned]) -> list[Planned]:
         if task.experiment.leads
         and task.config.model == todo[0].config.model
         and len(task.config.seeds) > 1
-        and not (task.out / "manifest.json").exists()
+        and not _finished(task)
     ]
+
+
+def _finished(task: Planned) -> bool:
+    return (task.out / "manifest.json").exists()
 
 
 def show_runs(
