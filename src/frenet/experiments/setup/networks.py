@@ -36,7 +36,7 @@ SHOWN = ("seeds", "spaces", "tasks", "only")
 LEARNING = ("learn_optimizer", "learn_steps")
 # The network of the presets "smoke".
 SMALL_NETWORK: dict[str, Any] = {"seeds": (0, 1), "width": 32, "train_steps": 300}
-# That of the presets "demo": it knows every task but addition, after a third of the usual time.
+# That of `frenet demo`: it knows every task but addition, in less than half of the usual time.
 DEMO_NETWORK: dict[str, Any] = {"train_steps": 1000}
 
 # torch and transformers are imported inside the functions: a command line that only prints its

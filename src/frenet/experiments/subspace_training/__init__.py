@@ -7,7 +7,7 @@ from frenet._errors import UsageError
 from frenet.experiments.experiment import MADE, MODEL, Cell, Experiment, Later
 from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import DEMO_NETWORK, SMALL_NETWORK, MinibatchConfig, prepare
+from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, prepare
 from frenet.experiments.setup.recovery import RECOVERED, recovery_cells
 from frenet.experiments.subspace_training.figures import FIGURES, TABLES
 from frenet.experiments.subspace_training.findings import CHANCE, CLAIMS
@@ -87,7 +87,6 @@ EXPERIMENT = Experiment(
             tries=3,
             looks=8,
             probe_size=64,
-            **DEMO_NETWORK,
         ),
         "cpu": Config(spaces=("full", "lora"), max_tasks=2),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),

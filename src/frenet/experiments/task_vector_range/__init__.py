@@ -5,13 +5,7 @@ from dataclasses import dataclass
 from frenet.experiments.experiment import MODEL, Cell, Experiment, Later
 from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, shown_settings
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import (
-    DEMO_NETWORK,
-    SMALL_NETWORK,
-    MinibatchConfig,
-    network_cells,
-    prepare,
-)
+from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, network_cells, prepare
 from frenet.experiments.task_vector_range.answers import sentences
 from frenet.experiments.task_vector_range.figures import FIGURES, TABLES, labelled
 
@@ -56,7 +50,7 @@ EXPERIMENT = Experiment(
             only=("reverse", "copy"), steps=12, k=4, batch_size=16, eval_size=32, damage_batch=16,
             scales=(-1.0, 0.0, 0.5, 1.0, 2.0), **SMALL_NETWORK,
         ),
-        "demo": Config(only=("reverse", "parity"), **DEMO_NETWORK),
+        "demo": Config(only=("reverse", "parity")),
         "cpu": Config(spaces=("full", "lora"), max_tasks=4),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(
