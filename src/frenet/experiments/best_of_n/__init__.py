@@ -127,8 +127,7 @@ EXPERIMENT = Experiment(
         "demo": Config(
             only=("reverse",),
             protocols=("relative-noise",),
-            # Deeper, some of these networks have no clearly positive trace, hence no best sigma.
-            depth=0.2,
+            depth=0.3,
             places=("all", "random:100"),
             searches=3,
             candidates=64,
