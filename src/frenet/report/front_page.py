@@ -112,7 +112,7 @@ def _still(waiting: Sequence[str]) -> Markup:
     if not waiting:
         return Markup("")
     text = (
-        f" This page is written again after every experiment, and verdicts may change. "
+        " This page is written again after every experiment, and verdicts may change. "
         f"Still to come: {join_words(list(waiting))}."
     )
     return tag("p", tag("b", "First results."), user_text(text), class_="answer")

@@ -202,7 +202,7 @@ def _work(
     ]
     pending = [job for job in cells if not store.done(job.cell)]
     done = len(cells) - len(pending)
-    # Workers that have no cell yet prepare the seeds whose turn comes later.
+    # The seeds whose turn comes later are prepared, too, unless the only worker would have to wait.
     shares = {share(job.cell) for job in (pending if crew.workers == 1 else left)}
     before = [j for j in todo if j.stage == "prepare" and share(j.cell) in shares]
     if crew.workers is not None and pool is None:
