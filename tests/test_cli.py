@@ -36,7 +36,11 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setattr(frenet.experiments, "EXPERIMENTS", {experiment.name: experiment})
     written = []
 
-    def write_report(runs, out):
+    def write_report(runs, out, **meanwhile):
+        if meanwhile:
+            unfinished = [run.path.name for run in runs if not run.manifest["complete"]]
+            written.append(("so far", unfinished, meanwhile["waiting"]))
+            return out
         written.append(("report", [run.path for run in runs]))
         out.write_text("<html>")
         return out
@@ -360,6 +364,37 @@ def test_demo_goes_on_when_an_experiment_has_no_result(toy, monkeypatch, capsys)
     alone = ["demo", "--preset", "smoke", "--out", "two", "--experiments", "bad", *ALONE]
     assert cli.main([*alone, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["report"] is None
+
+
+def test_the_first_seeds_of_those_that_lead_give_the_first_report(toy, monkeypatch, capsys):
+    from dataclasses import replace
+
+    import toy_experiment
+
+    good = toy_experiment.EXPERIMENT
+    two = {"smoke": toy_experiment.Config(tasks=("copy",), seeds=(5, 6))}
+    others = [replace(good, name="second", presets=two, leads=True), replace(good, name="third")]
+    known = {each.name: each for each in (good, *others)}
+    monkeypatch.setattr(frenet.experiments, "EXPERIMENTS", known)
+    args = ["demo", "--preset", "smoke", "--out", "out", *ALONE]
+    assert cli.main(args) == 0
+    begun = ["synthetic-second"]
+    folders = [Path("out", f"synthetic-{name}") for name in known]
+    assert toy == [
+        ("so far", begun, ["toy-sums", "the rest of second", "third"]),
+        ("so far", begun, ["the rest of second", "third"]),
+        ("so far", [], ["third"]),
+        ("report", folders),
+    ]
+    err = capsys.readouterr().err
+    assert err.count("report of the first results, to be extended: out/report.html\n") == 1
+    assert err.index("second: 1 cells") < err.index("first results") < err.index("toy-sums: 1")
+    assert "second: 2 cells, 1 already finished" in err
+    # What is finished is neither run nor looked at again.
+    toy.clear()
+    assert cli.main([*args, "--quiet"]) == 0
+    assert toy == [("report", folders)]
+    assert capsys.readouterr().err == ""
 
 
 def test_demo_leaves_out_what_is_not_its_own_until_it_is_named(toy, monkeypatch, capsys):

@@ -305,6 +305,17 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     assert "This run is not finished. 3 of 4 cells are finished." in page.text
 
 
+def test_a_page_of_first_results_says_what_is_to_come(tmp_path: Path, page: Parsed) -> None:
+    made, out = made_up.experiments(), tmp_path / "report.html"
+    waiting = ["best-of-n", "the rest of basis-drift on a<b>"]
+    write_report(made_up.runs(), out, experiments=made, static=False, waiting=waiting)
+    assert (
+        "First results. This page is written again after every experiment, and verdicts may "
+        "change. Still to come: best-of-n and the rest of basis-drift on a<b>."
+    ) in Parsed(out.read_text("utf-8")).text
+    assert "First results" not in page.text
+
+
 def test_the_command_is_the_nearest_preset_and_what_differs() -> None:
     run, experiment = made_up.runs()[0], made_up.experiments()["gradient-rank"]
     assert command_line(run, experiment) == (

@@ -24,6 +24,7 @@ from frenet.runs import (
     Interrupted,
     RunFailedError,
     RunFolderError,
+    WorkerPool,
     claims_table,
     decide_claims,
     finding_dict,
@@ -143,6 +144,50 @@ def test_rows_do_not_depend_on_the_number_of_workers(spoilt, tmp_path):
     alone = run(Config(tasks=("copy", "noisy", "sort"), seeds=(0,)), tmp_path)
     in_workers = [row for row in found.rows if row["task"] in ("copy", "noisy", "sort")]
     assert [json.dumps(row) for row in alone.rows] == [json.dumps(row) for row in in_workers]
+
+
+def test_a_first_look_is_part_of_the_run(tmp_path, marks_in):
+    config = Config(tasks=("copy", "sort"), seeds=(0, 1))
+    whole = run(config, tmp_path / "whole")
+    for mark in marks_in.iterdir():
+        mark.unlink()
+    look = run(config, tmp_path / "run", seeds=[0])
+    assert {row["seed"] for row in look.rows} == {0}
+    assert not look.manifest["complete"]
+    assert look.manifest["cells"] == {"total": 4, "finished": 2, "failed": 0}
+    # Alone, the worker does not keep the first look waiting for another seed.
+    assert marks(marks_in) == {"prepare-0": 1, "run-0-copy": 1, "run-0-sort": 1}
+    assert run(config, tmp_path / "run").rows == whole.rows
+    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "whole")
+    assert marks(marks_in)["run-0-copy"] == 1
+
+
+def test_runs_in_turn_share_their_workers(tmp_path, marks_in):
+    """Also after a worker was killed; each run has its own log, and the rows of any run."""
+    with WorkerPool() as pool:
+        for name, tasks in (("a", ("noisy", "copy")), ("b", ("kill", "sort")), ("c", ("noisy",))):
+            seeds = [0] if name == "a" else None
+            run(Config(tasks=tasks), tmp_path / name, workers=2, seeds=seeds, pool=pool)
+    logs = [(tmp_path / name / "log.txt").read_text() for name in "abc"]
+    assert [text.count("a library that prints") for text in logs] == [3, 0, 6]
+    # The first look at run a prepares the seed that comes later.
+    assert marks(marks_in)["prepare-1"] == 3
+    assert [f["type"] for f in read_run(tmp_path / "b").failures] == ["WorkerKilled"] * 2
+    alone = run(Config(tasks=("noisy",)), tmp_path / "alone")
+    assert read_run(tmp_path / "c").rows == alone.rows
+
+
+def test_a_second_run_starts_no_processes(tmp_path):
+    config = Config(tasks=("copy", "sort"), seeds=(0, 1))
+    with WorkerPool() as pool:
+        run(config, tmp_path / "a", workers=2, pool=pool)
+        before = pool.started(2, threads=1, log=tmp_path / "a" / "log.txt")
+        run(replace(config, seeds=(2,)), tmp_path / "b", workers=1, pool=pool)
+        run(config, tmp_path / "c", workers=2, pool=pool)
+        assert pool.started(1, threads=1, log=tmp_path / "c" / "log.txt") is before
+        assert len(before._processes) == 2
+        # Some libraries read the number of threads only when they are loaded.
+        assert pool.started(1, threads=2, log=tmp_path / "c" / "log.txt") is not before
 
 
 def test_the_default_threads_do_not_depend_on_the_workers_asked_for(tmp_path):

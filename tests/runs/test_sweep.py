@@ -58,6 +58,6 @@ def test_two_workers_end_together(tmp_path, monkeypatch, unchecked):
         monkeypatch.setattr(sweep, "longest_first", rule)
         ends: list[float] = []
         crew = sweep.WorkerSpec(2, 1)
-        sweep.sweep(Store(), [], pending=list(waiting(config)), crew=crew, watch=Said())
+        sweep.sweep(Store(), [], pending=list(waiting(config)), crew=crew, watch=Said(), pool=None)
         found[name] = max(ends)
     assert found == {"longest first": 9.0, "as given": 11.0}

@@ -1,8 +1,9 @@
 """What the commands that run experiments share: running them, and showing the results."""
 
+import contextlib
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ from frenet.experiments.experiment import LANGUAGE_MODEL_PRESET, SYNTHETIC, Kind
 
 if TYPE_CHECKING:
     from frenet.experiments import Experiment
-    from frenet.runs import Run
+    from frenet.runs import Run, WorkerPool
 
 
 class Planned(NamedTuple):
@@ -56,8 +57,16 @@ def refuse_unused(address: str | None, engine: str) -> None:
         raise UsageError("--address is of a Ray cluster; pass --engine ray too")
 
 
-def execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "Run":
-    """Run one experiment as the options say."""
+def execute(
+    experiment: "Experiment",
+    config: Any,
+    out: Path,
+    work: Work,
+    *,
+    seeds: Sequence[int] | None = None,
+    pool: "WorkerPool | None" = None,
+) -> "Run":
+    """Run one experiment as the options say, all of it or some seeds."""
     from frenet.runs import run_experiment
 
     return run_experiment(
@@ -70,22 +79,66 @@ def execute(experiment: "Experiment", config: Any, out: Path, work: Work) -> "Ru
         address=work.address,
         quiet=work.quiet,
         retry_failed=work.retry_failed,
+        seeds=seeds,
+        pool=pool,
     )
 
 
-def execute_all(todo: Sequence[Planned], work: Work) -> "tuple[list[Run], dict[str, str]]":
-    """Run them one after another; a failed run is reported and does not stop the others."""
-    from frenet.runs import RunFailedError
+def execute_all(
+    todo: Sequence[Planned],
+    work: Work,
+    *,
+    so_far: "Callable[[Mapping[Path, Run], Sequence[Planned]], None]",
+) -> "tuple[list[Run], dict[str, str]]":
+    """Run them one after another; a failed run is reported and does not stop the others.
 
-    runs: list[Run] = []
+    Args:
+        todo: the experiments. The first seed of those that lead comes first of all.
+        work: how to run them.
+        so_far: called when the first seeds are done, and after every run but the last that was not
+            finished before, with the runs by their folders and what is not finished.
+
+    Returns:
+        The runs, and why others failed, by the name of their folder.
+    """
+    from frenet.runs import RunFailedError, WorkerPool
+
+    runs: dict[Path, Run] = {}
     failed: dict[str, str] = {}
-    for task in todo:
-        try:
-            runs.append(execute(task.experiment, task.config, task.out, work))
-        except RunFailedError as error:
-            failed[task.out.name] = str(error)
-            print(f"frenet: {one_line(f'{task.out.name}: {error}')}", file=sys.stderr)
-    return runs, failed
+    with WorkerPool() as pool:
+        for task in _leading(todo):
+            # The run of all its seeds reports a failure.
+            with contextlib.suppress(RunFailedError):
+                runs[task.out] = execute(*task, work, seeds=task.config.seeds[:1], pool=pool)
+        if runs:
+            so_far(runs, todo)
+        for i, task in enumerate(todo):
+            before = _finished(task)
+            try:
+                runs[task.out] = execute(*task, work, pool=pool)
+            except RunFailedError as error:
+                runs.pop(task.out, None)
+                failed[task.out.name] = str(error)
+                print(f"frenet: {one_line(f'{task.out.name}: {error}')}", file=sys.stderr)
+            if (waiting := todo[i + 1 :]) and runs and not before:
+                so_far(runs, waiting)
+    return [runs[task.out] for task in todo if task.out in runs], failed
+
+
+def _leading(todo: Sequence[Planned]) -> list[Planned]:
+    """The unfinished experiments on the first network of which one seed makes a first report."""
+    return [
+        task
+        for task in todo
+        if task.experiment.leads
+        and task.config.model == todo[0].config.model
+        and len(task.config.seeds) > 1
+        and not _finished(task)
+    ]
+
+
+def _finished(task: Planned) -> bool:
+    return (task.out / "manifest.json").exists()
 
 
 def show_runs(

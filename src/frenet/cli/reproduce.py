@@ -1,6 +1,7 @@
 """``frenet reproduce``: all experiments on several networks, and one report."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from frenet.cli.options import Switch, Work, named, parse_both, printing
 
 if TYPE_CHECKING:
     from frenet.experiments.reproduce import Part
+    from frenet.runs import Run
     from frenet.runs.forecast import Forecast
 
 ABOUT = (
@@ -65,7 +67,9 @@ def reproduce(
         if not work.plan:
             planned = zip(todo, folders, strict=True)
             runs, failed = execute_all(
-                [Planned(part.experiment, part.config, folder) for part, folder in planned], work
+                [Planned(part.experiment, part.config, folder) for part, folder in planned],
+                work,
+                so_far=_Reports(out / "report.html", quiet=work.quiet),
             )
             report = write_report(runs, out / "report.html") if runs else None
             facts |= {"failed": failed, "report": path_text(report)}
@@ -76,6 +80,32 @@ def reproduce(
         if work.json:
             show(facts)
     return DONE
+
+
+class _Reports:
+    """Writes the report of what is finished, and says where it is when it is there.
+
+    It has no still pictures, which take most of the time of a report.
+    """
+
+    def __init__(self, path: Path, *, quiet: bool) -> None:
+        self._path, self._quiet, self._said = path, quiet, False
+
+    def __call__(self, runs: "Mapping[Path, Run]", waiting: Sequence[Planned]) -> None:
+        from frenet.experiments.reproduce import short_name
+        from frenet.report import write_report
+
+        several = len({task.config.model for task in waiting}) > 1
+        names = [
+            f"{'the rest of ' if task.out in runs else ''}{task.experiment.name}"
+            f"{f' on {short_name(task.config.model)}' if several else ''}"
+            for task in waiting
+        ]
+        write_report(list(runs.values()), self._path, static=False, waiting=names)
+        if not self._said and not self._quiet:
+            text = f"report of the first results, to be extended: {self._path}"
+            print(one_line(text), file=sys.stderr, flush=True)
+        self._said = True
 
 
 def _say_costs(

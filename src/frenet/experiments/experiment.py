@@ -272,6 +272,8 @@ class Experiment(Study):
     The field ``model`` of ``config`` names the network. ``run`` yields the rows of one cell; every
     row has the key ``table`` that names one of ``tables``. ``prepare`` builds (or takes from the
     cache) what several cells share. ``in_demo``: whether ``frenet demo`` runs it by default.
+    ``leads``: whether a reproduction runs its first seed before everything else, for a first
+    report.
 
     ``presets`` are configurations for the synthetic transformer, except ``lm``, the base of those
     for language models: ``changes`` gives the differences from it by kind of network and preset;
@@ -288,6 +290,7 @@ class Experiment(Study):
     longest_recovery: Callable[[Any], int] | None = None
     prepare: Callable[[Any, Cell], None] | None = None
     in_demo: bool = True
+    leads: bool = False
 
     def has_preset(self, preset: str, kind: Kind = SYNTHETIC) -> bool:
         """Whether there are settings; with ``lm`` there are for every usual preset of a model."""

@@ -234,7 +234,7 @@ def _whole(
 ) -> Float[Tensor, "m v"]:
     """Last logits of one copy of the prompt for each variant."""
     copies = len(next(iter(variants.values())))
-    batch = collate([(context, [])] * copies)
+    batch = {key: row.repeat(copies, 1) for key, row in collate([(context, [])]).items()}
     with add(model, {Site(block): v for block, v in variants.items()}, path=path):
         return run_blocks(model, batch).logits[:, -1]
 

@@ -9,6 +9,7 @@ from frenet._version import __version__
 from frenet.report import sentences as answers
 from frenet.report.claims import Decision, answer, claims_table, matrix
 from frenet.report.markup import join, tag, user_text
+from frenet.report.numbers import join_words
 from frenet.report.sections import Section, figure_of
 from frenet.runs import decide_claims
 
@@ -49,8 +50,14 @@ def decided(network: Network) -> list[Decision]:
     return sorted(decisions, key=lambda decision: decision.claim.id)
 
 
-def opening(networks: Sequence[Network], decisions: Sequence[Decision], *, static: bool) -> Markup:
-    """The answer, the numbers behind it, and links."""
+def opening(
+    networks: Sequence[Network],
+    decisions: Sequence[Decision],
+    *,
+    static: bool,
+    waiting: Sequence[str] = (),
+) -> Markup:
+    """The answer, the numbers behind it, and links; ``waiting`` is still to be measured."""
     parts = [part for network in networks for part in network.parts]
     several = len(networks) > 1
     lead = tag("p", user_text(answer(decisions)), class_="answer") if decisions else ""
@@ -71,6 +78,7 @@ def opening(networks: Sequence[Network], decisions: Sequence[Decision], *, stati
             tag("p", "frenet report", class_="eyebrow"),
             tag("h1", TITLE),
             lead,
+            _still(waiting),
             tag("p", " · ".join(_facts(parts)), class_="facts"),
             tag("section", tag("h2", "Results", class_="hidden"), results, id="claims"),
             front,
@@ -97,6 +105,17 @@ def fronts(network: Network, *, static: bool) -> Markup:
         for figure in part.experiment.figures
         if figure.front
     )
+
+
+def _still(waiting: Sequence[str]) -> Markup:
+    """What is still to come, and that verdicts may change with it; empty if nothing is."""
+    if not waiting:
+        return Markup("")
+    text = (
+        " This page is written again after every experiment, and verdicts may change. "
+        f"Still to come: {join_words(list(waiting))}."
+    )
+    return tag("p", tag("b", "First results."), user_text(text), class_="answer")
 
 
 def _facts(parts: Sequence[Section]) -> list[str]:

@@ -38,6 +38,7 @@ def write_report(
     *,
     experiments: Mapping[str, Study] | None = None,
     static: bool = True,
+    waiting: Sequence[str] = (),
 ) -> Path:
     """Write one HTML file with the results of the runs, whole or not at all.
 
@@ -47,6 +48,7 @@ def write_report(
         out: the file; its folder is made, an older file of that name is replaced.
         experiments: name -> experiment; default: those of frenet.
         static: add a picture of every figure for readers without scripts.
+        waiting: what is still to be measured, for a report that is written meanwhile.
 
     Returns:
         The path of the file.
@@ -74,7 +76,8 @@ def write_report(
                 if d.claim in part.experiment.claims
             ]
             bodies.append(section(part, said.get(part.id), findings, static=static))
-    page = _document(opening(networks, decisions, static=static), join(bodies))
+    first = opening(networks, decisions, static=static, waiting=waiting)
+    page = _document(first, join(bodies))
     return write_whole(out, page.encode(), moves="frenet report RUN --out FILE")
 
 

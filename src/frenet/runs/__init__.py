@@ -4,6 +4,7 @@ from frenet.runs.claims import claims_table, decide_claims, finding_dict, run_di
 from frenet.runs.engine import Interrupted, RunFailedError, run_experiment
 from frenet.runs.files import DiskFullError, RunFolderError
 from frenet.runs.header import find_runs
+from frenet.runs.pool import WorkerPool
 from frenet.runs.reading import pack_run, read_run
 from frenet.runs.records import config_dict, default_out, reproduction_out
 from frenet.runs.store import Run, RunFolder
@@ -15,6 +16,7 @@ __all__ = [
     "RunFailedError",
     "RunFolder",
     "RunFolderError",
+    "WorkerPool",
     "claims_table",
     "config_dict",
     "decide_claims",

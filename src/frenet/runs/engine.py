@@ -1,5 +1,6 @@
 """From an experiment and a configuration to a finished run folder."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from frenet.experiments.experiment import Cell, Experiment
 from frenet.runs.files import DamagedRunError, require_path
 from frenet.runs.header import Header, compare_headers, read_header
 from frenet.runs.machine import cpu_count, device_of, usual_workers, versions
+from frenet.runs.pool import WorkerPool
 from frenet.runs.progress import Watch
 from frenet.runs.reading import read_run
 from frenet.runs.records import cell_stem, config_dict, input_digests, table_columns
@@ -45,6 +47,8 @@ def run_experiment(
     address: str | None = None,
     quiet: bool = False,
     retry_failed: bool = False,
+    seeds: Sequence[int] | None = None,
+    pool: WorkerPool | None = None,
 ) -> Run:
     """Run an experiment into a folder, resume it, or return the finished run.
 
@@ -65,6 +69,9 @@ def run_experiment(
         address: of the cluster, such as ``ray://host:10001`` or ``auto``; None starts one here.
         quiet: show no progress.
         retry_failed: run the failed cells of a finished run again.
+        seeds: run only the cells of these seeds, for a first look; the run stays unfinished until
+            it is called without. None: all.
+        pool: worker processes that also serve other runs. Default: own ones.
 
     Returns:
         The stored run, as :func:`frenet.runs.read_run` reads it; ``failures`` may not be empty.
@@ -92,9 +99,10 @@ def run_experiment(
             count = workers or (None if engine == "ray" else natural_workers(cells, config))
             todo = jobs(experiment, config, cells, threads=header.threads)
             crew = WorkerSpec(count, header.threads, engine, address, threads is not None)
-            _work(store, todo, crew=crew, quiet=quiet)
-            store.finish(cells, workers=count)
-    return read_run(folder)
+            _work(store, todo, crew=crew, quiet=quiet, seeds=seeds, pool=pool)
+            if seeds is None:
+                store.finish(cells, workers=count)
+    return read_run(folder, partial=seeds is not None)
 
 
 def cells_of(experiment: Experiment, config: Any) -> list[Cell]:
@@ -178,14 +186,26 @@ def jobs(experiment: Experiment, config: Any, cells: Sequence[Cell], *, threads:
     return [*reversed(before), *work]
 
 
-def _work(store: RunFolder, todo: Sequence[Job], *, crew: WorkerSpec, quiet: bool) -> None:
-    """Do the cells that are not stored yet."""
-    cells = [job for job in todo if job.stage == "run"]
+def _work(
+    store: RunFolder,
+    todo: Sequence[Job],
+    *,
+    crew: WorkerSpec,
+    quiet: bool,
+    seeds: Sequence[int] | None,
+    pool: WorkerPool | None,
+) -> None:
+    """Do the cells, all or those of some seeds, that are not stored yet."""
+    left = [job for job in todo if job.stage == "run" and not store.done(job.cell)]
+    cells = [
+        job for job in todo if job.stage == "run" and (seeds is None or job.cell.seed in seeds)
+    ]
     pending = [job for job in cells if not store.done(job.cell)]
     done = len(cells) - len(pending)
-    shares = {share(job.cell) for job in pending}
+    # The seeds whose turn comes later are prepared, too, unless the only worker would have to wait.
+    shares = {share(job.cell) for job in (pending if crew.workers == 1 else left)}
     before = [j for j in todo if j.stage == "prepare" and share(j.cell) in shares]
-    if crew.workers is not None:
+    if crew.workers is not None and pool is None:
         crew = crew._replace(workers=min(crew.workers, max(1, len(pending))))
     refuse_unsendable(pending, crew)
     with Watch(store.header.experiment, total=len(cells), done=done, quiet=quiet) as watch:
@@ -197,7 +217,10 @@ def _work(store: RunFolder, todo: Sequence[Job], *, crew: WorkerSpec, quiet: boo
         if store.note:
             watch.say(store.note)
         try:
-            failures = sweep(store, before, pending=pending, crew=crew, watch=watch)
+            with WorkerPool() if pool is None else contextlib.nullcontext(pool) as workers:
+                failures = sweep(
+                    store, before, pending=pending, crew=crew, watch=watch, pool=workers
+                )
         except KeyboardInterrupt:
             finished = sum(store.done(job.cell) for job in cells)
             raise Interrupted(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from frenet.runs.store import Failure
-from frenet.runs.worker import Job, Outcome, perform, perform_pickled, start_worker
+from frenet.runs.worker import Job, Outcome, perform, perform_logged, start_worker
 
 Outcomes = Generator[tuple[Job, Outcome], None, None]
 
@@ -28,6 +28,45 @@ KILLED = (
 )
 
 
+class WorkerPool:
+    """Worker processes for several runs in turn, since each start costs seconds of imports.
+
+    As a context manager it ends them, at once if the block ends with an exception.
+    """
+
+    def __init__(self) -> None:
+        self._open = contextlib.ExitStack()
+        self._pool: ProcessPoolExecutor | None = None
+        self._workers = self._threads = 0
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._pool = None
+        self._open.__exit__(*exception)
+
+    def started(self, workers: int, *, threads: int, log: Path) -> ProcessPoolExecutor:
+        """At least ``workers`` processes with this number of torch threads.
+
+        Those of the run before serve again unless they are too few, or have other threads: some
+        libraries read that number only when they are loaded.
+
+        Raises:
+            RuntimeError: no worker can be started; ``log`` has their output.
+        """
+        if self._pool is None or workers > self._workers or threads != self._threads:
+            self.end()
+            self._pool = self._open.enter_context(_pool(workers, threads=threads, log=log))
+            self._workers, self._threads = workers, threads
+        return self._pool
+
+    def end(self) -> None:
+        """End the processes once they have nothing left to do."""
+        self._pool = None
+        self._open.close()
+
+
 def here(queue: deque[Job]) -> Outcomes:
     """Do the jobs of the queue in this process, in order.
 
@@ -39,7 +78,13 @@ def here(queue: deque[Job]) -> Outcomes:
 
 
 def in_workers(
-    queue: deque[Job], *, workers: int, threads: int, log: Path, say: Callable[[str], None]
+    queue: deque[Job],
+    *,
+    pool: WorkerPool,
+    workers: int,
+    threads: int,
+    log: Path,
+    say: Callable[[str], None],
 ) -> Outcomes:
     """Do the jobs of the queue in worker processes, in the order in which they end.
 
@@ -48,7 +93,8 @@ def in_workers(
 
     Args:
         queue: the jobs; it may grow while the outcomes are being read.
-        workers: number of processes.
+        pool: the processes; they may go on to serve another run.
+        workers: most jobs at once.
         threads: torch threads of each.
         log: file for what the workers print.
         say: takes a line of text for the user.
@@ -60,9 +106,10 @@ def in_workers(
         RuntimeError: no worker can be started.
     """
     while queue:
-        with _pool(workers, threads=threads, log=log) as pool:
-            suspects = yield from _drain(queue, pool, workers=workers)
+        processes = pool.started(workers, threads=threads, log=log)
+        suspects = yield from _drain(queue, processes, workers=workers, log=log)
         if suspects:
+            pool.end()
             names = "; ".join(job.cell.id for job in suspects)
             say(f"a worker process was killed during {names}: trying again, one at a time")
         for job in suspects:
@@ -70,7 +117,7 @@ def in_workers(
 
 
 def _drain(
-    queue: deque[Job], pool: ProcessPoolExecutor, *, workers: int
+    queue: deque[Job], pool: ProcessPoolExecutor, *, workers: int, log: Path
 ) -> Generator[tuple[Job, Outcome], None, list[Job]]:
     """Feed the pool until the queue is empty; return the jobs that were running when it broke."""
     running: dict[Future[Outcome], Job] = {}
@@ -78,7 +125,7 @@ def _drain(
         try:
             # No more jobs than run at once: only those are suspects when a worker is killed.
             while queue and len(running) < workers:
-                running[_submit(pool, queue[0])] = queue[0]
+                running[_submit(pool, queue[0], log)] = queue[0]
                 queue.popleft()
         except BrokenProcessPool:
             return list(running.values())
@@ -91,11 +138,11 @@ def _drain(
     return []
 
 
-def _submit(pool: ProcessPoolExecutor, job: Job) -> Future[Outcome]:
+def _submit(pool: ProcessPoolExecutor, job: Job, log: Path) -> Future[Outcome]:
     """Hand a job to the pool, which may start a process for it."""
     payload = pickle.dumps(job)
     with _ctrl_c_waits():
-        return pool.submit(perform_pickled, payload)
+        return pool.submit(perform_logged, payload, str(log))
 
 
 def _is_broken(future: Future[Any]) -> bool:
@@ -106,7 +153,7 @@ def _is_broken(future: Future[Any]) -> bool:
 def _alone(job: Job, *, threads: int, log: Path) -> Outcome:
     """Do one job in a separate process."""
     with _pool(1, threads=threads, log=log) as pool:
-        future = _submit(pool, job)
+        future = _submit(pool, job, log)
         if not _is_broken(future):
             return future.result()
     return Outcome((), 0.0, Failure(job.stage, "WorkerKilled", KILLED, "", user_mistake=False))

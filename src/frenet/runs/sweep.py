@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell
-from frenet.runs.pool import Outcomes, here, in_workers
+from frenet.runs.pool import Outcomes, WorkerPool, here, in_workers
 from frenet.runs.progress import Watch
 from frenet.runs.ray_cells import in_cluster
 from frenet.runs.store import Failure, RunFolder
@@ -39,6 +39,7 @@ def sweep(
     pending: Sequence[Job],
     crew: WorkerSpec,
     watch: Watch,
+    pool: WorkerPool,
 ) -> list[Failure]:
     """Do the jobs and store their outcomes; cells start once their preparation is ready."""
     queue = deque(before or pending)
@@ -47,7 +48,8 @@ def sweep(
     failures: list[Failure] = []
     took: dict[object, float] = {}
     watch.preparing(left)
-    with contextlib.closing(_outcomes(queue, crew=crew, store=store, watch=watch)) as outcomes:
+    found = _outcomes(queue, crew=crew, store=store, watch=watch, pool=pool)
+    with contextlib.closing(found) as outcomes:
         for job, outcome in outcomes:
             ready = [job]
             if job.stage == "prepare":
@@ -96,7 +98,9 @@ def share(cell: Cell) -> object:
     return cell.seed
 
 
-def _outcomes(queue: deque[Job], *, crew: WorkerSpec, store: RunFolder, watch: Watch) -> Outcomes:
+def _outcomes(
+    queue: deque[Job], *, crew: WorkerSpec, store: RunFolder, watch: Watch, pool: WorkerPool
+) -> Outcomes:
     """Outcomes of the queue, from this process or from workers."""
     if crew.engine == "ray":
         return in_cluster(
@@ -107,7 +111,9 @@ def _outcomes(queue: deque[Job], *, crew: WorkerSpec, store: RunFolder, watch: W
         return here(queue)
     assert crew.workers is not None
     log = store.path / "log.txt"
-    return in_workers(queue, workers=crew.workers, threads=crew.threads, log=log, say=watch.say)
+    return in_workers(
+        queue, pool=pool, workers=crew.workers, threads=crew.threads, log=log, say=watch.say
+    )
 
 
 def refuse_unsendable(pending: Sequence[Job], crew: WorkerSpec) -> None:

@@ -85,6 +85,17 @@ def perform_pickled(payload: bytes) -> Outcome:
     return perform(job)
 
 
+def perform_logged(payload: bytes, log: str) -> Outcome:
+    """``perform_pickled`` in a process that serves several runs: it prints to the log of this one.
+
+    Args:
+        payload: a pickled job.
+        log: file that everything printed here is appended to.
+    """
+    _print_to(log)
+    return perform_pickled(payload)
+
+
 def describe_failure(stage: str, error: Exception, lines: Sequence[str]) -> Failure:
     """An exception as it is stored."""
     return Failure(
@@ -126,20 +137,26 @@ def start_worker(threads: int, lifeline: Connection, log: str) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
-    stream = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for standard in (sys.stdout, sys.stderr):
-        standard.flush()
         if isinstance(standard, io.TextIOWrapper):
             # A character that cannot be encoded must not fail the cell.
             standard.reconfigure(encoding="utf-8", errors="backslashreplace")
-    os.dup2(stream, 1)
-    os.dup2(stream, 2)
-    os.close(stream)
+    _print_to(log)
     # Read by the libraries when they are loaded, which has not happened in this process yet.
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     import torch
 
     torch.set_num_threads(threads)
+
+
+def _print_to(log: str) -> None:
+    """Append everything that this process prints to a file."""
+    for standard in (sys.stdout, sys.stderr):
+        standard.flush()
+    stream = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    os.close(stream)
 
 
 def _die_with_parent(lifeline: Connection) -> None:

@@ -4,9 +4,16 @@ from dataclasses import dataclass
 
 from frenet.experiments.basis_drift.findings import CLAIMS, FIGURES, TABLES, reread
 from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later
-from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, shown_settings
+from frenet.experiments.setup.damage import (
+    DEMO_DAMAGE,
+    FEW,
+    LANGUAGE_MODEL,
+    DamageConfig,
+    shown_settings,
+)
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import (
+    DEMO_NETWORK,
     SMALL_NETWORK,
     MinibatchConfig,
     by_space,
@@ -84,6 +91,8 @@ EXPERIMENT = Experiment(
             optimizers=("adam:3e-5", "adam:3e-4"),
             n=24,
             lags=(1, 10, 30, 100),
+            **DEMO_NETWORK,
+            **DEMO_DAMAGE,
         ),
         "cpu": Config(spaces=("full", "lora")),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),

@@ -10,6 +10,7 @@ from frenet.experiments.experiment import MODEL, Cell, Experiment, Later
 from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, shown_settings
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import (
+    DEMO_NETWORK,
     SMALL_NETWORK,
     NetworkConfig,
     build,
@@ -133,6 +134,7 @@ EXPERIMENT = Experiment(
             factors=(0.25, 0.5, 1.0),
             select_size=64,
             probes=8,
+            **DEMO_NETWORK,
         ),
         "cpu": Config(
             spaces=("full", "lora"), max_tasks=2, depth=0.3, widths=(32, 128), ranks=(1, 16)

@@ -7,9 +7,16 @@ from frenet._errors import UsageError
 from frenet.experiments.direction_scale.answers import sentences
 from frenet.experiments.direction_scale.figures import FIGURES, FRESH, KINDS, TABLES, reread
 from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later
-from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, shown_settings
+from frenet.experiments.setup.damage import (
+    DEMO_DAMAGE,
+    FEW,
+    LANGUAGE_MODEL,
+    DamageConfig,
+    shown_settings,
+)
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import (
+    DEMO_NETWORK,
     SMALL_NETWORK,
     MinibatchConfig,
     network_cells,
@@ -156,7 +163,7 @@ EXPERIMENT = Experiment(
         ),
         "demo": Config(
             only=("reverse",), eval_size=64, candidates=32, probes=2, prompts=32,
-            lags=(3, 10, 30, 100),
+            lags=(3, 10, 30, 100), **DEMO_NETWORK, **DEMO_DAMAGE,
         ),
         "cpu": Config(spaces=("full", "lora"), max_tasks=3),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
@@ -176,6 +183,7 @@ EXPERIMENT = Experiment(
     reproduced={"cpu": {"max_tasks": 2}},
     shown_settings=shown_settings("protocol", full="optimizer", lora="lora_optimizer"),
     prepare=prepare,
+    leads=True,
     reread=reread,
     answers=sentences,
 )  # fmt: skip

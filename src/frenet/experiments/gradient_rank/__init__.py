@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from frenet.experiments.experiment import MODEL, Cell, Experiment, Later, Setting
 from frenet.experiments.gradient_rank.findings import CLAIMS, FIGURES, TABLES
-from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.damage import DEMO_DAMAGE, FEW, LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import (
+    DEMO_NETWORK,
     SMALL_NETWORK,
     NetworkConfig,
     network_cells,
@@ -64,7 +65,9 @@ EXPERIMENT = Experiment(
             points=("none",),
             **SMALL_NETWORK,
         ),
-        "demo": Config(only=("reverse", "sort", "addition"), n=32, nulls=1),
+        "demo": Config(
+            only=("reverse", "sort", "successor"), n=32, nulls=1, **DEMO_NETWORK, **DEMO_DAMAGE
+        ),
         "cpu": Config(spaces=("full", "lora")),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(n=32, batch_sizes=(8,), **LANGUAGE_MODEL),

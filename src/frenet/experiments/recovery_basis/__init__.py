@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from frenet.experiments.experiment import MADE, MODEL, Experiment, Later
 from frenet.experiments.recovery_basis.figures import FIGURES, TABLES
 from frenet.experiments.recovery_basis.findings import CLAIMS
-from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.damage import DEMO_DAMAGE, FEW, LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
-from frenet.experiments.setup.networks import SMALL_NETWORK, MinibatchConfig, prepare
+from frenet.experiments.setup.networks import DEMO_NETWORK, SMALL_NETWORK, MinibatchConfig, prepare
 from frenet.experiments.setup.recovery import RECOVERED, recovery_cells
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ EXPERIMENT = Experiment(
             vector_steps=10,
             optimised=("prefix", "random"),
             probe_size=64,
+            **DEMO_NETWORK,
+            **DEMO_DAMAGE,
         ),
         "cpu": Config(spaces=("full", "lora")),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
@@ -125,4 +127,5 @@ EXPERIMENT = Experiment(
     reproduced={"cpu": {"max_tasks": 1}},
     shown_settings=RECOVERED,
     prepare=prepare,
+    leads=True,
 )  # fmt: skip

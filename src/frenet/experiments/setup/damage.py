@@ -30,6 +30,9 @@ class DamageConfig:
 
 # Changes of the presets "demo" for language models.
 FEW: dict[str, Any] = {"seeds": (0, 1), "max_tasks": 1}
+# Damage in the presets "demo", to what wrong answers can do: a guess among ten digits is at 0.76 of
+# one over the vocabulary. Where answers are easier to guess, the loss is level after 100 steps.
+DEMO_DAMAGE: dict[str, Any] = {"depth": 0.7, "damage_steps": 100}
 # Network and damage in the presets "lm", for language models.
 LANGUAGE_MODEL: dict[str, Any] = {
     "spaces": ("lora",),

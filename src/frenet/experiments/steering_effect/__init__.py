@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from frenet.experiments.experiment import MODEL, Experiment, Later
 from frenet.experiments.setup.contrasts import BEHAVIOUR_TABLES, SteeringConfig, cells, prepare
+from frenet.experiments.setup.networks import DEMO_NETWORK
 from frenet.experiments.steering_effect.figures import FIGURES
 from frenet.experiments.steering_effect.findings import CLAIMS, TABLES
 
@@ -41,7 +42,7 @@ EXPERIMENT = Experiment(
             seeds=(0, 1), width=32, train_steps=300, rows=32, only=("parity",), draws=3,
             resamples=200, doses=(0.05, 0.2), equal_dose=0.2,
         ),
-        "demo": Config(),
+        "demo": Config(**DEMO_NETWORK),
         "cpu": Config(rows=192, spaces=("full", "lora")),
         "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(

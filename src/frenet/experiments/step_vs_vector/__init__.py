@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from frenet.experiments.experiment import MODEL, Experiment, Later
 from frenet.experiments.setup.contrasts import BEHAVIOUR_TABLES, SteeringConfig, cells, prepare
+from frenet.experiments.setup.networks import DEMO_NETWORK
 from frenet.experiments.step_vs_vector.findings import CLAIMS, FIGURES, TABLES
 
 
@@ -30,7 +31,7 @@ EXPERIMENT = Experiment(
         "smoke": Config(
             seeds=(0, 1), width=32, train_steps=300, rows=32, only=("parity",), shuffles=200
         ),
-        "demo": Config(),
+        "demo": Config(**DEMO_NETWORK),
         "cpu": Config(rows=192, spaces=("full", "lora")),
         "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(rows=24, pushes=("own",)),
