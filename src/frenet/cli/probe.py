@@ -1,6 +1,7 @@
 """``frenet probe``: how far, and for how long, can directions from a model be followed?"""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -63,7 +64,8 @@ def probe(args: list[str]) -> int:
                 print(one_line(text), file=sys.stderr, flush=True)
 
         # In this process, so that it can tell costs and first answers before a training starts.
-        telling = replace(EXPERIMENT, run=partial(EXPERIMENT.run, say=say))
+        measure: Callable[..., Any] = EXPERIMENT.run
+        telling = replace(EXPERIMENT, run=partial(measure, say=say))
         run = run_experiment(
             telling, config, out, workers=1, threads=threads, quiet=probing.quiet,
             retry_failed=probing.retry_failed,

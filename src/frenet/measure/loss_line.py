@@ -123,7 +123,7 @@ def _derivatives(
     held = {n: p.detach() for n, p in zip(space.names, space.parameters(model), strict=True)}
     tangents = {name: unit(name).to(tensor.dtype) for name, tensor in held.items()}
     parts = in_parts(model, batch, copies=TWICE)
-    found: list[tuple[Tensor, ...]] = []
+    found: list[Any] = []
     for part in parts:
         keep = columns_to_keep(part)
         arranged(model, part)  # How padded rows run is measured before the transform.
@@ -134,7 +134,8 @@ def _derivatives(
             return example_losses(Functional(model, tensors, keep=keep), part)
 
         def slopes(tensors: dict[str, Tensor], losses: Any = losses) -> tuple[Tensor, Tensor]:
-            _, slope, counts = jvp(losses, (tensors,), (tangents,), has_aux=True)
+            derivatives: Any = jvp(losses, (tensors,), (tangents,), has_aux=True)
+            _, slope, counts = derivatives
             return slope, counts
 
         with twice_forward(model):

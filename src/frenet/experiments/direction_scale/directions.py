@@ -159,11 +159,14 @@ def weight_directions(
     def back() -> TaskVector:
         return from_step(model, spot.start - space.read(model).cpu(), space=space)
 
+    def trained(stop: int | None) -> TaskVector | None:
+        return None if path is None else from_training(model, path, stop=stop)
+
     makers: dict[str, Callable[[], torch.Tensor | TaskVector | None]] = {
         "gradient": lambda: -mean_gradient(spot, scaled=False),
         "Adam step": lambda: -mean_gradient(spot, scaled=True),
-        "prefix": lambda: path and from_training(model, path, stop=spot.config.k),
-        "task vector": lambda: path and from_training(model, path),
+        "prefix": lambda: trained(spot.config.k),
+        "task vector": lambda: trained(None),
         "damage line": back,
         "search winner": lambda: _winner(spot),
         "random": lambda: _random(spot),
