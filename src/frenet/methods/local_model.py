@@ -205,26 +205,11 @@ def survey(
         for split, batches in zip(PLANNED, (1, effort.others), strict=True)
     )
     say("gradients measured")
-    dim = len(here.slope)
-    traces, trace_elsewhere, bend, probed = _curvature(
-        here.product, other.product, dim, probes=effort.probes, seed=seed
-    )
-    say(f"trace of the Hessian measured: {traces.trace:.4g} +- {traces.trace_error:.2g}")
-    local = QuadraticModel(
-        dim=dim,
-        gradient=norm(here.slope),
-        trace=traces.trace,
-        trace_square=traces.trace_of_square,
-        along=dot(here.slope, here.product(here.slope)),
-        trace_cube=traces.trace_of_cube or 0.0,
-    )
-    if kind == "signs":
-        local = _under_signs(local, here.slope, probed, exact=dim <= 2 * effort.probes)
-    del probed
-    elsewhere = QuadraticModel(dim, norm(other.slope), trace_elsewhere)
+    local, elsewhere, error, bend = _quadratic(here, other, effort, seed=seed, kind=kind)
+    say(f"trace of the Hessian measured: {local.trace:.4g} +- {error:.2g}")
     share = theory.transfer(dot(here.slope, other.slope), local.gradient)
     loss = _loss(model, task, [drop_duplicates(batch)])
-    measured = LocalModel(local, loss, share, traces.trace_error, bend, elsewhere)
+    measured = LocalModel(local, loss, share, error, bend, elsewhere)
     star = measured.best(PROBED)
     sigma = star.sigma if star else measured.trusted(PROBED)
     if sigma == 0:  # no gain is expected at any distance
@@ -329,6 +314,28 @@ def _quartic(candidates: Candidates, seen: _Seen, *, pairs: int) -> float:
                 candidates.put(index)
                 beyond.append(seen.loss() - before - bent)
     return sum(beyond) / len(beyond) / candidates.noise.sigma**4
+
+
+def _quadratic(
+    here: _Seen, other: _Seen, effort: Effort, *, seed: int, kind: Kind
+) -> tuple[QuadraticModel, QuadraticModel, float, float]:
+    """The models here and on other examples, the error of the trace, and the bend."""
+    dim = len(here.slope)
+    traces, trace_elsewhere, bend, probed = _curvature(
+        here.product, other.product, dim, probes=effort.probes, seed=seed
+    )
+    local = QuadraticModel(
+        dim=dim,
+        gradient=norm(here.slope),
+        trace=traces.trace,
+        trace_square=traces.trace_of_square,
+        along=dot(here.slope, here.product(here.slope)),
+        trace_cube=traces.trace_of_cube or 0.0,
+    )
+    if kind == "signs":
+        local = _under_signs(local, here.slope, probed, exact=dim <= 2 * effort.probes)
+    elsewhere = QuadraticModel(dim, norm(other.slope), trace_elsewhere)
+    return local, elsewhere, traces.trace_error, bend
 
 
 # Vectors, a stack at a time, and their Hessian products.
