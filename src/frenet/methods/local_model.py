@@ -338,8 +338,8 @@ def _quadratic(
     return local, elsewhere, traces.trace_error, bend
 
 
-# Vectors, a stack at a time, and their Hessian products.
-Probed = list[tuple[Float[Tensor, "m k"], Float[Tensor, "m k"]]]
+# Vectors, a stack (m, k) at a time, and their Hessian products.
+Probed = list[tuple[Tensor, Tensor]]
 
 
 def _curvature(
