@@ -83,7 +83,7 @@ def hooked(
             ):
                 stack.callback(handle.remove)
         # In training blocks may be left out at random, and any other that runs shows that the model
-        # ran. Otherwise hooks on the other blocks would only take time, in every pass over one token.
+        # ran. Otherwise hooks on the other blocks would only take time, in every pass.
         for i, block in enumerate(blocks if model.training else ()):
             stack.callback(block.register_forward_hook(partial(_noted, watch, i)).remove)
         for site in sites:
