@@ -176,11 +176,11 @@ class _Graph(NamedTuple):
         """H v of every row, d <gradient, v> / d theta; several rows go through one pass."""
         images, batched = torch.zeros_like(rows), len(rows) > 1
         parts = list(self.space.unflatten(rows if batched else rows[0]).values())
-        bent = [i for i, slope in enumerate(self.slopes) if slope is not None]
+        bent = {i: slope for i, slope in enumerate(self.slopes) if slope is not None}
         if not bent:
             return images
         found = torch.autograd.grad(
-            [self.slopes[i] for i in bent],
+            list(bent.values()),
             self.leaves,
             [parts[i].to(self.leaves[i].dtype) for i in bent],
             retain_graph=True,

@@ -72,7 +72,9 @@ def _with_constant(func: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     if func in _PRODUCTS:
         moved = func(x if dx is None else dx, y if dy is None else dy)
     else:
-        moved = (dy if dx is None else dx).to(value.dtype).expand(value.shape)
+        moved = dy if dx is None else dx
+        assert moved is not None
+        moved = moved.to(value.dtype).expand(value.shape)
     return make_dual(value, moved)
 
 
