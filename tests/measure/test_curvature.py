@@ -1,9 +1,12 @@
 """Hessian products, traces and eigenpairs against dense Hessians."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -12,7 +15,7 @@ from frenet.measure import curvature
 from frenet.measure.curvature import AT_ONCE, hessian_product, hutchinson, top_eigenpairs
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
-from frenet.network.tasks import Functional, collate
+from frenet.network.tasks import Functional, collate, target_logits
 from measure.conftest import build, task_for
 from measure.quadratic import ROWS, RowsTask, quadratic, spectrum_matrix
 from network.models import tiny_qwen2
@@ -178,6 +181,112 @@ def test_the_product_is_read_at_the_present_point():
     for _ in range(2):
         torch.testing.assert_close(product(vector), expected)
         space.write(model, torch.randn(6, generator=torch.Generator().manual_seed(0)))
+
+
+def halved_data(model, batch):
+    model.transformer.wte.weight.data.mul_(0.5)
+
+
+def halved_buffer(model, batch):
+    model.scale.mul_(0.5)
+
+
+def hooked(model, batch):
+    model.transformer.h[0].register_forward_hook(lambda module, given, out: 0.5 * out)
+
+
+def other_batch(model, batch):
+    batch["input_ids"][:, -3:] += 1
+
+
+@pytest.mark.parametrize("change", [halved_data, halved_buffer, hooked, other_batch])
+def test_a_change_of_the_model_or_the_batch_changes_the_next_product(change):
+    """Also where autograd does not see it, as through ``.data``; a new map gives the same."""
+    model, task, batch = build("gpt2").requires_grad_(False), RowsTask(), collate(ROWS)
+    model.register_buffer("scale", torch.ones(()))
+    model.lm_head.register_forward_hook(lambda module, given, out: model.scale * out)
+    space = ParamSpace.select(model, "attn")
+    product = hessian_product(model, task, batch, space=space)
+    vector = torch.randn(space.dim, generator=torch.Generator().manual_seed(0))
+    before = product(vector)
+    change(model, batch)
+    after = product(vector)
+    assert torch.equal(after, hessian_product(model, task, batch, space=space)(vector))
+    assert (after - before).norm() > 0.01 * before.norm()
+
+
+class Mark:
+    """Lives as long as the graph that it is attached to."""
+
+
+class Marked(RowsTask):
+    """Attaches a mark to the graph of the logits at every look, and remembers it weakly."""
+
+    def loss(self, model, batch):
+        logits, labels = target_logits(model, batch)
+        mark = Mark()
+        logits.grad_fn.metadata["mark"] = mark
+        marks.append(weakref.ref(mark))
+        return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+marks = []
+
+
+@pytest.fixture
+def by_counts():
+    """Objects go with their last reference; what is in a circle stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_one_graph_serves_all_products_at_a_point_and_none_outlives_it(by_counts):
+    model = build("gpt2")
+    space = ParamSpace.select(model, "attn")
+    product = hessian_product(model, Marked(), collate(ROWS), space=space)
+    vectors = torch.randn(3, space.dim, generator=torch.Generator().manual_seed(0))
+    marks.clear()
+    for vector in (vectors, *vectors):
+        product(vector)
+    assert [mark() is not None for mark in marks] == [True]
+    space.write(model, 0.5 * space.read(model))
+    product(vectors[0])
+    assert [mark() is not None for mark in marks] == [False, True]
+    del product
+    assert [mark() is not None for mark in marks] == [False, False]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_without_memory_for_the_graph_the_product_is_the_same(name, monkeypatch):
+    """Forward over reverse agrees to rounding, for one vector and for several."""
+    model, task, batch = build(name), RowsTask(), collate(ROWS)
+    space = ParamSpace.select(model)
+    vectors = torch.randn(3, space.dim, generator=torch.Generator().manual_seed(0))
+    expected = hessian_product(model, task, batch, space=space)(vectors)
+    looks = []
+    monkeypatch.setattr(curvature, "free_bytes", lambda device: looks.append(device) or 0)
+    product = hessian_product(model, task, batch, space=space)
+    for found, wanted in ((product(vectors), expected), (product(vectors[0]), expected[0])):
+        assert (found - wanted).norm() < 1e-5 * wanted.norm()
+    assert len(looks) == 1  # what did not fit once is not tried again
+
+
+def test_parameters_without_curvature_have_zeros():
+    """A loss that is linear in one parameter and does not depend on another."""
+    model = nn.ParameterDict({name: nn.Parameter(torch.full((2,), 3.0)) for name in "abc"})
+
+    class Loss(RowsTask):
+        def loss(self, model, batch):
+            a, b = (model.tensors[name] for name in "ab")
+            return (a**3).sum() + 2 * b.sum()
+
+    batch = {"labels": torch.zeros(1, 1, dtype=torch.int64)}
+    product = hessian_product(model, Loss(), batch, space=ParamSpace.select(model))
+    expected = torch.tensor([18.0, 18.0, 0.0, 0.0, 0.0, 0.0])
+    assert torch.equal(product(torch.ones(6)), expected)
+    assert torch.equal(product(torch.ones(2, 6)), expected.expand(2, 6))
 
 
 def test_tied_weights_count_both_uses():

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import jvp
 
 from frenet.measure.activations import record
 from frenet.measure.forward_passes import (
@@ -15,6 +14,7 @@ from frenet.measure.forward_passes import (
     fitting_groups,
     run_blocks,
 )
+from frenet.network.forward_mode import derivative_along
 from frenet.network.hooks.sites import Site
 from frenet.network.measuring import transformable
 from frenet.network.space import ParamSpace
@@ -70,7 +70,7 @@ def activation_shift(
         for group in fitting_groups(model, rows, tokens, padding_side="right"):
             batch = collate([(list(rows[i]), []) for i in group], padding_side="right")
             streams = _streams(model, batch, blocks, path)
-            collected.put(group, jvp(streams, (held,), (tangents,))[1])
+            collected.put(group, derivative_along(streams, held, tangents))
     return collected.whole()
 
 

@@ -1,7 +1,7 @@
 """Positions in prompts, and their columns in a forward pass."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
@@ -77,6 +77,7 @@ class Pass:
         copies: rows of this pass for each prompt of the caller, as in a beam search.
         generation: whether ``generate`` runs the pass.
         again: whether a backward pass runs it a second time.
+        found: the columns of positions that a site has already asked for.
     """
 
     prompt: Prompt | None
@@ -86,6 +87,7 @@ class Pass:
     copies: int = 1
     generation: bool = False
     again: bool = False
+    found: dict[Any, Tensor] = field(default_factory=dict, compare=False)
 
     def chosen(self, position: Position, device: torch.device) -> Bool[Tensor, "b t"]:
         """The columns of this pass that belong to a position.
@@ -94,6 +96,15 @@ class Pass:
             ValueError: a prompt does not have the position, or it was computed before; the mask
                 has a wrong shape; or the prompt is not known.
         """
+        if isinstance(position, Tensor):
+            return self._chosen(position, device)
+        # Most often, the sites of all blocks have the same position.
+        key = position, device
+        if key not in self.found:
+            self.found[key] = self._chosen(position, device)
+        return self.found[key]
+
+    def _chosen(self, position: Position, device: torch.device) -> Bool[Tensor, "b t"]:
         if not isinstance(position, Tensor | tuple) and position not in POSITIONS:
             raise UsageError(
                 f"no position {position!r}; there are last, all, generated, a tuple of positions "

@@ -82,7 +82,9 @@ def hooked(
                 module.register_forward_hook(watch.leave, always_call=True),
             ):
                 stack.callback(handle.remove)
-        for i, block in enumerate(blocks):
+        # In training blocks may be left out at random, and any other that runs shows that the model
+        # ran. Otherwise hooks on the other blocks would only take time, in every pass.
+        for i, block in enumerate(blocks if model.training else ()):
             stack.callback(block.register_forward_hook(partial(_noted, watch, i)).remove)
         for site in sites:
             hook = _block_hook(watch, site, act)
@@ -97,6 +99,7 @@ def _noted(watch: Watch, block: int, *_: Any) -> None:
 
 def _block_hook(watch: Watch, site: Site, act: Act) -> Callable[[nn.Module, Any, Any], Any]:
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        watch.ran(site.block)
         now = watch.at_block()
         if now is None:
             return None
