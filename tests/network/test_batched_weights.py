@@ -16,6 +16,7 @@ from frenet.network.hooks.batched_weights import (
     can_group,
     grouped,
     parts_to_watch,
+    starts,
     watched,
 )
 from frenet.network.measuring import measuring
@@ -36,7 +37,7 @@ def observed(model, space, batch):
         with measuring(model), torch.no_grad(), watched(parts_to_watch(model, space)) as seen:
             target_logits(model, part)
         shapes.append(seen)
-    return Layout.of(rows, *shapes)
+    return Layout.of(rows, *shapes, starts=starts(model, space))
 
 
 def together_and_apart(model, space, batch, *, count=3, size=0.1):
@@ -170,7 +171,7 @@ def test_rows_are_the_dimension_that_grows_with_them():
         "block": [{(0,): (5, 7, 16), ("bias",): (4, 1, 7), ("ids",): (3, 5, 7), ("x",): (10, 7)}]
     }
     axes = {(0,): Axis(0, 1), ("bias",): None, ("ids",): Axis(1, 1), ("x",): Axis(0, 2)}
-    assert Layout.of(4, few, more) == (4, {"block": axes})
+    assert Layout.of(4, few, more) == Layout(4, {"block": axes})
 
 
 @pytest.mark.parametrize(

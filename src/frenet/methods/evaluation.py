@@ -21,6 +21,7 @@ from frenet.network.hooks.batched_weights import (
     grouped,
     parts_to_watch,
     shares_blocks,
+    starts,
     watched,
 )
 from frenet.network.measuring import measuring
@@ -224,7 +225,7 @@ def _compared(model: nn.Module, space: ParamSpace, batch: Batch) -> tuple[Layout
             with watched(parts_to_watch(model, space)) as seen:
                 alone.append(target_logits(model, part)[0][:rows])
             shapes.append(seen)
-    layout = Layout.of(rows, *shapes)
+    layout = Layout.of(rows, *shapes, starts=starts(model, space))
     try:
         together, labels = _together(model, space, thetas, batch, layout)
     except LayoutError:
