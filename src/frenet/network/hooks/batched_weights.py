@@ -430,6 +430,9 @@ def copied(starts: Mapping[str, nn.Module], count: int, layout: Layout) -> Itera
     Raises:
         LayoutError: a tensor has another number of rows than the layout says.
     """
+    # All blocks get the same mask and positions. The originals stay alive, so that no other tensor
+    # gets their id.
+    copies: dict[tuple[int, Axis], tuple[Tensor, Tensor]] = {}
 
     def copy_for(name: str) -> Callable[..., Any]:
         axes = layout.taken[name]
@@ -444,7 +447,10 @@ def copied(starts: Mapping[str, nn.Module], count: int, layout: Layout) -> Itera
                 return value
             if value.shape[axis.dim] != size:
                 raise LayoutError(f"{name} is called with {value.shape[axis.dim]} rows, not {size}")
-            return value.repeat(*[count if i == axis.dim else 1 for i in range(value.dim())])
+            if (id(value), axis) not in copies:
+                times = [count if i == axis.dim else 1 for i in range(value.dim())]
+                copies[id(value), axis] = value, value.repeat(*times)
+            return copies[id(value), axis][1]
 
         def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
             *args, kwargs = _mapped((*args, kwargs), copy)
