@@ -19,6 +19,7 @@ from frenet.network.hooks.batched_weights import (
     LayoutError,
     can_group,
     grouped,
+    only_lora,
     parts_to_watch,
     shares_blocks,
     starts,
@@ -52,6 +53,8 @@ class Evaluator:
         decided: whether ``decide`` has chosen how candidates are evaluated. It does so once, so
             that all workers evaluate a candidate in the same way.
         layout: lets several candidates share a forward pass; None: one pass per candidate.
+        most: candidates that share a pass if there is memory.
+        needed: bytes that a candidate takes in a pass.
     """
 
     where: Where
@@ -60,6 +63,8 @@ class Evaluator:
     batch: Batch
     decided: bool = False
     layout: Layout | None = None
+    most: int = 1
+    needed: int = 0
 
     def __post_init__(self) -> None:
         checked(self.score)
@@ -72,15 +77,16 @@ class Evaluator:
         Warns:
             RuntimeWarning: their logits differ by more than rounding, or the shared pass fails.
         """
-        layout = None
-        together = isinstance(self.score, str) and can_group(model, space_of(self.where))
+        space, layout, most = space_of(self.where), None, 1
+        together = isinstance(self.score, str) and can_group(model, space)
         # A shared pass runs all rows of the batch without rearranging them.
         if together and arranged(model, self.batch) is None:
-            with Candidates(model, self.where, self.noise) as candidates:
-                size = group_size(candidates, self.batch)
-            if size > 1:
-                layout = _layout_with_warning(model, space_of(self.where), self.batch)
-        return replace(self, decided=True, layout=layout)
+            most = most_together(model, space, self.batch)
+            # A LoRA layer is faster in a shared pass, even if it is that of one candidate.
+            if most > 1 or only_lora(model, space):
+                layout = _layout_with_warning(model, space, self.batch)
+        needed = bytes_needed(model, space, self.batch)
+        return replace(self, decided=True, layout=layout, most=most, needed=needed)
 
     def __call__(self, model: nn.Module, indices: Sequence[int]) -> list[float]:
         """Scores of these candidates, larger is better. The model is restored bit for bit.
@@ -107,15 +113,19 @@ class Evaluator:
         return scores
 
     def _scores(self, candidates: Candidates, indices: list[int]) -> Iterator[RowScores]:
-        size = 1
+        layout, size = self.layout, 1
         # Check how the model runs padded rows before any of its modules is replaced.
-        if self.layout is not None and arranged(candidates.model, self.batch) is None:
-            size = group_size(candidates, self.batch)
+        if layout is not None and arranged(candidates.model, self.batch) is not None:
+            layout = None
+        if layout is not None:
+            # Half of the memory, because other workers may use the rest.
+            free = free_bytes(candidates.saved[0].device)
+            size = max(1, min(self.most, free // (2 * self.needed)))
         for start in range(0, len(indices), size):
             group = indices[start : start + size]
-            if size > 1 and self.layout is not None and isinstance(self.score, str):
+            if layout is not None and isinstance(self.score, str):
                 try:
-                    yield group_scores(candidates, group, self.score, self.batch, self.layout)
+                    yield group_scores(candidates, group, self.score, self.batch, layout)
                     continue
                 except LayoutError:
                     # Shapes depend on the weights, as for an expert that gets other tokens.
@@ -247,22 +257,24 @@ def _two_apart(model: nn.Module, space: ParamSpace) -> Float[Tensor, "2 d"]:
     return noise.add_(theta)
 
 
-def group_size(candidates: Candidates, batch: Batch) -> int:
-    """How many candidates share a forward pass: as many as help and fit half of the free memory.
+def most_together(model: nn.Module, space: ParamSpace, batch: Batch) -> int:
+    """How many candidates share a forward pass if there is memory: as many as help.
 
     1 means the ordinary forward pass.
     """
+    size = TOKENS // batch["labels"].numel()
+    return size if size >= (2 if shares_blocks(model, space) else FEWEST) else 1
+
+
+def bytes_needed(model: nn.Module, space: ParamSpace, batch: Batch) -> int:
+    """About how many bytes a candidate takes in a shared forward pass."""
     rows, columns = batch["labels"].shape
-    model = candidates.model
-    head = max((p.shape[0] for p in model.parameters() if p.dim() == 2), default=1)
-    width = max((p.shape[-1] for p in model.parameters() if p.dim() == 2), default=1)
+    matrices = [p.shape for p in model.parameters() if p.dim() == 2]
+    head = max((shape[0] for shape in matrices), default=1)
+    width = max((shape[-1] for shape in matrices), default=1)
     logits = 3 * rows * columns_to_keep(batch) * head
     activations = 8 * rows * columns * width
-    needed = 4 * (2 * candidates.space.dim + logits + activations)
-    fits = free_bytes(candidates.saved[0].device) // (2 * needed)
-    size = min(TOKENS // (rows * columns), fits)
-    fewest = 2 if shares_blocks(model, candidates.space) else FEWEST
-    return size if size >= fewest else 1
+    return 4 * (2 * space.dim + logits + activations)
 
 
 def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

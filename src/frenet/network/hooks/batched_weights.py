@@ -299,6 +299,13 @@ def shares_blocks(model: nn.Module, space: ParamSpace) -> bool:
     return next(iter(starts(model, space).values())) in block_list(model)[1:]
 
 
+def only_lora(model: nn.Module, space: ParamSpace) -> bool:
+    """Whether all selected parameters are factors of LoRA layers that PEFT computes plainly."""
+    owners = _owners(model, space)
+    layers = _lora_layers(model, owners).values()
+    return owners.keys() <= {half for factors in layers for each in factors for half in each.halves}
+
+
 def _owners(model: nn.Module, space: ParamSpace) -> dict[str, tuple[nn.Module, dict[str, str]]]:
     """Modules that own selected parameters: by name, with {short name: full name}."""
     owners: dict[str, tuple[nn.Module, dict[str, str]]] = {}
