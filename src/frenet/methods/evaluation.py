@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -26,7 +27,7 @@ from frenet.network.hooks.batched_weights import (
     watched,
 )
 from frenet.network.measuring import measuring
-from frenet.network.memory import free_bytes
+from frenet.network.memory import free_bytes, is_out_of_memory
 from frenet.network.padding import arranged
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import IGNORE, Batch, columns_to_keep, target_logits
@@ -39,6 +40,8 @@ FEWEST = 4
 # How far the two candidates of a check are displaced, in root mean squares of a tensor, and the
 # least distance. A module that is left out then changes the logits by far more than rounding.
 STRETCH, LEAST = 0.1, 0.01
+# Most candidates that fit in a shared pass of a model, where more of them did not.
+_FITTED: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class Evaluator:
             TypeError: a user's score is not a number.
 
         Warns:
-            RuntimeWarning: as ``decide``, which runs first if it has not yet.
+            RuntimeWarning: as ``decide``, which runs first if it has not yet; or fewer candidates
+                than expected fit into memory, once for each model.
         """
         if not self.decided:
             return self.decide(model)(model, indices)
@@ -113,27 +117,57 @@ class Evaluator:
         return scores
 
     def _scores(self, candidates: Candidates, indices: list[int]) -> Iterator[RowScores]:
-        layout, size = self.layout, 1
+        layout = self.layout
         # Check how the model runs padded rows before any of its modules is replaced.
         if layout is not None and arranged(candidates.model, self.batch) is not None:
             layout = None
-        if layout is not None:
-            # Half of the memory, because other workers may use the rest.
-            free = free_bytes(candidates.saved[0].device)
-            size = max(1, min(self.most, free // (2 * self.needed)))
-        for start in range(0, len(indices), size):
+        size = 1 if layout is None else self._fitting(candidates)
+        start = 0
+        while start < len(indices):
             group = indices[start : start + size]
-            if layout is not None and isinstance(self.score, str):
-                try:
-                    yield group_scores(candidates, group, self.score, self.batch, layout)
-                    continue
-                except LayoutError:
-                    # Shapes depend on the weights, as for an expert that gets other tokens.
-                    pass
-            for index in group:
-                candidates.put(index)
-                yield row_scores(candidates.model, self.score, self.batch, whole=True)
-            candidates.put(None)
+            found = None if layout is None else self._shared(candidates, group, layout)
+            if found is None and len(group) > 1 and _FITTED.get(candidates.model, size) < size:
+                size = _FITTED[candidates.model]
+                continue
+            yield from [found] if found is not None else self._one_by_one(candidates, group)
+            start += len(group)
+
+    def _fitting(self, candidates: Candidates) -> int:
+        """How many candidates share a pass: half of the free memory, as other workers need some."""
+        free = free_bytes(candidates.saved[0].device) // (2 * self.needed)
+        return max(1, min(self.most, free, _FITTED.get(candidates.model, self.most)))
+
+    def _shared(self, candidates: Candidates, group: list[int], layout: Layout) -> RowScores | None:
+        """Scores of a group from one pass; None if the group cannot share one."""
+        assert isinstance(self.score, str)
+        try:
+            return group_scores(candidates, group, self.score, self.batch, layout)
+        except LayoutError:
+            # Shapes depend on the weights, as for an expert that gets other tokens.
+            return None
+        except (MemoryError, RuntimeError) as error:
+            if len(group) == 1 or not is_out_of_memory(error):
+                raise
+        _halve(candidates.model, len(group))
+        return None
+
+    def _one_by_one(self, candidates: Candidates, group: list[int]) -> Iterator[RowScores]:
+        for index in group:
+            candidates.put(index)
+            yield row_scores(candidates.model, self.score, self.batch, whole=True)
+        candidates.put(None)
+
+
+def _halve(model: nn.Module, count: int) -> None:
+    """Note that fewer than ``count`` candidates fit, and say so the first time."""
+    if model not in _FITTED:
+        warnings.warn(
+            f"there is no memory for {count} candidates in one forward pass, so that at most "
+            f"{count // 2} are evaluated together; the scores are the same up to rounding",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    _FITTED[model] = count // 2
 
 
 def row_scores(model: nn.Module, score: Score, batch: Batch, *, whole: bool = False) -> RowScores:

@@ -66,9 +66,7 @@ class Layout(NamedTuple):
     starts: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls, rows: int, first: Shapes, second: Shapes, starts: Iterable[str] = ()
-    ) -> "Layout":
+    def of(cls, rows: int, first: Shapes, second: Shapes, starts: Iterable[str] = ()) -> "Layout":
         """The layout, from the shapes of a pass of ``rows`` rows and of a pass of one row more.
 
         Raises:
@@ -237,9 +235,11 @@ def _product(
     """The factors of all candidates, transposed in memory: small products are faster so."""
     weights = []
     for half in factors.halves:
-        own = model.get_parameter(f"{half}.weight")
-        values = tensors.get(f"{half}.weight", own.expand(count, *own.shape))
-        weights.append(values.to(own.dtype).transpose(1, 2).contiguous())
+        own: Any = model.get_submodule(half)
+        values = tensors.get(f"{half}.weight")
+        if values is None:
+            values = own.weight.expand(count, -1, -1)
+        weights.append(values.to(own.weight.dtype).transpose(1, 2).contiguous())
     return Product(*weights, factors.scale)
 
 
@@ -450,7 +450,7 @@ def copied(starts: Mapping[str, nn.Module], count: int, layout: Layout) -> Itera
             if (axis := axes[path]) is None:
                 return value
             size = axis.entries * layout.rows
-            if value.shape[axis.dim] == count * size:  # from a block that got copies
+            if value.shape[axis.dim] == count * size:  # one candidate, or from a block with copies
                 return value
             if value.shape[axis.dim] != size:
                 raise LayoutError(f"{name} is called with {value.shape[axis.dim]} rows, not {size}")
