@@ -147,8 +147,7 @@ def lora(model=None, **settings):
     config = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
     with quiet_peft():
         torch.manual_seed(0)
-        model = get_peft_model(model or tiny_llama(), LoraConfig(**config | settings)).eval()
-    return model
+        return get_peft_model(model or tiny_llama(), LoraConfig(**config | settings)).eval()
 
 
 FUSED = {
@@ -188,9 +187,8 @@ def test_several_active_adapters_all_count_whichever_moves():
 
 
 def test_layers_that_compute_more_than_a_product_are_not_fused():
-    bias, dora, off, merged, hooked = (
-        lora(**extra) for extra in ({"lora_bias": True}, {"use_dora": True}, {}, {}, {})
-    )
+    bias, dora = lora(tiny_qwen2(), lora_bias=True), lora(use_dora=True)
+    off, merged, hooked = lora(), lora(), lora()
     off.base_model.disable_adapter_layers()
     merged.merge_adapter()
     hooked.get_submodule(Q + ".lora_A.default").register_forward_hook(lambda *_: None)
@@ -222,6 +220,30 @@ def test_precision_is_that_of_the_layer(base, factors, fused):
     together, apart = together_and_apart(model, ParamSpace.select(model, "lora_"), collate(ROWS))
     coarse = torch.finfo(min(base, factors, key=lambda d: torch.finfo(d).bits))
     assert (together - apart).abs().max() <= 8 * coarse.eps * apart.abs().max()
+
+
+def test_what_all_blocks_are_called_with_is_copied_once():
+    """The mask and the positions; what a block returns has its copies already."""
+    model = attach_lora(tiny_llama(), rank=2, seed=0)
+    space, batch, seen = ParamSpace.select(model), collate(ROWS), []
+    layout = observed(model, space, batch)
+    with (
+        measuring(model),
+        torch.no_grad(),
+        grouped(model, space, space.read(model).repeat(4, 1), layout=layout),
+    ):
+        for block in block_list(model):
+            block.register_forward_pre_hook(
+                lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True
+            )
+        target_logits(model, batch)
+    first, *others = seen
+    assert len(others) == len(block_list(model)) - 1
+    assert first["attention_mask"].shape[0] == 4 * len(batch["labels"])
+    for later in others:
+        assert later["attention_mask"] is first["attention_mask"]
+        for a, b in zip(later["position_embeddings"], first["position_embeddings"], strict=True):
+            assert a is b
 
 
 def test_nothing_is_left_behind_also_after_an_error():

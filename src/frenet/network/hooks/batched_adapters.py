@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from frenet.network.measuring import Forward
 
-
 CONV1D = "transformers.pytorch_utils.Conv1D"
 
 

@@ -9,7 +9,7 @@ A pass of b rows and one of b + 1 show which dimension of a tensor is the batch 
 dimension may have size b by chance.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
