@@ -195,7 +195,9 @@ def test_layers_that_compute_more_than_a_product_are_not_fused():
     for model in (bias, dora, off, merged, hooked):
         assert plain_adapters(Q, model.get_submodule(Q)) == []
     names = (f"{Q}.lora_A.default", f"{Q}.lora_B.default")
-    assert plain_adapters(Q, lora().get_submodule(Q)) == [Factors(names, 4.0)]
+    layer = lora().get_submodule(Q)
+    modules = (layer.lora_A["default"], layer.lora_B["default"])
+    assert plain_adapters(Q, layer) == [Factors(names, modules, 4.0)]
     space = ParamSpace.select(bias, "lora_")
     together, apart = together_and_apart(bias, space, collate(ROWS))
     assert torch.allclose(together, apart, atol=1e-5)

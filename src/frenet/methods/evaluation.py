@@ -18,9 +18,11 @@ from frenet.network.hooks.batched_weights import (
     Agreement,
     Layout,
     LayoutError,
+    Parts,
     can_group,
     grouped,
     only_lora,
+    parts_of,
     parts_to_watch,
     shares_blocks,
     starts,
@@ -88,7 +90,7 @@ class Evaluator:
             # A LoRA layer is faster in a shared pass, even if it is that of one candidate.
             if most > 1 or only_lora(model, space):
                 layout = _layout_with_warning(model, space, self.batch)
-        needed = bytes_needed(model, space, self.batch)
+        needed = 0 if layout is None else bytes_needed(model, space, self.batch)
         return replace(self, decided=True, layout=layout, most=most, needed=needed)
 
     def __call__(self, model: nn.Module, indices: Sequence[int]) -> list[float]:
@@ -121,11 +123,13 @@ class Evaluator:
         # Check how the model runs padded rows before any of its modules is replaced.
         if layout is not None and arranged(candidates.model, self.batch) is not None:
             layout = None
-        size = 1 if layout is None else self._fitting(candidates)
+        size, parts = 1, None
+        if layout is not None:
+            size, parts = self._fitting(candidates), parts_of(candidates.model, candidates.space)
         start = 0
         while start < len(indices):
             group = indices[start : start + size]
-            found = None if layout is None else self._shared(candidates, group, layout)
+            found = None if layout is None else self._shared(candidates, group, layout, parts)
             if found is None and len(group) > 1 and _FITTED.get(candidates.model, size) < size:
                 size = _FITTED[candidates.model]
                 continue
@@ -137,11 +141,13 @@ class Evaluator:
         free = free_bytes(candidates.saved[0].device) // (2 * self.needed)
         return max(1, min(self.most, free, _FITTED.get(candidates.model, self.most)))
 
-    def _shared(self, candidates: Candidates, group: list[int], layout: Layout) -> RowScores | None:
+    def _shared(
+        self, candidates: Candidates, group: list[int], layout: Layout, parts: Parts | None
+    ) -> RowScores | None:
         """Scores of a group from one pass; None if the group cannot share one."""
         assert isinstance(self.score, str)
         try:
-            return group_scores(candidates, group, self.score, self.batch, layout)
+            return group_scores(candidates, group, self.score, self.batch, layout, parts)
         except LayoutError:
             # Shapes depend on the weights, as for an expert that gets other tokens.
             return None
@@ -194,19 +200,33 @@ def row_scores(model: nn.Module, score: Score, batch: Batch, *, whole: bool = Fa
 
 
 def group_scores(
-    candidates: Candidates, indices: list[int], score: str, batch: Batch, layout: Layout
+    candidates: Candidates,
+    indices: list[int],
+    score: str,
+    batch: Batch,
+    layout: Layout,
+    parts: Parts | None = None,
 ) -> RowScores:
     """Scores of several candidates on every row of a batch, in one forward pass."""
     thetas = candidates.thetas(indices)
-    logits, labels = _together(candidates.model, candidates.space, thetas, batch, layout)
+    logits, labels = _together(candidates.model, candidates.space, thetas, batch, layout, parts)
     return SCORES[score](logits, labels)
 
 
 def _together(
-    model: nn.Module, space: ParamSpace, thetas: Float[Tensor, "n d"], batch: Batch, layout: Layout
+    model: nn.Module,
+    space: ParamSpace,
+    thetas: Float[Tensor, "n d"],
+    batch: Batch,
+    layout: Layout,
+    parts: Parts | None = None,
 ) -> tuple[Float[Tensor, "n b s v"], Tensor]:
     """Logits of the target columns of several candidates, and the targets."""
-    with measuring(model), torch.no_grad(), grouped(model, space, thetas, layout=layout):
+    with (
+        measuring(model),
+        torch.no_grad(),
+        grouped(model, space, thetas, layout=layout, parts=parts),
+    ):
         logits, labels = target_logits(model, batch)
     return logits.view(len(thetas), layout.rows, *logits.shape[1:]), labels
 

@@ -17,9 +17,10 @@ CONV1D = "transformers.pytorch_utils.Conv1D"
 
 
 class Factors(NamedTuple):
-    """One adapter of a layer: the names of its two linear layers, and the scale of the product."""
+    """One adapter of a layer: its two linear layers with their names, and the product's scale."""
 
     halves: tuple[str, str]
+    modules: tuple[nn.Linear, nn.Linear]
     scale: float
 
 
@@ -52,7 +53,7 @@ def plain_adapters(name: str, layer: Any) -> list[Factors]:
             if not all(_is_product(half, base.weight.dtype) for half in halves):
                 return []
             names = (f"{name}.lora_A.{key}", f"{name}.lora_B.{key}")
-            found.append(Factors(names, layer.scaling[key]))
+            found.append(Factors(names, halves, layer.scaling[key]))
     return found
 
 

@@ -174,9 +174,38 @@ def parts_to_watch(model: nn.Module, space: ParamSpace) -> dict[str, nn.Module]:
     return {**owners, **starts(model, space)}
 
 
+class Parts(NamedTuple):
+    """The modules that get another forward for a group, by name, as ``parts_of`` finds them.
+
+    Attributes:
+        owners: modules with selected parameters, and {short name: full name} of these.
+        layers: LoRA layers with the active adapters of which an owner is a factor.
+    """
+
+    owners: "dict[str, tuple[nn.Module, dict[str, str]]]"
+    layers: dict[str, tuple[Any, list[Factors]]]
+
+    @property
+    def fused(self) -> set[str]:
+        """The names of the factors that run as a part of their layer."""
+        found = (factors for _, factors in self.layers.values())
+        return {half for factors in found for each in factors for half in each.halves}
+
+
+def parts_of(model: nn.Module, space: ParamSpace) -> Parts:
+    """What ``grouped`` replaces; the same for all groups, and many look-ups of names."""
+    owners = _owners(model, space)
+    return Parts(owners, _lora_layers(model, owners))
+
+
 @contextmanager
 def grouped(
-    model: nn.Module, space: ParamSpace, thetas: Float[Tensor, "n d"], *, layout: Layout
+    model: nn.Module,
+    space: ParamSpace,
+    thetas: Float[Tensor, "n d"],
+    *,
+    layout: Layout,
+    parts: Parts | None = None,
 ) -> Iterator[None]:
     """Let a forward pass of b rows give the outputs of n candidates, n * b rows.
 
@@ -187,27 +216,25 @@ def grouped(
         space: the d parameters that differ.
         thetas: the values of the candidates, float32.
         layout: the layout of the modules of ``parts_to_watch``, for batches of b rows.
+        parts: the result of ``parts_of``, for callers with many groups.
 
     Raises:
         LayoutError: a parameter belongs to a module that cannot be grouped, or a module is called
             with another number of rows than the layout says.
     """
     count, tensors = len(thetas), space.unflatten(thetas)
-    owners = _owners(model, space)
-    layers = _lora_layers(model, owners)
-    fused = {half for factors in layers.values() for each in factors for half in each.halves}
+    owners, layers = parts = parts or parts_of(model, space)
     with ExitStack() as stack:
-        for name, (module, parameters) in owners.items():
-            if name not in fused:
-                values = {
-                    key: tensors[full].to(getattr(module, key).dtype)
-                    for key, full in parameters.items()
-                }
-                forward = _own_forward(name, module, values, count, layout)
-                stack.enter_context(patched(module, forward))
-        for name, factors in layers.items():
-            layer: Any = model.get_submodule(name)
-            products = [_product(model, each, tensors, count) for each in factors]
+        alone = {name: owner for name, owner in owners.items() if name not in parts.fused}
+        for name, (module, parameters) in alone.items():
+            values = {
+                key: tensors[full].to(getattr(module, key).dtype)
+                for key, full in parameters.items()
+            }
+            forward = _own_forward(name, module, values, count, layout)
+            stack.enter_context(patched(module, forward))
+        for name, (layer, factors) in layers.items():
+            products = [_product(each, tensors, count) for each in factors]
             forward = adapted_forward(layer.base_layer, products, count)
             moved = next(half for each in factors for half in each.halves if half in owners)
             axis = _axis_of_input(moved, owners[moved][0], layout)
@@ -217,29 +244,30 @@ def grouped(
         yield
 
 
-def _lora_layers(model: nn.Module, owners: Mapping[str, Any]) -> dict[str, list[Factors]]:
-    """The active adapters of the LoRA layers of which an owner is a factor, by name."""
+def _lora_layers(
+    model: nn.Module, owners: Mapping[str, Any]
+) -> dict[str, tuple[Any, list[Factors]]]:
+    """The LoRA layers of which an owner is a factor, by name, with their active adapters."""
     # The name of a factor is that of its layer, of the half, and of the adapter.
     names = dict.fromkeys(name.rsplit(".", 2)[0] for name in owners)
-    found = {name: plain_adapters(name, model.get_submodule(name)) for name in names}
+    layers = {name: model.get_submodule(name) for name in names}
+    found = {name: (layer, plain_adapters(name, layer)) for name, layer in layers.items()}
     return {
-        name: factors
-        for name, factors in found.items()
+        name: (layer, factors)
+        for name, (layer, factors) in found.items()
         if any(half in owners for each in factors for half in each.halves)
     }
 
 
-def _product(
-    model: nn.Module, factors: Factors, tensors: Mapping[str, Tensor], count: int
-) -> Product:
+def _product(factors: Factors, tensors: Mapping[str, Tensor], count: int) -> Product:
     """The factors of all candidates, transposed in memory: small products are faster so."""
     weights = []
-    for half in factors.halves:
-        own: Any = model.get_submodule(half)
+    for half, module in zip(factors.halves, factors.modules, strict=True):
+        own = module.weight
         values = tensors.get(f"{half}.weight")
         if values is None:
-            values = own.weight.expand(count, -1, -1)
-        weights.append(values.to(own.weight.dtype).transpose(1, 2).contiguous())
+            values = own.expand(count, -1, -1)
+        weights.append(values.to(own.dtype).transpose(1, 2).contiguous())
     return Product(*weights, factors.scale)
 
 
@@ -301,9 +329,8 @@ def shares_blocks(model: nn.Module, space: ParamSpace) -> bool:
 
 def only_lora(model: nn.Module, space: ParamSpace) -> bool:
     """Whether all selected parameters are factors of LoRA layers that PEFT computes plainly."""
-    owners = _owners(model, space)
-    layers = _lora_layers(model, owners).values()
-    return owners.keys() <= {half for factors in layers for each in factors for half in each.halves}
+    parts = parts_of(model, space)
+    return parts.owners.keys() <= parts.fused
 
 
 def _owners(model: nn.Module, space: ParamSpace) -> dict[str, tuple[nn.Module, dict[str, str]]]:
