@@ -107,7 +107,8 @@ class Evaluator:
         if not self.decided:
             return self.decide(model)(model, indices)
         scores: list[float] = []
-        with Candidates(model, self.where, self.noise) as candidates:
+        # Once around all groups: it looks at every module.
+        with Candidates(model, self.where, self.noise) as candidates, measuring(model):
             for grouped in self._scores(candidates, list(indices)):
                 scores += grouped.means().tolist()
         for index, score in zip(indices, scores, strict=True):
@@ -207,7 +208,7 @@ def group_scores(
     layout: Layout,
     parts: Parts | None = None,
 ) -> RowScores:
-    """Scores of several candidates on every row of a batch, in one forward pass."""
+    """Scores of several candidates on every row of a batch, in one pass, while ``measuring``."""
     thetas = candidates.thetas(indices)
     logits, labels = _together(candidates.model, candidates.space, thetas, batch, layout, parts)
     return SCORES[score](logits, labels)
@@ -221,12 +222,8 @@ def _together(
     layout: Layout,
     parts: Parts | None = None,
 ) -> tuple[Float[Tensor, "n b s v"], Tensor]:
-    """Logits of the target columns of several candidates, and the targets."""
-    with (
-        measuring(model),
-        torch.no_grad(),
-        grouped(model, space, thetas, layout=layout, parts=parts),
-    ):
+    """Logits of the target columns of several candidates, and the targets, while ``measuring``."""
+    with torch.no_grad(), grouped(model, space, thetas, layout=layout, parts=parts):
         logits, labels = target_logits(model, batch)
     return logits.view(len(thetas), layout.rows, *logits.shape[1:]), labels
 
@@ -289,9 +286,11 @@ def _compared(model: nn.Module, space: ParamSpace, batch: Batch) -> tuple[Layout
             with watched(parts_to_watch(model, space)) as seen:
                 alone.append(target_logits(model, part)[0][:rows])
             shapes.append(seen)
-    layout = Layout.of(rows, *shapes, starts=starts(model, space))
+    first, second = shapes
+    layout = Layout.of(rows, first, second, starts(model, space))
     try:
-        together, labels = _together(model, space, thetas, batch, layout)
+        with measuring(model):
+            together, labels = _together(model, space, thetas, batch, layout)
     except LayoutError:
         raise
     except Exception as error:

@@ -42,7 +42,7 @@ def plain_adapters(name: str, layer: Any) -> list[Factors]:
         return []
     if layer.disable_adapters or layer.merged or getattr(layer, "lora_variant", None):
         return []
-    base = layer.base_layer
+    base: Any = layer.base_layer
     # Nobody else holds the output of these.
     if type(base) is not nn.Linear and type_name(base) != CONV1D:
         return []
@@ -62,14 +62,12 @@ def type_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__name__}"
 
 
-def _is_product(half: nn.Module, base: torch.dtype) -> bool:
+def _is_product(half: Any, base: torch.dtype) -> bool:
     """Whether a call multiplies and does nothing else, in a dtype that holds the base's output."""
-    return (
-        type(half) is nn.Linear
-        and half.bias is None
-        and torch.promote_types(half.weight.dtype, base) == half.weight.dtype
-        and not ("forward" in vars(half) or half._forward_hooks or half._forward_pre_hooks)
-    )
+    if type(half) is not nn.Linear or half.bias is not None:
+        return False
+    bare = not ("forward" in vars(half) or half._forward_hooks or half._forward_pre_hooks)
+    return bare and torch.promote_types(half.weight.dtype, base) == half.weight.dtype
 
 
 def adapted_forward(base: nn.Module, products: Sequence[Product], count: int) -> Forward:

@@ -268,7 +268,8 @@ def _product(factors: Factors, tensors: Mapping[str, Tensor], count: int) -> Pro
         if values is None:
             values = own.expand(count, -1, -1)
         weights.append(values.to(own.dtype).transpose(1, 2).contiguous())
-    return Product(*weights, factors.scale)
+    first, second = weights
+    return Product(first, second, factors.scale)
 
 
 def _own_forward(
