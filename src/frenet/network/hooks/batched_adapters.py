@@ -64,7 +64,7 @@ def type_name(module: nn.Module) -> str:
 
 def _is_product(half: Any, base: torch.dtype) -> bool:
     """Whether a call multiplies and does nothing else, in a dtype that holds the base's output."""
-    if type(half) is not nn.Linear or half.bias is not None:
+    if type(half) is not nn.Linear or "bias" in dict(half.named_parameters()):
         return False
     bare = not ("forward" in vars(half) or half._forward_hooks or half._forward_pre_hooks)
     return bare and torch.promote_types(half.weight.dtype, base) == half.weight.dtype
