@@ -20,8 +20,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from frenet.geometry import rng
-from frenet.methods.candidates import Candidates, Noise
-from frenet.methods.evaluation import Evaluator, group_size
+from frenet.methods.candidates import Noise, space_of
+from frenet.methods.evaluation import Evaluator
 from frenet.network.blocks import block_list
 from frenet.network.checkpoints.load import load
 from frenet.network.measuring import measuring
@@ -94,23 +94,20 @@ def adapters(
     for rows, length in shapes:
         batch = shaped(tokens.vocabulary, rows, length)
         for where, part in places.items():
-            with Candidates(model, part, NOISE) as candidates:
-                group = group_size(candidates, batch)
-            n = max(min(8, most), min(most, group))
-            seconds = turns(_routines(model, part, batch, n, group), repeats)
+            # As in a search, which decides for all candidates on two of them.
+            evaluator = Evaluator(part, NOISE, "loss", batch).decide(model)
+            n = max(min(8, most), min(most, evaluator.most))
+            seconds = turns(_routines(model, evaluator, n), repeats)
             what = f"{rows} x {length} tokens, {where}"
             yield from _rows(seconds, model_name(source), part, what, n)
 
 
-def _routines(
-    model: Any, space: ParamSpace, batch: Batch, n: int, group: int
-) -> dict[str, Callable[[], Any]]:
-    # As in a search, which decides for all candidates on two of them.
-    evaluator = Evaluator(space, NOISE, "loss", batch).decide(model)
+def _routines(model: Any, evaluator: Evaluator, n: int) -> dict[str, Callable[[], Any]]:
+    batch, space = evaluator.batch, space_of(evaluator.where)
 
     def unperturbed() -> None:
         with model.disable_adapter():
-            plain(model, batch, n, group)
+            plain(model, batch, n, evaluator.most)
 
     return {
         "ours": lambda: evaluator(model, range(n)),

@@ -23,7 +23,7 @@ from frenet.methods import evaluation
 from frenet.methods.candidates import Noise
 from frenet.methods.evaluation import Evaluator
 from frenet.methods.search import Selection, random_search
-from frenet.network.adapters import quiet_peft
+from frenet.network.adapters import attach_lora, quiet_peft
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import collate, token_loss
@@ -246,11 +246,68 @@ def test_the_way_is_chosen_once_for_all_workers(monkeypatch):
     assert torch.equal(found[0].scores, found[1].scores)
 
 
-def test_with_little_memory_candidates_are_evaluated_one_by_one(monkeypatch):
+def sizes_of_groups(monkeypatch, limit=1000):
+    """Record how many candidates share each pass; more than ``limit`` fail as torch does."""
+    sizes, whole = [], evaluation.group_scores
+
+    def scores(candidates, indices, *rest):
+        sizes.append(len(indices))
+        if len(indices) > limit:
+            torch.empty(2**60)  # "DefaultCPUAllocator: can't allocate memory"
+        return whole(candidates, indices, *rest)
+
+    monkeypatch.setattr(evaluation, "group_scores", scores)
+    return sizes
+
+
+def test_with_little_memory_fewer_candidates_share_a_pass(monkeypatch):
     model = Net("layer")
     evaluator, found, _, _ = compared(model, ParamSpace.select(model, "proj"))
-    assert evaluator.layout is not None
-    monkeypatch.setattr(evaluation, "free_bytes", lambda _: 4096)
-    with evaluation.Candidates(model, evaluator.where, NOISE) as candidates:
-        assert evaluation.group_size(candidates, evaluator.batch) == 1
-    assert evaluator(model, range(9)) == pytest.approx(found, abs=3e-6)
+    sizes = sizes_of_groups(monkeypatch)
+    # Half of the memory is for others.
+    for free, wanted in ((8 * evaluator.needed, [4, 4, 1]), (2**12, [1] * 9)):
+        monkeypatch.setattr(evaluation, "free_bytes", lambda _, free=free: free)
+        sizes.clear()
+        assert evaluator(model, range(9)) == pytest.approx(found, abs=3e-6)
+        assert sizes == wanted
+
+
+def test_a_group_that_does_not_fit_is_halved_and_one_note_says_so(monkeypatch):
+    model = Net("layer")
+    evaluator, found, _, _ = compared(model, ParamSpace.select(model, "proj"))
+    sizes = sizes_of_groups(monkeypatch, limit=3)
+    with pytest.warns(RuntimeWarning, match="no memory for 9 candidates.*at most 4") as said:
+        assert evaluator(model, range(9)) == pytest.approx(found, abs=3e-6)
+    assert len(said) == 1
+    assert sizes == [9, 4, 2, 2, 2, 2, 1]
+    sizes.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluator(model, range(5)) == pytest.approx(found[:5], abs=3e-6)
+    assert sizes == [2, 2, 1]
+
+
+def test_an_error_that_is_not_of_memory_is_not_caught(monkeypatch):
+    model = Net("layer")
+    evaluator = Evaluator(ParamSpace.select(model, "proj"), NOISE, "loss", collate(ROWS))
+    evaluator = evaluator.decide(model)
+
+    def broken(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(evaluation, "group_scores", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        evaluator(model, range(9))
+
+
+def test_one_candidate_with_an_adapter_takes_the_fast_pass_too(monkeypatch):
+    """A batch of so many tokens that a pass holds one candidate."""
+    monkeypatch.setattr(evaluation, "TOKENS", 0)
+    model = attach_lora(tiny_llama(), rank=2, seed=0)
+    sizes = sizes_of_groups(monkeypatch)
+    evaluator, found, wanted, notes = compared(model, ParamSpace.select(model))
+    assert (evaluator.most, notes) == (1, [])
+    assert sizes == [1] * 9
+    assert found == pytest.approx(wanted, abs=3e-6)
+    weights = Net("layer")
+    assert compared(weights, ParamSpace.select(weights, "proj"))[0].layout is None

@@ -11,7 +11,7 @@ from frenet.geometry.basis import random_basis
 from frenet.geometry.rng import generator
 from frenet.geometry.theory import QuadraticModel, expected_maximum
 from frenet.methods.candidates import Candidates, Noise
-from frenet.methods.evaluation import Evaluator, group_size, row_scores
+from frenet.methods.evaluation import Evaluator, most_together, row_scores
 from frenet.methods.scores import RowScores, vote_scores
 from frenet.methods.search import Selection, drop_duplicates, gain, random_search
 from frenet.network.space import ParamSpace
@@ -86,14 +86,13 @@ def test_scores_do_not_depend_on_how_many_are_evaluated_together(model, score, w
     assert evaluator(model, [5, 2]) == pytest.approx([together[5], together[2]], abs=1e-5)
 
 
-@pytest.mark.parametrize(("free", "scarce"), [(2**40, False), (2**14, True)])
-def test_candidates_share_a_pass_as_far_as_memory_goes(model, free, scarce, monkeypatch):
-    """As many as bring it to 4,096 tokens; one by one if half of the free memory holds no more."""
-    monkeypatch.setattr("frenet.methods.evaluation.free_bytes", lambda device: free)
-    batch = next(TASK.batches("select", 6, 0))
+@pytest.mark.parametrize(("rows", "together"), [(6, True), (200, False)])
+def test_candidates_share_a_pass_up_to_4096_tokens(model, rows, together):
+    """Where no block is shared, at least four of them."""
+    batch = next(TASK.batches("select", rows, 0))
     tokens = 4096 // batch["labels"].numel()
-    with Candidates(model, ParamSpace.select(model), Noise(0.1)) as candidates:
-        assert group_size(candidates, batch) == (1 if scarce else tokens)
+    assert (tokens >= 4) == together
+    assert most_together(model, ParamSpace.select(model), batch) == (tokens if together else 1)
 
 
 def test_scores_are_those_of_the_displaced_network(model):

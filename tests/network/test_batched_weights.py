@@ -8,6 +8,7 @@ from torch import nn
 from frenet.geometry.rng import generator
 from frenet.network.adapters import attach_lora, quiet_peft
 from frenet.network.blocks import block_list
+from frenet.network.hooks.batched_adapters import Factors, plain_adapters
 from frenet.network.hooks.batched_weights import (
     Agreement,
     Axis,
@@ -15,7 +16,9 @@ from frenet.network.hooks.batched_weights import (
     LayoutError,
     can_group,
     grouped,
+    only_lora,
     parts_to_watch,
+    starts,
     watched,
 )
 from frenet.network.measuring import measuring
@@ -25,6 +28,7 @@ from frenet.network.tasks import IGNORE, collate, target_logits
 from network.models import tiny_bloom, tiny_gpt2, tiny_llama, tiny_qwen2
 
 ROWS = [([5, 9, 3], [4, 2]), ([7, 2, 8, 4], [6, 1, 3]), ([11], [2])]
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
 FAMILIES = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama, "bloom": tiny_bloom}
 
 
@@ -36,7 +40,7 @@ def observed(model, space, batch):
         with measuring(model), torch.no_grad(), watched(parts_to_watch(model, space)) as seen:
             target_logits(model, part)
         shapes.append(seen)
-    return Layout.of(rows, *shapes)
+    return Layout.of(rows, *shapes, starts=starts(model, space))
 
 
 def together_and_apart(model, space, batch, *, count=3, size=0.1):
@@ -138,6 +142,112 @@ def test_factors_that_a_variant_reads_itself_are_not_grouped():
     assert torch.allclose(together, apart, atol=1e-5)
 
 
+def lora(model=None, **settings):
+    """A LoRA model whose adapter is not zero."""
+    config = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+    with quiet_peft():
+        torch.manual_seed(0)
+        return get_peft_model(model or tiny_llama(), LoraConfig(**config | settings)).eval()
+
+
+FUSED = {
+    "plain": lora,
+    "stable rank": lambda: lora(use_rslora=True, lora_alpha=3),
+    "other ranks": lambda: lora(rank_pattern={"v_proj": 5}, alpha_pattern={"v_proj": 1}),
+    "dropout": lambda: lora(lora_dropout=0.5),
+    "conv1d": lambda: lora(tiny_gpt2(), target_modules=["c_attn"], fan_in_fan_out=True),
+}
+
+
+@pytest.mark.parametrize("kind", FUSED)
+@pytest.mark.parametrize("where", ["lora_", "lora_A", "lora_B", r"lora_|base_layer|k_proj"])
+def test_factors_of_a_layer_are_one_product_with_its_output(kind, where):
+    """Both factors or one, with the weights below and beside them."""
+    model = FUSED[kind]()
+    space = ParamSpace.select(model, where if kind != "conv1d" else where.replace("|k_proj", ""))
+    assert only_lora(model, space) == ("base" not in where)
+    together, apart = together_and_apart(model, space, collate(ROWS))
+    assert torch.allclose(together, apart, atol=1e-5)
+    assert (apart[0] - apart[1]).abs().max() > 0.01
+
+
+def test_several_active_adapters_all_count_whichever_moves():
+    model = lora()
+    with quiet_peft():
+        model.add_adapter(
+            "other",
+            LoraConfig(r=3, lora_alpha=1, target_modules=["q_proj"], init_lora_weights=False),
+        )
+    model.base_model.set_adapter(["default", "other"])
+    for where in ("lora_", r"lora_.*\.other", r"lora_A\.default"):
+        space = ParamSpace.select(model, where)
+        together, apart = together_and_apart(model.eval(), space, collate(ROWS))
+        assert torch.allclose(together, apart, atol=1e-5)
+        assert (apart[0] - apart[1]).abs().max() > 0.01
+
+
+def test_layers_that_compute_more_than_a_product_are_not_fused():
+    bias, dora = lora(tiny_qwen2(), lora_bias=True), lora(use_dora=True)
+    off, merged, hooked = lora(), lora(), lora()
+    off.base_model.disable_adapter_layers()
+    merged.merge_adapter()
+    hooked.get_submodule(Q + ".lora_A.default").register_forward_hook(lambda *_: None)
+    for model in (bias, dora, off, merged, hooked):
+        assert plain_adapters(Q, model.get_submodule(Q)) == []
+    names = (f"{Q}.lora_A.default", f"{Q}.lora_B.default")
+    layer = lora().get_submodule(Q)
+    modules = (layer.lora_A["default"], layer.lora_B["default"])
+    assert plain_adapters(Q, layer) == [Factors(names, modules, 4.0)]
+    space = ParamSpace.select(bias, "lora_")
+    together, apart = together_and_apart(bias, space, collate(ROWS))
+    assert torch.allclose(together, apart, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("base", "factors", "fused"),
+    [
+        (torch.bfloat16, torch.bfloat16, True),
+        (torch.bfloat16, torch.float32, True),
+        (torch.float32, torch.bfloat16, False),
+        (torch.float64, torch.float64, True),
+    ],
+)
+def test_precision_is_that_of_the_layer(base, factors, fused):
+    """An adapter in float32 on weights in half precision keeps its digits up to the sum."""
+    model = lora(tiny_llama().to(base))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(factors)
+    assert bool(plain_adapters(Q, model.get_submodule(Q))) == fused
+    together, apart = together_and_apart(model, ParamSpace.select(model, "lora_"), collate(ROWS))
+    coarse = torch.finfo(min(base, factors, key=lambda d: torch.finfo(d).bits))
+    assert (together - apart).abs().max() <= 8 * coarse.eps * apart.abs().max()
+
+
+def test_what_all_blocks_are_called_with_is_copied_once():
+    """The mask and the positions; what a block returns has its copies already."""
+    model = attach_lora(tiny_llama(), rank=2, seed=0)
+    space, batch, seen = ParamSpace.select(model), collate(ROWS), []
+    layout = observed(model, space, batch)
+    with (
+        measuring(model),
+        torch.no_grad(),
+        grouped(model, space, space.read(model).repeat(4, 1), layout=layout),
+    ):
+        for block in block_list(model):
+            block.register_forward_pre_hook(
+                lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True
+            )
+        target_logits(model, batch)
+    first, *others = seen
+    assert len(others) == len(block_list(model)) - 1
+    assert first["attention_mask"].shape[0] == 4 * len(batch["labels"])
+    for later in others:
+        assert later["attention_mask"] is first["attention_mask"]
+        for a, b in zip(later["position_embeddings"], first["position_embeddings"], strict=True):
+            assert a is b
+
+
 def test_nothing_is_left_behind_also_after_an_error():
     model = attach_lora(tiny_llama(), rank=2, seed=0)
     space = ParamSpace.select(model)
@@ -170,7 +280,7 @@ def test_rows_are_the_dimension_that_grows_with_them():
         "block": [{(0,): (5, 7, 16), ("bias",): (4, 1, 7), ("ids",): (3, 5, 7), ("x",): (10, 7)}]
     }
     axes = {(0,): Axis(0, 1), ("bias",): None, ("ids",): Axis(1, 1), ("x",): Axis(0, 2)}
-    assert Layout.of(4, few, more) == (4, {"block": axes})
+    assert Layout.of(4, few, more) == Layout(4, {"block": axes})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -17,14 +18,18 @@ from frenet.network.hooks.batched_weights import (
     Agreement,
     Layout,
     LayoutError,
+    Parts,
     can_group,
     grouped,
+    only_lora,
+    parts_of,
     parts_to_watch,
     shares_blocks,
+    starts,
     watched,
 )
 from frenet.network.measuring import measuring
-from frenet.network.memory import free_bytes
+from frenet.network.memory import free_bytes, is_out_of_memory
 from frenet.network.padding import arranged
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import IGNORE, Batch, columns_to_keep, target_logits
@@ -37,6 +42,8 @@ FEWEST = 4
 # How far the two candidates of a check are displaced, in root mean squares of a tensor, and the
 # least distance. A module that is left out then changes the logits by far more than rounding.
 STRETCH, LEAST = 0.1, 0.01
+# Most candidates that fit in a shared pass of a model, where more of them did not.
+_FITTED: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class Evaluator:
         decided: whether ``decide`` has chosen how candidates are evaluated. It does so once, so
             that all workers evaluate a candidate in the same way.
         layout: lets several candidates share a forward pass; None: one pass per candidate.
+        most: candidates that share a pass if there is memory.
+        needed: bytes that a candidate takes in a pass.
     """
 
     where: Where
@@ -59,6 +68,8 @@ class Evaluator:
     batch: Batch
     decided: bool = False
     layout: Layout | None = None
+    most: int = 1
+    needed: int = 0
 
     def __post_init__(self) -> None:
         checked(self.score)
@@ -71,15 +82,16 @@ class Evaluator:
         Warns:
             RuntimeWarning: their logits differ by more than rounding, or the shared pass fails.
         """
-        layout = None
-        together = isinstance(self.score, str) and can_group(model, space_of(self.where))
+        space, layout, most = space_of(self.where), None, 1
+        together = isinstance(self.score, str) and can_group(model, space)
         # A shared pass runs all rows of the batch without rearranging them.
         if together and arranged(model, self.batch) is None:
-            with Candidates(model, self.where, self.noise) as candidates:
-                size = group_size(candidates, self.batch)
-            if size > 1:
-                layout = _layout_with_warning(model, space_of(self.where), self.batch)
-        return replace(self, decided=True, layout=layout)
+            most = most_together(model, space, self.batch)
+            # A LoRA layer is faster in a shared pass, even if it is that of one candidate.
+            if most > 1 or only_lora(model, space):
+                layout = _layout_with_warning(model, space, self.batch)
+        needed = 0 if layout is None else bytes_needed(model, space, self.batch)
+        return replace(self, decided=True, layout=layout, most=most, needed=needed)
 
     def __call__(self, model: nn.Module, indices: Sequence[int]) -> list[float]:
         """Scores of these candidates, larger is better. The model is restored bit for bit.
@@ -89,12 +101,14 @@ class Evaluator:
             TypeError: a user's score is not a number.
 
         Warns:
-            RuntimeWarning: as ``decide``, which runs first if it has not yet.
+            RuntimeWarning: as ``decide``, which runs first if it has not yet; or fewer candidates
+                than expected fit into memory, once for each model.
         """
         if not self.decided:
             return self.decide(model)(model, indices)
         scores: list[float] = []
-        with Candidates(model, self.where, self.noise) as candidates:
+        # Once around all groups: it looks at every module.
+        with Candidates(model, self.where, self.noise) as candidates, measuring(model):
             for grouped in self._scores(candidates, list(indices)):
                 scores += grouped.means().tolist()
         for index, score in zip(indices, scores, strict=True):
@@ -106,23 +120,61 @@ class Evaluator:
         return scores
 
     def _scores(self, candidates: Candidates, indices: list[int]) -> Iterator[RowScores]:
-        size = 1
+        layout = self.layout
         # Check how the model runs padded rows before any of its modules is replaced.
-        if self.layout is not None and arranged(candidates.model, self.batch) is None:
-            size = group_size(candidates, self.batch)
-        for start in range(0, len(indices), size):
+        if layout is not None and arranged(candidates.model, self.batch) is not None:
+            layout = None
+        size, parts = 1, None
+        if layout is not None:
+            size, parts = self._fitting(candidates), parts_of(candidates.model, candidates.space)
+        start = 0
+        while start < len(indices):
             group = indices[start : start + size]
-            if size > 1 and self.layout is not None and isinstance(self.score, str):
-                try:
-                    yield group_scores(candidates, group, self.score, self.batch, self.layout)
-                    continue
-                except LayoutError:
-                    # Shapes depend on the weights, as for an expert that gets other tokens.
-                    pass
-            for index in group:
-                candidates.put(index)
-                yield row_scores(candidates.model, self.score, self.batch, whole=True)
-            candidates.put(None)
+            found = None if layout is None else self._shared(candidates, group, layout, parts)
+            if found is None and len(group) > 1 and _FITTED.get(candidates.model, size) < size:
+                size = _FITTED[candidates.model]
+                continue
+            yield from [found] if found is not None else self._one_by_one(candidates, group)
+            start += len(group)
+
+    def _fitting(self, candidates: Candidates) -> int:
+        """How many candidates share a pass: half of the free memory, as other workers need some."""
+        free = free_bytes(candidates.saved[0].device) // (2 * self.needed)
+        return max(1, min(self.most, free, _FITTED.get(candidates.model, self.most)))
+
+    def _shared(
+        self, candidates: Candidates, group: list[int], layout: Layout, parts: Parts | None
+    ) -> RowScores | None:
+        """Scores of a group from one pass; None if the group cannot share one."""
+        assert isinstance(self.score, str)
+        try:
+            return group_scores(candidates, group, self.score, self.batch, layout, parts)
+        except LayoutError:
+            # Shapes depend on the weights, as for an expert that gets other tokens.
+            return None
+        except (MemoryError, RuntimeError) as error:
+            if len(group) == 1 or not is_out_of_memory(error):
+                raise
+        _halve(candidates.model, len(group))
+        return None
+
+    def _one_by_one(self, candidates: Candidates, group: list[int]) -> Iterator[RowScores]:
+        for index in group:
+            candidates.put(index)
+            yield row_scores(candidates.model, self.score, self.batch, whole=True)
+        candidates.put(None)
+
+
+def _halve(model: nn.Module, count: int) -> None:
+    """Note that fewer than ``count`` candidates fit, and say so the first time."""
+    if model not in _FITTED:
+        warnings.warn(
+            f"there is no memory for {count} candidates in one forward pass, so that at most "
+            f"{count // 2} are evaluated together; the scores are the same up to rounding",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    _FITTED[model] = count // 2
 
 
 def row_scores(model: nn.Module, score: Score, batch: Batch, *, whole: bool = False) -> RowScores:
@@ -149,19 +201,29 @@ def row_scores(model: nn.Module, score: Score, batch: Batch, *, whole: bool = Fa
 
 
 def group_scores(
-    candidates: Candidates, indices: list[int], score: str, batch: Batch, layout: Layout
+    candidates: Candidates,
+    indices: list[int],
+    score: str,
+    batch: Batch,
+    layout: Layout,
+    parts: Parts | None = None,
 ) -> RowScores:
-    """Scores of several candidates on every row of a batch, in one forward pass."""
+    """Scores of several candidates on every row of a batch, in one pass, while ``measuring``."""
     thetas = candidates.thetas(indices)
-    logits, labels = _together(candidates.model, candidates.space, thetas, batch, layout)
+    logits, labels = _together(candidates.model, candidates.space, thetas, batch, layout, parts)
     return SCORES[score](logits, labels)
 
 
 def _together(
-    model: nn.Module, space: ParamSpace, thetas: Float[Tensor, "n d"], batch: Batch, layout: Layout
+    model: nn.Module,
+    space: ParamSpace,
+    thetas: Float[Tensor, "n d"],
+    batch: Batch,
+    layout: Layout,
+    parts: Parts | None = None,
 ) -> tuple[Float[Tensor, "n b s v"], Tensor]:
-    """Logits of the target columns of several candidates, and the targets."""
-    with measuring(model), torch.no_grad(), grouped(model, space, thetas, layout=layout):
+    """Logits of the target columns of several candidates, and the targets, while ``measuring``."""
+    with torch.no_grad(), grouped(model, space, thetas, layout=layout, parts=parts):
         logits, labels = target_logits(model, batch)
     return logits.view(len(thetas), layout.rows, *logits.shape[1:]), labels
 
@@ -224,9 +286,11 @@ def _compared(model: nn.Module, space: ParamSpace, batch: Batch) -> tuple[Layout
             with watched(parts_to_watch(model, space)) as seen:
                 alone.append(target_logits(model, part)[0][:rows])
             shapes.append(seen)
-    layout = Layout.of(rows, *shapes)
+    first, second = shapes
+    layout = Layout.of(rows, first, second, starts(model, space))
     try:
-        together, labels = _together(model, space, thetas, batch, layout)
+        with measuring(model):
+            together, labels = _together(model, space, thetas, batch, layout)
     except LayoutError:
         raise
     except Exception as error:
@@ -246,22 +310,24 @@ def _two_apart(model: nn.Module, space: ParamSpace) -> Float[Tensor, "2 d"]:
     return noise.add_(theta)
 
 
-def group_size(candidates: Candidates, batch: Batch) -> int:
-    """How many candidates share a forward pass: as many as help and fit half of the free memory.
+def most_together(model: nn.Module, space: ParamSpace, batch: Batch) -> int:
+    """How many candidates share a forward pass if there is memory: as many as help.
 
     1 means the ordinary forward pass.
     """
+    size = TOKENS // batch["labels"].numel()
+    return size if size >= (2 if shares_blocks(model, space) else FEWEST) else 1
+
+
+def bytes_needed(model: nn.Module, space: ParamSpace, batch: Batch) -> int:
+    """About how many bytes a candidate takes in a shared forward pass."""
     rows, columns = batch["labels"].shape
-    model = candidates.model
-    head = max((p.shape[0] for p in model.parameters() if p.dim() == 2), default=1)
-    width = max((p.shape[-1] for p in model.parameters() if p.dim() == 2), default=1)
+    matrices = [p.shape for p in model.parameters() if p.dim() == 2]
+    head = max((shape[0] for shape in matrices), default=1)
+    width = max((shape[-1] for shape in matrices), default=1)
     logits = 3 * rows * columns_to_keep(batch) * head
     activations = 8 * rows * columns * width
-    needed = 4 * (2 * candidates.space.dim + logits + activations)
-    fits = free_bytes(candidates.saved[0].device) // (2 * needed)
-    size = min(TOKENS // (rows * columns), fits)
-    fewest = 2 if shares_blocks(model, candidates.space) else FEWEST
-    return size if size >= fewest else 1
+    return 4 * (2 * space.dim + logits + activations)
 
 
 def predictions(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,13 @@ def free_bytes(device: torch.device) -> int:
     return free if limit == "max" else min(free, max(0, int(limit) - used))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch has an own error on a GPU, and only a text on a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
+    )
+
+
 def require_memory(needed: int, what: str, *, device: torch.device, remedy: str) -> None:
     """Raise MemoryError with both figures when ``needed`` bytes are not free.
 

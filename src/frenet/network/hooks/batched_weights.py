@@ -1,14 +1,15 @@
 """Many candidates for some parameters, evaluated in one forward pass of one model.
 
 A module with different parameters for each candidate gets the rows of all candidates at once and
-multiplies each group of rows by the candidate's values; all other modules run unchanged, on one
-large batch. Blocks before the first such module are the same for all candidates and run once.
+multiplies each group of rows by the candidate's values; a LoRA layer does so for both of its
+factors. All other modules run unchanged, on one large batch. Blocks before the first module with
+different parameters are the same for all candidates and run once.
 
 A pass of b rows and one of b + 1 show which dimension of a tensor is the batch dimension: another
 dimension may have size b by chance.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -20,6 +21,14 @@ from torch.nn import functional as F
 from frenet._errors import UsageError
 from frenet.geometry.linalg import root_mean_square
 from frenet.network.blocks import block_list
+from frenet.network.hooks.batched_adapters import (
+    CONV1D,
+    Factors,
+    Product,
+    adapted_forward,
+    plain_adapters,
+    type_name,
+)
 from frenet.network.measuring import Forward, patched
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import base_model
@@ -49,13 +58,15 @@ class Layout(NamedTuple):
         rows: number of rows of the observed batch.
         taken: the batch dimension by module name and place of the tensor; None for a tensor that is
             the same for any number of rows.
+        starts: names of the modules that get copies of every row.
     """
 
     rows: int
     taken: Mapping[str, Mapping[Path, Axis | None]]
+    starts: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, rows: int, first: Shapes, second: Shapes) -> "Layout":
+    def of(cls, rows: int, first: Shapes, second: Shapes, starts: Iterable[str] = ()) -> "Layout":
         """The layout, from the shapes of a pass of ``rows`` rows and of a pass of one row more.
 
         Raises:
@@ -76,7 +87,7 @@ class Layout(NamedTuple):
                     axis = _axis(name, rows, shape, other[path])
                     if axes.setdefault(path, axis) != axis:
                         raise LayoutError(f"the batch dimension of {name} differs between calls")
-        return cls(rows, taken)
+        return cls(rows, taken, tuple(starts))
 
 
 def _axis(name: str, rows: int, shape: tuple[int, ...], more: tuple[int, ...]) -> Axis | None:
@@ -159,16 +170,42 @@ def _mapped(value: Any, change: Callable[[Path, Tensor], Tensor], path: Path = (
 
 def parts_to_watch(model: nn.Module, space: ParamSpace) -> dict[str, nn.Module]:
     """The modules that a ``Layout`` for ``grouped`` has to describe, by name."""
+    owners = {name: module for name, (module, _) in _owners(model, space).items()}
+    return {**owners, **starts(model, space)}
+
+
+class Parts(NamedTuple):
+    """The modules that get another forward for a group, by name, as ``parts_of`` finds them.
+
+    Attributes:
+        owners: modules with selected parameters, and {short name: full name} of these.
+        layers: LoRA layers with the active adapters of which an owner is a factor.
+    """
+
+    owners: "dict[str, tuple[nn.Module, dict[str, str]]]"
+    layers: dict[str, tuple[Any, list[Factors]]]
+
+    @property
+    def fused(self) -> set[str]:
+        """The names of the factors that run as a part of their layer."""
+        found = (factors for _, factors in self.layers.values())
+        return {half for factors in found for each in factors for half in each.halves}
+
+
+def parts_of(model: nn.Module, space: ParamSpace) -> Parts:
+    """What ``grouped`` replaces; the same for all groups, and many look-ups of names."""
     owners = _owners(model, space)
-    return {
-        **{name: module for name, (module, _) in owners.items()},
-        **_starts(model, [module for module, _ in owners.values()]),
-    }
+    return Parts(owners, _lora_layers(model, owners))
 
 
 @contextmanager
 def grouped(
-    model: nn.Module, space: ParamSpace, thetas: Float[Tensor, "n d"], *, layout: Layout
+    model: nn.Module,
+    space: ParamSpace,
+    thetas: Float[Tensor, "n d"],
+    *,
+    layout: Layout,
+    parts: Parts | None = None,
 ) -> Iterator[None]:
     """Let a forward pass of b rows give the outputs of n candidates, n * b rows.
 
@@ -179,32 +216,72 @@ def grouped(
         space: the d parameters that differ.
         thetas: the values of the candidates, float32.
         layout: the layout of the modules of ``parts_to_watch``, for batches of b rows.
+        parts: the result of ``parts_of``, for callers with many groups.
 
     Raises:
         LayoutError: a parameter belongs to a module that cannot be grouped, or a module is called
             with another number of rows than the layout says.
     """
-    count = len(thetas)
-    owners = _owners(model, space)
-    tensors = space.unflatten(thetas)
+    count, tensors = len(thetas), space.unflatten(thetas)
+    owners, layers = parts = parts or parts_of(model, space)
     with ExitStack() as stack:
-        for name, (module, parameters) in owners.items():
-            make = _forward_of(module)
-            if make is None:
-                raise LayoutError(f"{name} is a {type(module).__name__}, which cannot be grouped")
+        alone = {name: owner for name, owner in owners.items() if name not in parts.fused}
+        for name, (module, parameters) in alone.items():
             values = {
                 key: tensors[full].to(getattr(module, key).dtype)
                 for key, full in parameters.items()
             }
-            axis = _axis_of_input(name, module, layout)
-            shape = Shape(count, layout.rows, axis is not None)
-            forward = make(module, values, shape)
-            if axis is not None:
-                forward = _expecting(name, count * layout.rows * axis.entries, forward)
+            forward = _own_forward(name, module, values, count, layout)
             stack.enter_context(patched(module, forward))
-        starts = _starts(model, [module for module, _ in owners.values()])
-        stack.enter_context(copied(starts, count, layout))
+        for name, (layer, factors) in layers.items():
+            products = [_product(each, tensors, count) for each in factors]
+            forward = adapted_forward(layer.base_layer, products, count)
+            moved = next(half for each in factors for half in each.halves if half in owners)
+            axis = _axis_of_input(moved, owners[moved][0], layout)
+            stack.enter_context(patched(layer, _expecting(name, count, layout, axis, forward)))
+        starting = {name: model.get_submodule(name) for name in layout.starts}
+        stack.enter_context(copied(starting, count, layout))
         yield
+
+
+def _lora_layers(
+    model: nn.Module, owners: Mapping[str, Any]
+) -> dict[str, tuple[Any, list[Factors]]]:
+    """The LoRA layers of which an owner is a factor, by name, with their active adapters."""
+    # The name of a factor is that of its layer, of the half, and of the adapter.
+    names = dict.fromkeys(name.rsplit(".", 2)[0] for name in owners)
+    layers = {name: model.get_submodule(name) for name in names}
+    found = {name: (layer, plain_adapters(name, layer)) for name, layer in layers.items()}
+    return {
+        name: (layer, factors)
+        for name, (layer, factors) in found.items()
+        if any(half in owners for each in factors for half in each.halves)
+    }
+
+
+def _product(factors: Factors, tensors: Mapping[str, Tensor], count: int) -> Product:
+    """The factors of all candidates, transposed in memory: small products are faster so."""
+    weights = []
+    for half, module in zip(factors.halves, factors.modules, strict=True):
+        own = module.weight
+        values = tensors.get(f"{half}.weight")
+        if values is None:
+            values = own.expand(count, -1, -1)
+        weights.append(values.to(own.dtype).transpose(1, 2).contiguous())
+    first, second = weights
+    return Product(first, second, factors.scale)
+
+
+def _own_forward(
+    name: str, module: nn.Module, values: Values, count: int, layout: Layout
+) -> Forward:
+    """The grouped forward of a module by itself."""
+    make = _forward_of(module)
+    if make is None:
+        raise LayoutError(f"{name} is a {type(module).__name__}, which cannot be grouped")
+    axis = _axis_of_input(name, module, layout)
+    forward = make(module, values, Shape(count, layout.rows, axis is not None))
+    return _expecting(name, count, layout, axis, forward)
 
 
 def _axis_of_input(name: str, module: nn.Module, layout: Layout) -> Axis | None:
@@ -218,8 +295,13 @@ def _axis_of_input(name: str, module: nn.Module, layout: Layout) -> Axis | None:
     return axis
 
 
-def _expecting(name: str, size: int, forward: Forward) -> Forward:
+def _expecting(
+    name: str, count: int, layout: Layout, axis: Axis | None, forward: Forward
+) -> Forward:
     """The same forward, with a check that the input has the rows of all candidates."""
+    if axis is None:
+        return forward
+    size = count * layout.rows * axis.entries
 
     def run(x: Tensor) -> Tensor:
         if x.shape[0] != size:
@@ -243,8 +325,13 @@ def can_group(model: nn.Module, space: ParamSpace) -> bool:
 
 def shares_blocks(model: nn.Module, space: ParamSpace) -> bool:
     """Whether some blocks come before the first parameter that differs, so that they run once."""
-    starts = _starts(model, [module for module, _ in _owners(model, space).values()])
-    return next(iter(starts.values())) in block_list(model)[1:]
+    return next(iter(starts(model, space).values())) in block_list(model)[1:]
+
+
+def only_lora(model: nn.Module, space: ParamSpace) -> bool:
+    """Whether all selected parameters are factors of LoRA layers that PEFT computes plainly."""
+    parts = parts_of(model, space)
+    return parts.owners.keys() <= parts.fused
 
 
 def _owners(model: nn.Module, space: ParamSpace) -> dict[str, tuple[nn.Module, dict[str, str]]]:
@@ -269,9 +356,7 @@ Maker = Callable[[Any, Values, Shape], Forward]
 
 def _forward_of(module: nn.Module) -> Maker | None:
     """The function that makes the grouped forward of a module of this type."""
-    kind = type(module)
-    # By name, because transformers takes seconds to import.
-    if f"{kind.__module__}.{kind.__name__}" == "transformers.pytorch_utils.Conv1D":
+    if type_name(module) == CONV1D:
         return _conv1d
     makers: Mapping[type[nn.Module], Maker] = {
         nn.Linear: _linear,
@@ -279,7 +364,7 @@ def _forward_of(module: nn.Module) -> Maker | None:
         nn.Embedding: _embedding,
     }
     # Subclasses may compute something else.
-    return makers.get(kind)
+    return makers.get(type(module))
 
 
 def _split(x: Tensor, count: int) -> Tensor:
@@ -351,11 +436,12 @@ def _add(out: Tensor, bias: Tensor, count: int) -> Tensor:
     return (_split(out, count) + bias[:, None]).view(out.shape)
 
 
-def _starts(model: nn.Module, owners: Sequence[nn.Module]) -> dict[str, nn.Module]:
+def starts(model: nn.Module, space: ParamSpace) -> dict[str, nn.Module]:
     """The modules that get copies of every row: the blocks from the first one with an owner.
 
     If an owner comes before the blocks, or all come after them, it is the whole model.
     """
+    owners = [module for module, _ in _owners(model, space).values()]
     stack = list(block_list(model))
     order = {id(module): i for i, module in enumerate(base_model(model).modules())}
     inside = [{id(m) for m in block.modules()} for block in stack]
@@ -379,6 +465,9 @@ def copied(starts: Mapping[str, nn.Module], count: int, layout: Layout) -> Itera
     Raises:
         LayoutError: a tensor has another number of rows than the layout says.
     """
+    # All blocks get the same mask and positions. The originals stay alive, so that no other tensor
+    # gets their id.
+    copies: dict[tuple[int, Axis], tuple[Tensor, Tensor]] = {}
 
     def copy_for(name: str) -> Callable[..., Any]:
         axes = layout.taken[name]
@@ -389,11 +478,14 @@ def copied(starts: Mapping[str, nn.Module], count: int, layout: Layout) -> Itera
             if (axis := axes[path]) is None:
                 return value
             size = axis.entries * layout.rows
-            if value.shape[axis.dim] == count * size:  # from a block that got copies
+            if value.shape[axis.dim] == count * size:  # one candidate, or from a block with copies
                 return value
             if value.shape[axis.dim] != size:
                 raise LayoutError(f"{name} is called with {value.shape[axis.dim]} rows, not {size}")
-            return value.repeat(*[count if i == axis.dim else 1 for i in range(value.dim())])
+            if (id(value), axis) not in copies:
+                times = [count if i == axis.dim else 1 for i in range(value.dim())]
+                copies[id(value), axis] = value, value.repeat(*times)
+            return copies[id(value), axis][1]
 
         def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
             *args, kwargs = _mapped((*args, kwargs), copy)
