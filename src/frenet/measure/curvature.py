@@ -61,7 +61,7 @@ def hessian_product(model: nn.Module, task: Task, batch: Batch, *, space: ParamS
     attention. It holds about three times the activations of one pass, until weights, buffers,
     hooks or batch have changed, or the map is no longer referenced. If it does not fit into half of
     the free memory, or a layer of the model has no second derivative in reverse mode, every product
-    is taken forward over reverse, in twice the time and without a graph. Both ways agree to the
+    is taken forward over reverse, in two to four times the time, without a graph. Both agree to the
     rounding of float32. Small rows of a matrix share a pass, which takes less time.
 
     Args:
