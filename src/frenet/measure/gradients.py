@@ -73,12 +73,15 @@ def _added_to(vector: Float[Tensor, " d"], parameters: Sequence[nn.Parameter]) -
         return take
 
     places = vector.split([p.numel() for p in parameters])
+    without = [p for p in parameters if p._backward_hooks is None]
     handles = [p.register_hook(taking(v)) for p, v in zip(parameters, places, strict=True)]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for parameter in without:  # an empty dictionary would stay
+            parameter._backward_hooks = None
 
 
 def gradient_matrix(
