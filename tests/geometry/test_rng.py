@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from frenet.geometry.rng import BLOCK, Stream, generator, stream, table
+from frenet.geometry.rng import BLOCK, Stream, fill_rows, generator, stream, table
 from frenet.geometry.theory import expected_maximum
 
 
@@ -90,6 +90,16 @@ def test_numbers_are_the_same_in_any_ranges_and_with_any_number_of_threads():
         found.append(torch.cat([numbers(one, start, stop) for start, stop in ends]))
     torch.set_num_threads(before)
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("d", [1, 4, 1001, 4480, BLOCK // 3, BLOCK + 1])
+def test_rows_that_are_drawn_together_are_those_of_each_stream(d):
+    for signs in (False, True):
+        streams = [stream(2, "search", i, signs=signs) for i in range(5)]
+        rows = torch.empty(5, d)
+        fill_rows(streams, rows)
+        for one, row in zip(streams, rows, strict=True):
+            assert torch.equal(row, numbers(one, 0, d))
 
 
 def test_the_table_has_mean_0_variance_1_and_ends_at_4_325():

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt16, UInt64
 from scipy import special
 from torch import Tensor
 
@@ -109,19 +109,11 @@ class Stream(NamedTuple):
     def block(self, start: int, stop: int, scale: float = 1.0) -> Float[np.ndarray, " n"]:
         """At most ``BLOCK`` numbers times a scale, in memory that this thread's next block uses."""
         first, last = start // PER_WORD, -(-stop // PER_WORD)
-        words, shifted = _scratch.words[: last - first], _scratch.shifted[: last - first]
+        words = _scratch.words[: last - first]
         np.multiply(_scratch.count[: last - first], np.uint64(self.gamma), out=words)
         words += np.uint64((self.key + first * self.gamma) % 2**64)
-        for shift, factor in MIXING:
-            np.right_shift(words, shift, out=shifted)
-            words ^= shifted
-            if factor is not None:
-                words *= factor
-        # torch looks up twice as fast as NumPy, by indices of 32 bits, and in this thread alone.
-        index, numbers = _scratch.index[: stop - start], _scratch.numbers[: stop - start]
-        np.copyto(index.numpy(), words.view(np.uint16)[start - PER_WORD * first :][: stop - start])
-        torch.index_select(_scaled(self.signs, scale), 0, index, out=numbers)
-        return numbers.numpy()
+        index = _mixed(words).view(np.uint16)[start - PER_WORD * first :][: stop - start]
+        return _looked_up(index, _scaled(self.signs, scale))
 
     def draw_on(self, device: torch.device, start: int, stop: int) -> Float[Tensor, " n"]:
         """The same numbers by operations of torch, on any device that has 64-bit integers."""
@@ -148,6 +140,55 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
+
+
+def _mixed(words: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
+    """The finaliser of splitmix64, in place."""
+    shifted = _scratch.shifted[: words.size].reshape(words.shape)
+    for shift, factor in MIXING:
+        np.right_shift(words, shift, out=shifted)
+        words ^= shifted
+        if factor is not None:
+            words *= factor
+    return words
+
+
+def _looked_up(
+    index: UInt16[np.ndarray, "..."], numbers: Float[Tensor, "65536"]
+) -> Float[np.ndarray, "..."]:
+    """The numbers at these places of the table, in this thread's memory."""
+    # torch looks up twice as fast as NumPy, by indices of 32 bits, and in this thread alone.
+    whole, out = _scratch.index[: index.size], _scratch.numbers[: index.size]
+    np.copyto(whole.numpy().reshape(index.shape), index)
+    torch.index_select(numbers, 0, whole, out=out)
+    return out.numpy().reshape(index.shape)
+
+
+def fill_rows(streams: Sequence[Stream], out: Float[Tensor, "n d"]) -> None:
+    """Write the numbers of every stream, from its beginning on, into a row.
+
+    Short rows are drawn together: for a few thousand numbers each call of NumPy costs as much as
+    the numbers.
+    """
+    rows, d = out.shape
+    words = -(-d // PER_WORD)
+    together = (BLOCK // PER_WORD) // max(1, words)
+    if out.device.type != "cpu" or together < 2:
+        for one, row in zip(streams, out, strict=True):
+            one.fill(row)
+        return
+    for first in range(0, rows, together):
+        group = streams[first : first + together]
+        keys, gammas = (
+            np.array([getattr(one, name) for one in group], np.uint64)[:, None]
+            for name in ("key", "gamma")
+        )
+        drawn = _scratch.words[: len(group) * words].reshape(len(group), words)
+        np.multiply(_scratch.count[:words], gammas, out=drawn)
+        drawn += keys
+        index = _mixed(drawn).view(np.uint16)[:, :d]
+        numbers = _looked_up(index, _scaled(group[0].signs, 1.0))
+        out[first : first + len(group)] = torch.from_numpy(numbers)
 
 
 def stream(seed: int, *names: str | int, signs: bool = False) -> Stream:

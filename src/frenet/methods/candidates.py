@@ -128,16 +128,16 @@ class Candidates:
         if isinstance(self.where, Basis):
             return self.where.expand(torch.stack([self._coordinates(i) for i in indices]))
         rows = torch.empty(len(indices), self.space.dim, device=self.saved[0].device)
-        for row, index in zip(rows, indices, strict=True):
-            if self.noise.relative or self.noise.tied:
+        if self.noise.relative or self.noise.tied:
+            for row, index in zip(rows, indices, strict=True):
                 parts = row.split(self.space.sizes)
                 for i, part, step in self._steps(index):
                     parts[i][part] = step
-            else:
-                sign, stream = self._stream(index)
-                stream.fill(row)
-                row *= sign * self.noise.sigma
-        return rows
+            return rows
+        drawn = [self._stream(index) for index in indices]
+        rng.fill_rows([stream for _, stream in drawn], rows)
+        signs = torch.tensor([sign for sign, _ in drawn], device=rows.device)
+        return rows.mul_(signs[:, None] * self.noise.sigma)
 
     def thetas(self, indices: Sequence[int]) -> Float[Tensor, "n d"]:
         """The parameters of several candidates, float32."""

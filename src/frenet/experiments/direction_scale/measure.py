@@ -50,6 +50,8 @@ from frenet.network.tasks import ROOM, repeatable
 
 # Forward passes that the two radii of a direction take, beside those for slopes and curvature.
 PASSES = 24
+# Bytes that the libraries take when a small model runs, beside those of their import.
+LIBRARIES = 2**28
 
 
 def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
@@ -384,7 +386,7 @@ def cost_of_lines(spot: Spot, given: Sequence[Direction]) -> str:
     # Beside the weights: a copy of those that move, their direction or gradient, and one pass.
     moved = max((4 * direction.space.dim for direction in given), default=0)
     logits = config.eval_size * config.max_length * round(math.exp(spot.network.chance))
-    peak = weights + 2 * moved + 4 * min(ROOM, TWICE * logits)
+    peak = LIBRARIES + weights + 2 * moved + 4 * min(ROOM, TWICE * logits)
     lines = [direction.name for direction in given]
     lines += [kind for kind in KINDS if kind in config.directions and kind != "steering"]
     return (
