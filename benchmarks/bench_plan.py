@@ -5,8 +5,8 @@
 Several networks have a damaged task. Every search selects on its own batch, is planned for it, and
 runs at the planned sigma and at every sigma of a grid. The figure is the mean held-out gain of the
 planned searches over that of the best single sigma of the grid. The best of several noisy means is
-biased upwards, so the figure is slightly too low. Plans are those of the command line, which cost
-at most about as much as the search; another row measures the cost.
+biased upwards, so the figure is slightly too low. Plans are those of the command line; another
+row measures their cost.
 """
 
 import argparse

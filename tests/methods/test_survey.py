@@ -172,9 +172,9 @@ def test_in_more_than_two_dimensions_a_probe_the_trace_is_an_estimate():
     assert survey(model, task, space, probes=6).trace_error > 0.01
 
 
-@pytest.mark.parametrize("budget", [1, 24, 64, 100, 250, 512, 700])
+@pytest.mark.parametrize("budget", [1, 64, 166, 168, 512, 700])
 def test_the_effort_of_a_plan_is_at_most_that_of_its_search(budget):
-    """Down to the least effort, which is that of 18 candidates."""
+    """Down to the least effort, which is that of 167 candidates."""
     chosen, least = Effort.within(budget), EFFORTS[-1]
     assert chosen.cost() <= max(budget, least.cost())
     better = EFFORTS[: EFFORTS.index(chosen)]

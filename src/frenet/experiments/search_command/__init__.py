@@ -57,8 +57,9 @@ class SearchConfig(TaskReadingConfig, LoadingConfig):
     top: int = 5
     """Number of best candidates that also vote and are averaged."""
     probes: int = 0
-    """Random vectors in the plan's estimate of the Hessian's trace, on whole batches. 0: so few, on
-    so few examples, that the plan costs at most about as much as the search."""
+    """Random vectors in the plan's estimate of the Hessian's trace, on whole batches. 0: so many,
+    and on so many examples, that the plan costs at most about as much as the search, or as a search
+    of 170 candidates."""
     seed: int = 0
     """Seed of adapter, examples and noise."""
     max_length: int = 256
