@@ -12,6 +12,7 @@ from frenet.cli import main
 from frenet.experiments.intervals import select
 from frenet.experiments.search_command import SearchConfig
 from frenet.experiments.search_command.setup import load_subject
+from frenet.methods.local_model import Effort
 from frenet.methods.search import here
 from frenet.methods.search_result_files import load_winner
 from frenet.network.checkpoints.load import load
@@ -75,12 +76,12 @@ def test_the_plan_comes_first_and_the_winner_comes_back(finished, config):
 
 
 def test_expectations_are_beside_what_was_found(config, tmp_path):
-    """Of a search that was planned; its cost is said before, and is at most its own."""
+    """Of a search that was planned; the cost of the plan is said before."""
     said = []
     planned = dataclasses.replace(config, sigma="auto", probes=0, select_size=6)
     finished = run_search(planned, tmp_path / "planned", say=said.append)
-    work = re.match(r"planning 80 candidates, with about the work of (\d+) of them", said[0])
-    assert int(work[1]) <= 80
+    cost = re.match(r"planning 80 candidates, at about the cost of (\d+): ", said[0])
+    assert int(cost[1]) == round(Effort.within(80).cost())
     assert any(row["table"] == "plan" for row in finished.rows)
     best = [row for row in finished.rows if row["table"] == "best"]
     assert [row["n"] for row in best] == [1, 2, 4, 8, 16, 32, 64, 80]

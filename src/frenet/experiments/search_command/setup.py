@@ -113,7 +113,7 @@ def make_plan(
 
     effort = Effort(config.probes) if config.probes else Effort.within(config.budget)
     say(
-        f"planning {config.budget} candidates, with about the work of {effort.cost():.0f} of them: "
+        f"planning {config.budget} candidates, at about the cost of {effort.cost():.0f}: "
         f"gradients of {effort.batches} batches of {subject.selection.select_size} examples, and "
         f"curvature along {effort.probes} random vectors on {effort.share:.3g} of them"
     )
