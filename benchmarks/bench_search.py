@@ -207,7 +207,7 @@ def memory() -> Iterator[Row]:
         "ratio": (searched - plain_peak) / weights,
         "aim": "at most 1.5",
         "detail": f"{size(searched - plain_peak)} for weights of {size(weights)}: a saved copy, "
-        "and the noise of one tensor; 8 x 32 tokens",
+        "and blocks of noise; 8 x 32 tokens",
     }
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from frenet.experiments.experiment import Row
     from frenet.methods.search import Engine
 
-ABOUT = "Score Gaussian perturbations of a model's weights on a task, and keep the best."
+ABOUT = "Score random perturbations of a model's weights on a task, and keep the best."
 
 
 @dataclass(frozen=True)
