@@ -152,8 +152,8 @@ class Effort(NamedTuple):
 # The time of a gradient and of a Hessian product, in forward passes.
 GRADIENT, PRODUCT = 3, 8
 # From most to least. A cheaper plan loses more than it saves: on three networks, searches planned
-# with these gained 0.90 and 0.88 of what the best sigma does, and 0.72 with four probes on a quarter
-# of the examples of two batches.
+# with these gained 0.90 and 0.88 of what the best sigma does, and 0.72 with four probes on a
+# quarter of the examples of two batches.
 EFFORTS = (Effort(8), Effort(4, 0.5))
 # Examples on which the derivatives of the model are checked.
 CHECKED = 8
