@@ -11,7 +11,7 @@ from frenet.experiments.experiment import (
     Breakdown,
     Claim,
     Column,
-    Estimate,
+    Decision,
     Experiment,
     Figure,
     Finding,
@@ -21,6 +21,7 @@ from frenet.experiments.experiment import (
 from frenet.experiments.figures import charts
 from frenet.experiments.figures.charts import Axis, Rule
 from frenet.runs import Run, config_dict
+from frenet.statistics.intervals import Estimate
 
 HOSTILE = "<script>alert(1)</script>"
 TASKS = ("copy", "sort", "مهمة الفرز", HOSTILE, "emoji 🧭")
@@ -193,10 +194,10 @@ def drift_chart(rows: Rows) -> Any:
     )
 
 
-def finding(claim: str, verdict: Any, **words: Any) -> Any:
+def finding(claim: str, verdict: Any, *, why: str, **words: Any) -> Any:
     def decide(rows: Rows) -> Finding:
         del rows
-        return Finding(claim, verdict, **words)
+        return Finding(claim, Decision(verdict, why), **words)
 
     return decide
 

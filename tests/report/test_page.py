@@ -15,9 +15,9 @@ from urllib.parse import unquote_to_bytes
 import made_up
 import pytest
 
-from frenet.experiments.experiment import MODEL, Row
+from frenet.experiments.experiment import MODEL, Decision, Row
 from frenet.report import write_report
-from frenet.report.claims import Decision, matrix
+from frenet.report.claims import Entry, matrix
 from frenet.report.numbers import estimate
 from frenet.report.provenance import command_line
 from frenet.runs import Run
@@ -359,9 +359,12 @@ def test_a_network_on_which_nothing_was_measured_has_no_number_to_stand_beside()
     first = made_up.runs()[2]
     claim = made_up.experiments()["basis-drift"].claims[0]
     nothing = claim.decide(first.rows)._replace(
-        estimate=None, reference="a null", reference_estimate=None, verdict="undecided"
+        estimate=None,
+        reference="a null",
+        reference_estimate=None,
+        decision=Decision("undecided", "nothing was measured"),
     )
-    other = [Decision(claim, nothing, "other", None)]
+    other = [Entry(claim, nothing, "other", None)]
     cell = str(matrix(other, {"other": "o"})).partition("<tbody>")[2]
     assert "nothing was measured" in cell
     assert "a null" not in cell

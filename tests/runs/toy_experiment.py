@@ -12,13 +12,14 @@ from frenet.experiments.experiment import (
     Cell,
     Claim,
     Column,
-    Estimate,
+    Decision,
     Experiment,
     Figure,
     Finding,
     Row,
     Rows,
 )
+from frenet.statistics.intervals import Estimate
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def decide(rows: Rows) -> Finding:
     """The mean of the losses of seed 0."""
     losses = [float(row["loss"] or 0.0) for row in rows if row["seed"] == 0]
     estimate = Estimate(sum(losses) / len(losses), float("-inf"), None, len(losses))
-    return Finding("T1", "undecided", "loss", estimate, "null", Estimate(0.1), "it is a toy")
+    toy = Decision("undecided", "it is a toy")
+    return Finding("T1", toy, "loss", estimate, "null", Estimate(0.1))
 
 
 EXPERIMENT = Experiment(

@@ -159,14 +159,14 @@ def show_runs(
     networks = list(dict.fromkeys(models))
     for network in networks:
         of_network = [pairs for name, pairs in zip(models, decided, strict=True) if name == network]
-        findings = sorted(itertools.chain(*of_network), key=lambda pair: pair[0].id)
+        findings = sorted(itertools.chain(*of_network), key=lambda pair: pair[1].name)
         if findings:
             if len(networks) > 1:
                 show("")
                 show(network)
             Console().print(claims_table(findings))
-        for claim, finding in findings:
-            show(f"{claim.id}: {finding.why}")
+        for _, finding in findings:
+            show(f"{finding.name}: {finding.why}")
     show_notes(show, [note for run in runs for note in run.notes])
     for run in runs:
         for failure in run.failures:

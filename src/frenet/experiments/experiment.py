@@ -4,15 +4,18 @@ import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
+from frenet.statistics.intervals import Estimate
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
 Rows = Sequence[Mapping[str, Scalar]]
-Verdict = Literal["supported", "contradicted", "undecided"]
+Verdict = Literal["supported", "contradicted", "equivalent", "undecided", "not testable"]
+# In the order in which they are counted.
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 # Kinds of network: the synthetic transformer, a pretrained language model, and the small GPT-2 that
 # frenet trains itself.
@@ -124,22 +127,61 @@ class Column(NamedTuple):
     beside: str | None = None
 
 
-class Estimate(NamedTuple):
-    """A value with its interval, and how many values it is the mean of.
+class Needs(NamedTuple):
+    """What would settle a claim that is undecided, at the mean and spread seen.
 
-    ``low`` and ``high`` are None for a single value; ``n`` is 0 for a number that was not measured.
+    Attributes:
+        unit: what is counted, such as a seed.
+        n: how many there are.
+        about: how many would settle it; None: not known, or more than can be had.
+        low: the fewest, from the interval of the spread; None: as ``about``.
+        high: the most.
+        smallest: the smallest effect that n units show in 80% of runs, in the quantity's unit.
     """
 
-    value: float
-    low: float | None = None
-    high: float | None = None
-    n: int = 1
+    unit: str
+    n: int
+    about: int | None = None
+    low: int | None = None
+    high: int | None = None
+    smallest: float | None = None
 
     def __str__(self) -> str:
-        ends = self.low is not None and self.high is not None
-        interval = f" [{self.low:.3g}, {self.high:.3g}]" if ends else ""
-        counted = f", n = {self.n}" if self.n else ""
-        return f"{self.value:.3g}{interval}{counted}"
+        """In few words.
+
+        >>> str(Needs("seed", 3, 7, 4, 40)), str(Needs("seed", 1))
+        ('3 of about 7 seeds (4 to 40)', '1 seed')
+        """
+        if self.about is None:
+            return f"{self.n} {self.unit}{'' if self.n == 1 else 's'}"
+        least, most = ("more" if end is None else f"{end:,}" for end in (self.low, self.high))
+        return f"{self.n} of about {self.about:,} {self.unit}s ({least} to {most})"
+
+
+class Decision(NamedTuple):
+    """A verdict with its reason.
+
+    Attributes:
+        verdict: one of five words.
+        why: the criteria that decide, or the premise that does not hold.
+        needs: what would settle it, if it is undecided.
+        margin: within which it is equivalent.
+    """
+
+    verdict: Verdict
+    why: str
+    needs: Needs | None = None
+    margin: float | None = None
+
+    @property
+    def detail(self) -> str:
+        """What belongs to the word in brackets; empty if nothing does."""
+        if self.verdict == "equivalent" and self.margin is not None:
+            return f"within {self.margin:g}"
+        return str(self.needs) if self.verdict == "undecided" and self.needs else ""
+
+    def __str__(self) -> str:
+        return f"{self.verdict} ({self.detail})" if self.detail else self.verdict
 
 
 class Breakdown(NamedTuple):
@@ -159,25 +201,40 @@ class Finding(NamedTuple):
 
     Attributes:
         claim: its id.
-        verdict: of its rule.
+        decision: of its rule.
         quantity: the name of what was measured.
         estimate: of the quantity, with its interval.
         reference: the chance level, null or ceiling of the quantity.
         reference_estimate: of the reference.
-        why: the criteria that decide.
         notes: at most two cautions, each a whole sentence.
         breakdowns: everything by case.
+        case: which of several cases of the claim, such as "in the weights"; empty: the only one.
     """
 
     claim: str
-    verdict: Verdict
+    decision: Decision
     quantity: str
     estimate: Estimate | None
     reference: str
     reference_estimate: Estimate | None
-    why: str
     notes: tuple[str, ...] = ()
     breakdowns: tuple[Breakdown, ...] = ()
+    case: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The word of the decision."""
+        return self.decision.verdict
+
+    @property
+    def why(self) -> str:
+        """The reason of the decision."""
+        return self.decision.why
+
+    @property
+    def name(self) -> str:
+        """The claim, and which of its cases."""
+        return f"{self.claim} {self.case}".rstrip()
 
 
 class Claim(NamedTuple):
@@ -187,7 +244,7 @@ class Claim(NamedTuple):
     statement: str
     paper: str
     rule: str
-    decide: Callable[[Rows], Finding]
+    decide: Callable[[Rows], Finding | tuple[Finding, ...]]
     figure: str
 
 
@@ -322,12 +379,13 @@ def answered(experiment: Study, rows: Rows) -> list[Answer]:
 
 def decided(experiment: Study, rows: Rows) -> list[tuple[Claim, Finding]]:
     """Apply the rule of every claim to the rows; if that raises, the claim is undecided."""
-    return [(claim, _decide(claim, rows)) for claim in experiment.claims]
+    return [(claim, finding) for claim in experiment.claims for finding in _decide(claim, rows)]
 
 
-def _decide(claim: Claim, rows: Rows) -> Finding:
+def _decide(claim: Claim, rows: Rows) -> tuple[Finding, ...]:
     try:
-        return claim.decide(rows)
+        found = claim.decide(rows)
     except Exception as error:  # rows of a run with failed cells may lack what a rule needs
         why = f"the rule could not be applied to these rows: {type(error).__name__}: {error}"
-        return Finding(claim.id, "undecided", "", None, "", None, why)
+        return (Finding(claim.id, Decision("undecided", why), "", None, "", None),)
+    return (found,) if isinstance(found, Finding) else found

@@ -5,15 +5,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from frenet._errors import UsageError
-from frenet.experiments.experiment import (
-    Breakdown,
+from frenet.experiments.experiment import Breakdown, Row, Rows, Scalar, finite, number
+from frenet.statistics.intervals import (
     Estimate,
-    Row,
-    Rows,
-    Scalar,
-    finite,
-    integer,
-    number,
+    Sample,
+    bounded_interval,
+    mean_interval,
+    student_factor,
 )
 
 
@@ -26,8 +24,10 @@ def select(rows: Rows, **values: Scalar) -> list[Mapping[str, Scalar]]:
     return [row for row in rows if all(row.get(key) == value for key, value in values.items())]
 
 
-def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95) -> list[Row]:
-    """Mean of one column, with its Student t interval, for every combination of the keys.
+def aggregate(
+    rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95, least: float | None = None
+) -> list[Row]:
+    """Mean of one column, with its interval, for every combination of the keys.
 
     Args:
         rows: rows of one table; rows without a number in the column do not count.
@@ -35,6 +35,8 @@ def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95)
             seed) are averaged over.
         value: the column to average.
         level: coverage of the interval, in (0, 1).
+        least: the least possible value of a quantity of at most 1, whose interval then stays in
+            that range; None: Student's interval.
 
     Returns:
         One row per group with the keys, ``value``, ``low``, ``high`` (None when n = 1) and ``n``.
@@ -42,8 +44,15 @@ def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95)
     Raises:
         ValueError: no row has such a column.
     """
-    from frenet.geometry.nulls import mean_interval
+    return [
+        {**keys, "value": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
+        for keys, values in _groups(rows, by=by, value=value)
+        for mean in (_mean(values, level=level, least=least),)
+    ]
 
+
+def _groups(rows: Rows, *, by: Sequence[str], value: str) -> list[tuple[Row, list[float]]]:
+    """The finite numbers of a column in every group."""
     groups: dict[tuple[Scalar, ...], list[float]] = {}
     for column in (*by, value):
         if rows and not any(column in row for row in rows):
@@ -53,13 +62,15 @@ def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95)
         finite_value = finite(row.get(value))
         if finite_value is not None:
             groups.setdefault(tuple(row.get(key) for key in by), []).append(finite_value)
-    summed: list[Row] = []
-    for keys, values in groups.items():
-        mean, low, high, n = mean_interval(values, level=level)
-        row = dict(zip(by, keys, strict=True))
-        row |= {"value": finite(mean), "low": finite(low), "high": finite(high), "n": int(n)}
-        summed.append(row)
-    return summed
+    return [(dict(zip(by, keys, strict=True)), values) for keys, values in groups.items()]
+
+
+def _mean(values: Sequence[float], *, level: float, least: float | None) -> Estimate:
+    if least is None:
+        return mean_interval(values, level=level)
+    # Rounding may leave the range.
+    inside = [min(max(value, least), 1.0) for value in values]
+    return bounded_interval(inside, least=least, level=level)
 
 
 def melt(
@@ -122,7 +133,7 @@ def breakdown(
         values: column -> its heading. The first is the measure, which is shown with its interval
             and the number of seeds; a part without it is left out if nothing is counted in it.
         counts: column -> the heading of the number of rows that have a value in it.
-        least: the least possible value of the measure, as for ``fraction``; None: cut no interval.
+        least: the least possible value of the measure, as for ``share``; None: Student's interval.
     """
     known = {key for row in rows for key, value in row.items() if _given(value)}
     keys = [key for key in by if key in known]
@@ -136,12 +147,10 @@ def breakdown(
             name: sum(_given(row.get(column)) for row in same) for column, name in counts.items()
         }
         if measure is not None:
-            of_measure = (
-                estimate(same, measure) if least is None else fraction(same, measure, least=least)
-            )
-            if of_measure is None and not any(counted.values()):
+            mean = estimate(same, measure, least=least)
+            if mean is None and not any(counted.values()):
                 continue
-            value, low, high, seeds = of_measure or (None, None, None, None)
+            value, low, high, seeds = mean[:4] if mean else (None, None, None, None)
             part |= {values[measure]: value, "low": low, "high": high, "seeds": seeds}
         for column, name in others.items():
             # A control in the rows of the measure is averaged over the cases that have both; one
@@ -158,49 +167,73 @@ def _given(value: Scalar) -> bool:
     return value is not None and value == value
 
 
-def estimate(rows: Rows, value: str) -> Estimate | None:
-    """Mean of a column with its 95% interval over seeds; None if no row has it."""
-    means = over_seeds(rows, by=(), value=value)
-    return estimate_of(means[0]) if means else None
+def estimate(rows: Rows, value: str, *, least: float | None = None) -> Estimate | None:
+    """Mean of a column with its 95% interval over seeds; None if no row has it.
 
-
-def estimate_of(row: Mapping[str, Scalar]) -> Estimate:
-    """A row of ``aggregate`` or ``over_seeds`` as an estimate."""
-    low, high = (None if row[end] is None else number(row, end) for end in ("low", "high"))
-    return Estimate(number(row, "value"), low, high, integer(row, "n"))
-
-
-def fraction(rows: Rows, value: str, *, least: float = 0.0) -> Estimate | None:
-    """``estimate`` of a column in [least, 1], with the interval cut to what is possible.
-
-    Student's interval exceeds it for few seeds. The least value of shares is 0, of cosines -1.
+    ``least``: as for ``share``.
     """
-    mean = estimate(rows, value)
-    if mean is None or mean.low is None or mean.high is None:
-        return mean
-    return mean._replace(low=max(least, mean.low), high=min(1.0, mean.high))
+    means = [number(row, value) for row in seed_means(rows, by=(), value=value)]
+    return mean_of(means, least=least) if means else None
+
+
+def share(rows: Rows, value: str, *, least: float = 0.0) -> Estimate | None:
+    """``estimate`` of a column in [least, 1], with an interval for display that stays there.
+
+    The interval on the raw scale decides. The least value of shares is 0, of cosines -1.
+    """
+    return estimate(rows, value, least=least)
+
+
+def mean_of(values: Sequence[float], *, unit: str = "seed", least: float | None = None) -> Estimate:
+    """Mean of one value per unit, with the intervals that are shown and that decide."""
+    raw = mean_interval(values)
+    shown = _mean(values, level=0.95, least=least)
+    inner = mean_interval(values, level=0.9)
+    return shown._replace(unit=unit, raw=_ends(raw), narrow=_ends(inner))
+
+
+def _ends(value: Estimate) -> tuple[float, float] | None:
+    return None if value.low is None or value.high is None else (value.low, value.high)
+
+
+def paired(
+    rows: Rows, first: str, second: str, *, case: Sequence[str] = ("seed",)
+) -> Estimate | None:
+    """The first column minus the second, paired by seed, as an estimate.
+
+    Only rows that have both count.
+    """
+    both = [
+        {**row, "margin": one - other}
+        for row in rows
+        if (one := finite(row.get(first))) is not None
+        and (other := finite(row.get(second))) is not None
+    ]
+    return estimate(both, "margin")
+
+
+def sample_of(value: Estimate) -> Sample:
+    """Mean, spread and number of units behind an estimate with an interval."""
+    low, high = judged(value)
+    error = (high - low) / 2 / student_factor(value.n, 0.95)
+    return Sample(value.value, error * math.sqrt(value.n), value.n)
+
+
+def judged(value: Estimate) -> tuple[float, float]:
+    """The 95% interval that decides; everything if there is none (one seed decides nothing)."""
+    return value.raw or (low(value), high(value))
+
+
+def narrow(value: Estimate) -> tuple[float, float]:
+    """The 90% interval of two one-sided tests at 5%; the 95% interval if it is not known."""
+    return value.narrow or judged(value)
 
 
 def low(value: Estimate | None) -> float:
-    """Lower end of the interval; minus infinity if there is none (one seed decides nothing)."""
+    """Lower end of the interval that is shown; minus infinity if there is none."""
     return -math.inf if value is None or value.low is None else value.low
 
 
 def high(value: Estimate | None) -> float:
-    """Upper end of the interval; infinity if there is none."""
+    """Upper end of the interval that is shown; infinity if there is none."""
     return math.inf if value is None or value.high is None else value.high
-
-
-def why_undecided(value: Estimate | None, otherwise: str, *, of: str = "") -> str:
-    """Why an estimate decides nothing: it has no interval, or ``otherwise``.
-
-    ``of`` names the quantity, for a rule that has several.
-
-    >>> why_undecided(Estimate(0.5, n=1), "the interval holds 0", of="the gain")
-    'only one seed counts for the gain, so there is no interval'
-    """
-    if value is None:
-        return f"{of} was not measured" if of else "nothing was measured"
-    if value.low is None:
-        return f"only one seed counts{f' for {of}' if of else ''}, so there is no interval"
-    return otherwise

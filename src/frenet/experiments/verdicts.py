@@ -5,22 +5,36 @@ rule and the verdict, so that words and code always agree.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from frenet._errors import UsageError
-from frenet.experiments.experiment import Estimate, Rows, Verdict
-from frenet.experiments.intervals import estimate_of, high, low, over_seeds, why_undecided
+from frenet.experiments.experiment import Decision, Needs, Verdict
+from frenet.experiments.intervals import judged, narrow, sample_of
+from frenet.statistics.intervals import Estimate
 
-State = Literal["holds", "fails", "open"]
+if TYPE_CHECKING:
+    from frenet.statistics.power import Needed
+
+# "equal": a difference is smaller than its margin, whatever its sign.
+State = Literal["holds", "fails", "equal", "open"]
 
 
 class Condition(NamedTuple):
-    """A criterion once it is measured: whether it holds, and the sentence that says so."""
+    """A criterion once it is measured.
+
+    Attributes:
+        state: whether it holds.
+        why: the sentence that says so.
+        needs: what would settle it, if more units would.
+        counted: whether enough units count for an interval.
+    """
 
     state: State
     why: str
+    needs: Needs | None = None
+    counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -29,95 +43,148 @@ class Criterion:
 
     Attributes:
         quantity: the subject of the sentence.
-        above: lines that the interval may not touch, each a number, or the name of another measured
-            quantity.
-        below: the same on the other side.
-        within: two lines that the interval may touch; infinite if there is only one.
+        above: the line that the 95% interval must lie above.
+        below: the line that it must lie below.
+        within: two limits that hold the 90% interval, which is two one-sided tests at 5%; the
+            criterion fails if the 95% interval lies wholly outside.
+        over: the other quantity, if the first minus the other, paired by unit, has to be above 0.
+        margin: a difference is equal if its 90% interval lies within [-margin, margin].
+        one_sided: whether one-sided tests at 5% decide, so that the 90% interval does.
         contradicts: whether it fails beyond its line; otherwise it stays open.
     """
 
     quantity: str
-    above: tuple[float | str, ...] = ()
-    below: tuple[float | str, ...] = ()
+    above: float | None = None
+    below: float | None = None
     within: tuple[float, float] | None = None
+    over: str = ""
+    margin: float | None = None
+    one_sided: bool = False
     contradicts: bool = True
 
     def __post_init__(self) -> None:
-        if not (self.above or self.below or self.within):
+        lines = [self.above, self.below, self.within, self.over or None]
+        if sum(line is not None for line in lines) != 1:
             raise UsageError(
-                f"the criterion of {self.quantity} has no line; pass above, below or within"
+                f"the criterion of {self.quantity} has {4 - lines.count(None)} lines; pass one of "
+                "above, below, within and over"
             )
 
     def __str__(self) -> str:
-        return f"{self.quantity} is {self.predicate}"
+        equal = f" (equal within {self.margin:g})" if self.margin is not None else ""
+        return f"{self.quantity} is {self.predicate}{equal}"
 
     @property
     def predicate(self) -> str:
         """The predicate of the sentence.
 
-        >>> Criterion("the ratio", above=(0.5,), below=(2.0, "the control")).predicate
-        'above 0.5 and below 2 and the control'
-        >>> Criterion("the share", within=(0.9, math.inf)).predicate
-        'at least 0.9'
+        >>> Criterion("the ratio", below=0.7).predicate
+        'below 0.7'
+        >>> Criterion("the share", within=(0.67, 0.87)).predicate
+        'within [0.67, 0.87]'
         """
-        parts = []
-        for side, lines in (("above", self.above), ("below", self.below)):
-            if lines:
-                parts.append(f"{side} {' and '.join(map(_line, lines))}")
         if self.within is not None:
-            least, most = self.within
-            if most == math.inf:
-                parts.append(f"at least {least:g}")
-            elif least == -math.inf:
-                parts.append(f"at most {most:g}")
-            else:
-                parts.append(f"within [{least:g}, {most:g}]")
-        return " and ".join(parts)
+            return f"within [{self.within[0]:.3g}, {self.within[1]:.3g}]"
+        if self.over:
+            return f"above {self.over}"
+        return f"below {self.below:g}" if self.above is None else f"above {self.above:g}"
 
-    def of(
-        self, value: Estimate | None, *, than: Estimate | None = None, case: str = ""
-    ) -> Condition:
+    @property
+    def lines(self) -> tuple[float, float]:
+        """The values that the quantity may have, as an interval."""
+        if self.within is not None:
+            return self.within
+        if self.below is not None:
+            return (-math.inf, self.below)
+        return (0.0 if self.above is None else self.above, math.inf)
+
+    def of(self, value: Estimate | None, *, case: str = "") -> Condition:
         """The criterion once its quantity is measured.
 
         Args:
-            value: with its interval; without one the criterion stays open.
-            than: the quantity that ``above`` or ``below`` names.
+            value: with its intervals; without them the criterion stays open. With ``over``, the
+                estimate of the paired difference.
             case: which of several cases it is, such as "in the full space".
         """
         named = f"{self.quantity} {case}".rstrip()
-        parts = list(self._parts(value, than))
-        failing = [words for state, words, _ in parts if state == "fails"]
-        if failing:
-            state: State = "fails" if self.contradicts else "open"
-            return Condition(state, f"{named} is not {failing[0]}")
-        for part, words, line in parts:
-            if part == "open":
-                unclear = f"{named} is not clearly {words}"
-                other = unclear if line is None else why_undecided(than, unclear, of=line)
-                return Condition("open", why_undecided(value, other, of=named))
-        return Condition("holds", f"{named} is {self.predicate}")
+        if value is None:
+            return Condition("open", f"{named} was not measured", counted=False)
+        if value.low is None:
+            why = f"only one {value.unit} counts for {named}, so there is no interval"
+            return Condition("open", why, Needs(value.unit, value.n), counted=False)
+        state = self._state(value)
+        if state == "holds":
+            return Condition(state, f"{named} is {self.predicate}")
+        if state == "equal":
+            return Condition(state, f"{named} is equal within {self.margin:g}")
+        if state == "fails":
+            state = "fails" if self.contradicts else "open"
+            return Condition(state, f"{named} is not {self.predicate}")
+        return Condition(state, f"{named} is not clearly {self.predicate}", self._needs(value))
 
-    def _parts(
-        self, value: Estimate | None, than: Estimate | None
-    ) -> Iterator[tuple[State, str, str | None]]:
-        """Every line by itself: its state, the words for it, and its name if it is measured."""
-        for side, lines in (("above", self.above), ("below", self.below)):
-            for line in lines:
-                name = line if isinstance(line, str) else None
-                other = exact(line) if not isinstance(line, str) else than
-                over = (value, other) if side == "above" else (other, value)
-                yield _greater(*over), f"{side} {_line(line)}", name
+    def _state(self, value: Estimate) -> State:
+        """By the intervals on the raw scale."""
+        (low, high), (inner_low, inner_high) = judged(value), narrow(value)
+        least, most = self.lines
+        if self.margin is not None and -self.margin <= inner_low and inner_high <= self.margin:
+            return "equal"
         if self.within is not None:
-            least, most = self.within
-            beyond = high(value) < least or low(value) > most
-            inside = value is not None and least <= low(value) and high(value) <= most
-            state: State = "fails" if beyond else "holds" if inside else "open"
-            yield state, self.predicate, None
+            inside = least <= inner_low and inner_high <= most
+            return "holds" if inside else "fails" if high < least or low > most else "open"
+        inner = (inner_low, inner_high) if self.one_sided else (low, high)
+        if least < inner[0] and inner[1] < most:
+            return "holds"
+        return "fails" if high < least or low > most else "open"
+
+    def _needs(self, value: Estimate) -> Needs:
+        """How many units would settle it at this mean and spread."""
+        from frenet.statistics import power
+
+        sample, (least, most) = sample_of(value), self.lines
+        if self.within is not None:
+            needed = power.units_for_equivalence(sample, lower=least, upper=most)
+            return _of(value, needed, power.smallest_margin(sample))
+        level = 0.9 if self.one_sided else 0.95
+        needed = power.units_needed(sample, most if math.isinf(least) else least, level=level)
+        if self.margin is not None:
+            equal = power.units_for_equivalence(sample, lower=-self.margin, upper=self.margin)
+            needed = min(needed, equal, key=_most_of)
+        return _of(value, needed, power.smallest_effect(sample, level=level))
+
+
+def _of(value: Estimate, needed: "Needed | None", smallest: float | None) -> Needs:
+    about, low, high = needed or (None, None, None)
+    return Needs(value.unit, value.n, about, low, high, smallest)
+
+
+def _most_of(needed: "Needed | None") -> float:
+    return math.inf if needed is None or needed.n is None else float(needed.n)
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A requirement on a p-value. A large one shows nothing, so the criterion stays open then."""
+
+    quantity: str
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.quantity} has p < {self.limit:g}"
+
+    def of(self, p: float | None, *, needs: Needs | None = None) -> Condition:
+        """The criterion once p is known."""
+        if p is None:
+            return Condition("open", f"p of {self.quantity} was not measured", counted=False)
+        if p < self.limit:
+            return Condition("holds", str(self))
+        return Condition(
+            "open", f"{self.quantity} has p = {p:.2g}, not below {self.limit:g}", needs
+        )
 
 
 @dataclass(frozen=True)
 class Cases:
-    """A requirement on several cases: each, or some, must meet all criteria at once."""
+    """A requirement on several cases: each must meet all criteria at once."""
 
     which: str
     criteria: tuple[Criterion, ...]
@@ -127,116 +194,103 @@ class Cases:
 
 
 @dataclass(frozen=True)
-class NoOutlier:
-    """A requirement on every single case: it must not lie wholly beyond the line of a criterion.
+class Count:
+    """A requirement on a number of things that count, which is known exactly."""
 
-    Opposite cases cancel in the mean. A case beyond the line leaves the claim open.
-    """
-
-    criterion: Criterion
-    case: str
-    by: tuple[str, ...]
+    quantity: str
+    least: int
 
     def __str__(self) -> str:
-        return f"no single {self.case} lies wholly outside that on its own"
+        return f"{self.quantity} is at least {self.least}"
 
-    def of(self, rows: Rows, value: str) -> Condition:
-        """The condition for rows; their columns ``by`` name the case."""
-        line = replace(self.criterion, contradicts=True)
-        for row in over_seeds(rows, by=self.by, value=value):
-            named = ", ".join(str(row[key]) for key in self.by)
-            condition = line.of(estimate_of(row), case=f"for {named} alone")
-            if condition.state == "fails":
-                return Condition("open", condition.why)
-        return Condition("holds", str(self))
+    def of(self, count: int, *, case: str = "") -> Condition:
+        """The requirement once they are counted."""
+        named = f"{self.quantity} {case}".rstrip()
+        if count >= self.least:
+            return Condition("holds", f"{named} is at least {self.least}")
+        return Condition("fails", f"{named} is {count}, not {self.least} or more")
 
 
-Requirement = Criterion | Cases | NoOutlier
+Requirement = Criterion | Chance | Cases | Count
+# From the worst to the best, for "all of them". An open criterion may turn out to fail, so it
+# comes before one that says equal.
+_ORDER: tuple[State, ...] = ("fails", "open", "equal", "holds")
+_VERDICTS: dict[State, Verdict] = {
+    "fails": "contradicted",
+    "open": "undecided",
+    "equal": "equivalent",
+    "holds": "supported",
+}
 
 
 def every(conditions: Sequence[Condition]) -> Condition:
     """Several conditions as one: it fails if one fails, and holds if all hold."""
-    for state in ("fails", "open"):
-        for condition in conditions:
-            if condition.state == state:
-                return condition
+    for state in _ORDER[:-1]:
+        mine = [condition for condition in conditions if condition.state == state]
+        if mine:
+            counted = all(condition.counted for condition in mine)
+            return Condition(state, mine[0].why, most_needed(mine), counted)
     why = "; ".join(dict.fromkeys(condition.why for condition in conditions))
     return Condition("holds" if conditions else "open", why or "nothing was measured")
 
 
-def some(conditions: Sequence[Condition]) -> Condition:
-    """Several conditions as one: it holds if one holds, and fails if all fail."""
-    for state in ("holds", "open", "fails"):
-        mine = [condition for condition in conditions if condition.state == state]
-        if mine:
-            return mine[0]
-    return Condition("open", "nothing was measured")
-
-
-def alike(conditions: Sequence[Condition]) -> Condition:
-    """Several cases as one condition: it holds if all hold, and fails only if all fail."""
-    together = every(conditions)
-    if together.state == "fails" and any(c.state != "fails" for c in conditions):
-        return Condition("open", together.why)
-    return together
-
-
-_VERDICTS: tuple[tuple[State, Verdict], ...] = (
-    ("fails", "contradicted"),
-    ("open", "undecided"),
-    ("holds", "supported"),
-)
+def most_needed(conditions: Sequence[Condition]) -> Needs | None:
+    """What settles all of them: the most of what each needs."""
+    needs = [condition.needs for condition in conditions if condition.needs is not None]
+    return max(needs, key=lambda need: need.about or math.inf, default=None)
 
 
 class Rule(NamedTuple):
     """The criteria of a claim, fixed before the run.
 
-    The claim is undecided unless all premises hold. It is contradicted if one criterion fails,
-    supported if all hold, and undecided otherwise.
+    The claim is not testable unless all premises hold. It is contradicted if one criterion fails,
+    or if all of ``against`` holds. Otherwise it is undecided if a criterion is open, equivalent if
+    one says equal, and supported if all hold.
     """
 
     criteria: tuple[Requirement, ...]
     premises: tuple[Requirement, ...] = ()
+    against: tuple[Criterion, ...] = ()
 
     def __str__(self) -> str:
-        criteria = "; ".join(map(str, self.criteria))
-        unless = " and ".join(map(str, self.premises))
-        premise = f". Undecided unless {unless}" if unless else ""
-        return f"{criteria}, with the whole interval over seeds{premise}"
+        text = f"supported if {'; '.join(map(str, self.criteria))}"
+        if self.against:
+            text += f". Contradicted if {' and '.join(map(str, self.against))}"
+        if self.premises:
+            text += f". Not testable unless {' and '.join(map(str, self.premises))}"
+        return text
 
-    def decide(self, measured: Mapping[Requirement, Condition]) -> tuple[Verdict, str]:
+    def decide(self, measured: Mapping[Any, Condition]) -> Decision:
         """The verdict and its reason.
 
         Args:
-            measured: a condition for every criterion and premise of the rule.
+            measured: a condition for every requirement of the rule.
         """
         for premise in self.premises:
-            if measured[premise].state != "holds":
-                return "undecided", measured[premise].why
+            condition = measured[premise]
+            if condition.state == "holds":
+                continue
+            if condition.counted:
+                return Decision("not testable", condition.why)
+            if condition.needs is not None:  # one seed decides nothing, not even this
+                return Decision("undecided", condition.why, condition.needs)
+            alone = self._decide(measured)
+            if not any(measured[one].counted for one in self.criteria):
+                return alone
+            why = f"{condition.why}, so it is not known whether this premise holds"
+            return Decision("not testable", f"{why}; the criteria alone say {alone}: {alone.why}")
+        return self._decide(measured)
+
+    def _decide(self, measured: Mapping[Any, Condition]) -> Decision:
+        """The verdict of the criteria."""
+        if self.against and all(measured[one].state == "holds" for one in self.against):
+            return Decision("contradicted", "; ".join(measured[one].why for one in self.against))
         conditions = [measured[criterion] for criterion in self.criteria]
-        for state, verdict in _VERDICTS:
-            reasons = [condition.why for condition in conditions if condition.state == state]
-            if reasons:
-                return verdict, "; ".join(reasons)
-        raise ValueError("a rule without criteria decides nothing")
-
-
-def exact(value: float) -> Estimate:
-    """A number that is given, or that counts as a line."""
-    return Estimate(value, value, value, 0)
-
-
-def upper_end(value: Estimate | None) -> Estimate | None:
-    """The upper end of an interval as a line, if there is one."""
-    return value if value is None or value.high is None else exact(value.high)
-
-
-def _greater(one: Estimate | None, other: Estimate | None) -> State:
-    """Whether the whole interval of one lies above that of the other."""
-    if low(one) > high(other):
-        return "holds"
-    return "fails" if high(one) < low(other) else "open"
-
-
-def _line(line: float | str) -> str:
-    return line if isinstance(line, str) else f"{line:g}"
+        if not conditions:
+            raise ValueError("a rule without criteria decides nothing")
+        state = min((condition.state for condition in conditions), key=_ORDER.index)
+        mine = [condition for condition in conditions if condition.state == state]
+        margins = (c.margin for c in self.criteria if isinstance(c, Criterion))
+        margin = next((m for m in margins if m is not None), None) if state == "equal" else None
+        why = "; ".join(condition.why for condition in mine)
+        return Decision(_VERDICTS[state], why, most_needed(mine), margin)

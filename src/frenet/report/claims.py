@@ -6,17 +6,29 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import Claim, Estimate, Finding
+from frenet.experiments.experiment import VERDICTS, Claim, Decision, Finding, Verdict
 from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import estimate, join_words
+from frenet.statistics.intervals import Estimate
 
-ICONS = {"supported": "✓", "contradicted": "✕", "undecided": "?"}
+ICONS: dict[Verdict, str] = {
+    "supported": "✓",
+    "contradicted": "✕",
+    "equivalent": "≈",
+    "undecided": "?",
+    "not testable": "–",
+}
+# In a sentence.
+VERBS: dict[Verdict, str] = {
+    **{word: word for word in VERDICTS},
+    "undecided": "left undecided",
+}
 # Cautions about a claim that are visible at once.
 NOTES = 2
 HEADINGS = ("Claim", "In the paper", "Measured here", "Chance, null or ceiling", "Verdict")
 
 
-class Decision(NamedTuple):
+class Entry(NamedTuple):
     """One claim, what one run says about it, and where on the page its figure and tables are."""
 
     claim: Claim
@@ -26,19 +38,15 @@ class Decision(NamedTuple):
     tables: tuple[str, ...] = ()
 
 
-def answer(decisions: Sequence[Decision]) -> str:
+def answer(decisions: Sequence[Entry]) -> str:
     """The whole page in one sentence."""
     runs = list(dict.fromkeys(decision.run for decision in decisions))
-    several = Counter(decision.claim.id for decision in decisions).most_common(1)[0][1] > 1
+    several = Counter(decision.finding.name for decision in decisions).most_common(1)[0][1] > 1
     groups = []
-    for verdict, verb in (
-        ("supported", "supported"),
-        ("contradicted", "contradicted"),
-        ("undecided", "left undecided"),
-    ):
+    for verdict, verb in VERBS.items():
         mine = [d for d in decisions if d.finding.verdict == verdict]
         if mine:
-            named = "" if several else f" ({join_words([d.claim.id for d in mine])})"
+            named = "" if several else f" ({join_words([d.finding.name for d in mine])})"
             groups.append(f"{len(mine)} {'is' if len(mine) == 1 else 'are'} {verb}{named}")
     what = "verdicts" if several else "claims"
     if len(decisions) == 1:
@@ -48,11 +56,11 @@ def answer(decisions: Sequence[Decision]) -> str:
     return f"Of {len(decisions)} {what}{on}, {join_words(groups)}.{everywhere}"
 
 
-def _everywhere(decisions: Sequence[Decision], networks: int) -> str:
+def _everywhere(decisions: Sequence[Entry], networks: int) -> str:
     """The claims on which all networks agree."""
     by_claim: dict[str, list[str]] = {}
     for decision in decisions:
-        by_claim.setdefault(decision.claim.id, []).append(decision.finding.verdict)
+        by_claim.setdefault(decision.finding.name, []).append(decision.finding.verdict)
     words = []
     for verdict in ("supported", "contradicted"):
         same = [c for c, verdicts in by_claim.items() if verdicts == [verdict] * networks]
@@ -65,37 +73,37 @@ def _everywhere(decisions: Sequence[Decision], networks: int) -> str:
     )
 
 
-def matrix(decisions: Sequence[Decision], anchors: Mapping[str, str]) -> Markup:
+def matrix(decisions: Sequence[Entry], anchors: Mapping[str, str]) -> Markup:
     """Claims in rows, networks in columns: verdict, number, and its reference.
 
     Args:
         decisions: of all networks.
         anchors: of every network, by label.
     """
-    claims = {decision.claim.id: decision.claim for decision in decisions}
-    by_cell = {(decision.claim.id, decision.run): decision for decision in decisions}
+    claims = {decision.finding.name: decision.claim for decision in decisions}
+    by_cell = {(decision.finding.name, decision.run): decision for decision in decisions}
     links = (
         tag("th", tag("a", user_text(label), href=f"#{anchor}"), scope="col")
         for label, anchor in anchors.items()
     )
     head = tag("thead", tag("tr", tag("th", "Claim", scope="col"), *links))
     rows = []
-    for claim in (claims[name] for name in sorted(claims)):
-        first = (tag("b", claim.id, class_="id"), " ", claim.statement, tag("small", claim.paper))
-        cells = [_verdict(by_cell.get((claim.id, label)), label) for label in anchors]
+    for name, claim in sorted(claims.items()):
+        first = (tag("b", name, class_="id"), " ", claim.statement, tag("small", claim.paper))
+        cells = [_verdict(by_cell.get((name, label)), label) for label in anchors]
         rows.append(tag("tr", tag("th", *first, scope="row"), *cells))
     caption = tag("caption", "The claims on every network", class_="hidden")
     return tag("table", caption, head, tag("tbody", *rows), class_="claims matrix")
 
 
-def _verdict(decision: Decision | None, label: str) -> Markup:
+def _verdict(decision: Entry | None, label: str) -> Markup:
     if decision is None:
         return tag("td", "not measured", data_label=label)
     finding = decision.finding
     number = (*_measured(finding.estimate, ""), tag("small", comparison(finding)))
     if finding.estimate is None:
         number = (tag("small", "nothing was measured"),)
-    return tag("td", badge(finding.verdict), *number, data_label=label)
+    return tag("td", badge(finding.decision), *number, data_label=label)
 
 
 def comparison(finding: Finding) -> str:
@@ -105,7 +113,7 @@ def comparison(finding: Finding) -> str:
     return f"compared with {estimate(finding.reference_estimate)}"
 
 
-def claims_table(decisions: Sequence[Decision]) -> Markup:
+def claims_table(decisions: Sequence[Entry]) -> Markup:
     """One row for each decision, with the rule, the reasons and the cautions beneath it."""
     many = len({decision.run for decision in decisions}) > 1
     head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in HEADINGS)))
@@ -114,22 +122,24 @@ def claims_table(decisions: Sequence[Decision]) -> Markup:
     return tag("table", caption, head, bodies, class_="claims")
 
 
-def badge(verdict: str) -> Markup:
+def badge(decision: Decision) -> Markup:
     """The verdict as a word with a sign; the colour only repeats it."""
-    icon = tag("span", ICONS[verdict], aria_hidden="true", class_="icon")
-    return tag("span", icon, verdict, class_=f"badge {verdict}")
+    icon = tag("span", ICONS[decision.verdict], aria_hidden="true", class_="icon")
+    detail = [tag("small", f" ({decision.detail})")] if decision.detail else []
+    name = decision.verdict.replace(" ", "-")
+    return tag("span", icon, decision.verdict, *detail, class_=f"badge {name}")
 
 
-def _claim(decision: Decision, *, named: bool) -> Markup:
+def _claim(decision: Entry, *, named: bool) -> Markup:
     claim, finding = decision.claim, decision.finding
     run = tag("p", user_text(decision.run), class_="run") if named else Markup("")
-    statement = (tag("b", claim.id, class_="id"), " ", claim.statement, run)
+    statement = (tag("b", finding.name, class_="id"), " ", claim.statement, run)
     measured = _measured(finding.estimate, finding.quantity)
     reference = _measured(finding.reference_estimate, finding.reference)
     if finding.reference_estimate is None:
         reference = reference[1:]  # a range, and no number
     link = tag("a", "figure", href=f"#{decision.figure}", aria_label=f"Figure for {claim.id}")
-    verdict = (badge(finding.verdict), *([tag("small", link)] if decision.figure else []))
+    verdict = (badge(finding.decision), *([tag("small", link)] if decision.figure else []))
     contents = (statement, (claim.paper,), measured, reference, verdict)
     cells = [_cell(label, *parts) for label, parts in zip(HEADINGS[1:], contents[1:], strict=True)]
     first = tag("th", *contents[0], scope="row")

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from frenet._version import __version__
 from frenet.report import sentences as answers
-from frenet.report.claims import Decision, answer, claims_table, matrix
+from frenet.report.claims import Entry, answer, claims_table, matrix
 from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import join_words
 from frenet.report.sections import Section, figure_of
@@ -34,25 +34,25 @@ def grouped(sections: Sequence[Section]) -> list[Network]:
     return networks
 
 
-def decided(network: Network) -> list[Decision]:
+def decided(network: Network) -> list[Entry]:
     """What its runs say about every claim, in the order of the claims' ids."""
     decisions = [
-        Decision(
+        Entry(
             claim,
             finding,
             part.label,
             part.anchor(claim.figure),
-            tuple(part.breakdown_anchor(claim, i) for i in range(len(finding.breakdowns))),
+            tuple(part.breakdown_anchor(finding, i) for i in range(len(finding.breakdowns))),
         )
         for part in network.parts
         for claim, finding in decide_claims(part.experiment, part.run)
     ]
-    return sorted(decisions, key=lambda decision: decision.claim.id)
+    return sorted(decisions, key=lambda decision: decision.finding.name)
 
 
 def opening(
     networks: Sequence[Network],
-    decisions: Sequence[Decision],
+    decisions: Sequence[Entry],
     *,
     static: bool,
     waiting: Sequence[str] = (),
@@ -87,7 +87,7 @@ def opening(
     )
 
 
-def chapter(network: Network, decisions: Sequence[Decision], *, static: bool) -> Markup:
+def chapter(network: Network, decisions: Sequence[Entry], *, static: bool) -> Markup:
     """The first lines on one network of several: its claims, its map, its experiments."""
     head = tag("header", tag("p", "network", class_="eyebrow"), tag("h2", user_text(network.label)))
     table = claims_table(decisions) if decisions else Markup("")

@@ -71,9 +71,7 @@ def write_report(
         said = {part.id: answers.answers(part) for part in network.parts if decisions}
         for part in network.parts:
             findings = [
-                (d.claim, d.finding)
-                for d in by_network[network.id]
-                if d.claim in part.experiment.claims
+                d.finding for d in by_network[network.id] if d.claim in part.experiment.claims
             ]
             bodies.append(section(part, said.get(part.id), findings, static=static))
     first = opening(networks, decisions, static=static, waiting=waiting)

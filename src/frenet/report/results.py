@@ -11,7 +11,7 @@ from frenet.experiments.experiment import SYNTHETIC, Breakdown, Claim, Finding, 
 from frenet.experiments.setup.networks import LEARNING, SHOWN
 from frenet.report import figures
 from frenet.report import sentences as answers
-from frenet.report.claims import Decision, answer, comparison
+from frenet.report.claims import Entry, answer, comparison
 from frenet.report.front_page import Network, decided, grouped
 from frenet.report.markup import markdown
 from frenet.report.numbers import estimate
@@ -61,10 +61,10 @@ def write_results(
     return write_whole(out / "index.md", ("\n".join(lines).rstrip() + "\n").encode(), moves=MOVES)
 
 
-def _matrix(networks: Sequence[Network], decisions: Sequence[Decision]) -> Iterator[str]:
+def _matrix(networks: Sequence[Network], decisions: Sequence[Entry]) -> Iterator[str]:
     """Claims in rows, networks in columns."""
-    by_cell = {(d.claim.id, d.run): d for d in decisions}
-    claims = {d.claim.id: d.claim for d in decisions}
+    by_cell = {(d.finding.name, d.run): d for d in decisions}
+    claims = {d.finding.name: d.claim for d in decisions}
     yield _row("claim", "in the paper", *(markdown(network.label) for network in networks))
     yield _row(*["---"] * (len(networks) + 2))
     for name in sorted(claims):
@@ -76,12 +76,12 @@ def _matrix(networks: Sequence[Network], decisions: Sequence[Decision]) -> Itera
         yield _row(f"**{name}** {markdown(claim.statement)}", markdown(claim.paper), *cells)
 
 
-def _verdict(decision: Decision) -> str:
+def _verdict(decision: Entry) -> str:
     finding = decision.finding
     if finding.estimate is None:
-        return f"**{finding.verdict}**: nothing was measured"
+        return f"**{finding.decision}**: nothing was measured"
     number = f"{estimate(finding.estimate)}; {comparison(finding)}"
-    return f"**{finding.verdict}**: {markdown(number)}"
+    return f"**{finding.decision}**: {markdown(number)}"
 
 
 def _network(network: Network, out: Path) -> Iterator[str]:
@@ -92,7 +92,7 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         for part in network.parts
         for claim, finding in decide_claims(part.experiment, part.run)
     ]
-    findings.sort(key=lambda one: one[0].id)
+    findings.sort(key=lambda one: one[1].name)
     if missing := [line for part in network.parts for line in _missing(part.run)]:
         yield from ("Some cells are missing; verdicts and figures use the others:", "")
         yield from (*missing, "")
@@ -104,9 +104,9 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         file = f"{part.id}{PACKED}"
         write_whole(out / file, pack_run(part.stored), moves=MOVES)
         yield from (f"[Rows of `{part.run.experiment}`]({file})", "")
-    for claim, finding, _ in findings:
+    for _, finding, _ in findings:
         for table in finding.breakdowns:
-            yield from (f"### {markdown(f'{claim.id} on {network.label}: {table.title}')}", "")
+            yield from (f"### {markdown(f'{finding.name} on {network.label}: {table.title}')}", "")
             yield from _breakdown(table)
 
 
@@ -122,7 +122,7 @@ def _missing(run: Run) -> Iterator[str]:
 def _claim(claim: Claim, finding: Finding, shown_settings: Sequence[str]) -> Iterator[str]:
     paper = claim.paper if claim.paper.startswith("not in") else f"in the paper: {claim.paper}"
     yield (
-        f"**{claim.id}. {markdown(claim.statement)}: {finding.verdict}.** "
+        f"**{finding.name}. {markdown(claim.statement)}: {finding.decision}.** "
         f"{markdown(paper[0].upper() + paper[1:])}."
     )
     for name, value in (

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import Claim, Column, Figure, Finding, Study
+from frenet.experiments.experiment import Column, Figure, Finding, Study
 from frenet.report import figures, tables
 from frenet.report.markup import join, script_json, tag, user_text
 from frenet.report.provenance import again, failures
@@ -34,15 +34,16 @@ class Section(NamedTuple):
         known = {entry.id for entry in self.experiment.figures}
         return f"{self.id}-{figure}" if figure in known else None
 
-    def breakdown_anchor(self, claim: Claim, index: int = 0) -> str:
+    def breakdown_anchor(self, finding: Finding, index: int = 0) -> str:
         """The anchor of a table of the parts of a claim's numbers."""
-        return f"{self.id}-parts-{claim.id}{f'-{index + 1}' if index else ''}"
+        name = finding.name.replace(" ", "-")
+        return f"{self.id}-parts-{name}{f'-{index + 1}' if index else ''}"
 
 
 def section(
     part: Section,
     said: Markup | None = None,
-    findings: Sequence[tuple[Claim, Finding]] = (),
+    findings: Sequence[Finding] = (),
     *,
     static: bool,
 ) -> Markup:
@@ -72,13 +73,13 @@ def section(
         )
         for name, (columns, rows) in with_rows.items()
     )
-    parts = join(_parts(part, claim, finding) for claim, finding in findings)
+    parts = join(_parts(part, finding) for finding in findings)
     behind = tag("div", tag("h3", "The numbers behind the figures"), parts, listed, class_="block")
     whole = (head, said or "", failures(run), drawn, behind, again(run, experiment))
     return tag("section", *whole, id=part.id)
 
 
-def _parts(part: Section, claim: Claim, finding: Finding) -> Markup:
+def _parts(part: Section, finding: Finding) -> Markup:
     """The parts of a claim's numbers as more tables."""
     listed = []
     for index, (title, rows) in enumerate(finding.breakdowns):
@@ -86,7 +87,7 @@ def _parts(part: Section, claim: Claim, finding: Finding) -> Markup:
             Column(name, "", "", "key" if isinstance(value, str) else "measure")
             for name, value in rows[0].items()
         ]
-        name, anchor = f"{claim.id}: {title}", part.breakdown_anchor(claim, index)
+        name, anchor = f"{finding.name}: {title}", part.breakdown_anchor(finding, index)
         listed.append(tables.html_table(name, columns, rows, file=f"{anchor}.csv", id=anchor))
     return join(listed)
 

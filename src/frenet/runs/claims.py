@@ -7,10 +7,19 @@ from rich.table import Table
 from rich.text import Text
 
 from frenet._notebook import one_line
-from frenet.experiments.experiment import Claim, Estimate, Finding, Study, decided
+from frenet.experiments.experiment import Claim, Finding, Study, Verdict, decided
 from frenet.runs.store import Run
+from frenet.statistics.intervals import Estimate
 
-STYLES = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
+# Of the JSON form of findings; it grows when a key changes its meaning or goes.
+SCHEMA = 2
+STYLES: dict[Verdict, str] = {
+    "supported": "green",
+    "contradicted": "red",
+    "equivalent": "cyan",
+    "undecided": "yellow",
+    "not testable": "dim",
+}
 
 
 def decide_claims(experiment: Study, run: Run) -> list[tuple[Claim, Finding]]:
@@ -20,12 +29,17 @@ def decide_claims(experiment: Study, run: Run) -> list[tuple[Claim, Finding]]:
 
 def finding_dict(claim: Claim, finding: Finding) -> dict[str, Any]:
     """A claim and its finding as JSON values."""
+    needs = finding.decision.needs
     return {
         "id": claim.id,
         "statement": claim.statement,
         "paper": claim.paper,
         "rule": claim.rule,
+        "case": finding.case,
         "verdict": finding.verdict,
+        "detail": finding.decision.detail,
+        "margin": finding.decision.margin,
+        "needs": needs and needs._asdict(),
         "quantity": finding.quantity,
         "estimate": _estimate_dict(finding.estimate),
         "reference": finding.reference,
@@ -37,10 +51,12 @@ def finding_dict(claim: Claim, finding: Finding) -> dict[str, Any]:
 
 
 def _estimate_dict(estimate: Estimate | None) -> dict[str, Any] | None:
-    """An estimate as JSON values."""
+    """An estimate as JSON values: its interval, and those that decide if they differ."""
     if estimate is None:
         return None
-    return {key: _finite(value) for key, value in estimate._asdict().items()}
+    value, low, high = map(_finite, estimate[:3])
+    found: dict[str, Any] = {"value": value, "low": low, "high": high, "n": estimate.n}
+    return found | {"unit": estimate.unit, "raw": estimate.raw, "narrow": estimate.narrow}
 
 
 def _finite(value: float | int | None) -> float | int | None:
@@ -51,6 +67,7 @@ def _finite(value: float | int | None) -> float | int | None:
 def run_dict(run: Run, findings: list[tuple[Claim, Finding]]) -> dict[str, Any]:
     """A run as JSON values: its folder, its failures, its claims."""
     return {
+        "schema": SCHEMA,
         "experiment": run.experiment,
         "out": str(run.path),
         "complete": run.manifest["complete"],
@@ -70,11 +87,11 @@ def claims_table(findings: list[tuple[Claim, Finding]]) -> Table:
         table.add_column(heading)
     for claim, finding in findings:
         table.add_row(
-            Text(one_line(f"{claim.id} {claim.statement}")),
+            Text(one_line(f"{finding.name}: {claim.statement}")),
             Text(one_line(claim.paper)),
             _words(finding.quantity, finding.estimate),
             _words(finding.reference, finding.reference_estimate),
-            Text(finding.verdict, style=STYLES[finding.verdict]),
+            Text(str(finding.decision), style=STYLES[finding.verdict]),
         )
     return table
 

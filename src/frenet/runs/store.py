@@ -85,9 +85,9 @@ class Run(Shown):
         if declared is None:
             return
         for claim, finding in decided(declared, self.rows):
-            measured = f"{finding.verdict}. {finding.quantity}: {finding.estimate or 'none'}"
+            measured = f"{finding.decision}. {finding.quantity}: {finding.estimate or 'none'}"
             reference = f"{finding.reference}: {finding.reference_estimate or 'none'}"
-            yield f"{claim.id}: {claim.statement}", measured, reference
+            yield f"{finding.name}: {claim.statement}", measured, reference
         for answer in answered(declared, self.rows):
             which = (f"{key}\u00a0{value}" for key, value in answer.keys.items())
             yield ", ".join((answer.subject, *which)), answer.sentence, ""

@@ -88,7 +88,7 @@ EXPERIMENT = Experiment(
         "demo": Config(
             only=("reverse",),
             modes=("recovery",),
-            optimizers=("adam:3e-5", "adam:3e-4"),
+            optimizers=("adam:3e-5",),
             n=24,
             lags=(1, 10, 30, 100),
             **DEMO_NETWORK,

@@ -9,6 +9,7 @@ from frenet.experiments.experiment import (
     Row,
     Rows,
     integer,
+    number,
 )
 from frenet.experiments.figures import charts
 from frenet.experiments.figures.charts import Axis, dots, lines
@@ -23,30 +24,42 @@ from frenet.experiments.setup import brackets, columns
 from frenet.experiments.setup.brackets import bracket_of, life_columns
 from frenet.experiments.verdicts import Criterion, Rule
 
-LAG, CEILING, CONTROL = 100, 0.7, 0.95
+LAG, CEILING, CONTROL, LEAST_FRESH = 100, 0.7, 0.95, 5.0
 # In notes, between the name of a damage and the reason why it was not measured.
 LEFT_OUT = " left out: "
 
 
-RATIO = Criterion(f"the energy ratio at lag {LAG}", below=(CEILING,))
-FROZEN = Criterion(f"the frozen control at lag {LAG}", above=(CONTROL,))
-RULE = Rule((RATIO,), premises=(FROZEN,))
+RATIO = Criterion(f"the energy ratio at lag {LAG}", below=CEILING)
+FRESH = Criterion("the held-out energy of a fresh basis, in units of chance,", above=LEAST_FRESH)
+MOVED = Criterion(
+    "the change of the loss, in units of the half width of its 95% interval,", above=1.0
+)
+FROZEN = Criterion(f"the frozen control at lag {LAG}", above=CONTROL)
+RULE = Rule((RATIO,), premises=(FRESH, MOVED, FROZEN))
 
 
 def decide(rows: Rows) -> Finding:
-    """C3: the ratio at lag 100 is below 0.7, if the frozen control is above 0.95."""
-    at_lag = select(rows, table="drift", kind="gradients", lag=LAG)
+    """C3: the ratio at lag 100 is below 0.7, if fresh bases hold something and training moves."""
+    at_lag = [
+        {**row, "times_chance": 1 / number(row, "chance")}
+        for row in select(rows, table="drift", kind="gradients", lag=LAG)
+    ]
     ratio, control = estimate(at_lag, "ratio"), estimate(at_lag, "control")
-    verdict, why = RULE.decide({RATIO: RATIO.of(ratio), FROZEN: FROZEN.of(control)})
     return Finding(
         claim="C3",
-        verdict=verdict,
+        decision=RULE.decide(
+            {
+                RATIO: RATIO.of(ratio),
+                FRESH: FRESH.of(estimate(at_lag, "times_chance")),
+                MOVED: MOVED.of(estimate(at_lag, "moved")),
+                FROZEN: FROZEN.of(control),
+            }
+        ),
         quantity=f"energy of new gradients in a basis made {LAG} steps earlier, relative to a "
         "fresh basis",
         estimate=ratio,
         reference="frozen control",
         reference_estimate=control,
-        why=why,
         notes=_left_out(rows),
         breakdowns=_paths(rows, at_lag),
     )

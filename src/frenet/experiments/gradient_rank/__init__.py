@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from frenet.experiments.experiment import MODEL, Cell, Experiment, Later, Setting
 from frenet.experiments.gradient_rank.findings import CLAIMS, FIGURES, TABLES
-from frenet.experiments.setup.damage import DEMO_DAMAGE, FEW, LANGUAGE_MODEL, DamageConfig
+from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import (
     DEMO_NETWORK,
@@ -66,7 +66,7 @@ EXPERIMENT = Experiment(
             **SMALL_NETWORK,
         ),
         "demo": Config(
-            only=("reverse", "sort", "successor"), n=32, nulls=1, **DEMO_NETWORK, **DEMO_DAMAGE
+            only=("reverse", "sort", "successor"), points=("none",), n=32, nulls=1, **DEMO_NETWORK
         ),
         "cpu": Config(spaces=("full", "lora")),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),

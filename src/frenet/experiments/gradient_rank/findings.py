@@ -1,28 +1,35 @@
 """What the rows of `gradient_rank` say: claim C1, columns and figures."""
 
+from collections.abc import Mapping
+
 from frenet.experiments.experiment import (
     Breakdown,
     Claim,
     Column,
-    Estimate,
     Figure,
     Finding,
+    Row,
     Rows,
+    Scalar,
     integer,
+    number,
 )
 from frenet.experiments.figures import charts
 from frenet.experiments.figures.charts import Axis, dots, heatmap, lines
 from frenet.experiments.intervals import (
     breakdown,
-    fraction,
+    estimate,
     high,
     low,
     over_seeds,
+    paired,
     select,
     series_over_seeds,
+    share,
 )
 from frenet.experiments.setup import columns
-from frenet.experiments.verdicts import Criterion, Rule, upper_end
+from frenet.experiments.verdicts import Criterion, Rule
+from frenet.statistics.intervals import Estimate
 
 K, FLOOR = 10, 0.4
 NULLS = ("null_gaussian", "null_shuffle")
@@ -31,34 +38,51 @@ SAME_EXAMPLES = "both halves of the gradients are of the same examples"
 
 
 ENERGY = f"the held-out energy at k = {K} and the largest batch size"
-ENOUGH = Criterion(ENERGY, above=(FLOOR, "the upper end of every Gaussian and shuffle null"))
-RULE = Rule((ENOUGH,))
+ENOUGH = Criterion(ENERGY, above=FLOOR)
+BEYOND = Criterion(ENERGY, over="the higher of the Gaussian and the shuffle null")
+KNOWN = Criterion("the task's loss, as a share of that of a uniform guess,", below=0.5)
+CLEAR = Criterion("the gradient's norm, in units of its rounding error,", above=10.0)
+RULE = Rule((ENOUGH, BEYOND), premises=(KNOWN, CLEAR))
 
 
 def decide(rows: Rows) -> Finding:
-    """C1: the interval at k = 10 is above 0.4 and above every null."""
+    """C1: the held-out energy at k = 10 is above 0.4 and above every null."""
     every_size = select(rows, table="energy", k=K, point="none")
     size = _largest_batch(every_size)
-    at_k = select(every_size, batch_size=size)
-    energy = fraction(at_k, "energy")
-    null = max(
-        (value for name in NULLS if (value := fraction(at_k, name)) is not None),
-        key=high,
-        default=None,
-    )
-    verdict, why = RULE.decide({ENOUGH: ENOUGH.of(energy, than=upper_end(null))})
+    at_k = [_with_null(row) for row in select(every_size, batch_size=size)]
+    energy, shuffled = share(at_k, "energy"), share(at_k, "label_shuffled")
     return Finding(
         claim="C1",
-        verdict=verdict,
+        decision=RULE.decide(
+            {
+                ENOUGH: ENOUGH.of(energy),
+                BEYOND: BEYOND.of(paired(at_k, "energy", "null")),
+                KNOWN: KNOWN.of(estimate(_learned(rows), "share")),
+                CLEAR: CLEAR.of(estimate(at_k, "clear")),
+            }
+        ),
         quantity=f"held-out gradient energy of the undamaged network in the top {K} directions"
         + (f", batches of {size}" if size else ""),
         estimate=energy,
-        reference="null with the highest upper end",
-        reference_estimate=null,
-        why=why,
-        notes=_cautions(rows, energy, fraction(at_k, "label_shuffled")),
+        reference="higher of the two nulls"
+        + (f"; shuffled labels have {shuffled.value:.2f} in their own" if shuffled else ""),
+        reference_estimate=share(at_k, "null"),
+        notes=_cautions(rows, energy, shuffled),
         breakdowns=(*_energies(every_size), *_overlaps(rows)),
     )
+
+
+def _learned(rows: Rows) -> list[Row]:
+    """The loss of every task as a share of ln V."""
+    return [
+        {**row, "share": number(row, "loss") / number(row, "chance")}
+        for row in select(rows, table="learned")
+    ]
+
+
+def _with_null(row: Mapping[str, Scalar]) -> Row:
+    """The row with the higher of its two nulls."""
+    return {**row, "null": max(number(row, name) for name in NULLS)}
 
 
 def _cautions(rows: Rows, energy: Estimate | None, shuffled: Estimate | None) -> tuple[str, ...]:

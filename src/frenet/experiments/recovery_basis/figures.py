@@ -3,7 +3,7 @@
 from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
-from frenet.experiments.recovery_basis.findings import MOST_STATIC, PREFIX_SHARE
+from frenet.experiments.recovery_basis.findings import MOST_STATIC, PAPER
 from frenet.experiments.setup import columns
 from frenet.experiments.setup.comparable import comparable, reach
 
@@ -37,7 +37,7 @@ def prefix_chart(rows: Rows) -> object:
         x=Axis("k", "first k updates", log=True),
         y=Axis("value", "captured fraction", domain=(0, 1)),
         facet="space",
-        rules=["random walk", "replicate's PCA (ceiling)", Rule("paper, LoRA", PREFIX_SHARE)],
+        rules=["random walk", "replicate's PCA (ceiling)", Rule("paper, LoRA", PAPER)],
     )
 
 

@@ -42,7 +42,7 @@ EXPERIMENT = Experiment(
             seeds=(0, 1), width=32, train_steps=300, rows=32, only=("parity",), draws=3,
             resamples=200, doses=(0.05, 0.2), equal_dose=0.2,
         ),
-        "demo": Config(**DEMO_NETWORK),
+        "demo": Config(pushes=("own",), **DEMO_NETWORK),
         "cpu": Config(rows=192, spaces=("full", "lora")),
         "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(

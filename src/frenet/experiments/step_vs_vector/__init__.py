@@ -31,7 +31,7 @@ EXPERIMENT = Experiment(
         "smoke": Config(
             seeds=(0, 1), width=32, train_steps=300, rows=32, only=("parity",), shuffles=200
         ),
-        "demo": Config(**DEMO_NETWORK),
+        "demo": Config(pushes=("own",), **DEMO_NETWORK),
         "cpu": Config(rows=192, spaces=("full", "lora")),
         "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(rows=24, pushes=("own",)),

@@ -4,6 +4,7 @@ from frenet.experiments.experiment import (
     Breakdown,
     Claim,
     Column,
+    Decision,
     Figure,
     Finding,
     Rows,
@@ -12,13 +13,12 @@ from frenet.experiments.experiment import (
 from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.intervals import (
     breakdown,
-    estimate,
-    fraction,
+    paired,
     select,
     series_over_seeds,
+    share,
 )
 from frenet.experiments.setup.contrast_notes import (
-    CONTRAST,
     PUSHED,
     cautions,
     known_labels,
@@ -26,38 +26,30 @@ from frenet.experiments.setup.contrast_notes import (
     with_blocks,
 )
 from frenet.experiments.setup.contrasts import CELL_KEYS
-from frenet.experiments.verdicts import Criterion, NoOutlier, Rule
+from frenet.experiments.verdicts import Criterion, Rule
 
 PAPER = 0.58
 
 
-MARGIN = Criterion(
-    "the margin of the cosine at the chosen block over the higher of the nulls' 95% quantiles",
-    above=(0.0,),
-)
-NOWHERE = NoOutlier(MARGIN, "contrast", CONTRAST)
-RULE = Rule((MARGIN, NOWHERE))
+MARGIN = Criterion("the cosine at the chosen block", over="the higher of the nulls' 95% quantiles")
+RULE = Rule((MARGIN,))
 
 
 def decide(rows: Rows) -> Finding:
     """C6: the cosine at the chosen block is above both nulls."""
     at = reported(rows)
-    value, null = fraction(at, "cosine", least=-1.0), fraction(at, "null")
-    margins = [{**row, "margin": number(row, "cosine") - number(row, "null")} for row in at]
-    verdict, why = RULE.decide(
-        {MARGIN: MARGIN.of(estimate(margins, "margin")), NOWHERE: NOWHERE.of(margins, "margin")}
-    )
+    decision = RULE.decide({MARGIN: MARGIN.of(paired(at, "cosine", "null"))})
     if not at:
-        why = "; ".join(unmeasured(rows, "layer")) or why
+        why = "; ".join(unmeasured(rows, "layer")) or decision.why
+        decision = Decision("not testable", why)
     return Finding(
         claim="C6",
-        verdict=verdict,
+        decision=decision,
         quantity="cosine of the shift by a gradient step with the contrast vector, at the block "
         "chosen on other prompts",
-        estimate=value,
+        estimate=share(at, "cosine", least=-1.0),
         reference="higher of the two nulls' 95% quantiles",
-        reference_estimate=null,
-        why=why,
+        reference_estimate=share(at, "null"),
         notes=tuple(cautions(rows, "layer"))[:2],
         breakdowns=(*_by_contrast(rows), *known_labels(rows)),
     )

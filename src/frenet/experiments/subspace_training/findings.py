@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from frenet.experiments.experiment import (
     Breakdown,
     Claim,
-    Estimate,
     Finding,
     Row,
     Rows,
@@ -15,7 +14,8 @@ from frenet.experiments.experiment import (
 from frenet.experiments.intervals import breakdown, estimate, select
 from frenet.experiments.setup.comparable import of
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
-from frenet.experiments.verdicts import Criterion, Rule
+from frenet.experiments.verdicts import Condition, Count, Criterion, Rule
+from frenet.statistics.intervals import Estimate
 
 K = 10
 WHOLE = ALL, UNSWEPT = "all coordinates", "all, at the run's rate"
@@ -35,32 +35,35 @@ OWN = "not in the paper: a question of our own"
 
 
 LEADS = "A lead is a difference in the regained share of the lost loss, paired by case"
-BETTER = Criterion(f"the lead of the prefix over the best of {', '.join(FIXED[1:])}", above=(0.0,))
-BEST_FIXED = Rule((BETTER,))
-LEAD = "the lead of the moving prefix (refreshed after every k steps inside it) over"
-PAYS = Criterion(f"{LEAD} a prefix that stays", above=(0.0,))
-BEYOND_STEPS = Criterion(
-    f"{LEAD} random directions refreshed with as many full steps", above=(0.0,)
+MARGIN = 0.05
+BETTER = Criterion(
+    f"the lead of the prefix over the best of {', '.join(FIXED[1:])}", above=0.0, margin=MARGIN
 )
-REFRESHING = Rule((PAYS, BEYOND_STEPS))
+EXIST = Count("the number of recoveries on which the bases can be compared", least=1)
+BEST_FIXED = Rule((BETTER,), premises=(EXIST,))
+LEAD = "the lead of the moving prefix (refreshed after every k steps inside it) over"
+PAYS = Criterion(f"{LEAD} a prefix that stays", above=0.0, margin=MARGIN)
+BEYOND_STEPS = Criterion(
+    f"{LEAD} random directions refreshed with as many full steps", above=0.0, margin=MARGIN
+)
+REFRESHING = Rule((PAYS, BEYOND_STEPS), premises=(EXIST,))
 
 
 def fixed_prefix(rows: Rows) -> Finding:
     """S1: at equal k and steps the prefix regains more than the best of the other bases."""
     table = at_k(select(rows, table="trained"))
-    others = {name: share for name in FIXED[1:] if (share := _share(table, name)) is not None}
+    others = {name: held for name in FIXED[1:] if (held := _share(table, name)) is not None}
     best = max(others, key=lambda name: others[name].value, default="none measured")
-    more = estimate(_paired(table, "prefix", best), "difference")
-    verdict, why = BEST_FIXED.decide({BETTER: BETTER.of(more)})
+    leads = _paired(table, "prefix", best)
+    more = estimate(leads, "difference")
     return Finding(
         claim="S1",
-        verdict=verdict,
+        decision=BEST_FIXED.decide({BETTER: BETTER.of(more), EXIST: _exist(leads)}),
         quantity=f"share of the lost loss regained inside the prefix, minus that inside {best}, "
         f"k = {_k(table)}",
         estimate=more,
         reference=f"share regained inside {best}",
         reference_estimate=others.get(best),
-        why=why,
         notes=tuple(_cautions(rows)),
         breakdowns=(
             *_shares(
@@ -79,18 +82,18 @@ def fixed_prefix(rows: Rows) -> Finding:
 def refreshed_prefix(rows: Rows) -> Finding:
     """S2: the moving prefix regains more than the fixed one, and than moving random directions."""
     table = at_k(select(rows, table="trained"))
-    more = estimate(_paired(table, "moving prefix", "prefix from step k"), "difference")
+    leads = _paired(table, "moving prefix", "prefix from step k")
+    more = estimate(leads, "difference")
     over = estimate(_paired(table, "moving prefix", "moving random"), "difference")
-    verdict, why = REFRESHING.decide({PAYS: PAYS.of(more), BEYOND_STEPS: BEYOND_STEPS.of(over)})
+    measured = {PAYS: PAYS.of(more), BEYOND_STEPS: BEYOND_STEPS.of(over), EXIST: _exist(leads)}
     return Finding(
         claim="S2",
-        verdict=verdict,
+        decision=REFRESHING.decide(measured),
         quantity="share of the lost loss regained inside the moving prefix, minus that inside the "
         f"prefix that stays, k = {_k(table)}",
         estimate=more,
         reference="moving prefix minus moving random directions",
         reference_estimate=over,
-        why=why,
         breakdowns=(
             *_shares(
                 "Regained with full steps on the way",
@@ -107,6 +110,10 @@ def refreshed_prefix(rows: Rows) -> Finding:
             ),
         ),
     )
+
+
+def _exist(leads: Rows) -> Condition:
+    return EXIST.of(len(leads))
 
 
 def at_k(rows: Rows) -> list[Row]:
