@@ -110,7 +110,7 @@ class Criterion:
         if value is None:
             return Condition("open", f"{named} was not measured", counted=False)
         if value.low is None:
-            why = f"only one {value.unit} counts for {named}, so there is no interval"
+            why = f"only one {value.unit} counts for {named.rstrip(',')}, so there is no interval"
             return Condition("open", why, Needs(value.unit, value.n), counted=False)
         state = self._state(value)
         if state == "holds":
