@@ -5,7 +5,6 @@ import math
 
 import pytest
 
-from frenet.experiments.experiment import Estimate
 from frenet.experiments.verdicts import (
     Cases,
     Condition,
@@ -18,6 +17,7 @@ from frenet.experiments.verdicts import (
     some,
     upper_end,
 )
+from frenet.statistics.intervals import Estimate
 
 ORDER = ("fails", "open", "holds")
 STATES = {state: Condition(state, state) for state in ORDER}

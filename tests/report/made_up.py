@@ -11,7 +11,6 @@ from frenet.experiments.experiment import (
     Breakdown,
     Claim,
     Column,
-    Estimate,
     Experiment,
     Figure,
     Finding,
@@ -21,6 +20,7 @@ from frenet.experiments.experiment import (
 from frenet.experiments.figures import charts
 from frenet.experiments.figures.charts import Axis, Rule
 from frenet.runs import Run, config_dict
+from frenet.statistics.intervals import Estimate
 
 HOSTILE = "<script>alert(1)</script>"
 TASKS = ("copy", "sort", "مهمة الفرز", HOSTILE, "emoji 🧭")

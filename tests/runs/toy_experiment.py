@@ -12,13 +12,13 @@ from frenet.experiments.experiment import (
     Cell,
     Claim,
     Column,
-    Estimate,
     Experiment,
     Figure,
     Finding,
     Row,
     Rows,
 )
+from frenet.statistics.intervals import Estimate
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
+from frenet.statistics.intervals import Estimate
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
@@ -122,24 +123,6 @@ class Column(NamedTuple):
     meaning: str
     role: Literal["key", "measure", "reference"]
     beside: str | None = None
-
-
-class Estimate(NamedTuple):
-    """A value with its interval, and how many values it is the mean of.
-
-    ``low`` and ``high`` are None for a single value; ``n`` is 0 for a number that was not measured.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    n: int = 1
-
-    def __str__(self) -> str:
-        ends = self.low is not None and self.high is not None
-        interval = f" [{self.low:.3g}, {self.high:.3g}]" if ends else ""
-        counted = f", n = {self.n}" if self.n else ""
-        return f"{self.value:.3g}{interval}{counted}"
 
 
 class Breakdown(NamedTuple):

@@ -7,7 +7,6 @@ from types import MappingProxyType
 from frenet._errors import UsageError
 from frenet.experiments.experiment import (
     Breakdown,
-    Estimate,
     Row,
     Rows,
     Scalar,
@@ -15,6 +14,7 @@ from frenet.experiments.experiment import (
     integer,
     number,
 )
+from frenet.statistics.intervals import Estimate, mean_interval
 
 
 def select(rows: Rows, **values: Scalar) -> list[Mapping[str, Scalar]]:
@@ -42,8 +42,6 @@ def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95)
     Raises:
         ValueError: no row has such a column.
     """
-    from frenet.geometry.nulls import mean_interval
-
     groups: dict[tuple[Scalar, ...], list[float]] = {}
     for column in (*by, value):
         if rows and not any(column in row for row in rows):
@@ -57,7 +55,7 @@ def aggregate(rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95)
     for keys, values in groups.items():
         mean, low, high, n = mean_interval(values, level=level)
         row = dict(zip(by, keys, strict=True))
-        row |= {"value": finite(mean), "low": finite(low), "high": finite(high), "n": int(n)}
+        row |= {"value": mean, "low": low, "high": high, "n": n}
         summed.append(row)
     return summed
 

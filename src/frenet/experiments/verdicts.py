@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from frenet._errors import UsageError
-from frenet.experiments.experiment import Estimate, Rows, Verdict
+from frenet.experiments.experiment import Rows, Verdict
 from frenet.experiments.intervals import estimate_of, high, low, over_seeds, why_undecided
+from frenet.statistics.intervals import Estimate
 
 State = Literal["holds", "fails", "open"]
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import Claim, Estimate, Finding
+from frenet.experiments.experiment import Claim, Finding
 from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import estimate, join_words
+from frenet.statistics.intervals import Estimate
 
 ICONS = {"supported": "✓", "contradicted": "✕", "undecided": "?"}
 # Cautions about a claim that are visible at once.

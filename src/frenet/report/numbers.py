@@ -2,7 +2,7 @@
 
 import math
 
-from frenet.experiments.experiment import Estimate
+from frenet.statistics.intervals import Estimate
 
 NONE = "–"
 

@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from frenet._notebook import one_line
-from frenet.experiments.experiment import Claim, Estimate, Finding, Study, decided
+from frenet.experiments.experiment import Claim, Finding, Study, decided
 from frenet.runs.store import Run
+from frenet.statistics.intervals import Estimate
 
 STYLES = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from frenet.experiments.experiment import (
     Breakdown,
     Claim,
-    Estimate,
     Finding,
     Row,
     Rows,
@@ -21,6 +20,7 @@ from frenet.experiments.intervals import (
     select,
 )
 from frenet.experiments.verdicts import Cases, Criterion, NoOutlier, Rule, every
+from frenet.statistics.intervals import Estimate
 
 COVERED, NOMINAL, LINEAR = 0.9, 0.95, 0.2
 # The sigma up to which the model should hold, by the unit of sigma.

@@ -4,7 +4,6 @@ from frenet.experiments.experiment import (
     Breakdown,
     Claim,
     Column,
-    Estimate,
     Figure,
     Finding,
     Rows,
@@ -23,6 +22,7 @@ from frenet.experiments.intervals import (
 )
 from frenet.experiments.setup import columns
 from frenet.experiments.verdicts import Criterion, Rule, upper_end
+from frenet.statistics.intervals import Estimate
 
 K, FLOOR = 10, 0.4
 NULLS = ("null_gaussian", "null_shuffle")

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from frenet.experiments.experiment import (
     Breakdown,
     Claim,
-    Estimate,
     Finding,
     Row,
     Rows,
@@ -26,6 +25,7 @@ from frenet.experiments.setup.comparable import (
 )
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
 from frenet.experiments.verdicts import Cases, Condition, Criterion, Rule, every, some, upper_end
+from frenet.statistics.intervals import Estimate
 
 # Bases that need neither the damaged point's gradients nor the recovery itself.
 STATIC = ("gradients at start", "other tasks", "task vectors", "damage direction")

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from frenet.experiments.experiment import (
     Breakdown,
     Claim,
-    Estimate,
     Finding,
     Row,
     Rows,
@@ -16,6 +15,7 @@ from frenet.experiments.intervals import breakdown, estimate, select
 from frenet.experiments.setup.comparable import of
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
 from frenet.experiments.verdicts import Criterion, Rule
+from frenet.statistics.intervals import Estimate
 
 K = 10
 WHOLE = ALL, UNSWEPT = "all coordinates", "all, at the run's rate"
