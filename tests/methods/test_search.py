@@ -168,7 +168,7 @@ def test_equal_scores_are_ordered_by_their_index(model):
         model, TASK, space, noise=Noise(0.1), num_candidates=6, selection=constant
     )
     assert found.order == tuple(range(6))
-    assert found.held_out.gain == (0.0, 0.0, 0.0, 4)
+    assert found.held_out.gain == Estimate(0.0, 0.0, 0.0, 4)
     assert found.vote is None
 
 

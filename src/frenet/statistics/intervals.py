@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
     low: float | None = None
     high: float | None = None
     n: int = 1
-    unit: str = "seed"
+    unit: str = "value"
     raw: tuple[float, float] | None = None
     narrow: tuple[float, float] | None = None
 
