@@ -253,9 +253,11 @@ class Rule(NamedTuple):
     against: tuple[Criterion, ...] = ()
 
     def __str__(self) -> str:
-        text = f"supported if {'; '.join(map(str, self.criteria))}"
+        text = f"Supported if {' and '.join(map(str, self.criteria))}. Contradicted if "
         if self.against:
-            text += f". Contradicted if {' and '.join(map(str, self.against))}"
+            text += " and ".join(map(str, self.against))
+        else:
+            text += "one of these fails" if len(self.criteria) > 1 else "this fails"
         if self.premises:
             text += f". Not testable unless {' and '.join(map(str, self.premises))}"
         return text
