@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A banner of the documentation's theme about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-slow mutants results bench families reads docs dist clean
+.PHONY: demo test test-slow mutants results bench families reads pages docs dist clean
 
 demo: .venv/installed
 	$(BIN)/frenet demo --out runs/demo
@@ -52,6 +52,11 @@ reads: .venv/installed
 build/peers/installed: benchmarks/peers.txt | .venv/installed
 	rm -rf build/peers
 	-$(BIN)/pip install -q --no-deps --target build/peers -r benchmarks/peers.txt && touch $@
+
+# Pages with numbers, again from stored runs; runs nothing.
+pages: .venv/installed
+	$(BIN)/frenet report docs/results --results docs/results --out build/report.html
+	$(BIN)/python docs/pilot.py
 
 # The pages are in site/, and open from there without a server.
 docs: .venv/installed

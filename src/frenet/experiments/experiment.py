@@ -149,13 +149,16 @@ class Needs(NamedTuple):
     def __str__(self) -> str:
         """In few words.
 
-        >>> str(Needs("seed", 3, 7, 4, 40)), str(Needs("seed", 1))
-        ('3 of about 7 seeds (4 to 40)', '1 seed')
+        >>> str(Needs("seed", 3, 7, 4, 40)), str(Needs("seed", 3, 7, 4)), str(Needs("seed", 1))
+        ('3 of about 7 seeds, 4 to 40', '3 of about 7 seeds, 4 or more', '1 seed')
         """
         if self.about is None:
             return f"{self.n} {self.unit}{'' if self.n == 1 else 's'}"
-        least, most = ("more" if end is None else f"{end:,}" for end in (self.low, self.high))
-        return f"{self.n} of about {self.about:,} {self.unit}s ({least} to {most})"
+        text = f"{self.n} of about {self.about:,} {self.unit}s"
+        if self.low is None:
+            return text
+        most = "or more" if self.high is None else f"to {self.high:,}"
+        return f"{text}, {self.low:,} {most}"
 
 
 class Decision(NamedTuple):

@@ -102,7 +102,9 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         yield from (*_sentences(part), "")
         yield from _figures(part, out)
         file = f"{part.id}{PACKED}"
-        write_whole(out / file, pack_run(part.stored), moves=MOVES)
+        # A run that is read from there stays as it was packed.
+        if part.stored.path.resolve() != (out / file).resolve():
+            write_whole(out / file, pack_run(part.stored), moves=MOVES)
         yield from (f"[Rows of `{part.run.experiment}`]({file})", "")
     for _, finding, _ in findings:
         for table in finding.breakdowns:
