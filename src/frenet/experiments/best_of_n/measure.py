@@ -21,7 +21,7 @@ from frenet.measure.gradients import gradient, gradient_matrix
 from frenet.measure.recovery import evaluate_at
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.methods.candidates import Noise, Where, space_of
-from frenet.methods.local_model import LocalModel, survey
+from frenet.methods.local_model import Effort, LocalModel, survey
 from frenet.methods.search import SearchResult, Selection, random_search
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task, repeatable
@@ -87,7 +87,8 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
     config, where = spot.config, place(spot, search)
     model, selection = spot.network.model, spot.selection
     local_model = survey(
-        model, spot.task, where, selection=selection, probes=config.probes, seed=spot.seed(search)
+        model, spot.task, where,
+        selection=selection, effort=Effort(config.probes), seed=spot.seed(search),
     )
     star = local_model.best(config.candidates)
     unit = star.sigma if star else local_model.trusted(config.candidates)
