@@ -74,16 +74,16 @@ def test_c5a(inside: list[float], verdict: str) -> None:
 
 
 def test_c5a_counts_every_candidate_once() -> None:
-    """The searches of 16 candidates, or of all if a run has fewer."""
+    """The searches of 8 candidates, or of all if a run has fewer."""
     rows = best("all", RIGHT, 1.0)  # of 1 and of 8 candidates
-    small = [row | {"inside": 0.5} if row["candidates"] == 1 else row for row in rows]
-    large = [row | {"candidates": 2 * row["candidates"]} for row in rows]
-    larger = [row | {"candidates": 128, "inside": 0.0} for row in rows if row["candidates"] == 8]
-    for made, size in ((rows, 8), (small, 8), (large, 16), (large + larger, 16)):
+    ones = [row | {"inside": 0.5} if row["candidates"] == 1 else row for row in rows]
+    fewer = [row | {"candidates": 4} for row in rows if row["candidates"] == 8]
+    larger = [row | {"candidates": 128, "inside": 0.0} for row in fewer]
+    for made, size in ((rows, 8), (ones, 8), (fewer, 4), (rows + larger, 8)):
         finding = coverage(made + QUIET)
         assert finding.estimate == coverage(rows + QUIET).estimate
         assert f"share of 300 searches of {size} candidates" in finding.quantity
-    told = parts(coverage(small + QUIET), "Searches inside their predicted 95% band in the")
+    told = parts(coverage(ones + QUIET), "Searches inside their predicted 95% band in the")
     assert [(row["candidates"], row["share inside"]) for row in told] == [
         (1, 0.5), (8, pytest.approx(0.95))
     ]  # fmt: skip
