@@ -11,8 +11,8 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -49,7 +49,8 @@ RELATIVE = 0.2
 Spreads = Mapping[str, Mapping[str, Sequence[float]]]
 
 
-class Truth(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Truth:
     """A planted truth.
 
     Attributes:
@@ -65,7 +66,8 @@ class Truth(NamedTuple):
     fault: str = ""
 
 
-class Planted(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Planted:
     """A rule with the truths that it is tried on.
 
     Attributes:
@@ -91,7 +93,7 @@ class Planted(NamedTuple):
     exact: tuple[str, ...] = ()
     enough: int = PLANNED
 
-    @property
+    @functools.cached_property
     def every_truth(self) -> tuple[Truth, ...]:
         """The declared effect first."""
         return (Truth(self.effect, ("supported",), {}), *self.truths)
@@ -356,6 +358,7 @@ RULES = (
             NONE,
         ),
         exact=("recoveries", MOVED),
+        enough=7,
     ),
 )
 
@@ -473,6 +476,11 @@ def _deviation(rule: Planted, name: str, mean: float, network: str | None) -> fl
     return factor * spread(stored()[source], network)
 
 
+def has(rule: Planted, network: str) -> bool:
+    """Whether the pilot of a network has a spread of every quantity."""
+    return all(network in stored()[source] for source, _ in rule.measured.values())
+
+
 def correlation(network: str | None) -> float:
     """Of two searches of one seed: in the pilot of a network, or the typical one."""
     found = stored()["correlation"]
@@ -503,10 +511,14 @@ def _sorted_share(clusters: tuple[tuple[int, int], ...]) -> coverage.ClusteredSh
     return clustered_share(*map(list, zip(*clusters, strict=True)))
 
 
-def words(rule: Planted, truth: Truth, **how: Any) -> Counter[str]:
-    """How often the rule says each word; ``how`` as for ``draws``."""
+@functools.cache
+def words(
+    rule: Planted, truth: Truth, *, count: int, n: int = PLANNED, network: str | None = None
+) -> Counter[str]:
+    """How often the rule says each word in some draws."""
     with words_alone():
-        return Counter(word(rule.decide(rows)) for rows in draws(rule, truth, **how))
+        drawn = draws(rule, truth, count=count, n=n, network=network)
+        return Counter(word(rule.decide(rows)) for rows in drawn)
 
 
 def word(found: Finding | tuple[Finding, ...]) -> str:

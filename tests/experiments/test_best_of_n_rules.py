@@ -207,7 +207,7 @@ def test_the_least_clear_gain_of_a_seed_counts() -> None:
     ]
     finding = dimension(rows)
     assert finding.verdict == "not testable"
-    assert "the smallest gain of a seed" in finding.why
+    assert "the least clear gain of a seed" in finding.why
 
 
 def test_c5b_needs_cases_of_every_number_of_directions() -> None:

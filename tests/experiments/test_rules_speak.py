@@ -5,9 +5,11 @@ The words are those of the real rules, for rows of five seeds with the spread of
 """
 
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import planted
 from experiments.planted import (
@@ -24,6 +26,8 @@ from experiments.planted import (
     words,
 )
 from frenet.experiments import EXPERIMENTS
+from frenet.experiments.experiment import Verdict
+from test_site import DOCS, module
 
 # Checks of types would take most of the time.
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -42,20 +46,28 @@ CASES = [
 ]
 
 
+SMOLLM2 = "SmolLM2-135M-Instruct-Q4_1"
+
+
 def faults(rule: Planted, truth: Truth, *, draws: int, most: float) -> list[str]:
-    """The wrong words that may come more often than ``most``, and the right one if seldom."""
+    """Wrong words that may come more often than ``most``, and a right one that comes too seldom.
+
+    The power at the declared effect counts as too low if its upper 99% bound is below 80%.
+    """
     said = words(rule, truth, count=draws)
     found = [
         f"{word} in {said[word]} of {draws}"
         for word in DECIDED
         if word not in truth.right and upper(said[word], draws) >= most
     ]
-    declared, premise = truth.name == rule.effect, truth.right == NOT_TESTABLE
-    if declared and rule.enough > PLANNED:
-        said = words(rule, truth, count=draws, n=rule.enough)
-    right = sum(said[word] for word in truth.right)
-    if (declared or premise) and right < POWER * draws:
-        found.append(f"{truth.right} in {right} of {draws}")
+    if truth.name == rule.effect:
+        enough = words(rule, truth, count=draws, n=rule.enough)
+        if upper(enough["supported"], draws) < POWER:
+            found.append(f"supported in {enough['supported']} of {draws}")
+        if rule.enough > PLANNED and upper(said["supported"], draws) >= POWER:
+            found.append(f"supported in {said['supported']} of {draws} with {PLANNED} seeds")
+    if truth.right == NOT_TESTABLE and said["not testable"] < POWER * draws:
+        found.append(f"not testable in {said['not testable']} of {draws}")
     return found
 
 
@@ -72,6 +84,22 @@ def test_the_same_in_many_draws(rule: Planted, truth: Truth) -> None:
     first, second = SLOW
     if faults(rule, truth, draws=first, most=0.06):
         assert faults(rule, truth, draws=second, most=0.06) == []
+
+
+def test_the_page_has_the_shares_of_these_rules() -> None:
+    """Every share is one that the draws of the tests may have come from."""
+    _, _, table = (DOCS / "power.md").read_text(encoding="utf-8").partition("## All truths")
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if " | 0." in line]
+    told = {(line[0], line[1]): [float(share) for share in line[3:]] for line in lines}
+    assert list(told) == [(rule.claim, truth.name) for rule in RULES for truth in rule.every_truth]
+    few = FAST[0]
+    for rule in RULES:
+        for truth in rule.every_truth:
+            said = words(rule, truth, count=few)
+            for name, share in zip(get_args(Verdict), told[rule.claim, truth.name], strict=True):
+                likely = min(max(share, 1e-3), 1 - 1e-3)
+                p = stats.binomtest(said[name], few, likely).pvalue
+                assert p > 1e-6, f"{rule.claim}, {truth.name}: run make power"
 
 
 def test_every_rule_is_tried_except_those_without_rows_yet() -> None:
@@ -108,3 +136,19 @@ def test_draws_have_their_mean_and_spread() -> None:
 def test_an_upper_bound_is_that_of_clopper_and_pearson() -> None:
     """0 of n: 1 - 0.01^(1 / n)."""
     assert planted.upper(0, 100) == pytest.approx(1 - 0.01 ** (1 / 100))
+
+
+def test_a_page_has_powers_words_and_what_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = next(rule for rule in RULES if rule.claim == "C4b")
+    monkeypatch.setattr(planted, "RULES", (rule,))
+    page = module("power").page(draws=40, tried=40)
+    powers, truths = page.split("## All truths")
+    (line,) = [line for line in powers.splitlines() if line.startswith("| C4b | capture 0.77 | ")]
+    typical = words(rule, rule.every_truth[0], count=40)["supported"] / 40
+    assert line.split(" | ")[2] == f"{typical:.3f}"
+    deviation = planted.spread(planted.stored()["prefix"], SMOLLM2)
+    (short,) = [line for line in powers.splitlines() if line.startswith(f"- C4b on {SMOLLM2}")]
+    assert f"Standard deviation of prefix: {deviation:.3g}" in short
+    shares = [line.strip("| ").split(" | ")[3:] for line in truths.splitlines() if "| C4b" in line]
+    assert len(shares) == len(rule.every_truth)
+    assert [sum(map(float, row)) for row in shares] == pytest.approx([1.0] * len(shares))

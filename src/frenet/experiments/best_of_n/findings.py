@@ -56,12 +56,13 @@ EVENLY = Criterion(
     within=(math.log(EVEN[0]), math.log(EVEN[1])),
 )
 COMPARED = Count(
-    "the smallest number of cases, over the numbers of random directions, with both best sigmas "
-    "inside the searched range",
+    "the number of cases with both best sigmas inside the searched range, for the number of random "
+    "directions with the fewest,",
     least=1,
 )
 GAINED = Criterion(
-    "the smallest gain of a seed, in units of the half width of its predicted 95% band,", above=1.0
+    "the least clear gain of a seed, in units of the half width of its predicted 95% band,",
+    above=1.0,
 )
 DIMENSION = Rule((EVENLY,), premises=(COMPARED, GAINED))
 
