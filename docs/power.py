@@ -3,7 +3,7 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,9 +29,9 @@ its mean.
 
 ## Power at the declared effect
 
-The effects are the paper's figures for C2 and C4, and ours otherwise. A number is the share of runs
-that say *supported*, with the typical spread and with that of each network. "None": fewer than
-three seeds of the pilot have the quantity.
+The effects are the paper's figures for C2 and C4, and ours otherwise; all premises hold clearly. A
+number is the share of runs that say *supported*, with the typical spread and with that of each
+network. "None": fewer than three seeds of the pilot have the quantity.
 """
 WHOLE = """
 ## All truths
@@ -86,17 +86,20 @@ def _needed(at: Any, rule: Any, network: str | None, share: float, tried: int) -
     numbers = range(at.PLANNED + 1, MOST + 1)
     powers = ((n, _power(at, rule, network, count=tried, n=n)) for n in numbers)
     enough = next((n for n, power in powers if power >= POWER), None)
-    seeds = f"more than {MOST} seeds" if enough is None else f"{enough} seeds"
+    seeds = f"More than {MOST} seeds" if enough is None else f"{enough} seeds"
     where = "typically" if network is None else f"on {_network(network)}"
-    spread = "; ".join(_spreads(at, rule, network))
-    return f"{rule.claim} {where}: {share:.3f}, {seeds} reach {POWER:g}. {spread}."
+    reason = _reason(at, rule, network)
+    return f"{rule.claim} {where}: {share:.3f}. {seeds} reach {POWER:g}. {reason}."
 
 
-def _spreads(at: Any, rule: Any, network: str | None) -> Iterator[str]:
+def _reason(at: Any, rule: Any, network: str | None) -> str:
+    """What the power depends on."""
     if "inside" in rule.declared:
-        yield f"Correlation of two searches of one seed: {at.correlation(network):.3g}"
-    for source in dict.fromkeys(source for source, _ in rule.measured.values()):
-        yield f"Standard deviation of {source}: {at.spread(at.stored()[source], network):.3g}"
+        r, count = at.correlation(network), rule.declared["searches"]
+        return f"A seed has {count:g} searches; two of them have the correlation {r:.3g}"
+    sources = dict.fromkeys(source for source, _ in rule.measured.values())
+    spreads = (f"{name} {at.spread(at.stored()[name], network):.3g}" for name in sources)
+    return f"Standard deviations over seeds: {', '.join(spreads)}"
 
 
 def _network(name: str) -> str:

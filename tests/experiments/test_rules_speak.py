@@ -142,13 +142,14 @@ def test_a_page_has_powers_words_and_what_is_short(monkeypatch: pytest.MonkeyPat
     rule = next(rule for rule in RULES if rule.claim == "C4b")
     monkeypatch.setattr(planted, "RULES", (rule,))
     page = module("power").page(draws=40, tried=40)
+    assert page.startswith("# What the rules can say")
     powers, truths = page.split("## All truths")
     (line,) = [line for line in powers.splitlines() if line.startswith("| C4b | capture 0.77 | ")]
     typical = words(rule, rule.every_truth[0], count=40)["supported"] / 40
     assert line.split(" | ")[2] == f"{typical:.3f}"
     deviation = planted.spread(planted.stored()["prefix"], SMOLLM2)
     (short,) = [line for line in powers.splitlines() if line.startswith(f"- C4b on {SMOLLM2}")]
-    assert f"Standard deviation of prefix: {deviation:.3g}" in short
+    assert f"Standard deviations over seeds: walk 0.0272, prefix {deviation:.3g}." in short
     shares = [line.strip("| ").split(" | ")[3:] for line in truths.splitlines() if "| C4b" in line]
     assert len(shares) == len(rule.every_truth)
     assert [sum(map(float, row)) for row in shares] == pytest.approx([1.0] * len(shares))
