@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A banner of the documentation's theme about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-slow mutants results bench families reads pages docs dist clean
+.PHONY: demo test test-slow mutants results bench families reads power pages docs dist clean
 
 demo: .venv/installed
 	$(BIN)/frenet demo --out runs/demo
@@ -47,6 +47,10 @@ families: .venv/installed
 # The page of what frenet reads, from the marks of the tests.
 reads: .venv/installed
 	$(BIN)/python docs/reads.py
+
+# Minutes: how often every rule says which word of a planted truth.
+power: .venv/installed
+	$(BIN)/python docs/power.py
 
 # Apart from .venv, so that the tests do not see them; a peer that is missing has a row that says so.
 build/peers/installed: benchmarks/peers.txt | .venv/installed

@@ -4,17 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.parts import parts
 from frenet.experiments import basis_drift
 from frenet.experiments.basis_drift.findings import decide as drift
 from frenet.experiments.basis_drift.findings import drift_chart
-from frenet.experiments.best_of_n.findings import (
-    best_gains,
-    most_candidates,
-    ranked,
-    relative_gains,
-)
-from frenet.experiments.best_of_n.findings import decide as searched
 from frenet.experiments.direction_scale import figures as scale
 from frenet.experiments.gradient_rank.findings import SAME_EXAMPLES, energy_chart, task_chart
 from frenet.experiments.gradient_rank.findings import decide as rank
@@ -518,15 +510,6 @@ def test_c4_lists_each_condition_at_its_largest_k_up_to_10() -> None:
     assert (part["random walk"], part["captured of the rest"]) == (pytest.approx(0.3), 0.25)
 
 
-def test_a_prediction_that_a_search_lacks_is_left_empty() -> None:
-    """A sigma beyond the trusted range has gains but no prediction."""
-    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
-    bare = [row | {"predicted": None} if row["factor"] == 1.0 else row for row in rows]
-    near, far = parts(searched(bare), BANDS)
-    assert (near["predicted gain"], far["predicted gain"]) == (1.0, None)
-    assert far["gain of the best of 8"] == pytest.approx(1.01)
-
-
 def test_c4_is_about_lora() -> None:
     rows = captures("prefix", [0.80, 0.81, 0.82], space="full", lift=2.0)
     assert prefix_span(rows).verdict == "undecided"
@@ -592,157 +575,6 @@ def test_a_run_that_has_ended_stays_at_its_last_loss() -> None:
     assert [found[1, s] for s in (0, 1, 2, 4)] == [4.0, 3.0, 2.0, 0.0]
 
 
-def best(
-    place: str, inside: list[float], gain: float, **changes: object
-) -> list[dict[str, object]]:
-    """Best-of-N rows of one place, over seeds, at sigma* / 2 and sigma*."""
-    base = {"table": "best", "space": "full", "size": 64, "task": "a", "protocol": "p"}
-    at = {"unit": "sigma*", "place": place, "dim": 9, "search": 0, "predicted": gain}
-    ranks = {"density": 1.0, "density_over_curvature": 1.0, "second_order": 0.3}
-    return [
-        base
-        | at
-        | ranks
-        | {
-            "seed": s,
-            "candidates": n,
-            "factor": f,
-            "inside": i,
-            "gain": gain * (1 + 0.01 * s) * f * n / 8,
-        }
-        | changes
-        for s, i in enumerate(inside)
-        for f in (0.5, 1.0)
-        for n in (1, 8)
-    ]
-
-
-RIGHT = [0.94, 0.95, 0.96]
-
-
-@pytest.mark.parametrize(
-    ("inside", "ratio", "verdict"),
-    [
-        (RIGHT, 1.0, "supported"),
-        ([0.60, 0.61, 0.62], 1.0, "contradicted"),
-        ([0.80, 0.90, 0.99], 1.0, "undecided"),
-        (RIGHT, 0.5, "contradicted"),
-        ([0.95], 1.0, "undecided"),
-    ],
-)
-def test_c5(inside: list[float], ratio: float, verdict: str) -> None:
-    rows = best("all", inside, 1.0) + best("random:10", inside, ratio)
-    finding = searched(rows)
-    assert finding.verdict == verdict
-    (row,) = parts(finding, "Gain at the best sigma")
-    assert (row["random directions"], row["share"]) == (10, pytest.approx(ratio))
-    assert row["cases compared"] == row["cases"] == row["seeds"] == len(inside)
-    assert (row["even from"], row["even up to"]) == (0.75, 1.25)
-    assert finding.notes == ()
-
-
-def test_c5_is_open_where_cases_cancel() -> None:
-    cases = [("a", 0.5), ("b", 1.5)]
-    rows = [
-        row
-        for task, ratio in cases
-        for place, gain in (("all", 1.0), ("random:10", ratio))
-        for row in best(place, RIGHT, gain, task=task)
-    ]
-    finding = searched(rows)
-    assert finding.verdict == "undecided"
-    assert "for random:10, a, p, full, 64 alone" in finding.why
-
-
-def test_c5_without_random_directions_is_open() -> None:
-    assert searched(best("all", RIGHT, 1.0)).verdict == "undecided"
-
-
-def test_c5_says_what_is_open_of_the_gain() -> None:
-    """One seed gives no interval; with several, the reason is that the interval straddles."""
-    whole = best("all", RIGHT, 1.0)
-    single = [row for row in best("random:10", RIGHT, 0.5) if row["seed"] == 0]
-    assert "only one seed" in (why := searched(whole + single).why)
-    assert "in 10 random directions" in why
-    rows = [row for row in best("random:10", RIGHT, 0.74) if row["seed"] != 0]
-    wide = [row | {"gain": row["gain"] * (1 if row["seed"] == 1 else 1.1)} for row in rows]
-    assert "in 10 random directions is not clearly within" in searched(whole + wide).why
-    assert "in any random directions was not measured" in searched(whole).why
-
-
-def test_c5_counts_places_without_a_best_sigma_as_far_as_they_are_to_be_trusted() -> None:
-    """Beyond that, at twice the trusted sigma, nothing is predicted."""
-    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
-    bare = best("random:100", [0.0, 0.0, 0.0], 9.0, unit="trusted")
-    beyond = [row | {"factor": 2.0} for row in bare if row["factor"] == 1.0]
-    assert searched(rows + beyond).estimate == searched(rows).estimate
-    assert searched(rows + bare).estimate != searched(rows).estimate
-
-
-@pytest.mark.parametrize("unit", ["sigma*", "trusted"])
-def test_a_gain_that_still_grows_at_the_largest_sigma_is_not_compared(unit: str) -> None:
-    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
-    grows = best("random:100", RIGHT, 9.0, unit=unit)
-    beyond = [row | {"factor": 3.0, "gain": 99.0} for row in grows if row["factor"] == 1.0]
-    falls = [row | {"factor": 4.0, "gain": 0.0} for row in beyond]
-    # Nothing is known of 100 directions then, and the claim is about them, too.
-    assert searched(rows + grows + beyond).verdict == "undecided"
-    assert searched(rows + grows + beyond + falls).verdict == "contradicted"
-
-
-def test_a_search_that_gains_nothing_in_the_whole_space_has_no_share_of_it() -> None:
-    rows = best("all", RIGHT, 0.0) + best("random:10", RIGHT, 1.0)
-    assert relative_gains(rows, "random:") == []
-    gains = best("all", RIGHT, 2.0) + best("random:10", RIGHT, 1.0)
-    shares = [row["ratio"] for row in relative_gains(gains, "random:")]
-    assert shares == pytest.approx([0.5] * 3)
-
-
-def test_searches_without_a_best_sigma_do_not_enter_the_gain_of_those_with_one() -> None:
-    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
-    bare = best("random:10", RIGHT, 9.0, unit="trusted", search=1)
-    assert best_gains(rows + bare) == best_gains(rows)
-
-
-def test_winners_are_listed_by_the_unit_of_their_sigma() -> None:
-    """Predicted up to half of sigma*, and up to all of the largest trusted sigma."""
-    base = {"table": "winner", "held_out_predicted": 0.0, "step": 0.0}
-    rows = [
-        base | {"seed": s, "unit": unit, "factor": factor, "selected": gain, "held_out": -gain}
-        for s in (0, 1)
-        for unit, factor, gain in (
-            ("sigma*", 0.5, 0.1), ("sigma*", 1.0, 9.0), ("trusted", 1.0, 0.2), ("trusted", 2.0, 9.0)
-        )
-    ]  # fmt: skip
-    told = {
-        (row["in units of"], row["sigma"]): row for row in parts(searched(rows), "Gain of the win")
-    }
-    trusted = "the largest trusted sigma"
-    gains = {at: row["on the selection batch"] for at, row in told.items()}
-    assert gains == {
-        ("sigma*", 0.5): pytest.approx(0.1), ("sigma*", 1.0): 9.0,
-        (trusted, 1.0): pytest.approx(0.2), (trusted, 2.0): 9.0,
-    }  # fmt: skip
-    assert all(row["held out"] == -row["on the selection batch"] for row in told.values())
-    assert all(row["predicted held out"] == 0 for row in told.values())
-    reached = {at for at, row in told.items() if row["in the predicted range"]}
-    assert reached == {("sigma*", 0.5), (trusted, 1.0)}
-
-
-def test_the_gain_of_a_place_is_that_of_its_best_sigma_and_most_candidates() -> None:
-    gains = best_gains(best("all", RIGHT, 1.0))
-    assert [row["value"] for row in gains] == pytest.approx([1.0, 1.01, 1.02])
-
-
-def test_places_are_ranked_within_their_network() -> None:
-    rows = best("all", RIGHT, 2.0) + best("name:embed", RIGHT, 1.0, density=4.0)
-    for row in ranked(rows):
-        alone = row["place"] == "name:embed"
-        assert row["value"] == pytest.approx(0.5 if alone else 1.0)
-        assert row["density"] == (1.0 if alone else 0.25)
-        assert row["density_over_curvature"] == 1.0
-
-
 def test_rules_at_equality() -> None:
     """An interval that touches its limit is not beyond it."""
     assert rank(energy([1.0, 1.0], null=1.0)).verdict == "undecided"
@@ -753,147 +585,7 @@ def test_rules_at_equality() -> None:
         rows = captures("other tasks", [static] * 2) + captures("prefix", [prefix] * 2)
         assert fixed_plane(rows).verdict == "undecided"
     assert prefix_span(captures("prefix", [0.8, 0.8], lift=1.0)).verdict == "undecided"
-    covered = best("all", [0.9, 0.9], 1.0) + best("random:10", [0.9, 0.9], 1.0)
-    assert searched(covered).verdict == "supported"
     assert prefix_span(captures("prefix", [0.77, 0.77], lift=1.5)).verdict == "supported"
-    for gain, verdict in ((3.0, "supported"), (5.0, "supported"), (2.9, "contradicted")):
-        rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
-        even = [row | {"gain": 4.0 if row["place"] == "all" else gain} for row in rows]
-        assert searched(even).verdict == verdict
-
-
-RANKS = "Spearman's rank correlation"
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_c5_says_how_well_either_prediction_ranks_the_places(order: int) -> None:
-    """The rank correlation, by density and by density over curvature, compared with chance."""
-    places = ["all", "name:a", "name:b", "name:c", "name:d"]
-    rows = [
-        row
-        for i, place in enumerate(places)
-        for row in best(
-            place, RIGHT, 1.0 + i, density=1.0 + order * 0.1 * i, density_over_curvature=2.0 + i
-        )
-    ]
-    by_density, by_curvature = parts(searched(rows), RANKS)
-    names = ("ranked by", "correlation", "low", "high")
-    at = pytest.approx(order)
-    assert [by_density[name] for name in names] == ["signal density", at, at, at]
-    assert [by_curvature[name] for name in names[1:]] == pytest.approx([1.0] * 3)
-    counted = ("by chance", "mean places per case", "cases")
-    assert [by_density[name] for name in counted] == [0, 5, 3]
-    fewer = [row for row in rows if row["place"] != "name:d" or row["seed"] != 0]
-    mean = parts(searched(fewer), RANKS)[0]["mean places per case"]
-    assert mean == pytest.approx((4 + 5 + 5) / 3)
-
-
-@pytest.mark.parametrize(
-    ("unit", "largest", "compared"),
-    [("sigma*", 1.0, True), ("sigma*", 2.0, False), ("trusted", 1.0, False)],
-)
-def test_a_best_sigma_at_the_end_counts_at_sigma_star_alone(
-    unit: str, largest: float, compared: bool
-) -> None:
-    """Which is trusted if nothing beyond it was searched."""
-    rows = best("all", RIGHT, 1.0)
-    for row in best("random:10", RIGHT, 1.0, unit=unit):
-        rows.append(row | {"factor": largest if row["factor"] == 1.0 else 0.5})
-    assert bool(relative_gains(rows, "random:")) is compared
-    assert {row["bracketed"] for row in best_gains(rows) if row["place"] != "all"} == {compared}
-
-
-def test_gains_have_no_share_of_a_whole_space_that_was_not_searched() -> None:
-    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0, task="b")
-    assert relative_gains(rows, "random:") == []
-    assert (most_candidates(rows), most_candidates([])) == (8, 1)
-
-
-def test_places_that_gain_nothing_have_no_rank() -> None:
-    rows = ranked(best("all", RIGHT, 0.0) + best("name:embed", RIGHT, 0.0))
-    assert {row["value"] for row in rows} == {None}
-    assert {row["density"] for row in rows} == {1.0}
-
-
-def test_c5_counts_curvature_up_to_a_fifth_of_the_slope() -> None:
-    rows = best("random:10", [0.0, 0.0], 1.0, second_order=0.21)
-    rows += best("name:a", [1.0, 1.0], 1.0, second_order=0.2)
-    near, far = parts(searched(rows), "Searches inside their band in all places")
-    assert (near["spread by curvature over that by slope"], near["share inside"]) == (
-        "up to 0.2",
-        1.0,
-    )
-    assert (far["spread by curvature over that by slope"], far["share inside"]) == (
-        "above 0.2",
-        0.0,
-    )
-    assert near["nominal share"] == pytest.approx(0.95)
-
-
-BANDS = "Searches inside their predicted 95% band"
-
-
-def test_c5_lists_coverage_and_gains_of_most_candidates_by_sigma() -> None:
-    rows = [
-        row | {"inside": inside, "factor": factor}
-        for factor, inside in ((0.25, 1.0), (0.5, 0.9), (1.0, 0.875))
-        for row in best("all", RIGHT, 1.0)
-        if row["factor"] == 1.0
-    ]
-    told = parts(searched([*rows, *best("name:a", [0.0] * 3, 9.0)]), BANDS)
-    assert [row["sigma"] for row in told] == [0.25, 0.5, 1.0]
-    assert [row["share inside"] for row in told] == pytest.approx([1.0, 0.9, 0.875])
-    assert [row["in the predicted range"] for row in told] == [True, True, False]
-    for row in told:
-        assert row["nominal share"] == pytest.approx(0.95)
-        # Over seeds, 1 + 0.01 s of the best of 8.
-        assert row["gain of the best of 8"] == pytest.approx(1.01)
-        assert row["predicted gain"] == 1.0
-
-
-def test_intervals_of_coverage_stay_within_0_and_1() -> None:
-    (row, _) = parts(searched(best("all", [0.5, 1.0], 1.0)), BANDS)
-    assert (row["low"], row["share inside"], row["high"]) == (0.0, 0.75, 1.0)
-
-
-def test_c5_warns_of_searches_without_a_best_sigma_and_of_gains_that_are_not_compared() -> None:
-    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
-    places = [{"table": "place", "seed": s, "sigma_star": 0.1} for s in range(3)]
-    assert searched(rows + places).notes == ()
-    (bare,) = searched([*rows, *places, {"table": "place", "sigma_star": None}]).notes
-    assert bare.startswith("1 of 4 searches")
-    grows = best("random:100", RIGHT, 9.0, unit="trusted")
-    finding = searched(rows + grows)
-    (uncompared,) = finding.notes
-    assert "6 gains" in uncompared
-    assert "3 cannot" in uncompared
-    _, row = parts(finding, "Gain at the best sigma")
-    assert (row["random directions"], row["share"]) == (100, None)
-    assert (row["cases compared"], row["cases"]) == (0, 3)
-
-
-def test_a_gain_beyond_a_quarter_more_contradicts_c5() -> None:
-    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.3)
-    assert searched(rows).verdict == "contradicted"
-
-
-def test_places_are_ranked_from_four_on_and_by_what_differs() -> None:
-    """Interval of a rank correlation: down to -1, and no further."""
-
-    def rows(places: int, turned: tuple[int, ...] = (), **changes: object):
-        return [
-            row | {"density": (5.0 - i if row["seed"] in turned else 1.0 + i)} | changes
-            for i in range(places)
-            for row in best(f"name:{i}", RIGHT, 1.0 + i)
-        ]
-
-    (row,) = parts(searched(rows(4)), RANKS)
-    assert [row[name] for name in ("correlation", "low", "high")] == pytest.approx([1.0] * 3)
-    assert parts(searched(rows(3)), RANKS) == []
-    assert parts(searched(rows(4, density=1.0)), RANKS) == []
-    (row,) = parts(searched(rows(4, turned=(0, 1))), RANKS)
-    found = [row[name] for name in ("correlation", "low", "high")]
-    assert found == pytest.approx([-1 / 3, -1.0, 1.0])
 
 
 def directions(**changes: object) -> list[dict[str, object]]:
@@ -1005,16 +697,6 @@ def test_what_a_measure_is_compared_with_is_of_the_same_cases() -> None:
     assert table.rows == (
         {"a": 1, "V": 1.0, "low": None, "high": None, "seeds": 1, "O": 5.0, "n": 1},
     )
-
-
-def test_c5_is_open_if_no_case_of_some_number_of_directions_can_be_compared() -> None:
-    rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
-    assert searched(rows).verdict == "supported"
-    bare = [row | {"gain": -1.0} for row in best("random:1000", RIGHT, 1.0)]
-    # A place whose best sigma is the largest one tried has no gain that counts.
-    unbracketed = [row | {"factor": 4.0, "unit": "trusted"} for row in bare]
-    finding = searched(rows + unbracketed)
-    assert (finding.verdict, "1000 random directions" in finding.why) == ("undecided", True)
 
 
 def test_c2_is_open_for_a_space_whose_recoveries_do_not_count() -> None:
