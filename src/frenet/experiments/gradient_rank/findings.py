@@ -160,7 +160,7 @@ def energy_chart(rows: Rows) -> object:
     }
     size = _largest_batch(rows)
     at = select(rows, point="none", batch_size=size)
-    table = series_over_seeds(at, by=("k",), values=measured)
+    table = series_over_seeds(at, by=("k",), values=measured, least=0.0)
     return lines(
         table,
         x=Axis("k", "basis dimension k", log=True),
@@ -179,7 +179,7 @@ def task_chart(rows: Rows) -> object:
     size = _largest_batch(rows)
     at = select(rows, k=K, batch_size=size)
     return dots(
-        over_seeds(at, by=("task", "point"), value="energy"),
+        over_seeds(at, by=("task", "point"), value="energy", least=0.0),
         x=Axis("value", f"held-out energy in the top {K}, batches of {size}", domain=(0, 1)),
         row=Axis("task", "task"),
         colour=Axis("point", "damage"),
