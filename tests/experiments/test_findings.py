@@ -4,17 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from frenet.experiments import basis_drift
-from frenet.experiments.basis_drift.findings import decide as drift
-from frenet.experiments.basis_drift.findings import drift_chart
 from frenet.experiments.direction_scale import figures as scale
-from frenet.experiments.gradient_rank.findings import SAME_EXAMPLES, energy_chart, task_chart
-from frenet.experiments.gradient_rank.findings import decide as rank
 from frenet.experiments.intervals import breakdown, estimate, fraction, high, low, over_seeds
 from frenet.experiments.recovery_basis import findings as recovery_findings
 from frenet.experiments.recovery_basis.figures import held
 from frenet.experiments.recovery_basis.findings import fixed_plane, prefix_span
-from frenet.experiments.setup import brackets
 
 
 def test_the_seed_is_the_unit_of_the_interval() -> None:
@@ -96,186 +90,6 @@ def test_a_breakdown_counts_the_rows_with_a_value() -> None:
 def test_a_breakdown_of_nothing_is_no_table() -> None:
     assert breakdown("none", [], by=("part",), values={"x": "X"}) == ()
     assert breakdown("none", PARTS, by=("part",), values={"none": "no value"}) == ()
-
-
-def energy(values: list[float], null: float = 0.01, **changes: object) -> list[dict[str, object]]:
-    base = {"table": "energy", "k": 10, "point": "none", "batch_size": 64, "task": "a"}
-    context = {"label_shuffled": 0.8, "in_shuffled_basis": 0.3}
-    return [
-        base
-        | context
-        | {"seed": s, "energy": v, "null_gaussian": null, "null_shuffle": null}
-        | changes
-        for s, v in enumerate(values)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("values", "null", "verdict"),
-    [
-        ([0.60, 0.61, 0.62], 0.01, "supported"),
-        ([0.20, 0.21, 0.22], 0.01, "contradicted"),
-        ([0.30, 0.50, 0.70], 0.01, "undecided"),
-        ([0.60, 0.61, 0.62], 0.90, "contradicted"),
-        ([0.60], 0.01, "undecided"),
-    ],
-)
-def test_c1(values: list[float], null: float, verdict: str) -> None:
-    finding = rank(energy(values, null))
-    assert finding.verdict == verdict
-
-
-@pytest.mark.parametrize(
-    ("shuffled", "warned"),
-    [([0.8, 0.8, 0.8], True), ([0.60, 0.61, 0.62], True), ([0.1, 0.1, 0.1], False), ([], False)],
-)
-def test_c1_warns_where_shuffled_labels_are_not_clearly_less_low_rank(
-    shuffled: list[float], warned: bool
-) -> None:
-    rows = energy([0.60, 0.61, 0.62], label_shuffled=None)
-    for row, value in zip(rows, shuffled, strict=False):
-        row["label_shuffled"] = value
-    cautions = rank(rows).notes
-    assert len(cautions) == warned
-    if warned:
-        assert f"{shuffled[1]:.2f}" in cautions[0]
-
-
-def test_c1_is_decided_by_the_largest_batches_and_lists_spaces_and_batch_sizes() -> None:
-    """Smaller batches have other spectra."""
-    rows = energy([0.6, 0.61, 0.62], space="full") + energy([0.5, 0.5, 0.5], space="lora")
-    small = [row | {"batch_size": 8, "energy": 0.1} for row in rows]
-    finding = rank(rows + small)
-    assert finding.estimate == rank(rows).estimate
-    (table,) = finding.breakdowns
-    assert [(r["space"], r["batch_size"], r["energy"]) for r in table.rows] == [
-        ("full", 64, pytest.approx(0.61)), ("lora", 64, 0.5),
-        ("full", 8, pytest.approx(0.1)), ("lora", 8, pytest.approx(0.1)),
-    ]  # fmt: skip
-    first = table.rows[0]
-    # Means 0.6, 0.61, 0.62: standard error 0.01 / sqrt(3), t(2) = 4.302653.
-    assert first["high"] == pytest.approx(0.61 + 4.302652729911275 * 0.01 / 3**0.5)
-    beside = [value for name, value in first.items() if "null" in name or "shuffled" in name]
-    assert beside == pytest.approx([0.01, 0.01, 0.8, 0.3])
-
-
-def overlaps(**changes: object) -> list[dict[str, object]]:
-    """Bases of one task overlap by 0.6, of two by 0.1 or 0.2; chance is 0.001."""
-    base = {"table": "overlap", "point": "none", "batch_size": 64, "space": "full"}
-    pairs = {("a", "a"): 0.6, ("a", "b"): 0.1, ("b", "a"): 0.2, ("b", "b"): 0.6}
-    return [
-        base | {"seed": s, "task": a, "other": b, "overlap": value, "chance": 0.001} | changes
-        for s in (0, 1)
-        for (a, b), value in pairs.items()
-    ]
-
-
-def test_c1_compares_the_overlap_of_tasks_with_halves_and_chance_in_every_space() -> None:
-    """Of the largest batches, in the trained network."""
-    rows = overlaps() + overlaps(space="lora", chance=0.01)
-    rows += overlaps(batch_size=8, overlap=0.9) + overlaps(point="ascent", overlap=0.9)
-    (table,) = rank(rows).breakdowns
-    assert [row["space"] for row in table.rows] == ["full", "lora"]
-    for row, chance in zip(table.rows, (0.001, 0.01), strict=True):
-        assert row["two tasks"] == pytest.approx(0.15)
-        assert row["two halves of one task"] == pytest.approx(0.6)
-        assert row["chance"] == pytest.approx(chance)
-    assert rank([row for row in rows if row["task"] == row["other"]]).breakdowns == ()
-
-
-def test_an_axis_of_a_fraction_runs_from_0_to_1() -> None:
-    rows = energy([0.6, 0.61, 0.62], ceiling=0.9)
-    for chart, axis in ((energy_chart, "y"), (task_chart, "x")):
-        layers = chart(rows).to_dict()["layer"]  # type: ignore[attr-defined]
-        domains = [layer["encoding"][axis]["scale"]["domain"] for layer in layers]
-        assert domains == [[0, 1]] * len(layers)
-
-
-def test_c1_looks_at_the_trained_network_only() -> None:
-    rows = energy([0.6, 0.61, 0.62]) + energy([0.0, 0.0, 0.0], point="wrong-answers")
-    assert rank(rows).verdict == "supported"
-
-
-@pytest.mark.parametrize("highest", ["null_gaussian", "null_shuffle"])
-def test_c1_is_held_against_the_highest_null(highest: str) -> None:
-    finding = rank(energy([0.60, 0.61, 0.62], **{highest: 0.9}))
-    assert finding.verdict == "contradicted"
-    assert finding.reference_estimate.value == pytest.approx(0.9)
-
-
-@pytest.mark.parametrize(
-    ("values", "null", "line"),
-    [([0.3, 0.7], 0.01, "above 0.4"), ([0.5, 0.51], 0.49, "above the upper end of every")],
-)
-def test_c1_says_which_line_its_interval_crosses(
-    values: list[float], null: float, line: str
-) -> None:
-    finding = rank(energy(values, null))
-    assert (finding.verdict, line in finding.why) == ("undecided", True)
-
-
-def test_c1_names_no_batches_where_it_has_none() -> None:
-    assert rank([]).quantity.endswith("in the top 10 directions")
-
-
-def test_c1_warns_where_some_halves_are_of_the_same_examples() -> None:
-    rows = [*energy([0.6, 0.61, 0.62]), {"table": "notes", "note": "another"}]
-    before = rank(rows).notes
-    more = rank([*rows, {"table": "notes", "note": f"a: {SAME_EXAMPLES}"}]).notes
-    assert (more[:-1], len(more)) == (before, len(before) + 1)
-
-
-def drifts(ratios: list[float], control: float, space: str = "full") -> list[dict[str, object]]:
-    base = {"table": "drift", "kind": "gradients", "lag": 100, "mode": "recovery", "space": space}
-    return [
-        base | {"optimizer": "adam:1e-3", "seed": s, "ratio": r, "control": control}
-        for s, r in enumerate(ratios)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("ratios", "control", "verdict"),
-    [
-        ([0.30, 0.31, 0.32], 1.0, "supported"),
-        ([0.90, 0.91, 0.92], 1.0, "contradicted"),
-        ([0.50, 0.70, 0.90], 1.0, "undecided"),
-        ([0.30, 0.31, 0.32], 0.9, "undecided"),
-    ],
-)
-def test_c3(ratios: list[float], control: float, verdict: str) -> None:
-    assert drift(drifts(ratios, control)).verdict == verdict
-
-
-def half_life(space: str, low: float, high: float | None) -> dict[str, object]:
-    keys = {"table": "half_life", "kind": "gradients", "mode": "recovery", "space": space}
-    ends = {"steps": None, "steps_low": low, "steps_high": high, "longest": 200}
-    return {**keys, "optimizer": "adam:1e-3", **ends}
-
-
-LIFE = ("half-life above", "half-life at most", "runs halved", "runs", "longest lag")
-
-
-def test_c3_tells_spaces_with_the_same_optimiser_apart() -> None:
-    rows = drifts([0.2, 0.2, 0.2], 1.0)
-    rows += [row | {"chance": 0.125} for row in drifts([0.4, 0.4, 0.4], 0.96875, space="lora")]
-    rows.append(half_life("lora", 100.0, None))
-    (table,) = drift(rows).breakdowns
-    numbers = ("space", "ratio", "seeds", "frozen control", "random basis")
-    assert [tuple(row[name] for name in numbers) for row in table.rows] == [
-        ("full", pytest.approx(0.2), 3, 1.0, None), ("lora", pytest.approx(0.4), 3, 0.96875, 0.125)
-    ]  # fmt: skip
-    assert [tuple(row[name] for name in LIFE) for row in table.rows] == [
-        (None, None, 0, 0, None), (100.0, None, 0, 1, 200)
-    ]  # fmt: skip
-
-
-def test_c3_warns_of_damage_that_did_nothing_with_the_first_reason() -> None:
-    rows = [{"table": "notes", "seed": 0, "note": "weights measured in torch.float32"}]
-    assert drift([*drifts([0.2, 0.2], 1.0), *rows]).notes == ()
-    reasons = ("the loss went from 1.85 to 1.56", "the loss went from 1.85 to 1.60")
-    rows += [{"table": "notes", "note": f"labels left out: {reason}"} for reason in reasons]
-    (caution,) = drift([*drifts([0.2, 0.2], 1.0), *rows]).notes
-    assert all(words in caution for words in ("labels", "2 times", reasons[0]))
 
 
 def captures(basis: str, values: list[float], **changes: object) -> list[dict[str, object]]:
@@ -525,45 +339,6 @@ def test_c4_shows_the_dimension_that_comes_closest_and_not_the_widest_interval()
     assert "at k = 5" in finding.why
 
 
-@pytest.mark.parametrize(
-    ("ends", "bracket"),
-    [
-        ([(50.0, 100.0), (100.0, None), (100.0, None)], (50.0, 100.0, 1, 3, 200)),
-        ([(50.0, 100.0), (5.0, 10.0), (20.0, 50.0)], (5.0, 100.0, 3, 3, 200)),
-        ([(0.0, 1.0), (0.0, 1.0), (0.0, 1.0)], (0.0, 1.0, 3, 3, 200)),
-        ([(100.0, None), (200.0, None), (200.0, None)], (100.0, None, 0, 3, 200)),
-    ],
-)
-def test_half_lives_of_several_runs_are_one_bracket_around_all(
-    ends: list[tuple[float, float | None]], bracket: tuple[float | None, ...]
-) -> None:
-    lives = [half_life("full", low, high) for low, high in ends]
-    (table,) = drift(drifts([0.5, 0.6, 0.7], 1.0) + lives).breakdowns
-    (row,) = table.rows
-    assert tuple(row[name] for name in LIFE) == bracket
-    assert row["ratio"] == pytest.approx(0.6)
-
-
-def test_stored_half_lives_between_two_looks_are_read_as_brackets() -> None:
-    """Also of updates, which are not measured within the first window."""
-    keys = {"seed": 0, "space": "full", "mode": "m", "task": "t", "optimizer": "o", "k": 2}
-    rows: list[dict[str, object]] = []
-    looks = {"gradients": {1: 0.9, 10: 0.4, 100: 0.1}, "updates": {30: 0.2, 60: 0.1}}
-    for kind, ratios in looks.items():
-        own = {**keys, "kind": kind}
-        for lag, ratio in ratios.items():
-            rows.append({"table": "drift", **own, "lag": lag, "ratio": ratio, "displacement": 0.1})
-        rows.append({"table": "half_life", **own, "steps": 8.2, "distance": 0.09, "longest": 100.0})
-    before = [dict(row) for row in rows]
-    found = [row for row in basis_drift.EXPERIMENT.reread(rows) if row["table"] == "half_life"]
-    assert rows == before
-    assert [str(brackets.bracket_of(row)) for row in found] == ["between 1 and 10", "at most 30"]
-    assert [row["steps"] for row in found] == [None, None]
-    assert [row["distance_high"] for row in found] == [0.1, 0.1]
-    # Rows that have brackets already are left unchanged.
-    assert basis_drift.EXPERIMENT.reread(found) == found
-
-
 def test_a_run_that_has_ended_stays_at_its_last_loss() -> None:
     group = {"optimizer": "adam:1e-3", "protocol": "ascent", "space": "full", "replicate": 0}
     short = {**group, "seed": 0, "task": "sort"}
@@ -577,10 +352,6 @@ def test_a_run_that_has_ended_stays_at_its_last_loss() -> None:
 
 def test_rules_at_equality() -> None:
     """An interval that touches its limit is not beyond it."""
-    assert rank(energy([1.0, 1.0], null=1.0)).verdict == "undecided"
-    assert rank(energy([0.5, 0.5], null=0.5)).verdict == "undecided"
-    assert drift(drifts([0.7, 0.7], 1.0)).verdict == "undecided"
-    assert drift(drifts([0.3, 0.3], 0.95)).verdict == "undecided"
     for static, prefix in ((0.25, 0.6), (0.125, 0.125)):
         rows = captures("other tasks", [static] * 2) + captures("prefix", [prefix] * 2)
         assert fixed_plane(rows).verdict == "undecided"
@@ -672,14 +443,6 @@ def test_one_row_has_a_deviation_and_its_limit() -> None:
     shown = values(scale.deviation_chart([row]))
     assert [row["at"] for row in shown if "at" in row] == [0.3]
     assert [row["deviation"] for row in shown if "deviation" in row] == [0.1]
-
-
-def test_the_drift_chart_names_the_space_where_there_are_several() -> None:
-    for spaces, named in ((["full"], False), (["full", "lora"], True)):
-        rows = [row for space in spaces for row in drifts([0.5, 0.5], 1.0, space=space)]
-        paths = {row["path"] for row in values(drift_chart(rows)) if "path" in row}
-        wanted = {f"adam:1e-3, {space}" if named else "adam:1e-3" for space in spaces}
-        assert paths == {*wanted, "frozen control", "threshold"}
 
 
 def test_without_a_measured_prefix_no_k_is_named() -> None:

@@ -13,7 +13,7 @@ def bases_chart(rows: Rows) -> object:
     captures = comparable(rows)
     k = reach(captures)
     return dots(
-        over_seeds(captures, by=("basis", "optimizer", "space"), value="captured"),
+        over_seeds(captures, by=("basis", "optimizer", "space"), value="captured", least=0.0),
         x=Axis("value", f"captured fraction, k = {k} (or all of a smaller basis)", domain=(0, 1)),
         row=Axis("basis", "basis"),
         colour=Axis("optimizer", "optimiser"),
@@ -31,7 +31,7 @@ def prefix_chart(rows: Rows) -> object:
         "walk_share": "random walk",
         "ceiling": "replicate's PCA (ceiling)",
     }
-    table = series_over_seeds(prefixes, by=("k", "space"), values=labels)
+    table = series_over_seeds(prefixes, by=("k", "space"), values=labels, least=0.0)
     return lines(
         table,
         x=Axis("k", "first k updates", log=True),
@@ -43,7 +43,7 @@ def prefix_chart(rows: Rows) -> object:
 
 def function_chart(rows: Rows) -> object:
     """Captured displacement against regained loss, basis by basis."""
-    table = over_seeds(comparable(rows), by=("basis", "space"), value="captured")
+    table = over_seeds(comparable(rows), by=("basis", "space"), value="captured", least=0.0)
     gains = {
         (row["basis"], row["space"]): row["value"]
         for row in over_seeds(comparable(rows), by=("basis", "space"), value="regained")

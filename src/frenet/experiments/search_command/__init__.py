@@ -62,8 +62,6 @@ class SearchConfig(TaskReadingConfig, LoadingConfig):
     of 46 candidates."""
     seed: int = 0
     """Seed of adapter, examples and noise."""
-    max_length: int = 256
-    """Longest text in tokens; longer prompts lose their beginning."""
 
 
 def cells(config: SearchConfig) -> list[Cell]:

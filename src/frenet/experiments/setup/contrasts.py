@@ -71,8 +71,6 @@ class SteeringConfig(ReadingConfig, LoadingConfig):
     """Most prompts in each of the four parts: push, moved, choose, report."""
     blocks: tuple[int, ...] = ()
     """Blocks to measure, counted from 0. Empty: all."""
-    max_length: int = 256
-    """Longest prompt in tokens; longer ones lose their beginning."""
 
     @property
     def preparing_steps(self) -> int:

@@ -97,9 +97,8 @@ def layer_chart(rows: Rows) -> object:
         "shuffled": "labels shuffled, 95%",
         "matched": "random of equal covariance, 95%",
     }
-    table = series_over_seeds(
-        select(rows, part="report", push="own"), by=("behaviour", "block"), values=measured
-    )
+    own = select(rows, part="report", push="own")
+    table = series_over_seeds(own, by=("behaviour", "block"), values=measured, least=-1.0)
     return lines(
         table,
         x=Axis("block", "block", whole=True),
@@ -118,7 +117,8 @@ def chosen_chart(rows: Rows) -> object:
         "other": "other answer's step",
         "null": "higher null, 95%",
     }
-    table = series_over_seeds(reported(_tagged(rows)), by=("behaviour",), values=measured)
+    tagged = reported(_tagged(rows))
+    table = series_over_seeds(tagged, by=("behaviour",), values=measured, least=-1.0)
     return dots(
         table,
         x=Axis("value", "cosine at the chosen block", domain=(-1, 1)),
