@@ -1,6 +1,5 @@
 """The rules that decide the claims, on rows made for them."""
 
-from dataclasses import replace
 
 import pytest
 
@@ -19,9 +18,6 @@ from frenet.experiments.direction_scale import figures as scale
 from frenet.experiments.gradient_rank.findings import SAME_EXAMPLES, energy_chart, task_chart
 from frenet.experiments.gradient_rank.findings import decide as rank
 from frenet.experiments.intervals import breakdown, estimate, fraction, high, low, over_seeds
-from frenet.experiments.recovery_basis import findings as recovery_findings
-from frenet.experiments.recovery_basis.figures import held
-from frenet.experiments.recovery_basis.findings import fixed_plane, prefix_span
 from frenet.experiments.setup import brackets
 
 
@@ -286,238 +282,6 @@ def test_c3_warns_of_damage_that_did_nothing_with_the_first_reason() -> None:
     assert all(words in caution for words in ("labels", "2 times", reasons[0]))
 
 
-def captures(basis: str, values: list[float], **changes: object) -> list[dict[str, object]]:
-    base = {"table": "capture", "basis": basis, "k": 10, "space": "lora", "optimizer": "adam:1e-3"}
-    context = {"walk_share": 0.3, "k_over_stop": 0.2, "protocol": "noise"}
-    return [
-        base | context | {"seed": s, "captured": v, "lift": v / 0.3} | changes
-        for s, v in enumerate(values)
-    ]
-
-
-PREFIX = [0.60, 0.61, 0.62]
-
-
-@pytest.mark.parametrize(
-    ("static", "prefix", "verdict"),
-    [
-        ([0.10, 0.11, 0.12], PREFIX, "supported"),
-        ([0.30, 0.31, 0.32], PREFIX, "contradicted"),
-        ([0.10, 0.11, 0.12], [0.05, 0.06, 0.07], "contradicted"),
-        ([0.10, 0.20, 0.30], PREFIX, "undecided"),
-    ],
-)
-def test_c2(static: list[float], prefix: list[float], verdict: str) -> None:
-    rows = captures("other tasks", static) + captures("prefix", prefix)
-    assert fixed_plane(rows).verdict == verdict
-
-
-def test_c2_takes_the_best_static_basis_and_no_basis_from_the_damaged_point() -> None:
-    rows = captures("prefix", PREFIX) + captures("other tasks", [0.01, 0.01, 0.01])
-    rows += captures("damage direction", [0.10, 0.11, 0.12], k=1)
-    rows += captures("gradients at damage", [0.9, 0.9, 0.9])
-    finding = fixed_plane(rows)
-    assert finding.verdict == "supported"
-    assert "damage direction" in finding.quantity
-
-
-def test_c2_compares_bases_on_the_same_recoveries() -> None:
-    """One that is over too soon for k = 10 has the damage direction, and no prefix to compare."""
-    rows = captures("prefix", PREFIX) + captures("gradients at start", [0.2, 0.21, 0.22])
-    rows += captures("damage direction", [0.1, 0.1, 0.1], k=1)
-    short = captures("damage direction", [0.9, 0.9, 0.9], k=1, optimizer="sgd:1")
-    short += captures("prefix", PREFIX, k=5, optimizer="sgd:1")
-    finding = fixed_plane(rows + short)
-    assert "gradients at start" in finding.quantity
-    assert finding.estimate == fixed_plane(rows).estimate
-    _, apart = finding.breakdowns
-    assert [row["optimizer"] for row in apart.rows] == ["adam:1e-3"]
-    # If no recovery is long enough for k = 10, all are compared at the largest k that they have.
-    alone = fixed_plane(short)
-    assert alone.verdict == "contradicted"
-    assert "k = 5" in alone.quantity
-
-
-def test_c2_holds_where_it_holds_in_every_space() -> None:
-    """And shows the space with the higher capture; a mean over both would hide it."""
-    lora = captures("prefix", PREFIX) + captures("other tasks", [0.01, 0.02, 0.03])
-    for static, verdict in ((0.1, "supported"), (0.25, "undecided"), (0.5, "contradicted")):
-        values = [static - 0.01, static, static + 0.01]
-        full = captures("prefix", PREFIX, space="full")
-        full += captures("gradients at start", values, space="full")
-        finding = fixed_plane(lora + full)
-        assert finding.verdict == verdict
-        assert finding.estimate.value == pytest.approx(static)
-        assert "(gradients at start), k = 10, full space" in finding.quantity
-        spaces = finding.breakdowns[0].rows
-        named = [(row["space"], row["basis"], row["k"], row["verdict"]) for row in spaces]
-        assert named == [
-            ("full", "gradients at start", 10, verdict), ("lora", "other tasks", 10, "supported")
-        ]  # fmt: skip
-        # Of both: standard error 0.01 / sqrt(3), t(2) = 4.302653.
-        half = 4.302652729911275 * 0.01 / 3**0.5
-        for row, captured in zip(spaces, (static, 0.02), strict=True):
-            held = [row[name] for name in ("captured", "captured, low", "captured, high")]
-            assert held == pytest.approx([captured, max(0, captured - half), captured + half])
-            kept = [row[name] for name in ("prefix", "prefix, low", "prefix, high")]
-            assert kept == pytest.approx([0.61, 0.61 - half, 0.61 + half])
-    assert "verdict" not in fixed_plane(lora).breakdowns[0].rows[0]
-
-
-def recoveries(statuses: list[str], **changes: object) -> list[dict[str, object]]:
-    """Rows of recoveries that go with captures(), one replicate for each status."""
-    base = {"table": "recovery", "space": "lora", "optimizer": "adam:1e-3", "protocol": "noise"}
-    return [
-        base | {"seed": s, "status": status, "replicate": r, "stop": 40} | changes
-        for s in (0, 1, 2)
-        for r, status in enumerate(statuses)
-    ]
-
-
-def test_c2_counts_the_cases_that_it_stands_on_and_says_why_others_do_not_count() -> None:
-    rows = captures("prefix", PREFIX) + captures("other tasks", [0.1, 0.1, 0.1])
-    rows += recoveries(["recovered", "recovered"])
-    held, apart = fixed_plane(rows).breakdowns
-    rows += recoveries(["recovered", "recovered"], optimizer="sgd:1")
-    rows += recoveries(["not damaged"], protocol="zeroed-head")
-    rows += recoveries(["recovered", "not recovered"], protocol="ascent")
-    rows += recoveries(["shallow", "recovered"], protocol="labels")
-    *same, outcomes = fixed_plane(rows).breakdowns
-    assert same == [held, apart]
-    assert [(row["cases"], row["of"]) for row in outcomes.rows] == [(3, 15)] * 5
-    named = [str(row["outcome"]) for row in outcomes.rows]
-    assert "29 steps that k = 10" in named[1]
-    assert named[2:] == ["not damaged by zeroed-head", "not recovered", "shallow"]
-
-
-def test_c4_warns_on_how_many_recoveries_it_stands() -> None:
-    rows = captures("prefix", [0.8, 0.8, 0.8], k=5, replicate=0)
-    rows += recoveries(["recovered"])
-    assert prefix_span(rows).notes == ()
-    rows += recoveries(["recovered"], optimizer="adam:1") + recoveries(["recovered"], space="full")
-    (caution,) = prefix_span(rows).notes
-    assert all(words in caution for words in ("k = 5", "3 of the 6", "15 steps"))
-    rows += recoveries(["not recovered"], optimizer="adam:9", stop=None)
-    lost, same = prefix_span(rows).notes
-    assert ("3 of 9" in lost, same) == (True, caution)
-
-
-def test_c2_and_c4_say_what_each_damage_and_optimiser_gave() -> None:
-    rows = captures("prefix", [0.8, 0.8, 0.8]) + captures("prefix", [0.4] * 3, protocol="labels")
-    rows += captures("prefix", [0.6] * 3, optimizer="sgd:1")
-    conditions = [("lora", "noise", "adam:1e-3"), ("lora", "labels", "adam:1e-3")]
-    conditions += [("lora", "noise", "sgd:1")]
-    for finding, name in ((fixed_plane(rows), "prefix"), (prefix_span(rows), "captured")):
-        parts = finding.breakdowns[-1].rows
-        assert [r["recoveries"] for r in parts] == [3, 3, 3]
-        assert [(r["space"], r["protocol"], r["optimizer"]) for r in parts] == conditions
-        assert [r[name] for r in parts] == pytest.approx([0.8, 0.4, 0.6])
-
-
-def test_c2_lists_capture_and_function_of_every_basis_and_names_where_they_disagree_most() -> None:
-    rows = captures("prefix", PREFIX, regained=0.62, regained_full=0.9, chance=0.01)
-    assert fixed_plane(rows).notes == ()
-    rows += captures("gradients at start", [0.3, 0.3, 0.3], regained=0.5)
-    rows += captures("damage direction", [0.01, 0.01, 0.01], k=1, regained=0.9)
-    finding = fixed_plane(rows)
-    caution = finding.notes[-1]
-    assert all(words in caution for words in ("damage direction", "lora", "0.010", "0.90"))
-    held = finding.breakdowns[0].rows
-    assert [(row["basis"], row["k"], row["recoveries"]) for row in held] == [
-        ("prefix", 10, 3), ("gradients at start", 10, 3), ("damage direction", 1, 3)
-    ]  # fmt: skip
-    assert [row["captured"] for row in held] == pytest.approx([0.61, 0.3, 0.01])
-    assert [row["loss regained"] for row in held] == pytest.approx([0.62, 0.5, 0.9])
-    whole = held[0]["regained by the whole displacement"]
-    assert (whole, held[0]["chance"]) == pytest.approx((0.9, 0.01))
-
-
-@pytest.mark.parametrize(("regained", "said"), [(0.70, False), (0.72, True)])
-def test_capture_and_function_disagree_from_a_difference_of_0_1(regained: float, said: bool):
-    rows = captures("prefix", PREFIX, regained=regained)  # captured: 0.61 in the mean
-    assert any("is not function" in note for note in fixed_plane(rows).notes) is said
-
-
-def test_c2_warns_where_a_static_basis_is_not_small() -> None:
-    """The largest of each damage and optimiser counts; 0.25 itself is not small."""
-    rows = captures("prefix", PREFIX) + captures("task vectors", [0.1, 0.1, 0.1])
-    rows += captures("prefix", PREFIX, optimizer="sgd:1")
-    assert fixed_plane(rows).notes == ()
-    held = (("a", 0.25, 0.125), ("b", 0.24, 0.0), ("c", 0.0, 0.5))
-    rows += [
-        row
-        for optimizer, other, vectors in held
-        for basis, value in (("other tasks", other), ("task vectors", vectors), ("prefix", 0.75))
-        for row in captures(basis, [value] * 2, optimizer=optimizer)
-    ]
-    finding = fixed_plane(rows)
-    (caution,) = finding.notes
-    assert all(words in caution for words in ("2 of 4", "0.25", "0.50"))
-    table = {row["optimizer"]: row for row in finding.breakdowns[-1].rows}
-    for optimizer, other, vectors in held:
-        assert table[optimizer]["other tasks"] == pytest.approx(other)
-        assert table[optimizer]["task vectors"] == pytest.approx(vectors)
-
-
-@pytest.mark.parametrize(
-    ("static", "prefix", "line"), [(0.25, 0.125, "the prefix"), (0.5, 0.125, "0.25")]
-)
-def test_c2_says_below_what_its_best_static_basis_is_not(
-    static: float, prefix: float, line: str
-) -> None:
-    rows = captures("other tasks", [static] * 2) + captures("prefix", [prefix] * 2)
-    finding = fixed_plane(rows)
-    assert (finding.verdict, line in finding.why) == ("contradicted", True)
-
-
-def test_capture_and_function_disagree_by_0_1_itself() -> None:
-    rows = captures("prefix", [0.0, 0.0], regained=0.1)
-    assert any("is not function" in note for note in fixed_plane(rows).notes)
-
-
-def test_c4_breaks_down_what_it_has_up_to_k_10() -> None:
-    """A condition of larger k alone has no number."""
-    rows = captures("prefix", [0.8] * 3) + captures("prefix", [0.1] * 3, space="full")
-    rows += captures("prefix", [0.9] * 3, k=16, optimizer="sgd:2")
-    (table,) = prefix_span(rows).breakdowns
-    assert [(row["k"], row["captured"] is None) for row in table.rows] == [
-        (10, False), (10, False), (0, True)
-    ]  # fmt: skip
-
-
-def test_a_half_is_not_most_of_a_recovery(monkeypatch: pytest.MonkeyPatch) -> None:
-    reaching = replace(recovery_findings.REACHING, within=(0.5, 1.0))
-    monkeypatch.setattr(recovery_findings, "REACHING", reaching)
-    assert prefix_span(captures("prefix", [0.5, 0.5], lift=2.0)).verdict == "undecided"
-    assert prefix_span(captures("prefix", [0.75, 0.75], lift=2.0)).verdict == "supported"
-
-
-@pytest.mark.parametrize(
-    ("values", "lift", "verdict"),
-    [
-        ([0.80, 0.81, 0.82], 2.0, "supported"),
-        ([0.80, 0.81, 0.82], 1.0, "undecided"),
-        ([0.45, 0.50, 0.60], 2.0, "contradicted"),
-        ([0.30, 0.50, 0.80], 2.0, "undecided"),  # wide enough to reach 0.77, and below 0.5
-        ([0.40, 0.41, 0.42], 2.0, "contradicted"),
-        ([0.40], 2.0, "undecided"),
-    ],
-)
-def test_c4(values: list[float], lift: float, verdict: str) -> None:
-    assert prefix_span(captures("prefix", values, lift=lift)).verdict == verdict
-
-
-def test_c4_lists_each_condition_at_its_largest_k_up_to_10() -> None:
-    rows = [
-        row
-        for k, values in ((5, [0.5] * 3), (10, [0.75] * 3), (16, [0.9] * 3))
-        for row in captures("prefix", values, k=k, rest=0.25)
-    ]
-    (part,) = prefix_span(rows).breakdowns[0].rows
-    assert (part["k"], part["captured"], part["recoveries"]) == (10, 0.75, 3)
-    assert (part["random walk"], part["captured of the rest"]) == (pytest.approx(0.3), 0.25)
-
-
 def test_a_prediction_that_a_search_lacks_is_left_empty() -> None:
     """A sigma beyond the trusted range has gains but no prediction."""
     rows = best("all", RIGHT, 1.0) + best("random:10", RIGHT, 1.0)
@@ -525,21 +289,6 @@ def test_a_prediction_that_a_search_lacks_is_left_empty() -> None:
     near, far = parts(searched(bare), BANDS)
     assert (near["predicted gain"], far["predicted gain"]) == (1.0, None)
     assert far["gain of the best of 8"] == pytest.approx(1.01)
-
-
-def test_c4_is_about_lora() -> None:
-    rows = captures("prefix", [0.80, 0.81, 0.82], space="full", lift=2.0)
-    assert prefix_span(rows).verdict == "undecided"
-
-
-def test_c4_shows_the_dimension_that_comes_closest_and_not_the_widest_interval() -> None:
-    wide = captures("prefix", [0.6, 0.65, 0.7], k=2, lift=2.0)
-    narrow = captures("prefix", [0.76, 0.77, 0.78], k=5, lift=2.0)
-    finding = prefix_span(wide + narrow)
-    assert finding.quantity == "LoRA recovery captured by the first 5 updates"
-    assert finding.estimate is not None
-    assert finding.estimate.value == pytest.approx(0.77)
-    assert "at k = 5" in finding.why
 
 
 @pytest.mark.parametrize(
@@ -579,17 +328,6 @@ def test_stored_half_lives_between_two_looks_are_read_as_brackets() -> None:
     assert [row["distance_high"] for row in found] == [0.1, 0.1]
     # Rows that have brackets already are left unchanged.
     assert basis_drift.EXPERIMENT.reread(found) == found
-
-
-def test_a_run_that_has_ended_stays_at_its_last_loss() -> None:
-    group = {"optimizer": "adam:1e-3", "protocol": "ascent", "space": "full", "replicate": 0}
-    short = {**group, "seed": 0, "task": "sort"}
-    long = {**group, "seed": 1, "task": "sort"}
-    rows = [{**short, "step": 0, "loss": 3.0}, {**short, "step": 2, "loss": 1.0}]
-    rows += [{**long, "step": s, "loss": 4.0 - s} for s in (0, 1, 4)]
-    found = {(row["seed"], row["step"]): row["loss"] for row in held(rows)}
-    assert [found[0, s] for s in (0, 1, 2, 4)] == [3.0, 2.0, 1.0, 1.0]
-    assert [found[1, s] for s in (0, 1, 2, 4)] == [4.0, 3.0, 2.0, 0.0]
 
 
 def best(
@@ -990,10 +728,6 @@ def test_the_drift_chart_names_the_space_where_there_are_several() -> None:
         assert paths == {*wanted, "frozen control", "threshold"}
 
 
-def test_without_a_measured_prefix_no_k_is_named() -> None:
-    assert prefix_span([]).quantity == "LoRA recovery captured by the first few updates"
-
-
 def test_what_a_measure_is_compared_with_is_of_the_same_cases() -> None:
     """The control of a case without the measure says nothing about the others."""
     rows = [
@@ -1015,11 +749,3 @@ def test_c5_is_open_if_no_case_of_some_number_of_directions_can_be_compared() ->
     unbracketed = [row | {"factor": 4.0, "unit": "trusted"} for row in bare]
     finding = searched(rows + unbracketed)
     assert (finding.verdict, "1000 random directions" in finding.why) == ("undecided", True)
-
-
-def test_c2_is_open_for_a_space_whose_recoveries_do_not_count() -> None:
-    rows = captures("other tasks", [0.01] * 3) + captures("prefix", [0.6] * 3)
-    assert fixed_plane(rows).verdict == "supported"
-    lost = {"table": "recovery", "seed": 0, "task": "a", "protocol": "p", "optimizer": "o"}
-    finding = fixed_plane([*rows, {**lost, "space": "other", "status": "not recovered"}])
-    assert (finding.verdict, "in the other space" in finding.why) == ("undecided", True)
