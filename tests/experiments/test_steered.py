@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from experiments.parts import parts
-from frenet.experiments.experiment import Cell
+from frenet.experiments import EXPERIMENTS
+from frenet.experiments.experiment import MODEL, Cell
 from frenet.experiments.setup.contrast_notes import cautions, known_labels
 from frenet.experiments.setup.contrasts import (
     ONE_MODEL,
@@ -75,7 +76,7 @@ def subject(seed: int, *, linked: bool, rows: int = 96) -> Steered:
     for i, token in enumerate(t + 2 for t in order):
         label = token >= TOKENS // 2 if linked else i % 2 == 0
         sides = [5, token, YES], [5, token, NO]
-        items.append(Item("t", [5, token], sides, (YES, NO), label, i))
+        items.append(Item("t", [5, token], sides, label, i))
     contrast = Contrast("planted", "statements", ("yes", "no"), tuple(items))
     parts = dict(zip(PARTS, contrast.divided(4, seed=seed, rows=rows), strict=True))
     model = Planted(seed, linked=linked)
@@ -498,17 +499,19 @@ def test_pairs_have_no_answer(tmp_path):
         (effect_measure, effect_findings, c7([1.0] * 3, 10.0, 1.0)),
     ],
 )
-def test_answers_of_several_tokens_are_left_out_with_the_remedy(
+def test_answers_that_include_each_other_are_left_out_with_the_remedy(
     tmp_path, experiment, findings, measured
 ) -> None:
-    """One note in place of rows; words that the tokenizer has are measured."""
+    """One note in place of rows; other words are measured."""
     tiny_llama(width=8).save_pretrained(tmp_path)
     tiny_tokenizer(" y", " n").save_pretrained(tmp_path)
-    config = experiment.Config(model=str(tmp_path), tasks=("frenet:comparisons",), seeds=(0,))
+    config = experiment.Config(
+        model=str(tmp_path), tasks=("frenet:comparisons",), seeds=(0,), words=("yes", "yes it is")
+    )
     rows = [row for cell in cells(config) for row in experiment.run(config, cell)]
     (row,) = rows
-    assert row["note"].startswith("'Yes' (")
-    assert "several tokens to this tokenizer" in row["note"]
+    assert row["note"].startswith("to this tokenizer one answer to ")
+    assert row["note"].endswith("; pass two other words as --words to frenet run")
     finding = findings.decide(rows)
     reason = f"comparisons was left out: {row['note']}"
     assert (finding.verdict, finding.why, finding.notes) == ("undecided", reason, ())
@@ -516,3 +519,20 @@ def test_answers_of_several_tokens_are_left_out_with_the_remedy(
     assert f"{reason}." in findings.decide(other).notes
     known = dataclasses.replace(config, words=("y", "n"))
     steered(known, cells(known)[0])
+
+
+@pytest.mark.parametrize("experiment", ["step-vs-vector", "steering-effect"])
+def test_answers_of_several_tokens_are_measured(experiment, shared) -> None:
+    """stories260K: a space, which is read with the prompt, and two tokens for either answer."""
+    declared = EXPERIMENTS[experiment]
+    config = dataclasses.replace(
+        declared.settings("smoke", MODEL), model=str(shared / "models" / "stories260K"),
+        tasks=("frenet:comparisons",), blocks=(1, 4),
+    )  # fmt: skip
+    (cell,) = cells(config)
+    rows = list(declared.run(config, cell))
+    main = {"step-vs-vector": "layer", "steering-effect": "slope"}[experiment]
+    assert {row["table"] for row in rows} >= {"behaviour", main, "notes"}
+    assert any("every answer is 2 tokens; " in str(row.get("note")) for row in rows)
+    values = [v for row in rows for v in row.values() if isinstance(v, float)]
+    assert np.isfinite(values).all()

@@ -107,7 +107,7 @@ def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any
         try:
             contrast.require_answers()
         except UnansweredError as error:
-            raise UsageError(f"{error}: pass them as --words, or pass --how mean") from None
+            raise UsageError(f"{error}; pass two other words as --words, or --how mean") from None
         push, moved, contrast = contrast.divided(3, seed=0)
         rows = steering.shifted_prompts(moved)
         space = ParamSpace.select(model, lambda _, p: p.is_floating_point())

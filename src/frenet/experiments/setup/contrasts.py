@@ -157,7 +157,7 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
 
     Raises:
         ValueError: an unknown space, a block that does not exist, or too few prompts.
-        UnansweredError: an answer is several tokens.
+        UnansweredError: one answer is the beginning of the other.
     """
     from frenet.network.adapters import attach_lora
     from frenet.network.blocks import residual_blocks
@@ -195,7 +195,8 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     if beyond := [block for block in config.blocks if not 0 <= block < count]:
         raise UsageError(f"there is no block {beyond[0]}; this model has blocks 0 to {count - 1}")
     sizes = ", ".join(f"{len(part.items)} {name}" for name, part in parts.items())
-    notes += [*contrast.notes, f"{contrast.name}: {contrast.kind}; prompts: {sizes}"]
+    notes += [*contrast.notes, *contrast.answer_notes]
+    notes.append(f"{contrast.name}: {contrast.kind}; prompts: {sizes}")
     blocks = config.blocks or tuple(range(count))
     path = config.path or None
     return Steered(model.eval(), selected, blocks, parts, tokenizer, tuple(notes), path)
@@ -277,7 +278,7 @@ def left_out(cell: Cell, error: "UnansweredError") -> list[Row]:
     if cell["push"] != PUSHES[0]:
         return []
     keys: Row = {key: cell[key] for key in ("seed", "space", "behaviour")}
-    remedy = "pass such words as --words to frenet run"
+    remedy = "pass two other words as --words to frenet run"
     return [{"table": "notes", **keys, "note": f"{error}; {remedy}"}]
 
 
@@ -290,7 +291,7 @@ def describe(subject: Steered, cell: Cell, differences: "np.ndarray | None" = No
     """Rows of the tables behaviour and notes: does the model know the labels at all?
 
     Only the cells of 'own' give them, since they do not depend on the push. ``differences`` are
-    logit(positive) - logit(negative) of the reported prompts, if already computed.
+    the log-odds of the answers to the reported prompts, if already computed.
     """
     import numpy as np
     from scipy import stats

@@ -95,7 +95,7 @@ class Effects:
     Attributes:
         prompts: the reported prompts.
         kept: the ``prefixes`` of the prompts.
-        before: (n,), logit(positive) - logit(negative) without a vector.
+        before: (n,), log-odds of the answers without a vector.
         after: by kind of vector, (n, m, 2 doses), the same with each of m vectors.
         labels: (n,), whether the positive answer is right.
     """
@@ -137,7 +137,7 @@ def effects_of(dosed: Dosed) -> Effects:
 
 
 def dose_rows(dosed: Dosed, effects: Effects) -> Iterator[Row]:
-    """Mean difference of the logits and accuracy at every dose."""
+    """Mean log-odds of the answers and accuracy at every dose."""
     right = float(((effects.before > 0) == effects.labels).mean())
     before = float(effects.before.mean())
     for name, after in effects.after.items():
@@ -204,7 +204,7 @@ class Way(NamedTuple):
 
     Attributes:
         name: in rows.
-        value: the mean logit difference of some prompts at a size.
+        value: the mean log-odds of the answers to some prompts at a size.
         change: the context in which the model is changed by a size, at every token.
     """
 
