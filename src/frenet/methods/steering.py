@@ -260,6 +260,44 @@ def gradient_shift(
     )
 
 
+def group_shifts(
+    model: nn.Module,
+    prompts: Sequence[tuple[list[int], list[int]]],
+    rows: Sequence[Sequence[int]],
+    *,
+    space: ParamSpace,
+    blocks: Sequence[int],
+    groups: int,
+    path: str | None = None,
+) -> tuple[Float[Tensor, "g m l h"], Float[Tensor, " g"]]:
+    """The shifts J_l(theta) (-g_i) by the steps of groups of prompts.
+
+    Their mean, weighted by the sizes of the groups, is the shift by the step of all prompts, since
+    a shift is linear in the step. So any subset of the groups has a shift without further passes.
+
+    Args:
+        model: a decoder; left unchanged.
+        prompts: token ids of a prompt and of the answer that it is pushed to.
+        rows: token ids of the m prompts to measure the shift on.
+        space: the parameters that step.
+        blocks: l block indices.
+        groups: how many; with fewer prompts, each is a group. Each takes a gradient of its prompts
+            and a forward derivative of all rows, about three forward passes.
+        path: dotted name of the list of blocks; None: frenet looks for it.
+
+    Returns:
+        The shifts on the CPU, and the number of prompts in each of the g groups.
+    """
+    parts = [prompts[i::groups] for i in range(min(groups, len(prompts)))]
+    shifts = []
+    for part in parts:
+        # In place: memory holds few copies of a large model's weights.
+        step = push_gradient(model, part, space=space).neg_()
+        moved = activation_shift(model, rows, step, space=space, blocks=blocks, path=path)
+        shifts.append(moved.cpu())
+    return torch.stack(shifts), torch.tensor([float(len(part)) for part in parts])
+
+
 def shifted_prompts(contrast: Contrast) -> list[list[int]]:
     """Prompts to measure the shift on: statements of the negative class; all choices."""
     items = contrast.of_class(False) if contrast.kind == "statements" else contrast.items
