@@ -142,7 +142,7 @@ def test_whitened_cosines_are_those_within_the_sides(paired):
     found = whitened_cosines(sides, torch.cat([sides.difference()[None], shuffled]), s)
     for v, value in zip((sides.difference(), *shuffled), found, strict=True):
         within = torch.cov(rows.T, correction=0) - torch.outer(v, v) / 4
-        M = torch.linalg.inv((1 - rho) * within + rho * mu * torch.eye(6))
+        M = torch.linalg.inv((1 - rho) * within + rho * mu * torch.eye(6).double())
         wanted = v @ M @ s / ((v @ M @ v) * (s @ M @ s)).sqrt()
         assert float(value) == pytest.approx(float(wanted), rel=1e-9)
     torch.testing.assert_close(

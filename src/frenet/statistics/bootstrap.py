@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from frenet.statistics.intervals import finite_values, student_factor
 
 
-def centred_ends(value: float, draws: Iterable[float], *, level: float = 0.95) -> tuple[float, float]:
+def centred_ends(
+    value: float, draws: Iterable[float], *, level: float = 0.95
+) -> tuple[float, float]:
     """The quantiles of bootstrap draws, moved so that their mean is the value itself.
 
     A cosine of two means is lower, the noisier they are, and each resample adds as much noise as
