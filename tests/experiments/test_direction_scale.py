@@ -90,9 +90,11 @@ def statements(folder, *labels):
 
 def test_a_steering_vector_whose_answers_are_several_tokens(config, tmp_path):
     """Its radius is that of their log-odds, and a note says how answers are scored."""
-    given = replace(config, contrasts=statements(tmp_path, "yes", "no"))
-    rows = list(EXPERIMENT.run(given, CELL))
-    assert any(row["table"] == "radius" and row["direction"] == "steering" for row in rows)
+    at = spot(replace(config, contrasts=statements(tmp_path, "yes", "no")))
+    found = steering_direction(at)
+    assert found is not None
+    rows = list(steering_rows(at, found))
+    assert any(row["table"] == "radius" for row in rows)
     told = [str(row["note"]) for row in rows if row["table"] == "notes"]
     assert any("answers are 2 to 3 tokens; the log probability" in note for note in told)
 
