@@ -89,12 +89,11 @@ def statements(folder, *labels):
 
 
 def test_a_steering_vector_whose_answers_are_several_tokens(config, tmp_path):
-    """Its radius is that of their log-odds, and a note says how answers are scored."""
-    given = replace(config, contrasts=statements(tmp_path, "yes", "no"))
-    rows = list(EXPERIMENT.run(given, CELL))
-    assert any(row["table"] == "radius" and row["direction"] == "steering" for row in rows)
-    told = [str(row["note"]) for row in rows if row["table"] == "notes"]
-    assert any("answers are 2 to 3 tokens; the log probability" in note for note in told)
+    """Its line is that of their log-odds, and a note says how answers are scored."""
+    found = steering_direction(spot(replace(config, contrasts=statements(tmp_path, "yes", "no"))))
+    assert found is not None
+    assert {tuple(map(len, prompt.answers)) for prompt in found.prompts} == {(3, 2)}
+    assert any("answers are 2 to 3 tokens; " in note for note in found.fresh.notes)
 
 
 def test_a_steering_vector_whose_answers_include_each_other_is_left_out(config, tmp_path):

@@ -78,10 +78,9 @@ def by_hand(model, prompt, *added):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("first", [VECTORS, 0 * VECTORS, None])
-@of_any_answers
-def test_differences_are_those_of_whole_passes(family, lora, first, prompts):
+@pytest.mark.parametrize(("prompts", "lora"), [(PROMPTS, False), (PROMPTS, True), (SEVERAL, True)])
+def test_differences_are_those_of_whole_passes(family, first, prompts, lora):
     """Also for several blocks at once, and for a prompt of a single token.
 
     If no vector is added to the first block, it runs once for all variants.
@@ -153,9 +152,11 @@ def test_nothing_added_changes_nothing(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("position", ["last", "generated", "all"])
-@of_any_answers
-def test_inside_another_vector_differences_are_those_of_whole_passes(family, position, prompts):
+@pytest.mark.parametrize(
+    ("prompts", "position"),
+    [(PROMPTS, "last"), (PROMPTS, "all"), (SEVERAL, "last"), (SEVERAL, "generated")],
+)
+def test_inside_another_vector_differences_are_those_of_whole_passes(family, prompts, position):
     """Also with beginnings cached outside of it, or cached inside and used outside."""
     model, v = FAMILIES[family](), 3 * VECTORS[0]
     outer = (0, v, position)

@@ -349,27 +349,16 @@ def _from_cache(
     later = named(model, blocks[first + 1 :])
     with add(model, added, path=path), copied(later, copies, layout):
         last = run_blocks(model, _last(prompt.context), cache=cache).logits[:, -1:]
-    last = last.expand(copies, -1, -1)
-    sides = _sides(prompt.answers)
-    if not any(prompt.answers[side][1:] for side in sides):
-        return dict.fromkeys(sides, last)
-    for layer in cache.layers[: first + 1]:
-        layer.batch_repeat_interleave(copies)
-    return {
-        side: torch.cat([last, _after(model, prompt, side, copy.deepcopy(cache), copies)], 1)
-        for side in sides
-    }
-
-
-def _after(
-    model: nn.Module, prompt: Prompted, side: int, cache: Any, copies: int
-) -> Float[Tensor, "m _ v"]:
-    """Logits after the tokens of an answer, all but its last, from the cache of the prompts."""
-    ids = torch.tensor([prompt.answers[side][:-1]] * copies)
-    places = torch.arange(ids.shape[1]) + len(prompt.context)
-    batch = {"input_ids": ids, "position_ids": places.expand(copies, -1)}
-    count = ids.shape[1]
-    return run_blocks(model, batch, cache=cache, keep=count).logits[:, -count:]
+    logits = {}
+    for side in _sides(prompt.answers):
+        parts, answer = [last], prompt.answers[side]
+        own = copy.deepcopy(cache) if answer[1:] else cache
+        for end in range(1, len(answer)):
+            with copied(later, copies, layout):
+                row = run_blocks(model, _last(prompt.context + answer[:end]), cache=own)
+            parts.append(row.logits[:, -1:])
+        logits[side] = torch.cat([part.expand(copies, -1, -1) for part in parts], 1)
+    return logits
 
 
 class Cost(NamedTuple):
