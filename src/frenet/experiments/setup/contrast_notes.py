@@ -10,24 +10,21 @@ from frenet.experiments.setup.comparable import of
 from frenet.experiments.setup.contrasts import FEW
 from frenet.experiments.setup.knowledge import CHANCE, SWAPPED
 from frenet.experiments.verdicts import Condition, Criterion, Requirement, every
-from frenet.statistics.intervals import Estimate
+from frenet.statistics.intervals import Estimate, student_factor
 
 CONTRAST = ("behaviour", "space")
 PUSHED = (*CONTRAST, "push")
 # The parameters that step, as the case of a claim.
 SPACES = {"full": "with all weights", "lora": "with LoRA"}
 
-KNOWN = Criterion(
-    "the share of pairs of prompts (of choices: of prompts) that the model's own answers put right",
-    above=CHANCE,
-)
+KNOWN = Criterion("the AUC (for choices, the accuracy) of the model's own answers", above=CHANCE)
 VECTOR = Criterion("the split-half cosine of the contrast vector", above=0.3)
 SHIFT = Criterion("the split-half cosine of the gradient step's shift", above=0.3)
 PREMISES = (KNOWN, VECTOR, SHIFT)
 MORE = "more --rows make it more reliable"
 
 
-class Tested(NamedTuple):
+class Counted(NamedTuple):
     """The contrasts that a claim is judged on.
 
     Attributes:
@@ -41,7 +38,7 @@ class Tested(NamedTuple):
     left: tuple[str, ...]
 
 
-def tested(conditions: Mapping[str, Mapping[Requirement, Condition]]) -> Tested:
+def contrasts_that_count(conditions: Mapping[str, Mapping[Requirement, Condition]]) -> Counted:
     """Which contrasts count, from the premises of each.
 
     A contrast that the model does not know, or whose vectors are noise, says nothing about the
@@ -65,7 +62,7 @@ def tested(conditions: Mapping[str, Mapping[Requirement, Condition]]) -> Tested:
     left = tuple(
         f"{name} does not count: {reasons[name]}." for name in conditions if name not in names
     )
-    return Tested(names, found, left)
+    return Counted(names, found, left)
 
 
 def premises(rows: Rows, at: Rows, name: str) -> dict[Requirement, Condition]:
@@ -73,22 +70,23 @@ def premises(rows: Rows, at: Rows, name: str) -> dict[Requirement, Condition]:
 
     Args:
         rows: of one space, with those of the table behaviour.
-        at: the rows of the contrasts with ceilings.
+        at: the rows of all contrasts with ceilings.
         name: of the contrast.
     """
     runs = [
         {**row, "known": row["accuracy"] if row.get("separation") is None else row["separation"]}
         for row in select(rows, table="behaviour", behaviour=name)
     ]
-    own = select(at, behaviour=name)
-    known = over_units(runs, "known", least=0.0)
+    own, of_how_many = select(at, behaviour=name), len({row["behaviour"] for row in at})
+    known = widened(over_units(runs, "known", least=0.0), of_how_many, least=0.0)
     found: dict[Requirement, Condition] = {
         KNOWN: premise(KNOWN, known, name, "frenet steer screen shows which contrasts it knows")
     }
     if known is not None and judged(known)[1] < CHANCE:
         found[KNOWN] = Condition("fails", f"the model, asked about {name}, {SWAPPED} ({known})")
     for criterion, column in ((VECTOR, "ceiling"), (SHIFT, "ceiling_shift")):
-        found[criterion] = premise(criterion, over_units(own, column, least=-1.0), name, MORE)
+        value = widened(over_units(own, column, least=-1.0), of_how_many, least=-1.0)
+        found[criterion] = premise(criterion, value, name, MORE)
     return found
 
 
@@ -98,6 +96,29 @@ def premise(criterion: Criterion, value: Estimate | None, name: str, remedy: str
     if found.state == "holds" or not found.counted:
         return found
     return found._replace(why=f"{found.why} ({value}); {remedy}")
+
+
+def widened(
+    value: Estimate | None, contrasts: int, *, least: float | None = None
+) -> Estimate | None:
+    """An estimate with the interval of level 1 - 0.05 / k, for one of k contrasts (Bonferroni).
+
+    The claim is judged on the contrasts whose premises hold. Of many contrasts that a model does
+    not know, some have a 95% interval above chance; none has this one, in 95% of runs.
+
+    Args:
+        value: with the interval of level 0.95; its ends move away from it by the ratio of the
+            Student factors of both levels.
+        contrasts: k.
+        least: as for ``share``.
+    """
+    if value is None or value.low is None or contrasts < 2:
+        return value
+    levels = (1 - 0.05 / contrasts, 0.95)
+    wide, usual = (student_factor(value.n, level) for level in levels)
+    low, high = (value.value + (end - value.value) * wide / usual for end in judged(value))
+    shown = (low, high) if least is None else (max(low, least), min(high, 1.0))
+    return Estimate(value.value, *shown, value.n, value.unit, (low, high))
 
 
 def by_prompts(rows: Rows) -> bool:

@@ -19,15 +19,17 @@ from frenet.experiments.setup.contrast_notes import (
     CONTRAST,
     PREMISES,
     PUSHED,
+    Counted,
     by_prompts,
     by_space,
     cautions,
+    contrasts_that_count,
     known_labels,
     over_units,
     premise,
     premises,
-    tested,
     unmeasured,
+    widened,
     with_blocks,
 )
 from frenet.experiments.setup.contrasts import CEILINGS, CELL_KEYS, UNIT
@@ -86,12 +88,24 @@ def decide(rows: Rows) -> tuple[Finding, ...]:
 
 
 def _of_space(rows: Rows, slopes: Rows, case: str) -> Finding:
+    counted, decision = decision_of(rows, slopes)
+    own = [row for row in slopes if row["behaviour"] in counted.names]
+    return _finding(rows, own, case, decision, counted.left)
+
+
+def decision_of(rows: Rows, slopes: Rows) -> tuple[Counted, Decision]:
+    """The contrasts that count, and the verdict on them.
+
+    Args:
+        rows: of one space.
+        slopes: of these, the slopes of the own push.
+    """
     names = dict.fromkeys(str(row["behaviour"]) for row in slopes)
-    judged = tested({name: _premises(rows, slopes, name) for name in names})
-    counted = [row for row in slopes if row["behaviour"] in judged.names]
-    half, twice = (_linear(rows, counted, judged.names, weight) for weight in WITHIN)
-    decision = RULE.decide({HALF: HALF.of(half), TWICE: TWICE.of(twice), **judged.premises})
-    return _finding(rows, counted, case, decision, judged.left)
+    counted = contrasts_that_count({name: _premises(rows, slopes, name) for name in names})
+    own = [row for row in slopes if row["behaviour"] in counted.names]
+    half, twice = (linear(rows, own, counted.names, weight) for weight in WITHIN)
+    measured = {HALF: HALF.of(half), TWICE: TWICE.of(twice), **counted.premises}
+    return counted, RULE.decide(measured)
 
 
 def _premises(rows: Rows, slopes: Rows, name: str) -> dict[Requirement, Condition]:
@@ -104,13 +118,14 @@ def _premises(rows: Rows, slopes: Rows, name: str) -> dict[Requirement, Conditio
             if by_prompts(slopes)
             else paired(contrast, "slope", null)
         )
+        lead = widened(lead, len({row["behaviour"] for row in slopes}))
         found[criterion] = premise(criterion, lead, name, STRONGER)
         if lead is None and null == "unrelated":
             found[criterion] = Condition("open", ALONE.format(name), counted=False)
     return found
 
 
-def _linear(rows: Rows, slopes: Rows, names: tuple[str, ...], weight: float) -> Estimate | None:
+def linear(rows: Rows, slopes: Rows, names: tuple[str, ...], weight: float) -> Estimate | None:
     """The slope of the shift minus so many times that of the contrast vector."""
     if by_prompts(slopes):
         terms = (("gradient", 1.0), ("contrast", -weight))

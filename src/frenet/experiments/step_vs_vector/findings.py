@@ -16,12 +16,13 @@ from frenet.experiments.intervals import breakdown, select, series_over_seeds, s
 from frenet.experiments.setup.contrast_notes import (
     PREMISES,
     PUSHED,
+    Counted,
     by_space,
     cautions,
+    contrasts_that_count,
     known_labels,
     over_units,
     premises,
-    tested,
     unmeasured,
     with_blocks,
 )
@@ -62,19 +63,31 @@ def decide(rows: Rows) -> tuple[Finding, ...]:
 
 
 def _of_space(rows: Rows, at: Rows, case: str) -> Finding:
+    counted, decision = decision_of(rows, at)
+    own = [row for row in at if row["behaviour"] in counted.names]
+    return _finding(rows, own, case, decision, counted.left)
+
+
+def decision_of(rows: Rows, at: Rows) -> tuple[Counted, Decision]:
+    """The contrasts that count, and the verdict on them.
+
+    Args:
+        rows: of one space.
+        at: of these, the ``reported`` ones.
+    """
     names = dict.fromkeys(str(row["behaviour"]) for row in at)
-    judged = tested({name: premises(rows, at, name) for name in names})
-    counted = [row for row in at if row["behaviour"] in judged.names]
+    counted = contrasts_that_count({name: premises(rows, at, name) for name in names})
+    own = [row for row in at if row["behaviour"] in counted.names]
     decision = RULE.decide(
         {
-            SHUFFLED: _chance(SHUFFLED, counted, "p_shuffled"),
-            MATCHED: _chance(MATCHED, counted, "p_matched"),
-            OTHER: OTHER.of(over_units(counted, "lead_other")),
-            NEAR: NEAR.of(over_units(counted, "lead")),
-            **judged.premises,
+            SHUFFLED: _chance(SHUFFLED, own, "p_shuffled"),
+            MATCHED: _chance(MATCHED, own, "p_matched"),
+            OTHER: OTHER.of(over_units(own, "lead_other")),
+            NEAR: NEAR.of(over_units(own, "lead")),
+            **counted.premises,
         }
     )
-    return _finding(rows, counted, case, decision, judged.left)
+    return counted, decision
 
 
 def _chance(chance: Chance, at: Rows, column: str) -> Condition:
