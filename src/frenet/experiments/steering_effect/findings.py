@@ -70,7 +70,7 @@ def decide(rows: Rows) -> Finding:
     return Finding(
         claim="C7",
         verdict=verdict,
-        quantity="slope of the answer's logit difference for the gradient shift, over that for the "
+        quantity="slope of the answers' log-odds for the gradient shift, over that for the "
         f"contrast vector of equal norm; alike from {WITHIN[0]} to {WITHIN[1]}",
         estimate=ratio,
         reference="the same for the largest of the random vectors of equal covariance",
@@ -190,7 +190,7 @@ TABLES = {
         *_KEYS,
         Column("vector", "", "what is added at the last token of the prompt", "key"),
         Column("dose", "", "its length over the stream's root mean square norm", "key"),
-        Column("difference", "nats", "mean logit(positive) - logit(negative)", "measure", "before"),
+        Column("difference", "nats", "mean log-odds of the answers", "measure", "before"),
         Column("before", "nats", "the same without a vector", "reference"),
         Column("accuracy", "fraction", "prompts answered right", "measure", "accuracy_before"),
         Column("accuracy_before", "fraction", "without a vector", "reference"),
