@@ -7,7 +7,7 @@ from frenet.experiments.steering_effect.findings import CONTROLS, NAMES, WITHIN
 
 
 def dose_chart(rows: Rows) -> object:
-    """Change of the logit difference against dose, by vector."""
+    """Change of the log-odds against dose, by vector."""
     changed = [
         {
             **row,
@@ -21,7 +21,7 @@ def dose_chart(rows: Rows) -> object:
     return lines(
         table,
         x=Axis("dose", "dose: added vector / stream norm"),
-        y=Axis("value", "change of the log-odds (nats)"),
+        y=Axis("value", "change of log-odds (nats)"),
         facet="behaviour",
         rules=[label for label in CONTROLS if select(own, series=label)],
     )

@@ -110,15 +110,15 @@ def decision_of(rows: Rows, slopes: Rows) -> tuple[Counted, Decision]:
 
 def _premises(rows: Rows, slopes: Rows, name: str) -> dict[Requirement, Condition]:
     """Whether one contrast is known, and its vector steers more than every null."""
-    contrast = select(slopes, behaviour=name, vector="contrast")
-    found = premises(rows, contrast, name)
+    vectors = select(slopes, vector="contrast")
+    contrast, found = select(vectors, behaviour=name), premises(rows, vectors, name)
     for null, criterion in STEERS.items():
         lead = (
             _over_prompts([_contrasts(rows, name, (("contrast", 1.0), (null, -1.0)))])
             if by_prompts(slopes)
             else paired(contrast, "slope", null)
         )
-        lead = widened(lead, len({row["behaviour"] for row in slopes}))
+        lead = widened(lead, len({row["behaviour"] for row in vectors}))
         found[criterion] = premise(criterion, lead, name, STRONGER)
         if lead is None and null == "unrelated":
             found[criterion] = Condition("open", ALONE.format(name), counted=False)
@@ -268,7 +268,7 @@ TABLES = {
         *_KEYS,
         Column("vector", "", "what is added at the last token of the prompt", "key"),
         Column("dose", "", "its length over the stream's root mean square norm", "key"),
-        Column("difference", "nats", "mean logit(positive) - logit(negative)", "measure", "before"),
+        Column("difference", "nats", "mean log-odds of the answers", "measure", "before"),
         Column("before", "nats", "the same without a vector", "reference"),
         Column("accuracy", "fraction", "prompts answered right", "measure", "accuracy_before"),
         Column("accuracy_before", "fraction", "without a vector", "reference"),
