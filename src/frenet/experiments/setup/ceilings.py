@@ -62,13 +62,14 @@ def ceilings(
     For intervals, prompts are resampled by weights within each half, so that no prompt is in both.
     """
     row: Row = {}
+    product = 1.0
     for name, mean in (("ceiling", vector), ("ceiling_shift", shift)):
         splits = Splits.of(mean, config.halves, draw)
         row[name] = value = float(splits.cosines(mean))
+        product *= corrected(max(value, 0.0))
         if intervals:
             drawn = splits.cosines(mean, resamples(mean, config.resamples, draw))
             row |= ends_of(name, value, drawn)
-    product = corrected(max(row["ceiling"], 0.0)) * corrected(max(row["ceiling_shift"], 0.0))
     return row | {"reach": product**0.5}
 
 

@@ -205,16 +205,16 @@ def slope_rows(dosed: Dosed, slopes: dict[str, np.ndarray], *, resamples: int) -
             **control,
             **dosed.ceilings,
         }
-    own = [slopes[name][:, 0] for name in reversed(SHOWN)]
+    vector, shift = (slopes[name][:, 0] for name in SHOWN)
 
     def ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> Any:
         return a.mean(axis) / b.mean(axis)
 
-    low, high = interval(own, ratio)
+    low, high = interval([shift, vector], ratio)
     yield {
         "table": "ratio",
         **keys,
-        "ratio": float(ratio(*own)),
+        "ratio": float(ratio(shift, vector)),
         "ratio_low": low,
         "ratio_high": high,
         "lower": 0.5,
