@@ -10,7 +10,6 @@ import torch
 
 import frenet
 from frenet._notebook import HEADINGS, LONGEST, Shown, showable, table
-from frenet.geometry.nulls import Interval
 from frenet.geometry.theory import QuadraticModel
 from frenet.measure.loss_line import LossLine
 from frenet.measure.trajectory import Trajectory
@@ -21,6 +20,7 @@ from frenet.methods.plan import plan
 from frenet.methods.search import Gain, SearchResult
 from frenet.network.checkpoints.load import Loaded
 from frenet.runs import Run
+from frenet.statistics.intervals import Estimate
 
 HOSTILE = "<script>alert(1)</script>\x00\u202e" + "long" * 100
 
@@ -53,7 +53,7 @@ class Cells(HTMLParser):
 SPACE = frenet.ParamSpace.select(torch.nn.Linear(30, 20))
 STEPS = torch.zeros(4, SPACE.dim)
 STEPS[torch.arange(4), torch.arange(4)] = 2.0
-GAIN = Gain(-2.0, -1.5, Interval(0.5, 0.25, 0.75, 16))
+GAIN = Gain(-2.0, -1.5, Estimate(0.5, 0.25, 0.75, 16))
 SURVEY = LocalModel(QuadraticModel(1000, 0.5, 20.0, 4.0), loss=2.0, transfer=0.75, trace_error=1.5)
 
 

@@ -35,7 +35,7 @@ from frenet.runs.forecast import (
 )
 from frenet.runs.records import cell_stem
 
-CLAIMS = {f"C{i}" for i in range(1, 8)}
+CLAIMS = {"C1", "C2", "C3", "C4a", "C4b", "C5a", "C5b", "C6", "C7"}
 # Settings that make cells, or other cells.
 CELLS = ("seeds", "spaces", "protocols", "protocol", "places", "widths", "ranks")
 OFFLINE = [name for name in PRESETS if name != "gpu"]

@@ -102,7 +102,7 @@ def test_the_interval_on_the_raw_scale_decides_and_not_the_one_that_is_shown() -
 
 def test_what_has_no_interval_decides_nothing_and_is_named() -> None:
     criterion = Criterion("the ratio", above=0.5)
-    nothing, one = criterion.of(None), criterion.of(Estimate(0.9))
+    nothing, one = criterion.of(None), criterion.of(Estimate(0.9, unit="seed"))
     assert (nothing.state, one.state) == ("open", "open")
     assert (nothing.counted, one.counted) == (False, False)
     assert (nothing.needs, one.needs) == (None, Needs("seed", 1))
@@ -201,7 +201,7 @@ def test_premises_come_first_and_one_failure_is_enough(
 
 def test_one_seed_does_not_decide_that_a_claim_cannot_be_tested() -> None:
     claim, premise = Criterion("x", above=0.0), Criterion("the premise", above=0.0)
-    rule, alone = Rule((claim,), premises=(premise,)), Estimate(0.5)
+    rule, alone = Rule((claim,), premises=(premise,)), Estimate(0.5, unit="seed")
     decision = rule.decide({claim: claim.of(alone), premise: premise.of(alone)})
     assert str(decision) == "undecided (1 seed)"
 

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -7,9 +5,7 @@ from frenet.geometry.basis import random_basis
 from frenet.geometry.energy import captured_energy, unit_rows
 from frenet.geometry.linalg import gram
 from frenet.geometry.nulls import (
-    Interval,
     gaussian_like,
-    mean_interval,
     random_capture,
     random_walk_share,
     shuffled_like,
@@ -134,55 +130,6 @@ def test_signs_are_fair_and_independent():
 
 def test_sign_flip_keeps_the_size_of_every_coordinate(gradients):
     assert torch.equal(sign_flipped_like(gradients, generator(0)).abs(), gradients.abs())
-
-
-@pytest.mark.parametrize(
-    ("n", "level", "quantile"), [(2, 0.95, 12.706205), (5, 0.95, 2.776445), (31, 0.99, 2.749996)]
-)
-def test_interval_is_students(n, level, quantile):
-    values = [float(i % 3) for i in range(n)]
-    found = mean_interval(values, level=level)
-    x = torch.tensor(values).double()
-    mean, half = float(x.mean()), quantile * float(x.std()) / math.sqrt(n)
-    assert found == pytest.approx((mean, mean - half, mean + half, n), abs=1e-5)
-
-
-def test_interval_covers_as_often_as_it_says():
-    repeats, level, mean = 3000, 0.9, 2.0
-    samples = 3 * normal(repeats, 4) + mean
-    hits = [
-        low <= mean <= high for _, low, high, _ in (mean_interval(s, level=0.9) for s in samples)
-    ]
-    assert abs(sum(hits) / repeats - level) < 4 * math.sqrt(level * (1 - level) / repeats)
-
-
-def test_interval_of_equal_values_and_of_one():
-    assert mean_interval(torch.full((4,), 0.25)) == Interval(0.25, 0.25, 0.25, 4)
-    value, low, high, n = mean_interval([0.5])
-    assert (value, n) == (0.5, 1)
-    assert math.isnan(low)
-    assert math.isnan(high)
-
-
-def test_interval_does_not_depend_on_order_and_follows_shift_and_scale():
-    values = torch.tensor([0.1, 0.7, 0.3, 0.9]).double()
-    value, low, high, _ = mean_interval(values)
-    assert mean_interval(values.flip(0))[:3] == pytest.approx((value, low, high))
-    moved = (10 * value - 1, 10 * low - 1, 10 * high - 1)
-    assert mean_interval(10 * values - 1)[:3] == pytest.approx(moved)
-
-
-@pytest.mark.parametrize(
-    ("values", "level", "message"),
-    [
-        ([], 0.95, "the mean of no values is not defined"),
-        ([1.0, math.nan], 0.95, "value 1 of 2 is nan; leave it out and say so"),
-        ([1.0, 2.0], 95.0, r"level=95.0 must be between 0 and 1"),
-    ],
-)
-def test_interval_refuses_what_it_cannot_say(values, level, message):
-    with pytest.raises(ValueError, match=message):
-        mean_interval(values, level=level)
 
 
 def test_random_walk_share_is_what_a_prefix_holds_of_a_random_walk():

@@ -17,6 +17,7 @@ from frenet.methods.search import Selection, drop_duplicates, gain, random_searc
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
 from frenet.network.tasks import IGNORE, collate, evaluate
+from frenet.statistics.intervals import Estimate
 
 TASK = SyntheticTask("reverse")
 SMALL = Selection(select_size=8, test_size=16)
@@ -167,7 +168,7 @@ def test_equal_scores_are_ordered_by_their_index(model):
         model, TASK, space, noise=Noise(0.1), num_candidates=6, selection=constant
     )
     assert found.order == tuple(range(6))
-    assert found.held_out.gain == (0.0, 0.0, 0.0, 4)
+    assert found.held_out.gain == Estimate(0.0, 0.0, 0.0, 4)
     assert found.vote is None
 
 
@@ -181,6 +182,20 @@ def test_a_gain_and_its_bootstrap_by_hand():
     # Resamples are (1, 1), (1, 2), (2, 2): differences 1, 1/3, 0.
     assert found.gain.low == 0.0
     assert found.gain.high == 1.0
+
+
+def test_one_example_has_no_interval(model):
+    found = random_search(
+        model,
+        TASK,
+        ParamSpace.select(model, "ln_f.weight"),
+        noise=Noise(0.1),
+        num_candidates=2,
+        selection=Selection(lambda network, batch: 1.0, select_size=1, test_size=1),
+    )
+    assert found.held_out.gain == Estimate(0.0, None, None, 1)
+    assert "nan" not in repr(found)
+    assert "no interval; score 1 unperturbed" in found._repr_html_()
 
 
 def test_bootstrap_intervals_cover_the_mean():

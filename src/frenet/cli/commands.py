@@ -10,6 +10,7 @@ from frenet._errors import UsageError
 from frenet.cli.codes import DONE, MISTAKE, NO_RESULT
 from frenet.cli.doctor import doctor
 from frenet.cli.execution import (
+    Planned,
     execute,
     kind_asked,
     path_text,
@@ -98,7 +99,7 @@ def _run(args: list[str]) -> int:
         from frenet.runs import default_out
 
         out = work.out or default_out(experiment, config)
-        run = execute(experiment, config, out, work)
+        run = execute(Planned(experiment, config, out), work)
         report = write_report([run], out / "report.html")
         facts = {"command": "run", "report": str(report)}
         show_runs(show, [run], facts, as_json=work.json)

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 
 class Planned(NamedTuple):
-    """One experiment, and the folder that it will run into."""
+    """One experiment, the folder that it will run into, and what it was declared as beforehand."""
 
     experiment: "Experiment"
     config: Any
     out: Path
+    declared: Mapping[str, Any] | None = None
 
 
 def preset_of(args: Sequence[str], experiment: "Experiment | None" = None) -> str:
@@ -58,9 +59,7 @@ def refuse_unused(address: str | None, engine: str) -> None:
 
 
 def execute(
-    experiment: "Experiment",
-    config: Any,
-    out: Path,
+    task: Planned,
     work: Work,
     *,
     seeds: Sequence[int] | None = None,
@@ -70,9 +69,9 @@ def execute(
     from frenet.runs import run_experiment
 
     return run_experiment(
-        experiment,
-        config,
-        out,
+        task.experiment,
+        task.config,
+        task.out,
         workers=work.workers,
         threads=work.threads,
         engine=work.engine,
@@ -81,6 +80,7 @@ def execute(
         retry_failed=work.retry_failed,
         seeds=seeds,
         pool=pool,
+        declared=task.declared,
     )
 
 
@@ -109,13 +109,13 @@ def execute_all(
         for task in _leading(todo):
             # The run of all its seeds reports a failure.
             with contextlib.suppress(RunFailedError):
-                runs[task.out] = execute(*task, work, seeds=task.config.seeds[:1], pool=pool)
+                runs[task.out] = execute(task, work, seeds=task.config.seeds[:1], pool=pool)
         if runs:
             so_far(runs, todo)
         for i, task in enumerate(todo):
             before = _finished(task)
             try:
-                runs[task.out] = execute(*task, work, pool=pool)
+                runs[task.out] = execute(task, work, pool=pool)
             except RunFailedError as error:
                 runs.pop(task.out, None)
                 failed[task.out.name] = str(error)

@@ -40,13 +40,20 @@ class Reproducing(Work):
 
     plan: Switch = False
     """Only show what would run, and the time and memory that it needs."""
+    declare: Path | None = None
+    """Only write this file: rules, settings and seeds of what would run, to be committed first."""
+    registered: Path | None = None
+    """Run what such a file declares, if rules and settings are still those. Its digest is stored in
+    every run."""
 
 
 def reproduce(
     args: list[str], *, command: str = "reproduce", networks: tuple[str, ...] = ()
 ) -> int:
     """``frenet reproduce``, or a command that is one with other networks by default."""
+    from frenet._files import write_whole
     from frenet.experiments.reproduce import PRESETS, folder_names, parts
+    from frenet.experiments.reproduce.registered import declaration, read_registered
     from frenet.report import write_report
     from frenet.runs import reproduction_out
 
@@ -58,8 +65,17 @@ def reproduce(
         titles=("running", "networks"),
     )  # fmt: skip
     refuse_unused(work.address, work.engine)
+    registered = read_registered(work.registered) if work.registered else None
+    if registered is not None:
+        name, settings = registered.preset, replace(settings, seeds=registered.seeds)
     with printing(work.json) as show:
         todo = parts(settings, name)
+        if work.declare is not None:
+            file = write_whole(work.declare, declaration(todo, name), moves="--declare FILE")
+            show({"declaration": path_text(file)} if work.json else f"declaration: {file}")
+            return DONE
+        if registered is not None:
+            todo = registered.chosen(todo)
         out = work.out or reproduction_out(name, settings)
         folders = [out / folder for folder in folder_names(todo)]
         forecasts, before = _forecasts(todo, folders, name, work)
@@ -67,7 +83,15 @@ def reproduce(
         if not work.plan:
             planned = zip(todo, folders, strict=True)
             runs, failed = execute_all(
-                [Planned(part.experiment, part.config, folder) for part, folder in planned],
+                [
+                    Planned(
+                        part.experiment,
+                        part.config,
+                        folder,
+                        registered.of(part.experiment) if registered else None,
+                    )
+                    for part, folder in planned
+                ],
                 work,
                 so_far=_Reports(out / "report.html", quiet=work.quiet),
             )

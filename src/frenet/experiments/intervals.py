@@ -6,13 +6,7 @@ from types import MappingProxyType
 
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Breakdown, Row, Rows, Scalar, finite, number
-from frenet.statistics.intervals import (
-    Estimate,
-    Sample,
-    bounded_interval,
-    mean_interval,
-    student_factor,
-)
+from frenet.statistics.intervals import Estimate, bounded_interval, mean_interval
 
 
 def select(rows: Rows, **values: Scalar) -> list[Mapping[str, Scalar]]:
@@ -210,13 +204,6 @@ def paired(
         and (other := finite(row.get(second))) is not None
     ]
     return estimate(both, "margin")
-
-
-def sample_of(value: Estimate) -> Sample:
-    """Mean, spread and number of units behind an estimate with an interval."""
-    low, high = judged(value)
-    error = (high - low) / 2 / student_factor(value.n, 0.95)
-    return Sample(value.value, error * math.sqrt(value.n), value.n)
 
 
 def judged(value: Estimate) -> tuple[float, float]:

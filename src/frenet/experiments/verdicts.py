@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Decision, Needs, Verdict
-from frenet.experiments.intervals import judged, narrow, sample_of
-from frenet.statistics.intervals import Estimate
+from frenet.experiments.intervals import judged, narrow
+from frenet.statistics.intervals import Estimate, Sample
 
 if TYPE_CHECKING:
     from frenet.statistics.power import Needed
@@ -140,7 +140,7 @@ class Criterion:
         """How many units would settle it at this mean and spread."""
         from frenet.statistics import power
 
-        sample, (least, most) = sample_of(value), self.lines
+        sample, (least, most) = Sample.of(value), self.lines
         if self.within is not None:
             needed = power.units_for_equivalence(sample, lower=least, upper=most)
             return _of(value, needed, power.smallest_margin(sample))
@@ -253,9 +253,11 @@ class Rule(NamedTuple):
     against: tuple[Criterion, ...] = ()
 
     def __str__(self) -> str:
-        text = f"supported if {'; '.join(map(str, self.criteria))}"
+        text = f"Supported if {' and '.join(map(str, self.criteria))}. Contradicted if "
         if self.against:
-            text += f". Contradicted if {' and '.join(map(str, self.against))}"
+            text += " and ".join(map(str, self.against))
+        else:
+            text += "one of these fails" if len(self.criteria) > 1 else "this fails"
         if self.premises:
             text += f". Not testable unless {' and '.join(map(str, self.premises))}"
         return text

@@ -1,24 +1,13 @@
-"""Chance levels: gradients without their structure, and intervals of a mean."""
+"""Chance levels: gradients without their structure."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from scipy.special import stdtrit
 from torch import Tensor
 
 from frenet._errors import UsageError
 from frenet.geometry.linalg import norm
-
-
-class Interval(NamedTuple):
-    """A mean with its confidence limits and the number of values behind it."""
-
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 def gaussian_like(
@@ -101,42 +90,6 @@ def sign_flipped_like(G: Float[Tensor, "n d"], generator: torch.Generator) -> Fl
     device = generator.device
     signs = torch.randint(0, 2, G.shape, generator=generator, dtype=torch.float32, device=device)
     return signs.mul_(2).sub_(1).to(G.device).mul_(G.detach())
-
-
-def mean_interval(
-    values: Sequence[float] | Float[Tensor, " n"], *, level: float = 0.95
-) -> Interval:
-    """Mean of independent values with its Student t interval, m -+ t_{n-1} s / sqrt(n).
-
-    Args:
-        values: n finite numbers, usually one per seed.
-        level: coverage, in (0, 1).
-
-    Returns:
-        The mean, the limits and n; one value has no limits (NaN).
-
-    Raises:
-        ValueError: no values, a value that is not finite, or a level outside (0, 1).
-
-    Source: Student (1908), The probable error of a mean.
-
-    >>> mean_interval([1.0, 2.0, 3.0])
-    Interval(value=2.0, low=-0.484..., high=4.484..., n=3)
-    """
-    x = torch.as_tensor(values, dtype=torch.float64).cpu()
-    n = x.numel()
-    if n == 0:
-        raise UsageError("the mean of no values is not defined")
-    if not torch.isfinite(x).all():
-        first = int((~torch.isfinite(x)).nonzero()[0])
-        raise UsageError(f"value {first} of {n} is {float(x[first])}; leave it out and say so")
-    if not 0 < level < 1:
-        raise UsageError(f"level={level} must be between 0 and 1, e.g. 0.95")
-    mean = float(x.mean())
-    if n == 1:
-        return Interval(mean, float("nan"), float("nan"), 1)
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * float(x.std()) / n**0.5
-    return Interval(mean, mean - half, mean + half, n)
 
 
 def random_walk_share(norms: Float[Tensor, " t"], k: int) -> float:

@@ -189,7 +189,8 @@ def add(
                 f"{prompts} rows; pass one vector, or one per row"
             )
         rows = vector.repeat_interleave(now.copies, 0) if len(vector) > 1 else vector
-        return stream + rows[:, None] * chosen[..., None].to(stream.dtype)
+        # The chosen tokens have a factor of 1, so that the product is exact.
+        return torch.addcmul(stream, rows[:, None], chosen[..., None].to(stream.dtype))
 
     with hooked(model, tuple(vectors), put, path=path) as watch:
         yield

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
-from frenet.geometry.nulls import Interval
 from frenet.methods.candidates import Candidates, Noise, Where, space_of
 from frenet.methods.evaluation import Evaluator, predictions, row_scores
 from frenet.methods.scores import RowScores, Score, vote_scores
 from frenet.network.tasks import Batch, Task, repeatable
+from frenet.statistics.intervals import Estimate
 
 Chunk = Sequence[int]
 # An engine takes chunks of candidates, and yields each with its scores, in any order.
@@ -53,7 +53,7 @@ class Gain(NamedTuple):
 
     before: float
     after: float
-    gain: Interval
+    gain: Estimate
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,7 +93,8 @@ class SearchResult(Shown):
 
     def _summary(self) -> str:
         gain = self.held_out.gain
-        held = f"the best gains {gain.value:.4g} [{gain.low:.4g}, {gain.high:.4g}] on held-out data"
+        ends = "" if gain.low is None else f" [{gain.low:.4g}, {gain.high:.4g}]"
+        held = f"the best gains {gain.value:.4g}{ends} on held-out data"
         return f"{len(self.scores)} candidates at sigma {self.noise.sigma:.4g}, {held}"
 
     def _entries(self) -> Iterator[Fact]:
@@ -105,7 +106,8 @@ class SearchResult(Shown):
             ("gain of the top K voting", self.vote),
         ):
             if held is not None:
-                ends = f"95% interval {held.gain.low:.4g} to {held.gain.high:.4g}"
+                low, high = held.gain.low, held.gain.high
+                ends = "no interval" if low is None else f"95% interval {low:.4g} to {high:.4g}"
                 unmoved = f"score {held.before:.4g} unperturbed"
                 yield f"{name}, held-out data", held.gain.value, f"{ends}; {unmoved}"
 
@@ -264,11 +266,10 @@ def gain(before: RowScores, after: RowScores, *, seed: int, resamples: int = 200
     def difference(a: np.ndarray, b: np.ndarray, w: np.ndarray, axis: int = -1) -> np.ndarray:
         return (b.sum(axis) - a.sum(axis)) / w.sum(axis)
 
-    low = high = float("nan")
-    if count > 1:
-        interval = stats.bootstrap(
-            parts, difference, paired=True, vectorized=True, n_resamples=resamples,
-            method="percentile", rng=np.random.default_rng(seed),
-        ).confidence_interval  # fmt: skip
-        low, high = float(interval.low), float(interval.high)
-    return Gain(first, last, Interval(last - first, low, high, count))
+    if count == 1:
+        return Gain(first, last, Estimate(last - first))
+    low, high = stats.bootstrap(
+        parts, difference, paired=True, vectorized=True, n_resamples=resamples,
+        method="percentile", rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return Gain(first, last, Estimate(last - first, float(low), float(high), count))

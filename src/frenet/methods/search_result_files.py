@@ -58,8 +58,10 @@ def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Pa
         "held_out": {
             "before": result.held_out.before,
             "after": result.held_out.after,
-            # One example has no interval.
-            "gain": [end if math.isfinite(end) else None for end in result.held_out.gain],
+            "gain": [
+                part if part is not None and math.isfinite(part) else None
+                for part in result.held_out.gain[:4]
+            ],
         },
     }
     with (

@@ -8,13 +8,14 @@ from typing import Any
 from markupsafe import Markup
 
 from frenet.experiments.experiment import SYNTHETIC, Experiment, Study, kind_of
+from frenet.experiments.reproduce.registered import declared_words
 from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import figure
 from frenet.runs import Run, config_dict
 from frenet.runs.header import PACKED
 
 # Shown elsewhere on the page.
-LEFT_OUT = ("config", "experiment", "failures", "format")
+LEFT_OUT = ("config", "declared", "experiment", "failures", "format")
 
 
 def again(run: Run, experiment: Study) -> Markup:
@@ -23,9 +24,12 @@ def again(run: Run, experiment: Study) -> Markup:
     words = command_line(run, experiment).split(" ")
     shown = [part for word in words for part in (tag("span", word), " ")]
     command = tag("pre", tag("code", *shown[:-1]), class_="command", tabindex="0")
+    said = declared_words(run.manifest.get("declared"), experiment)
+    declared = [tag("p", said)] if experiment.claims else []
     made = {key: value for key, value in run.manifest.items() if key not in LEFT_OUT}
     lists = join((_pairs("Configuration", run.config), _pairs("Versions and machine", made)))
-    return tag("div", tag("h3", "How to run it again"), command, lists, class_="block")
+    title = tag("h3", "How to run it again")
+    return tag("div", title, command, *declared, lists, class_="block")
 
 
 def command_line(run: Run, experiment: Study) -> str:

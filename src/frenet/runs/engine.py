@@ -1,7 +1,7 @@
 """From an experiment and a configuration to a finished run folder."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def run_experiment(
     retry_failed: bool = False,
     seeds: Sequence[int] | None = None,
     pool: WorkerPool | None = None,
+    declared: Mapping[str, Any] | None = None,
 ) -> Run:
     """Run an experiment into a folder, resume it, or return the finished run.
 
@@ -72,6 +73,7 @@ def run_experiment(
         seeds: run only the cells of these seeds, for a first look; the run stays unfinished until
             it is called without. None: all.
         pool: worker processes that also serve other runs. Default: own ones.
+        declared: what the run was declared as beforehand (``Registered.of``); None: not at all.
 
     Returns:
         The stored run, as :func:`frenet.runs.read_run` reads it; ``failures`` may not be empty.
@@ -88,6 +90,7 @@ def run_experiment(
         if count is not None and count < 1:
             raise UsageError(f"{name}={count} is not possible; give 1 or more")
     header = describe_run(experiment, config, cells=cells, threads=threads, folder=folder)
+    header = replace(header, declared=None if declared is None else dict(declared))
     if engine == "ray":  # workers have other devices
         header = replace(header, device=None)
     stored = finished_run(folder, header)

@@ -34,7 +34,8 @@ class Header:
     """What is fixed before the first cell, and must be the same whenever the run resumes.
 
     ``device`` is None if it is unknown (on a cluster, in folders of earlier builds), and for
-    trainings, which may resume on another device.
+    trainings, which may resume on another device. ``declared``: digest of the declaration that the
+    run is made under, and the rules in it; None: not declared.
     """
 
     experiment: str
@@ -44,6 +45,7 @@ class Header:
     threads: int
     versions: dict[str, str | None]
     device: str | None = None
+    declared: dict[str, Any] | None = None
 
 
 def read_header(folder: Path) -> Header | None:
@@ -58,7 +60,7 @@ def read_header(folder: Path) -> Header | None:
     names = Header.__dataclass_fields__
     try:
         stored = read_json(file)
-        needed = {"format", *names} - {"device"}
+        needed = {"format", *names} - {"device", "declared"}
         readable = isinstance(stored, dict) and stored.get("format") in FORMATS
         if not readable or needed - set(stored):
             raise RunFolderError(
@@ -110,6 +112,7 @@ def compare_headers(folder: Path, *, stored: Header, wanted: Header, state: Stat
     if state != "empty":
         pairs += _pairs("contents of ", stored.inputs, wanted.inputs)
         pairs += [("cells", stored.cells, wanted.cells)]
+        pairs += [("a declaration", stored.declared, wanted.declared)]
     if state == "begun":
         pairs += [("threads", stored.threads, wanted.threads)]
         pairs += _pairs("version of ", stored.versions, wanted.versions)

@@ -164,6 +164,8 @@ class RunFolder:
         if fresh or self._extend:
             commits = [commit()] if fresh else commits_of(self.path)
             head = {"format": FORMAT, "started": _now(), "commits": commits, **asdict(self.header)}
+            if self.header.declared is None:
+                del head["declared"]
             write_head(self.path, head)
         with named_errors(self.path):
             if self._restart:
@@ -309,6 +311,7 @@ def describe(
         "rows_sha256": hashlib.sha256(rows.encode()).hexdigest(),
         "failures": failures,
         "inputs": header.inputs,
+        **({"declared": header.declared} if header.declared else {}),
         "versions": header.versions,
         "machine": machine(),
         "commit": commits[0] if len(commits) == 1 else None,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from frenet._errors import UsageError
 from frenet.statistics.intervals import Estimate, finite_values, student_factor
 
 
@@ -18,16 +17,16 @@ def auc_interval(
     pairs that are all in the same order.
 
     Args:
-        positive: scores of the n_+ prompts of one class.
-        negative: scores of the n_- prompts of the other class.
+        positive: scores of the n_+ units of one class, such as prompts.
+        negative: scores of the n_- units of the other class.
         level: coverage, in (0, 1).
 
     Returns:
-        The area under the ROC curve, its limits and the number of prompts. There are no limits if
-        one class has a single prompt.
+        The area under the ROC curve, its limits and the number of units. There are no limits if
+        one class has a single unit.
 
     Raises:
-        ValueError: a class without prompts, a score that is not finite, or a level outside (0, 1).
+        ValueError: a class without units, a score that is not finite, or a level outside (0, 1).
 
     Source: DeLong, DeLong and Clarke-Pearson (1988), Comparing the areas under two or more
     correlated receiver operating characteristic curves.
@@ -38,23 +37,19 @@ def auc_interval(
     import numpy as np
     from scipy import special
 
-    first, second = list(positive), list(negative)
-    if not first or not second:
-        raise UsageError(
-            f"there are {len(first)} positive and {len(second)} negative scores; pass both classes"
-        )
-    x, y = np.array(finite_values(first)), np.array(finite_values(second))
+    x = np.array(finite_values(positive, "positive score"))
+    y = np.array(finite_values(negative, "negative score"))
     above = (np.sign(x[:, None] - y) + 1) / 2
     area, pairs, n = float(above.mean()), min(len(x), len(y)), len(x) + len(y)
     if pairs == 1:
-        return Estimate(area, n=n, unit="prompt")
+        return Estimate(area, n=n)
     factor = student_factor(pairs, level)
     least = ((1 - level) / 2) ** (1 / pairs)
     if area == 1:
-        return Estimate(area, least, 1.0, n, "prompt")
+        return Estimate(area, least, 1.0, n)
     if area == 0:
-        return Estimate(area, 0.0, 1 - least, n, "prompt")
+        return Estimate(area, 0.0, 1 - least, n)
     variance = above.mean(1).var(ddof=1) / len(x) + above.mean(0).var(ddof=1) / len(y)
     half = factor * variance**0.5 / (area * (1 - area))
     low, high = special.expit(special.logit(area) + half * np.array([-1, 1]))
-    return Estimate(area, float(low), float(high), n, "prompt")
+    return Estimate(area, float(low), float(high), n)

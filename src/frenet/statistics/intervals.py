@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
     low: float | None = None
     high: float | None = None
     n: int = 1
-    unit: str = "seed"
+    unit: str = "value"
     raw: tuple[float, float] | None = None
     narrow: tuple[float, float] | None = None
 
@@ -55,12 +55,13 @@ class Sample(NamedTuple):
         """The sample behind a ``mean_interval`` of this level.
 
         Of an interval by other means, such as a bootstrap, it is the sample whose Student interval
-        is as wide. The interval must not be one for display.
+        is as wide. The raw interval counts, if there is one; the other must not be for display.
 
         >>> Sample.of(mean_interval([1.0, 2.0, 3.0])).spread
         1.0...
         """
-        value, low, high, n = estimate
+        value, n = estimate.value, estimate.n
+        low, high = estimate.raw or (estimate.low, estimate.high)
         if low is None or high is None or n < 2:
             return cls(value, 0.0, n)
         return cls(value, (high - low) / 2 / student_factor(n, level) * math.sqrt(n), n)
@@ -76,22 +77,32 @@ def sample(values: Iterable[float]) -> Sample:
     mean, n = math.fsum(x) / len(x), len(x)
     if min(x) == max(x):
         return Sample(x[0], 0.0, n)
-    return Sample(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in x) / (n - 1)), n)
+    return Sample(mean, math.hypot(*(value - mean for value in x)) / math.sqrt(n - 1), n)
 
 
-def finite_values(values: Iterable[float]) -> list[float]:
+def finite_values(values: Iterable[float], what: str = "value") -> list[float]:
     """The values as floats.
+
+    Args:
+        values: any numbers.
+        what: what each of them is, for errors.
 
     Raises:
         ValueError: no values, or a value that is not finite.
     """
     x = [float(value) for value in values]
     if not x:
-        raise UsageError("the mean of no values is not defined; pass one value per unit")
+        raise UsageError(f"there is no {what}; pass at least one")
     for i, value in enumerate(x):
         if not math.isfinite(value):
-            raise UsageError(f"value {i} of {len(x)} is {value}; leave it out and say so")
+            raise UsageError(f"{what} {i} of {len(x)} is {value}; leave it out and say so")
     return x
+
+
+def check_level(level: float) -> None:
+    """Raise ValueError for a coverage outside (0, 1)."""
+    if not 0 < level < 1:
+        raise UsageError(f"level={level} must be between 0 and 1, e.g. 0.95")
 
 
 def student_factor(n: int, level: float) -> float:
@@ -102,8 +113,7 @@ def student_factor(n: int, level: float) -> float:
     """
     from scipy import special
 
-    if not 0 < level < 1:
-        raise UsageError(f"level={level} must be between 0 and 1, e.g. 0.95")
+    check_level(level)
     return float(special.stdtrit(n - 1, (1 + level) / 2))
 
 
@@ -158,7 +168,7 @@ def bounded_interval(
     Source: Smithson and Verkuilen (2006), A better lemon squeezer, for y.
 
     >>> print(bounded_interval([0.9, 0.95, 1.0]))
-    0.95 [0.799, 1], n = 3
+    0.95 [0.807, 1], n = 3
     """
     from scipy import special
 

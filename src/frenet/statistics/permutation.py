@@ -27,7 +27,7 @@ def p_of_draws(observed: float, draws: Iterable[float]) -> float:
     >>> p_of_draws(2.0, [0.0, 1.0, 2.0, 3.0])
     0.6
     """
-    (line,) = finite_values([observed])
-    x = finite_values(draws)
-    reached = sum(draw >= line - TIE * abs(line) for draw in x)
+    (observed,) = finite_values([observed], "observed statistic")
+    x = finite_values(draws, "draw")
+    reached = sum(draw >= observed - TIE * abs(observed) for draw in x)
     return (1 + reached) / (1 + len(x))

@@ -50,7 +50,7 @@ def pool(values: Iterable[float], errors: Iterable[float], *, level: float = 0.9
     >>> print(found.estimate, round(found.spread, 3))
     0.5 [-0.245, 1.25], n = 3 0.283
     """
-    y, e = finite_values(values), finite_values(errors)
+    y, e = finite_values(values), finite_values(errors, "standard error")
     if len(y) != len(e):
         raise UsageError(f"{len(y)} values and {len(e)} standard errors; pass one error per value")
     for i, error in enumerate(e):

@@ -107,7 +107,9 @@ def _covered(inside: Rows) -> Estimate | None:
         searches[seed] = searches.get(seed, 0) + blocks
     if not hits:
         return None
-    return clustered_share(list(hits.values()), list(searches.values())).estimate
+    return clustered_share(list(hits.values()), list(searches.values())).estimate._replace(
+        unit="seed"
+    )
 
 
 def _exponential(value: Estimate | None) -> Estimate | None:

@@ -65,7 +65,7 @@ STATICS = f"the capture of the best static basis at k = {K}"
 SMALL = Criterion(STATICS, below=MOST_STATIC)
 LESS = Criterion(PREFIX, over="that of the best static basis on the same recoveries")
 REPLICATED = Count(
-    f"the smallest number of recoveries of one seed with {least_steps(K)} steps or more,", least=2
+    f"the smallest number of recoveries of one seed with {least_steps(K)} steps or more", least=2
 )
 WALK = Criterion("the random walk's share of the prefix", below=MOST_WALK)
 EACH = Cases("in each space", (LESS, SMALL))

@@ -35,6 +35,8 @@ class Reproduction(TaskReadingConfig, LoadingConfig):
     preset takes."""
     experiments: tuple[str, ...] = ()
     """Run only these experiments. Empty: all; with demo and smoke, those of frenet demo."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of all experiments. Empty: those of the preset."""
     targets: tuple[str, ...] = ()
     """Modules that get a LoRA adapter, by the last parts of their names. Empty: PEFT's choice for
     this family of models."""
@@ -101,6 +103,8 @@ def settings(
     """The configuration of one experiment on one network."""
     kind = kind_of(network)
     base = experiment.settings(preset, kind)
+    if reproduction.seeds:
+        base = replace(base, seeds=reproduction.seeds)
     if kind == SYNTHETIC:
         return replace(base, **experiment.reproduced.get(preset, {}))
     steering = isinstance(base, SteeringConfig)

@@ -256,8 +256,8 @@ CLAIMS = (
         id="S1",
         statement="The first k updates are the best k coordinates to train in",
         paper=OWN,
-        rule=f"from the damaged point, at equal steps and k = {K} (or the largest k below that "
-        f"more seeds have): {BEST_FIXED}. {LEADS}",
+        rule=f"{BEST_FIXED}. All train from the damaged point, with equal steps and k = {K} (or "
+        f"the largest k below that more seeds have). {LEADS}",
         decide=fixed_prefix,
         figure="curves",
     ),
@@ -265,7 +265,7 @@ CLAIMS = (
         id="S2",
         statement="Refreshing the prefix pays",
         paper=OWN,
-        rule=f"at equal steps and the same k: {REFRESHING}. {LEADS}",
+        rule=f"{REFRESHING}. All train with equal steps and the same k. {LEADS}",
         decide=refreshed_prefix,
         figure="curves",
     ),

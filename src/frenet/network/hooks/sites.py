@@ -78,8 +78,7 @@ def hooked(
         for module in {id(m): m for m in (model, base_model(model), parent)}.values():
             for handle in (
                 module.register_forward_pre_hook(watch.enter, with_kwargs=True),
-                module.register_forward_hook(watch.done, with_kwargs=True),
-                module.register_forward_hook(watch.leave, always_call=True),
+                module.register_forward_hook(watch.leave, with_kwargs=True, always_call=True),
             ):
                 stack.callback(handle.remove)
         # In training blocks may be left out at random, and any other that runs shows that the model
@@ -110,14 +109,16 @@ def _block_hook(watch: Watch, site: Site, act: Act) -> Callable[[nn.Module, Any,
                 f"{tuple(stream.shape)}; frenet reads streams of shape (rows, tokens, width)"
             )
         rows, t = stream.shape[:2]
-        # One row may stand for several copies that are made later.
+        # One row may stand for several copies that are made later, in ``act``, too.
         if t != now.shape[1] or now.shape[0] not in (1, rows):
             raise UsageError(
                 f"block {site.block} runs on a stream of {rows} rows of {t} tokens in a pass over "
                 f"{now.shape[0]} of {now.shape[1]}, so its positions are not known; pass the path "
                 "of the blocks that text runs through, and rows that are not packed"
             )
-        chosen = now.chosen(site.position, stream.device).expand(rows, t)
+        chosen = now.chosen(site.position, stream.device)
+        if len(chosen) != rows:
+            chosen = chosen.expand(rows, t)
         changed = act(site, stream, chosen, now)
         if changed is None:
             return None

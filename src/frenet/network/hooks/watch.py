@@ -133,14 +133,28 @@ class Watch:
         """A block has run."""
         self._ran.add(block)
 
-    def done(self, module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        """Forward hook: check at the end of a pass that every block of a site has run.
+    def leave(self, module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Forward hook that always runs: ends a pass, in which every block of a site must have run.
+
+        After an exception there is no output, and only the pass ends.
 
         Raises:
             ValueError: a block has not run.
         """
-        if self.now is None or self._owner != id(module):
-            return
+        if self._stack and self._stack[-1] == id(module):
+            self._stack.pop()
+        now, outermost = self.now, self._owner == id(module)
+        if not self._stack or outermost:
+            self.now = None
+        if now is not None and outermost and output is not None:
+            self._check(module)
+            cache = _cache_of(output)
+            cache = _cache_of(kwargs) if cache is None else cache
+            if cache is not None and not isinstance(cache, tuple) and now.prompt is not None:
+                self._held[cache] = (now.prompt, now.past + now.shape[1])
+
+    def _check(self, module: nn.Module) -> None:
+        """Every block of a site has run."""
         # In training, a model may leave out blocks at random.
         missing = self.sites - self._ran if not (module.training and self._ran) else set()
         if missing:
@@ -150,17 +164,6 @@ class Watch:
                 "there: the model skips it, or a compiled or captured copy of it ran; choose "
                 "another block or path=, or use the model without that copy"
             )
-        cache = _cache_of(output)
-        cache = _cache_of(kwargs) if cache is None else cache
-        if cache is not None and not isinstance(cache, tuple) and self.now.prompt is not None:
-            self._held[cache] = (self.now.prompt, self.now.past + self.now.shape[1])
-
-    def leave(self, module: nn.Module, *_: Any) -> None:
-        """Forward hook that always runs, also after an exception."""
-        if self._stack and self._stack[-1] == id(module):
-            self._stack.pop()
-        if not self._stack or self._owner == id(module):
-            self.now = None
 
     def at_block(self) -> Pass | None:
         """The pass that runs a block; None for a pass of an assistant.
@@ -245,7 +248,7 @@ class Watch:
         if generation.prompt is None:
             generation.prompt = self._prompt(generation, prepared, tokens)
         copies = rows // generation.rows
-        real = _real(prepared.mask, tokens, end)[:, past:]
+        real = _real(prepared.mask, tokens, end, start=past)
         return Pass(generation.prompt, (rows, t), past, real, copies, generation=True)
 
     def _prompt(self, generation: Generation, prepared: Prepared, tokens: Tensor) -> Prompt:
@@ -401,11 +404,11 @@ def _empty(cache: Any) -> bool:
     return hasattr(cache, "has_previous_state") and not cache.has_previous_state()
 
 
-def _real(mask: Tensor | None, tokens: Tensor, end: int) -> Bool[Tensor, "b e"]:
-    """False at padding, over the first columns of the rows of a pass; no mask: no padding."""
+def _real(mask: Tensor | None, tokens: Tensor, end: int, *, start: int = 0) -> Bool[Tensor, "b e"]:
+    """False at padding, over some columns of the rows of a pass; no mask: no padding."""
     if mask is None:
-        return torch.ones(tokens.shape[0], end, dtype=torch.bool, device=tokens.device)
-    return mask[:, :end] != 0
+        return torch.ones(tokens.shape[0], end - start, dtype=torch.bool, device=tokens.device)
+    return mask[:, start:end] != 0
 
 
 def _computed(generation: Generation, result: Any) -> int | None:
