@@ -92,7 +92,8 @@ def test_the_split_half_cosine_is_that_of_independent_halves():
     for seed in range(20):
         rows = randn(200, d, seed=seed)
         sides = Contrasted(rows[:100] + v, rows[100:])
-        values.append(split_half_cosine(MeanDifference(sides), repeats=4, generator=generator(seed, "h")))
+        draw = generator(seed, "h")
+        values.append(split_half_cosine(MeanDifference(sides), repeats=4, generator=draw))
     wanted = float(v @ v) / (float(v @ v) + d * 2 / 50)
     error = np.std(values) / 20**0.5
     assert np.mean(values) == pytest.approx(wanted, abs=4 * error + 0.01)

@@ -10,7 +10,7 @@ def test_the_ends_are_quantiles_around_the_value():
     draws = np.random.default_rng(0).exponential(size=4000)
     low, high = centred_ends(0.3, draws)
     ends = np.quantile(draws, [0.025, 0.975])
-    assert (low, high) == pytest.approx((0.3 + ends[0] - draws.mean(), 0.3 + ends[1] - draws.mean()))
+    assert (low, high) == pytest.approx(tuple(0.3 + ends - draws.mean()))
     inner = centred_ends(0.3, draws, level=0.9)
     assert low < inner[0] < 0.3 < inner[1] < high
 
