@@ -165,7 +165,7 @@ def peer(
     if loaded.tokenizer.pad_token is None:
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token or loaded.tokenizer.unk_token
     items = [
-        Item(first, [], (ids[0], ids[1]), None, None, i)
+        Item(first, [], (ids[0], ids[1]), None, i)
         for i, (first, second) in enumerate(pairs)
         for ids in [[loaded.tokenizer(text).input_ids for text in (first, second)]]
     ]

@@ -77,7 +77,7 @@ def test_one_line_for_each_direction(folder, capsys):
     assert probe(path, *given) == 0  # the finished run is read again
     said = capsys.readouterr().out
     assert "adapter: loss is linear within 20%" in said
-    assert "steering: logit difference is linear within 20%" in said
+    assert "steering: log-odds are linear within 20%" in said
     assert said.count("of its own length") >= 3
 
 

@@ -71,6 +71,25 @@ def test_extract_compare_apply_export(folder, capsys):
     assert all(set(result["texts"]) == {"-5.0", "0.0", "5.0"} for result in found["results"])
 
 
+def test_screen_says_which_contrasts_a_model_knows(folder, capsys):
+    """A network of random weights knows none; one line each, and why a contrast has no answers."""
+    found = asked(capsys, folder, "screen", *SOURCE, "@pairs.jsonl", "--positive", "y")
+    statements, pairs = found["contrasts"]
+    assert (statements["contrast"], statements["words"]) == ("statements", ["y", "n"])
+    assert (statements["prompts"], statements["chance"]) == (16, 0.5)
+    assert statements["known_low"] <= statements["separation"] <= statements["known_high"]
+    assert [len(pieces) for pieces in statements["tokens"]] == [1, 1]
+    assert pairs["refused"] == "pairs of texts have no answers"
+    assert steer(folder, "screen", *SOURCE, "--positive", "y", "--rows", "8") == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("statements: the model ")
+    assert "8 prompts; answers y / n" in line
+    nested = asked(capsys, folder, "screen", *SOURCE, "--words", "y", "y n")["contrasts"][0]
+    assert nested["refused"].endswith("pass two other words as --words")
+    assert steer(folder, "screen", *SOURCE, "--only", "gone") == 2
+    assert "no contrast 'gone'; there are statements" in capsys.readouterr().err
+
+
 def test_a_gradient_vector_is_held_against_prompts_that_it_has_not_seen(folder, monkeypatch):
     """Else its labels could not be shuffled, and the null would be none."""
     seen = []

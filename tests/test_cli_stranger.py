@@ -13,7 +13,6 @@ from frenet.experiments.direction_scale import EXPERIMENT, PROBE
 from frenet.experiments.setup.reading import LoadingConfig
 from frenet.methods.task_vectors import from_checkpoints
 from frenet.methods.vector_files import vectors_from_disk
-from frenet.network.data.contrast import UnansweredError
 from frenet.network.data.contrasts import contrasts
 from frenet.network.data.files import read_rows
 from frenet.runs import run_experiment
@@ -150,20 +149,14 @@ def test_no_better_than_chance_is_at_most_chance_where_it_is_known(row, weak):
     assert _no_better([{"block": 3, **row}], COMPARED) == weak
 
 
-@pytest.mark.parametrize("words", [("yes", "no"), ("y", "no")])
-def test_answers_of_several_tokens_are_named_with_two_that_are_one(folder, capsys, words):
-    extract = (*STEER, "--how", "gradient", "--out", "@g.safetensors", "--words")
-    line = refused(folder, capsys, *extract, *words)
-    assert ("'yes' (" in line, "'y' (" in line, "'no' (" in line) == ("yes" in words, False, True)
-    pair = line.rpartition("; ")[2].partition(" are one")[0].split(" and ")
-    assert run(folder, *extract, *(word.strip("'") for word in pair)) == 0
-
-
-def test_python_hears_of_them_too(folder):
-    tokenizer = load(folder / "model").tokenizer
-    found = contrasts(folder / "statements.jsonl", tokenizer, max_length=64, words=("ja", "n"))
-    with pytest.raises(UnansweredError, match=r"^'ja' \(.*'a'\) is several tokens .* one token"):
-        found["c"].require_answers()
+def test_an_answer_that_begins_the_other_is_refused_with_two_ways_out(folder, capsys):
+    out = ("--out", "@g.safetensors")
+    words = ("--words", "yes", "yes it is")
+    line = refused(folder, capsys, *STEER, "--how", "gradient", *out, *words)
+    assert "is the beginning of the other" in line
+    assert line.endswith("; pass two other words as --words, or --how mean")
+    assert run(folder, *STEER, "--how", "gradient", *out, "--words", "yes", "no") == 0
+    assert run(folder, *STEER, "--how", "mean", *out, *words) == 0
 
 
 @pytest.mark.reads(

@@ -156,7 +156,7 @@ def test_steering_gives_the_vectors_of_the_cpu(family, lora):
 
 
 def test_effects_and_costs_are_those_of_the_cpu():
-    prompts = [Prompted([5, 9, 3], (20, 21)), Prompted([7, 2, 8, 4, 6, 1], (20, 21))]
+    prompts = [Prompted([5, 9, 3], ([20], [21])), Prompted([7, 2, 8, 4, 6, 1], ([20, 3], [21]))]
     texts = [([5, 9], [3, 4, 6]), ([7], [2, 8])]
     vectors = torch.randn(3, 16, generator=generator(0, "effect"))
     found = []

@@ -80,13 +80,29 @@ def test_a_recorded_training_that_is_too_short_is_refused_first(config, tmp_path
         list(EXPERIMENT.run(replace(config, trajectory=str(tmp_path)), CELL))
 
 
-def test_a_steering_vector_whose_answers_are_several_tokens_is_left_out(config):
+def statements(folder, *labels):
+    """A file of labelled statements."""
+    file = folder / "statements.jsonl"
+    rows = [{"prompt": f"is {i}?", "label": labels[i % 2]} for i in range(40)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(file)
+
+
+def test_a_steering_vector_whose_answers_are_several_tokens(config, tmp_path):
+    """Its line is that of their log-odds, and a note says how answers are scored."""
+    found = steering_direction(spot(replace(config, contrasts=statements(tmp_path, "yes", "no"))))
+    assert found is not None
+    assert {tuple(map(len, prompt.answers)) for prompt in found.prompts} == {(3, 2)}
+    assert any("answers are 2 to 3 tokens; " in note for note in found.fresh.notes)
+
+
+def test_a_steering_vector_whose_answers_include_each_other_is_left_out(config, tmp_path):
     """Alone: the directions of the weights are followed as ever, and the note has a remedy."""
-    rows = list(EXPERIMENT.run(replace(config, contrasts="frenet:comparisons"), CELL))
+    given = replace(config, contrasts=statements(tmp_path, "yes", "yes it is"))
+    rows = list(EXPERIMENT.run(given, CELL))
     (told,) = [str(row["note"]) for row in rows if "left out" in str(row.get("note"))]
-    assert told.startswith("the steering vector was left out: 'Yes' (")
-    assert "several tokens to this tokenizer, so there is no logit of the answer; " in told
-    assert told.endswith(" are one token each; write such words into the file of --contrasts")
+    assert told.startswith("the steering vector was left out: to this tokenizer one answer to ")
+    assert told.endswith("; write two other words into the file of --contrasts")
     assert any(row["table"] == "radius" for row in rows)
 
 

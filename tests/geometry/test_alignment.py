@@ -12,12 +12,12 @@ from frenet.geometry.alignment import (
     cosines,
     matched_cosines,
     matched_vectors,
+    shrinkage,
     shrunk_covariance,
     shuffled_cosines,
     shuffled_differences,
     significance,
-    split_half_cosine,
-    whitened_cosine,
+    whitened_cosines,
     without,
 )
 from frenet.geometry.rng import generator
@@ -94,27 +94,6 @@ def test_a_planted_direction_is_found():
     found = significance(cosine(difference, v), null)
     assert found.p == pytest.approx(1 / 201)
     assert found.z > 2
-    assert split_half_cosine(sides, repeats=5, generator=generator(0, "h")) > 0.9
-
-
-def test_the_split_half_cosine_is_that_of_independent_halves():
-    """Two independent estimates of v with noise of variance s^2 in d dimensions have the cosine
-    |v|^2 / (|v|^2 + d s^2); of 50 + 50 rows in each half s^2 = 2 / 50."""
-    d, v = 60, randn(60, seed=5) / 4
-    values = []
-    for seed in range(20):
-        rows = randn(200, d, seed=seed)
-        sides = Contrasted(rows[:100] + v, rows[100:])
-        values.append(split_half_cosine(sides, repeats=4, generator=generator(seed, "h")))
-    wanted = float(v @ v) / (float(v @ v) + d * 2 / 50)
-    error = np.std(values) / 20**0.5
-    assert np.mean(values) == pytest.approx(wanted, abs=4 * error + 0.01)
-    # Of whole vectors, 100 + 100 rows, s^2 is half as large: the ceiling that the halves foretell.
-    whole = float(v @ v) / (float(v @ v) + d * 2 / 100)
-    r = np.mean(values)
-    assert 2 * r / (1 + r) == pytest.approx(whole, abs=0.02)
-    with pytest.raises(ValueError, match="1 positive and 3 negative rows have no halves"):
-        split_half_cosine(streams(1, 3), repeats=1, generator=generator(0, "h"))
 
 
 def test_matched_vectors_have_the_covariance_of_the_streams():
@@ -152,15 +131,37 @@ def test_the_shrunk_covariance_knows_no_unit(unit):
     )
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_whitened_cosines_are_those_within_the_sides(paired):
+    """For every labelling, against the covariance within its own sides, formed in full."""
+    sides = streams(30, 30, paired=paired)
+    rows, s = sides.rows, randn(6, seed=3)
+    centred = rows - rows.mean(0)
+    rho, mu = shrinkage(centred), float(centred.square().sum(1).mean()) / 6
+    shuffled = shuffled_differences(sides, 5, generator(0, "s"))
+    found = whitened_cosines(sides, torch.cat([sides.difference()[None], shuffled]), s)
+    for v, value in zip((sides.difference(), *shuffled), found, strict=True):
+        within = torch.cov(rows.T, correction=0) - torch.outer(v, v) / 4
+        M = torch.linalg.inv((1 - rho) * within + rho * mu * torch.eye(6).double())
+        wanted = v @ M @ s / ((v @ M @ v) * (s @ M @ s)).sqrt()
+        assert float(value) == pytest.approx(float(wanted), rel=1e-9)
+    torch.testing.assert_close(
+        torch.cov(sides.positive.T, correction=0) + torch.cov(sides.negative.T, correction=0),
+        2 * (torch.cov(rows.T, correction=0) - torch.outer(*[sides.difference()] * 2) / 4),
+    )
+
+
 def test_whitening_undoes_a_change_of_basis():
     """With many streams, x -> M x of streams, v -> M v of vectors leaves the whitened cosine."""
-    sides = Contrasted(randn(4000, 5), randn(4000, 5, seed=1))
-    a, b = randn(5, seed=2), randn(5, seed=3)
+    sides = Contrasted(randn(4000, 5) + randn(5, seed=2), randn(4000, 5, seed=1))
+    b = randn(5, seed=3)
     M = torch.diag(torch.tensor([3.0, 1, 1, 1, 0.5], dtype=torch.float64))
     moved = Contrasted(sides.positive @ M.T, sides.negative @ M.T)
-    here, there = whitened_cosine(sides, a, b), whitened_cosine(moved, M @ a, M @ b)
-    assert here == pytest.approx(cosine(a, b), abs=0.05)
+    here = float(whitened_cosines(sides, sides.difference()[None], b))
+    there = float(whitened_cosines(moved, moved.difference()[None], M @ b))
+    assert here == pytest.approx(cosine(sides.difference(), b), abs=0.05)
     assert there == pytest.approx(here, abs=0.05)
+    assert float(whitened_cosines(sides, torch.zeros(1, 5), b)) == 0.0
 
 
 def test_what_is_removed_is_gone_and_nothing_else():

@@ -1,4 +1,4 @@
-"""The line of a logit difference: slopes against finite differences, radius of a linear model."""
+"""The line of the log-odds: slopes against finite differences, radius of a linear model."""
 
 import pytest
 import torch
@@ -7,23 +7,24 @@ from frenet.geometry.rng import generator
 from frenet.methods.effect_line import effect_line
 from frenet.methods.linear_range import radius
 from frenet.methods.steering_effect import Prompted
-from methods.test_steering_effect import PROMPTS, Linear
+from methods.test_steering_effect import PROMPTS, SEVERAL, Linear
 from network.models import tiny_gpt2, tiny_llama
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama])
 @pytest.mark.parametrize("block", [0, 1])
-def test_slopes_are_derivatives(make, block):
-    line = effect_line(make(), PROMPTS, torch.randn(16, generator=generator(0, "v")), block=block)
+@pytest.mark.parametrize("prompts", [PROMPTS, SEVERAL])
+def test_slopes_are_derivatives(make, block, prompts):
+    line = effect_line(make(), prompts, torch.randn(16, generator=generator(0, "v")), block=block)
     h = 1e-2
     middle = (line.at(h) - line.at(-h)) / (2 * h)
     torch.testing.assert_close(line.slopes, middle, rtol=0.02, atol=2e-3)
-    assert line.counts.tolist() == [1.0] * len(PROMPTS)
+    assert line.counts.tolist() == [1.0] * len(prompts)
 
 
 def test_a_linear_model_has_no_end():
     """logits = W (h + r u): linear at every distance, with slope (w_a - w_b).u."""
-    model, prompts = Linear(), [Prompted([3, 1], (4, 5)), Prompted([2, 7], (5, 4))]
+    model, prompts = Linear(), [Prompted([3, 1], ([4], [5])), Prompted([2, 7], ([5], [4]))]
     v = torch.tensor([3.0, 4.0, 0.0])
     line = effect_line(model, prompts[:1], v, block=0)
     W = model.head.weight.detach()

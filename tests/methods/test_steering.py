@@ -39,7 +39,7 @@ YES, NO = 20, 21
 
 def item(context, label, *, line=1):
     sides = [*context, YES], [*context, NO]
-    return Item("text", context, sides, (YES, NO), label, line)
+    return Item("text", context, sides, label, line)
 
 
 STATEMENTS = Contrast(
@@ -51,7 +51,7 @@ CHOICES = dataclasses.replace(
 )
 PAIRS = Contrast(
     "texts", "pairs", (),
-    tuple(Item("t", [], ([5, 9, i], [7, 2, 8, i]), None, None, i) for i in range(4, 8)),
+    tuple(Item("t", [], ([5, 9, i], [7, 2, 8, i]), None, i) for i in range(4, 8)),
 )  # fmt: skip
 
 
@@ -85,9 +85,7 @@ def test_caa_is_the_mean_difference_by_hand(family, tokens):
 def test_the_contrast_of_case_s1():
     """Pairs (a, c), (b, a) whatever the number of rows in a batch."""
     a, b, c = [5, 9, 3], [7, 2, 8, 4, 6, 1], [11]
-    pairs = Contrast(
-        "s1", "pairs", (), tuple(Item("", [], s, None, None, 1) for s in ((a, c), (b, a)))
-    )
+    pairs = Contrast("s1", "pairs", (), tuple(Item("", [], s, None, 1) for s in ((a, c), (b, a))))
     for make in (tiny_gpt2, tiny_qwen2):
         model = make()
         wanted = (by_hand(model, [a, b], 1) - by_hand(model, [c, a], 1)).double()
@@ -126,30 +124,34 @@ def test_the_principal_component_of_paired_differences():
 def test_prompts_that_are_pushed_and_shifted():
     positive = [i.context for i in STATEMENTS.of_class(True)]
     negative = [i.context for i in STATEMENTS.of_class(False)]
-    assert push_items(STATEMENTS) == [(c, YES) for c in positive]
-    assert push_items(STATEMENTS, towards=False) == [(c, NO) for c in negative]
-    assert push_items(STATEMENTS, flipped=True) == [(c, YES) for c in negative]
-    assert push_items(STATEMENTS, towards=False, flipped=True) == [(c, NO) for c in positive]
-    assert push_items(CHOICES, towards=False) == [(i.context, NO) for i in CHOICES.items]
+    assert push_items(STATEMENTS) == [(c, [YES]) for c in positive]
+    assert push_items(STATEMENTS, towards=False) == [(c, [NO]) for c in negative]
+    assert push_items(STATEMENTS, flipped=True) == [(c, [YES]) for c in negative]
+    assert push_items(STATEMENTS, towards=False, flipped=True) == [(c, [NO]) for c in positive]
+    assert push_items(CHOICES, towards=False) == [(i.context, [NO]) for i in CHOICES.items]
     assert shifted_prompts(STATEMENTS) == negative
     assert shifted_prompts(CHOICES) == [i.context for i in CHOICES.items]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_gradient_is_that_of_the_mean_loss(family):
-    """The gradient of the sum over single rows, for any batches; .grad stays empty."""
+@pytest.mark.parametrize("answers", [[[YES]], [[YES, 3, 30], [NO, 4]]])
+def test_the_gradient_is_that_of_the_mean_loss(family, answers):
+    """The gradient of the sum over single tokens, for any batches; .grad stays empty."""
     model = FAMILIES[family]()
     space = ParamSpace.select(model)
-    prompts = push_items(STATEMENTS)
+    contexts = [context for context, _ in push_items(STATEMENTS)]
+    prompts = [(context, answers[i % len(answers)]) for i, context in enumerate(contexts)]
     found = push_gradient(model, prompts, space=space, tokens=9)
     total = torch.zeros(space.dim)
     for context, answer in prompts:
-        with measuring(model, space), torch.enable_grad():
-            logits = model(input_ids=torch.tensor([context])).logits[0, -1]
-            (-logits.log_softmax(-1)[answer] / len(prompts)).backward()
-            total += space.flatten(
-                {n: p.grad for n, p in zip(space.names, space.parameters(model), strict=True)}
-            )
+        for k, token in enumerate(answer):
+            with measuring(model, space), torch.enable_grad():
+                ids = torch.tensor([context + answer[:k]])
+                logits = model(input_ids=ids).logits[0, -1]
+                (-logits.log_softmax(-1)[token] / len(prompts)).backward()
+                total += space.flatten(
+                    {n: p.grad for n, p in zip(space.names, space.parameters(model), strict=True)}
+                )
     torch.testing.assert_close(found, total, atol=1e-5, rtol=1e-3)
     assert all(p.grad is None for p in model.parameters())
 
@@ -177,7 +179,7 @@ def test_a_step_towards_an_answer_makes_it_likelier():
     def loss():
         with measuring(model), torch.no_grad():
             return [
-                float(-run_blocks(model, collate([(c, [])])).logits[0, -1].log_softmax(-1)[a])
+                float(-run_blocks(model, collate([(c, [])])).logits[0, -1].log_softmax(-1)[a[0]])
                 for c, a in prompts
             ]
 
@@ -321,7 +323,7 @@ def test_vectors_are_those_of_steering_vectors():
         model, tokenizer, texts, read_token_index=-1, show_progress=False
     )
     pairs = Contrast("texts", "pairs", (), tuple(
-        Item(a, [], (tokenizer(a)["input_ids"], tokenizer(b)["input_ids"]), None, None, 1)
+        Item(a, [], (tokenizer(a)["input_ids"], tokenizer(b)["input_ids"]), None, 1)
         for a, b in texts
     ))  # fmt: skip
     ours = caa(model, pairs)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import ExitStack
 from functools import partial
 
 import pytest
@@ -42,28 +43,44 @@ from network.models import OTHERS, tiny_gpt2, tiny_llama, tiny_qwen2
 
 FAMILIES = {"gpt2": tiny_gpt2, "qwen2": tiny_qwen2, "llama": tiny_llama}
 PROMPTS = [
-    Prompted([5, 9, 3], (20, 21)),
-    Prompted([7, 2, 8, 4, 6, 1], (20, 21)),
-    Prompted([11], (30, 12)),
+    Prompted([5, 9, 3], ([20], [21])),
+    Prompted([7, 2, 8, 4, 6, 1], ([20], [21])),
+    Prompted([11], ([30], [12])),
 ]
+# Several tokens in both answers, or in one.
+SEVERAL = [
+    Prompted([5, 9, 3], ([20, 7], [21, 4, 6])),
+    Prompted([7, 2, 8, 4, 6, 1], ([20], [21, 4, 6])),
+    Prompted([11], ([30, 12], [12, 12])),
+]
+# Variants that are compared with full passes.
+COMPARED = (0, 4)
+of_any_answers = pytest.mark.parametrize("prompts", [PROMPTS, SEVERAL], ids=["one", "several"])
 VECTORS = torch.randn(5, 16, generator=generator(0, "effect"))
 
 
-def by_hand(model, prompt, change=None):
-    """Whole passes, one prompt at a time."""
-    with measuring(model), torch.no_grad():
-        if change is None:
-            logits = run_blocks(model, collate([(prompt.context, [])])).logits[0, -1]
-        else:
-            with change:
-                logits = run_blocks(model, collate([(prompt.context, [])])).logits[0, -1]
-    return float(logits[prompt.answers[0]] - logits[prompt.answers[1]])
+def by_hand(model, prompt, *added):
+    """log p(positive) - log p(negative), one full pass for each token.
+
+    ``added``: block, vector and position, which counts the tokens of an answer as new ones.
+    """
+    end, odds = len(prompt.context) - 1, 0.0
+    for sign, answer in zip((1, -1), prompt.answers, strict=True):
+        for k, token in enumerate(answer):
+            ids = prompt.context + answer[:k]
+            places = {"last": (end,), "all": "all", "generated": tuple(range(end, len(ids)))}
+            with measuring(model), torch.no_grad(), ExitStack() as stack:
+                for block, v, position in added:
+                    stack.enter_context(add(model, {Site(block, places[position]): v}))
+                logits = run_blocks(model, collate([(ids, [])])).logits[0, -1]
+            odds += sign * float(logits.double().log_softmax(-1)[token])
+    return odds
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("first", [VECTORS, 0 * VECTORS, None])
-def test_differences_are_those_of_whole_passes(family, lora, first):
+@pytest.mark.parametrize(("prompts", "lora"), [(PROMPTS, False), (PROMPTS, True), (SEVERAL, True)])
+def test_differences_are_those_of_whole_passes(family, first, prompts, lora):
     """Also for several blocks at once, and for a prompt of a single token.
 
     If no vector is added to the first block, it runs once for all variants.
@@ -71,25 +88,59 @@ def test_differences_are_those_of_whole_passes(family, lora, first):
     model = FAMILIES[family]()
     if lora:
         model = attach_lora(model, rank=2, seed=0)
-    plain = [by_hand(model, prompt) for prompt in PROMPTS]
-    assert answer_differences(model, PROMPTS, tokens=6).tolist() == pytest.approx(plain, abs=1e-4)
+    plain = [by_hand(model, prompt) for prompt in prompts]
+    assert answer_differences(model, prompts, tokens=6).tolist() == pytest.approx(plain, abs=1e-4)
     variants = {1: VECTORS.flip(0)} | ({} if first is None else {0: first})
-    found = steered_differences(model, PROMPTS, variants)
-    for i, prompt in enumerate(PROMPTS):
-        for j in range(len(VECTORS)):
-            change = add(model, {Site(block, "last"): v[j] for block, v in variants.items()})
-            assert float(found[i, j]) == pytest.approx(by_hand(model, prompt, change), abs=1e-4)
+    found = steered_differences(model, prompts, variants)
+    for i, prompt in enumerate(prompts):
+        for j in COMPARED:
+            added = [(block, v[j], "last") for block, v in variants.items()]
+            assert float(found[i, j]) == pytest.approx(by_hand(model, prompt, *added), abs=1e-4)
 
 
 @pytest.mark.parametrize("family", OTHERS)
-def test_differences_of_models_that_keep_other_things(family):
+@of_any_answers
+def test_differences_of_models_that_keep_other_things(family, prompts):
     """Biases by head, recurrent states, windows: a cache with more than keys is not used."""
     model = OTHERS[family]()
-    found = steered_differences(model, PROMPTS, {1: VECTORS})
-    for i, prompt in enumerate(PROMPTS):
-        for j, v in enumerate(VECTORS):
-            change = add(model, {Site(1): v})
-            assert float(found[i, j]) == pytest.approx(by_hand(model, prompt, change), abs=1e-4)
+    found = steered_differences(model, prompts, {1: VECTORS})
+    for i, prompt in enumerate(prompts):
+        for j in COMPARED:
+            wanted = by_hand(model, prompt, (1, VECTORS[j], "last"))
+            assert float(found[i, j]) == pytest.approx(wanted, abs=1e-4)
+    plain = [by_hand(model, prompt) for prompt in prompts]
+    assert answer_differences(model, prompts).tolist() == pytest.approx(plain, abs=1e-4)
+
+
+def test_differences_of_one_token_are_those_of_the_logits():
+    """To the last bit, from one pass for each prompt and no other logits."""
+    model = tiny_llama()
+    found = answer_differences(model, PROMPTS, tokens=1)
+    tokens = [token for prompt in PROMPTS for answer in prompt.answers for token in answer]
+    with measuring(model), torch.no_grad(), few_logits(model, tokens) as column:
+        for prompt, value in zip(PROMPTS, found, strict=True):
+            logits = run_blocks(model, collate([(prompt.context, [])])).logits[0, -1]
+            (first,), (second,) = prompt.answers
+            assert float(value) == float(logits[column[first]] - logits[column[second]])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tokens", [1, 12, 1000])
+def test_differences_depend_on_neither_batch_nor_order_nor_padding(family, tokens):
+    model, prompts = FAMILIES[family](), PROMPTS + SEVERAL
+    alone = [float(answer_differences(model, [prompt])) for prompt in prompts]
+    for order in (list(range(len(prompts))), [4, 0, 2, 5, 3, 1]):
+        found = answer_differences(model, [prompts[i] for i in order], tokens=tokens)
+        assert found.tolist() == pytest.approx([alone[i] for i in order], abs=1e-4)
+
+
+def test_the_log_odds_of_all_answers_sum_up_to_one_probability():
+    """p(a b) over all b is p(a): log-odds of several tokens are those of probabilities."""
+    model, context = tiny_llama(), [5, 9, 3]
+    pairs = [Prompted(context, ([20, token], [21])) for token in range(64)]
+    odds = answer_differences(model, pairs).double()
+    (one,) = answer_differences(model, [Prompted(context, ([20], [21]))]).double()
+    assert float(odds.logsumexp(0)) == pytest.approx(float(one), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -101,21 +152,29 @@ def test_nothing_added_changes_nothing(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("position", ["last", "all"])
-def test_inside_another_vector_differences_are_those_of_whole_passes(family, position):
+@pytest.mark.parametrize(
+    ("prompts", "position"),
+    [(PROMPTS, "last"), (PROMPTS, "all"), (SEVERAL, "last"), (SEVERAL, "generated")],
+)
+def test_inside_another_vector_differences_are_those_of_whole_passes(family, prompts, position):
     """Also with beginnings cached outside of it, or cached inside and used outside."""
-    model = FAMILIES[family]()
-    outer = {Site(0, position): 3 * VECTORS[0]}
-    kept, plain = prefixes(model, PROMPTS), steered_differences(model, PROMPTS, {1: VECTORS})
-    with add(model, outer):
-        kept_inside = prefixes(model, PROMPTS)
+    model, v = FAMILIES[family](), 3 * VECTORS[0]
+    outer = (0, v, position)
+    wanted = [
+        [by_hand(model, prompt, outer, (1, VECTORS[j], "last")) for j in COMPARED]
+        for prompt in prompts
+    ]
+    steered = [by_hand(model, prompt, outer) for prompt in prompts]
+    kept, plain = prefixes(model, prompts), steered_differences(model, prompts, {1: VECTORS})
+    with add(model, {Site(0, position): v}):
+        kept_inside = prefixes(model, prompts)
         for given in (None, kept):
-            found = steered_differences(model, PROMPTS, {1: VECTORS}, kept=given)
-            for i, prompt in enumerate(PROMPTS):
-                for j, v in enumerate(VECTORS):
-                    wanted = by_hand(model, prompt, add(model, {Site(1, "last"): v}))
-                    assert float(found[i, j]) == pytest.approx(wanted, abs=1e-4)
-    outside = steered_differences(model, PROMPTS, {1: VECTORS}, kept=kept_inside)
+            found = steered_differences(model, prompts, {1: VECTORS}, kept=given)
+            compared = found[:, COMPARED]
+            torch.testing.assert_close(compared, torch.tensor(wanted), atol=1e-4, rtol=1e-4)
+        found = answer_differences(model, prompts, tokens=12)
+    assert found.tolist() == pytest.approx(steered, abs=1e-4)
+    outside = steered_differences(model, prompts, {1: VECTORS}, kept=kept_inside)
     torch.testing.assert_close(outside, plain, atol=1e-4, rtol=1e-4)
 
 
@@ -142,7 +201,23 @@ def test_blocks_before_the_first_vector_run_once():
     assert rows[1][1:] == [len(VECTORS)]
 
 
-def test_whole_prompts_run_where_going_on_from_what_is_kept_is_not_right(monkeypatch):
+def test_passes_with_the_logits_of_several_tokens_hold_fewer_rows(monkeypatch):
+    """A k-th: they have the logits of the whole vocabulary at k columns."""
+    monkeypatch.setattr(steering_effect, "TOGETHER", 4)
+    model, rows = tiny_llama(), []
+    forward_arguments(model)  # asks the model once how it counts positions
+    prompts = [Prompted([5, 9 + i, 3], ([20, 7], [21, 4])) for i in range(4)]
+    seeing(model.model.layers[1], lambda x: rows.append(len(x)))
+    answer_differences(model, prompts, tokens=16)
+    assert rows == [2] * 4
+    kept = prefixes(model, prompts[:1])
+    rows.clear()
+    steered_differences(model, prompts[:1], {0: VECTORS}, kept=kept)
+    assert max(rows) == 2
+
+
+@of_any_answers
+def test_whole_prompts_run_where_going_on_from_what_is_kept_is_not_right(monkeypatch, prompts):
     model, update = tiny_llama(), DynamicLayer.update
 
     def forgetful(layer, *args, **kwargs):
@@ -150,14 +225,14 @@ def test_whole_prompts_run_where_going_on_from_what_is_kept_is_not_right(monkeyp
             layer.keys = layer.keys / 2
         return update(layer, *args, **kwargs)
 
-    wanted = steered_differences(model, PROMPTS, {1: VECTORS})
+    wanted = steered_differences(model, prompts, {1: VECTORS})
     monkeypatch.setattr(DynamicLayer, "update", forgetful)
     with pytest.warns(RuntimeWarning, match="wrong results with this model: the logits differ"):
-        found = steered_differences(model, PROMPTS, {1: VECTORS})
+        found = steered_differences(model, prompts, {1: VECTORS})
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     with pytest.warns(RuntimeWarning, match="wrong results with this model"):
-        kept = prefixes(model, PROMPTS)
-    found = steered_differences(model, PROMPTS, {1: VECTORS}, kept=kept)
+        kept = prefixes(model, prompts)
+    found = steered_differences(model, prompts, {1: VECTORS}, kept=kept)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -173,7 +248,7 @@ def test_biases_of_heads_are_no_rows_also_where_they_are_as_many(heads):
     found = steered_differences(model, PROMPTS, {0: vectors})
     for i, prompt in enumerate(PROMPTS):
         for j, v in enumerate(vectors):
-            wanted = by_hand(model, prompt, add(model, {Site(0, "last"): v}))
+            wanted = by_hand(model, prompt, (0, v, "last"))
             assert float(found[i, j]) == pytest.approx(wanted, abs=1e-4)
 
 
@@ -202,7 +277,7 @@ def test_the_output_head_is_asked_about_the_answers_only(family):
     model.register_forward_hook(lambda _, args, output: widths.append(output.logits.shape[-1]))
     answer_differences(model, PROMPTS)
     steered_differences(model, PROMPTS, {1: VECTORS})
-    answers = {token for prompt in PROMPTS for token in prompt.answers}
+    answers = {token for prompt in PROMPTS for answer in prompt.answers for token in answer}
     assert set(widths) == {len(answers)}
     with pytest.raises(RuntimeError, match="stop"), few_logits(model, [3]):
         raise RuntimeError("stop")
@@ -239,14 +314,14 @@ def test_a_head_that_does_more_than_multiply_is_left_alone():
 def test_a_model_without_a_cache():
     model = SyntheticTransformer(SyntheticConfig(width=16))
     prompts = [
-        Prompted([11, 1, 2, 3, 4, 5, 6, 10], (1, 0)),
-        Prompted([12, 9, 9, 3, 1, 0, 6, 10], (2, 3)),
+        Prompted([11, 1, 2, 3, 4, 5, 6, 10], ([1], [0])),
+        Prompted([12, 9, 9, 3, 1, 0, 6, 10], ([2, 7], [3, 1, 1])),
     ]
     found = steered_differences(model, prompts, {1: VECTORS})
     for i, prompt in enumerate(prompts):
         for j, v in enumerate(VECTORS):
-            change = add(model, {Site(1): v})
-            assert float(found[i, j]) == pytest.approx(by_hand(model, prompt, change), abs=1e-4)
+            wanted = by_hand(model, prompt, (1, v, "last"))
+            assert float(found[i, j]) == pytest.approx(wanted, abs=1e-4)
 
 
 class Linear(nn.Module):
@@ -270,7 +345,7 @@ class Linear(nn.Module):
 
 def test_the_effect_on_a_linear_model_is_the_closed_form():
     """(w_a - w_b).(h + v), whose derivative in v is w_a - w_b at every prompt."""
-    model, prompts = Linear(), [Prompted([3, 1], (4, 5)), Prompted([2, 7], (4, 5))]
+    model, prompts = Linear(), [Prompted([3, 1], ([4], [5])), Prompted([2, 7], ([4], [5]))]
     W = model.head.weight.detach()
     v = torch.randn(4, 3, generator=generator(0, "v"))
     found = steered_differences(model, prompts, {0: v})
@@ -280,10 +355,11 @@ def test_the_effect_on_a_linear_model_is_the_closed_form():
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 50])
-def test_the_direction_of_each_answer_is_its_row_of_the_head(count):
+def test_the_direction_of_each_answer_is_the_row_of_the_head_of_its_first_token(count):
     """Also if either letter may be the positive one, as in choices."""
     model = Linear()
-    prompts = [Prompted([3, i % 7], (4, 5) if i % 2 else (5, 4)) for i in range(count)]
+    both = ([4], [5, 9])
+    prompts = [Prompted([3, i % 7], both if i % 2 else both[::-1]) for i in range(count)]
     W = model.head.weight.detach()
     torch.testing.assert_close(answer_directions(model, prompts), W[[4, 5]], atol=1e-6, rtol=1e-5)
 
@@ -292,7 +368,7 @@ def test_directions_are_looked_at_in_both_classes():
     """Statements come class by class: the second half must have its part."""
     model, seen = Linear(), []
     model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
-    answer_directions(model, [Prompted([3, int(i > 4)], (4, 5)) for i in range(10)])
+    answer_directions(model, [Prompted([3, int(i > 4)], ([4], [5])) for i in range(10)])
     last = [int(kwargs["input_ids"][0, -1]) for kwargs in seen[1:]]
     assert sorted(set(last)) == [0, 1]
 
@@ -327,7 +403,7 @@ def test_no_loss_is_computed_for_the_cost():
 
 
 def test_items_without_answers_have_no_effect_to_measure():
-    pair = Item("one of two", [], ([5], [6]), None, None, 3)
+    pair = Item("one of two", [], ([5], [6]), None, 3)
     with pytest.raises(ValueError, match=r"'one of two' \(line 3\) has no answers"):
         prompted([pair])
 
@@ -439,7 +515,7 @@ def test_prompts_that_cannot_be_gone_on_with():
     for longer in ([[5], [5] * 33], [[5] * 33, [*[5] * 32, 4], [*[5] * 32, 3]]):
         with pytest.raises(ValueError, match="a text of 33 tokens is longer than the 32"):
             stream_norm(model, longer, 0)
-    prompts = [Prompted([5] * 33, (1, 2))]
+    prompts = [Prompted([5] * 33, ([1], [2]))]
     with pytest.raises(ValueError, match="a text of 33 tokens is longer than the 32"):
         answer_differences(model, prompts)
     # The last token alone, after 32 cached ones.

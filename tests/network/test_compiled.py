@@ -18,7 +18,7 @@ from measure.quadratic import RowsTask
 from network.models import tiny_llama
 
 IDS, ROWS = torch.tensor([[5, 9, 3, 7]]), [[5, 9, 3, 7], [5, 2], [8, 8, 1]]
-PROMPTS = [Prompted([5, 9, 3], (4, 9)), Prompted([2, 2], (4, 9))]
+PROMPTS = [Prompted([5, 9, 3], ([4], [9])), Prompted([2, 2], ([4, 7], [9]))]
 V = 3 * torch.ones(16)
 TASK = RowsTask()
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from frenet.network.data.contrast import UnansweredError
 from frenet.network.data.contrasts import answered_names, contrasts
 from frenet.network.data.files import RowError
 from frenet.network.synthetic.contrasts import ANSWERS, synthetic_contrast
@@ -35,7 +36,7 @@ def test_statements(tmp_path):
     for i, item in enumerate(found.items):
         assert text(item.context) == f"is it {i}?"
         assert [text(side) for side in item.sides] == [f"is it {i}? y", f"is it {i}? n"]
-        assert text([item.answers[0]]) == " y"
+        assert [text(answer) for answer in item.both_answers()] == [" y", " n"]
         assert item.line == i + 1
     assert [item.label for item in found.of_class(False)] == [False, False]
 
@@ -50,7 +51,7 @@ def test_the_positive_side_is_known_by_its_word(tmp_path):
 def test_words_in_place_of_labels(tmp_path):
     path = write(tmp_path, labelled(["true", "false"] * 2))
     (found,) = contrasts(path, WORDS, max_length=32, words=("y", "n")).values()
-    assert [text([answer]) for answer in found.items[0].both_answers()] == [" y", " n"]
+    assert [text(answer) for answer in found.items[0].both_answers()] == [" y", " n"]
     assert found.items[0].label is True
 
 
@@ -66,20 +67,52 @@ def test_statements_are_asked_about(tmp_path):
         path, WORDS, max_length=99, prompt="{statement} so?", words=("y", "n")
     ).values()
     assert text(own.items[1].context) == "it is 1. so?"
-    assert text([own.items[1].answers[0]]) == " y"
+    assert text(own.items[1].both_answers()[0]) == " y"
 
 
-def test_answers_of_several_tokens_can_be_read_but_not_answered(tmp_path):
+def test_answers_of_several_tokens(tmp_path):
     path = write(tmp_path, labelled(["yes", "no"] * 2))
     (found,) = contrasts(path, WORDS, max_length=32).values()
     item = found.items[0]
-    assert item.answers is None
+    assert [len(answer) for answer in item.both_answers()] == [3, 2]
+    assert [text(answer) for answer in item.both_answers()] == [" yes", " no"]
     assert text(item.context) == "is it 0?"
     assert text(item.sides[0]) == "is it 0? yes"
-    with pytest.raises(
-        ValueError, match=r"'is it 0\?' \(line 1\) has no answers: an answer is sev"
-    ):
-        item.both_answers()
+    (note,) = found.answer_notes
+    assert note.startswith("data: answers are 2 to 3 tokens; ")
+    found.require_answers()
+
+
+def test_of_answers_of_equal_length_the_note_says_the_sum(tmp_path):
+    path = write(tmp_path, labelled(["yo", "no"] * 2))
+    (found,) = contrasts(path, WORDS, max_length=32).values()
+    (note,) = found.answer_notes
+    assert note.startswith("data: every answer is 2 tokens; ")
+    (one,) = contrasts(path, WORDS, max_length=32, words=("y", "n")).values()
+    assert one.answer_notes == ()
+
+
+def test_a_beginning_that_both_answers_share_is_read_with_the_prompt(tmp_path):
+    """The answers are what follows: their first tokens differ, and the shared part cancels."""
+    path = write(tmp_path, labelled(["true", "trite"] * 2))
+    (found,) = contrasts(path, WORDS, max_length=32).values()
+    for i, item in enumerate(found.items):
+        assert text(item.context) == f"is it {i}? tr"
+        assert [text(answer) for answer in item.both_answers()] == ["ue", "ite"]
+
+
+def test_an_answer_that_begins_the_other_can_be_read_but_not_answered(tmp_path):
+    """The class form needs no answers; there is no log-odds of events that include each other."""
+    path = write(tmp_path, labelled(["yes", "yes it is"] * 2))
+    (found,) = contrasts(path, WORDS, max_length=32).values()
+    item = found.items[0]
+    assert text(item.context) == "is it 0?"
+    assert [text(side) for side in item.sides] == ["is it 0? yes", "is it 0? yes it is"]
+    for ask in (item.both_answers, found.require_answers):
+        with pytest.raises(
+            UnansweredError, match=r"one answer to 'is it 0\?' \(line 1\) is the beginning of the"
+        ):
+            ask()
 
 
 def test_choices(tmp_path):
@@ -100,9 +133,9 @@ def test_choices(tmp_path):
     for item, letter in zip(found.items, "ABBA", strict=True):
         assert item.label is None
         assert text(item.context).endswith("Answer: (")
-        wanted = (ids[letter], ids["AB"[letter == "A"]])
-        assert tuple(side[-1] for side in item.sides) == wanted
-        assert item.answers == wanted
+        wanted = ([ids[letter]], [ids["AB"[letter == "A"]]])
+        assert tuple(side[-1:] for side in item.sides) == wanted
+        assert item.both_answers() == wanted
 
 
 def questions(answers):
@@ -121,7 +154,7 @@ def test_a_space_before_the_letters_changes_nothing(tmp_path):
     assert (found.items, found.words) == (want.items, want.words)
     # Each letter is a token after the bracket; none stands before the bracket in the prompt.
     assert all(text(item.context).endswith("?\n\nAnswer: (") for item in found.items)
-    assert found.items[0].answers == found.items[1].answers[::-1]
+    assert found.items[0].both_answers() == found.items[1].both_answers()[::-1]
 
 
 @pytest.mark.parametrize("answer", ["A", "Yes"])
@@ -275,8 +308,8 @@ def test_synthetic_contrasts_are_balanced_and_answered_by_the_rule(name):
     assert len(found.of_class(True)) == len(found.of_class(False)) == 10
     for item in found.items:
         answer = int(RULES[name](torch.tensor([item.context[1:7]]))[0, 0])
-        assert answer == item.answers[0 if item.label else 1]
-        assert item.sides[0][-1] == item.answers[0]
+        assert item.both_answers()[0 if item.label else 1] == [answer]
+        assert [side[-1] for side in item.sides] == list(ANSWERS[name])
     assert synthetic_contrast(name, rows=20, seed=3) == found
     with pytest.raises(ValueError, match="no synthetic contrast 'x'; there are parity"):
         synthetic_contrast("x", rows=4, seed=0)

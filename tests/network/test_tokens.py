@@ -251,7 +251,11 @@ def test_tasks_label_scores_and_contrasts_read_a_prompt_alike(tmp_path, monkeypa
         (prompt,) = text_ids(tokenizer, [row.prompt])
         (item,) = (item for item in contrast.items if item.line == row.line)
         scores = dict(zip(task.labels, asked[2 * i : 2 * i + 2], strict=True))
-        assert prompt == row.encoded.context == item.context
+        assert prompt == row.encoded.context == item.context[: len(prompt)]
+        # The token of a space before both answers is read with the prompt.
+        first, second = item.both_answers()
+        assert (item.context + first, item.context + second) == item.sides
+        assert first[0] != second[0]
         assert {tuple(score.context) for score in scores.values()} == {tuple(prompt)}
         # As a training text the answer ends; as the place where an answer is read it does not.
         assert scores[row.completion].target == row.encoded.target
@@ -266,7 +270,7 @@ def test_a_model_that_ends_its_texts_answers_with_one_token(tmp_path):
     tokenizer = byte_level(*BOTH)
     (found,) = contrasts(path, tokenizer, max_length=64).values()
     words = tokenizer.convert_tokens_to_ids(["Ġyes", "Ġno"])
-    assert {item.answers for item in found.items} == {tuple(words)}
+    assert all(item.both_answers() == ([words[0]], [words[1]]) for item in found.items)
     pairs = save(tmp_path / "p.jsonl", [{"positive": "it is", "negative": f"no{i}"} for i in "12"])
     (found,) = contrasts(pairs, tokenizer, max_length=64).values()
     assert found.items[0].sides[0] == written(tokenizer, "it is")[:-1]

@@ -1,4 +1,4 @@
-"""``frenet steer extract | compare | apply | export``: steering vectors as files."""
+"""``frenet steer``: which contrasts a model knows, and steering vectors as files."""
 
 import math
 import sys
@@ -11,7 +11,7 @@ from frenet._notebook import listed, one_line
 from frenet.cli.codes import DONE, MISTAKE
 from frenet.cli.execution import show_notes
 from frenet.cli.options import named, parse, printing
-from frenet.cli.steer_options import Apply, Compare, Export, Extract, Source
+from frenet.cli.steer_options import Apply, Compare, Export, Extract, Screen, Source
 
 if TYPE_CHECKING:
     from frenet.methods.steering_vector import SteeringVector
@@ -22,6 +22,7 @@ HELP = """\
 usage: frenet steer COMMAND [options]
 
 commands:
+  screen    which contrasts of some files a model knows, from its own answers
   extract   a vector from a contrast: mean difference of activations, or a gradient step's shift
   compare   cosines of vectors, block by block, compared with chance
   apply     generate with and without a vector, several doses side by side
@@ -43,6 +44,12 @@ COMPARE_LEGEND = """\
 cosine: of the two vectors after this block
 isotropic chance: 1 / sqrt(h), for random vectors without a preferred direction
 chance (95%): random vectors with the covariance of this model's streams (95% quantile)
+"""
+
+
+SCREEN_LEGEND = """\
+separation: AUC, the share of pairs of prompts, one of each class, that the answers put in order
+in brackets: its 95% interval over prompts; for choices, that of the accuracy
 """
 
 
@@ -77,6 +84,63 @@ def _extract(args: list[str]) -> int:
     return DONE
 
 
+def _screen(args: list[str]) -> int:
+    options = parse(
+        Screen, args, command="steer screen", about="Which contrasts does a model know?"
+    )
+    with printing(options.json) as show:
+        from frenet.experiments.setup.contrasts import contrasts_of
+
+        loaded = options.load(options.model)
+        contrasts = contrasts_of(options, loaded)
+        if missing := [name for name in options.only if name not in contrasts]:
+            raise UsageError(f"no contrast {missing[0]!r}; there are {listed(contrasts)}")
+        chosen = [contrasts[name] for name in options.only or contrasts]
+        found = [_known(options, loaded, contrast) for contrast in chosen]
+        notes = [*loaded.notes, *(note for contrast in chosen for note in contrast.notes)]
+        if options.json:
+            show({"command": "steer screen", "contrasts": found, "notes": notes})
+            return DONE
+        for row in found:
+            show(_screened(row))
+        for line in SCREEN_LEGEND.splitlines():
+            show(line)
+        show_notes(show, notes)
+    return DONE
+
+
+def _known(options: Screen, loaded: "Loaded", contrast: "Contrast") -> dict[str, Any]:
+    """What the model's own answers to one contrast say, or why there are none."""
+    from frenet.experiments.setup.knowledge import knowledge, known_state
+    from frenet.network.data.contrast import UnansweredError
+
+    row: dict[str, Any] = {"contrast": contrast.name, "words": list(contrast.words)}
+    if contrast.kind == "pairs":
+        return row | {"refused": "pairs of texts have no answers"}
+    (part,) = contrast.divided(1, seed=0, rows=options.rows)
+    try:
+        answers = part.items[0].both_answers()
+        row |= knowledge(loaded.model, part)
+    except UnansweredError as error:
+        return row | {"refused": f"{error}; pass two other words as --words"}
+    pieces = [loaded.tokenizer.convert_ids_to_tokens(answer) for answer in answers]
+    return row | {"state": known_state(row), "tokens": pieces}
+
+
+def _screened(row: dict[str, Any]) -> str:
+    """One line on a contrast."""
+    from frenet.experiments.setup.knowledge import known_text
+
+    if "refused" in row:
+        return f"{row['contrast']}: {row['refused']}"
+    tokens = " / ".join(" ".join(pieces) for pieces in row["tokens"])
+    return (
+        f"{row['contrast']}: the model {row['state']} ({known_text(row)}; accuracy "
+        f"{row['accuracy']:.2f}, {row['prompts']} prompts; answers {' / '.join(row['words'])}, "
+        f"tokens {tokens})"
+    )
+
+
 def _source(options: "Source | Extract") -> "tuple[Loaded, Contrast]":
     """Model and the one contrast."""
     from frenet.experiments.setup.contrasts import contrasts_of
@@ -107,7 +171,7 @@ def _made(options: Extract, loaded: "Loaded", contrast: "Contrast") -> tuple[Any
         try:
             contrast.require_answers()
         except UnansweredError as error:
-            raise UsageError(f"{error}: pass them as --words, or pass --how mean") from None
+            raise UsageError(f"{error}; pass two other words as --words, or --how mean") from None
         push, moved, contrast = contrast.divided(3, seed=0)
         rows = steering.shifted_prompts(moved)
         space = ParamSpace.select(model, lambda _, p: p.is_floating_point())
@@ -314,6 +378,7 @@ def _lines(text: str) -> str:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "screen": _screen,
     "extract": _extract,
     "compare": _compare,
     "apply": _apply,

@@ -50,6 +50,28 @@ class Extract(Source):
 
 
 @dataclass(frozen=True)
+class Screen(ReadingConfig, LoadingConfig):
+    """Options of ``frenet steer screen``."""
+
+    model: str
+    """A hub id, a folder in Hugging Face format or of a PEFT adapter, or a GGUF file."""
+    tasks: tuple[str, ...]
+    """Files or data set names: labelled statements, A/B questions."""
+    only: tuple[str, ...] = ()
+    """Names of the contrasts to ask about, if the files contain more. Empty: all."""
+    positive: str = ""
+    """Label of the positive side. Empty: yes, true, positive or 1, else the first label."""
+    words: tuple[str, ...] = ()
+    """Answers of the positive and of the negative side. Empty: the labels."""
+    max_length: int = 256
+    """Longest prompt in tokens; longer ones lose their beginning."""
+    rows: int = 200
+    """Most prompts of each contrast, drawn at random, half of them of each class."""
+    json: Switch = False
+    """Print only JSON on standard output."""
+
+
+@dataclass(frozen=True)
 class Compare(ReadingConfig, LoadingConfig):
     """Options of ``frenet steer compare``."""
 

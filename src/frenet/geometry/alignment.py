@@ -7,7 +7,6 @@ directions have a large cosine. So 1 / sqrt(h) is no null; these are.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy import stats
@@ -87,15 +86,13 @@ def _shuffled_weights(
 ) -> Float[Tensor, "m n"]:
     """The weight of each stream in each shuffled mean difference."""
     p, n = len(sides.positive), len(sides.negative)
-    weights = torch.cat([torch.full((p,), 1 / p), torch.full((n,), -1 / n)]).double()
+    sizes = torch.tensor([1 / p] * p + [-1 / n] * n, dtype=torch.float64)
     if sides.paired:
         if p != n:
             raise UsageError(f"{p} positive and {n} negative rows cannot be pairs")
         signs = torch.randint(0, 2, (shuffles, p), generator=generator).double() * 2 - 1
-        return weights * torch.cat([signs, signs], 1)
-    return torch.stack(
-        [weights[torch.randperm(p + n, generator=generator)] for _ in range(shuffles)]
-    )
+        return sizes * torch.cat([signs, signs], 1)
+    return torch.stack([sizes[torch.randperm(p + n, generator=generator)] for _ in range(shuffles)])
 
 
 def matched_cosines(
@@ -122,52 +119,48 @@ def matched_vectors(
     return w.to(rows.device) @ centred
 
 
-def split_half_cosine(sides: Contrasted, *, repeats: int, generator: torch.Generator) -> float:
-    """Mean cosine of the mean differences of two random halves: the vector's reliability.
+def whitened_cosines(
+    sides: Contrasted, differences: Float[Tensor, "m h"], direction: Float[Tensor, " h"]
+) -> Float[Tensor, " m"]:
+    """v.W^-1 s / sqrt(v.W^-1 v * s.W^-1 s), for mean differences v of the same streams.
 
-    r between halves is a lower bound of the ceiling. The whole vector has twice the rows: its
-    cosine is about 2 r / (1 + r) with another one of equal quality, and the root of that with an
-    exact one.
+    W = S - (1 - rho) c v v^T is the covariance within the two sides that v is the difference of. S
+    is the shrunk covariance of all streams, rho its shrinkage and c = p n / (p + n)^2. Neither S
+    nor rho depends on the labels, so the cosines of shuffled labels are a null of that of the true
+    ones. With q = v.S^-1 v, t = v.S^-1 s, u = s.S^-1 s and k = (1 - rho) c, the cosine is
+    t / sqrt(q (u (1 - k q) + k t^2)), by Sherman and Morrison.
 
-    Raises:
-        ValueError: fewer than two rows on a side.
+    Args:
+        sides: the streams.
+        differences: of their sides under one or more labellings, one per row.
+        direction: s.
 
-    Source: Spearman (1910), Brown (1910): the reliability of a test of twice the length.
+    Returns:
+        float64; 0 if a vector is zero.
     """
-    p, n = len(sides.positive), len(sides.negative)
-    if min(p, n) < 2:
-        raise UsageError(f"{p} positive and {n} negative rows have no halves; pass at least 2 each")
-    values = []
-    for _ in range(repeats):
-        first = torch.randperm(p, generator=generator)
-        second = first if sides.paired else torch.randperm(n, generator=generator)
-        halves = [
-            Contrasted(sides.positive[a], sides.negative[b])
-            for a, b in zip(first.chunk(2), second.chunk(2), strict=True)
-        ]
-        values.append(cosine(*(half.difference() for half in halves)))
-    return float(np.mean(values))
+    rows, p, n = sides.rows, len(sides.positive), len(sides.negative)
+    centred = rows - rows.mean(0)
+    k = (1 - shrinkage(centred)) * p * n / (p + n) ** 2
+    v, s = differences.to(rows), direction.to(rows)
+    solved = torch.linalg.solve(shrunk_covariance(centred), torch.cat([v, s[None]]).T)
+    q, t, u = (v.T * solved[:, :-1]).sum(0), v @ solved[:, -1], s @ solved[:, -1]
+    norms = q * (u * (1 - k * q).clamp_min(0) + k * t.square())
+    return torch.where(norms > 0, t / norms.clamp_min(1e-300).sqrt(), 0.0)
 
 
-def whitened_cosine(sides: Contrasted, a: Float[Tensor, " h"], b: Float[Tensor, " h"]) -> float:
-    """a.S^-1 b / sqrt(a.S^-1 a * b.S^-1 b), S the covariance of the streams within the sides.
-
-    S is shrunk towards a multiple of the identity, so that it can be inverted with fewer streams
-    than dimensions.
+def shrunk_covariance(centred: Float[Tensor, "n h"]) -> Float[Tensor, "h h"]:
+    """(1 - rho) C + rho (tr C / h) I, C the sample covariance, rho its ``shrinkage``.
 
     Source: Ledoit, Wolf (2004), A well-conditioned estimator for large-dimensional covariance
     matrices.
     """
-    centred = torch.cat([side.double() - side.double().mean(0) for side in sides[:2]])
-    S = shrunk_covariance(centred)
-    first, second = a.to(S), b.to(S)
-    solved = torch.linalg.solve(S, torch.stack([first, second], 1))
-    norms = (first @ solved[:, 0]) * (second @ solved[:, 1])
-    return float(first @ solved[:, 1] / norms.sqrt()) if norms > 0 else 0.0
+    n, h = centred.shape
+    C, rho = centred.T @ centred / n, shrinkage(centred)
+    return (1 - rho) * C + rho * C.trace() / h * torch.eye(h, dtype=C.dtype, device=C.device)
 
 
-def shrunk_covariance(centred: Float[Tensor, "n h"]) -> Float[Tensor, "h h"]:
-    """(1 - rho) C + rho (tr C / h) I, C the sample covariance, rho the least squared error.
+def shrinkage(centred: Float[Tensor, "n h"]) -> float:
+    """The weight rho of the identity with the least squared error of the covariance, in [0, 1].
 
     rho = min(1, b / d): d = ||C - mu I||_F^2, b = sum_i ||x_i x_i^T - C||_F^2 / n^2.
     """
@@ -178,8 +171,7 @@ def shrunk_covariance(centred: Float[Tensor, "n h"]) -> Float[Tensor, "h h"]:
     distance = square - h * mu**2
     # sum ||x x^T - C||^2 = sum ||x||^4 - n ||C||^2, since the x x^T average to C.
     spread = (centred.square().sum(1).square().sum() / n - square) / n
-    rho = float((spread / distance).clamp(0, 1)) if distance > 0 else 1.0
-    return (1 - rho) * C + rho * mu * torch.eye(h, dtype=C.dtype, device=C.device)
+    return float((spread / distance).clamp(0, 1)) if distance > 0 else 1.0
 
 
 def without(direction: Float[Tensor, " h"], removed: Float[Tensor, "k h"]) -> Float[Tensor, " h"]:

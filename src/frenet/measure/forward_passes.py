@@ -100,13 +100,14 @@ def cache_name(model: nn.Module) -> str | None:
     return name if layers <= {DynamicLayer, DynamicSlidingWindowLayer} else None
 
 
-def run_blocks(model: nn.Module, batch: Batch, *, cache: Any = None) -> Any:
-    """One forward pass, with the output head on the last column only.
+def run_blocks(model: nn.Module, batch: Batch, *, cache: Any = None, keep: int = 1) -> Any:
+    """One forward pass, with the output head on the last columns only.
 
     Args:
         model: a decoder.
         batch: only arguments that the model accepts are passed, and no mask without padding.
         cache: from an earlier pass, under ``cache_name`` of its output; True: make one.
+        keep: number of columns with logits; models that cannot leave columns out have more.
 
     Raises:
         ValueError: rows are too long for the model.
@@ -126,7 +127,7 @@ def run_blocks(model: nn.Module, batch: Batch, *, cache: Any = None) -> Any:
     if name and cache is not True:
         given[name] = cache
     if "logits_to_keep" in accepted:
-        given["logits_to_keep"] = 1
+        given["logits_to_keep"] = keep
     return model(**given)
 
 

@@ -41,7 +41,7 @@ class LossLine(NamedTuple):
     Attributes:
         at: the values of all examples at r, (n,) in float64.
         slopes: their derivatives at r = 0, (n,).
-        counts: weight of each example, (n,): target tokens for a loss, 1 for a logit difference.
+        counts: weight of each example, (n,): target tokens for a loss, 1 for log-odds.
         curvature: second derivative of the mean at 0; None if unknown.
     """
 

@@ -1,4 +1,4 @@
-"""The logit difference of prompts along a direction of the residual stream."""
+"""The log-odds of the answers to prompts along a direction of the residual stream."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet._errors import UsageError
-from frenet.measure.activations import add
-from frenet.measure.forward_passes import run_blocks
 from frenet.measure.loss_line import LossLine
-from frenet.methods.steering_effect import Prompted, steered_differences
-from frenet.network.hooks.sites import Site
+from frenet.methods.steering_effect import (
+    Prompted,
+    full_logits,
+    log_odds,
+    steered_differences,
+)
 from frenet.network.measuring import measuring
-from frenet.network.tasks import collate
 
 
 def effect_line(
@@ -24,7 +25,7 @@ def effect_line(
     block: int,
     path: str | None = None,
 ) -> LossLine:
-    """logit(positive) - logit(negative) with r v / ||v|| added after a block, at the last token.
+    """Log-odds of the answers with r v / ||v|| added after a block, at the prompt's last token.
 
     Args:
         model: a decoder; left unchanged.
@@ -48,9 +49,9 @@ def effect_line(
     slopes = torch.empty(len(prompts), dtype=torch.float64)
     with measuring(model), torch.enable_grad():
         for i, prompt in enumerate(prompts):
-            probe = torch.zeros_like(unit, requires_grad=True)
-            with add(model, {Site(block): probe}, path=path):
-                logits = run_blocks(model, collate([(prompt.context, [])])).logits[0, -1]
-            difference = logits[prompt.answers[0]] - logits[prompt.answers[1]]
-            slopes[i] = float(torch.autograd.grad(difference, probe)[0].double() @ unit.double())
+            probe = torch.zeros_like(unit[None], requires_grad=True)
+            (odds,) = log_odds(
+                prompt.answers, full_logits(model, prompt, {block: probe}, path=path)
+            )
+            slopes[i] = float(torch.autograd.grad(odds, probe)[0][0].double() @ unit.double())
     return LossLine(at, slopes, torch.ones(len(prompts), dtype=torch.float64))

@@ -19,7 +19,7 @@ from frenet.network.blocks import residual_blocks
 from frenet.network.data.contrast import Contrast
 from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
-from frenet.network.tasks import collate, token_loss
+from frenet.network.tasks import collate, example_losses
 
 Form = Literal["class", "answer"]
 Aggregate = Callable[[Contrasted], Tensor]
@@ -53,8 +53,9 @@ def contrast_streams(
         contrast: the prompts.
         blocks: l block indices.
         form: "class" compares prompts of the positive class with those of the negative one, at the
-            last token; "answer" compares every prompt with its positive answer to the same with
-            its negative one, at the answer. None: "class" if prompts have one.
+            last token before the answers differ; "answer" compares every prompt with its positive
+            answer to the same with its negative one, at the answer's last token. None: "class" if
+            prompts have one.
         path: dotted name of the list of blocks; None: frenet looks for it.
         tokens: most tokens in one forward pass.
 
@@ -150,8 +151,8 @@ def caa(
 
 def push_items(
     contrast: Contrast, *, towards: bool = True, flipped: bool = False
-) -> list[tuple[list[int], int]]:
-    """Prompts with the answer that a gradient step pushes them to.
+) -> list[tuple[list[int], list[int]]]:
+    """Prompts with the tokens of the answer that a gradient step pushes them to.
 
     All choices, but statements of one class only: a loss that pushes the classes apart flips its
     sign when answers are saturated.
@@ -165,34 +166,36 @@ def push_items(
     Raises:
         ValueError: the items are pairs of texts, which have no answer, or choices to flip, which
             have no class.
-        UnansweredError: an answer has several tokens.
+        UnansweredError: one answer is the beginning of the other.
     """
     if contrast.kind == "pairs":
         raise UsageError(
             f"the pairs of contrast {contrast.name!r} have no answer to push towards; a gradient "
             "needs statements or choices"
         )
-    contrast.require_answers()
     if contrast.kind == "choices":
         if flipped:
             raise UsageError(f"the questions of contrast {contrast.name!r} have no class to flip")
-        return [(item.context, item.both_answers()[not towards]) for item in contrast.items]
-    items = contrast.of_class(towards != flipped)
+        items = list(contrast.items)
+    else:
+        items = contrast.of_class(towards != flipped)
     return [(item.context, item.both_answers()[not towards]) for item in items]
 
 
 def push_gradient(
     model: nn.Module,
-    prompts: Sequence[tuple[list[int], int]],
+    prompts: Sequence[tuple[list[int], list[int]]],
     *,
     space: ParamSpace,
     tokens: int = TOKENS // 8,
 ) -> Float[Tensor, " d"]:
     """Gradient of the mean loss of an answer, g = d/dtheta mean_i -log p(answer_i | prompt_i).
 
+    The log probability of an answer is the sum over its tokens, each after those before it.
+
     Args:
         model: a decoder; left unchanged.
-        prompts: token ids, and the answer's token.
+        prompts: token ids of the prompt, and of the answer.
         space: the d parameters.
         tokens: most tokens in one forward and backward pass; with a width of 1,000 and 24 blocks
             their activations take more than 2 MB per token.
@@ -207,9 +210,10 @@ def push_gradient(
         for parameter, part in zip(parameters, space.unflatten(g).values(), strict=True):
             handle = parameter.register_post_accumulate_grad_hook(partial(_moved, part))
             hooks.callback(handle.remove)
-        for group in length_groups([context for context, _ in prompts], tokens):
-            batch = collate([(prompts[i][0], [prompts[i][1]]) for i in group])
-            (token_loss(model, batch) * len(group) / len(prompts)).backward()
+        # The last token of an answer predicts nothing.
+        for group in length_groups([given + answer[:-1] for given, answer in prompts], tokens):
+            losses, _ = example_losses(model, collate([prompts[i] for i in group]))
+            (losses.sum() / len(prompts)).backward()
     space.check_finite(g, "the gradient of the answer")
     return g
 
@@ -254,6 +258,44 @@ def gradient_shift(
         fingerprint,
         contrast.fingerprint,
     )
+
+
+def group_shifts(
+    model: nn.Module,
+    prompts: Sequence[tuple[list[int], list[int]]],
+    rows: Sequence[Sequence[int]],
+    *,
+    space: ParamSpace,
+    blocks: Sequence[int],
+    groups: int,
+    path: str | None = None,
+) -> tuple[Float[Tensor, "g m l h"], Float[Tensor, " g"]]:
+    """The shifts J_l(theta) (-g_i) by the steps of groups of prompts.
+
+    Their mean, weighted by the sizes of the groups, is the shift by the step of all prompts, since
+    a shift is linear in the step. So any subset of the groups has a shift without further passes.
+
+    Args:
+        model: a decoder; left unchanged.
+        prompts: token ids of a prompt and of the answer that it is pushed to.
+        rows: token ids of the m prompts to measure the shift on.
+        space: the parameters that step.
+        blocks: l block indices.
+        groups: how many; with fewer prompts, each is a group. Each takes a gradient of its prompts
+            and a forward derivative of all rows, about three forward passes.
+        path: dotted name of the list of blocks; None: frenet looks for it.
+
+    Returns:
+        The shifts on the CPU, and the number of prompts in each of the g groups.
+    """
+    parts = [prompts[i::groups] for i in range(min(groups, len(prompts)))]
+    shifts = []
+    for part in parts:
+        # In place: memory holds few copies of a large model's weights.
+        step = push_gradient(model, part, space=space).neg_()
+        moved = activation_shift(model, rows, step, space=space, blocks=blocks, path=path)
+        shifts.append(moved.cpu())
+    return torch.stack(shifts), torch.tensor([float(len(part)) for part in parts])
 
 
 def shifted_prompts(contrast: Contrast) -> list[list[int]]:

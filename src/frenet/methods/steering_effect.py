@@ -25,6 +25,7 @@ from frenet.network.hooks.batched_weights import (
     watched,
 )
 from frenet.network.hooks.sites import Site
+from frenet.network.hooks.watch import continued
 from frenet.network.measuring import measuring
 from frenet.network.tasks import Batch, collate, forward_arguments
 
@@ -35,17 +36,24 @@ TOGETHER = 64
 
 
 class Prompted(NamedTuple):
-    """A prompt, with the tokens of its positive and its negative answer."""
+    """A prompt, with the tokens of its positive and its negative answer, of which the first differ.
+
+    The log-odds of the answers are log p(positive | prompt) - log p(negative | prompt), in nats.
+    The log probability of an answer is the sum over its tokens, each after the prompt and the
+    answer's tokens before it. For answers of one token the log-odds are the difference of their
+    logits.
+    """
 
     context: list[int]
-    answers: tuple[int, int]
+    answers: tuple[list[int], list[int]]
 
 
 def prompted(items: Sequence[Item]) -> list[Prompted]:
     """The prompts of a contrast with their answers.
 
     Raises:
-        ValueError: an item without answers of one token each.
+        ValueError: an item without answers.
+        UnansweredError: one answer is the beginning of the other.
     """
     return [Prompted(item.context, item.both_answers()) for item in items]
 
@@ -53,29 +61,90 @@ def prompted(items: Sequence[Item]) -> list[Prompted]:
 def answer_differences(
     model: nn.Module, prompts: Sequence[Prompted], *, tokens: int = TOKENS
 ) -> Float[Tensor, " n"]:
-    """logit(positive answer) - logit(negative answer) after every prompt, in nats.
+    """Log-odds of the answers after every prompt.
+
+    If both answers to a prompt are several tokens, it runs twice; otherwise once.
 
     Args:
-        model: a decoder, with its current weights and hooks.
+        model: a decoder, with its current weights and hooks. To a site of an ``add``, the tokens of
+            an answer are new ones: it reaches them with the position "all" or "generated".
         prompts: n prompts.
-        tokens: most tokens in one forward pass.
+        tokens: most tokens in one forward pass; a k-th of it, if answers are k tokens.
     """
-    differences = torch.empty(len(prompts))
+    differences = torch.zeros(len(prompts))
+    rows = [(i, side) for i, prompt in enumerate(prompts) for side in _sides(prompt.answers)]
     with measuring(model), torch.no_grad(), _answered(model, prompts) as columns:
-        for group in fitting_groups(model, [p.context for p in prompts], tokens):
-            batch = collate([(prompts[i].context, []) for i in group], padding_side="left")
-            logits = run_blocks(model, batch).logits[:, -1].float().cpu()
-            for i, row in zip(group, logits, strict=True):
-                first, second = columns[i]
-                differences[i] = row[first] - row[second]
+        for count in sorted({len(prompts[i].answers[side]) for i, side in rows}):
+            alike = [(i, side) for i, side in rows if len(prompts[i].answers[side]) == count]
+            texts = [_read(prompts[i], side) for i, side in alike]
+            for group in fitting_groups(model, texts, tokens // count):
+                batch = collate([(texts[j], []) for j in group], padding_side="left")
+                with continued(model, count - 1):
+                    logits = run_blocks(model, batch, keep=count).logits[:, -count:]
+                chosen = [alike[j] for j in group]
+                terms = [
+                    _term(columns[i], side, row[None])
+                    for (i, side), row in zip(chosen, logits, strict=True)
+                ]
+                which = torch.tensor([i for i, _ in chosen])
+                differences.index_add_(0, which, torch.cat(terms).cpu())
     return differences
 
 
 @contextmanager
-def _answered(model: nn.Module, prompts: Sequence[Prompted]) -> Iterator[list[tuple[int, int]]]:
-    """Reduces the output head to the answers; yields their columns, prompt by prompt."""
-    with few_logits(model, [token for p in prompts for token in p.answers]) as column:
-        yield [(column[p.answers[0]], column[p.answers[1]]) for p in prompts]
+def _answered(
+    model: nn.Module, prompts: Sequence[Prompted]
+) -> Iterator[list[tuple[list[int], list[int]]]]:
+    """Reduces the output head to the answers; yields their columns, prompt by prompt.
+
+    The log probability of a later token of an answer needs all logits.
+    """
+    answers = [prompt.answers for prompt in prompts]
+    if any(len(answer) > 1 for both in answers for answer in both):
+        yield answers
+        return
+    with few_logits(model, [answer[0] for both in answers for answer in both]) as column:
+        yield [([column[first[0]]], [column[second[0]]]) for first, second in answers]
+
+
+def _sides(answers: tuple[list[int], list[int]]) -> list[int]:
+    """The sides of which a row runs: answers of several tokens, or a single row for both."""
+    return [side for side in (0, 1) if len(answers[side]) > 1] or [0]
+
+
+def _read(prompt: Prompted, side: int) -> list[int]:
+    """The tokens after which the tokens of an answer are predicted; its last predicts nothing."""
+    return prompt.context + prompt.answers[side][:-1]
+
+
+def _term(
+    answers: tuple[list[int], list[int]], side: int, logits: Float[Tensor, "m k v"]
+) -> Float[Tensor, " m"]:
+    """What a row adds to the log-odds: its later tokens and, for the first row, the first tokens.
+
+    The same logits predict both first tokens, and their normalisation cancels.
+    """
+    logits = logits.float()
+    term = torch.zeros(len(logits), device=logits.device)
+    if side == _sides(answers)[0]:
+        term = logits[:, 0, answers[0][0]] - logits[:, 0, answers[1][0]]
+    if later := answers[side][1:]:
+        tokens = torch.tensor(later, device=logits.device).expand(len(logits), -1)[..., None]
+        found = logits[:, 1:].log_softmax(-1).gather(-1, tokens).sum((1, 2))
+        term = term - found if side else term + found
+    return term
+
+
+def log_odds(
+    answers: tuple[list[int], list[int]], logits: Mapping[int, Float[Tensor, "m _ v"]]
+) -> Float[Tensor, " m"]:
+    """Log-odds of the answers from the result of ``full_logits``.
+
+    Args:
+        answers: columns of the tokens of both answers.
+        logits: by side.
+    """
+    return torch.stack([_term(answers, side, each) for side, each in logits.items()]).sum(0)
 
 
 class Prefixes(NamedTuple):
@@ -110,9 +179,11 @@ def prefixes(model: nn.Module, prompts: Sequence[Prompted], *, path: str | None 
 
 def _layout(model: nn.Module, prompts: Sequence[Prompted], path: str | None) -> Layout | None:
     """How blocks see the rows of a last token, if two variants agree with full passes."""
-    context = next((p.context for p in prompts if len(p.context) > 1), None)
-    if context is None or cache_name(model) is None:
+    cached = [prompt for prompt in prompts if len(prompt.context) > 1]
+    if not cached or cache_name(model) is None:
         return None
+    prompt = max(cached, key=lambda prompt: sum(map(len, prompt.answers)))
+    context = prompt.context
     blocks = named(model, residual_blocks(model, path)[1])
     prefix, shapes = _prefix(model, context), []
     for rows in (1, 2):
@@ -128,12 +199,14 @@ def _layout(model: nn.Module, prompts: Sequence[Prompted], path: str | None) -> 
     trial = {0: draws * (stream.norm() / draws.norm(dim=1, keepdim=True))}
     try:
         layout = Layout.of(1, *shapes)
-        fast = _from_cache(model, context, copy.deepcopy(prefix), trial, path, layout)
+        found = _from_cache(model, prompt, copy.deepcopy(prefix), trial, path, layout)
     except Exception as error:  # a model may fail in any way with its cache
         problem = f"it fails with {type(error).__name__}: {error}"
     else:
         dtype = next(model.parameters()).dtype
-        agreement = Agreement.of(fast.float(), _whole(model, context, trial, path).float(), dtype)
+        full = full_logits(model, prompt, trial, path=path)
+        fast, slow = (torch.cat(list(each.values()), 1).float() for each in (found, full))
+        agreement = Agreement.of(fast, slow, dtype)
         if agreement:
             return layout
         problem = (
@@ -179,9 +252,10 @@ def steered_differences(
 ) -> Float[Tensor, "n m"]:
     """``answer_differences`` with each of m vectors added at the last token of each prompt.
 
-    The earlier tokens do not depend on the vectors, nor do the blocks before the first vector. With
-    a cache these run once per prompt, and the rest runs as one batch of all variants. Inside an
-    ``add``, or with any other hook on the model, full prompts run.
+    The tokens of the answers follow it; nothing is added to them. The earlier tokens do not depend
+    on the vectors, nor do the blocks before the first vector. With a cache these run once per
+    prompt, and the rest runs as one batch of all variants, followed by one for each answer of
+    several tokens. Inside an ``add``, or with any other hook on the model, full prompts run.
 
     Args:
         model: a decoder; left unchanged.
@@ -200,54 +274,71 @@ def steered_differences(
         layout = None
         if bare:
             layout = kept.layout if kept is not None else _layout(model, prompts, path)
-        for i, (prompt, (first, second)) in enumerate(zip(prompts, columns, strict=True)):
+        for i, (prompt, answers) in enumerate(zip(prompts, columns, strict=True)):
             prefix = None
             if layout is not None:
                 prefix = kept.caches[i] if kept is not None else _prefix(model, prompt.context)
-            for start in range(0, count, TOGETHER):
-                part = {block: v[start : start + TOGETHER] for block, v in variants.items()}
-                logits = _last_logits(model, prompt.context, prefix, part, path, layout)
-                logits = logits.float().cpu()
-                differences[i, start : start + TOGETHER] = logits[:, first] - logits[:, second]
+            size = max(1, TOGETHER // max(map(len, answers)))
+            for start in range(0, count, size):
+                part = {block: v[start : start + size] for block, v in variants.items()}
+                logits = _logits(model, prompt, prefix, part, path, layout)
+                differences[i, start : start + size] = log_odds(answers, logits).cpu()
     return differences
 
 
-def _last_logits(
+def _logits(
     model: nn.Module,
-    context: list[int],
+    prompt: Prompted,
     prefix: Any,
     variants: Variants,
     path: str | None,
     layout: Layout | None,
-) -> Float[Tensor, "m v"]:
-    """Last logits of the variants, from the cache or by full passes."""
+) -> dict[int, Float[Tensor, "m _ v"]]:
+    """``full_logits``, from the cache if possible."""
     if prefix is not None and layout is not None:
         # The last token is added to the cache. If the prompt fills a sliding window, for example,
         # blocks are called differently from the layout.
         with suppress(LayoutError):
-            return _from_cache(model, context, copy.deepcopy(prefix), variants, path, layout)
-    return _whole(model, context, variants, path)
+            return _from_cache(model, prompt, copy.deepcopy(prefix), variants, path, layout)
+    return full_logits(model, prompt, variants, path=path)
 
 
-def _whole(
-    model: nn.Module, context: list[int], variants: Variants, path: str | None
-) -> Float[Tensor, "m v"]:
-    """Last logits of one copy of the prompt for each variant."""
+def full_logits(
+    model: nn.Module, prompt: Prompted, variants: Variants, *, path: str | None = None
+) -> dict[int, Float[Tensor, "m _ v"]]:
+    """Logits that predict the tokens of the answers, by full passes over a copy for each variant.
+
+    Args:
+        model: a decoder; left unchanged.
+        prompt: the prompt with its answers.
+        variants: by block, m vectors to add at the last token of the prompt.
+        path: dotted name of the list of blocks; None: frenet looks for it.
+
+    Returns:
+        By side, for answers of several tokens; if there is none, for one side, which has the first
+        token of both. Differentiable in the vectors.
+    """
     copies = len(next(iter(variants.values())))
-    batch = {key: row.repeat(copies, 1) for key, row in collate([(context, [])]).items()}
-    with add(model, {Site(block): v for block, v in variants.items()}, path=path):
-        return run_blocks(model, batch).logits[:, -1]
+    added = {Site(block): v for block, v in variants.items()}
+    logits = {}
+    for side in _sides(prompt.answers):
+        count = len(prompt.answers[side])
+        row = collate([(_read(prompt, side), [])])
+        batch = {key: value.repeat(copies, 1) for key, value in row.items()}
+        with add(model, added, path=path), continued(model, count - 1):
+            logits[side] = run_blocks(model, batch, keep=count).logits[:, -count:]
+    return logits
 
 
 def _from_cache(
     model: nn.Module,
-    context: list[int],
+    prompt: Prompted,
     cache: Any,
     variants: Variants,
     path: str | None,
     layout: Layout,
-) -> Float[Tensor, "m v"]:
-    """The same from the last token alone, with one row in the blocks before the first vector."""
+) -> dict[int, Float[Tensor, "m _ v"]]:
+    """The same from the last token on, with one row in the blocks before the first vector."""
     copies = len(next(iter(variants.values())))
     blocks = residual_blocks(model, path)[1]
     # Up to the first vector all variants are one row; adding the vectors makes the copies.
@@ -257,8 +348,17 @@ def _from_cache(
     added = {Site(block): v for block, v in variants.items() if block >= first}
     later = named(model, blocks[first + 1 :])
     with add(model, added, path=path), copied(later, copies, layout):
-        logits = run_blocks(model, _last(context), cache=cache).logits[:, -1]
-    return logits.expand(copies, -1)
+        last = run_blocks(model, _last(prompt.context), cache=cache).logits[:, -1:]
+    logits = {}
+    for side in _sides(prompt.answers):
+        parts, answer = [last], prompt.answers[side]
+        own = copy.deepcopy(cache) if answer[1:] else cache
+        for end in range(1, len(answer)):
+            with copied(later, copies, layout):
+                row = run_blocks(model, _last(prompt.context + answer[:end]), cache=own)
+            parts.append(row.logits[:, -1:])
+        logits[side] = torch.cat([part.expand(copies, -1, -1) for part in parts], 1)
+    return logits
 
 
 class Cost(NamedTuple):
@@ -332,17 +432,17 @@ def answer_directions(
 ) -> Float[Tensor, "a h"]:
     """d logit / d h of each answer, at the last token after the last block, over some prompts.
 
-    This is the answer's row of the output head, through the last norm: the direction that only
-    writes the answer's token.
+    This is the row of the output head of the answer's first token, through the last norm: the
+    direction that only writes this token. The later tokens of an answer do not depend on h there.
 
     Args:
         model: a decoder; left unchanged.
-        prompts: with answers; a token that answers several prompts gets their mean direction.
+        prompts: with answers; a token that begins several answers gets their mean direction.
         path: dotted name of the list of blocks; None: frenet looks for it.
         most: number of prompts, evenly spread so that both classes occur.
 
     Returns:
-        One row for each of the a answer tokens, sorted by token.
+        One row for each of the a first tokens, sorted by token.
     """
     last = len(residual_blocks(model, path)[1]) - 1
     chosen = prompts[:: -(-len(prompts) // most)]
@@ -353,7 +453,7 @@ def answer_directions(
             probe = torch.zeros(width, requires_grad=True)
             with add(model, {Site(last): probe}, path=path):
                 logits = run_blocks(model, collate([(prompt.context, [])])).logits[0, -1]
-            for answer in prompt.answers:
-                row = torch.autograd.grad(logits[answer], probe, retain_graph=True)[0]
-                rows.setdefault(answer, []).append(row.float().cpu())
-    return torch.stack([torch.stack(rows[answer]).mean(0) for answer in sorted(rows)])
+            for token, *_ in prompt.answers:
+                row = torch.autograd.grad(logits[token], probe, retain_graph=True)[0]
+                rows.setdefault(token, []).append(row.float().cpu())
+    return torch.stack([torch.stack(rows[token]).mean(0) for token in sorted(rows)])

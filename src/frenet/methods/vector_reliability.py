@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 
 from frenet.geometry import rng
-from frenet.geometry.alignment import cosine, cosines, shuffled_differences, split_half_cosine
+from frenet.geometry.alignment import cosine, cosines, shuffled_differences
+from frenet.geometry.resampling import MeanDifference, split_half_cosine
 from frenet.methods.steering import Streams
 from frenet.methods.steering_vector import SteeringVector
 
@@ -62,7 +63,7 @@ def known(
                 float(torch.quantile(shuffled.norm(dim=1), 0.95)) / norm,
                 cosine(sides.difference(), direction),
                 float(torch.quantile(cosines(shuffled, direction).abs(), 0.95)),
-                split_half_cosine(sides, repeats=20, generator=draw),
+                split_half_cosine(MeanDifference(sides), repeats=20, generator=draw),
             )
         )
     return result

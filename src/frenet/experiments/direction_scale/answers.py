@@ -32,8 +32,8 @@ def _far(sides: Rows) -> str:
     if not sides:
         return "no radius: its slope cannot be distinguished from rounding (see the notes)"
     row = next((r for r in sides if r["sign"] == 1), sides[0])
-    what = "loss" if row["where"] == "weights" else "logit difference"
-    within = f"{what} is linear within {number(row, 'eps'):.0%}"
+    what = "loss is" if row["where"] == "weights" else "log-odds are"
+    within = f"{what} linear within {number(row, 'eps'):.0%}"
     # In units of its length, or as a share of the norm of what it moves.
     one = number(row, "length") if row["length"] else 1.0
     ends = ("radius", "low", "high") if row["length"] else SHARES

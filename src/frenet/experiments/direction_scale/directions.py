@@ -248,12 +248,13 @@ def steering_direction(spot: Spot) -> Steering | None:
     """The contrast vector of the configured behaviour; None if there is none.
 
     Raises:
-        UnansweredError: an answer is several tokens.
+        UnansweredError: one answer is the beginning of the other.
     """
     contrast = _contrast(spot)
     if contrast is None or "steering" not in spot.config.directions:
         return None
     contrast.require_answers()
+    contrast = replace(contrast, notes=contrast.notes + contrast.answer_notes)
     own, choose, fresh = contrast.divided(3, seed=spot.seed, rows=spot.config.prompts)
     model = spot.network.model
     path = spot.config.path or None

@@ -202,7 +202,7 @@ TABLES = {
         Column("relative_predicted", "", "the same at predicted", "reference"),
         Column("relative_limit", "", "the same at limit", "reference"),
         _SHARE_OF,
-        Column("slope", "nats/token", "of the loss, or of the logit difference, per unit", "key"),
+        Column("slope", "nats/token", "of the loss, or of the log-odds, per unit", "key"),
         Column("eps", "", "allowed relative deviation", "reference"),
     ),
     "line": (
@@ -211,8 +211,7 @@ TABLES = {
         Column("sign", "", "1 along the direction, -1 against it", "key"),
         Column("r", "2-norm", "distance", "key"),
         Column("share", "", "distance over the radius", "key"),
-        Column("change", "nats/token", "of the loss, or of the logit difference", "measure",
-               "linear"),
+        Column("change", "nats/token", "of the loss, or of the log-odds", "measure", "linear"),
         Column("linear", "nats/token", "distance times slope", "reference"),
         Column("deviation", "", "|change - linear| / |linear|", "measure", "eps"),
         Column("eps", "", "allowed relative deviation", "reference"),
@@ -246,8 +245,8 @@ FIGURES = (
     Figure(
         "radius",
         "How far",
-        "The distance up to which the change of the loss (for a steering vector, of the logit "
-        "difference) follows the slope within 20%. It is given as the change of the weights there, "
+        "The distance up to which the change of the loss (for a steering vector, of the answers' "
+        "log-odds) follows the slope within 20%. It is given as the change of the weights there, "
         "relative to the norm of the weights that move (of the stream). With LoRA, gradient, Adam "
         "step, random and search winner are lines in the factors, all others in the weights. "
         "Geometric mean and interval over seeds. The tick is where a quadratic with the measured "

@@ -68,7 +68,7 @@ def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
 
 
 def steering_rows(spot: Spot, steering: Steering) -> Iterator[Row]:
-    """The same for a direction in activations, by the difference of the logits."""
+    """The same for a direction in activations, by the log-odds of the answers."""
     yield from (note(spot.cell, text) for text in steering.fresh.notes)
     path = spot.config.path or None
     line = effect_line(
@@ -302,7 +302,7 @@ class _Measurement:
                 if config.steering:
                     raise
                 steering = None
-                remedy = "write such words into the file of --contrasts"
+                remedy = "write two other words into the file of --contrasts"
                 yield note(spot.cell, f"the steering vector was left out: {error}; {remedy}")
             self.say(cost_of_lines(spot, given))
             yield from self._far(given)

@@ -1,13 +1,14 @@
 """What the steering experiments measure: a model, its blocks, and the parts of a contrast."""
 
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frenet._errors import UsageError
 from frenet._notebook import listed
-from frenet.experiments.experiment import SYNTHETIC, Cell, Column, Row, number
+from frenet.experiments.experiment import SYNTHETIC, Cell, Column, Row, kind_of
 from frenet.experiments.setup import columns
+from frenet.experiments.setup.knowledge import KNOWS, knowledge, known_state, known_text
 from frenet.experiments.setup.networks import CHOOSE, only_first
 from frenet.experiments.setup.reading import LoadingConfig, ReadingConfig, of_sources, reading_of
 
@@ -19,16 +20,13 @@ if TYPE_CHECKING:
     from frenet.network.data.contrast import Contrast, UnansweredError
     from frenet.network.space import ParamSpace
 
-# Disjoint parts of a contrast: the first gives gradients, the second prompts to shift, the third
-# chooses the block, and the last gives all reported numbers.
-PARTS = ("push", "moved", "choose", "report")
+# Disjoint parts of a contrast. One third of the prompts chooses the block. Of the rest, the first
+# part gives gradients, the second is shifted, and the last gives all reported numbers.
+TESTED = ("push", "moved", "report")
+PARTS = ("choose", *TESTED)
 PUSHES = ("own", "flipped")
-# Above this p-value a model cannot tell the two classes apart.
-KNOWN = 0.05
-ONE_MODEL = (
-    "seeds deal the same prompts anew: intervals over them say how much hangs on the choice of "
-    "prompts, not on the model"
-)
+# With fewer reported prompts, intervals over prompts are too narrow.
+FEW = 20
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,8 @@ class SteeringConfig(ReadingConfig, LoadingConfig):
     words: tuple[str, ...] = ()
     """Answers of the positive and of the negative side. Empty: the labels."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each seed splits the prompts anew into the parts, and trains a new synthetic network."""
+    """Each seed trains a new synthetic network and draws its prompts. A language model is one
+    network, whose prompts further seeds would only deal anew: the first one is measured alone."""
     spaces: tuple[str, ...] = ("full",)
     """'full' (all weights) and 'lora' (rank-r adapters): the parameters of the gradient step."""
     rank: int = 4
@@ -68,7 +67,15 @@ class SteeringConfig(ReadingConfig, LoadingConfig):
     """Source of the gradient step: 'own', prompts of the class with their right answer; 'flipped',
     prompts of the other class with the wrong answer. 'own' decides the claims."""
     rows: int = 96
-    """Most prompts in each of the four parts: push, moved, choose, report."""
+    """Most prompts in each of three parts: push (gradients), moved (shifted), report (results).
+    Half as many as these three have choose the block."""
+    halves: int = 20
+    """Random splits into halves, for the reliability of contrast vector and shift."""
+    groups: int = 10
+    """Groups of the prompts of the gradient step, each with a gradient and a shift of its own, for
+    the reliability of the shift."""
+    resamples: int = 1000
+    """Bootstrap samples of the prompts."""
     blocks: tuple[int, ...] = ()
     """Blocks to measure, counted from 0. Empty: all."""
 
@@ -89,6 +96,9 @@ class Steered(NamedTuple):
         tokenizer: of the model; None for the synthetic one.
         notes: caveats for the report.
         path: dotted name of the list of blocks; None to detect it.
+        others: the other contrasts of the same source, for vectors that have nothing to do with
+            this one.
+        unit: what is counted, see ``unit_of``.
     """
 
     model: "nn.Module"
@@ -98,10 +108,33 @@ class Steered(NamedTuple):
     tokenizer: Any
     notes: tuple[str, ...]
     path: str | None = None
+    others: "tuple[Contrast, ...]" = ()
+    unit: str = "seed"
+
+    @property
+    def tested(self) -> int:
+        """The number of prompts in the parts that are tested."""
+        return sum(len(self.parts[name].items) for name in TESTED)
+
+
+def unit_of(model: str) -> str:
+    """What is counted: "seed", if each seed trains a network of its own, otherwise "prompt".
+
+    frenet:gpt2 is trained once for all seeds, so that it is one network like a pretrained one.
+
+    >>> unit_of("synthetic"), unit_of("frenet:gpt2"), unit_of("Qwen/Qwen2.5-0.5B")
+    ('seed', 'prompt', 'prompt')
+    """
+    return "seed" if kind_of(model) == SYNTHETIC else "prompt"
+
+
+def seeds_of(config: SteeringConfig) -> tuple[int, ...]:
+    """The seeds that are measured: all, or the first one if prompts are the unit."""
+    return config.seeds if unit_of(config.model) == "seed" else config.seeds[:1]
 
 
 def cells(config: SteeringConfig) -> list[Cell]:
-    """One cell per seed, space, contrast and way to push.
+    """One cell per measured seed, space, contrast and way to push.
 
     Raises:
         ValueError: an unknown way to push.
@@ -110,7 +143,7 @@ def cells(config: SteeringConfig) -> list[Cell]:
         raise UsageError(f"no push {unknown[0]!r}; there are {' and '.join(PUSHES)}")
     return [
         Cell.of(seed=seed, space=space, behaviour=name, push=push)
-        for seed in config.seeds
+        for seed in seeds_of(config)
         for space in config.spaces
         for name in behaviours(config)
         for push in config.pushes
@@ -155,12 +188,12 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
 
     Raises:
         ValueError: an unknown space, a block that does not exist, or too few prompts.
-        UnansweredError: an answer is several tokens.
+        UnansweredError: one answer is the beginning of the other.
     """
     from frenet.network.adapters import attach_lora
     from frenet.network.blocks import residual_blocks
     from frenet.network.space import ParamSpace
-    from frenet.network.synthetic.contrasts import synthetic_contrast
+    from frenet.network.synthetic.contrasts import ANSWERS, synthetic_contrast
 
     seed, space = cell.seed, cell["space"]
     if space not in ("full", "lora"):
@@ -168,17 +201,20 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     tokenizer, notes = None, []
     if config.model == SYNTHETIC:
         model = _synthetic(config.width, config.train_steps, seed)
-        rows = len(PARTS) * config.rows
-        contrast = synthetic_contrast(cell["behaviour"], rows=rows, seed=seed)
+        available = {
+            name: synthetic_contrast(name, rows=_needed(config.rows), seed=seed)
+            for name in (cell["behaviour"], *ANSWERS)
+        }
     else:
         # Adapters change the model that they are put on.
         how = LoadingConfig(**{f.name: getattr(config, f.name) for f in fields(LoadingConfig)})
         loaded = (_loaded.__wrapped__ if space == "lora" else _loaded)(config.model, how)
         model, tokenizer = loaded.model, loaded.tokenizer
-        notes += [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes, ONE_MODEL]
+        notes += [f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes]
+        notes += _left_seeds(config)
         available = contrasts_of(config, loaded)
-        contrast = available[cell["behaviour"]]
         notes += only_first(behaviours(config), available, "contrasts", CHOOSE)
+    contrast = available[cell["behaviour"]]
     contrast.require_answers()
     if space == "lora":
         given = config.targets or None
@@ -188,15 +224,66 @@ def steered(config: SteeringConfig, cell: Cell) -> Steered:
     else:
         selected = ParamSpace.select(model, lambda _, p: p.is_floating_point())
         selected.require_float32(model, "a gradient step")
-    parts = dict(zip(PARTS, contrast.divided(len(PARTS), seed=seed, rows=config.rows), strict=True))
+    parts = divided(contrast, rows=config.rows, seed=seed)
     count = len(residual_blocks(model, config.path or None)[1])
     if beyond := [block for block in config.blocks if not 0 <= block < count]:
         raise UsageError(f"there is no block {beyond[0]}; this model has blocks 0 to {count - 1}")
     sizes = ", ".join(f"{len(part.items)} {name}" for name, part in parts.items())
-    notes += [*contrast.notes, f"{contrast.name}: {contrast.kind}; prompts: {sizes}"]
+    notes += [*contrast.notes, *contrast.answer_notes]
+    notes.append(f"{contrast.name}: {contrast.kind}; prompts: {sizes}")
     blocks = config.blocks or tuple(range(count))
-    path = config.path or None
-    return Steered(model.eval(), selected, blocks, parts, tokenizer, tuple(notes), path)
+    others = tuple(
+        other for name, other in available.items() if name != contrast.name and _has_sides(other)
+    )
+    return Steered(
+        model.eval(), selected, blocks, parts, tokenizer, tuple(notes), config.path or None,
+        others, unit_of(config.model),
+    )  # fmt: skip
+
+
+def divided(contrast: "Contrast", *, rows: int, seed: int) -> "dict[str, Contrast]":
+    """The parts of a contrast: one third chooses the block, the rest is tested in three parts.
+
+    Args:
+        contrast: the prompts.
+        rows: most prompts in each tested part.
+        seed: of the division.
+
+    Raises:
+        ValueError: there are too few prompts.
+    """
+    choose, *rest = contrast.divided(3, seed=seed, rows=_needed(rows) // 3)
+    items = tuple(item for part in rest for item in part.items)
+    tested = replace(contrast, items=items).divided(len(TESTED), seed=seed, rows=rows)
+    return dict(zip(PARTS, (choose, *tested), strict=True))
+
+
+def _has_sides(contrast: "Contrast") -> bool:
+    """Whether there are enough prompts for a contrast vector."""
+    if contrast.kind == "statements":
+        return min(len(contrast.of_class(label)) for label in (True, False)) >= 2
+    return len(contrast.items) >= 2
+
+
+def _needed(rows: int) -> int:
+    """The prompts of a contrast whose tested parts have this many: half as many choose the block.
+
+    >>> _needed(96)
+    432
+    """
+    return 3 * -(-len(TESTED) * rows // 2)
+
+
+def _left_seeds(config: SteeringConfig) -> list[str]:
+    """A note on the seeds that are not measured."""
+    left = [seed for seed in config.seeds if seed not in seeds_of(config)]
+    if not left:
+        return []
+    named = f"seed{'s' if left[1:] else ''} {listed(map(str, left))}"
+    return [
+        f"{named}: not measured, since {config.model} is one network, whose prompts they would "
+        "only deal anew; intervals are over prompts"
+    ]
 
 
 def contrasts_of(config: Any, loaded: "Loaded") -> "dict[str, Contrast]":
@@ -250,6 +337,29 @@ CELL_KEYS = (
     *SUBJECT_KEYS,
     Column("push", "", "own: right answers of the class; flipped: wrong ones of the other", "key"),
 )
+UNIT = Column("unit", "", "what intervals count: seeds, or the prompts of one network", "key")
+PROMPTS = Column("prompts", "", "prompts in push, moved and report", "key")
+LOWER = "lower end of the 95% interval of the separation over prompts; of choices, of the accuracy"
+# How reliable both vectors are.
+CEILINGS = (
+    Column(
+        "ceiling",
+        "",
+        "r, cosine of the contrast vectors of two halves; of wholes about 2 r / (1 + r)",
+        "reference",
+    ),
+    Column("ceiling_low", "", "lower end of its 95% interval over prompts", "reference"),
+    Column("ceiling_high", "", "its upper end", "reference"),
+    Column("ceiling_shift", "", "the same of the gradient step's shift", "reference"),
+    Column("ceiling_shift_low", "", "its lower end", "reference"),
+    Column("ceiling_shift_high", "", "its upper end", "reference"),
+    Column(
+        "reach",
+        "",
+        "sqrt(R Q), the most that a cosine of the two can be; R = 2 r / (1 + r) of each",
+        "reference",
+    ),
+)
 BEHAVIOUR_TABLES = {
     "behaviour": (
         *SUBJECT_KEYS,
@@ -260,8 +370,9 @@ BEHAVIOUR_TABLES = {
             "separation", "fraction", "pairs of prompts in the right order", "measure", "chance"
         ),
         Column("chance", "fraction", "of guessing", "reference"),
-        Column("p_known", "", "p-value of no difference", "measure", "p_limit"),
-        Column("p_limit", "", "above it labels mean nothing to this model", "reference"),
+        Column("known_low", "fraction", LOWER, "reference"),
+        Column("known_high", "fraction", "its upper end", "reference"),
+        UNIT,
     ),
     "notes": (
         *SUBJECT_KEYS,
@@ -275,7 +386,7 @@ def left_out(cell: Cell, error: "UnansweredError") -> list[Row]:
     if cell["push"] != PUSHES[0]:
         return []
     keys: Row = {key: cell[key] for key in ("seed", "space", "behaviour")}
-    remedy = "pass such words as --words to frenet run"
+    remedy = "pass two other words as --words to frenet run"
     return [{"table": "notes", **keys, "note": f"{error}; {remedy}"}]
 
 
@@ -288,36 +399,22 @@ def describe(subject: Steered, cell: Cell, differences: "np.ndarray | None" = No
     """Rows of the tables behaviour and notes: does the model know the labels at all?
 
     Only the cells of 'own' give them, since they do not depend on the push. ``differences`` are
-    logit(positive) - logit(negative) of the reported prompts, if already computed.
+    the log-odds of the answers to the reported prompts, if already computed.
     """
-    import numpy as np
-    from scipy import stats
-
-    from frenet.methods.steering_effect import answer_differences, prompted
-
     if cell["push"] != PUSHES[0]:
         return []
     part = subject.parts["report"]
     keys: Row = {key: cell[key] for key in ("seed", "space", "behaviour")}
-    if differences is None:
-        differences = answer_differences(subject.model, prompted(part.items)).double().numpy()
-    labels = np.array([item.label is not False for item in part.items])
-    right = (differences > 0) == labels
-    row: Row = {
-        "table": "behaviour", **keys, "kind": part.kind, "prompts": len(labels), "chance": 0.5,
-        "accuracy": float(right.mean()), "p_limit": KNOWN,
-    }  # fmt: skip
-    if part.kind == "statements":
-        sides = differences[labels], differences[~labels]
-        ranks = stats.mannwhitneyu(*sides, alternative="two-sided")
-        row["separation"] = float(ranks.statistic) / (len(sides[0]) * len(sides[1]))
-        row["p_known"] = float(ranks.pvalue)
-    else:
-        row["p_known"] = float(stats.binomtest(int(right.sum()), len(right)).pvalue)
+    row = knowledge(subject.model, part, differences)
     notes = [*subject.notes]
-    if number(row, "p_known") > KNOWN:
+    if (state := known_state(row)) != KNOWS:
+        notes.append(f"{part.name}: this model {state} ({known_text(row)})")
+    if len(part.items) < FEW:
         notes.append(
-            f"{part.name}: this model cannot tell the two sides apart ({row['accuracy']:.2f} "
-            f"right, p = {row['p_known']:.2f}), so neither labels nor cosines mean anything here"
+            f"{part.name}: results are from {len(part.items)} prompts; intervals over fewer than "
+            f"{FEW} are too narrow"
         )
-    return [row, *({"table": "notes", **keys, "note": note} for note in notes)]
+    return [
+        {"table": "behaviour", **keys, **row, "unit": subject.unit},
+        *({"table": "notes", **keys, "note": note} for note in notes),
+    ]

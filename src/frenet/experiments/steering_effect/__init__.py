@@ -16,9 +16,8 @@ class Config(SteeringConfig):
     doses: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4)
     """Lengths of the added vector, in units of the stream's root mean square norm; both signs."""
     draws: int = 8
-    """Random, covariance-matched and label-shuffled vectors of each kind."""
-    resamples: int = 2000
-    """Bootstrap samples of the prompts."""
+    """Random, covariance-matched and label-shuffled vectors of each kind; of other contrasts, at
+    most as many."""
     equal_dose: float = 0.1
     """Dose of the contrast vector at which costs are compared; the others are scaled to its effect.
     """
@@ -46,13 +45,12 @@ EXPERIMENT = Experiment(
         "cpu": Config(rows=192, spaces=("full", "lora")),
         "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(
-            rows=24, pushes=("own",), draws=4, doses=(0.02, 0.05, 0.1, 0.3), equal_rows=12
+            seeds=(0,), pushes=("own",), draws=4, doses=(0.02, 0.05, 0.1, 0.3), equal_rows=12
         ),
     },
     changes={
         MODEL: {
-            "smoke": {"seeds": (0,), "rows": 16, "draws": 2, "doses": (0.05, 0.2)},
-            "gpu": {"seeds": (0, 1, 2, 3, 4)},
+            "smoke": {"rows": 16, "draws": 2, "resamples": 200, "doses": (0.05, 0.2)},
         },
     },
     prepare=prepare,

@@ -9,7 +9,7 @@ from frenet.experiments.steering_effect.findings import CONTROLS, NAMES, WITHIN
 
 
 def dose_chart(rows: Rows) -> object:
-    """Change of the logit difference against dose, by vector."""
+    """Change of the log-odds against dose, by vector."""
     changed = [
         {
             **row,
@@ -23,9 +23,9 @@ def dose_chart(rows: Rows) -> object:
     return lines(
         table,
         x=Axis("dose", "dose: added vector / stream norm"),
-        y=Axis("value", "change of logit difference (nats)"),
+        y=Axis("value", "change of log-odds (nats)"),
         facet="behaviour",
-        rules=list(CONTROLS),
+        rules=[label for label in CONTROLS if select(own, series=label)],
     )
 
 
@@ -35,14 +35,19 @@ def slope_chart(rows: Rows) -> object:
         {**row, "series": NAMES[str(row["vector"])]}
         for row in over_seeds(select(rows, push="own"), by=("behaviour", "vector"), value="slope")
     ]
-    labels = dict(zip(("shuffled", "random", "matched"), CONTROLS, strict=True))
+    # Earlier versions, and sources with one contrast, have no vectors of other contrasts.
+    labels = {
+        name: label
+        for name, label in NAMES.items()
+        if label in CONTROLS and any(row.get(name) is not None for row in rows)
+    }
     table += series_over_seeds(select(rows, push="own"), by=("behaviour",), values=labels)
     return dots(
         table,
         x=Axis("value", "slope at dose 0 (nats per unit dose)"),
         row=Axis("behaviour", "contrast"),
         colour="series",
-        rules=list(CONTROLS),
+        rules=list(labels.values()),
     )
 
 

@@ -10,20 +10,32 @@ from frenet.experiments.experiment import (
     Finding,
     Row,
     Rows,
+    finite,
     number,
 )
 from frenet.experiments.intervals import breakdown, estimate, paired, select
 from frenet.experiments.setup.comparable import of
 from frenet.experiments.setup.contrast_notes import (
     CONTRAST,
+    PREMISES,
     PUSHED,
+    Counted,
+    by_prompts,
+    by_space,
     cautions,
+    contrasts_that_count,
     known_labels,
+    over_units,
+    premise,
+    premises,
     unmeasured,
+    widened,
     with_blocks,
 )
-from frenet.experiments.setup.contrasts import CELL_KEYS
-from frenet.experiments.verdicts import Criterion, Rule
+from frenet.experiments.setup.contrasts import CEILINGS, CELL_KEYS, UNIT
+from frenet.experiments.verdicts import Condition, Criterion, Requirement, Rule
+from frenet.statistics.contrasts import linear_contrast, stratified_interval
+from frenet.statistics.intervals import Estimate
 
 WITHIN = (0.5, 2.0)
 CASE = ("seed", *CONTRAST)
@@ -33,72 +45,147 @@ NAMES = {
     "shuffled": "labels shuffled",
     "random": "random",
     "matched": "random of equal covariance",
+    "unrelated": "other contrasts",
 }
 CONTROLS = tuple(NAMES.values())[2:]
+# Of the bootstrap over prompts.
+RESAMPLES = 2000
 
 
 STEP, VECTOR = f"the slope of the {NAMES['gradient']}", f"the slope of the {NAMES['contrast']}"
 HALF = Criterion(f"{STEP} minus {WITHIN[0]:g} times {VECTOR}", above=0.0, one_sided=True)
 TWICE = Criterion(f"{STEP} minus {WITHIN[1]:g} times {VECTOR}", below=0.0, one_sided=True)
 STEERS = {
-    name: Criterion(f"{VECTOR}", over=f"the largest of the vectors of {NAMES[name]}")
-    for name in ("matched", "shuffled")
+    name: Criterion(VECTOR, over=f"the largest slope of {vectors}")
+    for name, vectors in (
+        ("matched", "random vectors with the stream's covariance"),
+        ("shuffled", "contrast vectors of shuffled labels"),
+        ("unrelated", "the vectors of other contrasts"),
+    )
 }
-RULE = Rule((HALF, TWICE), premises=tuple(STEERS.values()))
+ALONE = (
+    "there are no vectors of other contrasts to compare {} with, since its source holds no other "
+    "contrast; pass a second one with --tasks"
+)
+STRONGER = "a steering vector that moves answers no more than these has no effect to compare with"
+RULE = Rule((HALF, TWICE), premises=(*PREMISES, *STEERS.values()))
 
 
-def decide(rows: Rows) -> Finding:
-    """C7: at equal norm, the shift steers at least half and at most twice as much as the vector.
+def decide(rows: Rows) -> tuple[Finding, ...]:
+    """C7, for each space: at equal norm, the shift steers half to twice as much as the vector.
 
-    Not testable unless the contrast vector steers more than every kind of null.
+    It is judged on the contrasts that the model knows, whose vectors are reliable, and whose
+    contrast vector steers more than every kind of null, each with equal weight.
     """
     slopes = select(rows, table="slope", push="own")
-    both = _together(slopes)
-    contrast = select(slopes, vector="contrast")
-    decision = RULE.decide(
-        {
-            HALF: HALF.of(estimate(both, "half")),
-            TWICE: TWICE.of(estimate(both, "twice")),
-            **{one: one.of(paired(contrast, "slope", name)) for name, one in STEERS.items()},
-        }
-    )
     if not slopes:
-        why = "; ".join(unmeasured(rows, "slope")) or decision.why
-        decision = Decision("not testable", why)
-    return Finding(
-        claim="C7",
-        decision=decision,
-        quantity="slope of the answer's logit difference for the gradient shift, over that for the "
-        "contrast vector of equal norm",
-        estimate=estimate(select(rows, table="ratio", push="own"), "ratio"),
-        reference=f"alike from {WITHIN[0]:g} to {WITHIN[1]:g}; the same for the largest of the "
-        "random vectors of equal covariance",
-        reference_estimate=estimate(_matched(slopes), "ratio"),
-        notes=tuple(_cautions(rows, slopes))[:2],
-        breakdowns=_tables(rows, slopes),
+        why = "; ".join(unmeasured(rows, "slope")) or "nothing was measured"
+        return (_finding(rows, slopes, "", Decision("not testable", why), ()),)
+    return tuple(
+        _of_space(select(rows, space=space), select(slopes, space=space), case)
+        for space, case in by_space(slopes)
     )
 
 
-def _together(slopes: Rows) -> list[Row]:
-    """The slopes of shift and vector in one row for each seed and contrast, and what is tested."""
+def _of_space(rows: Rows, slopes: Rows, case: str) -> Finding:
+    counted, decision = decision_of(rows, slopes)
+    own = [row for row in slopes if row["behaviour"] in counted.names]
+    return _finding(rows, own, case, decision, counted.left)
+
+
+def decision_of(rows: Rows, slopes: Rows) -> tuple[Counted, Decision]:
+    """The contrasts that count, and the verdict on them.
+
+    Args:
+        rows: of one space.
+        slopes: of these, the slopes of the own push.
+    """
+    names = dict.fromkeys(str(row["behaviour"]) for row in slopes)
+    counted = contrasts_that_count({name: _premises(rows, slopes, name) for name in names})
+    own = [row for row in slopes if row["behaviour"] in counted.names]
+    half, twice = (linear(rows, own, counted.names, weight) for weight in WITHIN)
+    measured = {HALF: HALF.of(half), TWICE: TWICE.of(twice), **counted.premises}
+    return counted, RULE.decide(measured)
+
+
+def _premises(rows: Rows, slopes: Rows, name: str) -> dict[Requirement, Condition]:
+    """Whether one contrast is known, and its vector steers more than every null."""
+    vectors = select(slopes, vector="contrast")
+    contrast, found = select(vectors, behaviour=name), premises(rows, vectors, name)
+    for null, criterion in STEERS.items():
+        lead = (
+            _over_prompts([_contrasts(rows, name, (("contrast", 1.0), (null, -1.0)))])
+            if by_prompts(slopes)
+            else paired(contrast, "slope", null)
+        )
+        lead = widened(lead, len({row["behaviour"] for row in vectors}))
+        found[criterion] = premise(criterion, lead, name, STRONGER)
+        if lead is None and null == "unrelated":
+            found[criterion] = Condition("open", ALONE.format(name), counted=False)
+    return found
+
+
+def linear(rows: Rows, slopes: Rows, names: tuple[str, ...], weight: float) -> Estimate | None:
+    """The slope of the shift minus so many times that of the contrast vector."""
+    if by_prompts(slopes):
+        terms = (("gradient", 1.0), ("contrast", -weight))
+        return _over_prompts([_contrasts(rows, name, terms) for name in names])
+    return estimate(_together(slopes, weight), "linear")
+
+
+def _contrasts(rows: Rows, name: str, terms: tuple[tuple[str, float], ...]) -> list[float]:
+    """A weighted sum of the slopes of every prompt of a contrast; none if a column is missing."""
+    own = select(rows, table="prompt", behaviour=name, push="own")
+    columns = [[finite(row.get(column)) for row in own] for column, _ in terms]
+    if not own or any(value is None for column in columns for value in column):
+        return []
+    known = [[value for value in column if value is not None] for column in columns]
+    return linear_contrast(known, [weight for _, weight in terms])
+
+
+def _over_prompts(strata: list[list[float]]) -> Estimate | None:
+    """The mean over contrasts of equal weight, with its intervals over their prompts."""
+    known = [values for values in strata if values]
+    if not known:
+        return None
+    wide, inner = (
+        stratified_interval(known, level=level, resamples=RESAMPLES) for level in (0.95, 0.9)
+    )
+    if wide.low is None or wide.high is None or inner.low is None or inner.high is None:
+        return wide._replace(unit="prompt")
+    return wide._replace(
+        unit="prompt", raw=(wide.low, wide.high), narrow=(inner.low, inner.high)
+    )
+
+
+def _together(slopes: Rows, weight: float) -> list[Row]:
+    """The linear contrast of both slopes for each seed and contrast."""
     shifts = {of(row, CASE): number(row, "slope") for row in select(slopes, vector="gradient")}
     return [
-        {
-            **row,
-            "half": shifts[of(row, CASE)] - WITHIN[0] * number(row, "slope"),
-            "twice": shifts[of(row, CASE)] - WITHIN[1] * number(row, "slope"),
-        }
+        {**row, "linear": shifts[of(row, CASE)] - weight * number(row, "slope")}
         for row in select(slopes, vector="contrast")
         if of(row, CASE) in shifts
     ]
 
 
-def _by_contrast(slopes: Rows) -> Iterator[tuple[str, Rows]]:
-    """Rows of each contrast and space, with the name of the contrast, and of one of two spaces."""
-    several = len({row["space"] for row in slopes}) > 1
-    for behaviour, space in dict.fromkeys((row["behaviour"], row["space"]) for row in slopes):
-        name = f"{behaviour} ({space})" if several else str(behaviour)
-        yield name, select(slopes, behaviour=behaviour, space=space)
+def _finding(
+    rows: Rows, slopes: Rows, case: str, decision: Decision, left: tuple[str, ...]
+) -> Finding:
+    names = dict.fromkeys(str(row["behaviour"]) for row in slopes)
+    ratios = [r for r in select(rows, table="ratio", push="own") if r["behaviour"] in names]
+    return Finding(
+        claim="C7",
+        decision=decision,
+        quantity="slope of the answer's log-odds for the gradient shift, over that for the "
+        f"contrast vector of equal norm{f' ({chr(44).join(names)})' if left else ''}",
+        estimate=over_units(ratios, "ratio"),
+        reference=f"alike from {WITHIN[0]:g} to {WITHIN[1]:g}; the same for the largest of the "
+        "random vectors of equal covariance",
+        reference_estimate=estimate(_matched(slopes), "ratio"),
+        notes=tuple(cautions(rows, "slope", left))[:2],
+        breakdowns=_tables(rows),
+        case=case,
+    )
 
 
 def _matched(slopes: Rows) -> list[Row]:
@@ -110,26 +197,15 @@ def _matched(slopes: Rows) -> list[Row]:
     ]
 
 
-def _cautions(rows: Rows, slopes: Rows) -> Iterator[str]:
-    parts = [part for _, part in _by_contrast(slopes)]
-    if count := sum(_as_random(part) for part in parts):
-        yield (
-            f"For {count} of {len(parts)} contrasts and spaces, the largest of the random vectors "
-            "with the stream's covariance steers as much as the shift by a gradient step; the rule "
-            "uses random vectors without that covariance."
-        )
-    yield from cautions(rows, "slope")
-
-
-def _as_random(slopes: Rows) -> bool:
-    """Whether a random vector of the stream's covariance does as much for one contrast."""
-    own = estimate(select(slopes, vector="gradient"), "slope")
-    matched = estimate(slopes, "matched")
-    return bool(own and matched and 0 < own.value <= matched.value)
-
-
-def _tables(rows: Rows, slopes: Rows) -> tuple[Breakdown, ...]:
+def _tables(rows: Rows) -> tuple[Breakdown, ...]:
+    slopes = select(rows, table="slope", push="own")
     return (*_ratios(rows), *_slopes(slopes), *_at_equal_effect(rows), *known_labels(rows))
+
+
+def _by_contrast(slopes: Rows) -> Iterator[Rows]:
+    """Rows of each contrast."""
+    for behaviour in dict.fromkeys(row["behaviour"] for row in slopes):
+        yield select(slopes, behaviour=behaviour)
 
 
 def _ratios(rows: Rows) -> tuple[Breakdown, ...]:
@@ -154,12 +230,12 @@ def _ratios(rows: Rows) -> tuple[Breakdown, ...]:
 def _slopes(slopes: Rows) -> tuple[Breakdown, ...]:
     """The slope of every vector; of random ones, the largest of the draws."""
     table: list[Row] = []
-    for _, part in _by_contrast(slopes):
+    for part in _by_contrast(slopes):
         for vector in ("contrast", "gradient"):
             table += [dict(r) | {"vector": NAMES[vector]} for r in select(part, vector=vector)]
-        for vector in ("random", "matched", "shuffled"):
+        for vector in ("random", "matched", "shuffled", "unrelated"):
             table += [
-                dict(row) | {"vector": f"{NAMES[vector]}, the largest", "slope": row[vector]}
+                dict(row) | {"vector": f"{NAMES[vector]}, the largest", "slope": row.get(vector)}
                 for row in select(part, vector="contrast")
             ]
     return breakdown(
@@ -183,20 +259,33 @@ def _at_equal_effect(rows: Rows) -> tuple[Breakdown, ...]:
 
 _KEYS = (
     *CELL_KEYS,
+    UNIT,
     Column("block", "", "0-based block, chosen by the contrast vector on other prompts", "key"),
 )
+_PROMPTS = Column("prompts", "", "reported prompts", "key")
 TABLES = {
     "dose": (
         *_KEYS,
         Column("vector", "", "what is added at the last token of the prompt", "key"),
         Column("dose", "", "its length over the stream's root mean square norm", "key"),
-        Column("difference", "nats", "mean logit(positive) - logit(negative)", "measure", "before"),
+        Column("difference", "nats", "mean log-odds of the answers", "measure", "before"),
         Column("before", "nats", "the same without a vector", "reference"),
         Column("accuracy", "fraction", "prompts answered right", "measure", "accuracy_before"),
         Column("accuracy_before", "fraction", "without a vector", "reference"),
     ),
+    "prompt": (
+        *_KEYS,
+        Column("prompt", "", "0-based reported prompt", "key"),
+        Column("contrast", "nats", "slope of the contrast vector", "measure", "matched"),
+        Column("gradient", "nats", "slope of the gradient step's shift", "measure", "matched"),
+        Column("random", "nats", "of the random vector that steers most", "reference"),
+        Column("matched", "nats", "the same, covariance of the stream", "reference"),
+        Column("shuffled", "nats", "the same, contrast of shuffled labels", "reference"),
+        Column("unrelated", "nats", "the same, other contrasts", "reference"),
+    ),
     "slope": (
         *_KEYS,
+        _PROMPTS,
         Column("vector", "", "what is added", "key"),
         Column("slope", "nats", "change of the difference per dose, at 0", "measure", "random"),
         Column("low", "nats", "its 95% interval over prompts", "reference"),
@@ -204,12 +293,15 @@ TABLES = {
         Column("random", "nats", "largest modulus of random vectors", "reference"),
         Column("matched", "nats", "the same, covariance of the stream", "reference"),
         Column("shuffled", "nats", "the same, contrast of shuffled labels", "reference"),
+        Column("unrelated", "nats", "the same, other contrasts", "reference"),
+        *CEILINGS,
     ),
     "ratio": (
         *_KEYS,
+        _PROMPTS,
         Column("ratio", "", "slope of gradient shift over that of contrast", "measure", "lower"),
-        Column("low", "", "its 95% interval over prompts", "reference"),
-        Column("high", "", "its 95% interval over prompts", "reference"),
+        Column("ratio_low", "", "its 95% interval over prompts", "reference"),
+        Column("ratio_high", "", "its 95% interval over prompts", "reference"),
         Column("lower", "", "alike from here", "reference"),
         Column("upper", "", "alike up to here", "reference"),
     ),

@@ -11,19 +11,14 @@ from scipy import optimize, stats
 
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell, Row
+from frenet.experiments.setup.ceilings import Shifts, ceilings, shifts_of
 from frenet.experiments.setup.contrasts import Steered, describe, left_out, skipped, steered
 from frenet.experiments.steering_effect import Config
 from frenet.geometry import rng
-from frenet.geometry.alignment import matched_vectors, shuffled_differences
-from frenet.measure.activation_shift import activation_shift
+from frenet.geometry.alignment import Contrasted, matched_vectors, shuffled_differences
+from frenet.geometry.resampling import MeanDifference, mean_of
 from frenet.measure.activations import add
-from frenet.methods.steering import (
-    Streams,
-    contrast_streams,
-    push_gradient,
-    push_items,
-    shifted_prompts,
-)
+from frenet.methods.steering import Streams, contrast_streams, push_gradient, push_items
 from frenet.methods.steering_effect import (
     Prefixes,
     Prompted,
@@ -43,7 +38,7 @@ from frenet.network.synthetic.contrasts import neutral_rows
 SHOWN = ("contrast", "gradient")
 
 
-CONTROLS = ("random", "matched", "shuffled")
+CONTROLS = ("random", "matched", "shuffled", "unrelated")
 
 
 # The largest dose to try: the added vector is then as long as the stream.
@@ -67,6 +62,7 @@ class Dosed:
         vectors: by kind, (m, h), of norm 1.
         step: the weight step, minus the gradient.
         shift: norm of the mean shift of the stream by the whole step.
+        ceilings: of contrast vector and shift, the columns ``CEILINGS``.
     """
 
     cell: Cell
@@ -77,11 +73,12 @@ class Dosed:
     vectors: dict[str, torch.Tensor]
     step: torch.Tensor
     shift: float
+    ceilings: Row
 
     @property
     def keys(self) -> Row:
         """Keys of all rows."""
-        return {**dict(self.cell.keys), "block": self.block}
+        return {**dict(self.cell.keys), "block": self.block, "unit": self.subject.unit}
 
     def added(self, vector: torch.Tensor, dose: float) -> torch.Tensor:
         """The vector to add at a dose."""
@@ -95,7 +92,7 @@ class Effects:
     Attributes:
         prompts: the reported prompts.
         kept: the ``prefixes`` of the prompts.
-        before: (n,), logit(positive) - logit(negative) without a vector.
+        before: (n,), log-odds of the answers without a vector.
         after: by kind of vector, (n, m, 2 doses), the same with each of m vectors.
         labels: (n,), whether the positive answer is right.
     """
@@ -137,7 +134,7 @@ def effects_of(dosed: Dosed) -> Effects:
 
 
 def dose_rows(dosed: Dosed, effects: Effects) -> Iterator[Row]:
-    """Mean difference of the logits and accuracy at every dose."""
+    """Mean log-odds of the answers and accuracy at every dose."""
     right = float(((effects.before > 0) == effects.labels).mean())
     before = float(effects.before.mean())
     for name, after in effects.after.items():
@@ -155,13 +152,38 @@ def dose_rows(dosed: Dosed, effects: Effects) -> Iterator[Row]:
             }
 
 
-def slope_rows(dosed: Dosed, effects: Effects, *, resamples: int) -> Iterator[Row]:
-    """Slopes at dose 0 with intervals over prompts, and their ratio."""
-    slopes = {
+def slopes_of(dosed: Dosed, effects: Effects) -> dict[str, np.ndarray]:
+    """The slope at dose 0 of every vector for every prompt, (n, m), by kind of vector."""
+    return {
         name: (after[:, :, 1] - after[:, :, 0]) / (2 * dosed.doses[0])
         for name, after in effects.after.items()
     }
-    control = {name: float(np.abs(slopes[name].mean(0)).max()) for name in CONTROLS}
+
+
+def prompt_rows(dosed: Dosed, slopes: dict[str, np.ndarray]) -> Iterator[Row]:
+    """The slopes of every prompt; of random vectors, the one that steers most.
+
+    Its sign is that with which it steers towards the positive answer on the whole: as the largest
+    of several and in its better direction, it is a strict reference.
+    """
+    columns = {name: slopes[name][:, 0] for name in SHOWN}
+    for name in CONTROLS:
+        if name in slopes:
+            means = slopes[name].mean(0)
+            largest = int(np.abs(means).argmax())
+            columns[name] = slopes[name][:, largest] * np.sign(means[largest])
+    for i, values in enumerate(zip(*columns.values(), strict=True)):
+        named = dict(zip(columns, map(float, values), strict=True))
+        yield {"table": "prompt", **dosed.keys, "prompt": i, **named}
+
+
+def slope_rows(dosed: Dosed, slopes: dict[str, np.ndarray], *, resamples: int) -> Iterator[Row]:
+    """Slopes at dose 0 with intervals over prompts, and their ratio."""
+    control: Row = {
+        name: float(np.abs(slopes[name].mean(0)).max()) if name in slopes else None
+        for name in CONTROLS
+    }
+    keys = {**dosed.keys, "prompts": len(slopes[SHOWN[0]])}
     seed = int(dosed.cell.seed)
 
     def interval(parts: list[Any], statistic: Callable[..., Any]) -> tuple[float, float]:
@@ -175,25 +197,26 @@ def slope_rows(dosed: Dosed, effects: Effects, *, resamples: int) -> Iterator[Ro
         low, high = interval([slopes[name][:, 0]], partial(np.mean))
         yield {
             "table": "slope",
-            **dosed.keys,
+            **keys,
             "vector": name,
             "slope": float(slopes[name].mean()),
             "low": low,
             "high": high,
             **control,
+            **dosed.ceilings,
         }
-    own = [slopes[name][:, 0] for name in reversed(SHOWN)]
+    vector, shift = (slopes[name][:, 0] for name in SHOWN)
 
     def ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> Any:
         return a.mean(axis) / b.mean(axis)
 
-    low, high = interval(own, ratio)
+    low, high = interval([shift, vector], ratio)
     yield {
         "table": "ratio",
-        **dosed.keys,
-        "ratio": float(ratio(*own)),
-        "low": low,
-        "high": high,
+        **keys,
+        "ratio": float(ratio(shift, vector)),
+        "ratio_low": low,
+        "ratio_high": high,
         "lower": 0.5,
         "upper": 2.0,
     }
@@ -204,7 +227,7 @@ class Way(NamedTuple):
 
     Attributes:
         name: in rows.
-        value: the mean logit difference of some prompts at a size.
+        value: the mean log-odds of the answers to some prompts at a size.
         change: the context in which the model is changed by a size, at every token.
     """
 
@@ -312,7 +335,7 @@ def neutral_texts(subject: Steered, count: int, *, seed: int) -> list[tuple[list
 
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
-    """Rows of the tables behaviour, dose, slope, ratio and equal."""
+    """Rows of the tables behaviour, dose, prompt, slope, ratio and equal."""
     try:
         subject = steered(config, cell)
     except UnansweredError as error:
@@ -324,7 +347,9 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     effects = effects_of(dosed)
     yield from describe(subject, cell, effects.before)
     yield from dose_rows(dosed, effects)
-    yield from slope_rows(dosed, effects, resamples=config.resamples)
+    slopes = slopes_of(dosed, effects)
+    yield from prompt_rows(dosed, slopes)
+    yield from slope_rows(dosed, slopes, resamples=config.resamples)
     yield from equal_rows(
         dosed,
         effects,
@@ -340,23 +365,14 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
     streams = contrast_streams(model, parts["push"], subject.blocks, path=path)
     norms = torch.cat([streams.positive, streams.negative]).norm(dim=2).square().mean(0).sqrt()
     index = _steerable(subject, streams, norms, dose=config.doses[0])
-    block = subject.blocks[index]
-    pushed = push_items(parts["push"], flipped=cell["push"] == "flipped")
+    block, flipped = subject.blocks[index], cell["push"] == "flipped"
+    pushed = push_items(parts["push"], flipped=flipped)
     # In place: memory holds few copies of a large model's weights.
     step = push_gradient(model, pushed, space=subject.space).neg_()
-    rows = shifted_prompts(parts["moved"])
-    moved = activation_shift(model, rows, step, space=subject.space, blocks=[block], path=path)
-    shift = moved[:, 0].mean(0).cpu()
-    draw = rng.generator(cell.seed, "steering-effect", cell["behaviour"])
-    at_block = streams.at(index)
-    vectors = {
-        "contrast": at_block.difference()[None],
-        "gradient": shift.double()[None],
-        "shuffled": shuffled_differences(at_block, config.draws, draw),
-        "random": torch.randn(config.draws, len(shift), generator=draw, dtype=torch.float64),
-        "matched": matched_vectors(at_block.rows, config.draws, draw),
-    }
-    for name in ("contrast", "gradient"):
+    shifts = shifts_of(config, subject, (block,), flipped=flipped)
+    shift, at_block = mean_of(shifts.at(0)), streams.at(index)
+    vectors = _vectors(config, cell, subject, block, at_block, shift)
+    for name in SHOWN:
         if not vectors[name].any():
             raise UsageError(
                 f"the {name} vector of {cell['behaviour']} is zero after block {block}, so it has "
@@ -371,7 +387,47 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
         vectors={name: v / v.norm(dim=1, keepdim=True) for name, v in vectors.items()},
         step=step,
         shift=float(shift.norm()),
+        ceilings=_reliability(config, cell, at_block, shifts),
     )
+
+
+def _vectors(
+    config: Config,
+    cell: Cell,
+    subject: Steered,
+    block: int,
+    streams: Contrasted,
+    shift: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Contrast vector, shift and controls by kind, (m, h)."""
+    draw = rng.generator(cell.seed, "steering-effect", cell["behaviour"])
+    vectors = {
+        "contrast": streams.difference()[None],
+        "gradient": shift[None],
+        "shuffled": shuffled_differences(streams, config.draws, draw),
+        "random": torch.randn(config.draws, len(shift), generator=draw, dtype=torch.float64),
+        "matched": matched_vectors(streams.rows, config.draws, draw),
+    }
+    if unrelated := _unrelated(config, cell, subject, block):
+        vectors["unrelated"] = torch.stack(unrelated)
+    return vectors
+
+
+def _unrelated(
+    config: Config, cell: Cell, subject: Steered, block: int
+) -> list[torch.Tensor]:
+    """Contrast vectors of the other contrasts, at most as many as there are draws of the others."""
+    vectors = []
+    for other in subject.others[: config.draws]:
+        (part,) = other.divided(1, seed=cell.seed, rows=config.rows)
+        streams = contrast_streams(subject.model, part, [block], path=subject.path)
+        vectors.append(streams.at(0).difference())
+    return [v for v in vectors if v.any()]
+
+
+def _reliability(config: Config, cell: Cell, streams: Contrasted, shifts: Shifts) -> Row:
+    draw = rng.generator(cell.seed, "steering-effect ceilings", cell["behaviour"])
+    return ceilings(config, MeanDifference(streams), shifts.at(0), draw)
 
 
 def _steerable(subject: Steered, streams: Streams, norms: torch.Tensor, *, dose: float) -> int:

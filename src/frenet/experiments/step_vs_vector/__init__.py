@@ -14,8 +14,6 @@ class Config(SteeringConfig):
 
     shuffles: int = 1000
     """Draws of each null."""
-    halves: int = 20
-    """Random splits into halves, for the reliability of the contrast vector."""
 
 
 EXPERIMENT = Experiment(
@@ -29,18 +27,18 @@ EXPERIMENT = Experiment(
     figures=FIGURES,
     presets={
         "smoke": Config(
-            seeds=(0, 1), width=32, train_steps=300, rows=32, only=("parity",), shuffles=200
+            seeds=(0, 1), width=32, train_steps=300, rows=32, only=("parity",), shuffles=200,
+            resamples=200,
         ),
         "demo": Config(pushes=("own",), **DEMO_NETWORK),
         "cpu": Config(rows=192, spaces=("full", "lora")),
         "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
-        "lm": Config(rows=24, pushes=("own",)),
+        "lm": Config(seeds=(0,), pushes=("own",)),
     },
     changes={
         MODEL: {
-            "smoke": {"seeds": (0,), "rows": 16, "shuffles": 100},
-            "gpu": {"seeds": (0, 1, 2, 3, 4)},
+            "smoke": {"rows": 16, "shuffles": 100, "resamples": 200},
         },
     },
     prepare=prepare,
-)
+)  # fmt: skip

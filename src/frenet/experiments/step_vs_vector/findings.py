@@ -7,52 +7,136 @@ from frenet.experiments.experiment import (
     Decision,
     Figure,
     Finding,
+    Needs,
     Rows,
-    number,
+    finite,
 )
 from frenet.experiments.figures.charts import Axis, dots, lines
-from frenet.experiments.intervals import (
-    breakdown,
-    paired,
-    select,
-    series_over_seeds,
-    share,
-)
+from frenet.experiments.intervals import breakdown, select, series_over_seeds, share
 from frenet.experiments.setup.contrast_notes import (
+    PREMISES,
     PUSHED,
+    Counted,
+    by_space,
     cautions,
+    contrasts_that_count,
     known_labels,
+    over_units,
+    premises,
     unmeasured,
     with_blocks,
 )
-from frenet.experiments.setup.contrasts import CELL_KEYS
-from frenet.experiments.verdicts import Criterion, Rule
+from frenet.experiments.setup.contrasts import CEILINGS, CELL_KEYS, PROMPTS, UNIT
+from frenet.experiments.verdicts import Chance, Condition, Criterion, Rule
+from frenet.statistics.intervals import Estimate
 
 PAPER = 0.58
+# One-sided, as much as the upper half of a 95% interval.
+LIMIT = 0.025
+# A p-value of 1 would outweigh all others in the sum of their normal quantiles.
+MOST_P = 0.999
+
+COSINE = "the cosine at the chosen block"
+SHUFFLED = Chance(f"{COSINE} among those of shuffled labels", LIMIT)
+MATCHED = Chance(f"{COSINE} among those of random vectors with the stream's covariance", LIMIT)
+OTHER = Criterion(
+    COSINE, over="the cosine of the step towards the other answer", contradicts=False
+)
+NEAR = Criterion(f"{COSINE} minus the mean of its null", below=0.1)
+RULE = Rule((SHUFFLED, MATCHED, OTHER), premises=PREMISES, against=(NEAR,))
 
 
-MARGIN = Criterion("the cosine at the chosen block", over="the higher of the nulls' 95% quantiles")
-RULE = Rule((MARGIN,))
+def decide(rows: Rows) -> tuple[Finding, ...]:
+    """C6, for each space: at the chosen block the cosine exceeds its nulls.
 
-
-def decide(rows: Rows) -> Finding:
-    """C6: the cosine at the chosen block is above both nulls."""
+    It is judged on the contrasts that the model knows and whose vectors are reliable, each with
+    equal weight. Their p-values, and those of seeds, are combined by Stouffer's method: under the
+    null they are independent, since each contrast and seed shuffles its own prompts.
+    """
     at = reported(rows)
-    decision = RULE.decide({MARGIN: MARGIN.of(paired(at, "cosine", "null"))})
     if not at:
-        why = "; ".join(unmeasured(rows, "layer")) or decision.why
-        decision = Decision("not testable", why)
+        return (_finding(rows, at, "", Decision("not testable", _unmeasured(rows)), ()),)
+    return tuple(
+        _of_space(select(rows, space=space), select(at, space=space), case)
+        for space, case in by_space(at)
+    )
+
+
+def _of_space(rows: Rows, at: Rows, case: str) -> Finding:
+    counted, decision = decision_of(rows, at)
+    own = [row for row in at if row["behaviour"] in counted.names]
+    return _finding(rows, own, case, decision, counted.left)
+
+
+def decision_of(rows: Rows, at: Rows) -> tuple[Counted, Decision]:
+    """The contrasts that count, and the verdict on them.
+
+    Args:
+        rows: of one space.
+        at: of these, the ``reported`` ones.
+    """
+    names = dict.fromkeys(str(row["behaviour"]) for row in at)
+    counted = contrasts_that_count({name: premises(rows, at, name) for name in names})
+    own = [row for row in at if row["behaviour"] in counted.names]
+    decision = RULE.decide(
+        {
+            SHUFFLED: _chance(SHUFFLED, own, "p_shuffled"),
+            MATCHED: _chance(MATCHED, own, "p_matched"),
+            OTHER: OTHER.of(over_units(own, "lead_other")),
+            NEAR: NEAR.of(over_units(own, "lead")),
+            **counted.premises,
+        }
+    )
+    return counted, decision
+
+
+def _chance(chance: Chance, at: Rows, column: str) -> Condition:
+    """The criterion of the p-values of all rows together."""
+    units = over_units(at, "lead")
+    needs = None if units is None else Needs(units.unit, units.n)
+    return chance.of(combined(at, column), needs=needs)
+
+
+def combined(at: Rows, column: str) -> float | None:
+    """One p-value of several independent ones by Stouffer's method; None if a row has none.
+
+    Source: Stouffer et al. (1949), The American soldier, vol. 1.
+    """
+    from scipy import stats
+
+    values = [finite(row.get(column)) for row in at]
+    known = [min(p, MOST_P) for p in values if p is not None]
+    if not known or len(known) < len(values):
+        return None
+    return float(stats.combine_pvalues(known, method="stouffer").pvalue)
+
+
+def _finding(
+    rows: Rows, at: Rows, case: str, decision: Decision, left: tuple[str, ...]
+) -> Finding:
+    reach = share(at, "reach")
+    most = "" if reach is None else f", which is at most {reach.value:.2f} by both ceilings"
+    names = ", ".join(dict.fromkeys(str(row["behaviour"]) for row in at))
     return Finding(
         claim="C6",
         decision=decision,
         quantity="cosine of the shift by a gradient step with the contrast vector, at the block "
-        "chosen on other prompts",
-        estimate=share(at, "cosine", least=-1.0),
+        f"chosen on other prompts{most}{f' ({names})' if left else ''}",
+        estimate=_cosine(at),
         reference="higher of the two nulls' 95% quantiles",
         reference_estimate=share(at, "null"),
-        notes=tuple(cautions(rows, "layer"))[:2],
+        notes=tuple(cautions(rows, "layer", left))[:2],
         breakdowns=(*_by_contrast(rows), *known_labels(rows)),
+        case=case,
     )
+
+
+def _cosine(at: Rows) -> Estimate | None:
+    return over_units(at, "cosine", least=-1.0)
+
+
+def _unmeasured(rows: Rows) -> str:
+    return "; ".join(unmeasured(rows, "layer")) or "nothing was measured"
 
 
 def reported(rows: Rows) -> Rows:
@@ -62,27 +146,23 @@ def reported(rows: Rows) -> Rows:
 
 def _by_contrast(rows: Rows) -> tuple[Breakdown, ...]:
     """The cosines at the chosen block under every contrast, space and push."""
-    table = with_blocks(select(rows, table="layer", part="report", chosen=True))
-    for row in table:
-        below = number(row, "p_adjusted") < number(row, "p_limit")
-        row["below"] = below or None
-        row["against"] = (below and number(row, "cosine") < 0) or None
     return breakdown(
         "Cosines at the chosen block",
-        table,
+        with_blocks(select(rows, table="layer", part="report", chosen=True)),
         by=(*PUSHED, "blocks"),
         values={
             "cosine": "cosine",
             "null": "higher null, 95%",
+            "reach": "at most, by both ceilings",
+            "ceiling": "halves of the vector",
+            "ceiling_shift": "halves of the shift",
             "other": "other answer's step",
             "without_answer": "without the answers' directions",
             "whitened": "whitened",
-            "p": "mean p",
+            "whitened_null": "its null, 95%",
+            "p_shuffled": "mean p, shuffled labels",
+            "p_matched": "mean p, random of equal covariance",
             "p_limit": "limit of p",
-        },
-        counts={
-            "below": "seeds with p below the limit, adjusted over blocks",
-            "against": "of these, negative",
         },
         least=-1.0,
     )
@@ -94,17 +174,20 @@ def layer_chart(rows: Rows) -> object:
         "cosine": "step towards the answer",
         "other": "step towards the other answer",
         "ceiling": "two halves of the vector",
+        "ceiling_shift": "two halves of the shift",
         "shuffled": "labels shuffled, 95%",
         "matched": "random of equal covariance, 95%",
     }
     own = select(rows, part="report", push="own")
+    # Earlier versions did not measure the halves of the shift.
+    measured = {name: label for name, label in measured.items() if any(name in row for row in own)}
     table = series_over_seeds(own, by=("behaviour", "block"), values=measured, least=-1.0)
     return lines(
         table,
         x=Axis("block", "block", whole=True),
         y=Axis("value", "cosine with the contrast vector", domain=(-1, 1)),
         facet="behaviour",
-        rules=list(measured.values())[2:],
+        rules=[label for name, label in measured.items() if name not in ("cosine", "other")],
     )
 
 
@@ -135,28 +218,37 @@ def _tagged(rows: Rows) -> Rows:
 TABLES = {
     "layer": (
         *CELL_KEYS,
+        UNIT,
+        PROMPTS,
         Column("part", "", "prompts: choose (the block), or report", "key"),
         Column("block", "", "0-based block", "key"),
-        Column("chosen", "", "the block with the largest z on the prompts of choose", "key"),
+        Column("chosen", "", "the block with the most reliable vector on choose's prompts", "key"),
         Column("cosine", "", "of shift and contrast vector", "measure", "null"),
+        Column("cosine_low", "", "lower end of its 95% interval over prompts", "reference"),
+        Column("cosine_high", "", "its upper end", "reference"),
         Column("shuffled", "", "95% quantile of its modulus, labels shuffled", "reference"),
         Column("matched", "", "the same, random vectors of equal covariance", "reference"),
         Column("null", "", "the higher one", "reference"),
+        Column("null_mean", "", "the higher of the means of both nulls", "reference"),
+        Column("lead", "", "cosine minus null_mean", "measure", "null"),
+        Column("lead_low", "", "lower end of its 95% interval over prompts", "reference"),
+        Column("lead_high", "", "its upper end", "reference"),
         Column("isotropic", "", "1 / sqrt(h): too low for a stream that is not isotropic", "key"),
-        Column("p", "", "two-sided, against shuffled labels", "measure", "p_limit"),
-        Column("p_adjusted", "", "after Benjamini-Hochberg over blocks", "measure", "p_limit"),
-        Column("p_limit", "", "5%", "reference"),
-        Column("z", "", "cosine over the root mean square of the shuffled", "measure", "z_limit"),
-        Column("z_limit", "", "about the 95% quantile of a normal null", "reference"),
-        Column(
-            "ceiling",
-            "",
-            "r, cosine of the contrast vectors of two halves; of wholes about 2 r / (1 + r)",
-            "reference",
-        ),
+        Column("p_shuffled", "", "one-sided, against shuffled labels", "measure", "p_limit"),
+        Column("p_matched", "", "one-sided, against the random vectors", "measure", "p_limit"),
+        Column("p_adjusted", "", "p_shuffled after Benjamini-Hochberg", "measure", "p_limit"),
+        Column("p_limit", "", "2.5%", "reference"),
+        *CEILINGS,
         Column("other", "", "step towards the other answer, report only", "measure", "null"),
+        Column("lead_other", "", "cosine minus other", "measure", "null"),
+        Column("lead_other_low", "", "lower end of its interval over prompts", "reference"),
+        Column("lead_other_high", "", "its upper end", "reference"),
         Column("without_answer", "", "without the directions of the answers", "measure", "cosine"),
-        Column("whitened", "", "in units of the stream's covariance", "measure", "cosine"),
+        Column(
+            "whitened", "", "in units of the stream's covariance", "measure", "whitened_null"
+        ),
+        Column("whitened_null", "", "95% quantile of its modulus, labels shuffled", "reference"),
+        Column("p_whitened", "", "one-sided, of the whitened cosine", "measure", "p_limit"),
     ),
 }
 CLAIMS = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +37,6 @@ from frenet.network.data.tokens import Encoded, encode, join, of_one_prompt, tex
 # Labels that count as the positive side unless the user names one.
 POSITIVE = ("yes", "true", "positive", "1")
 _LETTERS = ("(A)", "(B)")
-# Answers to suggest if the tokenizer splits those of the data into several tokens.
-USUAL = (
-    ("Yes", "No"), ("yes", "no"), ("True", "False"), ("true", "false"), ("A", "B"), ("1", "0"),
-    ("+", "-"), ("y", "n"),
-)  # fmt: skip
 # A question about the statement, with the answers Yes and No: with "True or false:" models
 # separate the classes much less well (Qwen2.5-0.5B: 0.48 instead of 0.80 of pairs in order).
 STATEMENT = ("statement", "label")
@@ -178,7 +174,7 @@ def _pairs(named: Named, reading: Reading, settings: _Settings) -> dict[str, Con
         if texts[0] == texts[1]:
             raise RowError(rows.source, line, f"both sides of the pair are {shown(texts[0])}")
         ids = _whole(texts, settings, line)
-        item = Item(texts[0], [], (ids[0], ids[1]), None, None, line)
+        item = Item(texts[0], [], (ids[0], ids[1]), None, line)
         name = Path(rows.source).stem if key is None else task_of(row, key)
         by_name.setdefault(name, []).append(item)
     made = {}
@@ -256,57 +252,21 @@ def _labelled(name: str, rows: Sequence[Record], settings: _Settings) -> Contras
     items, read = [], []
     for i, row in enumerate(rows):
         both = _usable(tokens[2 * i : 2 * i + 2], source=source, line=row.line)
-        context, sides, answers = _answers(both, source=source, line=row.line)
+        context, sides = _sides(both, source=source, line=row.line)
         _require_apart(sides, written, source, row.line)
         read.append(max(both, key=lambda side: (side.cut, side.spans_join)))
         side = label_words.index(row.completion)
         if choices and side == 1:
-            sides, answers = sides[::-1], answers and answers[::-1]
+            sides = sides[::-1]
         label = None if choices else side == 0
-        items.append(Item(row.prompt, context, sides, answers, label, row.line))
+        items.append(Item(row.prompt, context, sides, label, row.line))
     distinct, notes = _once(name, items, source)
     on_tokens = token_notes(settings.tokenizer, read, [row.line for row in rows], "prompts")
     notes = (*(f"{name}: {note}" for note in on_tokens), *notes)
     if cut := sum(side.cut > 0 for side in read):
         notes = (f"{name}: {cut} of {len(rows)} prompts lost their beginning", *notes)
     kind: Kind = "choices" if choices else "statements"
-    split = [i for i, item in enumerate(items) if item.answers is None]
-    why = ""
-    if split:
-        first = split[0]
-        why = _unanswered(rows[first].prompt, written, tokens[2 * first : 2 * first + 2], settings)
-    return Contrast(name, kind, tuple(words or label_words), distinct, notes, why)
-
-
-def _unanswered(
-    prompt: str, words: Sequence[str], sides: Sequence[Encoded | str], settings: _Settings
-) -> str:
-    """Which answers are several tokens, and two words that are one token each."""
-    targets = [side.target for side in sides if isinstance(side, Encoded)]
-    split = []
-    for word, target in zip(words, targets, strict=True):
-        if len(target) > 1:
-            parts = settings.tokenizer.convert_ids_to_tokens(target)
-            split.append(f"{shown(word)} ({', '.join(map(shown, parts))})")
-    what = f"{' and '.join(split)} {'are' if len(split) > 1 else 'is'}"
-    why = f"{what} several tokens to this tokenizer, so there is no logit of the answer"
-    ways = (str.capitalize, str.lower, str.upper, lambda word: f" {word}")
-    for pair in (*(tuple(map(way, words)) for way in ways), *USUAL):
-        ids = _single(prompt, pair, settings)
-        if len(set(ids)) == len(words):
-            return f"{why}; {' and '.join(map(shown, pair))} are one token each"
-    return why
-
-
-def _single(prompt: str, words: Sequence[str], settings: _Settings) -> list[int]:
-    """The tokens of the words that are one token each after a prompt."""
-    sides = encode(
-        settings.tokenizer, [(prompt, word) for word in words],
-        max_length=settings.max_length, end=False, chat=settings.chat,
-    )  # fmt: skip
-    unknown = getattr(settings.tokenizer, "unk_token_id", None)
-    targets = [side.target for side in sides if isinstance(side, Encoded)]
-    return [target[0] for target in targets if len(target) == 1 and target[0] != unknown]
+    return Contrast(name, kind, tuple(words or label_words), distinct, notes)
 
 
 def _words(name: str, labels: Sequence[str], positive: str | None) -> list[str]:
@@ -346,19 +306,22 @@ def _usable(both: Sequence[Encoded | str], *, source: str, line: int) -> list[En
     return of_one_prompt(sides)
 
 
-def _answers(
+def _sides(
     both: Sequence[Encoded], *, source: str, line: int
-) -> tuple[list[int], tuple[list[int], list[int]], tuple[int, int] | None]:
-    """The prompt, the whole texts of both sides, and the answers if each is one token.
+) -> tuple[list[int], tuple[list[int], list[int]]]:
+    """The prompt with the beginning that both answers share, and the whole texts of both sides.
 
     Raises:
         RowError: the end of the prompt is tokenised differently before the two answers.
     """
-    contexts = [side.context for side in both]
-    first, second = (context + side.target for context, side in zip(contexts, both, strict=True))
-    if first[:-1] == second[:-1] and len(first) > 1:
-        return first[:-1], (first, second), (first[-1], second[-1])
-    if contexts[0] != contexts[1] or not contexts[0]:
+    prompt = max((side.context for side in both), key=len)
+    first, second = (side.context + side.target for side in both)
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    shared = len(list(alike))
+    if shared < len(prompt) or not prompt:
         why = "the end of the prompt and the beginning of an answer form one token"
         raise RowError(source, line, f"{why}; end the prompt with a colon or a line break")
-    return contexts[0], (first, second), None
+    if shared == min(len(first), len(second)):
+        # One answer is the beginning of the other: there is nothing that both go on from.
+        shared = len(prompt)
+    return first[:shared], (first, second)

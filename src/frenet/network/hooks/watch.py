@@ -18,6 +18,8 @@ from frenet.network.tasks import base_model
 
 # Names of the key-value cache in newer and older versions of transformers.
 CACHES = ("cache", "past_key_values", "cache_params")
+# Last columns of the passes of a model that come after its prompts.
+_AFTER: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 class Prepared(NamedTuple):
@@ -210,7 +212,9 @@ class Watch:
         if known and past >= known[0].shape[1] and known[0].shape[0] == rows:
             prompt = known[0]
         else:
-            prompt = Prompt(whole, (rows, end), past, known is not None and known[1] >= past)
+            width = end - _AFTER.get(base_model(self.model), 0)
+            own = None if whole is None else whole[:, :width]
+            prompt = Prompt(own, (rows, width), past, known is not None and known[1] >= past)
         return Pass(prompt, (rows, t), past, real)
 
     def _generated(self, tokens: Tensor, given: dict[str, Any]) -> Pass:
@@ -317,6 +321,22 @@ def generation_known(watch: Watch, finish: Finish) -> Iterator[None]:
             return
         with _replaced(model, "prepare_inputs_for_generation", prepared):
             yield
+
+
+@contextmanager
+def continued(model: nn.Module, columns: int) -> Iterator[None]:
+    """Say that the last columns of every pass in this context come after the prompts.
+
+    They are the same as tokens that ``generate`` has made: "last" is the token before them, and
+    "generated" includes them.
+    """
+    inner = base_model(model)
+    before = _AFTER.get(inner, 0)
+    _AFTER[inner] = columns
+    try:
+        yield
+    finally:
+        _AFTER[inner] = before
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def synthetic_contrast(name: str, *, rows: int, seed: int) -> Contrast:
             sides = [*context, answers[0]], [*context, answers[1]]
             label = answer == answers[0]
             text = " ".join(map(str, context[1 : LENGTH + 1]))
-            items.append(Item(text, context, sides, answers, label, len(seen)))
+            items.append(Item(text, context, sides, label, len(seen)))
     words = tuple(str(answer) for answer in answers)
     return Contrast(name, "statements", words, (*by_class[True], *by_class[False]))
 
