@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Finding,
@@ -377,6 +378,12 @@ CLAIMS = (
         rule=str(COVERAGE),
         decide=coverage,
         figure="best",
+        across=Across(
+            "share of searches inside their predicted 95% band",
+            levels=BANDS.levels,
+            reference="nominal coverage",
+            limits=(0.0, 1.0),
+        ),
     ),
     Claim(
         id="C5b",
@@ -385,5 +392,11 @@ CLAIMS = (
         rule=f"{DIMENSION}. Gains count if both best sigmas lie in the searched range",
         decide=dimension,
         figure="best",
+        across=Across(
+            "gain in random directions over that in the whole space",
+            levels={f"within [{EVEN[0]:g}, {EVEN[1]:g}]": EVEN},
+            limits=(0.0, math.inf),
+            log=True,
+        ),
     ),
 )

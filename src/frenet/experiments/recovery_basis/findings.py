@@ -4,6 +4,7 @@ import statistics
 from typing import NamedTuple
 
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Decision,
@@ -389,6 +390,12 @@ CLAIMS = (
         rule=f"{PLANES}. The static bases are {', '.join(STATIC)}. The worst space counts",
         decide=fixed_plane,
         figure="bases",
+        across=Across(
+            f"recovery captured by the best static basis of the worst space, k = {K}",
+            levels=SMALL.levels,
+            reference="prefix",
+            limits=(0.0, 1.0),
+        ),
     ),
     Claim(
         id="C4a",
@@ -397,6 +404,12 @@ CLAIMS = (
         rule=f"{SPAN}. {RATE}",
         decide=prefix_span,
         figure="prefix",
+        across=Across(
+            f"LoRA recovery captured by its first {K} steps",
+            levels=HOLDING.levels,
+            reference="random-walk share",
+            limits=(0.0, 1.0),
+        ),
     ),
     Claim(
         id="C4b",
@@ -405,5 +418,11 @@ CLAIMS = (
         rule=f"{SAME}. {RATE}",
         decide=prefix_as_paper,
         figure="prefix",
+        across=Across(
+            f"LoRA recovery captured by its first {K} steps",
+            levels=AS_PAPER.levels,
+            reference="the paper's share",
+            limits=(0.0, 1.0),
+        ),
     ),
 )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Finding,
@@ -260,6 +261,11 @@ CLAIMS = (
         f"more seeds have): {BEST_FIXED}. {LEADS}",
         decide=fixed_prefix,
         figure="curves",
+        across=Across(
+            "share of the lost loss regained inside the prefix, minus that inside the best other "
+            "basis",
+            levels=BETTER.levels,
+        ),
     ),
     Claim(
         id="S2",
@@ -268,5 +274,11 @@ CLAIMS = (
         rule=f"at equal steps and the same k: {REFRESHING}. {LEADS}",
         decide=refreshed_prefix,
         figure="curves",
+        across=Across(
+            "share of the lost loss regained inside the moving prefix, minus that inside one that "
+            "stays",
+            levels=PAYS.levels,
+            reference="moving prefix minus moving random directions",
+        ),
     ),
 )
