@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 from frenet._errors import UsageError
@@ -240,8 +241,32 @@ class Finding(NamedTuple):
         return f"{self.claim} {self.case}".rstrip()
 
 
+class Across(NamedTuple):
+    """How a claim's estimates on several networks are shown together.
+
+    Attributes:
+        quantity: the name of the estimate, the same on every network.
+        levels: what the rule compares it with: label -> a value, and the other end of a band (None:
+            it is one value).
+        reference: the name of the reference estimate; empty: it is on another scale.
+        limits: the least and the largest possible value.
+        log: whether the mean over networks is that of logarithms.
+        apart: why there is no mean over networks; empty: there is one.
+    """
+
+    quantity: str
+    levels: Mapping[str, tuple[float, float | None]] = MappingProxyType({})
+    reference: str = ""
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    log: bool = False
+    apart: str = ""
+
+
 class Claim(NamedTuple):
-    """A claim of the paper and the rule, fixed before the run, that decides it from stored rows."""
+    """A claim of the paper and the rule, fixed before the run, that decides it from stored rows.
+
+    ``across`` says how its estimates on several networks are shown together; None: not at all.
+    """
 
     id: str
     statement: str
@@ -249,6 +274,7 @@ class Claim(NamedTuple):
     rule: str
     decide: Callable[[Rows], Finding | tuple[Finding, ...]]
     figure: str
+    across: Across | None = None
 
 
 class Answer(NamedTuple):

@@ -1,6 +1,9 @@
 """What the rows of `basis_drift` say: claim C3, columns and figures."""
 
+import math
+
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Column,
@@ -229,6 +232,12 @@ CLAIMS = (
         rule=str(RULE),
         decide=decide,
         figure="drift",
+        across=Across(
+            f"energy of new gradients in a basis made {LAG} steps earlier, relative to a fresh one",
+            levels=RATIO.levels,
+            reference="frozen control",
+            limits=(0.0, math.inf),
+        ),
     ),
 )
 FIGURES = (

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Finding,
@@ -420,6 +421,12 @@ CLAIMS = (
         rule=f"{COVERAGE}. {COUNTED}",
         decide=coverage,
         figure="best",
+        across=Across(
+            "share of searches inside their predicted 95% band",
+            levels=BANDS.levels,
+            reference="nominal coverage",
+            limits=(0.0, 1.0),
+        ),
     ),
     Claim(
         id="C5b",
@@ -429,5 +436,11 @@ CLAIMS = (
         f"of {EVEN[0]:g} and {EVEN[1]:g}",
         decide=dimension,
         figure="best",
+        across=Across(
+            "gain in random directions over that in the whole space",
+            levels={f"within [{EVEN[0]:g}, {EVEN[1]:g}]": EVEN},
+            limits=(0.0, math.inf),
+            log=True,
+        ),
     ),
 )

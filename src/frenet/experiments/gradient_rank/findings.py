@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Column,
@@ -273,6 +274,12 @@ CLAIMS = (
         rule=str(RULE),
         decide=decide,
         figure="energy",
+        across=Across(
+            f"held-out gradient energy in the top {K} directions",
+            levels=ENOUGH.levels,
+            reference="higher of the two nulls",
+            limits=(0.0, 1.0),
+        ),
     ),
 )
 FIGURES = (

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Decision,
@@ -481,6 +482,12 @@ CLAIMS = (
         rule=f"{PLANES}. The static bases are {', '.join(STATIC)}. The worst space counts",
         decide=fixed_plane,
         figure="bases",
+        across=Across(
+            f"recovery captured by the best static basis of the worst space, k = {K}",
+            levels=SMALL.levels,
+            reference="prefix",
+            limits=(0.0, 1.0),
+        ),
     ),
     Claim(
         id="C4a",
@@ -489,6 +496,12 @@ CLAIMS = (
         rule=f"{SPAN}. {RATE}",
         decide=prefix_span,
         figure="prefix",
+        across=Across(
+            f"LoRA recovery captured by its first {K} steps",
+            levels=HOLDING.levels,
+            reference="random-walk share",
+            limits=(0.0, 1.0),
+        ),
     ),
     Claim(
         id="C4b",
@@ -497,5 +510,11 @@ CLAIMS = (
         rule=f"{SAME}. {RATE}",
         decide=prefix_as_paper,
         figure="prefix",
+        across=Across(
+            f"LoRA recovery captured by its first {K} steps",
+            levels=AS_PAPER.levels,
+            reference="the paper's share",
+            limits=(0.0, 1.0),
+        ),
     ),
 )

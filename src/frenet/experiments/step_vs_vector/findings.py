@@ -1,6 +1,7 @@
 """What the rows of `step_vs_vector` say: claim C6, columns and figures."""
 
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Column,
@@ -259,6 +260,11 @@ CLAIMS = (
         rule=str(RULE),
         decide=decide,
         figure="layers",
+        across=Across(
+            "cosine of the shift by a gradient step with the contrast vector",
+            reference="higher of the two nulls' 95% quantiles",
+            limits=(-1.0, 1.0),
+        ),
     ),
 )
 FIGURES = (

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Finding,
@@ -264,6 +265,11 @@ CLAIMS = (
         f"the largest k below that more seeds have). {LEADS}",
         decide=fixed_prefix,
         figure="curves",
+        across=Across(
+            "share of the lost loss regained inside the prefix, minus that inside the best other "
+            "basis",
+            levels=BETTER.levels,
+        ),
     ),
     Claim(
         id="S2",
@@ -272,5 +278,11 @@ CLAIMS = (
         rule=f"{REFRESHING}. All train with equal steps and the same k. {LEADS}",
         decide=refreshed_prefix,
         figure="curves",
+        across=Across(
+            "share of the lost loss regained inside the moving prefix, minus that inside one that "
+            "stays",
+            levels=PAYS.levels,
+            reference="moving prefix minus moving random directions",
+        ),
     ),
 )
