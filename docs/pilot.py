@@ -21,10 +21,11 @@ PAGE, RUNS = ROOT / "docs" / "pilot.md", ROOT / "docs" / "results"
 SPLIT = {"C4a": "C4", "C4b": "C4", "C5a": "C5", "C5b": "C5"}
 INTRO = """# The pilot, judged by old and new rules
 
-`make pages` generates this page from stored runs. These are seeds 0 to 2, by which the present rules were
-chosen; they are a pilot and confirm nothing. The same rows are judged twice: by the rules of version 0.1.0,
-and by the [present rules](definitions.md#what-decides-a-claim). The rows lack numbers that some premises need;
-such a claim is not testable, and the last column says what its criteria alone would decide.
+`make pages` generates this page from stored runs. These are seeds 0 to 2, by which the present
+rules were chosen; they are a pilot and confirm nothing. The same rows are judged twice: by those
+of version 0.1.0, and by the [present ones](definitions.md#what-decides-a-claim). The rows lack
+numbers that some premises need; such a claim is not testable, and the last column says what its
+criteria alone would decide.
 """
 
 
