@@ -25,7 +25,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gradient-rank": SMALL
     | {"n": 12, "points": ("none", "wrong-answers"), "only": ("copy", "sort")},
     "basis-drift": SMALL
-    | {"modes": ("recovery", "finetune"), "n": 12, "lags": (1, 5, 40), "window": 12},
+    | {
+        "modes": ("recovery", "finetune"),
+        "n": 12,
+        "eval_size": 16,
+        "lags": (1, 5, 40),
+        "window": 12,
+    },
     "best-of-n": SMALL
     | {
         "places": ("all", "random:4", "gradients:3", "prefix:3", "name:embed"),

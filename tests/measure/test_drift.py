@@ -404,6 +404,17 @@ def test_examples_count_by_their_tokens_in_a_change_and_in_its_interval():
     assert found.high - found.low == pytest.approx(2 * half, rel=0.02)
 
 
+def test_the_loss_is_measured_on_as_many_examples_as_given(learned):
+    task, space = SyntheticTask("copy"), ParamSpace.select(learned)
+    training = Training("sgd:0", batch_size=4, steps=1)
+    for given, size in ((None, 4), (10, 10)):
+        *_, losses = train_and_compare(
+            learned, task, training, space=space, lags=[1], n=2, k=1, eval_size=given
+        )
+        assert [len(found.rows) for found in losses.values()] == [size] * 2
+        assert losses[1].mean == pytest.approx(fixed_loss(learned, task, size=size), rel=1e-5)
+
+
 def test_gradients_that_only_shrink_do_not_drift():
     """With equal curvatures in all directions the gradient keeps its direction."""
     model, task, space = quadratic(torch.ones(30), noise=0.01)

@@ -98,6 +98,7 @@ def train_and_compare(
     lags: Sequence[int],
     n: int,
     k: int,
+    eval_size: int | None = None,
 ) -> tuple[Trajectory, dict[int, Drift], dict[int, Losses]]:
     """Train, and after every lag compare the start's top-k gradient basis with a fresh one.
 
@@ -109,19 +110,21 @@ def train_and_compare(
         lags: steps after which to compare.
         n: gradients in each of the three sets of a snapshot; two snapshots are in memory.
         k: basis dimension, at most n.
+        eval_size: held-out examples on which the loss is measured; None: a minibatch.
 
     Returns:
         The trajectory, the drift by lag, and the losses by lag (with lag 0).
     """
     start = snapshot(model, task, training, space=space, n=n, step=0)
     drifts: dict[int, Drift] = {}
-    losses = {0: select_losses(model, task, size=training.batch_size)}
+    size = eval_size or training.batch_size
+    losses = {0: select_losses(model, task, size=size)}
 
     def look(step: int) -> bool:
         if step in lags:
             now = snapshot(model, task, training, space=space, n=n, step=step)
             drifts[step] = basis_drift(start, now, k)
-            losses[step] = select_losses(model, task, size=training.batch_size)
+            losses[step] = select_losses(model, task, size=size)
         return False
 
     return train_and_record(model, task, training, space=space, watch=look), drifts, losses

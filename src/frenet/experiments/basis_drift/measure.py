@@ -9,7 +9,7 @@ from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.setup.brackets import life_cells
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
-from frenet.experiments.setup.networks import Network, build
+from frenet.experiments.setup.networks import Network, at_most, build
 from frenet.measure.drift import Losses, train_and_compare, update_drift
 from frenet.measure.lifetime import lifetime
 from frenet.measure.trajectory import Training
@@ -19,7 +19,7 @@ from frenet.network.tasks import Task
 def run(config: Config, cell: Cell) -> Iterator[Row]:
     """Rows of the tables drift and half_life."""
     network = build(config, space=cell["space"], seed=cell.seed)
-    yield from describe(network, cell, cells(config), config)
+    yield from describe(network, cell, cells(config), config, select=config.eval_size)
     steps = max(config.lags)
     training = Training(cell["optimizer"], config.batch_size, steps, seed=cell.seed)
     try:
@@ -32,6 +32,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
                 lags=config.lags,
                 n=config.n,
                 k=config.k,
+                eval_size=at_most(task, "select", config.eval_size),
             )
     except NotDamagedError as error:
         yield note(cell, f"{config.protocol}{LEFT_OUT}{error}")
