@@ -8,13 +8,20 @@ import torch
 
 from experiments.small import small
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.basis_drift.findings import decide, drift_chart
+from frenet.experiments.basis_drift import findings
+from frenet.experiments.basis_drift.findings import drift_chart
 from frenet.experiments.basis_drift.measure import _loss_cells
+from frenet.experiments.experiment import Finding
 from frenet.experiments.setup import brackets
 from frenet.measure.drift import Losses
 
 Planted = list[dict[str, Any]]
 FAST = [0.30, 0.31, 0.32]
+
+
+def decide(rows: Planted) -> Finding:
+    """C3 apart from its case in the weights."""
+    return findings.decide(rows)[0]
 
 
 def drifts(ratios: list[float], **changes: Any) -> Planted:
@@ -212,3 +219,20 @@ def test_the_column_of_a_small_run() -> None:
     moving = found["adam:1e-3"]
     assert moving["loss"] < moving["loss_0"]
     assert moving["moved"] > 1
+
+
+def test_lora_is_judged_in_the_weights_as_a_case_of_its_own() -> None:
+    """And the difference is paired by seed: 0.2, 0.2, 0.23, standard error 0.01."""
+    rows = drifts([0.5, 0.6, 0.7], space="lora", coordinates="factors")
+    assert [finding.case for finding in findings.decide(rows)] == [""]
+    rows += drifts([0.3, 0.4, 0.47], space="lora", coordinates="weights")
+    factors, weights = findings.decide(rows)
+    assert (factors.case, weights.case) == ("", "in the weights")
+    assert (factors.estimate.value, weights.estimate.value) == pytest.approx((0.6, 0.39))
+    assert "in the weights" in weights.why
+    (row,) = factors.breakdowns[-1].rows
+    half = 4.302652729911275 * 0.01
+    assert (row["difference"], row["seeds"]) == (pytest.approx(0.21), 3)
+    assert (row["low"], row["high"]) == pytest.approx((0.21 - half, 0.21 + half))
+    alone = drifts([0.5, 0.6, 0.7], space="lora", coordinates="factors")
+    assert drift_chart(rows).to_dict() == drift_chart(alone).to_dict()

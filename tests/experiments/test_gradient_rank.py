@@ -33,9 +33,9 @@ def test_halves_of_the_same_examples_are_told(tmp_path):
     assert len(repeated) == 1
     assert repeated[0].startswith("next: 4 batches of 8 go 1.1 times through 28 training rows")
     caution = "Both halves of the gradients come from the same training rows"
-    assert [note.startswith(caution) for note in decide(found).notes].count(True) == 1
+    assert [note.startswith(caution) for note in decide(found)[0].notes].count(True) == 1
     once = [row for row in found if row.get("note") != repeated[0]]
-    assert not any(note.startswith(caution) for note in decide(once).notes)
+    assert not any(note.startswith(caution) for note in decide(once)[0].notes)
 
 
 def test_the_random_stream_has_the_names_of_its_cell_whatever_other_columns_there_are(monkeypatch):

@@ -6,9 +6,10 @@ import pytest
 
 from experiments.small import small
 from frenet.experiments import EXPERIMENTS
+from frenet.experiments.experiment import Finding
+from frenet.experiments.gradient_rank import findings
 from frenet.experiments.gradient_rank.findings import (
     SAME_EXAMPLES,
-    decide,
     energy_chart,
     task_chart,
 )
@@ -17,6 +18,11 @@ from frenet.measure import rounding
 from frenet.measure.gradients import gradient
 
 Planted = list[dict[str, Any]]
+
+
+def decide(rows: list[dict[str, object]]) -> Finding:
+    """C1 apart from its case in the weights."""
+    return findings.decide(rows)[0]
 
 
 def learned(share: float = 0.01, *, task: str = "a", seeds: int = 3) -> Planted:
@@ -251,3 +257,24 @@ def test_a_model_that_does_not_run_in_float64_has_a_note(monkeypatch: pytest.Mon
     notes = [row["note"] for row in rows if row["table"] == "notes"]
     assert sum("no kernel for Double" in note for note in notes) == 1
     assert {row["clear"] for row in rows if row["table"] == "energy"} == {None}
+
+
+def test_lora_is_judged_in_the_weights_as_a_case_of_its_own() -> None:
+    """And the difference is paired by seed: 0.2, 0.2, 0.23, standard error 0.01."""
+    lora = {"space": "lora", "coordinates": "factors"}
+    rows = energies([0.7, 0.8, 0.9], **lora) + learned()
+    assert [finding.case for finding in findings.decide(rows)] == [""]
+    rows += energies([0.5, 0.6, 0.67], **lora | {"coordinates": "weights"})
+    factors, weights = findings.decide(rows)
+    assert (factors.case, weights.case) == ("", "in the weights")
+    assert factors.estimate.value == pytest.approx(0.8)
+    assert weights.estimate.value == pytest.approx(0.59)
+    assert "in the weights" in weights.why
+    (row,) = factors.breakdowns[-1].rows
+    half = 4.302652729911275 * 0.01
+    assert (row["difference"], row["seeds"]) == (pytest.approx(0.21), 3)
+    assert (row["low"], row["high"]) == pytest.approx((0.21 - half, 0.21 + half))
+    for chart in (findings.energy_chart, findings.task_chart):
+        energy = [row for row in rows if row["table"] == "energy"]
+        alone = [row for row in energy if row["coordinates"] == "factors"]
+        assert chart(energy).to_dict() == chart(alone).to_dict()

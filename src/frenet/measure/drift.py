@@ -1,7 +1,7 @@
 """How long a basis stays useful during training."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -99,6 +99,7 @@ def train_and_compare(
     n: int,
     k: int,
     eval_size: int | None = None,
+    seen: Callable[[int, Vectors], None] | None = None,
 ) -> tuple[Trajectory, dict[int, Drift], dict[int, Losses]]:
     """Train, and after every lag compare the start's top-k gradient basis with a fresh one.
 
@@ -111,11 +112,15 @@ def train_and_compare(
         n: gradients in each of the three sets of a snapshot; two snapshots are in memory.
         k: basis dimension, at most n.
         eval_size: held-out examples on which the loss is measured; None: a minibatch.
+        seen: called with the step and its gradients, at step 0 and after every lag, with the model
+            at this step.
 
     Returns:
         The trajectory, the drift by lag, and the losses by lag (with lag 0).
     """
     start = snapshot(model, task, training, space=space, n=n, step=0)
+    if seen is not None:
+        seen(0, start)
     drifts: dict[int, Drift] = {}
     size = eval_size or training.batch_size
     losses = {0: select_losses(model, task, size=size)}
@@ -124,6 +129,8 @@ def train_and_compare(
         if step in lags:
             now = snapshot(model, task, training, space=space, n=n, step=step)
             drifts[step] = basis_drift(start, now, k)
+            if seen is not None:
+                seen(step, now)
             losses[step] = select_losses(model, task, size=size)
         return False
 
@@ -187,7 +194,14 @@ def basis_drift(then: Vectors, now: Vectors, k: int, *, paired: bool = False) ->
                 f"all vectors of one set of those {which} are zero, so they span no basis: nothing "
                 "is left to learn, or the selected parameters have no gradient"
             )
-    parts = torch.arange(len(K)).split([len(part) for part in sets])
+    return gram_drift(K, [len(part) for part in sets], k, paired=paired)
+
+
+def gram_drift(
+    K: Float[Tensor, "n n"], sizes: Sequence[int], k: int, *, paired: bool = False
+) -> Drift:
+    """:func:`basis_drift` from the Gram matrix of six sets of unit vectors, of these sizes."""
+    parts = torch.arange(len(K)).split(list(sizes))
     old, old_again, old_test, new, new_again, test = parts
 
     def energy_of(held_out: Tensor, basis: Tensor) -> float:

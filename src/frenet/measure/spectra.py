@@ -1,6 +1,6 @@
 """How low-rank the held-out gradients of a task are, compared with nulls and ceilings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from frenet.geometry import energy, linalg, nulls
 
+# Inner products of some vectors: of their coordinates, or of the changes that they make.
+GramOf = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n n"]]
 Split = tuple[Int[Tensor, " a"], Int[Tensor, " b"]]
 
 
@@ -21,19 +23,23 @@ class NullSpectra(NamedTuple):
 
     @classmethod
     def draw(
-        cls, gradients: Float[Tensor, "n d"], sizes: Sequence[int], generator: torch.Generator
+        cls,
+        gradients: Float[Tensor, "n d"],
+        sizes: Sequence[int],
+        generator: torch.Generator,
+        gram: GramOf = linalg.gram,
     ) -> "NullSpectra":
         """Gaussian noise of equal norms, shuffled coordinates, and random signs."""
         return cls(
-            unit_gram(nulls.gaussian_like(gradients, sizes, generator)),
-            unit_gram(nulls.shuffled_like(gradients, sizes, generator)),
-            unit_gram(nulls.sign_flipped_like(gradients, generator)),
+            unit_gram(nulls.gaussian_like(gradients, sizes, generator), gram),
+            unit_gram(nulls.shuffled_like(gradients, sizes, generator), gram),
+            unit_gram(nulls.sign_flipped_like(gradients, generator), gram),
         )
 
 
-def unit_gram(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+def unit_gram(rows: Float[Tensor, "n d"], gram: GramOf = linalg.gram) -> Float[Tensor, "n n"]:
     """Gram matrix of the rows scaled to unit norm, float64."""
-    return energy.unit_rows(linalg.gram(rows))
+    return energy.unit_rows(gram(rows))
 
 
 def held_out_energy(
@@ -43,6 +49,7 @@ def held_out_energy(
     splits: Sequence[Split],
     draws: Sequence[NullSpectra],
     ks: Sequence[int],
+    gram: GramOf = linalg.gram,
 ) -> dict[str, list[float | None]]:
     """Energy of one half of the gradients in the top-k basis of the other half, with references.
 
@@ -56,6 +63,8 @@ def held_out_energy(
         splits: index pairs (fit, test).
         draws: nulls; each column has the highest of its draws.
         ks: basis dimensions.
+        gram: inner products in which gradients are compared, such as those of their changes of the
+            weights, if they are of LoRA's factors; the draws have the same.
 
     Returns:
         Lists over ks, as fractions: ``energy``; ``ceiling`` (the second half in its own basis);
@@ -64,7 +73,7 @@ def held_out_energy(
         basis); ``null_gaussian``, ``null_shuffle``, ``null_sign``.
     """
     count = len(gradients)
-    joint = unit_gram(torch.cat([gradients, shuffled]))
+    joint = unit_gram(torch.cat([gradients, shuffled]), gram)
     task_gram = joint[:count, :count]
 
     def mean(K: Tensor, pairs: Sequence[Split]) -> Tensor:
@@ -87,14 +96,17 @@ def held_out_energy(
     return {"centred": centred} | {name: values.tolist() for name, values in columns.items()}
 
 
-def effective_ranks(gradients: Float[Tensor, "n d"], null: NullSpectra) -> dict[str, float]:
+def effective_ranks(
+    gradients: Float[Tensor, "n d"], null: NullSpectra, gram: GramOf = linalg.gram
+) -> dict[str, float]:
     """Participation ratio, stable rank and rank of the unit gradients and of the Gaussian null.
 
     ``mean_share`` is the share of their energy in their mean (1/n for independent ones),
-    ``zero_share`` the share of coordinates in which all gradients are zero.
+    ``zero_share`` the share of coordinates in which all gradients are zero. ``gram`` is as for
+    :func:`held_out_energy`.
     """
     columns = {"zero_share": float((gradients == 0).all(0).float().mean())}
-    for suffix, K in (("", unit_gram(gradients)), ("_null", null.gaussian)):
+    for suffix, K in (("", unit_gram(gradients, gram)), ("_null", null.gaussian)):
         S, _ = linalg.spectrum(K)
         columns[f"participation_ratio{suffix}"] = linalg.participation_ratio(S)
         columns[f"stable_rank{suffix}"] = linalg.stable_rank(S)

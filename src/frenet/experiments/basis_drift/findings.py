@@ -25,6 +25,7 @@ from frenet.experiments.intervals import (
 )
 from frenet.experiments.setup import brackets, columns
 from frenet.experiments.setup.brackets import bracket_of, life_columns
+from frenet.experiments.setup.comparable import by_coordinates, factors_and_weights
 from frenet.experiments.verdicts import Criterion, Rule
 
 LAG, CEILING, CONTROL = 100, 0.7, 0.95
@@ -42,15 +43,25 @@ FROZEN = Criterion(f"the frozen control at lag {LAG}", above=CONTROL)
 RULE = Rule((RATIO,), premises=(FRESH, MOVED, FROZEN))
 
 
-def decide(rows: Rows) -> Finding:
-    """C3: the ratio at lag 100 is below 0.7, if fresh bases hold something and training moves."""
+def decide(rows: Rows) -> tuple[Finding, ...]:
+    """C3: the ratio at lag 100 is below 0.7, if fresh bases hold something and training moves.
+
+    Gradients of LoRA are judged in the factors and, as a case of its own, in the weights.
+    """
+    first, *others = (_decide(mine, case) for case, mine in by_coordinates(rows).items())
+    lora = select(rows, table="drift", kind="gradients", lag=LAG, space="lora")
+    between = factors_and_weights(lora, "ratio", f"energy ratio at lag {LAG}")
+    return (first._replace(breakdowns=(*first.breakdowns, *between)), *others)
+
+
+def _decide(rows: Rows, case: str) -> Finding:
     at_lag = select(rows, table="drift", kind="gradients", lag=LAG)
     ratio, control = estimate(at_lag, "ratio"), estimate(at_lag, "control")
     return Finding(
         claim="C3",
         decision=RULE.decide(
             {
-                RATIO: RATIO.of(ratio),
+                RATIO: RATIO.of(ratio, case=case),
                 FRESH: FRESH.of(estimate(at_lag, "chance")),
                 MOVED: MOVED.of(estimate(_noise(at_lag), "share")),
                 FROZEN: FROZEN.of(control),
@@ -63,6 +74,7 @@ def decide(rows: Rows) -> Finding:
         reference_estimate=control,
         notes=_left_out(rows),
         breakdowns=_paths(rows, at_lag),
+        case=case,
     )
 
 
@@ -134,7 +146,7 @@ def _by_path(rows: Rows) -> Rows:
     several = len({row.get("space") for row in rows}) > 1
     return [
         {**row, "path": f"{row['optimizer']}, {row['space']}" if several else row["optimizer"]}
-        for row in select(rows, kind="gradients")
+        for row in select(by_coordinates(rows)[""], kind="gradients")
     ]
 
 
@@ -199,6 +211,7 @@ _KEYS = (
     columns.OPTIMIZER,
     Column("kind", "", "basis of gradients, or of windows of updates", "key"),
     columns.K,
+    columns.COORDINATES,
 )
 TABLES = {
     "drift": (

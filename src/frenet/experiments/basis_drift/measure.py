@@ -1,6 +1,6 @@
 """Trains from the start of a recovery or a fine-tuning, and compares old bases with fresh ones."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from frenet.experiments.basis_drift import Config, cells
@@ -10,9 +10,13 @@ from frenet.experiments.setup.brackets import life_cells
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
 from frenet.experiments.setup.networks import Network, at_most, build
-from frenet.measure.drift import Losses, train_and_compare, update_drift
+from frenet.measure import drift_in_weights
+from frenet.measure.drift import Drift, Losses, train_and_compare, update_drift
+from frenet.measure.drift_in_weights import GradientDrift
 from frenet.measure.lifetime import lifetime
 from frenet.measure.trajectory import Training
+from frenet.network.checkpoints.low_rank_changes import LowRankChanges
+from frenet.network.checkpoints.weight_space import coordinates_of
 from frenet.network.tasks import Task
 
 
@@ -22,6 +26,8 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     yield from describe(network, cell, cells(config), config, select=config.eval_size)
     steps = max(config.lags)
     training = Training(cell["optimizer"], config.batch_size, steps, seed=cell.seed)
+    where = coordinates_of(network.space)
+    images = GradientDrift(network.model, network.space, config.k) if where == "factors" else None
     try:
         with _start(network, config, cell) as task:
             path, drifts, losses = train_and_compare(
@@ -33,6 +39,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
                 n=config.n,
                 k=config.k,
                 eval_size=at_most(task, "select", config.eval_size),
+                seen=images,
             )
     except NotDamagedError as error:
         yield note(cell, f"{config.protocol}{LEFT_OUT}{error}")
@@ -42,18 +49,46 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
         "gradients": (config.k, drifts),
         "updates": (k, update_drift(path.steps, window=config.window, k=k)),
     }
+    keys: Row = {**dict(cell.keys), "coordinates": where}
+    yield from _rows(keys, kinds, path.distances(steps), losses, dim=network.space.dim)
+    if images is not None:
+        start, space = path.start, network.space
+        K = LowRankChanges.of(network.model, space, path.steps, start=start, kind="path").gram()
+        updates = drift_in_weights.update_drift(K, window=config.window, k=k)
+        kinds = {"gradients": (config.k, images.by_lag), "updates": (k, updates)}
+        keys |= {"coordinates": "weights"}
+        yield from _rows(keys, kinds, drift_in_weights.distances(K), losses, dim=images.dim)
+
+
+def _rows(
+    cell: Row,
+    kinds: Mapping[str, tuple[int, Mapping[int, Drift]]],
+    moved: Sequence[float],
+    losses: Mapping[int, Losses],
+    *,
+    dim: int,
+) -> Iterator[Row]:
+    """Rows of one cell: for every kind, dimension and drift by lag.
+
+    Args:
+        cell: keys of every row.
+        kinds: dimension of the bases and drift by lag, of gradients and of updates.
+        moved: distance from the start after every step.
+        losses: by lag.
+        dim: number of coordinates, or of weights.
+    """
     for kind, (dimension, by_lag) in kinds.items():
-        keys: Row = {"table": "drift", **dict(cell.keys), "kind": kind, "k": dimension}
-        moved = path.distances(max(by_lag, default=0))
+        keys: Row = {"table": "drift", **cell, "kind": kind, "k": dimension}
+        passed = moved[: max(by_lag, default=0) + 1]
         for lag, drift in by_lag.items():
             measured: Row = {**drift._asdict(), "displacement": moved[lag]}
-            measured["chance"] = dimension / network.space.dim / drift.fresh
+            measured["chance"] = dimension / dim / drift.fresh
             yield {**keys, "lag": lag, **measured, **_loss_cells(losses, lag)}
         # Nothing is measured within the first window, so nothing is known about updates, either,
         # between lag 0 and the first lag.
         ratios = {0: 1.0, **{lag: drift.ratio for lag, drift in by_lag.items()}}
-        life = life_cells(lifetime(ratios, moved) if by_lag else None)
-        ends: Row = {"longest": max(ratios), "farthest": max(moved)}
+        life = life_cells(lifetime(ratios, passed) if by_lag else None)
+        ends: Row = {"longest": max(ratios), "farthest": max(passed)}
         yield {**keys, "table": "half_life", **life, **ends}
 
 

@@ -30,6 +30,7 @@ from frenet.experiments.intervals import (
     share,
 )
 from frenet.experiments.setup import columns
+from frenet.experiments.setup.comparable import by_coordinates, factors_and_weights
 from frenet.experiments.verdicts import Criterion, Rule
 from frenet.statistics.intervals import Estimate
 
@@ -49,8 +50,19 @@ CLEAR = Criterion("the rounding error of a gradient, as a share of its norm,", b
 RULE = Rule((ENOUGH, BEYOND), premises=(KNOWN, CLEAR))
 
 
-def decide(rows: Rows) -> Finding:
-    """C1: the held-out energy at k = 10 is above 0.4 and above every null."""
+def decide(rows: Rows) -> tuple[Finding, ...]:
+    """C1: the held-out energy at k = 10 is above 0.4 and above every null.
+
+    Gradients of LoRA are judged in the factors and, as a case of its own, in the weights.
+    """
+    first, *others = (_decide(mine, case) for case, mine in by_coordinates(rows).items())
+    lora = select(rows, table="energy", k=K, point="none", space="lora")
+    at_k = select(lora, batch_size=_largest_batch(lora))
+    between = factors_and_weights(at_k, "energy", f"held-out energy at k = {K}")
+    return (first._replace(breakdowns=(*first.breakdowns, *between)), *others)
+
+
+def _decide(rows: Rows, case: str) -> Finding:
     every_size = select(rows, table="energy", k=K, point="none")
     size = _largest_batch(every_size)
     at_k = [_with_null(row) for row in select(every_size, batch_size=size)]
@@ -59,8 +71,8 @@ def decide(rows: Rows) -> Finding:
         claim="C1",
         decision=RULE.decide(
             {
-                ENOUGH: ENOUGH.of(energy),
-                BEYOND: BEYOND.of(paired(at_k, "energy", "null")),
+                ENOUGH: ENOUGH.of(energy, case=case),
+                BEYOND: BEYOND.of(paired(at_k, "energy", "null"), case=case),
                 KNOWN: KNOWN.of(estimate(_learned(rows, at_k), "share")),
                 CLEAR: CLEAR.of(estimate(_rounding(at_k), "share")),
             }
@@ -73,6 +85,7 @@ def decide(rows: Rows) -> Finding:
         reference_estimate=share(at_k, "null"),
         notes=_cautions(rows, energy, shuffled),
         breakdowns=(*_energies(every_size), *_overlaps(rows)),
+        case=case,
     )
 
 
@@ -159,6 +172,7 @@ def energy_chart(rows: Rows) -> object:
         "null_gaussian": "Gaussian null",
         "null_shuffle": "shuffle null",
     }
+    rows = by_coordinates(rows)[""]
     size = _largest_batch(rows)
     at = select(rows, point="none", batch_size=size)
     table = series_over_seeds(at, by=("k",), values=measured, least=0.0)
@@ -177,6 +191,7 @@ def energy_chart(rows: Rows) -> object:
 
 def task_chart(rows: Rows) -> object:
     """Energy at k = 10 by task and point, in the largest batches."""
+    rows = by_coordinates(rows)[""]
     size = _largest_batch(rows)
     at = select(rows, k=K, batch_size=size)
     return dots(
@@ -190,6 +205,7 @@ def task_chart(rows: Rows) -> object:
 
 def overlap_chart(rows: Rows) -> object:
     """Task against task, split halves on the diagonal."""
+    rows = by_coordinates(rows)[""]
     at = select(rows, point="none", batch_size=_largest_batch(rows))
     return heatmap(
         over_seeds(at, by=("task", "other"), value="overlap"),
@@ -205,6 +221,7 @@ _KEYS = (
     Column("point", "", "none: the trained network; otherwise the damage", "key"),
     Column("batch_size", "examples", "examples in a minibatch", "key"),
     columns.TASK,
+    columns.COORDINATES,
 )
 TABLES = {
     "energy": (

@@ -1,24 +1,30 @@
 """Gradients of every task at one point, their held-out energy, ranks and overlaps."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from frenet.experiments.experiment import Cell, Row, integer
 from frenet.experiments.gradient_rank import Config, cells
 from frenet.experiments.gradient_rank.findings import SAME_EXAMPLES, K
+from frenet.experiments.gradient_rank.in_weights import overlap_rows
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
 from frenet.experiments.setup.networks import Network, at_most, build
-from frenet.geometry import rng
+from frenet.geometry import linalg, rng
 from frenet.geometry.basis import svd_basis
 from frenet.geometry.energy import half_splits
 from frenet.geometry.linalg import subspace_overlap
 from frenet.measure.gradients import gradient_matrix
 from frenet.measure.rounding import UnknownRoundingError, norm_over_rounding
 from frenet.measure.spectra import NullSpectra, effective_ranks, held_out_energy
+from frenet.network.checkpoints.low_rank_changes import LowRankChanges
+from frenet.network.checkpoints.weight_space import coordinates_of
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task
+
+# The changes of the weights by steps along some gradients.
+Image = Callable[[torch.Tensor], LowRankChanges]
 
 # Keys that name the random stream of one task's nulls and splits; further keys do not change it.
 STREAM = ("seed", "space", "point", "batch_size", "task")
@@ -30,6 +36,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     yield from describe(network, cell, cells(config), config)
     yield from _shared_examples(network, config, cell)
     sampled: dict[int, dict[str, torch.Tensor]] = {size: {} for size in config.batch_sizes}
+    points: dict[str, torch.Tensor] = {}
     for name in network.measured:
         task = network.tasks[name]
         pair = task, task.shuffled(cell.seed)
@@ -41,6 +48,7 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
                     for size in config.batch_sizes
                 }
                 clear, unknown = _clear(network, task, config, cell.seed)
+                point = network.space.read(network.model)
         except NotDamagedError as error:
             yield note(cell, f"{cell['point']} left out: {error}")
             continue
@@ -48,10 +56,21 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
             yield note(cell, unknown)
         for size, (gradients, shuffled) in pairs.items():
             keys: Row = {**dict(cell.keys), "batch_size": size, "task": name}
-            yield from _spectra(network.space, config, keys, gradients, shuffled, clear=clear[size])
+            for where, image in _coordinates(network, point).items():
+                yield from _spectra(
+                    network.space,
+                    config,
+                    {**keys, "coordinates": where},
+                    gradients,
+                    shuffled,
+                    clear=clear[size],
+                    image=image,
+                )
             sampled[size][name] = gradients
+        points[name] = point
     for size, tasks in sampled.items():
-        yield from _overlaps(tasks, config, {**dict(cell.keys), "batch_size": size})
+        keys = {**dict(cell.keys), "batch_size": size}
+        yield from _overlaps(network, tasks, points, config, keys)
 
 
 def _shared_examples(network: Network, config: Config, cell: Cell) -> Iterator[Row]:
@@ -101,6 +120,18 @@ def _clear(
         return dict.fromkeys(sizes), str(error)
 
 
+def _coordinates(network: Network, point: torch.Tensor) -> dict[str, Image | None]:
+    """How gradients are compared: as they are, and those of LoRA's factors also in the weights."""
+
+    def image(rows: torch.Tensor) -> LowRankChanges:
+        return LowRankChanges.of(
+            network.model, network.space, rows, start=point, kind="first order"
+        )
+
+    plain = coordinates_of(network.space)
+    return {plain: None} | ({"weights": image} if plain == "factors" else {})
+
+
 def _spectra(
     space: ParamSpace,
     config: Config,
@@ -109,26 +140,48 @@ def _spectra(
     shuffled: torch.Tensor,
     *,
     clear: float | None = None,
+    image: Image | None = None,
 ) -> Iterator[Row]:
-    """Held-out energy at every k, and effective ranks, of one task's gradients."""
+    """Held-out energy at every k, and effective ranks, of one task's gradients, or their images."""
+
+    def gram(rows: torch.Tensor) -> torch.Tensor:
+        return linalg.gram(rows) if image is None else image(rows).gram()
+
+    dim = space.dim if image is None else image(gradients).dim
     names = (str(keys[part]) for part in STREAM)
     draw = rng.generator(integer(keys, "seed"), "gradient-rank", *names)
-    draws = [NullSpectra.draw(gradients, space.sizes, draw) for _ in range(config.nulls)]
+    draws = [NullSpectra.draw(gradients, space.sizes, draw, gram) for _ in range(config.nulls)]
     splits = half_splits(2 * config.n, config.repeats, draw)
-    table = held_out_energy(gradients, shuffled, splits=splits, draws=draws, ks=config.ks)
+    table = held_out_energy(
+        gradients, shuffled, splits=splits, draws=draws, ks=config.ks, gram=gram
+    )
     for i, k in enumerate(config.ks):
         measured: Row = {column: values[i] for column, values in table.items()}
-        measured |= {"chance": k / space.dim, "clear": clear}
+        measured |= {"chance": k / dim, "clear": clear}
         yield {"table": "energy", **keys, "k": k, **measured}
-    yield {"table": "spectrum", **keys, **effective_ranks(gradients, draws[0])}
+    yield {"table": "spectrum", **keys, **effective_ranks(gradients, draws[0], gram)}
 
 
-def _overlaps(gradients: dict[str, torch.Tensor], config: Config, keys: Row) -> Iterator[Row]:
+def _overlaps(
+    network: Network,
+    gradients: dict[str, torch.Tensor],
+    points: Mapping[str, torch.Tensor],
+    config: Config,
+    keys: Row,
+) -> Iterator[Row]:
     """Overlap of the top bases of two tasks; of the two halves of one task on the diagonal."""
-    k = min(K, config.n)
+    k, where = min(K, config.n), coordinates_of(network.space)
     halves = {n: [svd_basis(h, k) for h in rows.split(config.n)] for n, rows in gradients.items()}
     for name, (first, _) in halves.items():
         for other, (_, second) in halves.items():
             overlap = subspace_overlap(first.U, second.U)
-            pair: Row = {"task": name, "other": other, "k": k, "overlap": overlap}
-            yield {"table": "overlap", **keys, **pair, "chance": k / first.d}
+            pair: Row = {"task": name, "other": other, "k": k, "coordinates": where}
+            yield {"table": "overlap", **keys, **pair, "overlap": overlap, "chance": k / first.d}
+    if where == "factors" and gradients:
+        images = {
+            name: LowRankChanges.of(
+                network.model, network.space, rows, start=points[name], kind="first order"
+            )
+            for name, rows in gradients.items()
+        }
+        yield from overlap_rows(images, k=k, keys=keys)

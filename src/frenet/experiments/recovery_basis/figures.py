@@ -131,7 +131,7 @@ TABLES = {
     ),
     "capture": (
         *_CASE,
-        Column("coordinates", "", "of LoRA: its factors, or the weights that they make", "key"),
+        columns.COORDINATES,
         Column("basis", "", "basis", "key"),
         columns.K,
         Column("stop", "steps", "T_stop", "key"),

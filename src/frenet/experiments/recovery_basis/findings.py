@@ -27,6 +27,7 @@ from frenet.experiments.intervals import (
     share,
 )
 from frenet.experiments.setup.comparable import (
+    IN_WEIGHTS,
     RECOVERY,
     WEIGHTS,
     K,
@@ -59,8 +60,6 @@ RATE = (
     f"Of the rates of Adam, the largest with a median recovery of {STEPS[0]} to {STEPS[1]} steps "
     "counts; it is chosen without a look at captures"
 )
-# The case of a finding about LoRA's recoveries in the weights that its factors make.
-IN_WEIGHTS = "in the weights"
 # Bases that need neither the damaged point's gradients nor the recovery itself.
 STATIC = ("gradients at start", "other tasks", "task vectors", "damage direction")
 MOST_STATIC = 0.25

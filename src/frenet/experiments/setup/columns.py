@@ -9,6 +9,9 @@ DAMAGED_TASK = Column("task", "", "damaged task", "key")
 PROTOCOL = Column("protocol", "", "kind of damage", "key")
 OPTIMIZER = Column("optimizer", "", "optimiser of the training and its rate", "key")
 K = Column("k", "", "basis dimension", "key")
+COORDINATES = Column(
+    "coordinates", "", "of LoRA: its factors, or the weights that they make", "key"
+)
 CHANCE = Column("chance", "fraction", "k / d, what a random basis holds", "reference")
 LOSS_0 = Column("loss_0", "nats/token", "loss before the damage", "reference")
 LOSS_D = Column("loss_d", "nats/token", "loss after the damage", "reference")

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping
 
-from frenet.experiments.experiment import Row, Rows, Scalar, integer
-from frenet.experiments.intervals import select
+from frenet.experiments.experiment import Breakdown, Row, Rows, Scalar, integer, number
+from frenet.experiments.intervals import breakdown, seed_means, select
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
 
-# The captures of LoRA in the weights that its factors make, as a space of their own.
+# The case of a finding about LoRA in the weights that its factors make.
+IN_WEIGHTS = "in the weights"
+# The captures of LoRA in these weights, as a space of their own.
 WEIGHTS = "lora, in the weights"
 CONDITION = ("space", "protocol", "optimizer")
 CASE = ("seed", "task", *CONDITION)
@@ -39,11 +41,49 @@ def comparable(rows: Rows) -> list[Row]:
 def captures_of(rows: Rows) -> list[Row]:
     """Rows of the table capture, those of LoRA in the weights under a space of their own."""
     return [
-        {**row, "space": WEIGHTS}
-        if (row["space"], row.get("coordinates")) == ("lora", "weights")
-        else dict(row)
+        {**row, "space": WEIGHTS} if in_weights(row) else dict(row)
         for row in select(rows, table="capture")
     ]
+
+
+def in_weights(row: Mapping[str, Scalar]) -> bool:
+    """Whether a row measures LoRA in the weights; rows of all weights, and old rows, do not."""
+    return (row.get("space"), row.get("coordinates")) == ("lora", "weights")
+
+
+def by_coordinates(rows: Rows) -> dict[str, Rows]:
+    """The rows of each case: all but those of LoRA in the weights, and these, if there are any."""
+    found: dict[str, Rows] = {"": [row for row in rows if not in_weights(row)]}
+    shared = [row for row in rows if row.get("coordinates") is None]
+    inside = [row for row in rows if in_weights(row)]
+    return found | ({IN_WEIGHTS: [*shared, *inside]} if inside else {})
+
+
+def factors_and_weights(lora: Rows, value: str, name: str) -> tuple[Breakdown, ...]:
+    """A column of LoRA's rows in the factors and in the weights, and the difference by seed.
+
+    Args:
+        lora: comparable rows of LoRA.
+        value: the column.
+        name: of the quantity, for the title.
+    """
+    factors, weights = (
+        {row["seed"]: number(row, value) for row in seed_means(part, by=(), value=value)}
+        if (part := select(lora, coordinates=where))
+        else {}
+        for where in ("factors", "weights")
+    )
+    both: list[Row] = [
+        {"seed": seed, "margin": one - weights[seed], "factors": one, "weights": weights[seed]}
+        for seed, one in factors.items()
+        if seed in weights
+    ]
+    return breakdown(
+        f"LoRA: {name} in the factors minus in the weights, paired by seed",
+        both,
+        by=(),
+        values={"margin": "difference", "factors": "in the factors", "weights": "in the weights"},
+    )
 
 
 def reach(captures: Rows, default: int = K) -> int:
