@@ -153,9 +153,7 @@ def _over_prompts(strata: list[list[float]]) -> Estimate | None:
     )
     if wide.low is None or wide.high is None or inner.low is None or inner.high is None:
         return wide._replace(unit="prompt")
-    return wide._replace(
-        unit="prompt", raw=(wide.low, wide.high), narrow=(inner.low, inner.high)
-    )
+    return wide._replace(unit="prompt", raw=(wide.low, wide.high), narrow=(inner.low, inner.high))
 
 
 def _together(slopes: Rows, weight: float) -> list[Row]:
