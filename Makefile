@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A banner of the documentation's theme about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-slow mutants results bench families reads docs dist clean
+.PHONY: demo test test-slow mutants results bench families reads power pages docs dist clean
 
 demo: .venv/installed
 	$(BIN)/frenet demo --out runs/demo
@@ -48,10 +48,19 @@ families: .venv/installed
 reads: .venv/installed
 	$(BIN)/python docs/reads.py
 
+# Minutes: how often every rule says which word of a planted truth.
+power: .venv/installed
+	$(BIN)/python docs/power.py
+
 # Apart from .venv, so that the tests do not see them; a peer that is missing has a row that says so.
 build/peers/installed: benchmarks/peers.txt | .venv/installed
 	rm -rf build/peers
 	-$(BIN)/pip install -q --no-deps --target build/peers -r benchmarks/peers.txt && touch $@
+
+# Pages with numbers, again from stored runs; runs nothing.
+pages: .venv/installed
+	$(BIN)/frenet report docs/results --results docs/results --out build/report.html
+	$(BIN)/python docs/pilot.py
 
 # The pages are in site/, and open from there without a server.
 docs: .venv/installed

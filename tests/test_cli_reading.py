@@ -137,6 +137,47 @@ def test_every_command_that_reads_data_has_them(command, flags, capsys):
         assert re.search(rf"--{flag}[ ,]", told), flag
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["search", "probe", "reproduce", "run gradient-rank", "run step-vs-vector", "steer extract",
+     "steer compare"],
+)  # fmt: skip
+def test_every_command_cuts_texts_at_the_same_length(command, capsys):
+    assert main([*command.split(), "--help"]) == 0
+    told = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert re.findall(r"--max-length INT [^(]*\(default: (\d+)\)", told) == ["256"]
+
+
+LONG = [
+    {"prompt": f"{'very ' * (20 if i < 6 else 1)}big {i}", "label": ("yes", "no")[i % 2]}
+    for i in range(24)
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["search", "--budget", "2", "--sigma", "1e-3", "--select-size", "2", "--test-size", "2"],
+         r"(\d+) of \d+ rows cut, \d+ tokens"),
+        (["probe", "--directions", "random", "--eval-size", "2", "--n", "1", "--batch-size", "2",
+          "--threads", "1"], r"(\d+) of \d+ rows cut, \d+ tokens"),
+        (["steer", "extract"], r"(\d+) of 24 prompts lost their beginning"),
+    ],
+)  # fmt: skip
+def test_every_command_counts_the_prompts_that_lose_their_beginning(
+    folder, tmp_path, capsys, command, says
+):
+    """Six of 24 are longer than 64 tokens."""
+    file, out = tmp_path / "long.jsonl", tmp_path / "out.safetensors"
+    file.write_text("".join(json.dumps(row) + "\n" for row in LONG))
+    given = ["--model", str(folder / "model"), "--tasks", str(file), "--max-length", "64"]
+    code = main([*command, *given, "--out", str(out), "--json"])
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    notes = " ".join(json.loads(shown.out)["notes"])
+    assert sum(map(int, re.findall(says, notes))) == 6
+
+
 def test_a_wrong_column_is_one_line(folder, capsys):
     code = main([
         "steer", "extract", "--model", str(folder / "model"), "--tasks", str(folder / "rows.jsonl"),

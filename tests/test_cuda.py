@@ -9,7 +9,7 @@ from frenet.geometry.rng import generator, stream
 from frenet.geometry.subspace import angles
 from frenet.measure.activations import add
 from frenet.methods.candidates import Candidates, Noise
-from frenet.methods.local_model import survey
+from frenet.methods.local_model import Effort, survey
 from frenet.methods.search import Selection, random_search
 from frenet.methods.steering import caa, gradient_shift, shifted_prompts
 from frenet.methods.steering_effect import Prompted, neutral_cost, steered_differences
@@ -133,7 +133,9 @@ def test_a_survey_sees_what_the_cpu_sees():
     for device in ("cpu", "cuda"):
         model = SyntheticTransformer(SyntheticConfig(width=16), seed=0).to(device)
         space = ParamSpace.select(model)
-        change = survey(model, TASK, space, selection=SELECTION, probes=4, seed=0).local.change(0.1)
+        change = survey(
+            model, TASK, space, selection=SELECTION, effort=Effort(4), seed=0
+        ).local.change(0.1)
         found.append([change.mean, change.std])
     close(*found, within=1e-3)
 

@@ -65,8 +65,8 @@ def digests(path: Path) -> dict[str, str]:
     for claim, finding in decide_claims(experiment, run):
         rest = finding_dict(claim, finding)
         judged = {key: rest.pop(key) for key in ("verdict", "estimate", "reference_estimate")}
-        names[claim.id] = f"{finding.verdict} {digest(judged)}"
-        names[f"{claim.id}, in words and tables"] = digest(rest)
+        names[finding.name] = f"{finding.verdict} {digest(judged)}"
+        names[f"{finding.name}, in words and tables"] = digest(rest)
     for figure in experiment.figures:
         if rows := [row for row in run.rows if row["table"] == figure.table]:
             words = {"caption": figure.caption, "title": figure.title}

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from experiments.parts import parts
-from experiments.planted import planted
+from experiments.planted_links import planted
 from frenet.experiments import EXPERIMENTS
 from frenet.experiments.experiment import MODEL, Cell
 from frenet.experiments.setup.contrast_notes import cautions

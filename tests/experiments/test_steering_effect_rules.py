@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from experiments.parts import parts
-from experiments.planted import planted
+from experiments.planted_links import planted
 from experiments.test_step_vs_vector_rules import knows, only
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.intervals import select

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from experiments.parts import parts
-from experiments.planted import planted
+from experiments.planted_links import planted
 from frenet.experiments.experiment import Cell, Decision, Finding, Row
 from frenet.experiments.setup.contrast_notes import (
     KNOWN,

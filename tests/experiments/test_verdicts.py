@@ -236,7 +236,7 @@ def test_a_verdict_says_what_belongs_to_its_word() -> None:
     opened = decide({lead: lead.of(mean_of([-0.1, 0.2, 0.15]))})
     needs = opened.needs
     assert needs is not None
-    assert str(opened).startswith(f"undecided (3 of about {needs.about} seeds (")
+    assert str(opened).startswith(f"undecided (3 of about {needs.about} seeds, ")
     assert str(decide({lead: lead.of(interval(0.1, 0.2))})) == "supported"
 
 

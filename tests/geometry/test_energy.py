@@ -2,7 +2,14 @@ import pytest
 import torch
 
 import oracles
-from frenet.geometry.energy import captured_energy, centred, half_splits, overlap, unit_rows
+from frenet.geometry.energy import (
+    captured_energy,
+    centred,
+    half_splits,
+    overlap,
+    spanned_energy,
+    unit_rows,
+)
 from frenet.geometry.linalg import gram
 from frenet.geometry.rng import generator
 
@@ -213,3 +220,28 @@ def test_half_splits_follow_the_generator_and_are_uniform():
 def test_one_row_cannot_be_split():
     with pytest.raises(ValueError, match="n=1 rows cannot be split"):
         half_splits(1, 3, generator(0))
+
+
+def test_spanned_energy_against_explicit_projections() -> None:
+    """Also if a row repeats another, and if the first one is zero."""
+    draw = generator(0, "spanned")
+    G = torch.randn(7, 12, dtype=torch.float64, generator=draw)
+    G[0] = 0
+    G[3] = 2 * G[1] - G[2]
+    fit, test = torch.arange(5), torch.tensor([5, 6])
+    found = spanned_energy(G @ G.T, fit, test, (1, 2, 3, 4, 5))
+    for k, share in zip((1, 2, 3, 4, 5), found, strict=True):
+        P = torch.linalg.pinv(G[:k]) @ G[:k]
+        wanted = ((G[5:] @ P).square().sum(1) / G[5:].square().sum(1)).mean()
+        assert float(share) == pytest.approx(float(wanted), abs=1e-12)
+    assert found[0] == 0
+    assert found[3] == pytest.approx(found[2])
+
+
+def test_eigenvalues_below_the_cut_span_nothing() -> None:
+    """Rows e1 and e1 + 1e-4 e2: the second direction has a share of 2.5e-9 of the first."""
+    G = torch.tensor([[1.0, 0.0], [1.0, 1e-4], [0.0, 1.0]], dtype=torch.float64)
+    fit, test = torch.tensor([0, 1]), torch.tensor([2])
+    for cut, share in ((1e-10, 1.0), (1e-8, 0.0)):
+        found = spanned_energy(G @ G.T, fit, test, (2,), cut=cut)
+        assert float(found) == pytest.approx(share, abs=1e-6)

@@ -8,7 +8,7 @@ from frenet.measure import checked
 from frenet.measure.checked import check_slope
 from frenet.measure.gradients import gradient
 from frenet.measure.loss_line import loss_line
-from frenet.methods.local_model import survey
+from frenet.methods.local_model import Effort, survey
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
 from measure.quadratic import ROWS, Point, Quadratic, RowsTask, quadratic
@@ -98,7 +98,7 @@ def test_lines_and_surveys_begin_with_the_check():
     model, task = Stopped(0.5), bowl()
     space = ParamSpace.select(model)
     with pytest.raises(ValueError, match="gradient of Stopped"):
-        survey(model, task, space, probes=2)
+        survey(model, task, space, effort=Effort(2))
     other = Stopped(0.5)
     with (
         pytest.raises(ValueError, match="gradient of Stopped"),

@@ -5,14 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy import stats
 
 import oracles
 from frenet.geometry.rng import generator
+from frenet.measure.damage import fixed_loss
 from frenet.measure.drift import (
+    Losses,
     UndefinedDriftError,
     basis_drift,
     example_snapshot,
     half_life,
+    select_losses,
     snapshot,
     train_and_compare,
     update_drift,
@@ -21,7 +25,8 @@ from frenet.measure.gradients import gradient, gradient_matrix
 from frenet.measure.trajectory import Training
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticConfig, SyntheticTask, SyntheticTransformer
-from measure.quadratic import quadratic
+from measure.conftest import build
+from measure.quadratic import RowsTask, quadratic
 
 SPEED = 0.02
 
@@ -349,7 +354,7 @@ def test_without_training_nothing_drifts_and_with_training_it_does(learned):
     assert not path.steps.any()
     assert list(frozen) == [6, 12]
     assert list(losses) == [0, 6, 12]
-    assert len(set(losses.values())) == 1
+    assert len({found.mean for found in losses.values()}) == 1
     for step, found in frozen.items():
         training = Training("sgd:0", batch_size=16)
         then, now = (
@@ -359,9 +364,44 @@ def test_without_training_nothing_drifts_and_with_training_it_does(learned):
         assert found.ratio == pytest.approx(1, abs=0.1)
         assert found.control == pytest.approx(1, abs=0.1)
     path, moving, losses = drift("adam:1e-2")
-    assert losses[12] < losses[0]
+    assert losses[12].mean < losses[0].mean
     assert moving[12].ratio < 0.8
     assert moving[12].control == frozen[12].control
+
+
+def test_losses_of_examples_are_those_of_the_fixed_loss(learned):
+    """Also with rows of unlike lengths, which count by their target tokens."""
+    for model, task in ((learned, SyntheticTask("count")), (build("gpt2"), RowsTask())):
+        found = select_losses(model, task, size=3)
+        assert found.mean == pytest.approx(fixed_loss(model, task, size=3), rel=1e-5)
+    assert len(set(found.tokens.tolist())) > 1
+
+
+def test_the_interval_of_a_change_is_that_of_paired_differences():
+    """Student's, if all examples have as many tokens."""
+    draws = torch.randn(2, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tokens = torch.full((20,), 4)
+    before, after = Losses(draws[0], tokens), Losses(draws[0] + 0.3 * draws[1] - 0.5, tokens)
+    found = after.change_from(before)
+    wanted = stats.ttest_rel(after.rows, before.rows)
+    assert found.value == pytest.approx(float((after.rows - before.rows).mean()))
+    assert found[1:3] == pytest.approx(tuple(wanted.confidence_interval()))
+
+
+def test_examples_count_by_their_tokens_in_a_change_and_in_its_interval():
+    """The standard error of a ratio of two sums, against a jackknife over the examples."""
+    source = torch.Generator().manual_seed(2)
+    tokens = torch.randint(1, 9, (200,), generator=source)
+    rows = torch.randn(2, 200, generator=source, dtype=torch.float64)
+    before, after = Losses(rows[0], tokens), Losses(rows[1] + 1 / tokens, tokens)
+    weighted = (tokens * (after.rows - before.rows)).numpy()
+    ratio = weighted.sum() / tokens.sum()
+    found = after.change_from(before)
+    assert found.value == pytest.approx(float(ratio))
+    without = (weighted.sum() - weighted) / (tokens.sum() - tokens).numpy()
+    error = float(((without - without.mean()) ** 2).sum() * 199 / 200) ** 0.5
+    half = float(stats.t.ppf(0.975, 199)) * error
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.02)
 
 
 def test_gradients_that_only_shrink_do_not_drift():

@@ -8,7 +8,7 @@ import torch
 from frenet.geometry.basis import span_basis
 from frenet.geometry.rng import generator
 from frenet.geometry.theory import QuadraticModel, expected_maximum
-from frenet.methods.local_model import LocalModel, survey
+from frenet.methods.local_model import Effort, LocalModel, survey
 from frenet.methods.plan import plan
 from frenet.methods.search import Selection
 from frenet.network.adapters import attach_lora
@@ -31,7 +31,7 @@ def test_the_survey_of_a_quadratic(inside):
         where = span_basis(torch.eye(space.dim)[[1, 4, 9]], space=space)
         U = where.U.double()
         H, g = U.T @ H @ U, U.T @ g
-    found = survey(model, task, where, probes=2)
+    found = survey(model, task, where, effort=Effort(2))
     assert found.local.dim == len(g)
     assert found.local.gradient == pytest.approx(float(g.norm()), rel=1e-5)
     assert found.local.along == pytest.approx(float(g @ H @ g), rel=1e-4)
@@ -69,17 +69,19 @@ def test_fourth_order_terms_are_measured_beside_the_curvature():
     task = Quartic(
         torch.diag(torch.linspace(-1, 3, d)), torch.randn(d, generator=generator(0, "m"))
     )
-    found = survey(model, task, ParamSpace.select(model), probes=probes)
+    found = survey(model, task, ParamSpace.select(model), effort=Effort(probes))
     error = 0.7 * (96 * d / (probes / 2)) ** 0.5
     assert found.local.quartic == pytest.approx(3 * 0.7 * d, abs=4 * error)
-    plain = survey(model, Quadratic(task.H, task.minimum), ParamSpace.select(model), probes=probes)
+    plain = survey(
+        model, Quadratic(task.H, task.minimum), ParamSpace.select(model), effort=Effort(probes)
+    )
     assert abs(plain.local.quartic) < 1e-3 * found.local.quartic
 
 
 def test_unlike_batches_transfer_less():
     """Random slopes add ||noise||^2 to the gradient's square and 0 to the product."""
     model, task, space = quadratic(CURVATURES, noise=1.0)
-    shares = [survey(model, task, space, probes=2, seed=s).transfer for s in range(12)]
+    shares = [survey(model, task, space, effort=Effort(2), seed=s).transfer for s in range(12)]
     assert 0 < sum(shares) / 12 < 0.95
 
 
@@ -211,7 +213,7 @@ def test_a_zero_gradient_predicts_no_gain_and_says_why():
     model = attach_lora(tiny_gpt2(), rank=2, seed=0)
     task = SyntheticTask("reverse")
     found = survey(
-        model, task, ParamSpace.select(model, "lora_A"), probes=2,
+        model, task, ParamSpace.select(model, "lora_A"), effort=Effort(2),
         selection=Selection(select_size=4, test_size=4),
     )  # fmt: skip
     assert (found.local.gradient, found.transfer, found.trusted(64)) == (0.0, 0.0, 0.0)

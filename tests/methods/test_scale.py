@@ -185,15 +185,25 @@ def test_rows_that_do_not_fit_at_once_give_the_same_line(monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_the_two_sides_of_a_direction_take_at_most_24_passes():
-    """With the interval over examples, and the evaluation at 0 shared."""
+@pytest.mark.parametrize(
+    ("line", "most"),
+    [
+        # The evaluation at 0, and on each side half of the border, and 2.5% beyond and before it.
+        (polynomial(1.0, 1.0), 1 + 2 * 3),
+        (polynomial(1.0, 0.0, 3.0), 1 + 2 * 5),
+        # And the ends of the interval over examples.
+        (polynomial(1.0, 1.0, 0.3, spread=0.1, n=32), 14),
+        (polynomial(1.0, 1.0, 0.3, spread=2.0, n=32), 24),
+        (polynomial(1.0, 1.0, -8.0, spread=0.5, n=32), 24),
+    ],
+)
+def test_passes_of_the_two_sides_of_a_direction(line, most):
+    """The start is half of the border of a quadratic; the evaluation at 0 is shared."""
     calls = set()
-    line = polynomial(1.0, 1.0, 0.3, spread=0.1, n=32)
-    at = cache(lambda r: calls.add(r) or line.at(r))
-    shared = line._replace(at=at)
+    shared = line._replace(at=cache(lambda r: calls.add(r) or line.at(r)))
     for sign in (1, -1):
         found(shared, sign=sign, start=EPS)
-    assert len(calls) <= 24
+    assert len(calls) <= most
 
 
 def test_the_radius_of_a_real_loss_obeys_its_definition():
@@ -212,6 +222,35 @@ def test_the_radius_of_a_real_loss_obeys_its_definition():
 
         assert deviation(got.radius) <= EPS < deviation(1.06 * got.radius)
     assert got.low <= got.radius <= got.high
+
+
+@pytest.mark.parametrize("kind", ["gradient", "random"])
+def test_radius_and_interval_are_those_of_a_dense_sweep(kind):
+    """First crossings of the mean and of resampled examples, at distances 3% apart.
+
+    The interval contains theirs. Its ends are at most as far from them as the steps outwards go.
+    """
+    model, task = SyntheticTransformer(SyntheticConfig(width=16)).double(), SyntheticTask("copy")
+    space = ParamSpace.select(model)
+    batch = next(task.batches("test", 16, 2))
+    u = gradient(model, task, batch, space=space)
+    if kind == "random":
+        u = torch.randn(space.dim, generator=generator(2, "u"))
+    with loss_line(model, task, batch, u, space=space) as line:
+        start = EPS * abs(line.slope / line.curvature)
+        got = radius(line, start=start, limit=30.0, generator=generator(0, "b"), resamples=2000)
+        distances = torch.tensor([start / 16 * 1.03**i for i in range(250)], dtype=torch.float64)
+        zero = line.at(0.0)
+        changes = torch.stack([line.at(r) - zero for r in distances.tolist()], 1)
+        resamples = torch.from_numpy(_Seen(line, 1, EPS).drawn(2000, generator(0, "b")))
+    weights = torch.cat([torch.ones(1, 16, dtype=torch.float64), resamples])
+    linear = (weights @ line.slopes)[:, None] * distances
+    beyond = (weights @ changes - linear).abs() > EPS * linear.abs()
+    first = torch.where(beyond, distances, math.inf).min(1).values
+    assert first[0] / 1.09 <= got.radius <= first[0]
+    low, high = first[1:].sort().values[[49, 1949]].tolist()
+    assert low / 4 <= got.low <= 1.03 * low
+    assert high / 1.03 <= got.high <= 4 * high
 
 
 def test_no_line_along_nothing():
@@ -248,15 +287,6 @@ def test_the_nearest_distance_is_where_rounding_is_as_large_as_the_allowed_devia
     """Values near 2 are known to 2e-6; the deviation that counts is eps |slope| r."""
     seen = _Seen(polynomial(0.5, offset=2.0), 1, eps)
     assert seen.nearest == pytest.approx(ROUNDING * 2.0 / (0.5 * eps))
-
-
-def test_the_interval_is_looked_for_within_a_factor_of_one_and_a_half():
-    """Resamples that cross elsewhere have measured distances on both sides."""
-    got = found(polynomial(1.0, 1.0))
-    radii = [point.r for point in got.points]
-    assert any(r == pytest.approx(got.radius / 1.5) for r in radii)
-    outside = min(r for r in radii if r > got.radius)
-    assert any(r == pytest.approx(1.5 * outside) for r in radii)
 
 
 def test_the_side_is_named():

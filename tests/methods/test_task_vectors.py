@@ -187,7 +187,8 @@ def test_a_training_is_the_adapter_that_it_saves(family, settings, tmp_path):
             )
     assert found[0].radius == pytest.approx(found[1].radius, rel=1e-4)
     assert found[0].slope == pytest.approx(found[1].slope, rel=1e-4)
-    assert [p.r for p in found[0].points] == pytest.approx([p.r for p in found[1].points], rel=1e-4)
+    # Points are interpolated from losses, so that rounding moves them more than the radius.
+    assert [p.r for p in found[0].points] == pytest.approx([p.r for p in found[1].points], rel=1e-3)
 
 
 @pytest.mark.parametrize("family", LINEAR)

@@ -7,69 +7,13 @@ import torch
 from peft import AdaLoraConfig, LoHaConfig, LoraConfig, get_peft_model
 from torch import nn
 
-from frenet.geometry.rng import generator
 from frenet.network.adapters import attach_lora, quiet_peft
 from frenet.network.checkpoints.weight_space import coordinates_of, weight_change, weights_norm
 from frenet.network.space import ParamSpace
-from network.models import tiny_gpt2, tiny_llama, tiny_mistral, tiny_mixtral, tiny_qwen2
+from network.adapted import CASES, adapted, dense, draw_step, factors
+from network.models import tiny_gpt2, tiny_llama, tiny_mixtral, tiny_qwen2
 
 IDS = torch.tensor([[5, 9, 3, 7, 1, 2]])
-CASES = {
-    "gpt2": (tiny_gpt2, ["c_attn", "c_proj"], {}),
-    "llama": (tiny_llama, ["q_proj", "down_proj", "embed_tokens"], {"use_rslora": True}),
-    "mistral": (tiny_mistral, ["k_proj", "up_proj"], {"init_lora_weights": "olora"}),
-    "qwen2": (
-        tiny_qwen2,
-        ["q_proj", "o_proj"],
-        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"o_proj": 9}},
-    ),
-}
-
-
-def adapted(case, *, trained, name="default", model=None, seed=1):
-    """A model with a LoRA adapter: fresh, with one half zero, or as if trained before."""
-    make, targets, settings = CASES[case]
-    config = LoraConfig(
-        r=3, lora_alpha=5, target_modules=targets, fan_in_fan_out=case == "gpt2", **settings
-    )
-    with quiet_peft(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if model is None:
-            model = get_peft_model(make(), config, adapter_name=name)
-        else:
-            model.add_adapter(name, config)
-    draw = generator(seed, "trained")
-    with torch.no_grad():
-        for key, p in model.named_parameters() if trained else ():
-            if f".{name}" in key and "lora_" in key:
-                p.copy_(0.2 * torch.randn(p.shape, generator=draw))
-    return model.eval()
-
-
-def factors(model):
-    return ParamSpace.select(model, "lora_")
-
-
-def draw_step(space, size=0.2, seed=2):
-    return size * torch.randn(space.dim, generator=generator(seed, "step"))
-
-
-def dense(model):
-    """s B A of every adapted module in float64, as PEFT orients it, by the name of its weight."""
-    found = {}
-    for name, module in model.named_modules():
-        if not hasattr(module, "get_delta_weight"):
-            continue
-        scaling = module.scaling["default"]
-        if "default" in module.lora_A:
-            A, B = module.lora_A["default"].weight, module.lora_B["default"].weight
-            product = B.detach().double() @ A.detach().double()
-            product = product.T if module.fan_in_fan_out else product
-        else:
-            A, B = module.lora_embedding_A["default"], module.lora_embedding_B["default"]
-            product = (B.detach().double() @ A.detach().double()).T
-        found[f"{name}.base_layer.weight"] = scaling * product
-    return found
 
 
 def logits(model):

@@ -27,8 +27,6 @@ class Source(ReadingConfig, LoadingConfig):
     """Label of the positive side. Empty: yes, true, positive or 1, else the first label."""
     words: tuple[str, ...] = ()
     """Answers of the positive and of the negative side. Empty: the labels."""
-    max_length: int = 256
-    """Longest prompt in tokens; longer ones lose their beginning."""
     path: str = ""
     """Dotted name of the list of blocks, if frenet does not find it."""
 

@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 from frenet._errors import UsageError
@@ -149,13 +150,16 @@ class Needs(NamedTuple):
     def __str__(self) -> str:
         """In few words.
 
-        >>> str(Needs("seed", 3, 7, 4, 40)), str(Needs("seed", 1))
-        ('3 of about 7 seeds (4 to 40)', '1 seed')
+        >>> str(Needs("seed", 3, 7, 4, 40)), str(Needs("seed", 3, 7, 4)), str(Needs("seed", 1))
+        ('3 of about 7 seeds, 4 to 40', '3 of about 7 seeds, 4 or more', '1 seed')
         """
         if self.about is None:
             return f"{self.n} {self.unit}{'' if self.n == 1 else 's'}"
-        least, most = ("more" if end is None else f"{end:,}" for end in (self.low, self.high))
-        return f"{self.n} of about {self.about:,} {self.unit}s ({least} to {most})"
+        text = f"{self.n} of about {self.about:,} {self.unit}s"
+        if self.low is None:
+            return text
+        most = "or more" if self.high is None else f"to {self.high:,}"
+        return f"{text}, {self.low:,} {most}"
 
 
 class Decision(NamedTuple):
@@ -237,8 +241,32 @@ class Finding(NamedTuple):
         return f"{self.claim} {self.case}".rstrip()
 
 
+class Across(NamedTuple):
+    """How a claim's estimates on several networks are shown together.
+
+    Attributes:
+        quantity: the name of the estimate, the same on every network.
+        levels: what the rule compares it with: label -> a value, and the other end of a band (None:
+            it is one value).
+        reference: the name of the reference estimate; empty: it is on another scale.
+        limits: the least and the largest possible value.
+        log: whether the mean over networks is that of logarithms.
+        apart: why there is no mean over networks; empty: there is one.
+    """
+
+    quantity: str
+    levels: Mapping[str, tuple[float, float | None]] = MappingProxyType({})
+    reference: str = ""
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    log: bool = False
+    apart: str = ""
+
+
 class Claim(NamedTuple):
-    """A claim of the paper and the rule, fixed before the run, that decides it from stored rows."""
+    """A claim of the paper and the rule, fixed before the run, that decides it from stored rows.
+
+    ``across`` says how its estimates on several networks are shown together; None: not at all.
+    """
 
     id: str
     statement: str
@@ -246,6 +274,7 @@ class Claim(NamedTuple):
     rule: str
     decide: Callable[[Rows], Finding | tuple[Finding, ...]]
     figure: str
+    across: Across | None = None
 
 
 class Answer(NamedTuple):

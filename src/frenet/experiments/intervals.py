@@ -6,7 +6,12 @@ from types import MappingProxyType
 
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Breakdown, Row, Rows, Scalar, finite, number
-from frenet.statistics.intervals import Estimate, bounded_interval, mean_interval
+from frenet.statistics.intervals import (
+    Estimate,
+    bounded_interval,
+    mean_interval,
+    positive_interval,
+)
 
 
 def select(rows: Rows, **values: Scalar) -> list[Mapping[str, Scalar]]:
@@ -19,7 +24,13 @@ def select(rows: Rows, **values: Scalar) -> list[Mapping[str, Scalar]]:
 
 
 def aggregate(
-    rows: Rows, *, by: Sequence[str], value: str, level: float = 0.95, least: float | None = None
+    rows: Rows,
+    *,
+    by: Sequence[str],
+    value: str,
+    level: float = 0.95,
+    least: float | None = None,
+    most: float = 1.0,
 ) -> list[Row]:
     """Mean of one column, with its interval, for every combination of the keys.
 
@@ -29,8 +40,9 @@ def aggregate(
             seed) are averaged over.
         value: the column to average.
         level: coverage of the interval, in (0, 1).
-        least: the least possible value of a quantity of at most 1, whose interval then stays in
-            that range; None: Student's interval.
+        least: the least possible value of the quantity, whose interval then stays in its range: 0
+            for shares and divergences, -1 for cosines; None: Student's interval.
+        most: the greatest possible value; infinity for divergences.
 
     Returns:
         One row per group with the keys, ``value``, ``low``, ``high`` (None when n = 1) and ``n``.
@@ -41,7 +53,7 @@ def aggregate(
     return [
         {**keys, "value": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
         for keys, values in _groups(rows, by=by, value=value)
-        for mean in (_mean(values, level=level, least=least),)
+        for mean in (_mean(values, level=level, least=least, most=most),)
     ]
 
 
@@ -59,16 +71,25 @@ def _groups(rows: Rows, *, by: Sequence[str], value: str) -> list[tuple[Row, lis
     return [(dict(zip(by, keys, strict=True)), values) for keys, values in groups.items()]
 
 
-def _mean(values: Sequence[float], *, level: float, least: float | None) -> Estimate:
+def _mean(
+    values: Sequence[float], *, level: float, least: float | None, most: float = 1.0
+) -> Estimate:
     if least is None:
         return mean_interval(values, level=level)
     # Rounding may leave the range.
-    inside = [min(max(value, least), 1.0) for value in values]
-    return bounded_interval(inside, least=least, level=level)
+    inside = [min(max(value, least), most) for value in values]
+    if math.isinf(most):
+        return positive_interval(inside, level=level)
+    return bounded_interval(inside, least=least, most=most, level=level)
 
 
 def melt(
-    rows: Rows, *, by: Sequence[str], values: Mapping[str, str], level: float = 0.95
+    rows: Rows,
+    *,
+    by: Sequence[str],
+    values: Mapping[str, str],
+    level: float = 0.95,
+    least: float | None = None,
 ) -> list[Row]:
     """`aggregate` for several columns, stacked: a measure and its nulls become series of one chart.
 
@@ -77,13 +98,14 @@ def melt(
         by: the columns that define groups.
         values: column -> the label that its series gets, measure first.
         level: coverage of the intervals, in (0, 1).
+        least: as for `aggregate`.
 
     Returns:
         The rows of `aggregate`, with the label in the column ``series``.
     """
     stacked: list[Row] = []
     for column, label in values.items():
-        summed = aggregate(rows, by=by, value=column, level=level)
+        summed = aggregate(rows, by=by, value=column, level=level, least=least)
         stacked.extend(row | {"series": label} for row in summed)
     return stacked
 
@@ -95,15 +117,20 @@ def seed_means(rows: Rows, *, by: Sequence[str], value: str) -> list[Row]:
     return [{key: row[key] for key in (*by, "seed")} | {value: row["value"]} for row in means]
 
 
-def over_seeds(rows: Rows, *, by: Sequence[str], value: str) -> list[Row]:
+def over_seeds(
+    rows: Rows, *, by: Sequence[str], value: str, least: float | None = None, most: float = 1.0
+) -> list[Row]:
     """``aggregate`` with the seed as the unit: ``value``, ``low``, ``high`` and ``n`` seeds."""
-    return aggregate(seed_means(rows, by=by, value=value), by=by, value=value)
+    means = seed_means(rows, by=by, value=value)
+    return aggregate(means, by=by, value=value, least=least, most=most)
 
 
-def series_over_seeds(rows: Rows, *, by: Sequence[str], values: Mapping[str, str]) -> list[Row]:
+def series_over_seeds(
+    rows: Rows, *, by: Sequence[str], values: Mapping[str, str], least: float | None = None
+) -> list[Row]:
     """``melt`` with the seed as the unit: several columns as the series of one chart."""
     parts = [
-        melt(seed_means(rows, by=by, value=column), by=by, values={column: label})
+        melt(seed_means(rows, by=by, value=column), by=by, values={column: label}, least=least)
         for column, label in values.items()
     ]
     return [row for part in parts for row in part]

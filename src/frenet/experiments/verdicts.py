@@ -90,6 +90,20 @@ class Criterion:
         return f"below {self.below:g}" if self.above is None else f"above {self.above:g}"
 
     @property
+    def levels(self) -> dict[str, tuple[float, float | None]]:
+        """What a figure compares the quantity with: a value, and the other end of a band, if any.
+
+        >>> Criterion("the lead", above=0.0, margin=0.05).levels
+        {'above 0': (0.0, None), 'equal within 0.05': (-0.05, 0.05)}
+        """
+        least, most = self.lines
+        line = most if math.isinf(least) else least
+        levels = {self.predicate: self.within or (line, None)}
+        if self.margin is not None:
+            levels[f"equal within {self.margin:g}"] = (-self.margin, self.margin)
+        return levels
+
+    @property
     def lines(self) -> tuple[float, float]:
         """The values that the quantity may have, as an interval."""
         if self.within is not None:

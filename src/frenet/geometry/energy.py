@@ -107,6 +107,43 @@ def captured_energy(
     return summed[[min(k, len(S)) for k in ks]]
 
 
+def spanned_energy(
+    K: Float[Tensor, "n n"],
+    fit: Int[Tensor, " f"],
+    test: Int[Tensor, " t"],
+    ks: Sequence[int],
+    *,
+    cut: float = 1e-10,
+) -> Float[Tensor, " m"]:
+    """Share of the energy of the test rows in the span of the first k fit rows.
+
+    mean over test rows x of g^T G^+ g / ||x||^2, G the Gram matrix of the first k fit rows and g
+    their inner products with x.
+
+    Args:
+        K: Gram matrix of all rows, float64.
+        fit: indices of the rows that span, in order.
+        test: indices of the rows that are projected, none of them zero.
+        ks: dimensions, each between 1 and the number of fit rows.
+        cut: eigenvalues of G below this share of the largest count as zero.
+
+    Returns:
+        One share in [0, 1] for every k, float64.
+
+    >>> G = torch.tensor([[2.0, 0.0], [1.0, 1.0], [3.0, 4.0]], dtype=torch.float64)
+    >>> spanned_energy(G @ G.T, torch.tensor([0, 1]), torch.tensor([2]), (1, 2))
+    tensor([0.3600, 1.0000], dtype=torch.float64)
+    """
+    shares = []
+    for k in ks:
+        rows = fit[:k]
+        values, V = torch.linalg.eigh(K[rows][:, rows])
+        live = values > cut * values[-1]
+        energies = (K[test][:, rows] @ V[:, live]).square() / values[live]
+        shares.append((energies.sum(1) / K.diagonal()[test]).mean())
+    return torch.stack(shares)
+
+
 def overlap(
     K: Float[Tensor, "n n"], first: Int[Tensor, " f"], second: Int[Tensor, " s"], k: int
 ) -> float:

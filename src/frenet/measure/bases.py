@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -30,6 +31,28 @@ class Sampling:
     seed: int
 
 
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """The vectors behind a basis.
+
+    Attributes:
+        rows: (n, d).
+        kind: gradients make a basis by their leading directions, after scaling to unit norm;
+            directions and displacements by their span, in order.
+        origin: of the basis, in words.
+    """
+
+    rows: Float[Tensor, "n d"]
+    kind: Literal["gradients", "directions", "displacements"]
+    origin: str
+
+    def basis(self, k: int, space: ParamSpace) -> Basis:
+        """The leading k directions of gradients, or the whole span of other vectors."""
+        if self.kind == "gradients":
+            return svd_basis(self.rows, min(k, len(self.rows)), space=space)
+        return span_basis(self.rows, space=space, origin=self.origin)
+
+
 def bases_at_start(
     model: nn.Module,
     task: Task,
@@ -39,7 +62,21 @@ def bases_at_start(
     space: ParamSpace,
     training: Training,
 ) -> dict[str, Basis]:
-    """Bases from before the damage: gradients of the task and of other tasks, and task vectors.
+    """Bases from before the damage: those of :func:`vectors_at_start`, by name."""
+    found = vectors_at_start(model, task, others, sampling=sampling, space=space, training=training)
+    return {name: vectors.basis(sampling.k, space) for name, vectors in found.items()}
+
+
+def vectors_at_start(
+    model: nn.Module,
+    task: Task,
+    others: Sequence[Task],
+    *,
+    sampling: Sampling,
+    space: ParamSpace,
+    training: Training,
+) -> dict[str, Vectors]:
+    """Vectors from before the damage: gradients of the task and of other tasks, and task vectors.
 
     Args:
         model: the network at theta_0; restored bit for bit.
@@ -50,28 +87,24 @@ def bases_at_start(
         training: trains each other task for its task vector.
 
     Returns:
-        Basis by name. The span of m task vectors has at most dimension m.
+        Vectors by the name of their basis. There is one task vector for each other task.
     """
-    bases = {
-        "random": random_basis(
-            space.dim,
-            sampling.k,
-            rng.generator(sampling.seed, "recovery", "random"),
-            space=space,
-            origin="random",
-        ),
-        "gradients at start": _leading(_rows(model, task, sampling, space), sampling, space),
+    draw = rng.generator(sampling.seed, "recovery", "random")
+    random = random_basis(space.dim, sampling.k, draw, space=space, origin="random")
+    found = {
+        "random": Vectors(random.U.T, "directions", "random"),
+        "gradients at start": _gradients(model, task, sampling, space),
     }
     if others:
         share = replace(sampling, n=-(-sampling.n // len(others)))
-        stacked = torch.cat([_rows(model, other, share, space) for other in others])
-        bases["other tasks"] = _leading(stacked, sampling, space)
-        vectors = []
+        stacked = torch.cat([_gradients(model, other, share, space).rows for other in others])
+        found["other tasks"] = Vectors(stacked, "gradients", "gradients")
+        moved = []
         for other in others:
             with space.restored(model):
-                vectors.append(train_and_record(model, other, training, space=space).displacement())
-        bases["task vectors"] = span_basis(torch.stack(vectors), space=space, origin="task vectors")
-    return bases
+                moved.append(train_and_record(model, other, training, space=space).displacement())
+        found["task vectors"] = Vectors(torch.stack(moved), "displacements", "task vectors")
+    return found
 
 
 def bases_at_damage(
@@ -98,19 +131,43 @@ def bases_at_damage(
     Raises:
         ValueError: ``second_order`` has another name.
     """
-    if unknown := set(second_order) - {"Krylov", "Hessian"}:
-        raise UsageError(f"no basis {unknown.pop()!r} in second_order; there are Krylov, Hessian")
-    rows = _rows(model, task, sampling, space)
-    bases = {
-        "gradients at damage": _leading(rows, sampling, space),
-        "Adam-scaled gradients": _leading(rows / adam_scale(rows), sampling, space),
+    found = vectors_at_damage(model, task, sampling=sampling, space=space)
+    bases = {name: vectors.basis(sampling.k, space) for name, vectors in found.items()}
+    return bases | second_order_bases(
+        model, task, sampling=sampling, space=space, which=second_order
+    )
+
+
+def vectors_at_damage(
+    model: nn.Module, task: Task, *, sampling: Sampling, space: ParamSpace
+) -> dict[str, Vectors]:
+    """The gradients of :func:`bases_at_damage`, raw and in Adam's metric."""
+    raw = _gradients(model, task, sampling, space)
+    scaled = raw.rows / adam_scale(raw.rows)
+    return {
+        "gradients at damage": raw,
+        "Adam-scaled gradients": Vectors(scaled, "gradients", "gradients"),
     }
+
+
+def second_order_bases(
+    model: nn.Module,
+    task: Task,
+    *,
+    sampling: Sampling,
+    space: ParamSpace,
+    which: Sequence[str],
+) -> dict[str, Basis]:
+    """The bases of :func:`bases_at_damage` that need Hessian products."""
+    if unknown := set(which) - {"Krylov", "Hessian"}:
+        raise UsageError(f"no basis {unknown.pop()!r} in second_order; there are Krylov, Hessian")
+    bases: dict[str, Basis] = {}
     batch = next(task.batches("train", 2 * sampling.batch_size, sampling.seed))
     product = hessian_product(model, task, batch, space=space)
-    if "Krylov" in second_order:
+    if "Krylov" in which:
         slope = gradient(model, task, batch, space=space)
         bases["Krylov"] = krylov_basis(product, slope, sampling.k, space=space, origin="Krylov")
-    if "Hessian" in second_order:
+    if "Hessian" in which:
         lanczos = rng.generator(sampling.seed, "recovery", "lanczos")
         bases["Hessian"] = top_eigenpairs(
             product, space.dim, sampling.k, generator=lanczos, space=space
@@ -118,13 +175,8 @@ def bases_at_damage(
     return bases
 
 
-def _rows(
-    model: nn.Module, task: Task, sampling: Sampling, space: ParamSpace
-) -> Float[Tensor, "n d"]:
-    return gradient_matrix(
+def _gradients(model: nn.Module, task: Task, sampling: Sampling, space: ParamSpace) -> Vectors:
+    rows = gradient_matrix(
         model, task, space=space, n=sampling.n, batch_size=sampling.batch_size, seed=sampling.seed
     )
-
-
-def _leading(rows: Float[Tensor, "n d"], sampling: Sampling, space: ParamSpace) -> Basis:
-    return svd_basis(rows, min(sampling.k, len(rows)), space=space)
+    return Vectors(rows, "gradients", "gradients")

@@ -5,17 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from frenet._errors import UsageError
 from frenet.geometry import energy, linalg
 from frenet.measure.bracket import Bracket
-from frenet.measure.damage import fixed_loss
 from frenet.measure.gradients import example_gradients, gradient_matrix
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
+from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
-from frenet.network.tasks import Batch, Task
+from frenet.network.tasks import IGNORE, Batch, Task
+from frenet.statistics.intervals import Estimate, mean_interval
 
 Vectors = tuple[Float[Tensor, "a d"], Float[Tensor, "b d"], Float[Tensor, "c d"]]
 
@@ -44,6 +45,50 @@ class Drift(NamedTuple):
     ceiling_t: float
 
 
+class Losses(NamedTuple):
+    """The loss of every example of one fixed batch at one point.
+
+    Attributes:
+        rows: mean loss of every example, in nats per target token.
+        tokens: target tokens of every example.
+    """
+
+    rows: Float[Tensor, " b"]
+    tokens: Int[Tensor, " b"]
+
+    @property
+    def mean(self) -> float:
+        """Over all target tokens, in nats per token."""
+        return float((self.rows * self.tokens).sum() / self.tokens.sum())
+
+    def change_from(self, before: "Losses") -> Estimate:
+        """The mean minus an earlier one, with its 95% interval over examples, paired by example.
+
+        As a ratio of two sums over n examples with w_i tokens each, R = sum w_i d_i / sum w_i, it
+        has Student's interval of the values R + w_i (d_i - R) / mean(w).
+
+        Source: Cochran (1977), Sampling techniques, 2.11, for the variance of a ratio.
+
+        >>> tokens = torch.tensor([1, 1, 1])
+        >>> before, after = (Losses(torch.tensor(x), tokens) for x in ([4.0, 4, 4], [3.0, 2, 1]))
+        >>> print(after.change_from(before))
+        -2 [-4.48, 0.484], n = 3
+        """
+        change = self.mean - before.mean
+        weights = self.tokens / self.tokens.double().mean()
+        return mean_interval((change + weights * (self.rows - before.rows - change)).tolist())
+
+
+def select_losses(model: nn.Module, task: Task, *, size: int) -> Losses:
+    """The loss of every example in the batch of ``fixed_loss``, the first one with seed 0."""
+    batch = next(task.batches("select", size, 0))
+    tokens = (batch["labels"] != IGNORE).sum(1)
+    rows = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(tokens))]
+    with measuring(model), torch.no_grad():
+        losses = torch.stack([task.loss(model, row) for row in rows])
+    return Losses(losses.double().cpu(), tokens)
+
+
 def train_and_compare(
     model: nn.Module,
     task: Task,
@@ -53,7 +98,7 @@ def train_and_compare(
     lags: Sequence[int],
     n: int,
     k: int,
-) -> tuple[Trajectory, dict[int, Drift], dict[int, float]]:
+) -> tuple[Trajectory, dict[int, Drift], dict[int, Losses]]:
     """Train, and after every lag compare the start's top-k gradient basis with a fresh one.
 
     Args:
@@ -66,17 +111,17 @@ def train_and_compare(
         k: basis dimension, at most n.
 
     Returns:
-        The trajectory, the drift by lag, and the loss by lag (with lag 0).
+        The trajectory, the drift by lag, and the losses by lag (with lag 0).
     """
     start = snapshot(model, task, training, space=space, n=n, step=0)
     drifts: dict[int, Drift] = {}
-    losses = {0: fixed_loss(model, task, size=training.batch_size)}
+    losses = {0: select_losses(model, task, size=training.batch_size)}
 
     def look(step: int) -> bool:
         if step in lags:
             now = snapshot(model, task, training, space=space, n=n, step=step)
             drifts[step] = basis_drift(start, now, k)
-            losses[step] = fixed_loss(model, task, size=training.batch_size)
+            losses[step] = select_losses(model, task, size=training.batch_size)
         return False
 
     return train_and_record(model, task, training, space=space, watch=look), drifts, losses

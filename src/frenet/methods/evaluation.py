@@ -93,6 +93,18 @@ class Evaluator:
         needed = 0 if layout is None else bytes_needed(model, space, self.batch)
         return replace(self, decided=True, layout=layout, most=most, needed=needed)
 
+    def on(self, batch: Batch, model: nn.Module) -> "Evaluator":
+        """The same on another batch, without another check of shared passes."""
+        if self.layout is None:
+            return replace(self, batch=batch)
+        return replace(
+            self,
+            batch=batch,
+            layout=self.layout._replace(rows=len(batch["labels"])),
+            most=most_together(model, space_of(self.where), batch),
+            needed=bytes_needed(model, space_of(self.where), batch),
+        )
+
     def __call__(self, model: nn.Module, indices: Sequence[int]) -> list[float]:
         """Scores of these candidates, larger is better. The model is restored bit for bit.
 

@@ -10,11 +10,19 @@ import torch
 
 from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
-from frenet.measure.bracket import Bracket
+from frenet.measure.bracket import NARROW
 from frenet.measure.loss_line import LossLine
 
-# Relative error of the radius at which bisection stops.
+# Largest relative error of the radius, and the factor between two distances around a border: a
+# little less, so that rounding does not ask for a third.
 PRECISION = 0.05
+STEP = 1 + 0.98 * PRECISION
+# Least factor of a step outwards after one that has not reached the border.
+FARTHER = 1.5
+# Where an end of the interval is expected, a distance farther out by this factor should bound it.
+MARGIN = 1.1
+# Distances that are evaluated to narrow each end once it is bounded.
+LOOKS = 1
 # Values in float32 are known to about this fraction of their size.
 ROUNDING = 1e-6
 
@@ -99,10 +107,10 @@ def radius(
 
     $$|q(\theta + r u) - q(\theta) - r s| \le \epsilon\, |r s|, \qquad s = \langle g, u \rangle$$
 
-    From ``start``, r is halved until the condition holds, or doubled until it fails; bisection
-    then finds the border to 5%. It does not look for a border at smaller distances. If the
-    distances do not bound the borders of resampled examples, it tries more, half as far and twice
-    as far, down to rounding and up to ``limit``.
+    From ``start``, r is decreased, to a half or less, until the condition holds, or increased, to
+    about the double or less, until it fails; the border between the two is then found to 5%. It
+    does not look for a border at smaller distances. Further distances narrow the interval over
+    examples; if they do not bound it, it tries more, down to rounding and up to ``limit``.
 
     Args:
         line: the quantity; for a loss from ``loss_line``.
@@ -163,13 +171,23 @@ class _Seen:
         """Whether the condition holds; False if a value is not finite."""
         return self.point(r).deviation <= self.eps
 
+    def farther(self, r: float, least: float) -> float:
+        """Just beyond the border that a quadratic would have, and at most about twice as far."""
+        expected = _proportional(r, self.point(r).deviation, self.eps)
+        return r * min(max(expected / r * STEP**0.5, least), 2 * STEP)
+
+    def nearer(self, r: float) -> float:
+        """Just before the border that a quadratic would have, between a quarter and a half of r."""
+        expected = _proportional(r, self.point(r).deviation, self.eps)
+        return r * min(max(expected / r / STEP**0.5, 0.25), 0.5)
+
     def drawn(self, resamples: int, generator: torch.Generator) -> np.ndarray:
         """How often each example is in each resample."""
         n = len(self.zero)
         rows = torch.randint(0, n, (resamples, n), generator=generator).numpy()
         return np.stack([np.bincount(row, minlength=n) for row in rows]).astype(float)
 
-    def resampled(self, weights: np.ndarray) -> tuple[float, float]:
+    def resampled(self, weights: np.ndarray) -> "tuple[_End, _End]":
         """2.5% and 97.5% quantiles of the first crossing, over resampled examples.
 
         A crossing between two distances far apart counts with its lower end for the first, and
@@ -182,53 +200,87 @@ class _Seen:
             slopes = self.sign * (weights @ self.slopes)[:, None] * radii
             deviations = np.abs(weights @ changes - slopes) / np.abs(slopes)
         deviations = np.nan_to_num(deviations, nan=np.inf)
-        ends = np.array([_crossing(radii, row, self.eps) for row in deviations])
-        low = np.quantile(ends[:, 0], 0.025, method="inverted_cdf")
-        high = np.quantile(ends[:, 1], 0.975, method="inverted_cdf")
-        return float(low), float(high)
+        crossings = np.array([_crossing(radii, row, self.eps) for row in deviations])
+        low = np.quantile(crossings[:, [0, 1]], 0.025, axis=0, method="inverted_cdf")
+        high = np.quantile(crossings[:, [2, 1]], 0.975, axis=0, method="inverted_cdf")
+        return _End(*low.tolist()), _End(*high.tolist())
+
+
+class _End(NamedTuple):
+    """An end of the interval: a bound from measured distances, and where it is expected."""
+
+    bound: float
+    expected: float
 
 
 def _interval(seen: _Seen, weights: np.ndarray, limit: float) -> tuple[float, float]:
-    """The interval over examples; evaluates more distances until they bound it."""
+    """The interval over examples; evaluates more distances until they bound it, and narrow it."""
+    steps, looks = [0, 0], [0, 0]
     while True:
         low, high = seen.resampled(weights)
         nearest, farthest = min(seen.values), max(seen.values)
-        if math.isinf(high) and farthest < limit:
-            seen.point(min(2 * farthest, limit))
-        elif low == 0 and nearest > seen.nearest:
-            seen.point(max(nearest / 2, seen.nearest))
+        if math.isinf(high.bound) and farthest < limit:
+            # In steps that grow, but not so far as to pass over a border and back.
+            ahead = min(max(MARGIN * high.expected / farthest, 2.0 ** steps[1]), 4.0)
+            looked = min(ahead * farthest, limit)
+            steps[1] += 1
+        elif low.bound == 0 and nearest > seen.nearest:
+            looked = max(min(low.expected / MARGIN, nearest / 2.0 ** steps[0]), seen.nearest)
+            steps[0] += 1
+        elif looks[1] < LOOKS and NARROW * high.expected < high.bound < math.inf:
+            looked = MARGIN * high.expected
+            looks[1] += 1
+        elif looks[0] < LOOKS and 0 < low.bound < min(low.expected / NARROW, farthest):
+            looked = low.expected / MARGIN
+            looks[0] += 1
         else:
-            return low, high
+            return low.bound, high.bound
+        seen.point(looked)
 
 
-def _crossing(radii: np.ndarray, deviations: np.ndarray, eps: float) -> tuple[float, float]:
-    """The distances between which the deviation first exceeds eps; equal if interpolated.
+def _crossing(radii: np.ndarray, deviations: np.ndarray, eps: float) -> tuple[float, float, float]:
+    """Where the deviation first exceeds eps: the distance before, the expected one, and that after.
 
-    If it never does, the last distance and infinity.
+    All are the same if the two distances are close. Without one before, it is 0; without one
+    after, infinity: the deviation is then expected to grow like the distance.
     """
     beyond = np.flatnonzero(deviations > eps)
     if not len(beyond):
-        return float(radii[-1]), math.inf
+        last = float(radii[-1])
+        return last, _proportional(last, float(deviations[-1]), eps), math.inf
     j = int(beyond[0])
-    outside = float(radii[j])
+    outside, after = float(radii[j]), float(deviations[j])
     if j == 0:
-        return 0.0, outside
-    inside, before, after = float(radii[j - 1]), deviations[j - 1], deviations[j]
-    if not math.isfinite(after):
-        return inside, outside
-    share = (eps - before) / (after - before)
-    value = Bracket.between(inside, outside, inside * (outside / inside) ** share).value
-    return (inside, outside) if value is None else (value, value)
+        return 0.0, _proportional(outside, after, eps), outside
+    inside = float(radii[j - 1])
+    share = _share(float(deviations[j - 1]), after, eps)
+    expected = inside * (outside / inside) ** share
+    if outside <= NARROW * inside and math.isfinite(after):
+        return expected, expected, expected
+    return inside, expected, outside
+
+
+def _proportional(r: float, deviation: float, eps: float) -> float:
+    """The border if the deviation grows like the distance, as for a quadratic."""
+    return r * eps / deviation if deviation > 0 else math.inf
+
+
+def _share(before: float, after: float, eps: float) -> float:
+    """The border's place between two log distances, by a power law; 0.5 without a law."""
+    if before == 0 or not math.isfinite(after):
+        return 0.5
+    return math.log(eps / before) / math.log(after / before)
 
 
 def _bracket(seen: _Seen, start: float, limit: float) -> float:
     """The border, to PRECISION, or ``limit`` if the quantity is linear that far."""
     inside = outside = max(start, min(seen.nearest, limit))
     if seen.linear(inside):
-        while inside < limit and seen.linear(outside := min(2 * inside, limit)):
-            inside = outside
+        least = STEP
+        while inside < limit and seen.linear(outside := min(seen.farther(inside, least), limit)):
+            inside, least = outside, FARTHER
     else:
-        while not seen.linear(inside := outside / 2):
+        while not seen.linear(inside := seen.nearer(outside)):
             outside = inside
             if inside < seen.nearest:
                 raise UsageError(
@@ -236,15 +288,26 @@ def _bracket(seen: _Seen, start: float, limit: float) -> float:
                     f"distinguish from rounding within {2 * outside:.3g}, where the change may be "
                     "linear"
                 )
-    if inside >= limit:
-        return limit
+    return limit if inside >= limit else _border(seen, inside, outside)
+
+
+def _border(seen: _Seen, inside: float, outside: float) -> float:
+    """The border between a distance that is linear and one that is not, to PRECISION.
+
+    Looks half a step before the place that a power law gives, then a step further, so that the
+    right place takes two looks. Where two looks have not halved the interval, it bisects.
+    """
+    step, widths = math.log(STEP), [math.inf, math.inf]
     while outside / inside > 1 + PRECISION:
-        middle = math.sqrt(inside * outside)
+        width = math.log(outside / inside)
+        ahead = width / 2
+        if width <= widths[-2] / 2:
+            share = _share(seen.point(inside).deviation, seen.point(outside).deviation, seen.eps)
+            ahead = min(max(share * width - step / 2, step), width - step)
+        widths.append(width)
+        middle = inside * math.exp(ahead)
         if seen.linear(middle):
             inside = middle
         else:
             outside = middle
-    # For the interval: the resamples cross at other distances.
-    seen.point(inside / 1.5)
-    seen.point(min(1.5 * outside, limit))
     return inside

@@ -1,6 +1,7 @@
 """The loss around a point: the quantities that decide what a random search gains."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -16,8 +17,9 @@ from frenet.geometry.subspace import Basis
 from frenet.geometry.theory import Best, QuadraticModel
 from frenet.measure.checked import check_slope
 from frenet.measure.curvature import Matvec, Trace, at_once, hessian_product, hutchinson
-from frenet.measure.gradients import gradient
+from frenet.measure.gradients import gradient as slope_at
 from frenet.methods.candidates import Candidates, Kind, Noise, Where, placed, space_of
+from frenet.methods.loss_pairs import MOVED, PROBED, Curvature, Losses, Place, curvature_from_losses
 from frenet.methods.search import Selection, drop_duplicates
 from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
@@ -28,8 +30,6 @@ from frenet.network.tasks import IGNORE, Batch, Split, Task, in_parts, repeatabl
 # pay for the latter, so the other data are OTHERS times the selection batch.
 PLANNED: tuple[Split, Split] = ("select", "train")
 OTHERS = 4
-# Fourth-order terms are measured at the best sigma for this many candidates.
-PROBED = 50
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,18 +114,20 @@ class Effort(NamedTuple):
     """How much a survey looks at.
 
     Attributes:
-        probes: of Hutchinson's estimator, at least 2.
-        share: of the examples of a batch on which curvature is measured, in (0, 1].
+        probes: random vectors along which curvature is measured, at least 2.
+        products: by Hessian products, of all vectors on all batches, at the current parameters.
+            Otherwise by antithetic pairs of losses at the distance of a search, of all vectors on
+            the selection batch and of each on one of the others.
         others: batches of other examples.
     """
 
     probes: int
-    share: float = 1.0
+    products: bool = True
     others: int = OTHERS
 
     @property
     def pairs(self) -> int:
-        """Antithetic pairs for the fourth-order terms."""
+        """Antithetic pairs for the fourth-order terms, beside Hessian products."""
         return max(2, self.probes // 2)
 
     @property
@@ -133,28 +135,31 @@ class Effort(NamedTuple):
         """The selection batch and the others."""
         return 1 + self.others
 
-    def cost(self) -> float:
+    def cost(self) -> int:
         """In forward passes of a selection batch."""
+        if not self.products:
+            pairs = 2 * self.probes + max(1, self.probes // MOVED)
+            return (GRADIENT + 1) * self.batches + 2 * pairs + AROUND_PAIRS
         products = 1 + self.probes * (2 + self.others) + self.pairs * self.batches
         losses = (2 * self.pairs + 1) * self.batches
-        return GRADIENT * self.batches + self.share * (PRODUCT * products + losses)
+        return GRADIENT * self.batches + PRODUCT * products + losses
 
     @classmethod
     def within(cls, budget: int) -> "Effort":
         """The most of some efforts that takes at most ``budget`` forward passes, or the least.
 
         >>> Effort.within(64), Effort.within(10_000)
-        (Effort(probes=4, share=0.5, others=4), Effort(probes=8, share=1.0, others=4))
+        (Effort(probes=8, products=False, others=4), Effort(probes=32, products=False, others=4))
         """
         return next((effort for effort in EFFORTS if effort.cost() <= budget), EFFORTS[-1])
 
 
-# The time of a gradient and of a Hessian product, in forward passes.
-GRADIENT, PRODUCT = 3, 8
-# From most to least. A cheaper plan loses more than it saves: on three networks, searches planned
-# with these gained 0.90 and 0.88 of what the best sigma does, and 0.72 with four probes on a
-# quarter of the examples of two batches.
-EFFORTS = (Effort(8), Effort(4, 0.5))
+# The time of a gradient and of a Hessian product, in forward passes, and that of what pairs take
+# beside themselves: the check of passes that candidates share, and the trials of their sigma.
+GRADIENT, PRODUCT, AROUND_PAIRS = 3, 8, 8
+# From most to least. A search is planned by pairs of losses: they are cheaper than Hessian
+# products, and the curvature at its distance varies less between vectors than that at the start.
+EFFORTS = tuple(Effort(probes, products=False) for probes in (32, 16, 8, 4))
 # Examples on which the derivatives of the model are checked.
 CHECKED = 8
 # Numbers in memory for each logit of a Hessian product, as measured on SmolLM2.
@@ -167,60 +172,66 @@ def survey(
     where: Where,
     *,
     selection: Selection | None = None,
-    probes: int = 8,
+    effort: Effort = EFFORTS[-2],
     seed: int = 0,
-    effort: Effort | None = None,
     kind: Kind = "normal",
     say: Callable[[str], None] = lambda _: None,
 ) -> LocalModel:
     """Gradient, curvature and transfer at the current parameters.
 
-    Takes the time of about 75 ``probes`` forward passes of a selection batch, or ``effort.cost()``.
-    In up to twice as many dimensions as probes the traces are exact.
+    Takes the time of about ``effort.cost()`` forward passes of a selection batch. By Hessian
+    products the traces are exact in up to twice as many dimensions as probes.
 
     Args:
         model: the network; left unchanged.
         task: selection is on its select split.
         where: the parameters that move, or a basis.
         selection: the search that is planned.
-        probes: of Hutchinson's estimator on whole batches, at least 2.
+        effort: way and cost of the measurement; ``Effort.within(budget)`` costs at most about as
+            much as a search of as many candidates, if there are at least 46 of them.
         seed: of the probes.
-        effort: in place of ``probes``; ``Effort.within(budget)`` costs at most about as much as a
-            search of as many candidates, if there are at least 170 of them.
         kind: of the noise that is planned; for signs see ``QuadraticModel.under_signs``.
         say: takes lines of progress.
+
+    Returns:
+        The local model. Without a gradient or a loss no search gains; pairs of losses then have no
+        distance, and the trace is 0 with an infinite error.
 
     Raises:
         ValueError: the model's gradient is not the derivative of its loss.
     """
     chosen, where = selection or Selection(), placed(where, model)
-    effort = effort or Effort(probes)
-    batch = next(repeatable(task, PLANNED[0], chosen.select_size, chosen.seed))
-    check_slope(model, task, _first(batch, CHECKED), space=space_of(where))
-    here, other = (
-        _Seen.of(
-            model, task, where, split=split, selection=chosen, batches=batches, share=effort.share
-        )
-        for split, batches in zip(PLANNED, (1, effort.others), strict=True)
+    (own,), others = (
+        _batches(task, split, chosen, count)
+        for split, count in zip(PLANNED, (1, effort.others), strict=True)
     )
+    check_slope(model, task, _first(own, CHECKED), space=space_of(where))
+    here, other = (_Seen.of(model, task, where, rows) for rows in ([own], others))
     say("gradients measured")
-    local, elsewhere, error, bend = _quadratic(here, other, effort, seed=seed, kind=kind)
-    say(f"trace of the Hessian measured: {local.trace:.4g} +- {error:.2g}")
-    share = theory.transfer(dot(here.slope, other.slope), local.gradient)
-    loss = _loss(model, task, [drop_duplicates(batch)])
-    measured = LocalModel(local, loss, share, error, bend, elsewhere)
-    star = measured.best(PROBED)
-    sigma = star.sigma if star else measured.trusted(PROBED)
-    if sigma == 0:  # no gain is expected at any distance
+    gradient, loss = norm(here.slope), here.loss()
+    if effort.products:
+        found = _from_products(here, other, effort, seed=seed, kind=kind)
+    elif loss > 0 and gradient > 0:
+        place = Place(own, loss)
+        found = curvature_from_losses(
+            Losses(model, task, where, place), place, others, here.slope,
+            pairs=effort.probes, seed=seed, kind=kind,
+        )  # fmt: skip
+    else:
+        found = Curvature(QuadraticModel(len(here.slope), gradient, 0.0), math.inf, 0.0, 0.0)
+    say(f"trace of the Hessian measured: {found.local.trace:.4g} +- {found.error:.2g}")
+    share = theory.transfer(dot(here.slope, other.slope), gradient)
+    elsewhere = QuadraticModel(len(other.slope), norm(other.slope), found.elsewhere)
+    measured = LocalModel(found.local, loss, share, found.error, found.bend, elsewhere)
+    if not effort.products:
         return measured
-    noise = Noise(sigma, seed=seed, antithetic=True, kind=kind)
-    with Candidates(model, where, noise) as candidates:
-        quartics = [_quartic(candidates, seen, pairs=effort.pairs) for seen in (here, other)]
-    return replace(
-        measured,
-        local=replace(local, quartic=quartics[0]),
-        elsewhere=replace(elsewhere, quartic=quartics[1]),
-    )
+    return _with_quartics(measured, model, where, (here, other), effort, seed=seed, kind=kind)
+
+
+def _batches(task: Task, split: Split, selection: Selection, count: int) -> list[Batch]:
+    """The first batches of a split, as large as that of the selection."""
+    drawn = repeatable(task, split, selection.select_size, selection.seed)
+    return [drop_duplicates(batch) for batch in itertools.islice(drawn, count)]
 
 
 def _first(batch: Batch, count: int) -> Batch:
@@ -260,28 +271,14 @@ class _Seen(NamedTuple):
     loss: Callable[[], float]
 
     @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        task: Task,
-        where: Where,
-        *,
-        split: Split,
-        selection: Selection,
-        batches: int,
-        share: float,
-    ) -> "_Seen":
-        """``share``: of the examples, for products and losses; all give the slope."""
+    def of(cls, model: nn.Module, task: Task, where: Where, rows: Sequence[Batch]) -> "_Seen":
         space = space_of(where)
-        drawn = repeatable(task, split, selection.select_size, selection.seed)
-        rows = [drop_duplicates(batch) for batch in itertools.islice(drawn, batches)]
-        slope = _mean(gradient(model, task, batch, space=space) for batch in rows)
-        few = [_first(batch, max(1, round(share * len(batch["labels"])))) for batch in rows]
-        products = [_product_inside(where, _product(model, task, batch, space)) for batch in few]
+        slope = _mean(slope_at(model, task, batch, space=space) for batch in rows)
+        products = [_product_inside(where, _product(model, task, batch, space)) for batch in rows]
         return cls(
             _inside(where, slope),
             lambda v: _mean(apply(v) for apply in products),
-            lambda: _loss(model, task, few),
+            lambda: _loss(model, task, rows),
         )
 
 
@@ -291,6 +288,31 @@ def _mean(vectors: Iterator[Float[Tensor, "*m d"]]) -> Float[Tensor, "*m d"]:
     for vector in vectors:
         total, count = total + vector, count + 1
     return total / count
+
+
+def _with_quartics(
+    measured: LocalModel,
+    model: nn.Module,
+    where: Where,
+    seen: tuple[_Seen, _Seen],
+    effort: Effort,
+    *,
+    seed: int,
+    kind: Kind,
+) -> LocalModel:
+    """The same with the fourth-order terms at the best sigma, here and elsewhere."""
+    star = measured.best(PROBED)
+    sigma = star.sigma if star else measured.trusted(PROBED)
+    if sigma == 0 or measured.elsewhere is None:  # no gain is expected at any distance
+        return measured
+    noise = Noise(sigma, seed=seed, antithetic=True, kind=kind)
+    with Candidates(model, where, noise) as candidates:
+        here, other = (_quartic(candidates, side, pairs=effort.pairs) for side in seen)
+    return replace(
+        measured,
+        local=replace(measured.local, quartic=here),
+        elsewhere=replace(measured.elsewhere, quartic=other),
+    )
 
 
 def _quartic(candidates: Candidates, seen: _Seen, *, pairs: int) -> float:
@@ -315,10 +337,10 @@ def _quartic(candidates: Candidates, seen: _Seen, *, pairs: int) -> float:
     return sum(beyond) / len(beyond) / candidates.noise.sigma**4
 
 
-def _quadratic(
+def _from_products(
     here: _Seen, other: _Seen, effort: Effort, *, seed: int, kind: Kind
-) -> tuple[QuadraticModel, QuadraticModel, float, float]:
-    """The models here and on other examples, the error of the trace, and the bend."""
+) -> Curvature:
+    """Curvature by Hessian products; exact in few dimensions."""
     dim = len(here.slope)
     traces, trace_elsewhere, bend, probed = _curvature(
         here.product, other.product, dim, probes=effort.probes, seed=seed
@@ -333,8 +355,7 @@ def _quadratic(
     )
     if kind == "signs":
         local = _under_signs(local, here.slope, probed, exact=dim <= 2 * effort.probes)
-    elsewhere = QuadraticModel(dim, norm(other.slope), trace_elsewhere)
-    return local, elsewhere, traces.trace_error, bend
+    return Curvature(local, traces.trace_error, trace_elsewhere, bend)
 
 
 # Vectors, a stack (m, k) at a time, and their Hessian products.

@@ -29,11 +29,21 @@ HEADINGS = ("Claim", "In the paper", "Measured here", "Chance, null or ceiling",
 
 
 class Entry(NamedTuple):
-    """One claim, what one run says about it, and where on the page its figure and tables are."""
+    """One claim, what one run says about it, and where on the page its figure and tables are.
+
+    Attributes:
+        claim: the claim.
+        finding: what the run says.
+        run: the label of the network.
+        model: the network itself, which has another label in each of several runs.
+        figure: the anchor of the claim's figure.
+        tables: the anchors of its tables.
+    """
 
     claim: Claim
     finding: Finding
     run: str
+    model: str
     figure: str | None
     tables: tuple[str, ...] = ()
 

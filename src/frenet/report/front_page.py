@@ -1,6 +1,7 @@
 """The first screen, and the first lines on each network if there are several."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -41,6 +42,7 @@ def decided(network: Network) -> list[Entry]:
             claim,
             finding,
             part.label,
+            str(part.run.config.get("model", "")),
             part.anchor(claim.figure),
             tuple(part.breakdown_anchor(finding, i) for i in range(len(finding.breakdowns))),
         )
@@ -56,8 +58,17 @@ def opening(
     *,
     static: bool,
     waiting: Sequence[str] = (),
+    above: Mapping[str, str] = MappingProxyType({}),
 ) -> Markup:
-    """The answer, the numbers behind it, and links; ``waiting`` is still to be measured."""
+    """The answer, the numbers behind it, and links.
+
+    Args:
+        networks: all of them.
+        decisions: on all of them.
+        static: add pictures for readers without scripts.
+        waiting: what is still to be measured.
+        above: words -> the anchor of a section before those of the networks.
+    """
     parts = [part for network in networks for part in network.parts]
     several = len(networks) > 1
     lead = tag("p", user_text(answer(decisions)), class_="answer") if decisions else ""
@@ -72,7 +83,8 @@ def opening(
         front = fronts(networks[0], static=static)
         links = [tag("a", part.id, href=f"#{part.id}") for part in parts]
     else:
-        links = [tag("a", user_text(n.label), href=f"#{n.id}") for n in networks]
+        links = [tag("a", words, href=f"#{anchor}") for words, anchor in above.items()]
+        links += [tag("a", user_text(n.label), href=f"#{n.id}") for n in networks]
     return join(
         [
             tag("p", "frenet report", class_="eyebrow"),

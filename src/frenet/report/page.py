@@ -22,7 +22,7 @@ from frenet._files import write_whole
 from frenet._notebook import shortened
 from frenet.experiments.experiment import Study
 from frenet.experiments.reproduce import short_name
-from frenet.report import figures
+from frenet.report import across, figures
 from frenet.report import sentences as answers
 from frenet.report.front_page import chapter, decided, grouped, opening
 from frenet.report.markup import join, tag
@@ -63,7 +63,8 @@ def write_report(
     networks = grouped(sections_of(runs, experiments))
     by_network = {network.id: decided(network) for network in networks}
     decisions = [decision for some in by_network.values() for decision in some]
-    bodies = []
+    together = across.pools(decisions)
+    bodies = [across.section(together, static=static)] if together else []
     for network in networks:
         if len(networks) > 1:
             bodies.append(chapter(network, by_network[network.id], static=static))
@@ -74,7 +75,8 @@ def write_report(
                 d.finding for d in by_network[network.id] if d.claim in part.experiment.claims
             ]
             bodies.append(section(part, said.get(part.id), findings, static=static))
-    first = opening(networks, decisions, static=static, waiting=waiting)
+    above = {"All networks": across.TABLE} if together else {}
+    first = opening(networks, decisions, static=static, waiting=waiting, above=above)
     page = _document(first, join(bodies))
     return write_whole(out, page.encode(), moves="frenet report RUN --out FILE")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from frenet._files import write_whole
 from frenet._notebook import one_line
-from frenet.experiments.experiment import SYNTHETIC, Breakdown, Claim, Finding, Study
+from frenet.experiments.experiment import SYNTHETIC, Breakdown, Claim, Figure, Finding, Rows, Study
 from frenet.experiments.setup.networks import LEARNING, SHOWN
-from frenet.report import figures
+from frenet.report import across, figures
 from frenet.report import sentences as answers
 from frenet.report.claims import Entry, answer, comparison
 from frenet.report.front_page import Network, decided, grouped
@@ -55,6 +55,8 @@ def write_results(
     lines = ["# Results", ""]
     if decisions:
         lines += [markdown(answer(decisions)), "", *_matrix(networks, decisions), ""]
+    if together := across.pools(decisions):
+        lines += _together(together, out)
     for network in networks:
         lines += _network(network, out)
     lines += _made(networks)
@@ -84,6 +86,20 @@ def _verdict(decision: Entry) -> str:
     return f"**{finding.decision}**: {markdown(number)}"
 
 
+def _together(found: Sequence[across.Pool], out: Path) -> Iterator[str]:
+    """The lines about all networks; this also writes their figures."""
+    yield from (f"## {across.TITLE}", "", across.EXPLAINED, "")
+    yield _row(*across.HEADINGS)
+    yield _row(*["---"] * len(across.HEADINGS))
+    for one in found:
+        name = f"**{one.name}** {markdown(one.claim.statement)}"
+        yield _row(name, *map(markdown, across.cells(one)))
+    yield ""
+    for one in found:
+        figure, rows = across.forest(one)
+        yield from _picture(figure, rows, out / f"{one.id}.svg")
+
+
 def _network(network: Network, out: Path) -> Iterator[str]:
     """The lines about one network; this also writes its files."""
     yield from (f"## {markdown(network.label)}", "")
@@ -102,7 +118,9 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         yield from (*_sentences(part), "")
         yield from _figures(part, out)
         file = f"{part.id}{PACKED}"
-        write_whole(out / file, pack_run(part.stored), moves=MOVES)
+        # A run that is read from there stays as it was packed.
+        if part.stored.path.resolve() != (out / file).resolve():
+            write_whole(out / file, pack_run(part.stored), moves=MOVES)
         yield from (f"[Rows of `{part.run.experiment}`]({file})", "")
     for _, finding, _ in findings:
         for table in finding.breakdowns:
@@ -165,22 +183,24 @@ def _figures(part: Section, out: Path) -> Iterator[str]:
     of_claims = {claim.figure for claim in part.experiment.claims}
     for figure in part.experiment.figures:
         rows = figures.rows_of(figure, part.run.rows)
-        if not (figure.front or figure.id in of_claims) or not rows:
-            continue
-        if why := figures.undrawable():
-            yield from (markdown(f"{figure.title}: not drawn; {why}."), "")
-            continue
-        try:
-            drawn = figures.draw(figure, rows)
-        # Any error of a chart: the other figures and the numbers must still be readable.
-        except Exception as error:
-            yield from (markdown(f"{figure.title}: not drawn, {type(error).__name__}: {error}"), "")
-            continue
-        if figures.blank(drawn):
-            continue
-        file = f"{part.id}-{figure.id}.svg"
-        write_whole(out / file, figures.svg(figures.for_file(drawn, figure)).encode(), moves=MOVES)
-        yield from (f"![{markdown(figure.title)}]({file})", "")
+        if (figure.front or figure.id in of_claims) and rows:
+            yield from _picture(figure, rows, out / f"{part.id}-{figure.id}.svg")
+
+
+def _picture(figure: Figure, rows: Rows, path: Path) -> Iterator[str]:
+    """The lines that show a figure; this also writes its file."""
+    if why := figures.undrawable():
+        yield from (markdown(f"{figure.title}: not drawn; {why}."), "")
+        return
+    try:
+        drawn = figures.draw(figure, rows)
+    # Any error of a chart: the other figures and the numbers must still be readable.
+    except Exception as error:
+        yield from (markdown(f"{figure.title}: not drawn, {type(error).__name__}: {error}"), "")
+        return
+    if not figures.blank(drawn):
+        write_whole(path, figures.svg(figures.for_file(drawn, figure)).encode(), moves=MOVES)
+        yield from (f"![{markdown(figure.title)}]({path.name})", "")
 
 
 def _made(networks: Sequence[Network]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import Column, Figure, Finding, Study
+from frenet.experiments.experiment import Column, Figure, Finding, Rows, Study
 from frenet.report import figures, tables
 from frenet.report.markup import join, script_json, tag, user_text
 from frenet.report.provenance import again, failures
@@ -94,10 +94,23 @@ def _parts(part: Section, finding: Finding) -> Markup:
 
 def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
     """One figure of a run, with its caption and its text; or why it is not drawn."""
-    anchor = f"{part.id}-{figure.id}"
+    link = tag("a", f"table {figure.table}", href=f"#{part.id}-table-{figure.table}")
+    return framed(f"{part.id}-{figure.id}", figure, part.run.rows, link, static=static)
+
+
+def framed(anchor: str, figure: Figure, every: Rows, numbers: Markup, *, static: bool) -> Markup:
+    """A figure of rows, with its caption and its text; or why it is not drawn.
+
+    Args:
+        anchor: its id on the page.
+        figure: what to draw.
+        every: rows, also of other tables.
+        numbers: the link to the table of its numbers.
+        static: add a picture for readers without scripts.
+    """
     title = tag("h3", figure.title, id=f"{anchor}-title")
     caption = tag("figcaption", figure.caption)
-    rows = figures.rows_of(figure, part.run.rows)
+    rows = figures.rows_of(figure, every)
     if not rows:
         empty = f"These runs hold no row of the table {figure.table}, so there is nothing to draw."
         return tag("figure", title, tag("p", empty, class_="empty"), caption, id=anchor)
@@ -123,11 +136,10 @@ def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
         aria_label=f"{figure.title}. {words}",
     )
     data = script_json(figures.for_page(spec), id=f"{anchor}-spec")
-    link = tag("a", f"table {figure.table}", href=f"#{part.id}-table-{figure.table}")
     as_text = tag(
         "details",
         tag("summary", "In words"),
-        tag("p", user_text(words), " All numbers: ", link, "."),
+        tag("p", user_text(words), " All numbers: ", numbers, "."),
     )
     return tag("figure", title, chart, data, still, caption, as_text, id=anchor)
 

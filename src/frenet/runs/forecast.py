@@ -195,17 +195,19 @@ def _model_and_task(part: Part) -> "tuple[nn.Module, Any, int]":
         shape = SyntheticConfig(width=part.config.width)
         return SyntheticTransformer(shape, seed=0), SyntheticTask("reverse"), SYNTHETIC_ROWS
     from frenet.network.adapters import attach_lora
-    from frenet.network.checkpoints.builtin_gpt2 import NAME, fresh_gpt2, made_tokenizer
+    from frenet.network.checkpoints.builtin_gpt2 import CONTEXT, NAME, fresh_gpt2, made_tokenizer
     from frenet.network.data.text import text_tasks
 
     if part.network == NAME:
         tokenizer = made_tokenizer()
         model: Any = fresh_gpt2(tokenizer).eval()
+        longest = min(part.config.max_length, CONTEXT)
     else:
         loaded = part.config.load(part.network)
         tokenizer, model = loaded.tokenizer, loaded.model
+        longest = loaded.longest(part.config.max_length)
     read = part.config.rows_read()
-    tasks = text_tasks(part.config.tasks[0], tokenizer, max_length=64, **read)
+    tasks = text_tasks(part.config.tasks[0], tokenizer, max_length=longest, **read)
     targets = part.config.targets or None
     model = attach_lora(model, rank=part.config.rank, targets=targets, seed=0)
     return model, replace(next(iter(tasks.values())), whole=True), MODEL_ROWS

@@ -1,5 +1,6 @@
 """A share of successes whose trials come in clusters, such as the searches of one seed."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,8 @@ class ClusteredShare(NamedTuple):
     """A share of successes over clusters of trials.
 
     Attributes:
-        estimate: the share with its interval; n counts the clusters. One cluster has no interval.
+        estimate: the share with its interval and standard error (half the interval over the normal
+            quantile); n counts the clusters. One cluster has no interval.
         correlation: that of two trials of one cluster, in [0, 1); None for one cluster.
         trials: their number in all clusters.
     """
@@ -67,12 +69,14 @@ def clustered_share(
         return ClusteredShare(Estimate(successes[0] / total), None, total)
     correlations, likelihoods = _likelihoods(successes, trials)
 
+    width = float(special.chdtri(1, 1 - level))
+
     def lost(share: float) -> float:
         return -float(likelihoods(share).max())
 
     inner = optimize.minimize_scalar(lost, bounds=(0, 1), method="bounded", options={"xatol": 1e-9})
     share = min((0.0, 1.0, float(inner.x)), key=lost)
-    most = lost(share) + float(special.chdtri(1, 1 - level)) / 2
+    most = lost(share) + width / 2
 
     def limit(end: float, near: float) -> float:
         if lost(near) <= most:
@@ -82,7 +86,9 @@ def clustered_share(
     # At the ends themselves the likelihood can be 0.
     low, high = limit(0.0, 1e-12), limit(1.0, 1 - 1e-12)
     correlation = float(correlations[likelihoods(share).argmax()])
-    return ClusteredShare(Estimate(share, low, high, len(trials)), correlation, total)
+    error = (high - low) / 2 / math.sqrt(width)
+    estimate = Estimate(share, low, high, len(trials), error=error)
+    return ClusteredShare(estimate, correlation, total)
 
 
 def _check(successes: Sequence[int], trials: Sequence[int]) -> None:

@@ -21,6 +21,7 @@ class Estimate(NamedTuple):
         unit: what is counted, such as a seed.
         raw: the 95% interval on the raw scale, which decides; None: the one that is shown.
         narrow: the 90% interval on the raw scale, which decides an equality.
+        error: the standard error, if the interval is not Student's.
     """
 
     value: float
@@ -30,6 +31,7 @@ class Estimate(NamedTuple):
     unit: str = "value"
     raw: tuple[float, float] | None = None
     narrow: tuple[float, float] | None = None
+    error: float | None = None
 
     def __str__(self) -> str:
         ends = self.low is not None and self.high is not None
@@ -65,6 +67,15 @@ class Sample(NamedTuple):
         if low is None or high is None or n < 2:
             return cls(value, 0.0, n)
         return cls(value, (high - low) / 2 / student_factor(n, level) * math.sqrt(n), n)
+
+
+def standard_error(estimate: Estimate) -> float:
+    """The error of an estimate, or that of the Student interval of this width; 0 without either.
+
+    >>> round(standard_error(mean_interval([1.0, 2.0, 3.0])), 3)
+    0.577
+    """
+    return Sample.of(estimate).error if estimate.error is None else estimate.error
 
 
 def sample(values: Iterable[float]) -> Sample:

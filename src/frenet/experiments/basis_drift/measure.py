@@ -1,6 +1,6 @@
 """Trains from the start of a recovery or a fine-tuning, and compares old bases with fresh ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from frenet.experiments.basis_drift import Config, cells
@@ -10,7 +10,7 @@ from frenet.experiments.setup.brackets import life_cells
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
 from frenet.experiments.setup.networks import Network, build
-from frenet.measure.drift import train_and_compare, update_drift
+from frenet.measure.drift import Losses, train_and_compare, update_drift
 from frenet.measure.lifetime import lifetime
 from frenet.measure.trajectory import Training
 from frenet.network.tasks import Task
@@ -47,13 +47,29 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
         for lag, drift in by_lag.items():
             measured: Row = {**drift._asdict(), "displacement": moved[lag]}
             measured["chance"] = dimension / network.space.dim / drift.fresh
-            yield {**keys, "lag": lag, **measured, "loss": losses.get(lag), "loss_0": losses[0]}
+            yield {**keys, "lag": lag, **measured, **_loss_cells(losses, lag)}
         # Nothing is measured within the first window, so nothing is known about updates, either,
         # between lag 0 and the first lag.
         ratios = {0: 1.0, **{lag: drift.ratio for lag, drift in by_lag.items()}}
         life = life_cells(lifetime(ratios, moved) if by_lag else None)
         ends: Row = {"longest": max(ratios), "farthest": max(moved)}
         yield {**keys, "table": "half_life", **life, **ends}
+
+
+def _loss_cells(losses: Mapping[int, Losses], lag: int) -> Row:
+    """The loss after a lag and at the start, and whether it moved by more than its noise."""
+    before, after = losses[0], losses.get(lag)
+    cells: Row = {"loss": None, "loss_0": before.mean, "moved": None}
+    if after is None:
+        return cells
+    change, low, high, *_ = after.change_from(before)
+    moved = None if low is None or high is None else _over(abs(change), (high - low) / 2)
+    return cells | {"loss": after.mean, "moved": moved}
+
+
+def _over(change: float, half: float) -> float | None:
+    """The ratio; 0 without any change, even without any noise."""
+    return 0.0 if change == 0 else change / half if half else None
 
 
 @contextmanager

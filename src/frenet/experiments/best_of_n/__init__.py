@@ -1,4 +1,4 @@
-"""Does theory say what Gaussian random search brings? (M5, claim C5)."""
+"""Does theory say what Gaussian random search brings? (M5, claims C5a and C5b)."""
 
 import dataclasses
 from dataclasses import dataclass

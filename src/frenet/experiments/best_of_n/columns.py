@@ -41,6 +41,7 @@ TABLES = {
         Column("mean_predicted", "nats/token", "sigma^2 tr(H) / 2", "reference"),
         Column("std", "nats/token", "standard deviation of the change", "measure", "std_predicted"),
         Column("std_predicted", "nats/token", "its prediction", "reference"),
+        Column("noise", "std", "error of a score that is not due to the weights", "reference"),
         Column("ks", "", "Kolmogorov-Smirnov distance to the prediction", "measure", "ks_limit"),
         Column("ks_limit", "", "95% lie below if the prediction is right", "reference"),
         Column(

@@ -21,12 +21,15 @@ from frenet.measure.gradients import gradient, gradient_matrix
 from frenet.measure.recovery import evaluate_at
 from frenet.measure.trajectory import Training, train_and_record
 from frenet.methods.candidates import Noise, Where, space_of
-from frenet.methods.local_model import LocalModel, survey
-from frenet.methods.search import SearchResult, Selection, random_search
+from frenet.methods.evaluation import Evaluator
+from frenet.methods.local_model import Effort, LocalModel, survey
+from frenet.methods.search import SearchResult, Selection, drop_duplicates, random_search
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task, repeatable
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+# Candidates whose scores are measured a second time.
+REPEATED = 8
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
     config, where = spot.config, place(spot, search)
     model, selection = spot.network.model, spot.selection
     local_model = survey(
-        model, spot.task, where, selection=selection, probes=config.probes, seed=spot.seed(search)
+        model, spot.task, where,
+        selection=selection, effort=Effort(config.probes), seed=spot.seed(search),
     )
     star = local_model.best(config.candidates)
     unit = star.sigma if star else local_model.trusted(config.candidates)
@@ -110,7 +114,7 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
             noise=noise, num_candidates=config.candidates, selection=selection,
         )  # fmt: skip
         changes = -(result.scores.double().numpy() - result.before)
-        yield _spread_row(at, local_model, changes)
+        yield _spread_row(at, local_model, changes, score_error(spot, where, result))
         yield from _quantile_rows(at, local_model, changes)
         yield from _best_rows(at, local_model, changes)
         yield _winner_row(at, local_model, result, where, spot)
@@ -137,7 +141,22 @@ def _place_row(keys: Row, local_model: LocalModel, candidates: int) -> Row:
     }
 
 
-def _spread_row(at: Row, local_model: LocalModel, changes: np.ndarray) -> Row:
+def score_error(spot: Spot, where: Where, result: SearchResult) -> float:
+    """Standard deviation of the part of a score that is not due to its candidate's weights.
+
+    The first candidates are scored again, one by one and with the rows in reverse order. Two scores
+    of the same weights differ by two errors, hence the factor 1 / sqrt(2).
+    """
+    chosen = spot.selection
+    rows = drop_duplicates(next(repeatable(spot.task, "select", chosen.select_size, chosen.seed)))
+    backwards = {name: values.flip(0) for name, values in rows.items()}
+    alone = Evaluator(where, result.noise, chosen.score, backwards, decided=True)
+    first = result.scores[:REPEATED].double().numpy()
+    again = np.array(alone(spot.network.model, range(len(first))))
+    return float(np.sqrt(np.mean((first - again) ** 2) / 2))
+
+
+def _spread_row(at: Row, local_model: LocalModel, changes: np.ndarray, error: float) -> Row:
     """Mean, spread and shape of the changes against their predictions."""
     sigma = number(at, "sigma")
     local, change = local_model.local, local_model.local.change(sigma)
@@ -149,6 +168,7 @@ def _spread_row(at: Row, local_model: LocalModel, changes: np.ndarray) -> Row:
         "mean_predicted": change.mean,
         "std": float(changes.std(ddof=1)),
         "std_predicted": change.std,
+        "noise": error / change.std if change.std > 0 else None,
         "ks": float(distance.statistic),
         "ks_limit": float(stats.kstwo.ppf(0.95, len(changes))),
         "second_order": local.curved(sigma),

@@ -168,8 +168,8 @@ EXPERIMENT = Experiment(
         "cpu": Config(spaces=("full", "lora"), max_tasks=3),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(
-            lora_optimizer="adamw:5e-4", batch_size=8, n=8, eval_size=32, lags=(1, 3, 10, 30),
-            candidates=32, prompts=16, **{**LANGUAGE_MODEL, "max_tasks": 1},
+            lora_optimizer="adamw:5e-4", batch_size=8, n=8, eval_size=32, candidates=32, prompts=16,
+            **{**LANGUAGE_MODEL, "max_tasks": 1},
         ),
     },
     changes={

@@ -20,7 +20,7 @@ from frenet.measure.gradients import adam_scale, gradient_matrix
 from frenet.measure.trajectory import Training, Trajectory
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.effect_line import effect_line
-from frenet.methods.local_model import survey
+from frenet.methods.local_model import Effort, survey
 from frenet.methods.plan import plan
 from frenet.methods.search import Selection, random_search
 from frenet.methods.steering import contrast_streams
@@ -214,7 +214,7 @@ def _winner(spot: Spot) -> torch.Tensor | None:
     )
     local_model = survey(
         network.model, spot.task, network.space,
-        selection=selection, probes=config.probes, seed=spot.seed,
+        selection=selection, effort=Effort(config.probes), seed=spot.seed,
     )  # fmt: skip
     advised = plan(local_model, budget=config.candidates)
     if advised.best is None:

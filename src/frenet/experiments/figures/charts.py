@@ -7,7 +7,7 @@ distinguish, on white and on black; the ninth reuses the first colour with anoth
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from frenet.experiments.experiment import Rows, finite
 from frenet.experiments.figures.parts import (
@@ -27,7 +27,7 @@ from frenet.experiments.figures.parts import (
     tooltip,
     whole,
 )
-from frenet.experiments.figures.series import GREY, HEAT
+from frenet.experiments.figures.series import GREY, HEAT, PALETTE
 
 if TYPE_CHECKING:
     import altair as alt
@@ -100,18 +100,21 @@ def dots(
     colour: str | Axis | None = None,
     facet: str | None = None,
     rules: Sequence[str | Rule] = (),
+    bold: Sequence[str] = (),
 ) -> "alt.LayerChart | alt.FacetChart":
     """A dot with its interval for every category; the series of a category share its row.
 
     Args:
         rows: one row per dot, as `aggregate` or `melt` give them.
         x: column of the measure.
-        row: column that names the category (a basis, a layer), in order of first appearance.
+        row: column that names the category (a basis, a layer), in order of first appearance; a name
+            may have several lines.
         interval: the columns of the whisker's ends, None for none.
         colour: column that names the series, None for one.
         facet: column that names the panel.
         rules: a string names a series of ``colour`` that is a null or ceiling (drawn as a grey
             tick); a `Rule` is a level on ``x``, regardless of its ``axis``.
+        bold: categories with a diamond and a thick interval, such as a mean over the others.
     """
     import altair as alt
 
@@ -122,7 +125,11 @@ def dots(
     )
     order = list(dict.fromkeys(str(entry[row.field]) for entry in table))
     # No title: names explain themselves, and Vega draws a title on top of long ones.
-    y = alt.Y(field=row.field, type="nominal", sort=order, title=None, axis=alt.Axis(grid=True))
+    tall = any("\n" in name for name in order)
+    marks = (
+        alt.Axis(grid=True, labelExpr="split(datum.label, '\\n')") if tall else alt.Axis(grid=True)
+    )
+    y = alt.Y(field=row.field, type="nominal", sort=order, title=None, axis=marks)
     series = series._replace(symbols=POINTS)
     base = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
     dot = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.measured()))
@@ -143,9 +150,23 @@ def dots(
         layers.append(whiskers.encode(x=low, x2=alt.X2(field=interval[1])))
     points = dot.mark_point(filled=True, size=64, opacity=1)
     layers.append(points.encode(tooltip=tip, shape=shape))
-    height = max(72, len(order) * max(28, 13 * lanes + 8))
+    if bold:
+        layers += _bold(
+            dot.transform_filter(alt.FieldOneOfPredicate(row.field, list(bold))), x, tip
+        )
+    height = max(72, len(order) * max(44 if tall else 28, 13 * lanes + 8))
     words = in_words(table, (row, x), series)
     return panels(layers, table, facet=facet, height=height, words=words)
+
+
+def _bold(base: "alt.Chart", x: Axis, tip: list[Any]) -> list[Any]:
+    """A diamond on a thick interval."""
+    import altair as alt
+
+    ends = whole(base, INTERVAL).mark_rule(strokeWidth=5)
+    ends = ends.encode(x=channel(alt.X, x, field="low"), x2=alt.X2(field="high"))
+    diamond = base.mark_point(filled=True, size=240, opacity=1, shape="diamond")
+    return [mark.encode(color=alt.value(PALETTE[1]), tooltip=tip) for mark in (ends, diamond)]
 
 
 def heatmap(

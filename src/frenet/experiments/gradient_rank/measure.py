@@ -1,6 +1,6 @@
 """Gradients of every task at one point, their held-out energy, ranks and overlaps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -15,6 +15,7 @@ from frenet.geometry.basis import svd_basis
 from frenet.geometry.energy import half_splits
 from frenet.geometry.linalg import subspace_overlap
 from frenet.measure.gradients import gradient_matrix
+from frenet.measure.rounding import UnknownRoundingError, norm_over_rounding
 from frenet.measure.spectra import NullSpectra, effective_ranks, held_out_energy
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task
@@ -39,12 +40,15 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
                     size: [_sample(network, one, config, size, cell.seed) for one in pair]
                     for size in config.batch_sizes
                 }
+                clear, unknown = _clear(network, task, config, cell.seed)
         except NotDamagedError as error:
             yield note(cell, f"{cell['point']} left out: {error}")
             continue
+        if unknown:
+            yield note(cell, unknown)
         for size, (gradients, shuffled) in pairs.items():
             keys: Row = {**dict(cell.keys), "batch_size": size, "task": name}
-            yield from _spectra(network.space, config, keys, gradients, shuffled)
+            yield from _spectra(network.space, config, keys, gradients, shuffled, clear=clear[size])
             sampled[size][name] = gradients
     for size, tasks in sampled.items():
         yield from _overlaps(tasks, config, {**dict(cell.keys), "batch_size": size})
@@ -82,12 +86,29 @@ def _sample(
     )
 
 
+def _clear(
+    network: Network, task: Task, config: Config, seed: int
+) -> tuple[Mapping[int, float | None], str]:
+    """Norm over rounding error of the first gradient of every size, or why they are not known."""
+    sizes = config.batch_sizes
+    batches = {size: next(task.batches("train", size, seed)) for size in sizes}
+    try:
+        return {
+            size: norm_over_rounding(network.model, task, batch, space=network.space)
+            for size, batch in batches.items()
+        }, ""
+    except UnknownRoundingError as error:
+        return dict.fromkeys(sizes), str(error)
+
+
 def _spectra(
     space: ParamSpace,
     config: Config,
     keys: Row,
     gradients: torch.Tensor,
     shuffled: torch.Tensor,
+    *,
+    clear: float | None = None,
 ) -> Iterator[Row]:
     """Held-out energy at every k, and effective ranks, of one task's gradients."""
     names = (str(keys[part]) for part in STREAM)
@@ -96,8 +117,9 @@ def _spectra(
     splits = half_splits(2 * config.n, config.repeats, draw)
     table = held_out_energy(gradients, shuffled, splits=splits, draws=draws, ks=config.ks)
     for i, k in enumerate(config.ks):
-        measured = {column: values[i] for column, values in table.items()}
-        yield {"table": "energy", **keys, "k": k, **measured, "chance": k / space.dim}
+        measured: Row = {column: values[i] for column, values in table.items()}
+        measured |= {"chance": k / space.dim, "clear": clear}
+        yield {"table": "energy", **keys, "k": k, **measured}
     yield {"table": "spectrum", **keys, **effective_ranks(gradients, draws[0])}
 
 

@@ -5,7 +5,7 @@ from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
 from frenet.experiments.recovery_basis.findings import MOST_STATIC, PAPER
 from frenet.experiments.setup import columns
-from frenet.experiments.setup.comparable import comparable, reach
+from frenet.experiments.setup.comparable import captures_of, comparable, reach
 
 
 def bases_chart(rows: Rows) -> object:
@@ -13,7 +13,7 @@ def bases_chart(rows: Rows) -> object:
     captures = comparable(rows)
     k = reach(captures)
     return dots(
-        over_seeds(captures, by=("basis", "optimizer", "space"), value="captured"),
+        over_seeds(captures, by=("basis", "optimizer", "space"), value="captured", least=0.0),
         x=Axis("value", f"captured fraction, k = {k} (or all of a smaller basis)", domain=(0, 1)),
         row=Axis("basis", "basis"),
         colour=Axis("optimizer", "optimiser"),
@@ -24,14 +24,15 @@ def bases_chart(rows: Rows) -> object:
 
 def prefix_chart(rows: Rows) -> object:
     """Capture of the prefix against k, with random walk, rest and replicate."""
-    prefixes = [r for r in select(rows, basis="prefix") if r.get("captured") is not None]
+    prefixes = select(captures_of(rows), basis="prefix")
+    prefixes = [row for row in prefixes if row.get("captured") is not None]
     labels = {
         "captured": "prefix",
         "rest": "its capture of the rest",
         "walk_share": "random walk",
         "ceiling": "replicate's PCA (ceiling)",
     }
-    table = series_over_seeds(prefixes, by=("k", "space"), values=labels)
+    table = series_over_seeds(prefixes, by=("k", "space"), values=labels, least=0.0)
     return lines(
         table,
         x=Axis("k", "first k updates", log=True),
@@ -43,7 +44,7 @@ def prefix_chart(rows: Rows) -> object:
 
 def function_chart(rows: Rows) -> object:
     """Captured displacement against regained loss, basis by basis."""
-    table = over_seeds(comparable(rows), by=("basis", "space"), value="captured")
+    table = over_seeds(comparable(rows), by=("basis", "space"), value="captured", least=0.0)
     gains = {
         (row["basis"], row["space"]): row["value"]
         for row in over_seeds(comparable(rows), by=("basis", "space"), value="regained")
@@ -121,22 +122,23 @@ TABLES = {
         Column("loss_end", "nats/token", "select loss at the end", "measure", "threshold"),
         Column("threshold", "nats/token", "5% of min(loss_d, ln V) above loss_0", "reference"),
         Column("stop", "steps", "T_stop, among the measured steps", "measure", "longest"),
-        Column("longest", "steps", "most steps allowed", "reference"),
+        Column("longest", "steps", "steps after which it is hopeless", "reference"),
         Column("displacement", "2-norm", "theta_stop - theta_damaged", "measure", "path_length"),
         Column("path_length", "2-norm", "summed step norms: the longest it could be", "reference"),
         Column("replicate_cosine", "", "between the replicates", "measure", "cosine_chance"),
         Column("cosine_chance", "", "1 / sqrt(d)", "reference"),
-        Column("why", "", "why the damage failed", "key"),
+        Column("why", "", "why the damage or the recovery failed", "key"),
     ),
     "capture": (
         *_CASE,
+        Column("coordinates", "", "of LoRA: its factors, or the weights that they make", "key"),
         Column("basis", "", "basis", "key"),
         columns.K,
         Column("stop", "steps", "T_stop", "key"),
         Column("k_over_stop", "fraction", "no capture is given above 0.35", "key"),
         Column("captured", "fraction", "||U^T D||^2 / ||D||^2", "measure", "chance"),
         columns.CHANCE,
-        Column("ceiling", "fraction", "the replicate's top-k PCA", "reference"),
+        Column("ceiling", "fraction", "the replicate's top-k PCA, if it recovered", "reference"),
         Column("lift", "", "capture over the random-walk share", "measure", "walk_share"),
         Column("walk_share", "fraction", "squared step norms in the first k steps", "reference"),
         Column("rest", "fraction", "captured of theta_stop - theta_k", "measure", "chance"),

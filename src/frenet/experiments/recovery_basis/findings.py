@@ -1,9 +1,12 @@
 """What the rows of `recovery_basis` say: claims C2 (fixed planes) and C4 (the first updates)."""
 
+import math
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Decision,
@@ -12,6 +15,7 @@ from frenet.experiments.experiment import (
     Rows,
     Scalar,
     integer,
+    number,
 )
 from frenet.experiments.intervals import (
     breakdown,
@@ -23,15 +27,17 @@ from frenet.experiments.intervals import (
     share,
 )
 from frenet.experiments.setup.comparable import (
-    CASE,
     RECOVERY,
+    WEIGHTS,
     K,
     by_condition,
+    captures_of,
     comparable,
     least_steps,
     of,
     reach,
 )
+from frenet.experiments.setup.recovery import HOPELESS
 from frenet.experiments.verdicts import (
     Cases,
     Condition,
@@ -53,6 +59,8 @@ RATE = (
     f"Of the rates of Adam, the largest with a median recovery of {STEPS[0]} to {STEPS[1]} steps "
     "counts; it is chosen without a look at captures"
 )
+# The case of a finding about LoRA's recoveries in the weights that its factors make.
+IN_WEIGHTS = "in the weights"
 # Bases that need neither the damaged point's gradients nor the recovery itself.
 STATIC = ("gradients at start", "other tasks", "task vectors", "damage direction")
 MOST_STATIC = 0.25
@@ -90,16 +98,33 @@ class Plane(NamedTuple):
     decision: Decision
 
 
-def fixed_plane(rows: Rows) -> Finding:
-    """C2: in every space the best static basis holds under 0.25, and less than the prefix."""
+def fixed_plane(rows: Rows) -> tuple[Finding, ...]:
+    """C2: in every space the best static basis holds under 0.25, and less than the prefix.
+
+    LoRA's recoveries are judged in its factors and, as a case of its own, in the weights.
+    """
     captures = comparable(rows)
     tried = (*captures, *select(rows, table="recovery"))
     spaces = list(dict.fromkeys(str(row["space"]) for row in tried))
+    found = _planes(rows, captures, [space for space in spaces if space != WEIGHTS])
+    if not select(captures_of(rows), space=WEIGHTS):
+        return (found._replace(breakdowns=(*found.breakdowns, *_outcomes(rows, captures))),)
+    between = _factors_and_weights(captures, (*STATIC, "prefix"))
+    outcomes = (*between, *_outcomes(rows, captures))
+    return (
+        found._replace(breakdowns=(*found.breakdowns, *outcomes)),
+        _planes(rows, captures, [WEIGHTS])._replace(case=IN_WEIGHTS),
+    )
+
+
+def _planes(rows: Rows, captures: Rows, spaces: list[str]) -> Finding:
+    """The finding of some spaces."""
     planes = [_plane(rows, select(captures, space=space), space) for space in spaces]
     # The worst space counts; of equal ones, show the highest capture.
     planes.sort(key=lambda p: (WORST.index(p.decision.verdict), -p.static.value if p.static else 0))
     shown = planes[0] if planes else _plane([], [], "")
-    held, apart = _held(captures), _bases_apart(captures)
+    mine = [row for row in captures if row["space"] in spaces]
+    held, apart = _held(mine), _bases_apart(mine)
     return Finding(
         claim="C2",
         decision=shown.decision,
@@ -109,7 +134,7 @@ def fixed_plane(rows: Rows) -> Finding:
         reference="prefix",
         reference_estimate=shown.prefix,
         notes=(*_elsewhere(apart), *_not_function(held)),
-        breakdowns=(*_each_space(planes), *held, *apart, *_outcomes(rows, captures)),
+        breakdowns=(*_each_space(planes), *held, *apart),
     )
 
 
@@ -121,7 +146,8 @@ def _plane(rows: Rows, captures: Rows, space: str) -> Plane:
         if (value := share(select(at_k, basis=name), "captured")) is not None
     }
     best = max(shares, key=lambda name: shares[name].value, default="none measured")
-    prefix, case = select(at_k, basis="prefix"), f"in the {space} space"
+    prefix = select(at_k, basis="prefix")
+    case, moved = (IN_WEIGHTS, "lora") if space == WEIGHTS else (f"in the {space} space", space)
     conditions = [
         LESS.of(lead(prefix, select(at_k, basis=best), "captured"), case=case),
         SMALL.of(shares.get(best), case=case),
@@ -129,7 +155,7 @@ def _plane(rows: Rows, captures: Rows, space: str) -> Plane:
     decision = PLANES.decide(
         {
             EACH: every(conditions),
-            REPLICATED: replicated(select(rows, space=space), case),
+            REPLICATED: replicated(select(rows, space=moved), case),
             WALK: WALK.of(share(prefix, "walk_share"), case=case),
         }
     )
@@ -234,36 +260,50 @@ def _not_function(held: tuple[Breakdown, ...]) -> tuple[str, ...]:
 
 
 def _outcomes(rows: Rows, captures: Rows) -> tuple[Breakdown, ...]:
-    """How many cases, each damaged once and recovered twice, count, and why the others do not."""
-    statuses: dict[tuple[Scalar, ...], set[Scalar]] = {}
-    for row in select(rows, table="recovery"):
-        statuses.setdefault(of(row, CASE), set()).add(row["status"])
-    counted = {of(row, CASE) for row in captures}
-    reasons = [
-        _reason(of_case, dict(zip(CASE, case, strict=True)), captures)
-        for case, of_case in statuses.items()
-        if case not in counted
-    ]
+    """How many recoveries count, and why the others do not; without damage there is none."""
+    counted = {of(row, RECOVERY) for row in captures}
+    tried = select(rows, table="recovery")
+    reasons = [_reason(row, captures) for row in tried if of(row, RECOVERY) not in counted]
     if not reasons:
         return ()
-    counts = {"counts": len(statuses) - len(reasons)}
+    counts = {"counts": len(tried) - len(reasons)}
     counts |= {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
     table: list[Row] = [
-        {"outcome": outcome, "cases": cases, "of": len(statuses)}
-        for outcome, cases in counts.items()
+        {"outcome": outcome, "recoveries": number, "of": len(tried)}
+        for outcome, number in counts.items()
     ]
-    return (Breakdown("Which cases count, and why others do not", tuple(table)),)
+    return (Breakdown("Which recoveries count, and why others do not", tuple(table)),)
 
 
-def _reason(statuses: set[Scalar], case: Row, captures: Rows) -> str:
-    """Why a case gives no capture at k, from the statuses of its two recoveries."""
-    if "not damaged" in statuses:
-        return f"not damaged by {case['protocol']}"
-    for reason in ("not recovered", "shallow"):
-        if reason in statuses:
-            return reason
-    k = reach(select(captures, space=case["space"]))
+def _reason(recovery: Mapping[str, Scalar], captures: Rows) -> str:
+    """Why a recovery gives no capture at k."""
+    if recovery["status"] == "not damaged":
+        return f"not damaged by {recovery['protocol']}"
+    if recovery["status"] != "recovered":
+        return str(recovery["status"])
+    k = reach(select(captures, space=recovery["space"]))
     return f"recovered in fewer than the {least_steps(k)} steps that k = {k} needs"
+
+
+def _factors_and_weights(captures: Rows, bases: Sequence[str]) -> tuple[Breakdown, ...]:
+    """What LoRA's bases hold in the factors and in the weights, and the difference by seed."""
+    rows: list[Row] = []
+    sizes = dict.fromkeys((str(row["basis"]), integer(row, "k")) for row in captures)
+    for basis, k in ((basis, k) for basis, k in sizes if basis in bases):
+        factors, weights = (
+            select(captures, space=space, basis=basis, k=k) for space in ("lora", WEIGHTS)
+        )
+        apart = lead(factors, weights, "captured")
+        if apart is None:
+            continue
+        sides = {"in the factors": factors, "in the weights": weights}
+        means = {name: share(part, "captured") for name, part in sides.items()}
+        row: Row = {"basis": basis, "k": k}
+        row |= {name: None if mean is None else mean.value for name, mean in means.items()}
+        row |= {"difference": apart.value, "low": apart.low, "high": apart.high, "seeds": apart.n}
+        rows.append(row)
+    title = "LoRA: captured in the factors and in the weights, and the difference, paired by seed"
+    return (Breakdown(title, tuple(rows)),) if rows else ()
 
 
 PAPER, NEAR = 0.77, 0.1
@@ -278,44 +318,65 @@ AS_PAPER = Criterion(LORA, within=(round(PAPER - NEAR, 2), round(PAPER + NEAR, 2
 SAME = Rule((AS_PAPER,), premises=PREMISES)
 
 
-def prefix_span(rows: Rows) -> Finding:
+def prefix_span(rows: Rows) -> tuple[Finding, ...]:
     """C4a: the first 10 steps hold more than half of a LoRA recovery, more than a random walk's."""
     recovered = at_chosen_rate(rows)
-    at_k = _prefixes(recovered)
-    held = share(at_k, "captured")
-    return Finding(
-        claim="C4a",
-        decision=SPAN.decide(
+    found = []
+    for case, space in _cases(rows):
+        at_k = _prefixes(recovered, space)
+        held = share(at_k, "captured")
+        decision = SPAN.decide(
             {
-                HOLDING: HOLDING.of(held),
-                LIFTED: LIFTED.of(paired(at_k, "captured", "walk_share")),
-                **_premises(recovered, at_k),
+                HOLDING: HOLDING.of(held, case=case),
+                LIFTED: LIFTED.of(paired(at_k, "captured", "walk_share"), case=case),
+                **_premises(recovered, at_k, case),
             }
-        ),
-        quantity=_captured(at_k),
-        estimate=held,
-        reference="random-walk share",
-        reference_estimate=share(at_k, "walk_share"),
-        notes=_not_recovered(rows),
-        breakdowns=_prefixes_apart(rows),
-    )
+        )
+        found.append(
+            Finding(
+                claim="C4a",
+                decision=decision,
+                quantity=_captured(at_k, space),
+                estimate=held,
+                reference="random-walk share",
+                reference_estimate=share(at_k, "walk_share"),
+                notes=(*_no_rate(rows, recovered), *_not_recovered(rows)),
+                breakdowns=_prefixes_apart(rows, space),
+                case=case,
+            )
+        )
+    prefixes = [row for row in captures_of(recovered) if row["basis"] == "prefix"]
+    between = _factors_and_weights(prefixes, ("prefix",))
+    return (found[0]._replace(breakdowns=(*found[0].breakdowns, *between)), *found[1:])
 
 
-def prefix_as_paper(rows: Rows) -> Finding:
+def prefix_as_paper(rows: Rows) -> tuple[Finding, ...]:
     """C4b: that share equals the paper's within 0.1."""
     recovered = at_chosen_rate(rows)
-    at_k = _prefixes(recovered)
-    held = share(at_k, "captured")
-    decision = SAME.decide({AS_PAPER: AS_PAPER.of(held), **_premises(recovered, at_k)})
-    side = "" if held is None else " (above it)" if held.value > PAPER else " (below it)"
-    return Finding(
-        claim="C4b",
-        decision=decision,
-        quantity=_captured(at_k),
-        estimate=held,
-        reference=f"the paper's share{side}; equal within {NEAR}",
-        reference_estimate=Estimate(PAPER, n=0),
-    )
+    found = []
+    for case, space in _cases(rows):
+        at_k = _prefixes(recovered, space)
+        held = share(at_k, "captured")
+        of_paper = {AS_PAPER: AS_PAPER.of(held, case=case)}
+        side = "" if held is None else " (above it)" if held.value > PAPER else " (below it)"
+        found.append(
+            Finding(
+                claim="C4b",
+                decision=SAME.decide({**of_paper, **_premises(recovered, at_k, case)}),
+                quantity=_captured(at_k, space),
+                estimate=held,
+                reference=f"the paper's share{side}; equal within {NEAR}",
+                reference_estimate=Estimate(PAPER, n=0),
+                case=case,
+            )
+        )
+    return tuple(found)
+
+
+def _cases(rows: Rows) -> list[tuple[str, str]]:
+    """The cases of C4 with the spaces of their captures; old rows have none in the weights."""
+    measured = select(captures_of(rows), space=WEIGHTS)
+    return [("", "lora"), (IN_WEIGHTS, WEIGHTS)] if measured else [("", "lora")]
 
 
 def at_chosen_rate(rows: Rows) -> Rows:
@@ -323,30 +384,54 @@ def at_chosen_rate(rows: Rows) -> Rows:
 
     It is the largest rate with a median recovery of 29 to 60 steps.
     """
-    lora = [dict(row) for row in rows if row.get("space") == "lora" and row.get("optimizer")]
-    stops: dict[str, list[int]] = {}
-    for row in select(lora, table="recovery"):
-        if row.get("stop") and str(row["optimizer"]).startswith("adam"):
-            stops.setdefault(str(row["optimizer"]), []).append(integer(row, "stop"))
-    inside = [
-        name for name, steps in stops.items() if STEPS[0] <= statistics.median(steps) <= STEPS[1]
-    ]
+    medians = _medians(rows)
+    inside = [name for name, median in medians.items() if STEPS[0] <= median <= STEPS[1]]
     largest = max(inside, key=lambda name: float(name.partition(":")[2]), default=None)
-    return select(lora, optimizer=largest)
+    return select(rows, space="lora", optimizer=largest) if largest else []
 
 
-def _prefixes(recovered: Rows) -> Rows:
-    table = select(recovered, table="capture", basis="prefix", k=K)
+def _medians(rows: Rows) -> dict[str, float]:
+    """Median steps of LoRA's recoveries at every rate of Adam.
+
+    One that did not arrive counts as longer than all others.
+    """
+    steps: dict[str, list[float]] = {}
+    for row in select(rows, table="recovery", space="lora"):
+        if row["status"] != "not damaged" and str(row["optimizer"]).startswith("adam"):
+            stop = number(row, "stop") if row.get("stop") else math.inf
+            steps.setdefault(str(row["optimizer"]), []).append(stop)
+    return {name: statistics.median(stops) for name, stops in steps.items()}
+
+
+def _prefixes(recovered: Rows, space: str) -> Rows:
+    table = select(captures_of(recovered), space=space, basis="prefix", k=K)
     return [row for row in table if row.get("captured") is not None]
 
 
-def _premises(recovered: Rows, at_k: Rows) -> dict[Requirement, Condition]:
-    return {REPLICATED: replicated(recovered), WALK: WALK.of(share(at_k, "walk_share"))}
+def _premises(recovered: Rows, at_k: Rows, case: str) -> dict[Requirement, Condition]:
+    walk = WALK.of(share(at_k, "walk_share"), case=case)
+    return {REPLICATED: replicated(recovered), WALK: walk}
 
 
-def _captured(at_k: Rows) -> str:
+def _captured(at_k: Rows, space: str) -> str:
     rate = f", {at_k[0]['optimizer']}" if at_k else ""
-    return f"LoRA recovery captured by the first {K} updates{rate}"
+    place = IN_WEIGHTS if space == WEIGHTS else "in the factors"
+    return f"LoRA recovery captured by the first {K} updates{rate}, {place}"
+
+
+def _no_rate(rows: Rows, recovered: Rows) -> tuple[str, ...]:
+    """The medians of all rates, if none of them is inside."""
+    medians = _medians(rows)
+    if recovered or not medians:
+        return ()
+    shown = ", ".join(
+        f"{name} {median:g} steps" if median < math.inf else f"{name} not recovered"
+        for name, median in medians.items()
+    )
+    return (
+        f"No rate has a median recovery of {STEPS[0]} to {STEPS[1]} steps ({shown}); pass rates "
+        "between or beyond them as --lora-optimizers.",
+    )
 
 
 def _not_recovered(rows: Rows) -> tuple[str, ...]:
@@ -355,16 +440,24 @@ def _not_recovered(rows: Rows) -> tuple[str, ...]:
     lost = select(table, status="not recovered")
     if not lost:
         return ()
+    longest = max(integer(row, "longest") for row in lost)
     return (
-        f"{len(lost)} of {len(table)} LoRA recoveries did not reach the threshold within the "
-        "allowed steps (--steps) and do not count.",
+        f"{len(lost)} of {len(table)} LoRA recoveries did not reach the threshold within "
+        f"{longest} steps ({HOPELESS} times --steps) and do not count.",
     )
 
 
-def _prefixes_apart(run: Rows) -> tuple[Breakdown, ...]:
-    """Share that the first steps capture, with a random walk's, and their share of the run."""
+def _prefixes_apart(run: Rows, space: str) -> tuple[Breakdown, ...]:
+    """Share that the first steps capture, with a random walk's, and their share of the run.
+
+    ``space`` is "lora", which has all rows that are not in the weights, or WEIGHTS.
+    """
     rows: list[Row] = []
-    prefixes = select(run, table="capture", basis="prefix")
+    prefixes = [
+        row
+        for row in select(captures_of(run), basis="prefix")
+        if (row["space"] == WEIGHTS) == (space == WEIGHTS)
+    ]
     for condition, part in by_condition([r for r in prefixes if r.get("captured") is not None]):
         k = max((integer(row, "k") for row in part if integer(row, "k") <= K), default=0)
         at = select(part, k=k)
@@ -389,6 +482,12 @@ CLAIMS = (
         rule=f"{PLANES}. The static bases are {', '.join(STATIC)}. The worst space counts",
         decide=fixed_plane,
         figure="bases",
+        across=Across(
+            f"recovery captured by the best static basis of the worst space, k = {K}",
+            levels=SMALL.levels,
+            reference="prefix",
+            limits=(0.0, 1.0),
+        ),
     ),
     Claim(
         id="C4a",
@@ -397,6 +496,12 @@ CLAIMS = (
         rule=f"{SPAN}. {RATE}",
         decide=prefix_span,
         figure="prefix",
+        across=Across(
+            f"LoRA recovery captured by its first {K} steps",
+            levels=HOLDING.levels,
+            reference="random-walk share",
+            limits=(0.0, 1.0),
+        ),
     ),
     Claim(
         id="C4b",
@@ -405,5 +510,11 @@ CLAIMS = (
         rule=f"{SAME}. {RATE}",
         decide=prefix_as_paper,
         figure="prefix",
+        across=Across(
+            f"LoRA recovery captured by its first {K} steps",
+            levels=AS_PAPER.levels,
+            reference="the paper's share",
+            limits=(0.0, 1.0),
+        ),
     ),
 )

@@ -1,73 +1,105 @@
 """Rows of `recovery_basis`: from a damaged network to what every basis holds of its recovery."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.recovery_basis import Config
+from frenet.experiments.recovery_basis.in_weights import images, weight_rows
 from frenet.experiments.setup.case import Case, damaged_case
 from frenet.experiments.setup.damage import NotDamagedError
-from frenet.experiments.setup.describe import describe
+from frenet.experiments.setup.describe import describe, note
 from frenet.experiments.setup.networks import Network, build
-from frenet.experiments.setup.recovery import LONGEST_PREFIX, recovery_cells
+from frenet.experiments.setup.recovery import HOPELESS, LONGEST_PREFIX, recovery_cells
 from frenet.geometry.alignment import cosine
-from frenet.geometry.basis import Basis, span_basis, svd_basis
+from frenet.geometry.basis import Basis, svd_basis
 from frenet.geometry.linalg import norm, norms
-from frenet.measure.bases import Sampling, bases_at_damage, bases_at_start
-from frenet.measure.recovery import (
-    Recovery,
-    prefix_capture,
+from frenet.measure.bases import (
+    Sampling,
+    Vectors,
+    second_order_bases,
+    vectors_at_damage,
+    vectors_at_start,
 )
+from frenet.measure.recovery import Recovery, prefix_capture
+from frenet.measure.recovery_in_weights import PathInWeights
 from frenet.measure.trajectory import Training
 from frenet.methods.subspace import train_in_basis
+from frenet.network.checkpoints.weight_space import coordinates_of
 from frenet.network.tasks import Evaluation
 
 Bases = dict[str, Basis]
 
 
-def damaged_rows(case: Case, bases: Bases, line: Tensor) -> Iterator[Row]:
-    """Everything from the damaged point: two recoveries and what the bases hold of each."""
+def damaged_rows(case: Case, before: Mapping[str, Vectors], start: Tensor) -> Iterator[Row]:
+    """Everything from the damaged point: two recoveries and what the bases hold of each.
+
+    Args:
+        case: the damaged task.
+        before: the vectors behind the bases from before the damage.
+        start: (d,), theta_0.
+    """
     config, network, seed = case.config, case.network, case.cell.seed
-    bases = bases | bases_at_damage(
-        network.model,
-        case.task,
-        sampling=Sampling(max(config.ks), config.n, config.batch_size, seed),
-        space=network.space,
-        second_order=config.second_order,
+    model, space, here = network.model, network.space, network.space.read(network.model)
+    sampling = _sampling(config, case.cell)
+    after = vectors_at_damage(model, case.task, sampling=sampling, space=space)
+    if (line := start - here).any():
+        after["damage direction"] = Vectors(line[None], "displacements", "damage direction")
+    bases = {n: v.basis(sampling.k, space) for n, v in {**before, **after}.items()}
+    bases |= second_order_bases(
+        model, case.task, sampling=sampling, space=space, which=config.second_order
     )
-    if line.any():
-        bases["damage direction"] = span_basis(
-            line[None], space=network.space, origin="damage direction"
-        )
     runs = [
-        case.recover(seed=1000 * (replicate + 1) + seed, every=config.every) for replicate in (0, 1)
+        case.recover(
+            seed=1000 * (replicate + 1) + seed, most=HOPELESS * config.steps, every=config.every
+        )
+        for replicate in (0, 1)
     ]
     for replicate, own in enumerate(runs):
         yield from _recovery_rows(case, own, runs[1 - replicate], replicate)
-    if any(run.stop is None for run in runs):
-        return
     for replicate, own in enumerate(runs):
-        yield from _capture_rows(case, own, runs[1 - replicate], bases, replicate)
+        if own.stop is not None:
+            yield from _capture_rows(case, own, runs[1 - replicate], bases, replicate)
+    if coordinates_of(space) == "factors":
+        held = images(network, before, start) | images(network, after, here)
+        paths = [
+            None if run.stop is None else PathInWeights.of(model, run.trajectory) for run in runs
+        ]
+        for replicate, path in enumerate(paths):
+            keys: Row = {"table": "capture", **_keys(case), "replicate": replicate}
+            if path is not None:
+                yield from weight_rows(path, paths[1 - replicate], held, ks=config.ks, keys=keys)
 
 
 def _recovery_rows(case: Case, own: Recovery, other: Recovery, replicate: int) -> Iterator[Row]:
     """How one recovery went, and its loss against the step."""
     mine, its = own.trajectory.displacement(), other.trajectory.displacement()
-    status = "not recovered" if own.stop is None else "shallow" if own.stop <= 2 else "recovered"
+    status, why = "recovered", None
+    if own.stop is None:
+        status = "not recovered"
+        why = (
+            f"{case.task.name} did not recover from {case.cell['protocol']} by "
+            f"{case.cell['optimizer']}: its loss was {own.losses[-1][1]:.3g} nats per token after "
+            f"{len(own.trajectory)} steps, and {own.threshold:.3g} counts as recovered"
+        )
+        yield note(case.cell, why)
+    elif own.stop <= 2:
+        status = "shallow"
     yield {
         "table": "recovery",
         **_keys(case),
         "replicate": replicate,
         "status": status,
         "stop": own.stop,
-        "longest": case.config.steps,
+        "longest": HOPELESS * case.config.steps,
         "loss_end": own.losses[-1][1],
         "threshold": own.threshold,
         "displacement": norm(mine),
         "path_length": float(norms(own.trajectory.steps).sum()),
         "replicate_cosine": cosine(mine, its),
         "cosine_chance": case.network.space.dim**-0.5,
+        "why": why,
     }
     # The same steps in every run, so that runs can be averaged; denser where the loss falls most.
     grid = {case.config.every * round(1.25**i) for i in range(40)} | {0, own.losses[-1][0]}
@@ -90,19 +122,20 @@ def _capture_rows(
     config, largest = case.config, max(case.config.ks)
     path, twin = own.trajectory, other.trajectory
     displacement = path.displacement()
-    bases = bases | {
-        "prefix": path.prefix(min(largest, len(path))),
-        "prefix of replicate": twin.prefix(min(largest, len(twin))),
-        "PCA of replicate": svd_basis(twin.steps, min(largest, len(twin)), unit_rows=False),
-    }
+    bases = bases | {"prefix": path.prefix(min(largest, len(path)))}
+    ceiling = None
+    if other.stop is not None:
+        bases["prefix of replicate"] = twin.prefix(min(largest, len(twin)))
+        ceiling = svd_basis(twin.steps, min(largest, len(twin)), unit_rows=False)
+        bases["PCA of replicate"] = ceiling
     full = case.evaluate_at(displacement)
     for name, basis in bases.items():
         for k in (k for k in config.ks if k <= basis.k):
-            ceiling = bases["PCA of replicate"]
             row: Row = {
                 "table": "capture",
                 **_keys(case),
                 "replicate": replicate,
+                "coordinates": coordinates_of(case.network.space),
                 "basis": name,
                 "k": k,
                 "stop": own.stop,
@@ -114,9 +147,9 @@ def _capture_rows(
                     row |= prefix_capture(path, k)
                 else:
                     row["captured"] = float(basis.truncate(k).captured_fraction(displacement))
-                row["ceiling"] = float(
-                    ceiling.truncate(min(k, ceiling.k)).captured_fraction(displacement)
-                )
+                if ceiling is not None:
+                    top = ceiling.truncate(min(k, ceiling.k))
+                    row["ceiling"] = float(top.captured_fraction(displacement))
                 if k == min(config.function_k, basis.k):
                     # Dependent steps count as steps, though they add no direction.
                     part = path.prefix(k) if name == "prefix" else basis.truncate(k)
@@ -158,10 +191,10 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
         test=config.probe_size,
     )
     start = network.space.read(network.model)
-    bases = _start_bases(network, config, cell)
+    vectors = _start_vectors(network, config, cell)
     try:
         with damaged_case(network, config, cell) as case:
-            yield from damaged_rows(case, bases, start - network.space.read(network.model))
+            yield from damaged_rows(case, vectors, start)
     except NotDamagedError as error:
         keys = dict(cell.keys) | dict(error.losses)
         yield {"table": "recovery", **keys, "status": "not damaged", "why": str(error)}
@@ -171,14 +204,18 @@ def _keys(case: Case) -> Row:
     return dict(case.cell.keys) | case.losses
 
 
-def _start_bases(network: Network, config: Config, cell: Cell) -> Bases:
+def _sampling(config: Config, cell: Cell) -> Sampling:
+    return Sampling(max(config.ks), config.n, config.batch_size, cell.seed)
+
+
+def _start_vectors(network: Network, config: Config, cell: Cell) -> dict[str, Vectors]:
     task = network.tasks[cell["task"]]
     others = [other for name, other in network.tasks.items() if name != task.name]
-    return bases_at_start(
+    return vectors_at_start(
         network.model,
         task,
         others,
-        sampling=Sampling(max(config.ks), config.n, config.batch_size, cell.seed),
+        sampling=_sampling(config, cell),
         space=network.space,
         training=Training(
             cell["optimizer"], config.batch_size, config.vector_steps, seed=cell.seed

@@ -42,6 +42,8 @@ class Reproduction(TaskReadingConfig, LoadingConfig):
     this family of models."""
 
 
+# Settings that all experiments have under the same name.
+SHARED = ("targets", "dtype", "device", "untie", "max_length")
 PRESETS = {
     "smoke": Reproduction(),
     "demo": Reproduction(),
@@ -113,7 +115,7 @@ def settings(
         "tasks": reproduction.statements if steering else reproduction.tasks,
         "only": _only(reproduction, steering=steering),
         "chat": reproduction.chat,
-        **{name: getattr(reproduction, name) for name in ("targets", "dtype", "device", "untie")},
+        **{name: getattr(reproduction, name) for name in SHARED},
         # The model that frenet trains brings its tokenizer.
         "tokenizer": reproduction.tokenizer if kind != MADE else "",
     }

@@ -57,13 +57,11 @@ class SearchConfig(TaskReadingConfig, LoadingConfig):
     top: int = 5
     """Number of best candidates that also vote and are averaged."""
     probes: int = 0
-    """Random vectors in the plan's estimate of the Hessian's trace, on whole batches. 0: so many,
-    and on so many examples, that the plan costs at most about as much as the search, or as a search
-    of 170 candidates."""
+    """Random vectors in the plan's estimate of the Hessian's trace, by Hessian products. 0: losses
+    on both sides of so many that the plan costs at most about as much as the search, or as a search
+    of 46 candidates."""
     seed: int = 0
     """Seed of adapter, examples and noise."""
-    max_length: int = 256
-    """Longest text in tokens; longer prompts lose their beginning."""
 
 
 def cells(config: SearchConfig) -> list[Cell]:

@@ -112,10 +112,11 @@ def make_plan(
     from frenet.methods.plan import plan
 
     effort = Effort(config.probes) if config.probes else Effort.within(config.budget)
+    way = "Hessian products" if effort.products else "losses"
     say(
         f"planning {config.budget} candidates, at about the cost of {effort.cost():.0f}: "
         f"gradients of {effort.batches} batches of {subject.selection.select_size} examples, and "
-        f"curvature along {effort.probes} random vectors on {effort.share:.3g} of them"
+        f"curvature along {effort.probes} random vectors from {way}"
     )
     local_model = survey(
         subject.model, subject.task, subject.space,

@@ -47,13 +47,13 @@ class Case:
         """The recovery's optimiser, rate and batch size."""
         return Training(self.cell["optimizer"], self.config.batch_size, steps, seed=seed)
 
-    def recover(self, *, seed: int, every: int = 1) -> Recovery:
-        """A recovery from the damaged point; the weights return there afterwards."""
+    def recover(self, *, seed: int, most: int, every: int = 1) -> Recovery:
+        """A recovery of at most ``most`` steps; the weights return to the damaged point."""
         with self.network.space.restored(self.network.model):
             return recover(
                 self.network.model,
                 self.task,
-                self.training(self.config.steps, seed=seed),
+                self.training(most, seed=seed),
                 space=self.network.space,
                 threshold=self.threshold,
                 probe_size=self.config.probe_size,

@@ -7,6 +7,8 @@ from frenet.experiments.experiment import Row, Rows, Scalar, integer
 from frenet.experiments.intervals import select
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
 
+# The captures of LoRA in the weights that its factors make, as a space of their own.
+WEIGHTS = "lora, in the weights"
 CONDITION = ("space", "protocol", "optimizer")
 CASE = ("seed", "task", *CONDITION)
 RECOVERY = (*CASE, "replicate")
@@ -20,7 +22,7 @@ def comparable(rows: Rows) -> list[Row]:
     smaller basis counts with all its dimensions. All bases are compared on the same recoveries:
     short recoveries have captures at few dimensions only, and would shift the mean of small bases.
     """
-    captures = [dict(r) for r in select(rows, table="capture") if r.get("captured") is not None]
+    captures = [r for r in captures_of(rows) if r.get("captured") is not None]
     small = [row for row in captures if _k(row) <= K]
     compared: list[Row] = []
     for space in dict.fromkeys(row["space"] for row in small):
@@ -32,6 +34,16 @@ def comparable(rows: Rows) -> list[Row]:
             part = select(same, basis=basis)
             compared += [dict(row) for row in select(part, k=max(map(_k, part)))]
     return compared
+
+
+def captures_of(rows: Rows) -> list[Row]:
+    """Rows of the table capture, those of LoRA in the weights under a space of their own."""
+    return [
+        {**row, "space": WEIGHTS}
+        if (row["space"], row.get("coordinates")) == ("lora", "weights")
+        else dict(row)
+        for row in select(rows, table="capture")
+    ]
 
 
 def reach(captures: Rows, default: int = K) -> int:

@@ -80,8 +80,6 @@ class SteeringConfig(ReadingConfig, LoadingConfig):
     """Bootstrap samples of the prompts."""
     blocks: tuple[int, ...] = ()
     """Blocks to measure, counted from 0. Empty: all."""
-    max_length: int = 256
-    """Longest prompt in tokens; longer ones lose their beginning."""
 
     @property
     def preparing_steps(self) -> int:

@@ -78,8 +78,6 @@ class NetworkConfig(TaskReadingConfig, LoadingConfig):
     """Optimiser and rate of that training."""
     learn_batch: int = 10
     """Examples in a batch of that training."""
-    max_length: int = 64
-    """Longest text in tokens; longer prompts lose their beginning."""
 
     @property
     def minibatches(self) -> dict[str, int]:

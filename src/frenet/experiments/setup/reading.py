@@ -56,6 +56,9 @@ class ReadingConfig:
     chat: bool = False
     """Apply the chat template of the model's tokenizer to prompts and answers. Rows of messages,
     and of prompt and response, always use it."""
+    max_length: int = 256
+    """Longest text in tokens. Longer prompts lose their beginning, longer plain texts their end,
+    and a note counts them."""
 
     def rows_read(self) -> dict[str, Any]:
         """These settings as arguments of ``text_tasks`` and ``contrasts``."""

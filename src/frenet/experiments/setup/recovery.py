@@ -9,6 +9,9 @@ from frenet.experiments.setup.networks import by_space, network_cells, require_v
 
 # A longer prefix would hold the recovery simply by being most of it.
 LONGEST_PREFIX = 0.35
+# A recovery that needs more than this many times the planned steps is hopeless. At one rate the
+# slowest recoveries of the pilot took 4 to 5 times as long as the fastest, by damage and by seed.
+HOPELESS = 5
 RECOVERED = shown_settings("protocols", full="optimizers", lora="lora_optimizers")
 
 
@@ -22,9 +25,8 @@ def recovery_cells(config: Any) -> list[Cell]:
     require_values(config, "ks")
     if max(config.ks) > most:
         raise UsageError(
-            f"k={max(config.ks)} is above {LONGEST_PREFIX} of the {config.steps} steps that a "
-            f"recovery may take, so no capture could be given; pass --ks up to {most}, "
-            "or more --steps"
+            f"k={max(config.ks)} is above {LONGEST_PREFIX} of the {config.steps} steps of a "
+            f"recovery, so no capture could be given; pass --ks up to {most}, or more --steps"
         )
     return network_cells(
         config,

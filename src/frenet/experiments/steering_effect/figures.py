@@ -1,5 +1,7 @@
 """How `steering_effect` shows its rows."""
 
+import math
+
 from frenet.experiments.experiment import Figure, Rows, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
@@ -63,8 +65,9 @@ def ratio_chart(rows: Rows) -> object:
 def cost_chart(rows: Rows) -> object:
     """KL on neutral text at equal effect."""
     known = [row for row in select(rows, push="own") if row["kl"] is not None]
-    table = over_seeds(known, by=("behaviour", "way"), value="kl")
-    random = over_seeds(known, by=("behaviour",), value="kl_random")
+    most = math.inf
+    table = over_seeds(known, by=("behaviour", "way"), value="kl", least=0.0, most=most)
+    random = over_seeds(known, by=("behaviour",), value="kl_random", least=0.0, most=most)
     table += [{**row, "way": "random vector at the same dose"} for row in random]
     return dots(
         table,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Column,
@@ -324,5 +325,12 @@ CLAIMS = (
         rule=str(RULE),
         decide=decide,
         figure="doses",
+        across=Across(
+            "slope for the gradient shift over that for the contrast vector",
+            levels={f"alike from {WITHIN[0]:g} to {WITHIN[1]:g}": WITHIN},
+            reference="largest of the random vectors of equal covariance",
+            apart="the rule compares two slopes, whose size depends on the network; their ratio "
+            "has no mean if the slope of a contrast vector may be 0",
+        ),
     ),
 )

@@ -1,6 +1,7 @@
 """What the rows of `step_vs_vector` say: claim C6, columns and figures."""
 
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Column,
@@ -177,7 +178,7 @@ def layer_chart(rows: Rows) -> object:
     own = select(rows, part="report", push="own")
     # Earlier versions did not measure the halves of the shift.
     measured = {name: label for name, label in measured.items() if any(name in row for row in own)}
-    table = series_over_seeds(own, by=("behaviour", "block"), values=measured)
+    table = series_over_seeds(own, by=("behaviour", "block"), values=measured, least=-1.0)
     return lines(
         table,
         x=Axis("block", "block", whole=True),
@@ -196,7 +197,8 @@ def chosen_chart(rows: Rows) -> object:
         "other": "other answer's step",
         "null": "higher null, 95%",
     }
-    table = series_over_seeds(reported(_tagged(rows)), by=("behaviour",), values=measured)
+    tagged = reported(_tagged(rows))
+    table = series_over_seeds(tagged, by=("behaviour",), values=measured, least=-1.0)
     return dots(
         table,
         x=Axis("value", "cosine at the chosen block", domain=(-1, 1)),
@@ -252,6 +254,11 @@ CLAIMS = (
         rule=str(RULE),
         decide=decide,
         figure="layers",
+        across=Across(
+            "cosine of the shift by a gradient step with the contrast vector",
+            reference="higher of the two nulls' 95% quantiles",
+            limits=(-1.0, 1.0),
+        ),
     ),
 )
 FIGURES = (

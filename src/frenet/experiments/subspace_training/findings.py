@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Finding,
@@ -14,7 +15,7 @@ from frenet.experiments.experiment import (
 from frenet.experiments.intervals import breakdown, estimate, select
 from frenet.experiments.setup.comparable import of
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
-from frenet.experiments.verdicts import Condition, Count, Criterion, Rule
+from frenet.experiments.verdicts import Condition, Count, Criterion, Requirement, Rule
 from frenet.statistics.intervals import Estimate
 
 K = 10
@@ -40,13 +41,16 @@ BETTER = Criterion(
     f"the lead of the prefix over the best of {', '.join(FIXED[1:])}", above=0.0, margin=MARGIN
 )
 EXIST = Count("the number of recoveries on which the bases can be compared", least=1)
-BEST_FIXED = Rule((BETTER,), premises=(EXIST,))
+# Two shares below the margin would be equal without saying anything.
+SAVES = Criterion("the higher of the two shares of the lost loss that are compared", above=MARGIN)
+PREMISES = (EXIST, SAVES)
+BEST_FIXED = Rule((BETTER,), premises=PREMISES)
 LEAD = "the lead of the moving prefix (refreshed after every k steps inside it) over"
 PAYS = Criterion(f"{LEAD} a prefix that stays", above=0.0, margin=MARGIN)
 BEYOND_STEPS = Criterion(
     f"{LEAD} random directions refreshed with as many full steps", above=0.0, margin=MARGIN
 )
-REFRESHING = Rule((PAYS, BEYOND_STEPS), premises=(EXIST,))
+REFRESHING = Rule((PAYS, BEYOND_STEPS), premises=PREMISES)
 
 
 def fixed_prefix(rows: Rows) -> Finding:
@@ -58,7 +62,7 @@ def fixed_prefix(rows: Rows) -> Finding:
     more = estimate(leads, "difference")
     return Finding(
         claim="S1",
-        decision=BEST_FIXED.decide({BETTER: BETTER.of(more), EXIST: _exist(leads)}),
+        decision=BEST_FIXED.decide({BETTER: BETTER.of(more), **_premises(leads)}),
         quantity=f"share of the lost loss regained inside the prefix, minus that inside {best}, "
         f"k = {_k(table)}",
         estimate=more,
@@ -85,7 +89,7 @@ def refreshed_prefix(rows: Rows) -> Finding:
     leads = _paired(table, "moving prefix", "prefix from step k")
     more = estimate(leads, "difference")
     over = estimate(_paired(table, "moving prefix", "moving random"), "difference")
-    measured = {PAYS: PAYS.of(more), BEYOND_STEPS: BEYOND_STEPS.of(over), EXIST: _exist(leads)}
+    measured = {PAYS: PAYS.of(more), BEYOND_STEPS: BEYOND_STEPS.of(over), **_premises(leads)}
     return Finding(
         claim="S2",
         decision=REFRESHING.decide(measured),
@@ -112,8 +116,8 @@ def refreshed_prefix(rows: Rows) -> Finding:
     )
 
 
-def _exist(leads: Rows) -> Condition:
-    return EXIST.of(len(leads))
+def _premises(leads: Rows) -> dict[Requirement, Condition]:
+    return {EXIST: EXIST.of(len(leads)), SAVES: SAVES.of(estimate(leads, "higher"))}
 
 
 def at_k(rows: Rows) -> list[Row]:
@@ -160,6 +164,7 @@ def _paired(table: Rows, first: str, second: str) -> list[Row]:
             "seed": row["seed"],
             "difference": number(row, "regained") - other[case],
             "other": other[case],
+            "higher": max(number(row, "regained"), other[case]),
         }
         for row in select(table, basis=first)
         if (case := of(row, CASE)) in other
@@ -260,6 +265,11 @@ CLAIMS = (
         f"the largest k below that more seeds have). {LEADS}",
         decide=fixed_prefix,
         figure="curves",
+        across=Across(
+            "share of the lost loss regained inside the prefix, minus that inside the best other "
+            "basis",
+            levels=BETTER.levels,
+        ),
     ),
     Claim(
         id="S2",
@@ -268,5 +278,11 @@ CLAIMS = (
         rule=f"{REFRESHING}. All train with equal steps and the same k. {LEADS}",
         decide=refreshed_prefix,
         figure="curves",
+        across=Across(
+            "share of the lost loss regained inside the moving prefix, minus that inside one that "
+            "stays",
+            levels=PAYS.levels,
+            reference="moving prefix minus moving random directions",
+        ),
     ),
 )

@@ -25,7 +25,7 @@ from frenet.measure.recovery import Recovery
 
 def damaged_rows(case: Case) -> Iterator[Row]:
     """Everything from the damaged point: the run, then all coordinates and every basis."""
-    run = case.recover(seed=run_seed(case))
+    run = case.recover(seed=run_seed(case), most=case.config.steps)
     yield _run_row(case, run)
     if run.stop is None:
         return

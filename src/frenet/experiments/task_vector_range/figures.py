@@ -98,10 +98,11 @@ def kept_chart(rows: Rows) -> object:
 def inside_chart(rows: Rows) -> object:
     """Share of the vector in bases of k directions."""
     table = [
-        {**row, "series": "captured"} for row in over_seeds(rows, by=("basis",), value="captured")
+        {**row, "series": "captured"}
+        for row in over_seeds(rows, by=("basis",), value="captured", least=0.0)
     ]
     for column, label in (("walk", "of a random walk"), ("random", "of a random basis")):
-        means = over_seeds(rows, by=("basis",), value=column)
+        means = over_seeds(rows, by=("basis",), value=column, least=0.0)
         table += [{**row, "series": label} for row in means]
     return dots(
         table,

@@ -198,20 +198,39 @@ def update_ranks(
     return ranks
 
 
-def _factors(
-    model: nn.Module,
-    space: ParamSpace,
-    step: Tensor,
-    start: Float[Tensor, " d"] | None = None,
-    *,
-    kinds: tuple[str, ...] = ("lora_A",),
-) -> Iterator[tuple[str, _Factors]]:
-    """The factors of every adapted module with their steps, at ``start`` or now."""
-    device = next(model.parameters()).device if start is None else step.device
+class AdaptedModule(NamedTuple):
+    """A module with one LoRA adapter.
+
+    Attributes:
+        prefix: name of the module.
+        A: name of the parameter A, (r, i).
+        B: name of the parameter B, (o, r).
+        scale: alpha / r.
+        turned: the weight is stored as (i, o).
+    """
+
+    prefix: str
+    A: str
+    B: str
+    scale: float
+    turned: bool
+
+
+def adapted_modules(
+    model: nn.Module, space: ParamSpace, *, kinds: tuple[str, ...] = ("lora_A",)
+) -> Iterator[AdaptedModule]:
+    """The modules with a factor in a space, in the order of the space.
+
+    Args:
+        model: a model with LoRA adapters.
+        space: holds both factors of an adapter, or one of them.
+        kinds: names of the first factor; ``lora_embedding_A`` is that of embeddings.
+
+    Raises:
+        ValueError: the space has no adapter, or one that is no plain LoRA.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    parts = space.unflatten(step.detach().float().to(device))
-    before = parameters if start is None else parameters | space.unflatten(start)
-    pairs = [sorted((name, other)) for name in parts if (other := other_half(name))]
+    pairs = [sorted((name, other)) for name in space.names if (other := other_half(name))]
     halves = dict.fromkeys((a, b) for a, b in pairs if any(f".{kind}." in a for kind in kinds))
     if not halves:
         raise UsageError("the parameter space has no LoRA adapter (no name with .lora_A.)")
@@ -229,9 +248,27 @@ def _factors(
         scale = float(module.scaling[adapter])
         b_now, a_now = (parameters[n].detach() for n in (other, name))
         _refuse_other_product(module, adapter, Factors(b_now, a_now, scale, turned), prefix)
-        A, B = (before[n].detach().float().to(device) for n in (name, other))
-        a_step, b_step = parts.get(name, torch.zeros_like(A)), parts.get(other, torch.zeros_like(B))
-        yield prefix, _Factors(B, A, b_step, a_step, scale, turned)
+        yield AdaptedModule(prefix, name, other, scale, turned)
+
+
+def _factors(
+    model: nn.Module,
+    space: ParamSpace,
+    step: Tensor,
+    start: Float[Tensor, " d"] | None = None,
+    *,
+    kinds: tuple[str, ...] = ("lora_A",),
+) -> Iterator[tuple[str, _Factors]]:
+    """The factors of every adapted module with their steps, at ``start`` or now."""
+    device = next(model.parameters()).device if start is None else step.device
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parts = space.unflatten(step.detach().float().to(device))
+    before = parameters if start is None else parameters | space.unflatten(start)
+    for m in adapted_modules(model, space, kinds=kinds):
+        A, B = (before[name].detach().float().to(device) for name in (m.A, m.B))
+        a_step = parts.get(m.A, torch.zeros_like(A))
+        b_step = parts.get(m.B, torch.zeros_like(B))
+        yield m.prefix, _Factors(B, A, b_step, a_step, m.scale, m.turned)
 
 
 def _refuse_other_product(module: Any, adapter: str, factors: Factors, prefix: str) -> None:

@@ -1,0 +1,214 @@
+"""The rule of C3 on rows made for it, and the column of its premise in a small run."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from experiments.small import small
+from frenet.experiments import EXPERIMENTS
+from frenet.experiments.basis_drift.findings import decide, drift_chart
+from frenet.experiments.basis_drift.measure import _loss_cells
+from frenet.experiments.setup import brackets
+from frenet.measure.drift import Losses
+
+Planted = list[dict[str, Any]]
+FAST = [0.30, 0.31, 0.32]
+
+
+def drifts(ratios: list[float], **changes: Any) -> Planted:
+    """Ratios at lag 100 over seeds; a random basis has 0.001 of the energy of a fresh one."""
+    base = {"table": "drift", "kind": "gradients", "lag": 100, "mode": "recovery", "space": "full"}
+    context = {"optimizer": "adam:1e-3", "control": 1.0, "chance": 0.001, "moved": 20.0}
+    return [
+        base | context | {"seed": s, "ratio": r, "control": 1.0 + 1e-3 * s} | changes
+        for s, r in enumerate(ratios)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "verdict"),
+    [
+        (FAST, "supported"),
+        ([0.90, 0.91, 0.92], "contradicted"),
+        ([0.50, 0.70, 0.90], "undecided"),
+        ([0.30, 0.31], "supported"),
+        ([0.30], "undecided"),
+        ([], "undecided"),
+    ],
+)
+def test_the_word(ratios: list[float], verdict: str) -> None:
+    assert decide(drifts(ratios)).verdict == verdict
+
+
+def test_an_undecided_ratio_says_how_many_seeds_would_settle_it() -> None:
+    needs = decide(drifts([0.50, 0.60, 0.75])).decision.needs
+    assert (needs.unit, needs.n) == ("seed", 3)
+    assert needs.about > 3
+    one = decide(drifts([0.3])).decision.needs
+    assert (one.n, one.about) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({"chance": 0.19}, "supported"),
+        ({"chance": 0.21}, "not testable"),
+        ({"moved": 1.1}, "supported"),
+        ({"moved": 0.9}, "not testable"),
+        ({"moved": 0.0}, "not testable"),
+        ({"control": 0.96}, "supported"),
+        ({"control": 0.94}, "not testable"),
+    ],
+)
+def test_the_premises(changes: dict[str, float], verdict: str) -> None:
+    """Fresh bases hold 5 times chance, the loss moved beyond its noise, the control is whole."""
+    assert decide(drifts(FAST, **changes)).verdict == verdict
+
+
+@pytest.mark.parametrize("other", [{"chance": 0.5}, {"moved": 0.01}])
+def test_a_path_without_a_premise_is_not_hidden_by_the_others(other: dict[str, float]) -> None:
+    """The mean of the energies over chance is 5,001, and that of the changes over noise 2.5."""
+    rows = drifts(FAST, chance=1e-4, moved=5.0) + drifts(FAST, optimizer="sgd:1", **other)
+    assert decide(rows).verdict == "not testable"
+
+
+def test_rows_without_the_column_say_what_the_criteria_alone_say() -> None:
+    """Stored runs of earlier versions have no column for the change of the loss."""
+    for ratios, alone in ((FAST, "supported"), ([0.9, 0.91, 0.92], "contradicted")):
+        finding = decide(drifts(ratios, moved=None))
+        assert finding.verdict == "not testable"
+        assert f"the criteria alone say {alone}" in finding.why
+
+
+def test_an_interval_that_touches_its_line_is_not_beyond_it() -> None:
+    assert decide(drifts([0.7, 0.7])).verdict == "undecided"
+    for premise in ({"control": 0.95}, {"chance": 0.2}, {"moved": 1.0}):
+        assert decide(drifts([0.3, 0.3], **premise)).verdict == "not testable"
+
+
+def test_only_gradients_at_lag_100_decide() -> None:
+    rows = drifts(FAST) + drifts([0.9] * 3, lag=10) + drifts([0.9] * 3, kind="updates")
+    assert decide(rows).verdict == "supported"
+
+
+def half_life(space: str, low: float, high: float | None) -> dict[str, Any]:
+    keys = {"table": "half_life", "kind": "gradients", "mode": "recovery", "space": space}
+    ends = {"steps": None, "steps_low": low, "steps_high": high, "longest": 200}
+    return {**keys, "optimizer": "adam:1e-3", **ends}
+
+
+LIFE = ("half-life above", "half-life at most", "runs halved", "runs", "longest lag")
+
+
+@pytest.mark.parametrize(
+    ("ends", "bracket"),
+    [
+        ([(50.0, 100.0), (100.0, None), (100.0, None)], (50.0, 100.0, 1, 3, 200)),
+        ([(50.0, 100.0), (5.0, 10.0), (20.0, 50.0)], (5.0, 100.0, 3, 3, 200)),
+        ([(0.0, 1.0), (0.0, 1.0), (0.0, 1.0)], (0.0, 1.0, 3, 3, 200)),
+        ([(100.0, None), (200.0, None), (200.0, None)], (100.0, None, 0, 3, 200)),
+    ],
+)
+def test_half_lives_of_several_runs_are_one_bracket_around_all(
+    ends: list[tuple[float, float | None]], bracket: tuple[float | None, ...]
+) -> None:
+    lives = [half_life("full", low, high) for low, high in ends]
+    (table,) = decide(drifts([0.5, 0.6, 0.7]) + lives).breakdowns
+    (row,) = table.rows
+    assert tuple(row[name] for name in LIFE) == bracket
+    assert row["ratio"] == pytest.approx(0.6)
+
+
+def test_stored_half_lives_between_two_looks_are_read_as_brackets() -> None:
+    """Also of updates, which are not measured within the first window."""
+    keys = {"seed": 0, "space": "full", "mode": "m", "task": "t", "optimizer": "o", "k": 2}
+    rows: Planted = []
+    looks = {"gradients": {1: 0.9, 10: 0.4, 100: 0.1}, "updates": {30: 0.2, 60: 0.1}}
+    for kind, ratios in looks.items():
+        own = {**keys, "kind": kind}
+        for lag, ratio in ratios.items():
+            rows.append({"table": "drift", **own, "lag": lag, "ratio": ratio, "displacement": 0.1})
+        rows.append({"table": "half_life", **own, "steps": 8.2, "distance": 0.09, "longest": 100.0})
+    before = [dict(row) for row in rows]
+    reread = EXPERIMENTS["basis-drift"].reread
+    found = [row for row in reread(rows) if row["table"] == "half_life"]
+    assert rows == before
+    assert [str(brackets.bracket_of(row)) for row in found] == ["between 1 and 10", "at most 30"]
+    assert [row["steps"] for row in found] == [None, None]
+    assert [row["distance_high"] for row in found] == [0.1, 0.1]
+    # Rows that have brackets already are left unchanged.
+    assert reread(found) == found
+
+
+def test_spaces_with_the_same_optimiser_are_told_apart() -> None:
+    rows = drifts([0.2, 0.2, 0.2], control=1.0)
+    rows += drifts([0.4, 0.4, 0.4], space="lora", control=0.96875, chance=0.125, moved=3.0)
+    rows.append(half_life("lora", 100.0, None))
+    (table,) = decide(rows).breakdowns
+    names = ("space", "ratio", "seeds", "frozen control", "random basis")
+    assert [tuple(row[name] for name in names) for row in table.rows] == [
+        ("full", pytest.approx(0.2), 3, 1.0, pytest.approx(0.001)),
+        ("lora", pytest.approx(0.4), 3, 0.96875, 0.125),
+    ]
+    assert [row["change of the loss over its noise"] for row in table.rows] == [20.0, 3.0]
+    assert [tuple(row[name] for name in LIFE) for row in table.rows] == [
+        (None, None, 0, 0, None), (100.0, None, 0, 1, 200)
+    ]  # fmt: skip
+
+
+def test_a_caution_on_damage_that_did_nothing_has_the_first_reason() -> None:
+    rows = [{"table": "notes", "seed": 0, "note": "weights measured in torch.float32"}]
+    assert decide([*drifts([0.2, 0.2]), *rows]).notes == ()
+    reasons = ("the loss went from 1.85 to 1.56", "the loss went from 1.85 to 1.60")
+    rows += [{"table": "notes", "note": f"labels left out: {reason}"} for reason in reasons]
+    (caution,) = decide([*drifts([0.2, 0.2]), *rows]).notes
+    assert all(words in caution for words in ("labels", "2 times", reasons[0]))
+
+
+def test_the_drift_chart_names_the_space_if_there_are_several() -> None:
+    for spaces, named in ((["full"], False), (["full", "lora"], True)):
+        rows = [row for space in spaces for row in drifts([0.5, 0.5], space=space)]
+        data = drift_chart(rows).to_dict()["datasets"].values()  # type: ignore[attr-defined]
+        paths = {row["path"] for part in data for row in part if "path" in row}
+        wanted = {f"adam:1e-3, {space}" if named else "adam:1e-3" for space in spaces}
+        assert paths == {*wanted, "frozen control", "threshold"}
+
+
+def losses(*rows: float) -> Losses:
+    return Losses(torch.tensor(rows, dtype=torch.float64), torch.ones(len(rows), dtype=torch.int64))
+
+
+def test_the_change_of_the_loss_is_counted_in_half_widths_of_its_interval() -> None:
+    """Differences 1, 2, 3: mean 2, half width 4.302653 / sqrt(3)."""
+    path = {0: losses(4.0, 4.0, 4.0), 5: losses(3.0, 2.0, 1.0)}
+    cells = _loss_cells(path, 5)
+    assert (cells["loss"], cells["loss_0"]) == (2.0, 4.0)
+    assert cells["moved"] == pytest.approx(2 / (4.302652729911275 / 3**0.5))
+    assert _loss_cells({0: path[5], 5: path[0]}, 5)["moved"] == pytest.approx(cells["moved"])
+    assert _loss_cells(path, 7) == {"loss": None, "loss_0": 4.0, "moved": None}
+
+
+def test_nothing_moved_without_a_change_and_one_example_has_no_interval() -> None:
+    still = losses(4.0, 3.0)
+    assert _loss_cells({0: still, 5: still}, 5)["moved"] == 0.0
+    assert _loss_cells({0: losses(4.0), 5: losses(3.0)}, 5)["moved"] is None
+
+
+@pytest.mark.usefixtures("rows")
+def test_the_column_of_a_small_run() -> None:
+    """Steps of length 0 move nothing, and training moves the loss beyond its noise."""
+    experiment = EXPERIMENTS["basis-drift"]
+    found = {}
+    for optimizer in ("sgd:0", "adam:1e-3"):
+        changes = {"modes": ("finetune",), "lags": (8,), "n": 6, "k": 2, "train_steps": 20}
+        config = replace(small("basis-drift", **changes), optimizers=(optimizer,), window=6)
+        (cell,) = experiment.cells(config)
+        rows = list(experiment.run(config, cell))
+        found[optimizer] = next(r for r in rows if r["table"] == "drift" and r["lag"] == 8)
+    assert found["sgd:0"]["moved"] == 0.0
+    assert found["sgd:0"]["loss"] == found["sgd:0"]["loss_0"]
+    moving = found["adam:1e-3"]
+    assert moving["loss"] < moving["loss_0"]
+    assert moving["moved"] > 1
