@@ -66,7 +66,7 @@ STEERS = {
 }
 ALONE = (
     "there are no vectors of other contrasts to compare {} with, since its source holds no other "
-    "contrast; pass a second one with --tasks"
+    "contrast; pass a second one with --tasks (of frenet reproduce: --statements)"
 )
 STRONGER = "a steering vector that moves answers no more than these has no effect to compare with"
 RULE = Rule((HALF, TWICE), premises=(*PREMISES, *STEERS.values()))
