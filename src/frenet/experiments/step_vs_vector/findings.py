@@ -13,11 +13,12 @@ from frenet.experiments.experiment import (
     finite,
 )
 from frenet.experiments.figures.charts import Axis, dots, lines
-from frenet.experiments.intervals import breakdown, select, series_over_seeds, share
+from frenet.experiments.intervals import breakdown, paired, select, series_over_seeds, share
 from frenet.experiments.setup.contrast_notes import (
     PREMISES,
     PUSHED,
     Counted,
+    by_prompts,
     by_space,
     cautions,
     contrasts_that_count,
@@ -81,7 +82,9 @@ def decision_of(rows: Rows, at: Rows) -> tuple[Counted, Decision]:
         {
             SHUFFLED: _chance(SHUFFLED, own, "p_shuffled"),
             MATCHED: _chance(MATCHED, own, "p_matched"),
-            OTHER: OTHER.of(over_units(own, "lead_other")),
+            OTHER: OTHER.of(
+                over_units(own, "lead_other") if by_prompts(own) else paired(own, "cosine", "other")
+            ),
             NEAR: NEAR.of(over_units(own, "lead")),
             **counted.premises,
         }
