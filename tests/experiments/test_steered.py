@@ -49,8 +49,9 @@ def test_what_a_model_knows_comes_with_its_interval_over_prompts() -> None:
     swapped, note = asked(planted(0, swapped=True))
     assert swapped["known_high"] < 0.25
     assert "answers swapped" in note["note"]
-    few, note = asked(planted(0, rows=12))
-    assert (few["prompts"], "too narrow" in note["note"]) == (12, True)
+    few, *notes = asked(planted(0, rows=12))
+    assert few["prompts"] == 12
+    assert any("too narrow" in note["note"] for note in notes)
 
 
 def test_choices_are_known_by_their_accuracy() -> None:

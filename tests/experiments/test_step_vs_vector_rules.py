@@ -107,7 +107,7 @@ def test_what_is_undecided_says_how_many_prompts_there_are() -> None:
 
 
 def test_rows_of_an_earlier_version_lack_premises() -> None:
-    """They give no verdict of their own, and no error; charts show what there is."""
+    """They say what the criteria alone say; charts show what there is."""
     old = [
         {k: row[k] for k in ("table", "seed", "space", "behaviour", "push", "part", "block",
                              "chosen", "cosine", "null", "other")}
@@ -119,8 +119,11 @@ def test_rows_of_an_earlier_version_lack_premises() -> None:
         for row in over_seeds([0.6, 0.62, 0.61])
         if row["table"] == "behaviour"
     ]
-    assert only(decide(old + known)).verdict in ("not testable", "undecided")
-    assert only(decide(old)).verdict in ("not testable", "undecided")
+    for rows, premise in ((old + known, "step's shift for b"), (old, "own answers for b")):
+        finding = only(decide(rows))
+        assert finding.verdict == "not testable"
+        assert f"{premise} was not measured" in finding.why
+        assert "the criteria alone say undecided" in finding.why
     layers = layer_chart(old).to_dict()["spec"]["layer"]
     assert [each["encoding"]["y"]["scale"]["domain"] for each in layers] == [[-1, 1]] * len(layers)
 

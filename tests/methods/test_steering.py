@@ -14,6 +14,7 @@ from frenet.methods.steering import (
     caa,
     contrast_streams,
     gradient_shift,
+    group_shifts,
     principal_difference,
     push_gradient,
     push_items,
@@ -154,6 +155,21 @@ def test_the_gradient_is_that_of_the_mean_loss(family, answers):
                 )
     torch.testing.assert_close(found, total, atol=1e-5, rtol=1e-3)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_shifts_by_groups_add_up_to_that_of_the_whole_step():
+    """8 prompts in groups of 3, 3 and 2; with more groups than prompts each is one."""
+    model = tiny_llama()
+    space = ParamSpace.select(model, lambda _, p: p.is_floating_point())
+    prompts, rows = push_items(CHOICES), shifted_prompts(STATEMENTS)
+    whole = activation_shift(
+        model, rows, -push_gradient(model, prompts, space=space), space=space, blocks=[0, 1]
+    )
+    for groups, counts in ((3, [3.0, 3.0, 2.0]), (20, [1.0] * 8)):
+        each, sizes = group_shifts(model, prompts, rows, space=space, blocks=[0, 1], groups=groups)
+        assert sizes.tolist() == counts
+        mean = torch.einsum("g,gmlh->mlh", sizes / 8, each)
+        torch.testing.assert_close(mean, whole, rtol=1e-3, atol=1e-5)
 
 
 def test_the_shift_of_an_adapter_moves_its_zero_half_only():

@@ -63,8 +63,6 @@ class Screen(ReadingConfig, LoadingConfig):
     """Label of the positive side. Empty: yes, true, positive or 1, else the first label."""
     words: tuple[str, ...] = ()
     """Answers of the positive and of the negative side. Empty: the labels."""
-    max_length: int = 256
-    """Longest prompt in tokens; longer ones lose their beginning."""
     rows: int = 200
     """Most prompts of each contrast, drawn at random, half of them of each class."""
     json: Switch = False

@@ -40,7 +40,7 @@ def shifts_of(
         *group_shifts(
             subject.model,
             push_items(subject.parts["push"], towards=towards, flipped=flipped),
-            shifted_prompts(subject.parts["moved"]),
+            shifted_prompts(subject.parts["moved"])[: config.shifted],
             space=subject.space,
             blocks=blocks,
             groups=config.groups,

@@ -74,6 +74,8 @@ class SteeringConfig(ReadingConfig, LoadingConfig):
     groups: int = 10
     """Groups of the prompts of the gradient step, each with a gradient and a shift of its own, for
     the reliability of the shift."""
+    shifted: int = 48
+    """Most prompts that are shifted. Each takes about three forward passes for every group."""
     resamples: int = 1000
     """Bootstrap samples of the prompts."""
     blocks: tuple[int, ...] = ()

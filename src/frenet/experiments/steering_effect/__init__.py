@@ -45,7 +45,8 @@ EXPERIMENT = Experiment(
         "cpu": Config(rows=192, spaces=("full", "lora")),
         "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(
-            seeds=(0,), pushes=("own",), draws=4, doses=(0.02, 0.05, 0.1, 0.3), equal_rows=12
+            seeds=(0,), pushes=("own",), shifted=24, draws=4, doses=(0.02, 0.05, 0.1, 0.3),
+            equal_rows=12,
         ),
     },
     changes={

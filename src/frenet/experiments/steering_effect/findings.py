@@ -66,7 +66,7 @@ STEERS = {
 }
 ALONE = (
     "there are no vectors of other contrasts to compare {} with, since its source holds no other "
-    "contrast; pass a second one with --tasks"
+    "contrast; pass a second one with --tasks (of frenet reproduce: --statements)"
 )
 STRONGER = "a steering vector that moves answers no more than these has no effect to compare with"
 RULE = Rule((HALF, TWICE), premises=(*PREMISES, *STEERS.values()))
@@ -154,9 +154,7 @@ def _over_prompts(strata: list[list[float]]) -> Estimate | None:
     )
     if wide.low is None or wide.high is None or inner.low is None or inner.high is None:
         return wide._replace(unit="prompt")
-    return wide._replace(
-        unit="prompt", raw=(wide.low, wide.high), narrow=(inner.low, inner.high)
-    )
+    return wide._replace(unit="prompt", raw=(wide.low, wide.high), narrow=(inner.low, inner.high))
 
 
 def _together(slopes: Rows, weight: float) -> list[Row]:

@@ -33,7 +33,7 @@ EXPERIMENT = Experiment(
         "demo": Config(pushes=("own",), **DEMO_NETWORK),
         "cpu": Config(rows=192, spaces=("full", "lora")),
         "gpu": Config(rows=192, spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
-        "lm": Config(seeds=(0,), pushes=("own",)),
+        "lm": Config(seeds=(0,), pushes=("own",), shifted=24),
     },
     changes={
         MODEL: {

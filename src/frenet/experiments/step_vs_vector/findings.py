@@ -13,11 +13,12 @@ from frenet.experiments.experiment import (
     finite,
 )
 from frenet.experiments.figures.charts import Axis, dots, lines
-from frenet.experiments.intervals import breakdown, select, series_over_seeds, share
+from frenet.experiments.intervals import breakdown, paired, select, series_over_seeds, share
 from frenet.experiments.setup.contrast_notes import (
     PREMISES,
     PUSHED,
     Counted,
+    by_prompts,
     by_space,
     cautions,
     contrasts_that_count,
@@ -40,9 +41,7 @@ MOST_P = 0.999
 COSINE = "the cosine at the chosen block"
 SHUFFLED = Chance(f"{COSINE} among those of shuffled labels", LIMIT)
 MATCHED = Chance(f"{COSINE} among those of random vectors with the stream's covariance", LIMIT)
-OTHER = Criterion(
-    COSINE, over="the cosine of the step towards the other answer", contradicts=False
-)
+OTHER = Criterion(COSINE, over="the cosine of the step towards the other answer", contradicts=False)
 NEAR = Criterion(f"{COSINE} minus the mean of its null", below=0.1)
 RULE = Rule((SHUFFLED, MATCHED, OTHER), premises=PREMISES, against=(NEAR,))
 
@@ -83,7 +82,9 @@ def decision_of(rows: Rows, at: Rows) -> tuple[Counted, Decision]:
         {
             SHUFFLED: _chance(SHUFFLED, own, "p_shuffled"),
             MATCHED: _chance(MATCHED, own, "p_matched"),
-            OTHER: OTHER.of(over_units(own, "lead_other")),
+            OTHER: OTHER.of(
+                over_units(own, "lead_other") if by_prompts(own) else paired(own, "cosine", "other")
+            ),
             NEAR: NEAR.of(over_units(own, "lead")),
             **counted.premises,
         }
@@ -112,9 +113,7 @@ def combined(at: Rows, column: str) -> float | None:
     return float(stats.combine_pvalues(known, method="stouffer").pvalue)
 
 
-def _finding(
-    rows: Rows, at: Rows, case: str, decision: Decision, left: tuple[str, ...]
-) -> Finding:
+def _finding(rows: Rows, at: Rows, case: str, decision: Decision, left: tuple[str, ...]) -> Finding:
     reach = share(at, "reach")
     most = "" if reach is None else f", which is at most {reach.value:.2f} by both ceilings"
     names = ", ".join(dict.fromkeys(str(row["behaviour"]) for row in at))
@@ -245,9 +244,7 @@ TABLES = {
         Column("lead_other_low", "", "lower end of its interval over prompts", "reference"),
         Column("lead_other_high", "", "its upper end", "reference"),
         Column("without_answer", "", "without the directions of the answers", "measure", "cosine"),
-        Column(
-            "whitened", "", "in units of the stream's covariance", "measure", "whitened_null"
-        ),
+        Column("whitened", "", "in units of the stream's covariance", "measure", "whitened_null"),
         Column("whitened_null", "", "95% quantile of its modulus, labels shuffled", "reference"),
         Column("p_whitened", "", "one-sided, of the whitened cosine", "measure", "p_limit"),
     ),
