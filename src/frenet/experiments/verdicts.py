@@ -98,7 +98,9 @@ class Criterion:
         """
         least, most = self.lines
         line = most if math.isinf(least) else least
-        levels = {self.predicate: self.within or (line, None)}
+        levels: dict[str, tuple[float, float | None]] = {
+            self.predicate: self.within or (line, None)
+        }
         if self.margin is not None:
             levels[f"equal within {self.margin:g}"] = (-self.margin, self.margin)
         return levels

@@ -173,9 +173,7 @@ def _left(found: Pool) -> list[str]:
 
 def _no_mean(found: Pool) -> str:
     """Why there is no mean."""
-    if found.across.apart:
-        return found.across.apart
-    return f"{'one network counts' if found.counted else 'no network counts'}"
+    return found.across.apart or f"{'one' if found.counted else 'no'} network counts"
 
 
 def _in_brackets(ends: tuple[float, float]) -> str:
