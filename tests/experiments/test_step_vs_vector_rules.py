@@ -207,7 +207,7 @@ def test_each_space_is_a_case() -> None:
     rows = over_seeds([0.6, 0.62, 0.61]) + over_seeds([0.02, 0.03, 0.01], space="lora", **NO)
     found = decide(rows)
     assert [(f.name, f.verdict) for f in found] == [
-        ("C6 with all weights", "supported"),
+        ("C6", "supported"),
         ("C6 with LoRA", "contradicted"),
     ]
     assert [f.name for f in decide(over_seeds([0.6, 0.62, 0.61]))] == ["C6"]

@@ -122,3 +122,11 @@ def test_either_end_misses_in_at_most_five_percent(correlation):
 def test_what_cannot_be_said_is_refused(successes, trials, level, message):
     with pytest.raises(ValueError, match=message):
         clustered_share(successes, trials, level=level)
+
+
+def test_the_error_of_a_share_without_clusters_is_that_of_independent_trials():
+    """Half the likelihood interval over the normal quantile, against sqrt(p (1 - p) / N)."""
+    found = clustered_share([600, 602, 598, 601, 599], [1000] * 5).estimate
+    assert found.error == pytest.approx((found.high - found.low) / 2 / 1.959964)
+    assert found.error == pytest.approx(math.sqrt(0.6 * 0.4 / 5000), rel=0.1)
+    assert clustered_share([3], [4]).estimate.error is None

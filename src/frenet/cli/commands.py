@@ -122,7 +122,7 @@ def _report(args: list[str]) -> int:
     if not options.runs:
         raise UsageError("give the runs to report: frenet report FOLDER [FOLDER ...]")
     with printing(options.json) as show:
-        from frenet.report import export, write_report, write_results
+        from frenet.report import export, pooled_lines, write_report, write_results
         from frenet.report.figures import undrawable
         from frenet.runs import find_runs, read_run
 
@@ -140,7 +140,7 @@ def _report(args: list[str]) -> int:
         facts = {"command": "report", "report": str(report), "export": path_text(options.export)}
         facts["results"] = path_text(options.results)
         if options.json:
-            show_runs(show, runs, facts, as_json=True)
+            show_runs(show, runs, facts | {"networks": pooled_lines(runs)}, as_json=True)
         else:
             show(f"report: {report}")
             if why := undrawable():

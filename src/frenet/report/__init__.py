@@ -1,6 +1,6 @@
 """From runs to what people read: one HTML file, figures as PNG and SVG, tables as CSV."""
 
-from frenet.report.page import export, write_report
+from frenet.report.page import export, pooled_lines, write_report
 from frenet.report.results import write_results
 
-__all__ = ["export", "write_report", "write_results"]
+__all__ = ["export", "pooled_lines", "write_report", "write_results"]

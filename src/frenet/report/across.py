@@ -37,7 +37,7 @@ HEADINGS = (
 TABLE = "networks"
 # In the figures: the series of estimates, the line of the prediction interval, and how much longer
 # the axis is than the estimates.
-OWN, NEXT, MORE = "estimate", "next network", 1.04
+OWN, NEXT, MORE = "estimate", "next network\nprediction", 1.04
 # Larger numbers have no exponential.
 LARGEST = 700.0
 
@@ -152,7 +152,7 @@ def _interval(low: float | None, high: float | None, across: Across) -> tuple[fl
 
 def cells(found: Pool) -> tuple[str, ...]:
     """The line of a table after its claim, in the order of ``HEADINGS``."""
-    left = "; ".join(_left(found))
+    left = "; ".join(_left(found)) or NONE
     counted = f"{len(found.counted)} of {len(found.entries)}"
     if found.mean is None or found.between is None:
         return counted, f"{NONE} ({_no_mean(found)})", NONE, NONE, left
@@ -173,9 +173,7 @@ def _left(found: Pool) -> list[str]:
 
 def _no_mean(found: Pool) -> str:
     """Why there is no mean."""
-    if found.across.apart:
-        return found.across.apart
-    return f"{'one network counts' if found.counted else 'no network counts'}"
+    return found.across.apart or f"{'one' if found.counted else 'no'} network counts"
 
 
 def _in_brackets(ends: tuple[float, float]) -> str:
@@ -188,7 +186,8 @@ def section(found: Sequence[Pool], *, static: bool) -> Markup:
     numbers = tag("a", "the table above", href=f"#{TABLE}-table")
     drawn = (framed(one.id, *forest(one), numbers, static=static) for one in found)
     forests = tag("div", *drawn, class_="forests")
-    return tag("section", head, tag("p", EXPLAINED), _table(found), forests, id=TABLE)
+    inside = (head, tag("p", EXPLAINED), _table(found), forests)
+    return tag("section", *inside, id=TABLE, class_="chapter")
 
 
 def _table(found: Sequence[Pool]) -> Markup:
@@ -207,11 +206,13 @@ def _table(found: Sequence[Pool]) -> Markup:
 def forest(found: Pool) -> tuple[Figure, Rows]:
     """The networks of one claim, with their mean, as a figure and its rows."""
     title = f"{found.name}. {found.claim.statement}"
-    figure = Figure(found.id, title, _caption(found), TABLE, partial(_chart, found))
-    return figure, figures.rows_of(figure, _rows(found))
+    rows = _rows(found)
+    axis = _axis(found, rows)
+    figure = Figure(found.id, title, _caption(found, axis), TABLE, partial(_chart, found, axis))
+    return figure, figures.rows_of(figure, rows)
 
 
-def _caption(found: Pool) -> str:
+def _caption(found: Pool, axis: Axis) -> str:
     quantity = found.across.quantity
     parts = [f"{quantity[:1].upper()}{quantity[1:]}: every network with its 95% interval."]
     if found.mean is None:
@@ -219,11 +220,20 @@ def _caption(found: Pool) -> str:
     else:
         parts.append("The diamond is the mean on its 95% interval; it decides nothing.")
     if found.next is not None:
-        parts.append("The last line is the 95% prediction interval for the next network.")
+        parts.append("Below it is the 95% prediction interval for the next network.")
+    if found.mean is not None and _cut(found, axis):
+        parts.append("Intervals that are wider than the frame are cut.")
     if found.left_out and not found.across.apart:
         parts.append(f"Left out of the mean: {'; '.join(_left(found))}.")
-    parts.append("Intervals end at the frame.")
     return " ".join(parts)
+
+
+def _cut(found: Pool, axis: Axis) -> bool:
+    """Whether the interval of the mean or of the next network does not fit into the frame."""
+    least, most = axis.domain or found.across.limits
+    mean = found.mean or Estimate(math.nan)
+    ends = [end for end in (mean.low, mean.high, *(found.next or ())) if end is not None]
+    return any(not least <= end <= most for end in ends)
 
 
 def _rows(found: Pool) -> list[Row]:
@@ -248,7 +258,7 @@ def _rows(found: Pool) -> list[Row]:
 
 
 def _mean_label(found: Pool) -> str:
-    return f"mean of {len(found.counted)} networks"
+    return f"mean of {len(found.counted)} networks\ndecides nothing"
 
 
 def _row(label: str, series: str, value: Estimate | None) -> Row:
@@ -259,16 +269,16 @@ def _row(label: str, series: str, value: Estimate | None) -> Row:
     )
 
 
-def _chart(found: Pool, rows: Rows) -> Any:
+def _chart(found: Pool, axis: Axis, rows: Rows) -> Any:
     across = found.across
     rules = [Rule(f"the rule: {label}", *ends) for label, ends in across.levels.items()]
     chart = dots(
         rows,
-        x=_axis(found, rows),
+        x=axis,
         row=Axis("network"),
         colour="series",
         rules=[*([across.reference] if across.reference else []), *rules],
-        bold=[_mean_label(found)],
+        bold=[_mean_label(found), NEXT],
     )
     return chart.properties(description=_words(found))
 
@@ -291,9 +301,9 @@ def _words(found: Pool) -> str:
     """The figure as text."""
     parts = [f"{e.run}: {estimate(e.finding.estimate)}, {e.finding.verdict}" for e in found.entries]
     if found.mean is not None:
-        parts.append(f"{_mean_label(found)}: {estimate(found.mean._replace(n=0))}")
+        parts.append(f"mean: {estimate(found.mean._replace(n=0))}")
     if found.next is not None:
-        parts.append(f"{NEXT}: {_in_brackets(found.next)}")
+        parts.append(f"next network: {_in_brackets(found.next)}")
     return f"{found.across.quantity}. {'; '.join(parts)}."
 
 

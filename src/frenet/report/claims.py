@@ -35,17 +35,17 @@ class Entry(NamedTuple):
         claim: the claim.
         finding: what the run says.
         run: the label of the network.
-        model: the network itself, which has another label in each of several runs.
         figure: the anchor of the claim's figure.
         tables: the anchors of its tables.
+        model: the network itself, which has another label in each of several runs.
     """
 
     claim: Claim
     finding: Finding
     run: str
-    model: str
     figure: str | None
     tables: tuple[str, ...] = ()
+    model: str = ""
 
 
 def answer(decisions: Sequence[Entry]) -> str:

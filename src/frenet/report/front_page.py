@@ -42,9 +42,9 @@ def decided(network: Network) -> list[Entry]:
             claim,
             finding,
             part.label,
-            str(part.run.config.get("model", "")),
             part.anchor(claim.figure),
             tuple(part.breakdown_anchor(finding, i) for i in range(len(finding.breakdowns))),
+            str(part.run.config.get("model", "")),
         )
         for part in network.parts
         for claim, finding in decide_claims(part.experiment, part.run)

@@ -81,6 +81,28 @@ def write_report(
     return write_whole(out, page.encode(), moves="frenet report RUN --out FILE")
 
 
+def pooled_lines(
+    runs: Sequence[Run], *, experiments: Mapping[str, Study] | None = None
+) -> list[dict[str, Any]]:
+    """One line per claim over several networks, as JSON values; they decide nothing.
+
+    Args:
+        runs: finished or partial runs.
+        experiments: name -> experiment; default: those of frenet.
+
+    Returns:
+        For every claim on two networks or more: the mean over networks and its 95% interval, the
+        standard deviation ``between`` them (of logarithms if ``scale`` is "log"), the 95%
+        prediction interval for the ``next`` network, and the networks left out, with the reason.
+
+    Raises:
+        ValueError: no run, or a run of an unknown experiment.
+    """
+    networks = grouped(sections_of(runs, experiments))
+    decisions = [decision for network in networks for decision in decided(network)]
+    return [across.as_dict(found) for found in across.pools(decisions)]
+
+
 def export(
     runs: Sequence[Run],
     out_dir: Path,

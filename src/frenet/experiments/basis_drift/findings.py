@@ -246,7 +246,7 @@ CLAIMS = (
         decide=decide,
         figure="drift",
         across=Across(
-            f"energy of new gradients in a basis made {LAG} steps earlier, relative to a fresh one",
+            f"energy in a basis made {LAG} steps earlier, relative to a fresh one",
             levels=RATIO.levels,
             reference="frozen control",
             limits=(0.0, math.inf),

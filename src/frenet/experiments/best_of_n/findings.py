@@ -136,10 +136,10 @@ def _covered(inside: Rows) -> Estimate | None:
 
 def _exponential(value: Estimate | None) -> Estimate | None:
     """A mean of logarithms as a geometric mean."""
-    if value is None or value.low is None or value.high is None:
-        return value if value is None else Estimate(math.exp(value.value))
-    low, high = math.exp(value.low), math.exp(value.high)
-    return Estimate(math.exp(value.value), low, high, value.n)
+    if value is None:
+        return None
+    low, high = (None if end is None else math.exp(end) for end in (value.low, value.high))
+    return Estimate(math.exp(value.value), low, high, value.n, value.unit)
 
 
 def searched(rows: Rows, *, table: str = "best") -> list[Row]:

@@ -294,7 +294,7 @@ CLAIMS = (
         across=Across(
             f"held-out gradient energy in the top {K} directions",
             levels=ENOUGH.levels,
-            reference="higher of the two nulls",
+            reference="higher null",
             limits=(0.0, 1.0),
         ),
     ),

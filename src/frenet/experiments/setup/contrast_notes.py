@@ -14,8 +14,8 @@ from frenet.statistics.intervals import Estimate, student_factor
 
 CONTRAST = ("behaviour", "space")
 PUSHED = (*CONTRAST, "push")
-# The parameters that step, as the case of a claim.
-SPACES = {"full": "with all weights", "lora": "with LoRA"}
+# The case of a claim by the parameters that step: all weights are the claim itself.
+CASES = {"full": "", "lora": "with LoRA"}
 
 KNOWN = Criterion("the AUC (for choices, the accuracy) of the model's own answers", above=CHANCE)
 VECTOR = Criterion("the split-half cosine of the contrast vector", above=0.3)
@@ -162,9 +162,8 @@ def over_units(
 
 
 def by_space(rows: Rows) -> list[tuple[str, str]]:
-    """Each space of the rows with the name of its case, which is empty if there is only one."""
-    spaces = list(dict.fromkeys(str(row["space"]) for row in rows))
-    return [(space, SPACES.get(space, space) if spaces[1:] else "") for space in spaces]
+    """Each space of the rows with the name of its case, the same on every network."""
+    return [(space, CASES[space]) for space in dict.fromkeys(str(row["space"]) for row in rows)]
 
 
 def cautions(rows: Rows, table: str, left: Sequence[str] = ()) -> list[str]:

@@ -328,7 +328,7 @@ CLAIMS = (
         across=Across(
             "slope for the gradient shift over that for the contrast vector",
             levels={f"alike from {WITHIN[0]:g} to {WITHIN[1]:g}": WITHIN},
-            reference="largest of the random vectors of equal covariance",
+            reference="random of equal covariance",
             apart="the rule compares two slopes, whose size depends on the network; their ratio "
             "has no mean if the slope of a contrast vector may be 0",
         ),

@@ -258,8 +258,8 @@ CLAIMS = (
         decide=decide,
         figure="layers",
         across=Across(
-            "cosine of the shift by a gradient step with the contrast vector",
-            reference="higher of the two nulls' 95% quantiles",
+            "cosine of gradient shift and contrast vector",
+            reference="higher null, 95%",
             limits=(-1.0, 1.0),
         ),
     ),

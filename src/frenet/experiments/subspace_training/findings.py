@@ -266,8 +266,7 @@ CLAIMS = (
         decide=fixed_prefix,
         figure="curves",
         across=Across(
-            "share of the lost loss regained inside the prefix, minus that inside the best other "
-            "basis",
+            "share of the lost loss regained, prefix minus best other basis",
             levels=BETTER.levels,
         ),
     ),
@@ -279,10 +278,9 @@ CLAIMS = (
         decide=refreshed_prefix,
         figure="curves",
         across=Across(
-            "share of the lost loss regained inside the moving prefix, minus that inside one that "
-            "stays",
+            "share of the lost loss regained, moving prefix minus one that stays",
             levels=PAYS.levels,
-            reference="moving prefix minus moving random directions",
+            reference="minus moving random directions",
         ),
     ),
 )
