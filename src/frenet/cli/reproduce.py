@@ -55,7 +55,6 @@ def reproduce(
     from frenet.experiments.reproduce import PRESETS, folder_names, parts
     from frenet.experiments.reproduce.power import powers
     from frenet.experiments.reproduce.registered import declaration, read_registered
-    from frenet.report import write_report
     from frenet.runs import reproduction_out
 
     name = preset_of(args)
@@ -78,36 +77,43 @@ def reproduce(
         if registered is not None:
             todo = registered.chosen(todo)
         out = work.out or reproduction_out(name, settings)
-        folders = [out / folder for folder in folder_names(todo)]
-        forecasts, before = _forecasts(todo, folders, name, work)
+        planned = [
+            Planned(
+                part.experiment, part.config, out / folder,
+                registered.of(part.experiment) if registered else None,
+            )
+            for part, folder in zip(todo, folder_names(todo), strict=True)
+        ]  # fmt: skip
+        forecasts, before = _forecasts(todo, [task.out for task in planned], name, work)
         facts = _say_costs(todo, forecasts, before, work, out=out)
         if not work.plan:
-            planned = zip(todo, folders, strict=True)
-            runs, failed = execute_all(
-                [
-                    Planned(
-                        part.experiment,
-                        part.config,
-                        folder,
-                        registered.of(part.experiment) if registered else None,
-                    )
-                    for part, folder in planned
-                ],
-                work,
-                so_far=_Reports(out / "report.html", quiet=work.quiet),
-            )
-            report = write_report(runs, out / "report.html") if runs else None
-            facts |= {"failed": failed, "report": path_text(report)}
-            show_runs(show, runs, facts, as_json=work.json)
-            if report is not None and not work.json:
-                show(f"report: {report}")
-            return NO_RESULT if failed or any(run.failures for run in runs) else DONE
+            return _run(planned, work, out, facts, show)
         able = powers(todo)
         if work.json:
             show(facts | {"power": [power._asdict() for power in able]})
         for power in able if not work.json else ():
             show(str(power))
     return DONE
+
+
+def _run(
+    planned: Sequence[Planned],
+    work: Reproducing,
+    out: Path,
+    facts: dict[str, Any],
+    show: Callable[[Any], None],
+) -> int:
+    """Run everything, write the report, and print what was found."""
+    from frenet.report import write_report
+
+    so_far = _Reports(out / "report.html", quiet=work.quiet)
+    runs, failed = execute_all(planned, work, so_far=so_far)
+    report = write_report(runs, out / "report.html") if runs else None
+    facts |= {"failed": failed, "report": path_text(report)}
+    show_runs(show, runs, facts, as_json=work.json)
+    if report is not None and not work.json:
+        show(f"report: {report}")
+    return NO_RESULT if failed or any(run.failures for run in runs) else DONE
 
 
 class _Reports:

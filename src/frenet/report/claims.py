@@ -135,9 +135,9 @@ def claims_table(decisions: Sequence[Entry]) -> Markup:
 def badge(decision: Decision) -> Markup:
     """The verdict as a word with a sign; the colour only repeats it."""
     icon = tag("span", ICONS[decision.verdict], aria_hidden="true", class_="icon")
-    detail = [tag("small", f" ({decision.detail})")] if decision.detail else []
     name = decision.verdict.replace(" ", "-")
-    return tag("span", icon, decision.verdict, *detail, class_=f"badge {name}")
+    word = tag("span", icon, decision.verdict, class_=f"badge {name}")
+    return join((word, tag("small", decision.detail, class_="detail"))) if decision.detail else word
 
 
 def _claim(decision: Entry, *, named: bool) -> Markup:
