@@ -61,6 +61,7 @@ build/peers/installed: benchmarks/peers.txt | .venv/installed
 pages: .venv/installed
 	$(BIN)/frenet report docs/results --results docs/results --out build/report.html
 	$(BIN)/python docs/pilot.py
+	$(BIN)/python docs/spreads.py
 
 # The pages are in site/, and open from there without a server.
 docs: .venv/installed

@@ -2,6 +2,7 @@
 
 import io
 import json
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from rich.console import Console
 
 from frenet import cli
 from frenet.cli import reproduce as command
-from frenet.experiments.reproduce import PRESETS, Part, Reproduction, parts
+from frenet.experiments.reproduce import PRESETS, Part, Reproduction, parts, power
 from frenet.experiments.reproduce.costs import stored
 from frenet.network import memory
 from frenet.runs import read_run
 from frenet.runs.forecast import Forecast, Speed
+from frenet.statistics.intervals import Sample
+from frenet.statistics.power import smallest_effect, smallest_margin
 
 SMALL = [
     "reproduce", "--preset", "smoke", "--networks", "synthetic", "--experiments", "gradient-rank",
@@ -172,3 +175,30 @@ def test_mistakes_are_said_in_one_line(capsys):
     assert "--address is of a Ray cluster; pass --engine ray" in capsys.readouterr().err
     assert cli.main(["reproduce", "--networks", "nowhere.gguf"]) == 2
     assert "there is no file or folder nowhere.gguf" in capsys.readouterr().err
+
+
+def test_the_plan_says_what_the_seeds_can_show(capsys):
+    """By the smallest effect of a stored spread; one seed gives no verdict."""
+    assert cli.main([*SMALL, "--seeds", "3", "4", "5", "6", "7", "--plan"]) == 0
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("C1 on")]
+    values = json.loads(Path(power.__file__).with_name(power.FILE).read_text("utf-8"))
+    spread = values["C1"]["synthetic"]
+    assert f"is {smallest_effect(Sample(0.0, spread, 5)):.2g} from the line" in line
+    assert f"spread over seeds {spread:.2g}" in line
+    assert cli.main([*SMALL, "--seeds", "3", "--plan", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["power"]
+    assert {one["smallest"] for one in found} == {None}
+    assert found[0]["seeds"] == 1
+
+
+@pytest.mark.parametrize("claim", ["C1", "C4b", "S1"])
+def test_a_network_without_earlier_seeds_takes_the_median_of_the_others(claim):
+    todo = parts(Reproduction(networks=("elsewhere/other-model",), seeds=(3, 4, 5)), "cpu")
+    stored = json.loads(Path(power.__file__).with_name(power.FILE).read_text("utf-8"))[claim]
+    found = [one for one in power.powers(todo) if one.claim == claim]
+    assert found
+    for one in found:
+        sample = Sample(0.0, statistics.median(stored.values()), 3)
+        equality = "within" in one.line
+        expected = smallest_margin(sample) if equality else smallest_effect(sample)
+        assert one.smallest == pytest.approx(expected)

@@ -11,7 +11,7 @@ from frenet.experiments import EXPERIMENTS
 from frenet.experiments.basis_drift import findings
 from frenet.experiments.basis_drift.findings import drift_chart
 from frenet.experiments.basis_drift.measure import _loss_cells
-from frenet.experiments.experiment import Finding
+from frenet.experiments.experiment import MADE, MODEL, Finding
 from frenet.experiments.setup import brackets
 from frenet.measure.drift import Losses
 
@@ -98,6 +98,14 @@ def test_an_interval_that_touches_its_line_is_not_beyond_it() -> None:
 def test_only_gradients_at_lag_100_decide() -> None:
     rows = drifts(FAST) + drifts([0.9] * 3, lag=10) + drifts([0.9] * 3, kind="updates")
     assert decide(rows).verdict == "supported"
+
+
+def test_a_network_that_was_made_on_its_tasks_is_not_fine_tuned_on_them() -> None:
+    experiment = EXPERIMENTS["basis-drift"]
+    for preset in ("smoke", "demo", "cpu", "gpu"):
+        made, pretrained = (experiment.settings(preset, kind) for kind in (MADE, MODEL))
+        assert (made.modes, pretrained.modes) == (("recovery",), ("recovery", "finetune"))
+        assert replace(made, modes=pretrained.modes) == pretrained
 
 
 def half_life(space: str, low: float, high: float | None) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def reproduce(
     """``frenet reproduce``, or a command that is one with other networks by default."""
     from frenet._files import write_whole
     from frenet.experiments.reproduce import PRESETS, folder_names, parts
+    from frenet.experiments.reproduce.power import powers
     from frenet.experiments.reproduce.registered import declaration, read_registered
     from frenet.report import write_report
     from frenet.runs import reproduction_out
@@ -101,8 +102,11 @@ def reproduce(
             if report is not None and not work.json:
                 show(f"report: {report}")
             return NO_RESULT if failed or any(run.failures for run in runs) else DONE
+        able = powers(todo)
         if work.json:
-            show(facts)
+            show(facts | {"power": [power._asdict() for power in able]})
+        for power in able if not work.json else ():
+            show(str(power))
     return DONE
 
 

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 
 from frenet.experiments.basis_drift.findings import CLAIMS, FIGURES, TABLES, reread
-from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later
+from frenet.experiments.experiment import (
+    MADE,
+    MODEL,
+    SYNTHETIC,
+    USUAL_PRESETS,
+    Cell,
+    Experiment,
+    Later,
+)
 from frenet.experiments.setup.damage import (
     DEMO_DAMAGE,
     FEW,
@@ -117,6 +125,8 @@ EXPERIMENT = Experiment(
             "demo": {**FEW, "n": 16},
             "cpu": {"max_tasks": 1},
         },
+        # It is made by a training on these tasks, so there is none that it has not seen.
+        MADE: {preset: {"modes": ("recovery",)} for preset in USUAL_PRESETS},
     },
     reproduced={"cpu": {"max_tasks": 3}},
     shown_settings=shown_settings("protocol", full="optimizers", lora="lora_optimizers"),

@@ -220,4 +220,3 @@ def with_blocks(rows: Rows) -> list[Row]:
         chosen.setdefault(of(row, PUSHED), set()).add(integer(row, "block"))
     listed = {at: ", ".join(map(str, sorted(blocks))) for at, blocks in chosen.items()}
     return [dict(row) | {"blocks": listed[of(row, PUSHED)]} for row in rows]
-
