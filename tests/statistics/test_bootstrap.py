@@ -24,5 +24,5 @@ def test_draws_that_lie_lower_as_a_whole_move_nothing():
     ("draws", "level"), [([], 0.95), ([1.0, math.nan], 0.95), ([1.0, 2.0], 1.0)]
 )
 def test_what_has_no_ends_is_refused(draws, level):
-    with pytest.raises(ValueError, match=r"no values|is nan|level=1.0"):
+    with pytest.raises(ValueError, match=r"there is no value|is nan|level=1.0"):
         centred_ends(0.5, draws, level=level)
