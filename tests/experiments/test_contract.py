@@ -74,17 +74,18 @@ def test_changes_are_of_kinds_and_presets_that_there_are(experiment: Experiment)
 
 def test_settings_for_a_model_are_those_of_lm_with_the_changes_of_its_kind() -> None:
     experiment = EXPERIMENTS["recovery-basis"]
+    rates = ("adamw:2.5e-4", "adamw:5e-4", "adamw:1e-3")
     found = {
-        (preset, kind): (config.steps, config.seeds, config.spaces)
+        (preset, kind): (config.lora_optimizers, config.seeds, config.spaces)
         for preset in ("demo", "lm")
         for kind in (MODEL, MADE)
         for config in (experiment.settings(preset, kind),)
     }
     assert found == {
-        ("demo", MODEL): (80, (0, 1), ("lora",)),
-        ("demo", MADE): (400, (0, 1), ("lora",)),
-        ("lm", MODEL): (80, (0, 1, 2), ("lora",)),
-        ("lm", MADE): (80, (0, 1, 2), ("lora",)),
+        ("demo", MODEL): (rates, (0, 1), ("lora",)),
+        ("demo", MADE): (("adamw:2e-3",), (0, 1), ("lora",)),
+        ("lm", MODEL): (rates, (0, 1, 2), ("lora",)),
+        ("lm", MADE): (rates, (0, 1, 2), ("lora",)),
     }
 
 

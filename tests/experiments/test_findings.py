@@ -3,8 +3,8 @@
 import pytest
 
 from frenet.experiments.direction_scale import figures as scale
-from frenet.experiments.intervals import breakdown, estimate, fraction, high, low, over_seeds
-from frenet.experiments.recovery_basis.findings import fixed_plane, prefix_span
+from frenet.experiments.intervals import breakdown, estimate, high, low, over_seeds, share
+from frenet.statistics.intervals import Estimate, bounded_interval
 
 
 def test_the_seed_is_the_unit_of_the_interval() -> None:
@@ -29,15 +29,19 @@ def test_more_rows_of_one_seed_do_not_weigh_more() -> None:
     assert over_seeds(rows, by=("k",), value="x")[0]["value"] == pytest.approx(0.5)
 
 
-def test_the_interval_of_a_fraction_is_cut_to_what_is_possible() -> None:
-    """And no further; one seed has none to cut."""
-    wide = [{"seed": s, "x": x} for s, x in enumerate((0.0, 1.0))]
-    assert fraction(wide, "x")[:3] == (0.5, 0.0, 1.0)
-    assert fraction(wide, "x", least=-1.0)[:3] == (0.5, -1.0, 1.0)
-    narrow = [{"seed": s, "x": x} for s, x in enumerate((0.5, 0.51, 0.52))]
-    assert fraction(narrow, "x") == estimate(narrow, "x")
-    assert fraction(wide[1:], "x") == estimate(wide[1:], "x")
-    assert fraction([], "x") is None
+def test_the_interval_of_a_share_stays_in_its_range_and_the_raw_one_decides() -> None:
+    wide = [0.0, 1.0]
+    rows = [{"seed": s, "x": x} for s, x in enumerate(wide)]
+    for least in (0.0, -1.0):
+        found = share(rows, "x", least=least)
+        assert (found.low, found.high) == bounded_interval(wide, least=least)[1:3]
+        assert least <= found.low < found.high <= 1.0
+        assert found.raw == estimate(rows, "x").raw == pytest.approx((-5.853, 6.853), abs=1e-3)
+    # One seed has no interval, and rounding may leave the range.
+    assert share(rows[1:], "x") == Estimate(1.0, unit="seed")
+    assert share([], "x") is None
+    beyond = [{"seed": s, "x": x} for s, x in enumerate((1.0 + 1e-12, 0.9))]
+    assert share(beyond, "x").high == 1.0
 
 
 PARTS = [
@@ -86,15 +90,6 @@ def test_a_breakdown_counts_the_rows_with_a_value() -> None:
 def test_a_breakdown_of_nothing_is_no_table() -> None:
     assert breakdown("none", [], by=("part",), values={"x": "X"}) == ()
     assert breakdown("none", PARTS, by=("part",), values={"none": "no value"}) == ()
-
-
-def test_rules_at_equality() -> None:
-    """An interval that touches its limit is not beyond it."""
-    for static, prefix in ((0.25, 0.6), (0.125, 0.125)):
-        rows = captures("other tasks", [static] * 2) + captures("prefix", [prefix] * 2)
-        assert fixed_plane(rows).verdict == "undecided"
-    assert prefix_span(captures("prefix", [0.8, 0.8], lift=1.0)).verdict == "undecided"
-    assert prefix_span(captures("prefix", [0.77, 0.77], lift=1.5)).verdict == "supported"
 
 
 def directions(**changes: object) -> list[dict[str, object]]:
