@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from frenet.experiments.experiment import Needs
+from frenet.experiments.experiment import Finding, Needs
 from frenet.experiments.intervals import mean_of
 from frenet.experiments.verdicts import (
     Chance,
@@ -257,3 +257,16 @@ def test_the_sentence_of_a_rule_has_all_its_lines() -> None:
     words = str(rule)
     for part in ("x is above 0.5", "y is above z", "[0.67, 0.87]", "at least 20", "v is below 0.1"):
         assert part in words
+
+
+def test_a_reason_has_the_number_and_what_the_units_at_hand_would_have_shown() -> None:
+    lead = Criterion("the lead", over="the other")
+    assert "(difference -0.15 [-0.2, -0.1])" in lead.of(interval(-0.2, -0.1)).why
+    values = [-0.1, 0.2, 0.15]
+    decision = Rule((lead,)).decide({lead: lead.of(mean_of(values))})
+    found = Finding("S9", decision, "", None, "", None)
+    smallest = power.smallest_effect(sample(values))
+    assert f"with 3 seeds, {smallest:.2g} from the line" in found.reason
+    # The raw interval, which decides: t(2) = 4.302653.
+    half = 4.302653 * sample(values).error
+    assert f"[{1 / 12 - half:.3g}, {1 / 12 + half:.3g}]" in found.reason

@@ -166,7 +166,7 @@ def show_runs(
                 show(network)
             Console().print(claims_table(findings))
         for _, finding in findings:
-            show(f"{finding.name}: {finding.why}")
+            show(f"{finding.name}: {finding.reason}")
     show_notes(show, [note for run in runs for note in run.notes])
     for run in runs:
         for failure in run.failures:

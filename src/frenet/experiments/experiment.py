@@ -236,6 +236,15 @@ class Finding(NamedTuple):
         return self.decision.why
 
     @property
+    def reason(self) -> str:
+        """The reason, and what the units at hand would have shown if it is undecided."""
+        needs = self.decision.needs
+        if needs is None or needs.smallest is None or self.verdict != "undecided":
+            return self.why
+        found = f"{needs.smallest:.2g} from the line is found in 80% of runs"
+        return f"{self.why} (with {needs.n} {needs.unit}s, {found})"
+
+    @property
     def name(self) -> str:
         """The claim, and which of its cases."""
         return f"{self.claim} {self.case}".rstrip()

@@ -133,10 +133,13 @@ class Criterion:
             return Condition(state, f"{named} is {self.predicate}")
         if state == "equal":
             return Condition(state, f"{named} is equal within {self.margin:g}")
+        low, high = judged(value)
+        number = f"{'difference ' if self.over else ''}{value.value:.3g} [{low:.3g}, {high:.3g}]"
         if state == "fails":
             state = "fails" if self.contradicts else "open"
-            return Condition(state, f"{named} is not {self.predicate}")
-        return Condition(state, f"{named} is not clearly {self.predicate}", self._needs(value))
+            return Condition(state, f"{named} is not {self.predicate} ({number})")
+        why = f"{named} is not clearly {self.predicate} ({number})"
+        return Condition(state, why, self._needs(value))
 
     def _state(self, value: Estimate) -> State:
         """By the intervals on the raw scale."""

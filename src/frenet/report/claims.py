@@ -155,7 +155,7 @@ def _claim(decision: Entry, *, named: bool) -> Markup:
     first = tag("th", *contents[0], scope="row")
     notes = _notes(finding)
     rule = tag("p", tag("b", "The rule, fixed before the run. "), claim.rule)
-    why = [tag("p", finding.why), rule]
+    why = [tag("p", finding.reason), rule]
     for part, anchor in zip(finding.breakdowns, decision.tables, strict=False):
         why.append(tag("p", tag("a", part.title, href=f"#{anchor}")))
     more = tag("details", tag("summary", "Why, and by which rule"), *why)

@@ -152,7 +152,7 @@ def _claim(claim: Claim, finding: Finding, shown_settings: Sequence[str]) -> Ite
             yield f"{markdown(name[:1].upper() + name[1:])}{text}."
     if shown_settings:
         yield f"Settings: {markdown('; '.join(shown_settings))}."
-    why = markdown(finding.why[:1].upper() + finding.why[1:])
+    why = markdown(finding.reason[:1].upper() + finding.reason[1:])
     yield f"{why}. The rule: {markdown(claim.rule)}."
     yield ""
     for line in finding.notes:

@@ -91,11 +91,11 @@ def premises(rows: Rows, at: Rows, name: str) -> dict[Requirement, Condition]:
 
 
 def premise(criterion: Criterion, value: Estimate | None, name: str, remedy: str) -> Condition:
-    """A premise of one contrast, with its number and a remedy if it does not hold."""
+    """A premise of one contrast, with a remedy if it does not hold."""
     found = criterion.of(value, case=f"for {name}")
     if found.state == "holds" or not found.counted:
         return found
-    return found._replace(why=f"{found.why} ({value}); {remedy}")
+    return found._replace(why=f"{found.why}; {remedy}")
 
 
 def widened(
