@@ -57,8 +57,8 @@ def folder(tmp_path_factory):
 def test_a_preset_has_the_settings_of_the_kind_of_network_except_what_is_given(folder, monkeypatch):
     configs = []
 
-    def keep(experiment, config, out, work):
-        configs.append(config)
+    def keep(task, work):
+        configs.append(task.config)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("frenet.cli.commands.execute", keep)
