@@ -1,6 +1,7 @@
 """``frenet reproduce``: all experiments on several networks, and one report."""
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,19 +117,27 @@ def _run(
     return NO_RESULT if failed or any(run.failures for run in runs) else DONE
 
 
+# Seconds between two reports of a reproduction: each takes some seconds itself.
+BETWEEN = 30.0
+
+
 class _Reports:
     """Writes the report of what is finished, and says where it is when it is there.
 
-    It has no still pictures, which take most of the time of a report.
+    It has no still pictures, which take most of the time of a report, and is not written again
+    within ``BETWEEN`` seconds.
     """
 
     def __init__(self, path: Path, *, quiet: bool) -> None:
         self._path, self._quiet, self._said = path, quiet, False
+        self._last = -BETWEEN
 
     def __call__(self, runs: "Mapping[Path, Run]", waiting: Sequence[Planned]) -> None:
         from frenet.experiments.reproduce import short_name
         from frenet.report import write_report
 
+        if time.monotonic() - self._last < BETWEEN:
+            return
         several = len({task.config.model for task in waiting}) > 1
         names = [
             f"{'the rest of ' if task.out in runs else ''}{task.experiment.name}"
@@ -136,6 +145,7 @@ class _Reports:
             for task in waiting
         ]
         write_report(list(runs.values()), self._path, static=False, waiting=names)
+        self._last = time.monotonic()
         if not self._said and not self._quiet:
             text = f"report of the first results, to be extended: {self._path}"
             print(one_line(text), file=sys.stderr, flush=True)

@@ -65,9 +65,7 @@ EXPERIMENT = Experiment(
             points=("none",),
             **SMALL_NETWORK,
         ),
-        "demo": Config(
-            only=("reverse", "sort", "successor"), points=("none",), n=32, nulls=1, **DEMO_NETWORK
-        ),
+        "demo": Config(only=("reverse", "sort"), points=("none",), n=32, nulls=1, **DEMO_NETWORK),
         "cpu": Config(spaces=("full", "lora")),
         "gpu": Config(spaces=("full", "lora"), seeds=(0, 1, 2, 3, 4)),
         "lm": Config(n=32, batch_sizes=(8,), **LANGUAGE_MODEL),
