@@ -133,7 +133,7 @@ EXPERIMENT = Experiment(
             candidates=64,
             factors=(0.25, 0.5, 1.0),
             select_size=64,
-            probes=8,
+            probes=6,
             **DEMO_NETWORK,
         ),
         "cpu": Config(
