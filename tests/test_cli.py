@@ -366,7 +366,11 @@ def test_demo_goes_on_when_an_experiment_has_no_result(toy, monkeypatch, capsys)
     assert json.loads(capsys.readouterr().out)["report"] is None
 
 
-def test_the_first_seeds_of_those_that_lead_give_the_first_report(toy, monkeypatch, capsys):
+@pytest.mark.parametrize("between", [0.0, 3600.0])
+def test_the_first_seeds_of_those_that_lead_give_the_first_report(
+    toy, monkeypatch, capsys, between
+):
+    """It is written again after every experiment, but not too soon."""
     from dataclasses import replace
 
     import toy_experiment
@@ -376,14 +380,15 @@ def test_the_first_seeds_of_those_that_lead_give_the_first_report(toy, monkeypat
     others = [replace(good, name="second", presets=two, leads=True), replace(good, name="third")]
     known = {each.name: each for each in (good, *others)}
     monkeypatch.setattr(frenet.experiments, "EXPERIMENTS", known)
+    monkeypatch.setattr("frenet.cli.reproduce.BETWEEN", between)
     args = ["demo", "--preset", "smoke", "--out", "out", *ALONE]
     assert cli.main(args) == 0
     begun = ["synthetic-second"]
     folders = [Path("out", f"synthetic-{name}") for name in known]
+    more = [("so far", begun, ["the rest of second", "third"]), ("so far", [], ["third"])]
     assert toy == [
         ("so far", begun, ["toy-sums", "the rest of second", "third"]),
-        ("so far", begun, ["the rest of second", "third"]),
-        ("so far", [], ["third"]),
+        *(more if between == 0 else []),
         ("report", folders),
     ]
     err = capsys.readouterr().err

@@ -88,7 +88,7 @@ NO = {"p_shuffled": 0.4, "p_matched": 0.4}
         (over_prompts(-0.15, **NO), "contradicted", "is below 0.1"),
         (over_prompts(0.0, error=0.04, **NO), "contradicted", "is below 0.1"),
         (over_prompts(0.0, **NO), "undecided", "p = 0.4"),
-        (over_prompts(0.6, auc=0.58), "not testable", "(0.58 [0.48, 0.68], n = 88)"),
+        (over_prompts(0.6, auc=0.58), "not testable", "(0.58 [0.48, 0.68])"),
         (over_prompts(0.6, auc=0.3), "not testable", "answers swapped"),
         (over_prompts(0.6, ceiling=0.35), "not testable", "more --rows"),
         ([], "not testable", "nothing was measured"),
