@@ -144,9 +144,10 @@ def read_registered(path: Path) -> Registered:
             hashlib.sha256(canonical(content).encode()).hexdigest(),
         )
     except (KeyError, TypeError, AttributeError) as error:
+        lacking = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise UsageError(
-            f"{path} is not a whole declaration ({type(error).__name__}: {error}); frenet "
-            "reproduce --declare FILE writes one"
+            f"{path} is not a whole declaration: {lacking}; frenet reproduce --declare FILE writes "
+            "one"
         ) from error
 
 
