@@ -87,7 +87,7 @@ class Criterion:
             return f"within [{self.within[0]:.3g}, {self.within[1]:.3g}]"
         if self.over:
             return f"above {self.over}"
-        return f"below {self.below:g}" if self.above is None else f"above {self.above:g}"
+        return f"below {self.below:.3g}" if self.above is None else f"above {self.above:.3g}"
 
     @property
     def levels(self) -> dict[str, tuple[float, float | None]]:
@@ -209,7 +209,7 @@ class Cases:
     criteria: tuple[Criterion, ...]
 
     def __str__(self) -> str:
-        return f"{self.which}, {', '.join(map(str, self.criteria))}"
+        return f"{self.which}, {' and '.join(map(str, self.criteria))}"
 
 
 @dataclass(frozen=True)
@@ -272,11 +272,12 @@ class Rule(NamedTuple):
     against: tuple[Criterion, ...] = ()
 
     def __str__(self) -> str:
-        text = f"Supported if {' and '.join(map(str, self.criteria))}. Contradicted if "
+        text = f"Supported if the intervals show that {' and '.join(map(str, self.criteria))}. "
+        text += "Contradicted if they show that "
         if self.against:
             text += " and ".join(map(str, self.against))
         else:
-            text += "one of these fails" if len(self.criteria) > 1 else "this fails"
+            text += "one of these is false" if len(self.criteria) > 1 else "this is false"
         if self.premises:
             text += f". Not testable unless {' and '.join(map(str, self.premises))}"
         return text
