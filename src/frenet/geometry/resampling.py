@@ -157,16 +157,12 @@ def split_half_cosine(vector: MeanVector, *, repeats: int, generator: torch.Gene
     return float(Splits.of(vector, repeats, generator).cosines(vector))
 
 
-def weighted(
-    vector: MeanVector, weights: Sequence[Float[Tensor, "b _"]]
-) -> Float[Tensor, "b h"]:
+def weighted(vector: MeanVector, weights: Sequence[Float[Tensor, "b _"]]) -> Float[Tensor, "b h"]:
     """The vector for many sets of weights."""
     return _in_parts(vector.weighted, weights)
 
 
-def _in_parts(
-    function: Callable[[Sequence[Tensor]], Tensor], weights: Sequence[Tensor]
-) -> Tensor:
+def _in_parts(function: Callable[[Sequence[Tensor]], Tensor], weights: Sequence[Tensor]) -> Tensor:
     def parts() -> Iterator[Tensor]:
         for start in range(0, len(weights[0]), TOGETHER):
             yield function([w[start : start + TOGETHER] for w in weights])

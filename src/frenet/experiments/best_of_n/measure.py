@@ -90,8 +90,12 @@ def search_rows(spot: Spot, search: int) -> Iterator[Row]:
     config, where = spot.config, place(spot, search)
     model, selection = spot.network.model, spot.selection
     local_model = survey(
-        model, spot.task, where,
-        selection=selection, effort=Effort(config.probes), seed=spot.seed(search),
+        model,
+        spot.task,
+        where,
+        selection=selection,
+        effort=Effort(config.probes),
+        seed=spot.seed(search),
     )
     star = local_model.best(config.candidates)
     unit = star.sigma if star else local_model.trusted(config.candidates)

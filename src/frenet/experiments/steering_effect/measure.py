@@ -413,9 +413,7 @@ def _vectors(
     return vectors
 
 
-def _unrelated(
-    config: Config, cell: Cell, subject: Steered, block: int
-) -> list[torch.Tensor]:
+def _unrelated(config: Config, cell: Cell, subject: Steered, block: int) -> list[torch.Tensor]:
     """Contrast vectors of the other contrasts, at most as many as there are draws of the others."""
     vectors = []
     for other in subject.others[: config.draws]:
