@@ -108,17 +108,14 @@ def _network(name: str) -> str:
 
 def _truths(at: Any, draws: int) -> str:
     """The share of every word at every truth."""
-    rows, faults = [], []
+    rows = []
     for rule in at.RULES:
         for truth in rule.every_truth:
             said = at.words(rule, truth, count=draws)
             right = ", ".join(truth.right) or "undecided"
             shares = (f"{said[word] / draws:.3f}" for word in WORDS)
             rows.append((rule.claim, truth.name, right, *shares))
-            if truth.fault:
-                faults.append(f"{rule.claim}, {truth.name}: {truth.fault}.")
-    text = _table(("rule", "truth", "right", *WORDS), rows)
-    return text + _list("Known faults:", faults)
+    return _table(("rule", "truth", "right", *WORDS), rows)
 
 
 def _list(title: str, lines: Sequence[str]) -> str:

@@ -57,13 +57,11 @@ class Truth:
         name: where it is planted.
         right: the words that are true; none if every decided word is wrong, as on a line.
         values: means of the quantities that differ from the declared ones.
-        fault: why the rule says a wrong word too often, if it does.
     """
 
     name: str
     right: tuple[str, ...]
     values: Mapping[str, float]
-    fault: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,8 +231,6 @@ RULES = (
                 "all static bases 0.25",
                 NO_WORD,
                 dict.fromkeys(recovery.STATIC, 0.25),
-                "the highest of four equal captures is above their mean, and the basis is chosen "
-                "on the seeds that it is tested on",
             ),
             Truth("static and prefix 0.15", NO_WORD, {"prefix": STATIC}),
             WALKING,

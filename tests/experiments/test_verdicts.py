@@ -2,7 +2,9 @@
 
 import itertools
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from frenet.experiments.experiment import Finding, Needs
 from frenet.experiments.intervals import mean_of
@@ -88,6 +90,17 @@ def test_a_difference_below_its_margin_is_equal_whatever_its_sign(
 ) -> None:
     criterion = Criterion("the lead", above=0.0, margin=0.05)
     assert criterion.of(interval(*outer, inner)).state == state
+
+
+@pytest.mark.parametrize("best_of", [1, 2, 4])
+def test_the_best_of_several_fails_by_the_test_of_bonferroni(best_of: int) -> None:
+    rng, said = np.random.default_rng(4), []
+    for values in rng.normal(0.3, 0.04, size=(40, 5)):
+        p = stats.ttest_1samp(values, 0.25).pvalue
+        state = Criterion("x", below=0.25).of(mean_of(list(values)), best_of=best_of).state
+        assert (state == "fails") == (p < 0.05 / best_of and values.mean() > 0.25)
+        said.append(state)
+    assert {"fails", "open"} <= set(said)
 
 
 def test_the_interval_on_the_raw_scale_decides_and_not_the_one_that_is_shown() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Decision, Needs, Verdict
 from frenet.experiments.intervals import judged, narrow
-from frenet.statistics.intervals import Estimate, Sample
+from frenet.statistics.intervals import Estimate, Sample, student_factor
 
 if TYPE_CHECKING:
     from frenet.statistics.power import Needed
@@ -114,13 +114,17 @@ class Criterion:
             return (-math.inf, self.below)
         return (0.0 if self.above is None else self.above, math.inf)
 
-    def of(self, value: Estimate | None, *, case: str = "") -> Condition:
+    def of(self, value: Estimate | None, *, case: str = "", best_of: int = 1) -> Condition:
         """The criterion once its quantity is measured.
 
         Args:
             value: with its intervals; without them the criterion stays open. With ``over``, the
                 estimate of the paired difference.
             case: which of several cases it is, such as "in the full space".
+            best_of: how many candidates the value is of or compared with the best of, if the best
+                was chosen on the same units. It fails only if its interval of the level
+                1 - 0.05 / best_of does (Bonferroni), since the best of several equal ones is above
+                their mean.
         """
         named = f"{self.quantity} {case}".rstrip()
         if value is None:
@@ -128,7 +132,7 @@ class Criterion:
         if value.low is None:
             why = f"only one {value.unit} counts for {named.rstrip(',')}, so there is no interval"
             return Condition("open", why, Needs(value.unit, value.n), counted=False)
-        state = self._state(value)
+        state = self._state(value, best_of)
         if state == "holds":
             return Condition(state, f"{named} is {self.predicate}")
         if state == "equal":
@@ -141,19 +145,21 @@ class Criterion:
         why = f"{named} is not clearly {self.predicate} ({number})"
         return Condition(state, why, self._needs(value))
 
-    def _state(self, value: Estimate) -> State:
+    def _state(self, value: Estimate, best_of: int) -> State:
         """By the intervals on the raw scale."""
         (low, high), (inner_low, inner_high) = judged(value), narrow(value)
+        outer_low, outer_high = (low, high) if best_of == 1 else _wider(value, best_of)
         least, most = self.lines
         if self.margin is not None and -self.margin <= inner_low and inner_high <= self.margin:
             return "equal"
         if self.within is not None:
-            inside = least <= inner_low and inner_high <= most
-            return "holds" if inside else "fails" if high < least or low > most else "open"
-        inner = (inner_low, inner_high) if self.one_sided else (low, high)
-        if least < inner[0] and inner[1] < most:
+            holds = least <= inner_low and inner_high <= most
+        else:
+            inner = (inner_low, inner_high) if self.one_sided else (low, high)
+            holds = least < inner[0] and inner[1] < most
+        if holds:
             return "holds"
-        return "fails" if high < least or low > most else "open"
+        return "fails" if outer_high < least or outer_low > most else "open"
 
     def _needs(self, value: Estimate) -> Needs:
         """How many units would settle it at this mean and spread."""
@@ -169,6 +175,12 @@ class Criterion:
             equal = power.units_for_equivalence(sample, lower=-self.margin, upper=self.margin)
             needed = min(needed, equal, key=_most_of)
         return _of(value, needed, power.smallest_effect(sample, level=level))
+
+
+def _wider(value: Estimate, best_of: int) -> tuple[float, float]:
+    """The interval of the level 1 - 0.05 / best_of."""
+    half = student_factor(value.n, 1 - 0.05 / best_of) * Sample.of(value).error
+    return value.value - half, value.value + half
 
 
 def _of(value: Estimate, needed: "Needed | None", smallest: float | None) -> Needs:
