@@ -32,7 +32,7 @@ from frenet.runs import find_runs, read_run
 from frenet.statistics import coverage
 from frenet.statistics.coverage import clustered_share
 
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 STORED = Path(__file__).with_name("pilot.json")
 PILOT = (0, 1, 2)
 # Seeds of the runs that confirm.
@@ -362,8 +362,10 @@ RULES = (
 def pilot() -> Spreads:
     """What the stored runs of the pilot have, by quantity and network."""
     found: dict[str, dict[str, list[float]]] = {}
-    for path in find_runs([RESULTS]):
+    for path in find_runs([DOCS / "pilot", DOCS / "results"]):
         run = read_run(path)
+        if run.manifest.get("declared") is not None:
+            continue
         experiment = EXPERIMENTS[run.experiment]
         rows = [row for row in run.rows if row.get("seed") in PILOT]
         reread = experiment.reread(rows) if experiment.reread else rows

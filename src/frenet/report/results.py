@@ -8,6 +8,7 @@ from pathlib import Path
 from frenet._files import write_whole
 from frenet._notebook import one_line
 from frenet.experiments.experiment import SYNTHETIC, Breakdown, Claim, Figure, Finding, Rows, Study
+from frenet.experiments.reproduce.registered import declared_words
 from frenet.experiments.setup.networks import LEARNING, SHOWN
 from frenet.report import across, figures
 from frenet.report import sentences as answers
@@ -102,7 +103,7 @@ def _together(found: Sequence[across.Pool], out: Path) -> Iterator[str]:
 
 def _network(network: Network, out: Path) -> Iterator[str]:
     """The lines about one network; this also writes its files."""
-    yield from (f"## {markdown(network.label)}", "")
+    yield from (f"## {markdown(network.label)}", "", *_declared(network))
     findings = [
         (claim, finding, _shown_settings(part))
         for part in network.parts
@@ -126,6 +127,18 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         for table in finding.breakdowns:
             yield from (f"### {markdown(f'{finding.name} on {network.label}: {table.title}')}", "")
             yield from _breakdown(table)
+
+
+def _declared(network: Network) -> Iterator[str]:
+    """Whether the runs with claims were declared beforehand."""
+    said: dict[str, list[str]] = {}
+    for part in network.parts:
+        if part.experiment.claims:
+            words = declared_words(part.run.manifest.get("declared"), part.experiment)
+            said.setdefault(words, []).append(f"`{part.run.experiment}`")
+    for words, names in said.items():
+        yield f"{', '.join(names)}: {markdown(words)}" if len(said) > 1 else markdown(words)
+        yield ""
 
 
 def _missing(run: Run) -> Iterator[str]:

@@ -132,7 +132,12 @@ EXPERIMENT = Experiment(
             "gpu": MADE_RATES,
         },
     },
-    reproduced={"cpu": {"max_tasks": 1}},
+    reproduced={
+        "cpu": {
+            "max_tasks": 1, "protocols": ("wrong-answers", "relative-noise", "forgetting"),
+            "optimizers": ("adam:3e-4", "sgd:0.01"),
+        },
+    },
     shown_settings=RECOVERED,
     prepare=prepare,
     leads=True,

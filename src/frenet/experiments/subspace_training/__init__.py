@@ -107,11 +107,11 @@ EXPERIMENT = Experiment(
         MODEL: {
             "smoke": {"seeds": (0,), "max_tasks": 1, "steps": 40, "ks": (2, 5)},
             "demo": FEW,
-            "cpu": {"max_tasks": 1, "protocols": ("absolute-noise",)},
+            "cpu": {"max_tasks": 1, "protocols": ("absolute-noise",), "ks": (5, 10)},
         },
         MADE: {"cpu": {"steps": 400}, "gpu": {"steps": 400}},
     },
-    reproduced={"cpu": {"max_tasks": 1, "protocols": ("wrong-answers",)}},
+    reproduced={"cpu": {"max_tasks": 1, "protocols": ("wrong-answers",), "ks": (5, 10)}},
     shown_settings=RECOVERED,
     longest_recovery=attrgetter("steps"),
     prepare=prepare,

@@ -65,6 +65,7 @@ EXPERIMENT = Experiment(
             "cpu": {"max_tasks": 2},
         },
     },
+    reproduced={"cpu": {"max_tasks": 2}},
     shown_settings=shown_settings("protocol", full="optimizer", lora="lora_optimizer"),
     prepare=prepare,
     in_demo=False,
