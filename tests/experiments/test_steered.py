@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from torch import nn
 
 from experiments.parts import parts
 from experiments.planted_links import planted
@@ -20,7 +19,7 @@ from frenet.experiments.setup.contrasts import (
     steered,
     two_words,
 )
-from frenet.experiments.setup.knowledge import UNKNOWN, knowledge, known_state, known_text
+from frenet.experiments.setup.knowledge import UNKNOWN, agreement, known_state, known_text
 from frenet.experiments.steering_effect import findings as effect_findings
 from frenet.experiments.steering_effect import measure as effect_measure
 from frenet.experiments.steering_effect.measure import equal_size
@@ -32,10 +31,12 @@ from network.models import tiny_llama, tiny_tokenizer
 ALL = pytest.mark.parametrize("findings", [step_findings, effect_findings])
 
 
+OWN = Cell.of(seed=0, space="full", behaviour="planted", push="own")
+
+
 def asked(subject: Steered) -> list[dict[str, object]]:
     """The rows on what a network knows."""
-    cell = Cell.of(seed=0, space="full", behaviour="planted", push="own")
-    return describe(subject, cell)
+    return describe(SteeringConfig(), subject, OWN).rows
 
 
 def test_what_a_model_knows_comes_with_its_interval_over_prompts() -> None:
@@ -54,12 +55,31 @@ def test_what_a_model_knows_comes_with_its_interval_over_prompts() -> None:
     assert any("too narrow" in note["note"] for note in notes)
 
 
+def test_what_a_model_does_not_know_can_be_left_out() -> None:
+    flipped = Cell.of(seed=0, space="full", behaviour="planted", push="flipped")
+    for known, known_only, measured in ((1.0, True, True), (0.0, False, True), (0.0, True, False)):
+        subject, config = planted(0, known=known), SteeringConfig(known_only=known_only)
+        assert describe(config, subject, OWN).measured == measured
+        assert describe(config, subject, flipped) == ([], measured)
+
+
+@ALL
+def test_a_contrast_that_was_left_out_as_unknown_decides_with_its_number(findings) -> None:
+    row = {
+        "table": "behaviour", "seed": 0, "space": "full", "behaviour": "planted", "unit": "prompt",
+        "prompts": 88, "accuracy": 0.5, "separation": 0.48, "known_low": 0.36, "known_high": 0.6,
+    }  # fmt: skip
+    (finding,) = findings.decide([row])
+    assert finding.decision.verdict == "not testable"
+    assert "0.48 [0.36, 0.6]" in finding.decision.why
+
+
 def test_choices_are_known_by_their_accuracy() -> None:
     """14 of 20 right: Clopper and Pearson's interval is 0.457 to 0.881."""
     letters = [Item("t", [5, i], ([5, i, 0], [5, i, 1]), None, i) for i in range(2, 22)]
     contrast = Contrast("letters", "choices", ("A", "B"), tuple(letters))
     differences = np.array([1.0] * 14 + [-1.0] * 6)
-    row = knowledge(nn.Identity(), contrast, differences)
+    row = agreement(contrast, differences)
     assert (row["accuracy"], row.get("separation")) == (0.7, None)
     assert (row["known_low"], row["known_high"]) == pytest.approx((0.4572, 0.8811), abs=1e-4)
     assert known_state(row) == UNKNOWN

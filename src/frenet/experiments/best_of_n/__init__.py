@@ -168,7 +168,7 @@ EXPERIMENT = Experiment(
                 **FEW, "candidates": 32, "factors": (0.5, 1.0), "places": ("all", "random:100"),
             },
             "cpu": {
-                # The best sigma of a language model often lies beyond twice the largest trusted one.
+                # The best sigma of a model often lies beyond twice the largest trusted one.
                 "max_tasks": 1, "searches": 4, "candidates": 64, "factors": (0.5, 1.0, 2.0, 4.0),
                 "places": ("all", "random:10", "random:100"),
             },

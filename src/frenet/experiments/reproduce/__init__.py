@@ -121,6 +121,8 @@ def settings(
     }
     own = {"columns": reproduction.columns, "prompt": reproduction.prompt}
     stated = {"columns": reproduction.statement_columns, "prompt": reproduction.statement_prompt}
+    if steering:
+        given["known_only"] = True
     given |= stated if steering else own | {
         "completion": reproduction.completion, "words": reproduction.words,
     }  # fmt: skip

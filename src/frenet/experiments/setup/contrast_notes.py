@@ -65,6 +65,12 @@ def contrasts_that_count(conditions: Mapping[str, Mapping[Requirement, Condition
     return Counted(names, found, left)
 
 
+def contrasts(rows: Rows, at: Rows) -> tuple[str, ...]:
+    """The contrasts of some rows, also of those that were left out as unknown to the model."""
+    there = (*at, *select(rows, table="behaviour"))
+    return tuple(dict.fromkeys(str(row["behaviour"]) for row in there))
+
+
 def premises(rows: Rows, at: Rows, name: str) -> dict[Requirement, Condition]:
     """Whether the model knows a contrast, and whether both of its vectors are reliable.
 
@@ -77,7 +83,7 @@ def premises(rows: Rows, at: Rows, name: str) -> dict[Requirement, Condition]:
         {**row, "known": row["accuracy"] if row.get("separation") is None else row["separation"]}
         for row in select(rows, table="behaviour", behaviour=name)
     ]
-    own, of_how_many = select(at, behaviour=name), len({row["behaviour"] for row in at})
+    own, of_how_many = select(at, behaviour=name), len(contrasts(rows, at))
     known = widened(over_units(runs, "known", least=0.0), of_how_many, least=0.0)
     found: dict[Requirement, Condition] = {
         KNOWN: premise(KNOWN, known, name, "frenet steer screen shows which contrasts it knows")

@@ -13,7 +13,6 @@ from frenet.experiments.setup.networks import CHOOSE, only_first
 from frenet.experiments.setup.reading import LoadingConfig, ReadingConfig, of_sources, reading_of
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import nn
 
     from frenet.network.checkpoints.load import Loaded
@@ -80,6 +79,9 @@ class SteeringConfig(ReadingConfig, LoadingConfig):
     """Bootstrap samples of the prompts."""
     blocks: tuple[int, ...] = ()
     """Blocks to measure, counted from 0. Empty: all."""
+    known_only: bool = False
+    """Measure only contrasts whose labels the model knows, by its own answers; no claim can be
+    decided on the others."""
 
     @property
     def preparing_steps(self) -> int:
@@ -392,31 +394,44 @@ def left_out(cell: Cell, error: "UnansweredError") -> list[Row]:
     return [{"table": "notes", **keys, "note": f"{error}; {remedy}"}]
 
 
-def skipped(subject: Steered, cell: Cell) -> bool:
-    """Whether this way to push does not apply: choices have no class to flip."""
-    return cell["push"] == "flipped" and subject.parts["push"].kind == "choices"
+class Described(NamedTuple):
+    """What comes before the measurements of a cell.
 
-
-def describe(subject: Steered, cell: Cell, differences: "np.ndarray | None" = None) -> list[Row]:
-    """Rows of the tables behaviour and notes: does the model know the labels at all?
-
-    Only the cells of 'own' give them, since they do not depend on the push. ``differences`` are
-    the log-odds of the answers to the reported prompts, if already computed.
+    Attributes:
+        rows: of the tables behaviour and notes.
+        measured: whether this contrast is measured with this way to push.
     """
-    if cell["push"] != PUSHES[0]:
-        return []
+
+    rows: list[Row]
+    measured: bool
+
+
+def describe(config: SteeringConfig, subject: Steered, cell: Cell) -> Described:
+    """Does the model know the labels at all?
+
+    Only the cells of 'own' have rows, since they do not depend on the push. Choices have no class
+    to flip.
+    """
     part = subject.parts["report"]
+    own = cell["push"] == PUSHES[0]
+    if not own and (part.kind == "choices" or not config.known_only):
+        return Described([], measured=part.kind != "choices")
+    row = knowledge(subject.model, part)
+    state = known_state(row)
+    measured = state == KNOWS or not config.known_only
+    if not own:
+        return Described([], measured)
     keys: Row = {key: cell[key] for key in ("seed", "space", "behaviour")}
-    row = knowledge(subject.model, part, differences)
     notes = [*subject.notes]
-    if (state := known_state(row)) != KNOWS:
+    if state != KNOWS:
         notes.append(f"{part.name}: this model {state} ({known_text(row)})")
     if len(part.items) < FEW:
         notes.append(
             f"{part.name}: results are from {len(part.items)} prompts; intervals over fewer than "
             f"{FEW} are too narrow"
         )
-    return [
+    rows = [
         {"table": "behaviour", **keys, **row, "unit": subject.unit},
         *({"table": "notes", **keys, "note": note} for note in notes),
     ]
+    return Described(rows, measured)

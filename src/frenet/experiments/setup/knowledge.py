@@ -22,32 +22,39 @@ SWAPPED = (
 )
 
 
-def knowledge(
-    model: "nn.Module", contrast: "Contrast", differences: "np.ndarray | None" = None
-) -> Row:
-    """How well the model's own answers to the prompts agree with the labels.
+def knowledge(model: "nn.Module", contrast: "Contrast") -> Row:
+    """How well the model's own answers to the prompts agree with the labels, see ``agreement``.
 
     Args:
         model: a decoder; left unchanged.
         contrast: statements or choices.
-        differences: the log-odds of the answers, if already computed.
+
+    Raises:
+        UnansweredError: one answer is the beginning of the other.
+    """
+    from frenet.methods.steering_effect import answer_differences, prompted
+
+    differences = answer_differences(model, prompted(contrast.items))
+    return agreement(contrast, differences.double().numpy())
+
+
+def agreement(contrast: "Contrast", differences: "np.ndarray") -> Row:
+    """How well answers agree with the labels.
+
+    Args:
+        contrast: statements or choices.
+        differences: (n,), log-odds of the answers to its prompts.
 
     Returns:
         Kind, number of prompts, accuracy and chance. Statements have the separation, the area
         under the ROC curve of the log-odds. ``known_low`` and ``known_high`` are its 95% interval
         over prompts, by DeLong; those of choices are of the accuracy, by Clopper and Pearson.
-
-    Raises:
-        UnansweredError: one answer is the beginning of the other.
     """
     import numpy as np
     from scipy import stats
 
-    from frenet.methods.steering_effect import answer_differences, prompted
     from frenet.statistics.auc import auc_interval
 
-    if differences is None:
-        differences = answer_differences(model, prompted(contrast.items)).double().numpy()
     labels = np.array([item.label is not False for item in contrast.items])
     right = (differences > 0) == labels
     row: Row = {

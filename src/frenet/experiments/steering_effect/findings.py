@@ -24,6 +24,7 @@ from frenet.experiments.setup.contrast_notes import (
     by_prompts,
     by_space,
     cautions,
+    contrasts,
     contrasts_that_count,
     known_labels,
     over_units,
@@ -79,12 +80,13 @@ def decide(rows: Rows) -> tuple[Finding, ...]:
     contrast vector steers more than every kind of null, each with equal weight.
     """
     slopes = select(rows, table="slope", push="own")
-    if not slopes:
+    spaces = by_space((*slopes, *select(rows, table="behaviour")))
+    if not spaces:
         why = "; ".join(unmeasured(rows, "slope")) or "nothing was measured"
         return (_finding(rows, slopes, "", Decision("not testable", why), ()),)
     return tuple(
         _of_space(select(rows, space=space), select(slopes, space=space), case)
-        for space, case in by_space(slopes)
+        for space, case in spaces
     )
 
 
@@ -101,7 +103,7 @@ def decision_of(rows: Rows, slopes: Rows) -> tuple[Counted, Decision]:
         rows: of one space.
         slopes: of these, the slopes of the own push.
     """
-    names = dict.fromkeys(str(row["behaviour"]) for row in slopes)
+    names = contrasts(rows, slopes)
     counted = contrasts_that_count({name: _premises(rows, slopes, name) for name in names})
     own = [row for row in slopes if row["behaviour"] in counted.names]
     half, twice = (linear(rows, own, counted.names, weight) for weight in WITHIN)
@@ -119,7 +121,7 @@ def _premises(rows: Rows, slopes: Rows, name: str) -> dict[Requirement, Conditio
             if by_prompts(slopes)
             else paired(contrast, "slope", null)
         )
-        lead = widened(lead, len({row["behaviour"] for row in vectors}))
+        lead = widened(lead, len(contrasts(rows, vectors)))
         found[criterion] = premise(criterion, lead, name, STRONGER)
         if lead is None and null == "unrelated":
             found[criterion] = Condition("open", ALONE.format(name), counted=False)

@@ -12,7 +12,7 @@ from scipy import optimize, stats
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.setup.ceilings import Shifts, ceilings, shifts_of
-from frenet.experiments.setup.contrasts import Steered, describe, left_out, skipped, steered
+from frenet.experiments.setup.contrasts import Steered, describe, left_out, steered
 from frenet.experiments.steering_effect import Config
 from frenet.geometry import rng
 from frenet.geometry.alignment import Contrasted, matched_vectors, shuffled_differences
@@ -341,11 +341,12 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     except UnansweredError as error:
         yield from left_out(cell, error)
         return
-    if skipped(subject, cell):
+    described = describe(config, subject, cell)
+    yield from described.rows
+    if not described.measured:
         return
     dosed = _dosed(config, cell, subject)
     effects = effects_of(dosed)
-    yield from describe(subject, cell, effects.before)
     yield from dose_rows(dosed, effects)
     slopes = slopes_of(dosed, effects)
     yield from prompt_rows(dosed, slopes)

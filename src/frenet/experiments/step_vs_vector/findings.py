@@ -21,6 +21,7 @@ from frenet.experiments.setup.contrast_notes import (
     by_prompts,
     by_space,
     cautions,
+    contrasts,
     contrasts_that_count,
     known_labels,
     over_units,
@@ -54,11 +55,12 @@ def decide(rows: Rows) -> tuple[Finding, ...]:
     null they are independent, since each contrast and seed shuffles its own prompts.
     """
     at = reported(rows)
-    if not at:
+    spaces = by_space((*at, *select(rows, table="behaviour")))
+    if not spaces:
         return (_finding(rows, at, "", Decision("not testable", _unmeasured(rows)), ()),)
     return tuple(
         _of_space(select(rows, space=space), select(at, space=space), case)
-        for space, case in by_space(at)
+        for space, case in spaces
     )
 
 
@@ -75,7 +77,7 @@ def decision_of(rows: Rows, at: Rows) -> tuple[Counted, Decision]:
         rows: of one space.
         at: of these, the ``reported`` ones.
     """
-    names = dict.fromkeys(str(row["behaviour"]) for row in at)
+    names = contrasts(rows, at)
     counted = contrasts_that_count({name: premises(rows, at, name) for name in names})
     own = [row for row in at if row["behaviour"] in counted.names]
     decision = RULE.decide(

@@ -7,7 +7,7 @@ import torch
 
 from frenet.experiments.experiment import Cell, Row, number
 from frenet.experiments.setup.ceilings import Shifts, ceilings, ends_of, shifts_of
-from frenet.experiments.setup.contrasts import Steered, describe, left_out, skipped, steered
+from frenet.experiments.setup.contrasts import Steered, describe, left_out, steered
 from frenet.experiments.step_vs_vector import Config
 from frenet.experiments.step_vs_vector.findings import LIMIT
 from frenet.geometry import rng
@@ -60,8 +60,9 @@ def run(config: Config, cell: Cell) -> Iterator[Row]:
     except UnansweredError as error:
         yield from left_out(cell, error)
         return
-    yield from describe(subject, cell)
-    if skipped(subject, cell):
+    described = describe(config, subject, cell)
+    yield from described.rows
+    if not described.measured:
         return
     choose = _choose(config, cell, subject)
     best = max(choose, key=lambda row: number(row, "ceiling"))["block"]
