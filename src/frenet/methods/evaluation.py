@@ -37,6 +37,9 @@ from frenet.network.tasks import IGNORE, Batch, columns_to_keep, target_logits
 # Tokens of all candidates in one forward pass. More tokens are no faster per token, and no longer
 # fit the cache.
 TOKENS = 4096
+# Bytes of a forward pass of several candidates: logits over a large vocabulary fill the memory long
+# before a pass of so many tokens does.
+SHARED_BYTES = 1 << 29
 # Fewer candidates that share no blocks are faster one by one: each fills the processors.
 FEWEST = 4
 # How far the two candidates of a check are displaced, in root mean squares of a tensor, and the
@@ -151,8 +154,8 @@ class Evaluator:
 
     def _fitting(self, candidates: Candidates) -> int:
         """How many candidates share a pass: half of the free memory, as other workers need some."""
-        free = free_bytes(candidates.saved[0].device) // (2 * self.needed)
-        return max(1, min(self.most, free, _FITTED.get(candidates.model, self.most)))
+        room = min(SHARED_BYTES, free_bytes(candidates.saved[0].device) // 2) // self.needed
+        return max(1, min(self.most, room, _FITTED.get(candidates.model, self.most)))
 
     def _shared(
         self, candidates: Candidates, group: list[int], layout: Layout, parts: Parts | None

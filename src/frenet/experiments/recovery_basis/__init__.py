@@ -34,8 +34,9 @@ class Config(DamageConfig, MinibatchConfig):
     optimizers: tuple[str, ...] = ("adam:3e-5", "adam:3e-4", "adam:1e-3", "sgd:0.01")
     """Optimisers for recovering all weights, with their rates."""
     lora_optimizers: tuple[str, ...] = ("adam:5e-4", "adam:1e-3", "adam:2e-3")
-    """Optimisers for recovering by LoRA, with their rates. C4 takes the largest rate of Adam with a
-    median recovery of 29 to 60 steps; rates a factor of 2 apart do not miss that range."""
+    """Optimisers for recovering by LoRA, with their rates. C4 takes the largest rate of Adam with
+    recoveries of 29 steps or more, and a median of at most 60; rates a factor of 2 apart seldom
+    miss that range."""
     steps: int = 100
     """Steps that a recovery is planned to take; one that needs more than 5 times as many is given
     up, and reported as not recovered."""

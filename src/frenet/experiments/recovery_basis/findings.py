@@ -57,8 +57,8 @@ MOST_WALK = 0.8
 # Steps of a recovery at the rate that counts for C4.
 STEPS = (least_steps(K), 60)
 RATE = (
-    f"Of the rates of Adam, the largest with a median recovery of {STEPS[0]} to {STEPS[1]} steps "
-    "counts; it is chosen without a look at captures"
+    f"Of the rates of Adam, the largest counts with two recoveries of {STEPS[0]} steps or more in "
+    f"every seed, and a median of at most {STEPS[1]}; it is chosen without a look at captures"
 )
 # Bases that need neither the damaged point's gradients nor the recovery itself.
 STATIC = ("gradients at start", "other tasks", "task vectors", "damage direction")
@@ -381,10 +381,15 @@ def _cases(rows: Rows) -> list[tuple[str, str]]:
 def at_chosen_rate(rows: Rows) -> Rows:
     """Rows of LoRA recoveries by Adam at the rate that counts, chosen without a look at capture.
 
-    It is the largest rate with a median recovery of 29 to 60 steps.
+    It is the largest rate with two recoveries of 29 steps or more in every seed, and a median of at
+    most 60.
     """
-    medians = _medians(rows)
-    inside = [name for name, median in medians.items() if STEPS[0] <= median <= STEPS[1]]
+    lora = select(rows, space="lora")
+    inside = [
+        name
+        for name, median in _medians(rows).items()
+        if median <= STEPS[1] and replicated(select(lora, optimizer=name)).state == "holds"
+    ]
     largest = max(inside, key=lambda name: float(name.partition(":")[2]), default=None)
     return select(rows, space="lora", optimizer=largest) if largest else []
 
@@ -419,7 +424,7 @@ def _captured(at_k: Rows, space: str) -> str:
 
 
 def _no_rate(rows: Rows, recovered: Rows) -> tuple[str, ...]:
-    """The medians of all rates, if none of them is inside."""
+    """The medians of all rates, if none of them counts."""
     medians = _medians(rows)
     if recovered or not medians:
         return ()
@@ -428,8 +433,9 @@ def _no_rate(rows: Rows, recovered: Rows) -> tuple[str, ...]:
         for name, median in medians.items()
     )
     return (
-        f"No rate has a median recovery of {STEPS[0]} to {STEPS[1]} steps ({shown}); pass rates "
-        "between or beyond them as --lora-optimizers.",
+        f"No rate has two recoveries of {STEPS[0]} steps or more in every seed, and a median of at "
+        f"most {STEPS[1]} (medians: {shown}); pass rates between or beyond them as "
+        "--lora-optimizers.",
     )
 
 
