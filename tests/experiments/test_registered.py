@@ -133,3 +133,13 @@ def test_a_declared_reproduction_from_the_command_line(tmp_path, monkeypatch, ca
     assert cli.main([*declare, "--out", "out", "--quiet", "--workers", "1", "--threads", "1"]) != 0
     assert "declaration" in capsys.readouterr().err
     assert PRESETS["smoke"].seeds == ()
+
+
+def test_a_setting_that_is_newer_than_the_declaration_needs_its_default(
+    declared: Registered,
+) -> None:
+    (part, *_) = todo()
+    del declared.settings["synthetic"]["gradient-rank"]["untie"]
+    assert declared.chosen([part]) == [part]
+    with pytest.raises(ValueError, match="is declared with untie=False, and this run has True"):
+        declared.chosen([part._replace(config=replace(part.config, untie=True))])

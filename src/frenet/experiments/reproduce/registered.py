@@ -69,7 +69,9 @@ class Registered(NamedTuple):
                     f"{rule!r}, the declaration {self.rules.get(key)!r}. Use the version that it "
                     "was declared with, or declare again"
                 )
-        wanted, now = self.settings[name][part.experiment.name], _settings(part.config)
+        now = _settings(part.config)
+        # A setting that is newer than the declaration has its default, which changes nothing.
+        wanted = _settings(type(part.config)()) | self.settings[name][part.experiment.name]
         for field in dict.fromkeys([*wanted, *now]):
             if wanted.get(field) != now.get(field):
                 raise UsageError(
