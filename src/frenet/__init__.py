@@ -67,7 +67,8 @@ if TYPE_CHECKING:
     from frenet.network.hooks.sites import Site
     from frenet.network.space import ParamSpace
     from frenet.report import write_report
-    from frenet.runs import read_run, run_experiment
+    from frenet.report.opened import read_run, run
+    from frenet.runs import run_experiment
 
 # Names are imported at first use, so that the command line's help does not wait for torch.
 _HOME = {
@@ -135,7 +136,8 @@ _HOME = {
     # experiments
     "EXPERIMENTS": "experiments",
     "run_experiment": "runs",
-    "read_run": "runs",
+    "run": "report.opened",
+    "read_run": "report.opened",
     "write_report": "report",
 }
 
@@ -185,6 +187,7 @@ __all__ = [
     "read_run",
     "read_trajectory",
     "record",
+    "run",
     "run_experiment",
     "save_as_adapter",
     "save_control_vector",

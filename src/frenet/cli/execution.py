@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frenet._errors import UsageError
 from frenet._notebook import one_line
-from frenet.cli.options import DEFAULT_PRESET, Work
-from frenet.experiments.experiment import LANGUAGE_MODEL_PRESET, SYNTHETIC, Kind, kind_of
+from frenet.cli.options import Work
+from frenet.experiments.experiment import (
+    DEFAULT_PRESET,
+    LANGUAGE_MODEL_PRESET,
+    SYNTHETIC,
+    Kind,
+    kind_of,
+)
 
 if TYPE_CHECKING:
     from frenet.experiments import Experiment
@@ -33,10 +39,10 @@ def preset_of(args: Sequence[str], experiment: "Experiment | None" = None) -> st
     """
     if given := _value("--preset", args):
         return given
-    usual = DEFAULT_PRESET if kind_asked(args) == SYNTHETIC else LANGUAGE_MODEL_PRESET
-    if experiment is not None and usual not in experiment.presets:
-        return next(iter(experiment.presets))
-    return usual
+    kind = kind_asked(args)
+    if experiment is not None:
+        return experiment.usual_preset(kind)
+    return DEFAULT_PRESET if kind == SYNTHETIC else LANGUAGE_MODEL_PRESET
 
 
 def kind_asked(args: Sequence[str]) -> Kind:

@@ -15,8 +15,8 @@ import tyro
 from frenet._errors import UsageError
 from frenet._notebook import one_line
 from frenet.cli.streams import Tamed
+from frenet.experiments.experiment import DEFAULT_PRESET
 
-DEFAULT_PRESET = "demo"
 RUN_HELP = """\
 usage: frenet run EXPERIMENT [--preset NAME] [options]
 

@@ -24,6 +24,7 @@ Kind = Literal["synthetic", "model", "frenet:gpt2"]
 SYNTHETIC: Kind = "synthetic"
 MODEL: Kind = "model"
 MADE: Kind = "frenet:gpt2"
+DEFAULT_PRESET = "demo"
 # The preset that the settings for language models start from.
 LANGUAGE_MODEL_PRESET = "lm"
 USUAL_PRESETS = ("smoke", "demo", "cpu", "gpu")
@@ -391,6 +392,11 @@ class Experiment(Study):
         """Whether there are settings; with ``lm`` there are for every usual preset of a model."""
         usual = preset in USUAL_PRESETS and LANGUAGE_MODEL_PRESET in self.presets
         return preset in self.presets or (kind != SYNTHETIC and usual)
+
+    def usual_preset(self, kind: Kind = SYNTHETIC) -> str:
+        """The preset if none is named; the first one if there is no such preset."""
+        usual = DEFAULT_PRESET if kind == SYNTHETIC else LANGUAGE_MODEL_PRESET
+        return usual if usual in self.presets else next(iter(self.presets))
 
     def settings(self, preset: str, kind: Kind = SYNTHETIC) -> Any:
         """The configuration of a preset for a kind of network.
