@@ -27,9 +27,8 @@ INTRO = """# The pilot, judged by old and new rules
 rules were chosen; they are a pilot and confirm nothing. The same rows are judged twice: by those
 of version 0.1.0, and by the [present ones](definitions.md#what-decides-a-claim). The rows lack
 numbers that some premises need; such a claim is not testable, and the last column says what its
-criteria alone would decide. *Declared* is the
-word of seeds 3 to 7, which were declared before they were run; their numbers are in
-[Results](results/index.md).
+criteria alone would decide. *Declared* is the word of seeds 3 to 7, which were declared before they
+were run (`docs/registered/cpu.toml`); their numbers are in [Results](results/index.md).
 """
 
 
