@@ -1,6 +1,5 @@
 """Do two displacements of the weights compose, and where do they meet? (M11, claim C10)."""
 
-import math
 from dataclasses import dataclass
 
 from frenet._errors import UsageError
@@ -74,12 +73,14 @@ def cells(config: Config) -> list[Cell]:
         )
     names = task_names(config)
     if len(names) > config.max_directions:
-        pairs = math.comb(len(names), 2)
-        raise UsageError(
-            f"{len(names)} tasks make {pairs} pairs, which take about {2 * pairs * PASSES:,} "
-            f"passes over the test rows of a task, for each seed and space; pass --max-tasks "
-            f"{config.max_directions}, --only with the tasks to pair, or --max-directions "
-            f"{len(names)} to measure all of them"
+        from frenet.methods.composition import require_few
+
+        require_few(
+            names,
+            PASSES,
+            most=config.max_directions,
+            remedy=f"pass --max-tasks {config.max_directions}, --only with the tasks to pair, or "
+            f"--max-directions {len(names)} to measure all of them",
         )
     return network_cells(config)
 
