@@ -160,7 +160,9 @@ def test_the_interaction_converges_to_second_order_as_the_scale_falls():
     with moving(model, found, space=space) as mover:
         plane = DisplacedLosses(mover, {"rows": BATCH}).plane("rows", "a", "b")
         for s in (1e-2, 1e-3):
-            mixed = plane.mean(s, s) - plane.mean(s, 0) - plane.mean(0, s) + plane.mean(0, 0)
+            mixed = (
+                plane.mean(s, s) - plane.mean(s, 0.0) - plane.mean(0.0, s) + plane.mean(0.0, 0.0)
+            )
             errors.append(abs(mixed / (s**2 * predicted) - 1))
     assert errors[1] < 5e-3
     # The remainder is of third order.

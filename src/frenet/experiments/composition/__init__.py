@@ -66,6 +66,11 @@ def cells(config: Config) -> list[Cell]:
             f"--scales {' '.join(f'{s:g}' for s in config.scales)}: pass scales above 0, with 1 "
             "among them, at which the displacements have their full length"
         )
+    if not {0.0, FULL_SCALE} <= set(config.grid):
+        raise UsageError(
+            f"--grid {' '.join(f'{s:g}' for s in config.grid)}: pass 0 and 1 among them, for each "
+            "displacement without the other and with it"
+        )
     if not 0 < config.eps < 1 or config.prompts < 2:
         raise UsageError(
             f"eps={config.eps:g}, prompts={config.prompts}; pass eps in (0, 1), and at least 2 "

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from frenet._errors import UsageError
 from frenet.experiments.composition import Config
 from frenet.experiments.composition.tables import STEPS, VECTORS
 from frenet.experiments.experiment import Cell, Row
@@ -60,7 +61,7 @@ class Spot:
         vectors: by name, a change of the weights.
         space: the weights that any of them changes.
         displacements: by name; also their random twins, and parts of both in one block.
-        parts: by displacement, the names of its parts in each block.
+        parts: by task vector, or its random twin, the names of its parts in each block.
         batches: held-out examples of each measured task.
     """
 
@@ -109,6 +110,8 @@ def spot_of(config: Config, cell: Cell, network: Network) -> Spot:
     }
     parts: dict[str, dict[str, str]] = {}
     for name, read in list(displacements.items()):
+        if VECTORS not in name:
+            continue
         found = by_block(network.model, read, space)
         parts[name] = {block: f"{name}, {block}" for block in found}
         displacements |= {parts[name][block]: part for block, part in found.items()}
@@ -133,6 +136,8 @@ def _first_step(config: Config, cell: Cell, network: Network, task: str) -> Task
         network.model, network.tasks[task], space=network.space, n=config.n,
         batch_size=config.batch_size, seed=cell.seed,
     ).mean(0)  # fmt: skip
+    if not g.any():
+        raise UsageError(f"the gradient of task {task} is zero, so that it has no first step")
     return from_step(network.model, g * (-SHORT / norm(g)), space=network.space)
 
 

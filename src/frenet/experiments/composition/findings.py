@@ -132,7 +132,7 @@ CLAIMS = (
         across=Across(
             "additivity error of the shifts by two task vectors",
             levels=ERROR.levels,
-            reference="random second one",
+            reference="with a random second one",
             limits=(0.0, math.inf),
         ),
     ),

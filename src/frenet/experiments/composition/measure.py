@@ -56,7 +56,8 @@ class Measured:
         spot: network and displacements.
         mover: moves the network.
         losses: of every task.
-        streams: of the prompts of all tasks, in the order of the tasks.
+        streams: of the prompts of all tasks.
+        owners: the task of each prompt.
         singles: by displacement and task, its slope and the scale up to which it is linear.
     """
 
@@ -64,26 +65,28 @@ class Measured:
     mover: Mover
     losses: DisplacedLosses = field(init=False)
     streams: DisplacedStreams = field(init=False)
+    owners: list[str] = field(init=False)
     singles: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         spot, path = self.spot, self.spot.config.path or None
         self.losses = DisplacedLosses(self.mover, spot.batches)
+        prompts = [
+            (task, ids)
+            for task, batch in spot.batches.items()
+            for ids in contexts(batch)[: spot.config.prompts]
+        ]
+        self.owners = [task for task, _ in prompts]
         self.streams = DisplacedStreams(
             self.mover,
-            [ids for batch in spot.batches.values() for ids in self._prompts(batch)],
+            [ids for _, ids in prompts],
             depths(len(residual_blocks(spot.network.model, path)[1])),
             path,
         )
 
-    def _prompts(self, batch: Mapping[str, object]) -> list[list[int]]:
-        return contexts(batch)[: self.spot.config.prompts]
-
     def prompts(self, pair: Pair) -> list[int]:
         """Which of all prompts are of the two tasks of a pair."""
-        counts = {task: len(self._prompts(batch)) for task, batch in self.spot.batches.items()}
-        owners = [task for task, count in counts.items() for _ in range(count)]
-        return [i for i, task in enumerate(owners) if task in (pair.first, pair.second)]
+        return [i for i, task in enumerate(self.owners) if task in (pair.first, pair.second)]
 
     def single(self, name: str, task: str) -> tuple[float, float | None]:
         """The slope of a task's loss along a displacement, and the scale up to which it is linear.
@@ -134,7 +137,10 @@ def _rows(measured: Measured) -> Iterator[Row]:
                 yield from _loss_rows(measured, pair, task)
             except UsageError as error:
                 yield note(measured.spot.cell, f"{pair.a} and {pair.second} on {task}: {error}")
-        yield from _stream_rows(measured, pair)
+        try:
+            yield from _stream_rows(measured, pair)
+        except UsageError as error:
+            yield note(measured.spot.cell, f"{pair.a} and {pair.second} in activations: {error}")
 
 
 def _pair_row(measured: Measured, pair: Pair) -> Row:
