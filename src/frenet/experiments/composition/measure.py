@@ -120,7 +120,7 @@ def depths(blocks: int) -> list[int]:
     >>> depths(2), depths(5), depths(30)
     ([0, 1], [1, 3, 4], [9, 19, 29])
     """
-    return sorted({math.ceil(blocks * share) - 1 for share in (1 / 3, 2 / 3, 1)})
+    return sorted({-(-blocks * thirds // 3) - 1 for thirds in (1, 2, 3)})
 
 
 def depth_names(blocks: list[int]) -> dict[int, str]:
