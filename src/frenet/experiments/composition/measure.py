@@ -232,7 +232,7 @@ def _block_rows(
     whole = {ALL: (pair.b, twin(pair.b), total)}
     places = {block: (parts[block], random[block], by_block[block]) for block in parts}
     for block, (b, like, predicted) in (whole | places).items():
-        draw = rng.generator(spot.cell.seed, "composition block", pair.a, pair.b, task)
+        draw = rng.generator(spot.cell.seed, "composition", pair.a, pair.b, task)
         found = interaction(losses.plane(task, pair.a, b), FULL_SCALE, generator=draw)
         null = interaction(losses.plane(task, pair.a, like), FULL_SCALE, generator=draw)
         yield {
