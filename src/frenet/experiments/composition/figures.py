@@ -4,7 +4,7 @@ import math
 
 from frenet.experiments.composition.findings import FULL_SCALE, LINE
 from frenet.experiments.composition.tables import STEPS, VECTORS
-from frenet.experiments.experiment import Figure, Row, Rows, integer, number
+from frenet.experiments.experiment import Figure, Row, Rows, Scalar, integer, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, heatmap, lines
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
 
@@ -40,7 +40,7 @@ def radius_chart(rows: Rows) -> object:
     """The composition radius of every pair and task, beside what each displacement allows."""
     table: list[Row] = []
     named = [
-        {**row, "pair": f"{row['first']} + {row['second']}, on {row['task']}"}
+        {**row, "pair": f"{row['first']} + {row['second']},\non {row['task']}"}
         for row in _panelled(rows, "kind")
     ]
     beyond = {(r["panel"], r["pair"]) for r in named if r["radius_high"] is None}
@@ -102,24 +102,28 @@ def block_chart(rows: Rows) -> object:
 
 
 def _shares(rows: Rows) -> list[Row]:
-    """|interaction| of every block over the sum of all blocks, for each pair and task."""
+    """|interaction| of every block over the sum of all blocks, for each pair and task.
+
+    That with a random displacement is in the same unit, so that it shows the size of chance.
+    """
     keys = ("seed", "space", "first", "second", "task")
     found: list[Row] = []
     parts = [row for row in rows if row["block"] != "all"]
     for case in dict.fromkeys(tuple(row[key] for key in keys) for row in parts):
         mine = select(parts, **dict(zip(keys, case, strict=True)))
-        sums = {
-            name: sum(abs(number(row, name)) for row in mine if row[name] is not None)
-            for name in ("interaction", "predicted", "random")
-        }
-        for row in mine:
-            shares = {
-                name: None if row[name] is None or not sums[name]
-                else abs(number(row, name)) / sums[name]
-                for name in sums
-            }  # fmt: skip
-            found.append({**row, **shares})
+        measured, predicted = _absolute(mine, "interaction"), _absolute(mine, "predicted")
+        sums = {"interaction": measured, "predicted": predicted, "random": measured}
+        found += [{**row, **{n: _over(row[n], whole) for n, whole in sums.items()}} for row in mine]
     return found
+
+
+def _absolute(rows: Rows, name: str) -> float:
+    return sum(abs(number(row, name)) for row in rows if row[name] is not None)
+
+
+def _over(value: Scalar, whole: float) -> float | None:
+    """The size of a value as a share; None if one of them is not known."""
+    return abs(value) / whole if isinstance(value, int | float) and whole > 0 else None
 
 
 def map_chart(rows: Rows) -> object:
@@ -198,7 +202,7 @@ FIGURES = (
         "Where do they meet?",
         "Size of the interaction with the second vector restricted to one block at a time, as a "
         "share of the sum over blocks, averaged over pairs and tasks; the same by the second "
-        "order, and with a random second one.",
+        "order. With a random second one, over the same sum.",
         "block",
         block_chart,
     ),
