@@ -63,6 +63,36 @@ def test_first_steps_decide_nothing():
     assert found.verdict == "not testable"
 
 
+def test_the_block_with_the_largest_interaction_is_named():
+    at = {"table": "block", "space": "full", "first": "a", "second": "b", "task": "a"}
+    rows = [
+        {**at, "seed": seed, "block": block, "interaction": value, "predicted": 1.0, "random": 0.1}
+        for seed in (0, 1)
+        for block, value in (("all", 3.0), ("block 0", 0.5 + seed), ("block 1", -2.0))
+    ]
+    found, *_ = decide([*positions([0.3, 0.32]), *rows])
+    (table,) = [b for b in found.breakdowns if "interacts with most" in b.title]
+    (row,) = table.rows
+    assert (row["most with"], row["interaction there"], row["interaction"]) == ("block 1", -2, 3)
+
+
+def test_a_radius_over_seeds_is_one_bracket_around_all():
+    at = {"table": "radius", "space": "full", "kind": VECTORS, "first": "a", "second": "b"}
+    more = {"task": "a", "limit": 2.0, "random_low": 2.0, "single_first": 1.0, "radius": None}
+    ends = [(0.5, 1.0, 0.4), (0.25, 0.5, None)]
+    rows = [
+        {**at, **more, "seed": s, "radius_low": low, "radius_high": high, "single_second": single}
+        for s, (low, high, single) in enumerate(ends)
+    ]
+    beyond = {**rows[0], "seed": 2, "radius_low": 2.0, "radius_high": None}
+    for given, most, open_ in ((rows, 1.0, 0), ([*rows, beyond], None, 1)):
+        found, *_ = decide([*positions([0.3, 0.32]), *given])
+        (table,) = [b for b in found.breakdowns if "one bracket" in b.title]
+        (row,) = table.rows
+        assert (row["composes above"], row["at most"]) == (0.25, most)
+        assert (row["beyond the limit"], row["linear along the second"]) == (open_, 0.4)
+
+
 def test_the_seed_is_the_unit():
     """Ten pairs of one seed are one value."""
     (found,) = decide([row for row in positions([0.3, 0.32]) for _ in range(10)])

@@ -3,7 +3,7 @@
 import math
 
 from frenet.experiments.composition.findings import FULL_SCALE, LINE
-from frenet.experiments.composition.tables import STEPS, VECTORS
+from frenet.experiments.composition.tables import ALL, STEPS, VECTORS
 from frenet.experiments.experiment import Figure, Row, Rows, Scalar, integer, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, heatmap, lines
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
@@ -108,7 +108,7 @@ def _shares(rows: Rows) -> list[Row]:
     """
     keys = ("seed", "space", "first", "second", "task")
     found: list[Row] = []
-    parts = [row for row in rows if row["block"] != "all"]
+    parts = [row for row in rows if row["block"] != ALL]
     for case in dict.fromkeys(tuple(row[key] for key in keys) for row in parts):
         mine = select(parts, **dict(zip(keys, case, strict=True)))
         measured, predicted = _absolute(mine, "interaction"), _absolute(mine, "predicted")

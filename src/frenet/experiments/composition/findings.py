@@ -2,7 +2,7 @@
 
 import math
 
-from frenet.experiments.composition.tables import VECTORS
+from frenet.experiments.composition.tables import ALL, VECTORS
 from frenet.experiments.experiment import (
     Across,
     Breakdown,
@@ -58,7 +58,7 @@ def decide(rows: Rows) -> tuple[Finding, ...]:
         )
         findings.append(_finding(rows, mine, case, decision))
     first, *others = findings
-    return (first._replace(breakdowns=(*_errors(rows), *_radii(rows))), *others)
+    return (first._replace(breakdowns=(*_errors(rows), *_radii(rows), *_places(rows))), *others)
 
 
 def _finding(rows: Rows, at: Rows, case: str, decision: Decision) -> Finding:
@@ -113,6 +113,38 @@ def _radii(rows: Rows) -> tuple[Breakdown, ...]:
             }
         )
     title = "Composition radius in lengths of the displacements, one bracket around all seeds"
+    return (Breakdown(title, tuple(parts)),) if parts else ()
+
+
+def _places(rows: Rows) -> tuple[Breakdown, ...]:
+    """With which block of the second vector the first one interacts most, by pair and task."""
+    keys = ("space", "first", "second", "task")
+    parts: list[Row] = []
+    blocks = select(rows, table="block")
+    for case in dict.fromkeys(tuple(row[key] for key in keys) for row in blocks):
+        part: Row = dict(zip(keys, case, strict=True))
+        means = {
+            str(name): estimate(select(blocks, **part, block=name), "interaction")
+            for name in dict.fromkeys(row["block"] for row in select(blocks, **part))
+        }
+        known = {name: mean.value for name, mean in means.items() if mean is not None}
+        places = {name: value for name, value in known.items() if name != ALL}
+        if not places:
+            continue
+        most = max(places, key=lambda name: abs(places[name]))
+        at = select(blocks, **part, block=most)
+        random, predicted = (estimate(at, name) for name in ("random", "predicted"))
+        parts.append(
+            {
+                **part,
+                "interaction": known.get(ALL),
+                "most with": most,
+                "interaction there": places[most],
+                "random second one there": None if random is None else random.value,
+                "second order there": None if predicted is None else predicted.value,
+            }
+        )
+    title = "The block of the second vector that the first interacts with most, nats per token"
     return (Breakdown(title, tuple(parts)),) if parts else ()
 
 

@@ -8,7 +8,7 @@ from frenet._errors import UsageError
 from frenet.experiments.composition import Config, cells
 from frenet.experiments.composition.directions import Pair, Spot, contexts, spot_of, twin
 from frenet.experiments.composition.findings import DEPTHS, FULL_SCALE, LINE
-from frenet.experiments.composition.tables import VECTORS
+from frenet.experiments.composition.tables import ALL, VECTORS
 from frenet.experiments.experiment import Cell, Row, finite
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
@@ -25,8 +25,6 @@ from frenet.methods.linear_range import radius
 from frenet.network.blocks import residual_blocks
 from frenet.network.checkpoints.weight_space import weights_norm
 
-# Name of the row with b in all blocks.
-ALL = "all"
 # Least scale at which activations are measured.
 LEAST = 1 / 8
 

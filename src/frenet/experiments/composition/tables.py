@@ -5,6 +5,8 @@ from frenet.experiments.setup import columns
 
 # Kinds of displacement. A first step has the length of its task's vector.
 VECTORS, STEPS = "task vectors", "first steps"
+# The place of a displacement that is not restricted to one block.
+ALL = "all"
 _PAIR = (
     columns.SEED,
     columns.SPACE,
