@@ -323,7 +323,7 @@ def _order_rows(spot: Spot, pair: Pair, inside: OrderInWeights | None) -> Iterat
     """Rows of the table order: two gradient steps in both orders, at shares of the onset."""
     bracket, model = pair.bracket, spot.network.model
     if not bracket.is_clear:
-        text = f"the bracket is below {bracket.rounding:.3g}, ten times its rounding"
+        text = f"the bracket is below ten times its rounding, {bracket.rounding:.3g}"
         yield note(spot.cell, f"{pair.kind} {', '.join(bracket.names)} left out: {text}")
         return
     for fraction in spot.config.fractions:
