@@ -199,6 +199,15 @@ def test_c8_counts_step_sizes_at_the_ends_of_the_range():
     assert counted(orders(of_onset=0.0099)) == []
 
 
+def test_c8_shows_apart_what_lies_inside_the_window_of_single_steps():
+    """Near the prediction inside, far from it beyond."""
+    inside = orders(of_window=1.0)
+    beyond = [row | {"second": f"x{i}"} for i, row in enumerate(orders(of_window=1.1, ratio=3.0))]
+    found = parts(predicted([*inside, *beyond])[0], "Share of pairs near the prediction")
+    shares = {row["step"]: (row["within 0.1 of the prediction"], row["pairs"]) for row in found}
+    assert shares == {"inside the window": (1.0, 100), "beyond it": (0.0, 100)}
+
+
 def test_c8_of_lora_is_judged_in_the_weights_apart():
     factors = orders(space="lora", coordinates="factors")
     weights = orders(space="lora", coordinates="weights", ratio=1.2)

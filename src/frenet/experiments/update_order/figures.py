@@ -146,6 +146,7 @@ TABLES = {
     ),
     "order": (
         *_PAIR,
+        Column("of_window", "", "step size over the smaller window of single steps", "key"),
         Column("fraction", "", "step size as a share of the onset in the parameters", "key"),
         Column("of_onset", "", "the same of the onset in these coordinates", "key"),
         Column("eta", "step size", "of both gradient steps", "key"),

@@ -70,7 +70,7 @@ def _predicted(rows: Rows, case: str) -> Finding:
         reference="measured over what random steps of equal norm predict",
         reference_estimate=estimate(seeds, "null") if seeds else None,
         notes=_beyond(rows),
-        breakdowns=_by_step(rows),
+        breakdowns=(*_by_step(rows), *_by_window(pairs)),
         case=case,
     )
 
@@ -136,6 +136,24 @@ def _by_step(rows: Rows) -> tuple[Breakdown, ...]:
     title = "Mean over pairs, by step size as a share of the onset"
     return breakdown(
         title, select(rows, table="order"), by=("space", "kind", "fraction"), values=values
+    )
+
+
+def _by_window(pairs: Rows) -> tuple[Breakdown, ...]:
+    """What counts, by whether the step is inside the window of both single steps."""
+    split = [
+        {
+            **row,
+            "step": "inside the window" if size <= 1 else "beyond it",
+            "near": float(abs(number(row, "ratio") - 1) <= CLOSE),
+        }
+        for row in pairs
+        if (size := finite(row.get("of_window"))) is not None
+    ]
+    values = {"near": f"within {CLOSE:g} of the prediction", "cosine": "cosine"}
+    title = "Share of pairs near the prediction, by the window of both single steps"
+    return breakdown(
+        title, split, by=("space", "step"), values=values, counts={"ratio": "pairs"}, least=0.0
     )
 
 

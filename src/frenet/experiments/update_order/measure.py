@@ -183,7 +183,7 @@ def _rows(spot: Spot) -> Iterator[Row]:
         if coordinates_of(spot.space) == "factors":
             inside = OrderInWeights.of(spot.network.model, pair.bracket, space=spot.space)
         yield from _bracket_rows(spot, pair, windows, inside)
-        yield from _order_rows(spot, pair, inside)
+        yield from _order_rows(spot, pair, windows, inside)
         if pair.kind == OTHER:
             yield from _optimizer_rows(spot, pair, states)
     for pair in [pair for pair in pairs if pair.kind == OTHER][: spot.config.long_pairs]:
@@ -319,13 +319,16 @@ def _below(onset: float | None, window: float | None, known: bool) -> bool | Non
     return False if known else None
 
 
-def _order_rows(spot: Spot, pair: Pair, inside: OrderInWeights | None) -> Iterator[Row]:
+def _order_rows(
+    spot: Spot, pair: Pair, windows: Mapping[str, Window], inside: OrderInWeights | None
+) -> Iterator[Row]:
     """Rows of the table order: two gradient steps in both orders, at shares of the onset."""
     bracket, model = pair.bracket, spot.network.model
     if not bracket.is_clear:
         text = f"the bracket is below ten times its rounding, {bracket.rounding:.3g}"
         yield note(spot.cell, f"{pair.kind} {', '.join(bracket.names)} left out: {text}")
         return
+    window, _ = _smaller(windows[name] for name in bracket.names if name in windows)
     for fraction in spot.config.fractions:
         eta = fraction * bracket.onset
         try:
@@ -341,7 +344,7 @@ def _order_rows(spot: Spot, pair: Pair, inside: OrderInWeights | None) -> Iterat
             continue
         row: Row = {
             "table": "order", **spot.keys, **pair.keys, "fraction": fraction, "eta": eta,
-            "rounding": agreed.rounding,
+            "of_window": None if window is None else eta / window, "rounding": agreed.rounding,
         }  # fmt: skip
         null = norm(pair.null) / bracket.length
         random = cosine(difference.vector, pair.null.to(difference.vector))
