@@ -43,6 +43,7 @@ ON_A_MODEL: dict[str, dict[str, Any]] = {
     "bench_steering": {"repeats": 3, "pairs": 32, "few": 16},
     "bench_trainer": {"steps": 12, "repeats": 3},
     "bench_curvature": {"repeats": 3, "rows": 2, "probes": 4, "pairs": 0},
+    "bench_update_order": {"repeats": 3, "rows": 8},
     "bench_probe": {"rows": 16},
 }
 # The smallest sizes, to check that all of them run.
@@ -63,6 +64,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "bench_task_vectors": {"layers": 1, "repeats": 1},
     "bench_trainer": {"steps": 12, "repeats": 1},
     "bench_curvature": {"repeats": 1, "rows": 2, "probes": 2, "pairs": 0},
+    "bench_update_order": {"repeats": 1, "rows": 2},
     "bench_startup": {"repeats": 1},
     "bench_growth": {"most": 1e4, "only": "candidate drawn"},
 }

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from frenet.measure.activations import add, last_activations, record
     from frenet.measure.curvature import hessian_product, hutchinson, top_eigenpairs
     from frenet.measure.gradients import example_gradients, gradient, gradient_matrix
+    from frenet.measure.lie_bracket import Minibatch, lie_bracket
     from frenet.measure.loss_line import loss_line
     from frenet.measure.trajectory import Training, Trajectory, train_and_record
+    from frenet.measure.update_order import gradient_step, order_difference
     from frenet.methods.candidates import Noise
     from frenet.methods.effect_line import effect_line
     from frenet.methods.linear_range import radius
@@ -88,6 +90,11 @@ _HOME = {
     "Training": "measure.trajectory",
     "Trajectory": "measure.trajectory",
     "train_and_record": "measure.trajectory",
+    # the order of two updates
+    "Minibatch": "measure.lie_bracket",
+    "lie_bracket": "measure.lie_bracket",
+    "gradient_step": "measure.update_order",
+    "order_difference": "measure.update_order",
     # bases
     "Basis": "geometry.basis",
     "svd_basis": "geometry.basis",
@@ -145,6 +152,7 @@ __all__ = [
     "EXPERIMENTS",
     "Basis",
     "FrenetCallback",
+    "Minibatch",
     "MovingBasis",
     "Noise",
     "ParamSpace",
@@ -169,16 +177,19 @@ __all__ = [
     "gradient",
     "gradient_matrix",
     "gradient_shift",
+    "gradient_step",
     "hessian_product",
     "hutchinson",
     "krylov_basis",
     "last_activations",
+    "lie_bracket",
     "load",
     "load_task_vector",
     "load_vector",
     "load_winner",
     "loss_line",
     "moving_prefix",
+    "order_difference",
     "plan",
     "prefix_basis",
     "radius",

@@ -29,6 +29,7 @@ from frenet.experiments.intervals import estimate, seed_means, select
 from frenet.experiments.recovery_basis import findings as recovery
 from frenet.experiments.setup.comparable import comparable
 from frenet.experiments.subspace_training import findings as training
+from frenet.experiments.update_order import findings as order
 from frenet.experiments.verdicts import Criterion
 from frenet.runs import find_runs, read_run
 from frenet.statistics import coverage
@@ -108,6 +109,10 @@ COVERAGE = 0.95
 LOG_RATIO = 0.0
 LEAD = 0.1
 ADDED = 0.4
+# Of the orders of two updates: how far the median ratio is from 1, the share of pairs that are not
+# within 0.1 of it, how far the cosine is from 1; and the share of pairs inside the window.
+OFF, APART, TURNED = 0.01, 0.02, 0.002
+INSIDE = 0.6
 
 
 def spectra(values: Mapping[str, list[float]]) -> list[Row]:
@@ -209,6 +214,32 @@ def trained(values: Mapping[str, list[float]]) -> list[Row]:
         for s, share in enumerate(values[basis])
         if values["recoveries"][s]
     ]
+
+
+def orders(values: Mapping[str, list[float]]) -> list[Row]:
+    """Rows for C8: of every seed 40 pairs, some of which are far from the prediction."""
+    at: Row = {"space": "full", "kind": order.OTHER, "first": "a", "of_onset": 0.1}
+    rows: list[Row] = []
+    for s, off in enumerate(values["off"]):
+        rows.append({"table": "learned", "seed": s, "space": "full"})
+        far = round(40 * values["apart"][s])
+        for i in range(40 if values["pairs"][s] else 0):
+            own = {"second": str(i), "ratio": 2.0 if i < far else 1 + off}
+            along = {"cosine": 1 - values["turned"][s], "null_ratio": 50.0}
+            rows.append({"table": "order", "seed": s, **at, **own, **along})
+    return rows
+
+
+def windows(values: Mapping[str, list[float]]) -> list[Row]:
+    """Rows for C9: of every seed 40 pairs."""
+    at: Row = {"table": "bracket", "space": "full", "kind": order.OTHER, "first": "a"}
+    rows: list[Row] = []
+    for s, share in enumerate(values["within"]):
+        rows.append({"table": "learned", "seed": s, "space": "full"})
+        for i in range(40 if values["pairs"][s] else 0):
+            own = {"second": str(i), "inside": i < round(40 * share), "null_inside": False}
+            rows.append({**at, "seed": s, **own})
+    return rows
 
 
 CAPTURES = {"walk": ("walk", 1.0), "prefix": ("prefix", 1.0)}
@@ -335,6 +366,40 @@ RULES = (
             Truth("premise: no case compared", NOT_TESTABLE, {"compared": 0.0}),
         ),
         exact=("compared",),
+    ),
+    Planted(
+        "C8",
+        "ratio 1.01",
+        order.predicted,
+        orders,
+        {"off": OFF, "apart": APART, "turned": TURNED, "pairs": 1},
+        {},
+        (
+            Truth("ratio 1.2", ("contradicted",), {"off": 0.2}),
+            Truth("ratio 1.05, its limit", NO_WORD, {"off": 0.05}),
+            Truth("ratio 0.95, its limit", NO_WORD, {"off": -0.05}),
+            Truth("a third of pairs far off", ("contradicted",), {"apart": 1 / 3}),
+            Truth("a tenth of pairs far off, the line", NO_WORD, {"apart": 0.1}),
+            Truth("cosine 0.9", ("contradicted",), {"turned": 0.1}),
+            Truth("cosine 0.99, its line", NO_WORD, {"turned": 0.01}),
+            Truth("premise: no pair above rounding", NOT_TESTABLE, {"pairs": 0}),
+        ),
+        exact=("pairs",),
+    ),
+    Planted(
+        "C9",
+        "six tenths of pairs",
+        order.fragile,
+        windows,
+        {"within": INSIDE, "pairs": 1},
+        {},
+        (
+            Truth("no pair", ("contradicted",), {"within": 0.0}),
+            Truth("a tenth of pairs", ("contradicted",), {"within": 0.1}),
+            Truth("a third of pairs, the line", NO_WORD, {"within": 1 / 3}),
+            Truth("premise: no pair above rounding", NOT_TESTABLE, {"pairs": 0}),
+        ),
+        exact=("pairs",),
     ),
     Planted(
         "C10",
@@ -522,7 +587,7 @@ def correlation(network: str | None) -> float:
 def words_alone() -> Iterator[None]:
     """Without the tables of findings and without needed numbers of seeds, which decide nothing."""
     with ExitStack() as stack:
-        for module in (rank, recovery, drift, search, adding, training):
+        for module in (rank, recovery, drift, search, training, adding, order):
             for name, function in vars(module).copy().items():
                 returned = getattr(function, "__annotations__", {}).get("return")
                 if returned == tuple[Breakdown, ...]:

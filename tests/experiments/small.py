@@ -97,6 +97,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "probe_size": 32,
         "optimised": ("prefix", "random"),
     },
+    "update-order": {
+        "width": 32,
+        "train_steps": 250,
+        "seeds": (0,),
+        "only": ("copy", "sort"),
+        "spaces": ("full", "lora"),
+        "batch_size": 16,
+        "adapter_steps": 20,
+        "fractions": (0.01, 0.1),
+        "carried": 3,
+        "steps": 3,
+        "eval_size": 16,
+    },
     "subspace-training": SMALL | {"ks": (3,), "looks": 4, "optimizers": ("adam:1e-3",)},
 }
 

@@ -1,5 +1,7 @@
 """How a watched training shows itself."""
 
+from dataclasses import replace
+
 from frenet.experiments import described
 from frenet.experiments.watched_training import (
     STUDY,
@@ -83,7 +85,7 @@ def test_panels_name_the_half_life_of_their_probe():
 
 
 def test_prefix_and_loss_are_drawn_with_their_references():
-    prefix, loss = STUDY.figures[1:]
+    prefix, loss = STUDY.figures[1:3]
     rows = [{"step": step, "captured": 0.5, "rest": 0.2, "random_walk": 0.4} for step in (4, 8)]
     assert "so far, random walk" in str(draw(prefix, rows))
     losses = [
@@ -92,3 +94,19 @@ def test_prefix_and_loss_are_drawn_with_their_references():
         for step in (0, 4)
     ]
     assert TRAINING in str(draw(loss, losses))
+
+
+def test_the_order_of_probes_is_drawn_where_it_is_above_rounding():
+    figure = next(figure for figure in STUDY.figures if figure.id == "order")
+    rows = [
+        {"pair": "a and b", "step": step, "onset": onset}
+        for step, onset in ((0, None), (1, 0.125), (5, 0.5))
+    ]
+    spec = str(draw(figure, rows))
+    assert "'onset': 0.125" in spec
+    assert "'onset': None" not in spec
+
+
+def test_the_line_that_watches_again_asks_for_the_order_only_if_it_was_asked_for():
+    assert "order" not in command(config_dict(CONFIG))
+    assert "order=True" in command(config_dict(replace(CONFIG, order=True)))

@@ -85,7 +85,7 @@ def checked(model: nn.Module, probe: Probe, *, space: ParamSpace) -> Check:
     Raises:
         ValueError: they are not; the message names the model.
     """
-    with _no_global_draws(model), _full_precision(model):
+    with undisturbed(model):
         return check_slope(model, probe.task, probe.held_out, space=space)
 
 
@@ -109,7 +109,7 @@ def look(
     Raises:
         FloatingPointError: a loss or gradient is not finite.
     """
-    with _no_global_draws(model), _full_precision(model):
+    with undisturbed(model):
         now = example_snapshot(model, probe.task, probe.batch, space=space)
         with measuring(model), torch.no_grad():
             loss = float(probe.task.loss(model, probe.held_out))
@@ -120,6 +120,13 @@ def look(
     random = k / space.dim
     row: Row = {"table": "drift", "probe": probe.task.name, "k": k, **drift._asdict()}
     return row | {"random": random, "chance": random / drift.fresh}, loss
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Measure without autocast, and without a trace in the global random generators."""
+    with _no_global_draws(model), _full_precision(model):
+        yield
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from frenet.experiments.watched_training import STALE, TRAINING, WatchConfig, lo
 from frenet.geometry.linalg import norm
 from frenet.integrations.checks import space_digest
 from frenet.integrations.folder import END, WatchFolder
+from frenet.integrations.order import UNMEASURED, order_rows
 from frenet.integrations.path import PathSums
 from frenet.integrations.probes import Probe, checked, look
 from frenet.integrations.recording import Recording, last_recorded
@@ -202,6 +203,7 @@ class Session:
         try:
             for index, probe in enumerate(self.probes):
                 rows += self._look_at(probe, step, self._steps / f"probe-{index}.safetensors")
+            rows += self._orders(step)
         except FloatingPointError as error:
             self._stop(FloatingPointError, f"{error}, after step {step}")
             return []
@@ -232,6 +234,18 @@ class Session:
             )
             logger.warning("frenet: %s", note)
             rows.append({"table": "notes", "step": step, "note": note})
+        return rows
+
+    def _orders(self, step: int) -> list[Row]:
+        """Rows of the table order; a reason why there are none appears once."""
+        if not self.config.order:
+            return []
+        rows = order_rows(self.model, self.probes, space=self.space, n=self.config.n, step=step)
+        if rows[0]["table"] == "notes":
+            if UNMEASURED in self._noted:
+                return []
+            self._noted.add(UNMEASURED)
+            logger.info("frenet: %s", rows[0]["note"])
         return rows
 
     def _loss_row(self, source: str, step: int, loss: float) -> Row:

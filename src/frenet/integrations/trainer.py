@@ -15,10 +15,12 @@ from frenet._errors import UsageError
 from frenet.experiments.experiment import Row
 from frenet.experiments.watched_training import TRAINING, WatchConfig
 from frenet.integrations.checks import check_training, refuse_sharded, require_room
+from frenet.integrations.order import cost_of_look
 from frenet.integrations.probes import make_probes
 from frenet.integrations.recording import read_trajectory
 from frenet.integrations.session import Plan, Session
 from frenet.integrations.trained import Trained, trained_space
+from frenet.measure.lie_bracket import MANY
 from frenet.network.space import Where
 from frenet.network.tasks import Task
 
@@ -42,6 +44,12 @@ _LOGGED = {
     },
     "path": {"displacement": "displacement", "walk": "random_walk", "unmoved": "unmoved"},
     "loss": {"loss": "loss"},
+    "order": {
+        "kappa": "order_kappa",
+        "null_kappa": "order_kappa_random",
+        "rounding": "order_kappa_rounding",
+        "onset": "order_onset",
+    },
 }
 
 
@@ -86,10 +94,15 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         where: the parameters, as in ``ParamSpace.select``; others are not checked. None: all that
             may train.
         gradients: record the gradients too, which doubles the size.
+        order: also measure, for every pair of two or more probes, the step size from which on the
+            order of an update on each would matter (the Lie bracket of their gradients, on n
+            examples of each), and the same for random steps. For p probes it adds p gradients and
+            2 p (p - 1) Hessian products to a look, each a few gradients long; above eight probes
+            the cost is logged first.
 
     Raises:
         ValueError: a number is out of range, two probes have one name, there are too few examples,
-            or an example has no target token.
+            an example has no target token, or there is no pair of probes with an order.
     """
 
     def __init__(
@@ -102,16 +115,19 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         n: int = 8,
         where: Where = None,
         gradients: bool = False,
+        order: bool = False,
     ) -> None:
         for name, value, least in (("every", every, 1), ("k", k, 1), ("n", n, 2)):
             if value < least:
                 raise UsageError(f"{name}={value}; pass at least {least}")
+        if order and len(probes) < 2:
+            raise UsageError(f"{len(probes)} probe has no order; pass two or more, or order=False")
         self.out = Path(out)
         self._probes = make_probes(probes, n=n)
         names = tuple(task.name for task in probes)
         pattern = where if isinstance(where, str) else "" if where is None else "a function"
         self._where = where
-        self._config = WatchConfig("", names, every, k, n, gradients, pattern)
+        self._config = WatchConfig("", names, every, k, n, gradients, pattern, order)
         self._trainer: Trainer | None = None
         self._session: Session | None = None
         self._training: Any = None
@@ -150,6 +166,10 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             Trained(model, space, self._where), self._probes, replace(self._config, model=name),
             out=self.out, plan=plan, start_over=retried,
         )  # fmt: skip
+        if self._config.order:
+            many = len(self._probes) > MANY
+            cost = cost_of_look(len(self._probes), self._config.n)
+            logger.log(logging.WARNING if many else logging.INFO, "frenet: %s", cost)
         if self._trainer is None and args.report_to:
             logger.warning(
                 "frenet: its scalars reach the log history and %s, but not %s; "
@@ -245,7 +265,7 @@ def logged(rows: Sequence[Row]) -> dict[str, float]:
     """The numbers of a measurement under their names in Trainer's log."""
     scalars = {}
     for row in rows:
-        table, source = str(row["table"]), row.get("probe") or row.get("source")
+        table, source = str(row["table"]), row.get("probe") or row.get("source") or row.get("pair")
         if source == TRAINING:
             continue
         for column, name in _LOGGED.get(table, {}).items():

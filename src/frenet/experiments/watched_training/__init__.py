@@ -40,6 +40,8 @@ class WatchConfig:
     """Whether the gradients of all steps are recorded."""
     where: str
     """Regular expression for the names of the parameters; empty: all trained ones."""
+    order: bool = False
+    """Whether the order of updates on every pair of probes is looked at."""
 
 
 def looks(every: int, steps: int) -> list[int]:
@@ -66,6 +68,8 @@ def command(config: Mapping[str, Any]) -> str:
     names = ("every", "k", "n", "gradients", "where")
     given = {name: config[name] for name in names}
     given["where"] = given["where"] or None
+    if config.get("order"):
+        given["order"] = True
     settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
     return (
         f"# probes: {', '.join(config['probes']) or 'none'}\n"
@@ -148,6 +152,17 @@ def loss_chart(rows: Rows) -> object:
     )
 
 
+def order_chart(rows: Rows) -> object:
+    """The step size from which on the order of two probes matters, against step."""
+    return lines(
+        [row for row in rows if row.get("onset")],
+        x=Axis("step", "step", whole=True),
+        y=Axis("onset", "step size from which on the order matters", log=True),
+        interval=None,
+        colour="pair",
+    )
+
+
 _STEP = Column("step", "steps", "optimiser steps taken", "key")
 TABLES = {
     "drift": (
@@ -213,6 +228,27 @@ TABLES = {
         Column("loss", "nats/token", "mean loss", "measure", "loss_0"),
         Column("loss_0", "nats/token", "the first of this source", "reference"),
     ),
+    "order": (
+        Column("pair", "", "two probes", "key"),
+        _STEP,
+        Column(
+            "kappa",
+            "1 / step size",
+            "difference of two orders of a gradient step each, over step size and length of both",
+            "measure",
+            "null_kappa",
+        ),
+        Column("null_kappa", "1 / step size", "the same for random steps", "reference"),
+        Column("rounding", "1 / step size", "upper bound of the rounding of kappa", "reference"),
+        Column(
+            "onset",
+            "step size",
+            "0.10 / kappa: from here on the order matters; empty: rounding",
+            "measure",
+            "null_onset",
+        ),
+        Column("null_onset", "step size", "the same for random steps", "reference"),
+    ),
     "notes": (
         _STEP,
         Column("note", "", "caveats about this training run", "key"),
@@ -245,6 +281,15 @@ FIGURES = (
         "that Trainer logs, the mean since its last log.",
         "loss",
         loss_chart,
+    ),
+    Figure(
+        "order",
+        "Would the order of updates on the probes matter?",
+        "The step size at which a gradient step on each of two probes ends 10% of their length "
+        "apart in the two orders, by the Lie bracket. Far below it two steps may be taken in any "
+        "order.",
+        "order",
+        order_chart,
     ),
 )
 STUDY = Study(
