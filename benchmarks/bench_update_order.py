@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from frenet.geometry import rng
@@ -48,14 +49,14 @@ def against_gradient(
     """Rows of one model."""
     first, second = pair
 
-    def bracket(**more: object) -> object:
-        return lie_bracket(model, first, second, space=space, check=False, **more)
+    def bracket(null: torch.Generator | None = None) -> object:
+        return lie_bracket(model, first, second, space=space, check=False, null=null)
 
     seconds = turns(
         {
             "one": lambda: gradient(model, first.task, first.batch, space=space),
             BRACKET: bracket,
-            f"{BRACKET}, with its null": lambda: bracket(null=rng.generator(0, "bench")),
+            f"{BRACKET}, with its null": lambda: bracket(rng.generator(0, "bench")),
             "measured difference of two orders": lambda: order_difference(
                 model, first, second, gradient_step(1e-3), space=space
             ),
