@@ -21,6 +21,7 @@ from frenet.network.data.schemas import (
     folded,
     task_of,
 )
+from frenet.network.data.sources import Source
 from frenet.network.data.tables import (
     SYSTEM,
     Columns,
@@ -56,7 +57,7 @@ class _Settings(NamedTuple):
 
 
 def contrasts(
-    source: str | Path,
+    source: Source,
     tokenizer: Any,
     *,
     max_length: int,
@@ -68,7 +69,7 @@ def contrasts(
     chat: bool = False,
     template: Template | None = None,
 ) -> dict[str, Contrast]:
-    """The contrasts of a JSONL, JSON or CSV file, or of a data set on the hub, by name.
+    """The contrasts of a file, of rows in memory, or of a data set on the hub, by name.
 
     Rows with the keys ``positive`` and ``negative`` (and optionally ``prompt``, the beginning of
     both) are pairs of texts. Rows of ``question`` and ``answer_matching_behavior``, with the
@@ -77,8 +78,9 @@ def contrasts(
     Repeated rows count once, with a note.
 
     Args:
-        source: a file; "frenet:comparisons"; or, if there is no such path, the name of a data set
-            on the hub.
+        source: a JSONL, JSON or CSV file; a list of pairs of texts (positive, negative), or of
+            mappings from columns to values; a ``datasets.Dataset``; "frenet:comparisons"; or, if
+            there is no such path, the name of a data set on the hub.
         tokenizer: the model's tokenizer; it does not change.
         max_length: the model's context length in tokens, or less.
         columns: the columns of each role, as for ``text_tasks``; also positive and negative.
@@ -114,7 +116,7 @@ def contrasts(
     return {key: replace(each, notes=table.notes + each.notes) for key, each in made.items()}
 
 
-def answered_names(source: str | Path, reading: Reading | None = None) -> tuple[str, ...]:
+def answered_names(source: Source, reading: Reading | None = None) -> tuple[str, ...]:
     """Names of the contrasts of a source, which must have answers; needs no tokenizer.
 
     Raises:

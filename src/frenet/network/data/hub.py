@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,7 @@ def is_path(source: str | Path) -> bool:
 
 
 def hub_rows(name: str) -> Rows:
-    """All rows of the splits of a hub data set; class numbers become the names of the classes.
-
-    Rows with the class -1, which means no label, are left out, with a note.
+    """All rows of the splits of a hub data set, see ``split_rows``.
 
     Args:
         name: ``owner/name`` or ``name``, and the configuration after a colon if there are
@@ -50,17 +49,32 @@ def hub_rows(name: str) -> Rows:
             f"{name!r} is no file here, and the data set of that name cannot be loaded from the "
             f"hub: {_first_line(error)}; pass the path of a .jsonl or .csv file to stay offline"
         ) from error
+    return split_rows(name, loaded)
+
+
+def split_rows(name: str, splits: Mapping[str, Any]) -> Rows:
+    """All rows of a data set; class numbers become the names of the classes.
+
+    Rows with the class -1, which means no label, are left out, with a note.
+
+    Args:
+        name: of the data set.
+        splits: by name; rows of a split without a name have none.
+
+    Raises:
+        ValueError: no row has a label.
+    """
     values: list[dict[str, Any]] = []
     lines: list[int] = []
     unlabelled: Counter[str] = Counter()
-    for split, rows in loaded.items():
+    for split, rows in splits.items():
         classes = {k: f.names for k, f in rows.features.items() if hasattr(f, "names")}
         for number, row in enumerate(rows, start=1):
             if any(row[k] == _NO_LABEL for k in classes):
                 unlabelled[str(split)] += 1
                 continue
             named = {k: _named(v, classes.get(k)) for k, v in row.items()}
-            values.append({"split": str(split), **named})
+            values.append({"split": str(split), **named} if split else named)
             lines.append(number)
     notes = tuple(f"{split}: {n} rows without a label left out" for split, n in unlabelled.items())
     if unlabelled and not values:

@@ -32,7 +32,7 @@ from frenet.network.data.schemas import (
     renamed,
     task_field,
 )
-from frenet.network.data.sources import rows_of
+from frenet.network.data.sources import Source, rows_of
 
 IGNORE, SYSTEM = "ignore", "system"
 FIELDS = tuple(dict.fromkeys(name for template in KNOWN for name in template.fields))
@@ -165,7 +165,7 @@ class Named:
         return 2 * sum(all(key in row for key in PAIR) for row in rows) >= len(rows)
 
 
-def named_rows(source: str | Path, reading: Reading, *, on_bad: OnBad = "error") -> Named:
+def named_rows(source: Source, reading: Reading, *, on_bad: OnBad = "error") -> Named:
     """The rows of a source, with the user's roles as names of their columns.
 
     Names are compared without case, and include some aliases of published data sets.
@@ -197,7 +197,7 @@ def named_rows(source: str | Path, reading: Reading, *, on_bad: OnBad = "error")
 
 
 def read_table(
-    source: str | Path,
+    source: Source,
     reading: Reading,
     *,
     on_bad: OnBad = "error",
@@ -207,7 +207,7 @@ def read_table(
     """The rows of a source as prompts and completions.
 
     Args:
-        source: a file, ``frenet:NAME``, or the name of a data set on the hub.
+        source: a file, ``frenet:NAME``, rows in memory, or the name of a data set on the hub.
         reading: how the rows are read.
         on_bad: "error" stops at the first bad row, "skip" leaves it out.
         tokenizer: the model's tokenizer, for its chat template; None if only names are needed.

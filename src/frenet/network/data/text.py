@@ -5,7 +5,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from frenet.network.data.examples import Example, Options, encoded, prepare
 from frenet.network.data.files import OnBad, shown
 from frenet.network.data.schemas import Template
 from frenet.network.data.scoring import continuation_log_probabilities, weighted_accuracy
+from frenet.network.data.sources import Source
 from frenet.network.data.tables import Columns, Reading, read_table
 from frenet.network.data.tokens import Encoded, encode, of_one_prompt
 from frenet.network.measuring import measuring
@@ -184,7 +184,7 @@ class TextTask:
 
 
 def text_tasks(
-    source: str | Path,
+    source: Source,
     tokenizer: Any,
     *,
     max_length: int,
@@ -198,11 +198,13 @@ def text_tasks(
     on_bad: OnBad = "error",
     limit: int | None = None,
 ) -> dict[str, TextTask]:
-    """The tasks of a JSONL, JSON or CSV file, or of a data set on the hub, by name.
+    """The tasks of a file, of rows in memory, or of a data set on the hub, by name.
 
     Args:
-        source: a file; "frenet:words" or "frenet:comparisons", which are built in; or, if there is
-            no such path, the name of a data set on the hub, with its configuration after a colon
+        source: a JSONL, JSON or CSV file; a list of mappings from columns to values, or a
+            ``datasets.Dataset`` or ``DatasetDict`` (a task without a name is called "rows");
+            "frenet:words" or "frenet:comparisons", which are built in; or, if there is no such
+            path, the name of a data set on the hub, with its configuration after a colon
             ("glue:sst2"). Only a name on the hub needs the network.
         tokenizer: the model's tokenizer.
         max_length: the model's context length in tokens, or less.
@@ -260,7 +262,7 @@ def reading_notes(tasks: Iterable[TextTask]) -> list[str]:
 
 
 def task_names(
-    source: str | Path, reading: Reading | None = None, *, on_bad: OnBad = "error"
+    source: Source, reading: Reading | None = None, *, on_bad: OnBad = "error"
 ) -> tuple[str, ...]:
     """The names that ``text_tasks`` gives the tasks of ``source``; needs no tokenizer."""
     return tuple(read_table(source, reading or Reading(), on_bad=on_bad).by_task)
