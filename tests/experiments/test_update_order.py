@@ -208,6 +208,13 @@ def test_c8_shows_apart_what_lies_inside_the_window_of_single_steps():
     assert shares == {"inside the window": (1.0, 100), "beyond it": (0.0, 100)}
 
 
+def test_c8_shows_medians_that_one_pair_far_beyond_its_window_does_not_move():
+    far = [row | {"ratio": 900.0} if row["second"] == "0" else row for row in orders()]
+    (row,) = parts(predicted(far)[0], "Median over pairs")
+    assert row["measured / predicted"] == pytest.approx(1.012)
+    assert (row["by random steps"], row["seeds"]) == (40.0, 5)
+
+
 def test_c8_of_lora_is_judged_in_the_weights_apart():
     factors = orders(space="lora", coordinates="factors")
     weights = orders(space="lora", coordinates="weights", ratio=1.2)
@@ -257,6 +264,13 @@ def brackets(*, inside=12, pairs=20, seeds=5, **more):
 )
 def test_c9(settings, verdict):
     assert fragile(brackets(**settings))[0].verdict == verdict
+
+
+def test_c9_shows_every_pair_beside_its_window():
+    pairs = parts(fragile(brackets())[0], "Step size from which on")
+    assert pairs[0]["pair"] == "a, 0"
+    assert [pair["inside the window"] for pair in pairs] == [1.0] * 12 + [0.4] + [0.0] * 7
+    assert pairs[0]["onset"] == pairs[0]["window of single steps"] / 2
 
 
 def test_c9_leaves_out_pairs_whose_window_is_not_known():

@@ -16,7 +16,7 @@ from frenet.experiments.experiment import (
 )
 from frenet.experiments.intervals import breakdown, estimate, select
 from frenet.experiments.setup.comparable import by_coordinates, factors_and_weights
-from frenet.experiments.update_order.figures import CLOSE, EQUAL, OTHER, named
+from frenet.experiments.update_order.figures import CLOSE, EQUAL, OTHER, medians, named
 from frenet.experiments.verdicts import Count, Criterion, Rule
 
 # Step sizes that count, as shares of the onset; the ends may be missed by rounding.
@@ -133,9 +133,10 @@ def _by_step(rows: Rows) -> tuple[Breakdown, ...]:
         "null_cosine": "with random steps",
         "rounding": "rounding",
     }
-    title = "Mean over pairs, by step size as a share of the onset"
+    by = ("space", "kind", "fraction")
+    typical = medians(select(rows, table="order"), by, tuple(values))
     return breakdown(
-        title, select(rows, table="order"), by=("space", "kind", "fraction"), values=values
+        "Median over pairs, by step size as a share of the onset", typical, by=by, values=values
     )
 
 
@@ -199,15 +200,19 @@ def _shares(pairs: Rows) -> Row:
 def _onsets(rows: Rows) -> tuple[Breakdown, ...]:
     """Onset and window of every pair."""
     values = {
+        "share": "inside the window",
         "onset": "onset",
         "null_onset": "random steps",
         "window": "window of single steps",
         "kappa": "kappa",
         "floor": "floor of kappa",
     }
-    pairs = named(select(rows, table="bracket", kind=OTHER))
+    pairs = [
+        {**row, "share": None if row.get("inside") is None else float(bool(row["inside"]))}
+        for row in named(select(rows, table="bracket", kind=OTHER))
+    ]
     title = "Step size from which on the order matters, by pair"
-    return breakdown(title, pairs, by=("space", "pair"), values=values)
+    return breakdown(title, pairs, by=("space", "pair"), values=values, least=0.0)
 
 
 def _orders(rows: Rows) -> tuple[Breakdown, ...]:
