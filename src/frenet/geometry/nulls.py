@@ -9,6 +9,9 @@ from torch import Tensor
 from frenet._errors import UsageError
 from frenet.geometry.linalg import norm
 
+# Rank of the factors of random matrices.
+RANDOM_RANK = 8
+
 
 def gaussian_like(
     G: Float[Tensor, "n d"], sizes: Sequence[int], generator: torch.Generator
@@ -90,6 +93,23 @@ def sign_flipped_like(G: Float[Tensor, "n d"], generator: torch.Generator) -> Fl
     device = generator.device
     signs = torch.randint(0, 2, G.shape, generator=generator, dtype=torch.float32, device=device)
     return signs.mul_(2).sub_(1).to(G.device).mul_(G.detach())
+
+
+def gaussian_matrix(shape: Sequence[int], generator: torch.Generator) -> Float[Tensor, "..."]:
+    """Entries of mean 0 and variance 1, quickly drawn for a large matrix: a product of two factors.
+
+    The entries of a product of Gaussian factors of rank ``RANDOM_RANK`` are uncorrelated and of one
+    variance. So slope and curvature along it have the variance and the mean of those along
+    Gaussian noise. Small matrices and other shapes are Gaussian.
+
+    Args:
+        shape: of the result.
+        generator: the draws.
+    """
+    if len(shape) != 2 or min(shape) <= RANDOM_RANK:
+        return torch.randn(tuple(shape), generator=generator)
+    B, A = (torch.randn(size, RANDOM_RANK, generator=generator) for size in shape)
+    return B @ A.T / RANDOM_RANK**0.5
 
 
 def random_walk_share(norms: Float[Tensor, " t"], k: int) -> float:

@@ -1,6 +1,7 @@
 """Brackets of a crossing that was measured at a few places only."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from frenet._errors import UsageError
@@ -40,6 +41,32 @@ class Bracket(NamedTuple):
         Bracket(low=1.0, high=2.0, value=None)
         """
         return cls(low, high, value if low > 0 and high <= NARROW * low else None)
+
+    @classmethod
+    def first_above(cls, values: Mapping[float, float], level: float) -> "Bracket":
+        """Where a quantity that starts at 0 first exceeds a level, from values at some places.
+
+        Between two places close enough it is interpolated by a power law.
+
+        Args:
+            values: by place, at least one; places are above 0. NaN counts as above the level.
+            level: above 0.
+
+        >>> Bracket.first_above({0.5: 0.08, 1.0: 0.15, 1.25: 0.3}, 0.2).in_words()
+        'about 1.1 (between 1 and 1.25)'
+        >>> str(Bracket.first_above({0.5: 0.3, 1.0: 0.1}, 0.2))
+        'at most 0.5'
+        """
+        places = sorted(values)
+        beyond = [place for place in places if not values[place] <= level]
+        if not beyond:
+            return cls(places[-1], None)
+        high = beyond[0]
+        low = max((place for place in places if place < high), default=0.0)
+        if low == 0 or values[low] <= 0 or not math.isfinite(values[high]):
+            return cls(low, high)
+        share = math.log(level / values[low]) / math.log(values[high] / values[low])
+        return cls.between(low, high, low * (high / low) ** share)
 
     @property
     def found(self) -> bool:

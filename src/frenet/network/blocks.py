@@ -1,6 +1,6 @@
 """The transformer blocks of a model: the modules that a text passes through, in order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -15,6 +15,8 @@ from frenet.network.tasks import base_model, forward_arguments
 
 # What a forward pass may raise if it needs more than a text, or other ids.
 _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
+# The place of embeddings, output head and last norm.
+OUTSIDE = "outside the blocks"
 
 
 class Reach(NamedTuple):
@@ -86,6 +88,23 @@ def residual_blocks(model: nn.Module, path: str | None = None) -> tuple[nn.Modul
         raise UsageError(f"{missing} in {type(inner).__name__}; its module lists are: {there}")
     name = next(name for name, module in names.items() if module is blocks)
     return inner.get_submodule(name.rpartition(".")[0]), blocks
+
+
+def parameter_blocks(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """The place of each parameter: "block 3", counted from 0, or ``OUTSIDE``.
+
+    Args:
+        model: a decoder, also inside a PEFT wrapper. A model without a list of blocks has all its
+            parameters outside.
+        names: of parameters of ``model``, in any order.
+
+    Returns:
+        By name, in the order of the blocks; parameters outside come last.
+    """
+    blocks = {id(p): f"block {i}" for i, m in enumerate(block_list(model)) for p in m.parameters()}
+    found = {name: blocks.get(id(model.get_parameter(name)), OUTSIDE) for name in names}
+    order = [*dict.fromkeys(blocks.values()), OUTSIDE]
+    return dict(sorted(found.items(), key=lambda item: order.index(item[1])))
 
 
 def _outermost_lists(model: nn.Module) -> Iterator[str]:

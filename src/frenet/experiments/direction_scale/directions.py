@@ -16,6 +16,7 @@ from frenet.experiments.experiment import Cell
 from frenet.experiments.setup.networks import Network, by_space, only_first
 from frenet.geometry import rng
 from frenet.geometry.linalg import norm
+from frenet.geometry.nulls import gaussian_matrix
 from frenet.measure.gradients import adam_scale, gradient_matrix
 from frenet.measure.trajectory import Training, Trajectory
 from frenet.methods.candidates import Candidates, Noise
@@ -35,9 +36,6 @@ from frenet.network.data.contrasts import contrasts
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.contrasts import synthetic_contrast
 from frenet.network.tasks import Task
-
-# Rank of the factors of random matrices.
-RANDOM_RANK = 8
 
 
 def source_names(sources: Sequence[str]) -> list[str]:
@@ -128,11 +126,7 @@ def random_like(spot: Spot, direction: Direction) -> Direction:
 
     def draw(name: str) -> torch.Tensor:
         draws = rng.generator(spot.seed, "direction-scale", "random like", name)
-        shape = shapes[name]
-        if len(shape) != 2 or min(shape) <= RANDOM_RANK:
-            return torch.randn(shape, generator=draws)
-        B, A = (torch.randn(size, RANDOM_RANK, generator=draws) for size in shape)
-        return B @ A.T / RANDOM_RANK**0.5
+        return gaussian_matrix(shapes[name], draws)
 
     drawn = TaskVector(shapes, draw, "random")
     length = direction.length or 1.0
