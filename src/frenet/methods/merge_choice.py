@@ -115,33 +115,22 @@ class Yardstick:
         n, shares = len(self.counts), self.shares
         return {t: -1 / (n * (float(self.gain(t)[0]) if shares else 1.0)) for t in self.counts}
 
-    def part(self, chosen: slice) -> "Yardstick":
-        """The same on some of the examples of every task, without resamples."""
-        weights = {task: w[:1, chosen] for task, w in self.weights.items()}
-        parts = (part_of(losses, chosen) for losses in (self.counts, self.none, self.alone))
+    def half(self, which: int) -> "Yardstick":
+        """The same on the first (0) or second (1) half of each task's examples, not resampled."""
+        weights = {task: w[:1, half_of(w.shape[1], which)] for task, w in self.weights.items()}
+        parts = (halved(losses, which) for losses in (self.counts, self.none, self.alone))
         return Yardstick(*parts, weights)
 
 
-def part_of(losses: Losses, chosen: slice) -> Losses:
-    """The losses of some of the examples."""
-    return {task: values[chosen] for task, values in losses.items()}
+def half_of(n: int, which: int) -> slice:
+    """The places of the first (0) or the second (1) half of n examples; a single one is in both."""
+    middle = n // 2
+    return (slice(0, max(1, middle)), slice(middle, n))[which]
 
 
-def losses_at(
-    model: nn.Module, batches: Mapping[str, Batch], change: Read, *, space: ParamSpace
-) -> dict[str, Float[Tensor, " n"]]:
-    """The summed loss of every example at theta + change; theta comes back bit for bit.
-
-    Args:
-        model: the network.
-        batches: one for each task.
-        change: the change of each parameter of the space.
-        space: the parameters that change.
-    """
-    with space.restored(model), torch.no_grad(), measuring(model):
-        for name, parameter in zip(space.names, space.parameters(model), strict=True):
-            parameter.add_(change(name).to(parameter.device))
-        return {t: example_losses(model, b)[0].double().cpu() for t, b in batches.items()}
+def halved(losses: Losses, which: int) -> Losses:
+    """The losses of the first (0) or the second (1) half of each task's examples."""
+    return {task: values[half_of(len(values), which)] for task, values in losses.items()}
 
 
 def blended(reads: Sequence[Read], coefficients: Sequence[Coefficient]) -> Read:
@@ -154,6 +143,13 @@ def blended(reads: Sequence[Read], coefficients: Sequence[Coefficient]) -> Read:
         )
 
     return read
+
+
+def _column(
+    chosen: np.ndarray, i: int, place: Mapping[str, int], blocks: Mapping[str, str]
+) -> Coefficient:
+    """The coefficient of the i-th vector in the block of a parameter."""
+    return lambda name: float(chosen[place[blocks[name]], i])
 
 
 def by_block(
@@ -190,30 +186,30 @@ def by_block(
     slopes = yardstick.slopes()
     tried: list[tuple[float, np.ndarray]] = []
 
-    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+    def worse(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        """Minus the score, and its gradient in the coefficients."""
         chosen = flat.reshape(len(labels), len(reads))
-        slope, means = np.zeros_like(chosen), 0.0
-        here = [lambda name, i=i: float(chosen[place[blocks[name]], i]) for i in range(len(reads))]
-        change = blended(reads, here)
+        slope = np.zeros_like(chosen)
+        change = blended(reads, [_column(chosen, i, place, blocks) for i in range(len(reads))])
         with space.restored(model):
             with torch.no_grad():
                 for name, parameter in zip(space.names, space.parameters(model), strict=True):
                     parameter.add_(change(name).to(parameter.device))
-            for name, task in tasks.items():
-                parts = space.unflatten(gradient(model, task, batches[name], space=space))
-                for weight, part in parts.items():
+            for task_name, task in tasks.items():
+                g = space.unflatten(gradient(model, task, batches[task_name], space=space))
+                for name, part in g.items():
                     for i, read in enumerate(reads):
-                        along = dot(part.cpu(), read(weight))
-                        slope[place[blocks[weight]], i] -= slopes[name] * along
+                        along = dot(part.cpu(), read(name))
+                        slope[place[blocks[name]], i] -= slopes[task_name] * along
             with torch.no_grad(), measuring(model):
                 losses = {t: example_losses(model, b)[0].double().cpu() for t, b in batches.items()}
-            means = -float(yardstick.score(losses)[0])
-        tried.append((means, chosen.copy()))
-        return means, slope.ravel()
+        value = -float(yardstick.score(losses)[0])
+        tried.append((value, chosen.copy()))
+        return value, slope.ravel()
 
     first = np.tile(np.asarray(start, dtype=float), len(labels))
     minimize(
-        loss, first, jac=True, method="L-BFGS-B", bounds=[LIMITS] * len(first),
+        worse, first, jac=True, method="L-BFGS-B", bounds=[LIMITS] * len(first),
         options={"maxfun": LOOKS},
     )  # fmt: skip
     best = min(tried, key=lambda pair: pair[0])[1]

@@ -22,9 +22,10 @@ from frenet.network.checkpoints.adapter_delta import (
 
 # Forms that combine the products B A. PEFT's others combine A and B apart, which brings cross
 # terms, so that not even both adapters together are their sum.
-SUMS, ELECTIONS = ("cat", "svd", "dare_linear_svd"), ("ties_svd", "dare_ties_svd")
+EXACT = "cat"
+SUMS, ELECTIONS = (EXACT, "svd", "dare_linear_svd"), ("ties_svd", "dare_ties_svd")
 KINDS = (*SUMS, *ELECTIONS)
-PRUNED = tuple(kind for kind in KINDS if kind not in ("cat", "svd"))
+PRUNED = tuple(kind for kind in KINDS if kind not in (EXACT, "svd"))
 # Largest relative distance from the exact change; an SVD in float32 stays far below it.
 TOLERANCE = 1e-3
 FIRST, SECOND, MERGED = "first", "second", "merged"
@@ -93,7 +94,7 @@ def peft_merges(
             error = None if found is None else (found - expected).norm() / expected.norm()
             if found is not None and error is not None and not error <= TOLERANCE:
                 why = _difference(found, expected, what)
-            rank = {"cat": sum(ranks), "svd": max(ranks)}.get(kind, whole)
+            rank = {EXACT: sum(ranks), "svd": max(ranks)}.get(kind, whole)
             for density in densities if kind in PRUNED else (None,):
                 vector = None
                 if not why:
@@ -134,7 +135,7 @@ def _merged(
     seed: int,
 ) -> tuple[TaskVector | None, str]:
     """The change by one merge with weights 1 and 1; or None, and why PEFT does not make it."""
-    more = {} if kind == "cat" else {"svd_rank": rank, "svd_full_matrices": False}
+    more = {} if kind == EXACT else {"svd_rank": rank, "svd_full_matrices": False}
     torch.manual_seed(rng.torch_seed(seed))
     try:
         wrapped.add_weighted_adapter(

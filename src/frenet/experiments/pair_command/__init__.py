@@ -77,8 +77,8 @@ def cells(config: Config) -> list[Cell]:
         raise UsageError(f"--only names {len(config.only)} tasks; pass two, that of A first")
     if config.dtype != "float32":
         raise UsageError(
-            f"both directions are lines in the weights, and {config.dtype} rounds their small steps "
-            "away; pass --dtype float32"
+            f"both directions are lines in the weights, and {config.dtype} rounds their small "
+            "steps away; pass --dtype float32"
         )
     check_sources(config.vectors)
     parts = [part for part in PARTS if part != ORDER or config.batch_size]

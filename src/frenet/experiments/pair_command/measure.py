@@ -2,43 +2,38 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.pair_command import BLOCKS, LOSSES, MERGE, ORDER, SCALE, Config
+from frenet.experiments.pair_command.displacing import (
+    RANDOM,
+    displaced,
+    keys_of,
+    note,
+    twins,
+    yardstick,
+)
 from frenet.experiments.pair_command.merge import merge_rows
 from frenet.experiments.pair_command.subject import SIDES, A, B, Subject, load_subject
 from frenet.experiments.setup.lines import looked_between
 from frenet.geometry import rng
 from frenet.geometry.linalg import norm
-from frenet.measure.displaced import DisplacedLosses, moving
+from frenet.measure.displaced import DisplacedLosses
 from frenet.measure.interaction import SecondOrder, second_order
 from frenet.measure.lie_bracket import LieBracket, Minibatch, lie_bracket
 from frenet.measure.loss_line import loss_line
 from frenet.measure.update_order import gradient_step, order_difference
-from frenet.methods.composition import (
-    Composed,
-    composition,
-    interaction,
-    random_twin,
-    restricted,
-)
+from frenet.methods.composition import Composed, composition, interaction, restricted
 from frenet.methods.linear_range import radius
-from frenet.methods.merge_choice import Interval, Yardstick
+from frenet.methods.merge_choice import Interval
 from frenet.network.blocks import parameter_blocks
 from frenet.network.checkpoints.tensor_files import Read
-from frenet.network.tasks import Batch, repeatable
+from frenet.network.tasks import repeatable
 
 # Blocks that are named in the answer.
 NAMED = 3
 # The step at which two orders are measured, as a share of the onset: the leading order still holds.
 WITHIN = 0.3
-RANDOM = "random"
-
-
-def note(text: str) -> Row:
-    """A row of the table notes."""
-    return {"table": "notes", "note": text}
 
 
 def prepare(config: Config, cell: Cell) -> None:
@@ -67,40 +62,6 @@ def rows_of(subject: Subject, part: str, say: Callable[[str], None]) -> Iterator
         MERGE: merge_rows,
     }  # fmt: skip
     yield from parts[part](subject, say)
-
-
-@contextmanager
-def displaced(
-    subject: Subject, batches: Mapping[str, Batch], more: Mapping[str, Read] | None = None
-) -> Iterator[DisplacedLosses]:
-    """Losses at theta plus both directions, and further displacements, at any scales."""
-    known = {**subject.joint.displacements, **(more or {})}
-    with moving(subject.model, known, space=subject.joint.space) as mover:
-        yield DisplacedLosses(mover, batches)
-
-
-def twins(subject: Subject) -> dict[str, Read]:
-    """A random displacement for each direction, of equal norm in every tensor."""
-    joint, seed = subject.joint, subject.settings.seed
-    return {
-        f"{RANDOM} {side}": random_twin(read, joint.space, seed=seed, name=side)
-        for side, read in joint.displacements.items()
-    }
-
-
-def yardstick(losses: DisplacedLosses, subject: Subject) -> Yardstick:
-    """What merges are judged by, on the examples of ``losses``."""
-    counts, none, alone = {}, {}, {}
-    for task, own, _ in subject.owns:
-        none[task.name] = losses.at(task.name, {})
-        alone[task.name] = losses.at(task.name, {own: 1.0})
-        counts[task.name] = losses.counts(task.name)
-    return Yardstick.of(counts, none, alone, seed=subject.settings.seed)
-
-
-def keys_of(subject: Subject, task: str, own: str, other: str) -> Row:
-    """The keys of a row about one task."""
-    return {"task": task, "own": subject.label(own), "other": subject.label(other)}
 
 
 def loss_rows(subject: Subject, say: Callable[[str], None]) -> Iterator[Row]:
@@ -149,7 +110,7 @@ def scale_rows(subject: Subject, say: Callable[[str], None]) -> Iterator[Row]:
         "how far both can be scaled: 4 radii, each about 24 forward passes, and 4 composition "
         "radii, each about 35"
     )
-    for task, own, other in subject.owns:
+    for task in subject.tasks:
         box: Row = {"table": "map", "kind": "box", "task": task.name}
         for side in SIDES:
             found = yield from _single(subject, task.name, side)
@@ -350,7 +311,9 @@ def order_rows(subject: Subject, say: Callable[[str], None]) -> Iterator[Row]:
         bracket = lie_bracket(subject.model, first, second, space=space)
         bracket.require_clear()
     except (ValueError, RuntimeError, MemoryError) as error:
-        yield note(f"whether the order of training matters is not known: {error}")
+        names = (task.name for task in subject.tasks)
+        yield {"table": "order", **dict(zip(("first", "second"), names, strict=True)),
+               "why": str(error)}  # fmt: skip
         return
     yield {"table": "order", **_onset(subject, bracket), **_measured(subject, bracket, pair)}
 
@@ -361,6 +324,7 @@ def _onset(subject: Subject, bracket: LieBracket) -> Row:
     return {
         "first": bracket.names[0], "second": bracket.names[1], "kappa": bracket.kappa,
         "rounding": bracket.rounding / bracket.length, "onset": _finite(bracket.onset),
+        "least_step": _finite(bracket.least_step), "whole": 1.0,
         "step": bracket.onset * bracket.length / both.norm() if finite else None,
         "length": both.norm(),
     }  # fmt: skip
@@ -371,9 +335,7 @@ def _measured(subject: Subject, bracket: LieBracket, pair: list[Minibatch]) -> R
     if not math.isfinite(bracket.onset):
         return {}
     eta = WITHIN * bracket.onset
-    found = order_difference(
-        subject.model, *pair, gradient_step(eta), space=subject.joint.space
-    )
+    found = order_difference(subject.model, *pair, gradient_step(eta), space=subject.joint.space)
     agreement = found.against(bracket, eta)
     return {
         "eta": eta, "measured": found.relative, "predicted": bracket.predicted(eta),

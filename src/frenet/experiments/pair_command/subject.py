@@ -83,7 +83,8 @@ def subject_of(
     first, second = vectors
     if tasks[0].name == tasks[1].name:
         raise UsageError(
-            f"both directions have the task {tasks[0].name!r}; pass the task of each, under two names"
+            f"both directions have the task {tasks[0].name!r}; pass the task of each, under two "
+            "names"
         )
     for label, vector in zip(labels, vectors, strict=True):
         length = vector.norm()
@@ -94,8 +95,8 @@ def subject_of(
     if related.cosine > 1 - SAME:
         raise UsageError(
             f"{labels[0]} and {labels[1]} are one and the same direction (cosine "
-            f"{related.cosine:.6f}), so there is no pair; frenet probe --vectors says how far it can "
-            "be scaled"
+            f"{related.cosine:.6f}), so there is no pair; frenet probe --vectors says how far it "
+            "can be scaled"
         )
     select, test = (
         {task.name: _batch(task, split, size, settings.seed) for task in tasks}
@@ -106,7 +107,9 @@ def subject_of(
         f"{len(test[task.name]['labels'])} others"
         for task in tasks
     ]
-    owned = [f"{label}: {text}" for label, v in zip(labels, vectors, strict=True) for text in v.notes]
+    owned = [
+        f"{label}: {text}" for label, v in zip(labels, vectors, strict=True) for text in v.notes
+    ]
     return Subject(
         model.eval(), (labels[0], labels[1]), (first, second), tuple(folders), (tasks[0], tasks[1]),
         both, select, test, settings, (*notes, *owned, *sizes), related,
@@ -145,7 +148,7 @@ def load_subject(config: Config) -> Subject:
     chosen, why = own_tasks(list(tasks), names, config.only)
     vectors = list(vectors_from_disk(loaded.model, config.vectors))
     folders = [Path(source).expanduser() for source in config.vectors]
-    adapters = folders if all(map(_is_adapter, folders)) else []
+    adapters = folders if all(map(is_adapter, folders)) else []
     notes = [
         f"{config.model}: weights measured in {loaded.dtype}", *loaded.notes,
         *reading_notes(tasks[name] for name in chosen), why,
@@ -156,7 +159,7 @@ def load_subject(config: Config) -> Subject:
     )  # fmt: skip
 
 
-def _is_adapter(path: Path) -> bool:
+def is_adapter(path: Path) -> bool:
     """Whether a source is read as an adapter of PEFT."""
     return path.is_dir() and held(path).is_adapter
 
@@ -211,9 +214,7 @@ def own_tasks(
     return _assigned(names, labels, "by the order of the files")
 
 
-def _assigned(
-    names: Sequence[str], labels: Sequence[str], how: str
-) -> tuple[tuple[str, str], str]:
+def _assigned(names: Sequence[str], labels: Sequence[str], how: str) -> tuple[tuple[str, str], str]:
     said = " and ".join(f"{n} is that of {label}" for n, label in zip(names, labels, strict=True))
     return (names[0], names[1]), f"tasks assigned {how}: {said}"
 
