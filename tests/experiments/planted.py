@@ -21,6 +21,8 @@ from scipy import stats
 from frenet.experiments import EXPERIMENTS
 from frenet.experiments.basis_drift import findings as drift
 from frenet.experiments.best_of_n import findings as search
+from frenet.experiments.composition import findings as adding
+from frenet.experiments.composition.tables import VECTORS
 from frenet.experiments.experiment import Breakdown, Finding, Row, Rows
 from frenet.experiments.gradient_rank import findings as rank
 from frenet.experiments.intervals import estimate, seed_means, select
@@ -107,6 +109,7 @@ CAPTURE, WALK = 0.77, 0.2
 COVERAGE = 0.95
 LOG_RATIO = 0.0
 LEAD = 0.1
+ADDED = 0.4
 
 
 def spectra(values: Mapping[str, list[float]]) -> list[Row]:
@@ -178,6 +181,23 @@ def gains(values: Mapping[str, list[float]]) -> list[Row]:
             band = {"gain": gain, "low": gain - half, "high": gain + half}
             rows.append({"table": "best", "seed": s, **at, **how, "place": place, **band})
     return rows
+
+
+def positions(values: Mapping[str, list[float]]) -> list[Row]:
+    """Rows for C10."""
+    at: Row = {"table": "position", "space": "full", "kind": VECTORS, "first": "a", "second": "b"}
+    return [
+        {
+            **at,
+            "seed": s,
+            "depth": adding.DEPTHS[-1],
+            "error": error,
+            "noise": values["noise"][s],
+            "random": values["random"][s],
+            "each": error,
+        }
+        for s, error in enumerate(values["error"])
+    ]
 
 
 def trained(values: Mapping[str, list[float]]) -> list[Row]:
@@ -319,6 +339,19 @@ RULES = (
             Truth("premise: no case compared", NOT_TESTABLE, {"compared": 0.0}),
         ),
         exact=("compared",),
+    ),
+    Planted(
+        "C10",
+        "error 0.4",
+        adding.decide,
+        positions,
+        {"error": ADDED, "noise": 0.2, "random": 0.1},
+        {},
+        (
+            Truth("error 0.05", ("contradicted",), {"error": 0.05}),
+            Truth("error 0.2, its line", NO_WORD, {"error": adding.LINE}),
+            Truth("premise: a shift of its noise", NOT_TESTABLE, {"noise": 0.5}),
+        ),
     ),
     Planted(
         "S1",
@@ -491,7 +524,7 @@ def correlation(network: str | None) -> float:
 def words_alone() -> Iterator[None]:
     """Without the tables of findings and without needed numbers of seeds, which decide nothing."""
     with ExitStack() as stack:
-        for module in (rank, recovery, drift, search, training):
+        for module in (rank, recovery, drift, search, adding, training):
             for name, function in vars(module).copy().items():
                 returned = getattr(function, "__annotations__", {}).get("return")
                 if returned == tuple[Breakdown, ...]:

@@ -68,6 +68,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "eval_size": 16,
         "scales": (-1.0, 0.0, 1.0),
     },
+    "composition": SMALL
+    | {
+        "only": ("copy", "sort"),
+        "steps": 20,
+        "optimizer": "adam:1e-3",
+        "n": 2,
+        "batch_size": 16,
+        "damage_batch": 16,
+        "eval_size": 16,
+        "prompts": 8,
+        "scales": (0.125, 0.5, 1.0),
+        "grid": (0.0, 1.0),
+    },
     "step-vs-vector": STEERED | {"shuffles": 50, "halves": 2},
     "steering-effect": STEERED | {"draws": 2, "resamples": 50, "equal_rows": 8},
     "recovery-basis": SMALL

@@ -54,8 +54,8 @@ def test_a_resample_is_the_mean_of_the_drawn_examples():
 
 
 def test_without_a_gain_the_score_is_minus_the_mean_loss():
-    """A tenth of 16/4 is 0.4: a vector that takes 0.4 off has a gain, a smaller one has none."""
-    for off, has in ((0.4, True), (0.399, False)):
+    """A tenth of 16/4 is 0.4: a vector that takes more off has a gain, one that takes less none."""
+    for off, has in ((0.4375, True), (0.375, False)):
         alone = losses(a=[1.0, 3.0], b=[10.0, 6.0 - 4 * off])
         stick = Yardstick.of(COUNTS, NONE, alone, seed=0, resamples=2)
         assert stick.has_gain("b") is has

@@ -10,7 +10,7 @@ import pkgutil
 from typing import Any
 
 from frenet._errors import UsageError
-from frenet.experiments.experiment import Experiment, Study
+from frenet.experiments.experiment import Experiment, Study, claim_order
 
 __all__ = ["EXPERIMENTS", "Experiment", "Study", "described"]
 
@@ -30,8 +30,12 @@ def _discover() -> dict[str, Study]:
         if study.name in declared:
             raise UsageError(f"two experiments are named {study.name!r}, one in {name}")
         declared[study.name] = study
-    by_claim = sorted(declared.values(), key=lambda s: ([claim.id for claim in s.claims], s.name))
+    by_claim = sorted(declared.values(), key=lambda s: (_claims(s), s.name))
     return {study.name: study for study in by_claim}
+
+
+def _claims(study: Study) -> list[list[str | int]]:
+    return [claim_order(claim.id) for claim in study.claims]
 
 
 def described() -> dict[str, Study]:

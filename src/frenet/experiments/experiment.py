@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -50,6 +51,16 @@ def number(row: Mapping[str, Scalar], name: str) -> float:
     if isinstance(value, int | float):
         return float(value)
     raise UsageError(f"{name} is {value!r}, not a number")
+
+
+def claim_order(name: str) -> list[str | int]:
+    """The key by which names of claims are sorted: numbers count as numbers.
+
+    >>> sorted(["C10", "C5b", "C2", "C5a", "S1"], key=claim_order)
+    ['C2', 'C5a', 'C5b', 'C10', 'S1']
+    """
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def integer(row: Mapping[str, Scalar], name: str) -> int:

@@ -38,8 +38,17 @@ class Shift(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Norm over noise; about 1 for shifts without a common direction, 0 without a shift."""
-        return self.norm / self.noise if self.noise > 0 else (math.inf if self.norm else 0.0)
+        """Norm over noise: about 1 for shifts without a common direction."""
+        return self.norm / self.noise if self.noise > 0 else math.inf
+
+    @property
+    def noise_share(self) -> float:
+        """Noise over noise and norm, in [0, 1]: about 1/2 for shifts without a common direction.
+
+        Without any shift it is 1.
+        """
+        whole = self.noise + self.norm
+        return self.noise / whole if whole > 0 else 1.0
 
 
 class Additivity(NamedTuple):

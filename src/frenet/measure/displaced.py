@@ -57,8 +57,7 @@ class Mover:
             for name, parameter, here in zip(self.space.names, parameters, self.start, strict=True):
                 # The displacements are added to each other first: of two, the order is no matter.
                 parts = [s * self.displacements[which](name) for which, s in place]
-                moved = sum(parts[1:], parts[0]).to(here) if parts else torch.zeros_like(here)
-                parameter.copy_(here + moved)
+                parameter.copy_(here + sum(parts[1:], parts[0]).to(here) if parts else here)
         self._place = place
         self.writes += 1
 

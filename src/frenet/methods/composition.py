@@ -259,7 +259,7 @@ def composition(
     Raises:
         ValueError: no scale has changes above rounding, or settings are out of range.
     """
-    if not (scales and 0 < min(scales) and max(scales) < math.inf and 0 < eps < 1):
+    if not (scales and min(scales) > 0 and max(scales) < math.inf and 0 < eps < 1):
         raise UsageError(f"scales={scales}, eps={eps}; pass scales above 0 and eps in (0, 1)")
     weights = _resamples(len(plane.counts), resamples, generator)
     points = {s: _composed(plane, s, weights, eps) for s in sorted(scales)}

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from frenet._notebook import one_line
-from frenet.experiments.experiment import Across, Claim, Figure, Finding, Row, Rows, finite
+from frenet.experiments.experiment import (
+    Across,
+    Claim,
+    Figure,
+    Finding,
+    Row,
+    Rows,
+    claim_order,
+    finite,
+)
 from frenet.experiments.figures.charts import Axis, Rule, dots
 from frenet.report import figures
 from frenet.report.claims import ICONS, Entry
@@ -80,7 +89,7 @@ def pools(decisions: Sequence[Entry]) -> list[Pool]:
         by_name.setdefault(decision.finding.name, []).append(decision)
     return [
         _pooled(name, across, entries)
-        for name, entries in sorted(by_name.items())
+        for name, entries in sorted(by_name.items(), key=lambda item: claim_order(item[0]))
         if (across := entries[0].claim.across) is not None
         and len({entry.model for entry in entries}) > 1
     ]

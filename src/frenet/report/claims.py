@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import VERDICTS, Claim, Decision, Finding, Verdict
+from frenet.experiments.experiment import VERDICTS, Claim, Decision, Finding, Verdict, claim_order
 from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import estimate, join_words
 from frenet.statistics.intervals import Estimate
@@ -98,7 +98,7 @@ def matrix(decisions: Sequence[Entry], anchors: Mapping[str, str]) -> Markup:
     )
     head = tag("thead", tag("tr", tag("th", "Claim", scope="col"), *links))
     rows = []
-    for name, claim in sorted(claims.items()):
+    for name, claim in sorted(claims.items(), key=lambda item: claim_order(item[0])):
         first = (tag("b", name, class_="id"), " ", claim.statement, tag("small", claim.paper))
         cells = [_verdict(by_cell.get((name, label)), label) for label in anchors]
         rows.append(tag("tr", tag("th", *first, scope="row"), *cells))

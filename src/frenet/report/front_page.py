@@ -7,6 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from frenet._version import __version__
+from frenet.experiments.experiment import claim_order
 from frenet.report import sentences as answers
 from frenet.report.claims import Entry, answer, claims_table, matrix
 from frenet.report.markup import join, tag, user_text
@@ -30,7 +31,11 @@ def grouped(sections: Sequence[Section]) -> list[Network]:
     networks: list[Network] = []
     for label in dict.fromkeys(part.label for part in sections):
         mine = [part for part in sections if part.label == label]
-        mine.sort(key=lambda part: [claim.id for claim in part.experiment.claims] or ["~"])
+        mine.sort(
+            key=lambda part: (
+                [claim_order(c.id) for c in part.experiment.claims] or [claim_order("~")]
+            )
+        )
         networks.append(Network(f"network-{len(networks) + 1}", label, tuple(mine)))
     return networks
 
@@ -49,7 +54,7 @@ def decided(network: Network) -> list[Entry]:
         for part in network.parts
         for claim, finding in decide_claims(part.experiment, part.run)
     ]
-    return sorted(decisions, key=lambda decision: decision.finding.name)
+    return sorted(decisions, key=lambda decision: claim_order(decision.finding.name))
 
 
 def opening(

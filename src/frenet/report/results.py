@@ -7,7 +7,16 @@ from pathlib import Path
 
 from frenet._files import write_whole
 from frenet._notebook import one_line
-from frenet.experiments.experiment import SYNTHETIC, Breakdown, Claim, Figure, Finding, Rows, Study
+from frenet.experiments.experiment import (
+    SYNTHETIC,
+    Breakdown,
+    Claim,
+    Figure,
+    Finding,
+    Rows,
+    Study,
+    claim_order,
+)
 from frenet.experiments.setup.networks import LEARNING, SHOWN
 from frenet.report import across, figures
 from frenet.report import sentences as answers
@@ -69,7 +78,7 @@ def _matrix(networks: Sequence[Network], decisions: Sequence[Entry]) -> Iterator
     claims = {d.finding.name: d.claim for d in decisions}
     yield _row("claim", "in the paper", *(markdown(network.label) for network in networks))
     yield _row(*["---"] * (len(networks) + 2))
-    for name in sorted(claims):
+    for name in sorted(claims, key=claim_order):
         cells = []
         for network in networks:
             decision = by_cell.get((name, network.label))
@@ -108,7 +117,7 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         for part in network.parts
         for claim, finding in decide_claims(part.experiment, part.run)
     ]
-    findings.sort(key=lambda one: one[1].name)
+    findings.sort(key=lambda one: claim_order(one[1].name))
     if missing := [line for part in network.parts for line in _missing(part.run)]:
         yield from ("Some cells are missing; verdicts and figures use the others:", "")
         yield from (*missing, "")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
-from frenet.experiments.experiment import Claim
+from frenet.experiments.experiment import Claim, claim_order
 from frenet.experiments.reproduce import Part, short_name
 from frenet.statistics.intervals import Sample
 from frenet.statistics.power import smallest_effect, smallest_margin
@@ -58,7 +58,7 @@ def powers(todo: Sequence[Part]) -> list[Power]:
     """What the seeds can show, claim by claim and network by network."""
     stored = json.loads(resources.files(__package__).joinpath(FILE).read_text("utf-8"))
     found = (power for part in todo for power in _of_part(part, stored))
-    return sorted(found, key=lambda power: (power.claim, power.network))
+    return sorted(found, key=lambda power: (claim_order(power.claim), power.network))
 
 
 def _of_part(part: Part, stored: dict[str, dict[str, float]]) -> Iterator[Power]:
@@ -104,4 +104,4 @@ def spreads(decided: Sequence[tuple[str, Claim, Any]]) -> dict[str, dict[str, fl
             value = value._replace(value=math.log(value.value), raw=ends)
         spread = float(f"{Sample.of(value).spread:.4g}")
         found.setdefault(claim.id, {}).setdefault(network, spread)
-    return {claim: dict(sorted(found[claim].items())) for claim in sorted(found)}
+    return {claim: dict(sorted(found[claim].items())) for claim in sorted(found, key=claim_order)}

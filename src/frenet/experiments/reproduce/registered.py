@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from frenet._errors import UsageError
 from frenet._files import canonical
-from frenet.experiments.experiment import Study
+from frenet.experiments.experiment import Study, claim_order
 from frenet.experiments.reproduce import Part, short_name
 
 SCHEMA = 1
@@ -104,7 +104,7 @@ def declaration(todo: Sequence[Part], preset: str) -> str:
         f"preset = {_toml(preset)}",
         f"seeds = {_toml(list(seeds.pop()))}",
     ]
-    for key, claim in sorted(claims.items()):
+    for key, claim in sorted(claims.items(), key=lambda item: claim_order(item[0])):
         lines += ["", f"[rules.{_key(key)}]", f"statement = {_toml(claim.statement)}"]
         lines += [f"rule = {_toml(claim.rule)}"]
     for part in todo:

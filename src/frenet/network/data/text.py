@@ -61,9 +61,11 @@ class TextTask:
         """Endless batches; every epoch is a new permutation without the incomplete last batch.
 
         Raises:
-            ValueError: the split has fewer rows than one batch, and ``whole`` is False.
+            ValueError: the split has no rows, or fewer than one batch, and ``whole`` is False.
         """
         rows = self.examples[split]
+        if not rows:
+            raise UsageError(f"task {self.name!r} has no {split} rows; pass more rows")
         if self.whole:
             batch_size = min(batch_size, len(rows))
         if not 1 <= batch_size <= len(rows):

@@ -1,0 +1,212 @@
+"""The figures of `composition`."""
+
+import math
+
+from frenet.experiments.composition.findings import FULL_SCALE, LINE
+from frenet.experiments.composition.tables import STEPS, VECTORS
+from frenet.experiments.experiment import Figure, Row, Rows, integer, number
+from frenet.experiments.figures.charts import Axis, Rule, dots, heatmap, lines
+from frenet.experiments.intervals import over_seeds, select, series_over_seeds
+
+RANDOM = "with a random second one"
+BOTH, BEYOND = "both together", "both together, at least"
+SINGLES = {"single_first": "the first alone, linear", "single_second": "the second alone, linear"}
+
+
+def curve_chart(rows: Rows) -> object:
+    """Additivity error against the common scale, at every depth."""
+    panelled = _panelled(rows, "depth")
+    table = [
+        row
+        for kind in (VECTORS, STEPS)
+        for row in series_over_seeds(
+            select(panelled, kind=kind), by=("panel", "s"), values={"error": kind}
+        )
+    ]
+    vectors = select(panelled, kind=VECTORS)
+    table += series_over_seeds(vectors, by=("panel", "s"), values={"random": RANDOM})
+    return lines(
+        table,
+        x=Axis("s", "common scale of both displacements"),
+        y=Axis("value", "additivity error", domain=(0.0, 2 * LINE)),
+        colour="series",
+        facet="panel",
+        rules=[RANDOM, Rule("line", LINE)],
+    )
+
+
+def radius_chart(rows: Rows) -> object:
+    """The composition radius of every pair and task, beside what each displacement allows."""
+    table: list[Row] = []
+    named = [
+        {**row, "pair": f"{row['first']} + {row['second']}, on {row['task']}"}
+        for row in _panelled(rows, "kind")
+    ]
+    beyond = {(r["panel"], r["pair"]) for r in named if r["radius_high"] is None}
+    for column, series in {"at": BOTH, "random_at": RANDOM, **SINGLES}.items():
+        for row in _geometric([{**r, **_middles(r)} for r in named], column):
+            shown = series
+            if series == BOTH and (row["panel"], row["pair"]) in beyond:
+                shown = BEYOND
+            table.append({**row, "series": shown})
+    return dots(
+        table,
+        x=Axis("value", "scale, in lengths of the displacements", log=True),
+        row=Axis("pair", "pair, and task whose loss is measured"),
+        colour="series",
+        facet="panel",
+        rules=[RANDOM],
+    )
+
+
+def _middles(row: Row) -> Row:
+    """The scales to draw for two brackets."""
+    return {
+        "at": _middle(row["radius_low"], row["radius_high"], number(row, "limit")),
+        "random_at": _middle(row["random_low"], row["random_high"], number(row, "limit")),
+    }
+
+
+def _middle(low: object, high: object, limit: float) -> float | None:
+    """Between the ends on a logarithmic axis; the limit without a crossing, the end at a first."""
+    assert isinstance(low, int | float)
+    if high is None:
+        return limit
+    assert isinstance(high, int | float)
+    return math.sqrt(low * high) if low > 0 else float(high)
+
+
+def _geometric(rows: Rows, column: str) -> list[Row]:
+    """Geometric means over seeds with their intervals: radii differ by factors."""
+    logs = [{**r, "log": math.log(number(r, column))} for r in rows if r[column] is not None]
+    means = over_seeds(logs, by=("panel", "pair"), value="log") if logs else []
+    for row in means:
+        for end in ("value", "low", "high"):
+            row[end] = None if row[end] is None else math.exp(number(row, end))
+    return means
+
+
+def block_chart(rows: Rows) -> object:
+    """Which blocks hold the interaction: shares of its absolute sum over blocks."""
+    panelled = _panelled(select(_shares(rows)), "")
+    values = {"interaction": "measured", "predicted": "second order", "random": RANDOM}
+    return dots(
+        series_over_seeds(panelled, by=("panel", "block"), values=values),
+        x=Axis("value", "share of the interaction", domain=(0.0, 1.0)),
+        row=Axis("block", "block that the second one is restricted to"),
+        colour="series",
+        facet="panel",
+        rules=[RANDOM],
+    )
+
+
+def _shares(rows: Rows) -> list[Row]:
+    """|interaction| of every block over the sum of all blocks, for each pair and task."""
+    keys = ("seed", "space", "first", "second", "task")
+    found: list[Row] = []
+    parts = [row for row in rows if row["block"] != "all"]
+    for case in dict.fromkeys(tuple(row[key] for key in keys) for row in parts):
+        mine = select(parts, **dict(zip(keys, case, strict=True)))
+        sums = {
+            name: sum(abs(number(row, name)) for row in mine if row[name] is not None)
+            for name in ("interaction", "predicted", "random")
+        }
+        for row in mine:
+            shares = {
+                name: None if row[name] is None or not sums[name]
+                else abs(number(row, name)) / sums[name]
+                for name in sums
+            }  # fmt: skip
+            found.append({**row, **shares})
+    return found
+
+
+def map_chart(rows: Rows) -> object:
+    """Loss of both tasks over both scales, for the pair that interacts most, at the first seed."""
+    first = select(rows, seed=min(integer(row, "seed") for row in rows), kind=VECTORS)
+    pairs = dict.fromkeys((row["space"], row["first"], row["second"]) for row in first)
+    space, a, b = max(pairs, key=lambda pair: _interaction(first, *pair))
+    mine = select(first, space=space, first=a, second=b)
+    table: list[Row] = [
+        {"x": f"{x:g}", "y": f"{y:g}", "value": _kept(mine, x, y)}
+        for y in sorted({number(row, "y") for row in mine}, reverse=True)
+        for x in sorted({number(row, "x") for row in mine})
+    ]
+    return heatmap(
+        table,
+        x=Axis("x", f"scale of the vector of {a} ({space})"),
+        y=Axis("y", f"scale of the vector of {b}"),
+        value=Axis("value", "loss over the loss at the start, mean of both tasks"),
+    )
+
+
+def _kept(rows: Rows, x: float, y: float) -> float | None:
+    """The loss at a place over that at the start, averaged over tasks."""
+    ratios = [
+        number(row, "loss") / number(row, "start") if row["loss"] is not None else None
+        for row in select(rows, x=x, y=y)
+    ]
+    known = [ratio for ratio in ratios if ratio is not None]
+    return sum(known) / len(known) if len(known) == len(ratios) and known else None
+
+
+def _interaction(rows: Rows, space: object, a: object, b: object) -> float:
+    """How much a pair interacts at full scale, in the unit of the map."""
+    mine = [row for row in rows if (row["space"], row["first"], row["second"]) == (space, a, b)]
+    ends = ((FULL_SCALE, FULL_SCALE), (FULL_SCALE, 0.0), (0.0, FULL_SCALE), (0.0, 0.0))
+    both, first, second, none = (_kept(mine, *place) for place in ends)
+    if both is None or first is None or second is None or none is None:
+        return -1.0
+    return abs(both - first - second + none)
+
+
+def _panelled(rows: Rows, column: str) -> list[Row]:
+    """Rows with a panel for each value of a column and, if there are several, each space."""
+    several = len({row["space"] for row in rows}) > 1
+
+    def panel(row: Row) -> str:
+        parts = [str(row[column])] if column else []
+        return ", ".join([*parts, *([str(row["space"])] if several or not parts else [])])
+
+    return [{**row, "panel": panel(dict(row))} for row in rows]
+
+
+FIGURES = (
+    Figure(
+        "curve",
+        "Do shifts of activations add up?",
+        "Distance of the shift by both displacements from the sum of the two shifts, relative to "
+        "that sum, at the last token of the prompts of both tasks. At scale 1 a task vector has "
+        "its full length; first steps are as long.",
+        "curve",
+        curve_chart,
+        front=True,
+    ),
+    Figure(
+        "radius",
+        "How far can both be scaled together?",
+        "Common scale up to which the interaction is at most a fifth of the two changes alone, on "
+        "the loss of each task, beside the scales up to which the loss is linear along each one. "
+        "Means over seeds on a logarithmic scale; where the border lies between two scales, "
+        "their middle.",
+        "radius",
+        radius_chart,
+    ),
+    Figure(
+        "blocks",
+        "Where do they meet?",
+        "Size of the interaction with the second vector restricted to one block at a time, as a "
+        "share of the sum over blocks, averaged over pairs and tasks; the same by the second "
+        "order, and with a random second one.",
+        "block",
+        block_chart,
+    ),
+    Figure(
+        "map",
+        "Both scales at once",
+        "Mean of both tasks' losses over their losses at the start, for the pair with the largest "
+        "interaction at the first seed. Below 1 the vectors help; (1, 1) is the plain sum.",
+        "map",
+        map_chart,
+    ),
+)
