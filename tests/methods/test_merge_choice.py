@@ -9,7 +9,7 @@ from frenet.methods.merge_choice import (
     Interval,
     Yardstick,
     blended,
-    by_block,
+    coefficients_by_block,
     half_of,
     halved,
 )
@@ -127,7 +127,7 @@ def test_coefficients_of_blocks_improve_the_score_within_their_limits(two_tasks)
     before = space.read(model)
     blocks = parameter_blocks(model, space.names)
     assert OUTSIDE not in blocks.values()
-    found = by_block(
+    found = coefficients_by_block(
         model, tasks, batches, reads, space=space, blocks=blocks, yardstick=stick, start=(1.0, 1.0)
     )
     assert torch.equal(space.read(model), before)
@@ -162,7 +162,7 @@ def test_the_gradient_of_the_coefficients_is_that_of_the_score(two_tasks, monkey
         ]
 
     monkeypatch.setattr(merge_choice, "minimize", look)
-    by_block(
+    coefficients_by_block(
         model, tasks, batches, reads, space=space, blocks=parameter_blocks(model, space.names),
         yardstick=stick, start=(0.7, 0.4),
     )  # fmt: skip

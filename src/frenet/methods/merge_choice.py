@@ -23,8 +23,8 @@ LEAST_GAIN = 0.1
 # Limits of the coefficients of single blocks, and how often their search may take gradients.
 LIMITS, LOOKS = (0.0, 2.0), 12
 RESAMPLES = 1_000
-# Summed loss of every example, or its target tokens, by task.
-Losses = Mapping[str, Float[Tensor, " n"]]
+# Summed loss of every example, or its target tokens, by task; tasks have their own numbers of them.
+Losses = Mapping[str, Float[Tensor, " _"]]
 # The number on all examples, and then on resampled ones.
 Draws = Float[np.ndarray, " r"]
 Coefficient = Callable[[str], float]
@@ -65,7 +65,7 @@ class Yardstick:
     counts: Losses
     none: Losses
     alone: Losses
-    weights: Mapping[str, Float[np.ndarray, "r n"]]
+    weights: Mapping[str, Float[np.ndarray, "r _"]]
 
     @classmethod
     def of(
@@ -152,7 +152,7 @@ def _column(
     return lambda name: float(chosen[place[blocks[name]], i])
 
 
-def by_block(
+def coefficients_by_block(
     model: nn.Module,
     tasks: Mapping[str, Task],
     batches: Mapping[str, Batch],

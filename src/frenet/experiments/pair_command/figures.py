@@ -61,19 +61,9 @@ def _cells_and_boxes(rows: Rows) -> tuple[list[Row], tuple[float, float]]:
     least, most = min(steps, default=0.0) - half, max(steps, default=1.0) + half
     for row in select(rows, kind="loss"):
         x, y = number(row, "x"), number(row, "y")
+        cell: Row = {"left": x - half, "right": x + half, "below": y - half, "above": y + half}
         change = number(row, "loss") - number(row, "without")
-        table.append(
-            {
-                "task": row["task"],
-                "x": x,
-                "y": y,
-                "change": change,
-                "left": x - half,
-                "right": x + half,
-                "below": y - half,
-                "above": y + half,
-            }  # fmt: skip
-        )
+        table.append({"task": row["task"], "x": x, "y": y, "change": change, **cell})
     for row in select(rows, kind="box"):
         # A radius beyond the map, or an unknown one, leaves its side of the box open.
         x, y = (
@@ -311,8 +301,8 @@ FIGURES = (
     Figure(
         "map",
         "Both coefficients",
-        "Change of each task's loss where A and B are added with these coefficients: blue is lower "
-        "than without them, orange is higher. The dashed box holds the coefficients for which each "
+        "Change of each task's loss where A and B are added with these coefficients: blue is "
+        "lower than without them, orange is higher. The dashed box holds the coefficients for which each "
         "direction alone is linear within the allowed deviation on this task; a side at the frame "
         "is open. Where both directions composed, all of the box would be blue. On the examples on "
         "which the coefficients of a merge are chosen.",

@@ -23,11 +23,16 @@ from frenet.measure.interaction import SecondOrder, second_order
 from frenet.measure.lie_bracket import LieBracket, Minibatch, lie_bracket
 from frenet.measure.loss_line import loss_line
 from frenet.measure.update_order import gradient_step, order_difference
-from frenet.methods.composition import Composed, composition, interaction, restricted
+from frenet.methods.composition import (
+    Composed,
+    by_block,
+    composition,
+    interaction,
+    restricted,
+)
 from frenet.methods.linear_range import radius
 from frenet.methods.merge_choice import Interval
 from frenet.network.blocks import parameter_blocks
-from frenet.network.checkpoints.tensor_files import Read
 from frenet.network.tasks import repeatable
 
 # Blocks that are named in the answer.
@@ -213,15 +218,14 @@ def _second_order(
 def block_rows(subject: Subject, say: Callable[[str], None]) -> Iterator[Row]:
     """The tables block and left_out: where both interact, and what leaving blocks out restores."""
     space = subject.joint.space
-    blocks = parameter_blocks(subject.model, space.names)
     members: dict[str, list[str]] = {}
-    for name, block in blocks.items():
+    for name, block in parameter_blocks(subject.model, space.names).items():
         members.setdefault(block, []).append(name)
-    parts: dict[str, Read] = {}
-    for side, read in subject.joint.displacements.items():
-        for block, names in members.items():
-            if any(read(name).any() for name in names):
-                parts[f"{side} in {block}"] = restricted(read, space, set(names))
+    parts = {
+        f"{side} in {block}": part
+        for side, read in subject.joint.displacements.items()
+        for block, part in by_block(subject.model, read, space).items()
+    }
     say(f"where both interact: {len(members)} blocks, {2 * len(parts) + 8} forward passes")
     harms: dict[str, float] = dict.fromkeys(members, 0.0)
     with displaced(subject, subject.select, parts) as losses:

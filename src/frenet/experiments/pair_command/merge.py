@@ -16,7 +16,7 @@ from frenet.methods.merge_choice import (
     Losses,
     Yardstick,
     blended,
-    by_block,
+    coefficients_by_block,
     half_of,
     halved,
 )
@@ -134,7 +134,7 @@ def _per_block(subject: Subject, stick: Yardstick, start: tuple[float, float]) -
         name: {key: value[half_of(len(value), 0)] for key, value in batch.items()}
         for name, batch in subject.select.items()
     }
-    return by_block(
+    return coefficients_by_block(
         subject.model, {task.name: task for task in subject.tasks}, first,
         [subject.joint.displacements[side] for side in SIDES],
         space=subject.joint.space, blocks=_blocks(subject), yardstick=stick.half(0), start=start,
