@@ -302,10 +302,10 @@ FIGURES = (
         "map",
         "Both coefficients",
         "Change of each task's loss where A and B are added with these coefficients: blue is "
-        "lower than without them, orange is higher. The dashed box holds the coefficients for which each "
-        "direction alone is linear within the allowed deviation on this task; a side at the frame "
-        "is open. Where both directions composed, all of the box would be blue. On the examples on "
-        "which the coefficients of a merge are chosen.",
+        "lower than without them, orange is higher. The dashed box holds the coefficients for "
+        "which each direction alone is linear within the allowed deviation on this task; a side at "
+        "the frame is open. If both composed, all of the box would be blue. Measured on the "
+        "examples on which coefficients are chosen.",
         "map",
         map_chart,
         front=True,
@@ -323,7 +323,8 @@ FIGURES = (
         "merge",
         "Ways to merge",
         "Score on held-out examples: the mean share of both gains that a merge keeps. "
-        "Coefficients, densities and weights were chosen on other examples. The line is the plain sum.",
+        "Coefficients, densities and weights were chosen on other examples. The line is the plain "
+        "sum.",
         "merge",
         merge_chart,
     ),
