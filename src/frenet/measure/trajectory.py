@@ -166,7 +166,7 @@ def train_and_record(
         remedy="pass fewer steps, or select fewer parameters (LoRA)",
     )
     start = space.read(model).cpu()
-    descent = _Descent(model, space, training)
+    descent = Descent(model, space, training)
     steps = torch.empty(training.steps, space.dim)
     gradients = torch.empty_like(steps) if keep_gradients else None
     losses: list[float] = []
@@ -191,7 +191,7 @@ def train_and_record(
     return Trajectory(start, steps[:taken], torch.tensor(losses), recorded, space)
 
 
-class _Descent:
+class Descent:
     """The optimiser on one flat float64 copy of the parameters: few operations per step."""
 
     def __init__(self, model: nn.Module, space: ParamSpace, training: Training) -> None:
