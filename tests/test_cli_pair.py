@@ -143,7 +143,7 @@ def test_merges_are_judged_beside_the_plain_sum_and_the_average(told):
     (chosen,) = [row for row in scored.values() if row["chosen"]]
     assert chosen["selected"] == max(row["selected"] for row in scored.values())
     # The adapters' scale is 1, so that every kind of peft passes its check.
-    assert rows["cat, by peft"]["error"] < 1e-5
+    assert rows["cat, peft"]["error"] < 1e-5
     assert len([r for r in rows.values() if r["kind"].endswith("svd") and "score" in r]) == 4
 
 

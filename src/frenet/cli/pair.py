@@ -141,16 +141,19 @@ def _show_merges(rows: Rows) -> None:
     found = [row for row in rows if row["table"] == "merge"]
     if not found:
         return
-    table = Table("merge", "A", "B", "score", "95% interval", "over 1.0 and 1.0", "")
+    table = Table("merge", "A", "B", "score", "over 1.0 and 1.0")
     for row in found:
         a, b = ("" if row.get(side) is None else f"{row[side]:g}" for side in ("a", "b"))
         if row.get("left_out"):
-            table.add_row(str(row["merge"]), a, b, "", "", "", str(row["left_out"]))
+            table.add_row(str(row["merge"]), a, b, "", f"left out: {row['left_out']}")
             continue
-        ends = f"{row['low']:.3g} to {row['high']:.3g}"
-        over = (
-            f"{row['over_whole']:+.2g} [{row['over_whole_low']:.2g}, {row['over_whole_high']:.2g}]"
+        name = f"{row['merge']} (chosen)" if row["chosen"] else str(row["merge"])
+        score, over = (
+            f"{row[key]:{form}} [{row[low]:.3g}, {row[high]:.3g}]"
+            for key, low, high, form in (
+                ("score", "low", "high", ".3g"),
+                ("over_whole", "over_whole_low", "over_whole_high", "+.2g"),
+            )
         )
-        last = "chosen" if row["chosen"] else ""
-        table.add_row(str(row["merge"]), a, b, f"{row['score']:.3g}", ends, over, last)
+        table.add_row(name, a, b, score, over)
     Console().print(table)

@@ -118,8 +118,8 @@ class Yardstick:
     def half(self, which: int) -> "Yardstick":
         """The same on the first (0) or second (1) half of each task's examples, not resampled."""
         weights = {task: w[:1, half_of(w.shape[1], which)] for task, w in self.weights.items()}
-        parts = (halved(losses, which) for losses in (self.counts, self.none, self.alone))
-        return Yardstick(*parts, weights)
+        counts, none, alone = (halved(each, which) for each in (self.counts, self.none, self.alone))
+        return Yardstick(counts, none, alone, weights)
 
 
 def half_of(n: int, which: int) -> slice:

@@ -56,7 +56,7 @@ class PeftMerge:
     @property
     def name(self) -> str:
         """Kind and density."""
-        return self.kind if self.density is None else f"{self.kind}, density {self.density:g}"
+        return self.kind if self.density is None else f"{self.kind} {self.density:g}"
 
 
 def peft_merges(

@@ -24,10 +24,10 @@ LOSSES, SCALE, BLOCKS, ORDER, MERGE = PARTS = ("losses", "scale", "blocks", "ord
 class Settings:
     """How a pair is measured."""
 
-    select_size: int = 64
+    select_size: int = 48
     """Examples of each task on which coefficients and blocks are chosen; all of them if there are
     fewer."""
-    test_size: int = 128
+    test_size: int = 64
     """Held-out examples of each task for every reported number; all of them if there are fewer."""
     eps: float = 0.2
     """Relative deviation that ends a radius: of a change from its slope for one direction, of the

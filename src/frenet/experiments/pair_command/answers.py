@@ -96,7 +96,7 @@ def _blocks(rows: Rows) -> Iterator[Answer]:
         yield Answer("blocks", KEYS, "in no block does one direction harm what the other gains")
         return
     what = left[0]["what"]
-    who = "both" if what == "both" else f"{what}"
+    who = "either" if what == "both" else what
     parts = []
     for row in left:
         if row.get("kept") is not None:

@@ -1,7 +1,7 @@
 """Rows of `frenet pair`: losses, how far both can be scaled, blocks, the order of training."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.pair_command import BLOCKS, LOSSES, MERGE, ORDER, SCALE, Config
@@ -16,6 +16,7 @@ from frenet.experiments.pair_command.displacing import (
 from frenet.experiments.pair_command.merge import merge_rows
 from frenet.experiments.pair_command.subject import SIDES, A, B, Subject, load_subject
 from frenet.experiments.setup.lines import looked_between
+from frenet.experiments.setup.networks import at_most
 from frenet.geometry import rng
 from frenet.geometry.linalg import norm
 from frenet.measure.displaced import DisplacedLosses
@@ -128,7 +129,7 @@ def scale_rows(subject: Subject, say: Callable[[str], None]) -> Iterator[Row]:
                 yield from _composed(subject, losses, task.name, own, second)
 
 
-def _single(subject: Subject, task_name: str, side: str) -> Iterator[Row]:
+def _single(subject: Subject, task_name: str, side: str) -> Generator[Row, None, float | None]:
     """The row of one direction alone on one task; returns its radius in units of its length."""
     settings, space = subject.settings, subject.joint.space
     task = next(task for task in subject.tasks if task.name == task_name)
@@ -304,46 +305,44 @@ def _left_out(subject: Subject, worst: list[str], names: set[str]) -> Iterator[R
 
 def order_rows(subject: Subject, say: Callable[[str], None]) -> Iterator[Row]:
     """The table order: from which step size on the order of a step on each task matters."""
-    size, space = subject.settings.batch_size, subject.joint.space
+    size, space, seed = subject.settings.batch_size, subject.joint.space, subject.settings.seed
     say(f"the order of training: gradients and Hessian products of {size} examples of both tasks")
-    pair = [
-        Minibatch(task, next(repeatable(task, "train", size, subject.settings.seed)))
+    first, second = (
+        Minibatch(task, next(repeatable(task, "train", at_most(task, "train", size), seed)))
         for task in subject.tasks
-    ]
-    first, second = pair
+    )
+    names: Row = {"first": first.name, "second": second.name}
     try:
         bracket = lie_bracket(subject.model, first, second, space=space)
         bracket.require_clear()
-    except (ValueError, RuntimeError, MemoryError) as error:
-        names = (task.name for task in subject.tasks)
-        yield {"table": "order", **dict(zip(("first", "second"), names, strict=True)),
-               "why": str(error)}  # fmt: skip
+    except (ValueError, RuntimeError, MemoryError, FloatingPointError) as error:
+        yield {"table": "order", **names, "why": str(error)}
         return
-    yield {"table": "order", **_onset(subject, bracket), **_measured(subject, bracket, pair)}
+    row = names | _onset(subject, bracket)
+    if math.isfinite(bracket.onset):
+        eta = WITHIN * bracket.onset
+        step = gradient_step(eta)
+        found = order_difference(subject.model, first, second, step, space=space)
+        try:
+            agreement = found.against(bracket, eta)
+        except ValueError as error:
+            yield note(f"the order of two steps was not measured: {error}")
+        else:
+            row |= {
+                "eta": eta, "measured": found.relative, "predicted": bracket.predicted(eta),
+                "cosine": agreement.cosine, "aligned": 1.0,
+            }  # fmt: skip
+    yield {"table": "order", **row}
 
 
 def _onset(subject: Subject, bracket: LieBracket) -> Row:
     both = subject.vectors[0] + subject.vectors[1]
     finite = math.isfinite(bracket.onset)
     return {
-        "first": bracket.names[0], "second": bracket.names[1], "kappa": bracket.kappa,
-        "rounding": bracket.rounding / bracket.length, "onset": _finite(bracket.onset),
-        "least_step": _finite(bracket.least_step), "whole": 1.0,
+        "kappa": bracket.kappa, "rounding": bracket.rounding / bracket.length,
+        "onset": _finite(bracket.onset), "least_step": _finite(bracket.least_step), "whole": 1.0,
         "step": bracket.onset * bracket.length / both.norm() if finite else None,
         "length": both.norm(),
-    }  # fmt: skip
-
-
-def _measured(subject: Subject, bracket: LieBracket, pair: list[Minibatch]) -> Row:
-    """Two steps in both orders, within the onset."""
-    if not math.isfinite(bracket.onset):
-        return {}
-    eta = WITHIN * bracket.onset
-    found = order_difference(subject.model, *pair, gradient_step(eta), space=subject.joint.space)
-    agreement = found.against(bracket, eta)
-    return {
-        "eta": eta, "measured": found.relative, "predicted": bracket.predicted(eta),
-        "cosine": agreement.cosine, "aligned": 1.0,
     }  # fmt: skip
 
 

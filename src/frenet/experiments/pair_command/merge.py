@@ -82,7 +82,7 @@ def merge_rows(subject: Subject, say: Callable[[str], None]) -> Iterator[Row]:
         yield from _judged(subject, losses, candidates, scores)
     for merge in merges:
         if merge.left_out or merge.kind == EXACT:
-            why = merge.left_out or "the exact sum of both, which is here without peft"
+            why = merge.left_out or "it is the plain sum"
             yield {"table": "merge", **_about(merge, None), "left_out": why}
 
 
@@ -145,7 +145,11 @@ def block_blend(subject: Subject, chosen: Coefficients) -> Read:
     """The merged change with these coefficients."""
     blocks = _blocks(subject)
     reads = [subject.joint.displacements[side] for side in SIDES]
-    return blended(reads, [lambda name, i=i: chosen[blocks[name]][i] for i in range(len(SIDES))])
+
+    def coefficient(i: int) -> Callable[[str], float]:
+        return lambda name: chosen[blocks[name]][i]
+
+    return blended(reads, [coefficient(i) for i in range(len(SIDES))])
 
 
 def by_peft(subject: Subject, say: Callable[[str], None]) -> list[PeftMerge]:
@@ -187,7 +191,7 @@ def _best_by_peft(
 def _about(merge: PeftMerge, weight: float | None) -> Row:
     """What a row says about a merge by PEFT."""
     return {
-        "merge": f"{merge.name}, by peft", "kind": merge.kind, "a": weight, "b": weight,
+        "merge": f"{merge.name}, peft", "kind": merge.kind, "a": weight, "b": weight,
         "density": merge.density, "rank": merge.rank, "error": merge.error, "exact": 0.0,
     }  # fmt: skip
 

@@ -116,6 +116,6 @@ def _advised(rows: Rows) -> Row:
 def _peft_vector(subject: Subject, name: str) -> TaskVector:
     """A merge by PEFT, made again."""
     for merge in by_peft(subject, lambda _: None):
-        if merge.vector is not None and name == f"{merge.name}, by peft":
+        if merge.vector is not None and name == f"{merge.name}, peft":
             return merge.vector
     raise UsageError(f"peft no longer makes {name}; run the command again with another --out")

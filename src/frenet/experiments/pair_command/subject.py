@@ -92,16 +92,15 @@ def subject_of(
             raise UsageError(f"{label} changes no weight, so it has no direction")
     both = joint(model, dict(zip(SIDES, vectors, strict=True)))
     related = relation(first, second)
-    if related.cosine > 1 - SAME:
+    if abs(related.cosine) > 1 - SAME:
+        same = "one and the same direction" if related.cosine > 0 else "opposite directions"
         raise UsageError(
-            f"{labels[0]} and {labels[1]} are one and the same direction (cosine "
-            f"{related.cosine:.6f}), so there is no pair; frenet probe --vectors says how far it "
-            "can be scaled"
+            f"{labels[0]} and {labels[1]} are {same} (cosine {related.cosine:.6f}), so there is no "
+            "pair; frenet probe --vectors says how far it can be scaled"
         )
-    select, test = (
-        {task.name: _batch(task, split, size, settings.seed) for task in tasks}
-        for split, size in (("select", settings.select_size), ("test", settings.test_size))
-    )
+    seed = settings.seed
+    select = {t.name: _batch(t, "select", settings.select_size, seed) for t in tasks}
+    test = {t.name: _batch(t, "test", settings.test_size, seed) for t in tasks}
     sizes = [
         f"{task.name}: chosen on {len(select[task.name]['labels'])} examples, reported on "
         f"{len(test[task.name]['labels'])} others"
