@@ -109,7 +109,8 @@ def test_the_whole_of_a_block_row_is_the_interaction_at_full_scale(rows):
     for row in wholes:
         keys = {k: row[k] for k in ("seed", "space", "kind", "first", "second", "task")}
         (same,) = select(own, table="interaction", s=1.0, **keys)
-        assert row["interaction"] == same["interaction"]
+        for name in ("interaction", "low", "high", "random"):
+            assert row[name] == same[name]
         assert row["predicted"] == same["predicted"]
         parts = [r for r in select(own, table="block", **keys) if r["block"] != "all"]
         assert sum(r["predicted"] for r in parts) == pytest.approx(row["predicted"], rel=1e-6)

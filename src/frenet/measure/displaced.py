@@ -44,7 +44,7 @@ class Mover:
     _place: _Place = ()
 
     def to(self, scales: Scales) -> None:
-        """Move the weights to theta + sum_i s_i v_i, with sums in float32.
+        """Move the weights to theta + sum_i s_i v_i, with sums in their dtype.
 
         Raises:
             ValueError: there is no displacement of that name.
@@ -56,8 +56,8 @@ class Mover:
         with torch.no_grad():
             for name, parameter, here in zip(self.space.names, parameters, self.start, strict=True):
                 # The displacements are added to each other first: of two, the order is no matter.
-                parts = [s * self.displacements[which](name) for which, s in place]
-                parameter.copy_(here + sum(parts[1:], parts[0]).to(here) if parts else here)
+                parts = [s * self.displacements[which](name).to(here) for which, s in place]
+                parameter.copy_(here + sum(parts[1:], parts[0]) if parts else here)
         self._place = place
         self.writes += 1
 

@@ -306,12 +306,12 @@ def _composed(plane: LossPlane, s: float, weights: np.ndarray, eps: float) -> Co
     first, second, both = _changes(plane, s)
     with np.errstate(invalid="ignore"):
         drawn = (weights @ (both - first - second)) / (weights @ counts)
-        means = [float(each.sum() / counts.sum()) for each in (first, second, both)]
+        a, b, together = (float(each.sum() / counts.sum()) for each in (first, second, both))
         low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
     # Four losses are rounded, and the interaction is to be known to a part of its line.
     noise = 4 * ROUNDING * max(abs(plane.mean(0.0, 0.0)), 1e-3)
-    known = not eps * (abs(means[0]) + abs(means[1])) <= noise
-    return Composed(s, means[2] - means[0] - means[1], low, high, *means, known)
+    known = not eps * (abs(a) + abs(b)) <= noise
+    return Composed(s, together - a - b, low, high, a, b, together, known)
 
 
 def _interval(

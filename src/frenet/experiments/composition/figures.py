@@ -16,15 +16,16 @@ SINGLES = {"single_first": "the first alone, linear", "single_second": "the seco
 def curve_chart(rows: Rows) -> object:
     """Additivity error against the common scale, at every depth."""
     panelled = _panelled(rows, "depth")
-    table = [
-        row
-        for kind in (VECTORS, STEPS)
-        for row in series_over_seeds(
-            select(panelled, kind=kind), by=("panel", "s"), values={"error": kind}
-        )
+    series = {
+        VECTORS: (select(panelled, kind=VECTORS), "error"),
+        STEPS: (select(panelled, kind=STEPS), "error"),
+        RANDOM: (select(panelled, kind=VECTORS), "random"),
+    }
+    table: list[Row] = [
+        {**row, "series": name}
+        for name, (mine, column) in series.items()
+        for row in over_seeds(mine, by=("panel", "s"), value=column, least=0.0, most=math.inf)
     ]
-    vectors = select(panelled, kind=VECTORS)
-    table += series_over_seeds(vectors, by=("panel", "s"), values={"random": RANDOM})
     return lines(
         table,
         x=Axis("s", "common scale of both displacements"),
@@ -91,7 +92,7 @@ def block_chart(rows: Rows) -> object:
     panelled = _panelled(select(_shares(rows)), "")
     values = {"interaction": "measured", "predicted": "second order", "random": RANDOM}
     return dots(
-        series_over_seeds(panelled, by=("panel", "block"), values=values),
+        series_over_seeds(panelled, by=("panel", "block"), values=values, least=0.0),
         x=Axis("value", "share of the interaction", domain=(0.0, 1.0)),
         row=Axis("block", "block that the second one is restricted to"),
         colour="series",
@@ -188,7 +189,7 @@ FIGURES = (
         "Common scale up to which the interaction is at most a fifth of the two changes alone, on "
         "the loss of each task, beside the scales up to which the loss is linear along each one. "
         "Means over seeds on a logarithmic scale; where the border lies between two scales, "
-        "their middle.",
+        "their middle; what composes at all scales is drawn at the largest.",
         "radius",
         radius_chart,
     ),

@@ -120,7 +120,7 @@ def depths(blocks: int) -> list[int]:
     >>> depths(2), depths(5), depths(30)
     ([0, 1], [1, 3, 4], [9, 19, 29])
     """
-    return sorted({math.ceil(blocks * share) - 1 for share in (1 / 3, 2 / 3, 1)})
+    return sorted({-(-blocks * thirds // 3) - 1 for thirds in (1, 2, 3)})
 
 
 def depth_names(blocks: list[int]) -> dict[int, str]:
@@ -232,7 +232,7 @@ def _block_rows(
     whole = {ALL: (pair.b, twin(pair.b), total)}
     places = {block: (parts[block], random[block], by_block[block]) for block in parts}
     for block, (b, like, predicted) in (whole | places).items():
-        draw = rng.generator(spot.cell.seed, "composition block", pair.a, pair.b, task)
+        draw = rng.generator(spot.cell.seed, "composition", pair.a, pair.b, task)
         found = interaction(losses.plane(task, pair.a, b), FULL_SCALE, generator=draw)
         null = interaction(losses.plane(task, pair.a, like), FULL_SCALE, generator=draw)
         yield {
