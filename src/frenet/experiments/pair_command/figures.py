@@ -13,6 +13,8 @@ from frenet.experiments.setup import columns
 if TYPE_CHECKING:
     import altair as alt
 
+# The second order is drawn up to this many times the largest interaction.
+SHOWN = 2.0
 ZERO = Rule("nothing", 0.0)
 HELD_OUT, USUAL = "on held-out examples", "1.0 and 1.0"
 
@@ -76,13 +78,18 @@ def _cells_and_boxes(rows: Rows) -> tuple[list[Row], tuple[float, float]]:
 def interaction_chart(rows: Rows) -> "alt.LayerChart | alt.FacetChart":
     """The interaction of both directions along a common scale, with its second order."""
     table: list[Row] = []
+    reach = {
+        task: SHOWN * max(abs(number(row, "interaction")) for row in select(rows, task=task))
+        for task in dict.fromkeys(row["task"] for row in rows)
+    }
     for row in rows:
         bare: Row = {"task": row["task"], "s": row["s"]}
         ends: Row = {"low": row["low"], "high": row["high"]}
         table.append(bare | ends | {"value": row["interaction"], "series": "measured"})
-        if row["second_order"] is not None:
+        second = row["second_order"]
+        if second is not None and abs(float(second)) <= reach[row["task"]]:
             open_: Row = {"low": None, "high": None}
-            table.append(bare | open_ | {"value": row["second_order"], "series": "second order"})
+            table.append(bare | open_ | {"value": second, "series": "second order"})
     return lines(
         table,
         x=Axis("s", "common scale of A and B"),
@@ -304,8 +311,8 @@ FIGURES = (
         "Change of each task's loss where A and B are added with these coefficients: blue is "
         "lower than without them, orange is higher. The dashed box holds the coefficients for "
         "which each direction alone is linear within the allowed deviation on this task; a side at "
-        "the frame is open. If both composed, all of the box would be blue. Measured on the "
-        "examples on which coefficients are chosen.",
+        "the frame is open. If both changes added up, every cell would be the sum of its two cells "
+        "on the axes. Measured on the examples on which coefficients are chosen.",
         "map",
         map_chart,
         front=True,
@@ -315,7 +322,7 @@ FIGURES = (
         "Interaction",
         "The loss with both directions beyond the sum of the two changes alone, against their "
         "common scale. Above 0, the sum is worse than both changes suggest. The grey line is the "
-        "second order, s^2 a^T H b. Intervals are over held-out examples.",
+        "second order, s^2 a^T H b, as far as it stays near. Intervals are over held-out examples.",
         "interaction",
         interaction_chart,
     ),
