@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 
+from frenet._errors import UsageError
 from frenet.experiments.experiment import Answer, Row, Rows, Scalar, number
 from frenet.experiments.intervals import select
 
-# Blocks that an answer names.
-NAMED = 3
+# The two merges that every other one is compared with.
+WHOLE, AVERAGE = "1.0 and 1.0", "average"
 KEYS: Row = {}
 
 
@@ -139,20 +140,21 @@ def _merge(rows: Rows) -> Iterator[Answer]:
     if not found:
         return
     row = found[0]
-    advice = advised(rows)
     said = f"chosen: {_way(row)}, {_score(row, 'score')}"
     said += f" [{_number(row, 'low')}, {_number(row, 'high')}] on held-out examples"
     said += f"; 1.0 and 1.0: {_score(row, 'at_whole')}, the average: {_score(row, 'at_average')}"
-    if advice is not row:
-        said += (
-            f"; none is shown to beat 1.0 and 1.0 (it by {_interval(row, 'over_whole', '+.2g')})"
-        )
+    if row["kind"] == WHOLE:
+        said += "; none is shown to beat 1.0 and 1.0"
+    elif number(row, "over_whole_low") <= 0:
+        over = _interval(row, "over_whole", "+.2g")
+        said += f"; none is shown to beat 1.0 and 1.0 (this one by {over})"
     else:
         said += f"; it beats 1.0 and 1.0 by {_interval(row, 'over_whole', '+.2g')}"
-        better = number(row, "over_average_low") > 0
-        says = "and" if better else "and is not shown to beat"
-        by = _interval(row, "over_average", "+.2g")
-        said += f" {says} the average {f'by {by}' if better else f'({by})'}"
+        over = _interval(row, "over_average", "+.2g")
+        if number(row, "over_average_low") > 0:
+            said += f" and the average by {over}"
+        elif row["kind"] != AVERAGE:
+            said += f" and is not shown to beat the average ({over})"
     yield Answer("merge", KEYS, said)
 
 
@@ -163,9 +165,11 @@ def advised(rows: Rows) -> Mapping[str, Scalar]:
         ValueError: the rows have no merge.
     """
     found = select(rows, table="merge", chosen=True)
-    if found and number(found[0], "over_whole_low") > 0:
+    if not found:
+        raise UsageError("no merge was measured, so there is none to take")
+    if number(found[0], "over_whole_low") > 0:
         return found[0]
-    return select(rows, table="merge", kind="1.0 and 1.0")[0]
+    return select(rows, table="merge", kind=WHOLE)[0]
 
 
 def _way(row: Mapping[str, Scalar]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from frenet.experiments.experiment import Row
+from frenet.experiments.pair_command.answers import AVERAGE, WHOLE
 from frenet.experiments.pair_command.displacing import displaced, yardstick
 from frenet.experiments.pair_command.subject import SIDES, A, B, Subject
 from frenet.measure.displaced import DisplacedLosses, Scales
@@ -24,7 +25,7 @@ from frenet.methods.peft_merges import EXACT, PeftMerge, peft_merges
 from frenet.network.blocks import parameter_blocks
 from frenet.network.checkpoints.tensor_files import Read
 
-WHOLE, AVERAGE, ONE_EACH, PER_BLOCK = "1.0 and 1.0", "average", "one each", "one per block"
+ONE_EACH, PER_BLOCK = "one each", "one per block"
 # The two that every other merge is compared with, and their coefficient of both directions.
 USUAL = {WHOLE: 1.0, AVERAGE: 0.5}
 # Equal weights of both adapters in merges by PEFT, which are linear in them.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from frenet._errors import UsageError
-from frenet.experiments.experiment import Row, Rows, number
+from frenet.experiments.experiment import Rows, number
 from frenet.experiments.intervals import select
 from frenet.experiments.pair_command.answers import advised
 from frenet.experiments.pair_command.merge import PER_BLOCK, block_blend, by_peft
@@ -38,7 +38,7 @@ def merged_vector(subject: Subject, rows: Rows) -> TaskVector:
     Raises:
         ValueError: the rows have no merge.
     """
-    row = _advised(rows)
+    row = advised(rows)
     if row["kind"] == PER_BLOCK:
         space = subject.joint.space
         shapes = dict(zip(space.names, space.shapes, strict=True))
@@ -71,7 +71,7 @@ def write_merge(subject: Subject, rows: Rows, folder: Path, *, base: Path | None
     Raises:
         ValueError: the rows have no merge, or the sum does not fit into the format.
     """
-    row = _advised(rows)
+    row = advised(rows)
     if subject.folders and row.get("rank") is None:
         return _exact(subject, rows, folder)
     vector = merged_vector(subject, rows)
@@ -91,7 +91,7 @@ def write_merge(subject: Subject, rows: Rows, folder: Path, *, base: Path | None
 
 def _exact(subject: Subject, rows: Rows, folder: Path) -> Written:
     """Two adapters as one, exactly."""
-    row, plain = _advised(rows), plain_base(subject.model)
+    row, plain = advised(rows), plain_base(subject.model)
     products = [stored_products(path, plain) for path in subject.folders]
     chosen = coefficients(rows)
     names = list({name: None for each in products for name in each})
@@ -105,12 +105,6 @@ def _exact(subject: Subject, rows: Rows, folder: Path) -> Written:
     terms = [(coefficient(i), each) for i, each in enumerate(products)]
     fit = save_sum(terms, folder, base=plain)
     return Written(folder, f"adapter of rank {max(fit.ranks.values())}, the exact sum")
-
-
-def _advised(rows: Rows) -> Row:
-    if not select(rows, table="merge", chosen=True):
-        raise UsageError("no merge was measured, so there is none to write")
-    return dict(advised(rows))
 
 
 def _peft_vector(subject: Subject, name: str) -> TaskVector:
