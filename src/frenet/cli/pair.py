@@ -25,16 +25,15 @@ ABOUT = (
     "on some examples and reported on others. With --out the advised merge is written, too."
 )
 MERGED = "merged"
-Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
 class Pairing:
     """How the command runs."""
 
-    a: Source
+    a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A", help_behavior_hint="")]
     """Direction A: the folder of an adapter or a checkpoint, or a saved task vector."""
-    b: Source
+    b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="B", help_behavior_hint="")]
     """Direction B."""
     out: Folder = None
     """Folder for the results, and in it "merged" with the advised merge: one adapter for two

@@ -199,7 +199,7 @@ def coefficients_by_block(
                 g = space.unflatten(gradient(model, task, batches[task_name], space=space))
                 for name, part in g.items():
                     for i, read in enumerate(reads):
-                        along = dot(part.cpu(), read(name))
+                        along = dot(part.cpu(), read(name).cpu())
                         slope[place[blocks[name]], i] -= slopes[task_name] * along
             with torch.no_grad(), measuring(model):
                 losses = {t: example_losses(model, b)[0].double().cpu() for t, b in batches.items()}

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def peft_merges(
         densities: for the kinds that prune.
         seed: of the entries that DARE prunes.
     """
-    first, both = vectors[0], vectors[0] + vectors[1]
+    first, second = (_on_cpu(vector) for vector in vectors)
+    both = first + second
     merges = []
     with _wrapped(model, folders) as wrapped:
         ranks = [max(wrapped.peft_config[name].r, *_patterns(wrapped, name)) for name in
@@ -120,6 +121,11 @@ def _wrapped(model: nn.Module, folders: Sequence[Path]) -> Iterator[Any]:
         yield wrapped
 
 
+def _on_cpu(vector: TaskVector) -> TaskVector:
+    """The same with every tensor on the CPU."""
+    return replace(vector, read=lambda name: vector.read(name).cpu())
+
+
 def _patterns(wrapped: Any, name: str) -> list[int]:
     """Ranks of single modules."""
     return [0, *(wrapped.peft_config[name].rank_pattern or {}).values()]
@@ -143,7 +149,7 @@ def _merged(
         )
         origin = f"{kind} by peft"
         products = {
-            weight: [factors for _, factors in parts]
+            weight: [f._replace(B=f.B.cpu(), A=f.A.cpu()) for _, f in parts]
             for weight, parts in adapter_products(wrapped, [MERGED], origin).items()
         }
     except (ValueError, RuntimeError, LookupError, AttributeError) as error:
