@@ -16,7 +16,7 @@ from frenet.experiments.pair_command import PAIR, STUDY, Config, command
 from frenet.experiments.pair_command.measure import rows_of
 from frenet.experiments.pair_command.subject import load_subject
 from frenet.measure.damage import fixed_loss
-from frenet.methods.task_vectors import from_adapter, save_task_vector
+from frenet.methods.task_vectors import TaskVector, from_adapter, save_task_vector
 from frenet.methods.vector_files import plain_base
 from frenet.runs import read_run
 from network.models import tiny_llama, tiny_tokenizer
@@ -26,6 +26,7 @@ FEW = (
     "--threads", "1", "--quiet",
 )  # fmt: skip
 NAMES = ("ones", "twos")
+WEIGHT = "model.layers.0.self_attn.q_proj.weight"
 
 
 @pytest.fixture(scope="module")
@@ -224,19 +225,24 @@ def test_checkpoints_and_vectors_become_a_checkpoint(folder, tmp_path, capsys):
     assert (found - expected).norm() < 1e-3 * expected.norm()
 
 
-def twice(folder, tmp_path):
-    """The first adapter at double its length."""
-    shutil.copytree(folder / "lora-ones", tmp_path / "double")
-    file = tmp_path / "double" / "adapter_model.safetensors"
-    save_file({n: t * (2 if "lora_B" in n else 1) for n, t in load_file(file).items()}, file)
-    return str(tmp_path / "double")
+def times(factor):
+    """A function that writes the first adapter, multiplied."""
+
+    def write(folder, tmp_path):
+        path = tmp_path / f"times{factor}"
+        shutil.copytree(folder / "lora-ones", path)
+        file = path / "adapter_model.safetensors"
+        changed = {n: t * (factor if "lora_B" in n else 1) for n, t in load_file(file).items()}
+        save_file(changed, file)
+        return str(path)
+
+    return write
 
 
-def zero(folder, tmp_path):
-    shutil.copytree(folder / "lora-ones", tmp_path / "zero")
-    file = tmp_path / "zero" / "adapter_model.safetensors"
-    save_file({n: t * 0 for n, t in load_file(file).items()}, file)
-    return str(tmp_path / "zero")
+def no_change(folder, tmp_path):
+    """A task vector of zeros."""
+    vector = TaskVector({WEIGHT: (16, 16)}, lambda _: torch.zeros(16, 16), "nothing")
+    return str(save_task_vector(vector, tmp_path / "nothing.safetensors"))
 
 
 def of_another_base(folder, tmp_path):
@@ -252,8 +258,10 @@ def of_another_base(folder, tmp_path):
 @pytest.mark.parametrize(
     ("make", "args", "words"),
     [
-        (twice, (), "one and the same direction (cosine 1.000000), so there is no pair"),
-        (zero, (), "is all zero: it is untrained and has no direction"),
+        (times(2), (), "one and the same direction (cosine 1.000000), so there is no pair"),
+        (times(-1), (), "are opposite directions (cosine -1.000000), so there is no pair"),
+        (times(0), (), "is all zero: it is untrained and has no direction"),
+        (no_change, (), "nothing.safetensors changes no weight, so it has no direction"),
         (of_another_base, (), "belongs to another base"),
         (lambda *_: "/nowhere", (), "there is no adapter, checkpoint or task vector /nowhere"),
         (None, ("--only", "ones"), "--only names 1 tasks; pass two, that of A first"),
