@@ -48,6 +48,9 @@ EXEMPT = {
     r"^frenet probe --model \./my-model --tasks my_tasks\.jsonl --(vectors|contrasts)": (
         "trains 100 steps; docs/how-to/scale-an-adapter.md runs it small"
     ),
+    r"^frenet pair \./my-adapter \./other-adapter": (
+        "needs a second adapter; docs/how-to/merge-two-adapters.md trains two"
+    ),
     r"--budget 512": "scores 512 candidates; docs/how-to/plan-a-search.md scores 64",
     r"--preset demo": "takes minutes; the preset smoke of the same runs elsewhere",
     r"^frenet reproduce --preset cpu": "takes hours; tests/test_cli_reproduce.py runs it small",

@@ -25,6 +25,7 @@ from frenet._version import __version__
 
 if TYPE_CHECKING:
     from frenet.experiments import EXPERIMENTS
+    from frenet.experiments.pair_command.api import pair
     from frenet.geometry.basis import Basis, krylov_basis, prefix_basis, random_basis, svd_basis
     from frenet.integrations.trainer import FrenetCallback, read_trajectory
     from frenet.measure.activation_shift import activation_shift
@@ -117,6 +118,7 @@ _HOME = {
     "loss_line": "measure.loss_line",
     "effect_line": "methods.effect_line",
     "radius": "methods.linear_range",
+    "pair": "experiments.pair_command.api",
     # random search
     "Noise": "methods.candidates",
     "Selection": "methods.search",
@@ -190,6 +192,7 @@ __all__ = [
     "loss_line",
     "moving_prefix",
     "order_difference",
+    "pair",
     "plan",
     "prefix_basis",
     "radius",

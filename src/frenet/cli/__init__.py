@@ -31,6 +31,7 @@ commands:
   search    try Gaussian perturbations of a model's weights, and keep the best
   steer     extract, compare, apply and export steering vectors
   probe     how far and how long directions can be followed: adapters, checkpoints, gradients
+  pair      whether two directions compose, where they interact, and how to merge them
   report    turn run folders into one HTML file
   convert   turn a GGUF file into a folder that loads fast
   doctor    what a bug report needs: versions, machine, memory, cache
@@ -44,6 +45,7 @@ examples:
   frenet run recovery-basis --model path/to/model --tasks tasks.jsonl --ks 20
   frenet search --model path/to/model --tasks tasks.jsonl --only my-task --plan
   frenet probe --model path/to/model --tasks tasks.jsonl --vectors path/to/adapter
+  frenet pair path/to/adapter path/to/other --model path/to/model --tasks one.jsonl other.jsonl
   frenet report runs/recovery-basis-1a2b3c4d --export figures
 
 To resume a stopped run, repeat the command.

@@ -29,6 +29,7 @@ from frenet.cli.options import (
     parse_both,
     printing,
 )
+from frenet.cli.pair import pair
 from frenet.cli.probe import probe
 from frenet.cli.reproduce import reproduce
 from frenet.cli.search import search
@@ -171,6 +172,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "search": search,
     "steer": steer,
     "probe": probe,
+    "pair": pair,
     "reproduce": reproduce,
     "doctor": doctor,
 }

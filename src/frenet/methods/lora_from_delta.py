@@ -1,5 +1,6 @@
-"""A change of the weights as a LoRA adapter: truncated SVDs, with their error."""
+"""A change of the weights as a LoRA adapter: exact sums of adapters, and truncated SVDs."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,11 @@ from frenet._errors import UsageError
 from frenet._files import whole_files
 from frenet.methods.task_vectors import TaskVector
 from frenet.network.adapters import linear_modules, quiet_peft
+from frenet.network.checkpoints.adapter_delta import Products
 from frenet.network.checkpoints.adapter_files import WEIGHTS, write_adapter
+
+# The classes of linear modules; the second stores its weight as (in, out).
+LINEAR = ("Linear", "Conv1D")
 
 
 class AdapterFit(NamedTuple):
@@ -73,6 +78,52 @@ def save_as_adapter(
     return AdapterFit(written, ranks, (lost / whole) ** 0.5)
 
 
+def save_sum(
+    terms: Sequence[tuple[Callable[[str], float], Products]],
+    folder: str | Path,
+    *,
+    base: nn.Module,
+) -> AdapterFit:
+    r"""Write a sum of adapters, each with a coefficient per weight, as one PEFT LoRA adapter.
+
+    $$\sum_i c_i s_i B_i A_i = [\dots B_i \dots]\,[\dots c_i s_i A_i \dots]$$
+
+    The factors stand side by side, so the sum is exact up to the rounding of float32, and its ranks
+    are the sums of the ranks. A term whose coefficient is 0 takes no rank.
+
+    Args:
+        terms: c_i by the name of a weight, and the products of an adapter (``stored_products``).
+        folder: created if missing.
+        base: the plain base model; it may be on the meta device.
+
+    Raises:
+        ValueError: an adapter changes a weight of a module that is not linear, or the sum is zero.
+    """
+    halves: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    kinds = {name: type(module).__name__ for name, module in base.named_modules()}
+    for coefficient, products in terms:
+        for name, parts in products.items():
+            if kinds.get(name.removesuffix(".weight")) not in LINEAR:
+                raise UsageError(
+                    f"an adapter changes {name}, which is no weight of a linear module "
+                    f"({', '.join(linear_modules(base))}), so the sum does not fit into one "
+                    "adapter; save a merged model (save_merged)"
+                )
+            for f in parts if coefficient(name) else ():
+                A = coefficient(name) * f.scale * f.A.float()
+                halves.setdefault(name, []).append((f.B.float().cpu(), A.cpu()))
+    if not halves:
+        raise UsageError("every coefficient is 0, so the sum of the adapters is zero")
+    factors = {
+        name: (torch.cat([B for B, _ in parts], 1), torch.cat([A for _, A in parts]))
+        for name, parts in halves.items()
+    }
+    turned = any(kinds[name.removesuffix(".weight")] == LINEAR[1] for name in factors)
+    source = str(getattr(base, "name_or_path", ""))
+    written = _write(factors, Path(folder).expanduser(), turned=turned, base=source)
+    return AdapterFit(written, {name: len(A) for name, (_, A) in factors.items()}, 0.0)
+
+
 def _orientations(vector: TaskVector, base: nn.Module) -> dict[str, bool]:
     """The weights that change, and whether each is stored as (in, out)."""
     modules = dict(base.named_modules())
@@ -80,8 +131,8 @@ def _orientations(vector: TaskVector, base: nn.Module) -> dict[str, bool]:
     for name in vector.shapes:
         module, _, leaf = name.rpartition(".")
         kind = type(modules.get(module)).__name__
-        if leaf == "weight" and kind in ("Linear", "Conv1D"):
-            turned[name] = kind == "Conv1D"
+        if leaf == "weight" and kind in LINEAR:
+            turned[name] = kind == LINEAR[1]
         elif vector.read(name).any():
             other.append(name)
     if other:
@@ -111,7 +162,9 @@ def _factored(
     return whole, float(squares[rank:].sum()), halves
 
 
-def _write(factors: dict[str, tuple[Tensor, Tensor]], folder: Path, *, turned: bool) -> Path:
+def _write(
+    factors: dict[str, tuple[Tensor, Tensor]], folder: Path, *, turned: bool, base: str = ""
+) -> Path:
     """The files of a PEFT adapter whose scale is 1."""
     from peft import LoraConfig
 
@@ -127,7 +180,7 @@ def _write(factors: dict[str, tuple[Tensor, Tensor]], folder: Path, *, turned: b
         config = LoraConfig(
             r=most, lora_alpha=most, lora_dropout=0.0, target_modules=list(ranks),
             rank_pattern=lower, alpha_pattern=lower, fan_in_fan_out=turned, inference_mode=True,
-            task_type="CAUSAL_LM",
+            task_type="CAUSAL_LM", base_model_name_or_path=base or None,
         )  # fmt: skip
         with whole_files(folder, last=WEIGHTS) as part:
             write_adapter(config, tensors, part)
