@@ -90,7 +90,7 @@ def memory_chart(rows: Rows) -> object:
     values = {
         "difference": "both orders",
         "curvature": "by the change of the gradients",
-        "frozen": "with frozen gradients (the optimiser's memory)",
+        "frozen": "with frozen gradients",
     }
     return dots(
         series_over_seeds(mine, by=("step",), values=values, least=None),
