@@ -16,6 +16,8 @@ The costs of language models were measured on SmolLM2 with `cpu`, most at a step
 - `task-vector-range`, and `subspace-training` of `frenet:gpt2`, from the seconds of their runs in
   docs/results and the step that the other experiments there imply;
 - `subspace-training` and `task-vector-range` with `smoke` and `demo` from larger presets;
+- `subspace-training` with `cpu` from runs with four dimensions (three on language models), in
+  proportion to their number, which is two now;
 - the preset gpu from cpu, times a factor for its larger cells: more candidates in `best-of-n` (6.7
   on the synthetic transformer, else 11.1), more tasks or gradients in a cell of `gradient-rank` (2
   and 3), more task vectors and pairs of them in `task-vector-range` (3.6 and 2).

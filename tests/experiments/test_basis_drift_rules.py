@@ -104,7 +104,9 @@ def test_a_network_that_was_made_on_its_tasks_is_not_fine_tuned_on_them() -> Non
     experiment = EXPERIMENTS["basis-drift"]
     for preset in ("smoke", "demo", "cpu", "gpu"):
         made, pretrained = (experiment.settings(preset, kind) for kind in (MADE, MODEL))
-        assert (made.modes, pretrained.modes) == (("recovery",), ("recovery", "finetune"))
+        # The preset cpu leaves fine-tuning out, so that a large model takes hours, not days.
+        both = ("recovery",) if preset == "cpu" else ("recovery", "finetune")
+        assert (made.modes, pretrained.modes) == (("recovery",), both)
         assert replace(made, modes=pretrained.modes) == pretrained
 
 

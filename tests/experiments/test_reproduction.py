@@ -37,7 +37,10 @@ from frenet.runs.records import cell_stem
 
 CLAIMS = {"C1", "C2", "C3", "C4a", "C4b", "C5a", "C5b", "C6", "C7"}
 # Settings that make cells, or other cells.
-CELLS = ("seeds", "spaces", "protocols", "protocol", "places", "widths", "ranks")
+CELLS = (
+    "seeds", "spaces", "protocols", "protocol", "places", "widths", "ranks", "modes", "optimizers",
+    "lora_optimizers",
+)  # fmt: skip
 OFFLINE = [name for name in PRESETS if name != "gpu"]
 
 
