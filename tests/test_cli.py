@@ -88,10 +88,10 @@ def test_help_and_version_are_instant():
 def test_help_names_every_command():
     from frenet.cli.commands import COMMANDS
 
-    listed = [
-        line.split()[0] for line in cli.HELP.split("commands:")[1].split("\n\n")[0].split("\n")[1:]
-    ]
+    groups = cli.HELP.split("\n\n")[2:6]
+    listed = [line.split()[0] for group in groups for line in group.split("\n")[1:]]
     assert sorted(listed) == sorted(COMMANDS)
+    assert max(map(len, cli.HELP.splitlines())) <= 80
 
 
 def test_doctor_says_what_there_is(monkeypatch, tmp_path, capsys):
@@ -118,7 +118,7 @@ def test_doctor_names_what_is_missing_and_never_the_user(monkeypatch, tmp_path, 
     monkeypatch.setattr("frenet.cli.doctor.OPTIONAL", {"no-such-package": "nothing at all"})
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"^  no-such-package +not there \(nothing at all\)$", said, re.MULTILINE)
+    assert re.search(r"^  no-such-package +none \(nothing at all\)$", said, re.MULTILINE)
     assert re.search(r"^  folder +~/cache$", said, re.MULTILINE)
     assert re.search(r"^  OMP_NUM_THREADS +3$", said, re.MULTILINE)
     assert "somebody" not in said
@@ -179,7 +179,7 @@ def test_run_without_an_experiment_lists_them(capsys):
 def test_list_says_what_there_is_to_people_and_machines(capsys):
     assert cli.main(["list"]) == 0
     text = capsys.readouterr().out
-    assert "toy-sums\n  Do sums add up?\n  T1: Sums add up\n  presets: smoke, demo, cpu" in text
+    assert "toy-sums\n  Do sums add up?\n  T1: Sums add up\n\npresets: smoke, demo, cpu" in text
     assert cli.main(["list", "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)["experiments"]
     assert told["name"] == "toy-sums"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +34,11 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_plan_says_time_and_memory_and_runs_nothing(folder, capsys):
     assert cli.main([*SMALL, "--plan"]) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "gradient-rank" in said
-    assert "with 1 workers and at most" in said
+    said, progress = capsys.readouterr()
+    assert re.search(r"^  gradient-rank +\d+ +0 +[\d.]+ (s|min .*) +[\d,]+ MiB", said, re.MULTILINE)
+    assert re.search(r"^Time: about .* with 1 workers\.$", said, re.MULTILINE)
+    assert re.search(r"^Memory: at most [\d,]+ MiB\.$", said, re.MULTILINE)
+    assert progress == ""
     assert not (folder / "out").exists()
 
 
@@ -79,7 +82,7 @@ def test_too_little_memory_is_said_before_anything_runs(folder, capsys, monkeypa
 def test_a_plan_that_needs_too_much_memory_says_so_and_is_shown(folder, capsys, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
     assert cli.main([*SMALL, "--plan"]) == 0
-    said = " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().out.split())
     assert "too much: 1 workers of" in said
     assert "pass fewer --workers" in said
     assert cli.main([*SMALL, "--plan", "--json"]) == 0
@@ -101,9 +104,13 @@ def test_memory_is_that_of_the_workers_that_have_a_cell(capsys):
     assert capsys.readouterr().err == ""
     command._say_costs(found, [few, many, ended], 0.0, replace(work, quiet=False), out=Path("out"))
     said = " ".join(capsys.readouterr().err.split())
+    slowest = "if recoveries in gradient-rank take all the steps that they may"
     assert (
-        "about 0:16 (0:36 if recoveries in gradient-rank take all the steps that they may)" in said
+        f"about 16 s with 8 workers (on a cluster with 8 processors like this machine's) (36 s {slowest})"
+        in said
     )
+    # The experiments of one network, together; workers of a finished one need no memory.
+    assert "together 30 18 16 s 9,000 MiB" in said
 
 
 def test_what_nobody_has_measured_is_named_and_the_rest_is_summed(capsys):
@@ -116,7 +123,8 @@ def test_what_nobody_has_measured_is_named_and_the_rest_is_summed(capsys):
     assert (facts["expected_seconds"], facts["expected_mib"]) == (5.0, 2000)
     assert facts["not_known"] == [found[1].experiment.name]
     said = " ".join(capsys.readouterr().err.split())
-    assert f"2,000 MiB, without {found[1].experiment.name}: not known yet; results in out" in said
+    assert f"about 5.0 s with 2 workers, without {found[1].experiment.name}: not known yet." in said
+    assert "together 6 2 5.0 s 1,000 MiB" in said
 
 
 @pytest.mark.parametrize("engine", ["processes", "ray"])
@@ -154,7 +162,7 @@ def test_workers_beyond_the_processors_cost_memory_and_save_no_time(capsys, monk
         assert times[2][0] == pytest.approx(0.01 * steps, abs=0.1)
         assert times[2][1] == pytest.approx(times[0][1] / seeds, abs=0.1)
     assert cli.main([*args, "--workers", "64"]) == 0
-    said = " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().out.split())
     assert ("on a cluster with 64 processors like this machine's" in said) == (engine == "ray")
 
 
@@ -180,11 +188,12 @@ def test_mistakes_are_said_in_one_line(capsys):
 def test_the_plan_says_what_the_seeds_can_show(capsys):
     """By the smallest effect of a stored spread; one seed gives no verdict."""
     assert cli.main([*SMALL, "--seeds", "3", "4", "5", "6", "7", "--plan"]) == 0
-    (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("C1 on")]
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [text for text in lines if re.match("C1 +synthetic +5 ", text)]
     values = json.loads(Path(power.__file__).with_name(power.FILE).read_text("utf-8"))
     spread = values["C1"]["synthetic"]
-    assert f"is {smallest_effect(Sample(0.0, spread, 5)):.2g} from the line" in line
-    assert f"spread over seeds {spread:.2g}" in line
+    smallest = smallest_effect(Sample(0.0, spread, 5))
+    assert line.rstrip().endswith(f"above 0.4, if the truth is {smallest:.2g} from it")
     assert cli.main([*SMALL, "--seeds", "3", "--plan", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["power"]
     assert {one["smallest"] for one in found} == {None}

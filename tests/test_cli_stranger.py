@@ -109,10 +109,10 @@ def test_runs_show_their_notes_and_the_task_that_is_measured_of_several(folder, 
     found = run_experiment(EXPERIMENT, config, tmp_path, workers=1, threads=1, quiet=True)
     told = []
     show_runs(told.append, [found], {}, as_json=True)
-    show_runs(told.append, [found], {}, as_json=False)
+    show_runs(told.append, [found], {}, as_json=False, why=True)
     notes = told[0]["runs"][0]["notes"]
     assert notes == found.notes
-    assert [f"note: {note}" for note in notes] == told[1:]
+    assert sorted(f"note: {note}" for note in notes) == sorted(told[1:])
     assert "a, b: rows: 14 train, 3 select, 3 test" in notes
     (chosen,) = [note for note in notes if note.startswith("measured: ")]
     assert chosen.startswith("measured: a, of 2 tasks (a, b); --only")

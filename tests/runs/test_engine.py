@@ -1,7 +1,6 @@
 """The engine: the same rows from any number of workers and after any interruption."""
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from toy_experiment import EXPERIMENT, Config, cells
 
 from frenet.experiments.experiment import Cell
@@ -25,7 +23,6 @@ from frenet.runs import (
     RunFailedError,
     RunFolderError,
     WorkerPool,
-    claims_table,
     decide_claims,
     finding_dict,
     read_run,
@@ -385,7 +382,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
         watch.finished("seed=0,task=[copy]", 1.0)
         watch.failed("seed=0,task=sort", "ValueError: no")
     err = capsys.readouterr().err
-    assert "prepared seed 0 in 1:01" in err
+    assert "prepared seed 0 in 1 min 1 s" in err
     assert "[3/4] seed=0,task=sort FAILED: ValueError: no" in err
     assert "3/4" in err.splitlines()[-2]
     assert "task=[copy]" not in err
@@ -512,9 +509,6 @@ def test_claims_are_decided_from_the_stored_rows(tmp_path):
     assert told["paper"] == "77%"
     assert run_dict(found, [(claim, finding)])["claims"] == [told]
     json.dumps(told, allow_nan=False)
-    console = Console(file=io.StringIO(), width=120)
-    console.print(claims_table([(claim._replace(paper="77% [mean]"), finding)]))
-    assert "77% [mean]" in console.file.getvalue()
 
 
 def test_a_rule_that_fails_leaves_its_claim_undecided(tmp_path):

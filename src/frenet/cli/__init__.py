@@ -23,34 +23,41 @@ usage: frenet COMMAND [options]
 
 How far, and for how long, can a direction in a neural network be trusted?
 
-commands:
-  demo      run the experiments on a small network trained here, and write the report
-  list      the experiments, their questions, claims and presets
-  reproduce run all experiments on several networks: the paper's whole argument for your model
-  run       run one experiment: frenet run EXPERIMENT [options]
-  search    try Gaussian perturbations of a model's weights, and keep the best
-  steer     extract, compare, apply and export steering vectors
-  probe     how far and how long directions can be followed: adapters, checkpoints, gradients
-  pair      whether two directions compose, where they interact, and how to merge them
-  report    turn run folders into one HTML file
-  convert   turn a GGUF file into a folder that loads fast
-  doctor    what a bug report needs: versions, machine, memory, cache
+start:
+  demo       the experiments on a small network trained here, and their report
+  list       the experiments, their questions and claims
+  doctor     what a bug report needs: versions, machine, memory, cache
 
-frenet COMMAND --help explains the options of a command, frenet run EXPERIMENT --help those of an
-experiment. frenet --version prints the version.
+ask about your model:
+  probe      how far, and for how long, an adapter or checkpoint can be followed
+  pair       whether two directions compose, and how to merge them
+  steer      extract, compare, apply and export steering vectors
+  search     try Gaussian perturbations of a model's weights, and keep the best
+
+test the claims of the paper:
+  reproduce  all experiments on several networks
+  run        one experiment: frenet run EXPERIMENT [options]
+
+results and files:
+  report     turn run folders into one HTML file
+  convert    turn a GGUF file into a folder that loads fast
+
+frenet COMMAND --help explains the options of a command, frenet run EXPERIMENT
+--help those of an experiment. frenet --version prints the version.
 
 examples:
   frenet demo
+  frenet probe --model ./model --tasks tasks.jsonl --vectors ./adapter
+  frenet pair ./adapter ./other --model ./model --tasks one.jsonl other.jsonl
+  frenet search --model ./model --tasks tasks.jsonl --only my-task --plan
   frenet run gradient-rank --preset smoke
-  frenet run recovery-basis --model path/to/model --tasks tasks.jsonl --ks 20
-  frenet search --model path/to/model --tasks tasks.jsonl --only my-task --plan
-  frenet probe --model path/to/model --tasks tasks.jsonl --vectors path/to/adapter
-  frenet pair path/to/adapter path/to/other --model path/to/model --tasks one.jsonl other.jsonl
+  frenet run recovery-basis --model ./model --tasks tasks.jsonl --ks 20
   frenet report runs/recovery-basis-1a2b3c4d --export figures
 
 To resume a stopped run, repeat the command.
-exit codes: 0 done; 1 a cell failed, or there is no result; 2 a mistake in the arguments or files;
-130 stopped by Ctrl-C, 143 by SIGTERM; 70 a bug in frenet (FRENET_TRACEBACK=1 shows where)
+exit codes: 0 done; 1 a cell failed, or there is no result; 2 a mistake in the
+arguments or files; 130 stopped by Ctrl-C, 143 by SIGTERM; 70 a bug in frenet
+(FRENET_TRACEBACK=1 shows where)
 """
 
 

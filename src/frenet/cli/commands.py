@@ -28,6 +28,7 @@ from frenet.cli.options import (
     parse,
     parse_both,
     printing,
+    wrapped,
 )
 from frenet.cli.pair import pair
 from frenet.cli.probe import probe
@@ -58,11 +59,12 @@ def _list(args: list[str]) -> int:
             return DONE
         for experiment in experiments:
             show(experiment.name)
-            show(f"  {experiment.question}")
+            print(wrapped(f"  {experiment.question}", 2))
             for claim in experiment.claims:
-                show(f"  {claim.id}: {claim.statement}")
-            show(f"  presets: {', '.join(experiment.presets)}")
+                print(wrapped(f"  {claim.id}: {claim.statement}", 7))
             show("")
+        presets = dict.fromkeys(name for e in experiments for name in e.presets)
+        show(f"presets: {', '.join(presets)}")
     return DONE
 
 
@@ -80,9 +82,9 @@ def _described(experiment: "Experiment", as_dict: Callable[[Any], Any]) -> dict[
 def _run(args: list[str]) -> int:
     """``frenet run``."""
     if not args or args[0] in ("-h", "--help"):
-        width = max(len(e.name) for e in _chosen(())) + 2
-        lines = [f"  {e.name:{width}}{e.question}\n" for e in _chosen(())]
-        print(RUN_HELP + "".join(lines), end="", file=sys.stdout if args else sys.stderr)
+        width = max(len(e.name) for e in _chosen(())) + 4
+        lines = [wrapped(f"  {e.name:{width - 2}}{e.question}", width) for e in _chosen(())]
+        print(RUN_HELP + "\n".join(lines), file=sys.stdout if args else sys.stderr)
         return DONE if args else MISTAKE
     if args[0].startswith("-"):
         raise UsageError(f"give the experiment before {args[0]}: frenet run EXPERIMENT [options]")
@@ -103,7 +105,7 @@ def _run(args: list[str]) -> int:
         run = execute(Planned(experiment, config, out), work)
         report = write_report([run], out / "report.html")
         facts = {"command": "run", "report": str(report)}
-        show_runs(show, [run], facts, as_json=work.json)
+        show_runs(show, [run], facts, as_json=work.json, why=work.why)
         if not work.json:
             show(f"results: {out}")
             show(f"report: {report}")

@@ -48,8 +48,10 @@ def doctor(args: list[str]) -> int:
         for part, values in parts.items():
             show(part)
             for name, value in values.items():
-                missing = f"not there ({OPTIONAL[name]})" if name in OPTIONAL else "not there"
+                missing = f"none ({OPTIONAL[name]})" if name in OPTIONAL else "none"
                 show(f"  {name:24}{missing if value is None else value}")
+            if not values:
+                show("  nothing set")
     return DONE
 
 

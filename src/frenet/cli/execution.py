@@ -148,13 +148,17 @@ def _finished(task: Planned) -> bool:
 
 
 def show_runs(
-    show: Callable[[Any], None], runs: "Sequence[Run]", facts: dict[str, Any], *, as_json: bool
+    show: Callable[[Any], None],
+    runs: "Sequence[Run]",
+    facts: dict[str, Any],
+    *,
+    as_json: bool,
+    why: bool = False,
 ) -> None:
-    """Print the claims of the runs: as JSON with further facts, or as a table for people."""
-    from rich.console import Console
-
+    """Print the claims of the runs: as JSON with further facts, or as lines for people."""
+    from frenet.cli.findings import notes, show_findings
     from frenet.experiments import described
-    from frenet.runs import claims_table, decide_claims, run_dict
+    from frenet.runs import decide_claims, run_dict
 
     known = described()
     decided = [decide_claims(known[r.experiment], r) if r.experiment in known else [] for r in runs]
@@ -170,10 +174,9 @@ def show_runs(
             if len(networks) > 1:
                 show("")
                 show(network)
-            Console().print(claims_table(findings))
-        for _, finding in findings:
-            show(f"{finding.name}: {finding.reason}")
-    show_notes(show, [note for run in runs for note in run.notes])
+            show_findings(findings, why=why)
+    for line in notes([note for run in runs for note in run.notes], why=why):
+        show(line)
     for run in runs:
         for failure in run.failures:
             what = f"{failure['type']}: {failure['error']}"

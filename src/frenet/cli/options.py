@@ -3,7 +3,9 @@
 import contextlib
 import difflib
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ import tyro
 
 from frenet._errors import UsageError
 from frenet._notebook import one_line
+from frenet.cli.groups import Groups, identifier
 from frenet.cli.streams import Tamed
 from frenet.experiments.experiment import DEFAULT_PRESET
 
@@ -55,6 +58,8 @@ class Work:
     """Run the failed cells of a finished run again."""
     quiet: Switch = False
     """Show no progress."""
+    why: Switch = False
+    """Give the reason of every verdict, and not only of those that leave a claim open."""
     json: Switch = False
     """Print only JSON on standard output."""
 
@@ -107,8 +112,7 @@ def named(name: str, choices: Mapping[str, T], what: str) -> T:
 
 def parse(options: type[T], args: Sequence[str], *, command: str, about: str) -> T:
     """Read command-line flags into a dataclass; exits on a mistake, or after help."""
-    with _read_by_people():
-        return tyro.cli(options, prog=f"frenet {command}", description=about, args=args)
+    return _parsed([Groups.of(options, command)], args, command=command, about=about)[0]
 
 
 def parse_both(
@@ -121,20 +125,36 @@ def parse_both(
     titles: tuple[str, str],
 ) -> tuple[T, Any]:
     """Read the flags of a run: how it runs, and its configuration, a type or a preset."""
-    preset = not isinstance(settings, type)
-    kind = type(settings) if preset else settings
-    both: Any = make_dataclass("Both", [(titles[0], running), (titles[1], kind)])
-    given = {"default": both(running(), settings)} if preset else {}
+    divided = [Groups.of(settings, titles[1]), Groups.of(running, titles[0])]
+    configuration, work = _parsed(divided, args, command=command, about=about)
+    return work, configuration
+
+
+def _parsed(
+    divided: Sequence[Groups], args: Sequence[str], *, command: str, about: str
+) -> list[Any]:
+    """The dataclasses of the groups."""
+    parts = [part for groups in divided for part in groups.parts.items()]
+    together = make_dataclass(
+        "Options",
+        [(identifier(title), Annotated[kind, tyro.conf.arg(name=title)]) for title, kind in parts],
+    )
     with _read_by_people():
         parsed = tyro.cli(
-            both,
+            together,
             prog=f"frenet {command}",
-            description=about,
+            # tyro joins lines that do not begin with a space.
+            description=wrapped(about, 1),
             args=args,
             config=(tyro.conf.OmitArgPrefixes,),
-            **given,
         )
-    return getattr(parsed, titles[0]), getattr(parsed, titles[1])
+    return [groups.whole(parsed) for groups in divided]
+
+
+def wrapped(text: str, indent: int) -> str:
+    """A text in the width of the terminal; all lines but the first are indented."""
+    width = shutil.get_terminal_size().columns - 1
+    return textwrap.fill(text, width, subsequent_indent=" " * indent)
 
 
 @contextlib.contextmanager

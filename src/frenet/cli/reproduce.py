@@ -1,5 +1,6 @@
 """``frenet reproduce``: all experiments on several networks, and one report."""
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from frenet.cli.options import Switch, Work, named, parse_both, printing
 
 if TYPE_CHECKING:
     from frenet.experiments.reproduce import Part
+    from frenet.experiments.reproduce.power import Power
     from frenet.runs import Run
     from frenet.runs.forecast import Forecast
 
@@ -31,6 +33,7 @@ ABOUT = (
     "a stopped reproduction, repeat the command."
 )
 
+ABLE = "What the seeds decide in 80% of repetitions"
 # Time and memory of a part without measured costs.
 NOT_KNOWN = "not known yet"
 
@@ -52,6 +55,8 @@ def reproduce(
     args: list[str], *, command: str = "reproduce", networks: tuple[str, ...] = ()
 ) -> int:
     """``frenet reproduce``, or a command that is one with other networks by default."""
+    from rich.console import Console
+
     from frenet._files import write_whole
     from frenet.experiments.reproduce import PRESETS, folder_names, parts
     from frenet.experiments.reproduce.power import powers
@@ -92,8 +97,8 @@ def reproduce(
         able = powers(todo)
         if work.json:
             show(facts | {"power": [power._asdict() for power in able]})
-        for power in able if not work.json else ():
-            show(str(power))
+        elif able:
+            Console(highlight=False).print(_power_table(able))
     return DONE
 
 
@@ -111,7 +116,7 @@ def _run(
     runs, failed = execute_all(planned, work, so_far=so_far)
     report = write_report(runs, out / "report.html") if runs else None
     facts |= {"failed": failed, "report": path_text(report)}
-    show_runs(show, runs, facts, as_json=work.json)
+    show_runs(show, runs, facts, as_json=work.json, why=work.why)
     if report is not None and not work.json:
         show(f"report: {report}")
     return NO_RESULT if failed or any(run.failures for run in runs) else DONE
@@ -160,7 +165,7 @@ def _say_costs(
     *,
     out: Path,
 ) -> dict[str, Any]:
-    """Show time and memory on standard error before anything runs, and return both as facts.
+    """Show time and memory before anything runs, and return both as facts.
 
     Raises:
         MemoryError: a real run would need more memory than there is.
@@ -174,16 +179,18 @@ def _say_costs(
     seconds = sum(f.duration for f in forecasts)
     longest = sum(f.longest_duration for f in forecasts)
     memory = max(f.memory for f in forecasts)
-    console = Console(stderr=True, highlight=False)
+    # A plan is the result of --plan; otherwise it belongs to the progress.
+    console = Console(stderr=work.json or not work.plan, highlight=False)
     if not work.quiet:
         console.print(_plan_table(todo, forecasts))
-        console.print(
-            f"about {duration(seconds)}{_at_most(todo, forecasts)}, and up to {duration(before)} "
-            f"for networks that are not in the cache, with {workers} workers"
-            f"{_cluster_size(work, workers)} and at most {memory:,.0f} MiB{_left_out(unknown)}; "
-            f"results in {one_line(out)}",
-            markup=False,
-        )
+        for line in (
+            f"Time: about {duration(seconds)} with {workers} workers"
+            f"{_cluster_size(work, workers)}{_at_most(todo, forecasts)}{_left_out(unknown)}.",
+            f"Training networks that are not in the cache: up to {duration(before)} more.",
+            f"Memory: at most {memory:,.0f} MiB.",
+            f"Results: {one_line(out)}",
+        ):
+            console.print(line, markup=False)
     shortage = _memory_shortage(forecasts) if work.engine == "processes" else None
     if shortage is not None:
         if not work.plan:
@@ -295,24 +302,65 @@ def _memory_shortage(forecasts: "Sequence[Forecast]") -> MemoryError | None:
     return None
 
 
-def _time_and_memory(cost: "Forecast") -> tuple[str, str]:
-    """Time and memory in the table."""
-    from frenet.runs.progress import duration
-
-    if not cost.known:
-        return NOT_KNOWN, NOT_KNOWN
-    return duration(cost.duration), f"{cost.mib:,.0f} MiB"
-
-
 def _plan_table(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]") -> Any:
-    """What will run, as a table for the terminal."""
+    """What will run: for every network its name, and a table with a sum."""
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("network", "experiment", "cells", "finished", "about", "memory of a worker")
-    for part, cost in zip(todo, forecasts, strict=True):
-        table.add_row(
-            Text(one_line(part.network)), part.experiment.name, str(cost.cells), str(cost.finished),
-            *_time_and_memory(cost),
-        )  # fmt: skip
+    shown: list[Any] = []
+    pairs = zip(todo, forecasts, strict=True)
+    for network, of_network in itertools.groupby(pairs, key=lambda pair: pair[0].network):
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("  experiment", min_width=20)
+        for heading, width in (("cells", 5), ("finished", 8), ("about", 12), ("of a worker", 12)):
+            table.add_column(heading, justify="right", min_width=width)
+        costs = []
+        for part, cost in of_network:
+            table.add_row(f"  {part.experiment.name}", *_cells(cost))
+            costs.append(cost)
+        if len(costs) > 1:
+            table.add_row("  together", *_sum(costs), style="italic")
+        shown += [Text(one_line(network), style="bold"), table]
+    return Group(*shown)
+
+
+def _power_table(able: "Sequence[Power]") -> Any:
+    """What the seeds can show, as a table for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), title=ABLE, title_justify="left")
+    for heading in ("claim", "network"):
+        table.add_column(heading)
+    table.add_column("seeds", justify="right")
+    table.add_column("is shown to be")
+    before: tuple[str, str] | None = None
+    for power in able:
+        same, before = before == power[:2], power[:2]
+        names = ("", "", "") if same else (power.claim, one_line(power.network), str(power.seeds))
+        table.add_row(*map(Text, names), str(power))
     return table
+
+
+def _cells(cost: "Forecast") -> tuple[str, str, str, str]:
+    """Cells, time and memory of an experiment on a network."""
+    from frenet.runs.progress import duration
+
+    counts = str(cost.cells), str(cost.finished)
+    if not cost.known:
+        return *counts, NOT_KNOWN, NOT_KNOWN
+    return *counts, duration(cost.duration), f"{cost.mib:,.0f} MiB"
+
+
+def _sum(costs: "Sequence[Forecast]") -> tuple[str, str, str, str]:
+    """The same for all experiments on a network, without those whose costs are not known."""
+    from frenet.runs.progress import duration
+
+    known = [cost for cost in costs if cost.known]
+    return (
+        str(sum(cost.cells for cost in costs)),
+        str(sum(cost.finished for cost in costs)),
+        duration(sum((cost.duration for cost in known), 0.0)),
+        f"{max((cost.mib for cost in known), default=0):,.0f} MiB",
+    )

@@ -286,7 +286,11 @@ class Across(NamedTuple):
 class Claim(NamedTuple):
     """A claim of the paper and the rule, fixed before the run, that decides it from stored rows.
 
-    ``across`` says how its estimates on several networks are shown together; None: not at all.
+    Attributes:
+        short: the statement for one line, at most 34 characters; empty: the statement.
+        against: a word or two for the reference of its findings, at most 11 characters; empty: the
+            findings' own words.
+        across: how its estimates on several networks are shown together; None: not at all.
     """
 
     id: str
@@ -296,6 +300,8 @@ class Claim(NamedTuple):
     decide: Callable[[Rows], Finding | tuple[Finding, ...]]
     figure: str
     across: Across | None = None
+    short: str = ""
+    against: str = ""
 
 
 class Answer(NamedTuple):

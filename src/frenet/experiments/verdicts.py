@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # "equal": a difference is smaller than its margin, whatever its sign.
 State = Literal["holds", "fails", "equal", "open"]
+# Before the verdict that a claim would have if an unknown premise held.
+ALONE = "the criteria alone say"
 
 
 class Condition(NamedTuple):
@@ -312,7 +314,7 @@ class Rule(NamedTuple):
             if not any(measured[one].counted for one in self.criteria):
                 return alone
             why = f"{condition.why}, so it is not known whether this premise holds"
-            return Decision("not testable", f"{why}; the criteria alone say {alone}: {alone.why}")
+            return Decision("not testable", f"{why}; {ALONE} {alone}: {alone.why}")
         return self._decide(measured)
 
     def _decide(self, measured: Mapping[Any, Condition]) -> Decision:

@@ -1,6 +1,6 @@
 """Runs: experiments into write-once folders, in one process or several, and back."""
 
-from frenet.runs.claims import claims_table, decide_claims, finding_dict, run_dict
+from frenet.runs.claims import decide_claims, finding_dict, run_dict
 from frenet.runs.engine import Interrupted, RunFailedError, run_experiment
 from frenet.runs.files import DiskFullError, RunFolderError
 from frenet.runs.header import find_runs
@@ -17,7 +17,6 @@ __all__ = [
     "RunFolder",
     "RunFolderError",
     "WorkerPool",
-    "claims_table",
     "config_dict",
     "decide_claims",
     "default_out",

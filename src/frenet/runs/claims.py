@@ -3,23 +3,12 @@
 import math
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from frenet._notebook import one_line
-from frenet.experiments.experiment import Claim, Finding, Study, Verdict, decided
+from frenet.experiments.experiment import Claim, Finding, Study, decided
 from frenet.runs.store import Run
 from frenet.statistics.intervals import Estimate
 
 # Of the JSON form of findings; it grows when a key changes its meaning or goes.
 SCHEMA = 2
-STYLES: dict[Verdict, str] = {
-    "supported": "green",
-    "contradicted": "red",
-    "equivalent": "cyan",
-    "undecided": "yellow",
-    "not testable": "dim",
-}
 
 
 def decide_claims(experiment: Study, run: Run) -> list[tuple[Claim, Finding]]:
@@ -78,29 +67,3 @@ def run_dict(run: Run, findings: list[tuple[Claim, Finding]]) -> dict[str, Any]:
         "notes": run.notes,
         "claims": [finding_dict(claim, finding) for claim, finding in findings],
     }
-
-
-def claims_table(findings: list[tuple[Claim, Finding]]) -> Table:
-    """The claims with the numbers of the paper, for a terminal."""
-    table = Table(show_lines=True)
-    for heading in ("claim", "paper", "measured", "chance, null or ceiling", "verdict"):
-        table.add_column(heading)
-    for claim, finding in findings:
-        table.add_row(
-            Text(one_line(f"{finding.name}: {claim.statement}")),
-            Text(one_line(claim.paper)),
-            _words(finding.quantity, finding.estimate),
-            _words(finding.reference, finding.reference_estimate),
-            Text(str(finding.decision), style=STYLES[finding.verdict]),
-        )
-    return table
-
-
-def _words(name: str, estimate: Estimate | None) -> Text:
-    """A named number with its interval."""
-    if estimate is None:
-        return Text(one_line(name or "none"))
-    text = f"{name}: {estimate.value:.3g}"
-    if estimate.low is not None and estimate.high is not None:
-        text += f" [{estimate.low:.3g}, {estimate.high:.3g}]"
-    return Text(one_line(text))

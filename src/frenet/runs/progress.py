@@ -111,11 +111,15 @@ class Watch:
 def duration(seconds: float) -> str:
     """A time for people.
 
-    >>> duration(3.14159), duration(75.0), duration(7322.0)
-    ('3.1 s', '1:15', '2:02:02')
+    >>> duration(3.14159), duration(42.0), duration(75.0), duration(7322.0)
+    ('3.1 s', '42 s', '1 min 15 s', '2 h 2 min')
     """
     if seconds < 10:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if seconds < 3599.5:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"

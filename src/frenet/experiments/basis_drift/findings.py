@@ -241,6 +241,8 @@ CLAIMS = (
     Claim(
         id="C3",
         statement="The useful basis drifts substantially within 100 steps",
+        short="The useful basis drifts",
+        against="control",
         paper="within about 100 steps",
         rule=str(RULE),
         decide=decide,

@@ -417,6 +417,8 @@ CLAIMS = (
     Claim(
         id="C5a",
         statement="A local-linear theorem says what Gaussian random search gains",
+        short="Theory predicts a random search",
+        against="nominal",
         paper="yes, no number given",
         rule=f"{COVERAGE}. {COUNTED}",
         decide=coverage,
@@ -431,6 +433,7 @@ CLAIMS = (
     Claim(
         id="C5b",
         statement="Random search gains as much in very high dimension as in 10 to 1,000 directions",
+        short="Search gains as much in any space",
         paper="yes, no number given",
         rule=f"{DIMENSION}. Each gain is that at its own best sigma; the limits are the logarithms "
         f"of {EVEN[0]:g} and {EVEN[1]:g}",

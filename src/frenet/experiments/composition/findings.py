@@ -157,6 +157,8 @@ CLAIMS = (
     Claim(
         id="C10",
         statement="Two task vectors do not compose in activations",
+        short="Two task vectors do not add up",
+        against="random",
         paper="no universal radius for composing two updates",
         rule=str(RULE),
         decide=decide,

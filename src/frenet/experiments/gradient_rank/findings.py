@@ -287,6 +287,8 @@ CLAIMS = (
     Claim(
         id="C1",
         statement="Task gradients are locally low-rank",
+        short="Task gradients are low-rank",
+        against="chance",
         paper="strongly low-rank",
         rule=str(RULE),
         decide=decide,

@@ -483,6 +483,8 @@ CLAIMS = (
     Claim(
         id="C2",
         statement="No fixed task plane: static bases miss the recovery direction",
+        short="Static bases miss the recovery",
+        against="first steps",
         paper="yes; a second-hand reading gives 0.15",
         rule=f"{PLANES}. The static bases are {', '.join(STATIC)}. The best is chosen "
         f"on the same seeds, so a contradiction needs an interval of {1 - 0.05 / len(STATIC):.2%}. "
@@ -499,6 +501,8 @@ CLAIMS = (
     Claim(
         id="C4a",
         statement="The first recovery updates span most of a LoRA recovery",
+        short="First steps hold most of recovery",
+        against="random walk",
         paper="0.77",
         rule=f"{SPAN}. {RATE}",
         decide=prefix_span,
@@ -513,6 +517,8 @@ CLAIMS = (
     Claim(
         id="C4b",
         statement="They span as much as in the paper",
+        short="First steps hold the paper's share",
+        against="paper",
         paper="0.77",
         rule=f"{SAME}. {RATE}",
         decide=prefix_as_paper,

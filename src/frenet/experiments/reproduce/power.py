@@ -40,18 +40,14 @@ class Power(NamedTuple):
     source: str
 
     def __str__(self) -> str:
-        where = f"{self.claim} on {self.network}"
+        """What is decided in 80% of repetitions."""
         if self.seeds < 2:
-            return f"{where}: one seed has no interval, so there is no verdict"
-        counted = f"{where}, {self.seeds} seeds"
+            return "no verdict: one seed has no interval"
         if self.smallest is None:
-            return f"{counted}: the spread over seeds is not known yet"
+            return "not known yet: no spread over seeds is stored"
         if self.line.startswith(EQUAL):
-            found = f"with the truth in the middle and a margin of at least {self.smallest:.2g}"
-        else:
-            found = f"if the truth is {self.smallest:.2g} from the line"
-        spread = f"spread over seeds {self.spread:.2g}, {self.source}"
-        return f"{counted}: {self.line!r} is decided in 80% of runs {found} ({spread})"
+            return f"{self.line}, if a margin of {self.smallest:.2g} would do"
+        return f"{self.line}, if the truth is {self.smallest:.2g} from it"
 
 
 def powers(todo: Sequence[Part]) -> list[Power]:

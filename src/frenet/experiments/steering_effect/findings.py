@@ -323,6 +323,8 @@ CLAIMS = (
     Claim(
         id="C7",
         statement="The shift by a gradient step steers answers like the contrast vector",
+        short="A step steers as the vector does",
+        against="random",
         paper="a similar effect",
         rule=str(RULE),
         decide=decide,

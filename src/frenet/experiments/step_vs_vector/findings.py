@@ -255,6 +255,8 @@ CLAIMS = (
     Claim(
         id="C6",
         statement="One gradient step shifts activations along the labelled-contrast vector",
+        short="A step moves along the vector",
+        against="chance",
         paper=f"cosine {PAPER}",
         rule=str(RULE),
         decide=decide,

@@ -262,6 +262,8 @@ CLAIMS = (
     Claim(
         id="S1",
         statement="The first k updates are the best k coordinates to train in",
+        short="First steps are the best to train",
+        against="rival",
         paper=OWN,
         rule=f"{BEST_FIXED}. All train from the damaged point, with equal steps and k = {K} (or "
         f"the largest k below that more seeds have). The best is chosen on the same seeds, so a "
@@ -276,6 +278,8 @@ CLAIMS = (
     Claim(
         id="S2",
         statement="Refreshing the prefix pays",
+        short="Refreshing the first steps pays",
+        against="over random",
         paper=OWN,
         rule=f"{REFRESHING}. All train with equal steps and the same k. {LEADS}",
         decide=refreshed_prefix,

@@ -233,6 +233,8 @@ CLAIMS = (
     Claim(
         id="C8",
         statement="The Lie bracket of two gradients predicts how the order of updates matters",
+        short="The Lie bracket predicts order",
+        against="random",
         paper="median measured / predicted 1.002",
         rule=str(PREDICTED),
         decide=predicted,
@@ -245,6 +247,8 @@ CLAIMS = (
     Claim(
         id="C9",
         statement="The order matters inside the window where single directions are linear",
+        short="Order matters within linear steps",
+        against="random",
         paper="in over a third of combinations",
         rule=str(FRAGILE),
         decide=fragile,
