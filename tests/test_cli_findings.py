@@ -12,8 +12,10 @@ from frenet.statistics.intervals import Estimate
 CLAIM = Claim("C9z", "A long statement of the claim", "0.77", "rule", lambda rows: (), "figure")
 SHORT = CLAIM._replace(short="A [short] one", against="chance")
 
+MEASURED = Estimate(0.1234, 0.05, 0.2, 5)
 
-def found(verdict, *, why="it is so", case="", estimate=Estimate(0.1234, 0.05, 0.2, 5), **more):
+
+def found(verdict, *, why="it is so", case="", estimate=MEASURED, **more):
     decision = Decision(verdict, why, **more)
     return Finding("C9z", decision, "q", estimate, "the null", Estimate(0.0123), case=case)
 

@@ -104,11 +104,9 @@ def test_memory_is_that_of_the_workers_that_have_a_cell(capsys):
     assert capsys.readouterr().err == ""
     command._say_costs(found, [few, many, ended], 0.0, replace(work, quiet=False), out=Path("out"))
     said = " ".join(capsys.readouterr().err.split())
-    slowest = "if recoveries in gradient-rank take all the steps that they may"
-    assert (
-        f"about 16 s with 8 workers (on a cluster with 8 processors like this machine's) (36 s {slowest})"
-        in said
-    )
+    cluster = "(on a cluster with 8 processors like this machine's)"
+    slowest = "(36 s if recoveries in gradient-rank take all the steps that they may)"
+    assert f"about 16 s with 8 workers {cluster} {slowest}." in said
     # The experiments of one network, together; workers of a finished one need no memory.
     assert "together 30 18 16 s 9,000 MiB" in said
 

@@ -140,7 +140,7 @@ def _parsed(
         [(identifier(title), Annotated[kind, tyro.conf.arg(name=title)]) for title, kind in parts],
     )
     with _read_by_people():
-        parsed = tyro.cli(
+        parsed: Any = tyro.cli(
             together,
             prog=f"frenet {command}",
             # tyro joins lines that do not begin with a space.
