@@ -87,6 +87,8 @@ class Report:
     repository."""
     partial: Switch = False
     """Accept unfinished runs."""
+    why: Switch = False
+    """Give the reason of every verdict, and every note. Verdicts are printed for one network."""
     json: Switch = False
     """Print only JSON on standard output: the paths and the claims."""
 
