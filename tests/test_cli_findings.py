@@ -4,6 +4,7 @@ import pytest
 
 from frenet.cli import findings
 from frenet.cli.groups import Groups, identifier
+from frenet.cli.options import printing
 from frenet.experiments import EXPERIMENTS
 from frenet.experiments.experiment import Claim, Decision, Finding, Needs
 from frenet.experiments.verdicts import ALONE
@@ -113,3 +114,14 @@ def test_options_in_groups_are_all_options(name):
     made = type("Parsed", (), {identifier(title): kind() for title, kind in groups.parts.items()})
     assert groups.whole(made) == config
     assert "--help" not in groups.parts
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_answer_is_wrapped_on_a_terminal_only(monkeypatch, capsys, terminal):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    path = "/" + "a-long-folder/" * 8
+    with printing(as_json=False) as show:
+        show(f"  {'word ' * 30}{path}")
+    lines = capsys.readouterr().out.splitlines()
+    assert (len(lines) > 1) == terminal
+    assert " ".join(" ".join(lines).split()).endswith(f"word {path}")

@@ -59,9 +59,9 @@ def _list(args: list[str]) -> int:
             return DONE
         for experiment in experiments:
             show(experiment.name)
-            print(wrapped(f"  {experiment.question}", 2))
+            show(f"  {experiment.question}")
             for claim in experiment.claims:
-                print(wrapped(f"  {claim.id}: {claim.statement}", 7))
+                show(f"  {claim.id}: {claim.statement}")
             show("")
         presets = dict.fromkeys(name for e in experiments for name in e.presets)
         show(f"presets: {', '.join(presets)}")

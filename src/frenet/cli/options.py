@@ -154,9 +154,14 @@ def _parsed(
 
 
 def wrapped(text: str, indent: int) -> str:
-    """A text in the width of the terminal; all lines but the first are indented."""
-    width = shutil.get_terminal_size().columns - 1
-    return textwrap.fill(text, width, subsequent_indent=" " * indent)
+    """A text in the width of the terminal; all lines but the first are indented.
+
+    Words are left whole, so that paths can be copied.
+    """
+    return textwrap.fill(
+        text, shutil.get_terminal_size().columns - 1, subsequent_indent=" " * indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -183,12 +188,15 @@ def _read_by_people() -> Iterator[None]:
 def printing(as_json: bool) -> Iterator[Callable[[Any], None]]:
     """A function that prints results, line by line or as JSON.
 
-    With JSON, everything that libraries print goes to standard error.
+    With JSON, everything that libraries print goes to standard error. On a terminal lines are
+    wrapped; in a file or pipe each result stays one line.
     """
     out = sys.stdout
 
     def show(value: Any) -> None:
         text = json.dumps(value, indent=2, allow_nan=False) if as_json else one_line(value)
+        if out.isatty() and not as_json:
+            text = wrapped(text, 2)
         print(text, file=out, flush=True)
 
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
