@@ -24,7 +24,7 @@ from frenet.experiments.experiment import Cell, Row, number
 from frenet.experiments.setup.brackets import life_cells
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
-from frenet.experiments.setup.lines import looked_between, weight_share
+from frenet.experiments.setup.lines import weight_share
 from frenet.experiments.setup.networks import build, held_out
 from frenet.geometry import rng
 from frenet.geometry.alignment import cosine
@@ -41,7 +41,7 @@ from frenet.measure.loss_line import TWICE, LossLine, loss_line
 from frenet.measure.trajectory import Trajectory, train_and_record
 from frenet.measure.trajectory_files import read_steps
 from frenet.methods.effect_line import effect_line
-from frenet.methods.linear_range import radius
+from frenet.methods.linear_range import looked_between, radius
 from frenet.methods.search import drop_duplicates
 from frenet.methods.steering import contrast_streams
 from frenet.network.checkpoints.tensor_files import Read

@@ -15,7 +15,6 @@ from frenet.experiments.pair_command.displacing import (
 )
 from frenet.experiments.pair_command.merge import merge_rows
 from frenet.experiments.pair_command.subject import SIDES, A, B, Subject, load_subject
-from frenet.experiments.setup.lines import looked_between
 from frenet.experiments.setup.networks import at_most
 from frenet.geometry import rng
 from frenet.geometry.linalg import norm
@@ -31,7 +30,7 @@ from frenet.methods.composition import (
     interaction,
     restricted,
 )
-from frenet.methods.linear_range import radius
+from frenet.methods.linear_range import looked_between, radius
 from frenet.methods.merge_choice import Interval
 from frenet.network.blocks import parameter_blocks
 from frenet.network.tasks import repeatable
