@@ -3,7 +3,10 @@
 import contextlib
 import difflib
 import json
+import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -155,6 +158,23 @@ def _read_by_people() -> Iterator[None]:
             yield
     finally:
         docstring_parser.parse_from_object = plain
+
+
+def folded(text: str) -> list[str]:
+    """A line in the width of the terminal, its further lines indented; whole in a file or pipe.
+
+    The variable COLUMNS sets a width for those, too.
+    """
+    if not (os.environ.get("COLUMNS") or sys.stdout.isatty()):
+        return [text]
+    width = max(40, shutil.get_terminal_size().columns)
+    return textwrap.wrap(
+        one_line(text),
+        width,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 @contextlib.contextmanager

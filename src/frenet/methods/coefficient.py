@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -18,8 +18,6 @@ from frenet.measure.displaced import LossCurve
 from frenet.methods.merge_choice import RESAMPLES, Draws, Interval
 from frenet.methods.resampled import Resampled, difference, interval
 
-# Coefficients that are tried.
-SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 # The coefficient that an adapter has without advice.
 USUAL = 1.0
 # Steps of bisection between the last coefficient that helps and the next one tried.
@@ -33,11 +31,13 @@ class Tried(NamedTuple):
         scale: the coefficient.
         loss: mean in nats per target token, with its 95% interval over examples.
         gain: what it takes off the loss without the change, paired by example.
+        without: that loss.
     """
 
     scale: float
     loss: Interval
     gain: Interval
+    without: float
 
     @property
     def helps(self) -> bool:
@@ -106,7 +106,7 @@ def best_coefficient(
     select: LossCurve,
     test: LossCurve,
     *,
-    scales: Sequence[float] = SCALES,
+    scales: Sequence[float],
     resamples: int = RESAMPLES,
     generator: torch.Generator | None = None,
 ) -> Advice:
@@ -147,6 +147,22 @@ def best_coefficient(
     )  # fmt: skip
 
 
+def judged(
+    curve: LossCurve,
+    scales: Iterable[float],
+    *,
+    resamples: int = RESAMPLES,
+    generator: torch.Generator,
+) -> tuple[Tried, ...]:
+    """A change at some coefficients, on examples that did not choose them.
+
+    Raises:
+        FloatingPointError: the loss without the change is not finite.
+    """
+    judge = _Judge.of(curve, Resampled.of(curve.counts, generator, resamples=resamples))
+    return tuple(map(judge, scales))
+
+
 def require_scales(scales: Sequence[float]) -> None:
     """Raise ValueError unless coefficients are above 0, with 1 among them."""
     if USUAL not in scales or not all(0 < scale < math.inf for scale in scales):
@@ -170,7 +186,8 @@ class _Judge:
         return cls(mean)
 
     def __call__(self, scale: float) -> Tried:
-        return Tried(scale, interval(self.mean(scale)), self.between(0.0, scale))
+        gain, without = self.between(0.0, scale), float(self.mean(0.0)[0])
+        return Tried(scale, interval(self.mean(scale)), gain, without)
 
     def between(self, before: float, after: float) -> Interval:
         """How much lower the mean loss is at the second coefficient."""
@@ -212,9 +229,7 @@ def _vertex(x: Sequence[float], y: Sequence[float]) -> float:
     return min(max((a + b) / 2 - left * (c - a) / (2 * (right - left)), a), c)
 
 
-def _decided(
-    best: Tried, usual: Tried, over: Interval, *, lost: bool
-) -> tuple[float | None, str]:
+def _decided(best: Tried, usual: Tried, over: Interval, *, lost: bool) -> tuple[float | None, str]:
     """The advised coefficient and the reason."""
     if lost:
         return None, "no coefficient that was tried lowers the loss on the examples to choose on"

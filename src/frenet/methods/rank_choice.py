@@ -1,6 +1,5 @@
 """The rank that each weight of an adapter needs, by its effect on held-out loss and by its norm."""
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,7 +72,7 @@ def factored(change: Float[Tensor, "o i"], generator: torch.Generator) -> Factor
     whole = change.double().cpu()
     Q, _ = torch.linalg.qr(whole @ sketch)
     U, S, V = torch.linalg.svd(Q.T @ whole, full_matrices=False)
-    rank = int((S > RESOLUTION * S[0]).sum())
+    rank = int((RESOLUTION * S[0] < S).sum())
     if rank > most or norm(whole - Q @ (Q.T @ whole)) > 10 * RESOLUTION * norm(whole):
         return None
     return Factored((Q @ U[:, :rank]).float(), S[:rank].float(), V[:rank].float())
@@ -229,6 +228,11 @@ class RankAdvice(Shown):
         """The advised rank of each weight; empty without advice."""
         return {weight.name: weight.by_effect for weight in self.weights}
 
+    @property
+    def whole(self) -> dict[str, int]:
+        """The rank of each weight as it is; empty without advice."""
+        return {weight.name: weight.whole for weight in self.weights}
+
     def _summary(self) -> str:
         if not self.weights:
             return "no advice: the adapter is not shown to lower the loss"
@@ -240,17 +244,16 @@ class RankAdvice(Shown):
             yield one.name, one.by_effect, f"by norm {one.by_norm}, of {one.whole}"
 
 
-def choose_ranks(
-    losses: CutLosses, *, share: float = 0.9, seed: int = 0
-) -> RankAdvice:
+def choose_ranks(losses: CutLosses, *, share: float = 0.9, seed: int = 0) -> RankAdvice:
     r"""For each weight of an adapter the smallest rank that holds a share of its effect.
 
     A weight's own effect is the rise of the loss if its part is left out and all others stay. Its
     rank is the smallest at which, with all others whole, the loss is at most (1 - share) of that
     effect above the adapter's; bisection finds it, as if the loss fell with the rank. A weight
-    whose own effect is not shown to be above 0 gets rank 0. Then all are cut together. If they do
-    not hold the share of the adapter's whole effect, the share of each weight is raised, halving
-    what may be lost, and weights with rank 0 get the rank that holds this share of their norm.
+    whose own effect is not shown to be above 0 gets rank 0. Then all are cut together. If the
+    lower end of the interval of what they hold of the adapter's whole effect is below the share,
+    the share of each weight is raised, halving what may be lost, and weights with rank 0 get the
+    rank that holds this share of their squared norm.
 
     Args:
         losses: on examples to choose on.
@@ -315,7 +318,7 @@ class _Chooser:
 
     def together(self, effects: Mapping[str, Interval], share: float) -> dict[str, int]:
         """Ranks that hold the share of the whole effect together."""
-        without, whole = self.mean({}), self.mean(self.losses.whole)
+        without, whole = (self.examples.mean(self.losses.at(r)) for r in ({}, self.losses.whole))
         own = share
         for raised in range(ROUNDS):
             ranks = {
@@ -325,7 +328,8 @@ class _Chooser:
                     effects.items(), self.losses.parts.values(), strict=True
                 )
             }  # fmt: skip
-            if without - self.mean(ranks) >= share * (without - whole):
+            here = self.examples.mean(self.losses.at(ranks))
+            if interval((without - here) / (without - whole)).low >= share:
                 return ranks
             own = 1 - (1 - own) / 2
         return self.losses.whole

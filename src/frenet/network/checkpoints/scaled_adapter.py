@@ -20,7 +20,9 @@ def is_dora(source: str | Path) -> bool:
     Its weights are m (W + c s B A) / ||W + c s B A||, by rows, with magnitudes m.
     """
     folder = Path(source).expanduser()
-    return folder.is_dir() and held(folder).is_adapter and bool(configuration(folder).get("use_dora"))
+    return (
+        folder.is_dir() and held(folder).is_adapter and bool(configuration(folder).get("use_dora"))
+    )
 
 
 class ScaledAdapter:
