@@ -251,7 +251,9 @@ def _range(judge: _Judge, tried: dict[float, Tried], scale: float) -> tuple[Brac
     end = next((s for s in places[i:] if not tried[s].helps), None)
     last = max(s for s in places if end is None or s < end)
     *_, start = itertools.takewhile(lambda s: tried[s].helps, reversed(places[: i + 1]))
-    for _ in range(HALVINGS if end is not None else 0):
+    for _ in range(HALVINGS):
+        if end is None:
+            break
         middle = round((last + end) / 2, 3)
         tried[middle] = judge(middle)
         last, end = (middle, end) if tried[middle].helps else (last, middle)

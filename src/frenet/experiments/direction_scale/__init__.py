@@ -210,18 +210,26 @@ PROBE = ProbeConfig(
 )  # fmt: skip
 
 
+def require_advice(config: ProbeConfig) -> None:
+    """Raise ValueError if a setting of the advice is out of range."""
+    from frenet.methods.coefficient import require_scales
+
+    require_scales(config.scales)
+    if not 0 < config.share < 1:
+        raise UsageError(f"share={config.share}; pass a number between 0 and 1")
+    if config.eval_size < 2:
+        raise UsageError(f"eval_size={config.eval_size}; pass at least 2, for an interval")
+
+
 def probe_cells(config: ProbeConfig) -> list[Cell]:
     """The same cells, after a check of what is asked about vectors.
 
     Raises:
         ValueError: settings are out of range, or ranks are asked for without a vector.
     """
-    from frenet.methods.coefficient import require_scales
     from frenet.network.data.hub import is_path
 
-    require_scales(config.scales)
-    if not 0 < config.share < 1:
-        raise UsageError(f"--share {config.share}; pass a number between 0 and 1")
+    require_advice(config)
     if config.ranks and not config.vectors:
         raise UsageError("--ranks is about adapters, and there is none; pass them as --vectors")
     if is_path(config.neutral) and not Path(config.neutral).expanduser().exists():

@@ -45,7 +45,7 @@ from frenet.network.checkpoints.scaled_adapter import ScaledAdapter, is_dora
 from frenet.network.data.neutral_texts import neutral_rows
 from frenet.network.data.text import text_tasks
 from frenet.network.measuring import measuring
-from frenet.network.tasks import Batch, Split, collate, example_losses
+from frenet.network.tasks import Batch, collate, example_losses
 
 # The cost on other text is also given at this coefficient.
 TWICE = 2.0
@@ -61,9 +61,11 @@ def run(config: ProbeConfig, cell: Cell, say: Callable[[str], None] | None = Non
         say: takes what a person should know before a long step: its cost, and the answers so far.
     """
     config = resolved(config)
-    straight = tuple(source for source in config.vectors if not is_dora(source))
-    advising = Advising(config)
-    yield from measure.run(replace(config, vectors=straight), cell, say, advising.rows)
+    named = dict(zip(source_names(config.vectors), config.vectors, strict=True))
+    bent = {name: Path(source) for name, source in named.items() if is_dora(source)}
+    straight = tuple(source for name, source in named.items() if name not in bent)
+    advise = Advising(config, bent).rows
+    yield from measure.run(replace(config, vectors=straight), cell, say, advise)
 
 
 class Found(NamedTuple):
@@ -98,10 +100,12 @@ class Advising:
 
     Attributes:
         config: with the coefficients, the other text and what is asked about ranks.
+        bent: folders of DoRA adapters by name, whose lines in the weights are not straight.
         found: the advice so far, by the name of the direction.
     """
 
     config: ProbeConfig
+    bent: Mapping[str, Path] = field(default_factory=dict)
     found: dict[str, Found] = field(default_factory=dict)
 
     def rows(
@@ -112,13 +116,11 @@ class Advising:
     ) -> Iterator[Row]:
         """Rows about directions, each with its random twin, and about DoRA adapters."""
         examples = self._examples(spot)
-        names = zip(source_names(self.config.vectors), self.config.vectors, strict=True)
-        bent = [(name, source) for name, source in names if is_dora(source)]
-        if not own and not bent:
+        if not own and not self.bent:
             yield self._check(spot, "", example_curve(spot, examples[JUDGE]), say)
             return
-        for name, source in bent:
-            adapter = ScaledAdapter(plain_base(spot.network.model), Path(source).expanduser())
+        for name, folder in self.bent.items():
+            adapter = ScaledAdapter(plain_base(spot.network.model), folder.expanduser())
             yield from (note(spot.cell, f"{name}: {text}") for text in (*adapter.notes, *BENT))
             curves = {which: adapter_curve(adapter, batch) for which, batch in examples.items()}
             yield from self._advice(spot, name, Curves(curves, None), say)
@@ -129,8 +131,7 @@ class Advising:
                 yield from self._ranks(spot, direction, examples, say)
 
     def _examples(self, spot: Spot) -> dict[str, Batch]:
-        splits: tuple[Split, ...] = ("select", "test")
-        batches = {split: spot.examples(split) for split in splits}
+        batches = {CHOOSE: spot.examples("select"), JUDGE: spot.examples("test")}
         other = other_text(self.config, spot)
         return batches if other is None else {**batches, OTHER: other}
 
@@ -149,7 +150,8 @@ class Advising:
         self, spot: Spot, name: str, curves: Curves, say: Callable[[str], None]
     ) -> Iterator[Row]:
         """Rows of the tables check, coefficient and advice."""
-        scales, keys = self.config.scales, {**dict(spot.cell.keys), "direction": name}
+        scales = self.config.scales
+        keys: Row = {**dict(spot.cell.keys), "direction": name}
         yield self._check(spot, name, curves.own[JUDGE], say)
         passes = 2 * len(scales) + 5 + HALVINGS
         say(f"coefficients of {name}: about {passes} forward passes of {spot.config.eval_size} "

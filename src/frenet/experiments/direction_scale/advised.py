@@ -173,7 +173,7 @@ def _advice(rows: Rows, row: Mapping[str, Scalar]) -> str:
         f"on {number(row, 'test_rows'):.0f} test rows"
     )
     if row["advised"] is None:
-        gain = f"a gain of {_with_ends(there, 'gain')}"
+        gain = f"a gain of {_with_ends(there, 'gain', 2)}"
         return f"no advice: {row['why']} ({loss} at {scale:g} x, {gain})"
     random = _at(rows, row, scale=scale, examples=JUDGE, change=RANDOM)
     if random is not None:
@@ -187,7 +187,7 @@ def _compared(row: Mapping[str, Scalar]) -> str:
     """The best coefficient on the examples to choose on, compared with 1."""
     if row["best"] == row["usual"]:
         return ""
-    over = _with_ends(row, "over_usual")
+    over = _with_ends(row, "over_usual", 2)
     if row["best"] == row["advised"]:
         return f"; {over} lower than at 1 x"
     return f"; {row['best']:g} x, the best of other rows, is not shown to be better: by {over}"
@@ -211,12 +211,12 @@ def _edge(row: Mapping[str, Scalar]) -> str:
     return f"; the best is the {end} that was tried: pass --scales with {beyond} ones"
 
 
-def _with_ends(row: Mapping[str, Scalar], name: str) -> str:
-    low, high = (
-        "?" if row[f"{name}_{end}"] is None else f"{number(row, f'{name}_{end}'):.3g}"
-        for end in ("low", "high")
+def _with_ends(row: Mapping[str, Scalar], name: str, digits: int = 3) -> str:
+    """A number with its interval."""
+    value, low, high = (
+        "?" if row[key] is None else f"{number(row, key):.{digits}g}"
+        for key in (name, f"{name}_low", f"{name}_high")
     )
-    value = "?" if row[name] is None else f"{number(row, name):.3g}"
     return f"{value} [{low}, {high}]"
 
 
@@ -237,7 +237,7 @@ def _ranks(rows: Rows, row: Mapping[str, Scalar]) -> Iterator[str]:
         if own["total"] is None:
             yield (
                 "no advice about ranks: it is not shown to lower the loss of the examples to "
-                f"choose on (a gain of {_with_ends(own, 'gain')})"
+                f"choose on (a gain of {_with_ends(own, 'gain', 2)})"
             )
             continue
         (norm,) = select(rows, table="held", **cell, ranks=BY_NORM, change=OWN)

@@ -43,6 +43,7 @@ from frenet.measure.trajectory_files import read_steps
 from frenet.methods.effect_line import effect_line
 from frenet.methods.linear_range import looked_between, radius
 from frenet.methods.steering import contrast_streams
+from frenet.methods.task_vectors import TaskVector
 from frenet.network.checkpoints.tensor_files import Read
 from frenet.network.data.contrast import UnansweredError
 from frenet.network.tasks import ROOM
@@ -281,7 +282,8 @@ class Measurement:
     Attributes:
         spot: where.
         say: takes costs and answers.
-        advise: gives further rows about the directions from disk, which come first.
+        advise: gives further rows about the given directions, which come first.
+        given: the directions that are asked about, each with its vector.
         directions: followed so far, for their lifetimes.
         radii: rows of the table radius so far.
     """
@@ -289,6 +291,7 @@ class Measurement:
     spot: Spot
     say: Callable[[str], None]
     advise: Advise | None = None
+    given: Callable[[Spot], Iterable[tuple[Direction, TaskVector]]] = given_directions
     directions: list[Direction] = field(default_factory=list)
     radii: list[Row] = field(default_factory=list)
 
@@ -298,7 +301,7 @@ class Measurement:
         model, space = spot.network.model, spot.network.space
         # Problems with the user's files show before anything is measured.
         own: list[tuple[Direction, Direction]] = []
-        for direction, vector in given_directions(spot):
+        for direction, vector in self.given(spot):
             yield from (note(spot.cell, f"{direction.name}: {text}") for text in vector.notes)
             own.append((direction, random_like(spot, direction)))
         given = [direction for pair in own for direction in pair]
