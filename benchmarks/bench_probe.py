@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from frenet.experiments.setup.lines import looked_between
 from frenet.geometry import rng
 from frenet.measure.loss_line import loss_line
-from frenet.methods.linear_range import radius
+from frenet.methods.linear_range import looked_between, radius
 from frenet.methods.local_model import Effort, survey
 from frenet.methods.plan import plan
 from frenet.methods.search import Selection

@@ -118,6 +118,7 @@ def test_options_in_groups_are_all_options(name):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_long_answer_is_wrapped_on_a_terminal_only(monkeypatch, capsys, terminal):
+    monkeypatch.delenv("COLUMNS")
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     path = "/" + "a-long-folder/" * 8
     with printing(as_json=False) as show:

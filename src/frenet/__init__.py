@@ -25,6 +25,7 @@ from frenet._version import __version__
 
 if TYPE_CHECKING:
     from frenet.experiments import EXPERIMENTS
+    from frenet.experiments.direction_scale.api import lifetime, probe
     from frenet.experiments.pair_command.api import pair
     from frenet.geometry.basis import Basis, krylov_basis, prefix_basis, random_basis, svd_basis
     from frenet.integrations.trainer import FrenetCallback, read_trajectory
@@ -118,6 +119,8 @@ _HOME = {
     "loss_line": "measure.loss_line",
     "effect_line": "methods.effect_line",
     "radius": "methods.linear_range",
+    "lifetime": "experiments.direction_scale.api",
+    "probe": "experiments.direction_scale.api",
     "pair": "experiments.pair_command.api",
     # random search
     "Noise": "methods.candidates",
@@ -185,6 +188,7 @@ __all__ = [
     "krylov_basis",
     "last_activations",
     "lie_bracket",
+    "lifetime",
     "load",
     "load_task_vector",
     "load_vector",
@@ -195,6 +199,7 @@ __all__ = [
     "pair",
     "plan",
     "prefix_basis",
+    "probe",
     "radius",
     "random_basis",
     "random_search",

@@ -1,7 +1,7 @@
 """One folder, one question. ``EXPERIMENTS`` maps the name of every experiment to its declaration.
 
-A folder takes part by defining ``EXPERIMENT``, or ``STUDY`` if its runs are made elsewhere. The
-folders are imported when ``EXPERIMENTS`` is first used, not when this package is imported.
+A folder takes part by defining ``EXPERIMENT``, ``STUDY`` if its runs are made elsewhere, or both.
+The folders are imported when ``EXPERIMENTS`` is first used, not when this package is imported.
 """
 
 import functools
@@ -24,12 +24,12 @@ def _discover() -> dict[str, Study]:
     declared: dict[str, Study] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         module = importlib.import_module(f"{__name__}.{name}")
-        study = getattr(module, "EXPERIMENT", None) or getattr(module, "STUDY", None)
-        if study is None:
-            continue
-        if study.name in declared:
-            raise UsageError(f"two experiments are named {study.name!r}, one in {name}")
-        declared[study.name] = study
+        for study in (getattr(module, kind, None) for kind in ("EXPERIMENT", "STUDY")):
+            if study is None:
+                continue
+            if study.name in declared:
+                raise UsageError(f"two experiments are named {study.name!r}, one in {name}")
+            declared[study.name] = study
     by_claim = sorted(declared.values(), key=lambda s: (_claims(s), s.name))
     return {study.name: study for study in by_claim}
 

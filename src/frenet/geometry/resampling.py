@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -101,6 +102,14 @@ def resamples(
         torch.empty(draws, n, dtype=torch.float64).exponential_(generator=generator)
         for n in vector.sizes
     ]
+
+
+def resampled_counts(
+    n: int, resamples: int, generator: torch.Generator
+) -> Float[np.ndarray, "b n"]:
+    """How often each of n units is in each resample of n draws with replacement: a bootstrap."""
+    rows = torch.randint(0, n, (resamples, n), generator=generator).numpy()
+    return np.stack([np.bincount(row, minlength=n) for row in rows]).astype(float)
 
 
 class Splits(NamedTuple):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from frenet._errors import UsageError
 from frenet.geometry.linalg import norm
 from frenet.measure.activations import last_activations
+from frenet.network.checkpoints.scaled_adapter import ScaledAdapter
 from frenet.network.checkpoints.tensor_files import Read
 from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
@@ -148,6 +150,10 @@ class DisplacedLosses:
             self.at(task, {})
         return self._counts[task]
 
+    def curve(self, task: str, name: str) -> "LossCurve":
+        """The losses of a task over the scale of one displacement."""
+        return LossCurve(lambda scale: self.at(task, {name: scale}), self.counts(task))
+
     def plane(self, task: str, first: str, second: str) -> "LossPlane":
         """The losses of a task over the scales of two displacements.
 
@@ -159,6 +165,37 @@ class DisplacedLosses:
             return self.at(task, scales)
 
         return LossPlane(at, self.counts(task))
+
+
+class LossCurve(NamedTuple):
+    """The losses of n examples with a change of the network at a scale; 0 is without it.
+
+    Attributes:
+        at: the summed loss of every example at a scale, (n,) in float64.
+        counts: target tokens of each example, (n,).
+    """
+
+    at: Callable[[float], Float[Tensor, " n"]]
+    counts: Float[Tensor, " n"]
+
+    def __repr__(self) -> str:
+        return f"<LossCurve: {len(self.counts)} examples, loss {self.mean(0.0):.4g} at 0>"
+
+    def mean(self, scale: float) -> float:
+        """The mean loss in nats per target token."""
+        return float(self.at(scale).sum() / self.counts.sum())
+
+
+def adapter_curve(adapter: ScaledAdapter, batch: Batch) -> LossCurve:
+    """The losses of a batch with a stored adapter, over the factor of its scale."""
+
+    @cache
+    def run(scale: float) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        with adapter.at(scale) as model, torch.no_grad(), measuring(model):
+            losses, counts = example_losses(model, batch)
+        return losses.double().cpu(), counts.double().cpu()
+
+    return LossCurve(lambda scale: run(scale)[0], run(0.0)[1])
 
 
 class LossPlane(NamedTuple):

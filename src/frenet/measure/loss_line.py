@@ -43,12 +43,16 @@ class LossLine(NamedTuple):
         slopes: their derivatives at r = 0, (n,).
         counts: weight of each example, (n,): target tokens for a loss, 1 for log-odds.
         curvature: second derivative of the mean at 0; None if unknown.
+        length: norm of the direction that u was made from; None if there is none.
+        size: norm of the parameters that move; None if the line is not one of parameters.
     """
 
     at: Callable[[float], Float[Tensor, " n"]]
     slopes: Float[Tensor, " n"]
     counts: Float[Tensor, " n"]
     curvature: float | None = None
+    length: float | None = None
+    size: float | None = None
 
     def __repr__(self) -> str:
         return f"<LossLine: {len(self.counts)} examples, slope {self.slope:.4g} at 0>"
@@ -113,7 +117,8 @@ def loss_line(
                     parameter.copy_(here + r * unit(name))
                 return example_losses(model, batch)[0].double().cpu()
 
-        yield LossLine(at, slopes, counts, float(bends.sum() / counts.sum()))
+        bend = float(bends.sum() / counts.sum())
+        yield LossLine(at, slopes, counts, bend, length, space.norm(model))
 
 
 def _derivatives(

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import nn
 
 from frenet._errors import UsageError
@@ -16,6 +15,7 @@ from frenet._notebook import Fact, Shown
 from frenet.geometry import rng
 from frenet.geometry.linalg import norm
 from frenet.geometry.nulls import gaussian_matrix
+from frenet.geometry.resampling import resampled_counts
 from frenet.measure.bracket import NARROW, Bracket
 from frenet.measure.displaced import LossPlane
 from frenet.methods.linear_range import ROUNDING
@@ -261,7 +261,7 @@ def composition(
     """
     if not (scales and min(scales) > 0 and max(scales) < math.inf and 0 < eps < 1):
         raise UsageError(f"scales={scales}, eps={eps}; pass scales above 0 and eps in (0, 1)")
-    weights = _resamples(len(plane.counts), resamples, generator)
+    weights = resampled_counts(len(plane.counts), resamples, generator)
     points = {s: _composed(plane, s, weights, eps) for s in sorted(scales)}
     while True:
         known = {s: point.share for s, point in points.items() if point.known}
@@ -285,12 +285,6 @@ def composition(
 def _above(high: float, found: Bracket) -> float:
     """The upper end of an interval, at least that of the radius itself."""
     return max(high, math.inf if found.high is None else found.high)
-
-
-def _resamples(n: int, count: int, generator: torch.Generator) -> Float[np.ndarray, "m n"]:
-    """How often each of n examples is in each resample."""
-    rows = torch.randint(0, n, (count, n), generator=generator).numpy()
-    return np.stack([np.bincount(row, minlength=n) for row in rows]).astype(float)
 
 
 def _changes(plane: LossPlane, s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -358,4 +352,4 @@ def interaction(
     generator: torch.Generator,
 ) -> Composed:
     """The interaction of two displacements at one common scale, with its interval over examples."""
-    return _composed(plane, s, _resamples(len(plane.counts), resamples, generator), eps)
+    return _composed(plane, s, resampled_counts(len(plane.counts), resamples, generator), eps)

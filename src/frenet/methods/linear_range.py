@@ -10,6 +10,8 @@ import torch
 
 from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
+from frenet.geometry import rng
+from frenet.geometry.resampling import resampled_counts
 from frenet.measure.bracket import NARROW
 from frenet.measure.loss_line import LossLine
 
@@ -25,6 +27,8 @@ MARGIN = 1.1
 LOOKS = 1
 # Values in float32 are known to about this fraction of their size.
 ROUNDING = 1e-6
+# Least distance between the first look and the farthest, as a factor.
+NEAREST = 16
 
 
 class Point(NamedTuple):
@@ -96,12 +100,12 @@ class LinearRange(Shown):
 def radius(
     line: LossLine,
     *,
-    start: float,
-    limit: float,
+    start: float | None = None,
+    limit: float | None = None,
     sign: int = 1,
     eps: float = 0.2,
     resamples: int = 200,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
 ) -> LinearRange:
     r"""Largest r up to which a quantity is linear along a direction.
 
@@ -114,17 +118,21 @@ def radius(
 
     Args:
         line: the quantity; for a loss from ``loss_line``.
-        start: first distance, above 0.
-        limit: largest distance.
+        start: first distance, above 0; None: half of the radius of a quadratic.
+        limit: largest distance; None: four times the direction's length, and at least the norm of
+            the parameters that move.
         sign: 1 along the direction, -1 against it.
         eps: in (0, 1).
         resamples: bootstrap samples of the examples, for the interval.
-        generator: the resamples.
+        generator: the resamples; None: those of seed 0.
 
     Raises:
         ValueError: the slope is not larger than rounding, so that no linear range can be
-            measured, or settings are out of range.
+            measured, settings are out of range, or the line is no line of weights and needs
+            ``start`` and ``limit``.
     """
+    start, limit = _distances(line, start, limit, eps)
+    generator = generator or rng.generator(0, "radius")
     if not (0 < start <= limit < math.inf and 0 < eps < 1 and sign in (1, -1)):
         raise UsageError(
             f"start={start}, limit={limit}, eps={eps}, sign={sign}; pass 0 < start <= limit, eps "
@@ -132,7 +140,7 @@ def radius(
         )
     seen = _Seen(line, sign, eps)
     linear = _bracket(seen, start, limit)
-    low, high = _interval(seen, seen.drawn(resamples, generator), limit)
+    low, high = _interval(seen, resampled_counts(len(seen.zero), resamples, generator), limit)
     points = tuple(seen.point(r) for r in sorted(seen.values))
     curvature = line.curvature
     predicted = None
@@ -145,6 +153,31 @@ def radius(
         sign, linear, min(low, linear), max(high, linear), unbounded, limit, predicted,
         line.slope, points,
     )  # fmt: skip
+
+
+def looked_between(
+    line: LossLine, size: float, *, length: float | None, eps: float
+) -> tuple[float, float]:
+    """First and greatest distance to measure on a line through parameters of norm ``size``."""
+    start, limit = size / 1000, max(size, 4 * (length or 0.0))
+    if line.curvature and line.slope:
+        # Half of the radius of a quadratic; if it is not linear there, nearer ones are tried. Not
+        # much nearer to the limit, so that a border on the way is not passed over.
+        start = min(eps * abs(line.slope / line.curvature), limit / NEAREST)
+    return start, limit
+
+
+def _distances(
+    line: LossLine, start: float | None, limit: float | None, eps: float
+) -> tuple[float, float]:
+    """The first and the largest distance, with defaults for a line of weights."""
+    if start is not None and limit is not None:
+        return start, limit
+    if line.size is None:
+        raise UsageError("this line is not one of weights; pass start and limit, two distances")
+    usual, farthest = looked_between(line, line.size, length=line.length, eps=eps)
+    limit = farthest if limit is None else limit
+    return min(usual, limit) if start is None else start, limit
 
 
 class _Seen:
@@ -180,12 +213,6 @@ class _Seen:
         """Just before the border that a quadratic would have, between a quarter and a half of r."""
         expected = _proportional(r, self.point(r).deviation, self.eps)
         return r * min(max(expected / r / STEP**0.5, 0.25), 0.5)
-
-    def drawn(self, resamples: int, generator: torch.Generator) -> np.ndarray:
-        """How often each example is in each resample."""
-        n = len(self.zero)
-        rows = torch.randint(0, n, (resamples, n), generator=generator).numpy()
-        return np.stack([np.bincount(row, minlength=n) for row in rows]).astype(float)
 
     def resampled(self, weights: np.ndarray) -> "tuple[_End, _End]":
         """2.5% and 97.5% quantiles of the first crossing, over resampled examples.

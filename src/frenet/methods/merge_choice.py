@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from frenet.geometry import rng
 from frenet.geometry.linalg import dot
+from frenet.geometry.resampling import resampled_counts
 from frenet.measure.gradients import gradient
 from frenet.network.checkpoints.tensor_files import Read
 from frenet.network.measuring import measuring
@@ -76,9 +77,7 @@ class Yardstick:
         for task, values in counts.items():
             n = len(values)
             draw = rng.generator(seed, "merge", task)
-            rows = torch.randint(0, n, (resamples, n), generator=draw).numpy()
-            times = np.stack([np.ones(n), *(np.bincount(row, minlength=n) for row in rows)])
-            weights[task] = times.astype(float)
+            weights[task] = np.vstack([np.ones(n), resampled_counts(n, resamples, draw)])
         return cls(counts, none, alone, weights)
 
     def mean(self, task: str, losses: Losses) -> Draws:

@@ -100,6 +100,20 @@ class TaskVector(Shown):
         norms = self.norm() * other.norm()
         return self.dot(other) / norms if norms > 0 else 0.0
 
+    @staticmethod
+    def from_adapter(
+        adapter: str | Path | nn.Module,
+        *,
+        base: nn.Module | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> "TaskVector":
+        """What a LoRA adapter adds to its base: ``frenet.from_adapter``."""
+        return from_adapter(adapter, base=base, weights=weights)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the vector as float32 safetensors: ``frenet.save_task_vector``."""
+        return save_task_vector(self, path)
+
     def space(self, model: nn.Module) -> ParamSpace:
         """The parameters of ``model`` that the vector changes, tied ones once.
 

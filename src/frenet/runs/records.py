@@ -32,6 +32,7 @@ WHOLE_FILE_BYTES = 64 << 20
 # The fields of configurations that name files and folders; other texts may only look like names.
 SOURCES = (
     "model", "adapter", "tokenizer", "tasks", "vectors", "contrasts", "steering", "trajectory",
+    "neutral",
 )  # fmt: skip
 SYNTHETIC_NAMES = ("model", "tasks")
 

@@ -12,7 +12,6 @@ from frenet.experiments.composition.tables import ALL, VECTORS
 from frenet.experiments.experiment import Cell, Row, finite
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
-from frenet.experiments.setup.lines import looked_between
 from frenet.experiments.setup.networks import build
 from frenet.geometry import rng
 from frenet.measure.additivity import Additivity, Shift, additivity
@@ -21,7 +20,7 @@ from frenet.measure.displaced import DisplacedLosses, DisplacedStreams, Mover, m
 from frenet.measure.interaction import second_order
 from frenet.measure.loss_line import loss_line
 from frenet.methods.composition import Composition, composition, interaction, loss_map, relation
-from frenet.methods.linear_range import radius
+from frenet.methods.linear_range import looked_between, radius
 from frenet.network.blocks import residual_blocks
 from frenet.network.checkpoints.weight_space import weights_norm
 

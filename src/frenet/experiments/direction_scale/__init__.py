@@ -1,12 +1,16 @@
 """How far and for how long can each direction be followed? (M9): radius and lifetime."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from frenet._errors import UsageError
+from frenet.experiments.direction_scale import advised
 from frenet.experiments.direction_scale.answers import sentences
 from frenet.experiments.direction_scale.figures import FIGURES, FRESH, KINDS, TABLES, reread
-from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later
+from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later, Study
+from frenet.experiments.setup.commands import command_line
 from frenet.experiments.setup.damage import (
     DEMO_DAMAGE,
     FEW,
@@ -26,6 +30,7 @@ from frenet.experiments.setup.networks import (
 )
 from frenet.experiments.setup.reading import ContrastConfig
 
+C = TypeVar("C", bound="Config")
 # Steps after which to measure; the value that asks for no training.
 LAGS, HOW_FAR = (1, 3, 10, 30, 100), (0,)
 # Kinds of direction that a training makes.
@@ -75,7 +80,7 @@ class Config(ContrastConfig, DamageConfig, MinibatchConfig):
     """Dotted name of the list of blocks, if frenet does not detect it."""
 
 
-def resolved(config: Config) -> Config:
+def resolved(config: C) -> C:
     """The configuration with the directions that it leaves open, and the lags of a recorded path.
 
     Whoever names a vector asks about that one, and about no other kind; whoever names a training
@@ -139,14 +144,6 @@ def cells(config: Config) -> list[Cell]:
     return network_cells(config, task=task_names(config))
 
 
-# The defaults of `frenet probe`: the user's weights, undamaged, and no training.
-PROBE = Config(
-    lora_optimizer="adamw:5e-4", batch_size=8, n=8, eval_size=32, lags=HOW_FAR,
-    seeds=(0,), protocol="none", learn_steps=0, directions=(),
-    **{**LANGUAGE_MODEL, "max_tasks": 1},
-)  # fmt: skip
-
-
 EXPERIMENT = Experiment(
     name="direction-scale",
     question="How far, and for how long, can each direction be followed?",
@@ -187,3 +184,75 @@ EXPERIMENT = Experiment(
     reread=reread,
     answers=sentences,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ProbeConfig(Config):
+    """Go along directions from a point of a model, and advise how far."""
+
+    scales: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+    """Coefficients of --vectors that are tried, with 1 among them."""
+    neutral: str = ""
+    """File, or name of a data set, of other text, whose loss is the cost of a coefficient. Empty:
+    eight neutral paragraphs."""
+    ranks: bool = False
+    """Also find, for every weight of the adapters, the smallest rank that holds --share of the
+    adapter's effect on the loss."""
+    share: float = 0.9
+    """Share of the effect that --ranks is to hold."""
+
+
+# The defaults of `frenet probe`: the user's weights, undamaged, and no training.
+PROBE = ProbeConfig(
+    lora_optimizer="adamw:5e-4", batch_size=8, n=8, eval_size=32, lags=HOW_FAR,
+    seeds=(0,), protocol="none", learn_steps=0, directions=(),
+    **{**LANGUAGE_MODEL, "max_tasks": 1},
+)  # fmt: skip
+
+
+def require_advice(config: ProbeConfig) -> None:
+    """Raise ValueError if a setting of the advice is out of range."""
+    from frenet.methods.coefficient import require_scales
+
+    require_scales(config.scales)
+    if not 0 < config.share < 1:
+        raise UsageError(f"share={config.share}; pass a number between 0 and 1")
+    if config.eval_size < 2:
+        raise UsageError(f"eval_size={config.eval_size}; pass at least 2, for an interval")
+
+
+def probe_cells(config: ProbeConfig) -> list[Cell]:
+    """The same cells, after a check of what is asked about vectors.
+
+    Raises:
+        ValueError: settings are out of range, or ranks are asked for without a vector.
+    """
+    from frenet.network.data.hub import is_path
+
+    require_advice(config)
+    if config.ranks and not config.vectors:
+        raise UsageError("--ranks is about adapters, and there is none; pass them as --vectors")
+    if is_path(config.neutral) and not Path(config.neutral).expanduser().exists():
+        raise FileNotFoundError(f"there is no file or folder {config.neutral}")
+    return cells(config)
+
+
+STUDY = Study(
+    name="probe",
+    question="How far can each direction be followed, and which coefficient is best?",
+    claims=(),
+    config=ProbeConfig,
+    tables=advised.TABLES | TABLES | NETWORK_TABLES,
+    figures=advised.FIGURES + FIGURES,
+    command=partial(command_line, "frenet probe", PROBE),
+    answers=advised.all_sentences,
+)
+# The same with its cells, for the engine that fills run folders.
+PROBED = Experiment(
+    **{field.name: getattr(STUDY, field.name) for field in fields(STUDY)},
+    cells=probe_cells,
+    run=Later("frenet.experiments.direction_scale.advice:run"),
+    presets={},
+    prepare=prepare,
+    in_demo=False,
+)

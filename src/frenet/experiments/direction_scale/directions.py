@@ -23,7 +23,7 @@ from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.effect_line import effect_line
 from frenet.methods.local_model import Effort, survey
 from frenet.methods.plan import plan
-from frenet.methods.search import Selection, random_search
+from frenet.methods.search import Selection, drop_duplicates, random_search
 from frenet.methods.steering import contrast_streams
 from frenet.methods.steering_effect import Prompted, prompted
 from frenet.methods.steering_vector import load_vector
@@ -35,7 +35,7 @@ from frenet.network.data.contrast import Contrast
 from frenet.network.data.contrasts import contrasts
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.contrasts import synthetic_contrast
-from frenet.network.tasks import Task
+from frenet.network.tasks import Batch, Split, Task, repeatable
 
 
 def source_names(sources: Sequence[str]) -> list[str]:
@@ -105,13 +105,17 @@ class Spot:
         """Seed of all random draws."""
         return int(self.cell.seed)
 
+    def examples(self, split: Split) -> Batch:
+        """The examples of a split on which losses are measured, each once."""
+        return drop_duplicates(next(repeatable(self.task, split, self.config.eval_size, self.seed)))
+
 
 def given_directions(spot: Spot) -> list[tuple[Direction, TaskVector]]:
     """The directions from disk, each with its vector."""
     model, vectors = spot.network.model, spot.config.vectors
     found = []
     for name, vector in zip(source_names(vectors), vectors_from_disk(model, vectors), strict=True):
-        found.append((_direction(spot, name, vector), vector))
+        found.append((direction_of(spot, name, vector), vector))
     return found
 
 
@@ -167,12 +171,12 @@ def weight_directions(
     }
     for name, make in makers.items():
         if name in spot.config.directions and name in kinds and (made := make()) is not None:
-            direction = _direction(spot, name, made)
+            direction = direction_of(spot, name, made)
             if any(direction.read(weight).any() for weight in direction.space.names):
                 yield direction
 
 
-def _direction(spot: Spot, name: str, made: torch.Tensor | TaskVector) -> Direction:
+def direction_of(spot: Spot, name: str, made: torch.Tensor | TaskVector) -> Direction:
     """A vector as a direction, in the trained parameters or in the weights."""
     if isinstance(made, torch.Tensor):
         length = None if name in (*FRESH, "random") else norm(made)

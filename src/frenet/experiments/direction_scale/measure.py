@@ -24,7 +24,7 @@ from frenet.experiments.experiment import Cell, Row, number
 from frenet.experiments.setup.brackets import life_cells
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
-from frenet.experiments.setup.lines import looked_between, weight_share
+from frenet.experiments.setup.lines import weight_share
 from frenet.experiments.setup.networks import build, held_out
 from frenet.geometry import rng
 from frenet.geometry.alignment import cosine
@@ -41,13 +41,17 @@ from frenet.measure.loss_line import TWICE, LossLine, loss_line
 from frenet.measure.trajectory import Trajectory, train_and_record
 from frenet.measure.trajectory_files import read_steps
 from frenet.methods.effect_line import effect_line
-from frenet.methods.linear_range import radius
-from frenet.methods.search import drop_duplicates
+from frenet.methods.linear_range import looked_between, radius
 from frenet.methods.steering import contrast_streams
+from frenet.methods.task_vectors import TaskVector
 from frenet.network.checkpoints.tensor_files import Read
 from frenet.network.data.contrast import UnansweredError
-from frenet.network.tasks import ROOM, repeatable
+from frenet.network.tasks import ROOM
 
+# Rows about directions from disk, each with its random twin; the last argument takes costs.
+Advise = Callable[
+    [Spot, Sequence[tuple[Direction, Direction]], Callable[[str], None]], Iterator[Row]
+]
 # Forward passes that the two radii of a direction take, beside those for slopes and curvature.
 PASSES = 24
 # Bytes that the libraries take when a small model runs, beside those of their import.
@@ -57,7 +61,7 @@ LIBRARIES = 2**28
 def radius_rows(spot: Spot, direction: Direction) -> Iterator[Row]:
     """Rows of the tables radius and line for a direction in weights or factors."""
     model, space = spot.network.model, direction.space
-    batch = drop_duplicates(next(repeatable(spot.task, "test", spot.config.eval_size, spot.seed)))
+    batch = spot.examples("test")
     delta = direction.delta if isinstance(direction.delta, torch.Tensor) else None
     share = weight_share(model, delta, space=space)
     about = _About(direction.name, "weights", direction.coordinates, share)
@@ -242,13 +246,19 @@ def _against(name: str, coordinates: str) -> str:
     return f"its share of the gradient in the {coordinates}, over {over}"
 
 
-def run(config: Config, cell: Cell, say: Callable[[str], None] | None = None) -> Iterator[Row]:
+def run(
+    config: Config,
+    cell: Cell,
+    say: Callable[[str], None] | None = None,
+    advise: Advise | None = None,
+) -> Iterator[Row]:
     """Rows of the tables radius, line, share and lifetime.
 
     Args:
         config: what to measure.
         cell: seed, space and task.
         say: takes what a person should know before a long step: its cost, and the answers so far.
+        advise: gives further rows about the directions from disk, before everything else.
     """
     network = build(config, space=cell["space"], seed=cell.seed)
     size = config.batch_size
@@ -260,24 +270,28 @@ def run(config: Config, cell: Cell, say: Callable[[str], None] | None = None) ->
     spot = Spot(config, cell, network, task, network.space.read(network.model).cpu())
     try:
         with damaged(network, task, config, protocol=config.protocol, seed=cell.seed):
-            yield from _Measurement(spot, say or (lambda _: None)).rows()
+            yield from Measurement(spot, say or (lambda _: None), advise).rows()
     except NotDamagedError as error:
         yield note(cell, f"{config.protocol} left out: {error}")
 
 
 @dataclass
-class _Measurement:
+class Measurement:
     """How far, and then how long, at one spot; what needs no training comes first.
 
     Attributes:
         spot: where.
         say: takes costs and answers.
+        advise: gives further rows about the given directions, which come first.
+        given: the directions that are asked about, each with its vector.
         directions: followed so far, for their lifetimes.
         radii: rows of the table radius so far.
     """
 
     spot: Spot
     say: Callable[[str], None]
+    advise: Advise | None = None
+    given: Callable[[Spot], Iterable[tuple[Direction, TaskVector]]] = given_directions
     directions: list[Direction] = field(default_factory=list)
     radii: list[Row] = field(default_factory=list)
 
@@ -286,10 +300,11 @@ class _Measurement:
         spot, config = self.spot, self.spot.config
         model, space = spot.network.model, spot.network.space
         # Problems with the user's files show before anything is measured.
-        given = []
-        for direction, vector in given_directions(spot):
+        own: list[tuple[Direction, Direction]] = []
+        for direction, vector in self.given(spot):
             yield from (note(spot.cell, f"{direction.name}: {text}") for text in vector.notes)
-            given += [direction, random_like(spot, direction)]
+            own.append((direction, random_like(spot, direction)))
+        given = [direction for pair in own for direction in pair]
         with space.restored(model):
             path = None
             if config.trajectory:
@@ -304,6 +319,8 @@ class _Measurement:
                 steering = None
                 remedy = "write two other words into the file of --contrasts"
                 yield note(spot.cell, f"the steering vector was left out: {error}; {remedy}")
+            if self.advise is not None:
+                yield from self.advise(spot, own, self.say)
             self.say(cost_of_lines(spot, given))
             yield from self._far(given)
             if steering is not None:

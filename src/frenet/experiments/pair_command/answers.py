@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Answer, Row, Rows, Scalar, number
 from frenet.experiments.intervals import select
+from frenet.experiments.setup.check import check_sentence
 
 # The two merges that every other one is compared with.
 WHOLE, AVERAGE = "1.0 and 1.0", "average"
@@ -12,9 +13,21 @@ KEYS: Row = {}
 
 
 def sentences(rows: Rows) -> list[Answer]:
-    """The answers, the losses first and what to do last."""
-    parts = (_losses, _scales, _kept, _blocks, _order, _merge)
+    """How the tasks are read, then the answers, the losses first and what to do last."""
+    parts = (_checks, _losses, _scales, _kept, _blocks, _order, _merge)
     return [answer for part in parts for answer in part(rows)]
+
+
+def _checks(rows: Rows) -> Iterator[Answer]:
+    """How both tasks are read."""
+    for row in select(rows, table="check"):
+        sentence = check_sentence(row, check_losses(row))
+        yield Answer(f"check, {row['task']}", KEYS, sentence)
+
+
+def check_losses(row: Mapping[str, Scalar]) -> list[tuple[str, float]]:
+    """The losses of a row of the table check, with their words."""
+    return [("without", number(row, "without")), (f"with {row['own']}", number(row, "with"))]
 
 
 def _losses(rows: Rows) -> Iterator[Answer]:

@@ -9,6 +9,7 @@ from frenet.experiments.figures.parts import channel, in_words, panels, slim, to
 from frenet.experiments.figures.series import GREY, HEAT, PALETTE
 from frenet.experiments.intervals import select
 from frenet.experiments.setup import columns
+from frenet.experiments.setup.check import CHECK, LOSSES
 
 if TYPE_CHECKING:
     import altair as alt
@@ -123,6 +124,7 @@ _UNIT, _OWN = "nats/token", Column("own", "", "direction of this task", "key")
 _OTHER = Column("other", "", "the other direction", "key")
 _SIDES = (("a", "A"), ("b", "B"))
 TABLES = {
+    "check": (columns.TASK, _OWN, _OTHER, *CHECK, *LOSSES),
     "vectors": (
         Column("a", "", "direction A", "key"),
         Column("b", "", "direction B", "key"),

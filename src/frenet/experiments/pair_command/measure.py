@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.pair_command import BLOCKS, LOSSES, MERGE, ORDER, SCALE, Config
+from frenet.experiments.pair_command.answers import check_losses
 from frenet.experiments.pair_command.displacing import (
     RANDOM,
     displaced,
@@ -15,7 +16,7 @@ from frenet.experiments.pair_command.displacing import (
 )
 from frenet.experiments.pair_command.merge import merge_rows
 from frenet.experiments.pair_command.subject import SIDES, A, B, Subject, load_subject
-from frenet.experiments.setup.lines import looked_between
+from frenet.experiments.setup.check import check_row, check_sentence
 from frenet.experiments.setup.networks import at_most
 from frenet.geometry import rng
 from frenet.geometry.linalg import norm
@@ -31,7 +32,7 @@ from frenet.methods.composition import (
     interaction,
     restricted,
 )
-from frenet.methods.linear_range import radius
+from frenet.methods.linear_range import looked_between, radius
 from frenet.methods.merge_choice import Interval
 from frenet.network.blocks import parameter_blocks
 from frenet.network.tasks import repeatable
@@ -71,7 +72,7 @@ def rows_of(subject: Subject, part: str, say: Callable[[str], None]) -> Iterator
 
 
 def loss_rows(subject: Subject, say: Callable[[str], None]) -> Iterator[Row]:
-    """The tables losses and kept: both tasks without, with each, with both, and with a null."""
+    """The tables check, losses and kept: both tasks without, with each, with both, with a null."""
     say("losses of both tasks: 10 forward passes")
     related = subject.related
     yield {
@@ -91,6 +92,12 @@ def loss_rows(subject: Subject, say: Callable[[str], None]) -> Iterator[Row]:
             at = {key: {name: losses.at(name, scales)} for key, scales in places.items()}
             means = {key: stick.mean(name, each) for key, each in at.items()}
             harm = Interval.of(means["with_other"] - means["without"])
+            check: Row = {
+                "table": "check", **keys, **check_row(task), "rows": len(losses.counts(name)),
+                "without": float(means["without"][0]), "with": float(means["with_own"][0]),
+            }  # fmt: skip
+            say(f"check, {name}: {check_sentence(check, check_losses(check))}")
+            yield check
             yield {
                 "table": "losses", **keys, **{key: float(m[0]) for key, m in means.items()},
                 "harm": harm.value, "harm_low": harm.low, "harm_high": harm.high, "no_harm": 0.0,

@@ -1,29 +1,13 @@
-"""Straight lines in weights: how far they are measured, and how far they move the weights."""
+"""Straight lines in weights or factors: how far they move the weights."""
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from frenet.measure.loss_line import LossLine
 from frenet.methods.task_vectors import from_step
 from frenet.network.checkpoints.weight_space import coordinates_of, weights_norm
 from frenet.network.space import ParamSpace
-
-# Least distance between the first look and the farthest, as a factor.
-NEAREST = 16
-
-
-def looked_between(
-    line: LossLine, size: float, *, length: float | None, eps: float
-) -> tuple[float, float]:
-    """First and greatest distance to measure on a line through parameters of norm ``size``."""
-    start, limit = size / 1000, max(size, 4 * (length or 0.0))
-    if line.curvature and line.slope:
-        # Half of the radius of a quadratic; if it is not linear there, nearer ones are tried. Not
-        # much nearer to the limit, so that a border on the way is not passed over.
-        start = min(eps * abs(line.slope / line.curvature), limit / NEAREST)
-    return start, limit
 
 
 def weight_share(

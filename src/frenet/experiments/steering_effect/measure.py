@@ -29,11 +29,10 @@ from frenet.methods.steering_effect import (
     steered_differences,
 )
 from frenet.network.data.contrast import UnansweredError
-from frenet.network.data.neutral_texts import NEUTRAL
-from frenet.network.data.tokens import Encoded, encode
+from frenet.network.data.neutral_texts import neutral_rows
 from frenet.network.hooks.sites import Site
 from frenet.network.limits import context_length
-from frenet.network.synthetic.contrasts import neutral_rows
+from frenet.network.synthetic.contrasts import neutral_rows as synthetic_rows
 
 SHOWN = ("contrast", "gradient")
 
@@ -43,10 +42,6 @@ CONTROLS = ("random", "matched", "shuffled", "unrelated")
 
 # The largest dose to try: the added vector is then as long as the stream.
 MOST = 1.0
-
-
-# A neutral text is cut here.
-NEUTRAL_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -326,12 +321,8 @@ def equal_size(
 def neutral_texts(subject: Steered, count: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
     """Token ids of neutral texts: the given part, and the predicted part."""
     if subject.tokenizer is None:
-        return neutral_rows(count, seed=seed)
-    pairs = [("", text) for text in NEUTRAL[:count]]
-    longest = min(NEUTRAL_TOKENS, context_length(subject.model) or NEUTRAL_TOKENS)
-    encoded = encode(subject.tokenizer, pairs, max_length=longest)
-    wholes = [item.context + item.target for item in encoded if isinstance(item, Encoded)]
-    return [(ids[:1], ids[1:]) for ids in wholes]
+        return synthetic_rows(count, seed=seed)
+    return neutral_rows(subject.tokenizer, count=count, context=context_length(subject.model))
 
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:

@@ -11,7 +11,7 @@ import torch
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.setup.damage import NotDamagedError, damaged
 from frenet.experiments.setup.describe import describe, note
-from frenet.experiments.setup.lines import looked_between, weight_share
+from frenet.experiments.setup.lines import weight_share
 from frenet.experiments.setup.networks import Network, build, by_space
 from frenet.experiments.task_vector_range import Config, cells
 from frenet.experiments.task_vector_range.answers import LEAST_GAIN
@@ -23,7 +23,7 @@ from frenet.geometry.nulls import random_walk_share
 from frenet.measure.gradients import adam_scale, gradient_matrix
 from frenet.measure.loss_line import loss_line
 from frenet.measure.trajectory import Training, Trajectory, train_and_record
-from frenet.methods.linear_range import LinearRange, radius
+from frenet.methods.linear_range import LinearRange, looked_between, radius
 from frenet.methods.search import drop_duplicates
 from frenet.methods.task_vectors import from_training
 from frenet.network.checkpoints.weight_space import coordinates_of

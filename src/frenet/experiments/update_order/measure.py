@@ -12,7 +12,6 @@ import torch
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell, Row, finite
 from frenet.experiments.setup.describe import describe, note
-from frenet.experiments.setup.lines import looked_between
 from frenet.experiments.setup.networks import Network, build, by_space
 from frenet.experiments.update_order import Config, cells
 from frenet.experiments.update_order.figures import NEW, OTHER, OTHERS, SAME
@@ -41,7 +40,7 @@ from frenet.measure.update_order import (
     order_difference,
 )
 from frenet.measure.update_order_in_weights import OrderInWeights
-from frenet.methods.linear_range import radius
+from frenet.methods.linear_range import looked_between, radius
 from frenet.network.adapters import structural_zeros
 from frenet.network.checkpoints.weight_space import coordinates_of
 from frenet.network.space import ParamSpace

@@ -1,5 +1,11 @@
-"""Neutral text, which a steering vector should not affect."""
+"""Neutral text, which a steering vector or an adapter should not affect."""
 
+from typing import Any
+
+from frenet.network.data.tokens import Encoded, encode
+
+# A neutral text is cut here.
+LONGEST = 64
 NEUTRAL = (
     "The ferry leaves the harbour at half past six and reaches the island before noon. Passengers "
     "may bring bicycles, which are kept on the lower deck next to the engine room.",
@@ -18,3 +24,19 @@ NEUTRAL = (
     "A violin has four strings, tuned in fifths. The player presses them against the fingerboard "
     "with the left hand and draws the bow across them with the right.",
 )
+
+
+def neutral_rows(
+    tokenizer: Any, *, count: int = len(NEUTRAL), context: int | None = None
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of neutral texts: the first token, and the others, which are predicted.
+
+    Args:
+        tokenizer: of the model.
+        count: most texts.
+        context: tokens that the model can read at once; None: as many as are needed.
+    """
+    pairs = [("", text) for text in NEUTRAL[:count]]
+    encoded = encode(tokenizer, pairs, max_length=min(LONGEST, context or LONGEST))
+    wholes = [item.context + item.target for item in encoded if isinstance(item, Encoded)]
+    return [(ids[:1], ids[1:]) for ids in wholes]
