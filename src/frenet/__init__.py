@@ -26,6 +26,7 @@ from frenet._version import __version__
 if TYPE_CHECKING:
     from frenet.experiments import EXPERIMENTS
     from frenet.experiments.pair_command.api import pair
+    from frenet.experiments.steer_command.api import steering_advice
     from frenet.geometry.basis import Basis, krylov_basis, prefix_basis, random_basis, svd_basis
     from frenet.integrations.trainer import FrenetCallback, read_trajectory
     from frenet.measure.activation_shift import activation_shift
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     )
     from frenet.network.adapters import attach_lora
     from frenet.network.checkpoints.load import load
-    from frenet.network.data.contrasts import contrasts
+    from frenet.network.data.contrasts import contrast, contrasts
     from frenet.network.data.text import text_tasks
     from frenet.network.hooks.sites import Site
     from frenet.network.space import ParamSpace
@@ -79,6 +80,7 @@ _HOME = {
     "load": "network.checkpoints.load",
     "attach_lora": "network.adapters",
     "text_tasks": "network.data.text",
+    "contrast": "network.data.contrasts",
     "contrasts": "network.data.contrasts",
     "ParamSpace": "network.space",
     # measuring
@@ -139,6 +141,7 @@ _HOME = {
     "load_vector": "methods.steering_vector",
     "save_vector": "methods.steering_vector",
     "save_control_vector": "methods.steering_vector",
+    "steering_advice": "experiments.steer_command.api",
     # inside a training by Trainer
     "FrenetCallback": "integrations.trainer",
     "read_trajectory": "integrations.trainer",
@@ -170,6 +173,7 @@ __all__ = [
     "add",
     "attach_lora",
     "caa",
+    "contrast",
     "contrasts",
     "effect_line",
     "example_gradients",
@@ -209,6 +213,7 @@ __all__ = [
     "save_task_vector",
     "save_vector",
     "save_winner",
+    "steering_advice",
     "survey",
     "svd_basis",
     "text_tasks",

@@ -14,6 +14,7 @@ from frenet._errors import UsageError
 from frenet.experiments.experiment import Cell, Experiment, Later, Study
 from frenet.experiments.pair_command.answers import sentences
 from frenet.experiments.pair_command.figures import FIGURES, TABLES
+from frenet.experiments.setup.commands import flags_of
 from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig
 
 # What is measured, in this order; each is a cell of its own, so that a stopped run resumes there.
@@ -102,19 +103,8 @@ def require_settings(settings: Settings) -> None:
 
 def command(config: Mapping[str, Any]) -> str:
     """The command that repeats a run."""
-    words = ["frenet", "pair", *config["vectors"]]
-    for field in dataclasses.fields(Config):
-        value = config.get(field.name)
-        default = list(field.default) if isinstance(field.default, tuple) else field.default
-        if field.name == "vectors" or value is None or value == default:
-            continue
-        flag = field.name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{flag}", *map(str, values)]
-    return shlex.join(words)
+    flags = flags_of(Config, config, leave=("vectors",))
+    return shlex.join(["frenet", "pair", *config["vectors"], *flags])
 
 
 STUDY = Study(

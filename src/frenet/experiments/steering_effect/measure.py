@@ -29,8 +29,7 @@ from frenet.methods.steering_effect import (
     steered_differences,
 )
 from frenet.network.data.contrast import UnansweredError
-from frenet.network.data.neutral_texts import NEUTRAL
-from frenet.network.data.tokens import Encoded, encode
+from frenet.network.data.neutral_texts import NEUTRAL, neutral_tokens
 from frenet.network.hooks.sites import Site
 from frenet.network.limits import context_length
 from frenet.network.synthetic.contrasts import neutral_rows
@@ -43,10 +42,6 @@ CONTROLS = ("random", "matched", "shuffled", "unrelated")
 
 # The largest dose to try: the added vector is then as long as the stream.
 MOST = 1.0
-
-
-# A neutral text is cut here.
-NEUTRAL_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -327,11 +322,7 @@ def neutral_texts(subject: Steered, count: int, *, seed: int) -> list[tuple[list
     """Token ids of neutral texts: the given part, and the predicted part."""
     if subject.tokenizer is None:
         return neutral_rows(count, seed=seed)
-    pairs = [("", text) for text in NEUTRAL[:count]]
-    longest = min(NEUTRAL_TOKENS, context_length(subject.model) or NEUTRAL_TOKENS)
-    encoded = encode(subject.tokenizer, pairs, max_length=longest)
-    wholes = [item.context + item.target for item in encoded if isinstance(item, Encoded)]
-    return [(ids[:1], ids[1:]) for ids in wholes]
+    return neutral_tokens(subject.tokenizer, NEUTRAL[:count], longest=context_length(subject.model))
 
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
@@ -364,7 +355,7 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
     """Unit vectors at the block where the contrast vector steers best on other prompts."""
     model, parts, path = subject.model, subject.parts, subject.path
     streams = contrast_streams(model, parts["push"], subject.blocks, path=path)
-    norms = torch.cat([streams.positive, streams.negative]).norm(dim=2).square().mean(0).sqrt()
+    norms = streams.norms()
     index = _steerable(subject, streams, norms, dose=config.doses[0])
     block, flipped = subject.blocks[index], cell["push"] == "flipped"
     pushed = push_items(parts["push"], flipped=flipped)
