@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from frenet.experiments import EXPERIMENTS
     from frenet.experiments.direction_scale.api import lifetime, probe
     from frenet.experiments.pair_command.api import pair
+    from frenet.experiments.steer_command.api import steering_advice
     from frenet.geometry.basis import Basis, krylov_basis, prefix_basis, random_basis, svd_basis
     from frenet.integrations.trainer import FrenetCallback, read_trajectory
     from frenet.measure.activation_shift import activation_shift
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     )
     from frenet.network.adapters import attach_lora
     from frenet.network.checkpoints.load import load
-    from frenet.network.data.contrasts import contrasts
+    from frenet.network.data.contrasts import contrast, contrasts
     from frenet.network.data.text import text_tasks
     from frenet.network.hooks.sites import Site
     from frenet.network.space import ParamSpace
@@ -80,6 +81,7 @@ _HOME = {
     "load": "network.checkpoints.load",
     "attach_lora": "network.adapters",
     "text_tasks": "network.data.text",
+    "contrast": "network.data.contrasts",
     "contrasts": "network.data.contrasts",
     "ParamSpace": "network.space",
     # measuring
@@ -142,6 +144,7 @@ _HOME = {
     "load_vector": "methods.steering_vector",
     "save_vector": "methods.steering_vector",
     "save_control_vector": "methods.steering_vector",
+    "steering_advice": "experiments.steer_command.api",
     # inside a training by Trainer
     "FrenetCallback": "integrations.trainer",
     "read_trajectory": "integrations.trainer",
@@ -173,6 +176,7 @@ __all__ = [
     "add",
     "attach_lora",
     "caa",
+    "contrast",
     "contrasts",
     "effect_line",
     "example_gradients",
@@ -214,6 +218,7 @@ __all__ = [
     "save_task_vector",
     "save_vector",
     "save_winner",
+    "steering_advice",
     "survey",
     "svd_basis",
     "text_tasks",

@@ -12,8 +12,10 @@ from frenet.cli.codes import DONE, MISTAKE
 from frenet.cli.execution import show_notes
 from frenet.cli.options import named, parse, printing
 from frenet.cli.steer_options import Apply, Compare, Export, Extract, Screen, Source
+from frenet.cli.steer_recommend import recommend
 
 if TYPE_CHECKING:
+    from frenet.methods.serving_layouts import Layout
     from frenet.methods.steering_vector import SteeringVector
     from frenet.network.checkpoints.load import Loaded
     from frenet.network.data.contrast import Contrast
@@ -23,10 +25,11 @@ usage: frenet steer COMMAND [options]
 
 commands:
   screen    which contrasts of some files a model knows, from its own answers
+  recommend block and dose for a contrast's vector, tested on held-out prompts, or "no dose"
   extract   a vector from a contrast: mean difference of activations, or a gradient step's shift
   compare   cosines of vectors, block by block, compared with chance
   apply     generate with and without a vector, several doses side by side
-  export    to llama.cpp's control vectors (GGUF) and back
+  export    for llama.cpp (GGUF) and for plugins of vLLM, and back from GGUF
 
 frenet steer COMMAND --help explains the options.
 """
@@ -36,9 +39,13 @@ KNOWN, COMPARED = (("difference", "shuffled"), ("cosine", "null")), (("cosine", 
 EXTRACT_LEGEND = """\
 difference: length of the mean difference of the two sides, divided by the stream's norm
 shuffled: the same with shuffled labels (95% quantile)
+halves: cosine of the mean differences of two random halves of the prompts; 1 without noise
+"""
+# Of the mean difference itself they say nothing.
+COSINES = ("cosine", "null")
+COSINE_LEGEND = """\
 cosine: of the vector with the mean difference
 null: the same with shuffled labels (95% quantile)
-halves: cosine of the mean differences of two random halves of the prompts
 """
 COMPARE_LEGEND = """\
 cosine: of the two vectors after this block
@@ -79,9 +86,29 @@ def _extract(args: list[str]) -> int:
         if options.json:
             show({"command": "steer extract", "out": str(path), **result})
             return DONE
-        _show_blocks(show, result, EXTRACT_LEGEND, "shuffled labels")
         show(f"{vector.origin}, {len(contrast.items)} prompts: {path}")
+        show(_reliable(rows))
+        legend = EXTRACT_LEGEND
+        if options.how == "mean":
+            shown = [{k: v for k, v in row.items() if k not in COSINES} for row in rows]
+            result |= {"blocks": shown}
+        else:
+            legend += COSINE_LEGEND
+        _show_blocks(show, result, legend, "shuffled labels")
     return DONE
+
+
+def _reliable(rows: list[dict[str, Any]]) -> str:
+    """What the table of blocks says, in a sentence."""
+    longer = sum(row["difference"] > row["shuffled"] for row in rows)
+    best = max(rows, key=lambda row: row["halves"])
+    least = min(row["halves"] for row in rows)
+    return (
+        f"The mean difference is longer than with shuffled labels (95% quantile) at {longer} of "
+        f"{len(rows)} blocks; two halves of the prompts agree best at block {best['block']} "
+        f"(cosine {best['halves']:.2f}, least {least:.2f}; 1 without noise). Which block and dose "
+        "steer: frenet steer recommend."
+    )
 
 
 def _screen(args: list[str]) -> int:
@@ -298,12 +325,12 @@ def _apply(args: list[str]) -> int:
         vector, loaded = load_vector(options.vector), options.load(options.model)
         path = options.path or None
         vector.require_fits(loaded.model, loaded.fingerprint, path=path)
-        block = vector.blocks[len(vector.blocks) // 2] if options.block is None else options.block
+        block, asked_doses = _where(options, vector)
         direction = vector.at(block)
         texts = [asked(loaded.tokenizer, p) if options.chat else p for p in options.prompt]
         prompts = text_ids(loaded.tokenizer, texts, chat=options.chat)
-        norm = stream_norm(loaded.model, prompts, block, path=path)
-        doses = sorted({0.0, *options.doses})
+        norm = vector.norms.get(block) or stream_norm(loaded.model, prompts, block, path=path)
+        doses = sorted({0.0, *asked_doses})
         added = torch.stack([dose * norm * direction / direction.norm() for dose in doses])
         results: list[dict[str, Any]] = []
         for text, ids in zip(options.prompt, prompts, strict=True):
@@ -324,24 +351,66 @@ def _apply(args: list[str]) -> int:
     return DONE
 
 
+def _where(options: Apply, vector: "SteeringVector") -> tuple[int, tuple[float, ...]]:
+    """Block and doses: those asked for, else the advised ones, else the middle block and 0.3."""
+    advised = vector.advised
+    block = options.block
+    if block is None:
+        block = advised.block if advised else vector.blocks[len(vector.blocks) // 2]
+    dose = advised.dose if advised and advised.block == block else 0.3
+    return block, options.doses or (-dose, dose)
+
+
 def _export(args: list[str]) -> int:
     options = parse(
         Export, args, command="steer export", about="Write a vector for other programs."
     )
     from frenet.methods.steering_vector import load_vector, save_control_vector, save_vector
 
-    vector = load_vector(options.vector)
-    if options.out.suffix == ".gguf":
-        path = save_control_vector(vector, options.out, architecture=options.architecture)
-    elif options.out.suffix == ".safetensors":
-        path = save_vector(vector, options.out)
-    else:
-        raise UsageError(f"{options.out} ends in neither .gguf nor .safetensors")
+    vector, suffix = load_vector(options.vector), options.out.suffix
+    if not options.layout and suffix not in (".gguf", ".safetensors"):
+        raise UsageError(
+            f"{options.out} ends in neither .gguf nor .safetensors; for a server's file pass "
+            "--layout hotwire (.pt) or vllm-lens (.json)"
+        )
     with printing(False) as show:
-        if path.suffix == ".gguf" and 0 in vector.blocks:
+        if not options.layout and suffix == ".safetensors":
+            show(save_vector(vector, options.out))
+            return DONE
+        layout = options.layout or "llama.cpp"
+        if layout == "llama.cpp" and 0 in vector.blocks:
             show("block 0 is left out: a GGUF control vector cannot hold it")
-        show(path)
+        if not options.layout and vector.advised is None and options.dose is None:
+            show(save_control_vector(vector, options.out, architecture=options.architecture))
+            show(
+                "No dose is known, so that the scale for llama.cpp is open; pass --block and "
+                "--dose, or export the vector of frenet steer recommend."
+            )
+            return DONE
+        _serve(show, vector, options, layout)
     return DONE
+
+
+def _serve(
+    show: Callable[[Any], None], vector: "SteeringVector", options: Export, layout: "Layout"
+) -> None:
+    """Write the files of a serving program, and print how it is told to use them."""
+    from frenet.methods.serving_layouts import save_served, served, usage
+
+    what = served(
+        vector, block=options.block, dose=options.dose, position=options.position,
+        architecture=options.architecture,
+    )  # fmt: skip
+    lines = usage(what, options.out, layout)
+    for path in save_served(what, options.out, layout):
+        show(path)
+    show(
+        f"block {what.block}, dose {what.dose:g}: scale {what.scale:.6g} of the stored vector "
+        f"(dose x stream norm {vector.norms[what.block]:.4g} / vector norm "
+        f"{float(what.direction.norm()):.4g})"
+    )
+    for line in lines:
+        show(line)
 
 
 def _table(rows: list[Any]) -> None:
@@ -366,9 +435,10 @@ def _texts(prompt: str, texts: dict[str, str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("dose", "text", title=Text(_lines(prompt)), show_lines=True)
+    print(f"prompt: {one_line(prompt)}")
+    table = Table("dose", "text", show_lines=True)
     for dose, text in texts.items():
-        table.add_row(dose, Text(_lines(text)))
+        table.add_row(dose, Text(_lines(text) if text.strip() else f"{text!r} (nothing to see)"))
     Console().print(table)
 
 
@@ -379,6 +449,7 @@ def _lines(text: str) -> str:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "screen": _screen,
+    "recommend": recommend,
     "extract": _extract,
     "compare": _compare,
     "apply": _apply,

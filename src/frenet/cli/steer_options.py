@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from frenet.cli.options import Switch
+from frenet.cli.options import Count, Folder, Switch
 from frenet.experiments.setup.reading import LoadingConfig, ReadingConfig
 
 Vector = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VECTOR")]
@@ -70,6 +70,23 @@ class Screen(ReadingConfig, LoadingConfig):
 
 
 @dataclass(frozen=True)
+class Recommending:
+    """How ``frenet steer recommend`` runs."""
+
+    out: Folder = None
+    """Folder for the results, and in it "vector.safetensors" with the advice, if there is one. By
+    default runs/ and a name made from the settings."""
+    threads: Count = None
+    """Torch threads. By default one per processor, or what a resumed run began with."""
+    retry_failed: Switch = False
+    """Run the failed part of a finished run again."""
+    quiet: Switch = False
+    """Show no progress."""
+    json: Switch = False
+    """Print only JSON on standard output."""
+
+
+@dataclass(frozen=True)
 class Compare(ReadingConfig, LoadingConfig):
     """Options of ``frenet steer compare``."""
 
@@ -103,9 +120,12 @@ class Apply(LoadingConfig):
     """Put each text as the user's turn into the chat template of the model's tokenizer; the model
     continues as the assistant."""
     block: int | None = None
-    """0-based block to add it at. By default the middle one of the vector's blocks."""
-    doses: tuple[float, ...] = (-0.3, 0.3)
-    """Lengths of the added vector, in units of the stream's norm at the ends of the prompts."""
+    """0-based block to add it at. By default the advised one (of steer recommend), or the middle
+    one of the vector's blocks."""
+    doses: tuple[float, ...] = ()
+    """Lengths of the added vector, in units of the stream's norm where the vector was read (of a
+    vector that does not say it: at the ends of these prompts). Empty: the advised dose in both
+    directions, or -0.3 and 0.3."""
     position: Literal["generated", "all", "last"] = "generated"
     """Tokens to add it at: 'generated', the prompt's last token and all new ones; 'all'; or
     'last', the prompt's last token."""
@@ -124,6 +144,16 @@ class Export:
     vector: Vector
     """A .safetensors file of frenet, or a GGUF control vector."""
     out: Out
-    """File to write; .gguf or .safetensors sets the format."""
+    """File to write; without --layout, .gguf or .safetensors sets the format."""
+    layout: Literal["", "llama.cpp", "easysteer", "hotwire", "vllm-lens"] = ""
+    """Program that serves the model: 'llama.cpp' (.gguf), or a plugin of vLLM, 'easysteer' (.gguf
+    and a .json beside it), 'hotwire' (.pt) or 'vllm-lens' (.json)."""
+    block: int | None = None
+    """0-based block to serve it at. By default the advised one, or the only one."""
+    dose: float | None = None
+    """Length of what is added, in units of the stream's norm. By default the advised one."""
+    position: Literal["all", "generated"] = "all"
+    """Tokens to add it at: 'all'; or, with easysteer, 'generated', the prompt's last one and all
+    new ones."""
     architecture: str = "llama"
     """Architecture of the model, a hint in GGUF files."""

@@ -36,6 +36,10 @@ class Streams(NamedTuple):
         """The two sides after one of the blocks, by its index in the list."""
         return Contrasted(self.positive[:, index], self.negative[:, index], self.paired)
 
+    def norms(self) -> Float[Tensor, " l"]:
+        """Root mean square norm of the streams of both sides after each block."""
+        return torch.cat([self.positive, self.negative]).norm(dim=2).square().mean(0).sqrt()
+
 
 def contrast_streams(
     model: nn.Module,
@@ -145,8 +149,9 @@ def caa(
         )
     name = getattr(aggregate, "__name__", "aggregate").replace("_", " ")
     return SteeringVector(
-        directions, f"CAA, {name} of {contrast.name}", fingerprint, contrast.fingerprint
-    )
+        directions, f"CAA, {name} of {contrast.name}", fingerprint, contrast.fingerprint,
+        dict(zip(chosen, map(float, streams.norms()), strict=True)),
+    )  # fmt: skip
 
 
 def push_items(
@@ -252,11 +257,13 @@ def gradient_shift(
     g = push_gradient(model, push_items(contrast, towards=towards), space=space)
     moved = activation_shift(model, rows, g.neg_(), space=space, blocks=chosen, path=path).mean(0)
     word = "positive" if towards else "negative"
+    norms = last_activations(model, rows, chosen, path=path).norm(dim=2).square().mean(0).sqrt()
     return SteeringVector(
         {b: moved[i].cpu() for i, b in enumerate(chosen)},
         f"gradient step towards the {word} answer of {contrast.name}",
         fingerprint,
         contrast.fingerprint,
+        dict(zip(chosen, norms.tolist(), strict=True)),
     )
 
 

@@ -3,23 +3,42 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from frenet._errors import UsageError
-from frenet._files import DamagedFileError, canonical, require_object, whole
+from frenet._files import DamagedFileError, canonical, parse_json, require_object, whole
 from frenet._notebook import Fact, Shown
 from frenet.geometry.alignment import cosine
+from frenet.measure.activations import add
 from frenet.network.blocks import residual_blocks
 from frenet.network.checkpoints.tensor_files import DIGESTS, load_tensors, save_tensors
+from frenet.network.hooks.sites import Site
 
 FORMAT = "frenet-steering-vector-1"
+# Keys of the stream norms and of the advice in a file's metadata.
+NORMS, ADVISED = "norms", "advised"
+DOSING = (f"frenet.{NORMS}", f"frenet.{ADVISED}")
 # The architecture that llama.cpp expects of a control vector.
 CONTROL = "controlvector"
+
+
+class Advised(NamedTuple):
+    """Where and how strongly ``frenet steer recommend`` advises to add a vector.
+
+    Attributes:
+        block: 0-based; the vector is added to its output.
+        dose: length of what is added, in units of the stream's norm after the block.
+    """
+
+    block: int
+    dose: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,6 +50,9 @@ class SteeringVector(Shown):
         origin: how it was made.
         model: fingerprint of the model it belongs to; empty if unknown.
         data: fingerprint of the contrast it was made from.
+        norms: by block, the root mean square norm of the stream where the direction was read: the
+            unit of a dose. Empty if unknown.
+        advised: the block and the dose to use; None: no advice. Sums and multiples have none.
 
     >>> v = SteeringVector({3: torch.tensor([1.0, 0.0])}, "by hand")
     >>> (2 * v - v).directions[3]
@@ -41,6 +63,8 @@ class SteeringVector(Shown):
     origin: str
     model: str = ""
     data: str = ""
+    norms: Mapping[int, float] = field(default_factory=dict)
+    advised: Advised | None = None
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -60,6 +84,8 @@ class SteeringVector(Shown):
             norm, chance = float(self.directions[block].norm()), self.width**-0.5
             expected = f"cosines of random vectors are about {chance:.3g}"
             yield f"norm after block {block}", norm, expected
+        if self.advised:
+            yield f"advised dose at block {self.advised.block}", self.advised.dose, "0: no vector"
 
     def __add__(self, other: "SteeringVector") -> "SteeringVector":
         return self._with(other, 1.0)
@@ -72,7 +98,8 @@ class SteeringVector(Shown):
 
     def __mul__(self, factor: int | float) -> "SteeringVector":
         scaled = {block: factor * v for block, v in self.directions.items()}
-        return replace(self, directions=scaled, origin=f"{factor:g} ({self.origin})")
+        origin = f"{factor:g} ({self.origin})"
+        return replace(self, directions=scaled, origin=origin, advised=None)
 
     __rmul__ = __mul__
 
@@ -86,6 +113,88 @@ class SteeringVector(Shown):
             listed = ", ".join(map(str, self.blocks))
             raise UsageError(f"the vector has no direction for block {block}; it has {listed}")
         return self.directions[block]
+
+    def use(self, block: int | None = None, dose: float | None = None) -> Advised:
+        """The block and the dose, completed by the advice.
+
+        Args:
+            block: None: the advised one, or the only one.
+            dose: None: the advised one.
+
+        Raises:
+            ValueError: there is no advice and several blocks; the dose is missing, or not finite;
+                or the advised dose belongs to another block.
+        """
+        if block is None:
+            block = self._only_block()
+        self.at(block)
+        if dose is None:
+            if self.advised is None or self.advised.block != block:
+                raise UsageError(
+                    f"there is no advised dose for block {block}; pass a dose, or get advice from "
+                    "frenet steer recommend"
+                )
+            dose = self.advised.dose
+        if not math.isfinite(dose):
+            raise UsageError(f"dose {dose} is not finite; pass a number, such as 0.3")
+        return Advised(block, dose)
+
+    def _only_block(self) -> int:
+        """The advised block, or the only one."""
+        if self.advised:
+            return self.advised.block
+        if len(self.directions) > 1:
+            listed = ", ".join(map(str, self.blocks))
+            raise UsageError(f"the vector has several blocks ({listed}); pass one as the block")
+        return next(iter(self.directions))
+
+    def scale(self, block: int, dose: float) -> float:
+        """The factor of the direction at a dose, dose x stream norm / norm of the direction.
+
+        Raises:
+            ValueError: there is no direction for the block, it is zero, or the stream's norm is not
+                known.
+        """
+        length = float(self.at(block).norm())
+        if not length > 0:
+            raise UsageError(f"the direction for block {block} is zero and has no dose")
+        if block not in self.norms:
+            raise UsageError(
+                f"the norm of the stream after block {block} is not known, so that a dose has no "
+                "length; extract the vector again with frenet steer extract, or pass norms to "
+                "SteeringVector"
+            )
+        return dose * self.norms[block] / length
+
+    @contextmanager
+    def applied(
+        self,
+        model: nn.Module,
+        *,
+        block: int | None = None,
+        dose: float | None = None,
+        position: Literal["last", "all", "generated"] = "generated",
+        path: str | None = None,
+    ) -> Iterator[None]:
+        """Add the vector to the stream in every forward pass inside the context.
+
+        h_l <- h_l + dose rho_l v_l / ||v_l||, rho_l the norm of the stream in ``norms``.
+
+        Args:
+            model: the vector's model; unchanged afterwards.
+            block: 0-based; None: the advised one, or the only one.
+            dose: in units of the stream's norm, negative for the other direction; None: the
+                advised one.
+            position: tokens to add it at, see ``Site``.
+            path: dotted name of the list of blocks; None: frenet looks for it.
+
+        Raises:
+            ValueError: see ``use`` and ``scale``; or the model has another width or no such block.
+        """
+        block, dose = self.use(block, dose)
+        added = self.scale(block, dose) * self.at(block)
+        with add(model, {Site(block, position): added}, path=path):
+            yield
 
     def cosine(self, other: "SteeringVector") -> dict[int, float]:
         """Cosine with another vector at each block that both have.
@@ -115,7 +224,8 @@ class SteeringVector(Shown):
         self._require_like(other)
         joined = {b: self.directions[b] + sign * other.directions[b] for b in self._common(other)}
         word = "+" if sign > 0 else "-"
-        return replace(self, directions=joined, origin=f"({self.origin}) {word} ({other.origin})")
+        origin = f"({self.origin}) {word} ({other.origin})"
+        return replace(self, directions=joined, origin=origin, advised=None)
 
     def _common(self, other: "SteeringVector") -> list[int]:
         common = sorted(set(self.directions) & set(other.directions))
@@ -149,7 +259,31 @@ def save_vector(vector: SteeringVector, path: str | Path) -> Path:
     _require_finite(vector)
     tensors = {f"block.{b}": v.float() for b, v in vector.directions.items()}
     about = {"format": FORMAT, "origin": vector.origin, "model": vector.model, "data": vector.data}
-    return save_tensors(tensors, Path(path).expanduser(), about)
+    return save_tensors(tensors, Path(path).expanduser(), about | _dosing(vector))
+
+
+def _dosing(vector: SteeringVector) -> dict[str, str]:
+    """What is known of doses, as metadata of a file."""
+    about = {}
+    if vector.norms:
+        about[NORMS] = canonical({str(block): norm for block, norm in vector.norms.items()})
+    if vector.advised:
+        about[ADVISED] = canonical(vector.advised._asdict())
+    return about
+
+
+def _dosed(about: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The same from the metadata, as arguments of a vector."""
+    found: dict[str, Any] = {}
+    if NORMS in about:
+        norms = require_object(parse_json(about[NORMS], path), path)
+        if not all(key.isdigit() and isinstance(norm, float) for key, norm in norms.items()):
+            raise DamagedFileError(path, "has norms of the stream that are no numbers by block")
+        found["norms"] = {int(block): norm for block, norm in norms.items()}
+    if ADVISED in about:
+        advised = require_object(parse_json(about[ADVISED], path), path, block=int, dose=float)
+        found["advised"] = Advised(advised["block"], advised["dose"])
+    return found
 
 
 def load_vector(path: str | Path) -> SteeringVector:
@@ -181,7 +315,9 @@ def load_vector(path: str | Path) -> SteeringVector:
         directions[int(block)] = direction
     if not directions:
         raise DamagedFileError(path, "holds no direction")
-    return SteeringVector(directions, about["origin"], about["model"], about["data"])
+    return SteeringVector(
+        directions, about["origin"], about["model"], about["data"], **_dosed(about, path)
+    )
 
 
 def save_control_vector(vector: SteeringVector, path: str | Path, *, architecture: str) -> Path:
@@ -216,7 +352,10 @@ def save_control_vector(vector: SteeringVector, path: str | Path, *, architectur
         writer.add_string(f"{CONTROL}.model_hint", architecture)
         writer.add_uint32(f"{CONTROL}.layer_count", len(blocks))
         writer.add_string("general.description", vector.origin)
-        writer.add_string(DIGESTS, _digest(directions, vector.origin))
+        dosing = _dosing(vector)
+        for key, text in dosing.items():
+            writer.add_string(f"frenet.{key}", text)
+        writer.add_string(DIGESTS, _digest(directions, vector.origin, dosing))
         for block, direction in directions.items():
             writer.add_tensor(f"direction.{block}", direction.numpy())
         writer.write_header_to_file()
@@ -226,9 +365,10 @@ def save_control_vector(vector: SteeringVector, path: str | Path, *, architectur
     return path
 
 
-def _digest(directions: Mapping[int, Tensor], origin: str) -> str:
-    """sha256 of the directions of a control vector, with their blocks and origin."""
-    about = {"origin": origin, "blocks": {str(b): len(v) for b, v in directions.items()}}
+def _digest(directions: Mapping[int, Tensor], origin: str, dosing: Mapping[str, str]) -> str:
+    """sha256 of the directions of a control vector, with their blocks, origin and doses."""
+    blocks = {str(b): len(v) for b, v in directions.items()}
+    about = {"origin": origin, "blocks": blocks, **dosing}
     state = hashlib.sha256(canonical(about).encode())
     for block in sorted(directions):
         state.update(directions[block].contiguous().numpy().tobytes())
@@ -244,9 +384,9 @@ def _load_control_vector(path: Path) -> SteeringVector:
     try:
         reader = GGUFReader(path)
         text = {
-            name: field.contents()
-            for name in ("general.architecture", "general.description", DIGESTS)
-            if (field := reader.fields.get(name))
+            name: entry.contents()
+            for name in ("general.architecture", "general.description", DIGESTS, *DOSING)
+            if (entry := reader.fields.get(name))
         }
     except Exception as error:  # the reader trusts the file, and raises no error class of its own
         raise DamagedFileError(
@@ -265,9 +405,10 @@ def _load_control_vector(path: Path) -> SteeringVector:
         raise UsageError(f"{path} holds no direction")
     origin = text.get("general.description", f"control vector {path.name}")
     # Control vectors of other programs have no digest.
-    if DIGESTS in text and text[DIGESTS] != _digest(directions, origin):
+    dosing = {key.removeprefix("frenet."): text[key] for key in DOSING if key in text}
+    if DIGESTS in text and text[DIGESTS] != _digest(directions, origin, dosing):
         raise DamagedFileError(path, "has changed since it was written (sha256); export it again")
-    return SteeringVector(directions, origin)
+    return SteeringVector(directions, origin, **_dosed(dosing, path))
 
 
 def _require_finite(vector: SteeringVector) -> None:

@@ -42,7 +42,7 @@ from frenet.methods.rank_choice import (
 from frenet.methods.task_vectors import TaskVector
 from frenet.methods.vector_files import plain_base
 from frenet.network.checkpoints.scaled_adapter import ScaledAdapter, is_dora
-from frenet.network.data.neutral_texts import neutral_rows
+from frenet.network.data.neutral_texts import neutral_tokens
 from frenet.network.data.text import text_tasks
 from frenet.network.measuring import measuring
 from frenet.network.tasks import Batch, collate, example_losses
@@ -256,7 +256,7 @@ def other_text(config: ProbeConfig, spot: Spot) -> Batch | None:
     if network.tokenizer is None:
         return None
     if not config.neutral:
-        return collate(neutral_rows(network.tokenizer, context=network.context_length))
+        return collate(neutral_tokens(network.tokenizer, longest=network.context_length))
     longest = min(config.max_length, network.context_length or config.max_length)
     tasks = text_tasks(config.neutral, network.tokenizer, max_length=longest)
     rows = [row for task in tasks.values() for row in task.examples["test"]][: config.eval_size]

@@ -29,10 +29,10 @@ from frenet.methods.steering_effect import (
     steered_differences,
 )
 from frenet.network.data.contrast import UnansweredError
-from frenet.network.data.neutral_texts import neutral_rows
+from frenet.network.data.neutral_texts import NEUTRAL, neutral_tokens
 from frenet.network.hooks.sites import Site
 from frenet.network.limits import context_length
-from frenet.network.synthetic.contrasts import neutral_rows as synthetic_rows
+from frenet.network.synthetic.contrasts import neutral_rows
 
 SHOWN = ("contrast", "gradient")
 
@@ -321,8 +321,8 @@ def equal_size(
 def neutral_texts(subject: Steered, count: int, *, seed: int) -> list[tuple[list[int], list[int]]]:
     """Token ids of neutral texts: the given part, and the predicted part."""
     if subject.tokenizer is None:
-        return synthetic_rows(count, seed=seed)
-    return neutral_rows(subject.tokenizer, count=count, context=context_length(subject.model))
+        return neutral_rows(count, seed=seed)
+    return neutral_tokens(subject.tokenizer, NEUTRAL[:count], longest=context_length(subject.model))
 
 
 def run(config: Config, cell: Cell) -> Iterator[Row]:
@@ -355,7 +355,7 @@ def _dosed(config: Config, cell: Cell, subject: Steered) -> Dosed:
     """Unit vectors at the block where the contrast vector steers best on other prompts."""
     model, parts, path = subject.model, subject.parts, subject.path
     streams = contrast_streams(model, parts["push"], subject.blocks, path=path)
-    norms = torch.cat([streams.positive, streams.negative]).norm(dim=2).square().mean(0).sqrt()
+    norms = streams.norms()
     index = _steerable(subject, streams, norms, dose=config.doses[0])
     block, flipped = subject.blocks[index], cell["push"] == "flipped"
     pushed = push_items(parts["push"], flipped=flipped)

@@ -116,6 +116,27 @@ def contrasts(
     return {key: replace(each, notes=table.notes + each.notes) for key, each in made.items()}
 
 
+def contrast(source: Source, tokenizer: Any, *, max_length: int = 256, **reading: Any) -> Contrast:
+    """The only contrast of a source.
+
+    Args:
+        source: as for ``contrasts``, such as a list of pairs of texts (positive, negative).
+        tokenizer: the model's tokenizer; it does not change.
+        max_length: the model's context length in tokens, or less.
+        reading: the further arguments of ``contrasts``.
+
+    Raises:
+        RowError, ValueError: as ``contrasts``; or there are several contrasts.
+    """
+    found = contrasts(source, tokenizer, max_length=max_length, **reading)
+    if len(found) != 1:
+        raise UsageError(
+            f"there are {len(found)} contrasts, not one: {', '.join(found)}; take one of those "
+            "that frenet.contrasts gives"
+        )
+    return next(iter(found.values()))
+
+
 def answered_names(source: Source, reading: Reading | None = None) -> tuple[str, ...]:
     """Names of the contrasts of a source, which must have answers; needs no tokenizer.
 
