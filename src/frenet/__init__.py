@@ -43,9 +43,10 @@ if TYPE_CHECKING:
     from frenet.methods.lora_from_delta import save_as_adapter
     from frenet.methods.merge import save_merged
     from frenet.methods.moving_basis import MovingBasis, moving_prefix
-    from frenet.methods.plan import plan
-    from frenet.methods.search import Selection, random_search
+    from frenet.methods.plan import plan, plan_search
+    from frenet.methods.search import random_search
     from frenet.methods.search_result_files import load_winner, save_winner
+    from frenet.methods.selection import Selection
     from frenet.methods.steering import caa, gradient_shift
     from frenet.methods.steering_vector import (
         SteeringVector,
@@ -121,10 +122,11 @@ _HOME = {
     "pair": "experiments.pair_command.api",
     # random search
     "Noise": "methods.candidates",
-    "Selection": "methods.search",
+    "Selection": "methods.selection",
     "random_search": "methods.search",
     "survey": "methods.local_model",
     "plan": "methods.plan",
+    "plan_search": "methods.plan",
     "save_winner": "methods.search_result_files",
     "load_winner": "methods.search_result_files",
     # activations and steering
@@ -194,6 +196,7 @@ __all__ = [
     "order_difference",
     "pair",
     "plan",
+    "plan_search",
     "prefix_basis",
     "radius",
     "random_basis",
