@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from frenet.experiments import EXPERIMENTS
     from frenet.experiments.pair_command.api import pair
     from frenet.geometry.basis import Basis, krylov_basis, prefix_basis, random_basis, svd_basis
+    from frenet.integrations.own_loop import watch
     from frenet.integrations.trainer import FrenetCallback, read_trajectory
     from frenet.measure.activation_shift import activation_shift
     from frenet.measure.activations import add, last_activations, record
@@ -141,9 +142,10 @@ _HOME = {
     "load_vector": "methods.steering_vector",
     "save_vector": "methods.steering_vector",
     "save_control_vector": "methods.steering_vector",
-    # inside a training by Trainer
+    # inside a training
     "FrenetCallback": "integrations.trainer",
     "read_trajectory": "integrations.trainer",
+    "watch": "integrations.own_loop",
     # experiments
     "EXPERIMENTS": "experiments",
     "run_experiment": "runs",
@@ -218,6 +220,7 @@ __all__ = [
     "top_eigenpairs",
     "train_and_record",
     "train_in_basis",
+    "watch",
     "write_report",
 ]
 

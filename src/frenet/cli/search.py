@@ -110,7 +110,11 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
         if more := further_advice(row.get("further"), running.worth):
             show(more)
     show_notes(show, run.notes)
-    for what, where in (("weights of the winner", out / WINNER), ("results", out), ("report", report)):
+    for what, where in (
+        ("weights of the winner", out / WINNER),
+        ("results", out),
+        ("report", report),
+    ):
         show(f"{what}: {where}")
 
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -54,7 +54,7 @@ class LocalModel(Shown):
     trace_error: float
     bend: float = 0.0
     elsewhere: QuadraticModel | None = None
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     kind: Kind = "normal"
 
     def _summary(self) -> str:

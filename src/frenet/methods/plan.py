@@ -212,7 +212,9 @@ def _worthwhile(made: Plan, asked: float, budget: int) -> Plan:
     settings = [_setting(local_model, _sigma(local_model, most, n), n) for n in tried if n > 1]
     best = max(settings, key=lambda s: s.held_out - asked * s.candidates / BLOCK, default=None)
     if made.best is None or best is None:
-        return replace(made, best=None, advice=f"not worth it: {made.advice}", worth=_nothing(asked))
+        return replace(
+            made, best=None, advice=f"not worth it: {made.advice}", worth=_nothing(asked)
+        )
     net = best.held_out - asked * best.candidates / BLOCK
     if net <= 0:
         rate = max(settings, key=lambda s: s.held_out / s.candidates)
@@ -225,9 +227,7 @@ def _worthwhile(made: Plan, asked: float, budget: int) -> Plan:
 def _worth(local_model: LocalModel, best: Setting, asked: float) -> Worth:
     sigma, n = best.sigma, best.candidates
     error = 2 * local_model.trace_error
-    low, high = (
-        _held_out(_bent(local_model, by), sigma, n) for by in (error, -error)
-    )
+    low, high = (_held_out(_bent(local_model, by), sigma, n) for by in (error, -error))
     further = _held_out(local_model, sigma, n + BLOCK) - best.held_out
     single = _held_out(local_model, sigma, 1)
     return Worth(asked, n, best.held_out, low, high, single, further)
