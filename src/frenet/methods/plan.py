@@ -1,7 +1,7 @@
 """Predicts what a random search gains, before it runs."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from frenet._errors import UsageError
-from frenet._notebook import Fact, Shown
+from frenet._notebook import Shown, grid
 from frenet.methods.candidates import Kind, Where
 from frenet.methods.local_model import Effort, LocalModel, survey
 from frenet.methods.selection import Selection
@@ -82,10 +82,19 @@ class Plan(Shown):
     def _summary(self) -> str:
         return self.advice
 
-    def _entries(self) -> Iterator[Fact]:
-        for row in self.table:
-            name = f"gain at sigma {row.sigma:.3g} with {row.candidates} candidates, held-out data"
-            yield name, row.held_out, f"{row.selected:.4g} on the selection batch"
+    def _repr_html_(self) -> str:
+        settings = {*self.table, *([self.best] if self.best else [])}
+        sigmas = sorted({setting.sigma for setting in settings})
+        counts = sorted({setting.candidates for setting in settings})
+        names = {sigma: f"{sigma:.3g}" for sigma in sigmas}
+        return grid(
+            f"{self.advice} Expected gain on held-out data in nats per token; without a search: 0.",
+            "sigma, candidates",
+            [names[sigma] for sigma in sigmas],
+            [str(count) for count in counts],
+            {(names[s.sigma], str(s.candidates)): s.held_out for s in settings},
+            (names[self.best.sigma], str(self.best.candidates)) if self.best else None,
+        )
 
 
 def plan_search(

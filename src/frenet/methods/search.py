@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from frenet._errors import UsageError
-from frenet._notebook import Fact, Shown
+from frenet._notebook import Fact, Interval, Shown
 from frenet.geometry.linalg import norm
 from frenet.geometry.subspace import Basis
 from frenet.measure.gradients import gradient as slope_at
@@ -109,10 +109,9 @@ class SearchResult(Shown):
             ("gain of the top K voting", self.vote),
         ):
             if held is not None:
-                low, high = held.gain.low, held.gain.high
-                ends = "no interval" if low is None else f"95% interval {low:.4g} to {high:.4g}"
-                unmoved = f"score {held.before:.4g} unperturbed"
-                yield f"{name}, held-out data", held.gain.value, f"{ends}; {unmoved}"
+                shown = Interval(held.gain.value, held.gain.low, held.gain.high, 0.0)
+                unmoved = f"0, the unperturbed weights, with a score of {held.before:.4g}"
+                yield f"{name}, held-out data", shown, unmoved
 
 
 def random_search(

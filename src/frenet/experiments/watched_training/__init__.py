@@ -347,8 +347,9 @@ FIGURES = (
         "How much the initial projections of the matrices hold",
         "Each matrix's gradient on held-out examples is projected to the leading singular vectors "
         "of its gradient at the start, and to fresh ones. 1 is as good as fresh, 0 is chance; "
-        "below a half a projection has gone stale. The line is the median over matrices, the band holds "
-        "all of them. The control replaces the initial examples by others, without any training.",
+        "below a half a projection has gone stale. The line is the median over matrices, the band "
+        "holds all of them. The control replaces the initial examples by others, without any "
+        "training.",
         "projections",
         projection_chart,
     ),
