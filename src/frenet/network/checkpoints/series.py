@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from frenet._errors import UsageError
 from frenet._files import read_object
-from frenet.network.checkpoints.adapter_files import base_of
+from frenet.network.checkpoints.adapter_files import configuration
 from frenet.network.checkpoints.folders import ADAPTER_WEIGHTS, held, require_adapter_folder
 from frenet.network.checkpoints.tensor_files import TensorFiles
 
@@ -70,7 +70,8 @@ def _checkpoint(folder: Path) -> Checkpoint:
     named = {_FACTOR.sub(r"\1.default", name): name for name in files.shapes}
     files.shapes = {name: files.shapes[stored] for name, stored in named.items()}
     files.stored = named
-    return Checkpoint(_step_of(folder), folder, files, base_of(folder))
+    base = str(configuration(folder).get("base_model_name_or_path") or "")
+    return Checkpoint(_step_of(folder), folder, files, base)
 
 
 def _step_of(folder: Path) -> int:
