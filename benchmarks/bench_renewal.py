@@ -69,9 +69,7 @@ def training(name: str, rows: Sequence[Stored], steps: int) -> Iterator[Row]:
         name: life_of([row for row in found if row["step"] in default], lag="step")
         for name, found in by_matrix.items()
     }
-    pairs = [
-        (one.steps, two.steps) for m in by_matrix if (one := coarse[m]) and (two := dense[m])
-    ]
+    pairs = [(one.steps, two.steps) for m in by_matrix if (one := coarse[m]) and (two := dense[m])]
     inside = [
         (exact.high is None and given.high is None)
         or (exact.high is not None and given.low < exact.high <= (given.high or 0))
