@@ -59,6 +59,8 @@ QUICK: dict[str, dict[str, Any]] = {
         "whole_shapes": ((2, 16),),
     },
     "bench_plan": {"searches": 1, "networks": 1, "repeats": 1},
+    "bench_worth": {"searches": 1, "networks": 1, "budget": 16},
+    "bench_renewal": {"steps": 6, "trainings": 1},
     "bench_probe": {"rows": 4},
     "bench_steering": {"repeats": 1, "pairs": 2, "few": 2},
     "bench_task_vectors": {"layers": 1, "repeats": 1},

@@ -136,6 +136,7 @@ def with_trainer() -> dict[str, Any]:
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": with_trainer,
     "docs/trainer.md": training,
+    "docs/how-to/watch-a-training-loop.md": training,
 }
 
 

@@ -9,20 +9,23 @@ import pytest
 import torch
 
 import frenet
-from frenet._notebook import HEADINGS, LONGEST, Shown, showable, table
+from frenet._notebook import HEADINGS, LONGEST, Interval, Shown, showable, table
 from frenet.geometry.theory import QuadraticModel
 from frenet.measure.loss_line import LossLine
 from frenet.measure.trajectory import Trajectory
 from frenet.methods.candidates import Noise
 from frenet.methods.linear_range import LinearRange, Point
 from frenet.methods.local_model import LocalModel
-from frenet.methods.plan import plan
+from frenet.methods.plan import Plan, plan
 from frenet.methods.search import Gain, SearchResult
 from frenet.network.checkpoints.load import Loaded
 from frenet.runs import Run
 from frenet.statistics.intervals import Estimate
 
 HOSTILE = "<script>alert(1)</script>\x00\u202e" + "long" * 100
+
+
+DRAWN = ("svg", "line", "circle", "br")
 
 
 class Cells(HTMLParser):
@@ -32,10 +35,14 @@ class Cells(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.rows: list[list[str]] = []
         self.tags: list[str] = []
+        self.drawn: list[tuple[str, dict[str, str | None]]] = []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in DRAWN:
+            self.drawn.append((tag, dict(attrs)))
+            return
         assert {name for name, _ in attrs} <= {"style", "scope"}
         self.tags.append(tag)
         if tag in ("tr", "caption"):
@@ -104,6 +111,8 @@ def test_a_table_holds_text_only_and_says_what_to_read_beside(result: Any) -> No
     html = result._repr_html_()
     cells = Cells(html)
     caption, head, *rows = cells.rows
+    if type(result) is Plan:
+        return
     assert set(cells.tags) == {"table", "caption", "thead", "tbody", "tr", "th", "td"}
     assert caption == [showable(f"{type(result).__name__}: {result._summary()}")]
     assert head == list(HEADINGS)
@@ -125,7 +134,10 @@ def test_a_table_holds_text_only_and_says_what_to_read_beside(result: Any) -> No
         ),
         ("TaskVector", ["coordinates", "400", "cosines of random vectors are about 0.05"]),
         ("Loaded", ["parameters", "620", "fingerprint abcdef"]),
-        ("LinearRange", ["radius", "0.5", "95% interval 0.25 to 0.75"]),
+        (
+            "LinearRange",
+            ["radius", "0.5 [0.25, 0.75]", "0.625 of a quadratic, 2 eps |slope / curvature|"],
+        ),
         ("LocalModel", ["trace of the Hessian", "20", "standard error 1.5"]),
         (
             "SearchResult",
@@ -139,8 +151,8 @@ def test_a_table_holds_text_only_and_says_what_to_read_beside(result: Any) -> No
             "SearchResult",
             [
                 "gain of the best, held-out data",
-                "0.5",
-                "95% interval 0.25 to 0.75; score -2 unperturbed",
+                "0.5 [0.25, 0.75]",
+                "0, the unperturbed weights, with a score of -2",
             ],
         ),
     ],
@@ -174,14 +186,34 @@ def test_a_straight_path_is_longer_than_a_random_walk() -> None:
     assert Cells(empty._repr_html_()).tags == ["table", "caption"]
 
 
-def test_a_plan_lists_the_settings_that_it_compares() -> None:
+def test_a_plan_is_a_grid_of_sigma_and_candidates_with_the_best_bold() -> None:
     found = plan(SURVEY, budget=64)
-    rows = Cells(found._repr_html_()).rows[2:]
-    assert len(rows) == len(found.table)
-    assert rows[0][1:] == [
-        f"{found.table[0].held_out:.4g}",
-        f"{found.table[0].selected:.4g} on the selection batch",
-    ]
+    cells = Cells(found._repr_html_())
+    (caption,), head, *rows = cells.rows
+    assert caption.startswith(found.advice)
+    assert head == ["sigma, candidates", "4", "16", "64"]
+    sigmas = sorted({setting.sigma for setting in found.table})
+    assert [row[0] for row in rows] == [f"{sigma:.3g}" for sigma in sigmas]
+    assert found.best is not None
+    assert rows[-1][-1] == f"{found.best.held_out:.4g}"
+    assert cells.tags.count("b") == 1
+    by_hand = {(s.sigma, s.candidates): f"{s.held_out:.4g}" for s in found.table}
+    table = [[by_hand[sigma, n] for n in (4, 16, 64)] for sigma in sigmas]
+    assert [row[1:] for row in rows] == table
+
+
+def test_an_interval_is_drawn_to_scale_with_a_tick_at_chance() -> None:
+    html = table("t", [("gain", Interval(1.0, 0.5, 2.0, 0.0, word="supported"), "nothing")])
+    cells = Cells(html)
+    assert cells.rows[-1] == ["gain", "supported: 1 [0.5, 2]", "nothing"]
+    drawn = [(tag, attrs) for tag, attrs in cells.drawn if tag in ("line", "circle")]
+    (_, tick), (_, bar), (_, dot) = drawn
+    assert tick["x1"] == tick["x2"] == "10.0"
+    assert (bar["x1"], bar["x2"]) == ("55.0", "190.0")
+    assert dot["cx"] == "100.0"
+    assert Interval(math.nan, None, None, None).picture() == ""
+    assert "circle" in Interval(1.0, None, None, None).picture()
+    assert 'x2="190.0"' in Interval(1.0, 0.5, math.inf, None).picture()
 
 
 def test_a_radius_that_was_not_found_says_how_far_was_looked() -> None:
@@ -198,10 +230,10 @@ def test_a_run_says_its_verdicts_and_its_answers() -> None:
     rows = Cells(run._repr_html_()).rows[2:]
     claims = frenet.EXPERIMENTS["gradient-rank"].claims
     assert [row[0] for row in rows] == [f"{claim.id}: {claim.statement}" for claim in claims]
-    assert all(row[1].startswith("undecided. ") for row in rows)
+    assert all(row[1].startswith("undecided") for row in rows)
     answers = Cells(results()["Run"]._repr_html_()).rows[2:]
-    which = f"{showable(HOSTILE)}, seed\u00a03, space\u00a0full, task\u00a0t"
-    assert [row[0] for row in answers] == [which]
+    which = f"{showable(HOSTILE)}, space\u00a0full, task\u00a0t"
+    assert [(row[0], row[2]) for row in answers] == [(which, "1 seed")]
     assert all("10 times chance" in row[1] for row in answers)
     assert repr(results()["Run"]).startswith("<Run: direction-scale, 3 rows in runs/")
     foreign = Run("somebody's", {}, [], {}, [], Path("x"))

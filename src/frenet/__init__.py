@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from frenet.experiments.pair_command.api import pair
     from frenet.experiments.steer_command.api import steering_advice
     from frenet.geometry.basis import Basis, krylov_basis, prefix_basis, random_basis, svd_basis
+    from frenet.integrations.own_loop import watch
     from frenet.integrations.trainer import FrenetCallback, read_trajectory
     from frenet.measure.activation_shift import activation_shift
     from frenet.measure.activations import add, last_activations, record
@@ -45,9 +46,10 @@ if TYPE_CHECKING:
     from frenet.methods.lora_from_delta import save_as_adapter
     from frenet.methods.merge import save_merged
     from frenet.methods.moving_basis import MovingBasis, moving_prefix
-    from frenet.methods.plan import plan
-    from frenet.methods.search import Selection, random_search
+    from frenet.methods.plan import plan, plan_search
+    from frenet.methods.search import random_search
     from frenet.methods.search_result_files import load_winner, save_winner
+    from frenet.methods.selection import Selection
     from frenet.methods.steering import caa, gradient_shift
     from frenet.methods.steering_vector import (
         SteeringVector,
@@ -126,10 +128,11 @@ _HOME = {
     "pair": "experiments.pair_command.api",
     # random search
     "Noise": "methods.candidates",
-    "Selection": "methods.search",
+    "Selection": "methods.selection",
     "random_search": "methods.search",
     "survey": "methods.local_model",
     "plan": "methods.plan",
+    "plan_search": "methods.plan",
     "save_winner": "methods.search_result_files",
     "load_winner": "methods.search_result_files",
     # activations and steering
@@ -145,9 +148,10 @@ _HOME = {
     "save_vector": "methods.steering_vector",
     "save_control_vector": "methods.steering_vector",
     "steering_advice": "experiments.steer_command.api",
-    # inside a training by Trainer
+    # inside a training
     "FrenetCallback": "integrations.trainer",
     "read_trajectory": "integrations.trainer",
+    "watch": "integrations.own_loop",
     # experiments
     "EXPERIMENTS": "experiments",
     "run_experiment": "runs",
@@ -202,6 +206,7 @@ __all__ = [
     "order_difference",
     "pair",
     "plan",
+    "plan_search",
     "prefix_basis",
     "probe",
     "radius",
@@ -225,6 +230,7 @@ __all__ = [
     "top_eigenpairs",
     "train_and_record",
     "train_in_basis",
+    "watch",
     "write_report",
 ]
 

@@ -107,6 +107,17 @@ def test_the_order_of_probes_is_drawn_where_it_is_above_rounding():
     assert "'onset': None" not in spec
 
 
+def test_projections_are_drawn_with_their_control():
+    figure = next(figure for figure in STUDY.figures if figure.id == "projections")
+    ends = {"low": 0.25, "high": 0.875, "control": 0.75}
+    rows = [{"probe": "p", "step": step, "ratio": 0.5, **ends} for step in (0, 5)]
+    spec = str(draw(figure, rows))
+    for value in ("0.875", "'value': 0.75", "median over matrices"):
+        assert value in spec
+
+
 def test_the_line_that_watches_again_asks_for_the_order_only_if_it_was_asked_for():
     assert "order" not in command(config_dict(CONFIG))
     assert "order=True" in command(config_dict(replace(CONFIG, order=True)))
+    assert "projection_rank" not in command(config_dict(CONFIG))
+    assert "projection_rank=8" in command(config_dict(replace(CONFIG, projection_rank=8)))

@@ -7,7 +7,7 @@ import torch
 
 from frenet._errors import UsageError
 from frenet.geometry import rng
-from frenet.integrations import trainer as module
+from frenet.integrations import watching as module
 from frenet.integrations.order import UNMEASURED
 from frenet.integrations.trainer import FrenetCallback
 from frenet.measure.lie_bracket import Minibatch, lie_bracket

@@ -1,6 +1,7 @@
 """The survey of a quadratic is its gradient and curvature; the plan follows from them."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +9,12 @@ import torch
 from frenet.geometry.basis import span_basis
 from frenet.geometry.rng import generator
 from frenet.geometry.theory import QuadraticModel, expected_maximum
+from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.local_model import Effort, LocalModel, survey
-from frenet.methods.plan import plan
-from frenet.methods.search import Selection
+from frenet.methods.plan import plan, plan_search
+from frenet.methods.search import equal_step, random_search
+from frenet.methods.search_result_files import load_winner
+from frenet.methods.selection import Selection
 from frenet.network.adapters import attach_lora
 from frenet.network.space import ParamSpace
 from frenet.network.synthetic.model import SyntheticTask
@@ -238,3 +242,129 @@ def test_no_loss_left_is_no_gain():
     made = plan(found, budget=64)
     assert made.best is None
     assert "loss on the selection batch is already zero" in made.advice
+
+
+@pytest.mark.parametrize("worth", [0.003, 0.01, 0.05, 0.15])
+def test_a_worthwhile_search_ends_where_the_gain_minus_its_price_is_largest(worth: float) -> None:
+    """Within 3% of the best of all numbers of candidates, each at its best sigma.
+
+    N candidates gain 4 m^2 / 600, and cost W N / 100.
+    """
+    gains = {n: 4 * expected_maximum(n) ** 2 / 600 for n in range(2, 513)}
+    net = {n: gain - worth * n / 100 for n, gain in gains.items()}
+    found = plan(SURVEY, budget=512, worth=worth)
+    assert found.best is not None
+    assert found.worth is not None
+    assert net[found.best.candidates] >= 0.97 * max(net.values())
+    assert found.worth.candidates == found.best.candidates
+    assert found.worth.further < worth
+    assert found.worth.low < found.best.held_out < found.worth.high
+    assert found.worth.single == pytest.approx(-300 * found.best.sigma**2 / 2, rel=1e-6)
+    assert found.advice.startswith(f"worth it up to {found.best.candidates} candidates")
+
+
+def test_a_search_may_be_worth_nothing_or_all_of_the_budget() -> None:
+    """Five candidates gain the most for each, 4 m^2 / 3000 with m = 1.163."""
+    most = 100 * 4 * expected_maximum(5) ** 2 / 3000
+    assert plan(SURVEY, budget=64, worth=0.95 * most).best is not None
+    nothing = plan(SURVEY, budget=64, worth=1.05 * most)
+    assert nothing.best is None
+    assert nothing.worth is not None
+    assert nothing.worth.candidates == 0
+    assert nothing.advice.startswith("not worth it: ")
+    for never in (dataclasses.replace(SURVEY, transfer=0.0), dataclasses.replace(SURVEY, loss=0.0)):
+        found = plan(never, budget=64, worth=1e-9)
+        assert found.best is None
+        assert found.advice.startswith("not worth it: no gain is expected")
+    whole = plan(SURVEY, budget=64, worth=1e-6)
+    assert whole.best == plan(SURVEY, budget=64).best
+    assert "for all 64 candidates of the budget" in whole.advice
+    for worth in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="pass a finite number above 0"):
+            plan(SURVEY, budget=64, worth=worth)
+
+
+def test_more_candidates_never_gain_less_within_a_plan() -> None:
+    """Also if only that of the few has a best sigma inside the quadratic model."""
+    star = 2 * expected_maximum(512) / 300
+    limit = 2 * (2 / star) ** 2
+    local = dataclasses.replace(SURVEY.local, trace_square=1.5 * limit)
+    bent = dataclasses.replace(SURVEY, local=local)
+    assert bent.best(8) is not None
+    assert bent.best(512) is None
+    whole = plan(bent, budget=512, worth=1e-9)
+    assert whole.best is not None
+    assert whole.best.candidates == 512
+
+
+def test_further_candidates_improve_on_the_best_so_far() -> None:
+    """The mean of max(best - lowest of n, 0), from a million draws."""
+    change = QuadraticModel(1000, 2.0, 30.0, 90.0, along=50.0).change(0.05)
+    draws = change.quantile(torch.rand(10_000, 100, generator=generator(0, "m")).double().numpy())
+    lowest = torch.from_numpy(draws).min(1).values
+    for best in (0.0, float(lowest.mean()), float(lowest.mean()) - change.std):
+        gains = (best - lowest).clamp(min=0)
+        error = float(gains.std()) / 100
+        assert change.improvement(best, 100) == pytest.approx(float(gains.mean()), abs=4 * error)
+    assert change.improvement(10.0, 100) == pytest.approx(10.0 - change.best_of(100))
+
+
+def test_a_plan_goes_into_a_search_as_it_is(tmp_path: Path) -> None:
+    model = tiny_gpt2()
+    task = SyntheticTask("copy")
+    space = ParamSpace.select(model, "ln_f")
+    chosen = Selection(select_size=8, test_size=16, seed=3)
+    made = plan_search(model, task, space, budget=8, selection=chosen, kind="signs")
+    assert made.best is not None
+    found = random_search(model, task, space, made)
+    assert found.noise == Noise(made.best.sigma, seed=3, kind="signs")
+    assert len(found.scores) == 8
+    again = random_search(model, task, space, noise=found.noise, num_candidates=8, selection=chosen)
+    assert torch.equal(found.scores, again.scores)
+    assert len(random_search(model, task, space, made, num_candidates=3).scores) == 3
+    folder = found.save(tmp_path / "winner")
+    with Candidates(model, space, found.noise) as candidates:
+        assert torch.equal(load_winner(model, space, folder), candidates.delta(found.winner))
+
+
+def test_a_search_without_settings_or_gain_is_refused() -> None:
+    model = tiny_gpt2()
+    space = ParamSpace.select(model, "ln_f")
+    with pytest.raises(ValueError, match="needs a plan from plan_search, or noise="):
+        random_search(model, SyntheticTask("copy"), space, noise=Noise(0.1))
+    nothing = plan(dataclasses.replace(SURVEY, transfer=0.0), budget=64)
+    with pytest.raises(ValueError, match="pass noise= and num_candidates= to search anyway"):
+        random_search(model, SyntheticTask("copy"), space, nothing)
+    with pytest.raises(ValueError, match="names no model"):
+        dataclasses.replace(
+            random_search(
+                model, SyntheticTask("copy"), space, noise=Noise(0.1), num_candidates=1,
+                selection=Selection(select_size=4, test_size=4),
+            ),
+            place=None,
+        ).save("anywhere")  # fmt: skip
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_gradient_step_as_long_as_the_winner(inside: bool) -> None:
+    """Of a quadratic: r ||g|| - r^2 g.Hg / (2 ||g||^2), with g inside the basis."""
+    model, task, space = quadratic(CURVATURES)
+    g = task.gradient(space.read(model))
+    where = space
+    if inside:
+        where = span_basis(torch.eye(space.dim)[[1, 4, 9]], space=space)
+        g = where.U.double() @ (where.U.double().T @ g)
+    noise, chosen = Noise(0.05), Selection(_quadratic_score, select_size=1, test_size=1)
+    with Candidates(model, where, noise) as candidates:
+        r = float(candidates.delta(2).norm())
+    found = equal_step(model, task, where, noise=noise, index=2, selection=chosen)
+    assert found is not None
+    unit = g / g.norm()
+    full = task.gradient(space.read(model))
+    expected = r * float(unit @ full) - r**2 * float(unit @ task.H.double() @ unit) / 2
+    assert found.gain.value == pytest.approx(expected, rel=1e-4)
+
+
+def _quadratic_score(model, batch):
+    _, task, _ = quadratic(CURVATURES)
+    return -float(task.loss(model, {"slope": torch.zeros(1, len(CURVATURES))}))

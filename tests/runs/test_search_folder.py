@@ -11,7 +11,8 @@ import torch
 from frenet.cli import main
 from frenet.experiments.intervals import select
 from frenet.experiments.search_command import SearchConfig
-from frenet.experiments.search_command.setup import load_subject
+from frenet.experiments.search_command.setup import STEP, further_advice, load_subject
+from frenet.geometry.loss_change import LossChange
 from frenet.methods.local_model import Effort
 from frenet.methods.search import here
 from frenet.methods.search_result_files import load_winner
@@ -79,7 +80,7 @@ def test_expectations_are_beside_what_was_found(config, tmp_path):
     """Of a search that was planned; the cost of the plan is said before."""
     said = []
     planned = dataclasses.replace(config, sigma="auto", probes=0, select_size=6)
-    finished = run_search(planned, tmp_path / "planned", say=said.append)
+    finished = run_search(planned, tmp_path / "planned", say=said.append, worth=1e-9)
     cost = re.match(r"planning 80 candidates, at about the cost of (\d+): ", said[0])
     assert int(cost[1]) == round(Effort.within(80).cost())
     assert any(row["table"] == "plan" for row in finished.rows)
@@ -88,11 +89,50 @@ def test_expectations_are_beside_what_was_found(config, tmp_path):
     assert all(row["low"] < row["predicted"] < row["high"] for row in best)
     gains = [row["gain"] for row in best]
     assert gains == sorted(gains)
+    # The advice as it goes is that of the end, and changes no row.
+    (winner,) = select(finished.rows, table="result", what="winner")
+    made = json.loads((finished.path / "plan.json").read_text("utf-8"))
+    improved = LossChange(*made["change"]).improvement(-winner["selected"], 100)
+    assert winner["further"] == pytest.approx(made["carried"] * improved)
+    advice = further_advice(winner["further"], 1e-9)
+    assert said[-1] == advice
+    assert advice.endswith("(go on: at least the 1e-09 asked for)")
+    assert "(stop: less than the 10 asked for)" in further_advice(winner["further"], 10.0)
+    (step,) = select(finished.rows, table="result", what=STEP)
+    assert step["before"] == winner["before"]
     page = write_report([finished], finished.path / "report.html").read_text("utf-8")
     assert "The best so far" in page
     assert "KeyError" not in page
     assert "frenet search --model" in re.sub("<[^>]*>", "", page)
     assert "frenet run search" not in page
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--sigma", "0.1"), "--worth needs what a plan expects, and with --sigma none is made"),
+        (("--score", "exact"), "--worth is a loss in nats per token; leave out --score exact"),
+        (("--worth", "0"), "worth=0.0; pass a finite number above 0"),
+    ],
+)
+@pytest.mark.parametrize("plan", [(), ("--plan",)])
+def test_a_worth_without_a_plan_of_the_loss_is_refused(
+    config, tmp_path, capsys, options, why, plan
+):
+    args = ["--model", config.model, "--tasks", config.tasks[0], "--out", str(tmp_path / "run")]
+    assert main(["search", *args, "--worth", "0.1", *options, *plan]) == 2
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_first_line_of_a_plan_says_whether_it_is_worth_it(config, capsys):
+    args = ["--model", config.model, "--tasks", config.tasks[0], "--plan", "--budget", "4"]
+    few = ["--select-size", "4", "--test-size", "4", "--quiet"]
+    assert main(["search", *args, *few, "--worth", "1000"]) == 0
+    assert capsys.readouterr().out.startswith("not worth it: ")
+    assert main(["search", *args, *few, "--worth", "1e-9", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["worth"]) >= {"candidates", "held_out", "low", "high", "single", "further"}
 
 
 def test_a_given_sigma_needs_no_plan(finished):

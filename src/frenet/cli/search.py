@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from frenet.experiments.experiment import Row
     from frenet.methods.search import Engine
 
+# What a score is called; the vote of a search by the loss is counted in tokens.
+SCORES = {
+    "loss": "share of right tokens",
+    "accuracy": "share of right tokens",
+    "exact": "share of right answers",
+}
 ABOUT = "Score random perturbations of a model's weights on a task, and keep the best."
 
 
@@ -27,6 +33,10 @@ class Running:
 
     plan: Switch = False
     """Only predict the gain for each sigma and number of candidates."""
+    worth: Annotated[float | None, tyro.conf.arg(metavar="NATS")] = None
+    """Gain on held-out data, in nats per token, for which 100 candidates are worth their time. A
+    plan then says after how many candidates a search is no longer worth it, and a search says, as
+    it goes, whether more are."""
     out: Folder = None
     """Folder for the results. By default runs/ and a name made from the settings."""
     engine: Literal["local", "ray"] = "local"
@@ -61,29 +71,34 @@ def _plan(running: Running, config: SearchConfig, show: Any) -> None:
         make_plan,
         plan_notes,
         plan_rows,
+        require_worth,
     )
 
+    require_worth(config, running.worth)
     subject = load_subject(config)
-    made = make_plan(config, subject, _to_stderr(running))
+    made = make_plan(config, subject, _to_stderr(running), worth=running.worth)
     rows, notes = plan_rows(made), plan_notes(subject)
     if running.json:
-        show({"command": "search", "plan": rows, "advice": made.advice, "notes": notes})
+        worth = None if made.worth is None else made.worth._asdict()
+        facts = {"command": "search", "plan": rows, "advice": made.advice, "worth": worth}
+        show(facts | {"notes": notes})
         return
+    show(made.advice)
     _print_plan(rows)
     show_notes(show, notes)
-    show(made.advice)
 
 
 def _run(running: Running, config: SearchConfig, show: Any) -> None:
     """Search, write the report, and show the results."""
     from frenet.experiments.search_command import STUDY
+    from frenet.experiments.search_command.setup import further_advice
     from frenet.report import write_report
     from frenet.runs import default_out
     from frenet.runs.search import WINNER, run_search
 
     say = _to_stderr(running)
     out = running.out or default_out(STUDY, config)
-    run = run_search(config, out, engine=_engine(running, say), say=say)
+    run = run_search(config, out, engine=_engine(running, say), say=say, worth=running.worth)
     report = write_report([run], out / "report.html")
     results = [row for row in run.rows if row["table"] == "result"]
     if running.json:
@@ -91,9 +106,15 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
         show(facts | {"notes": run.notes})
         return
     for row in results:
-        show(_sentence(row))
+        show(_sentence(row, config.score))
+        if more := further_advice(row.get("further"), running.worth):
+            show(more)
     show_notes(show, run.notes)
-    for what, where in (("winner", out / WINNER), ("results", out), ("report", report)):
+    for what, where in (
+        ("weights of the winner", out / WINNER),
+        ("results", out),
+        ("report", report),
+    ):
         show(f"{what}: {where}")
 
 
@@ -119,8 +140,12 @@ def _engine(running: Running, say: Callable[[str], None]) -> "Engine | None":
     return ray_engine(address=running.address or None, workers=running.workers, say=say)
 
 
-def _sentence(row: "Row") -> str:
-    """One result as a sentence."""
+def _sentence(row: "Row", score: str) -> str:
+    """One result as a sentence, in the unit of its score."""
+    vote = str(row["what"]).startswith("vote")
+    is_loss = score == "loss" and not vote
+    quantity, sign = ("loss", -1) if is_loss else (SCORES[score], 1)
+    unit = " nats per token" if is_loss else ""
     selected = ""
     if row.get("selected") is not None:
         selected = f"; {row['selected']:.4g} on the selection batch"
@@ -129,8 +154,8 @@ def _sentence(row: "Row") -> str:
     # A single held-out example gives no interval.
     ends = "" if row["low"] is None else f" [{row['low']:.4g}, {row['high']:.4g}]"
     return (
-        f"{row['what']}: held-out score {row['before']:.4g} -> {row['after']:.4g}, gain "
-        f"{row['gain']:.4g}{ends}{selected}"
+        f"{row['what']}: held-out {quantity} {sign * row['before']:.4g} -> "
+        f"{sign * row['after']:.4g}{unit}, gain {row['gain']:.4g}{ends}{selected}"
     )
 
 

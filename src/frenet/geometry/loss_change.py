@@ -1,5 +1,6 @@
 """The distribution of the change of a loss under one random displacement, and its lowest of n."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,12 +74,27 @@ class LossChange:
         >>> round(LossChange(0.0, 1.0).best_of(3), 6) == round(-3 / (2 * np.pi**0.5), 6)
         True
         """
+        return self._mean_of_lowest(n, lambda change: change)
+
+    def improvement(self, best: float, n: int | float) -> float:
+        """Expected amount by which the lowest of n further changes falls below ``best``.
+
+        Zero if none of them does. ``best`` is the lowest change so far; quadrature as in
+        ``best_of``.
+
+        >>> round(LossChange(0.0, 1.0).improvement(0.0, 1), 3) == round((2 * np.pi) ** -0.5, 3)
+        True
+        """
+        return self._mean_of_lowest(n, lambda change: np.maximum(best - change, 0.0))
+
+    def _mean_of_lowest(self, n: int | float, of: Callable[[Array], Array]) -> float:
+        """Expected value of a function of the lowest of n changes."""
         if not n >= 1:
             raise UsageError(f"n={n} candidates; pass 1 or more")
         y = np.arange(-40.0, 4.5, 0.05)
         w = np.exp(y)
         values = self._quantile(-np.expm1(-w / n), np.exp(-w / n))
-        return float(np.sum(np.exp(y - w) * values) * 0.05)
+        return float(np.sum(np.exp(y - w) * of(values)) * 0.05)
 
     def best_band(self, n: int | float, level: float = 0.95) -> tuple[float, float]:
         """Interval that holds the lowest of n changes with probability ``level``.

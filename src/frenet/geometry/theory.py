@@ -150,10 +150,21 @@ class QuadraticModel:
         """
         change = self.change(sigma)
         luck = change.mean - change.best_of(n)
-        seen = transfer * (sigma * self.gradient) ** 2 + bend * sigma**4 * self.trace_square / 2
-        whole = change.std * math.hypot(change.std, noise)
         price = change.mean if mean is None else mean
-        return (seen / whole * luck if whole > 0 else 0.0) - price
+        return self.carried(sigma, noise=noise, transfer=transfer, bend=bend) * luck - price
+
+    def carried(
+        self, sigma: float, *, noise: float = 0.0, transfer: float = 1.0, bend: float = 0.0
+    ) -> float:
+        """Share of the winner's luck that carries over to other data, see ``held_out_gain``.
+
+        >>> QuadraticModel(dim=9, gradient=2.0, trace=0.0).carried(0.1, transfer=0.5)
+        0.5
+        """
+        std = self.change(sigma).std
+        seen = transfer * (sigma * self.gradient) ** 2 + bend * sigma**4 * self.trace_square / 2
+        whole = std * math.hypot(std, noise)
+        return seen / whole if whole > 0 else 0.0
 
     def curved(self, sigma: float) -> float:
         """Spread by curvature over spread by slope, sigma sqrt(tr(H^2) / 2) / ||g||.

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.setup.brackets import life_cells, life_of
-from frenet.experiments.watched_training import STALE, TRAINING, WatchConfig, looks
+from frenet.experiments.watched_training import STALE, TRAINING, WatchConfig, looks, sentences
 from frenet.geometry.linalg import norm
 from frenet.integrations.checks import space_digest
 from frenet.integrations.folder import END, WatchFolder
 from frenet.integrations.order import UNMEASURED, order_rows
 from frenet.integrations.path import PathSums
 from frenet.integrations.probes import Probe, checked, look
+from frenet.integrations.projections import projection_rows
 from frenet.integrations.recording import Recording, last_recorded
 from frenet.integrations.trained import Gradients, LeftOutError, Trained, flat
 from frenet.measure.drift import UndefinedDriftError
@@ -80,6 +81,7 @@ class Session:
         self._steps = out / FOLDER
         # Rows so far: by probe, for its half-life.
         self._drift: dict[str, list[Row]] = {probe.task.name: [] for probe in probes}
+        self._projected: dict[tuple[str, str], list[Row]] = {}
         self._first_loss: dict[str, float] = {}
         self._looks: list[int] = []
         # Beginnings of notes that appear only once.
@@ -127,6 +129,8 @@ class Session:
         for row in self.folder.rows():
             if row["table"] == "drift":
                 self._drift[str(row["probe"])].append(row)
+            elif row["table"] == "projection":
+                self._remember_projection(row)
             elif row["table"] == "loss" and row["loss"] is not None:
                 self._first_loss.setdefault(str(row["source"]), float(row["loss"]))
             elif row["table"] == "notes":
@@ -203,6 +207,9 @@ class Session:
         try:
             for index, probe in enumerate(self.probes):
                 rows += self._look_at(probe, step, self._steps / f"probe-{index}.safetensors")
+                rows += self._projections(
+                    probe, step, self._steps / f"probe-{index}-projections.safetensors"
+                )
             rows += self._orders(step)
         except FloatingPointError as error:
             self._stop(FloatingPointError, f"{error}, after step {step}")
@@ -235,6 +242,25 @@ class Session:
             logger.warning("frenet: %s", note)
             rows.append({"table": "notes", "step": step, "note": note})
         return rows
+
+    def _projections(self, probe: Probe, step: int, start: Path) -> list[Row]:
+        """Rows of the tables projection and projections, if they are asked for."""
+        if not (rank := self.config.projection_rank):
+            return []
+        at: Row = {"step": step, "displacement": self.path.displacement}
+        rows = []
+        for row in projection_rows(
+            self.model, probe, space=self.space, rank=rank, n=self.config.n, start=start
+        ):
+            single = row["table"] == "projection"
+            rows.append(row | (at if single else {"step": step}))
+            if single:
+                self._remember_projection(rows[-1])
+        return rows
+
+    def _remember_projection(self, row: Row) -> None:
+        key = (str(row["probe"]), str(row["matrix"]))
+        self._projected.setdefault(key, []).append(row)
 
     def _orders(self, step: int) -> list[Row]:
         """Rows of the table order; a reason why there are none appears once."""
@@ -311,6 +337,13 @@ class Session:
             )
         return notes
 
+    def leave(self) -> None:
+        """Leave the folder unfinished, with the steps so far, after an exception."""
+        self.gradients.close()
+        if not self.stopped:
+            self.recording.flush()
+        self.folder.close()
+
     def finish(self, logs: Logs) -> None:
         """Write the rows of the end, and close the folder."""
         self.recording.flush()
@@ -318,16 +351,21 @@ class Session:
         if not self.stopped:
             rows = self._logged(logs)
             for name, drift in self._drift.items():
-                rows += _half_life(name, drift)
+                rows += _half_life({"table": "half_life", "probe": name}, drift)
+            for (name, matrix), looks in self._projected.items():
+                about: Row = {"probe": name, "rank": self.config.projection_rank, "matrix": matrix}
+                rows += _half_life({"table": "update_gap", **about}, looks)
             self.folder.write(END, rows)
+            for answer in sentences([*self.folder.rows()]):
+                logger.warning("frenet: %s: %s", answer.subject, answer.sentence)
         self.folder.finish(self._looks)
         self.folder.close()
 
 
-def _half_life(name: str, rows: Sequence[Row]) -> list[Row]:
-    """The half-life of one probe's basis."""
+def _half_life(about: Row, rows: Sequence[Row]) -> list[Row]:
+    """The half-life of one basis or projection; ``about`` names it."""
     life = life_of(rows, lag="step")
     if life is None:
         return []
     ends: Row = {"longest": life.longest, "farthest": life.farthest}
-    return [{"table": "half_life", "probe": name, **life_cells(life), **ends}]
+    return [{**about, **life_cells(life), **ends}]

@@ -89,6 +89,7 @@ class Trained:
     def __init__(self, model: nn.Module, space: ParamSpace, where: Where) -> None:
         self.model, self.space, self.where = model, space, where
         self.parameters = space.parameters(model)
+        self._kinds = [kind_of(parameter) for parameter in self.parameters]
         self._remember()
         self._sums = self._outside_sums()
 
@@ -104,18 +105,19 @@ class Trained:
             thorough: also look into modules that were empty before.
 
         Raises:
-            LeftOutError: a recorded parameter is missing or has another shape, or another one has
-                begun to train.
+            LeftOutError: a recorded parameter is missing or has another shape, dtype or device, or
+                another one has begun to train.
         """
         held = self._held()
         same = len(held) == len(self._known) and all(map(operator.is_, held, self._known))
         same = same and [parameter.requires_grad for parameter in self._all] == self._flags
         # Resizing embeddings puts other data into the same parameter.
         same = same and not thorough
+        same = same and [kind_of(parameter) for parameter in self.parameters] == self._kinds
         if same and [parameter.shape for parameter in self.parameters] == list(self.space.shapes):
             return []
         named = dict(self.model.named_parameters(remove_duplicate=False))
-        replaced = []
+        replaced: list[str] = []
         for i, (name, shape) in enumerate(zip(self.space.names, self.space.shapes, strict=True)):
             p = named.get(name)
             if p is None or tuple(p.shape) != shape:
@@ -123,6 +125,11 @@ class Trained:
                 raise LeftOutError(
                     f"{name}, recorded with shape {shape}, {now}: it was merged, resized or "
                     "replaced"
+                )
+            if (kind := kind_of(p)) != self._kinds[i]:
+                raise LeftOutError(
+                    f"{name} is now in {kind[0]} on {kind[1]}, and was in {self._kinds[i][0]} on "
+                    f"{self._kinds[i][1]}; convert the model before it is watched"
                 )
             if p is not self.parameters[i]:
                 replaced.append(name)
@@ -179,6 +186,11 @@ class Trained:
         others = [(n, p) for n, p in self.model.named_parameters() if id(p) not in recorded]
         plain = [(n, p) for n, p in others if _readable(p)]
         return dict(zip([n for n, _ in plain], _sums(p for _, p in plain), strict=True))
+
+
+def kind_of(parameter: Tensor) -> tuple[torch.dtype, torch.device]:
+    """Dtype and device."""
+    return parameter.dtype, parameter.device
 
 
 class Seen(NamedTuple):

@@ -4,7 +4,6 @@ import logging
 import math
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,11 @@ from transformers import Trainer, TrainerCallback
 
 from frenet._errors import UsageError
 from frenet.experiments.experiment import Row
-from frenet.experiments.watched_training import TRAINING, WatchConfig
-from frenet.integrations.checks import check_training, refuse_sharded, require_room
-from frenet.integrations.order import cost_of_look
-from frenet.integrations.probes import make_probes
+from frenet.experiments.watched_training import TRAINING
+from frenet.integrations.checks import check_training, refuse_sharded
 from frenet.integrations.recording import read_trajectory
 from frenet.integrations.session import Plan, Session
-from frenet.integrations.trained import Trained, trained_space
-from frenet.measure.lie_bracket import MANY
+from frenet.integrations.watching import Watching
 from frenet.network.space import Where
 from frenet.network.tasks import Task
 
@@ -36,6 +32,7 @@ _LOGGED = {
         "control": "energy_ratio_control",
         "chance": "energy_ratio_chance",
     },
+    "projections": {"ratio": "projection_ratio", "control": "projection_ratio_control"},
     "prefix": {
         "captured": "prefix_captured",
         "random_walk": "prefix_random_walk",
@@ -99,6 +96,11 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             examples of each), and the same for random steps. For p probes it adds p gradients and
             2 p (p - 1) Hessian products to a look, each a few gradients long; above eight probes
             the cost is logged first.
+        projection_rank: also measure, for every trained matrix with more rows and columns than
+            this, how long the projection of its gradient to as many singular vectors stays useful,
+            as GaLore uses it, and advise how often to renew it. It adds three gradients of n
+            examples of each probe to a look, and the singular vectors of each matrix; the cost is
+            logged first. None: not measured.
 
     Raises:
         ValueError: a number is out of range, two probes have one name, there are too few examples,
@@ -116,18 +118,13 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
         where: Where = None,
         gradients: bool = False,
         order: bool = False,
+        projection_rank: int | None = None,
     ) -> None:
-        for name, value, least in (("every", every, 1), ("k", k, 1), ("n", n, 2)):
-            if value < least:
-                raise UsageError(f"{name}={value}; pass at least {least}")
-        if order and len(probes) < 2:
-            raise UsageError(f"{len(probes)} probe has no order; pass two or more, or order=False")
         self.out = Path(out)
-        self._probes = make_probes(probes, n=n)
-        names = tuple(task.name for task in probes)
-        pattern = where if isinstance(where, str) else "" if where is None else "a function"
-        self._where = where
-        self._config = WatchConfig("", names, every, k, n, gradients, pattern, order)
+        self._watching = Watching.of(
+            probes, every=every, k=k, n=n, where=where, gradients=gradients, order=order,
+            projection_rank=projection_rank,
+        )  # fmt: skip
         self._trainer: Trainer | None = None
         self._session: Session | None = None
         self._training: Any = None
@@ -156,20 +153,12 @@ class FrenetCallback(TrainerCallback):  # type: ignore[misc]
             return
         retried = self._session is not None and bool(args.auto_find_batch_size)
         self._take_over(state)
-        space = trained_space(model, self._where, others.get("optimizer"))
         plan = Plan(state.max_steps, state.global_step)
-        check_training(args, plan.steps, self._config)
-        left = plan.steps - plan.done
-        logger.info("frenet: %s", require_room(space, self._config, steps=left, out=self.out))
-        name = str(getattr(getattr(model, "config", None), "_name_or_path", "")) or "the model"
-        self._session = Session(
-            Trained(model, space, self._where), self._probes, replace(self._config, model=name),
-            out=self.out, plan=plan, start_over=retried,
+        check_training(args, plan.steps, self._watching.config)
+        self._session = self._watching.begin(
+            model, others.get("optimizer"), out=self.out, plan=plan,
+            recorded=plan.steps - plan.done, start_over=retried,
         )  # fmt: skip
-        if self._config.order:
-            many = len(self._probes) > MANY
-            cost = cost_of_look(len(self._probes), self._config.n)
-            logger.log(logging.WARNING if many else logging.INFO, "frenet: %s", cost)
         if self._trainer is None and args.report_to:
             logger.warning(
                 "frenet: its scalars reach the log history and %s, but not %s; "

@@ -142,7 +142,8 @@ def follow(
         model: restored bit for bit.
         path: of the parameters of ``space``.
         space: the parameters that moved.
-        lags: steps after which to measure, within the path.
+        lags: optimiser steps after which to measure, within the path; of a path of checkpoints
+            some of ``path.lags``.
         look: called with the step; returns the quantities by name at the current point.
 
     Returns:
@@ -155,13 +156,13 @@ def follow(
     measured = {}
     with space.restored(model):
         for lag in (0, *lags):
-            space.write(model, path.theta(lag).to(next(model.parameters()).device))
+            space.write(model, path.theta(path.lags.index(lag)).to(next(model.parameters()).device))
             measured[lag] = look(lag)
     return {name: {lag: at[name] for lag, at in measured.items()} for name in measured[0]}
 
 
 def require_recorded(path: Trajectory, *, space: ParamSpace, lags: Sequence[int]) -> None:
-    """Raise ValueError if a recorded path has other parameters, or too few steps.
+    """Raise ValueError if a recorded path has other parameters, or not all lags.
 
     Args:
         path: recorded before.
@@ -169,18 +170,27 @@ def require_recorded(path: Trajectory, *, space: ParamSpace, lags: Sequence[int]
         lags: steps after which to measure.
     """
     require_same_space(space, path.space)
-    if not lags or max(lags) > len(path):
+    last = path.lags[-1]
+    if not lags or max(lags) > last:
         raise UsageError(
-            f"the recorded training has {len(path)} steps; pass at least one lag, up to that"
+            f"the recorded training has {last} steps; pass at least one lag, up to that"
+        )
+    if path.numbers and (between := sorted({*lags} - {*path.lags})):
+        raise UsageError(
+            f"nothing is known of the training after {between[0]} steps, which is between two "
+            f"checkpoints; those are {', '.join(map(str, path.lags[1:]))} steps after the first"
         )
 
 
-def lifetime(values: Mapping[int, float], distances: Sequence[float]) -> Lifetime:
+def lifetime(
+    values: Mapping[int, float], distances: Sequence[float] | Mapping[int, float]
+) -> Lifetime:
     """When values by lag fall to half of the value at lag 0, in steps and in distance.
 
     Args:
         values: lag -> value, with lag 0 and at least one other.
-        distances: from the start, after 0, 1, 2, ... steps, at least up to the last lag.
+        distances: from the start, after 0, 1, 2, ... steps, at least up to the last lag; or by lag,
+            as ``Trajectory.moved`` gives them.
 
     Raises:
         ValueError: lag 0 or all others are missing, or the value at lag 0 is not above 0 and has
@@ -195,5 +205,6 @@ def lifetime(values: Mapping[int, float], distances: Sequence[float]) -> Lifetim
             f"values has {dict(values)}; pass the value at lag 0, which must be above 0, and at "
             "least one at a later lag"
         )
-    moved = dict(enumerate(distances[: max(values) + 1]))
+    known = distances if isinstance(distances, Mapping) else dict(enumerate(distances))
+    moved = {lag: at for lag, at in known.items() if lag <= max(values)}
     return Lifetime.of({lag: value / values[0] for lag, value in values.items()}, moved)

@@ -2,8 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,7 @@ from frenet._errors import UsageError
 from frenet._notebook import Fact, Shown
 from frenet.geometry.basis import Basis, prefix_basis
 from frenet.geometry.linalg import norm
+from frenet.network.checkpoints.series import checkpoint_series
 from frenet.network.measuring import measuring
 from frenet.network.memory import require_memory
 from frenet.network.space import ParamSpace
@@ -65,6 +67,8 @@ class Trajectory(Shown):
         losses: training loss in nats per token before each step, shape (T,).
         gradients: the clipped gradients, shape (T, d), or None if they were not recorded.
         space: the parameters.
+        numbers: optimiser steps taken at theta_0 .. theta_T, for a path of checkpoints, of which
+            each step is the sum of many. Empty: 0 .. T.
     """
 
     start: Float[Tensor, " d"]
@@ -72,18 +76,87 @@ class Trajectory(Shown):
     losses: Float[Tensor, " T"]
     gradients: Float[Tensor, "T d"] | None
     space: ParamSpace
+    numbers: tuple[int, ...] = ()
+
+    @classmethod
+    def from_checkpoints(
+        cls, folders: Sequence[str | Path], *, space: ParamSpace | None = None
+    ) -> "Trajectory":
+        """The path through the checkpoints of a finished training, of a model or of an adapter.
+
+        Its steps are as coarse as the checkpoints: all that is measured along it is known only
+        between two of them. Differences of bfloat16 weights have the rounding of both.
+
+        Args:
+            folders: at least two, such as ``checkpoint-*`` of Trainer, in any order.
+            space: the parameters to read, such as those of the model that the path is used with.
+                None: every weight in the files.
+
+        Returns:
+            The path, from the first checkpoint; ``losses`` are NaN.
+
+        Raises:
+            ValueError: checkpoints of different models, or without a step; or the space has a
+                parameter that they do not have.
+            MemoryError: it does not fit; raised before any allocation.
+        """
+        found = checkpoint_series(folders)
+        shapes = found[0].files.shapes
+        chosen = space or ParamSpace(tuple(shapes), tuple(shapes.values()))
+        for name, shape in zip(chosen.names, chosen.shapes, strict=True):
+            if shapes.get(name) != shape:
+                raise UsageError(
+                    f"the space has {name} of shape {shape}, which {found[0].folder} does not have"
+                )
+        require_memory(
+            (4 * len(found) + 4) * chosen.dim,
+            f"a path of {len(found)} checkpoints of {chosen.dim:,} parameters",
+            device=torch.device("cpu"),
+            remedy="pass fewer checkpoints, or a smaller space",
+        )
+        points = (
+            torch.cat([point.files.read(name).float().flatten() for name in chosen.names])
+            for point in found
+        )
+        start = last = next(points)
+        steps = torch.empty(len(found) - 1, chosen.dim)
+        for row, point in zip(steps, points, strict=True):
+            torch.sub(point, last, out=row)
+            last = point
+        losses = torch.full((len(steps),), math.nan)
+        return cls(start, steps, losses, None, chosen, tuple(point.step for point in found))
 
     def __len__(self) -> int:
         return len(self.steps)
 
+    @property
+    def lags(self) -> tuple[int, ...]:
+        """Optimiser steps from the start to theta_0 .. theta_T."""
+        if not self.numbers:
+            return tuple(range(len(self) + 1))
+        return tuple(number - self.numbers[0] for number in self.numbers)
+
+    def moved(self) -> dict[int, float]:
+        """||theta - theta_0|| by the optimiser steps from the start, at every point."""
+        return dict(zip(self.lags, self.distances(len(self)), strict=True))
+
     def _summary(self) -> str:
-        return f"{len(self)} steps in R^{self.space.dim}"
+        if not self.numbers:
+            return f"{len(self)} steps in R^{self.space.dim}"
+        return (
+            f"{len(self) + 1} checkpoints of steps {self.numbers[0]} to {self.numbers[-1]} in "
+            f"R^{self.space.dim}; nothing is known between two"
+        )
 
     def _entries(self) -> Iterator[Fact]:
+        if self.numbers:
+            widest = max(b - a for a, b in itertools.pairwise(self.numbers))
+            yield "checkpoints", len(self) + 1, f"at most {widest} steps apart"
         if len(self):
             walk = norm(self.steps)
             beside = f"{walk:.4g} by a random walk of these step lengths"
             yield "distance", norm(self.displacement()), beside
+        if len(self) and not self.numbers:
             first = f"{float(self.losses[0]):.4g} before the first"
             yield (
                 "training loss before the last step (nats per token)",
@@ -112,8 +185,9 @@ class Trajectory(Shown):
         """The first ``steps`` steps."""
         gradients = None if self.gradients is None else self.gradients[:steps]
         return Trajectory(
-            self.start, self.steps[:steps], self.losses[:steps], gradients, self.space
-        )
+            self.start, self.steps[:steps], self.losses[:steps], gradients, self.space,
+            self.numbers[: steps + 1],
+        )  # fmt: skip
 
 
 def _summed(steps: Float[Tensor, "t d"]) -> Float[Tensor, " d"]:

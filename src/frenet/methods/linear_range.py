@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from frenet._errors import UsageError
-from frenet._notebook import Fact, Shown
+from frenet._notebook import Fact, Interval, Shown, number
 from frenet.geometry import rng
 from frenet.geometry.resampling import resampled_counts
 from frenet.measure.bracket import NARROW
@@ -88,12 +88,8 @@ class LinearRange(Shown):
         )
 
     def _entries(self) -> Iterator[Fact]:
-        yield "radius", self.radius, f"95% interval {self.low:.4g} to {self.high:.4g}"
-        yield (
-            "radius of a quadratic",
-            self.predicted,
-            "2 eps |slope / curvature|",
-        )
+        shown = Interval(self.radius, self.low, self.high, self.predicted)
+        yield "radius", shown, f"{number(self.predicted)} of a quadratic, 2 eps |slope / curvature|"
         yield "slope", self.slope, f"tried up to {self.limit:.4g}"
 
 

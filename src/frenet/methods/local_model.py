@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from frenet.measure.curvature import Matvec, Trace, at_once, hessian_product, hu
 from frenet.measure.gradients import gradient as slope_at
 from frenet.methods.candidates import Candidates, Kind, Noise, Where, placed, space_of
 from frenet.methods.loss_pairs import MOVED, PROBED, Curvature, Losses, Place, curvature_from_losses
-from frenet.methods.search import Selection, drop_duplicates
+from frenet.methods.selection import Selection, drop_duplicates
 from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import IGNORE, Batch, Split, Task, in_parts, repeatable
@@ -44,6 +44,8 @@ class LocalModel(Shown):
         trace_error: standard error of the trace.
         bend: the same for the curvature, tr(H_other H) / tr(H^2).
         elsewhere: gradient and curvature on other examples; None: as on the selection batch.
+        selection: of the search that is planned.
+        kind: of its noise.
     """
 
     local: QuadraticModel
@@ -52,6 +54,8 @@ class LocalModel(Shown):
     trace_error: float
     bend: float = 0.0
     elsewhere: QuadraticModel | None = None
+    selection: Selection = field(default_factory=Selection)
+    kind: Kind = "normal"
 
     def _summary(self) -> str:
         return (
@@ -69,12 +73,18 @@ class LocalModel(Shown):
 
     def held_out_gain(self, sigma: float, n: int) -> float:
         """Gain on other data; shares outside [0, 1] are estimation errors and are clipped."""
-        shares = {
+        mean = None if self.elsewhere is None else self.elsewhere.mean(sigma)
+        return self.local.held_out_gain(sigma, n, **self._shares(), mean=mean)
+
+    def carried(self, sigma: float) -> float:
+        """Share of a gain by luck on the selection batch that carries over to other data."""
+        return self.local.carried(sigma, **self._shares())
+
+    def _shares(self) -> dict[str, float]:
+        return {
             "transfer": min(1.0, max(0.0, self.transfer)),
             "bend": min(1.0, max(0.0, self.bend)),
         }
-        mean = None if self.elsewhere is None else self.elsewhere.mean(sigma)
-        return self.local.held_out_gain(sigma, n, **shares, mean=mean)
 
     def best(self, n: int) -> Best | None:
         """sigma* and its gain for n candidates; None if the quadratic model cannot be trusted.
@@ -222,7 +232,9 @@ def survey(
     say(f"trace of the Hessian measured: {found.local.trace:.4g} +- {found.error:.2g}")
     share = theory.transfer(dot(here.slope, other.slope), gradient)
     elsewhere = QuadraticModel(len(other.slope), norm(other.slope), found.elsewhere)
-    measured = LocalModel(found.local, loss, share, found.error, found.bend, elsewhere)
+    measured = LocalModel(
+        found.local, loss, share, found.error, found.bend, elsewhere, chosen, kind
+    )
     if not effort.products:
         return measured
     return _with_quartics(measured, model, where, (here, other), effort, seed=seed, kind=kind)

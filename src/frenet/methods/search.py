@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +13,18 @@ from scipy import stats
 from torch import Tensor, nn
 
 from frenet._errors import UsageError
-from frenet._notebook import Fact, Shown
+from frenet._notebook import Fact, Interval, Shown
+from frenet.geometry.linalg import norm
+from frenet.geometry.subspace import Basis
+from frenet.measure.gradients import gradient as slope_at
 from frenet.methods.candidates import Candidates, Noise, Where, space_of
 from frenet.methods.evaluation import Evaluator, predictions, row_scores
-from frenet.methods.scores import RowScores, Score, vote_scores
+from frenet.methods.plan import Plan
+from frenet.methods.scores import RowScores, vote_scores
+from frenet.methods.search_result_files import save_winner
+from frenet.methods.selection import Selection as Selection
+from frenet.methods.selection import drop_duplicates as drop_duplicates
+from frenet.methods.selection import require_disjoint
 from frenet.network.tasks import Batch, Task, repeatable
 from frenet.statistics.intervals import Estimate
 
@@ -26,26 +35,6 @@ Engine = Callable[[nn.Module, Evaluator, Sequence[Chunk]], Iterator[tuple[Chunk,
 CHUNK = 32
 # Above this share of weights that rounding leaves unchanged, the noise is not what was requested.
 MOST_UNMOVED = 0.05
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How candidates are selected, and on which data the winner is reported.
-
-    Attributes:
-        score: "loss" (its negative), "accuracy" of tokens, "exact" (greedily generated answers),
-            or a function of model and batch that returns a float, larger is better.
-        select_size: examples of the select split: one batch, the same for all candidates.
-        test_size: examples of the test split, for the result.
-        top: K; the best K candidates also vote, and are averaged.
-        seed: chooses the examples and the bootstrap.
-    """
-
-    score: Score = "loss"
-    select_size: int = 64
-    test_size: int = 256
-    top: int = 1
-    seed: int = 0
 
 
 class Gain(NamedTuple):
@@ -70,6 +59,7 @@ class SearchResult(Shown):
         vote: the top K voting on every token of the test split; None for a user's score.
         average: the mean of the top K displacements, on the test split.
         unmoved: share of the winner's weights that their dtype rounded back.
+        place: the model and the parameters of the search, for ``save``.
     """
 
     noise: Noise
@@ -80,6 +70,7 @@ class SearchResult(Shown):
     vote: Gain | None
     average: Gain
     unmoved: float
+    place: tuple[nn.Module, Where] | None = field(default=None, compare=False)
 
     @property
     def winner(self) -> int:
@@ -90,6 +81,18 @@ class SearchResult(Shown):
     def selected_gain(self) -> float:
         """Gain of the winner on the selection data, inflated by the winner's curse."""
         return float(self.scores[self.winner]) - self.before
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the winner into a folder with :func:`save_winner`, and return the folder.
+
+        The model must be at the weights of the search.
+
+        Raises:
+            ValueError: the result does not come from ``random_search``, and names no model.
+        """
+        if self.place is None:
+            raise UsageError("this result names no model; call save_winner(model, where, ...)")
+        return save_winner(*self.place, self, folder)
 
     def _summary(self) -> str:
         gain = self.held_out.gain
@@ -106,19 +109,19 @@ class SearchResult(Shown):
             ("gain of the top K voting", self.vote),
         ):
             if held is not None:
-                low, high = held.gain.low, held.gain.high
-                ends = "no interval" if low is None else f"95% interval {low:.4g} to {high:.4g}"
-                unmoved = f"score {held.before:.4g} unperturbed"
-                yield f"{name}, held-out data", held.gain.value, f"{ends}; {unmoved}"
+                shown = Interval(held.gain.value, held.gain.low, held.gain.high, 0.0)
+                unmoved = f"0, the unperturbed weights, with a score of {held.before:.4g}"
+                yield f"{name}, held-out data", shown, unmoved
 
 
 def random_search(
     model: nn.Module,
     task: Task,
     where: Where,
+    plan: Plan | None = None,
     *,
-    noise: Noise,
-    num_candidates: int,
+    noise: Noise | None = None,
+    num_candidates: int | None = None,
     selection: Selection | None = None,
     engine: Engine | None = None,
 ) -> SearchResult:
@@ -131,8 +134,9 @@ def random_search(
         model: the network; restored bit for bit, also after an exception or Ctrl-C.
         task: has a select and a test split that share no example.
         where: the parameters that move, or a basis.
-        noise: sigma, seed and kind of the noise.
-        num_candidates: N, at least 1.
+        plan: from ``plan_search``; sets noise, N and selection, as far as they are not passed.
+        noise: sigma, seed and kind of the noise; needed without a plan.
+        num_candidates: N, at least 1; needed without a plan.
         selection: score and examples.
         engine: evaluates the candidates elsewhere, or stores their scores; None: ``here``.
 
@@ -141,16 +145,17 @@ def random_search(
         candidates are grouped.
 
     Raises:
-        ValueError: N or top below 1, or an example in both splits.
+        ValueError: N or top below 1, an example in both splits, neither a plan nor noise and N, or
+            a plan that advises no search.
         FloatingPointError: a score that is not finite; names the candidate.
 
     Warns:
         RuntimeWarning: the dtype of the weights rounds more than 5% of them back, or candidates
             are evaluated one by one because a shared forward pass gives wrong results.
     """
+    noise, num_candidates, chosen = _settings(plan, noise, num_candidates, selection)
     if num_candidates < 1:
         raise UsageError(f"num_candidates={num_candidates}; pass at least 1")
-    chosen = selection or Selection()
     if chosen.top < 1:
         raise UsageError(f"top={chosen.top} leaves no winner to report; pass at least 1")
     select = drop_duplicates(next(repeatable(task, "select", chosen.select_size, chosen.seed)))
@@ -169,36 +174,65 @@ def random_search(
     order = tuple(sorted(indices, key=lambda i: (-scores[i], i)))
     held_out, vote, average = _report(model, evaluator, order[: chosen.top], test, chosen)
     return SearchResult(
-        noise, torch.tensor(scores), before, order, held_out, vote, average, unmoved
+        noise, torch.tensor(scores), before, order, held_out, vote, average, unmoved, (model, where)
     )
 
 
-def require_disjoint(select: Batch, test: Batch) -> None:
-    """Raise ValueError if an example is in both batches."""
-    keys, others = _keys(select), set(_keys(test))
-    if shared := [i for i, key in enumerate(keys) if key in others]:
-        raise UsageError(
-            f"{len(shared)} of the {len(keys)} examples that candidates are selected on are also "
-            f"in the test split, first row {shared[0]}; the task's splits must be disjoint"
-        )
+def _settings(
+    plan: Plan | None, noise: Noise | None, count: int | None, selection: Selection | None
+) -> tuple[Noise, int, Selection]:
+    """Noise, N and selection: as passed, else as planned.
+
+    Raises:
+        ValueError: the plan advises no search, or there is neither plan nor noise and N.
+    """
+    given = noise is not None and count is not None
+    if plan is not None and plan.best is None and not given:
+        raise UsageError(f"{plan.advice}; pass noise= and num_candidates= to search anyway")
+    if plan is not None and plan.best is not None:
+        seed = plan.survey.selection.seed
+        noise = noise or Noise(plan.best.sigma, seed=seed, kind=plan.survey.kind)
+        count = plan.best.candidates if count is None else count
+    if noise is None or count is None:
+        raise UsageError("a search needs a plan from plan_search, or noise= and num_candidates=")
+    planned = plan.survey.selection if plan is not None else Selection()
+    return noise, count, selection or planned
 
 
-def drop_duplicates(batch: Batch) -> Batch:
-    """The batch without duplicate rows: they would make every interval too narrow."""
-    if "input_ids" not in batch:  # not text: rows cannot be compared
-        return batch
-    keys = _keys(batch)
-    first = [i for i, key in enumerate(keys) if keys.index(key) == i]
-    return {key: value[first] for key, value in batch.items()}
+def equal_step(
+    model: nn.Module, task: Task, where: Where, *, noise: Noise, index: int, selection: Selection
+) -> Gain | None:
+    """Held-out gain of a gradient step as long as a candidate, on the same selection batch.
 
+    The step is -||delta|| g / ||g||, with the gradient of the loss, whatever the score is.
 
-def _keys(batch: Batch) -> list[tuple[int, ...]]:
-    """For every row its tokens without the padding, and its targets."""
-    keys = []
-    for i, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True)):
-        real = batch["attention_mask"][i].bool() if "attention_mask" in batch else slice(None)
-        keys.append((*ids[real].tolist(), *labels[real].tolist()))
-    return keys
+    Args:
+        model: the network; restored bit for bit.
+        task: as in the search.
+        where: as in the search.
+        noise: of the search.
+        index: of the candidate, such as the winner.
+        selection: of the search.
+
+    Returns:
+        The gain, in units of the score; None if the gradient is zero.
+    """
+    space = space_of(where)
+    select, test = (
+        drop_duplicates(next(repeatable(task, split, size, selection.seed)))
+        for split, size in (("select", selection.select_size), ("test", selection.test_size))
+    )
+    slope = slope_at(model, task, select, space=space)
+    with Candidates(model, where, noise) as candidates:
+        length = norm(candidates.delta(index))
+    if isinstance(where, Basis):
+        slope = where.project(slope)
+    if not norm(slope) > 0:
+        return None
+    before = row_scores(model, selection.score, test)
+    with space.displaced(model, slope, -length / norm(slope)):
+        after = row_scores(model, selection.score, test)
+    return gain(before, after, seed=selection.seed)
 
 
 def here(

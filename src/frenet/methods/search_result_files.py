@@ -5,7 +5,7 @@ import hashlib
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from frenet._files import DamagedFileError, pretty, read_object, sealed, unseale
 from frenet._version import __version__
 from frenet.geometry.subspace import Basis
 from frenet.methods.candidates import Candidates, Noise, Where, space_of
-from frenet.methods.search import SearchResult
 from frenet.network.checkpoints.adapter_delta import active_adapters
 from frenet.network.checkpoints.adapter_files import PREFIX, write_adapter
 from frenet.network.checkpoints.pairs import fingerprint
@@ -27,7 +26,25 @@ RECORD, WEIGHTS, FORMAT = "candidate.json", "weights.safetensors", 3
 EARLIER, LAST = (1, 2), "0.1.0"
 
 
-def save_winner(model: nn.Module, where: Where, result: SearchResult, folder: Path | str) -> Path:
+@runtime_checkable
+class Found(Protocol):
+    """What is stored of a result of ``random_search``; see ``SearchResult``."""
+
+    noise: Noise
+    held_out: Any
+
+    @property
+    def winner(self) -> int:
+        """Index of the best candidate."""
+        ...
+
+    @property
+    def selected_gain(self) -> float:
+        """Its gain on the selection data."""
+        ...
+
+
+def save_winner(model: nn.Module, where: Where, result: Found, folder: Path | str) -> Path:
     """Write the winner of a search into a folder.
 
     ``candidate.json`` holds seed, index and sigma, with the fingerprints of the weights and of the

@@ -18,10 +18,13 @@ from frenet.experiments.search_command.setup import (
     best_rows,
     expected,
     fixed_sigma,
+    further_advice,
+    further_gain,
     load_subject,
     make_plan,
     plan_notes,
     plan_rows,
+    require_worth,
     result_rows,
 )
 from frenet.runs.engine import Interrupted
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
 
     from frenet.methods.candidates import Noise
     from frenet.methods.evaluation import Evaluator
-    from frenet.methods.search import Engine
+    from frenet.methods.search import Engine, Gain, SearchResult
 
 Say = Callable[[str], None]
 PLAN, WINNER = "plan.json", "winner"
@@ -52,7 +55,12 @@ ENDS = ("plan", "result")
 
 
 def run_search(
-    config: SearchConfig, out: Path, *, engine: "Engine | None" = None, say: Say = print
+    config: SearchConfig,
+    out: Path,
+    *,
+    engine: "Engine | None" = None,
+    say: Say = print,
+    worth: float | None = None,
 ) -> Run:
     """Search into a run folder, resume a search, or return the finished one.
 
@@ -64,11 +72,14 @@ def run_search(
         out: the run folder.
         engine: evaluates the candidates; None: in this process.
         say: takes lines of progress.
+        worth: gain in nats per token for which 100 candidates are worth their time; progress then
+            says whether more are. It changes no result.
 
     Raises:
         RunFolderError: the folder holds another search, or one of another model.
         Interrupted: Ctrl-C; scores are kept.
-        ValueError: no gain is expected at any sigma, and ``sigma`` is "auto".
+        ValueError: no gain is expected at any sigma, and ``sigma`` is "auto"; or there is a worth,
+            but no plan to compare it with.
         FloatingPointError: a score is not finite.
     """
     if config.budget < 1:
@@ -76,6 +87,7 @@ def run_search(
     if config.top < 1:
         raise UsageError(f"top={config.top} leaves no winner to report; pass at least 1")
     fixed_sigma(config)
+    require_worth(config, worth)
     require_path(out)
     subject = load_subject(config)
     header = _header(config, subject)
@@ -86,7 +98,7 @@ def run_search(
             if store.note:
                 say(store.note)
             try:
-                _search(config, subject, store, engine=engine, say=say)
+                _search(config, subject, store, engine=engine, say=say, worth=worth)
             except KeyboardInterrupt:
                 scored = sum(store.done(cell) for cell in cells(config) if cell["part"] not in ENDS)
                 raise Interrupted(
@@ -119,6 +131,7 @@ def _search(
     *,
     engine: "Engine | None",
     say: Say,
+    worth: float | None,
 ) -> None:
     """Do everything that is not stored yet."""
     from frenet.methods.candidates import Noise
@@ -135,7 +148,7 @@ def _search(
         tied=config.tied_noise,
         kind=config.noise,
     )
-    watch = Progress(subject, noise, config.budget, say)
+    watch = Progress(subject, noise, config.budget, say, planned=planned, worth=worth)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         result = random_search(
@@ -144,11 +157,28 @@ def _search(
             engine=_storing(engine or here, store, watch),
         )  # fmt: skip
     save_winner(subject.model, subject.space, result, store.path / WINNER)
-    rows = [*result_rows(result, planned, top=config.top), *best_rows(result, planned)]
+    step = _gradient_step(subject, noise, result, say)
+    rows = [*result_rows(result, planned, top=config.top, step=step), *best_rows(result, planned)]
     for warning in caught:
         say(f"warning: {warning.message}")
         rows.append({"table": "notes", "note": str(warning.message)})
     _store(store, Cell.of(part="result"), rows, seconds=time.monotonic() - start)
+
+
+def _gradient_step(
+    subject: Subject, noise: "Noise", result: "SearchResult", say: Say
+) -> "Gain | None":
+    """Held-out gain of a gradient step as long as the winner; None if there is none to take."""
+    from frenet.methods.search import equal_step
+
+    try:
+        return equal_step(
+            subject.model, subject.task, subject.space,
+            noise=noise, index=result.winner, selection=subject.selection,
+        )  # fmt: skip
+    except (FloatingPointError, MemoryError) as error:
+        say(f"no gradient step to compare the winner with: {error}")
+        return None
 
 
 def _planned(config: SearchConfig, subject: Subject, store: RunFolder, say: Say) -> dict[str, Any]:
@@ -263,11 +293,21 @@ class Progress:
     held-out gain does not affect any choice.
     """
 
-    def __init__(self, subject: Subject, noise: "Noise", budget: int, say: Say) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        noise: "Noise",
+        budget: int,
+        say: Say,
+        *,
+        planned: Mapping[str, Any],
+        worth: float | None,
+    ) -> None:
         from frenet.methods.evaluation import row_scores
         from frenet.methods.search import drop_duplicates
 
         self._subject, self._noise, self._budget, self._say = subject, noise, budget, say
+        self._planned, self._worth = planned, worth
         task, chosen = subject.task, subject.selection
         select = drop_duplicates(next(task.batches("select", chosen.select_size, chosen.seed)))
         self._test = drop_duplicates(next(task.batches("test", chosen.test_size, chosen.seed)))
@@ -292,6 +332,9 @@ class Progress:
             f"{self._best[0] - self.before:.4g} on selection, {self._gain:.4g} on held-out data; "
             f"{duration(elapsed)} elapsed, about {duration(left)} left"
         )
+        further = further_gain(self._planned, self._best[0] - self.before)
+        if more := further_advice(further, self._worth):
+            self._say(more)
 
     def _held_out_gain(self, index: int) -> float:
         from frenet.methods.candidates import Candidates

@@ -17,7 +17,7 @@ import contextlib
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,9 +32,9 @@ from frenet._files import (
     unsealed,
     write_whole,
 )
-from frenet._notebook import Fact, Shown
+from frenet._notebook import Fact, Interval, Shown
 from frenet.experiments import described
-from frenet.experiments.experiment import Cell, Row, answered, decided
+from frenet.experiments.experiment import Answer, Cell, Finding, Row, answered, decided
 from frenet.runs.files import DamagedRunError, RunFolderError, locked
 from frenet.runs.header import (
     FORMAT,
@@ -85,12 +85,35 @@ class Run(Shown):
         if declared is None:
             return
         for claim, finding in decided(declared, self.rows):
-            measured = f"{finding.decision}. {finding.quantity}: {finding.estimate or 'none'}"
-            reference = f"{finding.reference}: {finding.reference_estimate or 'none'}"
-            yield f"{finding.name}: {claim.statement}", measured, reference
-        for answer in answered(declared, self.rows):
-            which = (f"{key}\u00a0{value}" for key, value in answer.keys.items())
-            yield ", ".join((answer.subject, *which)), answer.sentence, ""
+            null = finding.reference_estimate
+            reference = f"{finding.quantity}; {finding.reference}: {null or 'none'}"
+            yield f"{finding.name}: {claim.statement}", _measured(finding), reference
+        yield from _by_seed(answered(declared, self.rows))
+
+
+def _measured(finding: Finding) -> object:
+    """The verdict of a finding, with its number."""
+    found, null = finding.estimate, finding.reference_estimate
+    if found is None:
+        return f"{finding.decision}"
+    chance = None if null is None else null.value
+    return Interval(found.value, found.low, found.high, chance, word=str(finding.decision))
+
+
+def _by_seed(answers: Iterable[Answer]) -> Iterator[Fact]:
+    """One entry for each subject, with the answers of all seeds; those that agree stand once."""
+    grouped: dict[str, dict[str, list[str]]] = {}
+    for answer in answers:
+        keys = (f"{key}\u00a0{value}" for key, value in answer.keys.items() if key != "seed")
+        found = grouped.setdefault(", ".join((answer.subject, *keys)), {})
+        found.setdefault(answer.sentence, []).append(str(answer.keys.get("seed", "")))
+    for subject, found in grouped.items():
+        parts = [
+            (f"seed {', '.join(seeds)}: " if len(found) > 1 and any(seeds) else "") + sentence
+            for sentence, seeds in found.items()
+        ]
+        count = sum(map(len, found.values()))
+        yield subject, "; ".join(parts), f"{count} seed{'' if count == 1 else 's'}"
 
 
 class Failure(NamedTuple):

@@ -124,7 +124,7 @@ TABLES = {
         Column("high", "nats/token", "its upper end", "reference"),
     ),
     "result": (
-        Column("what", "", "the winner; the average, or the vote, of the best", "key"),
+        Column("what", "", "winner; average, or vote, of the best; a gradient step", "key"),
         Column("before", "", "held-out score of the unperturbed weights", "reference"),
         Column("after", "", "held-out score", "measure", "before"),
         Column("gain", "", "the difference, on held-out data", "measure", "low"),
@@ -132,6 +132,7 @@ TABLES = {
         Column("high", "", "its 95% interval over examples", "reference"),
         Column("selected", "", "gain on the selection batch", "measure", "gain"),
         Column("expected", "nats/token", "held-out gain expected by the plan", "reference"),
+        Column("further", "nats/token", "held-out gain expected of 100 more", "reference"),
         Column("index", "", "of the winner", "key"),
         Column("sigma", "", "standard deviation per coordinate", "key"),
         Column("unmoved", "fraction", "weights that the dtype rounded back", "measure", "nothing"),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from frenet.methods.plan import Plan
-    from frenet.methods.search import Gain, SearchResult, Selection
+    from frenet.methods.search import Gain, SearchResult
+    from frenet.methods.selection import Selection
     from frenet.network.checkpoints.load import Loaded
     from frenet.network.space import ParamSpace
+
+
+# A result beside which the winner stands.
+STEP = "gradient step as long as the winner, on the same selection batch"
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ def load_subject(config: SearchConfig) -> Subject:
     Raises:
         ValueError: no task of that name, several tasks and no name, or no parameter of that name.
     """
-    from frenet.methods.search import Selection
+    from frenet.methods.selection import Selection
     from frenet.network.adapters import attach_lora
     from frenet.network.data.text import reading_notes
     from frenet.network.space import ParamSpace
@@ -55,21 +60,18 @@ def load_subject(config: SearchConfig) -> Subject:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
     space = _named(ParamSpace.select(model), config.where)
-    sizes = [
-        min(size, len(task.examples[split]))
-        for size, split in ((config.select_size, "select"), (config.test_size, "test"))
-    ]
     selection = Selection(
         config.score,
-        select_size=sizes[0],
-        test_size=sizes[1],
+        select_size=config.select_size,
+        test_size=config.test_size,
         top=min(config.top, config.budget),
         seed=config.seed,
-    )
+    ).within(task)
     notes = (
         *loaded.notes,
         *reading_notes([task]),
-        f"{task.name}: selected on {sizes[0]} examples, reported on {sizes[1]} others",
+        f"{task.name}: selected on {selection.select_size} examples, reported on "
+        f"{selection.test_size} others",
         f"{space.dim:,} parameters move",
     )
     return Subject(model.eval(), space, task, selection, loaded.fingerprint, notes)
@@ -105,11 +107,15 @@ def _task(config: SearchConfig, loaded: "Loaded") -> Any:
 
 
 def make_plan(
-    config: SearchConfig, subject: Subject, say: Callable[[str], None] = lambda _: None
+    config: SearchConfig,
+    subject: Subject,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    worth: float | None = None,
 ) -> "Plan":
     """The expected gain of the search, by sigma; ``say`` takes its cost and its progress."""
-    from frenet.methods.local_model import Effort, survey
-    from frenet.methods.plan import plan
+    from frenet.methods.local_model import Effort
+    from frenet.methods.plan import plan_search
 
     effort = Effort(config.probes) if config.probes else Effort.within(config.budget)
     way = "Hessian products" if effort.products else "losses"
@@ -118,11 +124,10 @@ def make_plan(
         f"gradients of {effort.batches} batches of {subject.selection.select_size} examples, and "
         f"curvature along {effort.probes} random vectors from {way}"
     )
-    local_model = survey(
-        subject.model, subject.task, subject.space,
-        selection=subject.selection, seed=config.seed, effort=effort, kind=config.noise, say=say,
+    return plan_search(
+        subject.model, subject.task, subject.space, budget=config.budget, worth=worth,
+        selection=subject.selection, effort=effort, kind=config.noise, say=say,
     )  # fmt: skip
-    return plan(local_model, budget=config.budget)
 
 
 def plan_notes(subject: Subject) -> list[str]:
@@ -166,7 +171,51 @@ def expected(config: SearchConfig, made: "Plan", sigma: float) -> dict[str, Any]
     return {
         "best": best,
         "held_out": local_model.held_out_gain(sigma, config.budget),
+        "change": [change.mean, change.std, change.skew],
+        "carried": local_model.carried(sigma),
     }
+
+
+def further_gain(planned: Mapping[str, Any], best: float) -> float | None:
+    """Held-out gain expected of 100 more candidates; None if there is no plan of it.
+
+    Args:
+        planned: the expectations of the plan.
+        best: gain of the best candidate so far, on the selection batch.
+    """
+    from frenet.geometry.loss_change import LossChange
+    from frenet.methods.plan import BLOCK
+
+    if "change" not in planned:
+        return None
+    improvement = LossChange(*planned["change"]).improvement(-best, BLOCK)
+    return float(planned["carried"] * improvement)
+
+
+def further_advice(gain: float | None, worth: float | None) -> str:
+    """Whether 100 more candidates are worth their time, in words; empty if that is not planned."""
+    from frenet.methods.plan import BLOCK
+
+    if gain is None:
+        return ""
+    text = f"{BLOCK} more candidates should gain {gain:.2g} nats per token on held-out data"
+    if worth is None:
+        return text
+    word = "stop: less than" if gain < worth else "go on: at least"
+    return f"{text} ({word} the {worth:.3g} asked for)"
+
+
+def require_worth(config: SearchConfig, worth: float | None) -> None:
+    """Raise ValueError if no plan can say what further candidates are expected to gain."""
+    from frenet.methods.plan import require_worth as require_number
+
+    require_number(worth)
+    if worth is None:
+        return
+    if config.sigma != "auto":
+        raise UsageError("--worth needs what a plan expects, and with --sigma none is made")
+    if config.score != "loss":
+        raise UsageError(f"--worth is a loss in nats per token; leave out --score {config.score}")
 
 
 def powers(budget: int) -> list[int]:
@@ -204,7 +253,9 @@ def best_rows(result: "SearchResult", planned: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def result_rows(result: "SearchResult", planned: dict[str, Any], *, top: int) -> list[Row]:
+def result_rows(
+    result: "SearchResult", planned: dict[str, Any], *, top: int, step: "Gain | None"
+) -> list[Row]:
     """Winner, average and vote on held-out data."""
     rows = []
     top = min(len(result.order), top)
@@ -212,9 +263,10 @@ def result_rows(result: "SearchResult", planned: dict[str, Any], *, top: int) ->
         ("winner", result.held_out),
         (f"average of the best {top}", result.average),
         (f"vote of the best {top}, against one vote", result.vote),
+        (STEP, step),
     ]
     for what, outcome in named:
-        if outcome is None or (top == 1 and what != "winner"):
+        if outcome is None or (top == 1 and what not in ("winner", STEP)):
             continue
         row: Row = {
             "table": "result",
@@ -230,6 +282,7 @@ def result_rows(result: "SearchResult", planned: dict[str, Any], *, top: int) ->
             row |= {
                 "selected": result.selected_gain,
                 "expected": planned["held_out"],
+                "further": further_gain(planned, result.selected_gain),
                 "index": result.winner,
                 "unmoved": result.unmoved,
                 "nothing": 0.0,

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from frenet.experiments.experiment import Answer, Cell, Column, Figure, Row, Rows, Study
+from frenet.experiments.experiment import Cell, Column, Figure, Row, Rows, Study
 from frenet.experiments.figures.charts import Axis, Rule, lines
 from frenet.experiments.intervals import select
 from frenet.experiments.setup import brackets
-from frenet.experiments.setup.brackets import bracket_of, life_columns, life_of
+from frenet.experiments.setup.brackets import life_columns, life_of
+from frenet.experiments.watched_training.advice import STALE as STALE
+from frenet.experiments.watched_training.advice import sentences as sentences
 
-STALE = 0.5
 # Measured steps before the first multiple of ``every``: directions go stale fastest at the start of
 # a training run.
 EARLY = (1, 5, 10, 20, 50, 100)
@@ -42,6 +43,8 @@ class WatchConfig:
     """Regular expression for the names of the parameters; empty: all trained ones."""
     order: bool = False
     """Whether the order of updates on every pair of probes is looked at."""
+    projection_rank: int = 0
+    """Rank of the projections of each matrix's gradient that are looked at; 0: none."""
 
 
 def looks(every: int, steps: int) -> list[int]:
@@ -54,8 +57,13 @@ def looks(every: int, steps: int) -> list[int]:
     >>> looks(4, 10)
     [0, 1, 4, 8, 10]
     """
-    early = [step for step in EARLY if step < min(every, steps)]
+    early = [step for step in EARLY if is_look(step, every) and step < steps]
     return sorted({0, *early, *range(every, steps + 1, every), steps})
+
+
+def is_look(step: int, every: int) -> bool:
+    """Whether a training is measured after this step, if it is not the last."""
+    return (step in EARLY and step < every) or step % every == 0
 
 
 def cells(config: WatchConfig, *, steps: int) -> list[Cell]:
@@ -68,8 +76,7 @@ def command(config: Mapping[str, Any]) -> str:
     names = ("every", "k", "n", "gradients", "where")
     given = {name: config[name] for name in names}
     given["where"] = given["where"] or None
-    if config.get("order"):
-        given["order"] = True
+    given |= {name: config[name] for name in ("order", "projection_rank") if config.get(name)}
     settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
     return (
         f"# probes: {', '.join(config['probes']) or 'none'}\n"
@@ -82,15 +89,22 @@ def reread(rows: Rows) -> list[Row]:
     return brackets.reread(rows, looks="drift", lives="half_life", keys=("probe",), lag="step")
 
 
-def sentences(rows: Rows) -> list[Answer]:
-    """How long the initial gradient basis of each probe stays useful, once training has ended."""
-    answers = []
-    for row in select(rows, table="half_life"):
-        if life := bracket_of(row):
-            ends = "is stale after" if life.found else "stays useful for"
-            sentence = f"the initial gradient basis {ends} {life.in_words('step')}"
-            answers.append(Answer(str(row["probe"]), {}, sentence))
-    return answers
+def projection_chart(rows: Rows) -> object:
+    """What the projections of the start still hold, over matrices, one panel per probe."""
+    band = {"low": None, "high": None}
+    table: list[Row] = []
+    for row in rows:
+        at: Row = {"step": row["step"], "panel": row["probe"]}
+        ends: Row = {"low": row["low"], "high": row["high"]}
+        table.append(at | ends | {"value": row["ratio"], "series": "median over matrices"})
+        table.append(at | band | {"value": row["control"], "series": "control"})
+    return lines(
+        table,
+        x=Axis("step", "step", whole=True),
+        y=Axis("value", "share of a fresh projection's energy above chance"),
+        facet="panel",
+        rules=["control", Rule("half", STALE), Rule("chance", 0.0)],
+    )
 
 
 def drift_chart(rows: Rows) -> object:
@@ -164,6 +178,10 @@ def order_chart(rows: Rows) -> object:
 
 
 _STEP = Column("step", "steps", "optimiser steps taken", "key")
+_PROJECTED = (
+    Column("probe", "", "probe task", "key"),
+    Column("rank", "", "of the projections", "key"),
+)
 TABLES = {
     "drift": (
         Column("probe", "", "probe task", "key"),
@@ -249,6 +267,39 @@ TABLES = {
         ),
         Column("null_onset", "step size", "the same for random steps", "reference"),
     ),
+    "projection": (
+        *_PROJECTED,
+        Column("matrix", "", "parameter with two sides", "key"),
+        _STEP,
+        Column("displacement", "2-norm", "distance from the start", "key"),
+        Column(
+            "ratio",
+            "",
+            "of the held-out energy that a fresh projection has above chance, the share that the "
+            "initial one has; empty: a fresh one has none",
+            "measure",
+            "control",
+        ),
+        Column("control", "", "the ratio at the start, for other examples", "reference"),
+        Column("energy", "fraction", "held-out energy in the initial one", "measure", "chance"),
+        Column("fresh", "fraction", "held-out energy in a fresh one", "measure", "chance"),
+        Column("chance", "fraction", "rank / shorter side, energy in a random one", "reference"),
+    ),
+    "projections": (
+        *_PROJECTED,
+        Column("matrices", "", "number of matrices", "key"),
+        _STEP,
+        Column("ratio", "", "median ratio over the matrices", "measure", "control"),
+        Column("control", "", "median ratio of other examples at the start", "reference"),
+        Column("low", "", "least ratio of a matrix", "measure", "nothing"),
+        Column("high", "", "greatest ratio of a matrix", "measure", "control"),
+        Column("nothing", "", "ratio of a random projection", "reference"),
+    ),
+    "update_gap": (
+        *_PROJECTED,
+        Column("matrix", "", "parameter with two sides", "key"),
+        *life_columns("step at ratio 0.5"),
+    ),
     "notes": (
         _STEP,
         Column("note", "", "caveats about this training run", "key"),
@@ -290,6 +341,17 @@ FIGURES = (
         "order.",
         "order",
         order_chart,
+    ),
+    Figure(
+        "projections",
+        "How much the initial projections of the matrices hold",
+        "Each matrix's gradient on held-out examples is projected to the leading singular vectors "
+        "of its gradient at the start, and to fresh ones. 1 is as good as fresh, 0 is chance; "
+        "below a half a projection has gone stale. The line is the median over matrices, the band "
+        "holds all of them. The control replaces the initial examples by others, without any "
+        "training.",
+        "projections",
+        projection_chart,
     ),
 )
 STUDY = Study(

@@ -1,0 +1,142 @@
+"""The advised end of a search, compared with the best end and sigma of a dense sweep.
+
+    python benchmarks/bench_worth.py [--searches 6]
+
+Several networks have a damaged task. Every search selects on its own batch and is planned for it
+with a worth: W nats per token for 100 candidates. What counts is the held-out gain minus W N / 100.
+The figure is its mean for the advised N and sigma, over that of the best single pair of the sweep:
+every N up to the budget, at every sigma of a grid, on the same searches. The best of several noisy
+means is biased upwards, so the figure is slightly too low. Around networks without damage a search
+is not worth it; the row says how often the advice is that.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from frenet.experiments.best_of_n import Config
+from frenet.experiments.setup.damage import damaged
+from frenet.experiments.setup.networks import build
+from frenet.methods.candidates import Candidates, Noise
+from frenet.methods.evaluation import Evaluator
+from frenet.methods.local_model import Effort, LocalModel, survey
+from frenet.methods.plan import BLOCK, plan
+from frenet.methods.selection import Selection, drop_duplicates
+from frenet.network.measuring import measuring
+from frenet.network.space import ParamSpace
+from frenet.network.tasks import Batch, Task, repeatable
+from timing import Row, show
+
+BUDGET, TEST, TASK, SIZE = 256, 1024, "reverse", 32
+# Nats per token for 100 candidates.
+WORTHS = (0.03, 0.1, 0.3)
+# Multiples of the mean planned sigma.
+GRID = (0.25, 0.5, 1.0, 2.0)
+
+
+class Setup(NamedTuple):
+    """The inputs of one search."""
+
+    model: nn.Module
+    task: Task
+    space: ParamSpace
+    select: Batch
+    test: Batch
+    seed: int
+
+
+def gains(setup: Setup, sigma: float, count: int) -> list[float]:
+    """Held-out gain of the best of the first N candidates, for N = 1 .. count."""
+    model, task, space, select, test, seed = setup
+    noise = Noise(sigma, seed=seed)
+    scores = Evaluator(space, noise, "loss", select)(model, range(count))
+    found, best = [], -1
+    with measuring(model), torch.no_grad():
+        before = float(task.loss(model, test))
+        with Candidates(model, space, noise) as candidates:
+            for index in range(count):
+                if best < 0 or scores[index] > scores[best]:
+                    best = index
+                    candidates.put(index)
+                    gain = before - float(task.loss(model, test))
+                found.append(gain)
+    return found
+
+
+def net(found: Sequence[float], n: int, worth: float) -> float:
+    """The gain of n candidates minus their price; 0 without a search."""
+    return found[n - 1] - worth * n / BLOCK if n else 0.0
+
+
+def case(seed: int, searches: int, *, budget: int, harmed: bool = True) -> Iterator[Row]:
+    """One row for each worth, around one network."""
+    config = Config(only=(TASK,), depth=0.3)
+    network = build(config, space="full", seed=seed)
+    task, model, space = network.tasks[TASK], network.model, network.space
+    harm = damaged(network, task, config, protocol="relative-noise", seed=seed)
+    with harm if harmed else nullcontext():
+        test = next(task.batches("test", TEST, seed))
+        drawn: list[tuple[Setup, LocalModel]] = []
+        for search in range(searches):
+            selection = Selection(select_size=SIZE, seed=1000 * seed + search)
+            select = drop_duplicates(next(repeatable(task, "select", SIZE, selection.seed)))
+            local_model = survey(
+                model, task, space, selection=selection, seed=search, effort=Effort.within(budget)
+            )
+            drawn.append((Setup(model, task, space, select, test, search), local_model))
+        name = f"synthetic {seed}{'' if harmed else ', not damaged'}"
+        yield from _rows(drawn, budget, name, harmed=harmed)
+
+
+def _rows(
+    drawn: Sequence[tuple[Setup, LocalModel]], budget: int, name: str, *, harmed: bool
+) -> Iterator[Row]:
+    plans = {w: [plan(m, budget=budget, worth=w) for _, m in drawn] for w in WORTHS}
+    whole = [found.best.sigma for _, m in drawn if (found := plan(m, budget=budget)).best]
+    unit = statistics.mean(whole) if whole else 1e-3
+    swept = [[gains(setup, factor * unit, budget) for setup, _ in drawn] for factor in GRID]
+    for worth, advised in plans.items():
+        own = [
+            net(gains(setup, made.best.sigma, n), n, worth)
+            if made.best and (n := made.best.candidates)
+            else 0.0
+            for (setup, _), made in zip(drawn, advised, strict=True)
+        ]
+        best = max(
+            statistics.mean(net(found, n, worth) for found in searches)
+            for searches in swept
+            for n in range(budget + 1)
+        )
+        counts = sorted(made.best.candidates if made.best else 0 for made in advised)
+        said = (
+            f"{statistics.mean(own):.4f} against {best:.4f} nats per token net of {worth:g} for "
+            f"{BLOCK} candidates; advised N {', '.join(map(str, counts))} of {budget}"
+        )
+        none = sum(made.best is None for made in advised) / len(advised)
+        yield {
+            "name": "net gain at the advised end of a search against the best of a sweep"
+            if harmed
+            else "searches that the advice calls not worth it",
+            "model": name,
+            "ratio": statistics.mean(own) / best if harmed and best > 0 else none,
+            "aim": "at least 0.9",
+            "detail": f"{said}; {len(drawn)} searches, {len(GRID)} sigmas",
+        }
+
+
+def run(searches: int = 4, networks: int = 3, budget: int = BUDGET) -> Iterator[Row]:
+    """Three rows per network, and those of a network without damage."""
+    for seed in range(networks):
+        yield from case(seed, searches, budget=budget)
+    yield from case(0, searches, budget=budget, harmed=False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--searches", type=int, default=4)
+    show(run(parser.parse_args().searches))
