@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jaxtyping import config, install_import_hook
+from jaxtyping import config
+
+import shape_checks
 
 # Before anything imports frenet; src itself never pays for the checks.
-install_import_hook("frenet", "beartype.beartype")
+shape_checks.install()
 
 
 @pytest.fixture(scope="session")
