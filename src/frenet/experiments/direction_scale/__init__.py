@@ -5,7 +5,9 @@ from pathlib import Path
 
 from frenet._errors import UsageError
 from frenet.experiments.direction_scale.answers import sentences
-from frenet.experiments.direction_scale.figures import FIGURES, FRESH, KINDS, TABLES, reread
+from frenet.experiments.direction_scale.figures import FIGURES, TABLES, reread
+from frenet.experiments.direction_scale.kinds import FRESH, KINDS
+from frenet.experiments.direction_scale.reach import reach
 from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later
 from frenet.experiments.setup.damage import (
     DEMO_DAMAGE,
@@ -186,4 +188,5 @@ EXPERIMENT = Experiment(
     leads=True,
     reread=reread,
     answers=sentences,
+    reach=reach,
 )  # fmt: skip

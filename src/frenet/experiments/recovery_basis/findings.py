@@ -494,6 +494,11 @@ CLAIMS = (
             levels=SMALL.levels,
             reference="prefix",
             limits=(0.0, 1.0),
+            supports=SMALL.lines,
+        ),
+        says=(
+            "the best fixed basis holds {value} of a recovery",
+            "its own first steps {reference}",
         ),
     ),
     Claim(
@@ -508,6 +513,11 @@ CLAIMS = (
             levels=HOLDING.levels,
             reference="random-walk share",
             limits=(0.0, 1.0),
+            supports=HOLDING.lines,
+        ),
+        says=(
+            f"the first {K} steps hold {{value}} of a LoRA recovery",
+            "a random walk's {reference}",
         ),
     ),
     Claim(
@@ -522,6 +532,8 @@ CLAIMS = (
             levels=AS_PAPER.levels,
             reference="the paper's share",
             limits=(0.0, 1.0),
+            supports=AS_PAPER.lines,
         ),
+        says=(f"the first {K} steps hold {{value}}", "in the paper {reference}"),
     ),
 )
