@@ -135,7 +135,7 @@ def _report(args: list[str]) -> int:
         # commonpath refuses a mixture of absolute and relative paths.
         several = len(folders) > 1
         common = Path(os.path.commonpath([f.resolve() for f in folders])) if several else folders[0]
-        report = write_report(runs, options.out or common / "report.html")
+        report = write_report(runs, options.out or common / "report.html", static=options.static)
         if options.export is not None:
             export(runs, options.export)
         if options.results is not None:

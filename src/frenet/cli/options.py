@@ -86,6 +86,8 @@ class Report:
     results: Folder = None
     """Also write a Markdown page with figures, and the packed runs, to this folder, for a
     repository."""
+    static: Switch = False
+    """Add a picture of every figure for browsers without scripts; the file becomes larger."""
     partial: Switch = False
     """Accept unfinished runs."""
     why: Switch = False

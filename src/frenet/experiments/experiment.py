@@ -182,12 +182,14 @@ class Decision(NamedTuple):
         why: the criteria that decide, or the premise that does not hold.
         needs: what would settle it, if it is undecided.
         margin: within which it is equivalent.
+        alone: the verdict of the criteria, if it is not testable because a premise is unknown.
     """
 
     verdict: Verdict
     why: str
     needs: Needs | None = None
     margin: float | None = None
+    alone: Verdict | None = None
 
     @property
     def detail(self) -> str:
@@ -225,6 +227,7 @@ class Finding(NamedTuple):
         notes: at most two cautions, each a whole sentence.
         breakdowns: everything by case.
         case: which of several cases of the claim, such as "in the weights"; empty: the only one.
+        also: further numbers for the sentence of the claim, by the name that they have there.
     """
 
     claim: str
@@ -236,6 +239,7 @@ class Finding(NamedTuple):
     notes: tuple[str, ...] = ()
     breakdowns: tuple[Breakdown, ...] = ()
     case: str = ""
+    also: Mapping[str, Estimate | None] = MappingProxyType({})
 
     @property
     def verdict(self) -> Verdict:
@@ -273,6 +277,8 @@ class Across(NamedTuple):
         limits: the least and the largest possible value.
         log: whether the mean over networks is that of logarithms.
         apart: why there is no mean over networks; empty: there is one.
+        supports: the values that the rule asks for, as an interval; None: those above the
+            reference estimate.
     """
 
     quantity: str
@@ -281,6 +287,7 @@ class Across(NamedTuple):
     limits: tuple[float, float] = (-math.inf, math.inf)
     log: bool = False
     apart: str = ""
+    supports: tuple[float, float] | None = None
 
 
 class Claim(NamedTuple):
@@ -291,6 +298,8 @@ class Claim(NamedTuple):
         against: a word or two for the reference of its findings, at most 11 characters; empty: the
             findings' own words.
         across: how its estimates on several networks are shown together; None: not at all.
+        says: the clauses of the sentence that gives its numbers, with {value}, {reference} and the
+            names of ``Finding.also``; a clause whose number is missing is left out.
     """
 
     id: str
@@ -302,6 +311,40 @@ class Claim(NamedTuple):
     across: Across | None = None
     short: str = ""
     against: str = ""
+    says: tuple[str, ...] = ()
+
+
+class Reach(NamedTuple):
+    """How far and for how long one direction can be followed, for one seed.
+
+    Attributes:
+        direction: its name.
+        space: of the parameters that are trained.
+        share_of: the norm that ``far`` is a share of.
+        seed: the seed.
+        far: the largest distance at which the change is linear; None: not known.
+        ends: its 95% interval; an end that is not known is None.
+        unbounded: whether it is still linear at the largest distance tried.
+        times: ``far`` in units of the direction's own length; None: it has none.
+        life: the last measured step before half is lost, and the first after it (None: it outlives
+            the run); None: no lifetime was measured.
+        longest: the last measured step; 0: no lifetime was asked for.
+        has_share: whether it holds more than chance at the start, so that it has a lifetime.
+        leads: whether the first sentence of a report is about it.
+    """
+
+    direction: str
+    space: str
+    share_of: str
+    seed: int
+    far: float | None
+    ends: tuple[float | None, float | None] = (None, None)
+    unbounded: bool = False
+    times: float | None = None
+    life: tuple[float, float | None] | None = None
+    longest: float = 0.0
+    has_share: bool = True
+    leads: bool = False
 
 
 class Answer(NamedTuple):
@@ -324,7 +367,8 @@ class Answer(NamedTuple):
 class Figure(NamedTuple):
     """A figure that answers one question; ``chart`` turns rows into an Altair chart.
 
-    ``front``: whether it is on the first screen of a report, below the claims.
+    ``front``: whether it comes before the chapters of a report, below the claims. ``finds`` says
+    in a sentence what the rows show, for the title; ``title`` is then the line above it.
     """
 
     id: str
@@ -333,6 +377,7 @@ class Figure(NamedTuple):
     table: str
     chart: Callable[[Rows], Any]
     front: bool = False
+    finds: Callable[[Rows], str] | None = None
 
 
 class Setting(NamedTuple):
@@ -356,7 +401,8 @@ class Study(Shown):
     ``config`` is the type of its configurations. ``shown_settings`` are shown with the claims.
     ``command`` gives the lines that repeat a run from its stored configuration, if no command of
     frenet does. ``reread`` converts stored rows, also of earlier versions, to this version.
-    ``answers`` puts the rows of a study without claims into sentences.
+    ``answers`` puts the rows of a study without claims into sentences. ``reach`` reads how far and
+    for how long directions can be followed, for the first screen of a report.
     """
 
     name: str
@@ -369,6 +415,7 @@ class Study(Shown):
     command: Callable[[Mapping[str, Any]], str] | None = None
     reread: Callable[[Rows], Rows] | None = None
     answers: Callable[[Rows], list[Answer]] | None = None
+    reach: Callable[[Rows], list[Reach]] | None = None
 
     def _summary(self) -> str:
         return f"{self.name}. {self.question}"

@@ -314,7 +314,8 @@ class Rule(NamedTuple):
             if not any(measured[one].counted for one in self.criteria):
                 return alone
             why = f"{condition.why}, so it is not known whether this premise holds"
-            return Decision("not testable", f"{why}; {ALONE} {alone}: {alone.why}")
+            why = f"{why}; {ALONE} {alone}: {alone.why}"
+            return Decision("not testable", why, alone=alone.verdict)
         return self._decide(measured)
 
     def _decide(self, measured: Mapping[Any, Condition]) -> Decision:

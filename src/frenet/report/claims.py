@@ -1,15 +1,20 @@
 """The first screen: the claims of the paper, the measured numbers, and their references."""
 
+import re
+import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from string import Formatter
 from typing import NamedTuple
 
 from markupsafe import Markup
 
+from frenet._notebook import one_line
 from frenet.experiments.experiment import VERDICTS, Claim, Decision, Finding, Verdict, claim_order
+from frenet.report.glossary import explained
+from frenet.report.glyph import glyph
 from frenet.report.markup import join, tag, user_text
-from frenet.report.numbers import estimate, join_words
-from frenet.statistics.intervals import Estimate
+from frenet.report.numbers import estimate, join_words, two
 
 ICONS: dict[Verdict, str] = {
     "supported": "✓",
@@ -23,9 +28,8 @@ VERBS: dict[Verdict, str] = {
     **{word: word for word in VERDICTS},
     "undecided": "left undecided",
 }
-# Cautions about a claim that are visible at once.
-NOTES = 2
-HEADINGS = ("Claim", "In the paper", "Measured here", "Chance, null or ceiling", "Verdict")
+# Characters of a reason on the first screen.
+LONGEST = 90
 
 
 class Entry(NamedTuple):
@@ -48,20 +52,22 @@ class Entry(NamedTuple):
     model: str = ""
 
 
-def answer(decisions: Sequence[Entry]) -> str:
-    """The whole page in one sentence."""
+def answer(decisions: Sequence[Entry], *, named: bool = True) -> str:
+    """The verdicts in one sentence; ``named``: with the network."""
     runs = list(dict.fromkeys(decision.run for decision in decisions))
     several = Counter(decision.finding.name for decision in decisions).most_common(1)[0][1] > 1
     groups = []
     for verdict, verb in VERBS.items():
         mine = [d for d in decisions if d.finding.verdict == verdict]
         if mine:
-            named = "" if several else f" ({join_words([d.finding.name for d in mine])})"
-            groups.append(f"{len(mine)} {'is' if len(mine) == 1 else 'are'} {verb}{named}")
+            which = "" if several else f" ({join_words([d.finding.name for d in mine])})"
+            groups.append(f"{len(mine)} {'is' if len(mine) == 1 else 'are'} {verb}{which}")
     what = "verdicts" if several else "claims"
     if len(decisions) == 1:
         what = what.removesuffix("s")
-    on = f" on {len(runs)} networks" if len(runs) > 1 else f" on {runs[0]}" if runs[0] else ""
+    on = f" on {runs[0]}" if runs[0] and named else ""
+    if len(runs) > 1:
+        on = f" on {len(runs)} networks"
     everywhere = f" {_everywhere(decisions, len(runs))}" if several else ""
     return f"Of {len(decisions)} {what}{on}, {join_words(groups)}.{everywhere}"
 
@@ -99,7 +105,9 @@ def matrix(decisions: Sequence[Entry], anchors: Mapping[str, str]) -> Markup:
     head = tag("thead", tag("tr", tag("th", "Claim", scope="col"), *links))
     rows = []
     for name, claim in sorted(claims.items(), key=lambda item: claim_order(item[0])):
-        first = (tag("b", name, class_="id"), " ", claim.statement, tag("small", claim.paper))
+        what = tag("small", claim.across.quantity) if claim.across else ""
+        paper = tag("small", f"paper: {claim.paper}")
+        first = (tag("b", name, class_="id"), " ", claim.statement, what, paper)
         cells = [_verdict(by_cell.get((name, label)), label) for label in anchors]
         rows.append(tag("tr", tag("th", *first, scope="row"), *cells))
     caption = tag("caption", "The claims on every network", class_="hidden")
@@ -109,85 +117,109 @@ def matrix(decisions: Sequence[Entry], anchors: Mapping[str, str]) -> Markup:
 def _verdict(decision: Entry | None, label: str) -> Markup:
     if decision is None:
         return tag("td", "not measured", data_label=label)
-    finding = decision.finding
-    number = (*_measured(finding.estimate, ""), tag("small", comparison(finding)))
+    claim, finding = decision.claim, decision.finding
+    shown = [tag("div", sign(finding.decision))]
     if finding.estimate is None:
-        number = (tag("small", "nothing was measured"),)
-    return tag("td", badge(finding.decision), *number, data_label=label)
+        return tag("td", *shown, tag("small", "nothing was measured"), data_label=label)
+    value, ends = two(finding.estimate.value), [finding.estimate.low, finding.estimate.high]
+    interval = f" [{', '.join(two(end) for end in ends if end is not None)}]"
+    number = tag("div", tag("strong", value), interval if None not in ends else "", class_="number")
+    more = (number, glyph(claim, finding), tag("small", comparison(finding)))
+    return tag("td", *shown, *more, data_label=label)
 
 
 def comparison(finding: Finding) -> str:
     """What a claim's number is compared with, in few words: a number, or how to read it."""
     if finding.reference_estimate is None:
         return finding.reference
-    return f"compared with {estimate(finding.reference_estimate)}"
+    return f"compared with {two(finding.reference_estimate.value)}"
 
 
-def claims_table(decisions: Sequence[Entry]) -> Markup:
-    """One row for each decision, with the rule, the reasons and the cautions beneath it."""
+def listed(decisions: Sequence[Entry]) -> Markup:
+    """One line for each decision; its rule, reasons, cautions and cases open on demand."""
     many = len({decision.run for decision in decisions}) > 1
-    head = tag("thead", tag("tr", *(tag("th", text, scope="col") for text in HEADINGS)))
-    bodies = join(_claim(decision, named=many) for decision in decisions)
-    caption = tag("caption", "The claims and what these runs say about them", class_="hidden")
-    return tag("table", caption, head, bodies, class_="claims")
-
-
-def badge(decision: Decision) -> Markup:
-    """The verdict as a word with a sign; the colour only repeats it."""
-    icon = tag("span", ICONS[decision.verdict], aria_hidden="true", class_="icon")
-    name = decision.verdict.replace(" ", "-")
-    word = tag("span", icon, decision.verdict, class_=f"badge {name}")
-    return join((word, tag("small", decision.detail, class_="detail"))) if decision.detail else word
+    return tag("div", *(_claim(decision, named=many) for decision in decisions), class_="lines")
 
 
 def _claim(decision: Entry, *, named: bool) -> Markup:
     claim, finding = decision.claim, decision.finding
-    run = tag("p", user_text(decision.run), class_="run") if named else Markup("")
-    statement = (tag("b", finding.name, class_="id"), " ", claim.statement, run)
-    measured = _measured(finding.estimate, finding.quantity)
-    reference = _measured(finding.reference_estimate, finding.reference)
-    if finding.reference_estimate is None:
-        reference = reference[1:]  # a range, and no number
-    link = tag("a", "figure", href=f"#{decision.figure}", aria_label=f"Figure for {claim.id}")
-    verdict = (badge(finding.decision), *([tag("small", link)] if decision.figure else []))
-    contents = (statement, (claim.paper,), measured, reference, verdict)
-    cells = [_cell(label, *parts) for label, parts in zip(HEADINGS[1:], contents[1:], strict=True)]
-    first = tag("th", *contents[0], scope="row")
-    notes = _notes(finding)
-    rule = tag("p", tag("b", "The rule, fixed before the run. "), claim.rule)
-    why = [tag("p", finding.reason), rule]
-    for part, anchor in zip(finding.breakdowns, decision.tables, strict=False):
-        why.append(tag("p", tag("a", part.title, href=f"#{anchor}")))
-    more = tag("details", tag("summary", "Why, and by which rule"), *why)
-    below = tag("td", tag("div", more, notes, class_="beneath"), colspan=len(HEADINGS))
-    return tag("tbody", tag("tr", first, *cells), tag("tr", below, class_="more"))
-
-
-def _cell(label: str, *parts: object) -> Markup:
-    return tag("td", *parts, data_label=label)
-
-
-def _measured(measured: Estimate | None, words: str) -> tuple[Markup, ...]:
-    value, _, spread = estimate(measured).partition(" ")
-    number = tag("strong", value.rstrip(","))
-    return (
-        tag("div", number, " ", tag("span", spread, class_="spread")),
-        tag("small", _unbroken(words)),
+    run = tag("small", user_text(decision.run)) if named else Markup("")
+    case = finding.name.removeprefix(finding.claim).strip()
+    statement = (
+        tag("b", finding.claim, class_="id"),
+        " ",
+        claim.statement,
+        f" ({case})" * bool(case),
+    )
+    link = tag("a", "figure", href=f"#{decision.figure}", aria_label=f"Figure for {finding.name}")
+    more = tag("summary", "why", aria_label=f"Why {finding.name} is {finding.verdict}")
+    return tag(
+        "div",
+        tag("p", sign(finding.decision), class_="verdict"),
+        tag("p", *statement, run, class_="statement"),
+        tag("div", glyph(claim, finding), class_="glyph"),
+        tag("p", in_words(claim, finding), class_="found"),
+        tag("p", link if decision.figure else "", class_="links"),
+        tag("details", more, *_why(decision)),
+        class_="claim",
     )
 
 
-def _unbroken(words: str) -> str:
-    """The words with equations that do not break over two lines."""
-    return words.replace(" = ", "\u00a0=\u00a0")
+def sign(decision: Decision) -> Markup:
+    """The verdict as a word with a sign; the colour only repeats it."""
+    icon = tag("span", ICONS[decision.verdict], aria_hidden="true", class_="icon")
+    kind = decision.verdict.replace(" ", "-")
+    return tag("span", icon, decision.verdict, class_=f"badge {kind}")
 
 
-def _notes(finding: Finding) -> Markup:
-    if not finding.notes:
-        return Markup("")
-    items = [tag("li", user_text(note)) for note in finding.notes]
-    # Many cautions would push the other claims off the first screen.
-    seen = len(items) if len(items) <= NOTES + 1 else NOTES
-    more = tag("summary", f"{len(items) - seen} more")
-    rest = tag("details", more, tag("ul", *items[seen:])) if items[seen:] else Markup("")
-    title = tag("b", "Cautions")
-    return tag("div", title, tag("ul", *items[:seen]), rest, class_="notes")
+def in_words(claim: Claim, finding: Finding) -> str:
+    """What was found, in one line: the numbers, or why there are none."""
+    if finding.estimate is None:
+        return f"Not measured: {_first(finding.why)}."
+    numbers = {"value": finding.estimate, "reference": finding.reference_estimate, **finding.also}
+    known = {name: two(n.value) for name, n in numbers.items() if n is not None}
+    clauses = [
+        clause.format(**known)
+        for clause in claim.says
+        if {field for _, field, _, _ in Formatter().parse(clause) if field} <= set(known)
+    ]
+    text = "; ".join(clauses) or f"{finding.quantity}: {two(finding.estimate.value)}"
+    alone = f" (criteria alone: {finding.decision.alone})"
+    if finding.verdict == "not testable" and not finding.decision.alone:
+        alone = f". Not testable: {_first(finding.why)}"
+    return f"{text[:1].upper()}{text[1:]}{alone if finding.verdict == 'not testable' else ''}."
+
+
+def _first(why: str) -> str:
+    """The first reason of several."""
+    first = re.split(r"; |, so | \(\d", why)[0]
+    return textwrap.shorten(one_line(first), LONGEST, placeholder=" …")
+
+
+def _why(decision: Entry) -> Iterator[Markup]:
+    """Everything behind a verdict."""
+    claim, finding = decision.claim, decision.finding
+    seen: set[str] = set()
+
+    def text(words: str) -> Markup:
+        return explained(words, seen)
+
+    yield tag("p", sign(finding.decision), " ", text(finding.decision.detail))
+    yield tag("p", text(finding.reason))
+    for name, value, words in (
+        ("Measured", finding.estimate, finding.quantity),
+        ("Compared with", finding.reference_estimate, finding.reference),
+    ):
+        number = f" {estimate(value)}" if value is not None else ""
+        yield tag("p", tag("b", name), number, " ", tag("span", text(words), class_="what"))
+    yield tag("p", tag("b", "In the paper "), claim.paper)
+    yield tag("p", tag("b", "The rule, fixed before the run "), text(claim.rule))
+    if finding.notes:
+        items = (tag("li", user_text(note)) for note in finding.notes)
+        yield tag("div", tag("b", "Cautions"), tag("ul", *items), class_="notes")
+    cases = [
+        tag("li", tag("a", part.title, href=f"#{anchor}"))
+        for part, anchor in zip(finding.breakdowns, decision.tables, strict=False)
+    ]
+    if cases:
+        yield tag("div", tag("b", "By case"), tag("ul", *cases))

@@ -70,6 +70,18 @@ def blank(spec: Spec) -> bool:
     return rows is not None and not rows
 
 
+def height(spec: Spec) -> str:
+    """The height of a chart: of one panel in pixels, the number of panels, and of columns."""
+    inner = spec.get("spec", spec)
+    count = 1
+    if "facet" in spec:
+        field = spec["facet"]["field"]
+        data = spec.get("data", {})
+        rows = data.get("values", spec.get("datasets", {}).get(data.get("name"), []))
+        count = len({row.get(field) for row in rows})
+    return f"{inner.get('height', 300)} {count} {spec.get('columns', 1)}"
+
+
 def for_page(spec: Spec) -> Spec:
     """The specification in the colours of the page, which change with light, dark and paper."""
     named = {value: f"var(--{name})" for name, value in COLOURS.items()}

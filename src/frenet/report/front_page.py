@@ -1,21 +1,21 @@
 """The first screen, and the first lines on each network if there are several."""
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
 
-from frenet._version import __version__
-from frenet.experiments.experiment import claim_order
+from frenet.experiments.experiment import Figure, Reach, claim_order
 from frenet.report import sentences as answers
-from frenet.report.claims import Entry, answer, claims_table, matrix
+from frenet.report.claims import Entry, answer, listed, matrix
+from frenet.report.facts import facts
 from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import join_words
-from frenet.report.sections import Section, figure_of
+from frenet.report.reach import figure, on_common_axes, sentence, together
+from frenet.report.sections import Section, figure_of, framed
 from frenet.runs import decide_claims
 
-TITLE = "How far, and for how long, can a direction in a neural network be trusted?"
+TITLE = "How far, and for how long, can a direction be trusted?"
 
 
 class Network(NamedTuple):
@@ -63,59 +63,119 @@ def opening(
     *,
     static: bool,
     waiting: Sequence[str] = (),
-    above: Mapping[str, str] = MappingProxyType({}),
 ) -> Markup:
-    """The answer, the numbers behind it, and links.
+    """The first screen: the answer, the figure that shows it, and one line for each claim.
 
     Args:
         networks: all of them.
         decisions: on all of them.
         static: add pictures for readers without scripts.
         waiting: what is still to be measured.
-        above: words -> the anchor of a section before those of the networks.
     """
     parts = [part for network in networks for part in network.parts]
     several = len(networks) > 1
-    lead = tag("p", user_text(answer(decisions)), class_="answer") if decisions else ""
-    front = Markup("")
-    if not decisions:
-        results = join(answers.opening(parts))
-    elif several:
-        results = matrix(decisions, {network.label: network.id for network in networks})
-    else:
-        results = claims_table(decisions)
-    if not several:
-        front = fronts(networks[0], static=static)
-        links = [tag("a", part.id, href=f"#{part.id}") for part in parts]
-    else:
-        links = [tag("a", words, href=f"#{anchor}") for words, anchor in above.items()]
-        links += [tag("a", user_text(n.label), href=f"#{n.id}") for n in networks]
+    lead = together(_reaches(networks)) if several else said(networks[0])
+    found = join_sentences(lead, answer(decisions, named=several) if decisions else "")
+    maps = overview(networks, static=static) if several else []
+    results = tag("section", *_results(networks, decisions), id="claims")
     return join(
         [
-            tag("p", "frenet report", class_="eyebrow"),
+            tag("p", user_text(" · ".join(("frenet report", *facts(parts)))), class_="facts"),
             tag("h1", TITLE),
-            lead,
+            tag("p", user_text(found), class_="answer") if found else Markup(""),
             _still(waiting),
-            tag("p", " · ".join(_facts(parts)), class_="facts"),
-            tag("section", tag("h2", "Results", class_="hidden"), results, id="claims"),
-            front,
-            _navigation(links, "Networks" if several else "Experiments"),
+            *(maps[:1] if several else [reached(networks[0])]),
+            results,
+            *(maps[1:] if several else [fronts(networks[0], static=static)]),
         ]
     )
 
 
+def join_sentences(*sentences: str) -> str:
+    """Sentences one after the other, without the empty ones."""
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _results(networks: Sequence[Network], decisions: Sequence[Entry]) -> Iterator[Markup]:
+    """The claims of one network, a matrix of several, or the answers of runs without claims."""
+    if not decisions:
+        parts = [part for network in networks for part in network.parts]
+        yield tag("h2", "Results", class_="hidden")
+        yield from answers.opening(parts)
+    elif len(networks) > 1:
+        yield tag("h2", "The claims on every network")
+        yield matrix(decisions, {network.label: network.id for network in networks})
+    else:
+        yield claims_heading(decisions)
+        yield listed(decisions)
+
+
+def claims_heading(decisions: Sequence[Entry]) -> Markup:
+    """The heading of the lines, with the legend of their pictures."""
+    counts = {d.finding.estimate.n for d in decisions if d.finding.estimate is not None}
+    units = {d.finding.estimate.unit for d in decisions if d.finding.estimate is not None}
+    of = ""
+    if len(counts) == len(units) == 1 and (n := counts.pop()) > 1:
+        of = f" of {n} {units.pop()}s"
+    key = (
+        f"dot: measured, with the 95% interval{of}; grey: compared with; green: supports the claim"
+    )
+    return tag("h2", "The claims", " ", tag("small", key), class_="claims-heading")
+
+
+def said(network: Network) -> str:
+    """How far and for how long directions can be followed on a network, in a sentence."""
+    return sentence(_reach(network))
+
+
+def _reaches(networks: Sequence[Network]) -> dict[str, list[Reach]]:
+    return {network.label: _reach(network) for network in networks}
+
+
+def overview(networks: Sequence[Network], *, static: bool) -> list[Markup]:
+    """The maps of all networks on common axes."""
+    drawn = []
+    for kind, caption, chart in on_common_axes(_reaches(networks)):
+        title = f"How far and for how long, in the {kind}"
+        shown = Figure(f"all-{kind}", title, caption, "reach", lambda _, chart=chart: chart)
+        rows = [{"table": "reach"}]
+        link = tag("a", "the chapters of the networks", href=f"#{networks[0].id}")
+        drawn.append(framed(f"all-{kind}", shown, rows, link, static=static))
+    return drawn
+
+
+def reached(network: Network) -> Markup:
+    """The figure of how far and for how long directions can be followed; empty without any."""
+    return figure(_reach(network), f"{network.id}-reach")
+
+
+def _reach(network: Network) -> list[Reach]:
+    """The reach of every direction, from the first run that knows it."""
+    for part in network.parts:
+        if part.experiment.reach is not None:
+            return part.experiment.reach(part.run.rows)
+    return []
+
+
 def chapter(network: Network, decisions: Sequence[Entry], *, static: bool) -> Markup:
     """The first lines on one network of several: its claims, its map, its experiments."""
-    head = tag("header", tag("p", "network", class_="eyebrow"), tag("h2", user_text(network.label)))
-    table = claims_table(decisions) if decisions else Markup("")
+    text = said(network)
+    head = tag(
+        "header",
+        tag("h2", user_text(network.label)),
+        tag("p", user_text(" · ".join(facts(network.parts)[1:])), class_="facts"),
+        tag("p", user_text(text), class_="answer") if text else "",
+    )
+    claims = (claims_heading(decisions), listed(decisions)) if decisions else ()
     links = [tag("a", part.run.experiment, href=f"#{part.id}") for part in network.parts]
     front = fronts(network, static=static)
-    inside = (head, table, front, _navigation(links, f"Experiments on {network.label}"))
+    navigation = tag("nav", *links, aria_label=f"Experiments on {network.label}", class_="inside")
+    inside = (head, reached(network), *claims, front, navigation)
     return tag("section", *inside, id=network.id, class_="chapter")
 
 
 def fronts(network: Network, *, static: bool) -> Markup:
-    """The figures of the first screen."""
+    """The figures before the chapters."""
     return join(
         figure_of(part, figure, static=static)
         for part in network.parts
@@ -135,16 +195,18 @@ def _still(waiting: Sequence[str]) -> Markup:
     return tag("p", tag("b", "First results."), user_text(text), class_="answer")
 
 
-def _facts(parts: Sequence[Section]) -> list[str]:
-    seeds = {row["seed"] for part in parts for row in part.run.rows if "seed" in row}
-    facts = [f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}"] if seeds else []
-    facts += [f"{sum(len(part.run.rows) for part in parts):,} rows", f"frenet {__version__}"]
-    failed = sum(len(part.run.failures) for part in parts)
-    facts += [f"{failed} failed cell{'' if failed == 1 else 's'}"] if failed else []
-    if any(part.run.manifest.get("complete") is False for part in parts):
-        facts.append("not finished")
-    return facts
+def contents(networks: Sequence[Network], above: Mapping[str, str]) -> Markup:
+    """The bar at the top of the window: links to the parts of the page.
 
-
-def _navigation(links: Sequence[Markup], label: str) -> Markup:
-    return tag("nav", tag("span", "Go to"), *links, aria_label=label)
+    Args:
+        networks: all of them.
+        above: words -> the anchor of a section before those of the networks.
+    """
+    links = [tag("a", "Top", href="#top"), tag("a", "Results", href="#claims")]
+    links += [tag("a", words, href=f"#{anchor}") for words, anchor in above.items()]
+    if len(networks) > 1:
+        links += [tag("a", user_text(n.label), href=f"#{n.id}") for n in networks]
+    else:
+        links += [tag("a", part.id, href=f"#{part.id}") for part in networks[0].parts]
+    links.append(tag("a", "Glossary", href="#glossary"))
+    return tag("nav", *links, aria_label="Contents", class_="contents")

@@ -53,6 +53,30 @@ def estimate(value: Estimate | None, digits: int = 3) -> str:
     return f"{text}, n = {value.n}" if value.n else text
 
 
+def two(value: float) -> str:
+    """A number of about two digits, never with an exponent.
+
+    >>> two(0.000442), two(0.0619), two(0.5672), two(1.04), two(20.0), two(137.2)
+    ('0.0004', '0.06', '0.57', '1.0', '20', '137')
+    """
+    if value == 0:
+        return "0"
+    if abs(value) < 0.01:
+        return f"{value:.{-math.floor(math.log10(abs(value)))}f}"
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) < 0.995 else f"{value:.1f}"
+
+
+def percent(share: float) -> str:
+    """A share in percent, of about two digits.
+
+    >>> percent(0.00052), percent(0.0104), percent(0.5), percent(1.3), percent(0.1)
+    ('0.05%', '1%', '50%', '130%', '10%')
+    """
+    return f"{float(f'{100 * share:.2g}'):.10g}%" if share >= 0.01 else f"{100 * share:.1g}%"
+
+
 def join_words(parts: list[str]) -> str:
     """A list in words: ``a``, ``a and b``, ``a, b and c``."""
     if len(parts) < 2:

@@ -24,7 +24,8 @@ from frenet.experiments.experiment import Study
 from frenet.experiments.reproduce import short_name
 from frenet.report import across, figures
 from frenet.report import sentences as answers
-from frenet.report.front_page import chapter, decided, grouped, opening
+from frenet.report.front_page import chapter, contents, decided, grouped, opening
+from frenet.report.glossary import glossary
 from frenet.report.markup import join, tag
 from frenet.report.sections import Section, section
 from frenet.report.tables import csv_bytes, tables_of
@@ -37,7 +38,7 @@ def write_report(
     out: Path | str,
     *,
     experiments: Mapping[str, Study] | None = None,
-    static: bool = True,
+    static: bool = False,
     waiting: Sequence[str] = (),
 ) -> Path:
     """Write one HTML file with the results of the runs, whole or not at all.
@@ -76,8 +77,8 @@ def write_report(
             ]
             bodies.append(section(part, said.get(part.id), findings, static=static))
     above = {"All networks": across.TABLE} if together else {}
-    first = opening(networks, decisions, static=static, waiting=waiting, above=above)
-    page = _document(first, join(bodies))
+    first = opening(networks, decisions, static=static, waiting=waiting)
+    page = _document(contents(networks, above), first, join([*bodies, glossary()]))
     return write_whole(out, page.encode(), moves="frenet report RUN --out FILE")
 
 
@@ -232,7 +233,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "run"
 
 
-def _document(opening: Markup, sections: Markup) -> Markup:
+def _document(contents: Markup, opening: Markup, sections: Markup) -> Markup:
     scripts = [*([] if figures.undrawable() else [figures.bundle()]), _asset("page.js")]
     style = _asset("page.css")
     hashes = " ".join(_hash(script) for script in scripts)
@@ -253,7 +254,8 @@ def _document(opening: Markup, sections: Markup) -> Markup:
     body = tag(
         "body",
         tag("a", "Skip to the results", href="#claims", class_="skip"),
-        tag("main", tag("header", opening, class_="opening"), sections),
+        contents,
+        tag("main", tag("header", opening, class_="opening"), sections, id="top"),
         *(tag("script", Markup(script)) for script in scripts),
     )
     return Markup(f"<!doctype html>\n{tag('html', head, body, lang='en')}\n")

@@ -8,9 +8,11 @@ from markupsafe import Markup
 
 from frenet.experiments.experiment import Column, Figure, Finding, Rows, Study
 from frenet.report import figures, tables
-from frenet.report.markup import join, script_json, tag, user_text
+from frenet.report.markup import join, packed, tag, user_text
 from frenet.report.provenance import again, failures
 from frenet.runs import Run
+
+NO_SCRIPT = "Tables need scripts. frenet report RUN --export FOLDER writes each of them as CSV."
 
 
 class Section(NamedTuple):
@@ -74,7 +76,9 @@ def section(
         for name, (columns, rows) in with_rows.items()
     )
     parts = join(_parts(part, finding) for finding in findings)
-    behind = tag("div", tag("h3", "The numbers behind the figures"), parts, listed, class_="block")
+    without = tag("noscript", tag("p", NO_SCRIPT, class_="empty"))
+    title = tag("h3", "The numbers behind the figures")
+    behind = tag("div", title, without, parts, listed, class_="block")
     whole = (head, said or "", failures(run), drawn, behind, again(run, experiment))
     return tag("section", *whole, id=part.id)
 
@@ -125,20 +129,23 @@ def framed(anchor: str, figure: Figure, every: Rows, numbers: Markup, *, static:
         reason = tag("p", f"Not drawn: {type(error).__name__}: {error}", class_="empty")
         return tag("figure", title, reason, caption, id=anchor)
     if figures.blank(spec):
-        empty = f"No row of the table {figure.table} is of the kind that this figure draws."
+        empty = spec.get("description") or (
+            f"No row of the table {figure.table} is of the kind that this figure draws."
+        )
         return tag("figure", title, tag("p", empty, class_="empty"), caption, id=anchor)
     words = str(spec.get("description") or figure.caption)
     chart = tag(
         "div",
         class_="chart",
         data_chart=f"{anchor}-spec",
+        data_height=figures.height(spec),
         role="img",
         aria_label=f"{figure.title}. {words}",
     )
-    data = script_json(figures.for_page(spec), id=f"{anchor}-spec")
+    data = packed(figures.for_page(spec), id=f"{anchor}-spec")
     as_text = tag(
         "details",
-        tag("summary", "In words"),
+        tag("summary", "As text"),
         tag("p", user_text(words), " All numbers: ", numbers, "."),
     )
     return tag("figure", title, chart, data, still, caption, as_text, id=anchor)

@@ -2,20 +2,22 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from urllib.parse import quote
+import math
+from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import Column, Rows, Study
-from frenet.report.markup import join, tag
-from frenet.report.numbers import NONE, figure
+from frenet._notebook import showable
+from frenet.experiments.experiment import Column, Rows, Scalar, Study
+from frenet.report.markup import join, packed, tag
 
 SHOWN = 200
 # As many as the style sheet prints.
 PRINTED = 15
-# Texts up to this length stay on one line of their cell.
-SHORT = 32
+# Significant digits of the numbers on a page, and the largest integer of its script.
+DIGITS, EXACT = 6, 2**53
+DIGITS_NOTE = f"Numbers have {DIGITS} digits; the run has all of them."
 TABLE_KEY = "table"
 # What a spreadsheet takes for the start of a formula. CSV has no sign that a cell is text.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -63,22 +65,49 @@ def csv_bytes(columns: Sequence[Column], rows: Rows) -> bytes:
 
 
 def html_table(name: str, columns: Sequence[Column], rows: Rows, *, file: str, id: str) -> Markup:
-    """A closed ``details`` with the table, the meaning of its columns, and a link to its CSV."""
+    """A closed ``details`` that the script of the page fills with the table when it is opened.
+
+    The rows are inside it once, packed by columns; the script also makes the CSV from them.
+    """
     count = f"{len(rows):,} row{'' if len(rows) == 1 else 's'}"
     summary = tag("summary", "Table ", tag("b", name), tag("span", f" {count}", class_="count"))
-    shown = f"The first {SHOWN} of {count} are shown and sorted; the file has all."
-    link = tag("a", "Download CSV", href=_data_link(csv_bytes(columns, rows)), download=file)
-    note = f"{shown if len(rows) > SHOWN else ''} Choose a heading to sort by it."
-    bar = tag("p", link, tag("span", note, class_="count screen"), class_="bar")
-    head = tag("thead", tag("tr", *(_heading(column) for column in columns)))
-    body = tag("tbody", *(_row(columns, row) for row in rows[:SHOWN]))
-    grid = tag("table", tag("caption", f"Table {name}", class_="hidden"), head, body, class_="data")
-    scroll = tag(
-        "div", grid, class_="scroll", tabindex="0", role="region", aria_label=f"Table {name}"
-    )
+    shown = f"The first {SHOWN} of {count} in this order are shown; the file has all. "
+    button = tag("button", "Download CSV", type="button", class_="csv", data_file=file)
+    note = f"{shown if len(rows) > SHOWN else ''}Choose a heading to sort by it. {DIGITS_NOTE}"
+    bar = tag("p", button, tag("span", note, class_="count screen"), class_="bar")
+    scroll = tag("div", class_="scroll", tabindex="0", role="region", aria_label=f"Table {name}")
     short = f"On paper: the first {PRINTED} rows." if len(rows) > PRINTED else ""
     paper = tag("p", short, class_="paper count") if short else Markup("")
-    return tag("details", summary, bar, scroll, paper, _legend(columns), class_="table", id=id)
+    data = packed(_by_columns(name, columns, rows), id=f"{id}-rows")
+    whole = (summary, bar, scroll, paper, _legend(columns), data)
+    return tag("details", *whole, class_="table", id=id, data_rows=f"{id}-rows")
+
+
+def _by_columns(name: str, columns: Sequence[Column], rows: Rows) -> dict[str, Any]:
+    """The rows for the script of the page: a list for each column, numbers of six digits."""
+    return {
+        "name": name,
+        "shown": SHOWN,
+        "columns": [
+            {
+                "name": column.name,
+                "unit": column.unit,
+                "hint": f"{column.meaning} ({column.unit})" if column.unit else column.meaning,
+                "role": column.role,
+                "values": [_packable(row.get(column.name)) for row in rows],
+            }
+            for column in columns
+        ],
+    }
+
+
+def _packable(value: Scalar) -> Scalar:
+    if isinstance(value, str):
+        return showable(value)
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else str(value)
+    # A number of JavaScript has 53 bits; a seed may have 64.
+    return str(value) if isinstance(value, int) and abs(value) > EXACT else value
 
 
 def _plain(value: object) -> object:
@@ -95,33 +124,6 @@ def _number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _data_link(content: bytes) -> str:
-    return "data:text/csv;charset=utf-8," + quote(content, safe="-._~,:;=+/()[]@")
-
-
-def _heading(column: Column) -> Markup:
-    unit = tag("span", column.unit, class_="unit") if column.unit else Markup("")
-    hint = f"{column.meaning} ({column.unit})" if column.unit else column.meaning
-    button = tag("button", column.name, unit, type="button", title=hint)
-    return tag("th", button, scope="col", class_=column.role, aria_sort="none")
-
-
-def _row(columns: Sequence[Column], row: Mapping[str, object]) -> Markup:
-    return tag("tr", *(_cell(column, row.get(column.name)) for column in columns))
-
-
-def _cell(column: Column, value: object) -> Markup:
-    if isinstance(value, str):
-        short = " short" if len(value) <= SHORT else ""
-        return tag("td", value, class_=f"{column.role}{short}", dir="auto")
-    exact = None if value is None or isinstance(value, bool) else repr(value)
-    text = figure(value)
-    label = "no value" if text == NONE else None
-    # data-value: the page sorts by the number, not by the text that was rounded.
-    number = {"data_value": exact, "title": exact if isinstance(value, float) else label}
-    return tag("td", text, class_=f"{column.role} number", **number)
 
 
 def _legend(columns: Sequence[Column]) -> Markup:

@@ -252,6 +252,11 @@ CLAIMS = (
             levels=RATIO.levels,
             reference="frozen control",
             limits=(0.0, math.inf),
+            supports=RATIO.lines,
+        ),
+        says=(
+            f"a basis {LAG} steps old holds {{value}} of what a fresh one holds",
+            "without training {reference}",
         ),
     ),
 )

@@ -428,7 +428,9 @@ CLAIMS = (
             levels=BANDS.levels,
             reference="nominal coverage",
             limits=(0.0, 1.0),
+            supports=BANDS.lines,
         ),
+        says=("{value} of searches end inside their predicted 95% band", "aim {reference}"),
     ),
     Claim(
         id="C5b",
@@ -444,6 +446,8 @@ CLAIMS = (
             levels={f"within [{EVEN[0]:g}, {EVEN[1]:g}]": EVEN},
             limits=(0.0, math.inf),
             log=True,
+            supports=EVEN,
         ),
+        says=("10 to 1,000 random directions gain {value} of what the whole space gains",),
     ),
 )

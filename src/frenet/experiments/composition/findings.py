@@ -168,6 +168,11 @@ CLAIMS = (
             levels=ERROR.levels,
             reference="with a random second one",
             limits=(0.0, math.inf),
+            supports=ERROR.lines,
+        ),
+        says=(
+            "the shift by both misses the sum of their shifts by {value}",
+            "{reference} with a random second vector",
         ),
     ),
 )

@@ -8,7 +8,9 @@ from typing import TypeVar
 from frenet._errors import UsageError
 from frenet.experiments.direction_scale import advised
 from frenet.experiments.direction_scale.answers import sentences
-from frenet.experiments.direction_scale.figures import FIGURES, FRESH, KINDS, TABLES, reread
+from frenet.experiments.direction_scale.figures import FIGURES, TABLES, reread
+from frenet.experiments.direction_scale.kinds import FRESH, KINDS
+from frenet.experiments.direction_scale.reach import reach
 from frenet.experiments.experiment import MODEL, SYNTHETIC, Cell, Experiment, Later, Study
 from frenet.experiments.setup.commands import command_line
 from frenet.experiments.setup.damage import (
@@ -183,6 +185,7 @@ EXPERIMENT = Experiment(
     leads=True,
     reread=reread,
     answers=sentences,
+    reach=reach,
 )  # fmt: skip
 
 
@@ -246,6 +249,7 @@ STUDY = Study(
     figures=advised.FIGURES + FIGURES,
     command=partial(command_line, "frenet probe", PROBE),
     answers=advised.all_sentences,
+    reach=reach,
 )
 # The same with its cells, for the engine that fills run folders.
 PROBED = Experiment(

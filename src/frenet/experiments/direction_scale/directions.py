@@ -11,7 +11,7 @@ import torch
 from frenet._errors import UsageError
 from frenet._notebook import listed
 from frenet.experiments.direction_scale import Config
-from frenet.experiments.direction_scale.figures import FRESH, KINDS
+from frenet.experiments.direction_scale.kinds import FRESH, KINDS
 from frenet.experiments.experiment import Cell
 from frenet.experiments.setup.networks import Network, by_space, only_first
 from frenet.geometry import rng

@@ -1,23 +1,17 @@
 """What the rows of `direction_scale` say: columns and figures."""
 
 import math
-from typing import TYPE_CHECKING
 
+from frenet.experiments.direction_scale.kinds import KINDS
+from frenet.experiments.direction_scale.reach import reach
 from frenet.experiments.experiment import Column, Figure, Row, Rows, integer, number
-from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
+from frenet.experiments.figures.charts import Axis, Rule, dots, lines
+from frenet.experiments.figures.landscape import landscape, panel
 from frenet.experiments.intervals import over_seeds, select
 from frenet.experiments.setup import brackets, columns
-from frenet.experiments.setup.brackets import bracket_of, life_columns
+from frenet.experiments.setup.brackets import life_columns
 from frenet.experiments.setup.describe import labelled_rows
 
-if TYPE_CHECKING:
-    from frenet.measure.bracket import Bracket
-
-# Directions that are compared with a fresh one at every measured step.
-FRESH = ("gradient", "Adam step")
-KINDS = (
-    *FRESH, "prefix", "task vector", "damage line", "search winner", "random", "steering",
-)  # fmt: skip
 QUADRATIC, FOUND = "where a quadratic would leave the linear", "found"
 AT_LEAST = "at least: linear as far as was looked"
 # The unit of both kinds of line, and of the stream.
@@ -141,28 +135,8 @@ def share_chart(rows: Rows) -> object:
 
 
 def map_chart(rows: Rows) -> object:
-    """Radius against lifetime: one point per direction, seed and task."""
-    table = [
-        {**row, **_life(bracket)}
-        for row in _panelled(rows)
-        if row["has_share"] and row.get("relative") is not None and (bracket := bracket_of(row))
-    ]
-    return scatter(
-        table,
-        x=Axis("relative", RADIUS, log=True),
-        y=Axis("life", "lifetime in steps", log=True),
-        interval=("after", "by"),
-        colour="direction",
-        facet="panel",
-        diagonal=False,
-    )
-
-
-def _life(bracket: "Bracket") -> Row:
-    """A bracket on a logarithmic axis: the line of its two ends, and a point on one of them."""
-    if bracket.high is None:
-        return {"life": bracket.low, "after": None, "by": None}
-    return {"life": bracket.high, "after": max(bracket.low, 0.5), "by": bracket.high}
+    """Radius against lifetime of every direction, weights and activations apart."""
+    return landscape([(panel(one), one) for one in reach(rows)])
 
 
 _KEYS = (
@@ -271,14 +245,14 @@ FIGURES = (
     Figure(
         "map",
         "How far and for how long",
-        "Farther right: can be followed farther. Higher: lasts longer. One point per seed and "
-        "task. A lifetime ends somewhere on the line below its point, between two measured steps; "
-        "directions that outlive the run have no line and are drawn at its last measured step. "
-        "Directions that hold no more of the gradient than chance, such as random ones, have no "
-        "lifetime and no point. With LoRA, gradient, Adam step, random and search winner are lines "
-        "in the factors, all others in the weights; both show the change of the weights at the "
-        "radius. A panel over the norm of the factors comes from an earlier build, which followed "
-        "all lines there.",
+        "Farther right: can be followed farther. Higher: lasts longer. Large marks are geometric "
+        "means over seeds, small ones are seeds. A lifetime ends somewhere on the line through a "
+        "small mark, between two measured steps; a large mark is hollow if some seed was still "
+        "good at the last step, the dashed line. Grey ticks: directions that are linear this far, "
+        "but hold no more of the gradient than chance, such as random ones. A task vector is the "
+        "end of a run as long as the steps that are looked at, so it lasts nearly as long by "
+        "construction. Gradient and Adam step are compared with fresh ones, all others with their "
+        "own start.",
         "lifetime",
         map_chart,
         front=True,

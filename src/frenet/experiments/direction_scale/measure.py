@@ -19,7 +19,7 @@ from frenet.experiments.direction_scale.directions import (
     steering_direction,
     weight_directions,
 )
-from frenet.experiments.direction_scale.figures import FRESH, KINDS
+from frenet.experiments.direction_scale.kinds import FRESH, KINDS
 from frenet.experiments.experiment import Cell, Row, number
 from frenet.experiments.setup.brackets import life_cells
 from frenet.experiments.setup.damage import NotDamagedError, damaged

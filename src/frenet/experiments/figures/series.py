@@ -1,5 +1,6 @@
 """How the series of a chart look: colours that all readers can distinguish, dashes, symbols."""
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -8,13 +9,33 @@ if TYPE_CHECKING:
 
 PALETTE = (
     *("#0072b2", "#d55e00", "#009e73", "#b0559a"),
-    *("#3fa0d8", "#c98a00", "#882255", "#7c7c1e"),
+    *("#7c7c1e", "#c98a00", "#882255", "#3fa0d8"),
 )
 GREY = "#6b7280"
 HEAT = "#5aa5dc"
 SOLID = (1, 0)
 DASHES = ((7, 4), (2, 3), (9, 3, 2, 3), (4, 2))
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+SHAPES = (
+    *("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"),
+    *("triangle-right", "triangle-left"),
+)
+# The place in the palette of what is in several figures, by label; other series take the free ones.
+PLACES: Mapping[str, int] = {
+    "gradient": 0,
+    "gradients": 0,
+    "gradients at start": 0,
+    "gradient step": 0,
+    "Adam step": 1,
+    "Adam-scaled gradients": 1,
+    "first steps": 2,
+    "task vector": 3,
+    "task vectors": 3,
+    "back to before the damage": 4,
+    "steering vector": 5,
+    "contrast vector": 5,
+    "winner of a search": 6,
+    "random": 7,
+}
 
 
 class Series(NamedTuple):
@@ -22,7 +43,7 @@ class Series(NamedTuple):
 
     ``names`` are all that the legend lists. Among them, ``nulls`` are series of the rows and
     ``drawn`` are levels of a `Rule`; both are grey, with different dashes. ``symbols`` is how the
-    legend draws them.
+    legend draws them; ``legend``: whether there is one.
     """
 
     field: str
@@ -31,6 +52,7 @@ class Series(NamedTuple):
     nulls: list[str]
     drawn: list[str]
     symbols: Mapping[str, Any]
+    legend: bool = True
 
     def measured(self) -> list[str]:
         """The series that are neither null nor level."""
@@ -41,8 +63,22 @@ class Series(NamedTuple):
         grey = [*self.nulls, *self.drawn]
         if name in grey:
             return GREY, DASHES[grey.index(name) % len(DASHES)]
-        turn, index = divmod(self.measured().index(name), len(PALETTE))
+        turn, index = divmod(self.place(name), len(PALETTE))
         return PALETTE[index], SOLID if turn == 0 else DASHES[(turn - 1) % len(DASHES)]
+
+    def place(self, name: str) -> int:
+        """The place of a measured series in the palette."""
+        return self._places()[name]
+
+    def _places(self) -> dict[str, int]:
+        """Every measured series with its place in the palette; from the length on, a new turn."""
+        measured = self.measured()
+        taken: dict[str, int] = {}
+        for name in measured:
+            if PLACES.get(name, -1) not in (-1, *taken.values()):
+                taken[name] = PLACES[name]
+        free = (place for place in itertools.count() if place not in taken.values())
+        return {name: taken[name] if name in taken else next(free) for name in measured}
 
     def colour(self) -> "alt.Color":
         """The colour channel."""
@@ -63,7 +99,7 @@ class Series(NamedTuple):
         measured, shapes = self.measured(), []
         for name in self.names:
             if name in measured:
-                shapes.append(SHAPES[measured.index(name) % len(SHAPES)])
+                shapes.append(SHAPES[self.place(name) % len(SHAPES)])
             else:
                 solid = name in self.nulls and self.nulls.index(name) == 0
                 shapes.append(_stroke(SOLID if solid else self.style(name)[1], upright=upright))
@@ -74,7 +110,7 @@ class Series(NamedTuple):
 
         scale = alt.Scale(domain=self.names, range=values)
         legend = None
-        if len(self.names) > 1:
+        if self.legend and len(self.names) > 1:
             # The same in every layer: Vega-Lite merges legends only if they agree.
             legend = alt.Legend(title=self.title, symbolOpacity=1, **self.symbols)
         return kind(field=self.field, type="nominal", title=self.title, scale=scale, legend=legend)

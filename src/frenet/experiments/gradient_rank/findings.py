@@ -86,6 +86,7 @@ def _decide(rows: Rows, case: str) -> Finding:
         notes=_cautions(rows, energy, shuffled),
         breakdowns=(*_energies(every_size), *_overlaps(rows)),
         case=case,
+        also={"shuffled": shuffled},
     )
 
 
@@ -298,6 +299,12 @@ CLAIMS = (
             levels=ENOUGH.levels,
             reference="higher null",
             limits=(0.0, 1.0),
+            supports=ENOUGH.lines,
+        ),
+        says=(
+            f"{K} directions hold {{value}} of a held-out gradient",
+            "{shuffled} if labels are shuffled",
+            "{reference} by chance",
         ),
     ),
 )

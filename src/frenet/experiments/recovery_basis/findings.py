@@ -496,6 +496,11 @@ CLAIMS = (
             levels=SMALL.levels,
             reference="prefix",
             limits=(0.0, 1.0),
+            supports=SMALL.lines,
+        ),
+        says=(
+            "the best fixed basis holds {value} of a recovery",
+            "its own first steps {reference}",
         ),
     ),
     Claim(
@@ -512,6 +517,11 @@ CLAIMS = (
             levels=HOLDING.levels,
             reference="random-walk share",
             limits=(0.0, 1.0),
+            supports=HOLDING.lines,
+        ),
+        says=(
+            f"the first {K} steps hold {{value}} of a LoRA recovery",
+            "a random walk's {reference}",
         ),
     ),
     Claim(
@@ -528,6 +538,8 @@ CLAIMS = (
             levels=AS_PAPER.levels,
             reference="the paper's share",
             limits=(0.0, 1.0),
+            supports=AS_PAPER.lines,
         ),
+        says=(f"the first {K} steps hold {{value}}", "in the paper {reference}"),
     ),
 )

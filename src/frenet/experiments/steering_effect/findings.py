@@ -335,6 +335,11 @@ CLAIMS = (
             reference="random of equal covariance",
             apart="the rule compares two slopes, whose size depends on the network; their ratio "
             "has no mean if the slope of a contrast vector may be 0",
+            supports=WITHIN,
+        ),
+        says=(
+            "it moves the answers {value} times as much as the contrast vector",
+            "the best random vector {reference}",
         ),
     ),
 )

@@ -266,6 +266,7 @@ CLAIMS = (
             reference="higher null, 95%",
             limits=(-1.0, 1.0),
         ),
+        says=("its cosine with the contrast vector is {value}", "chance reaches {reference}"),
     ),
 )
 FIGURES = (

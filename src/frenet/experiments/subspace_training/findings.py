@@ -273,7 +273,9 @@ CLAIMS = (
         across=Across(
             "share of the lost loss regained, prefix minus best other basis",
             levels=BETTER.levels,
+            supports=BETTER.lines,
         ),
+        says=("the first steps lead the best other basis by {value} of the lost loss",),
     ),
     Claim(
         id="S2",
@@ -288,6 +290,11 @@ CLAIMS = (
             "share of the lost loss regained, moving prefix minus one that stays",
             levels=PAYS.levels,
             reference="minus moving random directions",
+            supports=PAYS.lines,
+        ),
+        says=(
+            "refreshed steps lead those that stay by {value} of the lost loss",
+            "refreshed random directions by {reference}",
         ),
     ),
 )

@@ -241,7 +241,11 @@ CLAIMS = (
         figure="ratio",
         across=Across(
             "measured over predicted difference of two orders", levels=RATIO.levels,
-            limits=(0.0, float("inf")),
+            limits=(0.0, float("inf")), supports=RATIO.lines,
+        ),
+        says=(
+            "the measured difference of two orders is {value} times the predicted one",
+            "{reference} times what random steps predict",
         ),
     ),
     Claim(
@@ -255,7 +259,8 @@ CLAIMS = (
         figure="window",
         across=Across(
             "share of pairs whose order matters inside the window", levels=INSIDE.levels,
-            reference="random steps", limits=(0.0, 1.0),
+            reference="random steps", limits=(0.0, 1.0), supports=INSIDE.lines,
         ),
+        says=("the order matters in {value} of pairs", "with random steps in {reference}"),
     ),
 )  # fmt: skip
