@@ -62,6 +62,7 @@ pages: .venv/installed
 	$(BIN)/frenet report docs/results --results docs/results --out build/report.html
 	$(BIN)/python docs/pilot.py
 	$(BIN)/python docs/spreads.py
+	$(BIN)/python docs/made.py
 
 # The pages are in site/, and open from there without a server.
 docs: .venv/installed

@@ -1,7 +1,7 @@
 """Fill the marked parts of README.md and of the documentation, from stored runs and commands.
 
-``<!-- made: WHAT -->`` begins such a part, and ``<!-- end -->`` ends it. WHAT is ``$ frenet ...``, a
-command whose output is shown as it is printed at 80 columns, or the name of a function below.
+``<!-- made: WHAT -->`` begins such a part, and ``<!-- end -->`` ends it. WHAT is ``$ frenet ...``,
+a command whose output is shown as it is printed at 80 columns, or the name of a function below.
 """
 
 import contextlib
@@ -17,8 +17,9 @@ from pathlib import Path
 from unittest import mock
 
 from frenet.cli import main
+from frenet.cli.findings import OPEN
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.experiment import Claim, Finding
+from frenet.experiments.experiment import VERDICTS, Claim, Finding
 from frenet.experiments.reproduce import short_name
 from frenet.report.claims import in_words
 from frenet.report.markup import markdown
@@ -85,19 +86,14 @@ def _by_network() -> Iterator[tuple[str, Decided]]:
 
 
 def _finding(name: str, decided: dict[str, Decided]) -> str:
-    """A claim, on which networks it has which verdict, and the numbers of those that decide."""
+    """A claim, by verdict the networks that have it, and the numbers of those that decide it."""
     of_claim = {network: known[name] for network, known in decided.items() if name in known}
-    claim = next(iter(of_claim.values()))[0]
-    words: dict[str, list[str]] = {}
-    for network, (_, finding) in of_claim.items():
-        words.setdefault(finding.verdict, []).append(network)
-    verdicts = "; ".join(f"{verdict} on {join_words(some)}" for verdict, some in words.items())
-    told = [
-        f"{network}: {in_words(*pair)}"
-        for network, pair in of_claim.items()
-        if pair[1].verdict in ("supported", "contradicted", "equivalent")
-    ]
-    return markdown(f"- **{claim.statement}** ({name}): {verdicts}. {' '.join(told)}".rstrip())
+    words: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+    for network, (claim, finding) in of_claim.items():
+        numbers = "" if finding.verdict in OPEN else f" ({in_words(claim, finding).rstrip('.')})"
+        words[finding.verdict].append(markdown(f"{network}{numbers}"))
+    verdicts = "; ".join(f"*{word}* on {join_words(some)}" for word, some in words.items() if some)
+    return f"- **{claim.statement}** ({name}): {verdicts}."
 
 
 def picture() -> str:

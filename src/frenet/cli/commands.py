@@ -146,7 +146,7 @@ def _report(args: list[str]) -> int:
             show_runs(show, runs, facts | {"networks": pooled_lines(runs)}, as_json=True)
         else:
             if len({str(run.config.get("model", "")) for run in runs}) == 1:
-                show_runs(show, runs, {}, as_json=False, why=options.why)
+                show_runs(show, runs, {}, as_json=False, why=options.why, noted=options.why)
             show(f"report: {report}")
             if why := undrawable():
                 show(f"no figures: {why}")

@@ -154,28 +154,41 @@ def show_runs(
     *,
     as_json: bool,
     why: bool = False,
+    noted: bool = True,
 ) -> None:
-    """Print the claims of the runs: as JSON with further facts, or as lines for people."""
-    from frenet.cli.findings import notes, show_findings
+    """Print what the runs found: as JSON with further facts, or as lines for people.
+
+    Args:
+        show: prints a line, or JSON.
+        runs: of one or several networks.
+        facts: further facts, for JSON.
+        as_json: whether to print JSON.
+        why: whether to give every reason and every note.
+        noted: whether to give notes at all.
+    """
+    from frenet.cli.findings import Decided, notes, show_findings, show_reach
     from frenet.experiments import described
-    from frenet.runs import decide_claims, run_dict
+    from frenet.experiments.experiment import claim_order
+    from frenet.runs import Run, decide_claims, run_dict
 
     known = described()
     decided = [decide_claims(known[r.experiment], r) if r.experiment in known else [] for r in runs]
     if as_json:
         show(facts | {"runs": [run_dict(run, d) for run, d in zip(runs, decided, strict=True)]})
         return
-    models = [str(run.config.get("model", "")) for run in runs]
-    networks = list(dict.fromkeys(models))
-    for network in networks:
-        of_network = [pairs for name, pairs in zip(models, decided, strict=True) if name == network]
-        findings = sorted(itertools.chain(*of_network), key=lambda pair: pair[1].name)
-        if findings:
-            if len(networks) > 1:
-                show("")
-                show(network)
-            show_findings(findings, why=why)
-    for line in notes([note for run in runs for note in run.notes], why=why):
+    by_network: dict[str, list[tuple[Run, list[Decided]]]] = {}
+    for run, pairs in zip(runs, decided, strict=True):
+        by_network.setdefault(str(run.config.get("model", "")), []).append((run, pairs))
+    for network, of_network in by_network.items():
+        if len(by_network) > 1:
+            show("")
+            show(network)
+        named = [(run, known.get(run.experiment)) for run, _ in of_network]
+        read = [study.reach(run.rows) for run, study in named if study and study.reach]
+        show_reach(list(itertools.chain.from_iterable(read)))
+        findings = itertools.chain.from_iterable(pairs for _, pairs in of_network)
+        show_findings(sorted(findings, key=lambda pair: claim_order(pair[0].id)), why=why)
+    for line in notes([note for run in runs for note in run.notes], why=why) if noted else ():
         show(line)
     for run in runs:
         for failure in run.failures:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from frenet._notebook import one_line
-from frenet.experiments.experiment import VERDICTS, Claim, Finding, Verdict
+from frenet.experiments.experiment import VERDICTS, Claim, Finding, Reach, Verdict
 from frenet.experiments.verdicts import ALONE
 
 if TYPE_CHECKING:
@@ -31,6 +31,34 @@ FURTHER = re.compile(rf"({ALONE} [a-z ]+).*")
 # Most kinds of notes that are shown without --why.
 NOTES = 8
 NUMBERS = re.compile(r"\d[\d.,]*")
+
+
+def show_reach(reaches: Sequence[Reach]) -> None:
+    """Print how far, and for how long, each direction can be followed, one line for each."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from frenet.experiments.figures.names import label
+    from frenet.report.reach import NO_SHARE, NORMS, far_words, followed, long_words, spaces
+
+    console = Console(highlight=False)
+    for space in spaces(reaches):
+        of_space = followed(reaches, space)
+        for share_of, directions in itertools.groupby(of_space, lambda one: one.share_of):
+            table = Table.grid(padding=(0, 2), expand=True)
+            table.add_column(ratio=1)
+            table.add_column(min_width=26)
+            table.add_column(width=22)
+            head = f"{label(space)}, {NORMS[share_of][0]}"
+            long = any(one.longest for one in of_space)
+            headings = (head, "how far", "how long" if long else "")
+            table.add_row(*(Text(words, style="bold") for words in headings))
+            for one in directions:
+                lasts = long_words(one) if long else ""
+                lasts = "no more than chance" if lasts == NO_SHARE else lasts
+                table.add_row(*map(Text, (f"  {one_line(one.name)}", far_words(one), lasts)))
+            console.print(table)
 
 
 def show_findings(findings: Sequence[Decided], *, why: bool) -> None:
