@@ -23,7 +23,7 @@ test-slow: .venv/installed
 # How many of 100 changes of a line of mathematics, drawn with a fixed seed, the tests notice.
 MUTATED = $(addprefix geometry/,linalg basis subspace theory energy blocks) \
 	$(addprefix measure/,drift gradients spectra lifetime recovery bases) \
-	$(addprefix methods/,plan survey subspace task_vectors merged adapter_fit) \
+	$(addprefix methods/,plan local_model subspace task_vectors merge lora_from_delta) \
 	experiments/intervals \
 	$(patsubst src/frenet/%.py,%,$(wildcard src/frenet/experiments/*/*findings.py))
 mutants: .venv/installed

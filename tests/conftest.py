@@ -1,5 +1,6 @@
 """Shapes in signatures are checked in the tests only; files that tests may read but not need."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from jaxtyping import config
 
 import shape_checks
 
+# Before anything imports torch: each processor has a process of tests already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before anything imports frenet; src itself never pays for the checks.
 shape_checks.install()
 

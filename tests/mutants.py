@@ -268,6 +268,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one a change")
     asked = parser.parse_args()
     os.chdir(ROOT)
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     drawn = draw(asked.modules, asked.draw, asked.seed)
     if asked.only:
         drawn = [mutant for mutant in drawn if mutant.module.split("/")[0] in asked.only]

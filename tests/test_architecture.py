@@ -2,6 +2,8 @@
 
 import ast
 import re
+import shutil
+import subprocess
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -300,3 +302,15 @@ def test_a_seed_that_is_left_out_is_zero() -> None:
                     found[f"{name}:{node.lineno}"] = default.value
     assert len(found) > 10
     assert {place: seed for place, seed in found.items() if seed not in (0, None)} == {}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_modules_whose_lines_are_changed_are_there():
+    """Those of ``make mutants``, which prints its command here and runs nothing."""
+    root = SRC.parent
+    said = subprocess.run(
+        ["make", "--dry-run", "mutants"], cwd=root, capture_output=True, text=True, check=True
+    )
+    names = re.findall(r"[a-z]+/[\w/]+", said.stdout.partition("mutants.py")[2].partition("--")[0])
+    assert len(names) > 20
+    assert [name for name in names if not (SRC / PACKAGE / f"{name}.py").is_file()] == []

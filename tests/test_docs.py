@@ -1,11 +1,13 @@
 """Every block of every page runs as a reader would run it, and the site can be built."""
 
+import contextlib
+import functools
+import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -172,13 +174,15 @@ def require_options(words: list[str]) -> None:
     """The options of a command that is not run exist."""
     name = words[1:3] if words[1] in ("run", "steer") else words[1:2]
     options = {word for word in words if word.startswith("--")}
-    asked = subprocess.run(
-        [sys.executable, "-m", "frenet", *name, "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert options <= set(re.findall(r"--[\w-]+", asked.stdout)), words
+    assert options <= options_of(*name), words
+
+
+@functools.cache
+def options_of(*name: str) -> set[str]:
+    """The options in the help of a command."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main([*name, "--help"]) == 0
+    return set(re.findall(r"--[\w-]+", said.getvalue()))
 
 
 def test_every_example_of_every_help_is_accepted(monkeypatch, capsys):

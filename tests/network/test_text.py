@@ -13,6 +13,7 @@ from frenet.network.checkpoints.load import load
 from frenet.network.data.contrasts import contrasts
 from frenet.network.data.files import RowError
 from frenet.network.data.schemas import KNOWN, Template
+from frenet.network.data.tables import Reading
 from frenet.network.data.text import task_names, text_tasks
 from frenet.network.data.tokens import encode, join
 from frenet.network.tasks import IGNORE, Task
@@ -281,6 +282,20 @@ def test_one_file_makes_several_tasks(save):
     path = save(rows)
     assert list(tasks_of(path)) == ["up", "down"]
     assert task_names(path) == ("up", "down")
+
+
+def test_names_of_a_built_in_set_are_read_once_and_those_of_a_file_whenever_asked(
+    save, monkeypatch
+):
+    """A file may change; so may what the user reads as a name."""
+    names = task_names("frenet:words")
+    path = save([{"task": "up", "input": "a", "output": "b"}])
+    monkeypatch.setattr("frenet.network.data.text.read_table", lambda *_, **__: 1 / 0)
+    assert task_names("frenet:words", Reading()) == names
+    assert set(names) == {"plural", "past", "reverse", "sort", "next-number"}
+    for given in ((path,), ("frenet:words", Reading(chat=True))):
+        with pytest.raises(ZeroDivisionError):
+            task_names(*given)
 
 
 def test_limit_takes_a_seeded_sample_in_file_order(save):

@@ -1,5 +1,6 @@
 """Text tasks: prompts with completions, tokenised once, from files and data sets."""
 
+import functools
 import hashlib
 import warnings
 from collections import Counter
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from frenet._errors import UsageError
 from frenet._notebook import listed
 from frenet.geometry import rng
+from frenet.network.data.builtin_data import is_made
 from frenet.network.data.examples import Example, Options, encoded, prepare
 from frenet.network.data.files import OnBad, shown
 from frenet.network.data.schemas import Template
@@ -265,4 +267,12 @@ def task_names(
     source: Source, reading: Reading | None = None, *, on_bad: OnBad = "error"
 ) -> tuple[str, ...]:
     """The names that ``text_tasks`` gives the tasks of ``source``; needs no tokenizer."""
+    if isinstance(source, str) and is_made(source) and reading in (None, Reading()):
+        return _built_in(source)
     return tuple(read_table(source, reading or Reading(), on_bad=on_bad).by_task)
+
+
+@functools.cache
+def _built_in(source: str) -> tuple[str, ...]:
+    """Names of the tasks of a built-in data set, which a reproduction asks for many times."""
+    return tuple(read_table(source, Reading()).by_task)
