@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from types import CellType, CodeType, FunctionType
-from typing import Any
+from typing import Any, ForwardRef, Literal, get_args, get_origin
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -39,10 +39,18 @@ def checked(made: Any) -> Any:
         return made
     hints = inspect.get_annotations(made).values()
     # A generator runs after its call, so in another scope; beartype reads names more strictly.
-    if inspect.isgeneratorfunction(made) or any(isinstance(hint, str) for hint in hints):
+    if inspect.isgeneratorfunction(made) or any(map(_is_name, hints)):
         return _jaxtyped(made, typechecker=beartype)
     inner = "<locals>" in made.__qualname__
     return _in_a_scope(made, _inner_checks(made) if inner else _checks(made))
+
+
+def _is_name(hint: Any) -> bool:
+    """Whether a type, or one inside it, is written as a string."""
+    if isinstance(hint, str | ForwardRef):
+        return True
+    inside = () if get_origin(hint) is Literal else get_args(hint)
+    return any(map(_is_name, hint if isinstance(hint, list) else inside))
 
 
 def _in_a_scope(function: Callable[..., Any], checks: Callable[..., Any]) -> Callable[..., Any]:
