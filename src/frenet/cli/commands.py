@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from frenet._errors import UsageError
 from frenet.cli.codes import DONE, MISTAKE, NO_RESULT
-from frenet.cli.doctor import doctor
 from frenet.cli.execution import (
     Planned,
     execute,
@@ -30,11 +29,7 @@ from frenet.cli.options import (
     printing,
     wrapped,
 )
-from frenet.cli.pair import pair
-from frenet.cli.probe import probe
-from frenet.cli.reproduce import reproduce
-from frenet.cli.search import search
-from frenet.cli.steer import steer
+from frenet.experiments.experiment import Later
 
 if TYPE_CHECKING:
     from frenet.experiments import Experiment
@@ -51,10 +46,10 @@ def _list(args: list[str]) -> int:
     """``frenet list``."""
     options = parse(List, args, command="list", about="The experiments and their questions.")
     with printing(options.json) as show:
-        from frenet.runs import config_dict
-
         experiments = _chosen(())
         if options.json:
+            from frenet.runs import config_dict
+
             show({"experiments": [_described(e, config_dict) for e in experiments]})
             return DONE
         for experiment in experiments:
@@ -167,16 +162,17 @@ def _convert(args: list[str]) -> int:
     return DONE
 
 
+# Most are imported when they are asked for, so that help and lists are instant.
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": _demo,
     "list": _list,
     "run": _run,
     "report": _report,
     "convert": _convert,
-    "search": search,
-    "steer": steer,
-    "probe": probe,
-    "pair": pair,
-    "reproduce": reproduce,
-    "doctor": doctor,
+    "search": Later("frenet.cli.search:search"),
+    "steer": Later("frenet.cli.steer:steer"),
+    "probe": Later("frenet.cli.probe:probe"),
+    "pair": Later("frenet.cli.pair:pair"),
+    "reproduce": Later("frenet.cli.reproduce:reproduce"),
+    "doctor": Later("frenet.cli.doctor:doctor"),
 }
