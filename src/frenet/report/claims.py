@@ -13,7 +13,7 @@ from frenet._notebook import one_line
 from frenet.experiments.experiment import VERDICTS, Claim, Decision, Finding, Verdict, claim_order
 from frenet.report.glossary import explained
 from frenet.report.glyph import glyph
-from frenet.report.markup import join, tag, user_text
+from frenet.report.markup import tag, user_text
 from frenet.report.numbers import estimate, join_words, two
 
 ICONS: dict[Verdict, str] = {

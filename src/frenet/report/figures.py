@@ -70,6 +70,11 @@ def blank(spec: Spec) -> bool:
     return rows is not None and not rows
 
 
+def instead(spec: Spec) -> str:
+    """What a chart without rows says; empty if it says nothing."""
+    return str(spec.get("usermeta", {}).get("instead", ""))
+
+
 def height(spec: Spec) -> str:
     """The height of a chart: of one panel in pixels, the number of panels, and of columns."""
     inner = spec.get("spec", spec)

@@ -129,9 +129,8 @@ def framed(anchor: str, figure: Figure, every: Rows, numbers: Markup, *, static:
         reason = tag("p", f"Not drawn: {type(error).__name__}: {error}", class_="empty")
         return tag("figure", title, reason, caption, id=anchor)
     if figures.blank(spec):
-        empty = spec.get("description") or (
-            f"No row of the table {figure.table} is of the kind that this figure draws."
-        )
+        nothing = f"No row of the table {figure.table} is of the kind that this figure draws."
+        empty = figures.instead(spec) or nothing
         return tag("figure", title, tag("p", empty, class_="empty"), caption, id=anchor)
     words = str(spec.get("description") or figure.caption)
     chart = tag(

@@ -266,7 +266,7 @@ def _chanceless(x: Axis) -> Any:
 
 
 def _sentence(panelled: Sequence[tuple[str, Reach]], lived: bool) -> Any:
-    """A chart without rows, whose description says why."""
+    """A chart without rows, which says why."""
     import altair as alt
 
     longest = max((one.longest for _, one in panelled), default=0.0)
@@ -274,7 +274,7 @@ def _sentence(panelled: Sequence[tuple[str, Reach]], lived: bool) -> Any:
         f"No direction went stale within the {longest:g} steps of the run; longer runs say more."
     )
     chart = alt.Chart(inline([])).mark_point()
-    return chart.properties(description=words if lived else NOTHING)
+    return chart.properties(usermeta={"instead": words if lived else NOTHING})
 
 
 def _words(means: Sequence[Row]) -> str:
