@@ -217,6 +217,7 @@ def _config(colours: Mapping[str, str]) -> Spec:
             # Room for the longest label; Vega's default of 200 pixels puts the title on top of it.
             "maxExtent": 260,
             "labelSeparation": 6,
+            "labelFlush": False,
         },
         "axisX": {"grid": False},
         "legend": {
