@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-DRAWN = """() => Array.from(document.querySelectorAll("[data-chart]"))
-  .every((chart) => chart.dataset.drawn || chart.textContent.startsWith("Not drawn"))"""
+# What a browser does before and after it prints, which draws all figures and builds all tables.
+PRINTED = """() => {
+  dispatchEvent(new Event("beforeprint"));
+  dispatchEvent(new Event("afterprint"));
+}"""
 # Violations of the page's policy, and whatever an injected script would have called.
 WATCH = """
 window.violations = [];
@@ -52,8 +55,17 @@ def browser() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, path: Path, **how: Any) -> Iterator[tuple[Any, Seen]]:
-    """The page of a file, drawn, and a record of what it does; ``how`` as for a context."""
+def opened(
+    browser: Any, path: Path, *, whole: bool = True, **how: Any
+) -> Iterator[tuple[Any, Seen]]:
+    """The page of a file, and a record of what it does.
+
+    Args:
+        browser: the browser.
+        path: the file.
+        whole: draw all figures and build all tables; otherwise those that are in the window.
+        how: as for a context.
+    """
     # Without smooth scrolling, so that what has the focus is on the screen at once.
     context = browser.new_context(offline=True, reduced_motion="reduce", **how)
     seen = Seen()
@@ -78,7 +90,12 @@ def opened(browser: Any, path: Path, **how: Any) -> Iterator[tuple[Any, Seen]]:
     context.route("**/*", follow)
     page.goto(path.as_uri())
     if how.get("java_script_enabled", True):
-        page.wait_for_function(DRAWN)
+        # Not wait_for_function, which the page's security policy stops if it has to look twice.
+        page.locator("html[data-unpacked]").wait_for(state="attached")
+        if whole:
+            page.evaluate(PRINTED)
+            while page.locator("[data-chart]:not([data-drawn])").count():
+                page.wait_for_timeout(50)
     yield page, seen
     context.close()
 

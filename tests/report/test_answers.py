@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import made_up
-import pytest
 from test_page import Parsed
 
 from frenet.experiments.experiment import Answer, Experiment, Row, Rows
@@ -68,7 +67,7 @@ def test_answers_open_a_page_without_claims(tmp_path: Path) -> None:
         "How far does each go? On the synthetic transformer .",
         "gradient seed 0 linear up to 1.5 of its length seed 1 linear up to 2.5 of its length",
         "a: b seed 0 linear up to 1.5 of its length",
-        "Go to",
+        "Glossary direction",
     )
     assert text.count("seed 0 linear up to 1.5") == 2
     assert "No claim" not in text
@@ -107,7 +106,7 @@ def test_without_answers_the_question_opens_the_page(tmp_path: Path) -> None:
 
 def test_beside_claims_the_answers_open_their_own_section(tmp_path: Path) -> None:
     text = page([scale_run(radius_rows(1)), made_up.runs()[2]], tmp_path).text
-    before(text, "Of 1 claim", "Go to", "How far does each go?", "gradient linear up")
+    before(text, "Of 1 claim", "How far does each go?", "gradient linear up")
     assert text.count("gradient linear up to 1.5") == 1
 
 
@@ -130,15 +129,13 @@ def test_a_figure_that_draws_none_of_its_rows_says_so(tmp_path: Path) -> None:
     assert [file.name for file in written] == ["basis-drift-drift.csv"]
 
 
-@pytest.mark.parametrize(("count", "shown"), [(3, 3), (4, 2), (9, 2)])
-def test_many_cautions_are_folded(tmp_path: Path, count: int, shown: int) -> None:
+def test_cautions_are_behind_the_verdict(tmp_path: Path) -> None:
     found = experiments()
     drift = found["basis-drift"]
     (claim,) = drift.claims
-    told = claim.decide([])._replace(notes=tuple(f"caution {i}." for i in range(count)))
+    told = claim.decide([])._replace(notes=("caution 0.", "caution 1."))
     changed = (claim._replace(decide=lambda rows: told),)
     found["basis-drift"] = dataclasses.replace(drift, claims=changed)
     out = write_report(made_up.runs()[2:], tmp_path / "r.html", experiments=found, static=False)
     text = Parsed(out.read_text("utf-8")).text
-    assert all(f"caution {i}." in text for i in range(count))
-    assert (f"caution {shown - 1}. {count - shown} more" in text) == (count > shown)
+    before(text, "why", "The rule, fixed before the run", "Cautions caution 0. caution 1.")

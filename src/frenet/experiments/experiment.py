@@ -367,8 +367,7 @@ class Answer(NamedTuple):
 class Figure(NamedTuple):
     """A figure that answers one question; ``chart`` turns rows into an Altair chart.
 
-    ``front``: whether it comes before the chapters of a report, below the claims. ``finds`` says
-    in a sentence what the rows show, for the title; ``title`` is then the line above it.
+    ``front``: whether it comes before the chapters of a report, below the claims.
     """
 
     id: str
@@ -377,7 +376,6 @@ class Figure(NamedTuple):
     table: str
     chart: Callable[[Rows], Any]
     front: bool = False
-    finds: Callable[[Rows], str] | None = None
 
 
 class Setting(NamedTuple):

@@ -13,6 +13,19 @@ from frenet.statistics.intervals import (
     positive_interval,
 )
 
+# The column of single values, and the most that a chart shows one by one.
+EACH, MOST_SHOWN = "each", 8
+
+
+def each_text(values: Sequence[float]) -> str:
+    """Values as a cell of a row: numbers of six digits with spaces between."""
+    return " ".join(f"{value:.6g}" for value in values)
+
+
+def each_of(row: Mapping[str, Scalar]) -> list[float]:
+    """The values in such a cell; none if the row has none."""
+    return [float(value) for value in str(row.get(EACH) or "").split()]
+
 
 def select(rows: Rows, **values: Scalar) -> list[Mapping[str, Scalar]]:
     """The rows with these values in their columns.
@@ -45,13 +58,15 @@ def aggregate(
         most: the greatest possible value; infinity for divergences.
 
     Returns:
-        One row per group with the keys, ``value``, ``low``, ``high`` (None when n = 1) and ``n``.
+        One row per group with the keys, ``value``, ``low``, ``high`` (None when n = 1) and ``n``;
+        of 2 to 8 values also ``each``, the values as text, for charts that show them.
 
     Raises:
         ValueError: no row has such a column.
     """
     return [
         {**keys, "value": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
+        | ({EACH: each_text(values)} if 1 < mean.n <= MOST_SHOWN else {})
         for keys, values in _groups(rows, by=by, value=value)
         for mean in (_mean(values, level=level, least=least, most=most),)
     ]

@@ -70,6 +70,11 @@ def blank(spec: Spec) -> bool:
     return rows is not None and not rows
 
 
+def instead(spec: Spec) -> str:
+    """What a chart without rows says; empty if it says nothing."""
+    return str(spec.get("usermeta", {}).get("instead", ""))
+
+
 def height(spec: Spec) -> str:
     """The height of a chart: of one panel in pixels, the number of panels, and of columns."""
     inner = spec.get("spec", spec)
@@ -212,6 +217,7 @@ def _config(colours: Mapping[str, str]) -> Spec:
             # Room for the longest label; Vega's default of 200 pixels puts the title on top of it.
             "maxExtent": 260,
             "labelSeparation": 6,
+            "labelFlush": False,
         },
         "axisX": {"grid": False},
         "legend": {

@@ -177,7 +177,7 @@ def chapter(network: Network, decisions: Sequence[Entry], *, static: bool) -> Ma
 def fronts(network: Network, *, static: bool) -> Markup:
     """The figures before the chapters."""
     return join(
-        figure_of(part, figure, static=static)
+        figure_of(part, figure, static=static, found=said(network))
         for part in network.parts
         for figure in part.experiment.figures
         if figure.front

@@ -99,6 +99,7 @@
       await draw(holder, holder.spec);
     } catch (error) {
       holder.textContent = `Not drawn: ${error.message}. The numbers are in the table below.`;
+      holder.dataset.drawn = "no";
     }
     holder.style.minHeight = "";
   }

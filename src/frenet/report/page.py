@@ -24,6 +24,7 @@ from frenet.experiments.experiment import Study
 from frenet.experiments.reproduce import short_name
 from frenet.report import across, figures
 from frenet.report import sentences as answers
+from frenet.report.claims import in_words
 from frenet.report.front_page import chapter, contents, decided, grouped, opening
 from frenet.report.glossary import glossary
 from frenet.report.markup import join, tag
@@ -72,10 +73,10 @@ def write_report(
         # Without claims, the answers are on the first screen.
         said = {part.id: answers.answers(part) for part in network.parts if decisions}
         for part in network.parts:
-            findings = [
-                d.finding for d in by_network[network.id] if d.claim in part.experiment.claims
-            ]
-            bodies.append(section(part, said.get(part.id), findings, static=static))
+            mine = [d for d in by_network[network.id] if d.claim in part.experiment.claims]
+            findings = [decision.finding for decision in mine]
+            shown = {d.claim.figure: in_words(d.claim, d.finding) for d in reversed(mine)}
+            bodies.append(section(part, said.get(part.id), findings, shown, static=static))
     above = {"All networks": across.TABLE} if together else {}
     first = opening(networks, decisions, static=static, waiting=waiting)
     page = _document(contents(networks, above), first, join([*bodies, glossary()]))

@@ -223,7 +223,7 @@ def _picture(figure: Figure, rows: Rows, path: Path) -> Iterator[str]:
     if not figures.blank(drawn):
         write_whole(path, figures.svg(figures.for_file(drawn, figure)).encode(), moves=MOVES)
         yield from (f"![{markdown(figure.title)}]({path.name})", "")
-    elif words := drawn.get("description"):
+    elif words := figures.instead(drawn):
         yield from (markdown(words), "")
 
 

@@ -1,7 +1,8 @@
 """What follows the claims: for each run what failed, its figures, its tables, how it was made."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -9,6 +10,7 @@ from markupsafe import Markup
 from frenet.experiments.experiment import Column, Figure, Finding, Rows, Study
 from frenet.report import figures, tables
 from frenet.report.markup import join, packed, tag, user_text
+from frenet.report.numbers import join_words
 from frenet.report.provenance import again, failures
 from frenet.runs import Run
 
@@ -46,6 +48,7 @@ def section(
     part: Section,
     said: Markup | None = None,
     findings: Sequence[Finding] = (),
+    found: Mapping[str, str] = MappingProxyType({}),
     *,
     static: bool,
 ) -> Markup:
@@ -55,6 +58,7 @@ def section(
         part: the run, its experiment, and its name on the page.
         said: the answers to show before the figures.
         findings: of its claims, with the parts to list.
+        found: figure -> what it shows, in a sentence.
         static: add pictures for readers without scripts.
     """
     run, experiment = part.run, part.experiment
@@ -65,8 +69,12 @@ def section(
         tag("h2", experiment.question),
         label,
     )
+    own = [entry for entry in experiment.figures if not entry.front]
+    empty = [entry for entry in own if not figures.rows_of(entry, run.rows)]
     drawn = join(
-        figure_of(part, entry, static=static) for entry in experiment.figures if not entry.front
+        figure_of(part, entry, static=static, found=found.get(entry.id, ""))
+        for entry in own
+        if entry not in empty
     )
     with_rows = tables.tables_of(experiment, run.rows)
     listed = join(
@@ -79,8 +87,19 @@ def section(
     without = tag("noscript", tag("p", NO_SCRIPT, class_="empty"))
     title = tag("h3", "The numbers behind the figures")
     behind = tag("div", title, without, parts, listed, class_="block")
-    whole = (head, said or "", failures(run), drawn, behind, again(run, experiment))
+    whole = (head, said or "", failures(run), drawn, _missing(empty), behind)
+    whole = (*whole, again(run, experiment))
     return tag("section", *whole, id=part.id)
+
+
+def _missing(empty: Sequence[Figure]) -> Markup:
+    """One sentence about all figures whose table has no row; empty if there is none."""
+    if not empty:
+        return Markup("")
+    names = join_words([f"“{entry.title}”" for entry in empty])
+    tables_named = join_words(list(dict.fromkeys(entry.table for entry in empty)))
+    words = f"Not drawn, since these runs hold no row of {tables_named}: {names}."
+    return tag("p", words, class_="empty block")
 
 
 def _parts(part: Section, finding: Finding) -> Markup:
@@ -96,13 +115,16 @@ def _parts(part: Section, finding: Finding) -> Markup:
     return join(listed)
 
 
-def figure_of(part: Section, figure: Figure, *, static: bool) -> Markup:
+def figure_of(part: Section, figure: Figure, *, static: bool, found: str = "") -> Markup:
     """One figure of a run, with its caption and its text; or why it is not drawn."""
     link = tag("a", f"table {figure.table}", href=f"#{part.id}-table-{figure.table}")
-    return framed(f"{part.id}-{figure.id}", figure, part.run.rows, link, static=static)
+    anchor = f"{part.id}-{figure.id}"
+    return framed(anchor, figure, part.run.rows, link, static=static, found=found)
 
 
-def framed(anchor: str, figure: Figure, every: Rows, numbers: Markup, *, static: bool) -> Markup:
+def framed(
+    anchor: str, figure: Figure, every: Rows, numbers: Markup, *, static: bool, found: str = ""
+) -> Markup:
     """A figure of rows, with its caption and its text; or why it is not drawn.
 
     Args:
@@ -111,8 +133,10 @@ def framed(anchor: str, figure: Figure, every: Rows, numbers: Markup, *, static:
         every: rows, also of other tables.
         numbers: the link to the table of its numbers.
         static: add a picture for readers without scripts.
+        found: what it shows, in a sentence, for the title.
     """
-    title = tag("h3", figure.title, id=f"{anchor}-title")
+    kicker = tag("p", figure.title, class_="kicker") if found else Markup("")
+    title = join((kicker, tag("h3", found or figure.title, id=f"{anchor}-title")))
     caption = tag("figcaption", figure.caption)
     rows = figures.rows_of(figure, every)
     if not rows:
@@ -129,9 +153,8 @@ def framed(anchor: str, figure: Figure, every: Rows, numbers: Markup, *, static:
         reason = tag("p", f"Not drawn: {type(error).__name__}: {error}", class_="empty")
         return tag("figure", title, reason, caption, id=anchor)
     if figures.blank(spec):
-        empty = spec.get("description") or (
-            f"No row of the table {figure.table} is of the kind that this figure draws."
-        )
+        nothing = f"No row of the table {figure.table} is of the kind that this figure draws."
+        empty = figures.instead(spec) or nothing
         return tag("figure", title, tag("p", empty, class_="empty"), caption, id=anchor)
     words = str(spec.get("description") or figure.caption)
     chart = tag(

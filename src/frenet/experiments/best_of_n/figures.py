@@ -10,6 +10,7 @@ from frenet.experiments.best_of_n.findings import (
 )
 from frenet.experiments.experiment import Figure, Row, Rows, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
+from frenet.experiments.figures.parts import sentence
 from frenet.experiments.intervals import over_seeds, select
 
 FOUND, PREDICTED = "found", "predicted, with its 95% band"
@@ -27,6 +28,10 @@ def scaled(rows: Rows) -> list[Row]:
         for row in rows
         if row["scale"]
     ]
+
+
+# Places that a ranking needs to say anything.
+FEW_PLACES = 4
 
 
 def best_chart(rows: Rows) -> object:
@@ -156,6 +161,8 @@ def quantile_chart(rows: Rows) -> object:
 
 def ranking_chart(rows: Rows) -> object:
     """Measured gains against both predictions of where search pays."""
+    if len({row["place"] for row in ranked(rows)}) < FEW_PLACES:
+        return sentence(f"A ranking needs {FEW_PLACES} places; these runs searched in fewer.")
     table: list[Row] = []
     for column, label in (
         ("density", "by signal density"),
@@ -204,8 +211,8 @@ FIGURES = (
         "The best of N, predicted and found",
         "Gain on the selection batch in the whole space, in units of the gain predicted at sigma* "
         "(of the loss, if there is no trusted sigma*). The band holds 95% of single searches. The "
-        "measured gain is the mean over searches, with its interval over seeds. Every panel has "
-        "its own scale.",
+        "measured gain is the mean over searches; thin lines are seeds. Every panel has its own "
+        "scale.",
         "best",
         best_chart,
     ),

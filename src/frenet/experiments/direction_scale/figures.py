@@ -7,7 +7,7 @@ from frenet.experiments.direction_scale.reach import reach
 from frenet.experiments.experiment import Column, Figure, Row, Rows, integer, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines
 from frenet.experiments.figures.landscape import landscape, panel
-from frenet.experiments.intervals import over_seeds, select
+from frenet.experiments.intervals import EACH, each_of, each_text, over_seeds, select
 from frenet.experiments.setup import brackets, columns
 from frenet.experiments.setup.brackets import life_columns
 from frenet.experiments.setup.describe import labelled_rows
@@ -76,6 +76,8 @@ def _geometric(rows: Rows, value: str, *, by: tuple[str, ...]) -> list[Row]:
     for row in means:
         for end in ("value", "low", "high"):
             row[end] = None if row[end] is None else math.exp(number(row, end))
+        if each := each_of(row):
+            row[EACH] = each_text([math.exp(value) for value in each])
     return means
 
 
@@ -223,8 +225,8 @@ FIGURES = (
         "log-odds) follows the slope within 20%. It is given as the change of the weights there, "
         "relative to the norm of the weights that move (of the stream). With LoRA, gradient, Adam "
         "step, random and search winner are lines in the factors, all others in the weights. "
-        "Geometric mean and interval over seeds. The tick is where a quadratic with the measured "
-        "curvature would stop being linear. Below it, higher orders act first; beyond it, they "
+        "Large marks are geometric means, small ones seeds. The tick is where a quadratic with "
+        "the measured curvature would stop being linear. Below it, higher orders act first; beyond it, they "
         "compensate the curvature. If a direction was still linear at the largest distance tried, "
         "on any seed or task, its dot is a lower bound.",
         "radius",
@@ -238,7 +240,7 @@ FIGURES = (
         "one), or the cosine of a steering vector with a fresh one. Directions that hold no more "
         "of the gradient than chance are left out. With LoRA, gradient, Adam step and search "
         "winner are compared with gradients of the factors, the others with gradients of the "
-        "weights. Intervals are cut at the frame, which shows 0 to 1.2 and every mean.",
+        "weights. Thin lines are seeds.",
         "share",
         share_chart,
     ),

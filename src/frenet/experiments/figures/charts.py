@@ -1,16 +1,20 @@
 """Rows in, Altair charts out: the four kinds of figure that the experiments draw.
 
-Every chart takes rows that are already averaged over seeds (`intervals.aggregate`, `melt`), and the
-nulls, ceilings and decision lines to compare the measure with (``rules``). These are grey, dashed
-and named in the legend. Series have eight colours that readers with any colour vision can
-distinguish, on white and on black; the ninth reuses the first colour with another dash.
+Every chart takes rows that are already averaged over seeds (`intervals.aggregate`, `melt`). It
+shows few seeds one by one, thin or small, since Student's interval over 3 values covers far more
+than they do; of many it shows the interval. Nulls, ceilings and decision lines, with which the
+measure is compared (``rules``), are grey, dashed and named in the legend. Series have eight colours
+that readers with any colour vision can distinguish, on white and on black; the ninth reuses the
+first colour with another dash.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from frenet.experiments.experiment import Rows, finite
+from frenet.experiments.figures.names import label
 from frenet.experiments.figures.parts import (
+    UNIT,
     Axis,
     Rule,
     bands,
@@ -19,6 +23,7 @@ from frenet.experiments.figures.parts import (
     in_words,
     inline,
     levels,
+    means_and_units,
     panels,
     placed,
     prepare,
@@ -26,6 +31,7 @@ from frenet.experiments.figures.parts import (
     slim,
     tooltip,
     whole,
+    with_units,
 )
 from frenet.experiments.figures.series import GREY, HEAT, PALETTE
 
@@ -35,8 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Axis", "Rule", "dots", "heatmap", "lines", "scatter"]
 
 INTERVAL = ("low", "high")
-# How the legends draw a line, and a dot or tick.
-LINES = {"symbolType": "stroke", "symbolSize": 360}
+# How the legends draw marks.
 POINTS = {"symbolStrokeWidth": 0, "symbolSize": 110}
 # More points than this on one line are drawn for the tooltip only.
 CROWD = 24
@@ -52,7 +57,7 @@ def lines(
     facet: str | None = None,
     rules: Sequence[str | Rule] = (),
 ) -> "alt.LayerChart | alt.FacetChart":
-    """Mean lines with interval bands, one line per series, one panel per value of ``facet``.
+    """Mean lines with those of few seeds or a band, one per series; a panel per ``facet``.
 
     Args:
         rows: one row per point, as `aggregate` or `melt` give them.
@@ -69,24 +74,36 @@ def lines(
     """
     import altair as alt
 
+    x, y = resolve(x), resolve(y)
+    rows = with_units(rows, y.field, log=y.log) if interval else rows
     x, y = placed(x, y, rows=rows, rules=rules)
     table, series = prepare(
         rows, (x, y), interval=interval, colour=colour, facet=facet, rules=rules
     )
-    series = series._replace(symbols=LINES)
-    base = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
+    series = series._replace(symbols=POINTS)
+    every = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
+    base, singles = means_and_units(every, table, series)
     layers = bands(rules, series, (x, y))
-    if interval and bounded(table, interval):
+    # Two points are no curve.
+    drawn = len({row[x.field] for row in table}) > 2
+    if singles is not None:
+        thin = singles.mark_line(strokeWidth=1) if drawn else singles.mark_point(size=20)
+        layers.append(
+            thin.encode(detail=alt.Detail(field=UNIT, type="nominal"), opacity=alt.value(0.4))
+        )
+    elif interval and bounded(table, interval):
         low = channel(alt.Y, y, field=interval[0])
         band = whole(base, interval).mark_area(opacity=0.16)
         layers.append(band.encode(y=low, y2=alt.Y2(field=interval[1])))
-    layers.append(base.mark_line(strokeWidth=2).encode(strokeDash=series.dash()))
+    if drawn:
+        layers.append(base.mark_line(strokeWidth=2.5).encode(strokeDash=series.dash()))
     crowded = len({row[x.field] for row in table}) > CROWD
     seen = alt.FieldOneOfPredicate(series.field, [] if crowded else series.measured())
     shown = alt.condition(seen, alt.value(1), alt.value(0))
     points = base.mark_point(filled=True, size=36)
     tip = tooltip((x, y), interval=interval, series=series, facet=facet, rows=table)
-    layers += [points.encode(opacity=shown, tooltip=tip), *levels(rules, series, (x, y))]
+    layers.append(points.encode(opacity=shown, tooltip=tip, shape=series.shape()))
+    layers += levels(rules, series, (x, y))
     words = in_words(table, (x, y), series)
     return panels(layers, table, facet=facet, height=280, words=words, apart=y.apart)
 
@@ -102,7 +119,7 @@ def dots(
     rules: Sequence[str | Rule] = (),
     bold: Sequence[str] = (),
 ) -> "alt.LayerChart | alt.FacetChart":
-    """A dot with its interval for every category; the series of a category share its row.
+    """A dot with its seeds or its interval for every category; its series share a row.
 
     Args:
         rows: one row per dot, as `aggregate` or `melt` give them.
@@ -119,32 +136,43 @@ def dots(
     import altair as alt
 
     rules = [rule if isinstance(rule, str) else rule._replace(axis="x") for rule in rules]
+    x, row = resolve(x), resolve(row)
+    rows = with_units(rows, x.field, log=x.log) if interval else rows
     x, row = placed(x, row, rows=rows, rules=rules)
     table, series = prepare(
         rows, (x, row), interval=interval, colour=colour, facet=facet, rules=rules
     )
+    for entry in table:
+        entry[row.field] = label(str(entry[row.field]))
+    bold = [label(name) for name in bold]
     order = list(dict.fromkeys(str(entry[row.field]) for entry in table))
     tall = any("\n" in name for name in order)
     y = _categories(row.field, order, tall=tall)
     series = series._replace(symbols=POINTS)
-    base = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
-    dot = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.measured()))
+    every = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
     lanes = len(series.measured())
     if lanes > 1:
         scale = alt.Scale(domain=series.measured(), paddingOuter=0.3)
-        dot = dot.encode(yOffset=alt.YOffset(field=series.field, type="nominal", scale=scale))
+        offset = alt.YOffset(field=series.field, type="nominal", scale=scale)
+        every = every.encode(yOffset=offset)
+    base, singles = means_and_units(every, table, series)
+    dot = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.measured()))
     layers = [*bands(rules, series, (x, row)), *levels(rules, series, (x, row))]
     tip = tooltip((row, x), interval=interval, series=series, facet=facet, rows=table)
-    tick = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.nulls))
+    tick = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
+    tick = tick.transform_filter(alt.FieldOneOfPredicate(series.field, series.nulls))
+    tick = tick.transform_filter(f"!isValid(datum.{UNIT})")
     shape = series.shape(upright=True)
     if series.nulls:
         ticks = tick.mark_point(filled=True, size=360, opacity=1)
         layers.append(ticks.encode(tooltip=tip, shape=shape))
-    if interval and bounded(table, interval):
+    if singles is not None:
+        layers.append(singles.mark_point(filled=True, size=24, opacity=0.5).encode(shape=shape))
+    elif interval and bounded(table, interval):
         low = channel(alt.X, x, field=interval[0])
         whiskers = whole(dot, interval).mark_rule(strokeWidth=2)
         layers.append(whiskers.encode(x=low, x2=alt.X2(field=interval[1])))
-    points = dot.mark_point(filled=True, size=64, opacity=1)
+    points = dot.mark_point(filled=True, size=80, opacity=1)
     layers.append(points.encode(tooltip=tip, shape=shape))
     if bold:
         layers += _bold(
@@ -191,6 +219,8 @@ def heatmap(
 
     x, y, value = resolve(x), resolve(y), resolve(value)
     table = slim(rows, [x.field, y.field, value.field])
+    for row in table:
+        row |= {axis.field: label(str(row[axis.field])) for axis in (x, y)}
     across = list(dict.fromkeys(str(row[x.field]) for row in table))
     down = list(dict.fromkeys(str(row[y.field]) for row in table))
     slanted = alt.Axis(labelAngle=-40 if len(across) > 4 else 0, domain=False)

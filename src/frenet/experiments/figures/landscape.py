@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frenet.experiments.experiment import Reach, Row
 from frenet.experiments.figures.names import label
-from frenet.experiments.figures.parts import Axis, channel, inline, panels
+from frenet.experiments.figures.parts import Axis, channel, panels, sentence
 from frenet.experiments.figures.series import GREY, Series
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def landscape(panelled: Sequence[tuple[str, Reach]], *, shared: bool = False) ->
 
     seeds = [_seed(panel, one) for panel, one in panelled if one.life is not None and one.far]
     if not seeds or all(row["open"] for row in seeds):
-        return _sentence(panelled, bool(seeds))
+        return sentence(_stale(panelled, bool(seeds)))
     ends = dict.fromkeys((panel, one.longest) for panel, one in panelled if one.longest)
     low = min(float(row["after"]) for row in seeds)  # type: ignore[arg-type]
     span = (0.8 * low, 1.3 * max(longest for _, longest in ends))
@@ -265,16 +265,11 @@ def _chanceless(x: Axis) -> Any:
     return tick.encode(x=_x(x), y=alt.value(HIGH - 7), tooltip=tips)
 
 
-def _sentence(panelled: Sequence[tuple[str, Reach]], lived: bool) -> Any:
-    """A chart without rows, whose description says why."""
-    import altair as alt
-
+def _stale(panelled: Sequence[tuple[str, Reach]], lived: bool) -> str:
+    """Why there is no map."""
     longest = max((one.longest for _, one in panelled), default=0.0)
-    words = (
-        f"No direction went stale within the {longest:g} steps of the run; longer runs say more."
-    )
-    chart = alt.Chart(inline([])).mark_point()
-    return chart.properties(description=words if lived else NOTHING)
+    stale = f"No direction went stale within the {longest:g} steps of the run; try later steps."
+    return stale if lived else NOTHING
 
 
 def _words(means: Sequence[Row]) -> str:

@@ -4,14 +4,21 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from frenet._errors import UsageError
-from frenet.experiments.experiment import Rows, finite
+from frenet.experiments.experiment import Row, Rows, finite
+from frenet.experiments.figures.names import label
 from frenet.experiments.figures.series import Series
+from frenet.experiments.intervals import EACH, each_of
 
 if TYPE_CHECKING:
     import altair as alt
 
 # A text alternative names this many series and says how many more there are.
 NAMED = 12
+# The column with the number of a single value, such as a seed; rows of means have none.
+UNIT = "unit"
+# On a logarithmic axis, lines at 1, 3, 10 and so on; all others are noise.
+MANTISSA = "round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))"
+DECADES = {"condition": {"test": f"{MANTISSA} == 1 || {MANTISSA} == 3", "value": 1}, "value": 0}
 
 
 class Axis(NamedTuple):
@@ -82,6 +89,22 @@ def slim(rows: Rows, fields: Iterable[str]) -> list[dict[str, Any]]:
     return table
 
 
+def with_units(rows: Rows, field: str, *, log: bool) -> list[Row]:
+    """The rows, and behind them one row for every single value, with its number in ``unit``.
+
+    Args:
+        rows: as `aggregate` gives them.
+        field: the column of the value.
+        log: leave out values that a logarithmic axis cannot show.
+    """
+    singles: list[Row] = []
+    for row in rows if field == "value" else ():
+        for unit, value in enumerate(each_of(row)):
+            if value > 0 or not log:
+                singles.append({**row, field: value, UNIT: unit, EACH: None})
+    return [*map(dict, rows), *singles]
+
+
 def inline(rows: Rows) -> Any:
     """Rows as Altair's data: a plain dict, since `alt.InlineData` takes seconds to check cells."""
     return {"values": list(rows)}
@@ -101,11 +124,12 @@ def prepare(
     plain = Axis("series", axes[1].title if colour is None else None)
     key = plain if colour in (None, "series") else resolve(colour)
     fields = [axis.field for axis in axes] + list(interval or ())
+    fields += [UNIT] if any(UNIT in row for row in rows) else []
     table = slim(rows, [*fields, *([key.field] if colour else []), *([facet] if facet else [])])
     for entry in table:
-        entry[key.field] = str(entry[key.field]) if colour else str(axes[1].title)
+        entry[key.field] = label(str(entry[key.field])) if colour else str(axes[1].title)
         if facet:
-            entry[facet] = str(entry[facet])
+            entry[facet] = label(str(entry[facet]))
     for axis in axes:
         bad = [row[axis.field] for row in table if axis.log and not _positive(row[axis.field])]
         if bad:
@@ -115,7 +139,8 @@ def prepare(
             )
     names = list(dict.fromkeys(entry[key.field] for entry in table))
     # A null that no row of this run has is left out: the measure is still worth drawing.
-    named = [rule for rule in rules if isinstance(rule, str) and rule in names]
+    labels = [label(rule) for rule in rules if isinstance(rule, str)]
+    named = [name for name in labels if name in names]
     drawn = [rule.label for rule in rules if isinstance(rule, Rule)]
     names = [n for n in names if n not in named] + named + drawn
     return table, Series(key.field, key.title if colour else None, names, named, drawn, {})
@@ -136,7 +161,9 @@ def channel(kind: Any, axis: Axis, *, field: str | None = None) -> Any:
     if axis.domain:
         # Clamped: only intervals reach further, and they must not push the panels apart.
         scale |= {"domain": list(axis.domain), "nice": False, "clamp": True}
-    marks = alt.Axis(format="~g", tickCount=6) if axis.log else alt.Axis(tickCount=6)
+    marks = alt.Axis(tickCount=6)
+    if axis.log:
+        marks = alt.Axis(format="~g", tickCount=6, gridOpacity=DECADES)
     if axis.whole:
         whole = "datum.value % 1 === 0 ? datum.label : ''"
         marks = alt.Axis(tickCount=6, labelExpr=whole)
@@ -182,6 +209,18 @@ def whole(chart: Any, interval: tuple[str, str]) -> Any:
 def bounded(table: Rows, interval: tuple[str, str]) -> bool:
     """Whether any row has both ends; Vega warns of a layer that has no row to draw."""
     return any(all(finite(row.get(end)) is not None for end in interval) for row in table)
+
+
+def means_and_units(every: Any, table: Rows, series: Series) -> tuple[Any, Any]:
+    """The chart of the means, and that of single values of measured series; None without any."""
+    import altair as alt
+
+    if not any(row.get(UNIT) is not None for row in table):
+        return every, None
+    means = every.transform_filter(f"!isValid(datum.{UNIT})")
+    singles = every.transform_filter(f"isValid(datum.{UNIT})")
+    measured = alt.FieldOneOfPredicate(series.field, series.measured())
+    return means, singles.transform_filter(measured)
 
 
 def levels(rules: Sequence[str | Rule], series: Series, axes: tuple[Axis, Axis]) -> list[Any]:
@@ -252,12 +291,19 @@ def panels(
     return described.resolve_scale(y="independent") if apart else described
 
 
+def sentence(words: str) -> Any:
+    """A chart without rows, with the sentence that a page shows in its place."""
+    import altair as alt
+
+    return alt.Chart(inline([])).mark_point().properties(usermeta={"instead": words})
+
+
 def in_words(table: Rows, axes: tuple[Axis, Axis], series: Series | None) -> str:
     """A text alternative: the range of every series."""
     x, y = axes
     groups: dict[str, list[float]] = {}
     for row in table:
-        value = finite(row.get(y.field))
+        value = finite(row.get(y.field)) if row.get(UNIT) is None else None
         if value is not None:
             groups.setdefault(str(row[series.field]) if series else "all", []).append(value)
     parts = [f"{name} from {min(vs):.3g} to {max(vs):.3g}" for name, vs in groups.items()]

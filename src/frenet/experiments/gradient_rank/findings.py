@@ -321,7 +321,7 @@ FIGURES = (
     Figure(
         "tasks",
         "The same by task, before and after damage",
-        f"Held-out energy in the top {K}, 95% interval over seeds.",
+        f"Held-out energy in the top {K}; small marks are seeds.",
         "energy",
         task_chart,
     ),

@@ -174,7 +174,7 @@ FIGURES = (
         "bases",
         "What each basis holds of a recovery",
         "Captured fraction of the displacement from the damaged point to T_stop: mean over "
-        "protocols, tasks and replicates, with a 95% interval over seeds. All bases are compared "
+        "protocols, tasks and replicates, with small marks for seeds. All bases are compared "
         "on the same recoveries, those long enough for a prefix of this k. A random basis holds "
         "k / d.",
         "capture",

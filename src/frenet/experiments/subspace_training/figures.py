@@ -19,32 +19,20 @@ PANELS = {"from the damaged point": FIXED, "after k steps of all coordinates": M
 
 
 def curve_chart(rows: Rows) -> object:
-    """Loss against step, by basis."""
-    return _curves(rows, Axis("share", "step, as a share of the run"))
-
-
-def moved_chart(rows: Rows) -> object:
-    """Loss against how many numbers have moved, by basis."""
-    started = [row for row in rows if row["step"]]
-    return _curves(started, Axis("moved", "coordinates times steps so far", log=True))
-
-
-def _curves(rows: Rows, x: Axis) -> object:
-    """Median over seeds of the loss, with all seeds in the band, in two panels a group."""
+    """Median over seeds of the loss against the step, with all seeds in the band."""
     table: list[Row] = []
     for facet, part in _panels(at_k(rows)):
         by = ("basis", "share")
-        losses, moved = (seed_means(part, by=by, value=value) for value in ("loss", "moved"))
+        losses = seed_means(part, by=by, value="loss")
         for basis, share in dict.fromkeys((row["basis"], row["share"]) for row in losses):
             at: Row = {"basis": basis, "share": share}
             values = [number(row, "loss") for row in select(losses, **at)]
-            numbers = [number(row, "moved") for row in select(moved, **at)]
             ends = (min(values), max(values)) if len(values) > 1 else (None, None)
-            at |= {"panel": facet, "moved": median(numbers), "value": median(values)}
+            at |= {"panel": facet, "value": median(values)}
             table.append(at | {"low": ends[0], "high": ends[1]})
     return lines(
         table,
-        x=x,
+        x=Axis("share", "step, as a share of the run"),
         y=Axis("value", "loss (nats per token)"),
         colour=Axis("basis", "trained in"),
         facet="panel",
@@ -161,20 +149,11 @@ FIGURES = (
         curve_chart,
     ),
     Figure(
-        "moved",
-        "The same against how many numbers have moved",
-        "A step inside a basis moves k numbers, a step in all coordinates moves d. Curves of bases "
-        "that follow k steps in all coordinates fall straight down from there: steps inside hardly "
-        "count compared with those steps.",
-        "curve",
-        moved_chart,
-    ),
-    Figure(
         "dimension",
         "How many coordinates does it take?",
-        "Share of the lost loss regained at equal steps, mean over tasks and protocols, 95% "
-        "interval over seeds. Random directions with as many full steps are the chance level, all "
-        "coordinates the ceiling.",
+        "Share of the lost loss regained at equal steps, mean over tasks and protocols; "
+        "small marks are seeds. Random directions with as many full steps are the chance level, "
+        "all coordinates the ceiling.",
         "trained",
         dimension_chart,
     ),
