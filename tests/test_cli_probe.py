@@ -76,7 +76,8 @@ def test_one_line_for_each_direction(folder, capsys):
     assert (path / "out" / "report.html").exists()
     assert probe(path, *given) == 0  # the finished run is read again
     said = capsys.readouterr().out
-    assert "adapter: loss is linear within 20%" in said
+    assert said.startswith('check: reads "what is ')
+    assert "; loss is linear within 20%" in said.split("adapter: ")[1].split("\n")[0]
     assert "steering: log-odds are linear within 20%" in said
     assert said.count("of its own length") >= 3
 
@@ -111,6 +112,7 @@ def test_how_far_is_told_before_how_long_is_measured(folder, capsys, monkeypatch
     assert probe(path, *given) == 0
     said = capsys.readouterr()
     far = said.err.index("adapter: loss is linear within 20%")
+    assert said.err.index("check: reads ") < said.err.index("coefficients of adapter: about") < far
     assert far < said.err.index("how long: 2 training steps of 4 rows, and 6 gradients of as many")
     assert "lifetime" not in said.err.split("how long")[0]
     assert "lifetime" in said.out
