@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import frenet
@@ -153,6 +154,41 @@ def test_directions_of_one_name_stay_apart(folder, capsys, tmp_path):
     assert lengths == pytest.approx([norm, 2 * norm], rel=1e-5)
 
 
+def test_advice_on_adapters_of_both_kinds_with_ranks_and_other_text(folder, capsys, tmp_path):
+    """DoRA has coefficients and no radius; an adapter of rank 2 has ranks, too."""
+    path, _ = folder
+    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+    bent = get_peft_model(tiny_llama(), config)
+    with torch.no_grad():
+        for name, p in bent.named_parameters():
+            if "lora_B" in name:
+                p.copy_(torch.randn(p.shape, generator=generator(0, "bent")))
+    bent.save_pretrained(tmp_path / "bent")
+    lines = [{"text": f"the river number {i} runs to the sea"} for i in range(12)]
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    given = ("--vectors", path / "adapter", tmp_path / "bent", "--lags", "0", "--ranks")
+    given = (*given, "--neutral", other, "--scales", "0.5", "1", "2", "--out", tmp_path / "out")
+    assert probe(path, *given, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    found = {result["direction"]: result for result in told["directions"]}
+    assert list(found) == ["bent", "adapter", "random like adapter"]
+    assert {row["direction"] for row in told["check"]} == {"adapter", "bent"}
+    for name in ("adapter", "bent"):
+        one = found[name]
+        assert one["advice"]["best"] > 0
+        assert {row["examples"] for row in one["coefficients"]} == {"select", "test", "other text"}
+        assert one["sentence"].split(": ")[1].split(" ")[0] in ("best", "leave", "no")
+        assert any(text.startswith(f"on {other}: loss ") for text in one["more"])
+    assert "along" not in found["bent"]
+    assert any("bent: a DoRA adapter" in note for note in told["notes"])
+    ranks = found["adapter"]["held"]
+    assert ranks
+    assert not found["bent"]["held"]
+    assert {row["whole"] for row in found["adapter"]["ranks"]} <= {2}
+    assert found["random like adapter"]["advice"] is None
+
+
 def life(name, values, *, dim=100):
     """The row of a direction's lifetime, and its sentence, where it has no radius."""
     cell = Cell.of(seed=0, space="lora", task="t")
@@ -243,6 +279,10 @@ def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
             "the prefix is a part of a training, and --lags 0 starts none; pass --lags 1 10 100",
         ),
         (("--directions", "up"), "no direction 'up'; there are gradient, Adam step"),
+        (("--ranks",), "--ranks is about adapters, and there is none; pass them as --vectors"),
+        (("--scales", "0.5", "2"), "pass coefficients above 0 with 1 among them"),
+        (("--share", "2"), "share=2.0; pass a number between 0 and 1"),
+        (("--neutral", "nowhere.jsonl"), "there is no file or folder nowhere.jsonl"),
         (("--vectors", "@task.jsonl"), "is no .safetensors file"),
         (("--vectors", "@model"), "equals the model: no direction"),
         (("--contrasts", "@statements.jsonl", "--behaviour", "b"), "no contrast 'b' in"),

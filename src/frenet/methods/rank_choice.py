@@ -22,8 +22,9 @@ from frenet.network.tasks import Batch, example_losses
 
 # The largest rank that is looked for; a matrix of a larger one counts as one without a low rank.
 MOST = 256
-# How often the share that a single weight has to hold is raised until all of them hold it together.
-ROUNDS = 4
+# How often the share that a single weight has to hold is raised until all of them hold it together,
+# and what is left each time of the share that may be lost.
+ROUNDS, LEFT = 8, 0.8
 # The rank of each weight, by its name.
 Ranks = Mapping[str, int]
 
@@ -252,8 +253,9 @@ def choose_ranks(losses: CutLosses, *, share: float = 0.9, seed: int = 0) -> Ran
     effect above the adapter's; bisection finds it, as if the loss fell with the rank. A weight
     whose own effect is not shown to be above 0 gets rank 0. Then all are cut together. If the
     lower end of the interval of what they hold of the adapter's whole effect is below the share,
-    the share of each weight is raised, halving what may be lost, and weights with rank 0 get the
-    rank that holds this share of their squared norm.
+    the share of each weight is raised in small steps; after half of the steps, weights with rank 0
+    get the rank that holds it of their squared norm. The sum of the ranks need not be the smallest
+    that there is.
 
     Args:
         losses: on examples to choose on.
@@ -323,7 +325,7 @@ class _Chooser:
         for raised in range(ROUNDS):
             ranks = {
                 name: self.alone(name, own) if effect.low > 0
-                else part.holding(own) if raised else 0
+                else part.holding(own) if raised >= ROUNDS // 2 else 0
                 for (name, effect), part in zip(
                     effects.items(), self.losses.parts.values(), strict=True
                 )
@@ -331,7 +333,7 @@ class _Chooser:
             here = self.examples.mean(self.losses.at(ranks))
             if interval((without - here) / (without - whole)).low >= share:
                 return ranks
-            own = 1 - (1 - own) / 2
+            own = 1 - LEFT * (1 - own)
         return self.losses.whole
 
 

@@ -243,7 +243,7 @@ STUDY = Study(
     claims=(),
     config=ProbeConfig,
     tables=advised.TABLES | TABLES | NETWORK_TABLES,
-    figures=advised.FIGURES + FIGURES,
+    figures=advised.FIGURES + tuple(figure._replace(front=False) for figure in FIGURES),
     command=partial(command_line, "frenet probe", PROBE),
     answers=advised.all_sentences,
 )

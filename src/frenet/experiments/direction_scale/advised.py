@@ -273,7 +273,7 @@ def curve_chart(rows: Rows) -> object:
         interval=("loss_low", "loss_high"),
         colour="series",
         facet="panel",
-        rules=[Rule("as it is", 1.0, axis="x")],
+        rules=[Rule("1 x", 1.0, axis="x")],
     )
 
 
