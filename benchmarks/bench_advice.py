@@ -12,7 +12,6 @@ point of the sweep takes off. For a negated adapter the right advice is none.
 import argparse
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
