@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from frenet.experiments.direction_scale import PROBE
 from frenet.geometry import rng
+from frenet.measure.displaced import DisplacedLosses, moving
 from frenet.measure.loss_line import loss_line
+from frenet.methods.coefficient import best_coefficient
 from frenet.methods.linear_range import looked_between, radius
 from frenet.methods.local_model import Effort, survey
 from frenet.methods.plan import plan
@@ -48,6 +51,16 @@ def probed(model: nn.Module, task: RandomTokens, batch: Batch, vector: TaskVecto
             radius(line, start=start, limit=limit, sign=sign, generator=rng.generator(0, "bench"))
     handle.remove()
     return passes
+
+
+def advised(model: nn.Module, task: RandomTokens, rows: int, vector: TaskVector) -> int:
+    """Passes for the advised coefficient, on the examples to choose on and on those that judge."""
+    batches = {split: next(task.batches(split, rows, 0)) for split in ("select", "test")}
+    with moving(model, {"v": vector.read}, space=vector.space(model)) as mover:
+        losses = DisplacedLosses(mover, batches)
+        curves = (losses.curve(split, "v") for split in batches)
+        best_coefficient(*curves, scales=PROBE.scales)
+    return losses.passes
 
 
 def subject(source: str) -> tuple[nn.Module, RandomTokens, ParamSpace, TaskVector]:
@@ -84,6 +97,14 @@ def run(source: str | Path = STORIES, rows: int = ROWS) -> Iterator[Row]:
         "aim": "at most 24",
         "detail": f"{rows} x {tokens}; beside one pass for slopes and curvature, and "
         f"{derivatives - 1:.3g} for the check of the derivatives",
+    }
+    yield {
+        "name": "forward passes for the advised coefficient, with intervals",
+        "model": model_name(source),
+        "ratio": advised(model, task, rows, vector),
+        "aim": "",
+        "detail": f"{len(PROBE.scales)} coefficients on {rows} rows to choose and {rows} to judge, "
+        f"of {tokens}",
     }
     if sum(p.numel() for p in model.parameters()) < LARGE:
         return

@@ -62,6 +62,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "bench_worth": {"searches": 1, "networks": 1, "budget": 16},
     "bench_renewal": {"steps": 6, "trainings": 1},
     "bench_probe": {"rows": 4},
+    "bench_advice": {"rows": 8, "most": 1},
     "bench_steering": {"repeats": 1, "pairs": 2, "few": 2},
     "bench_task_vectors": {"layers": 1, "repeats": 1},
     "bench_trainer": {"steps": 12, "repeats": 1},

@@ -107,8 +107,9 @@ def test_each_part_has_its_rows_and_its_line(told):
     printed, _ = told
     subjects = [answer["subject"] for answer in printed["answers"]]
     assert subjects == [
-        "ones", "twos", "how far together, ones", "how far together, twos", "kept, ones",
-        "kept, twos", "blocks", "order of training", "merge",
+        "check, ones", "check, twos", "ones", "twos", "how far together, ones",
+        "how far together, twos", "kept, ones", "kept, twos", "blocks", "order of training",
+        "merge",
     ]  # fmt: skip
     assert {row["kind"] for row in printed["scale"]} == {"own", "other", "both", "random"}
     assert len([r for r in printed["map"] if r["kind"] == "loss"]) == 2 * 9

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import frenet
@@ -76,7 +77,8 @@ def test_one_line_for_each_direction(folder, capsys):
     assert (path / "out" / "report.html").exists()
     assert probe(path, *given) == 0  # the finished run is read again
     said = capsys.readouterr().out
-    assert "adapter: loss is linear within 20%" in said
+    assert said.startswith('check: reads "what is ')
+    assert "; loss is linear within 20%" in said.split("adapter: ")[1].split("\n")[0]
     assert "steering: log-odds are linear within 20%" in said
     assert said.count("of its own length") >= 3
 
@@ -111,6 +113,7 @@ def test_how_far_is_told_before_how_long_is_measured(folder, capsys, monkeypatch
     assert probe(path, *given) == 0
     said = capsys.readouterr()
     far = said.err.index("adapter: loss is linear within 20%")
+    assert said.err.index("check: reads ") < said.err.index("coefficients of adapter: about") < far
     assert far < said.err.index("how long: 2 training steps of 4 rows, and 6 gradients of as many")
     assert "lifetime" not in said.err.split("how long")[0]
     assert "lifetime" in said.out
@@ -149,6 +152,41 @@ def test_directions_of_one_name_stay_apart(folder, capsys, tmp_path):
     found = {r["direction"]: r for r in json.loads(capsys.readouterr().out)["directions"]}
     lengths = [found[str(p)]["along"]["length"] for p in (path / "adapter", twice)]
     assert lengths == pytest.approx([norm, 2 * norm], rel=1e-5)
+
+
+def test_advice_on_adapters_of_both_kinds_with_ranks_and_other_text(folder, capsys, tmp_path):
+    """DoRA has coefficients and no radius; an adapter of rank 2 has ranks, too."""
+    path, _ = folder
+    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+    bent = get_peft_model(tiny_llama(), config)
+    with torch.no_grad():
+        for name, p in bent.named_parameters():
+            if "lora_B" in name:
+                p.copy_(torch.randn(p.shape, generator=generator(0, "bent")))
+    bent.save_pretrained(tmp_path / "bent")
+    lines = [{"text": f"the river number {i} runs to the sea"} for i in range(12)]
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    given = ("--vectors", path / "adapter", tmp_path / "bent", "--lags", "0", "--ranks")
+    given = (*given, "--neutral", other, "--scales", "0.5", "1", "2", "--out", tmp_path / "out")
+    assert probe(path, *given, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    found = {result["direction"]: result for result in told["directions"]}
+    assert list(found) == ["bent", "adapter", "random like adapter"]
+    assert {row["direction"] for row in told["check"]} == {"adapter", "bent"}
+    for name in ("adapter", "bent"):
+        one = found[name]
+        assert one["advice"]["best"] > 0
+        assert {row["examples"] for row in one["coefficients"]} == {"select", "test", "other text"}
+        assert one["sentence"].split(": ")[1].split(" ")[0] in ("best", "leave", "no")
+        assert any(text.startswith(f"on {other}: loss ") for text in one["more"])
+    assert "along" not in found["bent"]
+    assert any("bent: a DoRA adapter" in note for note in told["notes"])
+    ranks = found["adapter"]["held"]
+    assert ranks
+    assert not found["bent"]["held"]
+    assert {row["whole"] for row in found["adapter"]["ranks"]} <= {2}
+    assert found["random like adapter"]["advice"] is None
 
 
 def life(name, values, *, dim=100):
@@ -241,6 +279,10 @@ def test_a_recorded_training_and_a_vector_from_a_file(folder, capsys, tmp_path):
             "the prefix is a part of a training, and --lags 0 starts none; pass --lags 1 10 100",
         ),
         (("--directions", "up"), "no direction 'up'; there are gradient, Adam step"),
+        (("--ranks",), "--ranks is about adapters, and there is none; pass them as --vectors"),
+        (("--scales", "0.5", "2"), "pass coefficients above 0 with 1 among them"),
+        (("--share", "2"), "share=2.0; pass a number between 0 and 1"),
+        (("--neutral", "nowhere.jsonl"), "there is no file or folder nowhere.jsonl"),
         (("--vectors", "@task.jsonl"), "is no .safetensors file"),
         (("--vectors", "@model"), "equals the model: no direction"),
         (("--contrasts", "@statements.jsonl", "--behaviour", "b"), "no contrast 'b' in"),

@@ -22,8 +22,9 @@ from frenet.network.tasks import Batch, example_losses
 
 # The largest rank that is looked for; a matrix of a larger one counts as one without a low rank.
 MOST = 256
-# How often the share that a single weight has to hold is raised until all of them hold it together.
-ROUNDS = 4
+# How often the share that a single weight has to hold is raised until all of them hold it together,
+# and what is left each time of the share that may be lost.
+ROUNDS, LEFT = 8, 0.8
 # The rank of each weight, by its name.
 Ranks = Mapping[str, int]
 
@@ -245,15 +246,16 @@ class RankAdvice(Shown):
 
 
 def choose_ranks(losses: CutLosses, *, share: float = 0.9, seed: int = 0) -> RankAdvice:
-    r"""For each weight of an adapter the smallest rank that holds a share of its effect.
+    """For each weight of an adapter a small rank, so that all together hold a share of its effect.
 
     A weight's own effect is the rise of the loss if its part is left out and all others stay. Its
     rank is the smallest at which, with all others whole, the loss is at most (1 - share) of that
     effect above the adapter's; bisection finds it, as if the loss fell with the rank. A weight
     whose own effect is not shown to be above 0 gets rank 0. Then all are cut together. If the
     lower end of the interval of what they hold of the adapter's whole effect is below the share,
-    the share of each weight is raised, halving what may be lost, and weights with rank 0 get the
-    rank that holds this share of their squared norm.
+    the share of each weight is raised in small steps; after half of the steps, weights with rank 0
+    get the rank that holds it of their squared norm. If one rank for all weights holds the share
+    with a smaller sum, that is advised. The sum need not be the smallest that there is.
 
     Args:
         losses: on examples to choose on.
@@ -316,23 +318,44 @@ class _Chooser:
             low, high = (low, middle) if holds else (middle, high)
         return high
 
+    def holds(self, ranks: Ranks, share: float) -> bool:
+        """Whether ranks are shown to hold a share of the whole effect."""
+        here, without, whole = (
+            self.examples.mean(self.losses.at(each)) for each in (ranks, {}, self.losses.whole)
+        )
+        return interval((without - here) / (without - whole)).low >= share
+
     def together(self, effects: Mapping[str, Interval], share: float) -> dict[str, int]:
-        """Ranks that hold the share of the whole effect together."""
-        without, whole = (self.examples.mean(self.losses.at(r)) for r in ({}, self.losses.whole))
+        """Ranks that hold the share of the whole effect together, the fewer of two ways."""
+        ways = self.single(effects, share), self.equal(share)
+        return min(ways, key=lambda ranks: sum(ranks.values()))
+
+    def single(self, effects: Mapping[str, Interval], share: float) -> dict[str, int]:
+        """A rank for each weight by its own effect."""
         own = share
         for raised in range(ROUNDS):
             ranks = {
-                name: self.alone(name, own) if effect.low > 0
-                else part.holding(own) if raised else 0
-                for (name, effect), part in zip(
-                    effects.items(), self.losses.parts.values(), strict=True
-                )
+                name: self.alone(name, own) if effects[name].low > 0
+                else part.holding(own) if raised >= ROUNDS // 2 else 0
+                for name, part in self.losses.parts.items()
             }  # fmt: skip
-            here = self.examples.mean(self.losses.at(ranks))
-            if interval((without - here) / (without - whole)).low >= share:
+            if self.holds(ranks, share):
                 return ranks
-            own = 1 - (1 - own) / 2
+            own = 1 - LEFT * (1 - own)
         return self.losses.whole
+
+    def equal(self, share: float) -> dict[str, int]:
+        """The smallest rank that holds it for all weights alike, by bisection."""
+        whole = self.losses.whole
+
+        def cut(rank: int) -> dict[str, int]:
+            return {name: min(rank, most) for name, most in whole.items()}
+
+        low, high = 0, max(whole.values())
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.holds(cut(middle), share) else (middle, high)
+        return cut(high)
 
 
 class Held(NamedTuple):

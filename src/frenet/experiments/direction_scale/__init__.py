@@ -199,8 +199,8 @@ class ProbeConfig(Config):
     """File, or name of a data set, of other text, whose loss is the cost of a coefficient. Empty:
     eight neutral paragraphs."""
     ranks: bool = False
-    """Also find, for every weight of the adapters, the smallest rank that holds --share of the
-    adapter's effect on the loss."""
+    """Also find a small rank for every weight of the adapters, so that all together hold --share of
+    the adapter's effect on the loss."""
     share: float = 0.9
     """Share of the effect that --ranks is to hold."""
 
@@ -246,7 +246,7 @@ STUDY = Study(
     claims=(),
     config=ProbeConfig,
     tables=advised.TABLES | TABLES | NETWORK_TABLES,
-    figures=advised.FIGURES + FIGURES,
+    figures=advised.FIGURES + tuple(figure._replace(front=False) for figure in FIGURES),
     command=partial(command_line, "frenet probe", PROBE),
     answers=advised.all_sentences,
     reach=reach,

@@ -72,8 +72,8 @@ TABLES = {
     "rank": (
         *_KEYS,
         Column("weight", "", "a weight that the adapter changes", "key"),
-        Column("by_effect", "", "smallest rank that holds the share of the effect",
-               "measure", "by_norm"),
+        Column("by_effect", "", "the advised rank, with which all weights hold the share of the "
+               "effect", "measure", "by_norm"),
         Column("by_norm", "", "smallest rank that holds it of the squared norm",
                "measure", "by_norm_random"),
         Column("by_norm_random", "", "the same of a random adapter of equal rank and norm",
@@ -273,7 +273,7 @@ def curve_chart(rows: Rows) -> object:
         interval=("loss_low", "loss_high"),
         colour="series",
         facet="panel",
-        rules=[Rule("as it is", 1.0, axis="x")],
+        rules=[Rule("1 x", 1.0, axis="x")],
     )
 
 
@@ -305,9 +305,9 @@ FIGURES = (
     Figure(
         "rank",
         "Which ranks",
-        "For every weight of the adapter the smallest rank that holds the share of its effect on "
-        "the loss of the examples to choose on, and the smallest that holds it of the squared "
-        "norm. The tick is that of a random adapter of equal rank and norm.",
+        "For every weight of the adapter the advised rank, with which all of them hold the share "
+        "of the adapter's effect on the loss, and the smallest rank that holds it of the squared "
+        "norm. The tick is the latter for a random adapter of equal rank and norm.",
         "rank",
         rank_chart,
     ),
