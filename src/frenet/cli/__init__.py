@@ -29,7 +29,7 @@ commands:
   reproduce run all experiments on several networks: the paper's whole argument for your model
   run       run one experiment: frenet run EXPERIMENT [options]
   search    try Gaussian perturbations of a model's weights, and keep the best
-  steer     extract, compare, apply and export steering vectors
+  steer     steering vectors: which block and dose, extract, compare, apply, export
   probe     how far and how long directions can be followed: adapters, checkpoints, gradients
   pair      whether two directions compose, where they interact, and how to merge them
   report    turn run folders into one HTML file
