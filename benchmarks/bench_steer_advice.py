@@ -9,20 +9,22 @@ the change of P(positive answer) by the advised dose, over the largest one in th
 within the same limit, by the same rule: the upper end of its one-sided 95% interval over texts. The
 sweep's best is chosen on the prompts that it is reported on, which favours it.
 
-Without --tasks there are four contrasts made of templates that children's stories have; the labels
+Without --tasks there are five contrasts made of templates that children's stories have; the labels
 of the last one are drawn at random, so that the right advice is "no dose".
 """
 
 import argparse
 import itertools
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from frenet.experiments.experiment import number
 from frenet.experiments.steer_command import Settings
 from frenet.experiments.steer_command.measure import rows_of
 from frenet.experiments.steer_command.subject import Subject, subject_of
@@ -45,12 +47,14 @@ BAD = (
 )  # fmt: skip
 BIG = ("elephant", "whale", "house", "truck", "tree", "mountain", "bear", "ship")
 SMALL = ("mouse", "ant", "button", "bee", "seed", "kitten", "bug", "crumb")
+NIGHT = ("It was dark.", "The moon was up.", "The stars were bright.", "It was very late.")
+DAY = ("The sun was up.", "It was morning.", "The sky was blue.", "It was a sunny day.")
 # Of the sweep.
 DOSES = tuple(float(f"{0.02 * 1.2**i:.3g}") for i in range(24))
 
 
 def made() -> dict[str, list[dict[str, str]]]:
-    """Prompts and labels of four contrasts."""
+    """Prompts and labels of five contrasts."""
     moods = [
         (f"One day {name} {what}. {name} felt very", label)
         for name in NAMES
@@ -67,11 +71,19 @@ def made() -> dict[str, list[dict[str, str]]]:
         for label, things in (("big", BIG), ("small", SMALL))
         for thing in things
     ]
+    times = [
+        (f"{what} {name} wanted to", label)
+        for name in NAMES
+        for label, skies in (("sleep", NIGHT), ("play", DAY))
+        for what in skies
+    ]
     coin = np.random.default_rng(0).permutation(len(moods)) % 2
     random = [
         (prompt, ("happy", "sad")[side]) for (prompt, _), side in zip(moods, coin, strict=True)
     ]
-    named = {"mood": moods, "pronoun": pronouns, "size": sizes, "random labels": random}
+    named = {
+        "mood": moods, "pronoun": pronouns, "size": sizes, "time": times, "random labels": random,
+    }  # fmt: skip
     return {
         name: [{"prompt": prompt, "label": label} for prompt, label in rows]
         for name, rows in named.items()
@@ -105,7 +117,7 @@ class Sweep:
         """The largest change within the limit of the cost, with its block and dose."""
         limit, found = self.subject.settings.max_cost, []
         for block, changes in self.changes.items():
-            count = bisect_left(DOSES, True, key=lambda d, b=block: self.cost(b, d, rule) > limit)
+            count = bisect_right(DOSES, limit, key=partial(self.cost, block, rule=rule))
             found += [(float(changes[i]), block, DOSES[i]) for i in range(count)]
         return max(found)
 
@@ -124,7 +136,8 @@ def measured(subject: Subject, model: str) -> Row:
             "name": f"advised dose, {name}", "model": model, "ratio": 0.0, "aim": aim,
             "detail": f"{said}; {sizes}",
         }  # fmt: skip
-    sweep, change = Sweep(subject), float(str(advice["change"]))
+    sweep, change = Sweep(subject), number(advice, "change")
+    null = number(advice, "null") - number(advice, "before")
     same, mean = sweep.best("high"), sweep.best("value")
     return {
         "name": f"effect of the advised dose against the best of a sweep, {name}",
@@ -132,7 +145,7 @@ def measured(subject: Subject, model: str) -> Row:
         "ratio": change / same[0],
         "aim": aim,
         "detail": f"block {advice['block']}, dose {advice['dose']:g}: {change:+.3f}, largest null "
-        f"{advice['null'] - advice['before']:+.3f}, cost {advice['cost']:.3f}; sweep: block "
+        f"{null:+.3f}, cost {advice['cost']:.3f}; sweep: block "
         f"{same[1]}, dose {same[2]:g}: {same[0]:+.3f}; {change / mean[0]:.2f} of its best by the "
         f"mean cost, {mean[0]:+.3f}; {sizes}",
     }

@@ -270,9 +270,9 @@ def test_norms_and_advice_come_back_from_disk_and_leave_with_arithmetic(tmp_path
         assert (other.norms, other.advised) == (a.norms, None)
     assert a.use() == a.advised
     assert a.use(1, -0.5) == (1, -0.5)
-    with pytest.raises(ValueError, match="no advised dose for block 1; pass a dose"):
+    with pytest.raises(ValueError, match="no advised dose for block 1; pass one"):
         a.use(1)
-    with pytest.raises(ValueError, match=r"several blocks \(1, 2\); pass one as the block"):
+    with pytest.raises(ValueError, match=r"several blocks \(1, 2\); pass one as block"):
         (2 * a).use(dose=0.3)
     with pytest.raises(ValueError, match="dose inf is not finite"):
         a.use(dose=math.inf)
