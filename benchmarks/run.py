@@ -64,6 +64,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "bench_probe": {"rows": 4},
     "bench_advice": {"rows": 8, "most": 1},
     "bench_steering": {"repeats": 1, "pairs": 2, "few": 2},
+    "bench_steer_advice": {"rows": 4, "draws": 2, "only": ("size",)},
     "bench_task_vectors": {"layers": 1, "repeats": 1},
     "bench_trainer": {"steps": 12, "repeats": 1},
     "bench_curvature": {"repeats": 1, "rows": 2, "probes": 2, "pairs": 0},

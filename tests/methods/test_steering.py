@@ -9,6 +9,7 @@ import torch
 from frenet.geometry.alignment import Contrasted, cosine
 from frenet.geometry.rng import generator
 from frenet.measure.activation_shift import activation_shift
+from frenet.measure.activations import add
 from frenet.measure.forward_passes import run_blocks
 from frenet.methods.steering import (
     caa,
@@ -21,6 +22,7 @@ from frenet.methods.steering import (
     shifted_prompts,
 )
 from frenet.methods.steering_vector import (
+    Advised,
     SteeringVector,
     load_vector,
     save_control_vector,
@@ -29,6 +31,7 @@ from frenet.methods.steering_vector import (
 from frenet.methods.vector_reliability import known
 from frenet.network.adapters import attach_lora
 from frenet.network.data.contrast import Contrast, Item
+from frenet.network.hooks.sites import Site
 from frenet.network.measuring import measuring
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import collate
@@ -253,6 +256,77 @@ def test_a_vector_comes_back_from_disk(tmp_path):
     assert (again.origin, again.model, again.data) == (a.origin, a.model, a.data)
     assert again.blocks == a.blocks
     assert all(torch.equal(again.at(b), a.at(b)) for b in a.blocks)
+
+
+def test_norms_and_advice_come_back_from_disk_and_leave_with_arithmetic(tmp_path):
+    a = vector(norms={1: 2.5, 2: 3.0}, advised=Advised(2, 0.3))
+    for path in (
+        save_vector(a, tmp_path / "v.safetensors"),
+        save_control_vector(a, tmp_path / "v.gguf", architecture="llama"),
+    ):
+        again = load_vector(path)
+        assert (again.norms, again.advised) == (a.norms, a.advised)
+    for other in (2 * a, -a, a + a, a - 0.5 * a):
+        assert (other.norms, other.advised) == (a.norms, None)
+    assert a.use() == a.advised
+    assert a.use(1, -0.5) == (1, -0.5)
+    with pytest.raises(ValueError, match="no advised dose for block 1; pass one"):
+        a.use(1)
+    with pytest.raises(ValueError, match=r"several blocks \(1, 2\); pass one as block"):
+        (2 * a).use(dose=0.3)
+    with pytest.raises(ValueError, match="dose inf is not finite"):
+        a.use(dose=math.inf)
+
+
+def test_norms_are_those_of_the_streams_that_were_read():
+    model = tiny_llama()
+    for made in (
+        caa(model, STATEMENTS),
+        gradient_shift(
+            model, STATEMENTS, [i.context for i in STATEMENTS.items], space=ParamSpace.select(model)
+        ),
+    ):
+        rows = [i.context for i in STATEMENTS.items]
+        for block in (0, 1):
+            norms = torch.stack([by_hand(model, [row], block) for row in rows]).norm(dim=1)
+            assert made.norms[block] == pytest.approx(float(norms.square().mean().sqrt()), rel=1e-5)
+
+
+@pytest.mark.parametrize("dose", [0.5, -0.25])
+def test_an_applied_vector_adds_its_dose_of_the_streams_norm(dose):
+    """At every token of a pass: the stream moves by dose x norm along the direction."""
+    model = tiny_llama()
+    direction = torch.randn(16, generator=generator(0, "applied"))
+    a = SteeringVector({1: direction}, "by hand", norms={1: 4.0})
+    ids = torch.tensor([[5, 9, 3, 7]])
+
+    def stream():
+        with torch.no_grad():
+            return model(input_ids=ids, output_hidden_states=True).logits
+
+    before = stream()
+    with a.applied(model, dose=dose, position="all"):
+        inside = stream()
+    moved = dose * 4.0 * direction / direction.norm()
+    with torch.no_grad(), add(model, {Site(1, "all"): moved}):
+        expected = model(input_ids=ids).logits
+    torch.testing.assert_close(inside, expected)
+    assert not torch.allclose(inside, before)
+    assert torch.equal(stream(), before)
+    with a.applied(model, dose=dose):
+        # Only the last token of a prompt is a site of new tokens.
+        torch.testing.assert_close(stream()[0, :-1], before[0, :-1])
+
+
+def test_a_vector_that_has_no_dose_is_not_applied():
+    model = tiny_llama()
+    for bad, words in (
+        (SteeringVector({1: torch.ones(16)}, "x"), "the norm of the stream after block 1 is not"),
+        (SteeringVector({1: torch.zeros(16)}, "x", norms={1: 1.0}), "block 1 is zero"),
+        (SteeringVector({1: torch.ones(9)}, "x", norms={1: 1.0}), "belongs to another model"),
+    ):
+        with pytest.raises(ValueError, match=words), bad.applied(model, dose=0.3):
+            model(input_ids=torch.tensor([[5, 9]]))
 
 
 def test_a_control_vector_comes_back_from_gguf(tmp_path):

@@ -9,10 +9,10 @@ from frenet.geometry.rng import generator
 from frenet.measure.activations import add
 from frenet.methods.steering_dose import (
     Asked,
+    NeutralTexts,
     largest_null,
     null_vectors,
     shares,
-    text_costs,
 )
 from frenet.methods.steering_effect import neutral_cost
 from frenet.network.data.contrast import Contrast, Item
@@ -101,7 +101,8 @@ def test_the_largest_null_is_the_largest_of_all():
 def test_costs_are_means_over_texts_and_nothing_costs_nothing():
     model = tiny_llama()
     vector = torch.randn(16, generator=generator(0, "cost"))
-    idle, costly = text_costs(model, TEXTS, [(0, torch.zeros(16)), (1, vector)])
+    texts = NeutralTexts(model, TEXTS)
+    idle, costly = texts.costs(0, torch.zeros(16)), texts.costs(1, vector)
     assert (idle.kl.value, idle.loss.value) == pytest.approx((0, 0), abs=1e-6)
     each = [
         neutral_cost(model, [text], [lambda: add(model, {Site(1, "all"): vector})])[0]

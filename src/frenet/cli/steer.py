@@ -15,7 +15,6 @@ from frenet.cli.steer_options import Apply, Compare, Export, Extract, Screen, So
 from frenet.cli.steer_recommend import recommend
 
 if TYPE_CHECKING:
-    from frenet.methods.serving_layouts import Layout
     from frenet.methods.steering_vector import SteeringVector
     from frenet.network.checkpoints.load import Loaded
     from frenet.network.data.contrast import Contrast
@@ -377,26 +376,24 @@ def _export(args: list[str]) -> int:
         if not options.layout and suffix == ".safetensors":
             show(save_vector(vector, options.out))
             return DONE
-        layout = options.layout or "llama.cpp"
-        if layout == "llama.cpp" and 0 in vector.blocks:
-            show("block 0 is left out: a GGUF control vector cannot hold it")
         if not options.layout and vector.advised is None and options.dose is None:
             show(save_control_vector(vector, options.out, architecture=options.architecture))
             show(
                 "No dose is known, so that the scale for llama.cpp is open; pass --block and "
                 "--dose, or export the vector of frenet steer recommend."
             )
-            return DONE
-        _serve(show, vector, options, layout)
+        else:
+            _serve(show, vector, options)
+        if options.layout in ("", "llama.cpp") and 0 in vector.blocks:
+            show("block 0 is left out: a GGUF control vector cannot hold it")
     return DONE
 
 
-def _serve(
-    show: Callable[[Any], None], vector: "SteeringVector", options: Export, layout: "Layout"
-) -> None:
+def _serve(show: Callable[[Any], None], vector: "SteeringVector", options: Export) -> None:
     """Write the files of a serving program, and print how it is told to use them."""
     from frenet.methods.serving_layouts import save_served, served, usage
 
+    layout = options.layout or "llama.cpp"
     what = served(
         vector, block=options.block, dose=options.dose, position=options.position,
         architecture=options.architecture,

@@ -140,7 +140,30 @@ def caa(
     """
     chosen = list(range(len(residual_blocks(model, path)[1])) if blocks is None else blocks)
     streams = contrast_streams(model, contrast, chosen, form=form, path=path)
-    directions = {b: aggregate(streams.at(i)).float().cpu() for i, b in enumerate(chosen)}
+    return from_streams(streams, contrast, chosen, aggregate=aggregate, fingerprint=fingerprint)
+
+
+def from_streams(
+    streams: Streams,
+    contrast: Contrast,
+    blocks: Sequence[int],
+    *,
+    aggregate: Aggregate = mean_difference,
+    fingerprint: str = "",
+) -> SteeringVector:
+    """The vector of ``caa`` from streams that were read already.
+
+    Args:
+        streams: of the contrast after the blocks.
+        contrast: the prompts.
+        blocks: block indices, in the order of the streams.
+        aggregate: from the streams of both sides after one block to a direction (h,).
+        fingerprint: of the model; stored with the vector.
+
+    Raises:
+        ValueError: the direction is zero after every block.
+    """
+    directions = {b: aggregate(streams.at(i)).float().cpu() for i, b in enumerate(blocks)}
     if not any(bool(direction.any()) for direction in directions.values()):
         raise UsageError(
             f"the two sides of contrast {contrast.name!r} have the same mean stream after every "
@@ -150,7 +173,7 @@ def caa(
     name = getattr(aggregate, "__name__", "aggregate").replace("_", " ")
     return SteeringVector(
         directions, f"CAA, {name} of {contrast.name}", fingerprint, contrast.fingerprint,
-        dict(zip(chosen, map(float, streams.norms()), strict=True)),
+        dict(zip(blocks, map(float, streams.norms()), strict=True)),
     )  # fmt: skip
 
 

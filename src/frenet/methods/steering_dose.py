@@ -1,9 +1,10 @@
 """What a vector at a dose does to answers, beside null vectors, and what it costs elsewhere."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +17,15 @@ from frenet.methods.steering_effect import (
     Prefixes,
     Prompted,
     answer_differences,
-    neutral_cost,
+    log_probabilities,
     prefixes,
     prompted,
     steered_differences,
 )
 from frenet.network.data.contrast import Contrast
 from frenet.network.hooks.sites import Site
+from frenet.network.measuring import measuring
+from frenet.network.tasks import Batch, collate
 from frenet.statistics.intervals import Estimate, mean_interval
 
 # The kinds of null vectors, as rows and sentences name them.
@@ -146,31 +149,44 @@ class TextCosts(NamedTuple):
     loss: Estimate
 
 
-def text_costs(
-    model: nn.Module,
-    texts: Sequence[tuple[list[int], list[int]]],
-    added: Sequence[tuple[int, Float[Tensor, " h"]]],
-    *,
-    path: str | None = None,
-    level: float = 0.95,
-) -> list[TextCosts]:
-    """The cost of each vector, added at every token of every text, with its interval over texts.
+class NeutralTexts:
+    """Neutral texts with what the unchanged model predicts, which is computed once.
 
     Args:
         model: a decoder; left unchanged.
         texts: for every text the token ids of the given part, and those to predict.
-        added: block and vector of every change.
         path: dotted name of the list of blocks; None: frenet looks for it.
-        level: coverage of the intervals.
     """
-    changes = [
-        partial(add, model, {Site(block, "all"): vector.float()}, path=path)
-        for block, vector in added
-    ]
-    by_text = [neutral_cost(model, [text], changes) for text in texts]
-    found = []
-    for costs in zip(*by_text, strict=True):
-        losses = [float(np.log(cost.perplexity / cost.before)) for cost in costs]
-        kl = mean_interval([cost.kl for cost in costs], level=level)
-        found.append(TextCosts(kl, mean_interval(losses, level=level)))
-    return found
+
+    def __init__(
+        self,
+        model: nn.Module,
+        texts: Sequence[tuple[list[int], list[int]]],
+        *,
+        path: str | None = None,
+    ) -> None:
+        self.model, self.path = model, path
+        self._batches = [collate([text]) for text in texts]
+        self._before = [self._predicted(batch, nullcontext()) for batch in self._batches]
+
+    def costs(self, block: int, added: Float[Tensor, " h"], *, level: float = 0.95) -> TextCosts:
+        """The cost of a vector that is added at every token, with its interval over texts.
+
+        Args:
+            block: 0-based; the vector is added to its output.
+            added: the vector.
+            level: coverage of the intervals.
+        """
+        kls, losses = [], []
+        for batch, (before, targets) in zip(self._batches, self._before, strict=True):
+            change = add(self.model, {Site(block, "all"): added.float()}, path=self.path)
+            after, _ = self._predicted(batch, change)
+            kls.append(float((before.exp() * (before - after)).sum() / len(targets)))
+            losses.append(float((before - after).gather(1, targets[:, None]).mean()))
+        return TextCosts(mean_interval(kls, level=level), mean_interval(losses, level=level))
+
+    def _predicted(
+        self, batch: Batch, change: AbstractContextManager[Any]
+    ) -> tuple[Float[Tensor, "n v"], Tensor]:
+        with measuring(self.model), torch.no_grad():
+            return log_probabilities(self.model, batch, change)

@@ -397,21 +397,27 @@ def neutral_cost(
         texts = [given + predicted for given, predicted in rows]
         for group in fitting_groups(model, texts, tokens):
             batch = collate([rows[i] for i in group])
-            base, targets = _log_probabilities(model, batch, nullcontext())
+            base, targets = log_probabilities(model, batch, nullcontext())
             before -= float(base.gather(1, targets[:, None]).sum())
             count += len(targets)
             for sums, change in zip(total, changes, strict=True):
-                steered, _ = _log_probabilities(model, batch, change())
+                steered, _ = log_probabilities(model, batch, change())
                 sums[0] += float((base.exp() * (base - steered)).sum())
                 sums[1] -= float(steered.gather(1, targets[:, None]).sum())
     start = float(torch.tensor(before / count).exp())
     return [Cost(kl / count, float(torch.tensor(nats / count).exp()), start) for kl, nats in total]
 
 
-def _log_probabilities(
+def log_probabilities(
     model: nn.Module, batch: Batch, change: AbstractContextManager[Any]
 ) -> tuple[Float[Tensor, "n v"], Tensor]:
-    """Next-token log-probabilities at all targets, and the targets."""
+    """Next-token log-probabilities at all targets, and the targets.
+
+    Args:
+        model: a decoder.
+        batch: see ``collate``.
+        change: in which the model runs.
+    """
     accepted = forward_arguments(model)
     device = next(model.parameters()).device
     given: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k in accepted}

@@ -131,8 +131,8 @@ class SteeringVector(Shown):
         if dose is None:
             if self.advised is None or self.advised.block != block:
                 raise UsageError(
-                    f"there is no advised dose for block {block}; pass a dose, or get advice from "
-                    "frenet steer recommend"
+                    f"there is no advised dose for block {block}; pass one (--dose), or get advice "
+                    "from frenet steer recommend"
                 )
             dose = self.advised.dose
         if not math.isfinite(dose):
@@ -145,7 +145,9 @@ class SteeringVector(Shown):
             return self.advised.block
         if len(self.directions) > 1:
             listed = ", ".join(map(str, self.blocks))
-            raise UsageError(f"the vector has several blocks ({listed}); pass one as the block")
+            raise UsageError(
+                f"the vector has several blocks ({listed}); pass one as block (--block)"
+            )
         return next(iter(self.directions))
 
     def scale(self, block: int, dose: float) -> float:

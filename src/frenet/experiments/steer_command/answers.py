@@ -27,13 +27,17 @@ def _of(row: Mapping[str, Scalar]) -> Iterator[Answer]:
         yield Answer(name, KEYS, f"no dose: {_why(row)}; {known}")
         return
     yield Answer(name, KEYS, f"{_where(row)}: {_effect(row)}; {_costs(row)}; {known}")
-    span = f"{number(row, 'dose_low'):g} to {number(row, 'dose_high'):g}"
+    said = (
+        f"from {number(row, 'dose_low'):g} to {number(row, 'dose_high'):g} the vector exceeds every "
+        "null vector within the limit of the cost"
+    )
     if row["at_edge"]:
-        span += "; the advised dose is the largest that was tried, so pass larger --doses"
-    yield Answer("doses that beat every null vector within the cost", KEYS, span)
+        said += "; the advised dose is the largest that was tried, so pass larger --doses"
+    yield Answer("dose range", KEYS, said)
     yield Answer(
-        "added at every token, as programs that serve models add it", KEYS,
-        f"P({row['answer']}) {number(row, 'before'):.2f} -> {number(row, 'served'):.2f}",
+        "at every token", KEYS,
+        f"P({row['answer']}) {number(row, 'before'):.2f} -> {number(row, 'served'):.2f} if the "
+        "vector is added at every token, as llama.cpp and plugins of vLLM add it",
     )  # fmt: skip
 
 

@@ -18,9 +18,11 @@ from frenet.experiments.steer_command.trials import (
     nulls_at,
     spread,
 )
-from frenet.methods.steering_dose import NULLS, Asked, TextCosts, largest_null, shares, text_costs
+from frenet.methods.steering_dose import NULLS, Asked, NeutralTexts, TextCosts, largest_null, shares
 from frenet.statistics.intervals import Estimate, mean_interval
 
+# Doses whose cost is measured at a block, about: the last one within its limit, and the next.
+LOOKS = 3
 # Doses that are reported at the chosen block, besides the first one beyond the cost.
 REPORTED = 5
 
@@ -66,15 +68,14 @@ def _announced(subject: Subject) -> str:
     prompts = sum(len(part.items) for part in (subject.select, subject.test))
     blocks, step = spread(subject.blocks)
     tried = len(subject.blocks) if settings.blocks else len(blocks) + 2 * (step.bit_length() - 1)
-    looks = len(settings.doses).bit_length() + 1
-    texts = len(subject.neutral) * tried * looks + 2 * len(subject.held_out) * (REPORTED + 1)
+    texts = len(subject.neutral) * (tried * LOOKS + 1) + 2 * len(subject.held_out) * (REPORTED + 1)
     nulls = 4 * settings.draws + 2 * len(subject.others)
     single = len(subject.select.items) * (tried * len(settings.doses) + FINALISTS * nulls)
     single += len(subject.test.items) * (REPORTED + 1) * (nulls + 1)
     return (
         f"{subject.name}: at most {tried} of {len(subject.blocks)} blocks and "
-        f"{len(settings.doses)} doses; up to {2 * prompts + texts:,} forward passes of a prompt or "
-        f"neutral text, and {single:,} of one token that go on from cached prompts"
+        f"{len(settings.doses)} doses; about {2 * prompts + texts:,} forward passes of a prompt or "
+        f"neutral text, and up to {single:,} of one token that go on from cached prompts"
     )
 
 
@@ -86,16 +87,18 @@ def _dose_rows(subject: Subject, test: Asked, best: Candidate) -> Iterator[Row]:
     before = shares(test.before)
     after = shares(test.odds(block, torch.stack([subject.added(block, d) for d in doses])))
     random = nulls["matched"][0]
-    pairs = [(block, subject.added(block, dose)) for dose in doses]
-    pairs += [(block, dose * rho * random) for dose in doses]
-    costs = text_costs(subject.model, subject.held_out, pairs, path=subject.path)
+    texts = NeutralTexts(subject.model, subject.held_out, path=subject.path)
     for i, dose in enumerate(doses):
         null = largest_null(test, block, nulls, dose * rho)
         yield {
             "table": "dose", "contrast": subject.name, "block": block, "dose": dose,
             **_share(after[:, i], before), **_lead(after[:, i] - null.shares),
             "null": float(null.shares.mean()), "null_kind": NULLS[null.kind],
-            "nulls": null.drawn, **_cost(costs[i], costs[len(doses) + i]),
+            "nulls": null.drawn,
+            **_cost(
+                texts.costs(block, subject.added(block, dose)),
+                texts.costs(block, dose * rho * random),
+            ),
             "max_cost": subject.settings.max_cost, "chosen": dose == best.dose,
         }  # fmt: skip
 

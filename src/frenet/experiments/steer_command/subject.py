@@ -11,7 +11,7 @@ from frenet._errors import UsageError
 from frenet.experiments.experiment import Scalar, integer, number
 from frenet.experiments.setup.contrasts import FEW, contrasts_of
 from frenet.experiments.steer_command import Config, Settings, cells
-from frenet.methods.steering import Streams, caa, contrast_streams
+from frenet.methods.steering import Streams, caa, contrast_streams, from_streams
 from frenet.methods.steering_vector import Advised, SteeringVector
 from frenet.network.blocks import residual_blocks
 from frenet.network.data.contrast import Contrast, UnansweredError
@@ -93,7 +93,8 @@ def subject_of(
     if beyond := [block for block in settings.blocks if not 0 <= block < count]:
         raise UsageError(f"there is no block {beyond[0]}; this model has blocks 0 to {count - 1}")
     every = range(count)
-    vector = caa(model, fit, blocks=every, fingerprint=fingerprint, path=path)
+    streams = contrast_streams(model, fit, every, path=path)
+    vector = from_streams(streams, fit, every, fingerprint=fingerprint)
     usable = [block for block in every if bool(vector.at(block).any())]
     blocks = tuple(block for block in settings.blocks or usable if block in usable)
     if not blocks:
@@ -103,7 +104,7 @@ def subject_of(
         )
     texts = neutral_tokens(tokenizer, NEUTRAL, longest=context_length(model))
     return Subject(
-        model.eval(), select, test, vector, contrast_streams(model, fit, every, path=path),
+        model.eval(), select, test, vector, streams,
         _other_vectors(model, others, settings, path), texts[0::2], texts[1::2], blocks, settings,
         path, (*notes, *_notes(contrast, (fit, select, test))),
     )  # fmt: skip

@@ -1,6 +1,5 @@
 """Blocks and doses tried on the prompts and neutral texts to choose on."""
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,11 +11,11 @@ from frenet.experiments.steer_command.subject import Subject
 from frenet.geometry import rng
 from frenet.methods.steering_dose import (
     Asked,
+    NeutralTexts,
     TextCosts,
     largest_null,
     null_vectors,
     shares,
-    text_costs,
 )
 from frenet.statistics.intervals import Estimate, mean_interval
 
@@ -55,6 +54,9 @@ class Trials:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.asked = Asked.of(subject.model, subject.select, path=subject.path)
+        self._texts = NeutralTexts(subject.model, subject.neutral, path=subject.path)
+        # Index of the first dose that cost too much at the last block; blocks are much alike.
+        self._border = len(subject.settings.doses) // 2
         self._costs: dict[tuple[int, float], TextCosts] = {}
         self._shares: dict[tuple[int, float], float] = {}
 
@@ -62,11 +64,8 @@ class Trials:
         """The cost of a dose on the neutral texts to choose on."""
         key = block, dose
         if key not in self._costs:
-            subject = self.subject
-            (self._costs[key],) = text_costs(
-                subject.model, subject.neutral, [(block, subject.added(block, dose))],
-                path=subject.path, level=LEVEL,
-            )  # fmt: skip
+            added = self.subject.added(block, dose)
+            self._costs[key] = self._texts.costs(block, added, level=LEVEL)
         return self._costs[key]
 
     def is_too_dear(self, block: int, dose: float) -> bool:
@@ -83,14 +82,23 @@ class Trials:
 
     def best(self, block: int, doses: Sequence[float]) -> Candidate | None:
         """The best dose at a block; None: even the smallest costs too much."""
-        # A larger dose costs more.
-        count = bisect_left(doses, True, key=lambda dose: self.is_too_dear(block, dose))
+        count = self._within(block, doses)
         if not count:
             return None
         found = self.share(block, doses[:count])
         best = max(range(count), key=found.__getitem__)
         largest = max(self.subject.settings.doses)
         return Candidate(block, doses[best], found[best], doses[best] == largest)
+
+    def _within(self, block: int, doses: Sequence[float]) -> int:
+        """How many of the doses stay within the limit of the cost; a larger dose costs more."""
+        count = min(self._border, len(doses))
+        while count < len(doses) and not self.is_too_dear(block, doses[count]):
+            count += 1
+        while count and self.is_too_dear(block, doses[count - 1]):
+            count -= 1
+        self._border = count
+        return count
 
     def refined(self, candidate: Candidate) -> Candidate:
         """The same with doses up to the limit, where the limit of the cost stopped it."""
