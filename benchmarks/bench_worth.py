@@ -3,10 +3,11 @@
     python benchmarks/bench_worth.py [--searches 4]
 
 Several networks and tasks are damaged. Every search selects on its own batch and is planned for it
-with a worth: W nats per token for 100 candidates. What counts is the held-out gain minus W N / 100.
-The figure is its mean for the advised N and sigma, over that of the best single pair of the sweep:
-every N up to the budget, at every sigma of a grid, on the same searches. The best of several noisy
-means is biased upwards, so the figure is slightly too low. Around networks without damage a search
+with a worth: W nats per token for 100 candidates. What counts is the held-out gain minus W N / 100,
+in the mean over all sets of N of the candidates. The figure is its mean for the advised N and
+sigma, over that of the best single pair of the sweep: every N up to the budget, at every sigma of a
+grid, on the same searches. The best of several noisy means is biased upwards, so the figure is
+slightly too low. Around networks without damage a search
 is not worth it; the row says how often the advice is that.
 """
 
@@ -16,13 +17,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.special import comb
 from torch import nn
 
 from frenet.experiments.best_of_n import Config
 from frenet.experiments.setup.damage import damaged
 from frenet.experiments.setup.networks import build
-from frenet.methods.candidates import Candidates, Noise
+from frenet.methods.candidates import Noise
 from frenet.methods.evaluation import Evaluator
 from frenet.methods.local_model import Effort, LocalModel, survey
 from frenet.methods.plan import BLOCK, plan
@@ -32,7 +35,7 @@ from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch, Task, repeatable
 from timing import Row, show
 
-BUDGET, TEST, SIZE = 128, 1024, 32
+BUDGET, TEST, SIZE = 128, 256, 32
 # Nats per token for 100 candidates.
 WORTHS = (0.05, 0.3)
 # Multiples of the mean planned sigma.
@@ -57,21 +60,21 @@ class Setup(NamedTuple):
 
 
 def gains(setup: Setup, sigma: float, count: int) -> list[float]:
-    """Held-out gain of the best of the first N candidates, for N = 1 .. count."""
+    """Expected held-out gain of the best of N candidates, for N = 1 .. count.
+
+    The mean over all sets of N of the same ``count`` candidates: the r-th best of them wins
+    C(count - r, N - 1) of the C(count, N) sets.
+    """
     model, task, space, select, test, seed = setup
     noise = Noise(sigma, seed=seed)
-    scores = Evaluator(space, noise, "loss", select)(model, range(count))
-    found, best = [], -1
+    scores, held_out = (
+        np.array(Evaluator(space, noise, "loss", batch).decide(model)(model, range(count)))
+        for batch in (select, test)
+    )
     with measuring(model), torch.no_grad():
-        before = float(task.loss(model, test))
-        with Candidates(model, space, noise) as candidates:
-            for index in range(count):
-                if best < 0 or scores[index] > scores[best]:
-                    best = index
-                    candidates.put(index)
-                    gain = before - float(task.loss(model, test))
-                found.append(gain)
-    return found
+        found = held_out[np.argsort(-scores)] + float(task.loss(model, test))
+    behind = count - 1 - np.arange(count)
+    return [float(found @ comb(behind, n - 1) / comb(count, n)) for n in range(1, count + 1)]
 
 
 def net(found: Sequence[float], n: int, worth: float) -> float:
@@ -115,8 +118,8 @@ def _rows(
     swept = [[gains(setup, factor * unit, budget) for setup, _ in drawn] for factor in GRID]
     for worth, advised in plans.items():
         own = [
-            net(gains(setup, made.best.sigma, n), n, worth)
-            if made.best and (n := made.best.candidates)
+            net(gains(setup, made.best.sigma, budget), made.best.candidates, worth)
+            if made.best
             else 0.0
             for (setup, _), made in zip(drawn, advised, strict=True)
         ]

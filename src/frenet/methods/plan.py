@@ -315,5 +315,5 @@ def _edge(local_model: LocalModel, chosen: Setting, budget: int) -> str:
         return ""
     return (
         " This sigma is the largest that the plan trusts, not an optimum: the trace of the Hessian "
-        "is not clearly positive, or too small for this loss."
+        "is not clearly positive, or too small for an optimum where the quadratic model holds."
     )
