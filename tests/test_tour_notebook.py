@@ -23,8 +23,11 @@ def shown(code: str, names: dict[str, Any]) -> Any:
     return None if code.rstrip().endswith(";") else value
 
 
-def test_the_cells_run_and_show_their_results(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cells_run_and_show_their_results(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     notebook = json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)  # The first cell changes it, and this puts it back at the end.
     monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
     monkeypatch.delitem(sys.modules, "watch_finetune", raising=False)
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -39,5 +42,5 @@ def test_the_cells_run_and_show_their_results(monkeypatch: pytest.MonkeyPatch) -
     assert kinds[1] == "DataFrame"
     assert {"Plan", "SearchResult", "Watched", "Trajectory"} <= set(kinds)
     assert len(names["path"]) == 60
-    assert (names["out"] / "winner" / "candidate.json").exists()
+    assert Path("winner", "candidate.json").exists()
     assert names["watched"].advice[0].startswith("turn: the initial gradient basis")

@@ -19,8 +19,8 @@ from frenet.network.tasks import Task
 STEPS = np.linspace(0.05, 1.0, 39)
 # The worth of a search is that of so many candidates.
 BLOCK = 100
-# Numbers of candidates among which the worthwhile one is looked for.
-COUNTS = 17
+# Numbers of candidates among which the worthwhile one is looked for, and then beside it.
+COUNTS, FINER = 17, 33
 
 
 class Setting(NamedTuple):
@@ -216,21 +216,33 @@ def _setting(local_model: LocalModel, sigma: float, n: int) -> Setting:
 def _worthwhile(made: Plan, asked: float, budget: int) -> Plan:
     """The plan of the number of candidates that is worth its time."""
     local_model = made.survey
-    tried = sorted({*np.geomspace(2, budget, COUNTS).round().astype(int).tolist(), budget})
+    if made.best is None:
+        return replace(made, advice=f"not worth it: {made.advice}", worth=_nothing(asked))
     most = _largest(local_model, budget)
-    settings = [_setting(local_model, _sigma(local_model, most, n), n) for n in tried if n > 1]
-    best = max(settings, key=lambda s: s.held_out - asked * s.candidates / BLOCK, default=None)
-    if made.best is None or best is None:
-        return replace(
-            made, best=None, advice=f"not worth it: {made.advice}", worth=_nothing(asked)
-        )
-    net = best.held_out - asked * best.candidates / BLOCK
-    if net <= 0:
+    tried = _counts(2, budget, COUNTS)
+    settings = [_setting(local_model, _sigma(local_model, most, n), n) for n in tried]
+    best = max(settings, key=lambda setting: _net(setting, asked))
+    if _net(best, asked) <= 0:
         rate = max(settings, key=lambda s: s.held_out / s.candidates)
         return replace(made, best=None, worth=_nothing(asked), advice=_unworthy(rate, asked))
+    at = tried.index(best.candidates)
+    beside = _counts(tried[max(at - 1, 0)], tried[min(at + 1, len(tried) - 1)], FINER)
+    closer = [_setting(local_model, best.sigma, n) for n in beside]
+    best = max([best, *closer], key=lambda setting: _net(setting, asked))
     found = _worth(local_model, best, asked)
-    advice = f"{_worthy(found, best)}.{_edge(local_model, best, budget)}"
+    limited = best.candidates == budget and found.further >= asked
+    advice = f"{_worthy(found, best, limited=limited)}.{_edge(local_model, best, budget)}"
     return replace(made, best=best, worth=found, advice=advice)
+
+
+def _counts(first: int, last: int, number: int) -> list[int]:
+    """About so many integers from first to last, in about equal ratios."""
+    return sorted({*np.geomspace(first, last, number).round().astype(int).tolist()})
+
+
+def _net(setting: Setting, asked: float) -> float:
+    """The gain on held-out data minus the price of the candidates."""
+    return setting.held_out - asked * setting.candidates / BLOCK
 
 
 def _worth(local_model: LocalModel, best: Setting, asked: float) -> Worth:
@@ -252,13 +264,13 @@ def _nothing(asked: float) -> Worth:
     return Worth(asked, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def _worthy(found: Worth, best: Setting) -> str:
+def _worthy(found: Worth, best: Setting, *, limited: bool) -> str:
     gains = (
         f"at sigma {best.sigma:.3g} they should gain {found.held_out:.3g} [{found.low:.3g}, "
         f"{found.high:.3g}] nats per token on held-out data (a single one: {found.single:.2g})"
     )
     more = f"{BLOCK} more should gain {found.further:.2g}"
-    if found.further >= found.asked:
+    if limited:
         whole = f"worth it for all {found.candidates} candidates of the budget"
         return f"{whole}: {gains}; {more}, so a larger budget may pay"
     return (
@@ -303,5 +315,5 @@ def _edge(local_model: LocalModel, chosen: Setting, budget: int) -> str:
         return ""
     return (
         " This sigma is the largest that the plan trusts, not an optimum: the trace of the Hessian "
-        "is not clearly positive, or too small for this loss."
+        "is not clearly positive, or too small for an optimum where the quadratic model holds."
     )
