@@ -118,7 +118,7 @@ def test_functions_inside_another_stay_apart_and_nothing_of_them_is_kept():
 def test_a_type_may_be_a_name_inside_another():
     """A module that is imported only when it is needed is known by its name alone."""
 
-    def made() -> tuple["nowhere.Thing", int]:  # noqa: F821
+    def made() -> tuple["nowhere.Thing", int]:
         return "thing", 1
 
     assert checked(made)() == ("thing", 1)

@@ -23,30 +23,15 @@ usage: frenet COMMAND [options]
 
 How far, and for how long, can a direction in a neural network be trusted?
 
-<<<<<<< HEAD
 start:
   demo       the experiments on a small network trained here, and their report
   list       the experiments, their questions and claims
   doctor     what a bug report needs: versions, machine, memory, cache
-=======
-commands:
-  demo      run the experiments on a small network trained here, and write the report
-  list      the experiments, their questions, claims and presets
-  reproduce run all experiments on several networks: the paper's whole argument for your model
-  run       run one experiment: frenet run EXPERIMENT [options]
-  search    try Gaussian perturbations of a model's weights, and keep the best
-  steer     steering vectors: which block and dose, extract, compare, apply, export
-  probe     how far and how long directions can be followed: adapters, checkpoints, gradients
-  pair      whether two directions compose, where they interact, and how to merge them
-  report    turn run folders into one HTML file
-  convert   turn a GGUF file into a folder that loads fast
-  doctor    what a bug report needs: versions, machine, memory, cache
->>>>>>> advice-steer
 
 ask about your model:
   probe      how far, and for how long, an adapter or checkpoint can be followed
   pair       whether two directions compose, and how to merge them
-  steer      extract, compare, apply and export steering vectors
+  steer      steering vectors: which block and dose, extract, compare, apply
   search     try Gaussian perturbations of a model's weights, and keep the best
 
 test the claims of the paper:

@@ -16,7 +16,7 @@ from frenet.experiments.direction_scale.advice import Advising, Found
 from frenet.experiments.direction_scale.advised import checks, sentences
 from frenet.experiments.direction_scale.answers import NO_SHARE
 from frenet.experiments.direction_scale.directions import Direction, Spot, direction_of
-from frenet.experiments.direction_scale.figures import KINDS
+from frenet.experiments.direction_scale.kinds import KINDS
 from frenet.experiments.direction_scale.measure import Measurement
 from frenet.experiments.experiment import Cell, Row, Rows, number
 from frenet.experiments.intervals import select
