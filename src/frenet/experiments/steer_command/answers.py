@@ -28,8 +28,8 @@ def _of(row: Mapping[str, Scalar]) -> Iterator[Answer]:
         return
     yield Answer(name, KEYS, f"{_where(row)}: {_effect(row)}; {_costs(row)}; {known}")
     said = (
-        f"from {number(row, 'dose_low'):g} to {number(row, 'dose_high'):g} the vector exceeds every "
-        "null vector within the limit of the cost"
+        f"from {number(row, 'dose_low'):g} to {number(row, 'dose_high'):g} the vector exceeds "
+        "every null vector within the limit of the cost"
     )
     if row["at_edge"]:
         said += "; the advised dose is the largest that was tried, so pass larger --doses"
