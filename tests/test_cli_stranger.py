@@ -130,8 +130,15 @@ def test_a_table_says_what_its_columns_are_and_where_it_says_nothing(folder, cap
     lines = said(folder, capsys, *extract)
     assert answer["no_better"] == weak
     assert any(line.startswith("no better than shuffled labels") for line in lines) == bool(weak)
-    for column in ("difference", "shuffled", "cosine", "null", "halves"):
-        assert sum(line.startswith(f"{column}: ") for line in lines) == 1, column
+    longer = len(answer["blocks"]) - len(weak)
+    sentence = f"shuffled labels (95% quantile) at {longer} of {len(answer['blocks'])} blocks"
+    assert sentence in lines[1]
+    of_gradient = said(folder, capsys, *extract, "--how", "gradient", "--words", "yes", "no")
+    columns = ("difference", "shuffled", "halves")
+    # Of the mean difference itself its own cosine says nothing.
+    for shown, told in ((columns, lines), ((*columns, "cosine", "null"), of_gradient)):
+        legend = [line.partition(": ")[0] for line in told]
+        assert [name for name in (*columns, "cosine", "null") if name in legend] == list(shown)
 
 
 @pytest.mark.parametrize(

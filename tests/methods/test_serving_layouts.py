@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 
 from frenet.methods.serving_layouts import save_served, served, usage
 from frenet.methods.steering_vector import Advised, SteeringVector, load_vector
@@ -44,14 +45,15 @@ def test_llama_cpp_gets_every_direction_and_the_flags_of_one_block(tmp_path):
     assert again.blocks == (2, 3)
     assert torch.equal(again.at(2), DIRECTION)
     assert (again.advised, again.norms) == (VECTOR.advised, VECTOR.norms)
+    fields = GGUFReader(path).fields
+    assert fields["frenet.operation"].contents() == "h <- h + scale * vector"
+    assert fields["frenet.layers"].contents().startswith("direction.l belongs to decoder layer l")
     now, older = usage(what, path, "llama.cpp")
     assert f"{path}:0.8 --control-vector-layer-range 2 2" in now
     assert older.endswith(f"--control-vector-scaled {path} 0.8 --control-vector-layer-range 2 2")
 
 
 def test_easysteer_gets_one_direction_and_a_spec(tmp_path):
-    from gguf import GGUFReader
-
     _, (path, spec) = written(tmp_path, "easysteer", block=0, dose=1.0, position="generated")
     reader = GGUFReader(path)
     assert {tensor.name for tensor in reader.tensors} == {"direction.0"}

@@ -82,6 +82,22 @@ def test_null_vectors_stay_in_the_span_of_the_streams():
         torch.testing.assert_close(vectors @ basis @ basis.T, vectors, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_null_vectors_hold_nothing_of_the_contrast_itself(paired):
+    """Sides that differ along one axis, with noise along the others: nulls have only the noise.
+
+    Random vectors with the covariance of all streams would point along the axis.
+    """
+    draw = generator(0, "axis")
+    noise = torch.randn(2, 10, 6, generator=draw)
+    noise[..., 0] = torch.tensor([50.0, -50.0])[:, None]
+    sides = Contrasted(noise[0], noise[1], paired)
+    found = null_vectors(sides, [], draws=5, generator=draw)
+    for vectors in found.values():
+        assert vectors[:, 0].abs().max() < 1e-6
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(10))
+
+
 def test_the_largest_null_is_the_largest_of_all():
     model = tiny_llama()
     asked = Asked.of(model, CONTRAST)

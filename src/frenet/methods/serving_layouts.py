@@ -18,7 +18,12 @@ from torch import Tensor
 from frenet._errors import UsageError
 from frenet._files import canonical, pretty, whole
 from frenet._version import __version__
-from frenet.methods.steering_vector import SteeringVector, save_control_vector
+from frenet.methods.steering_vector import (
+    HOOK,
+    OPERATION,
+    SteeringVector,
+    save_control_vector,
+)
 
 Layout = Literal["llama.cpp", "easysteer", "hotwire", "vllm-lens"]
 Position = Literal["all", "generated"]
@@ -60,8 +65,8 @@ class Served:
         """What the numbers mean, for metadata."""
         return {
             "made_by": f"frenet {__version__}",
-            "operation": "h <- h + scale * vector",
-            "hook": "output of the decoder layer (residual stream)",
+            "operation": OPERATION,
+            "hook": HOOK,
             "layers": {str(self.block): "0-based index of the decoder layer"},
             "position": self.position,
             "scale": self.scale,

@@ -31,7 +31,7 @@ from frenet.statistics.intervals import Estimate, mean_interval
 # The kinds of null vectors, as rows and sentences name them.
 NULLS = {
     "shuffled": "labels shuffled",
-    "matched": "random with the stream's covariance",
+    "matched": "random with the stream's covariance within the classes",
     "unrelated": "another contrast",
 }
 
@@ -96,15 +96,24 @@ def null_vectors(
 ) -> dict[str, Float[Tensor, "m h"]]:
     """Unit vectors that should steer no more than by chance, each in both directions, by kind.
 
+    Shuffled and random vectors are made from the streams without the means of the two sides. With
+    them, and a contrast that is the largest direction of the stream, a random vector of equal
+    covariance follows the contrast, and the contrast vector would be compared with itself.
+
     Args:
         sides: streams of the contrast.
         others: vectors of other contrasts.
         draws: random vectors of each kind; half as many rows as the kind has.
         generator: of the draws.
     """
+    within = Contrasted(
+        sides.positive.double() - sides.positive.double().mean(0),
+        sides.negative.double() - sides.negative.double().mean(0),
+        sides.paired,
+    )
     found = {
-        "shuffled": shuffled_differences(sides, draws, generator),
-        "matched": matched_vectors(sides.rows, draws, generator),
+        "shuffled": shuffled_differences(within, draws, generator),
+        "matched": matched_vectors(within.rows, draws, generator),
     }
     if used := [other.double() for other in others if bool(other.any())]:
         found["unrelated"] = torch.stack(used)

@@ -24,6 +24,9 @@ from frenet.network.hooks.sites import Site
 FORMAT = "frenet-steering-vector-1"
 # Keys of the stream norms and of the advice in a file's metadata.
 NORMS, ADVISED = "norms", "advised"
+# What a vector means, for the metadata of files that other programs read.
+OPERATION = "h <- h + scale * vector"
+HOOK = "output of the decoder layer (residual stream)"
 DOSING = (f"frenet.{NORMS}", f"frenet.{ADVISED}")
 # The architecture that llama.cpp expects of a control vector.
 CONTROL = "controlvector"
@@ -355,7 +358,9 @@ def save_control_vector(vector: SteeringVector, path: str | Path, *, architectur
         writer.add_uint32(f"{CONTROL}.layer_count", len(blocks))
         writer.add_string("general.description", vector.origin)
         dosing = _dosing(vector)
-        for key, text in dosing.items():
+        layers = "direction.l belongs to decoder layer l, counted from 0"
+        about = {"operation": OPERATION, "hook": HOOK, "layers": layers, "position": "all"}
+        for key, text in (about | dosing).items():
             writer.add_string(f"frenet.{key}", text)
         writer.add_string(DIGESTS, _digest(directions, vector.origin, dosing))
         for block, direction in directions.items():
