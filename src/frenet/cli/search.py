@@ -91,6 +91,7 @@ def _plan(running: Running, config: SearchConfig, show: Any) -> None:
 def _run(running: Running, config: SearchConfig, show: Any) -> None:
     """Search, write the report, and show the results."""
     from frenet.experiments.search_command import STUDY
+    from frenet.experiments.experiment import number
     from frenet.experiments.search_command.setup import further_advice
     from frenet.report import write_report
     from frenet.runs import default_out
@@ -107,8 +108,8 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
         return
     for row in results:
         show(_sentence(row, config.score))
-        if more := further_advice(row.get("further"), running.worth):
-            show(more)
+        if row.get("further") is not None:
+            show(further_advice(number(row, "further"), running.worth))
     show_notes(show, run.notes)
     for what, where in (
         ("weights of the winner", out / WINNER),
@@ -142,6 +143,8 @@ def _engine(running: Running, say: Callable[[str], None]) -> "Engine | None":
 
 def _sentence(row: "Row", score: str) -> str:
     """One result as a sentence, in the unit of its score."""
+    from frenet.experiments.experiment import number
+
     vote = str(row["what"]).startswith("vote")
     is_loss = score == "loss" and not vote
     quantity, sign = ("loss", -1) if is_loss else (SCORES[score], 1)
@@ -154,8 +157,8 @@ def _sentence(row: "Row", score: str) -> str:
     # A single held-out example gives no interval.
     ends = "" if row["low"] is None else f" [{row['low']:.4g}, {row['high']:.4g}]"
     return (
-        f"{row['what']}: held-out {quantity} {sign * row['before']:.4g} -> "
-        f"{sign * row['after']:.4g}{unit}, gain {row['gain']:.4g}{ends}{selected}"
+        f"{row['what']}: held-out {quantity} {sign * number(row, 'before'):.4g} -> "
+        f"{sign * number(row, 'after'):.4g}{unit}, gain {row['gain']:.4g}{ends}{selected}"
     )
 
 
