@@ -12,6 +12,7 @@ from frenet._notebook import one_line
 from frenet.cli.codes import DONE
 from frenet.cli.execution import refuse_unused, show_notes
 from frenet.cli.options import Count, Folder, Switch, parse_both, printing
+from frenet.experiments.experiment import number
 from frenet.experiments.search_command import SearchConfig
 
 if TYPE_CHECKING:
@@ -91,7 +92,6 @@ def _plan(running: Running, config: SearchConfig, show: Any) -> None:
 def _run(running: Running, config: SearchConfig, show: Any) -> None:
     """Search, write the report, and show the results."""
     from frenet.experiments.search_command import STUDY
-    from frenet.experiments.experiment import number
     from frenet.experiments.search_command.setup import further_advice
     from frenet.report import write_report
     from frenet.runs import default_out
@@ -143,8 +143,6 @@ def _engine(running: Running, say: Callable[[str], None]) -> "Engine | None":
 
 def _sentence(row: "Row", score: str) -> str:
     """One result as a sentence, in the unit of its score."""
-    from frenet.experiments.experiment import number
-
     vote = str(row["what"]).startswith("vote")
     is_loss = score == "loss" and not vote
     quantity, sign = ("loss", -1) if is_loss else (SCORES[score], 1)
