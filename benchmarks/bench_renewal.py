@@ -13,7 +13,7 @@ import argparse
 import logging
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from timing import Row, show
 
 RANK, N, EVERY = 4, 8, 1000
 # Name, task, optimiser and rate.
-TRAININGS: tuple[tuple[str, str, type[torch.optim.Optimizer], float], ...] = (
+TRAININGS: tuple[tuple[str, str, Callable[..., torch.optim.Optimizer], float], ...] = (
     ("AdamW 1e-3, task descending", "descending", torch.optim.AdamW, 1e-3),
     ("AdamW 1e-4, task descending", "descending", torch.optim.AdamW, 1e-4),
     ("SGD 0.1, task predecessor", "predecessor", torch.optim.SGD, 0.1),

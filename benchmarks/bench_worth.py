@@ -15,7 +15,7 @@ import argparse
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ WORTHS = (0.05, 0.3)
 # Multiples of the mean planned sigma.
 GRID = (0.5, 1.0, 2.0)
 # Name, task, and settings of the network.
-CASES: tuple[tuple[str, str, dict[str, int]], ...] = (
+CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("synthetic, reverse", "reverse", {}),
     ("synthetic, sort", "sort", {}),
     ("small synthetic, copy", "copy", {"width": 32, "train_steps": 300}),
@@ -85,7 +85,7 @@ def net(found: Sequence[float], n: int, worth: float) -> float:
 def case(
     name: str,
     task_name: str,
-    shape: dict[str, int],
+    shape: dict[str, Any],
     searches: int,
     *,
     budget: int,

@@ -12,6 +12,7 @@ from frenet._notebook import one_line
 from frenet.cli.codes import DONE
 from frenet.cli.execution import refuse_unused, show_notes
 from frenet.cli.options import Count, Folder, Switch, parse_both, printing
+from frenet.experiments.experiment import number
 from frenet.experiments.search_command import SearchConfig
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
         return
     for row in results:
         show(_sentence(row, config.score))
-        if more := further_advice(row.get("further"), running.worth):
-            show(more)
+        if row.get("further") is not None:
+            show(further_advice(number(row, "further"), running.worth))
     show_notes(show, run.notes)
     for what, where in (
         ("weights of the winner", out / WINNER),
@@ -154,8 +155,8 @@ def _sentence(row: "Row", score: str) -> str:
     # A single held-out example gives no interval.
     ends = "" if row["low"] is None else f" [{row['low']:.4g}, {row['high']:.4g}]"
     return (
-        f"{row['what']}: held-out {quantity} {sign * row['before']:.4g} -> "
-        f"{sign * row['after']:.4g}{unit}, gain {row['gain']:.4g}{ends}{selected}"
+        f"{row['what']}: held-out {quantity} {sign * number(row, 'before'):.4g} -> "
+        f"{sign * number(row, 'after'):.4g}{unit}, gain {row['gain']:.4g}{ends}{selected}"
     )
 
 

@@ -92,7 +92,7 @@ def _gradients(
 
 def _store(start: Path, fresh: Matrices, again: Matrices, held_out: Matrices, *, rank: int) -> None:
     """The projections of the start, and what other examples would have made of them."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, basis in fresh.items():
         if not (again[name].any() and held_out[name].any()):
             continue

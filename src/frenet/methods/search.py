@@ -158,8 +158,7 @@ def random_search(
         raise UsageError(f"num_candidates={num_candidates}; pass at least 1")
     if chosen.top < 1:
         raise UsageError(f"top={chosen.top} leaves no winner to report; pass at least 1")
-    select = drop_duplicates(next(repeatable(task, "select", chosen.select_size, chosen.seed)))
-    test = drop_duplicates(next(repeatable(task, "test", chosen.test_size, chosen.seed)))
+    select, test = _examples(task, chosen)
     require_disjoint(select, test)
     unmoved = _unmoved(model, where, noise)
     # Decided once, for all workers that an engine sends it to.
@@ -176,6 +175,15 @@ def random_search(
     return SearchResult(
         noise, torch.tensor(scores), before, order, held_out, vote, average, unmoved, (model, where)
     )
+
+
+def _examples(task: Task, selection: Selection) -> tuple[Batch, Batch]:
+    """The batch to select on, and that of the report."""
+    select = drop_duplicates(
+        next(repeatable(task, "select", selection.select_size, selection.seed))
+    )
+    test = drop_duplicates(next(repeatable(task, "test", selection.test_size, selection.seed)))
+    return select, test
 
 
 def _settings(
@@ -218,10 +226,7 @@ def equal_step(
         The gain, in units of the score; None if the gradient is zero.
     """
     space = space_of(where)
-    select, test = (
-        drop_duplicates(next(repeatable(task, split, size, selection.seed)))
-        for split, size in (("select", selection.select_size), ("test", selection.test_size))
-    )
+    select, test = _examples(task, selection)
     slope = slope_at(model, task, select, space=space)
     with Candidates(model, where, noise) as candidates:
         length = norm(candidates.delta(index))

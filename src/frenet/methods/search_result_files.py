@@ -30,8 +30,15 @@ EARLIER, LAST = (1, 2), "0.1.0"
 class Found(Protocol):
     """What is stored of a result of ``random_search``; see ``SearchResult``."""
 
-    noise: Noise
-    held_out: Any
+    @property
+    def noise(self) -> Noise:
+        """Reproduces every candidate from its index."""
+        ...
+
+    @property
+    def held_out(self) -> Any:
+        """The winner's gain on the test split."""
+        ...
 
     @property
     def winner(self) -> int:
