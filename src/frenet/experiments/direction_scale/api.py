@@ -31,6 +31,7 @@ from frenet.methods.rank_choice import RankAdvice
 from frenet.methods.task_vectors import TaskVector
 from frenet.methods.vector_files import check_sources, vectors_from_disk
 from frenet.network.checkpoints.scaled_adapter import is_dora
+from frenet.network.data.text import TextTask
 from frenet.network.limits import context_length
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task, base_model
@@ -165,6 +166,8 @@ def probe(
         raise UsageError(f"the name {taken[0]!r} is that of a kind of direction; pass another")
     if not directions:
         raise UsageError("there is no direction to probe; pass at least one, by its name")
+    if isinstance(task, TextTask):  # fewer rows than eval_size are all used, as by the command
+        task = replace(task, whole=True)
     cell = Cell.of(seed=seed, space="full", task=task.name)
     network = _network(model, task)
     spot = Spot(config, cell, network, task, network.space.read(model).cpu())
