@@ -99,7 +99,7 @@ def _defined(module: str, name: str) -> tuple[str, str]:
                 return module, _first_line(ast.get_docstring(node) or "")
             case ast.AnnAssign(target=ast.Name(id=found)) if found == name:
                 return module, _first_line(ast.literal_eval(after.value))
-            case ast.ImportFrom() if name in [alias.name for alias in node.names]:
+            case ast.ImportFrom() if name in [a.asname or a.name for a in node.names]:
                 return _defined(node.module, name)
     raise PluginError(f"{module} defines no {name!r}")
 
