@@ -31,6 +31,7 @@ from frenet.methods.rank_choice import RankAdvice
 from frenet.methods.task_vectors import TaskVector
 from frenet.methods.vector_files import check_sources, vectors_from_disk
 from frenet.network.checkpoints.scaled_adapter import is_dora
+from frenet.network.data.text import TextTask
 from frenet.network.limits import context_length
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Task, base_model
@@ -165,6 +166,7 @@ def probe(
         raise UsageError(f"the name {taken[0]!r} is that of a kind of direction; pass another")
     if not directions:
         raise UsageError("there is no direction to probe; pass at least one, by its name")
+    task = _whole(task)
     cell = Cell.of(seed=seed, space="full", task=task.name)
     network = _network(model, task)
     spot = Spot(config, cell, network, task, network.space.read(model).cpu())
@@ -200,6 +202,11 @@ def _config(settings: Mapping[str, Any]) -> ProbeConfig:
     config = replace(PROBE, **chosen)
     require_advice(config)
     return config
+
+
+def _whole(task: Task) -> Task:
+    """A task whose small splits are one batch, as experiments take it."""
+    return replace(task, whole=True) if isinstance(task, TextTask) else task
 
 
 def _vector(model: nn.Module, source: Source) -> TaskVector:
@@ -271,7 +278,7 @@ def lifetime(
     looks = sorted({*(lag for lag in LAGS if lag < steps), steps} if lags is None else {*lags})
     if not looks or looks[0] < 1 or looks[-1] > steps:
         raise UsageError(f"lags={looks}, steps={steps}; pass lags from 1 to the number of steps")
-    moving = space or ParamSpace.select(model)
+    task, moving = _whole(task), space or ParamSpace.select(model)
     run = replace(training or Training("adam:1e-4", batch_size=8), steps=steps)
     along = direction.space(model) if isinstance(direction, TaskVector) else moving
     read = (
