@@ -130,6 +130,12 @@ def long_words(one: Followed) -> str:
     """For how long, in steps: from the least to the largest end of the brackets of its seeds."""
     if not one.lives:
         return NO_SHARE if not any(seed.has_share for seed in one.seeds) else "not known"
+    counted = len(one.lives)
+    some = "" if counted == len(one.seeds) else f" on {counted} of {len(one.seeds)} seeds"
+    return f"{_bracket(one)}{some}"
+
+
+def _bracket(one: Followed) -> str:
     low = min(low for low, _ in one.lives)
     ends = [high for _, high in one.lives if high is not None]
     if len(ends) < len(one.lives):
@@ -172,7 +178,8 @@ def _clause(one: Followed, before: Sequence[Followed], stale: bool) -> str:
     if not one.lives:
         return f"{far}, but it {long_words(one)}"
     if one.outlives:
-        return f"{far} and beyond the run of {two(one.longest)} steps"
+        some = long_words(one).partition(" steps")[2]
+        return f"{far} and beyond the run of {two(one.longest)} steps{some}"
     steps = _in_steps(long_words(one))
     return f"{far} and for {steps if before else steps.replace(' step', ' training step')}"
 

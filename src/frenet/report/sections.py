@@ -98,7 +98,7 @@ def _missing(empty: Sequence[Figure]) -> Markup:
         return Markup("")
     names = join_words([f"“{entry.title}”" for entry in empty])
     tables_named = join_words(list(dict.fromkeys(entry.table for entry in empty)))
-    words = f"Not drawn, since these runs hold no row of {tables_named}: {names}."
+    words = f"These runs hold no row of {tables_named}, so these figures are left out: {names}."
     return tag("p", words, class_="empty block")
 
 

@@ -36,7 +36,7 @@ PLACES = {
 # Where lifetimes of less than a step are drawn; room beside the outer marks in pixels.
 LEAST, ROOM = 0.5, 30.0
 # The ticks of every decade, and those of an axis that is shorter than the factor.
-TICKS, DENSE, SHORT = (1, 3), (1, 1.5, 2, 3, 5, 7), 9
+TICKS, DENSE, SHORT = (1.0, 3.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), 9
 NOTHING = "No direction has both a radius and a lifetime, so that there is no map."
 
 
