@@ -102,7 +102,7 @@ def test_seeds_without_a_lifetime_are_counted() -> None:
     seeds = [one(seed=0, life=(100.0, None)), one(seed=1, life=None, has_share=False)]
     assert long_words(followed(seeds, "full")[0]) == "> 100 steps on 1 of 2 seeds"
     lasting = [*seeds, one("task vector")]
-    assert "and beyond the run of 100 steps on 1 of 2 seeds;" in sentence(lasting)
+    assert "and beyond the run of 100 steps on 1 of 2 seeds." in sentence(lasting)
 
 
 def test_what_holds_no_more_than_chance_has_no_lifetime() -> None:

@@ -132,7 +132,9 @@ def _verdict(decision: Entry | None, label: str) -> Markup:
     value, ends = two(finding.estimate.value), [finding.estimate.low, finding.estimate.high]
     interval = f" [{', '.join(two(end) for end in ends if end is not None)}]"
     number = tag("div", tag("strong", value), interval if None not in ends else "", class_="number")
-    more = (number, glyph(claim, finding), tag("small", comparison(finding)))
+    other = finding.reference_estimate
+    compared = comparison(finding) if other is None else f"compared with {two(other.value)}"
+    more = (number, glyph(claim, finding), tag("small", compared))
     return tag("td", *shown, *more, data_label=label)
 
 
@@ -140,7 +142,7 @@ def comparison(finding: Finding) -> str:
     """What a claim's number is compared with, in few words: a number, or how to read it."""
     if finding.reference_estimate is None:
         return finding.reference
-    return f"compared with {two(finding.reference_estimate.value)}"
+    return f"compared with {estimate(finding.reference_estimate)}"
 
 
 def listed(decisions: Sequence[Entry]) -> Markup:

@@ -364,7 +364,7 @@ def _long(one: Followed, turn: int, scale: Scale) -> Markup:
     parts = [*_grid(scale), upright(end, 0.0, float(ROW), "end")]
     if one.life is None:
         return canvas(*parts, words(1.0, MIDDLE + 4, long_words(one)), height=ROW, kind="long")
-    places = []
+    places: list[float] = []
     several = len(one.lives) > 1
     for index, (low, high) in enumerate(one.lives):
         y = MIDDLE + (2.6 * (index - (len(one.lives) - 1) / 2) if several else 0)

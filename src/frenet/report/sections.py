@@ -87,9 +87,8 @@ def section(
     without = tag("noscript", tag("p", NO_SCRIPT, class_="empty"))
     title = tag("h3", "The numbers behind the figures")
     behind = tag("div", title, without, parts, listed, class_="block")
-    whole = (head, said or "", failures(run), drawn, _missing(empty), behind)
-    whole = (*whole, again(run, experiment))
-    return tag("section", *whole, id=part.id)
+    above = (head, said or "", failures(run), drawn, _missing(empty))
+    return tag("section", *above, behind, again(run, experiment), id=part.id)
 
 
 def _missing(empty: Sequence[Figure]) -> Markup:
