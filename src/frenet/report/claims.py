@@ -60,7 +60,7 @@ def answer(decisions: Sequence[Entry], *, named: bool = True) -> str:
     for verdict, verb in VERBS.items():
         mine = [d for d in decisions if d.finding.verdict == verdict]
         if mine:
-            which = "" if several else f" ({join_words([d.finding.name for d in mine])})"
+            which = "" if several else f" ({join_words(_names(mine, decisions))})"
             groups.append(f"{len(mine)} {'is' if len(mine) == 1 else 'are'} {verb}{which}")
     what = "verdicts" if several else "claims"
     if len(decisions) == 1:
@@ -70,6 +70,14 @@ def answer(decisions: Sequence[Entry], *, named: bool = True) -> str:
         on = f" on {len(runs)} networks"
     everywhere = f" {_everywhere(decisions, len(runs))}" if several else ""
     return f"Of {len(decisions)} {what}{on}, {join_words(groups)}.{everywhere}"
+
+
+def _names(mine: Sequence[Entry], every: Sequence[Entry]) -> list[str]:
+    """The claims; a case is named only if another case of its claim has another verdict."""
+    verdict = mine[0].finding.verdict
+    split = {d.finding.claim for d in every if d.finding.verdict != verdict}
+    named = (d.finding.name if d.finding.claim in split else d.finding.claim for d in mine)
+    return list(dict.fromkeys(named))
 
 
 def _everywhere(decisions: Sequence[Entry], networks: int) -> str:
@@ -124,7 +132,9 @@ def _verdict(decision: Entry | None, label: str) -> Markup:
     value, ends = two(finding.estimate.value), [finding.estimate.low, finding.estimate.high]
     interval = f" [{', '.join(two(end) for end in ends if end is not None)}]"
     number = tag("div", tag("strong", value), interval if None not in ends else "", class_="number")
-    more = (number, glyph(claim, finding), tag("small", comparison(finding)))
+    other = finding.reference_estimate
+    compared = comparison(finding) if other is None else f"compared with {two(other.value)}"
+    more = (number, glyph(claim, finding), tag("small", compared))
     return tag("td", *shown, *more, data_label=label)
 
 
@@ -132,7 +142,7 @@ def comparison(finding: Finding) -> str:
     """What a claim's number is compared with, in few words: a number, or how to read it."""
     if finding.reference_estimate is None:
         return finding.reference
-    return f"compared with {two(finding.reference_estimate.value)}"
+    return f"compared with {estimate(finding.reference_estimate)}"
 
 
 def listed(decisions: Sequence[Entry]) -> Markup:

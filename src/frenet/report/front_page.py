@@ -1,11 +1,12 @@
 """The first screen, and the first lines on each network if there are several."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import Figure, Reach, claim_order
+from frenet.experiments.experiment import Figure, Reach, Rows, claim_order
 from frenet.report import sentences as answers
 from frenet.report.claims import Entry, answer, listed, matrix
 from frenet.report.facts import facts
@@ -132,12 +133,18 @@ def _reaches(networks: Sequence[Network]) -> dict[str, list[Reach]]:
     return {network.label: _reach(network) for network in networks}
 
 
+def _as_it_is(chart: Any, rows: Rows) -> Any:
+    """A chart that was drawn before."""
+    del rows
+    return chart
+
+
 def overview(networks: Sequence[Network], *, static: bool) -> list[Markup]:
     """The maps of all networks on common axes."""
     drawn = []
     for kind, caption, chart in on_common_axes(_reaches(networks)):
         title = f"How far and for how long, in the {kind}"
-        shown = Figure(f"all-{kind}", title, caption, "reach", lambda _, chart=chart: chart)
+        shown = Figure(f"all-{kind}", title, caption, "reach", partial(_as_it_is, chart))
         rows = [{"table": "reach"}]
         link = tag("a", "the chapters of the networks", href=f"#{networks[0].id}")
         drawn.append(framed(f"all-{kind}", shown, rows, link, static=static))

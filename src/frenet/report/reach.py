@@ -130,6 +130,12 @@ def long_words(one: Followed) -> str:
     """For how long, in steps: from the least to the largest end of the brackets of its seeds."""
     if not one.lives:
         return NO_SHARE if not any(seed.has_share for seed in one.seeds) else "not known"
+    counted = len(one.lives)
+    some = "" if counted == len(one.seeds) else f" on {counted} of {len(one.seeds)} seeds"
+    return f"{_bracket(one)}{some}"
+
+
+def _bracket(one: Followed) -> str:
     low = min(low for low, _ in one.lives)
     ends = [high for _, high in one.lives if high is not None]
     if len(ends) < len(one.lives):
@@ -172,7 +178,8 @@ def _clause(one: Followed, before: Sequence[Followed], stale: bool) -> str:
     if not one.lives:
         return f"{far}, but it {long_words(one)}"
     if one.outlives:
-        return f"{far} and beyond the run of {two(one.longest)} steps"
+        some = long_words(one).partition(" steps")[2]
+        return f"{far} and beyond the run of {two(one.longest)} steps{some}"
     steps = _in_steps(long_words(one))
     return f"{far} and for {steps if before else steps.replace(' step', ' training step')}"
 
@@ -357,7 +364,7 @@ def _long(one: Followed, turn: int, scale: Scale) -> Markup:
     parts = [*_grid(scale), upright(end, 0.0, float(ROW), "end")]
     if one.life is None:
         return canvas(*parts, words(1.0, MIDDLE + 4, long_words(one)), height=ROW, kind="long")
-    places = []
+    places: list[float] = []
     several = len(one.lives) > 1
     for index, (low, high) in enumerate(one.lives):
         y = MIDDLE + (2.6 * (index - (len(one.lives) - 1) / 2) if several else 0)
