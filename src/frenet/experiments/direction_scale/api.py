@@ -22,8 +22,8 @@ from frenet.experiments.experiment import Cell, Row, Rows, number
 from frenet.experiments.intervals import select
 from frenet.experiments.setup.brackets import bracket_of
 from frenet.experiments.setup.networks import Network, held_out
-from frenet.measure import lifetime as measured
 from frenet.measure.bracket import Bracket
+from frenet.measure.lifetime import Lifetime, gradient_shares, watch_training
 from frenet.measure.trajectory import Training
 from frenet.methods.coefficient import Advice, Tried
 from frenet.methods.merge_choice import Interval
@@ -251,7 +251,7 @@ def lifetime(
     space: ParamSpace | None = None,
     training: Training | None = None,
     n: int = 8,
-) -> measured.Lifetime | None:
+) -> Lifetime | None:
     """After how many training steps a direction has lost half of its share of the gradient.
 
     The share is that of held-out minibatch gradients along the direction, over its share at the
@@ -287,16 +287,15 @@ def lifetime(
     )  # fmt: skip
 
     def look(step: int) -> dict[str, float]:
-        return measured.gradient_shares(
+        return gradient_shares(
             model, task, {"share": read}, space=along, n=n, batch_size=run.batch_size,
             split=held_out(task), seed=run.seed + 1_000_003 * (step + 1),
         )  # fmt: skip
 
     with moving.restored(model):
-        path, values = measured.watch_training(
-            model, task, run, space=moving, lags=looks, look=look
-        )
+        path, values = watch_training(model, task, run, space=moving, lags=looks, look=look)
     shares = values["share"]
     if not shares[0] >= NO_SHARE / along.dim:
         return None
-    return measured.lifetime(shares, path.distances(steps))
+    ratios = {lag: share / shares[0] for lag, share in shares.items()}
+    return Lifetime.of(ratios, dict(enumerate(path.distances(looks[-1]))))
