@@ -60,6 +60,7 @@
     const options = {
       mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false,
       tooltip: { theme: "page", disableDefaultStyle: true },
+      logLevel: spec.usermeta.quiet ? 1 : 2, // errors only, or warnings, too
     };
     const columns = Math.floor(width / (7 * spec.usermeta.longest + 50));
     const size = { panel: null, columns: Math.max(1, Math.min(4, columns)), limit: width - 60 };

@@ -145,7 +145,6 @@ def dots(
     )
     for entry in table:
         entry[row.field] = label(str(entry[row.field]))
-    bold = [label(name) for name in bold]
     order = list(dict.fromkeys(str(entry[row.field]) for entry in table))
     tall = any("\n" in name for name in order)
     y = _categories(row.field, order, tall=tall)
@@ -168,7 +167,7 @@ def dots(
     layers.append(points.encode(tooltip=tip, shape=shape))
     if bold:
         layers += _bold(
-            dot.transform_filter(alt.FieldOneOfPredicate(row.field, list(bold))), x, tip
+            dot.transform_filter(alt.FieldOneOfPredicate(row.field, [*map(label, bold)])), x, tip
         )
     lanes = len(series.measured())
     height = max(72, len(order) * max(44 if tall else 28, 13 * lanes + 8))

@@ -112,6 +112,8 @@ def landscape(panelled: Sequence[tuple[str, Reach]], *, shared: bool = False) ->
     table: list[Row] = [*seeds, *means, *last, *chance]
     chart = panels(layers, table, facet="panel", height=int(HIGH), words=_words(means))
     chart.columns = min(2, chart.columns)
+    # In some panels a layer has no mark, which is no reason to warn.
+    chart.usermeta = {"quiet": True}
     return chart if shared else chart.resolve_scale(x="independent")
 
 
