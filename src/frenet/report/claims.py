@@ -148,18 +148,24 @@ def comparison(finding: Finding) -> str:
 def listed(decisions: Sequence[Entry]) -> Markup:
     """One line for each decision; its rule, reasons, cautions and cases open on demand."""
     many = len({decision.run for decision in decisions}) > 1
-    return tag("div", *(_claim(decision, named=many) for decision in decisions), class_="lines")
+    before = [None, *(decision.claim.id for decision in decisions)]
+    lines = [
+        _claim(decision, named=many, again=decision.claim.id == last)
+        for decision, last in zip(decisions, before, strict=False)
+    ]
+    return tag("div", *lines, class_="lines")
 
 
-def _claim(decision: Entry, *, named: bool) -> Markup:
+def _claim(decision: Entry, *, named: bool, again: bool) -> Markup:
+    """A claim; of its further cases only what is different."""
     claim, finding = decision.claim, decision.finding
     run = tag("small", user_text(decision.run)) if named else Markup("")
     case = finding.name.removeprefix(finding.claim).strip()
     statement = (
         tag("b", finding.claim, class_="id"),
         " ",
-        claim.statement,
-        f" ({case})" * bool(case),
+        case if again and case else claim.short or claim.statement,
+        f" ({case})" * bool(case and not again),
     )
     link = tag("a", "figure", href=f"#{decision.figure}", aria_label=f"Figure for {finding.name}")
     more = tag("summary", "why", aria_label=f"Why {finding.name} is {finding.verdict}")
@@ -214,6 +220,7 @@ def _why(decision: Entry) -> Iterator[Markup]:
     def text(words: str) -> Markup:
         return explained(words, seen)
 
+    yield tag("p", tag("b", claim.statement))
     yield tag("p", sign(finding.decision), " ", text(finding.decision.detail))
     yield tag("p", text(finding.reason))
     for name, value, words in (
