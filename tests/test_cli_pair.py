@@ -283,6 +283,13 @@ def test_mistakes_are_said_in_one_line(folder, tmp_path, capsys, make, args, wor
     assert "Traceback" not in err
 
 
+def test_a_missing_second_direction_is_not_taken_from_the_tasks(folder, capsys):
+    tasks = [str(folder / f"{name}.jsonl") for name in NAMES]
+    args = [str(folder / "lora-ones"), "--model", str(folder / "model"), "--tasks", *tasks]
+    assert main(["pair", *args]) == 2
+    assert "twos.jsonl, a data file; give both directions before" in capsys.readouterr().err
+
+
 def test_one_task_is_no_pair(folder, tmp_path, capsys):
     assert pair(folder, "--out", tmp_path / "out", tasks=("ones",)) in (1, 2)
     assert "the files hold one task (ones), and a pair needs" in capsys.readouterr().err

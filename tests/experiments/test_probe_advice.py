@@ -143,6 +143,13 @@ def test_python_gives_the_advice_the_radius_and_the_lifetime(case):
     assert "no advice" not in repr(own)
 
 
+def test_a_task_with_fewer_rows_than_asked_for_is_measured_on_all_of_them(case):
+    model, task, folder = case
+    few = FEW | {"eval_size": 64}
+    found = frenet.probe(model, replace(task, whole=False), {"own": folder / "adapter"}, **few)
+    assert f"on {len(task.examples['test'])} test rows" in found["own"].answers[0]
+
+
 def test_a_negated_adapter_has_no_advice(case):
     """Back from the end of a training, where every step loses what was learned."""
     model, task, folder = case

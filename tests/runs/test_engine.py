@@ -371,6 +371,8 @@ def test_progress_is_one_line_a_cell_without_a_terminal_and_silent_on_request(tm
     )
     run(config, tmp_path / "b", quiet=True)
     assert capsys.readouterr() == ("", "")
+    run(Config(tasks=("copy",), seeds=(0,)), tmp_path / "c")
+    assert "toy-sums: 1 cell, 0 already finished" in capsys.readouterr().err
 
 
 def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):

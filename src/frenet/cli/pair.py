@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from frenet._errors import UsageError
 from frenet._notebook import one_line
 from frenet.cli.codes import DONE, NO_RESULT
 from frenet.cli.execution import show_notes
@@ -64,6 +65,7 @@ def pair(args: list[str]) -> int:
     given = {f.name: getattr(options, f.name) for f in dataclasses.fields(Config)}
     config = Config(**given | {"vectors": (pairing.a, pairing.b)})
     with printing(pairing.json) as show:
+        _refuse_data_files(pairing)
         from frenet.report import write_report
         from frenet.runs import default_out, run_experiment
         from frenet.runs.header import read_header
@@ -103,6 +105,21 @@ def pair(args: list[str]) -> int:
             show(f"results: {out}")
             show(f"report: {report}")
     return NO_RESULT if run.failures else DONE
+
+
+def _refuse_data_files(pairing: Pairing) -> None:
+    """Refuse a data file as a direction.
+
+    The parser takes the last file of --tasks for B if only A is given.
+    """
+    from frenet.network.data.files import SUFFIXES
+
+    for name, path in (("A", pairing.a), ("B", pairing.b)):
+        if Path(path).suffix in SUFFIXES:
+            raise UsageError(
+                f"direction {name} is {path}, a data file; give both directions before the options: "
+                "frenet pair A B --model MODEL --tasks FILE ..."
+            )
 
 
 def _written(

@@ -213,7 +213,8 @@ def _work(
     refuse_unsendable(pending, crew)
     with Watch(store.header.experiment, total=len(cells), done=done, quiet=quiet) as watch:
         watch.say(
-            f"{store.header.experiment}: {len(cells)} cells, {done} already finished; "
+            f"{store.header.experiment}: {len(cells)} cell{'s' * (len(cells) != 1)}, "
+            f"{done} already finished; "
             f"workers: {crew.workers or 'the cluster'}, threads of each: {crew.threads}; "
             f"output in {store.path}"
         )

@@ -104,7 +104,7 @@ def _exact(subject: Subject, rows: Rows, folder: Path) -> Written:
 
     terms = [(coefficient(i), each) for i, each in enumerate(products)]
     fit = save_sum(terms, folder, base=plain)
-    return Written(folder, f"adapter of rank {max(fit.ranks.values())}, the exact sum")
+    return Written(folder, f"adapter of rank {max(fit.ranks.values())}, exact")
 
 
 def _peft_vector(subject: Subject, name: str) -> TaskVector:
