@@ -12,7 +12,7 @@ from frenet.report.claims import Entry, answer, listed, matrix
 from frenet.report.facts import facts
 from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import join_words
-from frenet.report.reach import figure, on_common_axes, sentence, together
+from frenet.report.reach import advice, figure, on_common_axes, sentence, together
 from frenet.report.sections import Section, figure_of, framed
 from frenet.runs import decide_claims
 
@@ -85,7 +85,7 @@ def opening(
             tag("h1", TITLE),
             tag("p", user_text(found), class_="answer") if found else Markup(""),
             _still(waiting),
-            *(maps[:1] if several else [reached(networks[0])]),
+            *(maps[:1] if several else [reached(networks[0]), _advice(networks[0])]),
             results,
             *(maps[1:] if several else [fronts(networks[0], static=static)]),
         ]
@@ -119,7 +119,7 @@ def claims_heading(decisions: Sequence[Entry]) -> Markup:
     if len(counts) == len(units) == 1 and (n := counts.pop()) > 1:
         of = f" of {n} {units.pop()}s"
     key = (
-        f"dot: measured, with the 95% interval{of}; grey: compared with; green: supports the claim"
+        f"dot: measured, with the 95% interval{of}; line: compared with; shaded: supports the claim"
     )
     return tag("h2", "The claims", " ", tag("small", key), class_="claims-heading")
 
@@ -127,6 +127,16 @@ def claims_heading(decisions: Sequence[Entry]) -> Markup:
 def said(network: Network) -> str:
     """How far and for how long directions can be followed on a network, in a sentence."""
     return sentence(_reach(network))
+
+
+def _advice(network: Network) -> Markup:
+    """What to do with the directions of a network."""
+    words = advice(_reach(network))
+    return (
+        tag("p", tag("b", "What follows "), user_text(words), class_="next")
+        if words
+        else Markup("")
+    )
 
 
 def _reaches(networks: Sequence[Network]) -> dict[str, list[Reach]]:

@@ -163,6 +163,36 @@ def sentence(reaches: Sequence[Reach]) -> str:
     return f"{_capital('; '.join(clauses))}."
 
 
+def advice(reaches: Sequence[Reach]) -> str:
+    """What follows for the reader: which direction lasts longest, and what to do with two kinds.
+
+    Beyond its radius a task vector may still help, so that its best coefficient has to be measured.
+    Empty if no direction has a lifetime or a length.
+    """
+    if not reaches:
+        return ""
+    every = followed(reaches, spaces(reaches)[0])
+    parts = []
+    if lived := [one for one in every if one.lives and len(one.lives) == len(one.seeds)]:
+        last = max(lived, key=lambda one: (one.outlives, one.life or 0.0))
+        parts.append(f"{_capital(last.name)} lasts longest ({long_words(last)}).")
+    for one in every:
+        if one.name == "gradient" and one.lives and not one.outlives:
+            parts.append(f"Make a gradient or its basis anew every {_renewal(one)}.")
+        if one.name == "task vector" and one.times is not None:
+            parts.append(
+                f"Beyond {two(one.times)} × its length, measure a task vector with frenet probe "
+                "--vectors instead of trusting its slope."
+            )
+    return " ".join(parts)
+
+
+def _renewal(one: Followed) -> str:
+    """The last step at which every seed still held half."""
+    least = min(low for low, _ in one.lives)
+    return f"{two(least)} steps" if least > 1 else "step"
+
+
 def _clause(one: Followed, before: Sequence[Followed], stale: bool) -> str:
     """How far, and if any direction went stale, how long; what was said before is left out."""
     assert one.far is not None
@@ -265,7 +295,10 @@ def _key(reaches: Sequence[Reach]) -> Markup:
     bars = "Half is lost somewhere on the bar, between two measured steps; hollow: later than that."
     if not max(one.longest for one in reaches):
         bars = NOT_ASKED
-    return tag("figcaption", dots, bars)
+    lengths = " ×: multiples of the direction itself."
+    if not any(one.times is not None for one in reaches):
+        lengths = ""
+    return tag("figcaption", dots, bars, lengths)
 
 
 def _plot(every: Sequence[Followed], space: str) -> Markup:
@@ -275,10 +308,10 @@ def _plot(every: Sequence[Followed], space: str) -> Markup:
     first = f"{label(space)}, {NORMS[groups[0]][0]}"
     headings = [
         tag("th", _capital(first), scope="col"),
-        _heading("How far", "loss follows its slope up to this share of the norm"),
+        _heading("How far", "loss follows its slope within 20%, up to this share of the norm"),
     ]
     if long:
-        headings.append(_heading("For how long", "training steps until half is gone"))
+        headings.append(_heading("For how long", "steps until half of what it held is gone"))
     body: list[Markup] = []
     for share_of in groups:
         if share_of != groups[0]:
