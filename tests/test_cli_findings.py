@@ -116,13 +116,13 @@ def test_options_in_groups_are_all_options(name):
     assert "--help" not in groups.parts
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_a_long_answer_is_wrapped_on_a_terminal_only(monkeypatch, capsys, terminal):
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_long_answer_is_wrapped_on_a_terminal_only(monkeypatch, capsys, on_terminal):
     monkeypatch.delenv("COLUMNS")
-    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: on_terminal)
     path = "/" + "a-long-folder/" * 8
     with printing(as_json=False) as show:
         show(f"  {'word ' * 30}{path}")
     lines = capsys.readouterr().out.splitlines()
-    assert (len(lines) > 1) == terminal
+    assert (len(lines) > 1) == on_terminal
     assert " ".join(" ".join(lines).split()).endswith(f"word {path}")

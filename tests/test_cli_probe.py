@@ -20,7 +20,7 @@ from frenet.measure.trajectory import Trajectory
 from frenet.measure.trajectory_files import read_steps
 from frenet.methods.steering_vector import SteeringVector, save_vector
 from frenet.methods.task_vectors import from_adapter
-from frenet.network.adapters import attach_lora
+from frenet.network.adapters import attach_lora, quiet_peft
 from frenet.runs import RunFolder
 from frenet.runs.header import Header
 from network.models import tiny_llama, tiny_tokenizer
@@ -158,7 +158,8 @@ def test_advice_on_adapters_of_both_kinds_with_ranks_and_other_text(folder, caps
     """DoRA has coefficients and no radius; an adapter of rank 2 has ranks, too."""
     path, _ = folder
     config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
-    bent = get_peft_model(tiny_llama(), config)
+    with quiet_peft():
+        bent = get_peft_model(tiny_llama(), config)
     with torch.no_grad():
         for name, p in bent.named_parameters():
             if "lora_B" in name:

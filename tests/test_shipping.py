@@ -128,8 +128,8 @@ def test_the_source_archive_can_be_tested_and_holds_nothing_stray(built: Path) -
     # Results grow with what was measured, the rest with what is written by hand.
     measured = ("docs/results/", "docs/pilot/")
     results = sum(size for name, size in sizes.items() if name.startswith(measured))
-    assert sum(sizes.values()) - results < 5_000_000
-    assert results < 6_000_000
+    assert sum(sizes.values()) - results < 6_000_000
+    assert results < 9_000_000
 
 
 def test_an_installed_wheel_answers(installed: Command) -> None:

@@ -41,6 +41,7 @@ def test_the_cells_run_and_show_their_results(
                 assert "<table" in value._repr_html_()
     assert kinds[1] == "DataFrame"
     assert {"Plan", "SearchResult", "Watched", "Trajectory"} <= set(kinds)
+    assert {"ProbedDirection", "SteeringVector"} <= set(kinds)
     assert len(names["path"]) == 60
     assert Path("winner", "candidate.json").exists()
     assert names["watched"].advice[0].startswith("turn: the initial gradient basis")

@@ -151,9 +151,11 @@ def test_a_task_with_fewer_rows_than_asked_for_is_measured_on_all_of_them(case):
 
 
 def test_a_negated_adapter_has_no_advice(case):
+    """Back from the end of a training, where every step loses what was learned."""
     model, task, folder = case
     vector = frenet.TaskVector.from_adapter(folder / "adapter", base=model)
-    found = frenet.probe(model, task, {"negated": -vector}, ranks=True, **FEW)["negated"]
+    with vector.applied(model):
+        found = frenet.probe(model, task, {"negated": -vector}, ranks=True, **FEW)["negated"]
     assert found.best.scale is None
     assert found.answers[0].startswith("no advice: ")
     assert found.ranks.weights == ()

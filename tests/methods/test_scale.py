@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 
+from frenet.geometry.resampling import resampled_counts
 from frenet.geometry.rng import generator
 from frenet.measure.curvature import hessian_product
 from frenet.measure.gradients import gradient
@@ -242,7 +243,7 @@ def test_radius_and_interval_are_those_of_a_dense_sweep(kind):
         distances = torch.tensor([start / 16 * 1.03**i for i in range(250)], dtype=torch.float64)
         zero = line.at(0.0)
         changes = torch.stack([line.at(r) - zero for r in distances.tolist()], 1)
-        resamples = torch.from_numpy(_Seen(line, 1, EPS).drawn(2000, generator(0, "b")))
+        resamples = torch.from_numpy(resampled_counts(16, 2000, generator(0, "b")))
     weights = torch.cat([torch.ones(1, 16, dtype=torch.float64), resamples])
     linear = (weights @ line.slopes)[:, None] * distances
     beyond = (weights @ changes - linear).abs() > EPS * linear.abs()

@@ -100,9 +100,10 @@ def opened(
     context.close()
 
 
-# For every figure: how many marks are drawn, the text of its SVG, how far it reaches beyond the
-# figure, and labels of an axis that lie under the axis's title.
-FIGURES = """() => Array.from(document.querySelectorAll("figure"), (figure) => ({
+# For every chart: how many marks are drawn, the text of its SVG, how far it reaches beyond the
+# figure, and labels of an axis that lie under the axis's title. The first figure of a page is none:
+# it needs no script.
+FIGURES = """() => Array.from(document.querySelectorAll("figure:not(.reach)"), (figure) => ({
   id: figure.id,
   chart: figure.querySelector("[data-chart]") !== null,
   told: figure.querySelector(".empty") !== null,

@@ -92,14 +92,16 @@ def test_nulls_and_levels_are_grey_dashed_and_in_the_legend() -> None:
     assert dashes[0] == [1, 0]
     assert len({tuple(dash) for dash in dashes}) == 4
     line = next(layer for layer in layers(spec) if layer["mark"]["type"] == "line")
-    assert line["encoding"]["color"]["legend"]["symbolType"] == "stroke"
+    assert line["encoding"]["color"]["legend"]["symbolStrokeWidth"] == 0
     picture = drawn(spec)
     for word in colours["domain"]:
         assert f">{word}</text>" in picture
 
 
 def test_the_ninth_series_takes_the_first_colour_with_a_dash() -> None:
-    rows: list[Row] = [{"k": 1, "series": f"s{i}", "value": 0.5} for i in range(9)]
+    rows: list[Row] = [
+        {"k": k, "series": f"s{i}", "value": 0.5} for i in range(9) for k in (1, 2, 3)
+    ]
     spec = charts.lines(rows, x="k", interval=None).to_dict()
     assert scale_of(spec, "color")["range"] == [*PALETTE, PALETTE[0]]
     assert scale_of(spec, "strokeDash")["range"][7:] == [[1, 0], [7, 4]]
@@ -178,12 +180,48 @@ def test_dots_keep_the_order_of_the_rows_and_show_nulls_as_ticks() -> None:
         rows, row="basis", colour="series", rules=("chance", Rule("paper", 0.77))
     ).to_dict()
     dot = next(layer for layer in layers(spec) if "yOffset" in layer["encoding"])
-    assert dot["encoding"]["y"]["sort"] == ["prefix", "krylov", "a random one"]
+    assert dot["encoding"]["y"]["sort"] == ["first steps", "krylov", "a random one"]
     assert dot["encoding"]["yOffset"]["scale"]["domain"] == ["adam", "sgd"]
     shapes = scale_of(spec, "shape")["range"]
     assert shapes[:2] == ["circle", "square"]
     assert all(shape.startswith("M") for shape in shapes[2:])
     assert ">paper</text>" in drawn(spec)
+
+
+def test_few_seeds_are_shown_one_by_one_and_many_by_their_interval() -> None:
+    def rows(seeds: int) -> list[Row]:
+        measured: list[Row] = [
+            {"k": k, "seed": s, "x": k + s} for k in (1, 2, 3) for s in range(seeds)
+        ]
+        return intervals.aggregate(measured, by=("k",), value="x")
+
+    for seeds, shown in ((3, True), (9, False)):
+        for chart, where in ((charts.lines, {"x": "k"}), (charts.dots, {"row": "k"})):
+            spec = chart(rows(seeds), colour=None, **where).to_dict()
+            marks = {layer["mark"]["type"] for layer in spec["layer"]}
+            assert bool({"area", "rule"} & marks) != shown
+            data = next(iter(spec["datasets"].values()))
+            single = [row["value"] for row in data if row.get("unit") is not None]
+            assert sorted(single) == (sorted(k + s for k in (1, 2, 3) for s in range(3)) * shown)
+            assert spec["description"].endswith("from 2 to 4." if shown else "from 5 to 7.")
+
+
+def test_two_points_are_no_line() -> None:
+    rows: list[Row] = [{"k": k, "series": "s", "value": 0.5} for k in (1, 2, 3)]
+    for count, line in ((2, False), (3, True)):
+        spec = charts.lines(rows[:count], x="k", interval=None).to_dict()
+        assert ("line" in {layer["mark"]["type"] for layer in spec["layer"]}) == line
+
+
+def test_a_direction_has_one_colour_and_shape_in_every_chart() -> None:
+    for names in (("gradient", "prefix"), ("other", "prefix", "task vector"), ("prefix",)):
+        rows: list[Row] = [{"k": n, "series": n, "value": 0.5} for n in names]
+        spec = charts.dots(rows, row="k", colour="series", interval=None).to_dict()
+        colours, shapes = scale_of(spec, "color"), scale_of(spec, "shape")
+        place = colours["domain"].index("first steps")
+        assert colours["range"][place] == PALETTE[2]
+        assert shapes["range"][place] == "triangle-up"
+        assert len(set(colours["range"])) == len(set(shapes["range"])) == len(names)
 
 
 def test_the_heat_map_writes_every_number() -> None:

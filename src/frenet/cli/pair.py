@@ -117,8 +117,8 @@ def _refuse_data_files(pairing: Pairing) -> None:
     for name, path in (("A", pairing.a), ("B", pairing.b)):
         if Path(path).suffix in SUFFIXES:
             raise UsageError(
-                f"direction {name} is {path}, a data file; give both directions before the options: "
-                "frenet pair A B --model MODEL --tasks FILE ..."
+                f"direction {name} is {path}, a data file; give both directions before the "
+                "options: frenet pair A B --model MODEL --tasks FILE ..."
             )
 
 

@@ -60,7 +60,7 @@ class Advice(Shown):
             without advice.
         least: the smallest coefficient of the range around the advised one in which all that were
             tried help; None without advice.
-        edge: whether the best one is the smallest or the largest that was tried.
+        edge: whether the best one is the smallest or the largest of those to try.
         curve: all coefficients that were tried on the examples that judge, in their order.
         selected: the loss of the examples to choose on, by coefficient; 0 is without the change.
         rows: the number of examples to choose on, and of those that judge.
@@ -132,8 +132,7 @@ def best_coefficient(
     draw = generator or rng.generator(0, "coefficient")
     judge = _Judge.of(test, Resampled.of(test.counts, draw, resamples=resamples))
     selected = _selected(select, sorted({0.0, *scales}))
-    first, best = _chosen(select, selected)
-    ordered = sorted(scales)
+    best = _chosen(select, selected)
     tried = {scale: judge(scale) for scale in sorted({*scales, best})}
     over = judge.between(USUAL, best)
     scale, why = _decided(tried[best], tried[USUAL], over, lost=selected[best] >= selected[0.0])
@@ -142,7 +141,7 @@ def best_coefficient(
         reach, least = _range(judge, tried, scale)
     return Advice(
         scale, why, tried[best], tried[USUAL], over, interval(judge.mean(0.0)), reach, least,
-        first in (ordered[0], ordered[-1]), tuple(tried[scale] for scale in sorted(tried)),
+        best in (min(scales), max(scales)), tuple(tried[scale] for scale in sorted(tried)),
         selected, (len(select.counts), len(test.counts)),
     )  # fmt: skip
 
@@ -200,8 +199,8 @@ def _selected(select: LossCurve, scales: Sequence[float]) -> dict[float, float]:
     return {scale: mean if math.isfinite(mean) else math.inf for scale, mean in means.items()}
 
 
-def _chosen(select: LossCurve, selected: dict[float, float]) -> tuple[float, float]:
-    """The best of the coefficients, and the better one of it and the vertex of a parabola.
+def _chosen(select: LossCurve, selected: dict[float, float]) -> float:
+    """The best of the coefficients and of the vertex of a parabola through it and its neighbours.
 
     The vertex, rounded to two decimals, is added to ``selected``.
     """
@@ -212,8 +211,8 @@ def _chosen(select: LossCurve, selected: dict[float, float]) -> tuple[float, flo
         vertex = round(_vertex(near, [selected[scale] for scale in near]), 2)
         if vertex not in selected:
             selected |= _selected(select, [vertex])
-            return best, min(best, vertex, key=lambda scale: selected[scale])
-    return best, best
+            return min(best, vertex, key=lambda scale: selected[scale])
+    return best
 
 
 def _vertex(x: Sequence[float], y: Sequence[float]) -> float:

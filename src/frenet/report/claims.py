@@ -60,7 +60,7 @@ def answer(decisions: Sequence[Entry], *, named: bool = True) -> str:
     for verdict, verb in VERBS.items():
         mine = [d for d in decisions if d.finding.verdict == verdict]
         if mine:
-            which = "" if several else f" ({join_words([d.finding.name for d in mine])})"
+            which = "" if several else f" ({join_words(_names(mine, decisions))})"
             groups.append(f"{len(mine)} {'is' if len(mine) == 1 else 'are'} {verb}{which}")
     what = "verdicts" if several else "claims"
     if len(decisions) == 1:
@@ -70,6 +70,14 @@ def answer(decisions: Sequence[Entry], *, named: bool = True) -> str:
         on = f" on {len(runs)} networks"
     everywhere = f" {_everywhere(decisions, len(runs))}" if several else ""
     return f"Of {len(decisions)} {what}{on}, {join_words(groups)}.{everywhere}"
+
+
+def _names(mine: Sequence[Entry], every: Sequence[Entry]) -> list[str]:
+    """The claims; a case is named only if another case of its claim has another verdict."""
+    verdict = mine[0].finding.verdict
+    split = {d.finding.claim for d in every if d.finding.verdict != verdict}
+    named = (d.finding.name if d.finding.claim in split else d.finding.claim for d in mine)
+    return list(dict.fromkeys(named))
 
 
 def _everywhere(decisions: Sequence[Entry], networks: int) -> str:
@@ -124,7 +132,9 @@ def _verdict(decision: Entry | None, label: str) -> Markup:
     value, ends = two(finding.estimate.value), [finding.estimate.low, finding.estimate.high]
     interval = f" [{', '.join(two(end) for end in ends if end is not None)}]"
     number = tag("div", tag("strong", value), interval if None not in ends else "", class_="number")
-    more = (number, glyph(claim, finding), tag("small", comparison(finding)))
+    other = finding.reference_estimate
+    compared = comparison(finding) if other is None else f"compared with {two(other.value)}"
+    more = (number, glyph(claim, finding), tag("small", compared))
     return tag("td", *shown, *more, data_label=label)
 
 
@@ -132,24 +142,30 @@ def comparison(finding: Finding) -> str:
     """What a claim's number is compared with, in few words: a number, or how to read it."""
     if finding.reference_estimate is None:
         return finding.reference
-    return f"compared with {two(finding.reference_estimate.value)}"
+    return f"compared with {estimate(finding.reference_estimate)}"
 
 
 def listed(decisions: Sequence[Entry]) -> Markup:
     """One line for each decision; its rule, reasons, cautions and cases open on demand."""
     many = len({decision.run for decision in decisions}) > 1
-    return tag("div", *(_claim(decision, named=many) for decision in decisions), class_="lines")
+    before = [None, *(decision.claim.id for decision in decisions)]
+    lines = [
+        _claim(decision, named=many, again=decision.claim.id == last)
+        for decision, last in zip(decisions, before, strict=False)
+    ]
+    return tag("div", *lines, class_="lines")
 
 
-def _claim(decision: Entry, *, named: bool) -> Markup:
+def _claim(decision: Entry, *, named: bool, again: bool) -> Markup:
+    """A claim; of its further cases only what is different."""
     claim, finding = decision.claim, decision.finding
     run = tag("small", user_text(decision.run)) if named else Markup("")
     case = finding.name.removeprefix(finding.claim).strip()
     statement = (
         tag("b", finding.claim, class_="id"),
         " ",
-        claim.statement,
-        f" ({case})" * bool(case),
+        case if again and case else claim.short or claim.statement,
+        f" ({case})" * bool(case and not again),
     )
     link = tag("a", "figure", href=f"#{decision.figure}", aria_label=f"Figure for {finding.name}")
     more = tag("summary", "why", aria_label=f"Why {finding.name} is {finding.verdict}")
@@ -204,6 +220,7 @@ def _why(decision: Entry) -> Iterator[Markup]:
     def text(words: str) -> Markup:
         return explained(words, seen)
 
+    yield tag("p", tag("b", claim.statement))
     yield tag("p", sign(finding.decision), " ", text(finding.decision.detail))
     yield tag("p", text(finding.reason))
     for name, value, words in (

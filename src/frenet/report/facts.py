@@ -76,7 +76,7 @@ def _circumstances(parts: Sequence[Section]) -> list[str]:
 def _duration(seconds: float) -> str:
     """A duration in the unit that gives about two digits.
 
-    >>> _duration(45.2), _duration(600), _duration(50_000)
+    >>> _duration(45.2), _duration(600.0), _duration(50_000.0)
     ('45 s', '10 min', '14 h')
     """
     if seconds < 100:

@@ -94,7 +94,7 @@ def for_page(spec: Spec) -> Spec:
     page["config"] = _merged(_config({n: f"var(--{n})" for n in COLOURS}), page.get("config", {}))
     page["background"] = "transparent"
     # The script of the page lays out the legend with this, at the width of the window.
-    page["usermeta"] = {"longest": _longest(page)}
+    page["usermeta"] = {**page.get("usermeta", {}), "longest": _longest(page)}
     return _sized(page)
 
 

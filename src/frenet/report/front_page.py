@@ -1,17 +1,18 @@
 """The first screen, and the first lines on each network if there are several."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import Figure, Reach, claim_order
+from frenet.experiments.experiment import Figure, Reach, Rows, claim_order
 from frenet.report import sentences as answers
 from frenet.report.claims import Entry, answer, listed, matrix
 from frenet.report.facts import facts
 from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import join_words
-from frenet.report.reach import figure, on_common_axes, sentence, together
+from frenet.report.reach import advice, figure, on_common_axes, sentence, together
 from frenet.report.sections import Section, figure_of, framed
 from frenet.runs import decide_claims
 
@@ -84,7 +85,7 @@ def opening(
             tag("h1", TITLE),
             tag("p", user_text(found), class_="answer") if found else Markup(""),
             _still(waiting),
-            *(maps[:1] if several else [reached(networks[0])]),
+            *(maps[:1] if several else [reached(networks[0]), _advice(networks[0])]),
             results,
             *(maps[1:] if several else [fronts(networks[0], static=static)]),
         ]
@@ -118,7 +119,7 @@ def claims_heading(decisions: Sequence[Entry]) -> Markup:
     if len(counts) == len(units) == 1 and (n := counts.pop()) > 1:
         of = f" of {n} {units.pop()}s"
     key = (
-        f"dot: measured, with the 95% interval{of}; grey: compared with; green: supports the claim"
+        f"dot: measured, with the 95% interval{of}; line: compared with; shaded: supports the claim"
     )
     return tag("h2", "The claims", " ", tag("small", key), class_="claims-heading")
 
@@ -128,8 +129,24 @@ def said(network: Network) -> str:
     return sentence(_reach(network))
 
 
+def _advice(network: Network) -> Markup:
+    """What to do with the directions of a network."""
+    words = advice(_reach(network))
+    return (
+        tag("p", tag("b", "What follows "), user_text(words), class_="next")
+        if words
+        else Markup("")
+    )
+
+
 def _reaches(networks: Sequence[Network]) -> dict[str, list[Reach]]:
     return {network.label: _reach(network) for network in networks}
+
+
+def _as_it_is(chart: Any, rows: Rows) -> Any:
+    """A chart that was drawn before."""
+    del rows
+    return chart
 
 
 def overview(networks: Sequence[Network], *, static: bool) -> list[Markup]:
@@ -137,7 +154,7 @@ def overview(networks: Sequence[Network], *, static: bool) -> list[Markup]:
     drawn = []
     for kind, caption, chart in on_common_axes(_reaches(networks)):
         title = f"How far and for how long, in the {kind}"
-        shown = Figure(f"all-{kind}", title, caption, "reach", lambda _, chart=chart: chart)
+        shown = Figure(f"all-{kind}", title, caption, "reach", partial(_as_it_is, chart))
         rows = [{"table": "reach"}]
         link = tag("a", "the chapters of the networks", href=f"#{networks[0].id}")
         drawn.append(framed(f"all-{kind}", shown, rows, link, static=static))

@@ -45,6 +45,14 @@
     return found.length ? Math.round(scale * (Math.max(...found) - whole.left)) + PADDING - width : 0;
   }
 
+  let engine = null;
+  function started() {
+    engine ??= unpack("engine").then((text) => {
+      document.head.append(Object.assign(document.createElement("script"), { text }));
+    });
+    return engine;
+  }
+
   async function draw(holder, spec) {
     const width = Math.floor(holder.clientWidth);
     if (width < 50 || Math.abs(width - (holder.drawnAt || 0)) < 4) return;
@@ -52,6 +60,7 @@
     const options = {
       mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false,
       tooltip: { theme: "page", disableDefaultStyle: true },
+      logLevel: spec.usermeta.quiet ? 1 : 2, // errors only, or warnings, too
     };
     const columns = Math.floor(width / (7 * spec.usermeta.longest + 50));
     const size = { panel: null, columns: Math.max(1, Math.min(4, columns)), limit: width - 60 };
@@ -96,6 +105,7 @@
   async function show(holder) {
     try {
       holder.spec ??= await unpack(holder.dataset.chart);
+      await started();
       await draw(holder, holder.spec);
     } catch (error) {
       holder.textContent = `Not drawn: ${error.message}. The numbers are in the table below.`;
@@ -252,6 +262,7 @@
       await new Promise((go) => (window.requestIdleCallback ?? setTimeout)(go));
       holder.spec ??= await unpack(holder.dataset.chart).catch(() => undefined);
     }
+    if (charts.length) await started();
     document.documentElement.dataset.unpacked = "yes";
   }
 

@@ -1,8 +1,9 @@
 """Run folders in, one HTML file out, and the same figures and tables as files.
 
 The page loads nothing: script, style, data and fallback pictures are inside it, and its
-Content-Security-Policy forbids all requests, and all scripts except two, by their hashes. Vega
-interprets its expressions (``ast: true``), so 'unsafe-eval' is not needed.
+Content-Security-Policy forbids all requests, and all scripts except two, by their hashes: that of
+the page, and Vega, which is compressed until the first figure needs it. Vega interprets its
+expressions (``ast: true``), so 'unsafe-eval' is not needed.
 """
 
 import base64
@@ -27,7 +28,7 @@ from frenet.report import sentences as answers
 from frenet.report.claims import in_words
 from frenet.report.front_page import chapter, contents, decided, grouped, opening
 from frenet.report.glossary import glossary
-from frenet.report.markup import join, tag
+from frenet.report.markup import join, packed, tag
 from frenet.report.sections import Section, section
 from frenet.report.tables import csv_bytes, tables_of
 from frenet.runs import Run
@@ -235,9 +236,10 @@ def _slug(text: str) -> str:
 
 
 def _document(contents: Markup, opening: Markup, sections: Markup) -> Markup:
-    scripts = [*([] if figures.undrawable() else [figures.bundle()]), _asset("page.js")]
-    style = _asset("page.css")
-    hashes = " ".join(_hash(script) for script in scripts)
+    script, style = _asset("page.js"), _asset("page.css")
+    # The script of the page unpacks and starts the drawing engine for the first figure.
+    engine = "" if figures.undrawable() else figures.bundle()
+    hashes = " ".join(_hash(text) for text in (script, engine) if text)
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src {_hash(style)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -257,7 +259,8 @@ def _document(contents: Markup, opening: Markup, sections: Markup) -> Markup:
         tag("a", "Skip to the results", href="#claims", class_="skip"),
         contents,
         tag("main", tag("header", opening, class_="opening"), sections, id="top"),
-        *(tag("script", Markup(script)) for script in scripts),
+        packed(engine, id="engine") if engine else "",
+        tag("script", Markup(script)),
     )
     return Markup(f"<!doctype html>\n{tag('html', head, body, lang='en')}\n")
 

@@ -130,6 +130,12 @@ def long_words(one: Followed) -> str:
     """For how long, in steps: from the least to the largest end of the brackets of its seeds."""
     if not one.lives:
         return NO_SHARE if not any(seed.has_share for seed in one.seeds) else "not known"
+    counted = len(one.lives)
+    some = "" if counted == len(one.seeds) else f" on {counted} of {len(one.seeds)} seeds"
+    return f"{_bracket(one)}{some}"
+
+
+def _bracket(one: Followed) -> str:
     low = min(low for low, _ in one.lives)
     ends = [high for _, high in one.lives if high is not None]
     if len(ends) < len(one.lives):
@@ -157,6 +163,36 @@ def sentence(reaches: Sequence[Reach]) -> str:
     return f"{_capital('; '.join(clauses))}."
 
 
+def advice(reaches: Sequence[Reach]) -> str:
+    """What follows for the reader: which direction lasts longest, and what to do with two kinds.
+
+    Beyond its radius a task vector may still help, so that its best coefficient has to be measured.
+    Empty if no direction has a lifetime or a length.
+    """
+    if not reaches:
+        return ""
+    every = followed(reaches, spaces(reaches)[0])
+    parts = []
+    if lived := [one for one in every if one.lives and len(one.lives) == len(one.seeds)]:
+        last = max(lived, key=lambda one: (one.outlives, one.life or 0.0))
+        parts.append(f"{_capital(last.name)} lasts longest ({long_words(last)}).")
+    for one in every:
+        if one.name == "gradient" and one.lives and not one.outlives:
+            parts.append(f"Make a gradient or its basis anew every {_renewal(one)}.")
+        if one.name == "task vector" and one.times is not None:
+            parts.append(
+                f"Beyond {two(one.times)} × its length, measure a task vector with frenet probe "
+                "--vectors instead of trusting its slope."
+            )
+    return " ".join(parts)
+
+
+def _renewal(one: Followed) -> str:
+    """The last step at which every seed still held half."""
+    least = min(low for low, _ in one.lives)
+    return f"{two(least)} steps" if least > 1 else "step"
+
+
 def _clause(one: Followed, before: Sequence[Followed], stale: bool) -> str:
     """How far, and if any direction went stale, how long; what was said before is left out."""
     assert one.far is not None
@@ -172,7 +208,8 @@ def _clause(one: Followed, before: Sequence[Followed], stale: bool) -> str:
     if not one.lives:
         return f"{far}, but it {long_words(one)}"
     if one.outlives:
-        return f"{far} and beyond the run of {two(one.longest)} steps"
+        some = long_words(one).partition(" steps")[2]
+        return f"{far} and beyond the run of {two(one.longest)} steps{some}"
     steps = _in_steps(long_words(one))
     return f"{far} and for {steps if before else steps.replace(' step', ' training step')}"
 
@@ -258,7 +295,10 @@ def _key(reaches: Sequence[Reach]) -> Markup:
     bars = "Half is lost somewhere on the bar, between two measured steps; hollow: later than that."
     if not max(one.longest for one in reaches):
         bars = NOT_ASKED
-    return tag("figcaption", dots, bars)
+    lengths = " ×: multiples of the direction itself."
+    if not any(one.times is not None for one in reaches):
+        lengths = ""
+    return tag("figcaption", dots, bars, lengths)
 
 
 def _plot(every: Sequence[Followed], space: str) -> Markup:
@@ -268,10 +308,10 @@ def _plot(every: Sequence[Followed], space: str) -> Markup:
     first = f"{label(space)}, {NORMS[groups[0]][0]}"
     headings = [
         tag("th", _capital(first), scope="col"),
-        _heading("How far", "loss follows its slope up to this share of the norm"),
+        _heading("How far", "loss follows its slope within 20%, up to this share of the norm"),
     ]
     if long:
-        headings.append(_heading("For how long", "training steps until half is gone"))
+        headings.append(_heading("For how long", "steps until half of what it held is gone"))
     body: list[Markup] = []
     for share_of in groups:
         if share_of != groups[0]:
@@ -357,7 +397,7 @@ def _long(one: Followed, turn: int, scale: Scale) -> Markup:
     parts = [*_grid(scale), upright(end, 0.0, float(ROW), "end")]
     if one.life is None:
         return canvas(*parts, words(1.0, MIDDLE + 4, long_words(one)), height=ROW, kind="long")
-    places = []
+    places: list[float] = []
     several = len(one.lives) > 1
     for index, (low, high) in enumerate(one.lives):
         y = MIDDLE + (2.6 * (index - (len(one.lives) - 1) / 2) if several else 0)

@@ -87,9 +87,8 @@ def section(
     without = tag("noscript", tag("p", NO_SCRIPT, class_="empty"))
     title = tag("h3", "The numbers behind the figures")
     behind = tag("div", title, without, parts, listed, class_="block")
-    whole = (head, said or "", failures(run), drawn, _missing(empty), behind)
-    whole = (*whole, again(run, experiment))
-    return tag("section", *whole, id=part.id)
+    above = (head, said or "", failures(run), drawn, _missing(empty))
+    return tag("section", *above, behind, again(run, experiment), id=part.id)
 
 
 def _missing(empty: Sequence[Figure]) -> Markup:
@@ -98,7 +97,7 @@ def _missing(empty: Sequence[Figure]) -> Markup:
         return Markup("")
     names = join_words([f"“{entry.title}”" for entry in empty])
     tables_named = join_words(list(dict.fromkeys(entry.table for entry in empty)))
-    words = f"Not drawn, since these runs hold no row of {tables_named}: {names}."
+    words = f"These runs hold no row of {tables_named}, so these figures are left out: {names}."
     return tag("p", words, class_="empty block")
 
 

@@ -22,8 +22,8 @@ from frenet.experiments.experiment import Cell, Row, Rows, number
 from frenet.experiments.intervals import select
 from frenet.experiments.setup.brackets import bracket_of
 from frenet.experiments.setup.networks import Network, held_out
-from frenet.measure import lifetime as measured
 from frenet.measure.bracket import Bracket
+from frenet.measure.lifetime import Lifetime, gradient_shares, watch_training
 from frenet.measure.trajectory import Training
 from frenet.methods.coefficient import Advice, Tried
 from frenet.methods.merge_choice import Interval
@@ -166,8 +166,7 @@ def probe(
         raise UsageError(f"the name {taken[0]!r} is that of a kind of direction; pass another")
     if not directions:
         raise UsageError("there is no direction to probe; pass at least one, by its name")
-    if isinstance(task, TextTask):  # fewer rows than eval_size are all used, as by the command
-        task = replace(task, whole=True)
+    task = _whole(task)
     cell = Cell.of(seed=seed, space="full", task=task.name)
     network = _network(model, task)
     spot = Spot(config, cell, network, task, network.space.read(model).cpu())
@@ -203,6 +202,11 @@ def _config(settings: Mapping[str, Any]) -> ProbeConfig:
     config = replace(PROBE, **chosen)
     require_advice(config)
     return config
+
+
+def _whole(task: Task) -> Task:
+    """A task whose small splits are one batch, as experiments take it."""
+    return replace(task, whole=True) if isinstance(task, TextTask) else task
 
 
 def _vector(model: nn.Module, source: Source) -> TaskVector:
@@ -247,7 +251,7 @@ def lifetime(
     space: ParamSpace | None = None,
     training: Training | None = None,
     n: int = 8,
-) -> measured.Lifetime | None:
+) -> Lifetime | None:
     """After how many training steps a direction has lost half of its share of the gradient.
 
     The share is that of held-out minibatch gradients along the direction, over its share at the
@@ -274,7 +278,7 @@ def lifetime(
     looks = sorted({*(lag for lag in LAGS if lag < steps), steps} if lags is None else {*lags})
     if not looks or looks[0] < 1 or looks[-1] > steps:
         raise UsageError(f"lags={looks}, steps={steps}; pass lags from 1 to the number of steps")
-    moving = space or ParamSpace.select(model)
+    task, moving = _whole(task), space or ParamSpace.select(model)
     run = replace(training or Training("adam:1e-4", batch_size=8), steps=steps)
     along = direction.space(model) if isinstance(direction, TaskVector) else moving
     read = (
@@ -283,16 +287,15 @@ def lifetime(
     )  # fmt: skip
 
     def look(step: int) -> dict[str, float]:
-        return measured.gradient_shares(
+        return gradient_shares(
             model, task, {"share": read}, space=along, n=n, batch_size=run.batch_size,
             split=held_out(task), seed=run.seed + 1_000_003 * (step + 1),
         )  # fmt: skip
 
     with moving.restored(model):
-        path, values = measured.watch_training(
-            model, task, run, space=moving, lags=looks, look=look
-        )
+        path, values = watch_training(model, task, run, space=moving, lags=looks, look=look)
     shares = values["share"]
     if not shares[0] >= NO_SHARE / along.dim:
         return None
-    return measured.lifetime(shares, path.distances(steps))
+    ratios = {lag: share / shares[0] for lag, share in shares.items()}
+    return Lifetime.of(ratios, dict(enumerate(path.distances(looks[-1]))))

@@ -226,8 +226,8 @@ FIGURES = (
         "relative to the norm of the weights that move (of the stream). With LoRA, gradient, Adam "
         "step, random and search winner are lines in the factors, all others in the weights. "
         "Large marks are geometric means, small ones seeds. The tick is where a quadratic with "
-        "the measured curvature would stop being linear. Below it, higher orders act first; beyond "
-        "it, they compensate the curvature. If a direction was still linear at the largest "
+        "the measured curvature would stop being linear. Below it, higher orders act first; "
+        "beyond it, they compensate the curvature. If a direction was still linear at the largest "
         "distance tried, on any seed or task, its dot is a lower bound.",
         "radius",
         radius_chart,

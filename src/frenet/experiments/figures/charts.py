@@ -33,7 +33,7 @@ from frenet.experiments.figures.parts import (
     whole,
     with_units,
 )
-from frenet.experiments.figures.series import GREY, HEAT, PALETTE
+from frenet.experiments.figures.series import GREY, HEAT, PALETTE, Series
 
 if TYPE_CHECKING:
     import altair as alt
@@ -98,7 +98,8 @@ def lines(
     if drawn:
         layers.append(base.mark_line(strokeWidth=2.5).encode(strokeDash=series.dash()))
     crowded = len({row[x.field] for row in table}) > CROWD
-    seen = alt.FieldOneOfPredicate(series.field, [] if crowded else series.measured())
+    pointed = series.measured() if drawn else [*series.measured(), *series.nulls]
+    seen = alt.FieldOneOfPredicate(series.field, [] if crowded else pointed)
     shown = alt.condition(seen, alt.value(1), alt.value(0))
     points = base.mark_point(filled=True, size=36)
     tip = tooltip((x, y), interval=interval, series=series, facet=facet, rows=table)
@@ -144,28 +145,18 @@ def dots(
     )
     for entry in table:
         entry[row.field] = label(str(entry[row.field]))
-    bold = [label(name) for name in bold]
     order = list(dict.fromkeys(str(entry[row.field]) for entry in table))
     tall = any("\n" in name for name in order)
     y = _categories(row.field, order, tall=tall)
     series = series._replace(symbols=POINTS)
-    every = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
-    lanes = len(series.measured())
-    if lanes > 1:
-        scale = alt.Scale(domain=series.measured(), paddingOuter=0.3)
-        offset = alt.YOffset(field=series.field, type="nominal", scale=scale)
-        every = every.encode(yOffset=offset)
-    base, singles = means_and_units(every, table, series)
+    plain = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
+    base, singles = means_and_units(_in_lanes(plain, series), table, series)
     dot = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.measured()))
     layers = [*bands(rules, series, (x, row)), *levels(rules, series, (x, row))]
     tip = tooltip((row, x), interval=interval, series=series, facet=facet, rows=table)
-    tick = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
-    tick = tick.transform_filter(alt.FieldOneOfPredicate(series.field, series.nulls))
-    tick = tick.transform_filter(f"!isValid(datum.{UNIT})")
     shape = series.shape(upright=True)
     if series.nulls:
-        ticks = tick.mark_point(filled=True, size=360, opacity=1)
-        layers.append(ticks.encode(tooltip=tip, shape=shape))
+        layers.append(_null_ticks(plain, series).encode(tooltip=tip, shape=shape))
     if singles is not None:
         layers.append(singles.mark_point(filled=True, size=24, opacity=0.5).encode(shape=shape))
     elif interval and bounded(table, interval):
@@ -176,11 +167,31 @@ def dots(
     layers.append(points.encode(tooltip=tip, shape=shape))
     if bold:
         layers += _bold(
-            dot.transform_filter(alt.FieldOneOfPredicate(row.field, list(bold))), x, tip
+            dot.transform_filter(alt.FieldOneOfPredicate(row.field, [*map(label, bold)])), x, tip
         )
+    lanes = len(series.measured())
     height = max(72, len(order) * max(44 if tall else 28, 13 * lanes + 8))
     words = in_words(table, (row, x), series)
     return panels(layers, table, facet=facet, height=height, words=words)
+
+
+def _null_ticks(chart: "alt.Chart", series: Series) -> "alt.Chart":
+    """A tick for every null."""
+    import altair as alt
+
+    nulls = chart.transform_filter(alt.FieldOneOfPredicate(series.field, series.nulls))
+    means = nulls.transform_filter(f"!isValid(datum.{UNIT})")
+    return means.mark_point(filled=True, size=360, opacity=1)
+
+
+def _in_lanes(chart: "alt.Chart", series: Series) -> "alt.Chart":
+    """The chart with a lane for every measured series of a category, if there are several."""
+    import altair as alt
+
+    if len(series.measured()) < 2:
+        return chart
+    scale = alt.Scale(domain=series.measured(), paddingOuter=0.3)
+    return chart.encode(yOffset=alt.YOffset(field=series.field, type="nominal", scale=scale))
 
 
 def _categories(field: str, order: list[str], *, tall: bool) -> "alt.Y":

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from frenet.experiments.experiment import Reach, Row
+from frenet.experiments.experiment import Reach, Row, number
 from frenet.experiments.figures.names import label
 from frenet.experiments.figures.parts import Axis, channel, panels, sentence
 from frenet.experiments.figures.series import GREY, Series
@@ -36,7 +36,7 @@ PLACES = {
 # Where lifetimes of less than a step are drawn; room beside the outer marks in pixels.
 LEAST, ROOM = 0.5, 30.0
 # The ticks of every decade, and those of an axis that is shorter than the factor.
-TICKS, DENSE, SHORT = (1, 3), (1, 1.5, 2, 3, 5, 7), 9
+TICKS, DENSE, SHORT = (1.0, 3.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), 9
 NOTHING = "No direction has both a radius and a lifetime, so that there is no map."
 
 
@@ -108,10 +108,12 @@ def landscape(panelled: Sequence[tuple[str, Reach]], *, shared: bool = False) ->
         *(_name(of["mean"], place) for place in PLACES),
         _chanceless(x),
     ]
-    last = [{"panel": panel, "kind": "end", "life": longest} for panel, longest in ends]
-    table = [*seeds, *means, *last, *chance]
+    last: list[Row] = [{"panel": panel, "kind": "end", "life": longest} for panel, longest in ends]
+    table: list[Row] = [*seeds, *means, *last, *chance]
     chart = panels(layers, table, facet="panel", height=int(HIGH), words=_words(means))
     chart.columns = min(2, chart.columns)
+    # In some panels a layer has no mark, which is no reason to warn.
+    chart.usermeta = {"quiet": True}
     return chart if shared else chart.resolve_scale(x="independent")
 
 
@@ -171,11 +173,17 @@ def _means(seeds: Sequence[Row]) -> list[Row]:
         {
             **rows[0], "kind": "mean", "open": any(row["open"] for row in rows),
             **{key: _geometric([row[key] for row in rows]) for key in ("far", "life")},
-            "steps": f"{min(r['after'] for r in rows):g} to {max(r['by'] for r in rows):g} steps",
+            "steps": _steps(rows),
             "which": f"{len(rows)} seed{'' if len(rows) == 1 else 's'}",
         }
         for rows in groups.values()
     ]  # fmt: skip
+
+
+def _steps(rows: Sequence[Row]) -> str:
+    """From the least to the greatest end of the brackets of seeds."""
+    low, high = min(number(row, "after") for row in rows), max(number(row, "by") for row in rows)
+    return f"{low:g} to {high:g} steps"
 
 
 def _geometric(values: Sequence[Any]) -> float:

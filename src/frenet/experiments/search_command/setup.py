@@ -213,7 +213,10 @@ def require_worth(config: SearchConfig, worth: float | None) -> None:
     if worth is None:
         return
     if config.sigma != "auto":
-        raise UsageError("--worth needs what a plan expects, and with --sigma none is made")
+        raise UsageError(
+            "--worth needs what a plan expects, and with --sigma none is made; leave one of them "
+            "out"
+        )
     if config.score != "loss":
         raise UsageError(f"--worth is a loss in nats per token; leave out --score {config.score}")
 
