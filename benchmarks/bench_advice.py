@@ -60,16 +60,16 @@ class Case(NamedTuple):
         return len(self.batches["held out"]["labels"])
 
 
-def case(source: str | Path, file: Path, steps: int, rows: int) -> Case:
+def case(model: str | Path, file: Path, steps: int, rows: int) -> Case:
     """Train an adapter on a file."""
-    loaded = load(source)
+    loaded = load(model)
     read = text_tasks(file, loaded.tokenizer, max_length=loaded.longest(PROBE.max_length))
     task = next(iter(read.values()))
     tuned = attach_lora(loaded.model, rank=RANK, targets=TARGETS)
     training = Training(OPTIMIZER, batch_size=8, steps=steps)
     path = train_and_record(tuned, task, training, space=ParamSpace.select(tuned))
     path.space.write(tuned, path.theta(steps))
-    return Case(load(source).model, from_adapter(tuned), batches(task, rows))
+    return Case(load(model).model, from_adapter(tuned), batches(task, rows))
 
 
 def batches(task: TextTask, rows: int) -> dict[str, Batch]:
@@ -167,20 +167,20 @@ def no_advice(name: str, one: Case) -> Iterator[Row]:
 
 
 def run(
-    source: str | Path = STORIES, data: Path = DATA, *, rows: int = 96, most: int = 4
+    model: str | Path = STORIES, data: Path = DATA, *, rows: int = 96, most: int = 4
 ) -> Iterator[Row]:
     """All adapters on one model."""
     for i, (name, steps) in enumerate(itertools.islice(ADAPTERS.items(), most)):
 
         def measured(name: str = name, steps: int = steps, first: bool = i == 0) -> Iterator[Row]:
-            one = case(source, data / f"{name}.jsonl", steps, rows)
+            one = case(model, data / f"{name}.jsonl", steps, rows)
             yield coefficient_row(name, one)
             yield rank_row(name, one)
             if first:
                 yield from no_advice(name, one)
 
         for row in attempted(f"advice, {name}", measured):
-            yield {"model": model_name(source), **row}
+            yield {"model": model_name(model), **row}
 
 
 if __name__ == "__main__":

@@ -36,26 +36,18 @@ SHOWN = {"", "json", "text", "ini", "toml"}
 # Commands that are not run here, and why. Each has to be on some page.
 EXEMPT = {
     r"^pip install": "installs from an index",
-    r"^make ": "makes an environment, or runs these tests",
-    r"--model Qwen/": "downloads a model",
     r"--model frenet:gpt2": "trains a network; tests/network/test_made.py does so in a few steps",
-    r"--model model\.gguf": "needs a GGUF file; tests/network/test_load.py makes some",
     r"--model stories260K": "needs a model and tasks that are not in the repository",
     r"--address (ray://)?host:": "needs a cluster",
     r"^ray ": "starts a cluster, and keeps its token in the home directory",
-    r"runs/drift": "belongs to the run of the GGUF file",
-    r"^frenet run \S+ +--model \./my-model --tasks \S+( --spaces lora full)?$": (
-        "takes minutes with all that the preset lm measures; the other pages run it small"
-    ),
     r"^frenet probe --model \./my-model --tasks my_tasks\.jsonl --(vectors|contrasts)": (
         "trains 100 steps; docs/how-to/scale-an-adapter.md runs it small"
     ),
-    r"^frenet pair \./my-adapter \./other-adapter": (
-        "needs a second adapter; docs/how-to/merge-two-adapters.md trains two"
-    ),
     r"--budget 512": "scores 512 candidates; docs/how-to/plan-a-search.md scores 64",
     r"^frenet demo$": "takes minutes; the preset smoke of the same runs elsewhere",
-    r"^frenet report docs/results": "needs the stored runs; tests/test_made.py compares its output",
+    r"^frenet report docs/results": (
+        "needs the stored runs; tests/test_made_pages.py compares its output"
+    ),
     r"--preset demo": "takes minutes; the preset smoke of the same runs elsewhere",
     r"^frenet reproduce --preset cpu": "takes hours; tests/test_cli_reproduce.py runs it small",
 }

@@ -8,6 +8,7 @@ import pytest
 from frenet.experiments import EXPERIMENTS
 from frenet.experiments.experiment import answered
 from frenet.experiments.figures import charts
+from frenet.experiments.figures.names import label
 from frenet.report import figures, write_results
 from frenet.runs import find_runs, read_run
 
@@ -50,7 +51,7 @@ def test_every_figure_of_every_stored_run_has_a_chart_and_every_null_is_in_some(
 
     def watched(rows, axes, *, rules, **rest):
         table, series = prepare(rows, axes, rules=rules, **rest)
-        asked.update((key, rule) for rule in rules if isinstance(rule, str))
+        asked.update((key, label(rule)) for rule in rules if isinstance(rule, str))
         found.update((key, name) for name in series.nulls)
         return table, series
 

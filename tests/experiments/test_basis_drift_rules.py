@@ -189,7 +189,8 @@ def test_the_drift_chart_names_the_space_if_there_are_several() -> None:
         rows = [row for space in spaces for row in drifts([0.5, 0.5], space=space)]
         data = drift_chart(rows).to_dict()["datasets"].values()  # type: ignore[attr-defined]
         paths = {row["path"] for part in data for row in part if "path" in row}
-        wanted = {f"adam:1e-3, {space}" if named else "adam:1e-3" for space in spaces}
+        labels = {"full": "all weights", "lora": "LoRA"}
+        wanted = {f"Adam, rate 1e-3{f', {labels[s]}' if named else ''}" for s in spaces}
         assert paths == {*wanted, "frozen control", "threshold"}
 
 

@@ -120,11 +120,21 @@ def test_charts_of_direction_scale_hold_what_they_show() -> None:
     shares = values(chart)
     assert {row["lag"] for row in shares if "lag" in row} == {1, 100}
     assert {row["at"] for row in shares if "at" in row} == {0.5}
-    ends = {"steps_low": 0.0, "steps_high": 20.0}
-    lives = values(scale.map_chart(directions(relative=0.5, **ends)))
-    assert {(row["life"], row["after"], row["by"]) for row in lives} == {(20.0, 0.5, 20.0)}
-    lives = values(scale.map_chart(directions(relative=0.5, steps_low=50.0, steps_high=None)))
-    assert {row["life"] for row in lives} == {50.0}
+    drawn = seeds_of(scale.map_chart(lifetimes(steps_low=0.0, steps_high=20.0)))
+    assert {(row["after"], row["by"]) for row in drawn} == {(0.5, 20.0)}
+    stale = scale.map_chart(lifetimes(steps_low=100.0, steps_high=None)).to_dict()  # type: ignore[attr-defined]
+    assert "went stale" in str(stale)
+
+
+def lifetimes(**changes: object) -> list[dict[str, object]]:
+    """Rows of lifetimes, whose distance is half of the norm of the weights."""
+    given = {"table": "lifetime", "share_of": "weights", "relative": 0.5, "longest": 100.0}
+    return directions(**{**given, "steps": None, **changes})
+
+
+def seeds_of(chart: object) -> list[dict[str, object]]:
+    """The marks of single seeds in a map."""
+    return [row for row in values(chart) if row.get("kind") == "seed"]
 
 
 def test_a_radius_that_is_only_a_lower_bound_says_so() -> None:
@@ -148,20 +158,22 @@ def test_deviations_are_shown_for_the_first_seed_where_they_can_be_seen() -> Non
 
 
 def test_the_map_holds_directions_with_a_share_a_radius_and_a_lifetime() -> None:
+    """One mark for each direction and seed, on the two measured steps of its lifetime."""
     ends = {"steps_low": 10.0, "steps_high": 20.0}
-    given = {"has_share": True, "relative": 0.5, **ends}
+    whole = lifetimes(**ends)
     for missing in ({"has_share": False}, {"relative": None}, {"steps_low": None}):
-        rows = directions(**given) + directions(**given | missing, task="missing")
-        points = values(scale.map_chart(rows))
-        assert len(points) == len(directions())
-        assert {(row["life"], row["after"], row["by"]) for row in points} == {(20.0, 10.0, 20.0)}
+        rows = whole + lifetimes(**ends | missing | {"space": "lora"})
+        marks = seeds_of(scale.map_chart(rows))
+        assert len(marks) == 2 * 3
+        assert {row["panel"] for row in marks} == {"all weights"}
+        assert {(row["far"], row["after"], row["by"]) for row in marks} == {(0.5, 10.0, 20.0)}
 
 
 def test_panels_name_the_unit_of_the_space_that_has_another() -> None:
-    rows = directions(relative=0.5, steps_low=1.0, steps_high=2.0, share_of="weights")
+    rows = lifetimes(steps_low=1.0, steps_high=2.0)
     rows += [row | {"space": "lora", "share_of": "factors"} for row in rows]
-    panels = {row["panel"] for row in values(scale.map_chart(rows))}
-    assert panels == {"full", "lora, over the norm of the factors"}
+    panels = {row["panel"] for row in seeds_of(scale.map_chart(rows))}
+    assert panels == {"all weights", "LoRA: factors (earlier build)"}
 
 
 def test_a_radius_of_zero_has_no_place_on_a_logarithmic_axis() -> None:

@@ -14,6 +14,7 @@ from frenet.runs import read_run
 from frenet.statistics.intervals import bounded_interval, mean_interval, positive_interval
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+PILOT = RESULTS.parent / "pilot"
 VALUES = [0.02, 0.9, 1.0]
 ROWS = [{"seed": s, "a": "x", "value": v, "other": 0.5 * v} for s, v in enumerate(VALUES)]
 
@@ -49,7 +50,7 @@ def ends(chart: object) -> list[float]:
     return [row[end] for row in rows for end in ("low", "high") if row.get(end) is not None]
 
 
-# The figures of shares and cosines in the stored runs, three seeds each.
+# The figures of shares and cosines in the pilot's runs, three seeds each.
 SHOWN = [
     (gradient_rank, ("energy", "tasks"), 0.0),
     (recovery_basis, ("bases", "prefix"), 0.0),
@@ -64,7 +65,8 @@ def test_in_the_figures_of_stored_runs(
     network: str, experiment: Any, names: tuple[str, ...], least: float
 ) -> None:
     declared = experiment.EXPERIMENT
-    rows = read_run(RESULTS / f"{network}-{declared.name}.run.jsonl.gz").rows
+    name = f"{network}-{declared.name}.run.jsonl.gz"
+    rows = read_run(next(file for file in (PILOT / name, RESULTS / name) if file.exists())).rows
     figures = {figure.id: figure for figure in declared.figures}
     for name in names:
         figure = figures[name]
@@ -77,5 +79,5 @@ def test_divergences_are_never_negative() -> None:
     base = {"push": "own", "behaviour": "b", "way": "vector"}
     rows = [base | {"seed": s, "kl": v, "kl_random": 2 * v} for s, v in enumerate((0.0, 0.1, 2.0))]
     found = ends(cost_chart(rows))
-    assert len(found) == 4
+    assert len(set(found)) == 4
     assert min(found) > 0

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.small import small
 from frenet.experiments import EXPERIMENTS
+from frenet.experiments.figures.names import label
 from frenet.experiments.subspace_training.arms import climb
 from frenet.experiments.subspace_training.findings import ALL, CHANCE, UNSWEPT
 
@@ -107,7 +108,8 @@ def drawn_bases(chart) -> set[str]:
 
 @pytest.mark.parametrize("figure", EXPERIMENT.figures, ids=lambda figure: figure.id)
 def test_figures_hold_every_basis(figure, own) -> None:
-    assert drawn_bases(figure.chart(table(own, figure.table))) == {*CHANCE, ALL, UNSWEPT}
+    named = set(map(label, {*CHANCE, ALL, UNSWEPT}))
+    assert drawn_bases(figure.chart(table(own, figure.table))) == named
 
 
 def test_what_cannot_be_run_is_refused() -> None:

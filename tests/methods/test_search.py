@@ -195,7 +195,7 @@ def test_one_example_has_no_interval(model):
     )
     assert found.held_out.gain == Estimate(0.0, None, None, 1)
     assert "nan" not in repr(found)
-    assert "no interval; score 1 unperturbed" in found._repr_html_()
+    assert "0, the unperturbed weights, with a score of 1" in found._repr_html_()
 
 
 def test_bootstrap_intervals_cover_the_mean():

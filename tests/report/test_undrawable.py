@@ -43,7 +43,7 @@ def test_a_report_under_a_limit_has_its_numbers_and_says_why_it_has_no_figures(t
     assert "no figures: the address space of this process is limited to 16 GiB" in done.stdout
     text = page.read_text("utf-8")
     assert "Not drawn: the address space of this process is limited to 16 GiB (ulimit -v)" in text
-    assert "Of 1 claim," in text
+    assert "Of 2 claims, 2 are contradicted" in text
     assert 'data-rows="' in text
     assert 'data-chart="' not in text
     assert {file.suffix for file in tables.iterdir()} == {".csv"}

@@ -1,6 +1,7 @@
 """What was found, for a terminal: the verdicts first, one line for each claim."""
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -119,8 +120,9 @@ def _measured(estimate: "Estimate | None") -> str:
 
     if estimate is None:
         return "nothing measured"
-    ends = [figure(end, 2) for end in (estimate.low, estimate.high) if end is not None]
-    return figure(float(estimate.value), 2) + (f" [{', '.join(ends)}]" if ends else "")
+    known = [end for end in (estimate.low, estimate.high) if end is not None]
+    ends = [figure(float(end), 2) for end in known if math.isfinite(end)]
+    return figure(float(estimate.value), 2) + (f" [{', '.join(ends)}]" if len(ends) == 2 else "")
 
 
 def _compared(claim: Claim, finding: Finding) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import json
-import os
 import shutil
 import sys
 import textwrap
@@ -191,14 +190,14 @@ def _read_by_people() -> Iterator[None]:
 def printing(as_json: bool) -> Iterator[Callable[[Any], None]]:
     """A function that prints results, line by line or as JSON.
 
-    With JSON, everything that libraries print goes to standard error. On a terminal, or if the
-    variable COLUMNS is set, lines are wrapped; in a file or pipe each result stays one line.
+    With JSON, everything that libraries print goes to standard error. On a terminal lines are
+    wrapped; in a file or pipe each result stays one line.
     """
     out = sys.stdout
 
     def show(value: Any) -> None:
         text = json.dumps(value, indent=2, allow_nan=False) if as_json else one_line(value)
-        if not as_json and (os.environ.get("COLUMNS") or out.isatty()):
+        if not as_json and out.isatty():
             text = wrapped(text, 2)
         print(text, file=out, flush=True)
 

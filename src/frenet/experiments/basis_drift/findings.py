@@ -16,6 +16,7 @@ from frenet.experiments.experiment import (
 )
 from frenet.experiments.figures import charts
 from frenet.experiments.figures.charts import Axis, dots, lines
+from frenet.experiments.figures.names import label
 from frenet.experiments.intervals import (
     breakdown,
     estimate,
@@ -144,8 +145,9 @@ def _left_out(rows: Rows) -> tuple[str, ...]:
 def _by_path(rows: Rows) -> Rows:
     """Gradient rows with a name for their optimiser, and for their space if there are several."""
     several = len({row.get("space") for row in rows}) > 1
+    keys = ("optimizer", "space") if several else ("optimizer",)
     return [
-        {**row, "path": f"{row['optimizer']}, {row['space']}" if several else row["optimizer"]}
+        {**row, "path": ", ".join(label(str(row[key])) for key in keys)}
         for row in select(by_coordinates(rows)[""], kind="gradients")
     ]
 

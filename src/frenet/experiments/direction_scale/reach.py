@@ -31,7 +31,8 @@ def _reach(radii: Rows, lives: Rows, of: Mapping[str, Scalar]) -> Reach | None:
     row, name = next(iter((*far, *long))), str(of["direction"])
     # The rows of lifetimes have the distance, too, but not its interval.
     mean, low, high = (_geometric(far or long, column) for column in SHARES)
-    brackets = [bracket for one in long if (bracket := bracket_of(one)) is not None]
+    shared = [one for one in long if one["has_share"]]
+    brackets = [bracket for one in shared if (bracket := bracket_of(one)) is not None]
     life = None
     if brackets:
         ends = [bracket.high for bracket in brackets if bracket.high is not None]
