@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PART = re.compile(r"(<!-- made: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 # The claims that the README names, each with what a reader may want to know it for.
 FINDINGS = ("C2", "C4a", "C3", "C1", "C5a")
-MAP = "docs/results/SmolLM2-135M-Instruct-Q4_1-direction-scale-map.svg"
+MAP = "docs/results/stories260K-direction-scale-map.svg"
 Decided = dict[str, tuple[Claim, Finding]]
 
 
@@ -97,8 +97,8 @@ def _finding(name: str, decided: dict[str, Decided]) -> str:
 
 
 def picture() -> str:
-    """How far and for how long directions of a language model can be followed."""
-    return f"![How far and for how long directions of SmolLM2-135M can be followed]({MAP})"
+    """How far and for how long directions of a small language model can be followed."""
+    return f"![How far and for how long directions of stories260K can be followed]({MAP})"
 
 
 PARTS = {"findings": findings, "map": picture}
