@@ -108,7 +108,8 @@ def test_it_is_off_by_default_and_refuses_ranks_that_project_nothing(tmp_path):
     [
         (Bracket(5.0, 10.0), 0.9, "make it anew every 5 to 10 steps"),
         (Bracket(20.0, 24.0, 22.0), None, "make it anew every 22 steps (20 to 24)"),
-        (Bracket(0.0, 1.0), 0.9, "no advice but to renew it at most 1 step later"),
+        (Bracket(0.0, 1.0), 0.9, "make it anew at every step: it is stale after one"),
+        (Bracket(0.0, 5.0), 0.9, "make it anew at least every 5 steps: it was stale at the first"),
         (Bracket(60.0, None), 0.9, "no advice on renewing it: it has not gone stale"),
         (Bracket(5.0, 10.0), 0.4, "no advice: other examples of the start differ as much"),
     ],

@@ -36,10 +36,12 @@ def renewal(life: "Bracket", what: str, *, control: float | None) -> str:
         )
     if life.high is None:
         return "no advice on renewing it: it has not gone stale"
+    if life.high <= 1:
+        return f"make {what} anew at every step: it is stale after one"
     if life.low <= 0:
         return (
-            f"no advice but to renew it at most {_steps(life.high)} later: it was stale at the "
-            "first look after the start"
+            f"make {what} anew at least every {_steps(life.high)}: it was stale at the first look, "
+            "so a shorter gap may be needed"
         )
     ends = f"{life.low:.0f} to {life.high:.0f} steps"
     if life.value is not None:
