@@ -185,7 +185,7 @@ def test_the_advice_names_what_lasts_longest_and_what_to_do() -> None:
         *(one("task vector", seed=seed, times=0.5, life=(30.0, 100.0)) for seed in (0, 1)),
     ]
     assert advice(found) == (
-        "Task vector lasts longest (30 to 100 steps). Make a gradient or its basis anew every 3 "
+        "Lasts longest: task vector (30 to 100 steps). Make a gradient or its basis anew every 3 "
         "steps. Beyond 0.50 × its length, measure a task vector with frenet probe --vectors "
         "instead of trusting its slope."
     )
@@ -194,6 +194,6 @@ def test_the_advice_names_what_lasts_longest_and_what_to_do() -> None:
 def test_a_direction_without_a_lifetime_on_some_seed_does_not_last_longest() -> None:
     found = [one(life=(1.0, 3.0)), one("prefix", seed=0, life=(30.0, 100.0))]
     found.append(one("prefix", seed=1, life=None))
-    assert advice(found).startswith("Gradient lasts longest (1 to 3 steps). ")
+    assert advice(found).startswith("Lasts longest: gradient (1 to 3 steps). ")
     assert "anew every step." in advice(found)
     assert advice([]) == ""

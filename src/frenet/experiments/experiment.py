@@ -4,7 +4,7 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -449,6 +449,19 @@ class Experiment(Study):
     prepare: Callable[[Any, Cell], None] | None = None
     in_demo: bool = True
     leads: bool = False
+
+    @classmethod
+    def of_command(
+        cls,
+        study: Study,
+        *,
+        cells: Callable[[Any], list[Cell]],
+        run: Callable[[Any, Cell], Iterator[Row]],
+        prepare: Callable[[Any, Cell], None],
+    ) -> "Experiment":
+        """A study that a command of its own runs: without presets, and in no reproduction."""
+        shown = {part.name: getattr(study, part.name) for part in fields(study)}
+        return cls(**shown, cells=cells, run=run, prepare=prepare, presets={}, in_demo=False)
 
     def has_preset(self, preset: str, kind: Kind = SYNTHETIC) -> bool:
         """Whether there are settings; with ``lm`` there are for every usual preset of a model."""

@@ -175,7 +175,7 @@ def advice(reaches: Sequence[Reach]) -> str:
     parts = []
     if lived := [one for one in every if one.lives and len(one.lives) == len(one.seeds)]:
         last = max(lived, key=lambda one: (one.outlives, one.life or 0.0))
-        parts.append(f"{_capital(last.name)} lasts longest ({long_words(last)}).")
+        parts.append(f"Lasts longest: {last.name} ({long_words(last)}).")
     for one in every:
         if one.name == "gradient" and one.lives and not one.outlives:
             parts.append(f"Make a gradient or its basis anew every {_renewal(one)}.")
@@ -308,7 +308,7 @@ def _plot(every: Sequence[Followed], space: str) -> Markup:
     first = f"{label(space)}, {NORMS[groups[0]][0]}"
     headings = [
         tag("th", _capital(first), scope="col"),
-        _heading("How far", "loss follows its slope within 20%, up to this share of the norm"),
+        _heading("How far", "loss follows its slope up to this share of the norm"),
     ]
     if long:
         headings.append(_heading("For how long", "steps until half of what it held is gone"))

@@ -1,6 +1,6 @@
 """How far and for how long can each direction be followed? (M9): radius and lifetime."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -197,7 +197,7 @@ class ProbeConfig(Config):
     """Coefficients of --vectors that are tried, with 1 among them."""
     neutral: str = ""
     """File, or name of a data set, of other text, whose loss is the cost of a coefficient. Empty:
-    eight neutral paragraphs."""
+    neutral paragraphs that frenet has."""
     ranks: bool = False
     """Also find a small rank for every weight of the adapters, so that all together hold --share of
     the adapter's effect on the loss."""
@@ -252,11 +252,9 @@ STUDY = Study(
     reach=reach,
 )
 # The same with its cells, for the engine that fills run folders.
-PROBED = Experiment(
-    **{field.name: getattr(STUDY, field.name) for field in fields(STUDY)},
+PROBED = Experiment.of_command(
+    STUDY,
     cells=probe_cells,
     run=Later("frenet.experiments.direction_scale.advice:run"),
-    presets={},
     prepare=prepare,
-    in_demo=False,
 )

@@ -4,7 +4,6 @@ The command runs these cells like those of an experiment; it needs two files of 
 no presets.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -116,11 +115,9 @@ STUDY = Study(
     answers=sentences,
 )
 # The same with its cells, for the engine that fills run folders.
-PAIR = Experiment(
-    **{field.name: getattr(STUDY, field.name) for field in dataclasses.fields(STUDY)},
+PAIR = Experiment.of_command(
+    STUDY,
     cells=cells,
     run=Later("frenet.experiments.pair_command.measure:run"),
     prepare=Later("frenet.experiments.pair_command.measure:prepare"),
-    presets={},
-    in_demo=False,
 )

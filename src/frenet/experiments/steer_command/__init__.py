@@ -4,7 +4,6 @@ The command runs this cell like those of an experiment; it needs a contrast of t
 no presets.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,11 +107,9 @@ STUDY = Study(
     answers=sentences,
 )
 # The same with its cell, for the engine that fills run folders.
-RECOMMEND = Experiment(
-    **{field.name: getattr(STUDY, field.name) for field in dataclasses.fields(STUDY)},
+RECOMMEND = Experiment.of_command(
+    STUDY,
     cells=cells,
     run=Later("frenet.experiments.steer_command.measure:run"),
     prepare=Later("frenet.experiments.steer_command.measure:prepare"),
-    presets={},
-    in_demo=False,
 )
