@@ -8,7 +8,7 @@ peak of a separate process above that of one that has only imported everything, 
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,12 @@ from timing import (
 ROWS, BUDGET = 32, 64
 # Parameters of a model beside whose weights the libraries and a few activations are small.
 LARGE = 50_000_000
-# Of the shape of Llama 3.2 1B, with random weights in bf16.
-BILLION = "random Llama of 1.2 billion weights, bf16"
+# Of the shape of Llama 3.2 1B. A probe moves the weights themselves, in steps below the rounding of
+# bf16; a plan moves the adapter's.
+BILLION = {
+    "probe": "random Llama of 1.2 billion weights, float32",
+    "plan": "random Llama of 1.2 billion weights, bf16",
+}
 
 
 def probed(model: nn.Module, task: RandomTokens, batch: Batch, vector: TaskVector) -> list[float]:
@@ -79,19 +83,20 @@ def advised(model: nn.Module, task: RandomTokens, rows: int, vector: TaskVector)
 
 def subject(source: str) -> tuple[nn.Module, RandomTokens, ParamSpace, TaskVector]:
     """A model with an adapter on queries and values, and the change of its weights by a step."""
-    model, task, space = with_adapter(billion()) if source == BILLION else adapted(source)
+    made = source in BILLION.values()
+    model, task, space = with_adapter(billion(source)) if made else adapted(source)
     step = 0.02 * torch.randn(space.dim, generator=rng.generator(1, "bench"))
     return model, task, space, from_step(model, step, space=space)
 
 
-def billion() -> nn.Module:
-    """A random network of 1.2 billion weights in bf16."""
+def billion(name: str) -> nn.Module:
+    """A random network of 1.2 billion weights."""
+    dtype = torch.bfloat16 if name == BILLION["plan"] else torch.float32
     config = LlamaConfig(
         vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
         num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True,
-        dtype=torch.bfloat16,
     )  # fmt: skip
-    return LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
+    return LlamaForCausalLM._from_config(config, dtype=dtype).eval()
 
 
 def inside(what: str, source: str, rows: int) -> dict[str, float]:
@@ -131,23 +136,26 @@ def run(source: str | Path = STORIES, rows: int = ROWS) -> Iterator[Row]:
         f"of {tokens}",
     }
     if sum(p.numel() for p in model.parameters()) >= LARGE:
-        yield from memory(str(source), {"probe": rows, "plan": 16})
+        yield memory("probe", str(source), rows)
+        yield memory("plan", str(source), 16)
     if source == STORIES:
-        yield from attempted("memory", lambda: memory(BILLION, {"probe": 4, "plan": 4}))
+        for what, name in BILLION.items():
+            yield from attempted(
+                "memory", lambda what=what, name=name: [memory(what, name, 4)], model=name
+            )
 
 
-def memory(source: str, rows: Mapping[str, int]) -> Iterator[Row]:
-    """The memory of a probe and of a plan, each in a process of its own, on so many rows."""
-    for what, aim in (("probe", "at most 3"), ("plan", "at most 4")):
-        found = alone(__file__, "--inside", what, "--model", source, "--rows", rows[what])
-        yield {
-            "name": f"peak memory of a {what}, against the weights",
-            "model": model_name(source),
-            "ratio": found["peak"] / found["weights"],
-            "aim": aim,
-            "detail": f"{found['peak'] / 2**20:.0f} MiB above the import for weights of "
-            f"{found['weights'] / 2**20:.0f} MiB; {rows[what]} x 32 tokens",
-        }
+def memory(what: str, source: str, rows: int) -> Row:
+    """The peak of a probe or of a plan on this many rows, in a process of its own."""
+    found = alone(__file__, "--inside", what, "--model", source, "--rows", rows)
+    return {
+        "name": f"peak memory of a {what}, against the weights",
+        "model": model_name(source),
+        "ratio": found["peak"] / found["weights"],
+        "aim": {"probe": "at most 3", "plan": "at most 4"}[what],
+        "detail": f"{found['peak'] / 2**20:.0f} MiB above the import for weights of "
+        f"{found['weights'] / 2**20:.0f} MiB; {rows} x 32 tokens",
+    }
 
 
 if __name__ == "__main__":
