@@ -169,7 +169,7 @@ def show_runs(
         why: whether to give every reason and every note.
         noted: whether to give notes at all.
     """
-    from frenet.cli.findings import Decided, notes, show_findings, show_reach
+    from frenet.cli.findings import Decided, notes, show_answers, show_findings, show_reach
     from frenet.experiments import described
     from frenet.experiments.experiment import claim_order
     from frenet.runs import Run, decide_claims, run_dict
@@ -177,7 +177,8 @@ def show_runs(
     known = described()
     decided = [decide_claims(known[r.experiment], r) if r.experiment in known else [] for r in runs]
     if as_json:
-        show(facts | {"runs": [run_dict(run, d) for run, d in zip(runs, decided, strict=True)]})
+        studies = [known.get(run.experiment) for run in runs]
+        show(facts | {"runs": [*map(run_dict, runs, decided, studies)]})
         return
     by_network: dict[str, list[tuple[Run, list[Decided]]]] = {}
     for run, pairs in zip(runs, decided, strict=True):
@@ -186,11 +187,15 @@ def show_runs(
         if len(by_network) > 1:
             show("")
             show(network)
-        named = [(run, known.get(run.experiment)) for run, _ in of_network]
-        read = [study.reach(run.rows) for run, study in named if study and study.reach]
+        named = [(run, known[run.experiment]) for run, _ in of_network if run.experiment in known]
+        read = [study.reach(run.rows) for run, study in named if study.reach]
         show_reach(list(itertools.chain.from_iterable(read)))
-        findings = itertools.chain.from_iterable(pairs for _, pairs in of_network)
+        findings = [*itertools.chain.from_iterable(pairs for _, pairs in of_network)]
         show_findings(sorted(findings, key=lambda pair: claim_order(pair[0].id)), why=why)
+        # Beside claims, what decides none is left to the report.
+        for run, study in named if not findings else ():
+            if not study.reach:
+                show_answers(show, study, run.rows)
     for line in notes([note for run in runs for note in run.notes], why=why) if noted else ():
         show(line)
     for run in runs:
