@@ -147,7 +147,7 @@ def questions(answers):
 
 def test_other_answers_are_refused_with_a_remedy_that_works(tmp_path):
     path = write(tmp_path, questions(["y", "n", "n", "y"]))
-    with pytest.raises(RowError, match="unknown label 'y'; .*prompt and label") as refused:
+    with pytest.raises(RowError, match=r"unknown label 'y'; .*prompt and label") as refused:
         contrasts(path, WORDS, max_length=64)
     columns = str(refused.value).rpartition("--columns ")[2].rstrip(")").split()
     found = contrasts(path, WORDS, max_length=64, columns=columns, positive="y")["b"]
