@@ -69,7 +69,7 @@ def load_adapter(
     return wrapped, [f"adapter {folder}: rank {rank}, {count} tensors", *name_notes, *more]
 
 
-def check_adapter(folder: Path, source: str) -> None:
+def check_adapter(folder: Path, source: str | Path) -> None:
     """Refuse an adapter of another base, before that base is loaded.
 
     Args:
@@ -80,11 +80,10 @@ def check_adapter(folder: Path, source: str) -> None:
     Raises:
         ValueError: the adapter's tensors do not match those of the base.
     """
-    place = _place(source)
-    if place is None or not place.is_dir() or not (place / CONFIG).exists():
-        return
-    size = sum(file.stat().st_size for file in held(place).weights)
-    if (bare := bare_model(place, size)) is not None:
+    place = _place(str(source))
+    weights = held(place).weights if place and (place / CONFIG).exists() else ()
+    size = sum(file.stat().st_size for file in weights if file.exists())
+    if place and size and (bare := bare_model(place, size)) is not None:
         require_base(bare, folder)
 
 

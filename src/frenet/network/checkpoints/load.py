@@ -13,7 +13,7 @@ from frenet._errors import UnreachableError, UsageError
 from frenet._notebook import Fact, Shown
 from frenet.network.blocks import reads_ahead, text_reach
 from frenet.network.checkpoints.adapter_files import adapter_folder, base_of
-from frenet.network.checkpoints.adapter_load import load_adapter
+from frenet.network.checkpoints.adapter_load import check_adapter, load_adapter
 from frenet.network.checkpoints.builtin_gpt2 import NAME, made_model
 from frenet.network.checkpoints.folders import PICKLED, held, refuse_pickled, require_model_folder
 from frenet.network.checkpoints.gguf import convert_gguf, say_on_stderr
@@ -131,12 +131,14 @@ def load(
     if resolved.kind == "gguf":
         where = convert_gguf(resolved.place, say=say)
         notes += _gguf_notes(where, dtype)
+    folder = None if adapter is None else adapter_folder(adapter)
+    if folder is not None:
+        check_adapter(folder, where)
     place = _device(device)
     model, model_notes = _model(where, dtype, place, name=resolved.name)
     notes += [*model_notes, *resolved.notes, *(_untied(model) if untie else ())]
     tokens = _tokenizer(_place(tokenizer) if tokenizer is not None else where, model)
-    if adapter is not None:
-        folder = adapter_folder(adapter)
+    if folder is not None:
         model, adapter_notes = load_adapter(model, folder, source=resolved.source)
         notes += adapter_notes
     model = model.to(place).eval()
