@@ -1,13 +1,17 @@
 """The terminal: verdicts first, one line for each claim."""
 
+from pathlib import Path
+
 import pytest
 
 from frenet.cli import findings
+from frenet.cli.execution import show_runs
 from frenet.cli.groups import Groups, identifier
 from frenet.cli.options import printing
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.experiment import Claim, Decision, Finding, Needs
+from frenet.experiments.experiment import Claim, Decision, Finding, Needs, answered
 from frenet.experiments.verdicts import ALONE
+from frenet.runs import read_run
 from frenet.statistics.intervals import Estimate
 
 CLAIM = Claim("C9z", "A long statement of the claim", "0.77", "rule", lambda rows: (), "figure")
@@ -79,6 +83,31 @@ def test_nothing_measured_is_said_and_a_margin_is_shown(capsys):
     assert lines[1].endswith("nothing measured")
     (line,) = shown(capsys, (SHORT, found("equivalent", margin=0.05)))[1:]
     assert "A [short] one, within 0.05" in line
+
+
+def test_a_run_without_claims_prints_its_answers(capsys):
+    """On the terminal and as JSON; beside claims they are left to the report."""
+    results = Path(__file__).parents[1] / "docs" / "results"
+    names = ("task-vector-range", "gradient-rank")
+    ranges, claims = (read_run(results / f"synthetic-{name}.run.jsonl.gz") for name in names)
+    answers = answered(EXPERIMENTS["task-vector-range"], ranges.rows)
+    told = []
+    show_runs(told.append, [ranges], {}, as_json=False, noted=False)
+    assert len(told) == len(answers) > 0
+    for answer in answers:
+        (line,) = (line for line in told if line.endswith(answer.sentence))
+        assert line.startswith(f"{answer.subject} (seed {answer.keys['seed']}")
+    show_runs(told.append, [ranges, claims], {}, as_json=True)
+    said = [run["answers"] for run in told[-1]["runs"]]
+    assert said[0][0] == {
+        "subject": answers[0].subject,
+        **answers[0].keys,
+        "sentence": answers[0].sentence,
+    }
+    assert said[1] == []
+    told.clear()
+    show_runs(told.append, [ranges, claims], {}, as_json=False, noted=False)
+    assert told == []
 
 
 def test_claims_fit_on_a_line():

@@ -136,7 +136,7 @@ def test_failed_cells_run_again_on_request_with_all_processors(folder, tmp_path,
             with RunFolder(tmp_path, Header("direction-scale", {}, [], {}, 2, {})):
                 pass
         assert probe(path, *flags, "--out", tmp_path) == 1
-    assert asked == [(7, False), (0, False), (None, True)]
+    assert asked == [(7, False), (0, False), (2, True)]
 
 
 def test_directions_of_one_name_stay_apart(folder, capsys, tmp_path):

@@ -48,6 +48,7 @@ REFUSED = [
     (("search", *TASK, "--where", "nonsense"), "where='nonsense' names none of the "),
     (("search", *TASK, "--only", "nonsense"), "no task 'nonsense'; there are rows"),
     (("search", *TASK, "--workers", "2"), "--workers are those of a Ray cluster"),
+    (("search", *TASK, "--threads", "0"), "threads=0 is not possible; give 1 or more"),
     (("steer", "nonsense"), "no command of steer 'nonsense'; there are: "),
     (("steer", "extract", *TASK, "--out", "x.txt"), "x.txt does not end in .safetensors"),
     (("steer", "extract", *TASK, "--out", "x.safetensors"), "contrast 'rows' has 12 labels"),

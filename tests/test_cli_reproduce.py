@@ -42,6 +42,16 @@ def test_the_plan_says_time_and_memory_and_runs_nothing(folder, capsys):
     assert not (folder / "out").exists()
 
 
+def test_a_long_name_of_a_network_is_whole_in_the_plan():
+    name = "a-name-as-long-as-those-on-the-hub-Instruct-Q4_K_M"
+    console = Console(file=io.StringIO(), width=60)
+    power_of = power.Power("C1", name, 3, "above 0.4", 0.1, 0.1, "the median")
+    console.print(command._power_table([power_of]))
+    _, head, *lines = console.file.getvalue().splitlines()
+    column = slice(head.index("network"), head.index("seeds"))
+    assert "".join(line[column].strip() for line in lines) == name
+
+
 def test_the_plan_as_json(capsys):
     assert cli.main([*SMALL, "--plan", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

@@ -1,6 +1,7 @@
 """`frenet steer recommend` as a person uses it, on a network with a planted direction."""
 
 import contextlib
+import copy
 import io
 import json
 import string
@@ -12,7 +13,7 @@ import torch
 import frenet
 from frenet.cli import main
 from frenet.experiments.steer_command import RECOMMEND, Config, command
-from frenet.experiments.steer_command.trials import between, spread
+from frenet.experiments.steer_command.trials import between, halved, spread
 from frenet.geometry.rng import generator
 from frenet.methods.steering_dose import shares
 from frenet.methods.steering_effect import answer_differences, prompted, steered_differences
@@ -141,6 +142,25 @@ def test_no_larger_dose_that_was_tried_stays_within_the_cost(told):
     assert all(row["nulls"] == 32 for row in doses)
 
 
+def test_an_effect_that_saturates_has_a_smaller_dose(folder, loaded):
+    """With a large dose the answer is certain with a null vector, too, and the lead is 0."""
+    model = copy.deepcopy(loaded.model)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(100)
+    contrast = contrast_of(folder, loaded, "planted")
+
+    def advice(doses):
+        return frenet.steering_advice(
+            model, contrast, loaded.tokenizer,
+            rows=78, draws=DRAWS, doses=doses, max_cost=1e6, blocks=(0,),
+        )  # fmt: skip
+
+    certain = advice((6.0,))
+    assert "dose 6, does not clearly exceed every null vector" in certain.answers[0].sentence
+    assert "-> 1.00" in certain.answers[0].sentence
+    assert advice((0.5, 6.0)).vector.advised == (0, 0.5)
+
+
 def test_random_labels_have_no_dose(folder, loaded):
     found = advised(folder, loaded, "random")
     sentence = found.answers[0].sentence
@@ -251,3 +271,5 @@ def test_blocks_and_doses_that_are_looked_at():
         assert blocks[-1] == count - 1
         assert blocks[0] < step
     assert between(0.2, 0.28) == [0.2, 0.218, 0.237, 0.257]
+    assert halved((0.1, 0.2, 0.4), 0.1) == []
+    assert halved((0.4, 0.1, 0.2), 0.8) == [0.4, 0.2, 0.1]

@@ -13,11 +13,12 @@ from frenet.experiments.direction_scale import EXPERIMENT, PROBE
 from frenet.experiments.setup.reading import LoadingConfig
 from frenet.methods.task_vectors import from_checkpoints
 from frenet.methods.vector_files import vectors_from_disk
+from frenet.network.adapters import attach_lora
 from frenet.network.data.contrasts import contrasts
 from frenet.network.data.files import read_rows
 from frenet.runs import run_experiment
 from frenet.runs.progress import Watch
-from network.models import tiny_qwen2, tiny_tokenizer
+from network.models import tiny_llama, tiny_qwen2, tiny_tokenizer
 
 STEER = ("steer", "extract", "--model", "@model", "--tasks", "@statements.jsonl", "--only", "c")
 PROBED = ("probe", "--model", "@model", "--tasks", "@task.jsonl", "--quiet")
@@ -263,11 +264,16 @@ def test_every_bad_vector_is_named_once_and_before_anything_is_loaded(
     assert run(folder, *STEER, "--out", "@s.safetensors") == 0
     monkeypatch.setattr("frenet.network.checkpoints.load.load", None)
     (tmp_path / "v.gguf").write_bytes(b"GGUF")
-    wrong = ("nowhere", "@s.safetensors", tmp_path / "v.gguf")
-    line = refused(folder, capsys, *PROBED, "--vectors", *wrong, "@model")
-    assert "3 of 4 vectors cannot be used" in line
-    for name in ("nowhere", "s.safetensors is a steering vector", "v.gguf is a GGUF file"):
+    attach_lora(tiny_llama(), rank=2).save_pretrained(tmp_path / "foreign")
+    wrong = ("nowhere", "@s.safetensors", tmp_path / "v.gguf", tmp_path / "foreign")
+    line = refused(folder, capsys, *PROBED, "--vectors", *wrong, "@model", "--out", tmp_path / "o")
+    assert "4 of 5 vectors cannot be used" in line
+    for name in (
+        "nowhere", "s.safetensors is a steering vector", "v.gguf is a GGUF file",
+        "foreign is incomplete, or belongs to another base",
+    ):  # fmt: skip
         assert line.count(name) == 1
+    assert not (tmp_path / "o").exists()
     assert line.count("--steering FILE") == 2
     half = refused(folder, capsys, *PROBED, "--vectors", "@parted", "--dtype", "bfloat16")
     assert "pass --dtype float32" in half

@@ -182,7 +182,7 @@ def test_a_straight_path_is_longer_than_a_random_walk() -> None:
     told = ["distance", "9", "3 by a random walk of these step lengths"]
     assert told in Cells(path._repr_html_()).rows
     empty = Trajectory(steps[0], steps[:0], torch.ones(0), None, SPACE)
-    assert repr(empty) == f"<Trajectory: 0 steps in R^{SPACE.dim}>"
+    assert repr(empty) == f"<Trajectory: 0 steps, d = {SPACE.dim}>"
     assert Cells(empty._repr_html_()).tags == ["table", "caption"]
 
 

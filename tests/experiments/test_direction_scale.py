@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.direction_scale.answers import sentences
+from frenet.experiments.direction_scale.answers import OPEN_END, sentences
 from frenet.experiments.direction_scale.directions import (
     Direction,
     Spot,
@@ -188,21 +188,34 @@ def test_what_training_made_goes_along_the_weights_and_what_optimisers_make_alon
                 assert row[end] == pytest.approx(moved / weights, rel=1e-3)
 
 
+OF_WEIGHTS = "up to 0.002 of the norm of the weights that it moves"
+
+
 @pytest.mark.parametrize(
     ("coordinates", "share_of", "length", "words"),
     [
-        ("factors", "weights", None, "up to 0.002 of the weights' norm, in the factors [0.001, ?]"),
-        ("weights", "weights", None, "up to 0.002 of the weights' norm, in the weights [0.001, ?]"),
-        ("weights", "weights", 4.0, "up to 0.5 of its own length, in the weights [0.25, ?]"),
+        ("factors", "weights", None, f"{OF_WEIGHTS}, in the factors [0.001, {OPEN_END}]"),
+        ("weights", "weights", None, f"{OF_WEIGHTS}, in the weights [0.001, {OPEN_END}]"),
+        (
+            "weights",
+            "weights",
+            4.0,
+            f"up to 0.5 of its own length, in the weights [0.25, {OPEN_END}]",
+        ),
         # Of an earlier build, which had no share of the weights' norm.
-        ("factors", "factors", None, "up to 0.002 of the factors' norm, in the factors [0.001, ?]"),
-        ("factors", "factors", 4.0, "up to 0.5 of its own length, in the factors [0.25, ?]"),
+        ("factors", "factors", None, f"norm of the factors, in the factors [0.001, {OPEN_END}]"),
+        (
+            "factors",
+            "factors",
+            4.0,
+            f"up to 0.5 of its own length, in the factors [0.25, {OPEN_END}]",
+        ),
         (
             "factors",
             "weights",
             4.0,
-            "up to 0.5 of its own length, in the factors [0.25, ?], which moves the weights by "
-            "0.002 of their norm",
+            f"up to 0.5 of its own length, in the factors [0.25, {OPEN_END}], which moves the "
+            "weights by 0.002 of their norm",
         ),
     ],
 )

@@ -11,6 +11,7 @@ from frenet.experiments.watched_training import (
     cells,
     command,
     looks,
+    sentences,
 )
 from frenet.report.figures import draw
 from frenet.runs import config_dict
@@ -94,6 +95,20 @@ def test_prefix_and_loss_are_drawn_with_their_references():
         for step in (0, 4)
     ]
     assert TRAINING in str(draw(loss, losses))
+
+
+def test_the_share_of_the_first_steps_is_said_beside_that_of_a_random_walk():
+    """Of the last look; a training that did not move has none."""
+    looks = [
+        {"table": "prefix", "step": step, "k": 10, "captured": share, "random_walk": 0.64}
+        for step, share in ((20, 0.9), (60, 0.69))
+    ]
+    (answer,) = sentences(looks)
+    assert str(answer) == (
+        "first 10 steps: 0.69 of the squared displacement after 60 steps lies in their span; of a "
+        "random walk with equal steps 0.64"
+    )
+    assert sentences([looks[0] | {"captured": None}]) == []
 
 
 def test_the_order_of_probes_is_drawn_where_it_is_above_rounding():

@@ -151,7 +151,7 @@ def test_a_basis_cannot_be_changed_but_moved(basis):
         (
             torch.ones(D, 2),
             {"origin": "PCA"},
-            r"the PCA basis is orthonormal to 3.1e\+01, the limit is 1e-05; build it with span",
+            r"the PCA basis is orthonormal to 3.1e\+01, the limit is 1e-05; span_basis",
         ),
     ],
 )
@@ -159,6 +159,18 @@ def test_a_basis_cannot_be_changed_but_moved(basis):
 def test_what_is_not_a_basis_is_refused(U, changes, message):
     with pytest.raises(ValueError, match=message):
         given(U, **changes)
+
+
+def test_a_matrix_of_ones_own_is_a_basis():
+    """Nothing but its columns is needed."""
+    U = torch.linalg.qr(normal(D, 3))[0]
+    own = Basis(U)
+    assert (own.k, own.rank, own.S, own.space, own.origin) == (3, 3, None, None, "given")
+    x = normal(1, D)[0]
+    share = float((U.double().T @ x.double()).square().sum() / x.double().square().sum())
+    assert float(own.captured_fraction(x)) == pytest.approx(share, abs=1e-6)
+    assert own.truncate(1).rank == 3
+    assert Basis(torch.zeros(D, 0)).rank == 0
 
 
 @pytest.mark.parametrize(("error", "refused"), [(0.9e-5, False), (1.1e-5, True)])
@@ -185,7 +197,7 @@ def test_a_bad_direction_is_named():
 @pytest.mark.usefixtures("unchecked")
 def test_vectors_of_another_length_are_refused(basis):
     for routine in (basis.coordinates, basis.project, basis.captured_fraction):
-        with pytest.raises(ValueError, match=r"has 5 coordinates, the basis is in R\^31"):
+        with pytest.raises(ValueError, match="has 5 coordinates, the basis has d = 31"):
             routine(normal(5))
     with pytest.raises(ValueError, match="has 5 entries, the number of directions is 4"):
         basis.expand(normal(5))
@@ -232,7 +244,7 @@ def test_bases_of_different_spaces_are_not_compared(basis, compare, names, shape
 
 
 def test_bases_of_different_dimension_are_not_compared(basis):
-    with pytest.raises(ValueError, match=r"the test basis lives in R\^31, the span basis in R\^9"):
+    with pytest.raises(ValueError, match="the test basis has d = 31, the span basis d = 9"):
         overlap(basis, span_basis(normal(2, 9)))
 
 

@@ -59,6 +59,16 @@ def test_of_a_cubic_it_is_the_closed_form():
     assert got.predicted == math.inf
 
 
+def test_a_radius_is_also_in_lengths_and_a_share_of_what_moves():
+    """Of a line of parameters; a bare distance says nothing about its size."""
+    got = found(polynomial(2.0, 3.0)._replace(length=0.5, size=4.0))
+    assert (got.times, got.relative) == (got.radius / 0.5, got.radius / 4.0)
+    assert f"{got.radius / 4.0:.3g} of the norm of the parameters" in repr(got)
+    bare = found(polynomial(2.0, 3.0))
+    assert (bare.times, bare.relative) == (None, None)
+    assert "norm" not in repr(bare)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_linear_quantity_is_unbounded_and_says_so(sign):
     got = found(polynomial(-3.0), sign=sign, limit=7.0)

@@ -145,6 +145,16 @@ def questions(answers):
     ]
 
 
+def test_other_answers_are_refused_with_a_remedy_that_works(tmp_path):
+    path = write(tmp_path, questions(["y", "n", "n", "y"]))
+    with pytest.raises(RowError, match=r"unknown label 'y'; .*prompt and label") as refused:
+        contrasts(path, WORDS, max_length=64)
+    columns = str(refused.value).rpartition("--columns ")[2].rstrip(")").split()
+    found = contrasts(path, WORDS, max_length=64, columns=columns, positive="y")["b"]
+    assert (found.kind, found.words) == ("statements", ("y", "n"))
+    assert [item.label for item in found.items] == [True, False, False, True]
+
+
 def test_a_space_before_the_letters_changes_nothing(tmp_path):
     """Published A/B questions are answered " (A)" and " (B)"."""
     plain = write(tmp_path, questions(["(A)", "(B)", "(B)", "(A)"]), "plain.jsonl")

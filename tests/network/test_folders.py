@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
 from frenet.methods.task_vectors import from_adapter, from_checkpoints
-from frenet.methods.vector_files import vectors_from_disk
+from frenet.methods.vector_files import check_sources, vectors_from_disk
 from frenet.network.adapters import quiet_peft
 from frenet.network.checkpoints.folders import held
 from frenet.network.checkpoints.load import load
@@ -336,6 +336,44 @@ def test_another_width_has_both_shapes(places, tmp_path, says):
     with pytest.raises(ValueError, match="belongs to another base") as no:
         read(wide, adapter=adapter)
     assert says in str(no.value)
+
+
+@pytest.mark.parametrize(
+    ("other", "target", "says"),
+    [
+        (
+            lambda: tiny_llama(width=32),
+            "q_proj",
+            r"lora_A.weight has shape \(2, 32\) in the file and \(2, 16\) on the model \(4 such",
+        ),
+        (tiny_qwen2, "q_proj", r"only the file has base_model.model.model.layers.2.self_attn"),
+        (tiny_gpt2, "c_attn", r"it adapts \['c_attn'\] and the model has q_proj, k_proj"),
+    ],
+)
+def test_an_adapter_of_another_base_is_refused_before_that_is_loaded(
+    places, tmp_path, monkeypatch, other, target, says
+):
+    """By the names and shapes that the folder of the base promises; its own adapter passes."""
+    base, own, _ = places
+    monkeypatch.setattr(type(tiny_llama()), "from_pretrained", None)
+    model = trained(other(), target_modules=[target])
+    adapter = save_adapter(model, tmp_path / "other", "someone/else")
+    check_sources([str(own)], base=str(base))
+    with pytest.raises(ValueError, match=f"{says}.*the base someone/else: pass that as the model"):
+        check_sources([str(adapter)], base=str(base))
+    check_sources([str(adapter)], base="someone/else")
+    check_sources([str(adapter)])
+
+
+def test_what_only_the_weights_of_a_base_decide_is_left_to_the_loader(places):
+    """A stored copy of a weight, and values at the start that are made from the base's."""
+    base, adapter, _ = places
+    copy = {
+        "base_model.model.lm_head.weight": load_file(base / "model.safetensors")["lm_head.weight"]
+    }
+    rewrite(adapter, lambda found: found | copy)
+    for start in (True, "pissa", "olora", "gaussian"):
+        check_sources([str(edited(adapter, init_lora_weights=start))], base=str(base))
 
 
 @pytest.mark.reads(

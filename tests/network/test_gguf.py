@@ -754,6 +754,14 @@ def test_a_folder_of_the_users_own(file, tmp_path):
     assert torch.equal(logits(load(out, device="cpu").model), logits(model))
 
 
+def test_a_conversion_shows_one_bar_and_no_bars_that_write_over_it(file, capfd):
+    convert_gguf(file(tiny("llama")), say=lambda _: None)
+    told = capfd.readouterr().err
+    assert "de-quantizing" in told
+    assert "Loading weights" not in told
+    assert "Writing model" not in told
+
+
 def test_a_conversion_of_an_earlier_version_is_made_again(file):
     model, said = stretched({"rope_type": "linear", "factor": 4.0}), []
     path = file(model, facts={"rope.scaling.factor": 4.0})

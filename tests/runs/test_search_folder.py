@@ -19,6 +19,7 @@ from frenet.methods.search_result_files import load_winner
 from frenet.network.checkpoints.load import load
 from frenet.report import write_report
 from frenet.runs import Interrupted, RunFolderError, read_run
+from frenet.runs.header import read_header
 from frenet.runs.search import run_search
 from network.models import tiny_llama, tiny_tokenizer
 
@@ -185,6 +186,22 @@ def test_one_held_out_example_has_a_gain_and_no_interval(config, tmp_path, capsy
     (row,) = select(read_run(tmp_path / "run").rows, table="result", what="winner")
     assert (row["low"], row["high"]) == (None, None)
     assert f"gain {row['gain']:.4g}; {row['selected']:.4g} on" in capsys.readouterr().out
+
+
+def test_a_search_has_the_threads_asked_for_and_keeps_them(config, tmp_path, monkeypatch):
+    """Those that it began with, if it resumes on a machine with more processors."""
+    args = ["--model", config.model, "--tasks", config.tasks[0], "--sigma", "0.1", "--budget", "2"]
+    few = ["--select-size", "4", "--test-size", "4", "--quiet", "--out", str(tmp_path / "run")]
+    before = torch.get_num_threads()
+    assert main(["search", *args, *few, "--threads", "1"]) == 0
+    assert read_header(tmp_path / "run").threads == 1
+    (tmp_path / "run" / "manifest.json").unlink()
+    monkeypatch.setattr("frenet.runs.machine.cpu_count", lambda: 2)
+    monkeypatch.setattr("frenet.runs.search.cpu_count", lambda: 2)
+    assert main(["search", *args, *few]) == 0
+    assert main(["search", *args, *few[:-1], str(tmp_path / "new")]) == 0
+    assert read_header(tmp_path / "new").threads == 2
+    assert torch.get_num_threads() == before
 
 
 def test_a_folder_of_another_search_is_refused(finished, config):

@@ -4,12 +4,15 @@ import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from frenet._errors import UsageError
 from frenet._notebook import one_line
-from frenet.cli.options import Work
+from frenet.cli.codes import DONE, NO_RESULT
+from frenet.cli.options import OneProcess, Work
 from frenet.experiments.experiment import (
     DEFAULT_PRESET,
     LANGUAGE_MODEL_PRESET,
@@ -166,7 +169,7 @@ def show_runs(
         why: whether to give every reason and every note.
         noted: whether to give notes at all.
     """
-    from frenet.cli.findings import Decided, notes, show_findings, show_reach
+    from frenet.cli.findings import Decided, notes, show_answers, show_findings, show_reach
     from frenet.experiments import described
     from frenet.experiments.experiment import claim_order
     from frenet.runs import Run, decide_claims, run_dict
@@ -174,7 +177,8 @@ def show_runs(
     known = described()
     decided = [decide_claims(known[r.experiment], r) if r.experiment in known else [] for r in runs]
     if as_json:
-        show(facts | {"runs": [run_dict(run, d) for run, d in zip(runs, decided, strict=True)]})
+        studies = [known.get(run.experiment) for run in runs]
+        show(facts | {"runs": [*map(run_dict, runs, decided, studies)]})
         return
     by_network: dict[str, list[tuple[Run, list[Decided]]]] = {}
     for run, pairs in zip(runs, decided, strict=True):
@@ -183,11 +187,15 @@ def show_runs(
         if len(by_network) > 1:
             show("")
             show(network)
-        named = [(run, known.get(run.experiment)) for run, _ in of_network]
-        read = [study.reach(run.rows) for run, study in named if study and study.reach]
+        named = [(run, known[run.experiment]) for run, _ in of_network if run.experiment in known]
+        read = [study.reach(run.rows) for run, study in named if study.reach]
         show_reach(list(itertools.chain.from_iterable(read)))
-        findings = itertools.chain.from_iterable(pairs for _, pairs in of_network)
+        findings = [*itertools.chain.from_iterable(pairs for _, pairs in of_network)]
         show_findings(sorted(findings, key=lambda pair: claim_order(pair[0].id)), why=why)
+        # Beside claims, what decides none is left to the report.
+        for run, study in named if not findings else ():
+            if not study.reach:
+                show_answers(show, study, run.rows)
     for line in notes([note for run in runs for note in run.notes], why=why) if noted else ():
         show(line)
     for run in runs:
@@ -200,6 +208,75 @@ def show_notes(show: Callable[[Any], None], notes: Iterable[str]) -> None:
     """Print the notes about models and data, each once."""
     for note in dict.fromkeys(notes):
         show(f"note: {note}")
+
+
+class Ended(NamedTuple):
+    """A finished run of a command, and its report."""
+
+    run: "Run"
+    report: Path
+
+    @property
+    def code(self) -> int:
+        """The exit code of the command."""
+        return NO_RESULT if self.run.failures else DONE
+
+    def facts(self, command: str) -> dict[str, Any]:
+        """What the JSON of every such command has."""
+        facts = {"command": command, "out": str(self.run.path), "report": str(self.report)}
+        return facts | {"notes": self.run.notes, "failures": self.run.failures}
+
+    def show(self, show: Callable[[Any], None], *written: str) -> None:
+        """Print notes, failures, and where everything is; ``written`` are further such lines."""
+        show_notes(show, self.run.notes)
+        for failure in self.run.failures:
+            show(f"failed: {failure['error']}")
+        for line in (*written, f"results: {self.run.path}", f"report: {self.report}"):
+            show(line)
+
+
+def run_here(experiment: "Experiment", config: Any, options: OneProcess) -> Ended:
+    """Run the experiment of a command in this process, and write its report.
+
+    So it loads its model once, and can tell costs and first answers before a long step.
+    """
+    from frenet.report import write_report
+    from frenet.runs import default_out, run_experiment
+
+    out = options.out or default_out(experiment, config)
+    measure: Callable[..., Any] = experiment.run
+    telling = replace(experiment, run=partial(measure, say=teller(quiet=options.quiet)))
+    run = run_experiment(
+        telling, config, out, workers=1, threads=threads_of(options.threads, out),
+        quiet=options.quiet, retry_failed=options.retry_failed,
+    )  # fmt: skip
+    return Ended(run, write_report([run], out / "report.html"))
+
+
+def threads_of(given: int | None, out: Path) -> int:
+    """Torch threads of a command that does everything in one process.
+
+    Those that were given, otherwise those that the run in ``out`` began with, otherwise one per
+    processor.
+    """
+    from frenet.runs.files import require_path
+    from frenet.runs.header import read_header
+    from frenet.runs.machine import cpu_count
+
+    if given is not None:
+        return given
+    before = read_header(require_path(out))
+    return before.threads if before else cpu_count()
+
+
+def teller(*, quiet: bool) -> Callable[[str], None]:
+    """Prints lines of progress on standard error, or nothing if the user wants quiet."""
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(one_line(text), file=sys.stderr, flush=True)
+
+    return say
 
 
 def path_text(path: Path | None) -> str | None:

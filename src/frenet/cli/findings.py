@@ -3,11 +3,19 @@
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from frenet._notebook import one_line
-from frenet.experiments.experiment import VERDICTS, Claim, Finding, Reach, Verdict
+from frenet.experiments.experiment import (
+    VERDICTS,
+    Claim,
+    Finding,
+    Reach,
+    Rows,
+    Study,
+    Verdict,
+)
 from frenet.experiments.verdicts import ALONE
 
 if TYPE_CHECKING:
@@ -60,6 +68,15 @@ def show_reach(reaches: Sequence[Reach]) -> None:
                 lasts = "no more than chance" if lasts == NO_SHARE else lasts
                 table.add_row(*map(Text, (f"  {one_line(one.name)}", far_words(one), lasts)))
             console.print(table)
+
+
+def show_answers(show: Callable[[str], None], study: Study, rows: Rows) -> None:
+    """Print what the rows of a run without claims say, one line for each answer."""
+    from frenet.report.sentences import said
+
+    for subject, sentences in said(study, rows).items():
+        for which, sentence in sentences:
+            show(f"{subject}{f' ({which})' if which else ''}: {sentence}")
 
 
 def show_findings(findings: Sequence[Decided], *, why: bool) -> None:

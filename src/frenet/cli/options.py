@@ -64,6 +64,22 @@ class Work:
     """Print only JSON on standard output."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class OneProcess:
+    """Options of the commands that measure everything in their own process."""
+
+    out: Folder = None
+    """Folder for the results. By default runs/ and a name made from the settings."""
+    threads: Count = None
+    """Torch threads. By default one per processor, or what a resumed run began with."""
+    retry_failed: Switch = False
+    """Run the failed parts of a finished run again."""
+    quiet: Switch = False
+    """Show no progress."""
+    json: Switch = False
+    """Print only JSON on standard output."""
+
+
 @dataclass(frozen=True)
 class List:
     """Options of ``frenet list``."""

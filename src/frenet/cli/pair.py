@@ -1,20 +1,16 @@
 """``frenet pair``: do two directions compose, and how should they be merged?"""
 
 import dataclasses
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from frenet._errors import UsageError
-from frenet._notebook import one_line
-from frenet.cli.codes import DONE, NO_RESULT
-from frenet.cli.execution import show_notes
-from frenet.cli.options import Count, Folder, Switch, parse_both, printing
+from frenet.cli.execution import run_here, teller
+from frenet.cli.options import Folder, OneProcess, parse_both, printing
 from frenet.experiments.experiment import Row, Rows, answered
 from frenet.experiments.pair_command import PAIR, Config
 from frenet.experiments.pair_command.figures import TABLES
@@ -28,8 +24,8 @@ ABOUT = (
 MERGED = "merged"
 
 
-@dataclass(frozen=True)
-class Pairing:
+@dataclass(frozen=True, kw_only=True)
+class Pairing(OneProcess):
     """How the command runs."""
 
     a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="A", help_behavior_hint="")]
@@ -40,14 +36,6 @@ class Pairing:
     """Folder for the results, and in it "merged" with the advised merge: one adapter for two
     adapters (the exact sum, as ranks side by side), otherwise a checkpoint. By default runs/ and a
     name made from the settings, without a merge."""
-    threads: Count = None
-    """Torch threads. By default one per processor, or what a resumed run began with."""
-    retry_failed: Switch = False
-    """Run the failed parts of a finished run again."""
-    quiet: Switch = False
-    """Show no progress."""
-    json: Switch = False
-    """Print only JSON on standard output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,45 +54,19 @@ def pair(args: list[str]) -> int:
     config = Config(**given | {"vectors": (pairing.a, pairing.b)})
     with printing(pairing.json) as show:
         _refuse_data_files(pairing)
-        from frenet.report import write_report
-        from frenet.runs import default_out, run_experiment
-        from frenet.runs.header import read_header
-        from frenet.runs.machine import cpu_count
-
-        out = pairing.out or default_out(PAIR, config)
-        # One process does all parts, so it can have all processors, and loads the model once.
-        threads = pairing.threads
-        if threads is None and read_header(out) is None:
-            threads = cpu_count()
-
-        def say(text: str) -> None:
-            if not pairing.quiet:
-                print(one_line(text), file=sys.stderr, flush=True)
-
-        measure: Callable[..., Any] = PAIR.run
-        telling = replace(PAIR, run=partial(measure, say=say))
-        run = run_experiment(
-            telling, config, out, workers=1, threads=threads, quiet=pairing.quiet,
-            retry_failed=pairing.retry_failed,
-        )  # fmt: skip
-        report = write_report([run], out / "report.html")
-        merged = _written(config, run.rows, out, say) if pairing.out else None
+        ended = run_here(PAIR, config, pairing)
+        rows = ended.run.rows
+        say = teller(quiet=pairing.quiet)
+        merged = _written(config, rows, pairing.out / MERGED, say) if pairing.out else None
         if pairing.json:
-            facts: dict[str, Any] = {"command": "pair", "out": str(out), "report": str(report)}
-            facts |= {"merged": merged, **_numbers(run.rows)}
-            show(facts | {"notes": run.notes, "failures": run.failures})
+            show(ended.facts("pair") | {"merged": merged, **_numbers(rows)})
         else:
-            for answer in answered(PAIR, run.rows):
+            for answer in answered(PAIR, rows):
                 show(str(answer))
-            _show_merges(run.rows)
-            show_notes(show, run.notes)
-            for failure in run.failures:
-                show(f"failed: {failure['error']}")
-            if merged is not None:
-                show(f"merged: {merged['folder']} ({merged['what']})")
-            show(f"results: {out}")
-            show(f"report: {report}")
-    return NO_RESULT if run.failures else DONE
+            _show_merges(rows)
+            written = [f"merged: {merged['folder']} ({merged['what']})"] if merged else []
+            ended.show(show, *written)
+    return ended.code
 
 
 def _refuse_data_files(pairing: Pairing) -> None:
@@ -123,7 +85,7 @@ def _refuse_data_files(pairing: Pairing) -> None:
 
 
 def _written(
-    config: Config, rows: Rows, out: Path, say: Callable[[str], None]
+    config: Config, rows: Rows, folder: Path, say: Callable[[str], None]
 ) -> dict[str, str] | None:
     """Write the advised merge, if there is one and it is not there yet."""
     if not any(row["table"] == "merge" and row.get("chosen") for row in rows):
@@ -131,7 +93,6 @@ def _written(
     from frenet.experiments.pair_command.merged import LAST, write_merge
     from frenet.experiments.pair_command.subject import load_subject
 
-    folder = out / MERGED
     if any((folder / name).exists() for name in LAST):
         return {"folder": str(folder), "what": "written before"}
     say("writing the advised merge")

@@ -1,15 +1,9 @@
 """``frenet probe``: how far, and for how long, can directions from a model be followed?"""
 
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from frenet._notebook import one_line
-from frenet.cli.codes import DONE, NO_RESULT
-from frenet.cli.execution import show_notes
-from frenet.cli.options import Count, Folder, Switch, parse_both, printing
+from frenet.cli.execution import run_here
+from frenet.cli.options import OneProcess, parse_both, printing
 from frenet.experiments.direction_scale import PROBE, PROBED
 from frenet.experiments.direction_scale.advised import checks, sentences
 from frenet.experiments.experiment import Answer, Row, Rows, Scalar
@@ -28,65 +22,22 @@ SHOWN = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Probing:
-    """How the probe runs."""
-
-    out: Folder = None
-    """Folder for the results. By default runs/ and a name made from the settings."""
-    threads: Count = None
-    """Torch threads. By default one per processor, or what a resumed run began with."""
-    retry_failed: Switch = False
-    """Run the failed cells of a finished run again."""
-    quiet: Switch = False
-    """Show no progress."""
-    json: Switch = False
-    """Print only JSON on standard output."""
-
-
 def probe(args: list[str]) -> int:
     """``frenet probe``."""
-    probing, config = parse_both(
-        Probing, PROBE, args, command="probe", about=ABOUT, titles=("running", "probe")
+    options, config = parse_both(
+        OneProcess, PROBE, args, command="probe", about=ABOUT, titles=("running", "probe")
     )
-    with printing(probing.json) as show:
-        from frenet.report import write_report
-        from frenet.runs import default_out, run_experiment
-        from frenet.runs.header import read_header
-        from frenet.runs.machine import cpu_count
-
-        out = probing.out or default_out(PROBED, config)
-        # One process does all cells, so it can have all processors.
-        threads = probing.threads
-        if threads is None and read_header(out) is None:
-            threads = cpu_count()
-
-        def say(text: str) -> None:
-            if not probing.quiet:
-                print(one_line(text), file=sys.stderr, flush=True)
-
-        # In this process, so that it can tell costs and first answers before a training starts.
-        measure: Callable[..., Any] = PROBED.run
-        telling = replace(PROBED, run=partial(measure, say=say))
-        run = run_experiment(
-            telling, config, out, workers=1, threads=threads, quiet=probing.quiet,
-            retry_failed=probing.retry_failed,
-        )  # fmt: skip
-        report = write_report([run], out / "report.html")
-        results = _results(run.rows)
-        if probing.json:
-            facts: dict[str, Any] = {"command": "probe", "out": str(out), "report": str(report)}
-            facts |= {"check": _rows(run.rows, "check"), "directions": results}
-            show(facts | {"notes": run.notes, "failures": run.failures})
+    with printing(options.json) as show:
+        ended = run_here(PROBED, config, options)
+        rows = ended.run.rows
+        if options.json:
+            found = {"check": _rows(rows, "check"), "directions": _results(rows)}
+            show(ended.facts("probe") | found)
         else:
-            for answer in (*checks(run.rows), *sentences(run.rows)):
-                show(f"{named_cell(answer, run.rows)}: {answer.sentence}")
-            show_notes(show, run.notes)
-            for failure in run.failures:
-                show(f"failed: {failure['error']}")
-            show(f"results: {out}")
-            show(f"report: {report}")
-    return NO_RESULT if run.failures else DONE
+            for answer in (*checks(rows), *sentences(rows)):
+                show(f"{named_cell(answer, rows)}: {answer.sentence}")
+            ended.show(show)
+    return ended.code
 
 
 def named_cell(answer: Answer, rows: Rows) -> str:

@@ -332,7 +332,8 @@ def _power_table(able: "Sequence[Power]") -> Any:
 
     table = Table(box=None, padding=(0, 2, 0, 0), title=ABLE, title_justify="left")
     for heading in ("claim", "network"):
-        table.add_column(heading)
+        # A long name takes several lines; its beginning alone may be that of another network.
+        table.add_column(heading, overflow="fold")
     table.add_column("seeds", justify="right")
     table.add_column("is shown to be")
     before: tuple[str, str] | None = None

@@ -1,16 +1,15 @@
 """``frenet search``: plan a random search around a model's weights, or run it."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from frenet._errors import UsageError
-from frenet._notebook import one_line
 from frenet.cli.codes import DONE
-from frenet.cli.execution import refuse_unused, show_notes
+from frenet.cli.execution import refuse_unused, show_notes, teller, threads_of
 from frenet.cli.options import Count, Folder, Switch, parse_both, printing
 from frenet.experiments.experiment import number
 from frenet.experiments.search_command import SearchConfig
@@ -46,6 +45,9 @@ class Running:
     """Ray cluster, such as ray://host:10001. Empty: one is started on this machine."""
     workers: Count = None
     """Number of Ray workers. By default one for every two processors of the cluster."""
+    threads: Count = None
+    """Torch threads of this process. By default one per processor, or what a resumed search began
+    with."""
     quiet: Switch = False
     """Show no progress."""
     json: Switch = False
@@ -58,10 +60,16 @@ def search(args: list[str]) -> int:
         Running, SearchConfig, args, command="search", about=ABOUT, titles=("running", "search")
     )
     with printing(running.json) as show:
-        if running.plan:
-            _plan(running, config, show)
-        else:
-            _run(running, config, show)
+        from frenet.experiments.search_command import STUDY
+        from frenet.network.measuring import torch_threads
+        from frenet.runs import default_out
+
+        out = running.out or default_out(STUDY, config)
+        with torch_threads(threads_of(running.threads, out)):
+            if running.plan:
+                _plan(running, config, show)
+            else:
+                _run(running, config, out, show)
     return DONE
 
 
@@ -77,7 +85,7 @@ def _plan(running: Running, config: SearchConfig, show: Any) -> None:
 
     require_worth(config, running.worth)
     subject = load_subject(config)
-    made = make_plan(config, subject, _to_stderr(running), worth=running.worth)
+    made = make_plan(config, subject, teller(quiet=running.quiet), worth=running.worth)
     rows, notes = plan_rows(made), plan_notes(subject)
     if running.json:
         worth = None if made.worth is None else made.worth._asdict()
@@ -89,16 +97,13 @@ def _plan(running: Running, config: SearchConfig, show: Any) -> None:
     show_notes(show, notes)
 
 
-def _run(running: Running, config: SearchConfig, show: Any) -> None:
+def _run(running: Running, config: SearchConfig, out: Path, show: Any) -> None:
     """Search, write the report, and show the results."""
-    from frenet.experiments.search_command import STUDY
     from frenet.experiments.search_command.setup import further_advice
     from frenet.report import write_report
-    from frenet.runs import default_out
     from frenet.runs.search import WINNER, run_search
 
-    say = _to_stderr(running)
-    out = running.out or default_out(STUDY, config)
+    say = teller(quiet=running.quiet)
     run = run_search(config, out, engine=_engine(running, say), say=say, worth=running.worth)
     report = write_report([run], out / "report.html")
     results = [row for row in run.rows if row["table"] == "result"]
@@ -117,16 +122,6 @@ def _run(running: Running, config: SearchConfig, show: Any) -> None:
         ("report", report),
     ):
         show(f"{what}: {where}")
-
-
-def _to_stderr(running: Running) -> Callable[[str], None]:
-    """Prints lines of progress, or nothing if the user wants quiet."""
-
-    def say(text: str) -> None:
-        if not running.quiet:
-            print(one_line(text), file=sys.stderr, flush=True)
-
-    return say
 
 
 def _engine(running: Running, say: Callable[[str], None]) -> "Engine | None":

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from frenet.cli.options import Count, Folder, Switch
+from frenet.cli.options import Folder, OneProcess, Switch
 from frenet.experiments.setup.reading import LoadingConfig, ReadingConfig
 
 Vector = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VECTOR")]
@@ -69,21 +69,13 @@ class Screen(ReadingConfig, LoadingConfig):
     """Print only JSON on standard output."""
 
 
-@dataclass(frozen=True)
-class Recommending:
+@dataclass(frozen=True, kw_only=True)
+class Recommending(OneProcess):
     """How ``frenet steer recommend`` runs."""
 
     out: Folder = None
     """Folder for the results, and in it "vector.safetensors" with the advice, if there is one. By
     default runs/ and a name made from the settings."""
-    threads: Count = None
-    """Torch threads. By default one per processor, or what a resumed run began with."""
-    retry_failed: Switch = False
-    """Run the failed part of a finished run again."""
-    quiet: Switch = False
-    """Show no progress."""
-    json: Switch = False
-    """Print only JSON on standard output."""
 
 
 @dataclass(frozen=True)

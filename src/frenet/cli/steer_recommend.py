@@ -1,15 +1,9 @@
 """``frenet steer recommend``: at which block, and how strongly, should a vector be added?"""
 
-import sys
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from frenet._notebook import one_line
-from frenet.cli.codes import DONE, NO_RESULT
-from frenet.cli.execution import path_text, show_notes
+from frenet.cli.execution import path_text, run_here
 from frenet.cli.options import parse_both, printing
 from frenet.cli.steer_options import Recommending
 from frenet.experiments.experiment import Rows, answered
@@ -33,45 +27,18 @@ def recommend(args: list[str]) -> int:
         titles=("running", "advice"),
     )  # fmt: skip
     with printing(running.json) as show:
-        from frenet.report import write_report
-        from frenet.runs import default_out, run_experiment
-        from frenet.runs.header import read_header
-        from frenet.runs.machine import cpu_count
-
-        out = running.out or default_out(RECOMMEND, config)
-        # One process does everything, so it can have all processors, and loads the model once.
-        threads = running.threads
-        if threads is None and read_header(out) is None:
-            threads = cpu_count()
-
-        def say(text: str) -> None:
-            if not running.quiet:
-                print(one_line(text), file=sys.stderr, flush=True)
-
-        measure: Callable[..., Any] = RECOMMEND.run
-        telling = replace(RECOMMEND, run=partial(measure, say=say))
-        run = run_experiment(
-            telling, config, out, workers=1, threads=threads, quiet=running.quiet,
-            retry_failed=running.retry_failed,
-        )  # fmt: skip
-        report = write_report([run], out / "report.html")
-        vector = _written(config, run.rows, out)
+        ended = run_here(RECOMMEND, config, running)
+        rows = ended.run.rows
+        vector = _written(config, rows, ended.run.path)
         if running.json:
-            facts: dict[str, Any] = {"command": "steer recommend", "out": str(out)}
-            facts |= {"report": str(report), "vector": path_text(vector), **_numbers(run.rows)}
-            show(facts | {"notes": run.notes, "failures": run.failures})
+            found = {"vector": path_text(vector), **_numbers(rows)}
+            show(ended.facts("steer recommend") | found)
         else:
-            for answer in answered(RECOMMEND, run.rows):
+            for answer in answered(RECOMMEND, rows):
                 show(str(answer))
-            _show_curve(run.rows)
-            show_notes(show, run.notes)
-            for failure in run.failures:
-                show(f"failed: {failure['error']}")
-            if vector is not None:
-                show(f"vector: {vector}")
-            show(f"results: {out}")
-            show(f"report: {report}")
-    return NO_RESULT if run.failures else DONE
+            _show_curve(rows)
+            ended.show(show, *([] if vector is None else [f"vector: {vector}"]))
+    return ended.code
 
 
 def _written(config: Config, rows: Rows, out: Path) -> Path | None:

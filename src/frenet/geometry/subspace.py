@@ -53,28 +53,30 @@ class Basis(Shown):
         S: (k,) singular values behind the columns, None if there are none.
         space: the parameters behind the coordinates; None for plain R^d.
         origin: of the directions, in words.
-        rank: numerical rank of the vectors behind the basis, at least k.
+        rank: numerical rank of the vectors behind the basis, at least k. 0: k.
 
     Raises:
         ValueError: wrong shape or dtype, or columns that are not orthonormal.
         FloatingPointError: an entry is NaN or infinite; names the parameter.
 
-    >>> basis = Basis(torch.eye(3)[:, :2], S=None, space=None, origin="by hand", rank=2)
+    >>> basis = Basis(torch.eye(3)[:, :2])
     >>> basis.project(torch.tensor([1.0, 2.0, 2.0])), basis.captured_fraction(torch.ones(3))
     (tensor([1., 2., 0.]), tensor(0.6667, dtype=torch.float64))
     """
 
     U: Float[Tensor, "d k"]
-    S: Float[Tensor, " k"] | None
-    space: Space | None
-    origin: str
-    rank: int
+    S: Float[Tensor, " k"] | None = None
+    space: Space | None = None
+    origin: str = "given"
+    rank: int = 0
 
     def __post_init__(self) -> None:
         if self.U.ndim != 2 or self.U.dtype != torch.float32:
             raise UsageError(
                 f"U must be a float32 matrix (d, k), got {self.U.dtype} {tuple(self.U.shape)}"
             )
+        if not self.rank:
+            object.__setattr__(self, "rank", self.k)
         if self.S is not None and self.S.shape != (self.k,):
             raise UsageError(f"{tuple(self.S.shape)} singular values for {self.k} directions")
         if not self.k <= self.rank:
@@ -87,7 +89,7 @@ class Basis(Shown):
         if not error <= ORTHONORMAL:
             raise UsageError(
                 f"the {self.origin} basis is orthonormal to {error:.1e}, the limit is "
-                f"{ORTHONORMAL:.0e}; build it with span_basis"
+                f"{ORTHONORMAL:.0e}; span_basis(U.T) makes one of the span of the columns"
             )
 
     @property
@@ -101,7 +103,7 @@ class Basis(Shown):
         return self.U.shape[1]
 
     def _summary(self) -> str:
-        return f"{self.k} orthonormal directions in R^{self.d}, {self.origin}"
+        return f"{self.k} orthonormal directions, d = {self.d}, {self.origin}"
 
     def _entries(self) -> Iterator[Fact]:
         yield "directions", self.k, f"rank {self.rank} of the vectors behind them"
@@ -113,7 +115,7 @@ class Basis(Shown):
         Raises:
             FloatingPointError: a coordinate of x is not finite.
         """
-        self._require_length(x, self.d, "coordinates, the basis is in R^")
+        self._require_length(x, self.d, "coordinates, the basis has d = ")
         rows = x.to(self.U.device).reshape(-1, self.d)
         return gram(rows, self.U.T).to(self.U).reshape(*x.shape[:-1], self.k)
 
@@ -134,7 +136,7 @@ class Basis(Shown):
         Raises:
             ValueError: a vector is zero, so that its share is not defined.
         """
-        self._require_length(x, self.d, "coordinates, the basis is in R^")
+        self._require_length(x, self.d, "coordinates, the basis has d = ")
         rows = x.to(self.U.device).reshape(-1, self.d)
         energies = norms(rows).square()
         if (energies == 0).any():
@@ -168,7 +170,7 @@ def overlap(a: Basis, b: Basis) -> float:
     Raises:
         ValueError: the bases have different spaces; names the first parameter that differs.
 
-    >>> x, y = (Basis(torch.eye(3)[:, i:i+1], None, None, "by hand", 1) for i in (0, 1))
+    >>> x, y = (Basis(torch.eye(3)[:, i:i+1]) for i in (0, 1))
     >>> overlap(x, x), overlap(x, y)
     (1.0, 0.0)
     """
@@ -182,7 +184,7 @@ def angles(a: Basis, b: Basis) -> Float[Tensor, " j"]:
     Raises:
         ValueError: the bases have different spaces; names the first parameter that differs.
 
-    >>> x, y = (Basis(torch.eye(3)[:, i:i+1], None, None, "by hand", 1) for i in (0, 1))
+    >>> x, y = (Basis(torch.eye(3)[:, i:i+1]) for i in (0, 1))
     >>> angles(x, y) / torch.pi
     tensor([0.5000], dtype=torch.float64)
     """
@@ -208,7 +210,7 @@ def _require_comparable(a: Basis, b: Basis) -> None:
     if a.space is not None and b.space is not None:
         require_same_space(a.space, b.space)
     if a.d != b.d:
-        raise UsageError(f"the {a.origin} basis lives in R^{a.d}, the {b.origin} basis in R^{b.d}")
+        raise UsageError(f"the {a.origin} basis has d = {a.d}, the {b.origin} basis d = {b.d}")
 
 
 def require_same_space(a: Space, b: Space) -> None:

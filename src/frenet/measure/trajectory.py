@@ -142,10 +142,10 @@ class Trajectory(Shown):
 
     def _summary(self) -> str:
         if not self.numbers:
-            return f"{len(self)} steps in R^{self.space.dim}"
+            return f"{len(self)} steps, d = {self.space.dim}"
         return (
-            f"{len(self) + 1} checkpoints of steps {self.numbers[0]} to {self.numbers[-1]} in "
-            f"R^{self.space.dim}; nothing is known between two"
+            f"{len(self) + 1} checkpoints of steps {self.numbers[0]} to {self.numbers[-1]}, "
+            f"d = {self.space.dim}; nothing is known between two"
         )
 
     def _entries(self) -> Iterator[Fact]:

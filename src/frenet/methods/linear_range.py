@@ -67,6 +67,8 @@ class LinearRange(Shown):
             None if the curvature is unknown.
         slope: s = <g, u>, per unit of distance.
         points: the distances tried, sorted.
+        length: norm of the direction that the line was made from; None if there is none.
+        size: norm of the parameters that move; None if the line is not one of parameters.
     """
 
     sign: int
@@ -78,18 +80,37 @@ class LinearRange(Shown):
     predicted: float | None
     slope: float
     points: tuple[Point, ...]
+    length: float | None = None
+    size: float | None = None
+
+    @property
+    def times(self) -> float | None:
+        """The radius in lengths of the direction; None if that has none."""
+        return self.radius / self.length if self.length else None
+
+    @property
+    def relative(self) -> float | None:
+        """The radius as a share of the norm of the parameters that move; None if none do."""
+        return self.radius / self.size if self.size else None
 
     def _summary(self) -> str:
         side = "along" if self.sign == 1 else "against"
+        share = self.relative
+        of = "" if share is None else f", {share:.3g} of the norm of the parameters that move"
         if self.unbounded:
-            return f"linear {side} the direction up to the largest distance tried, {self.limit:.4g}"
-        return (
-            f"linear {side} the direction up to {self.radius:.4g} [{self.low:.4g}, {self.high:.4g}]"
-        )
+            end = f"the largest distance tried, {self.limit:.4g}"
+        else:
+            end = f"{self.radius:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return f"linear {side} the direction up to {end}{of}"
 
     def _entries(self) -> Iterator[Fact]:
         shown = Interval(self.radius, self.low, self.high, self.predicted)
         yield "radius", shown, f"{number(self.predicted)} of a quadratic, 2 eps |slope / curvature|"
+        if self.times is not None:
+            yield "radius in own lengths", self.times, f"its length is {self.length:.4g}"
+        if self.relative is not None:
+            norm = f"the norm of the parameters that move is {self.size:.4g}"
+            yield "radius over that norm", self.relative, norm
         yield "slope", self.slope, f"tried up to {self.limit:.4g}"
 
 
@@ -147,7 +168,7 @@ def radius(
         low, high = min(low, limit), math.inf
     return LinearRange(
         sign, linear, min(low, linear), max(high, linear), unbounded, limit, predicted,
-        line.slope, points,
+        line.slope, points, line.length, line.size,
     )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """The rank that each weight of an adapter needs, by its effect on held-out loss and by its norm."""
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,9 +24,6 @@ from frenet.network.tasks import Batch, example_losses
 
 # The largest rank that is looked for; a matrix of a larger one counts as one without a low rank.
 MOST = 256
-# How often the share that a single weight has to hold is raised until all of them hold it together,
-# and what is left each time of the share that may be lost.
-ROUNDS, LEFT = 8, 0.8
 # The rank of each weight, by its name.
 Ranks = Mapping[str, int]
 
@@ -248,14 +247,12 @@ class RankAdvice(Shown):
 def choose_ranks(losses: CutLosses, *, share: float = 0.9, seed: int = 0) -> RankAdvice:
     """For each weight of an adapter a small rank, so that all together hold a share of its effect.
 
-    A weight's own effect is the rise of the loss if its part is left out and all others stay. Its
-    rank is the smallest at which, with all others whole, the loss is at most (1 - share) of that
-    effect above the adapter's; bisection finds it, as if the loss fell with the rank. A weight
-    whose own effect is not shown to be above 0 gets rank 0. Then all are cut together. If the
-    lower end of the interval of what they hold of the adapter's whole effect is below the share,
-    the share of each weight is raised in small steps; after half of the steps, weights with rank 0
-    get the rank that holds it of their squared norm. If one rank for all weights holds the share
-    with a smaller sum, that is advised. The sum need not be the smallest that there is.
+    A weight's own effect is the rise of the loss if its part is left out and all others stay. It is
+    divided among the singular directions of the part by their squared singular values. Of the
+    directions of all weights, the largest by their part of an effect first, the fewest are taken
+    that hold the share: the interval of what they hold of the adapter's whole effect is above it.
+    If one rank for all weights does so with a smaller sum, that is advised. Bisection finds both,
+    as if the loss fell with every rank, so that the sum need not be the smallest that there is.
 
     Args:
         losses: on examples to choose on.
@@ -267,95 +264,58 @@ def choose_ranks(losses: CutLosses, *, share: float = 0.9, seed: int = 0) -> Ran
     """
     if not 0 < share < 1:
         raise UsageError(f"share={share}; pass a number between 0 and 1")
-    chooser = _Chooser(losses, Resampled.of(losses.counts, rng.generator(seed, "ranks")))
-    gain = chooser.gain
+    examples = Resampled.of(losses.counts, rng.generator(seed, "ranks"))
+    without, whole = (examples.mean(losses.at(ranks)) for ranks in ({}, losses.whole))
+    gain = difference(without, whole)
     if gain.low <= 0:
         return RankAdvice(share, (), gain, losses.passes)
-    effects = {name: chooser.effect(name) for name in losses.parts}
-    ranks = chooser.together(effects, share)
-    random = random_parts(losses.parts, seed=seed)
+    effects = {
+        name: difference(examples.mean(losses.at({**losses.whole, name: 0})), whole)
+        for name in losses.parts
+    }
+
+    def holds(ranks: Ranks) -> bool:
+        here = examples.mean(losses.at(ranks))
+        return interval((without - here) / (without - whole)).low >= share
+
+    # The last of each way is the adapter as it is, which holds all of its effect.
+    ways = (by_directions(losses.parts, effects), equal_ranks(losses.whole))
+    found = [way[bisect_left(way[:-1], True, key=holds)] for way in ways]
+    ranks, random = min(found, key=_total), random_parts(losses.parts, seed=seed)
     weights = tuple(
         WeightRank(
-            name, len(part.S), ranks[name], part.holding(share), random[name].holding(share),
-            effects[name],
+            name, len(part.S), ranks.get(name, 0), part.holding(share),
+            random[name].holding(share), effects[name],
         )
         for name, part in losses.parts.items()
     )  # fmt: skip
     return RankAdvice(share, weights, gain, losses.passes)
 
 
-@dataclass(frozen=True, eq=False)
-class _Chooser:
-    """Ranks of single weights, and of all together."""
+def by_directions(parts: Mapping[str, Factored], effects: Mapping[str, Interval]) -> list[Ranks]:
+    """Ranks that take one singular direction more each time, that with the largest effect first.
 
-    losses: CutLosses
-    examples: Resampled
+    Directions of weights without an effect come last, by their squared singular values.
+    """
+    found = []
+    for name, part in parts.items():
+        squares = part.S.double().square()
+        shares = max(effects[name].value, 0.0) * squares / squares.sum()
+        found += [(*pair, name) for pair in zip(shares.tolist(), squares.tolist(), strict=True)]
+    order = [name for *_, name in sorted(found, key=lambda each: each[:2], reverse=True)]
+    return [Counter(order[: count + 1]) for count in range(len(order))]
 
-    @property
-    def gain(self) -> Interval:
-        """What the adapter takes off the loss."""
-        without, whole = (self.losses.at(ranks) for ranks in ({}, self.losses.whole))
-        return difference(self.examples.mean(without), self.examples.mean(whole))
 
-    def effect(self, name: str) -> Interval:
-        """The rise of the loss without one weight's part."""
-        left_out = self.losses.at({**self.losses.whole, name: 0})
-        whole = self.losses.at(self.losses.whole)
-        return difference(self.examples.mean(left_out), self.examples.mean(whole))
+def equal_ranks(whole: Ranks) -> list[Ranks]:
+    """One rank for all weights, from 1 to the largest."""
+    return [
+        {name: min(rank + 1, most) for name, most in whole.items()}
+        for rank in range(max(whole.values()))
+    ]
 
-    def mean(self, ranks: Ranks) -> float:
-        """The mean loss."""
-        return float(self.examples.mean(self.losses.at(ranks))[0])
 
-    def alone(self, name: str, share: float) -> int:
-        """The smallest rank of one weight that holds a share of its own effect, by bisection."""
-        whole = self.losses.whole
-        best, worst = self.mean(whole), self.mean({**whole, name: 0})
-        low, high = 0, whole[name]
-        while high - low > 1:
-            middle = (low + high) // 2
-            holds = worst - self.mean({**whole, name: middle}) >= share * (worst - best)
-            low, high = (low, middle) if holds else (middle, high)
-        return high
-
-    def holds(self, ranks: Ranks, share: float) -> bool:
-        """Whether ranks are shown to hold a share of the whole effect."""
-        here, without, whole = (
-            self.examples.mean(self.losses.at(each)) for each in (ranks, {}, self.losses.whole)
-        )
-        return interval((without - here) / (without - whole)).low >= share
-
-    def together(self, effects: Mapping[str, Interval], share: float) -> dict[str, int]:
-        """Ranks that hold the share of the whole effect together, the fewer of two ways."""
-        ways = self.single(effects, share), self.equal(share)
-        return min(ways, key=lambda ranks: sum(ranks.values()))
-
-    def single(self, effects: Mapping[str, Interval], share: float) -> dict[str, int]:
-        """A rank for each weight by its own effect."""
-        own = share
-        for raised in range(ROUNDS):
-            ranks = {
-                name: self.alone(name, own) if effects[name].low > 0
-                else part.holding(own) if raised >= ROUNDS // 2 else 0
-                for name, part in self.losses.parts.items()
-            }  # fmt: skip
-            if self.holds(ranks, share):
-                return ranks
-            own = 1 - LEFT * (1 - own)
-        return self.losses.whole
-
-    def equal(self, share: float) -> dict[str, int]:
-        """The smallest rank that holds it for all weights alike, by bisection."""
-        whole = self.losses.whole
-
-        def cut(rank: int) -> dict[str, int]:
-            return {name: min(rank, most) for name, most in whole.items()}
-
-        low, high = 0, max(whole.values())
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.holds(cut(middle), share) else (middle, high)
-        return cut(high)
+def _total(ranks: Ranks) -> int:
+    return sum(ranks.values())
 
 
 class Held(NamedTuple):

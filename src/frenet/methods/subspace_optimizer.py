@@ -200,7 +200,7 @@ class SubspaceOptimizer(torch.optim.Optimizer):
                 require_same_space(self.space, basis.space)
             if basis.d != self.space.dim:
                 raise UsageError(
-                    f"the parameters have {self.space.dim} coordinates, the basis is in R^{basis.d}"
+                    f"the parameters have {self.space.dim} coordinates, the basis has d = {basis.d}"
                 )
             basis = basis.to(self._parameters[0].device)
         self.basis, self._anchor = basis, self._point.clone()

@@ -13,6 +13,7 @@ from frenet.methods.search_result_files import RECORD
 from frenet.methods.steering_vector import FORMAT as STEERING
 from frenet.methods.task_vectors import TaskVector, from_adapter, load_task_vector
 from frenet.network.checkpoints.adapter_delta import UNTIE, base_weights
+from frenet.network.checkpoints.adapter_load import check_adapter
 from frenet.network.checkpoints.folders import ADAPTER_WEIGHTS, Held, held, require_adapter_folder
 from frenet.network.checkpoints.promised import language_class
 from frenet.network.checkpoints.tensor_files import TensorFiles
@@ -43,17 +44,25 @@ def vectors_from_disk(model: nn.Module, sources: Sequence[str]) -> Iterator[Task
     _refuse(wrong, sources)
 
 
-def check_sources(sources: Sequence[str]) -> None:
+def check_sources(sources: Sequence[str], *, base: str = "") -> None:
     """Refuse files that are no direction in weights, before a model is loaded.
+
+    Args:
+        sources: files and folders.
+        base: source of the model; adapters are compared with it. Empty: they are not.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: a source cannot be read, or is something else; the message names every one.
+        ValueError: a source cannot be read, is something else, or is an adapter of another base;
+            the message names every one.
     """
     wrong: list[ValueError | OSError] = []
     for source in sources:
+        path = Path(source).expanduser()
         try:
-            _opened(Path(source).expanduser())
+            folder, _ = _opened(path)
+            if base and folder and folder.is_adapter:
+                check_adapter(path, base)
         except (ValueError, OSError) as error:
             wrong.append(error)
     _refuse(wrong, sources)

@@ -28,7 +28,12 @@ def torch_threads(threads: int) -> Iterator[None]:
 
     The number affects the last digits of sums, so results that go into a shared cache need a fixed
     number.
+
+    Raises:
+        ValueError: the number is below 1.
     """
+    if threads < 1:
+        raise UsageError(f"threads={threads} is not possible; give 1 or more")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

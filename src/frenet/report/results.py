@@ -194,7 +194,7 @@ def _breakdown(table: Breakdown) -> Iterator[str]:
 
 def _sentences(part: Section) -> Iterator[str]:
     """The answers of a run, if it has any: a list for each subject."""
-    for subject, sentences in answers.said(part).items():
+    for subject, sentences in answers.said(part.experiment, part.run.rows).items():
         yield f"- {markdown(subject)}"
         for which, words in sentences:
             yield f"    - {markdown(f'{which}: {words}' if which else words)}"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
-from frenet.experiments.experiment import Answer, answered
+from frenet.experiments.experiment import Answer, Rows, Study, answered
 from frenet.report.markup import join, tag, user_text
 from frenet.report.sections import Section
 
@@ -12,12 +12,12 @@ from frenet.report.sections import Section
 OPEN = 3
 
 
-def said(part: Section) -> dict[str, list[tuple[str, str]]]:
-    """What one run says about each subject: which cell, and the sentence.
+def said(study: Study, rows: Rows) -> dict[str, list[tuple[str, str]]]:
+    """What the rows of one run say about each subject: which cell, and the sentence.
 
     A cell is named by the keys in which the answers differ; if they do not, the name is empty.
     """
-    all_answers = answered(part.experiment, part.run.rows)
+    all_answers = answered(study, rows)
     differ = _differ(all_answers)
     groups: dict[str, list[tuple[str, str]]] = {}
     for answer in all_answers:
@@ -28,7 +28,7 @@ def said(part: Section) -> dict[str, list[tuple[str, str]]]:
 
 def answers(part: Section) -> Markup:
     """The sentences of one run, grouped by subject; empty if it has none."""
-    groups = said(part)
+    groups = said(part.experiment, part.run.rows)
     if not groups:
         return Markup("")
     return tag("dl", join(_group(*group) for group in groups.items()), class_="answers")

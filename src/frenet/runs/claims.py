@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from frenet.experiments.experiment import Claim, Finding, Study, decided
+from frenet.experiments.experiment import Claim, Finding, Study, answered, decided
 from frenet.runs.store import Run
 from frenet.statistics.intervals import Estimate
 
@@ -53,8 +53,17 @@ def _finite(value: float | int | None) -> float | int | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def run_dict(run: Run, findings: list[tuple[Claim, Finding]]) -> dict[str, Any]:
-    """A run as JSON values: its folder, its failures, its claims."""
+def run_dict(
+    run: Run, findings: list[tuple[Claim, Finding]], study: Study | None
+) -> dict[str, Any]:
+    """A run as JSON values: its folder, its failures, its claims or answers.
+
+    Args:
+        run: the run.
+        findings: its claims.
+        study: what was run; None if this version does not know it.
+    """
+    answers = answered(study, run.rows) if study else []
     return {
         "schema": SCHEMA,
         "experiment": run.experiment,
@@ -66,4 +75,5 @@ def run_dict(run: Run, findings: list[tuple[Claim, Finding]]) -> dict[str, Any]:
         "failures": run.failures,
         "notes": run.notes,
         "claims": [finding_dict(claim, finding) for claim, finding in findings],
+        "answers": [{"subject": a.subject, **a.keys, "sentence": a.sentence} for a in answers],
     }

@@ -133,7 +133,7 @@ def cells(config: Config) -> list[Cell]:
                 f"--vectors are lines in the weights, and {config.dtype} rounds their small steps "
                 "away; pass --dtype float32"
             )
-        check_sources(config.vectors)
+        check_sources(config.vectors, base=config.model)
     # Contrasts may come from a data set on the hub.
     contrasts = (config.contrasts,) if is_path(config.contrasts) else ()
     for source in (*contrasts, config.steering, config.trajectory):

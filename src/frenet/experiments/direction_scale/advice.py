@@ -190,8 +190,9 @@ class Advising:
         except UsageError as error:
             yield note(spot.cell, f"{direction.name}: no ranks: {error}")
             return
-        deep = max(len(part.S) for part in parts.values()).bit_length()
-        say(f"ranks of {direction.name}: about {len(parts) * (deep + 1)} forward passes of "
+        sizes = [len(part.S) for part in parts.values()]
+        passes = 2 + len(parts) + sum(sizes).bit_length() + max(sizes).bit_length()
+        say(f"ranks of {direction.name}: about {passes} forward passes of "
             f"{spot.config.eval_size} examples for {len(parts)} weights")  # fmt: skip
         keys = {**dict(spot.cell.keys), "direction": direction.name}
         with cut_losses(model, parts, examples[CHOOSE]) as losses:

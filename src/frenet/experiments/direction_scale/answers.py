@@ -12,6 +12,14 @@ from frenet.experiments.setup.brackets import bracket_of
 NO_SHARE = 10
 # The radius of a row and the ends of its interval, as shares of the norm of what moves.
 SHARES = ("relative", "relative_low", "relative_high")
+# What such a share is of.
+NORMS = {
+    "weights": "the norm of the weights that it moves",
+    "factors": "the norm of the factors",
+    "stream": "the stream's norm",
+}
+# The upper end of an interval that nothing measured bounds.
+OPEN_END = "beyond what was tried"
 
 
 def sentences(rows: Rows) -> list[Answer]:
@@ -37,9 +45,10 @@ def _far(sides: Rows) -> str:
     # In units of its length, or as a share of the norm of what it moves.
     one = number(row, "length") if row["length"] else 1.0
     ends = ("radius", "low", "high") if row["length"] else SHARES
-    size, low, high = ("?" if row[end] is None else f"{number(row, end) / one:.3g}" for end in ends)
-    owner = "stream's" if row["share_of"] == "stream" else f"{row['share_of']}'"
-    unit = "its own length" if row["length"] else f"the {owner} norm"
+    size, low, high = (
+        OPEN_END if row[end] is None else f"{number(row, end) / one:.3g}" for end in ends
+    )
+    unit = "its own length" if row["length"] else NORMS[str(row["share_of"])]
     along = "" if row["where"] != "weights" else f", in the {row['coordinates']}"
     moves = ""
     if row["length"] and row["coordinates"] == "factors" and row["share_of"] == "weights":

@@ -79,7 +79,7 @@ def cells(config: Config) -> list[Cell]:
             f"both directions are lines in the weights, and {config.dtype} rounds their small "
             "steps away; pass --dtype float32"
         )
-    check_sources(config.vectors)
+    check_sources(config.vectors, base=config.model)
     parts = [part for part in PARTS if part != ORDER or config.batch_size]
     return [Cell.of(part=part) for part in parts]
 

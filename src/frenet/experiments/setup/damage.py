@@ -112,5 +112,5 @@ def require_damage(
     if after - before < 0.1 * depth * (chance - before):
         raise NotDamagedError(
             f"the loss of task {task.name} went from {before:.3g} to {after:.3g} nats per token; "
-            "raise damage_steps (--damage-steps), or the rate in damage_optimizer"
+            "raise --damage-steps, or the rate of --damage-optimizer, of frenet run"
         )

@@ -27,7 +27,7 @@ class Settings:
     model without it, in nats per token."""
     rows: int = 48
     """Most prompts in each of three parts: one makes the vector, one chooses, one tests."""
-    doses: tuple[float, ...] = (0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8, 1.1)
+    doses: tuple[float, ...] = (0.025, 0.035, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.8, 1.1)
     """Lengths of the added vector to try, in units of the stream's norm after the block."""
     blocks: tuple[int, ...] = ()
     """0-based blocks to try. Empty: some that are evenly spaced, then the neighbours of the best

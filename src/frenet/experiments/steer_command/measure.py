@@ -15,6 +15,7 @@ from frenet.experiments.steer_command.trials import (
     Candidate,
     Trials,
     chosen,
+    halved,
     nulls_at,
     spread,
 )
@@ -70,7 +71,8 @@ def _announced(subject: Subject) -> str:
     tried = len(subject.blocks) if settings.blocks else len(blocks) + 2 * (step.bit_length() - 1)
     texts = len(subject.neutral) * (tried * LOOKS + 1) + 2 * len(subject.held_out) * (REPORTED + 1)
     nulls = 4 * settings.draws + 2 * len(subject.others)
-    single = len(subject.select.items) * (tried * len(settings.doses) + FINALISTS * nulls)
+    leads = FINALISTS * (1 + len(halved(settings.doses, max(settings.doses))))
+    single = len(subject.select.items) * (tried * len(settings.doses) + leads * nulls)
     single += len(subject.test.items) * (REPORTED + 1) * (nulls + 1)
     return (
         f"{subject.name}: at most {tried} of {len(subject.blocks)} blocks and "

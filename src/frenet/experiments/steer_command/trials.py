@@ -108,6 +108,13 @@ class Trials:
             return candidate
         return self.best(candidate.block, between(doses[index], doses[index + 1])) or candidate
 
+    def smaller(self, candidate: Candidate) -> list[Candidate]:
+        """The same at smaller doses."""
+        doses = halved(self.subject.settings.doses, candidate.dose)
+        found = self.share(candidate.block, doses)
+        pairs = zip(doses, found, strict=True)
+        return [Candidate(candidate.block, dose, share, at_edge=False) for dose, share in pairs]
+
     def lead(self, candidate: Candidate) -> Estimate:
         """P(positive answer) beyond that with the largest null vector of equal length."""
         block, dose = candidate.block, candidate.dose
@@ -144,6 +151,18 @@ def between(low: float, high: float) -> list[float]:
     return [low, *(float(f"{low * ratio**i:.3g}") for i in range(1, BETWEEN + 1))]
 
 
+def halved(doses: Sequence[float], dose: float) -> list[float]:
+    """Doses below one, each at most half of the one before.
+
+    >>> halved((0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4), 0.3)
+    [0.14, 0.07]
+    """
+    found: list[float] = []
+    while below := [each for each in doses if each <= min([dose, *found]) / 2]:
+        found.append(max(below))
+    return found
+
+
 def spread(blocks: Sequence[int], most: int = COARSE) -> tuple[list[int], int]:
     """At most this many of the blocks, evenly spaced up to the last one, and their spacing.
 
@@ -170,15 +189,19 @@ def nulls_at(subject: Subject, block: int) -> dict[str, Tensor]:
 def chosen(trials: Trials) -> Candidate | None:
     """The dose with the largest effect of those that exceed every null vector.
 
-    If none does, the one that comes nearest; None: every dose costs too much.
+    The best doses of some blocks come first. Where the answer is certain there with a null vector,
+    too, smaller doses may still tell the vectors apart. If none does, the one that comes nearest;
+    None: every dose costs too much.
     """
-    finalists = sorted(_best_by_block(trials).values(), key=lambda each: -each.share)[:FINALISTS]
+    best = sorted(_best_by_block(trials).values(), key=lambda each: -each.share)[:FINALISTS]
+    finalists = [*map(trials.refined, best)]
+    smaller = [each for finalist in finalists for each in trials.smaller(finalist)]
     leads: list[tuple[float, Candidate]] = []
-    for finalist in map(trials.refined, finalists):
-        lead = trials.lead(finalist)
+    for candidate in (*finalists, *sorted(smaller, key=lambda each: -each.share)):
+        lead = trials.lead(candidate)
         if lead.low is not None and lead.low > 0:
-            return finalist
-        leads.append((lead.value, finalist))
+            return candidate
+        leads.append((lead.value, candidate))
     return max(leads, default=(0.0, None))[1]
 
 

@@ -17,8 +17,11 @@ STALE = 0.5
 
 
 def sentences(rows: Rows) -> list[Answer]:
-    """How long bases and projections of the start stay useful, and how often to renew them."""
-    return [*_of_bases(rows), *_of_projections(rows)]
+    """How long bases and projections of the start stay useful, and how often to renew them.
+
+    Then how much of the way lies along the first steps.
+    """
+    return [*_of_bases(rows), *_of_projections(rows), *_of_first_steps(rows)]
 
 
 def renewal(life: "Bracket", what: str, *, control: float | None) -> str:
@@ -78,6 +81,18 @@ def _of_projections(rows: Rows) -> list[Answer]:
             )
             answers.append(Answer(probe, {}, sentence))
     return answers
+
+
+def _of_first_steps(rows: Rows) -> list[Answer]:
+    """What the last look says about the prefix."""
+    for row in select(rows, table="prefix")[-1:]:
+        if row["captured"] is not None:
+            sentence = (
+                f"{row['captured']:.2g} of the squared displacement after {row['step']} steps lies "
+                f"in their span; of a random walk with equal steps {row['random_walk']:.2g}"
+            )
+            return [Answer(f"first {row['k']} steps", {}, sentence)]
+    return []
 
 
 def median_life(lives: "Sequence[Bracket]") -> "Bracket":

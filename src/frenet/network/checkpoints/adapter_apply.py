@@ -29,6 +29,10 @@ _FAILURES = (
 )  # fmt: skip
 
 
+class OtherBaseError(UsageError):
+    """An adapter does not fit a model."""
+
+
 def apply_adapter(model: nn.Module, folder: Path) -> tuple[Any, list[str]]:
     """PEFT's wrapper around ``model`` with the adapter of ``folder``, trainable.
 
@@ -45,13 +49,7 @@ def apply_adapter(model: nn.Module, folder: Path) -> tuple[Any, list[str]]:
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    tensors = adapter_tensors(folder)
-    before = dict(model.named_parameters(remove_duplicate=False))
-    wrapped = _wrapped(model, folder)
-    expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    shapes = {name: tuple(value.shape) for name, value in expected.items()}
-    places = _places(list(tensors), list(shapes))
-    _require_fit(folder, tensors, shapes, places, before)
+    wrapped, tensors, places = _fitted(model, folder)
     chosen = {name: tensors[stored] for stored, name in places.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -64,6 +62,40 @@ def apply_adapter(model: nn.Module, folder: Path) -> tuple[Any, list[str]]:
     notes = [f"adapter {folder}: {len(renamed)} tensors are stored under other names, such as "
              f"{renamed[0][0]} for {renamed[0][1]}"] if renamed else []  # fmt: skip
     return wrapped, notes
+
+
+def require_base(model: nn.Module, folder: Path) -> None:
+    """Refuse an adapter of another base by names and shapes alone.
+
+    Args:
+        model: the model, which may be without weights (on the meta device); the adapter is added
+            in place, with no values.
+        folder: folder of the adapter.
+
+    Raises:
+        OtherBaseError: its tensors do not match those of the model.
+    """
+    try:
+        _fitted(model, folder)
+    except OtherBaseError:
+        raise
+    # Without weights PEFT may fail for other reasons; whoever loads the adapter reports them.
+    except UsageError:
+        return
+
+
+def _fitted(model: nn.Module, folder: Path) -> tuple[Any, dict[str, Tensor], dict[str, str]]:
+    """PEFT's wrapper without values, the stored tensors, and the name on the model of each."""
+    from peft import get_peft_model_state_dict
+
+    tensors = adapter_tensors(folder)
+    before = dict(model.named_parameters(remove_duplicate=False))
+    wrapped = _wrapped(model, folder)
+    expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    shapes = {name: tuple(value.shape) for name, value in expected.items()}
+    places = _places(list(tensors), list(shapes))
+    _require_fit(folder, tensors, shapes, places, before)
+    return wrapped, tensors, places
 
 
 def _wrapped(model: nn.Module, folder: Path) -> Any:
@@ -93,10 +125,10 @@ def _wrapped(model: nn.Module, folder: Path) -> Any:
                 config.task_type = None  # the wrapper for language models generates
             return get_peft_model(model, config)
     except NoMatchingPeftModuleError:
-        raise UsageError(
+        raise OtherBaseError(
             f"the adapter {folder} belongs to another base: it adapts "
             f"{settings.get('target_modules')} and the model has "
-            f"{', '.join(linear_modules(model))}"
+            f"{', '.join(linear_modules(model))}; {_own_base(folder)}"
         ) from None
     except _FAILURES as error:
         why = " ".join(str(error).split())[:300]
@@ -147,21 +179,22 @@ def _require_fit(
     places: Mapping[str, str],
     base: Mapping[str, Tensor],
 ) -> None:
-    """Raise ValueError unless every tensor has its place, and every place a tensor of its shape."""
-    for stored, name in places.items():
-        shape = tuple(tensors[stored].shape)
-        if shape != shapes[name]:
-            raise UsageError(
-                f"the adapter {folder} belongs to another base, or has the configuration of "
-                f"another adapter: {stored} has shape {shape} in the file and {shapes[name]} on "
-                "the model"
-            )
+    """Raise OtherBaseError unless every tensor has its place, and every place one of its shape."""
+    apart = [stored for stored, name in places.items() if tensors[stored].shape != shapes[name]]
+    if apart:
+        first = apart[0]
+        raise OtherBaseError(
+            f"the adapter {folder} belongs to another base, or has the configuration of another "
+            f"adapter: {first} has shape {tuple(tensors[first].shape)} in the file and "
+            f"{shapes[places[first]]} on the model ({len(apart)} such tensors); "
+            f"{_own_base(folder)}"
+        )
     # PEFT also saves embeddings and heads that have an adapter, or that it considers resized.
     extra = [name for name in tensors if name not in places and not _is_own(tensors, name, base)]
     for name in extra:
         held = base.get(_of_base(name))
         if held is not None and held.shape != tensors[name].shape:
-            raise UsageError(
+            raise OtherBaseError(
                 f"the adapter {folder} was trained on a base with resized embeddings: {name} has "
                 f"shape {tuple(tensors[name].shape)} in the file and {tuple(held.shape)} on the "
                 f"model; resize the base (resize_token_embeddings({len(tensors[name])})), put the "
@@ -169,19 +202,31 @@ def _require_fit(
             )
     missing = sorted(shapes.keys() - set(places.values()))
     if extra or missing:
-        raise UsageError(
+        raise OtherBaseError(
             f"the adapter {folder} is incomplete, or belongs to another base: only the file has "
             f"{some(sorted(extra), _SHOWN)}; only the model has {some(missing, _SHOWN)}; nothing "
-            "is applied in part"
+            f"is applied in part; {_own_base(folder)}"
         )
 
 
+def _own_base(folder: Path) -> str:
+    """The way out of an adapter's wrong base."""
+    named = configuration(folder).get("base_model_name_or_path")
+    known = f"its configuration names the base {named}: pass that" if named else "pass its base"
+    return f"{known} as the model"
+
+
 def _is_own(tensors: Mapping[str, Tensor], name: str, base: Mapping[str, Tensor]) -> bool:
-    """Whether a stored tensor equals a weight of the base, so that it changes nothing."""
+    """Whether a stored tensor equals a weight of the base, so that it changes nothing.
+
+    A base without weights cannot tell, and counts as equal.
+    """
     weight = base.get(_of_base(name))
-    if weight is None or weight.is_meta or weight.shape != tensors[name].shape:
+    if weight is None or weight.shape != tensors[name].shape:
         return False
-    return bool(torch.equal(tensors[name].to(weight.dtype), weight.detach().cpu()))
+    return weight.is_meta or bool(
+        torch.equal(tensors[name].to(weight.dtype), weight.detach().cpu())
+    )
 
 
 def _of_base(name: str) -> str:

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from frenet._errors import UsageError
 from frenet.geometry.linalg import dot
-from frenet.network.checkpoints.adapter_apply import apply_adapter, changeable, twin
+from frenet.network.checkpoints.adapter_apply import (
+    apply_adapter,
+    changeable,
+    require_base,
+    twin,
+)
 from frenet.network.checkpoints.adapter_delta import (
     Products,
     active_adapters,
@@ -18,7 +23,8 @@ from frenet.network.checkpoints.adapter_delta import (
     sum_of_products,
 )
 from frenet.network.checkpoints.adapter_files import configuration
-from frenet.network.checkpoints.folders import held
+from frenet.network.checkpoints.folders import CONFIG, held
+from frenet.network.checkpoints.promised import bare_model
 from frenet.network.checkpoints.tensor_files import TensorFiles
 
 # Largest difference, over the norm, of equal weights that were rounded to another dtype.
@@ -61,6 +67,24 @@ def load_adapter(
         more.append("every lora_B is zero: this adapter is untrained and changes nothing yet")
     rank, count = settings.get("r"), 2 * len(products)
     return wrapped, [f"adapter {folder}: rank {rank}, {count} tensors", *name_notes, *more]
+
+
+def check_adapter(folder: Path, source: str | Path) -> None:
+    """Refuse an adapter of another base, before that base is loaded.
+
+    Args:
+        folder: folder of the adapter.
+        source: source of the base. If it is no folder, and no hub id that was fetched before, the
+            adapter is compared with it only when it is loaded.
+
+    Raises:
+        ValueError: the adapter's tensors do not match those of the base.
+    """
+    place = _place(str(source))
+    weights = held(place).weights if place and (place / CONFIG).exists() else ()
+    size = sum(file.stat().st_size for file in weights if file.exists())
+    if place and size and (bare := bare_model(place, size)) is not None:
+        require_base(bare, folder)
 
 
 def products_of(wrapped: Any, what: str) -> Products:

@@ -22,6 +22,7 @@ from frenet.network.checkpoints.gguf_rope import Rope, require_turned
 from frenet.network.checkpoints.gguf_settings import carry_over
 from frenet.network.checkpoints.gguf_tokenizer import load_tokenizer
 from frenet.network.checkpoints.made_folder import RECORD, read_record, seal_folder, whole_folder
+from frenet.network.checkpoints.quiet import quiet_transformers
 from frenet.network.memory import require_memory
 
 # Keys of transformers' table that are sections of the file, or no decoders.
@@ -121,7 +122,9 @@ def _convert(
         f"{file.parameters:,} parameters, {needed / 2**30:.2f} GiB of memory, "
         f"{4 * file.parameters / 2**30:.2f} GiB in {folder}"
     )
-    with whole_files(folder, last=RECORD, alone=True, moves=moves) as unfinished:
+    files = whole_files(folder, last=RECORD, alone=True, moves=moves)
+    # The bar of the longest step, which is transformers' own, stays.
+    with quiet_transformers(), files as unfinished:
         notes = _write_converted(path, file, unfinished)
         about = {
             "file": path.name,

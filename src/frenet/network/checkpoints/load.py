@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +13,7 @@ from frenet._errors import UnreachableError, UsageError
 from frenet._notebook import Fact, Shown
 from frenet.network.blocks import reads_ahead, text_reach
 from frenet.network.checkpoints.adapter_files import adapter_folder, base_of
-from frenet.network.checkpoints.adapter_load import load_adapter
+from frenet.network.checkpoints.adapter_load import check_adapter, load_adapter
 from frenet.network.checkpoints.builtin_gpt2 import NAME, made_model
 from frenet.network.checkpoints.folders import PICKLED, held, refuse_pickled, require_model_folder
 from frenet.network.checkpoints.gguf import convert_gguf, say_on_stderr
@@ -22,6 +21,7 @@ from frenet.network.checkpoints.gguf_file import is_part
 from frenet.network.checkpoints.made_folder import read_record
 from frenet.network.checkpoints.pairs import fingerprint, tensor_shapes
 from frenet.network.checkpoints.promised import language_class, require_stored
+from frenet.network.checkpoints.quiet import quiet_transformers
 from frenet.network.checkpoints.tensor_files import TensorFiles
 from frenet.network.data.builtin_data import is_made
 from frenet.network.limits import context_length
@@ -131,12 +131,14 @@ def load(
     if resolved.kind == "gguf":
         where = convert_gguf(resolved.place, say=say)
         notes += _gguf_notes(where, dtype)
+    folder = None if adapter is None else adapter_folder(adapter)
+    if folder is not None:
+        check_adapter(folder, where)
     place = _device(device)
     model, model_notes = _model(where, dtype, place, name=resolved.name)
     notes += [*model_notes, *resolved.notes, *(_untied(model) if untie else ())]
     tokens = _tokenizer(_place(tokenizer) if tokenizer is not None else where, model)
-    if adapter is not None:
-        folder = adapter_folder(adapter)
+    if folder is not None:
         model, adapter_notes = load_adapter(model, folder, source=resolved.source)
         notes += adapter_notes
     model = model.to(place).eval()
@@ -318,7 +320,7 @@ def _model(
     try:
         config = AutoConfig.from_pretrained(where, **options)
         # The report of names is checked, so that no part keeps random values.
-        with torch.random.fork_rng(devices=[]), _quiet():
+        with torch.random.fork_rng(devices=[]), quiet_transformers():
             model, report = language_class(config).from_pretrained(
                 where, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, adapter_kwargs=_NO_ADAPTER, **options,
@@ -385,22 +387,6 @@ def _untied(model: Any) -> list[str]:
     config = model.config.get_text_config(decoder=True)
     model.config.tie_word_embeddings = config.tie_word_embeddings = False
     return ["the head, tied to the embedding, is separated from it (untie)"]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Switch off progress bars and warnings about names, which are checked and noted here."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    try:
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _cannot_load(

@@ -42,7 +42,7 @@ def require_stored(folder: Path, stored: int) -> int:
     layers = max(_layers(folder), default=0)
     if layers > limit:
         raise UsageError(_refusal(folder, f"{layers:,} layers", stored))
-    model = _promised(folder, stored)
+    model = bare_model(folder, stored)
     return sum(parameter.numel() for parameter in model.parameters()) if model else 0
 
 
@@ -56,7 +56,7 @@ def tied_names(folder: Path, stored: int) -> dict[str, str]:
     Raises:
         ValueError: as ``require_stored``.
     """
-    if (model := _promised(folder, stored)) is None:
+    if (model := bare_model(folder, stored)) is None:
         return {}
     first: dict[int, str] = {}
     named = model.named_parameters(remove_duplicate=False)
@@ -64,8 +64,16 @@ def tied_names(folder: Path, stored: int) -> dict[str, str]:
     return {name: one for name, one in first_names.items() if name != one}
 
 
-def _promised(folder: Path, stored: int) -> Any:
-    """The model of a configuration, on the meta device; None if it cannot be created."""
+def bare_model(folder: Path, stored: int) -> Any:
+    """The model of a configuration, on the meta device; None if it cannot be created.
+
+    Args:
+        folder: a folder with config.json and weights.
+        stored: bytes of the weights.
+
+    Raises:
+        ValueError: more parameters than can have been stored.
+    """
     from transformers import AutoConfig
 
     options = {"trust_remote_code": False}
