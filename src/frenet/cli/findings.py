@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from frenet._notebook import one_line
-from frenet.experiments.experiment import VERDICTS, Claim, Finding, Reach, Verdict
+from frenet.experiments.experiment import OPEN, VERDICTS, Claim, Finding, Reach, Verdict
 from frenet.experiments.verdicts import ALONE
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ SIGNS: dict[Verdict, tuple[str, str]] = {
     "undecided": ("?", "yellow"),
     "not testable": ("–", "dim"),
 }
-# The reasons of these are always shown: they say what is missing.
-OPEN: tuple[Verdict, ...] = ("undecided", "not testable")
 # What the reason would be if an unknown premise held: only with --why.
 FURTHER = re.compile(rf"({ALONE} [a-z ]+).*")
 # Most kinds of notes that are shown without --why.

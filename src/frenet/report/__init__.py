@@ -2,5 +2,6 @@
 
 from frenet.report.page import export, pooled_lines, write_report
 from frenet.report.results import write_results
+from frenet.report.site import write_site
 
-__all__ = ["export", "pooled_lines", "write_report", "write_results"]
+__all__ = ["export", "pooled_lines", "write_report", "write_results", "write_site"]
