@@ -116,14 +116,19 @@ def _demo(args: list[str]) -> int:
 
 def _report(args: list[str]) -> int:
     """``frenet report``."""
-    options = parse(Report, args, command="report", about="Turn runs into one HTML file.")
+    options = parse(
+        Report, args, command="report", about="Turn runs into one HTML file, or into several pages."
+    )
     if not options.runs:
         raise UsageError("give the runs to report: frenet report FOLDER [FOLDER ...]")
     with printing(options.json) as show:
         from frenet.report import export, pooled_lines, write_report, write_results, write_site
         from frenet.report.figures import undrawable
         from frenet.runs import find_runs, read_run
+        from frenet.runs.files import require_folder
 
+        for folder in filter(None, (options.export, options.results, options.site)):
+            require_folder(folder)
         paths = find_runs(options.runs)
         runs = [read_run(path, partial=options.partial) for path in paths]
         folders = [path if path.is_dir() else path.parent for path in paths]

@@ -1,4 +1,4 @@
-"""From runs to what people read: one HTML file, figures as PNG and SVG, tables as CSV."""
+"""From runs to what people read: HTML and Markdown pages, figures as PNG and SVG, tables as CSV."""
 
 from frenet.report.page import export, pooled_lines, write_report
 from frenet.report.results import write_results

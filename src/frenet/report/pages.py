@@ -9,34 +9,18 @@ from frenet._files import write_whole
 from frenet.experiments.reproduce import short_name
 from frenet.report.front_page import Network
 from frenet.report.sections import Section, slug
-from frenet.runs.files import require_path
 
 INDEX = "index"
 # The last line of every page. A page of a network without it belongs to somebody else.
 MARK = (
     "<!-- Written by frenet report, which replaces this page and removes it with its network. -->"
 )
-# Characters of a file's name, so that it fits into every file system with its ending.
-LONGEST = 80
 NAMELESS = "a model without a name"
 
 
 def named(parts: Sequence[Section]) -> list[Section]:
     """The runs with a label for the network of each, since its page needs one."""
     return [part if part.label else part._replace(label=NAMELESS) for part in parts]
-
-
-def require_folder(path: Path | str) -> Path:
-    """The path, if it is a folder or can become one.
-
-    Raises:
-        ValueError: it has a NUL character.
-        NotADirectoryError: it is a file.
-    """
-    path = require_path(path)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file; name a folder, which is made if it is missing")
-    return path
 
 
 def page_files(
@@ -58,7 +42,7 @@ def page_files(
     names: dict[str, str] = {}
     used = {INDEX}
     for network in networks:
-        base = name = slug(short_name(network.parts[0].model))[:LONGEST]
+        base = name = slug(short_name(network.parts[0].model))
         again = count(2)
         while name.lower() in used:
             name = f"{base}-{next(again)}"

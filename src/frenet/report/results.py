@@ -11,7 +11,7 @@ from frenet.report.front_page import Network, decided, grouped, join_sentences, 
 from frenet.report.markup import markdown, tag
 from frenet.report.numbers import estimate, spread, two
 from frenet.report.page import sections_of
-from frenet.report.pages import INDEX, named, page_files, require_folder, write_pages
+from frenet.report.pages import INDEX, named, page_files, write_pages
 from frenet.report.results_page import (
     MOVES,
     anchor,
@@ -24,6 +24,7 @@ from frenet.report.results_page import (
     table_row,
 )
 from frenet.runs import Run
+from frenet.runs.files import require_folder
 from frenet.runs.header import PACKED
 
 SUFFIX = ".md"

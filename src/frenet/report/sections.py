@@ -16,6 +16,8 @@ from frenet.report.provenance import again, failures
 from frenet.runs import Run
 
 NO_SCRIPT = "Tables need scripts. frenet report RUN --export FOLDER writes each of them as CSV."
+# Characters of a name, so that it fits into every file system with what follows it.
+LONGEST = 80
 
 
 class Section(NamedTuple):
@@ -58,10 +60,10 @@ def model_of(run: Run) -> str:
 def slug(text: str) -> str:
     """A text as a name for anchors and files, in letters that every file system takes.
 
-    >>> slug("a/b c.d"), slug("?")
-    ('a-b-c-d', 'run')
+    >>> slug("a/b c.d"), slug("?"), len(slug("long" * 75))
+    ('a-b-c-d', 'run', 80)
     """
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "run"
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:LONGEST] or "run"
 
 
 def section(

@@ -6,8 +6,9 @@ from pathlib import Path
 from frenet.experiments.experiment import Study
 from frenet.report.front_page import grouped
 from frenet.report.page import document, index_of, sections_of
-from frenet.report.pages import INDEX, named, page_files, require_folder, write_pages
+from frenet.report.pages import INDEX, named, page_files, write_pages
 from frenet.runs import Run
+from frenet.runs.files import require_folder
 
 SUFFIX, MOVES = ".html", "--site"
 
