@@ -85,8 +85,8 @@ def test_the_pages_name_both_networks_link_their_figures_and_hold_no_tag_of_a_us
     # Every second part between fences is a list of commands, shown verbatim.
     assert not any("<b>" in part or "<script" in part for part in text.split("```")[::2])
     assert "&lt;script&gt;" in text
-    claim = "**C1** Task gradients are locally low-rank, strongly."
-    assert f"| {claim} <small>paper: “strongly low-rank”</small> |" in index
+    assert "| **C1** Task gradients are locally low-rank, strongly. |" in index
+    assert text.count("In the paper: “strongly low-rank”.") == 2
     place = "synthetic.md#c1-task-gradients-are-locally-low-rank-strongly"
     every = "0.662 [0.601, 0.723], n = 3; compared with 0.0123 [0.0119, 0.0126], n = 3"
     assert (

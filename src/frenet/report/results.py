@@ -108,12 +108,9 @@ def _matrix(
     for name in sorted(claims, key=claim_order):
         cells = (_cell(by_cell.get((name, network.label)), files) for network in networks)
         claim = claims[name]
-        text = f"**{name}**"
-        if claim.id != before:
-            paper = tag("small", f"paper: {claim.paper}")
-            text += f" {markdown(claim.statement)} {paper}"
-        before = claim.id
-        yield table_row(text, *cells)
+        again, before = claim.id == before, claim.id
+        short = "" if again else f" {markdown(claim.short or claim.statement)}"
+        yield table_row(f"**{name}**{short}", *cells)
     yield from ("", "</div>", "")
 
 
@@ -150,9 +147,9 @@ def _networks(networks: Sequence[Network], files: Mapping[str, str]) -> Iterator
     """What every network is, whether its runs were declared, and how to read the rows."""
     yield from ("## The networks", "")
     for network in networks:
-        about = " · ".join(measured(network.parts)[1:])
+        name, *about = map(markdown, measured(network.parts))
         words = " ".join(line for line in declared(network) if line)
-        yield f"- [{markdown(network.label)}]({files[network.label]}): {markdown(about)}. {words}"
+        yield f"- {' · '.join((f'[{name}]({files[network.label]})', *about))}. {words}"
     open_yet = any(p.run.manifest.get("complete") is False for n in networks for p in n.parts)
     yield ""
     yield (

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from frenet._files import write_whole
@@ -18,6 +18,7 @@ from frenet.report.front_page import Network, followed, join_sentences, said
 from frenet.report.markup import escape, markdown, tag
 from frenet.report.numbers import estimate
 from frenet.report.numbers import figure as number
+from frenet.report.pages import INDEX
 from frenet.report.provenance import command_line, counted
 from frenet.report.sections import Section
 from frenet.runs import Run, pack_run
@@ -35,7 +36,8 @@ def network_page(network: Network, decisions: Sequence[Entry], out: Path) -> str
 
 def _lines(network: Network, decisions: Sequence[Entry], out: Path) -> Iterator[str]:
     yield from (f"# {markdown(network.label)}", "")
-    yield from (markdown(" · ".join(measured(network.parts))), "", *declared(network))
+    yield f"{markdown(' · '.join(measured(network.parts)))} · [all networks]({INDEX}.md)"
+    yield from ("", *declared(network))
     found = answer(decisions, named=False) if decisions else ""
     if words := join_sentences(said(network), found, followed(network)):
         yield from (markdown(words), "")
@@ -105,9 +107,8 @@ def _claim(decision: Entry, network: Network) -> Iterator[str]:
     yield f"{badge(finding)}{detail} {markdown(in_words(claim, finding))}"
     yield f"{markdown(paper[0].upper() + paper[1:])}."
     yield ""
-    for line in finding.notes:
-        yield f"- {markdown(line)}"
-    yield ""
+    if finding.notes:
+        yield from (*(f"- {markdown(line)}" for line in finding.notes), "")
     cases = ", and the numbers by case" if finding.breakdowns else ""
     yield from folded(f"Why, by which rule{cases}", _why(decision, _shown_settings(part)))
 
@@ -247,10 +248,10 @@ def _fenced(lines: Sequence[str]) -> Iterator[str]:
     yield from (fence, *lines, fence, "")
 
 
-def folded(title: str, lines: Sequence[str] | Iterator[str]) -> Iterator[str]:
+def folded(title: str, lines: Iterable[str]) -> Iterator[str]:
     """Lines that open on demand."""
     yield from ("<details markdown>", f"<summary>{escape(title)}</summary>", "")
-    yield from (*lines, "", "</details>", "")
+    yield from ("\n".join(lines).rstrip(), "", "</details>", "")
 
 
 def table_row(*cells: str) -> str:
