@@ -12,26 +12,20 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 from frenet.cli import main
-from frenet.cli.findings import OPEN
 from frenet.experiments import EXPERIMENTS
-from frenet.experiments.experiment import VERDICTS, Claim, Finding
 from frenet.experiments.reproduce import short_name
-from frenet.report.claims import in_words
+from frenet.report import summary
+from frenet.report.claims import Entry
 from frenet.report.markup import markdown
-from frenet.report.numbers import join_words
 from frenet.runs import decide_claims, find_runs, read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PART = re.compile(r"(<!-- made: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-# The claims that the README names, each with what a reader may want to know it for.
-FINDINGS = ("C2", "C4a", "C3", "C1", "C5a")
 MAP = "docs/results/stories260K-direction-scale-map.svg"
-Decided = dict[str, tuple[Claim, Finding]]
 
 
 def pages() -> list[Path]:
@@ -70,30 +64,16 @@ def _expanded(word: str) -> list[str]:
 
 def findings() -> str:
     """What the stored runs say about the first claims, a line for each."""
-    decided = dict(_by_network())
-    return "\n".join(_finding(name, decided) for name in FINDINGS)
-
-
-def _by_network() -> Iterator[tuple[str, Decided]]:
-    """By the name of the network, the claims with their findings by name."""
-    every: dict[str, Decided] = {}
-    for path in find_runs([ROOT / "docs/results"]):
-        run = read_run(path)
-        network = short_name(str(run.config["model"]))
-        for claim, finding in decide_claims(EXPERIMENTS[run.experiment], run):
-            every.setdefault(network, {})[finding.name] = claim, finding
-    yield from every.items()
-
-
-def _finding(name: str, decided: dict[str, Decided]) -> str:
-    """A claim, by verdict the networks that have it, and the numbers of those that decide it."""
-    of_claim = {network: known[name] for network, known in decided.items() if name in known}
-    words: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
-    for network, (claim, finding) in of_claim.items():
-        numbers = "" if finding.verdict in OPEN else f" ({in_words(claim, finding).rstrip('.')})"
-        words[finding.verdict].append(markdown(f"{network}{numbers}"))
-    verdicts = "; ".join(f"*{word}* on {join_words(some)}" for word, some in words.items() if some)
-    return f"- **{claim.statement}** ({name}): {verdicts}."
+    decided = [
+        Entry(claim, finding, short_name(str(run.config["model"])), None)
+        for run in map(read_run, find_runs([ROOT / "docs/results"]))
+        for claim, finding in decide_claims(EXPERIMENTS[run.experiment], run)
+    ]
+    lines = (
+        summary.markdown(entries, lambda one: markdown(one.run))
+        for entries in summary.chosen(decided)
+    )
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def picture() -> str:

@@ -49,7 +49,12 @@ def toy(monkeypatch, tmp_path):
         written.append(("export", out_dir))
         return []
 
+    def write_site(runs, folder, *, static):
+        written.append(("site", folder, static))
+        return [folder / "index.html", folder / "toy.html"]
+
     monkeypatch.setattr(frenet.report, "write_report", write_report)
+    monkeypatch.setattr(frenet.report, "write_site", write_site)
     monkeypatch.setattr(frenet.report, "export", export)
     # The toy has no network whose speed could be measured.
     monkeypatch.setattr("frenet.runs.forecast.network_speed", lambda part: Speed(1.0, 1.0))
@@ -433,7 +438,13 @@ def test_report_takes_runs_and_folders_of_runs(toy, capsys):
     assert cli.main(["report", "all/b", "all/a", "--out", "r.html", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["report"] == "r.html"
+    assert told["site"] == []
     assert [run["out"] for run in told["runs"]] == ["all/b", "all/a"]
+    assert cli.main(["report", "all", "--site", "pages", "--static", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["site"] == ["pages/index.html", "pages/toy.html"]
+    assert toy[-1] == ("site", Path("pages"), True)
+    assert cli.main(["report", "all", "--site", "pages"]) == 0
+    assert capsys.readouterr().out.endswith("\nsite: pages/index.html\n")
 
 
 def test_report_takes_runs_in_one_file_and_writes_beside_them(toy, capsys):

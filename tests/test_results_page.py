@@ -1,4 +1,4 @@
-"""docs/results: the page follows from the runs beside it, word for word, and every figure draws."""
+"""docs/results: the pages follow from the runs beside them, word for word; every figure draws."""
 
 import re
 from pathlib import Path
@@ -28,9 +28,12 @@ def stored_figures(runs):
                 yield run, figure, rows
 
 
-def test_the_runs_in_the_folder_make_its_page_again(runs, tmp_path):
-    page = write_results(runs, tmp_path)
-    assert page.read_text("utf-8") == (RESULTS / "index.md").read_text("utf-8")
+def test_the_runs_in_the_folder_make_its_pages_again(runs, tmp_path):
+    write_results(runs, tmp_path)
+    pages = sorted(tmp_path.glob("*.md"))
+    assert len(pages) == 5
+    for page in pages:
+        assert page.read_text("utf-8") == (RESULTS / page.name).read_text("utf-8"), page.name
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in RESULTS.iterdir()}
 
 

@@ -13,7 +13,7 @@ The folders are layers; each imports only from those before it:
     methods       what one does with a direction
     experiments   one folder, one question: configuration, rows, claim, figures
     runs          run folders and the engine that fills them
-    report        run folders into one HTML file
+    report        run folders into one HTML file, or into several pages
     integrations  inside other people's training
     cli           the command line
 """

@@ -2,12 +2,14 @@
 
 import math
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from frenet.experiments import intervals
 from frenet.experiments.experiment import (
+    Across,
     Breakdown,
     Claim,
     Column,
@@ -17,9 +19,12 @@ from frenet.experiments.experiment import (
     Finding,
     Row,
     Rows,
+    Verdict,
 )
 from frenet.experiments.figures import charts
 from frenet.experiments.figures.charts import Axis, Rule
+from frenet.experiments.intervals import mean_of, select
+from frenet.experiments.verdicts import Criterion
 from frenet.runs import Run, config_dict
 from frenet.statistics.intervals import Estimate
 
@@ -27,6 +32,8 @@ HOSTILE = "<script>alert(1)</script>"
 TASKS = ("copy", "sort", "مهمة الفرز", HOSTILE, "emoji 🧭")
 SEEDS = (0, 1, 2)
 FRACTION = "fraction, 0 to 1"
+ABOVE = Criterion("the share", above=0.4)
+SHARE = Across("share of something", levels=ABOVE.levels, reference="null", limits=(0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -435,3 +442,44 @@ def runs() -> list[Run]:
         run("recovery-basis", basis_rows(), [failure]),
         run("basis-drift", drift_rows(), []),
     ]
+
+
+def planted(
+    values: Sequence[float], verdict: Verdict = "supported", *, case: str = "", null: float = 0.1
+) -> Finding:
+    """A finding with these values of seeds."""
+    estimate = mean_of(values, least=0.0) if values else None
+    return Finding(
+        "C1", Decision(verdict, "as planted"), "share", estimate, "null", Estimate(null), case=case
+    )
+
+
+def networks(names: list[str]) -> tuple[list[Run], dict[str, Experiment]]:
+    """Runs of one experiment on several networks, and the experiment: its claim reads the rows."""
+    known = experiments()
+    rank = known["gradient-rank"]
+
+    def decide(rows: Rows) -> tuple[Finding, ...]:
+        values = [row["energy"] for row in select(rows, table="spectrum", k=1)]
+        verdict: Verdict = "supported" if float(values[0]) > 0.2 else "contradicted"
+        return (planted(values[:3], verdict), planted(values[3:8], case="in the weights"))
+
+    claims = (rank.claims[0]._replace(across=SHARE, decide=decide),)
+    known["gradient-rank"] = replace(rank, claims=claims, figures=())
+    run = runs()[0]
+    made = {"machine": {"platform": "made up"}, "commit": None, "cell_seconds": 1.0}
+    found = [
+        Run(
+            **{
+                **run.__dict__,
+                "config": run.config | {"model": name},
+                "manifest": run.manifest | made,
+                "rows": [
+                    row | ({"energy": row["energy"] ** (1 + i)} if "energy" in row else {})
+                    for row in run.rows
+                ],
+            }
+        )
+        for i, name in enumerate(names)
+    ]
+    return found, known

@@ -1,4 +1,4 @@
-"""Runs as a Markdown page: every row next to it, no HTML in it, the same every time."""
+"""Runs as Markdown pages: every row next to them, no tag of users, the same every time."""
 
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,9 +9,14 @@ import markdown as site
 import pytest
 
 from frenet.experiments.setup.damage import shown_settings
-from frenet.report import results, write_results
+from frenet.report import results_page, write_results
 from frenet.report.markup import markdown
 from frenet.runs import Run, find_runs, read_run
+
+
+def all_pages(folder):
+    """The texts of all pages of a folder."""
+    return "\n".join(path.read_text("utf-8") for path in sorted(folder.glob("*.md")))
 
 
 def written(folder):
@@ -28,7 +33,7 @@ def test_the_runs_stand_beside_the_page_and_make_it_again_in_another_folder(tmp_
     run, page = written(tmp_path / "first")
     files = find_runs([page.parent])
     assert len(files) == 2
-    assert all(f"({file.name})" in page.read_text("utf-8") for file in files)
+    assert all(f"({file.name})" in all_pages(page.parent) for file in files)
     read = [read_run(file) for file in files]
     assert [one.rows for one in read] == [run.rows, run.rows]
     assert [one.config["model"] for one in read] == ["models/<b>other</b>", "synthetic"]
@@ -49,10 +54,10 @@ def test_the_page_says_what_is_not_there(tmp_path):
     page = write_results(
         [Run(**{**run.__dict__, **changes})], tmp_path, experiments=made_up.experiments()
     )
-    text = page.read_text("utf-8")
+    text = (tmp_path / "synthetic.md").read_text("utf-8")
     assert "- `gradient-rank` is not finished. 2 of 9 cells are finished.\n" in text
     assert "- `gradient-rank`: seed=1 failed: ValueError: &lt;no&gt;\n" in text
-    assert "`frenet report FOLDER --out report.html --partial`" in text
+    assert "`frenet report FOLDER --out report.html --partial`" in page.read_text("utf-8")
     assert "s of cells" not in text
     (file,) = find_runs([tmp_path])
     assert read_run(file, partial=True).failures == [failure]
@@ -63,7 +68,7 @@ def test_a_run_that_is_given_twice_counts_once(tmp_path):
     copies = [read_run(file) for file in find_runs([page.parent])]
     again = write_results([*copies, run], tmp_path / "again", experiments=made_up.experiments())
     assert len(find_runs([again.parent])) == 2
-    assert again.read_text("utf-8").count("\n## the synthetic transformer") == 1
+    assert {path.name for path in again.parent.glob("*.md")} == {"index.md", "b.md", "synthetic.md"}
 
 
 def test_a_network_that_joins_renames_no_run(tmp_path):
@@ -73,16 +78,21 @@ def test_a_network_that_joins_renames_no_run(tmp_path):
     assert (tmp_path / "both" / alone.name).read_bytes() == alone.read_bytes()
 
 
-def test_the_page_names_both_networks_links_its_figures_and_holds_no_tag(tmp_path):
+def test_the_pages_name_both_networks_link_their_figures_and_hold_no_tag_of_a_user(tmp_path):
     _, page = written(tmp_path)
-    text = page.read_text("utf-8")
-    assert "## the synthetic transformer" in text
+    index, text = page.read_text("utf-8"), all_pages(tmp_path)
+    assert "# the synthetic transformer\n" in text
     # Every second part between fences is a list of commands, shown verbatim.
-    assert not any("<" in part for part in text.split("```")[::2])
+    assert not any("<b>" in part or "<script" in part for part in text.split("```")[::2])
     assert "&lt;script&gt;" in text
-    assert "| **C1** Task gradients are locally low-rank, strongly. | “strongly low-rank” |" in text
-    compared = "compared with 0.0123 [0.0119, 0.0126]"
-    assert f"| **supported**: 0.662 [0.601, 0.723], n = 3; {compared}" in text
+    assert "| **C1** Task gradients are locally low-rank, strongly. |" in index
+    assert text.count("In the paper: “strongly low-rank”.") == 2
+    place = "synthetic.md#c1-task-gradients-are-locally-low-rank-strongly"
+    every = "0.662 [0.601, 0.723], n = 3; compared with 0.0123 [0.0119, 0.0126], n = 3"
+    assert (
+        f'[<span class="verdict supported">✓ supported</span>]({place})<br>'
+        f'<small title="{every}">0.66 [0.60, 0.72]</small> |'
+    ) in index
     assert text.count("| task | energy |\n| --- | --- |\n| &lt;i&gt;a\\|b&lt;/i&gt; | 0.251 |") == 2
     figures = list(tmp_path.glob("*.svg"))
     assert figures
@@ -105,8 +115,8 @@ def test_a_claim_names_the_damage_and_the_optimisers_of_the_spaces_that_were_mea
     ):
         config = run.config | settings | {"spaces": spaces}
         one = Run(**{**run.__dict__, "config": config, "manifest": run.manifest | machine})
-        page = write_results([one], tmp_path, experiments=known)
-        assert f"Settings: damage by noise; {trained}\n" in page.read_text("utf-8")
+        write_results([one], tmp_path, experiments=known)
+        assert f"Settings: damage by noise; {trained}\n" in all_pages(tmp_path)
 
 
 def test_text_of_users_makes_no_link_picture_or_code():
@@ -114,11 +124,11 @@ def test_text_of_users_makes_no_link_picture_or_code():
         r"&#33;[p]\(u) [a]\(b) [a]\[b] [a]&#58; c \`d\` e\*f\* &lt;g&gt; h"
     )
     assert markdown("0.5 [0.4, 0.6], n = 3 (so)") == "0.5 [0.4, 0.6], n = 3 (so)"
-    assert list(results._fenced(["a ``` b", "c"])) == ["````", "a ``` b", "c", "````", ""]
+    assert list(results_page._fenced(["a ``` b", "c"])) == ["````", "a ``` b", "c", "````", ""]
 
 
 def test_a_figure_that_fails_leaves_the_others_and_the_numbers(tmp_path, monkeypatch):
-    plain = results.figures.draw
+    plain = results_page.figures.draw
     drawn = []
 
     def draw(figure, rows):
@@ -127,15 +137,15 @@ def test_a_figure_that_fails_leaves_the_others_and_the_numbers(tmp_path, monkeyp
             raise ZeroDivisionError("no data")
         return plain(figure, rows)
 
-    monkeypatch.setattr(results.figures, "draw", draw)
-    _, page = written(tmp_path)
-    text = page.read_text("utf-8")
+    monkeypatch.setattr(results_page.figures, "draw", draw)
+    written(tmp_path)
+    text = all_pages(tmp_path)
     assert "not drawn, ZeroDivisionError: no data" in text
     assert len(list(tmp_path.glob("*.svg"))) > 0
     assert len(find_runs([tmp_path])) == 2
 
 
-def test_versions_machine_and_commits_are_told_once_or_beside_the_runs_that_had_them(tmp_path):
+def test_a_page_names_versions_machine_and_commits_once_or_for_the_runs_that_had_them(tmp_path):
     first, second = made_up.runs()[:2]
     assert first.experiment != second.experiment
     made = {"machine": {"platform": "System-1-kernel", "cpus": 2}, "cell_seconds": 1.0}
@@ -158,19 +168,19 @@ def test_versions_machine_and_commits_are_told_once_or_beside_the_runs_that_had_
         )
         for run, model, change in changes
     ]
-    page = write_results(runs, tmp_path / "all", experiments=made_up.experiments())
-    told = page.read_text("utf-8").partition("## How these")[2]
-    assert told.count("- frenet 1\n- platform System, cpus 2; commit abc\n") == 1
-    assert f"`{first.experiment}` on models/a; everything on models/c:\n\n- frenet 1\n" in told
-    assert f"`{second.experiment}` on models/a:\n\n- frenet 1\n" in told
-    assert "cpus 2; commit ghi\n" in told
-    assert "Everything on models/b:\n\n- frenet 1\n" in told
-    assert "commits, in this order, abc, def-dirty\n" in told
-    assert "Everything on models/d:\n\n- frenet 2\n" in told
-    assert "Everything on models/e:\n\n- frenet 1\n- platform System, cpus 8; commit abc" in told
-    page = write_results([runs[0], runs[3]], tmp_path / "some", experiments=made_up.experiments())
-    told = page.read_text("utf-8").partition("## How these")[2]
-    assert ".\n\n- frenet 1\n- platform System, cpus 2;" in told
+    write_results(runs, tmp_path, experiments=made_up.experiments())
+    told = {
+        path.stem: path.read_text("utf-8").partition("## Versions and machines\n\n")[2]
+        for path in tmp_path.glob("[a-e].md")
+    }
+    same = "- frenet 1\n- platform System, cpus 2; commit abc\n"
+    assert f"`{first.experiment}`:\n\n{same}" in told["a"]
+    assert f"`{second.experiment}`:\n\n- frenet 1\n" in told["a"]
+    assert "cpus 2; commit ghi\n" in told["a"]
+    assert "commits, in this order, abc, def-dirty\n" in told["b"]
+    assert told["c"].startswith(same)
+    assert told["d"].startswith("- frenet 2\n")
+    assert told["e"].startswith("- frenet 1\n- platform System, cpus 8; commit abc\n")
 
 
 def test_the_same_runs_give_the_same_files(tmp_path):
@@ -230,9 +240,11 @@ def test_hostile_runs_make_a_page_without_tags_and_signs_that_are_obeyed(tmp_pat
             "cells": {"finished": "<script>", "total": "\n# a"},
         }  # fmt: skip
         runs.append(Run(**{**run.__dict__, "manifest": run.manifest | forged}))
-    page = write_results(runs, tmp_path, experiments=hostile.experiments()).read_text("utf-8")
+    write_results(runs, tmp_path, experiments=hostile.experiments())
+    page = all_pages(tmp_path)
     assert not set("\x00\x1b\u202e\r") & set(page)
-    tags = Tags(site.markdown(page, extensions=["fenced_code", "tables", "attr_list"]))
+    extensions = ["fenced_code", "tables", "attr_list", "md_in_html"]
+    tags = Tags(site.markdown(page, extensions=extensions))
     assert not {"script", "onerror", "b", "h1" if "<h1>a" in page else ""} & tags.seen
     assert "alert(1)" in tags.text
 
@@ -245,7 +257,7 @@ def test_a_name_of_a_megabyte_is_shortened_on_the_page_and_whole_beside_it(tmp_p
         row | {"task": long} if row.get("task") == made_up.TASKS[0] else row for row in run.rows
     ]
     forged = Run(**{**run.__dict__, "rows": rows, "manifest": run.manifest | machine})
-    page = write_results([forged], tmp_path, experiments=made_up.experiments())
-    assert len(page.read_bytes()) < 100_000
+    write_results([forged], tmp_path, experiments=made_up.experiments())
+    assert len(all_pages(tmp_path)) < 100_000
     (file,) = find_runs([tmp_path])
     assert read_run(file).rows == rows

@@ -47,7 +47,7 @@ def test_a_report_under_a_limit_has_its_numbers_and_says_why_it_has_no_figures(t
     assert 'data-rows="' in text
     assert 'data-chart="' not in text
     assert {file.suffix for file in tables.iterdir()} == {".csv"}
-    told = (results / "index.md").read_text("utf-8")
+    told = (results / "gpt2.md").read_text("utf-8")
     assert "not drawn; the address space" in told
     assert ".svg" not in told
 

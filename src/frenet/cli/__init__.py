@@ -39,7 +39,7 @@ test the claims of the paper:
   run        one experiment: frenet run EXPERIMENT [options]
 
 results and files:
-  report     turn run folders into one HTML file
+  report     turn run folders into one HTML file, or into several pages
   convert    turn a GGUF file into a folder that loads fast
 
 frenet COMMAND --help explains the options of a command, frenet run EXPERIMENT

@@ -116,14 +116,19 @@ def _demo(args: list[str]) -> int:
 
 def _report(args: list[str]) -> int:
     """``frenet report``."""
-    options = parse(Report, args, command="report", about="Turn runs into one HTML file.")
+    options = parse(
+        Report, args, command="report", about="Turn runs into one HTML file, or into several pages."
+    )
     if not options.runs:
         raise UsageError("give the runs to report: frenet report FOLDER [FOLDER ...]")
     with printing(options.json) as show:
-        from frenet.report import export, pooled_lines, write_report, write_results
+        from frenet.report import export, pooled_lines, write_report, write_results, write_site
         from frenet.report.figures import undrawable
         from frenet.runs import find_runs, read_run
+        from frenet.runs.files import require_folder
 
+        for folder in filter(None, (options.export, options.results, options.site)):
+            require_folder(folder)
         paths = find_runs(options.runs)
         runs = [read_run(path, partial=options.partial) for path in paths]
         folders = [path if path.is_dir() else path.parent for path in paths]
@@ -135,8 +140,9 @@ def _report(args: list[str]) -> int:
             export(runs, options.export)
         if options.results is not None:
             write_results(runs, options.results)
+        site = [] if options.site is None else write_site(runs, options.site, static=options.static)
         facts = {"command": "report", "report": str(report), "export": path_text(options.export)}
-        facts["results"] = path_text(options.results)
+        facts |= {"results": path_text(options.results), "site": list(map(str, site))}
         if options.json:
             show_runs(show, runs, facts | {"networks": pooled_lines(runs)}, as_json=True)
         else:
@@ -149,6 +155,8 @@ def _report(args: list[str]) -> int:
                 show(f"figures and tables: {options.export}")
             if options.results is not None:
                 show(f"results: {options.results / 'index.md'}")
+            if site:
+                show(f"site: {site[0]}")
     return DONE
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from frenet._notebook import one_line
 from frenet.experiments.experiment import (
+    OPEN,
     VERDICTS,
     Claim,
     Finding,
@@ -33,8 +34,6 @@ SIGNS: dict[Verdict, tuple[str, str]] = {
     "undecided": ("?", "yellow"),
     "not testable": ("–", "dim"),
 }
-# The reasons of these are always shown: they say what is missing.
-OPEN: tuple[Verdict, ...] = ("undecided", "not testable")
 # What the reason would be if an unknown premise held: only with --why.
 FURTHER = re.compile(rf"({ALONE} [a-z ]+).*")
 # Most kinds of notes that are shown without --why.

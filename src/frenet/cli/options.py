@@ -99,10 +99,13 @@ class Report:
     export: Folder = None
     """Also write the figures (PNG, SVG) and tables (CSV) to this folder."""
     results: Folder = None
-    """Also write a Markdown page with figures, and the packed runs, to this folder, for a
-    repository."""
+    """Also write Markdown pages with figures (index.md, and one page per network), and the packed
+    runs, to this folder, for a repository."""
+    site: Folder = None
+    """Also write HTML pages that open offline (index.html, and one page per network) to this
+    folder."""
     static: Switch = False
-    """Add a picture of every figure for browsers without scripts; the file becomes larger."""
+    """Add a picture of every figure for browsers without scripts; the files become larger."""
     partial: Switch = False
     """Accept unfinished runs."""
     why: Switch = False

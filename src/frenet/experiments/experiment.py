@@ -18,6 +18,8 @@ Rows = Sequence[Mapping[str, Scalar]]
 Verdict = Literal["supported", "contradicted", "equivalent", "undecided", "not testable"]
 # In the order in which they are counted.
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+# Those that decide nothing.
+OPEN: tuple[Verdict, ...] = ("undecided", "not testable")
 
 # Kinds of network: the synthetic transformer, a pretrained language model, and the small GPT-2 that
 # frenet trains itself.

@@ -14,7 +14,7 @@ from frenet.experiments.experiment import VERDICTS, Claim, Decision, Finding, Ve
 from frenet.report.glossary import explained
 from frenet.report.glyph import glyph
 from frenet.report.markup import tag, user_text
-from frenet.report.numbers import estimate, join_words, two
+from frenet.report.numbers import estimate, join_words, spread, two
 
 ICONS: dict[Verdict, str] = {
     "supported": "✓",
@@ -97,18 +97,18 @@ def _everywhere(decisions: Sequence[Entry], networks: int) -> str:
     )
 
 
-def matrix(decisions: Sequence[Entry], anchors: Mapping[str, str]) -> Markup:
+def matrix(decisions: Sequence[Entry], addresses: Mapping[str, str]) -> Markup:
     """Claims in rows, networks in columns: verdict, number, and its reference.
 
     Args:
         decisions: of all networks.
-        anchors: of every network, by label.
+        addresses: where more on each network is, by label.
     """
     claims = {decision.finding.name: decision.claim for decision in decisions}
     by_cell = {(decision.finding.name, decision.run): decision for decision in decisions}
     links = (
-        tag("th", tag("a", user_text(label), href=f"#{anchor}"), scope="col")
-        for label, anchor in anchors.items()
+        tag("th", tag("a", user_text(label), href=address), scope="col")
+        for label, address in addresses.items()
     )
     head = tag("thead", tag("tr", tag("th", "Claim", scope="col"), *links))
     rows = []
@@ -116,7 +116,7 @@ def matrix(decisions: Sequence[Entry], anchors: Mapping[str, str]) -> Markup:
         what = tag("small", claim.across.quantity) if claim.across else ""
         paper = tag("small", f"paper: {claim.paper}")
         first = (tag("b", name, class_="id"), " ", claim.statement, what, paper)
-        cells = [_verdict(by_cell.get((name, label)), label) for label in anchors]
+        cells = [_verdict(by_cell.get((name, label)), label) for label in addresses]
         rows.append(tag("tr", tag("th", *first, scope="row"), *cells))
     caption = tag("caption", "The claims on every network", class_="hidden")
     return tag("table", caption, head, tag("tbody", *rows), class_="claims matrix")
@@ -129,9 +129,8 @@ def _verdict(decision: Entry | None, label: str) -> Markup:
     shown = [tag("div", sign(finding.decision))]
     if finding.estimate is None:
         return tag("td", *shown, tag("small", "nothing was measured"), data_label=label)
-    value, ends = two(finding.estimate.value), [finding.estimate.low, finding.estimate.high]
-    interval = f" [{', '.join(two(end) for end in ends if end is not None)}]"
-    number = tag("div", tag("strong", value), interval if None not in ends else "", class_="number")
+    value, interval = two(finding.estimate.value), spread(finding.estimate)
+    number = tag("div", tag("strong", value), f" {interval}" if interval else "", class_="number")
     other = finding.reference_estimate
     compared = comparison(finding) if other is None else f"compared with {two(other.value)}"
     more = (number, glyph(claim, finding), tag("small", compared))
@@ -192,6 +191,17 @@ def in_words(claim: Claim, finding: Finding) -> str:
     """What was found, in one line: the numbers, or why there are none."""
     if finding.estimate is None:
         return f"Not measured: {_first(finding.why)}."
+    text = in_clauses(claim, finding)
+    alone = f" (criteria alone: {finding.decision.alone})"
+    if finding.verdict == "not testable" and not finding.decision.alone:
+        alone = f". Not testable: {_first(finding.why)}"
+    return f"{text[:1].upper()}{text[1:]}{alone if finding.verdict == 'not testable' else ''}."
+
+
+def in_clauses(claim: Claim, finding: Finding) -> str:
+    """The numbers that were found; empty if nothing was measured."""
+    if finding.estimate is None:
+        return ""
     numbers = {"value": finding.estimate, "reference": finding.reference_estimate, **finding.also}
     known = {name: two(n.value) for name, n in numbers.items() if n is not None}
     clauses = [
@@ -199,11 +209,7 @@ def in_words(claim: Claim, finding: Finding) -> str:
         for clause in claim.says
         if {field for _, field, _, _ in Formatter().parse(clause) if field} <= set(known)
     ]
-    text = "; ".join(clauses) or f"{finding.quantity}: {two(finding.estimate.value)}"
-    alone = f" (criteria alone: {finding.decision.alone})"
-    if finding.verdict == "not testable" and not finding.decision.alone:
-        alone = f". Not testable: {_first(finding.why)}"
-    return f"{text[:1].upper()}{text[1:]}{alone if finding.verdict == 'not testable' else ''}."
+    return "; ".join(clauses) or f"{finding.quantity}: {two(finding.estimate.value)}"
 
 
 def _first(why: str) -> str:

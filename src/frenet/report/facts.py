@@ -12,14 +12,12 @@ NAMED = 3
 
 def facts(parts: Sequence[Section]) -> list[str]:
     """What the runs know of themselves, in the order in which a reader asks for it."""
-    return [
-        *_network(parts),
-        *_tasks(parts),
-        *_seeds(parts),
-        *_circumstances(parts),
-        f"frenet {__version__}",
-        *_incomplete(parts),
-    ]
+    return [*measured(parts), f"frenet {__version__}", *_incomplete(parts)]
+
+
+def measured(parts: Sequence[Section]) -> list[str]:
+    """The facts that stay the same in other versions of frenet."""
+    return [*_network(parts), *_tasks(parts), *_seeds(parts), *_circumstances(parts)]
 
 
 def _network(parts: Sequence[Section]) -> list[str]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from frenet.experiments.experiment import Figure, Reach, Rows, claim_order
 from frenet.report import sentences as answers
+from frenet.report import summary
 from frenet.report.claims import Entry, answer, listed, matrix
 from frenet.report.facts import facts
 from frenet.report.markup import join, tag, user_text
@@ -50,7 +52,7 @@ def decided(network: Network) -> list[Entry]:
             part.label,
             part.anchor(claim.figure),
             tuple(part.breakdown_anchor(finding, i) for i in range(len(finding.breakdowns))),
-            str(part.run.config.get("model", "")),
+            part.model,
         )
         for part in network.parts
         for claim, finding in decide_claims(part.experiment, part.run)
@@ -64,6 +66,7 @@ def opening(
     *,
     static: bool,
     waiting: Sequence[str] = (),
+    pages: Mapping[str, str] = MappingProxyType({}),
 ) -> Markup:
     """The first screen: the answer, the figure that shows it, and one line for each claim.
 
@@ -72,22 +75,27 @@ def opening(
         decisions: on all of them.
         static: add pictures for readers without scripts.
         waiting: what is still to be measured.
+        pages: the page of each network, by label, if this screen is a page of its own.
     """
     parts = [part for network in networks for part in network.parts]
-    several = len(networks) > 1
-    lead = together(_reaches(networks)) if several else said(networks[0])
+    several = len(networks) > 1 or bool(pages)
+    lead = said_together(networks) if several else said(networks[0])
     found = join_sentences(lead, answer(decisions, named=several) if decisions else "")
-    maps = overview(networks, static=static) if several else []
-    results = tag("section", *_results(networks, decisions), id="claims")
+    results = tag("section", *_results(networks, decisions, pages), id="claims")
+    if not several:
+        only = networks[0]
+        shown = [reached(only), _advice(only), results, fronts(only, static=static)]
+    else:
+        maps = overview(networks, pages, static=static)
+        shown = [results, *maps] if pages else [*maps[:1], results, *maps[1:]]
     return join(
         [
             tag("p", user_text(" · ".join(("frenet report", *facts(parts)))), class_="facts"),
             tag("h1", TITLE),
             tag("p", user_text(found), class_="answer") if found else Markup(""),
+            summary.html(decisions, pages) if pages else "",
             _still(waiting),
-            *(maps[:1] if several else [reached(networks[0]), _advice(networks[0])]),
-            results,
-            *(maps[1:] if several else [fronts(networks[0], static=static)]),
+            *shown,
         ]
     )
 
@@ -97,18 +105,25 @@ def join_sentences(*sentences: str) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _results(networks: Sequence[Network], decisions: Sequence[Entry]) -> Iterator[Markup]:
+def _results(
+    networks: Sequence[Network], decisions: Sequence[Entry], pages: Mapping[str, str]
+) -> Iterator[Markup]:
     """The claims of one network, a matrix of several, or the answers of runs without claims."""
     if not decisions:
         parts = [part for network in networks for part in network.parts]
         yield tag("h2", "Results", class_="hidden")
-        yield from answers.opening(parts)
-    elif len(networks) > 1:
+        yield from answers.opening(parts, pages)
+    elif len(networks) > 1 or pages:
         yield tag("h2", "The claims on every network")
-        yield matrix(decisions, {network.label: network.id for network in networks})
+        yield matrix(decisions, {one.label: _address(one, pages) for one in networks})
     else:
         yield claims_heading(decisions)
         yield listed(decisions)
+
+
+def _address(network: Network, pages: Mapping[str, str]) -> str:
+    """Where more on a network is: a page of its own, or its chapter."""
+    return pages.get(network.label, f"#{network.id}")
 
 
 def claims_heading(decisions: Sequence[Entry]) -> Markup:
@@ -129,9 +144,18 @@ def said(network: Network) -> str:
     return sentence(_reach(network))
 
 
+def followed(network: Network) -> str:
+    """What to do with the directions of a network, in sentences; empty if nothing is known."""
+    return advice(_reach(network))
+
+
+def said_together(networks: Sequence[Network]) -> str:
+    """How long a gradient is good on each network, in a sentence."""
+    return together(_reaches(networks))
+
+
 def _advice(network: Network) -> Markup:
-    """What to do with the directions of a network."""
-    words = advice(_reach(network))
+    words = followed(network)
     return (
         tag("p", tag("b", "What follows "), user_text(words), class_="next")
         if words
@@ -149,16 +173,21 @@ def _as_it_is(chart: Any, rows: Rows) -> Any:
     return chart
 
 
-def overview(networks: Sequence[Network], *, static: bool) -> list[Markup]:
-    """The maps of all networks on common axes."""
-    drawn = []
+def maps(networks: Sequence[Network]) -> Iterator[tuple[Figure, Rows]]:
+    """The maps of all networks on common axes, as figures with rows."""
     for kind, caption, chart in on_common_axes(_reaches(networks)):
         title = f"How far and for how long, in the {kind}"
-        shown = Figure(f"all-{kind}", title, caption, "reach", partial(_as_it_is, chart))
-        rows = [{"table": "reach"}]
-        link = tag("a", "the chapters of the networks", href=f"#{networks[0].id}")
-        drawn.append(framed(f"all-{kind}", shown, rows, link, static=static))
-    return drawn
+        chart_of = partial(_as_it_is, chart)
+        yield Figure(f"all-{kind}", title, caption, "reach", chart_of), [{"table": "reach"}]
+
+
+def overview(
+    networks: Sequence[Network], pages: Mapping[str, str], *, static: bool
+) -> list[Markup]:
+    """The maps of all networks on common axes, for a page."""
+    words = f"the {'pages' if pages else 'chapters'} of the networks"
+    link = tag("a", words, href=_address(networks[0], pages))
+    return [framed(one.id, one, rows, link, static=static) for one, rows in maps(networks)]
 
 
 def reached(network: Network) -> Markup:
@@ -212,18 +241,23 @@ def _still(waiting: Sequence[str]) -> Markup:
     return tag("p", tag("b", "First results."), user_text(text), class_="answer")
 
 
-def contents(networks: Sequence[Network], above: Mapping[str, str]) -> Markup:
+def contents(
+    networks: Sequence[Network],
+    above: Mapping[str, str],
+    pages: Mapping[str, str] = MappingProxyType({}),
+) -> Markup:
     """The bar at the top of the window: links to the parts of the page.
 
     Args:
         networks: all of them.
-        above: words -> the anchor of a section before those of the networks.
+        above: words -> the address of what comes before the networks.
+        pages: the page of each network, by label, if that is another one.
     """
     links = [tag("a", "Top", href="#top"), tag("a", "Results", href="#claims")]
-    links += [tag("a", words, href=f"#{anchor}") for words, anchor in above.items()]
-    if len(networks) > 1:
-        links += [tag("a", user_text(n.label), href=f"#{n.id}") for n in networks]
+    links += [tag("a", words, href=address) for words, address in above.items()]
+    if len(networks) > 1 or pages:
+        links += [tag("a", user_text(n.label), href=_address(n, pages)) for n in networks]
     else:
-        links += [tag("a", part.id, href=f"#{part.id}") for part in networks[0].parts]
+        links += [tag("a", p.run.experiment, href=f"#{p.id}") for p in networks[0].parts]
     links.append(tag("a", "Glossary", href="#glossary"))
     return tag("nav", *links, aria_label="Contents", class_="contents")

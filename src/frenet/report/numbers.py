@@ -53,6 +53,16 @@ def estimate(value: Estimate | None, digits: int = 3) -> str:
     return f"{text}, n = {value.n}" if value.n else text
 
 
+def spread(value: Estimate) -> str:
+    """The interval of a value in brackets, with numbers of about two digits; empty without one.
+
+    >>> spread(Estimate(0.61234, 0.5512, 0.6701, 3)), spread(Estimate(0.004))
+    ('[0.55, 0.67]', '')
+    """
+    ends = [end for end in (value.low, value.high) if end is not None]
+    return f"[{two(ends[0])}, {two(ends[1])}]" if len(ends) == 2 else ""
+
+
 def two(value: float) -> str:
     """A number of about two digits, never with an exponent.
 

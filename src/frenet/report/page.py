@@ -9,11 +9,11 @@ expressions (``ast: true``), so 'unsafe-eval' is not needed.
 import base64
 import dataclasses
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
@@ -26,13 +26,15 @@ from frenet.experiments.reproduce import short_name
 from frenet.report import across, figures
 from frenet.report import sentences as answers
 from frenet.report.claims import in_words
-from frenet.report.front_page import chapter, contents, decided, grouped, opening
+from frenet.report.front_page import Network, chapter, contents, decided, grouped, opening
 from frenet.report.glossary import glossary
 from frenet.report.markup import join, packed, tag
-from frenet.report.sections import Section, section
+from frenet.report.sections import Section, model_of, section, slug
 from frenet.report.tables import csv_bytes, tables_of
 from frenet.runs import Run
 from frenet.runs.files import require_path
+
+TITLE = "frenet report"
 
 
 def write_report(
@@ -64,6 +66,25 @@ def write_report(
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder; name a file, such as {out / 'report.html'}")
     networks = grouped(sections_of(runs, experiments))
+    page = document(networks, static=static, waiting=waiting)
+    return write_whole(out, page.encode(), moves="frenet report RUN --out FILE")
+
+
+def document(
+    networks: Sequence[Network],
+    *,
+    static: bool,
+    waiting: Sequence[str] = (),
+    above: Mapping[str, str] = MappingProxyType({}),
+) -> Markup:
+    """A whole page about some networks.
+
+    Args:
+        networks: one or several.
+        static: add a picture of every figure for readers without scripts.
+        waiting: what is still to be measured.
+        above: words -> address of another page, for the bar of links.
+    """
     by_network = {network.id: decided(network) for network in networks}
     decisions = [decision for some in by_network.values() for decision in some]
     together = across.pools(decisions)
@@ -78,10 +99,31 @@ def write_report(
             findings = [decision.finding for decision in mine]
             shown = {d.claim.figure: in_words(d.claim, d.finding) for d in reversed(mine)}
             bodies.append(section(part, said.get(part.id), findings, shown, static=static))
-    above = {"All networks": across.TABLE} if together else {}
+    bar = contents(networks, {**above, **_all_networks(together)})
     first = opening(networks, decisions, static=static, waiting=waiting)
-    page = _document(contents(networks, above), first, join([*bodies, glossary()]))
-    return write_whole(out, page.encode(), moves="frenet report RUN --out FILE")
+    title = f"{networks[0].label} · {TITLE}" if above else TITLE
+    return _page(title, bar, first, join([*bodies, glossary()]))
+
+
+def index_of(networks: Sequence[Network], pages: Mapping[str, str], *, static: bool) -> Markup:
+    """A whole page about all networks, each of which has a page of its own.
+
+    Args:
+        networks: one or several.
+        pages: the page of each network, by label.
+        static: add a picture of every figure for readers without scripts.
+    """
+    decisions = [decision for network in networks for decision in decided(network)]
+    together = across.pools(decisions)
+    bodies = [across.section(together, static=static)] if together else []
+    bar = contents(networks, _all_networks(together), pages)
+    first = opening(networks, decisions, static=static, pages=pages)
+    return _page(TITLE, bar, first, join([*bodies, glossary()]))
+
+
+def _all_networks(together: Sequence[across.Pool]) -> dict[str, str]:
+    """The link of the bar to the claims over all networks, if they have lines."""
+    return {"All networks": f"#{across.TABLE}"} if together else {}
 
 
 def pooled_lines(
@@ -141,7 +183,7 @@ def export(
             written.append(_exported(name.with_name(f"{name.name}.png"), figures.png(spec)))
         for table, (columns, rows) in tables_of(part.experiment, part.stored.rows).items():
             text = csv_bytes(columns, rows)
-            written.append(_exported(Path(out_dir) / f"{part.id}-{_slug(table)}.csv", text))
+            written.append(_exported(Path(out_dir) / f"{part.id}-{slug(table)}.csv", text))
     return written
 
 
@@ -175,10 +217,10 @@ def sections_of(
             raise UsageError(f"no experiment is called {run.experiment!r}; known are {known}")
         if any(_same(part.stored, stored) for part in parts):
             continue
-        label = labels[_model(run)]
-        name = _slug(run.experiment)
+        label = labels[model_of(run)]
+        name = slug(run.experiment)
         if with_network or len(labels) > 1:
-            name = f"{_slug(short_name(_model(run)))}-{name}"
+            name = f"{slug(short_name(model_of(run)))}-{name}"
         before = used[name] = used[name] + 1
         name += f"-{before}" if before > 1 else ""
         if any((part.run.experiment, part.label) == (run.experiment, label) for part in parts):
@@ -214,13 +256,9 @@ def _same(one: Run, other: Run) -> bool:
 
 def _labels(runs: Sequence[Run]) -> dict[str, str]:
     """The label of each model: all of a hub id, the last part of a path if it is unique."""
-    models = list(dict.fromkeys(map(_model, runs)))
+    models = list(dict.fromkeys(map(model_of, runs)))
     short = [_short(model) for model in models]
     return {m: m if short.count(s) > 1 else s for m, s in zip(models, short, strict=True)}
-
-
-def _model(run: Run) -> str:
-    return str(run.config.get("model", ""))
 
 
 def _short(model: str) -> str:
@@ -231,11 +269,7 @@ def _short(model: str) -> str:
     return parts[-1].removesuffix(".gguf") if path else model
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") or "run"
-
-
-def _document(contents: Markup, opening: Markup, sections: Markup) -> Markup:
+def _page(title: str, contents: Markup, opening: Markup, sections: Markup) -> Markup:
     script, style = _asset("page.js"), _asset("page.css")
     # The script of the page unpacks and starts the drawing engine for the first figure.
     engine = "" if figures.undrawable() else figures.bundle()
@@ -251,7 +285,7 @@ def _document(contents: Markup, opening: Markup, sections: Markup) -> Markup:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("link", rel="icon", href="data:,"),
-        tag("title", "frenet report"),
+        tag("title", title),
         tag("style", Markup(style)),
     )
     body = tag(

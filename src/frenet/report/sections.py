@@ -1,6 +1,7 @@
 """What follows the claims: for each run what failed, its figures, its tables, how it was made."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from frenet.report.provenance import again, failures
 from frenet.runs import Run
 
 NO_SCRIPT = "Tables need scripts. frenet report RUN --export FOLDER writes each of them as CSV."
+# Characters of a name, so that it fits into every file system with what follows it.
+LONGEST = 80
 
 
 class Section(NamedTuple):
@@ -34,6 +37,11 @@ class Section(NamedTuple):
     experiment: Study
     stored: Run
 
+    @property
+    def model(self) -> str:
+        """The network itself, which may have another label in each of several runs."""
+        return model_of(self.run)
+
     def anchor(self, figure: str) -> str | None:
         known = {entry.id for entry in self.experiment.figures}
         return f"{self.id}-{figure}" if figure in known else None
@@ -42,6 +50,20 @@ class Section(NamedTuple):
         """The anchor of a table of the parts of a claim's numbers."""
         name = finding.name.replace(" ", "-")
         return f"{self.id}-parts-{name}{f'-{index + 1}' if index else ''}"
+
+
+def model_of(run: Run) -> str:
+    """The network of a run; empty if it names none."""
+    return str(run.config.get("model", ""))
+
+
+def slug(text: str) -> str:
+    """A text as a name for anchors and files, in letters that every file system takes.
+
+    >>> slug("a/b c.d"), slug("?"), len(slug("long" * 75))
+    ('a-b-c-d', 'run', 80)
+    """
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:LONGEST] or "run"
 
 
 def section(

@@ -1,6 +1,6 @@
 """The answers of runs without claims, in sentences; their question if there are none."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -34,11 +34,16 @@ def answers(part: Section) -> Markup:
     return tag("dl", join(_group(*group) for group in groups.items()), class_="answers")
 
 
-def opening(sections: Sequence[Section]) -> Iterator[Markup]:
-    """The first lines of a page that decides no claim: each question with its answers."""
+def opening(sections: Sequence[Section], pages: Mapping[str, str]) -> Iterator[Markup]:
+    """The first lines of a page that decides no claim: each question with its answers.
+
+    Args:
+        sections: the runs.
+        pages: the page of each network, by label, if that is another one.
+    """
     for part in sections:
         listed = answers(part)
-        link = tag("a", part.experiment.question, href=f"#{part.id}")
+        link = tag("a", part.experiment.question, href=f"{pages.get(part.label, '')}#{part.id}")
         network = join((" On ", user_text(part.label), ".")) if part.label else Markup("")
         see = Markup("") if listed else " No claim is tested; the figures are the answer."
         yield tag("p", link, network, see, class_="answer")

@@ -25,6 +25,7 @@ __all__ = [
     "RunFolderError",
     "locked",
     "remove_leftovers",
+    "require_folder",
     "require_path",
     "write_whole",
 ]
@@ -47,6 +48,19 @@ def require_path(path: Path | str) -> Path:
     if "\0" in str(path):
         raise UsageError(f"{one_line(path)} holds a NUL character; a file name cannot have one")
     return Path(path)
+
+
+def require_folder(path: Path | str) -> Path:
+    """The path, if it is a folder or can become one.
+
+    Raises:
+        ValueError: it has a NUL character.
+        NotADirectoryError: it is a file.
+    """
+    path = require_path(path)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file; name a folder, which is made if it is missing")
+    return path
 
 
 class DamagedRunError(RunFolderError):
