@@ -35,6 +35,7 @@ class Section(NamedTuple):
     stored: Run
 
     def anchor(self, figure: str) -> str | None:
+        """The id of a figure on the page; None if the experiment has no such figure."""
         known = {entry.id for entry in self.experiment.figures}
         return f"{self.id}-{figure}" if figure in known else None
 
