@@ -4,7 +4,7 @@ import html
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urldefrag
 
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
@@ -45,7 +45,7 @@ def on_post_build(config: Any) -> None:
     """Check that every picture of every page is a file of the site."""
     for page in sorted(Path(config["site_dir"]).rglob("*.html")):
         for source in PICTURE.findall(page.read_text(encoding="utf-8")):
-            name = unquote(html.unescape(source))
+            name = unquote(urldefrag(html.unescape(source)).url)
             if not name.startswith("data:") and not (page.parent / name).is_file():
                 raise PluginError(f"{page.name} shows the picture {name}, which is not in the site")
 

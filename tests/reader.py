@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -162,12 +163,19 @@ def printed(command: str, shown: list[str]) -> list[str]:
     return lines if shown else []
 
 
+class Terminal(io.StringIO):
+    """A terminal of 80 columns without colours, which remembers what it shows."""
+
+    SETTINGS: ClassVar = {"TERM": "dumb", "COLUMNS": "80"}
+
+    def isatty(self) -> bool:
+        """So that lines are wrapped as for a person."""
+        return True
+
+
 def output(words: list[str]) -> list[str]:
-    """The lines that a command of frenet prints at 80 columns; it must succeed."""
-    with (
-        mock.patch.dict(os.environ, COLUMNS="80"),
-        contextlib.redirect_stdout(io.StringIO()) as said,
-    ):
+    """The lines that a command of frenet prints on a terminal; it must succeed."""
+    with mock.patch.dict(os.environ, Terminal.SETTINGS), redirect_stdout(Terminal()) as said:
         assert main(words) == 0, words
     return [line.rstrip() for line in said.getvalue().rstrip().splitlines()]
 

@@ -21,6 +21,10 @@ from pages import CUT, Block, blocks, commands, console
 from reader import EXEMPT, PAGES, ROOT, exempt, followed, joined, toured
 
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+# The lines of a table, as long as its widest number.
+FRAME = re.compile("[\u2500-\u257f]+")
+# Characters of code beside both columns of a page in a window of 1280 pixels (site.css).
+WIDEST = 88
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +45,12 @@ def test_every_block_of_a_page_runs_and_prints_what_is_shown(page, prepared, tmp
 
 def words(page: str) -> list[str]:
     """The words of a page without its numbers, whose last digits depend on the processor."""
-    return NUMBER.sub("#", page).split()
+    return NUMBER.sub("#", FRAME.sub(" ", page)).split()
 
 
 def test_only_a_number_may_differ():
     assert words("gain 0.0796 [-0.067, 9e-05]") == words("gain 0.08\n[0.1, 0.2]")
+    assert words("┏━━━━━━━┓\n┃ 0.125 ┃") == words("┏━━━┓\n┃ 1 ┃")
     assert words("gain 0.0796") != words("loss 0.0796")
 
 
@@ -92,6 +97,19 @@ def test_every_example_of_every_help_is_accepted(monkeypatch, capsys):
         assert main(shlex.split(command)[1:]) == 0, command
     assert all(c.startswith(prog) for c, prog in zip(shown, read, strict=True))
     assert main(["run", "recovery-basis", "--k", "20"]) != 0
+
+
+def test_code_is_as_wide_as_a_page_shows():
+    """The commands on the pages of results are those that were run, as long as they are."""
+    pages = [page for page in PAGES if not page.startswith("docs/results/")]
+    wide = [
+        f"{page}:{block.line}: {line}"
+        for page in pages
+        for block in blocks((ROOT / page).read_text(encoding="utf-8"))
+        for line in block.text.splitlines()
+        if len(line) > WIDEST
+    ]
+    assert wide == []
 
 
 def test_every_exemption_is_needed():

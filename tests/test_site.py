@@ -144,7 +144,8 @@ def test_a_page_with_a_picture_that_the_site_lacks_is_refused(hooks, tmp_path):
     (tmp_path / "pages").mkdir()
     page = tmp_path / "pages" / "a.html"
     page.write_text(
-        '<img src="data:image/png;base64,AA=="> <img alt="x" src="../b%20c.svg">', encoding="utf-8"
+        '<img src="data:image/png;base64,AA=="> <img alt="x" src="../b%20c.svg#only-light">',
+        encoding="utf-8",
     )
     with pytest.raises(PluginError, match=r"a\.html shows the picture \.\./b c\.svg"):
         hooks.on_post_build({"site_dir": str(tmp_path)})
