@@ -12,8 +12,6 @@ from mkdocs.structure.files import File
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "frenet"
-# The short modules of a subfolder, most of which answer one question, share a page.
-QUESTIONS = PACKAGE / "experiments"
 PUBLIC = "<!-- public names -->"
 GROUP = re.compile(r"^    # (.+)$")
 ENTRY = re.compile(r'^    "(\w+)": "([\w.]+)",$')
@@ -28,7 +26,6 @@ search:
     options:
       heading_level: 1
       show_root_full_path: true
-      show_submodules: {whole}
 
 {modules}
 """
@@ -59,44 +56,34 @@ def inside(package: Path) -> list[Path]:
     return modules + sorted(path.parent for path in package.glob("[!_]*/__init__.py"))
 
 
-def is_section(path: Path) -> bool:
-    """Whether the parts of a package have pages of their own."""
-    return path.is_dir() and path.parent != QUESTIONS
-
-
 def pages(package: Path) -> Iterator[Path]:
     """The modules and packages below a package that have a page."""
     for path in inside(package):
         yield path
-        if is_section(path):
+        if path.is_dir():
             yield from pages(path)
 
 
 def navigation(package: Path) -> list[Any]:
     """The entries of a package: its own page, its modules, and its packages as sections."""
-    parts = {
-        path.stem: navigation(path) if is_section(path) else address(path)
+    parts = (
+        {path.stem: navigation(path) if path.is_dir() else address(path)}
         for path in inside(package)
-    }
-    return [address(package), *({name: part} for name, part in parts.items())]
+    )
+    return [address(package), *parts]
 
 
 def address(path: Path) -> str:
     """The page of a module or a package."""
     name = path.relative_to(PACKAGE)
-    return f"api/{name / 'index.md' if is_section(path) else name.with_suffix('.md')}"
+    return f"api/{name / 'index.md' if path.is_dir() else name.with_suffix('.md')}"
 
 
 def page(path: Path) -> str:
     """The page of a module, or of a package with a table of what it holds."""
-    rows = [_row(part, path) for part in inside(path)] if is_section(path) else []
-    head = ["## Modules\n\n| module | what is in it |\n|---|---|"] if rows else []
-    return PAGE.format(
-        title=path.stem,
-        module=dotted(path),
-        whole=str(not is_section(path)).lower(),
-        modules="\n".join([*head, *rows]),
-    )
+    rows = [_row(part) for part in inside(path)]
+    table = ["## Modules\n\n| module | what is in it |\n|---|---|", *rows] if rows else []
+    return PAGE.format(title=path.stem, module=dotted(path), modules="\n".join(table))
 
 
 def dotted(path: Path) -> str:
@@ -104,8 +91,8 @@ def dotted(path: Path) -> str:
     return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
 
 
-def _row(path: Path, package: Path) -> str:
-    target = Path(address(path)).relative_to(Path(address(package)).parent)
+def _row(path: Path) -> str:
+    target = f"{path.stem}/index.md" if path.is_dir() else path.with_suffix(".md").name
     tree = ast.parse(_file(path).read_text(encoding="utf-8"))
     return f"| [`{path.stem}`]({target}) | {_first_line(ast.get_docstring(tree) or '')} |"
 

@@ -63,8 +63,8 @@ def test_all_public_names_are_listed_where_they_are_defined(reference):
 
 def test_every_module_is_on_one_page_and_every_page_in_the_navigation(reference):
     package, pages = reference.PACKAGE, list(reference.pages(reference.PACKAGE))
-    shown = [file for path in pages for file in shown_files(path, reference.page(path))]
-    assert sorted(shown) == sorted(public_files(package))
+    files = [path / "__init__.py" if path.is_dir() else path for path in pages]
+    assert sorted(files) == sorted(public_files(package))
     config = SimpleNamespace(nav=[{"Start": "index.md"}, {"Reference": ["api/index.md"]}])
     start, modules = reference.on_config(config).nav
     assert start == {"Start": "index.md"}
@@ -78,14 +78,6 @@ def public_files(package):
         for path in package.rglob("*.py")
     }
     return [path for path, name in names.items() if not re.search(r"(^|/)_", name)]
-
-
-def shown_files(path, page):
-    """The files that a page documents."""
-    if path.is_file():
-        return [path]
-    whole = "show_submodules: true" in page
-    return [path / "__init__.py", *(path.glob("[!_]*.py") if whole else ())]
 
 
 def leaves(navigation):
@@ -102,7 +94,7 @@ def test_the_page_of_a_package_leads_to_its_modules(reference):
     assert "\n| [`space`](space.md) | The measured parameters as a vector;" in page
     assert "\n| [`data`](data/index.md) | Rows, texts and contrasts:" in page
     experiments = reference.page(reference.PACKAGE / "experiments")
-    assert "\n| [`best_of_n`](best_of_n.md) | " in experiments
+    assert "\n| [`best_of_n`](best_of_n/index.md) | " in experiments
 
 
 @pytest.mark.parametrize(
