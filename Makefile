@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A banner of the documentation's theme about its successor.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test test-slow mutants results bench families reads power pages docs dist clean
+.PHONY: demo test test-slow mutants results bench families reads power pages outputs pictures docs dist clean
 
 demo: .venv/installed
 	$(BIN)/frenet demo --out runs/demo
@@ -63,6 +63,14 @@ pages: .venv/installed
 	$(BIN)/python docs/pilot.py
 	$(BIN)/python docs/spreads.py
 	$(BIN)/python docs/made.py
+
+# Minutes: what the commands of the pages print, again.
+outputs: .venv/installed
+	$(BIN)/python tests/reader.py
+
+# The first screen of a report with numbered parts, again from stored runs; needs Chromium.
+pictures: .venv/installed
+	$(BIN)/python docs/annotated.py
 
 # The pages are in site/, and open from there without a server.
 docs: .venv/installed

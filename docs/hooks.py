@@ -1,12 +1,10 @@
-"""Hooks of mkdocs: formulas as MathML, lists of names, and checks that pages load offline."""
+"""Hooks of mkdocs: formulas as MathML, and checks that pages load offline."""
 
-import ast
 import html
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urldefrag
 
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
@@ -20,10 +18,6 @@ OUTSIDE = re.compile(
 PICTURE = re.compile(r'<img[^>]*\ssrc="([^"]+)"')
 # Pictures of included pages outside docs, by their names in those pages.
 BORROWED = {"growth.svg": ROOT / "benchmarks/growth.svg"}
-PUBLIC = "<!-- public names -->"
-MODULES = re.compile(r"<!-- modules of (\w+) -->")
-GROUP = re.compile(r"^    # (.+)$")
-ENTRY = re.compile(r'^    "(\w+)": "([\w.]+)",$')
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -31,13 +25,6 @@ def on_files(files: Any, config: Any) -> Any:
     for name, path in BORROWED.items():
         files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
-
-
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with its marks replaced by public names, or by the modules of a layer."""
-    if PUBLIC in markdown:
-        markdown = markdown.replace(PUBLIC, public_names())
-    return MODULES.sub(lambda found: modules(found[1]), markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -58,54 +45,9 @@ def on_post_build(config: Any) -> None:
     """Check that every picture of every page is a file of the site."""
     for page in sorted(Path(config["site_dir"]).rglob("*.html")):
         for source in PICTURE.findall(page.read_text(encoding="utf-8")):
-            name = unquote(html.unescape(source))
+            name = unquote(urldefrag(html.unescape(source)).url)
             if not name.startswith("data:") and not (page.parent / name).is_file():
                 raise PluginError(f"{page.name} shows the picture {name}, which is not in the site")
-
-
-def public_names() -> str:
-    """The names of ``frenet._HOME``, by the comments that group them, as Markdown tables."""
-    source = (ROOT / "src/frenet/__init__.py").read_text(encoding="utf-8")
-    body = source.split("_HOME = {\n", 1)[1].split("\n}\n", 1)[0]
-    parts = []
-    for line in body.splitlines():
-        if group := GROUP.match(line):
-            title = group[1]
-            parts.append(f"\n## {title[0].upper()}{title[1:]}\n\n| name | what it is |\n|---|---|")
-        elif entry := ENTRY.match(line):
-            module, summary = _defined(f"frenet.{entry[2]}", entry[1])
-            parts.append(f"| [`{entry[1]}`][{module}.{entry[1]}] | {summary} |")
-        else:
-            raise PluginError(f"a line of frenet._HOME is neither a name nor a comment: {line!r}")
-    return "\n".join(parts)
-
-
-def modules(layer: str) -> str:
-    """Directives that document every module of a layer, first its files, then its subfolders."""
-    folder = ROOT / "src/frenet" / layer
-    paths = sorted(folder.glob("[a-z]*.py")) + sorted(folder.glob("*/[a-z]*.py"))
-    names = (".".join(path.relative_to(folder).with_suffix("").parts) for path in paths)
-    return "\n\n".join(f"::: frenet.{layer}.{name}" for name in names)
-
-
-def _defined(module: str, name: str) -> tuple[str, str]:
-    """The module that defines a name, and the first line of the name's docstring."""
-    path = ROOT / "src" / module.replace(".", "/")
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    nodes = ast.parse(path.read_text(encoding="utf-8")).body
-    for node, after in pairwise([*nodes, ast.Pass()]):
-        match node:
-            case ast.FunctionDef() | ast.ClassDef() if node.name == name:
-                return module, _first_line(ast.get_docstring(node) or "")
-            case ast.AnnAssign(target=ast.Name(id=found)) if found == name:
-                return module, _first_line(ast.literal_eval(after.value))
-            case ast.ImportFrom() if name in [a.asname or a.name for a in node.names]:
-                return _defined(node.module, name)
-    raise PluginError(f"{module} defines no {name!r}")
-
-
-def _first_line(docstring: str) -> str:
-    return docstring.splitlines()[0].replace("|", r"\|")
 
 
 def _formula(found: re.Match[str]) -> str:

@@ -1,172 +1,73 @@
-"""Every block of every page runs as a reader would run it, and the site can be built."""
+"""Every block of every page runs as a reader would run it, and prints what the page shows."""
 
 import contextlib
 import functools
 import io
-import os
 import re
 import shlex
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 import tyro
-from transformers import TrainingArguments
 
-import frenet
+import reader
 from frenet.cli import main
 from frenet.cli.commands import COMMANDS
 from frenet.cli.steer import COMMANDS as STEER
 from frenet.experiments import EXPERIMENTS
-from pages import Block, blocks, commands
+from pages import CUT, Block, blocks, commands, console
+from reader import EXEMPT, PAGES, ROOT, exempt, followed, joined, toured
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    str(path.relative_to(ROOT))
-    for path in [*ROOT.glob("*.md"), ROOT / "benchmarks/README.md", *ROOT.glob("docs/**/*.md")]
-    # Its blocks are files of one experiment, which test_contributing runs.
-    if path.name != "CONTRIBUTING.md"
-)
-# What is shown and cannot run.
-SHOWN = {"", "json", "text", "ini", "toml"}
-# Commands that are not run here, and why. Each has to be on some page.
-EXEMPT = {
-    r"^pip install": "installs from an index",
-    r"--model frenet:gpt2": "trains a network; tests/network/test_made.py does so in a few steps",
-    r"--model stories260K": "needs a model and tasks that are not in the repository",
-    r"--address (ray://)?host:": "needs a cluster",
-    r"^ray ": "starts a cluster, and keeps its token in the home directory",
-    r"^frenet probe --model \./my-model --tasks my_tasks\.jsonl --(vectors|contrasts)": (
-        "trains 100 steps; docs/how-to/scale-an-adapter.md runs it small"
-    ),
-    r"--budget 512": "scores 512 candidates; docs/how-to/plan-a-search.md scores 64",
-    r"^frenet demo$": "takes minutes; the preset smoke of the same runs elsewhere",
-    r"^frenet report docs/results": (
-        "needs the stored runs; tests/test_made_pages.py compares its output"
-    ),
-    r"--preset demo": "takes minutes; the preset smoke of the same runs elsewhere",
-    r"^frenet reproduce --preset cpu": "takes hours; tests/test_cli_reproduce.py runs it small",
-}
-
-
-def exempt(command: str) -> bool:
-    line = joined(command).partition("  #")[0].strip()
-    return any(re.search(pattern, line) for pattern in EXEMPT)
-
-
-def joined(command: str) -> str:
-    """A command of several lines as one."""
-    return re.sub(r"\\\n\s*", "", command)
+NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+# The lines of a table, as long as its widest number.
+FRAME = re.compile("[\u2500-\u257f]+")
+# Characters of code beside both columns of a page in a window of 1280 pixels (site.css).
+WIDEST = 88
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Iterator[Path]:
-    """The folder of a reader who has followed the tour.
-
-    One processor, so that nothing waits for worker processes; networks are kept between pages.
-    """
+    """The folder of a reader who has followed the tour."""
     folder = tmp_path_factory.mktemp("reader")
-    before, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    patch = pytest.MonkeyPatch()
-    patch.setenv("FRENET_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.chdir(folder)
-    os.sched_setaffinity(0, {min(before)})
-    torch.set_num_threads(1)
-    try:
-        run_tour()
+    with toured(folder):
         yield folder
-    finally:
-        patch.undo()
-        torch.set_num_threads(threads)
-        os.sched_setaffinity(0, before)
-
-
-def run_tour() -> None:
-    """Write the files that the other pages start from as the tour does."""
-    page = "docs/tour.md"
-    names: dict[str, Any] = {}
-    for block in blocks((ROOT / page).read_text(encoding="utf-8")):
-        if block.language == "python":
-            run_python(block, page, names)
-
-
-def training() -> dict[str, Any]:
-    """What pages about a training of the reader's own take for granted."""
-    loaded = frenet.load("my-model")
-    tasks = frenet.text_tasks("my_tasks.jsonl", loaded.tokenizer, max_length=64)
-    args = TrainingArguments(
-        "checkpoints", max_steps=12, report_to=[], save_strategy="no", use_cpu=True,
-        disable_tqdm=True,
-    )  # fmt: skip
-    return {
-        "model": frenet.attach_lora(loaded.model, rank=2),
-        "args": args,
-        "data": [padded(row.encoded) for row in tasks["reverse"].examples["train"]],
-        "probes": list(tasks.values()),
-        "tokenizer": loaded.tokenizer,
-    }
-
-
-def padded(row: Any, width: int = 32) -> dict[str, list[int]]:
-    """One example as Trainer takes it, of the same width for all."""
-    ids, rest = row.context + row.target, width - len(row.context + row.target)
-    return {
-        "input_ids": ids + [0] * rest,
-        "attention_mask": [1] * len(ids) + [0] * rest,
-        "labels": [-100] * len(row.context) + row.target + [-100] * rest,
-    }
-
-
-# Names that a page takes from its reader.
-GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
-    "docs/trainer.md": training,
-    "docs/how-to/watch-a-training-loop.md": training,
-}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_of_a_page_runs(page, prepared, tmp_path, monkeypatch):
-    found = blocks((ROOT / page).read_text(encoding="utf-8"))
+def test_every_block_of_a_page_runs_and_prints_what_is_shown(page, prepared, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = GIVEN[page]() if page in GIVEN else {}
-    for block in found:
-        if block.language == "python":
-            run_python(block, page, names)
-        elif block.language == "console":
-            for command in commands(block.text):
-                run_command(command)
-        else:
-            assert block.language in SHOWN, f"{page}:{block.line}: say how {block.language} runs"
+    made = followed(page)
+    assert words(made) == words((ROOT / page).read_text("utf-8")), "run make outputs"
 
 
-def run_python(block: Block, page: str, names: dict[str, Any]) -> None:
-    """Run a block in the names of its page; a traceback shows the line of the page."""
-    code = "\n" * (block.line - 1) + block.text
-    exec(compile(code, str(ROOT / page), "exec"), names)
+def words(page: str) -> list[str]:
+    """The words of a page without its numbers, whose last digits depend on the processor."""
+    return NUMBER.sub("#", FRAME.sub(" ", page)).split()
 
 
-def run_command(command: str) -> None:
-    """Run a command that is not exempt; it must succeed."""
-    words = shlex.split(joined(command), comments=True)
-    if exempt(command):
-        if words[0] == "frenet":
-            require_options(words)
-    elif words[0] == "frenet":
-        assert main(words[1:]) == 0, command
-    else:
-        assert subprocess.run(["bash", "-c", command], check=False).returncode == 0, command
+def test_only_a_number_may_differ():
+    assert words("gain 0.0796 [-0.067, 9e-05]") == words("gain 0.08\n[0.1, 0.2]")
+    assert words("┏━━━━━━━┓\n┃ 0.125 ┃") == words("┏━━━┓\n┃ 1 ┃")
+    assert words("gain 0.0796") != words("loss 0.0796")
 
 
-def require_options(words: list[str]) -> None:
-    """The options of a command that is not run exist."""
-    name = words[1:3] if words[1] in ("run", "steer") else words[1:2]
-    options = {word for word in words if word.startswith("--")}
-    assert options <= options_of(*name), words
+def test_the_options_of_commands_that_are_not_run_exist():
+    for command in filter(exempt, every_command()):
+        found = shlex.split(joined(command))
+        if found[0] == "frenet":
+            name = found[1:3] if found[1] in ("run", "steer") else found[1:2]
+            options = {word for word in found if word.startswith("--")}
+            assert options <= options_of(*name), command
+
+
+def every_command() -> list[str]:
+    """The commands of all pages."""
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    consoles = [b.text for text in texts for b in blocks(text) if b.language == "console"]
+    return [command for text in consoles for command, _ in commands(text)]
 
 
 @functools.cache
@@ -198,19 +99,39 @@ def test_every_example_of_every_help_is_accepted(monkeypatch, capsys):
     assert main(["run", "recovery-basis", "--k", "20"]) != 0
 
 
-def test_every_exemption_is_needed():
-    lines = [
-        command
-        for page in PAGES
+def test_code_is_as_wide_as_a_page_shows():
+    """The commands on the pages of results are those that were run, as long as they are."""
+    pages = [page for page in PAGES if not page.startswith("docs/results/")]
+    wide = [
+        f"{page}:{block.line}: {line}"
+        for page in pages
         for block in blocks((ROOT / page).read_text(encoding="utf-8"))
-        if block.language == "console"
-        for command in commands(block.text)
+        for line in block.text.splitlines()
+        if len(line) > WIDEST
     ]
-    lines = [joined(line).partition("  #")[0].strip() for line in lines]
+    assert wide == []
+
+
+def test_every_exemption_is_needed():
+    lines = [joined(command) for command in every_command()]
     assert [p for p in EXEMPT if not any(re.search(p, line) for line in lines)] == []
 
 
-def test_commands_with_here_documents_and_continued_lines_are_found():
-    text = "$ cat > f <<'END'\na\nEND\n$ frenet list \\\n  --json\noutput\n"
-    assert list(commands(text)) == ["cat > f <<'END'\na\nEND", "frenet list \\\n  --json"]
+def test_commands_with_here_documents_continued_lines_and_outputs_are_found():
+    text = "$ cat > f <<'END'\na\nEND\n$ frenet list \\\n  --json\noutput\n\nmore\n"
+    found = list(commands(text))
+    assert found == [
+        ("cat > f <<'END'\na\nEND", []),
+        ("frenet list \\\n  --json", ["output", "", "more"]),
+    ]
+    assert console(found) == f"```console\n{text}```"
     assert blocks("a\n```python\nx = 1\n```\n") == [Block("python", "x = 1\n", 3)]
+
+
+def test_an_output_is_shown_as_far_as_its_block_shows_it(monkeypatch):
+    monkeypatch.setattr(reader, "output", lambda words: ["a", "b", "c"])
+    shown = {"whole": ["old"], "cut": ["old", CUT], "short": ["w", "x", "y", "z", CUT], "not": []}
+    made = {name: reader.printed("frenet list", lines) for name, lines in shown.items()}
+    whole = ["a", "b", "c"]
+    assert made == {"whole": whole, "cut": ["a", CUT], "short": whole, "not": []}
+    assert reader.printed("frenet demo", ["as it was"]) == ["as it was"]

@@ -1,7 +1,9 @@
-"""What docs/hooks.py and docs/docstrings.py make of pages and docstrings."""
+"""What the hooks of the documentation make of pages, modules and docstrings."""
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +30,11 @@ def hooks():
     return module("hooks")
 
 
+@pytest.fixture(scope="module")
+def reference():
+    return module("reference")
+
+
 def test_formulas_become_mathml(hooks):
     page = (
         '<p><span class="arithmatex">\\(a &lt; b^2\\)</span></p>'
@@ -42,9 +49,10 @@ def test_formulas_become_mathml(hooks):
     assert hooks.on_page_content(text) == text
 
 
-def test_all_public_names_are_listed_where_they_are_defined(hooks):
-    made = hooks.on_page_markdown(f"# Reference\n\n{hooks.PUBLIC}\n")
-    rows = re.findall(r"^\| \[`(\w+)`\]\[frenet\.([\w.]+)\.(\w+)\] \| .+ \|$", made, re.MULTILINE)
+def test_all_public_names_are_listed_where_they_are_defined(reference):
+    made = reference.on_page_markdown(f"# Reference\n\n{reference.PUBLIC}\n")
+    row = r"^\| \[`frenet\.(\w+)`\]\[frenet\.([\w.]+)\.(\w+)\] \| .+ \|$"
+    rows = re.findall(row, made, re.MULTILINE)
     assert [name for name, _, _ in rows] == list(frenet._HOME)
     assert {*frenet._HOME, "__version__"} == set(frenet.__all__)
     # The file that defines a name, also where frenet imports it from another.
@@ -53,10 +61,57 @@ def test_all_public_names_are_listed_where_they_are_defined(hooks):
     assert "## Networks and tasks" in made
 
 
-def test_a_layer_has_all_its_modules(hooks):
-    made = hooks.on_page_markdown("<!-- modules of geometry -->")
-    assert made.startswith("::: frenet.geometry.alignment\n\n::: frenet.geometry.basis")
-    assert "__init__" not in made
+def test_every_module_is_on_one_page_and_every_page_in_the_navigation(reference):
+    package, pages = reference.PACKAGE, list(reference.pages(reference.PACKAGE))
+    files = [path / "__init__.py" if path.is_dir() else path for path in pages]
+    assert sorted(files) == sorted(public_files(package))
+    config = SimpleNamespace(nav=[{"Start": "index.md"}, {"Reference": ["api/index.md"]}])
+    start, modules = reference.on_config(config).nav
+    assert start == {"Start": "index.md"}
+    assert leaves(modules) == ["api/index.md", *map(reference.address, pages)]
+
+
+def public_files(package):
+    """The files of a package, and of its packages, that are named without an underscore."""
+    names = {
+        path: path.relative_to(package).as_posix().replace("/__init__.py", "")
+        for path in package.rglob("*.py")
+    }
+    return [path for path, name in names.items() if not re.search(r"(^|/)_", name)]
+
+
+def leaves(navigation):
+    """The pages of a navigation in order."""
+    if isinstance(navigation, str):
+        return [navigation]
+    parts = navigation.values() if isinstance(navigation, dict) else navigation
+    return [page for part in parts for page in leaves(part)]
+
+
+def test_the_page_of_a_package_leads_to_its_modules(reference):
+    page = reference.page(reference.PACKAGE / "network")
+    assert "\n::: frenet.network\n" in page
+    assert "\n| [`space`](space.md) | The measured parameters as a vector;" in page
+    assert "\n| [`data`](data/index.md) | Rows, texts and contrasts:" in page
+    experiments = reference.page(reference.PACKAGE / "experiments")
+    assert "\n| [`best_of_n`](best_of_n/index.md) | " in experiments
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""A module."""\n\n\ndef answer() -> int:\n    return 1\n',
+        '"""A module."""\n\n\nclass Answer:\n    """A class."""\n\n    def of(self) -> int:\n'
+        "        return 1\n",
+        "ANSWER = 1\n",
+    ],
+)
+def test_a_public_name_without_a_docstring_is_refused(source):
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "-", "--stdin-filename"]
+    place = DOCS.parent / "src/frenet/geometry/new.py"
+    found = subprocess.run([*command, place], input=source, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert re.findall(r"\bD10\d\b", found.stdout)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +136,8 @@ def test_a_page_with_a_picture_that_the_site_lacks_is_refused(hooks, tmp_path):
     (tmp_path / "pages").mkdir()
     page = tmp_path / "pages" / "a.html"
     page.write_text(
-        '<img src="data:image/png;base64,AA=="> <img alt="x" src="../b%20c.svg">', encoding="utf-8"
+        '<img src="data:image/png;base64,AA=="> <img alt="x" src="../b%20c.svg#only-light">',
+        encoding="utf-8",
     )
     with pytest.raises(PluginError, match=r"a\.html shows the picture \.\./b c\.svg"):
         hooks.on_post_build({"site_dir": str(tmp_path)})

@@ -32,17 +32,20 @@ class Stream:
         self._take("backslashreplace")
 
     def write(self, text: str) -> int:
+        """Write a text; its length."""
         if not self._lost:
             with self._losing():
                 self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
+        """Write what is buffered."""
         if not self._lost:
             with self._losing():
                 self._stream.flush()
 
     def writelines(self, lines: Any) -> None:
+        """Write several texts."""
         for line in lines:
             self.write(line)
 
@@ -88,6 +91,7 @@ class Tamed:
         self._passed = re.compile(r"(\n|\x1b\[[0-9;]*m)" if stream.isatty() else r"(\n)")
 
     def write(self, text: str) -> int:
+        """Write a text without control characters; its length."""
         parts = self._passed.split(text)
         parts[::2] = [one_line(part) for part in parts[::2]]
         self._stream.write("".join(parts))

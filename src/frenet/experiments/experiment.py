@@ -124,6 +124,7 @@ class Later:
     place: str
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Import the function and call it."""
         module, _, name = self.place.partition(":")
         return getattr(importlib.import_module(module), name)(*arguments, **named)
 

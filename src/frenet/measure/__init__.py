@@ -1,0 +1,1 @@
+"""Numbers measured on a network, at a point or along a path."""

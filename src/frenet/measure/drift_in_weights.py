@@ -34,6 +34,7 @@ class GradientDrift:
         return self._start.dim
 
     def __call__(self, step: int, gradients: Vectors) -> None:
+        """Look at the gradients of a step, with the adapter as it is now."""
         sizes, point = [len(part) for part in gradients], self.space.read(self.model)
         now = LowRankChanges.of(
             self.model, self.space, torch.cat(gradients), start=point, kind="first order"

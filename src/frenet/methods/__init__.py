@@ -1,0 +1,1 @@
+"""Uses of a direction: searches, merges, steering."""

@@ -1,0 +1,1 @@
+"""What is measured: parameter spaces, tasks, models, adapters."""

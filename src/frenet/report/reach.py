@@ -44,6 +44,7 @@ class Followed(NamedTuple):
 
     @property
     def leads(self) -> bool:
+        """Whether the first sentence is about it."""
         return self.seeds[0].leads
 
     @property
@@ -78,6 +79,7 @@ class Followed(NamedTuple):
 
     @property
     def longest(self) -> float:
+        """The last step at which any seed was looked at."""
         return max(one.longest for one in self.seeds)
 
 

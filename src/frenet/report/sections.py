@@ -43,6 +43,7 @@ class Section(NamedTuple):
         return model_of(self.run)
 
     def anchor(self, figure: str) -> str | None:
+        """The id of a figure on the page; None if the experiment has no such figure."""
         known = {entry.id for entry in self.experiment.figures}
         return f"{self.id}-{figure}" if figure in known else None
 
