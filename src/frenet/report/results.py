@@ -21,7 +21,7 @@ from frenet.experiments.reproduce.registered import declared_words
 from frenet.experiments.setup.networks import LEARNING, SHOWN
 from frenet.report import across, figures
 from frenet.report import sentences as answers
-from frenet.report.claims import Entry, answer, comparison
+from frenet.report.claims import Entry, answer, comparison, in_words
 from frenet.report.front_page import Network, decided, grouped
 from frenet.report.markup import markdown
 from frenet.report.numbers import estimate
@@ -126,7 +126,9 @@ def _network(network: Network, out: Path) -> Iterator[str]:
         yield from _claim(claim, finding, shown_settings)
     for part in network.parts:
         yield from (*_sentences(part), "")
-        yield from _figures(part, out)
+        mine = [one for one in findings if one[0] in part.experiment.claims]
+        found = {claim.figure: in_words(claim, finding) for claim, finding, _ in reversed(mine)}
+        yield from _figures(part, out, found)
         file = f"{part.id}{PACKED}"
         # A run that is read from there stays as it was packed.
         if part.stored.path.resolve() != (out / file).resolve():
@@ -200,29 +202,35 @@ def _sentences(part: Section) -> Iterator[str]:
             yield f"    - {markdown(f'{which}: {words}' if which else words)}"
 
 
-def _figures(part: Section, out: Path) -> Iterator[str]:
+def _figures(part: Section, out: Path, found: Mapping[str, str]) -> Iterator[str]:
     """The figures of claims, and those of the first screen."""
     of_claims = {claim.figure for claim in part.experiment.claims}
     for figure in part.experiment.figures:
         rows = figures.rows_of(figure, part.run.rows)
         if (figure.front or figure.id in of_claims) and rows:
-            yield from _picture(figure, rows, out / f"{part.id}-{figure.id}.svg")
+            path = out / f"{part.id}-{figure.id}.svg"
+            yield from _picture(figure, rows, path, found.get(figure.id, ""))
 
 
-def _picture(figure: Figure, rows: Rows, path: Path) -> Iterator[str]:
-    """The lines that show a figure; this also writes its file."""
+def _picture(figure: Figure, rows: Rows, path: Path, found: str = "") -> Iterator[str]:
+    """The lines that show a figure; this also writes its file.
+
+    ``found``: its claim in a sentence.
+    """
     if why := figures.undrawable():
         yield from (markdown(f"{figure.title}: not drawn; {why}."), "")
         return
     try:
+        found = figures.headline(figure, rows, found)
         drawn = figures.draw(figure, rows)
     # Any error of a chart: the other figures and the numbers must still be readable.
     except Exception as error:
         yield from (markdown(f"{figure.title}: not drawn, {type(error).__name__}: {error}"), "")
         return
     if not figures.blank(drawn):
-        write_whole(path, figures.svg(figures.for_file(drawn, figure)).encode(), moves=MOVES)
-        yield from (f"![{markdown(figure.title)}]({path.name})", "")
+        still = figures.svg(figures.for_file(drawn, figure, found))
+        write_whole(path, still.encode(), moves=MOVES)
+        yield from (f"![{markdown(found or figure.title)}]({path.name})", "")
     elif words := figures.instead(drawn):
         yield from (markdown(words), "")
 
