@@ -171,7 +171,7 @@ def test_a_repeated_command_reads_what_is_there_and_the_report_says_the_same(fol
     for answer in printed["answers"]:
         assert f"{answer['subject']}: {answer['sentence']}" in text
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Both coefficients" in page
+    assert "What do both coefficients do together?" in page
     assert "order of training" in page
     run = read_run(out)
     assert [str(a) for a in answered(STUDY, run.rows)] == [

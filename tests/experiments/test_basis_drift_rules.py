@@ -1,5 +1,6 @@
 """The rule of C3 on rows made for it, and the column of its premise in a small run."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -184,14 +185,48 @@ def test_a_caution_on_damage_that_did_nothing_has_the_first_reason() -> None:
     assert all(words in caution for words in ("labels", "2 times", reasons[0]))
 
 
-def test_the_drift_chart_names_the_space_if_there_are_several() -> None:
-    for spaces, named in ((["full"], False), (["full", "lora"], True)):
-        rows = [row for space in spaces for row in drifts([0.5, 0.5], space=space)]
-        data = drift_chart(rows).to_dict()["datasets"].values()  # type: ignore[attr-defined]
-        paths = {row["path"] for part in data for row in part if "path" in row}
-        labels = {"full": "all weights", "lora": "LoRA"}
-        wanted = {f"Adam, rate 1e-3{f', {labels[s]}' if named else ''}" for s in spaces}
-        assert paths == {*wanted, "frozen control", "threshold"}
+def rows_of(chart: Any) -> Planted:
+    """The rows of the data set that most layers share."""
+    return max(chart.to_dict()["datasets"].values(), key=len)
+
+
+def test_the_drift_chart_has_a_panel_for_every_space_and_the_level_of_the_rule() -> None:
+    rows = [row for space in ("full", "lora") for row in drifts([0.5, 0.5], space=space)]
+    data = rows_of(drift_chart(rows))
+    assert {row["panel"] for row in data} == {"recovery, all weights", "recovery, LoRA"}
+    level = {row["optimizer"]: row["value"] for row in data}["C3: below 0.7"]
+    assert level == findings.CEILING
+
+
+def path(ratios: list[float], **changes: Any) -> Planted:
+    """Ratios of one seed at lags 1, 2, 4 and so on, at a distance of 0.1 per step."""
+    return [
+        row | {"lag": 2**i, "displacement": 0.1 * 2**i} | changes
+        for i, ratio in enumerate(ratios)
+        for row in drifts([ratio])
+    ]
+
+
+def test_a_ring_is_where_a_line_falls_below_a_half() -> None:
+    """From 1 at step 1 to 0.25 at step 2 a half is two thirds of the way, on a logarithmic axis."""
+    rings = [row for row in rows_of(drift_chart(path([1.0, 0.25, 0.6, 0.1]))) if row.get("says")]
+    assert [(row["value"], row["says"]) for row in rings] == [(0.5, "between 1 and 2 steps")]
+    assert rings[0]["lag"] == pytest.approx(2 ** (2 / 3), rel=1e-5)
+    assert not any(row.get("says") for row in rows_of(drift_chart(path([1.0, 0.9, 0.5]))))
+
+
+def test_the_title_has_the_factors_in_steps_and_in_distance() -> None:
+    """Ten times the rate: half is gone in a quarter of the steps, at the same distance."""
+    slow = path([1.0, 1.0, 0.75, 0.25], optimizer="adam:1e-4")
+    fast = path([0.75, 0.25], optimizer="adam:1e-3")
+    for row in fast:
+        row["displacement"] *= 4
+    found = findings.distance_finding(slow + fast)
+    factors = re.search(r"factor of ([\d.]+) in steps and of ([\d.]+) in distance", found)
+    assert factors is not None
+    assert [float(factor) for factor in factors.groups()] == [4.0, 1.0]
+    assert findings.distance_finding(slow) == ""
+    assert findings._by_rate(slow + fast) == ["adam:1e-4", "adam:1e-3"]
 
 
 def losses(*rows: float) -> Losses:

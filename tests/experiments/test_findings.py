@@ -104,6 +104,10 @@ def directions(**changes: object) -> list[dict[str, object]]:
     ]
 
 
+# The directions of `directions`.
+NAMED = ("gradient", "random")
+
+
 def values(chart: object) -> list[dict[str, object]]:
     """All data of a chart."""
     return [row for rows in chart.to_dict()["datasets"].values() for row in rows]  # type: ignore[attr-defined]
@@ -153,8 +157,19 @@ def test_deviations_are_shown_for_the_first_seed_where_they_can_be_seen() -> Non
         for row in directions()
         for share, deviation in ((1e-3, 1.0), (1.1e-3, 2.0), (1.0, 0.0), (29.0, 4.0), (30.0, 6.0))
     ]
-    shown = [row for row in values(scale.deviation_chart(rows)) if "deviation" in row]
+    shown = [row for row in values(scale.deviation_chart(rows)) if row.get("direction") in NAMED]
     assert {row["deviation"] for row in shown} == {2.0, 4.0}
+
+
+def test_only_three_directions_are_followed_along_their_lines() -> None:
+    rows = [
+        row | {"share": 1.0, "deviation": 0.5, "direction": name}
+        for row in directions()[:1]
+        for name in ("gradient", "task vector", "random", "Adam step", "prefix")
+    ]
+    shown = {row.get("direction") for row in values(scale.deviation_chart(rows))}
+    assert {"gradient", "task vector", "random"} <= shown
+    assert not {"Adam step", "first steps"} & shown
 
 
 def test_the_map_holds_directions_with_a_share_a_radius_and_a_lifetime() -> None:
@@ -187,7 +202,7 @@ def test_one_row_has_a_deviation_and_its_limit() -> None:
     (row, *_) = directions(share=1.0, deviation=0.1, eps=0.3)
     shown = values(scale.deviation_chart([row]))
     assert [row["at"] for row in shown if "at" in row] == [0.3]
-    assert [row["deviation"] for row in shown if "deviation" in row] == [0.1]
+    assert [row["deviation"] for row in shown if row.get("direction") in NAMED] == [0.1]
 
 
 def test_what_a_measure_is_compared_with_is_of_the_same_cases() -> None:

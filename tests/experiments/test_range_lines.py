@@ -212,18 +212,21 @@ def old(**columns):
     return {"seed": 1, "space": "lora", "task": "t", **columns}
 
 
-def test_panels_name_the_line_where_there_are_several():
+def drawn(chart):
+    """The rows of the data set that most layers share."""
+    return max(chart.to_dict()["datasets"].values(), key=len)
+
+
+def test_the_line_in_the_weights_is_drawn_if_there_is_one():
     rows = [
-        {"task": "t", "space": "lora", "coordinates": kind, "a": 1.0, "seed": 0, "loss": 1.0,
-         "random": 2.0, "others": None}
-        for kind in ("weights", "factors")
+        {"task": "t", "space": "lora", "coordinates": kind, "a": 1.0, "seed": 0, "loss": loss,
+         "random": 1.0, "others": None}
+        for kind, loss in (("weights", 0.5), ("factors", 2.0))
     ]  # fmt: skip
-    for part, panels in (
-        (rows[:1], {"t"}),
-        (rows, {f"t: lora, in the {r['coordinates']}" for r in rows}),
-    ):
-        data = range_findings.along_chart(part).to_dict()["datasets"].values()
-        assert {row["panel"] for table in data for row in table if "panel" in row} == panels
+    for part, shown in ((rows, 0.5), (rows[1:], 2.0)):  # the factors, if there is nothing else
+        points = drawn(range_findings.along_chart(part))
+        assert {row["panel"] for row in points} == {"t"}
+        assert {row["value"] for row in points if row["series"] == range_findings.OWN} == {shown}
 
 
 def along(**changes):
@@ -239,13 +242,13 @@ def test_losses_below_1_stand_on_an_axis_from_0_to_1_of_the_first_seed():
     (points,) = spec["datasets"].values()
     assert [(row["loss"], row["panel"]) for row in points] == [(0.25, "t")]
     both = range_findings.ways_chart([along(), along(space="full")]).to_dict()["datasets"]
-    assert {row["panel"] for row in next(iter(both.values()))} == {"t: lora", "t: full"}
+    assert {row["panel"] for row in next(iter(both.values()))} == {"t, LoRA", "t, all weights"}
 
 
 @pytest.mark.parametrize(("others", "shown"), [((None, 0.75), True), ((None, None), False)])
 def test_other_tasks_are_shown_where_any_row_has_their_loss(others, shown):
     rows = [along(a=float(i), others=other) for i, other in enumerate(others)]
-    (points,) = range_findings.along_chart(rows).to_dict()["datasets"].values()
+    points = drawn(range_findings.along_chart(rows))
     series = {row["series"]: row["value"] for row in points}
     assert series.pop(range_findings.OTHERS, None) == (0.75 if shown else None)
     assert series == {range_findings.OWN: 0.5, range_findings.RANDOM: 0.25}

@@ -375,7 +375,7 @@ def test_breakdowns_and_charts_keep_the_weights_apart() -> None:
     only = [row for row in rows if row["table"] == "capture"]
     for chart in (bases_chart, prefix_chart):
         text = str(chart(only).to_dict())  # type: ignore[attr-defined]
-        assert "lora, in the weights" in text
+        assert "LoRA, in the weights" in text
 
 
 def test_c2_counts_recoveries_and_says_why_others_do_not_count() -> None:

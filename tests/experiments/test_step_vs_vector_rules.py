@@ -16,7 +16,14 @@ from frenet.experiments.setup.contrast_notes import (
     widened,
 )
 from frenet.experiments.step_vs_vector import Config, findings, measure
-from frenet.experiments.step_vs_vector.findings import combined, decide, decision_of, layer_chart
+from frenet.experiments.step_vs_vector.findings import (
+    CHANCE,
+    FEW_BLOCKS,
+    combined,
+    decide,
+    decision_of,
+    layer_chart,
+)
 from frenet.experiments.verdicts import Condition
 from frenet.statistics.intervals import Estimate
 
@@ -125,7 +132,22 @@ def test_rows_of_an_earlier_version_lack_premises() -> None:
         assert f"{premise} was not measured" in finding.why
         assert "the criteria alone say undecided" in finding.why
     layers = layer_chart(old).to_dict()["spec"]["layer"]
-    assert [each["encoding"]["y"]["scale"]["domain"] for each in layers] == [[-1, 1]] * len(layers)
+    assert [each["encoding"]["x"]["scale"]["domain"] for each in layers] == [[-1, 1]] * len(layers)
+
+
+def test_few_blocks_have_a_row_each_and_many_an_axis() -> None:
+    """Chance is one region, as far below 0 as above, up to the higher null."""
+    one = [row for row in over_seeds([0.6, 0.62, 0.61]) if row["table"] == "layer"]
+    for count, rows_of in ((FEW_BLOCKS - 1, "y"), (FEW_BLOCKS, "")):
+        rows = [row | {"block": block, "null": 0.3} for block in range(count) for row in one]
+        spec = layer_chart(rows).to_dict()
+        nominal = [layer["encoding"]["y"].get("type") == "nominal"
+                   for layer in spec["spec"]["layer"]]  # fmt: skip
+        assert all(nominal) == bool(rows_of)
+        data = max(spec["datasets"].values(), key=len)
+        region = [row for row in data if row["series"] == CHANCE and "low" in row]
+        assert {(row["low"], row["high"]) for row in region if row["low"]} == {(-0.3, 0.3)}
+        assert len({row["block"] for row in region}) == count
 
 
 def test_it_is_judged_on_the_contrasts_that_the_model_knows() -> None:

@@ -87,6 +87,7 @@ def overflow(page: Any) -> int:
 
 def test_the_page_asks_for_nothing_and_draws_every_figure(chromium: Any, report: Report) -> None:
     with opened(chromium, report.path, viewport=WIDE) as (page, seen):
+        page.evaluate(OPEN_ALL)
         figures = page.evaluate(FIGURES)
         assert len(figures) == report.figures
         for figure in charts(figures):
@@ -172,11 +173,11 @@ def test_a_link_to_a_closed_table_opens_it(chromium: Any, real: Report) -> None:
 def test_pages_fit_and_can_be_read(chromium: Any, report: Report, size: dict[str, int]) -> None:
     with opened(chromium, report.path, viewport=size) as (page, seen):
         assert overflow(page) <= 0
+        page.evaluate(OPEN_ALL)
         for figure in charts(page.evaluate(FIGURES)):
             assert figure["marks"] >= 2, figure
             assert figure["right"] <= 0, figure
             assert figure["covered"] == [], figure
-        page.evaluate(OPEN_ALL)
         assert overflow(page) <= 0
         paper = {}
         for scheme in ("light", "dark"):
@@ -244,7 +245,8 @@ def test_hostile_names_are_text_everywhere(chromium: Any, attacked: Report) -> N
 
 
 def _same(word: str, name: str) -> bool:
-    """Whether a label is the name, or as much of it as fits."""
+    """Whether a label is the name in one or more lines, or as much of it as fits."""
+    word, name = ("".join(text.split()) for text in (word, name))
     cut = word.removesuffix("…")
     return word == name or (word != cut and len(cut) >= 12 and name.startswith(cut))
 

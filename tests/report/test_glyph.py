@@ -5,9 +5,10 @@ import re
 import pytest
 
 from frenet.experiments.experiment import Across, Claim, Decision, Finding
+from frenet.experiments.figures.wording import two
 from frenet.report.claims import in_words
 from frenet.report.glyph import glyph
-from frenet.report.numbers import percent, two
+from frenet.report.numbers import percent
 from frenet.statistics.intervals import Estimate
 
 

@@ -368,9 +368,13 @@ class Answer(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure that answers one question; ``chart`` turns rows into an Altair chart.
+    """A figure that answers one question, its ``title``.
 
-    ``front``: whether it comes before the chapters of a report, below the claims.
+    Attributes:
+        chart: rows of the table to an Altair chart.
+        front: whether it comes before the chapters of a report, below the claims.
+        finds: rows of the table to what they show, in a sentence for the title, or to nothing.
+        more: whether a report shows it only when "More figures" is opened.
     """
 
     id: str
@@ -379,6 +383,8 @@ class Figure(NamedTuple):
     table: str
     chart: Callable[[Rows], Any]
     front: bool = False
+    finds: Callable[[Rows], str] | None = None
+    more: bool = False
 
 
 class Setting(NamedTuple):

@@ -105,6 +105,7 @@ def melt(
     values: Mapping[str, str],
     level: float = 0.95,
     least: float | None = None,
+    most: float = 1.0,
 ) -> list[Row]:
     """`aggregate` for several columns, stacked: a measure and its nulls become series of one chart.
 
@@ -114,13 +115,14 @@ def melt(
         values: column -> the label that its series gets, measure first.
         level: coverage of the intervals, in (0, 1).
         least: as for `aggregate`.
+        most: as for `aggregate`.
 
     Returns:
         The rows of `aggregate`, with the label in the column ``series``.
     """
     stacked: list[Row] = []
     for column, label in values.items():
-        summed = aggregate(rows, by=by, value=column, level=level, least=least)
+        summed = aggregate(rows, by=by, value=column, level=level, least=least, most=most)
         stacked.extend(row | {"series": label} for row in summed)
     return stacked
 
@@ -141,13 +143,21 @@ def over_seeds(
 
 
 def series_over_seeds(
-    rows: Rows, *, by: Sequence[str], values: Mapping[str, str], least: float | None = None
+    rows: Rows,
+    *,
+    by: Sequence[str],
+    values: Mapping[str, str],
+    least: float | None = None,
+    most: float = 1.0,
 ) -> list[Row]:
     """``melt`` with the seed as the unit: several columns as the series of one chart."""
     parts = [
-        melt(seed_means(rows, by=by, value=column), by=by, values={column: label}, least=least)
+        melt(
+            seed_means(rows, by=by, value=column), by=by, values={column: label}, least=least,
+            most=most,
+        )
         for column, label in values.items()
-    ]
+    ]  # fmt: skip
     return [row for part in parts for row in part]
 
 

@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from frenet._notebook import one_line
 from frenet.experiments.experiment import VERDICTS, Claim, Decision, Finding, Verdict, claim_order
+from frenet.experiments.figures.wording import two
 from frenet.report.glossary import explained
 from frenet.report.glyph import glyph
 from frenet.report.markup import tag, user_text
-from frenet.report.numbers import estimate, join_words, spread, two
+from frenet.report.numbers import estimate, join_words, spread
 
 ICONS: dict[Verdict, str] = {
     "supported": "✓",

@@ -10,19 +10,23 @@ from typing import Any
 
 from frenet._notebook import showable
 from frenet.experiments.experiment import Figure, Row, Rows, Scalar
-from frenet.experiments.figures.series import GREY, HEAT, PALETTE
+from frenet.experiments.figures.series import GREY, HEAT, INK, PALETTE, SHADES
 
 Spec = dict[str, Any]
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 # Names of the page's CSS colours (dark and light in page.css) and their value in a file.
 COLOURS: Mapping[str, str] = {
-    "ink": "#1d2329",
+    "ink": INK,
     "muted": "#59636e",
     "line": "#dfe3e6",
     "reference": GREY,
     "heat": HEAT,
-} | {f"series-{index}": colour for index, colour in enumerate(PALETTE, start=1)}
+} | {
+    f"{kind}-{index}": colour
+    for kind, colours in (("series", PALETTE), ("shade", SHADES))
+    for index, colour in enumerate(colours, start=1)
+}
 PAINTED = frozenset({"color", "fill", "range", "stroke", "value"})
 DATA = frozenset({"datasets", "domain", "values"})
 # What the bundle exports to the script of the page.
@@ -98,12 +102,25 @@ def for_page(spec: Spec) -> Spec:
     return _sized(page)
 
 
-def for_file(spec: Spec, figure: Figure) -> Spec:
-    """The specification on white, with the title and the caption that the page prints around it."""
+def headline(figure: Figure, rows: Rows, found: str = "") -> str:
+    """What the figure finds in its rows; otherwise ``found``, its claim in a sentence."""
+    return (figure.finds(rows) if figure.finds else "") or found
+
+
+def for_file(spec: Spec, figure: Figure, found: str = "") -> Spec:
+    """The specification on white, with the title and the caption that the page prints around it.
+
+    ``found``: what the figure shows, in a sentence, above its question.
+    """
     config = _config(COLOURS)
     config["legend"]["columns"] = max(1, min(4, WIDTH // (7 * _longest(spec) + 50)))
     config["title"] = {"anchor": "start", "fontSize": 15, "subtitleColor": COLOURS["muted"]}
-    title = {"text": figure.title, "subtitle": textwrap.wrap(figure.caption, 100), "offset": 14}
+    below = textwrap.wrap(figure.caption, 100)
+    title = {
+        "text": textwrap.wrap(found or figure.title, 78),
+        "subtitle": [figure.title, *below] if found else below,
+        "offset": 14,
+    }
     still = spec | {"background": "white", "padding": 16, "title": title}
     still["config"] = _merged(config, spec.get("config", {}))
     return _sized(still)
@@ -244,9 +261,10 @@ def _sized(spec: Spec) -> Spec:
     """The starting width; on the page a script follows the window from there."""
     if "facet" in spec:
         # Axes and gaps come on top of the width of the panels themselves.
-        panel = WIDTH // spec.get("columns", 3) - 30
+        room = spec.get("usermeta", {}).get("room", 0)
+        panel = (WIDTH - room) // spec.get("columns", 3) - 30
         return spec | {"spec": spec["spec"] | {"width": panel}}
-    if "layer" in spec or "mark" in spec:
+    if ("layer" in spec or "mark" in spec) and not isinstance(spec.get("width"), dict):
         fit = {"type": "fit-x", "contains": "padding"}
         return spec | {"width": WIDTH, "autosize": fit}
     return spec

@@ -223,7 +223,7 @@ def chapter(network: Network, decisions: Sequence[Entry], *, static: bool) -> Ma
 def fronts(network: Network, *, static: bool) -> Markup:
     """The figures before the chapters."""
     return join(
-        figure_of(part, figure, static=static, found=said(network))
+        figure_of(part, figure, static=static, found=said(network) if part.experiment.reach else "")
         for part in network.parts
         for figure in part.experiment.figures
         if figure.front

@@ -5,9 +5,9 @@ import math
 from markupsafe import Markup
 
 from frenet.experiments.experiment import Across, Claim, Finding
+from frenet.experiments.figures.wording import two
 from frenet.report.drawn import Scale, bar, canvas, mark, upright, words
 from frenet.report.markup import tag
-from frenet.report.numbers import two
 
 HEIGHT, MIDDLE = 30, 9.5
 # The scales that are tried first, so that most claims share one.

@@ -2,6 +2,7 @@
 
 import math
 
+from frenet.experiments.figures.wording import two
 from frenet.statistics.intervals import Estimate
 
 NONE = "–"
@@ -61,21 +62,6 @@ def spread(value: Estimate) -> str:
     """
     ends = [end for end in (value.low, value.high) if end is not None]
     return f"[{two(ends[0])}, {two(ends[1])}]" if len(ends) == 2 else ""
-
-
-def two(value: float) -> str:
-    """A number of about two digits, never with an exponent.
-
-    >>> two(0.000442), two(0.0619), two(0.5672), two(1.04), two(20.0), two(137.2)
-    ('0.0004', '0.06', '0.57', '1.0', '20', '137')
-    """
-    if value == 0:
-        return "0"
-    if abs(value) < 0.01:
-        return f"{value:.{-math.floor(math.log10(abs(value)))}f}"
-    if value == int(value) or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) < 0.995 else f"{value:.1f}"
 
 
 def percent(share: float) -> str:

@@ -27,9 +27,10 @@
     if (width < 500) copy.config.axis = { ...copy.config.axis, labelLimit: 0.42 * width };
     if (copy.facet) {
       copy.columns = Math.max(1, Math.min(copy.columns || 3, Math.floor(width / PANEL)));
-      copy.spec.width = panel || Math.floor(width / copy.columns) - 60;
+      const { room = 0 } = copy.usermeta; // of the names to the right of panels
+      copy.spec.width = panel || Math.floor((width - room) / copy.columns) - 60;
       wrapTitles(copy.spec, copy.spec.width);
-    } else if (copy.layer || copy.mark) {
+    } else if ((copy.layer || copy.mark) && !copy.width.step) {
       copy.width = width;
       wrapTitles(copy, width < 500 ? 0.55 * width : 0.8 * width);
     }
@@ -53,8 +54,7 @@
     return engine;
   }
 
-  async function draw(holder, spec) {
-    const width = Math.floor(holder.clientWidth);
+  async function draw(holder, spec, width) {
     if (width < 50 || Math.abs(width - (holder.drawnAt || 0)) < 4) return;
     holder.drawnAt = width;
     const options = {
@@ -102,11 +102,13 @@
     holder.style.minHeight = `${Math.ceil(panels / columns) * (height + 70) + 30}px`;
   }
 
+  // The width is read at once: what a closed block holds is only open while paper is prepared.
   async function show(holder) {
+    const width = Math.floor(holder.clientWidth);
     try {
       holder.spec ??= await unpack(holder.dataset.chart);
       await started();
-      await draw(holder, holder.spec);
+      await draw(holder, holder.spec, width);
     } catch (error) {
       holder.textContent = `Not drawn: ${error.message}. The numbers are in the table below.`;
       holder.dataset.drawn = "no";
@@ -121,7 +123,7 @@
       for (const { target } of entries) {
         if (!target.dataset.drawn) continue;
         clearTimeout(waiting.get(target));
-        waiting.set(target, setTimeout(() => draw(target, target.spec), 120));
+        waiting.set(target, setTimeout(() => draw(target, target.spec, Math.floor(target.clientWidth)), 120));
       }
     });
     const near = new IntersectionObserver((entries) => {
@@ -279,9 +281,10 @@
   let closed = [];
   addEventListener("beforeprint", () => {
     for (const block of tables) if (block.waiting) build(block, block.waiting);
-    for (const holder of charts) if (holder.spec) show(holder);
     closed = Array.from(document.querySelectorAll("details:not([open])"));
     for (const block of closed) block.open = true;
+    // A figure in a closed block has no width.
+    for (const holder of charts) if (holder.spec) show(holder);
   });
   addEventListener("afterprint", () => {
     for (const block of closed) block.open = false;

@@ -175,7 +175,7 @@ def export(
             rows = figures.rows_of(figure, part.run.rows)
             if not rows or figures.blank(drawn := figures.draw(figure, rows)):
                 continue
-            spec = figures.for_file(drawn, figure)
+            spec = figures.for_file(drawn, figure, figures.headline(figure, rows))
             name = Path(out_dir) / f"{part.id}-{figure.id}"
             written.append(
                 _exported(name.with_name(f"{name.name}.svg"), figures.svg(spec).encode())

@@ -10,9 +10,10 @@ from frenet.experiments.experiment import Reach
 from frenet.experiments.figures.landscape import landscape
 from frenet.experiments.figures.names import label
 from frenet.experiments.figures.series import Series
+from frenet.experiments.figures.wording import two
 from frenet.report.drawn import SMALL, Scale, bar, beside, canvas, mark, upright, words
 from frenet.report.markup import tag, user_text
-from frenet.report.numbers import join_words, percent, two
+from frenet.report.numbers import join_words, percent
 
 ROW, MIDDLE = 22, 11.0
 # What the change of a distance is a share of, in words; the heading of each group of directions.

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from frenet.experiments.experiment import Study, claim_order
+from frenet.experiments.figures.wording import two
 from frenet.report import across, summary
 from frenet.report.claims import Entry, answer, comparison
 from frenet.report.facts import measured
 from frenet.report.front_page import Network, decided, grouped, join_sentences, maps, said_together
 from frenet.report.markup import markdown, tag
-from frenet.report.numbers import estimate, spread, two
+from frenet.report.numbers import estimate, spread
 from frenet.report.page import sections_of
 from frenet.report.pages import INDEX, named, page_files, write_pages
 from frenet.report.results_page import (

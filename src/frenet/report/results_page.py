@@ -45,13 +45,13 @@ def _lines(network: Network, decisions: Sequence[Entry], out: Path) -> Iterator[
         yield from ("Some cells are missing; verdicts and figures use the others:", "")
         yield from (*missing, "")
     for part in network.parts:
-        yield from _figures(part, out, front=True)
+        yield from _figures(part, out, decisions, front=True)
     if decisions:
         yield from ("## The claims", "")
     for decision in decisions:
         yield from _claim(decision, network)
     for part in network.parts:
-        yield from _experiment(part, out)
+        yield from _experiment(part, decisions, out)
     yield from _made(network)
 
 
@@ -140,10 +140,10 @@ def _breakdown(table: Breakdown) -> Iterator[str]:
     yield ""
 
 
-def _experiment(part: Section, out: Path) -> Iterator[str]:
+def _experiment(part: Section, decisions: Sequence[Entry], out: Path) -> Iterator[str]:
     """One run: its question, answers and figures, its rows, and the command that makes it again."""
     yield from (f"## {markdown(part.run.experiment)}", "", markdown(part.experiment.question), "")
-    yield from _figures(part, out, front=False)
+    yield from _figures(part, out, decisions, front=False)
     if listed := list(_sentences(part)):
         yield from folded("The answers, one by one", listed)
     file = f"{part.id}{PACKED}"
@@ -162,29 +162,40 @@ def _sentences(part: Section) -> Iterator[str]:
             yield f"    - {markdown(f'{which}: {words}' if which else words)}"
 
 
-def _figures(part: Section, out: Path, *, front: bool) -> Iterator[str]:
-    """The figures for the head of the page, or those of claims."""
+def _figures(part: Section, out: Path, decisions: Sequence[Entry], *, front: bool) -> Iterator[str]:
+    """The figures for the head of the page, or those of claims, under what was found."""
+    found = {
+        one.claim.figure: in_words(one.claim, one.finding)
+        for one in reversed(decisions)
+        if one.claim in part.experiment.claims
+    }
     of_claims = {claim.figure for claim in part.experiment.claims}
     for figure in part.experiment.figures:
         rows = figures.rows_of(figure, part.run.rows)
         if rows and (figure.front if front else figure.id in of_claims and not figure.front):
-            yield from picture(figure, rows, out / f"{part.id}-{figure.id}.svg")
+            path = out / f"{part.id}-{figure.id}.svg"
+            yield from picture(figure, rows, path, found.get(figure.id, ""))
 
 
-def picture(figure: Figure, rows: Rows, path: Path) -> Iterator[str]:
-    """The lines that show a figure; this also writes its file."""
+def picture(figure: Figure, rows: Rows, path: Path, found: str = "") -> Iterator[str]:
+    """The lines that show a figure; this also writes its file.
+
+    ``found``: its claim in a sentence.
+    """
     if why := figures.undrawable():
         yield from (markdown(f"{figure.title}: not drawn; {why}."), "")
         return
     try:
+        found = figures.headline(figure, rows, found)
         drawn = figures.draw(figure, rows)
     # Any error of a chart: the other figures and the numbers must still be readable.
     except Exception as error:
         yield from (markdown(f"{figure.title}: not drawn, {type(error).__name__}: {error}"), "")
         return
     if not figures.blank(drawn):
-        write_whole(path, figures.svg(figures.for_file(drawn, figure)).encode(), moves=MOVES)
-        yield from (f"![{markdown(figure.title)}]({path.name})", "")
+        still = figures.svg(figures.for_file(drawn, figure, found))
+        write_whole(path, still.encode(), moves=MOVES)
+        yield from (f"![{markdown(found or figure.title)}]({path.name})", "")
     elif words := figures.instead(drawn):
         yield from (markdown(words), "")
 

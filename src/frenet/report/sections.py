@@ -94,11 +94,13 @@ def section(
     )
     own = [entry for entry in experiment.figures if not entry.front]
     empty = [entry for entry in own if not figures.rows_of(entry, run.rows)]
-    drawn = join(
-        figure_of(part, entry, static=static, found=found.get(entry.id, ""))
+    shown = {
+        entry: figure_of(part, entry, static=static, found=found.get(entry.id, ""))
         for entry in own
         if entry not in empty
-    )
+    }
+    drawn = join(figure for entry, figure in shown.items() if not entry.more)
+    more = {entry: figure for entry, figure in shown.items() if entry.more}
     with_rows = tables.tables_of(experiment, run.rows)
     listed = join(
         tables.html_table(
@@ -110,8 +112,16 @@ def section(
     without = tag("noscript", tag("p", NO_SCRIPT, class_="empty"))
     title = tag("h3", "The numbers behind the figures")
     behind = tag("div", title, without, parts, listed, class_="block")
-    above = (head, said or "", failures(run), drawn, _missing(empty))
+    above = (head, said or "", failures(run), drawn, _folded(more), _missing(empty))
     return tag("section", *above, behind, again(run, experiment), id=part.id)
+
+
+def _folded(more: Mapping[Figure, Markup]) -> Markup:
+    """The figures that decide nothing, under a line that names them; empty without any."""
+    if not more:
+        return Markup("")
+    titles = join_words([f"“{figure.title}”" for figure in more])
+    return tag("details", tag("summary", f"More figures: {titles}"), *more.values(), class_="more")
 
 
 def _missing(empty: Sequence[Figure]) -> Markup:
@@ -155,10 +165,9 @@ def framed(
         every: rows, also of other tables.
         numbers: the link to the table of its numbers.
         static: add a picture for readers without scripts.
-        found: what it shows, in a sentence, for the title.
+        found: its claim in a sentence, for the title, if the figure has no finding of its own.
     """
-    kicker = tag("p", figure.title, class_="kicker") if found else Markup("")
-    title = join((kicker, tag("h3", found or figure.title, id=f"{anchor}-title")))
+    title = _titled(anchor, figure, found)
     caption = tag("figcaption", figure.caption)
     rows = figures.rows_of(figure, every)
     if not rows:
@@ -168,8 +177,10 @@ def framed(
         reason = tag("p", f"Not drawn: {why}.", class_="empty")
         return tag("figure", title, reason, caption, id=anchor)
     try:
+        found = figures.headline(figure, rows, found)
+        title = _titled(anchor, figure, found)
         spec = figures.draw(figure, rows)
-        still = _picture(spec, figure) if static and not figures.blank(spec) else Markup("")
+        still = _picture(spec, figure, found) if static and not figures.blank(spec) else Markup("")
     # Any error of a chart: the other figures and the numbers must still be readable.
     except Exception as error:
         reason = tag("p", f"Not drawn: {type(error).__name__}: {error}", class_="empty")
@@ -185,7 +196,7 @@ def framed(
         data_chart=f"{anchor}-spec",
         data_height=figures.height(spec),
         role="img",
-        aria_label=f"{figure.title}. {words}",
+        aria_label=f"{found or f'{figure.title}.'} {words}",
     )
     data = packed(figures.for_page(spec), id=f"{anchor}-spec")
     as_text = tag(
@@ -196,7 +207,13 @@ def framed(
     return tag("figure", title, chart, data, still, caption, as_text, id=anchor)
 
 
-def _picture(spec: figures.Spec, figure: Figure) -> Markup:
-    drawn = figures.svg(figures.for_file(spec, figure)).encode()
+def _titled(anchor: str, figure: Figure, found: str) -> Markup:
+    """The title: what was found, below the question; or the question alone."""
+    kicker = tag("p", figure.title, class_="kicker") if found else Markup("")
+    return join((kicker, tag("h3", found or figure.title, id=f"{anchor}-title")))
+
+
+def _picture(spec: figures.Spec, figure: Figure, found: str) -> Markup:
+    drawn = figures.svg(figures.for_file(spec, figure, found)).encode()
     source = "data:image/svg+xml;base64," + base64.b64encode(drawn).decode("ascii")
     return tag("noscript", tag("img", src=source, alt=figure.caption, class_="still"))

@@ -1,5 +1,6 @@
 """What the rows of `basis_drift` say: claim C3, columns and figures."""
 
+import itertools
 import math
 
 from frenet.experiments.experiment import (
@@ -13,10 +14,12 @@ from frenet.experiments.experiment import (
     Rows,
     finite,
     integer,
+    number,
 )
 from frenet.experiments.figures import charts
 from frenet.experiments.figures.charts import Axis, dots, lines
 from frenet.experiments.figures.names import label
+from frenet.experiments.figures.wording import two
 from frenet.experiments.intervals import (
     breakdown,
     estimate,
@@ -30,6 +33,7 @@ from frenet.experiments.setup.comparable import by_coordinates, factors_and_weig
 from frenet.experiments.verdicts import Criterion, Rule
 
 LAG, CEILING, CONTROL = 100, 0.7, 0.95
+HALF = 0.5
 # In notes, between the name of a damage and the reason why it was not measured.
 LEFT_OUT = " left out: "
 
@@ -142,65 +146,132 @@ def _left_out(rows: Rows) -> tuple[str, ...]:
     return (f"The damage {damage} was left out {len(left_out)} times. First reason: {why}.",)
 
 
-def _by_path(rows: Rows) -> Rows:
-    """Gradient rows with a name for their optimiser, and for their space if there are several."""
-    several = len({row.get("space") for row in rows}) > 1
-    keys = ("optimizer", "space") if several else ("optimizer",)
+def _panelled(rows: Rows) -> list[Row]:
+    """Gradient rows with a panel for every mode and space."""
     return [
-        {**row, "path": ", ".join(label(str(row[key])) for key in keys)}
+        {**row, "panel": f"{label(str(row['mode']))}, {label(str(row['space']))}"}
         for row in select(by_coordinates(rows)[""], kind="gradients")
     ]
 
 
+def _by_rate(rows: Rows) -> list[str]:
+    """The kind of optimiser with most learning rates, from the smallest rate to the largest."""
+    names = dict.fromkeys(str(row["optimizer"]) for row in rows)
+    kinds = [name.partition(":")[0] for name in names]
+    commonest = max(kinds, key=kinds.count, default="")
+    mine = [name for name in names if name.partition(":")[0] == commonest and ":" in name]
+    return sorted(mine, key=lambda name: float(name.partition(":")[2]))
+
+
+PATH = ("panel", "optimizer")
+
+
+def _means(rows: Rows) -> list[Row]:
+    """The ratio of every path and lag."""
+    return over_seeds(_panelled(rows), by=(*PATH, "lag"), value="ratio", least=0.0, most=math.inf)
+
+
+def _crossings(means: Rows, x: str = "lag") -> list[Row]:
+    """Where the line of each path first falls below a half, between two measured steps."""
+    found: list[Row] = []
+    for path in dict.fromkeys(tuple(row[key] for key in PATH) for row in means):
+        at: Row = dict(zip(PATH, path, strict=True))
+        mine = sorted(select(means, **at), key=lambda row: number(row, "lag"))
+        for before, after in itertools.pairwise(mine):
+            ends = [number(row, "value") for row in (before, after)]
+            if ends[0] >= HALF > ends[1]:
+                share = (ends[0] - HALF) / (ends[0] - ends[1])
+                low, high = (math.log(number(row, x)) for row in (before, after))
+                says = f"between {before['lag']:g} and {after['lag']:g} steps"
+                found.append(
+                    at | {x: math.exp(low + share * (high - low)), "value": HALF, "says": says}
+                )
+                break
+    return found
+
+
 def drift_chart(rows: Rows) -> object:
     """Energy ratio against lag, by optimiser, with the frozen control."""
-    named = _by_path(rows)
-    table = over_seeds(named, by=("mode", "path", "lag"), value="ratio")
-    control = over_seeds(named, by=("mode", "lag"), value="control")
-    table += [{**row, "path": "frozen control"} for row in control]
+    named = _panelled(rows)
+    table = _means(rows)
+    control = over_seeds(named, by=("panel", "lag"), value="control", least=0.0, most=math.inf)
+    table += [{**row, "optimizer": "frozen control"} for row in control]
     return lines(
         table,
         x=Axis("lag", "steps since the basis was made", log=True),
-        y=Axis("value", "energy ratio"),
-        colour=Axis("path", "optimiser"),
-        facet="mode",
-        rules=["frozen control", charts.Rule("threshold", CEILING)],
+        y=Axis("value", "share of what a fresh basis holds", domain=(0, 1.05)),
+        colour=Axis("optimizer", "optimiser"),
+        facet="panel",
+        rules=["frozen control", charts.Rule(f"C3: below {CEILING}", CEILING)],
+        ordered=_by_rate(named),
+        marked=_crossings(table),
     )
 
 
 def distance_chart(rows: Rows) -> object:
     """The same ratio against the distance travelled: do steps or distance wear a basis out?"""
-    keys = ("mode", "path", "lag")
-    gradients = _by_path(rows)
-    table = over_seeds(gradients, by=keys, value="ratio")
-    moved = {
-        tuple(row[key] for key in keys): row["value"]
-        for row in over_seeds(gradients, by=keys, value="displacement")
-    }
-    for row in table:
-        row["displacement"] = moved[tuple(row[key] for key in keys)]
+    table = _travelled(rows)
     return lines(
         table,
         x=Axis("displacement", "distance from the start (2-norm)", log=True),
-        y=Axis("value", "energy ratio"),
-        colour=Axis("path", "optimiser"),
-        facet="mode",
-        rules=[charts.Rule("threshold", CEILING)],
+        y=Axis("value", "share of what a fresh basis holds", domain=(0, 1.05)),
+        colour=Axis("optimizer", "optimiser"),
+        facet="panel",
+        rules=[charts.Rule(f"C3: below {CEILING}", CEILING)],
+        ordered=_by_rate(table),
+        marked=_crossings(table, "displacement"),
+        direct=False,
+    )
+
+
+def _travelled(rows: Rows) -> list[Row]:
+    """The means with the distance travelled by then; without the start, where it is 0."""
+    keys = (*PATH, "lag")
+    moved = {
+        tuple(row[key] for key in keys): row["value"]
+        for row in over_seeds(_panelled(rows), by=keys, value="displacement")
+    }
+    table = [row | {"displacement": moved[tuple(row[k] for k in keys)]} for row in _means(rows)]
+    return [row for row in table if row["displacement"]]
+
+
+def distance_finding(rows: Rows) -> str:
+    """By what factor optimisers differ in steps, and in distance, until half is gone."""
+    table = _travelled(rows)
+    steps, distances = (
+        {tuple(row[key] for key in PATH): number(row, x) for row in _crossings(table, x)}
+        for x in ("lag", "displacement")
+    )
+    panels = [panel for panel, _ in steps]
+    panel = max(panels, key=panels.count, default=None)
+    mine = [path for path in steps if path[0] == panel]
+    if len(mine) < 2:
+        return ""
+    by_steps, by_distance = (
+        max(found[path] for path in mine) / min(found[path] for path in mine)
+        for found in (steps, distances)
+    )
+    return (
+        f"Until half is gone, optimisers differ by a factor of {two(by_steps)} in steps and of "
+        f"{two(by_distance)} in distance ({panel})."
     )
 
 
 def overlap_chart(rows: Rows) -> object:
     """Ratio and corrected overlap at lag 100 side by side: they disagree."""
     table = series_over_seeds(
-        select(_by_path(rows), lag=LAG),
-        by=("path",),
+        select(_panelled(rows), lag=LAG),
+        by=PATH,
         values={"ratio": "energy ratio", "overlap": "overlap over ceiling", "control": "control"},
+        least=0.0,
+        most=math.inf,
     )
     return dots(
         table,
-        x=Axis("value", f"at lag {LAG}, relative to a fresh basis"),
-        row=Axis("path", "optimiser"),
+        x=Axis("value", f"after {LAG} steps, as a share of a fresh basis"),
+        row=Axis("optimizer", "optimiser"),
         colour="series",
+        facet="panel",
         rules=["control"],
     )
 
@@ -267,7 +338,8 @@ FIGURES = (
         "drift",
         "How much of new gradients an old basis holds",
         "Held-out gradient energy in the basis made at the start, relative to a basis made at the "
-        "current step. The frozen control is the same ratio with no training in between.",
+        "current step. The frozen control is the same ratio with no training in between. Thin "
+        "lines are seeds. A ring is where a line falls below a half.",
         "drift",
         drift_chart,
     ),
@@ -278,6 +350,7 @@ FIGURES = (
         "coincide, distance wears a basis out, not the number of steps.",
         "drift",
         distance_chart,
+        finds=distance_finding,
     ),
     Figure(
         "overlap",
@@ -286,5 +359,6 @@ FIGURES = (
         "they carry. The overlap may exceed 1 because its ceilings are estimates.",
         "drift",
         overlap_chart,
+        more=True,
     ),
 )

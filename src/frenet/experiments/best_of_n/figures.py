@@ -2,18 +2,23 @@
 
 from frenet.experiments.best_of_n.findings import (
     EVEN,
+    REACH,
     WORDS,
     most_candidates,
     ranked,
     relative_gains,
-    searched,
+    within_reach,
 )
-from frenet.experiments.experiment import Figure, Row, Rows, number
+from frenet.experiments.experiment import Figure, Row, Rows, integer, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
 from frenet.experiments.figures.parts import sentence
-from frenet.experiments.intervals import over_seeds, select
+from frenet.experiments.figures.wording import two
+from frenet.experiments.intervals import EACH, over_seeds, select
+from frenet.experiments.setup.comparable import of
 
-FOUND, PREDICTED = "found", "predicted, with its 95% band"
+FOUND, PREDICTED = "found", "holds 95% of single searches"
+# The panel and the place of a point of the first figure.
+REACHED = ("reached", "candidates")
 GAINS = ("gain", "predicted", "low", "high")
 SCALES = {"sigma*": "the predicted gain at sigma*", "trusted": "the loss"}
 
@@ -35,33 +40,48 @@ FEW_PLACES = 4
 
 
 def best_chart(rows: Rows) -> object:
-    """Best of N against N in the whole space, with the predicted band."""
-    keys = ("unit", "factor", "candidates")
-    everywhere = scaled(select(searched(rows), place="all"))
-    ends = {
-        name: {
-            tuple(row[key] for key in keys): row["value"]
-            for row in over_seeds(everywhere, by=keys, value=name)
-        }
-        for name in ("low", "high")
-    }
-    table: list[Row] = []
-    for row in over_seeds(everywhere, by=keys, value="predicted"):
-        at = tuple(row[key] for key in keys)
-        band: Row = {name: values[at] for name, values in ends.items()}
-        table.append({**row, **band, "series": PREDICTED})
-    table += [{**row, "series": FOUND} for row in over_seeds(everywhere, by=keys, value="gain")]
+    """Found over predicted gain against N, at each share of the range in which theory holds."""
+    found, low, high = (
+        over_seeds(_ratios(rows), by=REACHED, value=name) for name in ("gain", "low", "high")
+    )
+    table: list[Row] = [{**row, "series": FOUND} for row in found]
+    for least, most in zip(low, high, strict=True):
+        ends: Row = {"value": most["value"], "low": least["value"], "high": most["value"]}
+        table.append({**most, **ends, EACH: None, "series": PREDICTED})
     return lines(
-        [{**row, "sigma": f"sigma = {row['factor']:g} {_unit(row)}"} for row in table],
+        table,
         x=Axis("candidates", "candidates N", log=True),
-        y=Axis("value", "gain, relative to that at sigma* or to the loss", apart=True),
-        facet="sigma",
-        rules=[PREDICTED],
+        y=Axis("value", "gain over the predicted one", domain=(0.0, 2.0)),
+        facet="reached",
+        rules=[Rule("as predicted", 1.0)],
+        shaded=PREDICTED,
     )
 
 
-def _unit(row: Row) -> str:
-    return "sigma*" if row["unit"] == "sigma*" else "times the trusted one"
+def _ratios(rows: Rows) -> list[Row]:
+    """Gains and ends of bands of every seed, over the predicted gain.
+
+    All searches of a seed with sigma at the same share of the range in which the theory holds
+    count together. Of one candidate no gain is predicted.
+    """
+    counted = [
+        {**row, "share": number(row, "factor") / REACH[str(row["unit"])]}
+        for row in scaled(select(within_reach(rows), place="all"))
+        if integer(row, "candidates") > 1
+    ]
+    found: list[Row] = []
+    keys = ("seed", "share", "candidates")
+    for case in sorted({of(row, keys) for row in counted}):  # type: ignore[type-var]
+        where = dict(zip(keys, case, strict=True))
+        sums = {name: sum(number(row, name) for row in select(counted, **where)) for name in GAINS}
+        if sums["predicted"] > 0:
+            panel = {"reached": f"sigma at {number(where, 'share'):g} of the range"}
+            found.append(where | panel | {n: sums[n] / sums["predicted"] for n in GAINS})
+    return sorted(found, key=lambda row: number(row, "share"))
+
+
+def _place(row: Row) -> str:
+    return "the whole space" if row["place"] == "all" else str(row["place"])
 
 
 def _commonest_unit(rows: Rows) -> Rows:
@@ -77,15 +97,31 @@ def sigma_chart(rows: Rows) -> object:
     table: list[Row] = []
     for column, label in (("gain", FOUND), ("predicted", "predicted")):
         table += [
-            {**row, "series": label} for row in over_seeds(at, by=("place", "factor"), value=column)
+            {**row, "series": label, "panel": _place(row)}
+            for row in over_seeds(at, by=("place", "factor"), value=column)
         ]
     return lines(
         table,
         x=Axis("factor", f"sigma over {WORDS[unit]}", log=True),
         y=Axis("value", f"gain of the best, relative to {SCALES[unit]}"),
-        facet="place",
+        facet="panel",
         rules=["predicted"],
     )
+
+
+def sigma_finding(rows: Rows) -> str:
+    """The sigma that gains most in the whole space, found and predicted."""
+    at = scaled(_commonest_unit(select(rows, candidates=most_candidates(rows), place="all")))
+    best = [
+        max(means, key=lambda row: number(row, "value"))
+        for column in ("gain", "predicted")
+        if (means := over_seeds(at, by=("factor", "unit"), value=column))
+    ]
+    if not best:
+        return ""
+    found, predicted = (f"{row['factor']:g} times {WORDS[str(row['unit'])]}" for row in best)
+    same = "as predicted" if found == predicted else f"predicted: {predicted}"
+    return f"The best of {most_candidates(rows)} gains most at {found} ({same})."
 
 
 def dimension_chart(rows: Rows) -> object:
@@ -107,31 +143,6 @@ def dimension_chart(rows: Rows) -> object:
         y=Axis("value", "gain at the best sigma, relative to the whole space", domain=(0, 1.5)),
         facet="space",
         rules=["predicted", Rule("within 25%", EVEN[0], EVEN[1])],
-    )
-
-
-def slope_chart(rows: Rows) -> object:
-    """Gain in units of m_N sigma ||g|| at the smallest sigma, against dimension."""
-    least = min((number(row, "factor") for row in rows), default=1.0)
-    at = _commonest_unit(select(rows, candidates=most_candidates(rows), factor=least))
-    table: list[Row] = []
-    for column, label in (("gain", FOUND), ("predicted", "predicted")):
-        shares = [
-            {**row, "share": number(row, column) / number(row, "linear")}
-            for row in at
-            if row["linear"]
-        ]
-        table += [
-            row | {"series": label}
-            for row in over_seeds(shares, by=("space", "dim"), value="share")
-        ]
-    return lines(
-        table,
-        x=Axis("dim", "dimension of the search", log=True),
-        y=Axis("value", "gain / (m_N sigma ||g||)", domain=(0, 1.2)),
-        facet="space",
-        rules=["predicted", Rule("linear loss", 1.0)],
-        interval=None,
     )
 
 
@@ -159,6 +170,24 @@ def quantile_chart(rows: Rows) -> object:
     )
 
 
+def quantile_finding(rows: Rows) -> str:
+    """The largest distance of a quantile from its prediction."""
+    whole = select(rows, place="all")
+    apart = [
+        {**row, "apart": abs(number(row, "observed") - number(row, "predicted"))}
+        for row in whole
+        if row["observed"] is not None and number(row, "factor") <= REACH[str(row["unit"])]
+    ]
+    means = over_seeds(apart, by=("p",), value="apart")
+    if not means:
+        return ""
+    most = max(number(row, "value") for row in means)
+    return (
+        "In the range of the theory, quantiles lie within a mean of "
+        f"{two(most)} standard deviations of their predictions."
+    )
+
+
 def ranking_chart(rows: Rows) -> object:
     """Measured gains against both predictions of where search pays."""
     if len({row["place"] for row in ranked(rows)}) < FEW_PLACES:
@@ -181,6 +210,7 @@ def ranking_chart(rows: Rows) -> object:
         y=Axis("value", "gain at the best sigma, relative to the best place"),
         colour="place",
         facet="panel",
+        named=True,
     )
 
 
@@ -205,14 +235,39 @@ def winner_chart(rows: Rows) -> object:
     )
 
 
+def winner_finding(rows: Rows) -> str:
+    """What is left of the gain at the sigma that gains most on the batch that selects."""
+    means = over_seeds(rows, by=("factor", "unit"), value="selected")
+    if not means:
+        return ""
+    best = max(means, key=lambda row: number(row, "value"))
+    at = select(rows, factor=best["factor"], unit=best["unit"])
+    (held,) = over_seeds(at, by=(), value="held_out") or [{"value": None}]
+    if held["value"] is None or number(best, "value") <= 0:
+        return ""
+    return (
+        f"At {best['factor']:g} times {WORDS[str(best['unit'])]} the winner gains "
+        f"{two(number(held, 'value'))} nats per token on held-out data, and "
+        f"{two(number(best, 'value'))} on the batch that selected it."
+    )
+
+
 FIGURES = (
     Figure(
+        "winner",
+        "How much of the winner's gain is left on held-out data?",
+        "Gain of the winner on the batch that selected it, and on held-out examples.",
+        "winner",
+        winner_chart,
+        finds=winner_finding,
+    ),
+    Figure(
         "best",
-        "The best of N, predicted and found",
-        "Gain on the selection batch in the whole space, in units of the gain predicted at sigma* "
-        "(of the loss, if there is no trusted sigma*). The band holds 95% of single searches. The "
-        "measured gain is the mean over searches; thin lines are seeds. Every panel has its own "
-        "scale.",
+        "Does the best of N gain what theory predicts?",
+        "Gain on the selection batch in the whole space, over the gain that the local-linear "
+        "theorem predicts: 1 is as predicted. The panels are shares of the range of sigma in which "
+        "the theory should hold, up to half of sigma* (the largest trusted sigma, if there is no "
+        "sigma*). The line is the mean over searches; thin lines are seeds.",
         "best",
         best_chart,
     ),
@@ -224,6 +279,7 @@ FIGURES = (
         "drawn, in units of the loss.",
         "best",
         sigma_chart,
+        finds=sigma_finding,
     ),
     Figure(
         "dimension",
@@ -234,34 +290,21 @@ FIGURES = (
         dimension_chart,
     ),
     Figure(
-        "slope",
-        "Gain at equal gradient norm",
-        "Best of N at the smallest sigma, relative to a linear loss with the same gradient, for "
-        "every place and size of network.",
-        "best",
-        slope_chart,
-    ),
-    Figure(
         "ranking",
         "Where does search pay?",
         "Places ranked before the search by signal density and by density over curvature, against "
         "the measured gain. All values are relative to the best place of the same network.",
         "best",
         ranking_chart,
+        more=True,
     ),
     Figure(
         "quantiles",
-        "The whole distribution",
+        "Does the theory predict the whole distribution?",
         "Quantiles of the change of the loss in the whole space, in predicted standard "
         "deviations. On the dotted line theory and search agree.",
         "quantile",
         quantile_chart,
-    ),
-    Figure(
-        "winner",
-        "What is left on held-out data",
-        "Gain of the winner on the batch that selected it, and on held-out examples.",
-        "winner",
-        winner_chart,
+        finds=quantile_finding,
     ),
 )

@@ -440,7 +440,7 @@ CLAIMS = (
         rule=f"{DIMENSION}. Each gain is that at its own best sigma; the limits are the logarithms "
         f"of {EVEN[0]:g} and {EVEN[1]:g}",
         decide=dimension,
-        figure="best",
+        figure="dimension",
         across=Across(
             "gain in random directions over that in the whole space",
             levels={f"within [{EVEN[0]:g}, {EVEN[1]:g}]": EVEN},

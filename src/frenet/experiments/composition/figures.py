@@ -6,6 +6,7 @@ from frenet.experiments.composition.findings import FULL_SCALE, LINE
 from frenet.experiments.composition.tables import ALL, STEPS, VECTORS
 from frenet.experiments.experiment import Figure, Row, Rows, Scalar, integer, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, heatmap, lines
+from frenet.experiments.figures.wording import two
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
 
 RANDOM = "with a random second one"
@@ -33,6 +34,19 @@ def curve_chart(rows: Rows) -> object:
         colour="series",
         facet="panel",
         rules=[RANDOM, Rule("line", LINE)],
+    )
+
+
+def curve_finding(rows: Rows) -> str:
+    """The error of task vectors at full length, beside that with a random second one."""
+    full = select(rows, kind=VECTORS, s=FULL_SCALE)
+    error, random = (over_seeds(full, by=(), value=name) for name in ("error", "random"))
+    if not error or not random:
+        return ""
+    return (
+        f"At full length the shifts of two task vectors miss their sum by "
+        f"{two(number(error[0], 'value'))} of it, with a random second one by "
+        f"{two(number(random[0], 'value'))}."
     )
 
 
@@ -98,6 +112,18 @@ def block_chart(rows: Rows) -> object:
         colour="series",
         facet="panel",
         rules=[RANDOM],
+    )
+
+
+def block_finding(rows: Rows) -> str:
+    """The block with the largest share, and the share if all were equal."""
+    means = over_seeds(_shares(rows), by=("block",), value="interaction")
+    if len(means) < 2:
+        return ""
+    most = max(means, key=lambda row: number(row, "value"))
+    return (
+        f"The largest share of the interaction, {two(number(most, 'value'))}, is in "
+        f"{most['block']}; equal shares are {two(1 / len(means))}."
     )
 
 
@@ -186,6 +212,7 @@ FIGURES = (
         "curve",
         curve_chart,
         front=True,
+        finds=curve_finding,
     ),
     Figure(
         "radius",
@@ -205,13 +232,15 @@ FIGURES = (
         "order. With a random second one, over the same sum.",
         "block",
         block_chart,
+        finds=block_finding,
     ),
     Figure(
         "map",
-        "Both scales at once",
+        "What do both scales do together?",
         "Mean of both tasks' losses over their losses at the start, for the pair with the largest "
         "interaction at the first seed. Below 1 the vectors help; (1, 1) is the plain sum.",
         "map",
         map_chart,
+        more=True,
     ),
 )

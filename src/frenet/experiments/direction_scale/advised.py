@@ -294,7 +294,7 @@ def rank_chart(rows: Rows) -> object:
 FIGURES = (
     Figure(
         "coefficient",
-        "Which coefficient",
+        "Which coefficient is best?",
         "The loss with the direction added at each coefficient, on test examples, which did not "
         "choose it, and on other text. Intervals are over examples. At 0 the direction is left "
         "out. The random change has the direction's norm and changes the same weights.",
@@ -304,7 +304,7 @@ FIGURES = (
     ),
     Figure(
         "rank",
-        "Which ranks",
+        "Which ranks does the effect need?",
         "For every weight of the adapter the advised rank, with which all of them hold the share "
         "of the adapter's effect on the loss, and the smallest rank that holds it of the squared "
         "norm. The tick is the latter for a random adapter of equal rank and norm.",

@@ -7,6 +7,8 @@ from frenet.experiments.direction_scale.reach import reach
 from frenet.experiments.experiment import Column, Figure, Row, Rows, integer, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines
 from frenet.experiments.figures.landscape import landscape, panel
+from frenet.experiments.figures.names import label
+from frenet.experiments.figures.wording import between
 from frenet.experiments.intervals import EACH, each_of, each_text, over_seeds, select
 from frenet.experiments.setup import brackets, columns
 from frenet.experiments.setup.brackets import life_columns
@@ -16,6 +18,8 @@ QUADRATIC, FOUND = "where a quadratic would leave the linear", "found"
 AT_LEAST = "at least: linear as far as was looked"
 # The unit of both kinds of line, and of the stream.
 RADIUS = "radius, relative to the norm of the weights (stream)"
+# The directions whose line is drawn.
+ALONG = ("gradient", "task vector", "random")
 EARLIER = (
     "stored by an earlier build: with LoRA, every direction except those from disk was followed "
     "along a straight line in the factors A and B, including prefix, task vector and damage line; "
@@ -60,7 +64,9 @@ def _panelled(rows: Rows) -> list[Row]:
     """Rows with a panel for each space; it names the unit if that is not the usual one."""
     factors = {row["space"] for row in rows if row.get("share_of") == "factors"}
     unit = dict.fromkeys(factors, ", over the norm of the factors")
-    return [{**row, "panel": f"{row['space']}{unit.get(row['space'], '')}"} for row in rows]
+    return [
+        {**row, "panel": f"{label(str(row['space']))}{unit.get(row['space'], '')}"} for row in rows
+    ]
 
 
 def _geometric(rows: Rows, value: str, *, by: tuple[str, ...]) -> list[Row]:
@@ -104,22 +110,35 @@ def radius_chart(rows: Rows) -> object:
     )
 
 
+def radius_finding(rows: Rows) -> str:
+    """The shortest and the longest radius in the weights, in the first space."""
+    along = [row for row in select(rows, sign=1) if row.get("share_of") != "stream"]
+    first = [row for row in along if row["space"] == along[0]["space"]]
+    means = _geometric(first, "relative", by=("direction",))
+    if not means:
+        return ""
+    return (
+        f"The loss follows its slope up to {between(means, 'direction')} of the norm of the "
+        f"weights ({label(str(first[0]['space']))})."
+    )
+
+
 def deviation_chart(rows: Rows) -> object:
-    """How the change departs from linearity along every direction, for the first seed."""
+    """How the change departs from linearity along three directions, for the first seed."""
     first = min(integer(row, "seed") for row in rows)
     table = [
         row
         for row in select(rows, seed=first, sign=1)
-        if row["deviation"] and 1e-3 < number(row, "share") < 30
+        if row["direction"] in ALONG and row["deviation"] and 1e-3 < number(row, "share") < 30
     ]
     return lines(
         table,
-        x=Axis("share", "distance / radius", log=True),
+        x=Axis("share", "distance over radius", log=True),
         y=Axis("deviation", "deviation from linearity", log=True),
         interval=None,
         colour="direction",
         facet="task",
-        rules=[Rule("limit", number(rows[0], "eps"))],
+        rules=[Rule("the radius ends here", number(rows[0], "eps"))],
     )
 
 
@@ -220,7 +239,7 @@ TABLES = {
 FIGURES = (
     Figure(
         "radius",
-        "How far",
+        "How far can each direction be followed?",
         "The distance up to which the change of the loss (for a steering vector, of the answers' "
         "log-odds) follows the slope within 20%. It is given as the change of the weights there, "
         "relative to the norm of the weights that move (of the stream). With LoRA, gradient, Adam "
@@ -231,10 +250,11 @@ FIGURES = (
         "distance tried, on any seed or task, its dot is a lower bound.",
         "radius",
         radius_chart,
+        finds=radius_finding,
     ),
     Figure(
         "share",
-        "For how long",
+        "What does each direction still hold later?",
         "What a direction made at the start still holds while training continues on other "
         "minibatches: its share of the gradient (for gradient and Adam step, relative to a fresh "
         "one), or the cosine of a steering vector with a fresh one. Directions that hold no more "
@@ -243,10 +263,11 @@ FIGURES = (
         "weights. Thin lines are seeds.",
         "share",
         share_chart,
+        more=True,
     ),
     Figure(
         "map",
-        "How far and for how long",
+        "How far and for how long can a direction be followed?",
         "Farther right: can be followed farther. Higher: lasts longer. Large marks are geometric "
         "means over seeds, small ones are seeds. A lifetime ends somewhere on the line through a "
         "small mark, between two measured steps; a large mark is hollow if some seed was still "
@@ -261,10 +282,12 @@ FIGURES = (
     ),
     Figure(
         "deviation",
-        "Along the line",
-        "Relative deviation from linearity against distance, in units of the radius. For a "
-        "quadratic it grows in proportion.",
+        "How does the loss leave its slope?",
+        "Relative deviation from linearity against distance, in units of the radius, for the first "
+        "seed. For a quadratic it grows in proportion; a dip is a change of sign. The table has "
+        "all directions.",
         "line",
         deviation_chart,
+        more=True,
     ),
 )

@@ -8,10 +8,13 @@ that readers with any colour vision can distinguish, on white and on black; the 
 first colour with another dash.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from frenet.experiments.experiment import Rows, finite
+from frenet.experiments.figures import labels
+from frenet.experiments.figures.ends import named_ends, named_points, vertical_names
 from frenet.experiments.figures.names import label
 from frenet.experiments.figures.parts import (
     UNIT,
@@ -41,10 +44,19 @@ if TYPE_CHECKING:
 __all__ = ["Axis", "Rule", "dots", "heatmap", "lines", "scatter"]
 
 INTERVAL = ("low", "high")
+# The column with the text of a mark.
+SAYS = "says"
 # How the legends draw marks.
 POINTS = {"symbolStrokeWidth": 0, "symbolSize": 110}
 # More points than this on one line are drawn for the tooltip only.
 CROWD = 24
+# Up to so many measured series have their names at the ends of their lines, and no legend.
+MOST_NAMED = 6
+# The side of a square cell, and the most that a row of them takes, in pixels.
+CELL, HEAT_WIDTH = 60, 480
+TALL, SQUARE = 280, 320
+# Opacity of what chance gives, of a band; of the lines of single seeds.
+PALE, THIN = 0.18, 0.4
 
 
 def lines(
@@ -56,8 +68,15 @@ def lines(
     colour: str | Axis | None = "series",
     facet: str | None = None,
     rules: Sequence[str | Rule] = (),
+    shaded: str = "",
+    ordered: Sequence[str] = (),
+    marked: Rows = (),
+    direct: bool = True,
 ) -> "alt.LayerChart | alt.FacetChart":
     """Mean lines with those of few seeds or a band, one per series; a panel per ``facet``.
+
+    Up to six measured series have their names at the ends of their lines: with ``facet`` in the
+    last panel of the first row.
 
     Args:
         rows: one row per point, as `aggregate` or `melt` give them.
@@ -68,6 +87,12 @@ def lines(
         facet: column that names the panel.
         rules: a string names a series of ``colour`` that is a null or ceiling, and is left out
             if no row has that series; a `Rule` is a level.
+        shaded: a series of ``colour`` that is drawn as a grey region between its ``low`` and
+            ``high``, such as what chance gives.
+        ordered: series to draw in one hue from light to dark, such as learning rates.
+        marked: points to draw as rings, such as where a line falls below a half: rows with the
+            columns of the axes, the series and the panel, and with a text in ``says``.
+        direct: False for a legend in any case, if lines end in the middle of the chart.
 
     Raises:
         ValueError: a logarithmic axis with a value that is not positive, or an unknown column.
@@ -78,18 +103,26 @@ def lines(
     rows = with_units(rows, y.field, log=y.log) if interval else rows
     x, y = placed(x, y, rows=rows, rules=rules)
     table, series = prepare(
-        rows, (x, y), interval=interval, colour=colour, facet=facet, rules=rules
+        rows, (x, y), interval=interval, colour=colour, facet=facet, rules=rules, shaded=shaded
     )
-    series = series._replace(symbols=POINTS)
+    named = direct and len(series.names) > 1 and len(series.measured()) <= MOST_NAMED
+    hue = [label(name) for name in ordered if label(name) in series.names]
+    series = series._replace(symbols=POINTS, ordered=hue, legend=not named)
+    words = in_words(table, (x, y), series)
     every = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
     base, singles = means_and_units(every, table, series)
-    layers = bands(rules, series, (x, y))
+    layers = [*_shade(every, alt.Y, y, series, shaded), *bands(rules, series, (x, y))]
+    base = _without(base, series, shaded)
     # Two points are no curve.
     drawn = len({row[x.field] for row in table}) > 2
+    crowded = len({row[x.field] for row in table}) > CROWD
+    if marked:
+        base = base.transform_filter(f"!isValid(datum.{SAYS})")
+        layers.append(_rings(every, table, series, marked))
     if singles is not None:
         thin = singles.mark_line(strokeWidth=1) if drawn else singles.mark_point(size=20)
         layers.append(
-            thin.encode(detail=alt.Detail(field=UNIT, type="nominal"), opacity=alt.value(0.4))
+            thin.encode(detail=alt.Detail(field=UNIT, type="nominal"), opacity=alt.value(THIN))
         )
     elif interval and bounded(table, interval):
         low = channel(alt.Y, y, field=interval[0])
@@ -97,7 +130,6 @@ def lines(
         layers.append(band.encode(y=low, y2=alt.Y2(field=interval[1])))
     if drawn:
         layers.append(base.mark_line(strokeWidth=2.5).encode(strokeDash=series.dash()))
-    crowded = len({row[x.field] for row in table}) > CROWD
     pointed = series.measured() if drawn else [*series.measured(), *series.nulls]
     seen = alt.FieldOneOfPredicate(series.field, [] if crowded else pointed)
     shown = alt.condition(seen, alt.value(1), alt.value(0))
@@ -105,8 +137,51 @@ def lines(
     tip = tooltip((x, y), interval=interval, series=series, facet=facet, rows=table)
     layers.append(points.encode(opacity=shown, tooltip=tip, shape=series.shape()))
     layers += levels(rules, series, (x, y))
-    words = in_words(table, (x, y), series)
-    return panels(layers, table, facet=facet, height=280, words=words, apart=y.apart)
+    room = 0
+    if named:
+        layers += named_ends(every, table, series, (x, y), rules, facet=facet, height=TALL)
+        layers += vertical_names(rules, (x, y))
+        room = labels.room(series.names)
+    return panels(layers, table, facet=facet, height=TALL, words=words, apart=y.apart, room=room)
+
+
+def _rings(
+    chart: "alt.Chart", table: list[dict[str, Any]], series: Series, marked: Rows
+) -> "alt.Chart":
+    """Rings with a tooltip; their rows go to the others, so that they are in the right panels."""
+    import altair as alt
+
+    # The number of a single value keeps them out of everything that is drawn of means.
+    table += [
+        {**row, series.field: label(str(row[series.field])), UNIT: -1}
+        for row in slim(marked, [key for row in marked for key in row])
+    ]
+    tips = [
+        alt.Tooltip(field=field, type="nominal", title=title)
+        for field, title in ((series.field, series.title or "series"), (SAYS, "half is gone"))
+    ]
+    rings = chart.transform_filter(f"isValid(datum.{SAYS})")
+    return rings.mark_point(filled=False, size=110, strokeWidth=2).encode(tooltip=tips)
+
+
+def _shade(chart: "alt.Chart", kind: Any, axis: Axis, series: Series, shaded: str) -> list[Any]:
+    """The region of a series, across blocks or (``kind`` is `alt.X`) in every row."""
+    import altair as alt
+
+    if label(shaded) not in series.areas:
+        return []
+    mine = chart.transform_filter(alt.FieldEqualPredicate(label(shaded), series.field))
+    low = channel(kind, axis, field=INTERVAL[0])
+    if kind is alt.X:
+        return [mine.mark_bar(opacity=PALE).encode(x=low, x2=alt.X2(field=INTERVAL[1]))]
+    return [mine.mark_area(opacity=PALE).encode(y=low, y2=alt.Y2(field=INTERVAL[1]))]
+
+
+def _without(chart: "alt.Chart", series: Series, shaded: str) -> "alt.Chart":
+    """The chart without the series that is drawn as a region."""
+    if label(shaded) not in series.areas:
+        return chart
+    return chart.transform_filter(f"datum[{series.field!r}] !== {label(shaded)!r}")
 
 
 def dots(
@@ -118,7 +193,10 @@ def dots(
     colour: str | Axis | None = None,
     facet: str | None = None,
     rules: Sequence[str | Rule] = (),
+    shaded: str = "",
     bold: Sequence[str] = (),
+    lane: str | Axis | None = None,
+    headings: Mapping[str, str] = MappingProxyType({}),
 ) -> "alt.LayerChart | alt.FacetChart":
     """A dot with its seeds or its interval for every category; its series share a row.
 
@@ -132,7 +210,12 @@ def dots(
         facet: column that names the panel.
         rules: a string names a series of ``colour`` that is a null or ceiling (drawn as a grey
             tick); a `Rule` is a level on ``x``, regardless of its ``axis``.
+        shaded: a series of ``colour`` that is drawn as a grey bar between its ``low`` and
+            ``high``, such as what chance gives.
         bold: categories with a diamond and a thick interval, such as a mean over the others.
+        lane: column whose values have a shape and a lane each; colours then stand for the groups
+            that ``headings`` name, which need no legend.
+        headings: category -> the heading above it.
     """
     import altair as alt
 
@@ -140,23 +223,36 @@ def dots(
     x, row = resolve(x), resolve(row)
     rows = with_units(rows, x.field, log=x.log) if interval else rows
     x, row = placed(x, row, rows=rows, rules=rules)
+    lane = resolve(lane) if lane else None
+    also = [lane.field] if lane else []
     table, series = prepare(
-        rows, (x, row), interval=interval, colour=colour, facet=facet, rules=rules
-    )
+        rows, (x, row), interval=interval, colour=colour, facet=facet, rules=rules, shaded=shaded,
+        also=also,
+    )  # fmt: skip
     for entry in table:
-        entry[row.field] = label(str(entry[row.field]))
+        for field in (row.field, *also):
+            entry[field] = label(str(entry[field]))
     order = list(dict.fromkeys(str(entry[row.field]) for entry in table))
     tall = any("\n" in name for name in order)
-    y = _categories(row.field, order, tall=tall)
-    series = series._replace(symbols=POINTS)
+    y = _categories(
+        row.field, order, tall=tall, headings={label(k): v for k, v in headings.items()}
+    )
+    series = series._replace(symbols=POINTS, legend=lane is None)
+    lanes = series
+    if lane:
+        names = list(dict.fromkeys(str(entry[lane.field]) for entry in table))
+        lanes = Series(lane.field, lane.title, names, [], [], POINTS)
     plain = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
-    base, singles = means_and_units(_in_lanes(plain, series), table, series)
+    base, singles = means_and_units(_in_lanes(plain, lanes), table, series)
     dot = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.measured()))
-    layers = [*bands(rules, series, (x, row)), *levels(rules, series, (x, row))]
-    tip = tooltip((row, x), interval=interval, series=series, facet=facet, rows=table)
-    shape = series.shape(upright=True)
-    if series.nulls:
-        layers.append(_null_ticks(plain, series).encode(tooltip=tip, shape=shape))
+    layers = [*_shade(plain, alt.X, x, series, shaded), *bands(rules, series, (x, row))]
+    layers += levels(rules, series, (x, row))
+    layers += vertical_names(rules, (x, row)) if lane else []
+    tip = tooltip((row, x), interval=interval, series=lanes, facet=facet, rows=table)
+    shape = lanes.shape(upright=True)
+    ticked = [name for name in series.nulls if name not in series.areas]
+    if ticked:
+        layers.append(_null_ticks(plain, series.field, ticked).encode(tooltip=tip, shape=shape))
     if singles is not None:
         layers.append(singles.mark_point(filled=True, size=24, opacity=0.5).encode(shape=shape))
     elif interval and bounded(table, interval):
@@ -169,17 +265,17 @@ def dots(
         layers += _bold(
             dot.transform_filter(alt.FieldOneOfPredicate(row.field, [*map(label, bold)])), x, tip
         )
-    lanes = len(series.measured())
-    height = max(72, len(order) * max(44 if tall else 28, 13 * lanes + 8))
+    each = max(44 if tall else 28, 13 * len(lanes.measured()) + 8)
+    height = max(72, (len(order) + len(headings)) * each)
     words = in_words(table, (row, x), series)
     return panels(layers, table, facet=facet, height=height, words=words)
 
 
-def _null_ticks(chart: "alt.Chart", series: Series) -> "alt.Chart":
+def _null_ticks(chart: "alt.Chart", field: str, names: Sequence[str]) -> "alt.Chart":
     """A tick for every null."""
     import altair as alt
 
-    nulls = chart.transform_filter(alt.FieldOneOfPredicate(series.field, series.nulls))
+    nulls = chart.transform_filter(alt.FieldOneOfPredicate(field, list(names)))
     means = nulls.transform_filter(f"!isValid(datum.{UNIT})")
     return means.mark_point(filled=True, size=360, opacity=1)
 
@@ -194,15 +290,27 @@ def _in_lanes(chart: "alt.Chart", series: Series) -> "alt.Chart":
     return chart.encode(yOffset=alt.YOffset(field=series.field, type="nominal", scale=scale))
 
 
-def _categories(field: str, order: list[str], *, tall: bool) -> "alt.Y":
-    """Categories in this order; ``tall``: names of two lines."""
+def _categories(
+    field: str, order: Sequence[str], *, tall: bool, headings: Mapping[str, str]
+) -> "alt.Y":
+    """Categories in this order, below their headings; ``tall``: names of two lines."""
     import altair as alt
 
-    # Vega puts the first line at the height of the mark; this is half a line up.
-    two: dict[str, Any] = {"labelExpr": "split(datum.label, '\\n')", "labelOffset": -7}
-    axis = alt.Axis(grid=True, **two) if tall else alt.Axis(grid=True)
+    marks: dict[str, Any] = {"grid": True}
+    if tall:
+        # Vega puts the first line at the height of the mark; this is half a line up.
+        marks |= {"labelExpr": "split(datum.label, '\\n')", "labelOffset": -7}
+    lines: list[str] = []
+    for name in order:
+        lines += [headings[name], name] if name in headings else [name]
+    if headings:
+        bold = f"indexof({list(headings.values())!r}, datum.value) >= 0"
+        marks["labelFontWeight"] = {"condition": {"test": bold, "value": 700}, "value": 400}
     # No title: names explain themselves, and Vega draws a title on top of long ones.
-    return alt.Y(field=field, type="nominal", sort=order, title=None, axis=axis)
+    return alt.Y(
+        field=field, type="nominal", sort=lines, title=None, axis=alt.Axis(**marks),
+        scale=alt.Scale(domain=lines),
+    )  # fmt: skip
 
 
 def _bold(base: "alt.Chart", x: Axis, tip: list[Any]) -> list[Any]:
@@ -248,7 +356,8 @@ def heatmap(
     cells = base.mark_rect(color=HEAT).encode(opacity=opacity)
     chart = alt.layer(cells, base.mark_text(fontSize=11).encode(text=figure))
     words = in_words(table, (y, value), None)
-    return chart.properties(height=max(96, 32 * len(down)), width=560, description=words)
+    side = min(CELL, HEAT_WIDTH // len(across)) if across else CELL
+    return chart.properties(height=side * len(down), width=alt.Step(side), description=words)
 
 
 def scatter(
@@ -261,6 +370,7 @@ def scatter(
     facet: str | None = None,
     diagonal: bool = True,
     rules: Sequence[str | Rule] = (),
+    named: bool = False,
 ) -> "alt.LayerChart | alt.FacetChart":
     """Points of one measure against another, with the line on which the two agree.
 
@@ -273,6 +383,7 @@ def scatter(
         facet: column that names the panel.
         diagonal: draw y = x over the range that both axes share.
         rules: levels, see `lines`.
+        named: write the name of the series at each point, in place of a legend.
     """
     import altair as alt
 
@@ -280,7 +391,7 @@ def scatter(
     table, series = prepare(
         rows, (x, y), interval=interval, colour=colour, facet=facet, rules=rules
     )
-    series = series._replace(symbols=POINTS)
+    series = series._replace(symbols=POINTS, legend=not named)
     base = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
     layers = [*bands(rules, series, (x, y)), *levels(rules, series, (x, y))]
     if interval and bounded(table, interval):
@@ -297,4 +408,6 @@ def scatter(
     tip = tooltip((x, y), interval=interval, series=series, facet=facet, rows=table)
     layers.append(points.encode(shape=series.shape(), tooltip=tip))
     words = in_words(table, (x, y), series)
-    return panels(layers, table, facet=facet, height=320, words=words)
+    if named:
+        layers += named_points(base, table, series, (x, y), facet=facet, height=SQUARE)
+    return panels(layers, table, facet=facet, height=SQUARE, words=words)

@@ -1,58 +1,25 @@
 """How far against for how long: directions as marks with their names beside them."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from frenet.experiments.experiment import Reach, Row, number
+from frenet.experiments.figures.labels import MARK, PLACES, Box, around, name_at, sides
 from frenet.experiments.figures.names import label
-from frenet.experiments.figures.parts import Axis, channel, panels, sentence
-from frenet.experiments.figures.series import GREY, Series
+from frenet.experiments.figures.parts import Axis, channel, panels, sentence, short, ticks
+from frenet.experiments.figures.series import GREY, INK, Series
 
 if TYPE_CHECKING:
     import altair as alt
 
 FAR = "loss follows its slope up to this share of the norm"
 LONG = "training steps until half is gone"
-# The size of a panel, of a letter and of a mark in pixels, for which names are placed.
-WIDE, HIGH, LETTER, LINE, MARK = 290.0, 250.0, 7.2, 14.0, 7.0
-# Where a name may stand: its anchor, and how far from the mark.
-PLACES = {
-    "right": ("left", 11, 0),
-    "left": ("right", -11, 0),
-    "above": ("center", 0, -15),
-    "below": ("center", 0, 16),
-    "right above": ("left", 8, -13),
-    "right below": ("left", 8, 14),
-    "left above": ("right", -8, -13),
-    "left below": ("right", -8, 14),
-    "far above": ("center", 0, -29),
-    "far below": ("center", 0, 31),
-    "far right": ("left", 8, 29),
-    "far left": ("right", -8, 29),
-    "high right": ("left", 8, -28),
-    "high left": ("right", -8, -28),
-}
+# The size of a panel in pixels, for which names are placed.
+WIDE, HIGH = 290.0, 250.0
 # Where lifetimes of less than a step are drawn; room beside the outer marks in pixels.
 LEAST, ROOM = 0.5, 30.0
-# The ticks of every decade, and those of an axis that is shorter than the factor.
-TICKS, DENSE, SHORT = (1.0, 3.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), 9
 NOTHING = "No direction has both a radius and a lifetime, so that there is no map."
-
-
-class Box(NamedTuple):
-    """A rectangle in pixels."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def overlap(self, other: "Box") -> float:
-        """The area that two rectangles share."""
-        width = min(self.right, other.right) - max(self.left, other.left)
-        height = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return max(width, 0.0) * max(height, 0.0)
 
 
 def panel(one: Reach) -> str:
@@ -83,7 +50,7 @@ def landscape(panelled: Sequence[tuple[str, Reach]], *, shared: bool = False) ->
     low = min(float(row["after"]) for row in seeds)  # type: ignore[arg-type]
     span = (0.8 * low, 1.3 * max(longest for _, longest in ends))
     chance = _chance(panelled, {row["panel"] for row in seeds})
-    means = _placed(_means(seeds), [*seeds, *chance], span)
+    means = _placed(_means(seeds), [*seeds, *chance], span, ends, shared=shared)
     names = list(dict.fromkeys(str(row["name"]) for row in means))
     series = Series("name", None, names, [], [], {}, legend=False)
     x = Axis("far", FAR, log=True, domain=_narrowest([*seeds, *chance]))
@@ -105,7 +72,7 @@ def landscape(panelled: Sequence[tuple[str, Reach]], *, shared: bool = False) ->
         .encode(y=_y(y._replace(field="after")), y2=alt.Y2(field="by")),
         of["seed"].mark_point(filled=True, size=26, opacity=0.6).encode(shape=shape, tooltip=tips),
         *(_mark(of["mean"], shape, tips, hollow=hollow) for hollow in (False, True)),
-        *(_name(of["mean"], place) for place in PLACES),
+        *(name_at(of["mean"], "name", side, alt.value(INK)) for side in PLACES),
         _chanceless(x),
     ]
     last: list[Row] = [{"panel": panel, "kind": "end", "life": longest} for panel, longest in ends]
@@ -122,10 +89,9 @@ def _x(axis: Axis) -> "alt.X":
     import altair as alt
 
     low, high = axis.domain or (1.0, 1.0)
-    dense = DENSE if high < SHORT * low else TICKS
     made = channel(alt.X, axis._replace(domain=None))
     made.scale = alt.Scale(type="log", nice=False, padding=ROOM)
-    made.axis = alt.Axis(format="~%", values=_ticks(1e-7, 1e4, dense), grid=False)
+    made.axis = alt.Axis(format="~%", values=ticks(1e-7, 1e4, dense=short(low, high)), grid=False)
     return made
 
 
@@ -133,13 +99,8 @@ def _y(axis: Axis) -> "alt.Y":
     import altair as alt
 
     made = channel(alt.Y, axis)
-    made.axis = alt.Axis(format="~g", values=_ticks(*(axis.domain or (LEAST, 1e6)), TICKS))
+    made.axis = alt.Axis(format="~g", values=ticks(*(axis.domain or (LEAST, 1e6)), dense=False))
     return made
-
-
-def _ticks(low: float, high: float, steps: Sequence[float]) -> list[float]:
-    every = (float(f"{step * 10.0**n:.3g}") for n in range(-7, 7) for step in steps)
-    return [value for value in every if low <= value <= high]
 
 
 def _narrowest(rows: Sequence[Row]) -> tuple[float, float]:
@@ -190,45 +151,56 @@ def _geometric(values: Sequence[Any]) -> float:
     return math.exp(sum(math.log(value) for value in values) / len(values))
 
 
-def _placed(means: Sequence[Row], others: Sequence[Row], span: tuple[float, float]) -> list[Row]:
-    """The means with the side on which each name covers least, panel by panel."""
+def _placed(
+    means: Sequence[Row],
+    others: Sequence[Row],
+    span: tuple[float, float],
+    ends: Iterable[tuple[str, float]],
+    *,
+    shared: bool,
+) -> list[Row]:
+    """The means with the side on which each name covers least, panel by panel.
+
+    Args:
+        means: the rows of large marks.
+        others: those of small marks and ticks.
+        span: the range of the vertical axis.
+        ends: panels with the last step of their runs, at which a line is drawn.
+        shared: whether all panels have the same horizontal axis.
+    """
     placed: list[Row] = []
+    every = _range([*means, *others])
     for panel in dict.fromkeys(row["panel"] for row in means):
-        mine = [row for row in means if row["panel"] == panel]
-        every = [*mine, *(row for row in others if row["panel"] == panel)]
-        spots = _spots(every, span)
-        sizes = [MARK] * len(mine) + [MARK / 2] * (len(every) - len(mine))
-        taken = [Box(x - r, y - r, x + r, y + r) for (x, y), r in zip(spots, sizes, strict=True)]
-        for row, spot in zip(mine, spots, strict=False):
-            side = min(PLACES, key=lambda side: _cost(_box(str(row["name"]), spot, side), taken))
-            taken.append(_box(str(row["name"]), spot, side))
-            placed.append({**row, "side": side})
+        mine, rest = ([r for r in some if r["panel"] == panel] for some in (means, others))
+        across = every if shared else _range([*mine, *rest])
+        spots, small = (_spots(some, across, span) for some in (mine, rest))
+        last = [Box(0.0, y - 2, WIDE, y + 2) for p, end in ends if p == panel
+                for y in (_down(end, span),)]  # fmt: skip
+        taken = [*(around(spot, MARK / 2) for spot in small), *last]
+        names = [str(row["name"]) for row in mine]
+        chosen = sides(names, spots, taken, (WIDE, HIGH))
+        placed += [{**row, "side": side} for row, side in zip(mine, chosen, strict=True)]
     return placed
 
 
-def _spots(rows: Sequence[Row], span: tuple[float, float]) -> list[tuple[float, float]]:
+def _range(rows: Sequence[Row]) -> tuple[float, float]:
+    far = [float(row["far"]) for row in rows]  # type: ignore[arg-type]
+    return min(far), max(far)
+
+
+def _spots(
+    rows: Sequence[Row], across: tuple[float, float], span: tuple[float, float]
+) -> list[tuple[float, float]]:
     """The places of marks in pixels, on the axes of a panel."""
-    far = [math.log(float(row["far"])) for row in rows]  # type: ignore[arg-type]
-    life = [math.log(float(row.get("life") or span[0])) for row in rows]
+    low, width = math.log(across[0]), math.log(across[1] / across[0]) or 1.0
+    right = [(math.log(float(row["far"])) - low) / width for row in rows]  # type: ignore[arg-type]
+    down = [_down(float(row.get("life") or span[0]), span) for row in rows]  # type: ignore[arg-type]
+    return [(ROOM + (WIDE - 2 * ROOM) * x, y) for x, y in zip(right, down, strict=True)]
+
+
+def _down(life: float, span: tuple[float, float]) -> float:
     low, high = map(math.log, span)
-    width = max(far) - min(far) or 1.0
-    across = [ROOM + (WIDE - 2 * ROOM) * (value - min(far)) / width for value in far]
-    down = [HIGH * (high - value) / (high - low) for value in life]
-    return list(zip(across, down, strict=True))
-
-
-def _box(name: str, spot: tuple[float, float], side: str) -> Box:
-    anchor, dx, dy = PLACES[side]
-    width, x, y = LETTER * len(name), spot[0] + dx, spot[1] + dy
-    left = {"left": x, "right": x - width, "center": x - width / 2}[anchor]
-    return Box(left, y - LINE / 2, left + width, y + LINE / 2)
-
-
-def _cost(box: Box, taken: Sequence[Box]) -> float:
-    """The area that a name would cover, or that would lie outside the panel."""
-    inside = Box(0.0, 0.0, WIDE, HIGH)
-    whole = (box.right - box.left) * (box.bottom - box.top)
-    return sum(box.overlap(other) for other in taken) + 2 * (whole - box.overlap(inside))
+    return HIGH * (high - math.log(life)) / (high - low)
 
 
 def _mark(base: Any, shape: Any, tips: list[Any], *, hollow: bool) -> Any:
@@ -237,18 +209,6 @@ def _mark(base: Any, shape: Any, tips: list[Any], *, hollow: bool) -> Any:
     return mine.mark_point(**how, strokeWidth=2.5 if hollow else 0).encode(
         shape=shape, tooltip=tips
     )
-
-
-def _name(base: Any, side: str) -> Any:
-    """The names on one side of their marks."""
-    import altair as alt
-
-    anchor, dx, dy = PLACES[side]
-    mine = base.transform_filter(f"datum.side == {side!r}")
-    text = mine.mark_text(
-        align=anchor, baseline="middle", dx=dx, dy=dy, fontWeight=600, fontSize=12
-    )
-    return text.encode(text=alt.Text(field="name", type="nominal"), color=alt.value("#1d2329"))
 
 
 def _chance(panelled: Sequence[tuple[str, Reach]], shown: set[Any]) -> list[Row]:

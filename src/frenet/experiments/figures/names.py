@@ -6,6 +6,7 @@ import re
 LABELS = {
     "full": "all weights",
     "lora": "LoRA",
+    "lora, in the weights": "LoRA, in the weights",
     "prefix": "first steps",
     "moving prefix": "first steps, refreshed",
     "prefix from step k": "first steps, kept",
@@ -15,7 +16,13 @@ LABELS = {
     "search winner": "winner of a search",
     "replicate": "second run",
     "PCA of replicate": "second run (ceiling)",
-    "replicate's PCA (ceiling)": "second run (ceiling)",
+    "prefix of replicate": "first steps of a second run",
+    "wrong-answers": "wrong answers",
+    "relative-noise": "relative noise",
+    "absolute-noise": "absolute noise",
+    "zeroed-head": "zeroed head",
+    "zeroed-mlp": "zeroed MLP",
+    "finetune": "fine-tuning",
 }
 OPTIMIZER = re.compile(r"(adamw?|sgd):(\d[\d.e+-]*)")
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 # A text alternative names this many series and says how many more there are.
 NAMED = 12
 # The column with the number of a single value, such as a seed; rows of means have none.
-UNIT = "unit"
-# On a logarithmic axis, lines at 1, 3, 10 and so on; all others are noise.
-MANTISSA = "round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))"
-DECADES = {"condition": {"test": f"{MANTISSA} == 1 || {MANTISSA} == 3", "value": 1}, "value": 0}
+UNIT = "single"
+# On a logarithmic axis, marks at 1, 3, 10 and so on; more on an axis shorter than the factor.
+TICKS, DENSE, SHORT = (1.0, 3.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), 9
 
 
 class Axis(NamedTuple):
@@ -26,7 +25,7 @@ class Axis(NamedTuple):
 
     ``title`` names the quantity and its unit. ``domain`` is the least range of the axis: values
     outside widen it, intervals are cut at the frame. ``whole`` marks whole numbers only. ``apart``
-    gives every panel its own scale.
+    gives every panel its own scale. ``span`` is the range of the values, which `placed` finds.
     """
 
     field: str
@@ -35,6 +34,7 @@ class Axis(NamedTuple):
     domain: tuple[float, float] | None = None
     whole: bool = False
     apart: bool = False
+    span: tuple[float, float] | None = None
 
 
 class Rule(NamedTuple):
@@ -64,11 +64,22 @@ def placed(
 
 
 def _widened(axis: Axis, rows: Rows, ends: Sequence[float]) -> Axis:
-    if not axis.domain:
-        return axis
     values = [v for row in rows if (v := finite(row.get(axis.field))) is not None]
-    lowest = min(*axis.domain, *values, *ends)
-    return axis._replace(domain=(lowest, max(*axis.domain, *values, *ends)))
+    values += [*ends, *(axis.domain or ())]
+    span = (min(values), max(values)) if values else None
+    return axis._replace(span=span, domain=span if axis.domain else None)
+
+
+def ticks(low: float, high: float, *, dense: bool) -> list[float]:
+    """The marks of a logarithmic axis; ``dense``: more in every decade."""
+    steps = DENSE if dense else TICKS
+    every = (float(f"{step * 10.0**n:.3g}") for n in range(-9, 9) for step in steps)
+    return [value for value in every if low <= value <= high]
+
+
+def short(low: float, high: float) -> bool:
+    """Whether a logarithmic axis needs more marks than 1, 3 and 10."""
+    return high < SHORT * low
 
 
 def slim(rows: Rows, fields: Iterable[str]) -> list[dict[str, Any]]:
@@ -118,12 +129,15 @@ def prepare(
     colour: str | Axis | None,
     facet: str | None,
     rules: Sequence[str | Rule],
+    shaded: str = "",
+    also: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], Series]:
-    """The rows as the chart needs them, and the look of its series."""
+    """The rows as the chart needs them, with further columns, and the look of its series."""
     # "series" is no heading for a legend.
     plain = Axis("series", axes[1].title if colour is None else None)
     key = plain if colour in (None, "series") else resolve(colour)
     fields = [axis.field for axis in axes] + list(interval or ())
+    fields += also
     fields += [UNIT] if any(UNIT in row for row in rows) else []
     table = slim(rows, [*fields, *([key.field] if colour else []), *([facet] if facet else [])])
     for entry in table:
@@ -139,11 +153,15 @@ def prepare(
             )
     names = list(dict.fromkeys(entry[key.field] for entry in table))
     # A null that no row of this run has is left out: the measure is still worth drawing.
-    labels = [label(rule) for rule in rules if isinstance(rule, str)]
+    labels = [label(rule) for rule in (*rules, shaded) if isinstance(rule, str)]
     named = [name for name in labels if name in names]
     drawn = [rule.label for rule in rules if isinstance(rule, Rule)]
+    areas = [rule.label for rule in rules if isinstance(rule, Rule) and rule.to is not None]
+    areas += [name for name in named if name == label(shaded)]
     names = [n for n in names if n not in named] + named + drawn
-    return table, Series(key.field, key.title if colour else None, names, named, drawn, {})
+    return table, Series(
+        key.field, key.title if colour else None, names, named, drawn, {}, areas=areas
+    )
 
 
 def _positive(value: Any) -> bool:
@@ -162,8 +180,12 @@ def channel(kind: Any, axis: Axis, *, field: str | None = None) -> Any:
         # Clamped: only intervals reach further, and they must not push the panels apart.
         scale |= {"domain": list(axis.domain), "nice": False, "clamp": True}
     marks = alt.Axis(tickCount=6)
-    if axis.log:
-        marks = alt.Axis(format="~g", tickCount=6, gridOpacity=DECADES)
+    if axis.log and axis.span:
+        low, high = axis.span
+        # Without a domain, intervals may reach further than the values.
+        more = 1.0 if axis.domain else 100.0
+        marked = ticks(low / more, high * more, dense=short(low, high))
+        marks = alt.Axis(format="~g", values=marked)
     if axis.whole:
         whole = "datum.value % 1 === 0 ? datum.label : ''"
         marks = alt.Axis(tickCount=6, labelExpr=whole)
@@ -274,20 +296,26 @@ def panels(
     height: int,
     words: str,
     apart: bool = False,
+    room: int = 0,
 ) -> "alt.LayerChart | alt.FacetChart":
-    """The layers over one table, in one frame or in one panel per value of ``facet``."""
+    """The layers over one table, in one frame or in one panel per value of ``facet``.
+
+    ``room``: the width in pixels of names to the right of panels, for whoever sizes them.
+    """
     import altair as alt
 
     chart = alt.layer(*layers, data=inline(list(table)))
     if facet is None:
         return chart.properties(height=height, width=560, description=words)
     order: Any = list(dict.fromkeys(row[facet] for row in table))
-    panel = alt.Facet(field=facet, type="nominal", title=None, sort=order)
+    header = alt.Header(labelExpr="split(datum.label, '\\n')")
+    panel = alt.Facet(field=facet, type="nominal", title=None, sort=order, header=header)
     columns = max(1, min(3, len(order)))
     framed = chart.properties(height=height, width=round(560 / columns))
     faceted = framed.facet(facet=panel, columns=columns)
     # A shared axis would also be drawn below empty places in the last row.
-    described = faceted.properties(description=words).resolve_axis(x="independent")
+    described = faceted.properties(description=words, usermeta={"room": room})
+    described = described.resolve_axis(x="independent")
     return described.resolve_scale(y="independent") if apart else described
 
 

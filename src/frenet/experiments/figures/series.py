@@ -1,7 +1,7 @@
 """How the series of a chart look: colours that all readers can distinguish, dashes, symbols."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -11,7 +11,10 @@ PALETTE = (
     *("#0072b2", "#d55e00", "#009e73", "#b0559a"),
     *("#7c7c1e", "#c98a00", "#882255", "#3fa0d8"),
 )
+# One hue from light to dark, for what has an order such as learning rates.
+SHADES = ("#86b8dc", "#3f8fc8", "#00629e", "#003a63")
 GREY = "#6b7280"
+INK = "#1d2329"
 HEAT = "#5aa5dc"
 SOLID = (1, 0)
 DASHES = ((7, 4), (2, 3), (9, 3, 2, 3), (4, 2))
@@ -19,6 +22,8 @@ SHAPES = (
     *("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"),
     *("triangle-right", "triangle-left"),
 )
+# How the legend draws a band.
+BLOCK = "M-1,-0.6L1,-0.6L1,0.6L-1,0.6Z"
 # The place in the palette of what is in several figures, by label; other series take the free ones.
 PLACES: Mapping[str, int] = {
     "gradient": 0,
@@ -43,7 +48,8 @@ class Series(NamedTuple):
 
     ``names`` are all that the legend lists. Among them, ``nulls`` are series of the rows and
     ``drawn`` are levels of a `Rule`; both are grey, with different dashes. ``symbols`` is how the
-    legend draws them; ``legend``: whether there is one.
+    legend draws them; ``legend``: whether there is one. ``areas`` are those that are drawn as a
+    band. ``ordered`` are measured series in one hue from light to dark.
     """
 
     field: str
@@ -53,6 +59,8 @@ class Series(NamedTuple):
     drawn: list[str]
     symbols: Mapping[str, Any]
     legend: bool = True
+    areas: Sequence[str] = ()
+    ordered: Sequence[str] = ()
 
     def measured(self) -> list[str]:
         """The series that are neither null nor level."""
@@ -63,6 +71,9 @@ class Series(NamedTuple):
         grey = [*self.nulls, *self.drawn]
         if name in grey:
             return GREY, DASHES[grey.index(name) % len(DASHES)]
+        if name in self.ordered:
+            step = self.ordered.index(name) * (len(SHADES) - 1) / max(1, len(self.ordered) - 1)
+            return SHADES[round(step) if len(self.ordered) > 1 else -1], SOLID
         turn, index = divmod(self.place(name), len(PALETTE))
         return PALETTE[index], SOLID if turn == 0 else DASHES[(turn - 1) % len(DASHES)]
 
@@ -100,6 +111,8 @@ class Series(NamedTuple):
         for name in self.names:
             if name in measured:
                 shapes.append(SHAPES[self.place(name) % len(SHAPES)])
+            elif name in self.areas:
+                shapes.append(BLOCK)
             else:
                 solid = name in self.nulls and self.nulls.index(name) == 0
                 shapes.append(_stroke(SOLID if solid else self.style(name)[1], upright=upright))

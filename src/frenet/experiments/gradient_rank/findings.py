@@ -1,6 +1,7 @@
 """What the rows of `gradient_rank` say: claim C1, columns and figures."""
 
 from collections.abc import Mapping
+from statistics import mean
 
 from frenet.experiments.experiment import (
     Across,
@@ -18,6 +19,7 @@ from frenet.experiments.experiment import (
 )
 from frenet.experiments.figures import charts
 from frenet.experiments.figures.charts import Axis, dots, heatmap, lines
+from frenet.experiments.figures.wording import between, two
 from frenet.experiments.intervals import (
     breakdown,
     estimate,
@@ -36,6 +38,8 @@ from frenet.statistics.intervals import Estimate
 
 K, FLOOR = 10, 0.4
 NULLS = ("null_gaussian", "null_shuffle")
+NULL = "higher of both nulls"
+POINTS = {"none": "before damage"}
 # In notes on gradients that use the training rows more than once.
 SAME_EXAMPLES = "both halves of the gradients are of the same examples"
 
@@ -170,49 +174,77 @@ def energy_chart(rows: Rows) -> object:
         "energy": "task",
         "label_shuffled": "labels shuffled",
         "ceiling": "ceiling (own basis)",
-        "null_gaussian": "Gaussian null",
-        "null_shuffle": "shuffle null",
+        "null": NULL,
     }
     rows = by_coordinates(rows)[""]
     size = _largest_batch(rows)
-    at = select(rows, point="none", batch_size=size)
+    at = [
+        {**row, "null": max(number(row, null) for null in NULLS)}
+        for row in select(rows, point="none", batch_size=size)
+    ]
     table = series_over_seeds(at, by=("k",), values=measured, least=0.0)
     return lines(
         table,
         x=Axis("k", "basis dimension k", log=True),
         y=Axis("value", f"held-out energy (fraction), batches of {size}", domain=(0, 1)),
-        rules=[
-            "ceiling (own basis)",
-            "Gaussian null",
-            "shuffle null",
-            charts.Rule("threshold", FLOOR),
-        ],
+        rules=["ceiling (own basis)", NULL, charts.Rule(f"rule of C1: {FLOOR}", FLOOR)],
     )
 
 
 def task_chart(rows: Rows) -> object:
     """Energy at k = 10 by task and point, in the largest batches."""
-    rows = by_coordinates(rows)[""]
-    size = _largest_batch(rows)
-    at = select(rows, k=K, batch_size=size)
+    size = _largest_batch(by_coordinates(rows)[""])
     return dots(
-        over_seeds(at, by=("task", "point"), value="energy", least=0.0),
+        [{**row, "point": POINTS.get(str(row["point"]), row["point"])} for row in _by_task(rows)],
         x=Axis("value", f"held-out energy in the top {K}, batches of {size}", domain=(0, 1)),
         row=Axis("task", "task"),
         colour=Axis("point", "damage"),
-        rules=[charts.Rule("threshold", FLOOR)],
+        rules=[charts.Rule(f"rule of C1: {FLOOR}", FLOOR)],
     )
+
+
+def _by_task(rows: Rows) -> list[Row]:
+    """Mean energy by task and point."""
+    rows = by_coordinates(rows)[""]
+    at = select(rows, k=K, batch_size=_largest_batch(rows))
+    return over_seeds(at, by=("task", "point"), value="energy", least=0.0)
+
+
+def task_finding(rows: Rows) -> str:
+    """The range over tasks, before damage."""
+    before = [dict(row) for row in select(_by_task(rows), point="none")]
+    return f"{K} directions hold {between(before, 'task')} of a gradient." if before else ""
 
 
 def overlap_chart(rows: Rows) -> object:
     """Task against task, split halves on the diagonal."""
-    rows = by_coordinates(rows)[""]
-    at = select(rows, point="none", batch_size=_largest_batch(rows))
     return heatmap(
-        over_seeds(at, by=("task", "other"), value="overlap"),
+        _between_tasks(rows),
         x=Axis("other", "basis of the other half"),
         y=Axis("task", "basis of one half"),
         value=Axis("value", "overlap"),
+    )
+
+
+def _between_tasks(rows: Rows) -> list[Row]:
+    """Mean overlap of every task with every other one, and with itself."""
+    rows = by_coordinates(rows)[""]
+    at = select(rows, point="none", batch_size=_largest_batch(rows))
+    return over_seeds(at, by=("task", "other"), value="overlap")
+
+
+def overlap_finding(rows: Rows) -> str:
+    """The overlap of different tasks, and that of two halves of one."""
+    table = _between_tasks(rows)
+    same, other = (
+        [number(row, "value") for row in table if (row["task"] == row["other"]) == one]
+        for one in (True, False)
+    )
+    if not same or not other:
+        return ""
+    return (
+        f"The directions of two tasks overlap by {two(mean(other))}; "
+        f"those of two halves of one task by {two(mean(same))}."
     )
 
 
@@ -312,8 +344,9 @@ FIGURES = (
     Figure(
         "energy",
         "How much of a new gradient lies in the top directions of others",
-        "The basis comes from half of the minibatches, the energy from the other half. The nulls "
-        "have the same number of gradients and the same norms. Shuffled labels: the same inputs "
+        "The basis comes from half of the minibatches, the energy from the other half. The nulls, "
+        "Gaussian draws and shuffles of coordinates, have the same number of gradients and the "
+        "same norms. Shuffled labels: the same inputs "
         "with answers that cannot be learned.",
         "energy",
         energy_chart,
@@ -324,6 +357,7 @@ FIGURES = (
         f"Held-out energy in the top {K}; small marks are seeds.",
         "energy",
         task_chart,
+        finds=task_finding,
     ),
     Figure(
         "overlap",
@@ -332,5 +366,6 @@ FIGURES = (
         "is the ceiling. Chance is k / d.",
         "overlap",
         overlap_chart,
+        finds=overlap_finding,
     ),
 )

@@ -7,6 +7,7 @@ from frenet.experiments.experiment import Column, Figure, Row, Rows, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines
 from frenet.experiments.figures.parts import channel, in_words, panels, slim, tooltip
 from frenet.experiments.figures.series import GREY, HEAT, PALETTE
+from frenet.experiments.figures.wording import two
 from frenet.experiments.intervals import select
 from frenet.experiments.setup import columns
 from frenet.experiments.setup.check import CHECK, LOSSES
@@ -106,6 +107,18 @@ def merge_chart(rows: Rows) -> "alt.LayerChart | alt.FacetChart":
     unit = str(table[0]["unit"]) if table else "score"
     usual = [Rule(USUAL, number(table[0], "at_whole"))] if table else []
     return dots(table, x=Axis("value", f"{unit}, {HELD_OUT}"), row="merge", rules=usual)
+
+
+def merge_finding(rows: Rows) -> str:
+    """The score of the merge that was chosen on other examples, and that of the plain sum."""
+    chosen = [row for row in rows if row.get("chosen") and row.get("score") is not None]
+    if not chosen:
+        return ""
+    row = chosen[0]
+    return (
+        f"“{row['merge']}”, chosen on other examples, has a {row['unit']} of "
+        f"{two(number(row, 'score'))}; the plain sum has {two(number(row, 'at_whole'))}."
+    )
 
 
 def block_chart(rows: Rows) -> "alt.LayerChart | alt.FacetChart":
@@ -309,7 +322,7 @@ TABLES = {
 FIGURES = (
     Figure(
         "map",
-        "Both coefficients",
+        "What do both coefficients do together?",
         "Change of each task's loss where A and B are added with these coefficients: blue is "
         "lower than without them, orange is higher. The dashed box holds the coefficients for "
         "which each direction alone is linear within the allowed deviation on this task; a side at "
@@ -321,7 +334,7 @@ FIGURES = (
     ),
     Figure(
         "interaction",
-        "Interaction",
+        "How much do both directions interact?",
         "The loss with both directions beyond the sum of the two changes alone, against their "
         "common scale. Above 0, the sum is worse than both changes suggest. The grey line is the "
         "second order, s^2 a^T H b, as far as it stays near. Intervals are over held-out examples.",
@@ -330,16 +343,17 @@ FIGURES = (
     ),
     Figure(
         "merge",
-        "Ways to merge",
+        "Which way to merge keeps most?",
         "Score on held-out examples: the mean share of both gains that a merge keeps. "
         "Coefficients, densities and weights were chosen on other examples. The line is the plain "
         "sum.",
         "merge",
         merge_chart,
+        finds=merge_finding,
     ),
     Figure(
         "block",
-        "Where they interact",
+        "In which blocks do they interact?",
         "Interaction of the direction of each task with the part of the other one in a single "
         "block. Intervals are over the examples to choose on.",
         "block",

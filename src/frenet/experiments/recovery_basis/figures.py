@@ -1,25 +1,51 @@
 """How `recovery_basis` shows its rows: columns and figures."""
 
+from collections.abc import Mapping
+
 from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines, scatter
+from frenet.experiments.figures.names import label
+from frenet.experiments.figures.wording import between, two
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
-from frenet.experiments.recovery_basis.findings import MOST_STATIC, PAPER
+from frenet.experiments.recovery_basis.findings import MOST_STATIC, PAPER, STATIC
 from frenet.experiments.setup import columns
 from frenet.experiments.setup.comparable import captures_of, comparable, reach
+
+# What the directions of a basis are known from.
+OTHER = "at the damaged point"
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "fixed before the recovery": ("random", *STATIC),
+    OTHER: (),
+    "steps of the recovery": ("prefix", "prefix of replicate"),
+    "ceiling": ("PCA of replicate",),
+}
 
 
 def bases_chart(rows: Rows) -> object:
     """Capture by basis and optimiser at k = 10, or at the largest k that recoveries allow."""
     captures = comparable(rows)
     k = reach(captures)
+    by = ("basis", "optimizer", "space")
+    table = over_seeds(captures, by=by, value="captured", least=0.0)
+    ordered = [row | {"group": group} for group in GROUPS for row in table if _group(row) == group]
+    first = {group: str(select(ordered, group=group)[0]["basis"])
+             for group in dict.fromkeys(row["group"] for row in ordered)}  # fmt: skip
     return dots(
-        over_seeds(captures, by=("basis", "optimizer", "space"), value="captured", least=0.0),
-        x=Axis("value", f"captured fraction, k = {k} (or all of a smaller basis)", domain=(0, 1)),
+        ordered,
+        x=Axis("value", f"share of the recovery in {k} directions", domain=(0, 1)),
         row=Axis("basis", "basis"),
-        colour=Axis("optimizer", "optimiser"),
+        colour=Axis("group", "directions"),
+        lane=Axis("optimizer", "optimiser"),
+        headings={basis: str(group) for group, basis in first.items()},
         facet="space",
-        rules=[Rule("threshold", MOST_STATIC)],
+        rules=[Rule(f"C2: below {MOST_STATIC}", MOST_STATIC)],
     )
+
+
+def _group(row: Row) -> str:
+    """What the directions of a basis are known from."""
+    basis = str(row["basis"])
+    return next((group for group, bases in GROUPS.items() if basis in bases), OTHER)
 
 
 def prefix_chart(rows: Rows) -> object:
@@ -30,7 +56,7 @@ def prefix_chart(rows: Rows) -> object:
         "captured": "prefix",
         "rest": "its capture of the rest",
         "walk_share": "random walk",
-        "ceiling": "replicate's PCA (ceiling)",
+        "ceiling": "PCA of replicate",
     }
     table = series_over_seeds(prefixes, by=("k", "space"), values=labels, least=0.0)
     return lines(
@@ -38,41 +64,79 @@ def prefix_chart(rows: Rows) -> object:
         x=Axis("k", "first k updates", log=True),
         y=Axis("value", "captured fraction", domain=(0, 1)),
         facet="space",
-        rules=["random walk", "replicate's PCA (ceiling)", Rule("paper, LoRA", PAPER)],
+        rules=["random walk", "PCA of replicate", Rule("paper, LoRA", PAPER)],
     )
 
 
 def function_chart(rows: Rows) -> object:
     """Captured displacement against regained loss, basis by basis."""
+    return scatter(
+        _captured_and_regained(rows),
+        x=Axis("value", "captured fraction of the displacement"),
+        y=Axis("regained", "share of the lost loss regained"),
+        colour=Axis("basis", "basis"),
+        facet="space",
+        named=True,
+    )
+
+
+def _captured_and_regained(rows: Rows) -> list[Row]:
+    """Both means for every basis and space."""
     table = over_seeds(comparable(rows), by=("basis", "space"), value="captured", least=0.0)
     gains = {
         (row["basis"], row["space"]): row["value"]
         for row in over_seeds(comparable(rows), by=("basis", "space"), value="regained")
     }
-    points = [
+    return [
         row | {"regained": gains[row["basis"], row["space"]]}
         for row in table
         if (row["basis"], row["space"]) in gains
     ]
-    return scatter(
-        points,
-        x=Axis("value", "captured fraction of the displacement"),
-        y=Axis("regained", "share of the lost loss regained"),
-        colour=Axis("basis", "basis"),
-        facet="space",
+
+
+def function_finding(rows: Rows) -> str:
+    """The basis whose two shares differ most."""
+    points = _captured_and_regained(rows)
+    if not points:
+        return ""
+    most = max(points, key=lambda row: abs(number(row, "regained") - number(row, "value")))
+    return (
+        f"With {label(str(most['space']))}, the basis “{label(str(most['basis']))}” holds "
+        f"{two(number(most, 'value'))} of the displacement and regains "
+        f"{two(number(most, 'regained'))} of the lost loss."
     )
 
 
 def curve_chart(rows: Rows) -> object:
-    """Loss against step."""
-    table = over_seeds(held(rows), by=("optimizer", "protocol", "space", "step"), value="loss")
+    """Loss against step, from the first step on."""
+    by = ("optimizer", "protocol", "space", "step")
+    table = [row for row in over_seeds(held(rows), by=by, value="loss") if row["step"]]
     return lines(
-        [row | {"series": f"{row['optimizer']}, {row['space']}"} for row in table],
-        x=Axis("step", "recovery step"),
+        [row | {"series": _path(row)} for row in table],
+        x=Axis("step", "recovery step", log=True),
         y=Axis("value", "loss (nats per token)"),
         facet="protocol",
         interval=None,
     )
+
+
+def _path(row: Row) -> str:
+    return f"{label(str(row['optimizer']))}, {label(str(row['space']))}"
+
+
+def curve_finding(rows: Rows) -> str:
+    """The steps of the fastest and of the slowest kind of recovery."""
+    runs: dict[tuple[Scalar, ...], float] = {}
+    for row in rows:
+        keys = ("seed", "optimizer", "space", "protocol", "task", "replicate")
+        run = tuple(row[key] for key in keys)
+        runs[run] = max(runs.get(run, 0.0), number(row, "step"))
+    ends: list[Row] = [
+        {"seed": seed, "path": _path({"optimizer": optimizer, "space": space}), "steps": steps}
+        for (seed, optimizer, space, *_), steps in runs.items()
+    ]
+    means = over_seeds(ends, by=("path",), value="steps")
+    return f"Recoveries end after a mean of {between(means, 'path')} steps." if means else ""
 
 
 def held(rows: Rows) -> list[Row]:
@@ -174,7 +238,8 @@ FIGURES = (
         "bases",
         "What each basis holds of a recovery",
         "Captured fraction of the displacement from the damaged point to T_stop: mean over "
-        "protocols, tasks and replicates, with small marks for seeds. All bases are compared "
+        "protocols, tasks and replicates, with small marks for seeds. A smaller basis counts with "
+        "all its directions. All bases are compared "
         "on the same recoveries, those long enough for a prefix of this k. A random basis holds "
         "k / d.",
         "capture",
@@ -196,6 +261,7 @@ FIGURES = (
         "share of the displacement. On the dotted line the two agree.",
         "capture",
         function_chart,
+        finds=function_finding,
     ),
     Figure(
         "curves",
@@ -204,5 +270,7 @@ FIGURES = (
         "keeps its last loss.",
         "curve",
         curve_chart,
+        finds=curve_finding,
+        more=True,
     ),
 )

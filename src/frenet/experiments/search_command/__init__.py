@@ -6,8 +6,9 @@ The command itself runs the search; its folder is read and reported like that of
 from dataclasses import dataclass
 from typing import Literal
 
-from frenet.experiments.experiment import Cell, Column, Figure, Row, Rows, Study
+from frenet.experiments.experiment import Cell, Column, Figure, Row, Rows, Study, finite, number
 from frenet.experiments.figures.charts import Axis, dots, lines
+from frenet.experiments.figures.wording import between, two
 from frenet.experiments.setup.reading import LoadingConfig, TaskReadingConfig
 
 PREDICTED, FOUND = "predicted, with its 95% band", "found"
@@ -90,6 +91,23 @@ def best_chart(rows: Rows) -> object:
     )
 
 
+def best_finding(rows: Rows) -> str:
+    """The gain of all candidates, and the predicted one."""
+    last = max(rows, key=lambda row: number(row, "n"))
+    if finite(last["gain"]) is None:
+        return ""
+    expected = finite(last["predicted"])
+    predicted = "" if expected is None else f"; {two(expected)} was predicted"
+    gain = two(number(last, "gain"))
+    return f"The best of {last['n']} gains {gain} on the selection batch{predicted}."
+
+
+def result_finding(rows: Rows) -> str:
+    """The gain of every result on held-out data."""
+    known = [dict(row) for row in rows if finite(row["gain"]) is not None]
+    return f"The gain on held-out data is {between(known, 'what', 'gain')}." if known else ""
+
+
 def result_chart(rows: Rows) -> object:
     """Gains on held-out data, with the winner's on its own batch."""
     table: list[Row] = []
@@ -143,18 +161,20 @@ TABLES = {
 FIGURES = (
     Figure(
         "best",
-        "The best so far",
+        "What does the best of all candidates gain?",
         "Gain of the best candidate so far, on the selection batch. The band should hold 95% of "
         "searches, according to the gradient and curvature measured beforehand.",
         "best",
         best_chart,
+        finds=best_finding,
     ),
     Figure(
         "result",
-        "What is left on held-out data",
+        "What is left on held-out data?",
         "The gain that counts is the held-out one: the best of many scores is high by luck.",
         "result",
         result_chart,
+        finds=result_finding,
     ),
 )
 STUDY = Study(

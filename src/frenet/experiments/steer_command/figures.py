@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from frenet.experiments.experiment import Column, Figure, Row, Rows, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines
+from frenet.experiments.figures.wording import two
 
 if TYPE_CHECKING:
     import altair as alt
@@ -31,6 +32,21 @@ def curve_chart(rows: Rows) -> "alt.LayerChart | alt.FacetChart":
         x=Axis("cost", "KL divergence on neutral text (nats per token)"),
         y=Axis("value", "P(positive answer)"),
         rules=[NULL, *without, *limits],
+    )
+
+
+def curve_finding(rows: Rows) -> str:
+    """The effect and the cost of the chosen dose, beside the largest null."""
+    chosen = [row for row in rows if row["chosen"]]
+    if not chosen:
+        return ""
+    row = chosen[0]
+    before, after, null, cost = (
+        two(number(row, name)) for name in ("before", "share", "null", "cost")
+    )
+    return (
+        f"Dose {row['dose']:g} moves P(positive answer) from {before} to {after}, the best null "
+        f"vector to {null}; neutral text pays {cost} nats per token."
     )
 
 
@@ -130,7 +146,7 @@ TABLES = {
 FIGURES = (
     Figure(
         "curve",
-        "Effect against cost",
+        "What does the effect cost?",
         "The positive answer's probability at the advised block, against the cost of the same dose "
         "on neutral text, both on held-out prompts and texts; each point is a dose. Grey: the null "
         "vector of equal length that steers most (labels shuffled, random with the stream's "
@@ -138,10 +154,11 @@ FIGURES = (
         "dose",
         curve_chart,
         front=True,
+        finds=curve_finding,
     ),
     Figure(
         "blocks",
-        "Blocks that were tried",
+        "Which block steers most?",
         "The largest probability of the positive answer at a dose within the limit of the cost, on "
         "the prompts to choose on.",
         "tried",

@@ -9,11 +9,22 @@ from frenet.experiments.experiment import (
     Figure,
     Finding,
     Needs,
+    Row,
     Rows,
     finite,
+    number,
 )
 from frenet.experiments.figures.charts import Axis, dots, lines
-from frenet.experiments.intervals import breakdown, paired, select, series_over_seeds, share
+from frenet.experiments.figures.wording import between
+from frenet.experiments.intervals import (
+    EACH,
+    breakdown,
+    over_seeds,
+    paired,
+    select,
+    series_over_seeds,
+    share,
+)
 from frenet.experiments.setup.contrast_notes import (
     PREMISES,
     PUSHED,
@@ -38,6 +49,9 @@ PAPER = 0.58
 LIMIT = 0.025
 # A p-value of 1 would outweigh all others in the sum of their normal quantiles.
 MOST_P = 0.999
+# Fewer blocks than this have a row of dots each.
+FEW_BLOCKS = 6
+CHANCE = "what chance gives"
 
 COSINE = "the cosine at the chosen block"
 SHUFFLED = Chance(f"{COSINE} among those of shuffled labels", LIMIT)
@@ -171,26 +185,46 @@ def _by_contrast(rows: Rows) -> tuple[Breakdown, ...]:
 
 
 def layer_chart(rows: Rows) -> object:
-    """Cosine against block, with both nulls and the halves of the vector."""
+    """Cosine against block, with what chance gives and the halves of the vector."""
     measured = {
-        "cosine": "step towards the answer",
-        "other": "step towards the other answer",
+        "cosine": "towards the answer",
+        "other": "towards the other answer",
         "ceiling": "two halves of the vector",
         "ceiling_shift": "two halves of the shift",
-        "shuffled": "labels shuffled, 95%",
-        "matched": "random of equal covariance, 95%",
     }
     own = select(rows, part="report", push="own")
     # Earlier versions did not measure the halves of the shift.
     measured = {name: label for name, label in measured.items() if any(name in row for row in own)}
-    table = series_over_seeds(own, by=("behaviour", "block"), values=measured, least=-1.0)
+    by = ("behaviour", "block")
+    table = series_over_seeds(own, by=by, values=measured, least=-1.0) + _chance(own, by)
+    rules = [label for name, label in measured.items() if name.startswith("ceiling")]
+    cosine = Axis("value", "cosine with the contrast vector", domain=(-1, 1))
+    if len({row["block"] for row in own}) < FEW_BLOCKS:
+        return dots(
+            [{**row, "block": f"block {row['block']}"} for row in table],
+            x=cosine,
+            row="block",
+            colour="series",
+            facet="behaviour",
+            rules=rules,
+            shaded=CHANCE,
+        )
     return lines(
         table,
         x=Axis("block", "block", whole=True),
-        y=Axis("value", "cosine with the contrast vector", domain=(-1, 1)),
+        y=cosine,
         facet="behaviour",
-        rules=[label for name, label in measured.items() if name not in ("cosine", "other")],
+        rules=rules,
+        shaded=CHANCE,
     )
+
+
+def _chance(rows: Rows, by: tuple[str, ...]) -> list[Row]:
+    """The range of cosines below the higher null, on both sides of 0."""
+    return [
+        {**row, "low": -number(row, "value"), "high": row["value"], EACH: None, "series": CHANCE}
+        for row in over_seeds(rows, by=by, value="null")
+    ]
 
 
 def chosen_chart(rows: Rows) -> object:
@@ -200,16 +234,31 @@ def chosen_chart(rows: Rows) -> object:
         "without_answer": "without the answers' directions",
         "whitened": "whitened",
         "other": "other answer's step",
-        "null": "higher null, 95%",
     }
     tagged = reported(_tagged(rows))
-    table = series_over_seeds(tagged, by=("behaviour",), values=measured, least=-1.0)
+    by = ("behaviour",)
+    table = series_over_seeds(tagged, by=by, values=measured, least=-1.0) + _chance(tagged, by)
+    first = {row["behaviour"]: number(row, "value") for row in select(table, series="cosine")}
     return dots(
-        table,
+        sorted(table, key=lambda row: -first.get(row["behaviour"], -1.0)),
         x=Axis("value", "cosine at the chosen block", domain=(-1, 1)),
         row=Axis("behaviour", "contrast"),
         colour="series",
-        rules=["higher null, 95%"],
+        shaded=CHANCE,
+    )
+
+
+def chosen_finding(rows: Rows) -> str:
+    """The range over contrasts, and what chance reaches."""
+    tagged = reported(_tagged(rows))
+    means, nulls = (
+        over_seeds(tagged, by=("behaviour",), value=name) for name in ("cosine", "null")
+    )
+    if not means or not nulls:
+        return ""
+    return (
+        f"The cosine is {between(means, 'behaviour')}; chance reaches "
+        f"{between(nulls, 'behaviour')}."
     )
 
 
@@ -275,7 +324,8 @@ FIGURES = (
         "The step and the vector, block by block",
         "Cosine of the mean shift by a gradient step with the contrast vector; vector, gradient "
         "and shift use different prompts. Residual streams are anisotropic: chance is not 0 but "
-        "the grey lines.",
+        "the grey region, up to the higher one of the 95% quantiles of shuffled labels and of "
+        "random vectors of equal covariance. Grey lines: two halves of the prompts.",
         "layer",
         layer_chart,
     ),
@@ -286,5 +336,6 @@ FIGURES = (
         "by the stream's covariance.",
         "layer",
         chosen_chart,
+        finds=chosen_finding,
     ),
 )

@@ -2,8 +2,9 @@
 
 from statistics import median
 
-from frenet.experiments.experiment import Column, Figure, Row, Rows, number
+from frenet.experiments.experiment import Column, Figure, Row, Rows, integer, number
 from frenet.experiments.figures.charts import Axis, dots, lines
+from frenet.experiments.figures.wording import between
 from frenet.experiments.intervals import over_seeds, seed_means, select
 from frenet.experiments.setup import columns
 from frenet.experiments.subspace_training.findings import (
@@ -47,7 +48,7 @@ def _panels(rows: Rows) -> list[tuple[str, list[Row]]]:
         for start, bases in PANELS.items():
             part = [row for row in group if row["basis"] in (*bases, *WHOLE)]
             if any(row["basis"] in bases for row in part):
-                panels.append((f"{name}: {start}" if several else start, part))
+                panels.append((f"{name},\n{start}" if several else start, part))
     return panels
 
 
@@ -67,6 +68,16 @@ def dimension_chart(rows: Rows) -> object:
         colour=Axis("size", "coordinates"),
         facet="panel",
     )
+
+
+def dimension_finding(rows: Rows) -> str:
+    """The range over bases at k = 10, or at the largest k below that more seeds have."""
+    compared = [row for row in at_k(rows) if row["basis"] in CHANCE]
+    means = over_seeds(compared, by=("basis",), value="regained")
+    if not means:
+        return ""
+    k = max(integer(row, "k") for row in compared)
+    return f"In {k} directions training regains {between(means, 'basis')} of the lost loss."
 
 
 _CASE = (
@@ -156,5 +167,6 @@ FIGURES = (
         "all coordinates the ceiling.",
         "trained",
         dimension_chart,
+        finds=dimension_finding,
     ),
 )

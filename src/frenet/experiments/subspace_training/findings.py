@@ -12,6 +12,7 @@ from frenet.experiments.experiment import (
     integer,
     number,
 )
+from frenet.experiments.figures.names import label
 from frenet.experiments.intervals import breakdown, estimate, select
 from frenet.experiments.setup.comparable import of
 from frenet.experiments.setup.recovery import LONGEST_PREFIX
@@ -138,7 +139,7 @@ def groups(table: Rows) -> list[tuple[str, list[Row]]]:
     keys = dict.fromkeys((row["space"], row["optimizer"]) for row in table)
     return [
         (
-            f"{space}, {optimizer}",
+            f"{label(str(space))}, {label(str(optimizer))}",
             [dict(r) for r in select(table, space=space, optimizer=optimizer)],
         )
         for space, optimizer in keys

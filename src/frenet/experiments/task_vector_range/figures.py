@@ -1,11 +1,18 @@
 """What the rows of `task_vector_range` say: columns and figures."""
 
-from frenet.experiments.experiment import Column, Figure, Row, Rows, integer
-from frenet.experiments.figures.charts import Axis, dots, lines
+import math
+from collections.abc import Mapping
+
+from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar, integer, number
+from frenet.experiments.figures.charts import Axis, Rule, dots, lines
+from frenet.experiments.figures.names import label
+from frenet.experiments.figures.wording import between, two
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
 from frenet.experiments.setup import columns
 from frenet.experiments.setup.describe import labelled_rows
 
+# The height of the axis of losses over the largest mean.
+ROOM = 1.2
 OWN, OTHERS, RANDOM = "its own task", "the other tasks", "its own, along a random vector"
 EARLIER = (
     "stored by an earlier build: with LoRA, losses along task vectors, sums and cosines are those "
@@ -29,26 +36,47 @@ def along_chart(rows: Rows) -> object:
     columns = {"loss": OWN, "random": RANDOM}
     if any(row["others"] is not None for row in rows):
         columns["others"] = OTHERS
+    table = series_over_seeds(_panelled(rows), by=by, values=columns, least=0.0, most=math.inf)
+    most = max((number(row, "value") for row in table), default=1.0)
     return lines(
-        series_over_seeds(_panelled(rows), by=by, values=columns),
+        table,
         x=Axis("a", "coefficient of the vector"),
-        y=Axis("value", "loss, nats per token"),
+        y=Axis("value", "loss, nats per token", domain=(0.0, ROOM * most)),
         colour="series",
         facet="panel",
-        rules=[RANDOM],
+        rules=[RANDOM, Rule("base", 0.0, axis="x"), Rule("trained", 1.0, axis="x")],
     )
 
 
 def _panelled(rows: Rows) -> list[Row]:
-    """Rows with a panel for each task and, if there are several, each space and line."""
-    lines_of = {(row["space"], row["coordinates"]) for row in rows}
-    names = {
-        (space, coordinates): f": {space}, in the {coordinates}" if len(lines_of) > 1 else ""
-        for space, coordinates in lines_of
-    }
+    """Rows with a panel for each task and, if there are several, each space.
+
+    Lines in the factors of LoRA are left out if those in the weights were measured.
+    """
+    spaces = {row["space"] for row in rows}
+    in_weights = {row["space"] for row in rows if row["coordinates"] == "weights"}
     return [
-        {**row, "panel": f"{row['task']}{names[row['space'], row['coordinates']]}"} for row in rows
+        {**row, "panel": _panel(row, several=len(spaces) > 1)}
+        for row in rows
+        if row["coordinates"] == "weights" or row["space"] not in in_weights
     ]
+
+
+def _panel(row: Mapping[str, Scalar], *, several: bool) -> str:
+    return f"{row['task']}{', ' + label(str(row['space'])) if several else ''}"
+
+
+def along_finding(rows: Rows) -> str:
+    """The coefficient at which the loss of each task is lowest."""
+    lowest: list[Row] = []
+    for task in dict.fromkeys(row["panel"] for row in _panelled(rows)):
+        mine = select(_panelled(rows), panel=task)
+        means = over_seeds(mine, by=("a",), value="loss")
+        best = min(means, key=lambda row: number(row, "value"))
+        lowest.append({"task": task, "a": best["a"]})
+    if not lowest:
+        return ""
+    return f"The loss of the own task is lowest at a coefficient of {between(lowest, 'task', 'a')}."
 
 
 def ways_chart(rows: Rows) -> object:
@@ -59,7 +87,7 @@ def ways_chart(rows: Rows) -> object:
         {
             **row,
             "series": f"in the {row['coordinates']}",
-            "panel": f"{row['task']}{': ' + str(row['space']) if several else ''}",
+            "panel": _panel(row, several=several),
         }
         for row in select(rows, seed=first)
     ]
@@ -72,6 +100,18 @@ def ways_chart(rows: Rows) -> object:
         facet="panel",
         rules=[],
     )
+
+
+def ways_finding(rows: Rows) -> str:
+    """The losses at the end of both lines of the first seed, averaged over tasks."""
+    first = select(rows, seed=min(integer(row, "seed") for row in rows))
+    both = [row for row in first if row["space"] == "lora"]
+    far = max((number(row, "a") for row in both), default=0.0)
+    means = over_seeds(select(both, a=far), by=("coordinates",), value="loss")
+    if len(means) < 2 or far <= 1:
+        return ""
+    told = " and ".join(f"{two(number(m, 'value'))} in the {m['coordinates']}" for m in means)
+    return f"{far:g} times as far as training went, the loss is {told} (LoRA, mean over tasks)."
 
 
 def kept_chart(rows: Rows) -> object:
@@ -95,15 +135,24 @@ def kept_chart(rows: Rows) -> object:
     )
 
 
+def kept_finding(rows: Rows) -> str:
+    """The range over pairs."""
+    table = [{**row, "pair": f"{row['task']} + {row['other']}"} for row in rows]
+    means = over_seeds(table, by=("pair",), value="kept")
+    if not means:
+        return ""
+    return f"Of a task's gain, {between(means, 'pair')} is left with another vector added."
+
+
 def inside_chart(rows: Rows) -> object:
     """Share of the vector in bases of k directions."""
     table = [
         {**row, "series": "captured"}
         for row in over_seeds(rows, by=("basis",), value="captured", least=0.0)
     ]
-    for column, label in (("walk", "of a random walk"), ("random", "of a random basis")):
+    for column, name in (("walk", "of a random walk"), ("random", "of a random basis")):
         means = over_seeds(rows, by=("basis",), value=column, least=0.0)
-        table += [{**row, "series": label} for row in means]
+        table += [{**row, "series": name} for row in means]
     return dots(
         table,
         x=Axis("value", "share of the vector's squared norm", domain=(0.0, 1.0)),
@@ -111,6 +160,14 @@ def inside_chart(rows: Rows) -> object:
         colour="series",
         rules=["of a random walk", "of a random basis"],
     )
+
+
+def inside_finding(rows: Rows) -> str:
+    """The range over bases."""
+    means = over_seeds(rows, by=("basis",), value="captured", least=0.0)
+    if not means:
+        return ""
+    return f"A basis holds {between(means, 'basis')} of a task vector."
 
 
 _KEYS = (
@@ -190,7 +247,7 @@ TABLES = {
 FIGURES = (
     Figure(
         "ways",
-        "To the end of one training run, and beyond",
+        "What lies beyond the end of a training run?",
         "Loss of the task along straight lines from the start (0) through the end of its training "
         "(1), for the first seed. LoRA has two such lines to the same network: one in the weights, "
         "which an adapter follows when it is scaled, and one in the factors A and B, which is a "
@@ -198,31 +255,35 @@ FIGURES = (
         "along",
         ways_chart,
         front=True,
+        finds=ways_finding,
     ),
     Figure(
         "along",
-        "Along a task vector",
+        "What happens to the losses along a task vector?",
         "Loss at theta_0 + a tau. Training ended at 1; below 0 the vector is negated; beyond 1 it "
-        "goes further than training did. With LoRA, also along the straight line in the factors.",
+        "goes further than training did. Thin lines are seeds.",
         "along",
         along_chart,
+        finds=along_finding,
     ),
     Figure(
         "kept",
-        "Two vectors at once",
+        "What is left of a gain when another vector is added?",
         "How much of a task vector's gain on its task is left after another vector is added (1 is "
         "all of it), and how much the other vector alone gains there. Only vectors that reduce "
         "their task's loss by at least a tenth count. Vectors are added in the weights.",
         "pair",
         kept_chart,
+        finds=kept_finding,
     ),
     Figure(
         "inside",
-        "Where a task vector lies",
+        "Where does a task vector lie?",
         "Share of its squared norm in bases of k directions. The prefix of a random walk with the "
         "same step lengths would hold a share, too. With LoRA this is measured in the factors, as "
         "gradients and steps are.",
         "inside",
         inside_chart,
+        finds=inside_finding,
     ),
 )

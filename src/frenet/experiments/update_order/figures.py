@@ -1,11 +1,13 @@
 """Columns and figures of `update_order`."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar, finite
+from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar, finite, number
 from frenet.experiments.figures import charts
 from frenet.experiments.figures.charts import Axis, dots, lines, scatter
+from frenet.experiments.figures.wording import two
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
 from frenet.experiments.setup import columns
 from frenet.experiments.setup.comparable import by_coordinates
@@ -44,12 +46,26 @@ def ratio_chart(rows: Rows) -> object:
     mine = by_coordinates(rows)[""]
     by = ("fraction", "kind")
     return lines(
-        over_seeds(medians(mine, by, ("ratio",)), by=by, value="ratio"),
+        over_seeds(medians(mine, by, ("ratio",)), by=by, value="ratio", least=0.0, most=math.inf),
         x=Axis("fraction", "step size as a share of the onset", log=True),
         y=Axis("value", "median of measured / predicted difference"),
         colour="kind",
         rules=[charts.Rule("equal within 0.05", *EQUAL)],
     )
+
+
+def ratio_finding(rows: Rows) -> str:
+    """The ratio at the smallest and at the largest step size, of two learned tasks."""
+    mine = select(by_coordinates(rows)[""], kind=OTHER)
+    means = over_seeds(medians(mine, ("fraction",), ("ratio",)), by=("fraction",), value="ratio")
+    if not means:
+        return ""
+    ends = [
+        {**row, "at": f"at {row['fraction']:g} of the onset"}
+        for row in sorted(means, key=lambda row: number(row, "fraction"))
+    ]
+    told = " and ".join(f"{two(number(row, 'value'))} {row['at']}" for row in (ends[0], ends[-1]))
+    return f"For two tasks, the measured difference over the predicted one is {told}."
 
 
 def direction_chart(rows: Rows) -> object:
@@ -63,6 +79,22 @@ def direction_chart(rows: Rows) -> object:
         x=Axis("fraction", "step size as a share of the onset", log=True),
         y=Axis("value", "median cosine of the measured difference", domain=(-0.1, 1)),
         rules=["with that of random directions", charts.Rule("0.99", 0.99)],
+    )
+
+
+def direction_finding(rows: Rows) -> str:
+    """The cosine at the smallest step size, beside that of random directions."""
+    mine = select(by_coordinates(rows)[""], kind=OTHER)
+    least = min((number(row, "fraction") for row in mine), default=0.0)
+    names = ("cosine", "null_cosine")
+    at = medians(select(mine, fraction=least), ("fraction",), names)
+    means = [over_seeds(at, by=(), value=name) for name in names]
+    if not all(means):
+        return ""
+    ours, chance = (two(number(mean[0], "value")) for mean in means)
+    return (
+        f"At {least:g} of the onset its cosine with the Lie bracket is {ours}, with that of "
+        f"random directions {chance}."
     )
 
 
@@ -84,6 +116,19 @@ def window_chart(rows: Rows) -> object:
     )
 
 
+def window_finding(rows: Rows) -> str:
+    """In how many pairs the order matters where single steps are linear."""
+    mine = [
+        row
+        for row in select(by_coordinates(rows)[""], kind=OTHER)
+        if finite(row.get("onset")) and finite(row.get("window"))
+    ]
+    if not mine:
+        return ""
+    inside = sum(number(row, "onset") < number(row, "window") for row in mine)
+    return f"It does in {inside} of {len(mine)} pairs of tasks and seeds."
+
+
 def memory_chart(rows: Rows) -> object:
     """One step on each task by an optimiser: what is its memory, and what is curvature."""
     mine: list[Row] = [{**row, "step": f"{row['optimizer']}, {row['state']}"} for row in rows]
@@ -93,7 +138,7 @@ def memory_chart(rows: Rows) -> object:
         "frozen": "with frozen gradients",
     }
     return dots(
-        series_over_seeds(mine, by=("step",), values=values, least=None),
+        series_over_seeds(mine, by=("step",), values=values, least=0.0, most=math.inf),
         x=Axis("value", "distance of the two ends over the length of the step"),
         row="step",
         colour="series",
@@ -108,7 +153,7 @@ def stretch_chart(rows: Rows) -> object:
     ]
     values = {"loss_first": "loss of the first task", "loss_second": "loss of the second task"}
     return dots(
-        series_over_seeds(mine, by=("order", "what"), values=values),
+        series_over_seeds(mine, by=("order", "what"), values=values, least=0.0, most=math.inf),
         x=Axis("value", "held-out loss (nats/token)"),
         row="order",
         colour="series",
@@ -226,6 +271,7 @@ FIGURES = (
         "To the right of 1 the prediction is no longer small.",
         "order",
         ratio_chart,
+        finds=ratio_finding,
     ),
     Figure(
         "direction",
@@ -234,6 +280,7 @@ FIGURES = (
         "equal norm in every tensor.",
         "order",
         direction_chart,
+        finds=direction_finding,
     ),
     Figure(
         "window",
@@ -242,6 +289,7 @@ FIGURES = (
         "apart at a step size at which each task's own loss still follows its slope.",
         "bracket",
         window_chart,
+        finds=window_finding,
     ),
     Figure(
         "memory",
@@ -253,7 +301,7 @@ FIGURES = (
     ),
     Figure(
         "stretch",
-        "Longer trainings in four orders",
+        "What do longer trainings in four orders end at?",
         "Held-out losses of both tasks after trainings of equal length, mean over two sets of "
         "minibatches.",
         "stretch",

@@ -308,7 +308,7 @@ TABLES = {
 FIGURES = (
     Figure(
         "drift",
-        "How much of new gradients the initial basis holds",
+        "How much of new gradients does the initial basis hold?",
         "Energy of held-out gradients of each probe in the basis made before training, relative to "
         "a basis made at the current step: 1 is as good as new; below a half the directions have "
         "gone stale. The control replaces the initial examples by others, without any training. A "
@@ -318,7 +318,7 @@ FIGURES = (
     ),
     Figure(
         "prefix",
-        "How much of the displacement the first steps hold",
+        "How much of the displacement do the first steps hold?",
         "Share of the squared displacement from the start that lies in the span of the first k "
         "steps, and of the displacement after them. The dashed line is the share of a random walk "
         "with equal steps: only a share above it shows that the first steps knew the direction.",
@@ -327,7 +327,7 @@ FIGURES = (
     ),
     Figure(
         "loss",
-        "Losses",
+        "How did the losses go?",
         "Mean loss of each probe on examples that are not used otherwise, and the training loss "
         "that Trainer logs, the mean since its last log.",
         "loss",
@@ -344,7 +344,7 @@ FIGURES = (
     ),
     Figure(
         "projections",
-        "How much the initial projections of the matrices hold",
+        "How much do the initial projections of the matrices hold?",
         "Each matrix's gradient on held-out examples is projected to the leading singular vectors "
         "of its gradient at the start, and to fresh ones. 1 is as good as fresh, 0 is chance; "
         "below a half a projection has gone stale. The line is the median over matrices, the band "
