@@ -7,6 +7,7 @@ peak of a separate process above that of one that has only imported everything, 
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,19 +137,17 @@ def run(source: str | Path = STORIES, rows: int = ROWS) -> Iterator[Row]:
         f"of {tokens}",
     }
     if sum(p.numel() for p in model.parameters()) >= LARGE:
-        yield memory("probe", str(source), rows)
-        yield memory("plan", str(source), 16)
+        yield from memory("probe", str(source), rows)
+        yield from memory("plan", str(source), 16)
     if source == STORIES:
         for what, name in BILLION.items():
-            yield from attempted(
-                "memory", lambda what=what, name=name: [memory(what, name, 4)], model=name
-            )
+            yield from attempted("memory", functools.partial(memory, what, name, 4), model=name)
 
 
-def memory(what: str, source: str, rows: int) -> Row:
+def memory(what: str, source: str, rows: int) -> Iterator[Row]:
     """The peak of a probe or of a plan on this many rows, in a process of its own."""
     found = alone(__file__, "--inside", what, "--model", source, "--rows", rows)
-    return {
+    yield {
         "name": f"peak memory of a {what}, against the weights",
         "model": model_name(source),
         "ratio": found["peak"] / found["weights"],
