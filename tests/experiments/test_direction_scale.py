@@ -203,7 +203,12 @@ OF_WEIGHTS = "up to 0.002 of the norm of the weights that it moves"
             f"up to 0.5 of its own length, in the weights [0.25, {OPEN_END}]",
         ),
         # Of an earlier build, which had no share of the weights' norm.
-        ("factors", "factors", None, f"norm of the factors, in the factors [0.001, {OPEN_END}]"),
+        (
+            "factors",
+            "factors",
+            None,
+            f"up to 0.002 of the norm of the factors, in the factors [0.001, {OPEN_END}]",
+        ),
         (
             "factors",
             "factors",

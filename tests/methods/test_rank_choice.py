@@ -84,26 +84,35 @@ def test_losses_of_cut_adapters_are_those_of_the_cut_weights(case):
     assert torch.equal(found, again)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.8, 0.9, 0.97])
-def test_no_fewer_ranks_of_planted_weights_hold_the_share(case, share):
-    """Of all that there are. One weight does nothing, and one needs a single direction."""
+@pytest.mark.parametrize(
+    ("share", "total", "least"), [(0.5, 1, 1), (0.8, 3, 3), (0.9, 6, 3), (0.97, 6, 5)]
+)
+def test_few_ranks_of_planted_weights_hold_the_share(case, share, total, least):
+    """One weight does nothing, one does harm, and one needs a single direction.
+
+    ``least`` is the fewest of all ranks that there are; with equal ones it takes all 8.
+    """
     model, vector, batch, names = case
     with cut_losses(model, factored_parts(vector), batch) as losses:
         advice = choose_ranks(losses, share=share)
+        # Both ends, each weight left out, and two bisections of 8 and of 2 places.
         assert losses.passes <= 2 + 4 + 3 + 1
-        assert advice.gain.low > 0
-        # The loss without one weight, all others whole.
-        mean = lambda ranks: float(losses.at(ranks).sum() / losses.counts.sum())  # noqa: E731
+
+        def mean(ranks):
+            return float(losses.at(ranks).sum() / losses.counts.sum())
+
         best = mean(losses.whole)
         for one in advice.weights:
             out = mean({**losses.whole, one.name: 0})
             assert one.effect.value == pytest.approx(out - best, abs=1e-6)
         enough = [
-            sum(ranks) for ranks in itertools.product(range(3), repeat=4)
+            sum(ranks)
+            for ranks in itertools.product(range(3), repeat=4)
             if held(losses.at(dict(zip(names, ranks, strict=True))), losses, seed=0).share.low
             >= share
-        ]  # fmt: skip
-    assert sum(advice.ranks.values()) == min(enough)
+        ]
+    assert advice.gain.low > 0
+    assert (sum(advice.ranks.values()), min(enough)) == (total, least)
     by_name = {one.name: one for one in advice.weights}
     assert [one.whole for one in advice.weights] == [2, 2, 2, 2]
     assert by_name[names[2]].effect.value == pytest.approx(0, abs=1e-3)
