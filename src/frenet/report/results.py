@@ -82,8 +82,9 @@ def _index(
     yield ""
     if decisions:
         yield from ("## The claims on every network", "", *_matrix(networks, decisions, files))
-    for figure, rows in maps(networks):
-        yield from picture(figure, rows, out / f"networks-{figure.id}.svg")
+    for i, (figure, rows) in enumerate(maps(networks)):
+        shown = picture(figure, rows, out / f"networks-{figure.id}.svg")
+        yield from folded(figure.title, shown) if i else shown
     if together := across.pools(decisions):
         yield from folded(across.TITLE, _together(together, out))
     yield from _networks(networks, files)
