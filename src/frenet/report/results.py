@@ -86,7 +86,9 @@ def _index(
         shown = picture(figure, rows, out / f"networks-{figure.id}.svg")
         yield from folded(figure.title, shown) if i else shown
     if together := across.pools(decisions):
-        yield from folded(across.TITLE, _together(together, out))
+        yield from folded(
+            f"{across.TITLE}: means, and a figure of each claim", _together(together, out)
+        )
     yield from _networks(networks, files)
 
 
