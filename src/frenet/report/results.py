@@ -79,9 +79,9 @@ def _index(
         yield from (markdown(words), "")
     for entries in summary.chosen(decisions):
         yield f"- {summary.markdown(entries, lambda one: _link(one, markdown(one.run), files))}"
-    yield ""
     if decisions:
-        yield from ("## The claims on every network", "", *_matrix(networks, decisions, files))
+        yield from ("", "## The claims on every network", "")
+        yield from _matrix(networks, decisions, files)
     for i, (figure, rows) in enumerate(maps(networks)):
         shown = picture(figure, rows, out / f"networks-{figure.id}.svg")
         yield from folded(figure.title, shown) if i else shown
@@ -152,7 +152,8 @@ def _networks(networks: Sequence[Network], files: Mapping[str, str]) -> Iterator
     for network in networks:
         name, *about = map(markdown, measured(network.parts))
         words = " ".join(line for line in declared(network) if line)
-        yield f"- {' · '.join((f'[{name}]({files[network.label]})', *about))}. {words}"
+        line = " · ".join((f"[{name}]({files[network.label]})", *about))
+        yield f"- {line}. {words}".rstrip()
     open_yet = any(p.run.manifest.get("complete") is False for n in networks for p in n.parts)
     yield ""
     yield (

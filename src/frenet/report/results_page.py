@@ -51,7 +51,8 @@ def _lines(network: Network, decisions: Sequence[Entry], out: Path) -> Iterator[
     for decision in decisions:
         yield from _claim(decision, network)
     for part in network.parts:
-        yield from _experiment(part, out)
+        # Without claims, the answers are what the page is about.
+        yield from _experiment(part, out, fold=bool(decisions))
     yield from _made(network)
 
 
@@ -140,12 +141,12 @@ def _breakdown(table: Breakdown) -> Iterator[str]:
     yield ""
 
 
-def _experiment(part: Section, out: Path) -> Iterator[str]:
+def _experiment(part: Section, out: Path, *, fold: bool) -> Iterator[str]:
     """One run: its question, answers and figures, its rows, and the command that makes it again."""
     yield from (f"## {markdown(part.run.experiment)}", "", markdown(part.experiment.question), "")
     yield from _figures(part, out, front=False)
     if listed := list(_sentences(part)):
-        yield from folded("The answers, one by one", listed)
+        yield from folded("The answers, one by one", listed) if fold else (*listed, "")
     file = f"{part.id}{PACKED}"
     # A run that is read from there stays as it was packed.
     if part.stored.path.resolve() != (out / file).resolve():
