@@ -141,8 +141,9 @@ def _report(args: list[str]) -> int:
         if options.results is not None:
             write_results(runs, options.results)
         site = [] if options.site is None else write_site(runs, options.site, static=options.static)
-        facts = {"command": "report", "report": str(report), "export": path_text(options.export)}
-        facts |= {"results": path_text(options.results), "site": list(map(str, site))}
+        facts: dict[str, Any] = {"command": "report", "report": str(report)}
+        facts |= {"export": path_text(options.export), "results": path_text(options.results)}
+        facts["site"] = list(map(str, site))
         if options.json:
             show_runs(show, runs, facts | {"networks": pooled_lines(runs)}, as_json=True)
         else:
