@@ -209,7 +209,7 @@ def test_report_and_results_have_the_lines_and_a_figure_for_each_case(tmp_path):
         assert text.count(f' id="{anchor}"') == 1
         assert f'href="#{anchor}"' in text
     results = write_results(runs, tmp_path / "results", experiments=known).read_text("utf-8")
-    assert f"<summary>{across.TITLE}</summary>" in results
+    assert f"<summary>{across.TITLE}: " in results
     for name in ("networks-C1.svg", "networks-C1-in-the-weights.svg"):
         assert f"]({name})" in results
         assert (tmp_path / "results" / name).read_text("utf-8").startswith("<svg")

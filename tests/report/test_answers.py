@@ -88,7 +88,9 @@ def test_among_results_there_is_a_list_for_each_direction(tmp_path: Path) -> Non
     made = {"machine": {"platform": "made up"}, "commit": None, "cell_seconds": 1.0}
     run = scale_run(radius_rows(2))
     run = dataclasses.replace(run, manifest=run.manifest | made)
-    found = write_results([run], tmp_path, experiments=experiments()).read_text("utf-8")
+    write_results([run], tmp_path, experiments=experiments())
+    found = (tmp_path / "synthetic.md").read_text("utf-8")
+    assert "<details" not in found
     assert (
         "\n- gradient\n"
         "    - seed 0: linear up to 1.5 of its length\n"

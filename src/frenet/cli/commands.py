@@ -143,7 +143,7 @@ def _report(args: list[str]) -> int:
         site = [] if options.site is None else write_site(runs, options.site, static=options.static)
         facts: dict[str, Any] = {"command": "report", "report": str(report)}
         facts |= {"export": path_text(options.export), "results": path_text(options.results)}
-        facts |= {"site": list(map(str, site))}
+        facts["site"] = list(map(str, site))
         if options.json:
             show_runs(show, runs, facts | {"networks": pooled_lines(runs)}, as_json=True)
         else:

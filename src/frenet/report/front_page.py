@@ -185,8 +185,9 @@ def overview(
     networks: Sequence[Network], pages: Mapping[str, str], *, static: bool
 ) -> list[Markup]:
     """The maps of all networks on common axes, for a page."""
-    words = f"the {'pages' if pages else 'chapters'} of the networks"
-    link = tag("a", words, href=_address(networks[0], pages))
+    link = tag("a", "the chapters of the networks", href=f"#{networks[0].id}")
+    if pages:
+        link = tag("a", "the pages of the networks", href="#claims")
     return [framed(one.id, one, rows, link, static=static) for one, rows in maps(networks)]
 
 

@@ -80,13 +80,16 @@ def _index(
         yield from (markdown(words), "")
     for entries in summary.chosen(decisions):
         yield f"- {summary.markdown(entries, lambda one: _link(one, markdown(one.run), files))}"
-    yield ""
     if decisions:
-        yield from ("## The claims on every network", "", *_matrix(networks, decisions, files))
-    for figure, rows in maps(networks):
-        yield from picture(figure, rows, out / f"networks-{figure.id}.svg")
+        yield from ("", "## The claims on every network", "")
+        yield from _matrix(networks, decisions, files)
+    for i, (figure, rows) in enumerate(maps(networks)):
+        shown = picture(figure, rows, out / f"networks-{figure.id}.svg")
+        yield from folded(figure.title, shown) if i else shown
     if together := across.pools(decisions):
-        yield from folded(across.TITLE, _together(together, out))
+        yield from folded(
+            f"{across.TITLE}: means, and a figure of each claim", _together(together, out)
+        )
     yield from _networks(networks, files)
 
 
@@ -150,7 +153,8 @@ def _networks(networks: Sequence[Network], files: Mapping[str, str]) -> Iterator
     for network in networks:
         name, *about = map(markdown, measured(network.parts))
         words = " ".join(line for line in declared(network) if line)
-        yield f"- {' · '.join((f'[{name}]({files[network.label]})', *about))}. {words}"
+        line = " · ".join((f"[{name}]({files[network.label]})", *about))
+        yield f"- {line}. {words}".rstrip()
     open_yet = any(p.run.manifest.get("complete") is False for n in networks for p in n.parts)
     yield ""
     yield (

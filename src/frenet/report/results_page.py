@@ -145,7 +145,8 @@ def _experiment(part: Section, decisions: Sequence[Entry], out: Path) -> Iterato
     yield from (f"## {markdown(part.run.experiment)}", "", markdown(part.experiment.question), "")
     yield from _figures(part, out, decisions, front=False)
     if listed := list(_sentences(part)):
-        yield from folded("The answers, one by one", listed)
+        # Without claims, the answers are what the page is about.
+        yield from folded("The answers, one by one", listed) if decisions else (*listed, "")
     file = f"{part.id}{PACKED}"
     # A run that is read from there stays as it was packed.
     if part.stored.path.resolve() != (out / file).resolve():
