@@ -28,29 +28,31 @@ CALLOUTS = (
     ".claim summary",
     "nav.contents",
 )
-# A frame around each part and a number at its corner; the part of the page that has them all.
-DRAW = """(callouts) => {
-  let bottom = 0;
+# The last claim of the picture; the others are alike.
+LAST = ".claim:nth-of-type(5)"
+# A frame around each part, with its number to the left; the height of the picture.
+DRAW = """([callouts, last]) => {
+  const add = (style, text) => {
+    const box = document.createElement("div");
+    box.textContent = text;
+    Object.assign(box.style, { position: "absolute", zIndex: 9 }, style);
+    document.body.append(box);
+  };
   callouts.forEach((selector, index) => {
     const box = document.querySelector(selector).getBoundingClientRect();
-    const frame = document.createElement("div"), number = document.createElement("b");
-    number.textContent = index + 1;
-    Object.assign(frame.style, {
-      position: "absolute", zIndex: 9, left: `${box.left - 3}px`, top: `${box.top - 2}px`,
-      width: `${box.width + 6}px`, height: `${box.height + 4}px`,
+    const [left, top] = [Math.max(box.left - 3, 1), Math.max(box.top - 2, 1)];
+    const width = Math.min(box.right + 3, innerWidth - 1) - left;
+    add({
+      left: `${left}px`, top: `${top}px`, width: `${width}px`, height: `${box.bottom + 2 - top}px`,
       border: "2px solid #d9480f", borderRadius: "6px",
-    });
-    Object.assign(number.style, {
-      position: "absolute", left: "-12px", top: "-10px", width: "22px", height: "22px",
+    }, "");
+    add({
+      left: `${Math.max(left - 17, 1)}px`, top: `${Math.max(top - 8, 1)}px`, width: "20px",
       borderRadius: "50%", background: "#d9480f", color: "#fff", textAlign: "center",
-      font: "bold 14px/22px sans-serif",
-    });
-    frame.append(number);
-    document.body.append(frame);
-    bottom = Math.max(bottom, box.bottom);
+      font: "bold 13px/20px sans-serif",
+    }, index + 1);
   });
-  const lines = document.querySelector(".lines").getBoundingClientRect();
-  return Math.max(bottom, lines.bottom) + 16;
+  return document.querySelector(last).getBoundingClientRect().bottom + 2;
 }"""
 
 
@@ -66,7 +68,7 @@ def draw(browser: Any, page: Path, out: Path, mode: str) -> None:
     context = browser.new_context(viewport=window, color_scheme=mode, reduced_motion="reduce")
     sheet = context.new_page()
     sheet.goto(page.as_uri())
-    height = sheet.evaluate(DRAW, CALLOUTS)
+    height = sheet.evaluate(DRAW, [CALLOUTS, LAST])
     area = {"x": 0, "y": 0, "width": window["width"], "height": height}
     sheet.screenshot(path=out, clip=area, full_page=True)
     context.close()
@@ -78,8 +80,8 @@ def main() -> None:
 
     if (found := shutil.which("chromium")) is None:
         sys.exit("no browser: install chromium")
-    # Chromium's sandbox refuses to run as root.
-    options = ["--no-sandbox"] if os.geteuid() == 0 else []
+    # Chromium's sandbox refuses to run as root. Grey letters make a smaller file.
+    options = ["--disable-lcd-text", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page = report(Path(folder))
         browser = playwright.chromium.launch(executable_path=found, args=options)

@@ -20,7 +20,10 @@ from frenet.experiments import EXPERIMENTS
 from pages import CUT, Block, blocks, commands, console
 from reader import EXEMPT, PAGES, ROOT, exempt, followed, joined, toured
 
-NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+# A time, in units that depend on how long it is; a number.
+NUMBER = re.compile(
+    r"(?:\d+ h )?(?:\d+ min )?\d[\d.]* s\b|\d+ h \d+ min\b|[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
+)
 # The lines of a table, as long as its widest number.
 FRAME = re.compile("[\u2500-\u257f]+")
 # Characters of code beside both columns of a page in a window of 1280 pixels (site.css).
@@ -51,6 +54,7 @@ def words(page: str) -> list[str]:
 def test_only_a_number_may_differ():
     assert words("gain 0.0796 [-0.067, 9e-05]") == words("gain 0.08\n[0.1, 0.2]")
     assert words("┏━━━━━━━┓\n┃ 0.125 ┃") == words("┏━━━┓\n┃ 1 ┃")
+    assert words("7.2 s, 2 steps") == words("1 min 5 s, 9 steps") == words("2 h 1 min, 0 steps")
     assert words("gain 0.0796") != words("loss 0.0796")
 
 

@@ -2,18 +2,16 @@
 
 import pytest
 
-from frenet.experiments.pair_command.answers import advised, sentences
+from frenet.experiments.pair_command.answers import LOSS, SHARE, advised, sentences
 from frenet.experiments.pair_command.figures import FIGURES, map_chart
 from frenet.experiments.pair_command.subject import own_tasks
-
-UNIT = "share of the gains"
 
 
 def merge(name, score, over, *, average=(0.1, 0.0, 0.2), chosen=False, **more):
     row = {
         "table": "merge", "merge": name, "kind": name, "a": 1.0, "b": 1.0, "score": score,
         "low": score - 0.1, "high": score + 0.1, "at_whole": 0.5, "at_average": 0.55,
-        "unit": UNIT, "chosen": chosen,
+        "unit": SHARE, "chosen": chosen,
     }  # fmt: skip
     row |= dict(zip(("over_whole", "over_whole_low", "over_whole_high"), over, strict=True))
     row |= dict(
@@ -41,6 +39,12 @@ def test_a_merge_is_advised_only_if_it_is_shown_to_beat_the_plain_sum(over, beat
     assert ("it beats 1.0 and 1.0" in sentence) is beats
     assert ("none is shown to beat 1.0 and 1.0" in sentence) is not beats
     assert "one each (0.75 and 0.25), 70% of the gains [60%, 80%]" in sentence
+
+
+def test_a_mean_loss_is_inside_its_interval():
+    loss = {"unit": LOSS, "at_whole": -5.6, "at_average": -5.5, "chosen": True}
+    rows = [WHOLE, merge("one each", -5.0, (0.2, 0.1, 0.3), **loss)]
+    assert "one each (1 and 1), a mean loss of 5 [4.9, 5.1] on held-out" in said(rows, "merge")
 
 
 @pytest.mark.parametrize(("average", "beats"), [((0.1, 0.01, 0.2), True), ((0.1, 0.0, 0.2), False)])

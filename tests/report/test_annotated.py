@@ -30,7 +30,7 @@ def test_the_tour_explains_every_number_of_both_pictures(annotated):
     assert numbers == list(range(1, len(annotated.CALLOUTS) + 1))
     for picture in annotated.PICTURES.values():
         assert f"](assets/{picture.name}#only-" in tour
-        assert picture.stat().st_size < 200_000
+        assert picture.stat().st_size < 250_000
 
 
 def test_the_picture_can_be_drawn_again(annotated, tmp_path):

@@ -9,6 +9,8 @@ from frenet.experiments.setup.check import check_sentence
 
 # The two merges that every other one is compared with.
 WHOLE, AVERAGE = "1.0 and 1.0", "average"
+# What a merge is judged by.
+SHARE, LOSS = "share of the gains", "minus nats/token"
 KEYS: Row = {}
 
 
@@ -153,8 +155,7 @@ def _merge(rows: Rows) -> Iterator[Answer]:
     if not found:
         return
     row = found[0]
-    said = f"chosen: {_way(row)}, {_score(row, 'score')}"
-    said += f" [{_number(row, 'low')}, {_number(row, 'high')}] on held-out examples"
+    said = f"chosen: {_way(row)}, {_score(row, 'score')} {_ends(row)} on held-out examples"
     said += f"; 1.0 and 1.0: {_score(row, 'at_whole')}, the average: {_score(row, 'at_average')}"
     if row["kind"] == WHOLE:
         said += "; none is shown to beat 1.0 and 1.0"
@@ -194,15 +195,16 @@ def _way(row: Mapping[str, Scalar]) -> str:
 
 def _score(row: Mapping[str, Scalar], name: str) -> str:
     """A score in words."""
-    if row["unit"] == "share of the gains":
-        return f"{_number(row, name)} of the gains"
+    if row["unit"] == SHARE:
+        return f"{_percent(row, name)} of the gains"
     return f"a mean loss of {-number(row, name):.3g}"
 
 
-def _number(row: Mapping[str, Scalar], name: str) -> str:
-    return (
-        _percent(row, name) if row["unit"] == "share of the gains" else f"{number(row, name):.3g}"
-    )
+def _ends(row: Mapping[str, Scalar]) -> str:
+    """The interval of a score; a loss is minus its score, so that the ends change places."""
+    if row["unit"] == SHARE:
+        return f"[{_percent(row, 'low')}, {_percent(row, 'high')}]"
+    return f"[{-number(row, 'high'):.3g}, {-number(row, 'low'):.3g}]"
 
 
 def _percent(row: Mapping[str, Scalar], name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from frenet.experiments.experiment import Row
-from frenet.experiments.pair_command.answers import AVERAGE, WHOLE
+from frenet.experiments.pair_command.answers import AVERAGE, LOSS, SHARE, WHOLE
 from frenet.experiments.pair_command.displacing import displaced, yardstick
 from frenet.experiments.pair_command.subject import SIDES, A, B, Subject
 from frenet.measure.displaced import DisplacedLosses, Scales
@@ -30,8 +30,6 @@ ONE_EACH, PER_BLOCK = "one each", "one per block"
 USUAL = {WHOLE: 1.0, AVERAGE: 0.5}
 # Equal weights of both adapters in merges by PEFT, which are linear in them.
 WEIGHTS = (0.5, 1.0, 1.5, 2.0)
-# What a merge is judged by.
-SHARE, LOSS = "share of the gains", "minus nats/token"
 # Coefficients by block: of A and of B.
 Coefficients = Mapping[str, tuple[float, ...]]
 
