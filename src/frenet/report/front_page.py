@@ -157,7 +157,8 @@ def overview(networks: Sequence[Network], *, static: bool) -> list[Markup]:
         shown = Figure(f"all-{kind}", title, caption, "reach", partial(_as_it_is, chart))
         rows = [{"table": "reach"}]
         link = tag("a", "the chapters of the networks", href=f"#{networks[0].id}")
-        drawn.append(framed(f"all-{kind}", shown, rows, link, static=static))
+        found = together(_reaches(networks)) if kind == "weights" else ""
+        drawn.append(framed(f"all-{kind}", shown, rows, link, static=static, found=found))
     return drawn
 
 

@@ -69,6 +69,7 @@
       const wanted = fitted(spec, width, size);
       if (holder.result) holder.result.finalize();
       holder.result = await vegaEmbed(holder, wanted, options);
+      if (!holder.clientWidth) break; // closed again, so nothing can be measured
       const legend = over(holder, ".role-legend", width);
       const panels = wanted.facet ? over(holder, ".cell", width) : 0;
       if (legend <= 4 && Math.abs(panels) <= 4) break;

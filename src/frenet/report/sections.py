@@ -187,7 +187,8 @@ def framed(
 def _titled(anchor: str, figure: Figure, found: str) -> Markup:
     """The title: what was found, below the question; or the question alone."""
     kicker = tag("p", figure.title, class_="kicker") if found else Markup("")
-    return join((kicker, tag("h3", found or figure.title, id=f"{anchor}-title")))
+    title = user_text(found) if found else figure.title
+    return join((kicker, tag("h3", title, id=f"{anchor}-title")))
 
 
 def _picture(spec: figures.Spec, figure: Figure, found: str) -> Markup:

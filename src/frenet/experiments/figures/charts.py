@@ -124,7 +124,7 @@ def lines(
         layers.append(
             thin.encode(detail=alt.Detail(field=UNIT, type="nominal"), opacity=alt.value(THIN))
         )
-    elif interval and bounded(table, interval):
+    elif interval and bounded(_measured(table, series), interval):
         low = channel(alt.Y, y, field=interval[0])
         band = whole(base, interval).mark_area(opacity=0.16)
         layers.append(band.encode(y=low, y2=alt.Y2(field=interval[1])))
@@ -175,6 +175,11 @@ def _shade(chart: "alt.Chart", kind: Any, axis: Axis, series: Series, shaded: st
     if kind is alt.X:
         return [mine.mark_bar(opacity=PALE).encode(x=low, x2=alt.X2(field=INTERVAL[1]))]
     return [mine.mark_area(opacity=PALE).encode(y=low, y2=alt.Y2(field=INTERVAL[1]))]
+
+
+def _measured(table: Rows, series: Series) -> list[Mapping[str, Any]]:
+    """The rows of series that are not drawn as a region."""
+    return [row for row in table if row[series.field] not in series.areas]
 
 
 def _without(chart: "alt.Chart", series: Series, shaded: str) -> "alt.Chart":
@@ -255,7 +260,7 @@ def dots(
         layers.append(_null_ticks(plain, series.field, ticked).encode(tooltip=tip, shape=shape))
     if singles is not None:
         layers.append(singles.mark_point(filled=True, size=24, opacity=0.5).encode(shape=shape))
-    elif interval and bounded(table, interval):
+    elif interval and bounded(_measured(table, series), interval):
         low = channel(alt.X, x, field=interval[0])
         whiskers = whole(dot, interval).mark_rule(strokeWidth=2)
         layers.append(whiskers.encode(x=low, x2=alt.X2(field=interval[1])))
@@ -265,7 +270,7 @@ def dots(
         layers += _bold(
             dot.transform_filter(alt.FieldOneOfPredicate(row.field, [*map(label, bold)])), x, tip
         )
-    each = max(44 if tall else 28, 13 * len(lanes.measured()) + 8)
+    each = max(44 if tall else 28, (9 if lane else 13) * len(lanes.measured()) + 8)
     height = max(72, (len(order) + len(headings)) * each)
     words = in_words(table, (row, x), series)
     return panels(layers, table, facet=facet, height=height, words=words)

@@ -92,7 +92,7 @@ def slope_finding(rows: Rows) -> str:
     if not every:
         return ""
     return (
-        f"On a mean over seeds, the contrast vector steers more than every control on {vectors} "
+        f"On average over seeds, the contrast vector steers more than every control on {vectors} "
         f"of {every} contrasts, the shift by a gradient step on {shifts}."
     )
 
