@@ -142,7 +142,7 @@ def framed(
         every: rows, also of other tables.
         numbers: the link to the table of its numbers.
         static: add a picture for readers without scripts.
-        found: its claim in a sentence, for the title, if the figure has no finding of its own.
+        found: its claim in a sentence, for the title, after the figure's own finding.
     """
     title = _titled(anchor, figure, found)
     caption = tag("figcaption", figure.caption)

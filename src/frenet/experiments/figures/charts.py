@@ -114,28 +114,23 @@ def lines(
     layers = [*_shade(every, alt.Y, y, series, shaded), *bands(rules, series, (x, y))]
     base = _without(base, series, shaded)
     # Two points are no curve.
-    drawn = len({row[x.field] for row in table}) > 2
-    crowded = len({row[x.field] for row in table}) > CROWD
+    count = len({row[x.field] for row in table})
+    drawn, crowded = count > 2, count > CROWD
     if marked:
         base = base.transform_filter(f"!isValid(datum.{SAYS})")
         layers.append(_rings(every, table, series, marked))
     if singles is not None:
-        thin = singles.mark_line(strokeWidth=1) if drawn else singles.mark_point(size=20)
-        layers.append(
-            thin.encode(detail=alt.Detail(field=UNIT, type="nominal"), opacity=alt.value(THIN))
-        )
+        layers.append(_seeds(singles, drawn=drawn))
     elif interval and bounded(_measured(table, series), interval):
-        low = channel(alt.Y, y, field=interval[0])
         band = whole(base, interval).mark_area(opacity=0.16)
-        layers.append(band.encode(y=low, y2=alt.Y2(field=interval[1])))
+        layers.append(band.encode(**_between(alt.Y, y, interval)))
     if drawn:
         layers.append(base.mark_line(strokeWidth=2.5).encode(strokeDash=series.dash()))
     pointed = series.measured() if drawn else [*series.measured(), *series.nulls]
     seen = alt.FieldOneOfPredicate(series.field, [] if crowded else pointed)
-    shown = alt.condition(seen, alt.value(1), alt.value(0))
-    points = base.mark_point(filled=True, size=36)
     tip = tooltip((x, y), interval=interval, series=series, facet=facet, rows=table)
-    layers.append(points.encode(opacity=shown, tooltip=tip, shape=series.shape()))
+    points = base.mark_point(filled=True, size=36).encode(tooltip=tip, shape=series.shape())
+    layers.append(points.encode(opacity=alt.condition(seen, alt.value(1), alt.value(0))))
     layers += levels(rules, series, (x, y))
     room = 0
     if named:
@@ -143,6 +138,25 @@ def lines(
         layers += vertical_names(rules, (x, y))
         room = labels.room(series.names)
     return panels(layers, table, facet=facet, height=TALL, words=words, apart=y.apart, room=room)
+
+
+def _seeds(singles: "alt.Chart", *, drawn: bool) -> "alt.Chart":
+    """Thin lines of single values, or small points if there is no line."""
+    import altair as alt
+
+    thin = singles.mark_line(strokeWidth=1) if drawn else singles.mark_point(size=20)
+    each = alt.Detail(field=UNIT, type="nominal")
+    return thin.encode(detail=each, opacity=alt.value(THIN))
+
+
+def _between(kind: Any, axis: Axis, ends: tuple[str, str]) -> dict[str, Any]:
+    """The channels of a mark between two columns (``kind``: `alt.X` or `alt.Y`)."""
+    import altair as alt
+
+    low = channel(kind, axis, field=ends[0])
+    if kind is alt.X:
+        return {"x": low, "x2": alt.X2(field=ends[1])}
+    return {"y": low, "y2": alt.Y2(field=ends[1])}
 
 
 def _rings(
@@ -171,10 +185,8 @@ def _shade(chart: "alt.Chart", kind: Any, axis: Axis, series: Series, shaded: st
     if label(shaded) not in series.areas:
         return []
     mine = chart.transform_filter(alt.FieldEqualPredicate(label(shaded), series.field))
-    low = channel(kind, axis, field=INTERVAL[0])
-    if kind is alt.X:
-        return [mine.mark_bar(opacity=PALE).encode(x=low, x2=alt.X2(field=INTERVAL[1]))]
-    return [mine.mark_area(opacity=PALE).encode(y=low, y2=alt.Y2(field=INTERVAL[1]))]
+    region = mine.mark_bar(opacity=PALE) if kind is alt.X else mine.mark_area(opacity=PALE)
+    return [region.encode(**_between(kind, axis, INTERVAL))]
 
 
 def _measured(table: Rows, series: Series) -> list[Mapping[str, Any]]:
@@ -238,15 +250,9 @@ def dots(
         for field in (row.field, *also):
             entry[field] = label(str(entry[field]))
     order = list(dict.fromkeys(str(entry[row.field]) for entry in table))
-    tall = any("\n" in name for name in order)
-    y = _categories(
-        row.field, order, tall=tall, headings={label(k): v for k, v in headings.items()}
-    )
+    y = _categories(row.field, order, {label(name): text for name, text in headings.items()})
     series = series._replace(symbols=POINTS, legend=lane is None)
-    lanes = series
-    if lane:
-        names = list(dict.fromkeys(str(entry[lane.field]) for entry in table))
-        lanes = Series(lane.field, lane.title, names, [], [], POINTS)
+    lanes = _lanes(table, lane) if lane else series
     plain = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
     base, singles = means_and_units(_in_lanes(plain, lanes), table, series)
     dot = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.measured()))
@@ -261,16 +267,14 @@ def dots(
     if singles is not None:
         layers.append(singles.mark_point(filled=True, size=24, opacity=0.5).encode(shape=shape))
     elif interval and bounded(_measured(table, series), interval):
-        low = channel(alt.X, x, field=interval[0])
         whiskers = whole(dot, interval).mark_rule(strokeWidth=2)
-        layers.append(whiskers.encode(x=low, x2=alt.X2(field=interval[1])))
+        layers.append(whiskers.encode(**_between(alt.X, x, interval)))
     points = dot.mark_point(filled=True, size=80, opacity=1)
     layers.append(points.encode(tooltip=tip, shape=shape))
     if bold:
-        layers += _bold(
-            dot.transform_filter(alt.FieldOneOfPredicate(row.field, [*map(label, bold)])), x, tip
-        )
-    each = max(44 if tall else 28, (9 if lane else 13) * len(lanes.measured()) + 8)
+        means = alt.FieldOneOfPredicate(row.field, [*map(label, bold)])
+        layers += _bold(dot.transform_filter(means), x, tip)
+    each = max(44 if _tall(order) else 28, (9 if lane else 13) * len(lanes.measured()) + 8)
     height = max(72, (len(order) + len(headings)) * each)
     words = in_words(table, (row, x), series)
     return panels(layers, table, facet=facet, height=height, words=words)
@@ -295,14 +299,23 @@ def _in_lanes(chart: "alt.Chart", series: Series) -> "alt.Chart":
     return chart.encode(yOffset=alt.YOffset(field=series.field, type="nominal", scale=scale))
 
 
-def _categories(
-    field: str, order: Sequence[str], *, tall: bool, headings: Mapping[str, str]
-) -> "alt.Y":
-    """Categories in this order, below their headings; ``tall``: names of two lines."""
+def _lanes(table: Rows, lane: Axis) -> Series:
+    """The values of a column that have a lane and a shape each."""
+    names = list(dict.fromkeys(str(entry[lane.field]) for entry in table))
+    return Series(lane.field, lane.title, names, [], [], POINTS)
+
+
+def _tall(order: Sequence[str]) -> bool:
+    """Whether names of categories have two lines."""
+    return any("\n" in name for name in order)
+
+
+def _categories(field: str, order: Sequence[str], headings: Mapping[str, str]) -> "alt.Y":
+    """Categories in this order, below their headings."""
     import altair as alt
 
     marks: dict[str, Any] = {"grid": True}
-    if tall:
+    if _tall(order):
         # Vega puts the first line at the height of the mark; this is half a line up.
         marks |= {"labelExpr": "split(datum.label, '\\n')", "labelOffset": -7}
     lines: list[str] = []
@@ -323,7 +336,7 @@ def _bold(base: "alt.Chart", x: Axis, tip: list[Any]) -> list[Any]:
     import altair as alt
 
     ends = whole(base, INTERVAL).mark_rule(strokeWidth=5)
-    ends = ends.encode(x=channel(alt.X, x, field="low"), x2=alt.X2(field="high"))
+    ends = ends.encode(**_between(alt.X, x, INTERVAL))
     diamond = base.mark_point(filled=True, size=240, opacity=1, shape="diamond")
     return [mark.encode(color=alt.value(PALETTE[1]), tooltip=tip) for mark in (ends, diamond)]
 
@@ -400,9 +413,8 @@ def scatter(
     base = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
     layers = [*bands(rules, series, (x, y)), *levels(rules, series, (x, y))]
     if interval and bounded(table, interval):
-        low = channel(alt.Y, y, field=interval[0])
         ends = whole(base, interval).mark_rule(strokeWidth=2, opacity=0.6)
-        layers.append(ends.encode(y=low, y2=alt.Y2(field=interval[1])))
+        layers.append(ends.encode(**_between(alt.Y, y, interval)))
     cells = [finite(row[axis.field]) for row in table for axis in (x, y)]
     values = [value for value in cells if value is not None]
     if diagonal and values:
