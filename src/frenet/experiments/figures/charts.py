@@ -106,7 +106,7 @@ def lines(
         rows, (x, y), interval=interval, colour=colour, facet=facet, rules=rules, shaded=shaded
     )
     named = direct and len(series.names) > 1 and len(series.measured()) <= MOST_NAMED
-    hue = [label(name) for name in ordered if label(name) in series.names]
+    hue = [name for name in map(label, ordered) if name in series.names]
     series = series._replace(symbols=POINTS, ordered=hue, legend=not named)
     words = in_words(table, (x, y), series)
     every = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
@@ -119,11 +119,7 @@ def lines(
     if marked:
         base = base.transform_filter(f"!isValid(datum.{SAYS})")
         layers.append(_rings(every, table, series, marked))
-    if singles is not None:
-        layers.append(_seeds(singles, drawn=drawn))
-    elif interval and bounded(_measured(table, series), interval):
-        band = whole(base, interval).mark_area(opacity=0.16)
-        layers.append(band.encode(**_between(alt.Y, y, interval)))
+    layers += _around(base, singles, _measured(table, series), y, interval, drawn=drawn)
     if drawn:
         layers.append(base.mark_line(strokeWidth=2.5).encode(strokeDash=series.dash()))
     pointed = series.measured() if drawn else [*series.measured(), *series.nulls]
@@ -132,21 +128,32 @@ def lines(
     points = base.mark_point(filled=True, size=36).encode(tooltip=tip, shape=series.shape())
     layers.append(points.encode(opacity=alt.condition(seen, alt.value(1), alt.value(0))))
     layers += levels(rules, series, (x, y))
-    room = 0
     if named:
         layers += named_ends(every, table, series, (x, y), rules, facet=facet, height=TALL)
-        layers += vertical_names(rules, (x, y))
-        room = labels.room(series.names)
+    room = labels.room(series.names) if named else 0
     return panels(layers, table, facet=facet, height=TALL, words=words, apart=y.apart, room=room)
 
 
-def _seeds(singles: "alt.Chart", *, drawn: bool) -> "alt.Chart":
-    """Thin lines of single values, or small points if there is no line."""
+def _around(
+    base: "alt.Chart",
+    singles: "alt.Chart | None",
+    measured: Rows,
+    y: Axis,
+    interval: tuple[str, str] | None,
+    *,
+    drawn: bool,
+) -> list[Any]:
+    """Thin lines of single values, which are points if no line is drawn; or a band."""
     import altair as alt
 
-    thin = singles.mark_line(strokeWidth=1) if drawn else singles.mark_point(size=20)
-    each = alt.Detail(field=UNIT, type="nominal")
-    return thin.encode(detail=each, opacity=alt.value(THIN))
+    if singles is not None:
+        thin = singles.mark_line(strokeWidth=1) if drawn else singles.mark_point(size=20)
+        each = alt.Detail(field=UNIT, type="nominal")
+        return [thin.encode(detail=each, opacity=alt.value(THIN))]
+    if interval and bounded(measured, interval):
+        band = whole(base, interval).mark_area(opacity=0.16)
+        return [band.encode(**_between(alt.Y, y, interval))]
+    return []
 
 
 def _between(kind: Any, axis: Axis, ends: tuple[str, str]) -> dict[str, Any]:
@@ -237,19 +244,14 @@ def dots(
     import altair as alt
 
     rules = [rule if isinstance(rule, str) else rule._replace(axis="x") for rule in rules]
-    x, row = resolve(x), resolve(row)
+    x, row, lane = resolve(x), resolve(row), resolve(lane) if lane else None
     rows = with_units(rows, x.field, log=x.log) if interval else rows
     x, row = placed(x, row, rows=rows, rules=rules)
-    lane = resolve(lane) if lane else None
     also = [lane.field] if lane else []
     table, series = prepare(
         rows, (x, row), interval=interval, colour=colour, facet=facet, rules=rules, shaded=shaded,
-        also=also,
-    )  # fmt: skip
-    for entry in table:
-        for field in (row.field, *also):
-            entry[field] = label(str(entry[field]))
-    order = list(dict.fromkeys(str(entry[row.field]) for entry in table))
+        also=also)  # fmt: skip
+    order = _labelled(table, row.field, *also)
     y = _categories(row.field, order, {label(name): text for name, text in headings.items()})
     series = series._replace(symbols=POINTS, legend=lane is None)
     lanes = _lanes(table, lane) if lane else series
@@ -257,12 +259,10 @@ def dots(
     base, singles = means_and_units(_in_lanes(plain, lanes), table, series)
     dot = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.measured()))
     layers = [*_shade(plain, alt.X, x, series, shaded), *bands(rules, series, (x, row))]
-    layers += levels(rules, series, (x, row))
-    layers += vertical_names(rules, (x, row)) if lane else []
+    layers += [*levels(rules, series, (x, row)), *vertical_names(rules if lane else (), (x, row))]
     tip = tooltip((row, x), interval=interval, series=lanes, facet=facet, rows=table)
     shape = lanes.shape(upright=True)
-    ticked = [name for name in series.nulls if name not in series.areas]
-    if ticked:
+    if ticked := [name for name in series.nulls if name not in series.areas]:
         layers.append(_null_ticks(plain, series.field, ticked).encode(tooltip=tip, shape=shape))
     if singles is not None:
         layers.append(singles.mark_point(filled=True, size=24, opacity=0.5).encode(shape=shape))
@@ -271,9 +271,8 @@ def dots(
         layers.append(whiskers.encode(**_between(alt.X, x, interval)))
     points = dot.mark_point(filled=True, size=80, opacity=1)
     layers.append(points.encode(tooltip=tip, shape=shape))
-    if bold:
-        means = alt.FieldOneOfPredicate(row.field, [*map(label, bold)])
-        layers += _bold(dot.transform_filter(means), x, tip)
+    means = alt.FieldOneOfPredicate(row.field, [*map(label, bold)])
+    layers += _bold(dot.transform_filter(means), x, tip) if bold else []
     each = max(44 if _tall(order) else 28, (9 if lane else 13) * len(lanes.measured()) + 8)
     height = max(72, (len(order) + len(headings)) * each)
     words = in_words(table, (row, x), series)
@@ -297,6 +296,13 @@ def _in_lanes(chart: "alt.Chart", series: Series) -> "alt.Chart":
         return chart
     scale = alt.Scale(domain=series.measured(), paddingOuter=0.3)
     return chart.encode(yOffset=alt.YOffset(field=series.field, type="nominal", scale=scale))
+
+
+def _labelled(table: list[dict[str, Any]], category: str, *others: str) -> list[str]:
+    """The names of categories in their order; this writes labels into these columns."""
+    for entry in table:
+        entry |= {field: label(str(entry[field])) for field in (category, *others)}
+    return list(dict.fromkeys(str(entry[category]) for entry in table))
 
 
 def _lanes(table: Rows, lane: Axis) -> Series:

@@ -38,7 +38,7 @@ def named_ends(
         table: the rows of the chart.
         series: how its series look.
         axes: horizontal and vertical.
-        rules: the levels; those on the horizontal axis have names of their own.
+        rules: the levels; those on the horizontal axis have their names at their upper ends.
         facet: column that names the panel.
         height: of a panel in pixels.
     """
@@ -68,7 +68,8 @@ def named_ends(
     for panel, rows in ends.items():
         mine = [row for row in table if facet is None or row[facet] == panel]
         _spread(rows, mine, series.field, axes[1], height)
-    return _texts(chart, [row for rows in ends.values() for row in rows], series)
+    named = [row for rows in ends.values() for row in rows]
+    return [*_texts(chart, named, series), *vertical_names(rules, axes)]
 
 
 def _of(
