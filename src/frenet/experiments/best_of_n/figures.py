@@ -75,7 +75,7 @@ def _ratios(rows: Rows) -> list[Row]:
     ]
     found: list[Row] = []
     keys = ("seed", "share", "candidates")
-    for case in sorted({of(row, keys) for row in counted}):  # type: ignore[type-var]
+    for case in sorted({of(row, keys) for row in counted}):
         where = dict(zip(keys, case, strict=True))
         sums = {name: sum(number(row, name) for row in select(counted, **where)) for name in GAINS}
         if sums["predicted"] > 0:
