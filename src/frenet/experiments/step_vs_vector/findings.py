@@ -321,7 +321,7 @@ CLAIMS = (
 FIGURES = (
     Figure(
         "layers",
-        "The step and the vector, block by block",
+        "Do the step and the vector agree, block by block?",
         "Cosine of the mean shift by a gradient step with the contrast vector; vector, gradient "
         "and shift use different prompts. Residual streams are anisotropic: chance is not 0 but "
         "the grey region, up to the higher one of the 95% quantiles of shuffled labels and of "
@@ -331,7 +331,7 @@ FIGURES = (
     ),
     Figure(
         "chosen",
-        "At the block chosen on other prompts",
+        "What is left at the block chosen on other prompts?",
         "The cosine, also without the directions that write the two answers, and after whitening "
         "by the stream's covariance.",
         "layer",
