@@ -83,7 +83,10 @@ def test_melt_stacks_measure_and_null() -> None:
 
 def test_nulls_and_levels_are_grey_dashed_and_in_the_legend() -> None:
     spec = charts.lines(
-        CURVE, x="k", rules=("null", Rule("paper: 0.77", 0.77), Rule("band", 0.1, 0.2))
+        CURVE,
+        x="k",
+        rules=("null", Rule("paper: 0.77", 0.77), Rule("band", 0.1, 0.2)),
+        direct=False,
     ).to_dict()
     colours = scale_of(spec, "color")
     assert colours["domain"] == ["measure", "null", "paper: 0.77", "band"]
@@ -138,7 +141,7 @@ def test_a_domain_makes_room_for_values_and_levels_but_not_for_intervals() -> No
 
 
 def test_a_facet_has_as_many_columns_as_panels_up_to_three() -> None:
-    for count, columns in ((1, 1), (2, 2), (5, 3)):
+    for count, columns in ((1, 1), (2, 2), (4, 2), (5, 3)):
         rows: list[Row] = [row | {"task": f"t{i}"} for i in range(count) for row in CURVE]
         spec = charts.lines(rows, x="k", facet="task", rules=("null",)).to_dict()
         assert spec["columns"] == columns
@@ -201,7 +204,7 @@ def test_few_seeds_are_shown_one_by_one_and_many_by_their_interval() -> None:
             marks = {layer["mark"]["type"] for layer in spec["layer"]}
             assert bool({"area", "rule"} & marks) != shown
             data = next(iter(spec["datasets"].values()))
-            single = [row["value"] for row in data if row.get("unit") is not None]
+            single = [row["value"] for row in data if row.get("single") is not None]
             assert sorted(single) == (sorted(k + s for k in (1, 2, 3) for s in range(3)) * shown)
             assert spec["description"].endswith("from 2 to 4." if shown else "from 5 to 7.")
 

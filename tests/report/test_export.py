@@ -45,7 +45,7 @@ def test_png_files_are_pictures_of_a_sensible_size(files: dict[str, Path]) -> No
             head = file.read_bytes()[:24]
             assert head.startswith(b"\x89PNG\r\n\x1a\n")
             width, height = struct.unpack(">II", head[16:24])
-            assert 1200 < width < 1700, name
+            assert 900 < width < 1700, name
             assert 200 < height < 2400, name
 
 

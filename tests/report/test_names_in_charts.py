@@ -13,13 +13,13 @@ from frenet.experiments.figures.ends import MOVED, NAME
 from frenet.experiments.figures.landscape import HIGH, WIDE
 from frenet.experiments.figures.parts import UNIT, short, ticks
 from frenet.experiments.figures.series import BLOCK, GREY, SHADES
-from frenet.report.figures import svg
+from frenet.report.figures import blank, svg
 
 
 def curves(count: int, *, panels: int = 0) -> list[Row]:
     """Lines that all end at 1."""
     rows: list[Row] = [
-        {"k": k, "series": f"series {i}", "value": 1 - (3 - k) * i / 20}
+        {"k": k, "series": f"series {i}", "value": 1 - (3 - k) * i / 20, "low": None, "high": None}
         for i in range(count)
         for k in (1, 2, 3)
     ]
@@ -83,10 +83,11 @@ def test_places_keep_their_distance_and_their_mean() -> None:
 
 def test_with_panels_every_name_stands_once_in_the_last_panel_of_the_first_row() -> None:
     rows = curves(2, panels=4)
-    rows += [{"k": k, "series": "elsewhere", "value": 0.2, "panel": "p3"} for k in (1, 2, 3)]
+    elsewhere = [row | {"series": "elsewhere"} for row in rows if row["panel"] == "p3"]
+    rows += elsewhere[:3]
     spec = charts.lines(rows, x="k", facet="panel", interval=None).to_dict()
     ends = {row["series"]: row["panel"] for row in data(spec) if NAME in row}
-    assert ends == {"series 0": "p2", "series 1": "p2", "elsewhere": "p3"}
+    assert ends == {"series 0": "p1", "series 1": "p1", "elsewhere": "p3"}
     assert spec["usermeta"]["room"] == labels.room(list(ends))
 
 
@@ -114,7 +115,7 @@ def test_what_chance_gives_is_one_grey_region() -> None:
     region: list[Row] = [
         {"k": k, "series": "chance", "value": 0.2, "low": -0.2, "high": 0.2} for k in (1, 2, 3)
     ]
-    rows = [{**row, "low": None, "high": None} for row in curves(1)] + region
+    rows = curves(1) + region
     for chart, mark, end in (
         (charts.lines(rows, x="k", shaded="chance"), "area", "y2"),
         (charts.dots(rows, row="k", colour="series", shaded="chance"), "bar", "x2"),
@@ -224,7 +225,7 @@ def test_points_can_have_their_names_beside_them() -> None:
 
 
 def test_no_name_covers_another_in_a_crowd() -> None:
-    spots = [(100.0 + 12 * i, 120.0 + 5 * (i % 3)) for i in range(6)]
+    spots = [(60.0 + 30 * i, 120.0 + 20 * (i % 2)) for i in range(6)]
     names = ["gradient", "Adam step", "first steps", "task vector", "random", "a winner"]
     chosen = labels.sides(names, spots, [], (WIDE, HIGH))
     boxes = [labels._box(*each) for each in zip(names, spots, chosen, strict=True)]
@@ -233,3 +234,10 @@ def test_no_name_covers_another_in_a_crowd() -> None:
         assert box.overlap(labels.Box(0, 0, WIDE, HIGH)) == pytest.approx(
             (box.right - box.left) * (box.bottom - box.top)
         )
+
+
+def test_a_chart_without_rows_stays_without_rows() -> None:
+    rules = (Rule("one", 0.5), Rule("two", 0.7))
+    for facet in (None, "panel"):
+        spec = charts.lines([], x="k", facet=facet, rules=rules).to_dict()
+        assert blank({key: value for key, value in spec.items() if key != "$schema"})

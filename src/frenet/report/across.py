@@ -1,6 +1,7 @@
 """Claims over several networks: one pooled line for each, and the networks in one figure."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from markupsafe import Markup
 
 from frenet._notebook import one_line
 from frenet.experiments.experiment import (
+    VERDICTS,
     Across,
     Claim,
     Figure,
@@ -217,8 +219,20 @@ def forest(found: Pool) -> tuple[Figure, Rows]:
     title = f"{found.name}. {found.claim.statement}"
     rows = _rows(found)
     axis = _axis(found, rows)
-    figure = Figure(found.id, title, _caption(found, axis), TABLE, partial(_chart, found, axis))
+    figure = Figure(
+        found.id, title, _caption(found, axis), TABLE, partial(_chart, found, axis),
+        finds=partial(_verdicts, found),
+    )  # fmt: skip
     return figure, figures.rows_of(figure, rows)
+
+
+def _verdicts(found: Pool, rows: Rows) -> str:
+    """On how many networks each verdict was given."""
+    del rows
+    counts = Counter(entry.finding.verdict for entry in found.entries)
+    said = [f"{verdict} on {counts[verdict]}" for verdict in VERDICTS if counts[verdict]]
+    text = ", ".join([f"{said[0]} of {len(found.entries)} networks", *said[1:]])
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _caption(found: Pool, axis: Axis) -> str:

@@ -103,8 +103,9 @@ def for_page(spec: Spec) -> Spec:
 
 
 def headline(figure: Figure, rows: Rows, found: str = "") -> str:
-    """What the figure finds in its rows; otherwise ``found``, its claim in a sentence."""
-    return (figure.finds(rows) if figure.finds else "") or found
+    """What the figure finds in its rows, and after it ``found``, its claim with its hedges."""
+    own = figure.finds(rows) if figure.finds else ""
+    return " ".join(filter(None, (own, found)))
 
 
 def for_file(spec: Spec, figure: Figure, found: str = "") -> Spec:

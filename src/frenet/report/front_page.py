@@ -167,10 +167,10 @@ def _reaches(networks: Sequence[Network]) -> dict[str, list[Reach]]:
     return {network.label: _reach(network) for network in networks}
 
 
-def _as_it_is(chart: Any, rows: Rows) -> Any:
-    """A chart that was drawn before."""
+def _as_it_is(made: Any, rows: Rows) -> Any:
+    """A chart or a sentence that was made before."""
     del rows
-    return chart
+    return made
 
 
 def maps(networks: Sequence[Network]) -> Iterator[tuple[Figure, Rows]]:
@@ -178,7 +178,9 @@ def maps(networks: Sequence[Network]) -> Iterator[tuple[Figure, Rows]]:
     for kind, caption, chart in on_common_axes(_reaches(networks)):
         title = f"How far and for how long, in the {kind}"
         chart_of = partial(_as_it_is, chart)
-        yield Figure(f"all-{kind}", title, caption, "reach", chart_of), [{"table": "reach"}]
+        finds = partial(_as_it_is, together(_reaches(networks))) if kind == "weights" else None
+        shown = Figure(f"all-{kind}", title, caption, "reach", chart_of, finds=finds)
+        yield shown, [{"table": "reach"}]
 
 
 def overview(

@@ -26,8 +26,9 @@
     copy.config.legend = { ...copy.config.legend, columns, labelLimit: limit };
     if (width < 500) copy.config.axis = { ...copy.config.axis, labelLimit: 0.42 * width };
     if (copy.facet) {
-      copy.columns = Math.max(1, Math.min(copy.columns || 3, Math.floor(width / PANEL)));
-      const { room = 0 } = copy.usermeta; // of the names to the right of panels
+      const { room = 0 } = copy.usermeta; // of the names to the right of the last column
+      const fitting = Math.max(1, Math.min(copy.columns || 3, Math.floor(width / PANEL)));
+      copy.columns = room && fitting < copy.columns ? 1 : fitting;
       copy.spec.width = panel || Math.floor((width - room) / copy.columns) - 60;
       wrapTitles(copy.spec, copy.spec.width);
     } else if ((copy.layer || copy.mark) && !copy.width.step) {
@@ -69,6 +70,7 @@
       const wanted = fitted(spec, width, size);
       if (holder.result) holder.result.finalize();
       holder.result = await vegaEmbed(holder, wanted, options);
+      if (!holder.clientWidth) break; // closed again, so nothing can be measured
       const legend = over(holder, ".role-legend", width);
       const panels = wanted.facet ? over(holder, ".cell", width) : 0;
       if (legend <= 4 && Math.abs(panels) <= 4) break;

@@ -272,7 +272,8 @@ def on_common_axes(by_network: Mapping[str, Sequence[Reach]]) -> Iterator[tuple[
 
 def _panel(name: str, one: Reach, *, several: bool) -> str:
     factors = "norm of factors" if one.share_of == "factors" else ""
-    return ", ".join(filter(None, (name, label(one.space) if several else "", factors)))
+    rest = ", ".join(filter(None, (label(one.space) if several else "", factors)))
+    return f"{name}\n{rest}" if rest else name
 
 
 def figure(reaches: Sequence[Reach], anchor: str) -> Markup:

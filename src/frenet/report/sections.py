@@ -165,7 +165,7 @@ def framed(
         every: rows, also of other tables.
         numbers: the link to the table of its numbers.
         static: add a picture for readers without scripts.
-        found: its claim in a sentence, for the title, if the figure has no finding of its own.
+        found: its claim in a sentence, for the title, after the figure's own finding.
     """
     title = _titled(anchor, figure, found)
     caption = tag("figcaption", figure.caption)
@@ -210,7 +210,8 @@ def framed(
 def _titled(anchor: str, figure: Figure, found: str) -> Markup:
     """The title: what was found, below the question; or the question alone."""
     kicker = tag("p", figure.title, class_="kicker") if found else Markup("")
-    return join((kicker, tag("h3", found or figure.title, id=f"{anchor}-title")))
+    title = user_text(found) if found else figure.title
+    return join((kicker, tag("h3", title, id=f"{anchor}-title")))
 
 
 def _picture(spec: figures.Spec, figure: Figure, found: str) -> Markup:

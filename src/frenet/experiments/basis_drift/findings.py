@@ -336,7 +336,7 @@ CLAIMS = (
 FIGURES = (
     Figure(
         "drift",
-        "How much of new gradients an old basis holds",
+        "How much of new gradients does an old basis hold?",
         "Held-out gradient energy in the basis made at the start, relative to a basis made at the "
         "current step. The frozen control is the same ratio with no training in between. Thin "
         "lines are seeds. A ring is where a line falls below a half.",
@@ -354,7 +354,7 @@ FIGURES = (
     ),
     Figure(
         "overlap",
-        "Two measures of the same drift",
+        "Do two measures of the drift agree?",
         "The overlap weighs all k directions equally, the energy ratio by the gradient energy that "
         "they carry. The overlap may exceed 1 because its ceilings are estimates.",
         "drift",

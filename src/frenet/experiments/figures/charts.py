@@ -106,7 +106,7 @@ def lines(
         rows, (x, y), interval=interval, colour=colour, facet=facet, rules=rules, shaded=shaded
     )
     named = direct and len(series.names) > 1 and len(series.measured()) <= MOST_NAMED
-    hue = [label(name) for name in ordered if label(name) in series.names]
+    hue = [name for name in map(label, ordered) if name in series.names]
     series = series._replace(symbols=POINTS, ordered=hue, legend=not named)
     words = in_words(table, (x, y), series)
     every = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
@@ -114,35 +114,56 @@ def lines(
     layers = [*_shade(every, alt.Y, y, series, shaded), *bands(rules, series, (x, y))]
     base = _without(base, series, shaded)
     # Two points are no curve.
-    drawn = len({row[x.field] for row in table}) > 2
-    crowded = len({row[x.field] for row in table}) > CROWD
+    count = len({row[x.field] for row in table})
+    drawn, crowded = count > 2, count > CROWD
     if marked:
         base = base.transform_filter(f"!isValid(datum.{SAYS})")
         layers.append(_rings(every, table, series, marked))
-    if singles is not None:
-        thin = singles.mark_line(strokeWidth=1) if drawn else singles.mark_point(size=20)
-        layers.append(
-            thin.encode(detail=alt.Detail(field=UNIT, type="nominal"), opacity=alt.value(THIN))
-        )
-    elif interval and bounded(table, interval):
-        low = channel(alt.Y, y, field=interval[0])
-        band = whole(base, interval).mark_area(opacity=0.16)
-        layers.append(band.encode(y=low, y2=alt.Y2(field=interval[1])))
+    layers += _around(base, singles, _measured(table, series), y, interval, drawn=drawn)
     if drawn:
         layers.append(base.mark_line(strokeWidth=2.5).encode(strokeDash=series.dash()))
     pointed = series.measured() if drawn else [*series.measured(), *series.nulls]
     seen = alt.FieldOneOfPredicate(series.field, [] if crowded else pointed)
-    shown = alt.condition(seen, alt.value(1), alt.value(0))
-    points = base.mark_point(filled=True, size=36)
     tip = tooltip((x, y), interval=interval, series=series, facet=facet, rows=table)
-    layers.append(points.encode(opacity=shown, tooltip=tip, shape=series.shape()))
+    points = base.mark_point(filled=True, size=36).encode(tooltip=tip, shape=series.shape())
+    layers.append(points.encode(opacity=alt.condition(seen, alt.value(1), alt.value(0))))
     layers += levels(rules, series, (x, y))
-    room = 0
     if named:
         layers += named_ends(every, table, series, (x, y), rules, facet=facet, height=TALL)
-        layers += vertical_names(rules, (x, y))
-        room = labels.room(series.names)
+    room = labels.room(series.names) if named else 0
     return panels(layers, table, facet=facet, height=TALL, words=words, apart=y.apart, room=room)
+
+
+def _around(
+    base: "alt.Chart",
+    singles: "alt.Chart | None",
+    measured: Rows,
+    y: Axis,
+    interval: tuple[str, str] | None,
+    *,
+    drawn: bool,
+) -> list[Any]:
+    """Thin lines of single values, which are points if no line is drawn; or a band."""
+    import altair as alt
+
+    if singles is not None:
+        thin = singles.mark_line(strokeWidth=1) if drawn else singles.mark_point(size=20)
+        each = alt.Detail(field=UNIT, type="nominal")
+        return [thin.encode(detail=each, opacity=alt.value(THIN))]
+    if interval and bounded(measured, interval):
+        band = whole(base, interval).mark_area(opacity=0.16)
+        return [band.encode(**_between(alt.Y, y, interval))]
+    return []
+
+
+def _between(kind: Any, axis: Axis, ends: tuple[str, str]) -> dict[str, Any]:
+    """The channels of a mark between two columns (``kind``: `alt.X` or `alt.Y`)."""
+    import altair as alt
+
+    low = channel(kind, axis, field=ends[0])
+    if kind is alt.X:
+        return {"x": low, "x2": alt.X2(field=ends[1])}
+    return {"y": low, "y2": alt.Y2(field=ends[1])}
 
 
 def _rings(
@@ -171,10 +192,13 @@ def _shade(chart: "alt.Chart", kind: Any, axis: Axis, series: Series, shaded: st
     if label(shaded) not in series.areas:
         return []
     mine = chart.transform_filter(alt.FieldEqualPredicate(label(shaded), series.field))
-    low = channel(kind, axis, field=INTERVAL[0])
-    if kind is alt.X:
-        return [mine.mark_bar(opacity=PALE).encode(x=low, x2=alt.X2(field=INTERVAL[1]))]
-    return [mine.mark_area(opacity=PALE).encode(y=low, y2=alt.Y2(field=INTERVAL[1]))]
+    region = mine.mark_bar(opacity=PALE) if kind is alt.X else mine.mark_area(opacity=PALE)
+    return [region.encode(**_between(kind, axis, INTERVAL))]
+
+
+def _measured(table: Rows, series: Series) -> list[Mapping[str, Any]]:
+    """The rows of series that are not drawn as a region."""
+    return [row for row in table if row[series.field] not in series.areas]
 
 
 def _without(chart: "alt.Chart", series: Series, shaded: str) -> "alt.Chart":
@@ -220,52 +244,36 @@ def dots(
     import altair as alt
 
     rules = [rule if isinstance(rule, str) else rule._replace(axis="x") for rule in rules]
-    x, row = resolve(x), resolve(row)
+    x, row, lane = resolve(x), resolve(row), resolve(lane) if lane else None
     rows = with_units(rows, x.field, log=x.log) if interval else rows
     x, row = placed(x, row, rows=rows, rules=rules)
-    lane = resolve(lane) if lane else None
     also = [lane.field] if lane else []
     table, series = prepare(
         rows, (x, row), interval=interval, colour=colour, facet=facet, rules=rules, shaded=shaded,
-        also=also,
-    )  # fmt: skip
-    for entry in table:
-        for field in (row.field, *also):
-            entry[field] = label(str(entry[field]))
-    order = list(dict.fromkeys(str(entry[row.field]) for entry in table))
-    tall = any("\n" in name for name in order)
-    y = _categories(
-        row.field, order, tall=tall, headings={label(k): v for k, v in headings.items()}
-    )
+        also=also)  # fmt: skip
+    order = _labelled(table, row.field, *also)
+    y = _categories(row.field, order, {label(name): text for name, text in headings.items()})
     series = series._replace(symbols=POINTS, legend=lane is None)
-    lanes = series
-    if lane:
-        names = list(dict.fromkeys(str(entry[lane.field]) for entry in table))
-        lanes = Series(lane.field, lane.title, names, [], [], POINTS)
+    lanes = _lanes(table, lane) if lane else series
     plain = alt.Chart().encode(x=channel(alt.X, x), y=y, color=series.colour())
     base, singles = means_and_units(_in_lanes(plain, lanes), table, series)
     dot = base.transform_filter(alt.FieldOneOfPredicate(series.field, series.measured()))
     layers = [*_shade(plain, alt.X, x, series, shaded), *bands(rules, series, (x, row))]
-    layers += levels(rules, series, (x, row))
-    layers += vertical_names(rules, (x, row)) if lane else []
+    layers += [*levels(rules, series, (x, row)), *vertical_names(rules if lane else (), (x, row))]
     tip = tooltip((row, x), interval=interval, series=lanes, facet=facet, rows=table)
     shape = lanes.shape(upright=True)
-    ticked = [name for name in series.nulls if name not in series.areas]
-    if ticked:
+    if ticked := [name for name in series.nulls if name not in series.areas]:
         layers.append(_null_ticks(plain, series.field, ticked).encode(tooltip=tip, shape=shape))
     if singles is not None:
         layers.append(singles.mark_point(filled=True, size=24, opacity=0.5).encode(shape=shape))
-    elif interval and bounded(table, interval):
-        low = channel(alt.X, x, field=interval[0])
+    elif interval and bounded(_measured(table, series), interval):
         whiskers = whole(dot, interval).mark_rule(strokeWidth=2)
-        layers.append(whiskers.encode(x=low, x2=alt.X2(field=interval[1])))
+        layers.append(whiskers.encode(**_between(alt.X, x, interval)))
     points = dot.mark_point(filled=True, size=80, opacity=1)
     layers.append(points.encode(tooltip=tip, shape=shape))
-    if bold:
-        layers += _bold(
-            dot.transform_filter(alt.FieldOneOfPredicate(row.field, [*map(label, bold)])), x, tip
-        )
-    each = max(44 if tall else 28, 13 * len(lanes.measured()) + 8)
+    means = alt.FieldOneOfPredicate(row.field, [*map(label, bold)])
+    layers += _bold(dot.transform_filter(means), x, tip) if bold else []
+    each = max(44 if _tall(order) else 28, (9 if lane else 13) * len(lanes.measured()) + 8)
     height = max(72, (len(order) + len(headings)) * each)
     words = in_words(table, (row, x), series)
     return panels(layers, table, facet=facet, height=height, words=words)
@@ -290,14 +298,30 @@ def _in_lanes(chart: "alt.Chart", series: Series) -> "alt.Chart":
     return chart.encode(yOffset=alt.YOffset(field=series.field, type="nominal", scale=scale))
 
 
-def _categories(
-    field: str, order: Sequence[str], *, tall: bool, headings: Mapping[str, str]
-) -> "alt.Y":
-    """Categories in this order, below their headings; ``tall``: names of two lines."""
+def _labelled(table: list[dict[str, Any]], category: str, *others: str) -> list[str]:
+    """The names of categories in their order; this writes labels into these columns."""
+    for entry in table:
+        entry |= {field: label(str(entry[field])) for field in (category, *others)}
+    return list(dict.fromkeys(str(entry[category]) for entry in table))
+
+
+def _lanes(table: Rows, lane: Axis) -> Series:
+    """The values of a column that have a lane and a shape each."""
+    names = list(dict.fromkeys(str(entry[lane.field]) for entry in table))
+    return Series(lane.field, lane.title, names, [], [], POINTS)
+
+
+def _tall(order: Sequence[str]) -> bool:
+    """Whether names of categories have two lines."""
+    return any("\n" in name for name in order)
+
+
+def _categories(field: str, order: Sequence[str], headings: Mapping[str, str]) -> "alt.Y":
+    """Categories in this order, below their headings."""
     import altair as alt
 
     marks: dict[str, Any] = {"grid": True}
-    if tall:
+    if _tall(order):
         # Vega puts the first line at the height of the mark; this is half a line up.
         marks |= {"labelExpr": "split(datum.label, '\\n')", "labelOffset": -7}
     lines: list[str] = []
@@ -318,7 +342,7 @@ def _bold(base: "alt.Chart", x: Axis, tip: list[Any]) -> list[Any]:
     import altair as alt
 
     ends = whole(base, INTERVAL).mark_rule(strokeWidth=5)
-    ends = ends.encode(x=channel(alt.X, x, field="low"), x2=alt.X2(field="high"))
+    ends = ends.encode(**_between(alt.X, x, INTERVAL))
     diamond = base.mark_point(filled=True, size=240, opacity=1, shape="diamond")
     return [mark.encode(color=alt.value(PALETTE[1]), tooltip=tip) for mark in (ends, diamond)]
 
@@ -395,9 +419,8 @@ def scatter(
     base = alt.Chart().encode(x=channel(alt.X, x), y=channel(alt.Y, y), color=series.colour())
     layers = [*bands(rules, series, (x, y)), *levels(rules, series, (x, y))]
     if interval and bounded(table, interval):
-        low = channel(alt.Y, y, field=interval[0])
         ends = whole(base, interval).mark_rule(strokeWidth=2, opacity=0.6)
-        layers.append(ends.encode(y=low, y2=alt.Y2(field=interval[1])))
+        layers.append(ends.encode(**_between(alt.Y, y, interval)))
     cells = [finite(row[axis.field]) for row in table for axis in (x, y)]
     values = [value for value in cells if value is not None]
     if diagonal and values:

@@ -6,12 +6,11 @@ from typing import Any
 
 from frenet.experiments.experiment import finite
 from frenet.experiments.figures import labels
-from frenet.experiments.figures.parts import UNIT, Axis, Rule, channel, inline
+from frenet.experiments.figures.parts import UNIT, Axis, Rule, channel, in_row, inline
 from frenet.experiments.figures.series import GREY, INK, Series
 
 # The width in pixels that all panels of a row have, for which names of points are placed.
-ACROSS = 560
-PANELS = 3
+ACROSS = 560.0
 # The size of a symbol before a name, as in a legend.
 SYMBOL = 80
 # The columns of a row at which a name stands: the name in lines, and how far it is moved down.
@@ -39,12 +38,14 @@ def named_ends(
         table: the rows of the chart.
         series: how its series look.
         axes: horizontal and vertical.
-        rules: the levels; those on the horizontal axis have names of their own.
+        rules: the levels; those on the horizontal axis have their names at their upper ends.
         facet: column that names the panel.
         height: of a panel in pixels.
     """
+    if not table:
+        return []
     panels = list(dict.fromkeys(row[facet] for row in table)) if facet else [None]
-    first = panels[min(PANELS, len(panels)) - 1]
+    first = panels[in_row(len(panels)) - 1]
     order = [first, *(panel for panel in panels if panel != first)]
     levels = [
         {series.field: rule.label, axes[1].field: rule.at if rule.to is None else _middle(rule)}
@@ -67,7 +68,8 @@ def named_ends(
     for panel, rows in ends.items():
         mine = [row for row in table if facet is None or row[facet] == panel]
         _spread(rows, mine, series.field, axes[1], height)
-    return _texts(chart, [row for rows in ends.values() for row in rows], series)
+    named = [row for rows in ends.values() for row in rows]
+    return [*_texts(chart, named, series), *vertical_names(rules, axes)]
 
 
 def _of(
@@ -100,14 +102,17 @@ def _spread(rows: Table, panel: Table, field: str, axis: Axis, height: int) -> N
     """Write into each row its name and how far it is moved, so that none covers another."""
     values = [float(row[axis.field]) for row in panel if _known(row[axis.field])]
     ends = (min(values), max(values)) if axis.apart and not axis.domain else axis.span
-    wanted = [height * (1 - _share(row[axis.field], ends or (0, 1), log=axis.log)) for row in rows]
+    wanted = [
+        height * (1 - _share(float(row[axis.field]), ends or (0.0, 1.0), log=axis.log))
+        for row in rows
+    ]
     names = [labels.wrapped(str(row[field])) for row in rows]
     heights = [labels.LINE * (name.count("\n") + 1) + 1 for name in names]
-    places = labels.apart(wanted, heights, height)
+    places = labels.apart(wanted, heights, float(height))
     for row, name, place, spot in zip(rows, names, places, wanted, strict=True):
         # Vega puts the first of several lines at the height of the mark.
         up = labels.LINE * name.count("\n") / 2
-        row |= {NAME: name, MOVED: round(place - spot - up)}
+        row |= {NAME: name, MOVED: round(place - spot - up, 1)}
 
 
 def _share(value: float, ends: tuple[float, float], *, log: bool) -> float:
@@ -148,7 +153,7 @@ def named_points(
 ) -> list[Any]:
     """The name of the series at every point, where it covers least."""
     panels = list(dict.fromkeys(row[facet] for row in table)) if facet else [None]
-    frame = (ACROSS / max(1, min(PANELS, len(panels))), height)
+    frame = (ACROSS / in_row(len(panels)), float(height))
     for panel in panels:
         mine = [
             row
@@ -156,7 +161,7 @@ def named_points(
             if (facet is None or row[facet] == panel) and all(_known(row[a.field]) for a in axes)
         ]
         shares = [
-            [_share(row[axis.field], axis.span or (0, 1), log=axis.log) for axis in axes]
+            [_share(float(row[axis.field]), axis.span or (0.0, 1.0), log=axis.log) for axis in axes]
             for row in mine
         ]
         spots = [(x * frame[0], (1 - y) * frame[1]) for x, y in shares]

@@ -59,13 +59,19 @@ def sides(
         taken: what names should not cover besides each other and these marks.
         frame: width and height of the panel.
     """
-    covered = [*(around(spot) for spot in spots), *taken]
-    chosen = []
-    for name, spot in zip(names, spots, strict=True):
-        boxes = {side: _box(name, spot, side) for side in PLACES}
-        best = min(boxes, key=lambda side: _cost(boxes[side], covered, frame))
-        covered.append(boxes[best])
-        chosen.append(best)
+    marks = [*(around(spot) for spot in spots), *taken]
+    boxes = [
+        {side: _box(name, spot, side) for side in PLACES}
+        for name, spot in zip(names, spots, strict=True)
+    ]
+    chosen: list[str] = []
+    # The second time every name knows where all others stand.
+    for _ in range(2):
+        for index, mine in enumerate(boxes):
+            others = [boxes[i][side] for i, side in enumerate(chosen) if i != index]
+            covered = [*marks, *others]
+            best = min(mine, key=lambda side: _cost(mine[side], covered, frame))
+            chosen[index : index + 1] = [best]
     return chosen
 
 

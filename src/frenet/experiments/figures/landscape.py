@@ -194,7 +194,7 @@ def _spots(
     """The places of marks in pixels, on the axes of a panel."""
     low, width = math.log(across[0]), math.log(across[1] / across[0]) or 1.0
     right = [(math.log(float(row["far"])) - low) / width for row in rows]  # type: ignore[arg-type]
-    down = [_down(float(row.get("life") or span[0]), span) for row in rows]  # type: ignore[arg-type]
+    down = [_down(float(row.get("life") or span[0]), span) for row in rows]
     return [(ROOM + (WIDE - 2 * ROOM) * x, y) for x, y in zip(right, down, strict=True)]
 
 

@@ -16,7 +16,7 @@ LABELS = {
     "search winner": "winner of a search",
     "replicate": "second run",
     "PCA of replicate": "second run (ceiling)",
-    "prefix of replicate": "first steps of a second run",
+    "prefix of replicate": "first steps, second run",
     "wrong-answers": "wrong answers",
     "relative-noise": "relative noise",
     "absolute-noise": "absolute noise",

@@ -66,7 +66,7 @@ def placed(
 def _widened(axis: Axis, rows: Rows, ends: Sequence[float]) -> Axis:
     values = [v for row in rows if (v := finite(row.get(axis.field))) is not None]
     values += [*ends, *(axis.domain or ())]
-    span = (min(values), max(values)) if values else None
+    span = (float(min(values)), float(max(values))) if values else None
     return axis._replace(span=span, domain=span if axis.domain else None)
 
 
@@ -310,13 +310,19 @@ def panels(
     order: Any = list(dict.fromkeys(row[facet] for row in table))
     header = alt.Header(labelExpr="split(datum.label, '\\n')")
     panel = alt.Facet(field=facet, type="nominal", title=None, sort=order, header=header)
-    columns = max(1, min(3, len(order)))
+    columns = in_row(len(order))
     framed = chart.properties(height=height, width=round(560 / columns))
     faceted = framed.facet(facet=panel, columns=columns)
+    # Only the column with names is as wide as they need.
+    faceted = faceted.properties(description=words, usermeta={"room": room}, align="each")
     # A shared axis would also be drawn below empty places in the last row.
-    described = faceted.properties(description=words, usermeta={"room": room})
-    described = described.resolve_axis(x="independent")
+    described = faceted.resolve_axis(x="independent")
     return described.resolve_scale(y="independent") if apart else described
+
+
+def in_row(panels: int) -> int:
+    """How many panels a row has; the last row is not left with one of four."""
+    return 2 if panels == 4 else max(1, min(3, panels))
 
 
 def sentence(words: str) -> Any:

@@ -343,7 +343,7 @@ CLAIMS = (
 FIGURES = (
     Figure(
         "energy",
-        "How much of a new gradient lies in the top directions of others",
+        "How much of a new gradient lies in the top directions of others?",
         "The basis comes from half of the minibatches, the energy from the other half. The nulls, "
         "Gaussian draws and shuffles of coordinates, have the same number of gradients and the "
         "same norms. Shuffled labels: the same inputs "
@@ -353,7 +353,7 @@ FIGURES = (
     ),
     Figure(
         "tasks",
-        "The same by task, before and after damage",
+        "Is it the same on every task, and after damage?",
         f"Held-out energy in the top {K}; small marks are seeds.",
         "energy",
         task_chart,

@@ -236,7 +236,7 @@ TABLES = {
 FIGURES = (
     Figure(
         "bases",
-        "What each basis holds of a recovery",
+        "What does each basis hold of a recovery?",
         "Captured fraction of the displacement from the damaged point to T_stop: mean over "
         "protocols, tasks and replicates, with small marks for seeds. A smaller basis counts with "
         "all its directions. All bases are compared "
@@ -256,7 +256,7 @@ FIGURES = (
     ),
     Figure(
         "function",
-        "Capture is not function",
+        "Does a captured share regain as much of the loss?",
         "Share of the lost loss that the projected displacement regains, against the captured "
         "share of the displacement. On the dotted line the two agree.",
         "capture",
@@ -265,7 +265,7 @@ FIGURES = (
     ),
     Figure(
         "curves",
-        "How the recoveries went",
+        "How did the recoveries go?",
         "Loss on the select split, averaged over seeds, tasks and replicates. A finished recovery "
         "keeps its last loss.",
         "curve",

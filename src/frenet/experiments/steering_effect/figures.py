@@ -92,7 +92,7 @@ def slope_finding(rows: Rows) -> str:
     if not every:
         return ""
     return (
-        f"On a mean over seeds, the contrast vector steers more than every control on {vectors} "
+        f"On average over seeds, the contrast vector steers more than every control on {vectors} "
         f"of {every} contrasts, the shift by a gradient step on {shifts}."
     )
 
@@ -159,7 +159,7 @@ def cost_finding(rows: Rows) -> str:
 FIGURES = (
     Figure(
         "doses",
-        "How answers follow the added vector",
+        "How do answers follow the added vector?",
         "Vectors of equal norm, added at the last token of the prompt after one block. The block "
         "was chosen on other prompts, by the slope of the contrast vector.",
         "dose",
@@ -184,7 +184,7 @@ FIGURES = (
     ),
     Figure(
         "costs",
-        "What the same effect costs elsewhere",
+        "What does the same effect cost elsewhere?",
         "Every way of steering is scaled to the effect of one dose of the contrast vector, if it "
         "can reach that effect. Vectors are added at every token of neutral text; the weight step "
         "changes the model itself.",

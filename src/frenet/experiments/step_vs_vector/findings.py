@@ -196,7 +196,7 @@ def layer_chart(rows: Rows) -> object:
     # Earlier versions did not measure the halves of the shift.
     measured = {name: label for name, label in measured.items() if any(name in row for row in own)}
     by = ("behaviour", "block")
-    table = series_over_seeds(own, by=by, values=measured, least=-1.0) + _chance(own, by)
+    table = series_over_seeds(own, by=by, values=measured, least=-1.0) + _region(own, by)
     rules = [label for name, label in measured.items() if name.startswith("ceiling")]
     cosine = Axis("value", "cosine with the contrast vector", domain=(-1, 1))
     if len({row["block"] for row in own}) < FEW_BLOCKS:
@@ -219,7 +219,7 @@ def layer_chart(rows: Rows) -> object:
     )
 
 
-def _chance(rows: Rows, by: tuple[str, ...]) -> list[Row]:
+def _region(rows: Rows, by: tuple[str, ...]) -> list[Row]:
     """The range of cosines below the higher null, on both sides of 0."""
     return [
         {**row, "low": -number(row, "value"), "high": row["value"], EACH: None, "series": CHANCE}
@@ -237,7 +237,7 @@ def chosen_chart(rows: Rows) -> object:
     }
     tagged = reported(_tagged(rows))
     by = ("behaviour",)
-    table = series_over_seeds(tagged, by=by, values=measured, least=-1.0) + _chance(tagged, by)
+    table = series_over_seeds(tagged, by=by, values=measured, least=-1.0) + _region(tagged, by)
     first = {row["behaviour"]: number(row, "value") for row in select(table, series="cosine")}
     return dots(
         sorted(table, key=lambda row: -first.get(row["behaviour"], -1.0)),
@@ -321,7 +321,7 @@ CLAIMS = (
 FIGURES = (
     Figure(
         "layers",
-        "The step and the vector, block by block",
+        "Do the step and the vector agree, block by block?",
         "Cosine of the mean shift by a gradient step with the contrast vector; vector, gradient "
         "and shift use different prompts. Residual streams are anisotropic: chance is not 0 but "
         "the grey region, up to the higher one of the 95% quantiles of shuffled labels and of "
@@ -331,7 +331,7 @@ FIGURES = (
     ),
     Figure(
         "chosen",
-        "At the block chosen on other prompts",
+        "What is left at the block chosen on other prompts?",
         "The cosine, also without the directions that write the two answers, and after whitening "
         "by the stream's covariance.",
         "layer",
