@@ -141,7 +141,7 @@ def run(source: str | Path = STORIES, rows: int = ROWS) -> Iterator[Row]:
         yield from memory("plan", str(source), 16)
     if source == STORIES:
         for what, name in BILLION.items():
-            yield from attempted("memory", functools.partial(memory, what, name, 4), model=name)
+            yield from attempted("memory", functools.partial(memory, what, name, 1), model=name)
 
 
 def memory(what: str, source: str, rows: int) -> Iterator[Row]:
