@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from frenet.experiments.direction_scale import PROBE
 from frenet.geometry import rng
@@ -27,11 +28,28 @@ from frenet.methods.search import Selection
 from frenet.methods.task_vectors import TaskVector, from_step
 from frenet.network.space import ParamSpace
 from frenet.network.tasks import Batch
-from timing import STORIES, RandomTokens, Row, adapted, alone, from_status, model_name, show
+from timing import (
+    STORIES,
+    RandomTokens,
+    Row,
+    adapted,
+    alone,
+    attempted,
+    from_status,
+    model_name,
+    show,
+    with_adapter,
+)
 
 ROWS, BUDGET = 32, 64
 # Parameters of a model beside whose weights the libraries and a few activations are small.
 LARGE = 50_000_000
+# Of the shape of Llama 3.2 1B. A probe moves the weights themselves, in steps below the rounding of
+# bf16; a plan moves the adapter's.
+BILLION = {
+    "probe": "random Llama of 1.2 billion weights, float32",
+    "plan": "random Llama of 1.2 billion weights, bf16",
+}
 
 
 def probed(model: nn.Module, task: RandomTokens, batch: Batch, vector: TaskVector) -> list[float]:
@@ -65,20 +83,31 @@ def advised(model: nn.Module, task: RandomTokens, rows: int, vector: TaskVector)
 
 def subject(source: str) -> tuple[nn.Module, RandomTokens, ParamSpace, TaskVector]:
     """A model with an adapter on queries and values, and the change of its weights by a step."""
-    model, task, space = adapted(source)
+    made = source in BILLION.values()
+    model, task, space = with_adapter(billion(source)) if made else adapted(source)
     step = 0.02 * torch.randn(space.dim, generator=rng.generator(1, "bench"))
     return model, task, space, from_step(model, step, space=space)
 
 
-def inside(what: str, source: str) -> dict[str, float]:
+def billion(name: str) -> nn.Module:
+    """A random network of 1.2 billion weights."""
+    dtype = torch.bfloat16 if name == BILLION["plan"] else torch.float32
+    config = LlamaConfig(
+        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM._from_config(config, dtype=dtype).eval()
+
+
+def inside(what: str, source: str, rows: int) -> dict[str, float]:
     """Peak of this process above the import, in bytes, and of the weights."""
     before = from_status("VmRSS")
     model, task, space, vector = subject(source)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     if what == "probe":
-        probed(model, task, next(task.batches("test", ROWS, 0)), vector)
+        probed(model, task, next(task.batches("test", rows, 0)), vector)
     else:
-        chosen = Selection(select_size=16)
+        chosen = Selection(select_size=rows)
         effort = Effort.within(BUDGET)
         plan(survey(model, task, space, selection=chosen, effort=effort), budget=BUDGET)
     return {"peak": from_status("VmHWM") - before, "weights": weights}
@@ -106,26 +135,36 @@ def run(source: str | Path = STORIES, rows: int = ROWS) -> Iterator[Row]:
         "detail": f"{len(PROBE.scales)} coefficients on {rows} rows to choose and {rows} to judge, "
         f"of {tokens}",
     }
-    if sum(p.numel() for p in model.parameters()) < LARGE:
-        return
-    for what, aim, size in (("probe", "at most 3", rows), ("plan", "at most 4", 16)):
-        found = alone(__file__, "--inside", what, "--model", source)
-        yield {
-            "name": f"peak memory of a {what}, against the weights",
-            "model": model_name(source),
-            "ratio": found["peak"] / found["weights"],
-            "aim": aim,
-            "detail": f"{found['peak'] / 2**20:.0f} MiB above the import for weights of "
-            f"{found['weights'] / 2**20:.0f} MiB; {size} x {tokens}",
-        }
+    if sum(p.numel() for p in model.parameters()) >= LARGE:
+        yield memory("probe", str(source), rows)
+        yield memory("plan", str(source), 16)
+    if source == STORIES:
+        for what, name in BILLION.items():
+            yield from attempted(
+                "memory", lambda what=what, name=name: [memory(what, name, 4)], model=name
+            )
+
+
+def memory(what: str, source: str, rows: int) -> Row:
+    """The peak of a probe or of a plan on this many rows, in a process of its own."""
+    found = alone(__file__, "--inside", what, "--model", source, "--rows", rows)
+    return {
+        "name": f"peak memory of a {what}, against the weights",
+        "model": model_name(source),
+        "ratio": found["peak"] / found["weights"],
+        "aim": {"probe": "at most 3", "plan": "at most 4"}[what],
+        "detail": f"{found['peak'] / 2**20:.0f} MiB above the import for weights of "
+        f"{found['weights'] / 2**20:.0f} MiB; {rows} x 32 tokens",
+    }
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=str(STORIES))
+    parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--inside", choices=("probe", "plan"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.inside:
-        print(json.dumps(inside(chosen.inside, chosen.model)))
+        print(json.dumps(inside(chosen.inside, chosen.model, chosen.rows)))
     else:
-        show(run(chosen.model))
+        show(run(chosen.model, chosen.rows))

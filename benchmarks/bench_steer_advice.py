@@ -127,7 +127,7 @@ def measured(subject: Subject, model: str) -> Row:
     rows = list(rows_of(subject, lambda _: None))
     (advice,) = [row for row in rows if row["table"] == "advice"]
     name, sizes = subject.name, f"{len(subject.test.items)} held-out prompts"
-    aim = "no dose" if name.startswith("random") else "at least 0.9"
+    aim = "at most 0" if name.startswith("random") else "at least 0.9"
     if advice["reason"]:
         said = f"no dose ({advice['reason']})"
         if advice.get("lead") is not None:

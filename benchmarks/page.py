@@ -108,6 +108,8 @@ def judged(row: Row) -> str | None:
     'within noise'
     >>> judged({"ratio": 9.0, "aim": "at least 8"})
     'met'
+    >>> judged({"ratio": 0.0, "aim": "at most 0"})
+    'met'
     """
     if not row["aim"]:
         return None
@@ -120,7 +122,7 @@ def judged(row: Row) -> str | None:
         "below": row["ratio"] < limit,
         "at least": row["ratio"] >= limit,
         "above": row["ratio"] > limit,
-        "about": abs(row["ratio"] / limit - 1) <= ABOUT,
+        "about": abs(row["ratio"] - limit) <= ABOUT * limit,
     }
     return "met" if met[kind] else "missed"
 

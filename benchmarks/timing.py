@@ -59,8 +59,12 @@ class RandomTokens:
 
 
 def adapted(source: str | Path) -> tuple[nn.Module, RandomTokens, ParamSpace]:
-    """The model with a rank-4 adapter on queries and values; neither half is zero."""
-    model = load(source).model
+    """The model with a rank-4 adapter on queries and values, and a task of random tokens."""
+    return with_adapter(load(source).model)
+
+
+def with_adapter(model: nn.Module) -> tuple[nn.Module, RandomTokens, ParamSpace]:
+    """A rank-4 adapter on the model's queries and values; neither half is zero."""
     task = RandomTokens(model.config.vocab_size)
     model = attach_lora(model, rank=4, targets=["q_proj", "v_proj"])
     space = ParamSpace.select(model)

@@ -76,8 +76,8 @@ class Registered(NamedTuple):
             if wanted.get(field) != now.get(field):
                 raise UsageError(
                     f"{part.experiment.name} on {name} is declared with {field}="
-                    f"{wanted.get(field)!r}, and this run has {now.get(field)!r}; leave the option "
-                    "out, or declare again"
+                    f"{wanted.get(field)!r}, and this run has {now.get(field)!r}; give the option "
+                    "(for tasks of contrasts, --statements) its declared value, or declare again"
                 )
 
     def of(self, experiment: Study) -> dict[str, Any]:
