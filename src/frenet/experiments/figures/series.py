@@ -30,6 +30,8 @@ PLACES: Mapping[str, int] = {
     "gradients": 0,
     "gradients at start": 0,
     "gradient step": 0,
+    "gradient vector": 0,
+    "shift by a gradient step": 0,
     "Adam step": 1,
     "Adam-scaled gradients": 1,
     "first steps": 2,

@@ -76,7 +76,10 @@ def along_finding(rows: Rows) -> str:
         lowest.append({"task": task, "a": best["a"]})
     if not lowest:
         return ""
-    return f"The loss of the own task is lowest at a coefficient of {between(lowest, 'task', 'a')}."
+    return (
+        "Of the coefficients that were tried, the loss of the own task is lowest at "
+        f"{between(lowest, 'task', 'a')}."
+    )
 
 
 def ways_chart(rows: Rows) -> object:
