@@ -54,7 +54,7 @@ def test_weights_are_the_same_and_steps_are_the_moves(tmp_path, kind):
     run = read_run(tmp_path / "out")
     drifts = [row for row in run.rows if row["table"] == "drift" and row["probe"] == "plus"]
     assert [row["step"] for row in drifts] == LOOKS
-    assert [text.split(":")[0] for text in seen.advice] == ["plus", "times"]
+    assert [text.split(":")[0] for text in seen.advice] == ["plus", "times", "first 2 steps"]
     loop(watched, optimizer, steps=1)  # After the block nothing is recorded.
     assert len(read_trajectory(tmp_path / "out")) == STEPS
 

@@ -36,7 +36,7 @@ class Watched(Shown):
 
     @property
     def advice(self) -> list[str]:
-        """One sentence for each probe, after the block; empty before, and without probes."""
+        """After the block, one sentence for each probe and one on the first steps; empty before."""
         return [str(answer) for answer in sentences(read_run(self.out, partial=True).rows)]
 
     def _summary(self) -> str:
