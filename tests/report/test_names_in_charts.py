@@ -13,7 +13,7 @@ from frenet.experiments.figures.ends import MOVED, NAME
 from frenet.experiments.figures.landscape import HIGH, WIDE
 from frenet.experiments.figures.parts import UNIT, short, ticks
 from frenet.experiments.figures.series import BLOCK, GREY, SHADES
-from frenet.report.figures import blank, svg
+from frenet.report.figures import blank, for_page, svg
 
 
 def curves(count: int, *, panels: int = 0) -> list[Row]:
@@ -185,6 +185,8 @@ def test_headings_stand_above_their_rows_and_lanes_have_shapes() -> None:
     assert dot["encoding"]["yOffset"]["scale"]["domain"] == lanes
     assert dot["encoding"]["shape"]["scale"]["domain"] == lanes
     assert len(set(dot["encoding"]["shape"]["scale"]["range"])) == 2
+    # Without a colour of its own a symbol would be black, also on a dark page.
+    assert "var(--ink)" in str(for_page(spec)["layer"][-1]["encoding"]["shape"]["legend"])
     drawn = picture(spec)
     for word in ("first", "second", "limit", *lanes):
         assert f">{word}</text>" in drawn

@@ -27,7 +27,7 @@ COLOURS: Mapping[str, str] = {
     for kind, colours in (("series", PALETTE), ("shade", SHADES))
     for index, colour in enumerate(colours, start=1)
 }
-PAINTED = frozenset({"color", "fill", "range", "stroke", "value"})
+PAINTED = frozenset({"color", "fill", "range", "stroke", "symbolFillColor", "value"})
 DATA = frozenset({"datasets", "domain", "values"})
 # What the bundle exports to the script of the page.
 BUNDLED = "window.vegaEmbed = vegaEmbed;"

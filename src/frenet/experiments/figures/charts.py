@@ -36,7 +36,7 @@ from frenet.experiments.figures.parts import (
     whole,
     with_units,
 )
-from frenet.experiments.figures.series import GREY, HEAT, PALETTE, Series
+from frenet.experiments.figures.series import GREY, HEAT, INK, PALETTE, Series
 
 if TYPE_CHECKING:
     import altair as alt
@@ -47,7 +47,7 @@ INTERVAL = ("low", "high")
 # The column with the text of a mark.
 SAYS = "says"
 # How the legends draw marks.
-POINTS = {"symbolStrokeWidth": 0, "symbolSize": 110}
+POINTS: dict[str, Any] = {"symbolStrokeWidth": 0, "symbolSize": 110}
 # More points than this on one line are drawn for the tooltip only.
 CROWD = 24
 # Up to so many measured series have their names at the ends of their lines, and no legend.
@@ -308,7 +308,8 @@ def _labelled(table: list[dict[str, Any]], category: str, *others: str) -> list[
 def _lanes(table: Rows, lane: Axis) -> Series:
     """The values of a column that have a lane and a shape each."""
     names = list(dict.fromkeys(str(entry[lane.field]) for entry in table))
-    return Series(lane.field, lane.title, names, [], [], POINTS)
+    # Colours stand for something else, so that the legend has that of text.
+    return Series(lane.field, lane.title, names, [], [], POINTS | {"symbolFillColor": INK})
 
 
 def _tall(order: Sequence[str]) -> bool:
