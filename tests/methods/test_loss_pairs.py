@@ -11,7 +11,7 @@ from frenet.geometry.rng import generator
 from frenet.geometry.theory import expected_maximum
 from frenet.methods.candidates import Candidates, Noise
 from frenet.methods.local_model import CHECKED, EFFORTS, Effort, survey
-from frenet.methods.loss_pairs import Losses, Place
+from frenet.methods.loss_pairs import TRIAL_PAIRS, Losses, Place
 from frenet.methods.plan import plan
 from frenet.methods.search import Selection
 from frenet.network.adapters import attach_lora
@@ -39,6 +39,42 @@ class Lifted(Quadratic):
 
     def loss(self, model, batch):
         return super().loss(model, batch) + self.floor
+
+
+@dataclass(frozen=True)
+class Levelled(Quadratic):
+    """30 + w tanh(<u, x - m> / w), |u| = 1: linear about m, and level farther than w."""
+
+    width: float = 1.0
+
+    def loss(self, model, batch):
+        x = model()
+        along = (x - self.minimum.to(x.dtype)).sum() / len(x) ** 0.5
+        return 30.0 + self.width * torch.tanh(along / self.width)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.3, 2.0])
+def test_no_gain_is_planned_beyond_where_a_loss_levels_off(width):
+    """Far off, pairs show no curvature: as if the loss were linear up to a gain of all of it."""
+    model, task, space = quadratic(torch.zeros(40))
+    task = Levelled(task.H, space.read(model), width=width)
+    found = survey(model, task, space, effort=Effort(8, products=False))
+    best = plan(found, budget=64).best
+    # tanh(a) < a / 2 for a > 1.92, so that no draw of a trial follows its slope farther than that.
+    along = drawn(model, space, pairs=TRIAL_PAIRS).sum(1).abs() / 40**0.5
+    assert found.followed * float(along.min()) < 1.92 * width
+    assert best.sigma <= found.followed
+    z = torch.randn(20_000, 64, generator=generator(0, "levelled")).amax(1)
+    gained = float(width * torch.tanh(z * best.sigma / width).mean())
+    assert gained < best.held_out < 2 * gained
+
+
+def test_a_loss_that_does_not_level_off_is_followed_at_every_distance():
+    model, task, space = quadratic(torch.zeros(40))
+    task = Levelled(task.H, space.read(model), width=1000.0)
+    found = survey(model, task, space, effort=Effort(8, products=False))
+    assert found.followed == math.inf
+    assert plan(found, budget=64).best.sigma == pytest.approx(found.trusted(64))
 
 
 @pytest.mark.parametrize("kind", ["normal", "signs"])

@@ -46,6 +46,7 @@ class LocalModel(Shown):
         elsewhere: gradient and curvature on other examples; None: as on the selection batch.
         selection: of the search that is planned.
         kind: of its noise.
+        followed: sigma beyond which the loss was seen to leave its slope; inf if it was not.
     """
 
     local: QuadraticModel
@@ -56,6 +57,7 @@ class LocalModel(Shown):
     elsewhere: QuadraticModel | None = None
     selection: Selection = field(default_factory=Selection)
     kind: Kind = "normal"
+    followed: float = math.inf
 
     def _summary(self) -> str:
         return (
@@ -90,15 +92,15 @@ class LocalModel(Shown):
         """sigma* and its gain for n candidates; None if the quadratic model cannot be trusted.
 
         That is so if the trace is not two standard errors above 0, or if the model does not hold
-        at its optimum: curvature would spread the change more than the slope does, or the gain
-        would exceed the loss.
+        at its optimum: curvature would spread the change more than the slope does, the gain would
+        exceed the loss, or the loss does not follow its slope that far.
         """
         if self.local.trace <= 2 * self.trace_error:
             return None
         optimum = theory.best_sigma(self.local, n)
         if optimum is None or self.local.curved(optimum.sigma) > 1 or optimum.gain > self.loss:
             return None
-        return optimum
+        return None if optimum.sigma > self.followed else optimum
 
     def best_sigma_held_out(self, n: int) -> float:
         """sigma* with the curvature of other data; 0 if that sets no limit."""
@@ -111,13 +113,14 @@ class LocalModel(Shown):
     def trusted(self, n: int) -> float:
         """Largest sigma for n candidates when there is no best one.
 
-        Up to it, curvature spreads the change less than a fifth as much as the slope does, and a
-        linear loss gains at most the loss. 0 if the gradient or the loss is zero.
+        Up to it, curvature spreads the change less than a fifth as much as the slope does, a linear
+        loss gains at most the loss, and the loss follows its slope. 0 if the gradient or the loss
+        is zero.
         """
         if self.local.gradient == 0:
             return 0.0
         bound = self.loss / (theory.expected_maximum(max(n, 2)) * self.local.gradient)
-        return min(self.local.linear_range(), bound)
+        return min(self.local.linear_range(), bound, self.followed)
 
 
 class Effort(NamedTuple):
@@ -233,7 +236,7 @@ def survey(
     share = theory.transfer(dot(here.slope, other.slope), gradient)
     elsewhere = QuadraticModel(len(other.slope), norm(other.slope), found.elsewhere)
     measured = LocalModel(
-        found.local, loss, share, found.error, found.bend, elsewhere, chosen, kind
+        found.local, loss, share, found.error, found.bend, elsewhere, chosen, kind, found.followed
     )
     if not effort.products:
         return measured

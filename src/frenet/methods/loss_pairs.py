@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from frenet.geometry.linalg import norm
+from frenet.geometry.linalg import dot, norm
 from frenet.geometry.subspace import Basis
 from frenet.geometry.theory import QuadraticModel, expected_maximum
-from frenet.methods.candidates import Kind, Noise, Where, space_of
+from frenet.measure.gradients import gradient as slope_at
+from frenet.methods.candidates import Candidates, Kind, Noise, Where, space_of
 from frenet.methods.evaluation import Evaluator, row_scores
 from frenet.methods.scores import Score
 from frenet.network.hooks.batched_weights import can_group
@@ -27,6 +28,9 @@ FIRST, TRIAL_PAIRS, TRIAL_SHARE = 1 / 8, 2, 1 / 4
 TRIALS, UP, DOWN, CLOSE = 6, 4.0, 1 / 8, 1.5
 # The rise of a pair is at least so many times the rounding of a loss.
 ABOVE_ROUNDING = 10
+# Where the differences of pairs are a smaller share of what the slope predicts, the distance is too
+# long: the loss may have levelled off, which pairs alone cannot tell from a lack of curvature.
+FOLLOWED = 0.5
 # One pair in so many is measured down the gradient as well.
 MOVED = 4
 # Relative difference of two losses of the same rows that is rounding.
@@ -71,15 +75,31 @@ class Losses:
         scores = row_scores(self.model, self.evaluator.score, batch, whole=True)
         return Place(batch, -float(scores.means()))
 
+    def pairs(self, noise: Noise, draws: Sequence[int], batch: Batch) -> Float[Tensor, "n 2"]:
+        """L(theta + delta) and L(theta - delta) of antithetic draws.
+
+        Raises:
+            FloatingPointError: a loss is not finite.
+        """
+        evaluator = replace(self.evaluator, noise=noise).on(batch, self.model)
+        scores = evaluator(self.model, [2 * j + side for j in draws for side in (0, 1)])
+        return -torch.tensor(scores, dtype=torch.float64).view(-1, 2)
+
     def rises(self, noise: Noise, draws: Sequence[int], place: Place) -> Float[Tensor, " n"]:
         """(L(theta + delta) + L(theta - delta)) / 2 of antithetic draws, minus the place's loss.
 
         Raises:
             FloatingPointError: a loss is not finite.
         """
-        evaluator = replace(self.evaluator, noise=noise).on(place.batch, self.model)
-        scores = evaluator(self.model, [2 * j + side for j in draws for side in (0, 1)])
-        return -torch.tensor(scores, dtype=torch.float64).view(-1, 2).mean(1) - place.loss
+        return self.pairs(noise, draws, place.batch).mean(1) - place.loss
+
+    def linear(self, noise: Noise, draws: Sequence[int], batch: Batch) -> Float[Tensor, " n"]:
+        """(L(theta + delta) - L(theta - delta)) / 2 of antithetic draws, of a linear loss."""
+        slope = slope_at(self.model, self.task, batch, space=space_of(self.where))
+        with Candidates(self.model, self.where, noise) as candidates:
+            # One at a time: each is as long as all weights that move.
+            found = [dot(candidates.delta(2 * j), slope) for j in draws]
+        return torch.tensor(found, dtype=torch.float64)
 
 
 class Curvature(NamedTuple):
@@ -90,12 +110,15 @@ class Curvature(NamedTuple):
         error: standard error of the trace.
         elsewhere: the trace on other examples.
         bend: share of the curvature that carries over to them, tr(H_other H) / tr(H^2).
+        followed: the longest sigma that was tried at which the loss follows its slope, if it does
+            not at a longer one.
     """
 
     local: QuadraticModel
     error: float
     elsewhere: float
     bend: float
+    followed: float = math.inf
 
 
 def curvature_from_losses(
@@ -130,7 +153,7 @@ def curvature_from_losses(
     """
     gradient = norm(slope)
     noise = Noise(1.0, seed=seed, antithetic=True, kind=kind)
-    sigma = _distance(losses, here, gradient, noise)
+    sigma, followed = _distance(losses, here, gradient, noise)
     noise = replace(noise, sigma=sigma)
     own = losses.rises(noise, range(pairs), here)
     away = torch.zeros_like(own)
@@ -148,7 +171,8 @@ def curvature_from_losses(
         along=gradient**2 * _along(losses, noise, own, slope, here),
     )
     bend = float(spread @ bends_away) / square if square > 0 else 0.0
-    return Curvature(local, float(bends.std()) / pairs**0.5, float(bends_away.mean()), bend)
+    error = float(bends.std()) / pairs**0.5
+    return Curvature(local, error, float(bends_away.mean()), bend, followed)
 
 
 def _along(
@@ -164,36 +188,54 @@ def _along(
     return 2 * lacking / length**2
 
 
-def _distance(losses: Losses, place: Place, gradient: float, noise: Noise) -> float:
-    """About the best sigma: there the mean rise is half of a winner's luck from the slope.
+def _distance(losses: Losses, place: Place, gradient: float, noise: Noise) -> tuple[float, float]:
+    """About the best sigma, and the longest at which the loss follows its slope; inf if all do.
 
-    A few pairs on some of the examples are tried at one sigma after another. Where the loss does
-    not rise above its rounding, the next sigma is larger, up to the one at which a linear loss
-    would gain all of the loss.
+    At the best sigma the mean rise is half of a winner's luck from the slope. A few pairs on some
+    of the examples are tried at one sigma after another. Where the loss does not rise above its
+    rounding, the next sigma is larger, up to the one at which a linear loss would gain all of the
+    loss. Where the loss does not follow its slope, it is smaller.
     """
     luck = expected_maximum(PROBED) * gradient
     most = place.loss / luck
     count = max(1, round(TRIAL_SHARE * len(place.batch["labels"])))
     some = losses.at_start({key: value[:count] for key, value in place.batch.items()})
+    linear = losses.linear(noise, range(TRIAL_PAIRS), some.batch)
     dtypes = {p.dtype for p in losses.model.parameters() if p.is_floating_point()}
     rounding = max(torch.finfo(dtype).eps for dtype in dtypes) * max(place.loss, 1.0)
     sigma, too_short, too_long = FIRST * most, 0.0, math.inf
+    followed: list[float] = []
+    left = False
     for _ in range(TRIALS):
         try:
-            tried = replace(noise, sigma=sigma)
-            rise = float(losses.rises(tried, range(TRIAL_PAIRS), some).mean())
+            pairs = losses.pairs(replace(noise, sigma=sigma), range(TRIAL_PAIRS), some.batch)
+            rise = float(pairs.mean(1).mean()) - some.loss
+            follows = _follows(pairs, sigma * linear, rounding)
         except FloatingPointError:
-            rise = math.inf
+            rise, follows = math.inf, False
         factor = UP
         if rise > rounding:
             factor = max(luck * sigma / (2 * rise), (ABOVE_ROUNDING * rounding / rise) ** 0.5)
+        if follows:
+            followed.append(sigma)
+        else:
+            factor, left = min(factor, 1 / UP), True
         if factor > 1:
             too_short = sigma
         else:
             too_long = sigma
         before, sigma = sigma, min(sigma * min(max(factor, DOWN), UP), most)
-        if not too_short <= sigma <= too_long:
+        if not too_short <= sigma < too_long:
             sigma = (too_short * too_long) ** 0.5
         if 1 / CLOSE < sigma / before < CLOSE:
             break
-    return sigma
+    limit = max(followed, default=sigma) if left else math.inf
+    return min(sigma, limit), limit
+
+
+def _follows(pairs: Float[Tensor, "n 2"], linear: Float[Tensor, " n"], rounding: float) -> bool:
+    """Whether the differences of pairs are what the slope predicts, or cannot be told from it."""
+    found = (pairs[:, 0] - pairs[:, 1]) / 2
+    if float(linear.abs().max()) <= ABOVE_ROUNDING * rounding:
+        return True
+    return float(found @ linear) >= FOLLOWED * float(linear @ linear)

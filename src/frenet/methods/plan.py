@@ -313,7 +313,10 @@ def _edge(local_model: LocalModel, chosen: Setting, budget: int) -> str:
     """A sentence if sigma is not an optimum, but the largest that can be trusted."""
     if local_model.best(budget) or chosen.sigma < (1 - 1e-6) * local_model.trusted(budget):
         return ""
-    return (
-        " This sigma is the largest that the plan trusts, not an optimum: the trace of the Hessian "
-        "is not clearly positive, or too small for an optimum where the quadratic model holds."
+    why = (
+        "at a larger one that was tried the loss no longer follows its slope"
+        if math.isfinite(local_model.followed)
+        else "the trace of the Hessian is not clearly positive, or too small for an optimum where "
+        "the quadratic model holds"
     )
+    return f" This sigma is the largest that the plan trusts, not an optimum: {why}."
