@@ -55,7 +55,8 @@ def test_every_figure_of_every_stored_run_has_a_chart_and_every_null_is_in_some(
     def watched(rows, axes, *, rules, **rest):
         table, series = prepare(rows, axes, rules=rules, **rest)
         asked.update((key, label(rule)) for rule in rules if isinstance(rule, str))
-        found.update((key, name) for name in series.nulls)
+        # A region of the rows has its name from the chart, and not from the rules.
+        found.update((key, name) for name in series.nulls if name not in series.areas)
         return table, series
 
     monkeypatch.setattr(charts, "prepare", watched)

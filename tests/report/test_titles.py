@@ -92,7 +92,6 @@ def test_the_results_page_gives_the_finding_in_place_of_a_picture(tmp_path: Path
     run = next(run for run in made_up.runs() if run.experiment == "gradient-rank")
     machine = {"machine": {"platform": "made up"}, "commit": None, "cell_seconds": None}
     run = replace(run, manifest=run.manifest | machine)
-    page = write_results(
-        [run], tmp_path, experiments={**experiments, "gradient-rank": changed}
-    ).read_text()
+    write_results([run], tmp_path, experiments={**experiments, "gradient-rank": changed})
+    page = (tmp_path / "synthetic.md").read_text("utf-8")
     assert re.search(r"!\[It is 0\.61 on &lt;copy&gt;\. .*\]\(\S+spectrum\.svg\)", page)

@@ -509,7 +509,7 @@ def test_claims_are_decided_from_the_stored_rows(tmp_path):
     told = finding_dict(claim, finding)
     assert told["estimate"]["low"] is None
     assert told["paper"] == "77%"
-    assert run_dict(found, [(claim, finding)])["claims"] == [told]
+    assert run_dict(found, [(claim, finding)], EXPERIMENT)["claims"] == [told]
     json.dumps(told, allow_nan=False)
 
 

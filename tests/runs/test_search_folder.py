@@ -102,7 +102,7 @@ def test_expectations_are_beside_what_was_found(config, tmp_path):
     (step,) = select(finished.rows, table="result", what=STEP)
     assert step["before"] == winner["before"]
     page = write_report([finished], finished.path / "report.html").read_text("utf-8")
-    assert "The best so far" in page
+    assert re.search(r"The best of \d+ gains -?[\d.]+ on the selection batch; ", page)
     assert "KeyError" not in page
     assert "frenet search --model" in re.sub("<[^>]*>", "", page)
     assert "frenet run search" not in page
