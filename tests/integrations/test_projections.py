@@ -7,10 +7,16 @@ import torch
 
 import frenet
 from frenet._errors import UsageError
-from frenet.experiments.watched_training.advice import renewal, sentences
+from frenet.experiments.watched_training.advice import (
+    basis_gap,
+    projection_gap,
+    renewal,
+    sentences,
+)
 from frenet.integrations.trainer import FrenetCallback
 from frenet.measure.bracket import Bracket
 from frenet.measure.gradients import gradient
+from frenet.measure.renewal import Gap, renewal_gap
 from frenet.network.space import ParamSpace
 from frenet.runs import read_run
 from integrations.test_own_loop import adam, loop
@@ -20,7 +26,7 @@ RANK, N = 3, 4
 
 
 def test_rows_are_those_of_dense_decompositions(tmp_path, caplog):
-    """The start's singular vectors of a minibatch, on the gradient of another one at the end."""
+    """The start's singular vectors of a minibatch, on the gradients of two others at the end."""
     model = model_of("gpt2")
     start = model_of("gpt2")
     optimizer = adam(model)
@@ -42,10 +48,10 @@ def test_rows_are_those_of_dense_decompositions(tmp_path, caplog):
         return space.unflatten(gradient(network.eval(), task, piece, space=space))
 
     then, again, held_then = (gradients(start, part) for part in range(3))
-    fit, _, held = (gradients(model, part) for part in range(3))
+    fit, *held = (gradients(model, part) for part in range(3))
     last = [row for row in rows if row["step"] == LOOKS[-1]]
     names = [n for n, s in zip(space.names, space.shapes, strict=True) if len(s) == 2]
-    assert [row["matrix"] for row in last] == [n for n in names if min(held[n].shape) > RANK]
+    assert [row["matrix"] for row in last] == [n for n in names if min(fit[n].shape) > RANK]
     for row in last:
         name = row["matrix"]
 
@@ -56,10 +62,13 @@ def test_rows_are_those_of_dense_decompositions(tmp_path, caplog):
                 return float((G @ vh[:RANK].T).square().sum() / G.square().sum())
             return float((u[:, :RANK].T @ G).square().sum() / G.square().sum())
 
-        chance = RANK / min(held[name].shape)
+        def held_in(basis_of, inside=inside):
+            return sum(inside(basis_of, gradients) for gradients in held) / 2
+
+        chance = RANK / min(fit[name].shape)
         assert row["chance"] == chance
-        assert row["energy"] == pytest.approx(inside(then, held), rel=1e-3)
-        assert row["fresh"] == pytest.approx(inside(fit, held), rel=1e-3)
+        assert row["energy"] == pytest.approx(held_in(then), rel=1e-3)
+        assert row["fresh"] == pytest.approx(held_in(fit), rel=1e-3)
         kept = (row["energy"] - chance) / (row["fresh"] - chance)
         assert row["ratio"] == pytest.approx(kept)
         control = (inside(again, held_then) - chance) / (inside(then, held_then) - chance)
@@ -104,18 +113,20 @@ def test_it_is_off_by_default_and_refuses_ranks_that_project_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("life", "control", "advice"),
+    ("steps", "control", "advice"),
     [
         (Bracket(5.0, 10.0), 0.9, "make it anew every 5 to 10 steps"),
         (Bracket(20.0, 24.0, 22.0), None, "make it anew every 22 steps (20 to 24)"),
-        (Bracket(0.0, 1.0), 0.9, "make it anew at every step: it is stale after one"),
-        (Bracket(0.0, 5.0), 0.9, "make it anew at least every 5 steps: it was stale at the first"),
-        (Bracket(60.0, None), 0.9, "no advice on renewing it: it has not gone stale"),
+        (Bracket(0.0, 1.0), 0.9, "make it anew at every step"),
+        (Bracket(0.0, 5.0), 0.9, "make it anew at least every 5 steps"),
+        (Bracket(60.0, None), 0.9, "no need to renew it: of the energy in fresh ones"),
         (Bracket(5.0, 10.0), 0.4, "no advice: other examples of the start differ as much"),
     ],
 )
-def test_advice_comes_with_an_interval_or_a_reason(life, control, advice):
-    assert renewal(life, "it", control=control).startswith(advice)
+def test_advice_comes_with_an_interval_and_what_is_held_or_a_reason(steps, control, advice):
+    said = renewal(Gap(steps, 0.625, 60), control=control)
+    assert said.startswith(advice)
+    assert ("the initial one holds 0.62 over all 60 steps" in said) is (control != 0.4)
 
 
 def test_matrices_are_summed_up_by_a_bracket_of_their_median():
@@ -123,11 +134,35 @@ def test_matrices_are_summed_up_by_a_bracket_of_their_median():
     about = {"probe": "p", "rank": 4}
     rows = [
         {"table": "update_gap", **about, "matrix": str(i), "steps": None, "steps_low": low,
-         "steps_high": high}
+         "steps_high": high, "longest": 50, "held": i / 4}
         for i, (low, high) in enumerate(ends)
     ]  # fmt: skip
     rows.append({"table": "projections", **about, "control": 0.9})
     (answer,) = sentences(rows)
     assert answer.subject == "p"
     assert "make them anew every 5 to 10 steps" in answer.sentence
+    assert "the initial ones hold 0.38 over all 50 steps" in answer.sentence
     assert "the shortest between 1 and 5 steps, the longest more than 50 steps" in answer.sentence
+
+
+def test_a_gap_is_that_of_energies_above_chance():
+    """Looks with little above chance count little; without any at the start there is no gap."""
+    rows = [
+        {"step": step, "energy": energy, "fresh": fresh, "chance": 0.25}
+        for step, energy, fresh in ((0, 0.75, 0.75), (1, 0.625, 0.75), (2, 0.125, 0.125))
+    ]
+    assert projection_gap(rows) == renewal_gap(
+        {0: 0.5, 1: 0.375, 2: -0.125}, {0: 0.5, 1: 0.5, 2: 0.0}, level=0.75
+    )
+    assert projection_gap([rows[2] | {"step": 0}]) is None
+
+
+def test_a_basis_is_kept_by_its_own_energies():
+    """Of fresh ones that hold less and less, the later looks count less."""
+    rows = [
+        {"step": step, "ratio": ratio, "fresh": fresh}
+        for step, ratio, fresh in ((0, 1.0, 0.5), (1, 0.5, 0.5), (2, 0.25, 0.25))
+    ]
+    found = basis_gap(rows)
+    assert found.steps == Bracket(1.0, 2.0)
+    assert found.held == 0.65

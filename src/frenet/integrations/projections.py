@@ -53,7 +53,8 @@ def projection_rows(
 
     Args:
         model: at the current step; left unchanged.
-        probe: its 3n examples for gradients are three minibatches.
+        probe: its 3n examples for gradients are three minibatches: one gives projections, the
+            others are held out; at the start the second gives those of the control.
         space: the parameters.
         rank: of the projections.
         n: examples in a minibatch.
@@ -62,18 +63,20 @@ def projection_rows(
     Raises:
         FloatingPointError: a gradient is not finite.
     """
-    names = matrices_of(space, rank)
-    fit, again, held_out = (
-        _gradients(model, probe, space, names, slice(i * n, (i + 1) * n)) for i in range(len(SETS))
-    )
+    every = matrices_of(space, rank)
+    sets = [
+        _gradients(model, probe, space, every, slice(i * n, (i + 1) * n)) for i in range(len(SETS))
+    ]
+    fit, again, held_out = sets
+    names = [name for name in every if all(bool(part[name].any()) for part in sets)]
     fresh = {name: projection(fit[name], rank) for name in names}
     if not start.exists():
         _store(start, fresh, again, held_out, rank=rank)
     stored, _ = load_tensors(start)
     rows = [
-        _row(name, held_out[name], stored[name], fresh[name], float(stored[CONTROL + name]))
+        _row(name, (again[name], held_out[name]), stored, fresh[name])
         for name in names
-        if name in stored and bool(held_out[name].any()) and bool(fit[name].any())
+        if name in stored
     ]
     about: Row = {"probe": probe.task.name, "rank": rank}
     return [*({"table": "projection", **about, **row} for row in rows), *_summary(about, rows)]
@@ -94,16 +97,19 @@ def _store(start: Path, fresh: Matrices, again: Matrices, held_out: Matrices, *,
     """The projections of the start, and what other examples would have made of them."""
     tensors: dict[str, Tensor] = {}
     for name, basis in fresh.items():
-        if not (again[name].any() and held_out[name].any()):
-            continue
         other = projection(again[name], rank)
         kept = _kept(energy_in(held_out[name], other), energy_in(held_out[name], basis), basis)
         tensors |= {name: basis, CONTROL + name: torch.tensor(math.nan if kept is None else kept)}
     save_tensors(tensors, start, named=True)
 
 
-def _row(name: str, held_out: Tensor, start: Tensor, fresh: Tensor, control: float) -> Row:
-    old, new = energy_in(held_out, start), energy_in(held_out, fresh)
+def _row(name: str, held_out: Sequence[Tensor], stored: Matrices, fresh: Tensor) -> Row:
+    """The energies of several held-out gradients, in the mean."""
+    old, new = (
+        statistics.fmean(energy_in(gradient, basis) for gradient in held_out)
+        for basis in (stored[name], fresh)
+    )
+    control = float(stored[CONTROL + name])
     return {
         "matrix": name,
         "ratio": _kept(old, new, fresh),

@@ -11,6 +11,7 @@ from torch import Tensor
 from frenet.experiments.experiment import Cell, Row
 from frenet.experiments.setup.brackets import life_cells, life_of
 from frenet.experiments.watched_training import STALE, TRAINING, WatchConfig, looks, sentences
+from frenet.experiments.watched_training.advice import gap_cells, projection_gap
 from frenet.geometry.linalg import norm
 from frenet.integrations.checks import space_digest
 from frenet.integrations.folder import END, WatchFolder
@@ -351,10 +352,11 @@ class Session:
         if not self.stopped:
             rows = self._logged(logs)
             for name, drift in self._drift.items():
-                rows += _half_life({"table": "half_life", "probe": name}, drift)
+                rows += _half_life(name, drift)
             for (name, matrix), looks in self._projected.items():
                 about: Row = {"probe": name, "rank": self.config.projection_rank, "matrix": matrix}
-                rows += _half_life({"table": "update_gap", **about}, looks)
+                if gap := projection_gap(looks):
+                    rows.append({"table": "update_gap", **about, **gap_cells(gap)})
             self.folder.write(END, rows)
             for answer in sentences([*self.folder.rows()]):
                 logger.warning("frenet: %s: %s", answer.subject, answer.sentence)
@@ -362,10 +364,10 @@ class Session:
         self.folder.close()
 
 
-def _half_life(about: Row, rows: Sequence[Row]) -> list[Row]:
-    """The half-life of one basis or projection; ``about`` names it."""
+def _half_life(probe: str, rows: Sequence[Row]) -> list[Row]:
+    """The half-life of one probe's basis."""
     life = life_of(rows, lag="step")
     if life is None:
         return []
     ends: Row = {"longest": life.longest, "farthest": life.farthest}
-    return [{**about, **life_cells(life), **ends}]
+    return [{"table": "half_life", "probe": probe, **life_cells(life), **ends}]

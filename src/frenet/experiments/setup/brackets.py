@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 FACTOR = "interpolated if high / low <= 1.25, else empty"
 
 
-def life_columns(what: str) -> tuple[Column, ...]:
-    """The columns of a half-life or lifetime, in steps and in distance from the start.
+def step_columns(what: str) -> tuple[Column, ...]:
+    """The columns of an event between two measured steps.
 
     Args:
         what: the event to count steps to.
@@ -23,6 +23,17 @@ def life_columns(what: str) -> tuple[Column, ...]:
         Column("steps_low", "steps", "last measured step before it", "reference"),
         Column("steps_high", "steps", "first one after it; empty: later", "measure", "longest"),
         Column("longest", "steps", "last measured step of all", "reference"),
+    )
+
+
+def life_columns(what: str) -> tuple[Column, ...]:
+    """The columns of a half-life or lifetime, in steps and in distance from the start.
+
+    Args:
+        what: the event to count steps to.
+    """
+    return (
+        *step_columns(what),
         Column("distance", "2-norm", "the same in distance from the start", "reference"),
         Column("distance_low", "2-norm", "least distance between those steps", "reference"),
         Column("distance_high", "2-norm", "greatest one; empty: later", "measure", "farthest"),
@@ -34,10 +45,14 @@ def life_cells(life: "Lifetime | None") -> Row:
     """Both brackets as cells; empty if there is no lifetime."""
     row: Row = {}
     for name in ("steps", "distance"):
-        bracket = getattr(life, name, None)
-        ends = (None, None, None) if bracket is None else (bracket.value, *bracket[:2])
-        row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+        row |= bracket_cells(getattr(life, name, None), name)
     return row
+
+
+def bracket_cells(bracket: "Bracket | None", name: str = "steps") -> Row:
+    """A bracket as three cells, as ``bracket_of`` reads them; empty if there is none."""
+    ends = (None, None, None) if bracket is None else (bracket.value, *bracket[:2])
+    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
 def bracket_of(row: Mapping[str, Scalar], name: str = "steps") -> "Bracket | None":

@@ -12,7 +12,8 @@ from frenet.experiments.experiment import Cell, Column, Figure, Row, Rows, Study
 from frenet.experiments.figures.charts import Axis, Rule, lines
 from frenet.experiments.intervals import select
 from frenet.experiments.setup import brackets
-from frenet.experiments.setup.brackets import life_columns, life_of
+from frenet.experiments.setup.brackets import life_columns, life_of, step_columns
+from frenet.experiments.watched_training.advice import HELD
 from frenet.experiments.watched_training.advice import STALE as STALE
 from frenet.experiments.watched_training.advice import sentences as sentences
 
@@ -298,7 +299,16 @@ TABLES = {
     "update_gap": (
         *_PROJECTED,
         Column("matrix", "", "parameter with two sides", "key"),
-        *life_columns("step at ratio 0.5"),
+        *step_columns(f"end of the longest gap that holds {HELD:g}"),
+        Column(
+            "held",
+            "",
+            "of the energy above chance in fresh projections, the share in the initial one, over "
+            "all steps",
+            "measure",
+            "nothing",
+        ),
+        Column("nothing", "", "share of a random projection", "reference"),
     ),
     "notes": (
         _STEP,
