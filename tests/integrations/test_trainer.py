@@ -198,7 +198,8 @@ def test_a_stale_basis_is_reported_once_between_two_looks(tmp_path, watch, caplo
     with caplog.at_level(logging.WARNING, logger="frenet"):
         train(model_of("lora"), tmp_path / "t", watch=watch, learning_rate=0.2)
     rows = table(watch["out"], "half_life")
-    answers = {answer.subject: answer.sentence for answer in sentences(rows)}
+    found = sentences([*rows, *table(watch["out"], "drift")])
+    answers = {answer.subject: answer.sentence for answer in found}
     lives = {row["probe"]: brackets.bracket_of(row) for row in rows}
     assert len(lives) == len(answers) == 2
     for name, life in lives.items():
@@ -207,7 +208,7 @@ def test_a_stale_basis_is_reported_once_between_two_looks(tmp_path, watch, caplo
         assert len(said) == 1
         assert f"fell below 0.5 after {life.in_words('step')} (control" in said[0]
         assert said[0].removeprefix("frenet: ") in {r["note"] for r in table(watch["out"], "notes")}
-        assert f"is stale after {life.in_words('step')}; " in answers[name]
+        assert f"falls to a half after {life.in_words('step')}; " in answers[name]
         assert any(answers[name] in record.message for record in caplog.records)
 
 
