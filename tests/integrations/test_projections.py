@@ -119,14 +119,14 @@ def test_it_is_off_by_default_and_refuses_ranks_that_project_nothing(tmp_path):
         (Bracket(20.0, 24.0, 22.0), None, "make it anew every 22 steps (20 to 24)"),
         (Bracket(0.0, 1.0), 0.9, "make it anew at every step"),
         (Bracket(0.0, 5.0), 0.9, "make it anew at least every 5 steps"),
-        (Bracket(60.0, None), 0.9, "no need to renew it: of the energy in fresh ones"),
+        (Bracket(60.0, None), 0.9, "no need to renew it: over all 60 steps"),
         (Bracket(5.0, 10.0), 0.4, "no advice: other examples of the start differ as much"),
     ],
 )
 def test_advice_comes_with_an_interval_and_what_is_held_or_a_reason(steps, control, advice):
     said = renewal(Gap(steps, 0.625, 60), control=control)
     assert said.startswith(advice)
-    assert ("the initial one holds 0.62 over all 60 steps" in said) is (control != 0.4)
+    assert ("over all 60 steps the initial one holds 0.62" in said) is (control != 0.4)
 
 
 def test_matrices_are_summed_up_by_a_bracket_of_their_median():
@@ -141,7 +141,7 @@ def test_matrices_are_summed_up_by_a_bracket_of_their_median():
     (answer,) = sentences(rows)
     assert answer.subject == "p"
     assert "make them anew every 5 to 10 steps" in answer.sentence
-    assert "the initial ones hold 0.38 over all 50 steps" in answer.sentence
+    assert "over all 50 steps the initial ones hold 0.38" in answer.sentence
     assert "the shortest between 1 and 5 steps, the longest more than 50 steps" in answer.sentence
 
 

@@ -208,7 +208,7 @@ def test_a_stale_basis_is_reported_once_between_two_looks(tmp_path, watch, caplo
         assert len(said) == 1
         assert f"fell below 0.5 after {life.in_words('step')} (control" in said[0]
         assert said[0].removeprefix("frenet: ") in {r["note"] for r in table(watch["out"], "notes")}
-        assert f"falls to a half after {life.in_words('step')}; " in answers[name]
+        assert f"half of a fresh one after {life.in_words('step')}; " in answers[name]
         assert any(answers[name] in record.message for record in caplog.records)
 
 

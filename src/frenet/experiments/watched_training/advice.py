@@ -37,15 +37,15 @@ def renewal(gap: "Gap", *, several: bool = False, control: float | None) -> str:
         control: ratio of other examples at the start, without any training.
     """
     it, initial = ("them", "initial ones hold") if several else ("it", "initial one holds")
+    whole = f"over all {gap.longest} steps the {initial} {gap.held:.2f}"
     if control is not None and control <= STALE:
         return (
             f"no advice: other examples of the start differ as much (control {control:.2f}); pass "
             "a larger n"
         )
     low, high, value = gap.steps
-    whole = f"the {initial} {gap.held:.2f} over all {gap.longest} steps"
     if high is None:
-        return f"no need to renew {it}: of the energy in fresh ones {whole}"
+        return f"no need to renew {it}: {whole} of the energy in fresh ones"
     often = f"every {low:.0f} to {high:.0f} steps"
     if high <= 1:
         often = "at every step"
@@ -94,7 +94,11 @@ def _of_bases(rows: Rows) -> list[Answer]:
     for row in select(rows, table="half_life"):
         looks = select(rows, table="drift", probe=row["probe"])
         if life := bracket_of(row):
-            ends = "first falls to a half after" if life.found else "stays above a half for"
+            ends = (
+                "first falls to half of a fresh one after"
+                if life.found
+                else "stays above half of a fresh one for"
+            )
             advice = renewal(basis_gap(looks), control=number(looks[0], "control"))
             sentence = f"the initial gradient basis {ends} {life.in_words('step')}; {advice}"
             answers.append(Answer(str(row["probe"]), {}, sentence))
@@ -108,7 +112,8 @@ def _of_projections(rows: Rows) -> list[Answer]:
         part = select(every, probe=probe)
         gaps = [_gap_in(row) for row in part]
         looks = select(rows, table="projections", probe=probe)
-        advice = renewal(median_gap(gaps), several=True, control=number(looks[0], "control"))
+        control = number(looks[0], "control") if looks else None
+        advice = renewal(median_gap(gaps), several=True, control=control)
         sentence = (
             f"projections of rank {part[0]['rank']} for each of {len(gaps)} matrices: {advice}"
             f" (medians over matrices; {span_of([gap.steps for gap in gaps])})"
