@@ -54,7 +54,7 @@ def rows_of(*, advised, best, helps_not=3.0, least=0.5, helps_from=0.5, edge=Fal
         (
             {"advised": 1.0, "best": 1.0, "helps_not": None},
             "best at 1 x (loss 4 -> 1 [0.9, 1.1] on 9 test rows, 4.1 with a random change of equal "
-            "norm); better than nothing up to more than 2 x",
+            "norm); better than nothing at least up to 2 x",
         ),
         (
             {"advised": 1.0, "best": 1.2, "helps_from": 0.75},

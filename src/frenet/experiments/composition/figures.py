@@ -74,6 +74,25 @@ def radius_chart(rows: Rows) -> object:
     )
 
 
+def radius_finding(rows: Rows) -> str:
+    """The mean composition radius of task vectors, beside that with a random second one."""
+    mine = select(rows, kind=VECTORS)
+    placed: list[Row] = [{**row, **_middles(dict(row)), "panel": "", "pair": ""} for row in mine]
+    both, random = (_geometric(placed, name) for name in ("at", "random_at"))
+    if not both or not random:
+        return ""
+    # A border beyond the largest scale counts as that scale.
+    ours, chance = (
+        ("at least " if any(row[end] is None for row in mine) else "")
+        + two(number(means[0], "value"))
+        for means, end in ((both, "radius_high"), (random, "random_high"))
+    )
+    return (
+        f"Two task vectors add up to {ours} of their lengths, with a random second one to {chance} "
+        "(geometric means over pairs and tasks)."
+    )
+
+
 def _middles(row: Row) -> Row:
     """The scales to draw for two brackets."""
     return {
@@ -223,6 +242,7 @@ FIGURES = (
         "their middle; what composes at all scales is drawn at the largest.",
         "radius",
         radius_chart,
+        finds=radius_finding,
     ),
     Figure(
         "blocks",

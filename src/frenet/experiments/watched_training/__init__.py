@@ -15,12 +15,18 @@ from frenet.experiments.setup import brackets
 from frenet.experiments.setup.brackets import life_columns, life_of
 from frenet.experiments.watched_training.advice import STALE as STALE
 from frenet.experiments.watched_training.advice import sentences as sentences
+from frenet.experiments.watched_training.findings import TRAINING as TRAINING
+from frenet.experiments.watched_training.findings import (
+    drift_finding,
+    loss_finding,
+    order_finding,
+    prefix_finding,
+    projection_finding,
+)
 
 # Measured steps before the first multiple of ``every``: directions go stale fastest at the start of
 # a training run.
 EARLY = (1, 5, 10, 20, 50, 100)
-# The source of a loss that is not of a probe.
-TRAINING = "training (Trainer's log)"
 
 
 @dataclass(frozen=True)
@@ -315,6 +321,7 @@ FIGURES = (
         "ratio no farther from 1 than the control may come from the choice of examples alone.",
         "drift",
         drift_chart,
+        finds=drift_finding,
     ),
     Figure(
         "prefix",
@@ -324,6 +331,7 @@ FIGURES = (
         "with equal steps: only a share above it shows that the first steps knew the direction.",
         "prefix",
         prefix_chart,
+        finds=prefix_finding,
     ),
     Figure(
         "loss",
@@ -332,6 +340,7 @@ FIGURES = (
         "that Trainer logs, the mean since its last log.",
         "loss",
         loss_chart,
+        finds=loss_finding,
     ),
     Figure(
         "order",
@@ -341,6 +350,7 @@ FIGURES = (
         "order.",
         "order",
         order_chart,
+        finds=order_finding,
     ),
     Figure(
         "projections",
@@ -352,6 +362,7 @@ FIGURES = (
         "training.",
         "projections",
         projection_chart,
+        finds=projection_finding,
     ),
 )
 STUDY = Study(
