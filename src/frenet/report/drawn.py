@@ -51,13 +51,22 @@ def canvas(*parts: object, height: int, kind: str) -> Markup:
     )
 
 
-def mark(place: float, y: float, *, turn: int, half: float = LARGE, hollow: bool = False) -> Markup:
-    """The mark of a series: ``turn`` is its place in the palette."""
+def mark(
+    place: float,
+    y: float,
+    *,
+    turn: int,
+    half: float = LARGE,
+    hollow: bool = False,
+    says: str = "",
+) -> Markup:
+    """The mark of a series: ``turn`` is its place in the palette, ``says`` its tooltip."""
     shape = SHAPES[turn % len(SHAPES)]
     kind = f"series-{turn % len(SHAPES) + 1}{' hollow' if hollow else ''}"
+    tip = tag("title", says) if says else ""
     if shape == "circle":
-        return tag("circle", cx=f"{place}%", cy=y, r=half, class_=kind)
-    outline = tag("path", d=OUTLINES[shape], transform=f"scale({half})", class_=kind)
+        return tag("circle", tip, cx=f"{place}%", cy=y, r=half, class_=kind)
+    outline = tag("path", tip, d=OUTLINES[shape], transform=f"scale({half})", class_=kind)
     return tag("svg", outline, x=f"{place}%", y=y, overflow="visible", class_="held")
 
 

@@ -59,9 +59,14 @@ class Followed(NamedTuple):
         return _mean([one.times for one in self.seeds])
 
     @property
+    def lived(self) -> list[Reach]:
+        """The seeds that have a lifetime."""
+        return [one for one in self.seeds if one.life is not None and one.has_share]
+
+    @property
     def lives(self) -> list[tuple[float, float | None]]:
-        """The brackets of the seeds that have one."""
-        return [one.life for one in self.seeds if one.life is not None and one.has_share]
+        """Their brackets."""
+        return [one.life for one in self.lived if one.life is not None]
 
     @property
     def least(self) -> bool:
@@ -388,11 +393,14 @@ def _far(one: Followed, turn: int, scale: Scale) -> Markup:
     parts.append(bar(min(span), max(span), MIDDLE, f"span {_colour(turn)}"))
     if len(seeds) > 1:
         parts += [
-            mark(place, MIDDLE, turn=turn, half=SMALL, hollow=seed.unbounded)
+            mark(
+                place, MIDDLE, turn=turn, half=SMALL, hollow=seed.unbounded, says=_far_of(one, seed)
+            )
             for place, seed in zip(places, seeds, strict=True)
         ]
     hollow = all(seed.unbounded for seed in seeds)
-    parts.append(mark(scale.at(one.far), MIDDLE, turn=turn, hollow=hollow))
+    says = _far_of(one, *seeds)
+    parts.append(mark(scale.at(one.far), MIDDLE, turn=turn, hollow=hollow, says=says))
     return canvas(*parts, beside(span, MIDDLE + 4, far_words(one)), height=ROW, kind="far")
 
 
@@ -403,7 +411,7 @@ def _long(one: Followed, turn: int, scale: Scale) -> Markup:
         return canvas(*parts, words(1.0, MIDDLE + 4, long_words(one)), height=ROW, kind="long")
     places: list[float] = []
     several = len(one.lives) > 1
-    for index, (low, high) in enumerate(one.lives):
+    for index, (seed, (low, high)) in enumerate(zip(one.lived, one.lives, strict=True)):
         y = MIDDLE + (2.6 * (index - (len(one.lives) - 1) / 2) if several else 0)
         if high is not None:
             ends = scale.at(max(low, 0.5)), scale.at(high)
@@ -412,11 +420,27 @@ def _long(one: Followed, turn: int, scale: Scale) -> Markup:
         if several:
             at = scale.at(middle((low, high)))
             places.append(at)
-            parts.append(mark(at, y, turn=turn, half=SMALL, hollow=high is None))
-    hollow = one.least
-    parts.append(mark(scale.at(one.life), MIDDLE, turn=turn, hollow=hollow))
+            says = _long_of(one, seed)
+            parts.append(mark(at, y, turn=turn, half=SMALL, hollow=high is None, says=says))
+    says = _long_of(one, *one.seeds)
+    parts.append(mark(scale.at(one.life), MIDDLE, turn=turn, hollow=one.least, says=says))
     places.append(scale.at(one.life))
     return canvas(*parts, beside(places, MIDDLE + 4, long_words(one)), height=ROW, kind="long")
+
+
+def _far_of(one: Followed, *seeds: Reach) -> str:
+    """The tooltip of how far."""
+    words = far_words(one._replace(seeds=seeds))
+    return f"{one.name}, {_which(seeds)}, as a share of {NORMS[one.share_of][1]}: {words}"
+
+
+def _long_of(one: Followed, *seeds: Reach) -> str:
+    """The tooltip of for how long."""
+    return f"{one.name}, {_which(seeds)}: {long_words(one._replace(seeds=seeds))}"
+
+
+def _which(seeds: Sequence[Reach]) -> str:
+    return f"seed {seeds[0].seed}" if len(seeds) == 1 else f"{len(seeds)} seeds"
 
 
 def _colour(turn: int) -> str:

@@ -7,7 +7,7 @@ from frenet._errors import UsageError
 from frenet.experiments.experiment import Row, Rows, finite
 from frenet.experiments.figures.names import label
 from frenet.experiments.figures.series import Series
-from frenet.experiments.intervals import EACH, each_of
+from frenet.experiments.intervals import EACH, OF, each_of, seed_name
 
 if TYPE_CHECKING:
     import altair as alt
@@ -110,9 +110,9 @@ def with_units(rows: Rows, field: str, *, log: bool) -> list[Row]:
     """
     singles: list[Row] = []
     for row in rows if field == "value" else ():
-        for unit, value in enumerate(each_of(row)):
+        for unit, (name, value) in enumerate(each_of(row).items()):
             if value > 0 or not log:
-                singles.append({**row, field: value, UNIT: unit, EACH: None})
+                singles.append({**row, field: value, UNIT: unit, OF: name, EACH: None})
     return [*map(dict, rows), *singles]
 
 
@@ -138,7 +138,8 @@ def prepare(
     key = plain if colour in (None, "series") else resolve(colour)
     fields = [axis.field for axis in axes] + list(interval or ())
     fields += also
-    fields += [UNIT] if any(UNIT in row for row in rows) else []
+    rows = [{OF: seed_name(row) or None, **row} for row in rows]
+    fields += [name for name in (UNIT, OF) if any(row.get(name) is not None for row in rows)]
     table = slim(rows, [*fields, *([key.field] if colour else []), *([facet] if facet else [])])
     for entry in table:
         entry[key.field] = label(str(entry[key.field])) if colour else str(axes[1].title)
@@ -218,8 +219,10 @@ def tooltip(
             {"type": "quantitative", "format": ".4~g"} if numeric else {"type": "nominal"}
         )
         tips.append(alt.Tooltip(field=axis.field, title=axis.title, **form))
-    ends = [alt.Tooltip(field=end, type="quantitative", format=".4~g") for end in interval or ()]
-    return tips + ends
+    tips += [alt.Tooltip(field=end, type="quantitative", format=".4~g") for end in interval or ()]
+    if any(row.get(OF) is not None for row in rows):
+        tips.append(alt.Tooltip(field=OF, type="nominal"))
+    return tips
 
 
 def whole(chart: Any, interval: tuple[str, str]) -> Any:
