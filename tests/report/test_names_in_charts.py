@@ -271,3 +271,16 @@ def test_a_row_of_one_seed_is_named_by_it() -> None:
     rows: list[Row] = [{"seed": 5, "x": 1.0, "y": 2.0}]
     spec = charts.scatter(rows, x="x", y="y", diagonal=False).to_dict()
     assert [row["of"] for row in data(spec)] == ["seed 5"]
+
+
+def test_long_titles_of_panels_have_several_lines_and_keep_their_words() -> None:
+    name = "a-network-with-a-long-name-0123456789-abc, rank 8: half-life of more than 20 steps"
+    for count, most in ((1, 45), (2, 43), (3, 28)):
+        rows = [row | {"panel": f"{row['panel']} {name}"} for row in curves(1, panels=count)]
+        spec = charts.lines(rows, x="k", facet="panel", direct=False).to_dict()
+        titles = {row["panel"] for row in data(spec)}
+        assert len(titles) == count
+        for title in titles:
+            assert max(map(len, title.split("\n"))) <= most
+            assert title.replace("-\n", "-").replace("\n", " ").endswith(name)
+        assert spec["facet"]["sort"] == list(dict.fromkeys(row["panel"] for row in data(spec)))

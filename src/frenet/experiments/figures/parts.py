@@ -1,5 +1,6 @@
 """What the four charts of `charts` share: rows, axes, levels, panels, words."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,6 +19,10 @@ NAMED = 12
 UNIT = "single"
 # On a logarithmic axis, marks at 1, 3, 10 and so on; more on an axis shorter than the factor.
 TICKS, DENSE, SHORT = (1.0, 3.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), 9
+# The width in pixels of all panels of a row, for which titles and names of points are placed.
+ACROSS = 560
+# The width of a letter of a panel's title in pixels, and the fewest and most of them in a line.
+LETTER, SHORTEST, TITLE = 6.5, 12, 45
 
 
 class Axis(NamedTuple):
@@ -307,20 +312,33 @@ def panels(
     """
     import altair as alt
 
-    chart = alt.layer(*layers, data=inline(list(table)))
     if facet is None:
-        return chart.properties(height=height, width=560, description=words)
+        chart = alt.layer(*layers, data=inline(list(table)))
+        return chart.properties(height=height, width=ACROSS, description=words)
+    columns = in_row(len({row[facet] for row in table}))
+    letters = max(SHORTEST, min(TITLE, int((ACROSS - room) / columns / LETTER)))
+    table = [{**row, facet: broken(str(row[facet]), letters)} for row in table]
+    chart = alt.layer(*layers, data=inline(table))
     order: Any = list(dict.fromkeys(row[facet] for row in table))
     header = alt.Header(labelExpr="split(datum.label, '\\n')")
     panel = alt.Facet(field=facet, type="nominal", title=None, sort=order, header=header)
-    columns = in_row(len(order))
-    framed = chart.properties(height=height, width=round(560 / columns))
+    framed = chart.properties(height=height, width=round(ACROSS / columns))
     faceted = framed.facet(facet=panel, columns=columns)
     # Only the column with names is as wide as they need.
     faceted = faceted.properties(description=words, usermeta={"room": room}, align="each")
     # A shared axis would also be drawn below empty places in the last row.
     described = faceted.resolve_axis(x="independent")
     return described.resolve_scale(y="independent") if apart else described
+
+
+def broken(title: str, letters: int) -> str:
+    """The lines of a title, in more lines if they have more letters.
+
+    >>> broken("stories260K\\nall weights", 20), broken("a-network-of-mine, Adam", 12)
+    ('stories260K\\nall weights', 'a-network-\\nof-mine,\\nAdam')
+    """
+    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, letters) or [""]]
+    return "\n".join(lines)
 
 
 def in_row(panels: int) -> int:
