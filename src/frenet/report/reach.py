@@ -257,28 +257,29 @@ def _gradient(reaches: Sequence[Reach]) -> Followed | None:
 def on_common_axes(by_network: Mapping[str, Sequence[Reach]]) -> Iterator[tuple[str, str, Any]]:
     """The maps of several networks on common axes: an anchor, a caption and a chart.
 
-    Networks on which no direction went stale are in the caption.
+    They show the first space of each network. Networks on which no direction went stale are in the
+    caption.
     """
-    for moved, title in (("weights", "weights"), ("stream", "activations")):
+    for title in ("weights", "activations"):
         panelled, stale = [], []
+        moved = title == "activations"
         for name, reaches in by_network.items():
-            mine = [one for one in reaches if (one.share_of == "stream") == (moved == "stream")]
+            mine = [one for one in reaches if (one.share_of == "stream") == moved]
+            mine = [one for one in mine if one.space == mine[0].space]
             lived = [one for one in mine if one.life is not None and one.far]
             if lived and all(one.life is not None and one.life[1] is None for one in lived):
                 stale.append(name)
                 continue
-            several = len(spaces(mine)) > 1
-            panelled += [(_panel(name, one, several=several), one) for one in mine]
+            panelled += [(name if moved else _panel(name, one), one) for one in mine]
         if not panelled and not stale:
             continue
         left = f" No direction went stale on {join_words(stale)}." if stale else ""
         yield title, f"Common axes for all networks.{left}", landscape(panelled, shared=True)
 
 
-def _panel(name: str, one: Reach, *, several: bool) -> str:
-    factors = "norm of factors" if one.share_of == "factors" else ""
-    rest = ", ".join(filter(None, (label(one.space) if several else "", factors)))
-    return f"{name}\n{rest}" if rest else name
+def _panel(name: str, one: Reach) -> str:
+    factors = ", norm of factors" if one.share_of == "factors" else ""
+    return f"{name}\n{label(one.space)}{factors}"
 
 
 def figure(reaches: Sequence[Reach], anchor: str) -> Markup:
