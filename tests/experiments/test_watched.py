@@ -83,7 +83,7 @@ def test_panels_name_the_half_life_of_their_probe():
     values = spec["data"]["values"] if "values" in spec.get("data", {}) else None
     rows = values or next(iter(spec["datasets"].values()))
     names = {row["panel"].replace("\n", " ") for row in rows}
-    assert names == {"old: half-life between 10 and 20 steps", "new: half-life more than 20 steps"}
+    assert names == {"old half-life between 10 and 20 steps", "new half-life more than 20 steps"}
 
 
 def test_prefix_and_loss_are_drawn_with_their_references():

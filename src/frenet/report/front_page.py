@@ -60,6 +60,12 @@ def decided(network: Network) -> list[Entry]:
     return sorted(decisions, key=lambda decision: claim_order(decision.finding.name))
 
 
+def _title(networks: Sequence[Network]) -> str:
+    """The title of a page: the question of its only run, or that of frenet."""
+    parts = [part for network in networks for part in network.parts]
+    return parts[0].experiment.question if len(parts) == 1 else TITLE
+
+
 def opening(
     networks: Sequence[Network],
     decisions: Sequence[Entry],
@@ -91,7 +97,7 @@ def opening(
     return join(
         [
             tag("p", user_text(" · ".join(("frenet report", *facts(parts)))), class_="facts"),
-            tag("h1", TITLE),
+            tag("h1", _title(networks)),
             tag("p", user_text(found), class_="answer") if found else Markup(""),
             summary.html(decisions, pages) if pages else "",
             _still(waiting),

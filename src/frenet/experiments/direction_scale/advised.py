@@ -199,9 +199,8 @@ def _reach(row: Mapping[str, Scalar]) -> str:
     start = f"from {row['helps_from']:g} x " if row["helps_from"] != row["least"] else ""
     if row["helps_not"] is None:
         return f"better than nothing {start}at least up to {row['helps_to']:g} x"
-    return (
-        f"better than nothing {start}up to between {row['helps_to']:g} and {row['helps_not']:g} x"
-    )
+    beyond = f"not shown at {row['helps_not']:g} x"
+    return f"better than nothing {start}up to {row['helps_to']:g} x ({beyond})"
 
 
 def _edge(row: Mapping[str, Scalar]) -> str:

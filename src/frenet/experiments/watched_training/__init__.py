@@ -119,7 +119,7 @@ def drift_chart(rows: Rows) -> object:
     table: list[Row] = []
     for probe in dict.fromkeys(row["probe"] for row in rows):
         part = select(rows, probe=probe)
-        title = f"{probe}: {half_life_of(part)}"
+        title = f"{probe}\n{half_life_of(part)}"
         for column, label in series.items():
             table += [
                 {"step": row["step"], "value": row[column], "series": label, "panel": title}
