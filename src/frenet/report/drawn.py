@@ -80,9 +80,17 @@ def upright(place: float, top: float, bottom: float, kind: str) -> Markup:
     return tag("line", x1=f"{place}%", x2=f"{place}%", y1=top, y2=bottom, class_=kind)
 
 
-def words(place: float, y: float, text: str, *, dx: float = 0.0, anchor: str = "start") -> Markup:
+def words(
+    place: float,
+    y: float,
+    text: str,
+    *,
+    dx: float = 0.0,
+    anchor: str = "start",
+    kind: str | None = None,
+) -> Markup:
     """A text at a place."""
-    return tag("text", text, x=f"{place}%", y=y, dx=dx, text_anchor=anchor)
+    return tag("text", text, x=f"{place}%", y=y, dx=dx, text_anchor=anchor, class_=kind)
 
 
 def beside(places: Sequence[float], y: float, text: str) -> Markup:

@@ -24,6 +24,8 @@ NORMS = {
 }
 NO_SHARE = "holds no more of the gradient than chance"
 NOT_ASKED = "For how long was not measured; frenet probe does so with --lags 1 3 10 30 100."
+# The command that measures a direction, which a page keeps in one line.
+PROBE = "frenet probe --vectors"
 NO_RADIUS = "its slope cannot be told from rounding"
 # Directions that the first sentence names at most, and those that are kinds, not names of files.
 NAMED, COMMON = 3, frozenset({"gradient", "task vector", "steering vector"})
@@ -189,8 +191,8 @@ def advice(reaches: Sequence[Reach]) -> str:
             parts.append(f"Make a gradient or its basis anew every {_renewal(one)}.")
         if one.name == "task vector" and one.times is not None:
             parts.append(
-                f"Beyond {two(one.times)} × its length, measure a task vector with frenet probe "
-                "--vectors instead of trusting its slope."
+                f"Beyond {two(one.times)} × its length, measure a task vector with {PROBE} "
+                "instead of trusting its slope."
             )
     return " ".join(parts)
 
@@ -449,12 +451,16 @@ def _colour(turn: int) -> str:
 
 
 def _axis(far: Scale, long: Scale | None) -> Markup:
-    ticks = [words(far.at(at), 13.0, percent(at), anchor="middle") for at in far.decades()]
+    # A narrow window has room for every second number.
+    ticks = [
+        words(far.at(at), 13.0, percent(at), anchor="middle", kind="wide" if index % 2 else None)
+        for index, at in enumerate(far.decades())
+    ]
     cells = [tag("td", ""), tag("td", canvas(*ticks, height=18, kind="axis"))]
     if long:
         last = long.high / 1.6
         marks = [at for at in long.decades() if at < 0.6 * last]
         ticks = [words(long.at(at), 13.0, f"{at:g}", anchor="middle") for at in marks]
-        ticks.append(words(long.at(last), 13.0, f"{last:g}, end of run", anchor="middle"))
+        ticks.append(words(100.0, 13.0, f"{last:g}, end of run", anchor="end"))
         cells.append(tag("td", canvas(*ticks, height=18, kind="axis")))
     return tag("tr", *cells, class_="axis", aria_hidden="true")
