@@ -241,7 +241,7 @@ def test_the_heat_map_writes_every_number() -> None:
 def test_the_scatter_draws_the_line_of_agreement_over_all_values() -> None:
     rows: list[Row] = [{"x": 0.2, "y": 0.9, "basis": "a"}, {"x": 0.0, "y": 0.4, "basis": "b"}]
     spec = charts.scatter(rows, x="x", y="y", colour="basis").to_dict()
-    ends = [data for data in spec["datasets"].values() if "basis" not in data[0]]
+    ends = [list(data) for data in spec["datasets"].values() if "basis" not in data[0]]
     assert ends == [[{"x": 0.0, "y": 0.0}, {"x": 0.9, "y": 0.9}]]
     plain = charts.scatter(rows, x="x", y="y", diagonal=False).to_dict()
     assert len(plain["layer"]) == len(spec["layer"]) - 1

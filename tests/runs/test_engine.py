@@ -159,6 +159,14 @@ def test_a_first_look_is_part_of_the_run(tmp_path, marks_in):
     assert marks(marks_in)["run-0-copy"] == 1
 
 
+def test_a_first_look_prepares_one_seed_for_each_worker(tmp_path, marks_in):
+    config = Config(tasks=("copy", "sort"), seeds=(0, 1, 2))
+    run(config, tmp_path / "run", workers=2, seeds=[0])
+    assert marks(marks_in) == {f"prepare-{i}": 1 for i in (0, 1)} | {
+        f"run-0-{task}": 1 for task in ("copy", "sort")
+    }
+
+
 def test_runs_in_turn_share_their_workers(tmp_path, marks_in):
     """Also after a worker was killed; each run has its own log, and the rows of any run."""
     with WorkerPool() as pool:

@@ -54,10 +54,12 @@ def draw(figure: Figure, rows: Rows) -> Spec:
         Exception: the exception of the figure's code, with a note that names the figure.
     """
     import altair as alt
+    from altair.utils import schemapi
 
     try:
-        # Altair refuses more than 5,000 rows to keep notebooks small; a report may hold more.
-        with alt.data_transformers.enable("default", max_rows=None):
+        # Altair refuses more than 5,000 rows to keep notebooks small; a report may hold more. The
+        # whole chart is checked once at the end, and not every part of it as well.
+        with alt.data_transformers.enable("default", max_rows=None), schemapi.debug_mode(False):
             spec: Spec = figure.chart(rows).to_dict()
     except Exception as error:
         error.add_note(f"while drawing the figure {figure.id!r} from table {figure.table!r}")

@@ -205,9 +205,12 @@ def _work(
     ]
     pending = [job for job in cells if not store.done(job.cell)]
     done = len(cells) - len(pending)
-    # The seeds whose turn comes later are prepared, too, unless the only worker would have to wait.
-    shares = {share(job.cell) for job in (pending if crew.workers == 1 else left)}
-    before = [j for j in todo if j.stage == "prepare" and share(j.cell) in shares]
+    # Workers that the first look leaves idle prepare later seeds meanwhile, one each: a second one
+    # would keep a worker from the cells of the first look.
+    shares = [*dict.fromkeys(share(job.cell) for job in [*pending, *left])]
+    now = len({share(job.cell) for job in pending})
+    prepared = shares[: max(now, crew.workers or 0)]
+    before = [j for j in todo if j.stage == "prepare" and share(j.cell) in prepared]
     if crew.workers is not None and pool is None:
         crew = crew._replace(workers=min(crew.workers, max(1, len(pending))))
     refuse_unsendable(pending, crew)

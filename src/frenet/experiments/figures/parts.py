@@ -122,8 +122,12 @@ def with_units(rows: Rows, field: str, *, log: bool) -> list[Row]:
 
 
 def inline(rows: Rows) -> Any:
-    """Rows as Altair's data: a plain dict, since `alt.InlineData` takes seconds to check cells."""
-    return {"values": list(rows)}
+    """Rows as Altair's data.
+
+    They are in a plain dict, since `alt.InlineData` takes seconds to check cells, and in a tuple,
+    which Altair passes on where it copies every row of a list at each step of a chart.
+    """
+    return {"values": tuple(rows)}
 
 
 def prepare(
