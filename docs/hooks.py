@@ -27,6 +27,13 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """The page as it is; that of all results has no table of contents beside its wide matrix."""
+    if page.file.src_uri == "results/index.md":
+        page.meta["hide"] = ["toc"]
+    return markdown
+
+
 def on_page_content(content: str, **_: Any) -> str:
     """The page with its formulas as MathML, which needs no script."""
     return FORMULA.sub(_formula, content)

@@ -434,7 +434,7 @@ def test_report_takes_runs_and_folders_of_runs(toy, capsys):
         ("export", Path("figures")),
     ]
     assert Path("all/report.html").exists()
-    capsys.readouterr()
+    assert capsys.readouterr().out.splitlines()[-2] == "report: all/report.html"
     assert cli.main(["report", "all/b", "all/a", "--out", "r.html", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["report"] == "r.html"

@@ -6,13 +6,19 @@ from typing import Any
 import pytest
 
 from frenet.experiments.best_of_n import figures as best_of_n
+from frenet.experiments.composition import figures as composition
+from frenet.experiments.direction_scale import advised
 from frenet.experiments.experiment import Row
 from frenet.experiments.figures.wording import between
 from frenet.experiments.gradient_rank import findings as gradient_rank
+from frenet.experiments.pair_command import figures as pair_command
 from frenet.experiments.recovery_basis import figures as recovery_basis
+from frenet.experiments.steer_command import figures as steer_command
 from frenet.experiments.steering_effect import figures as steering_effect
 from frenet.experiments.subspace_training import figures as subspace_training
 from frenet.experiments.task_vector_range import figures as task_vector_range
+from frenet.experiments.update_order import figures as update_order
+from frenet.experiments.watched_training import findings as watched_training
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -240,3 +246,145 @@ def test_bases_to_train_in_are_titled_at_the_k_that_counts() -> None:
         )
     ]  # fmt: skip
     assert numbers(subspace_training.dimension_finding(rows)) == [10, 0.2, 0.9]
+
+
+def test_a_watched_basis_is_titled_by_the_last_step_of_every_probe() -> None:
+    base: Row = {"control": 0.9, "chance": 0.05, "ratio": 1.0, "step": 0}
+    rows = [base | {"probe": p} for p in ("a", "b")]
+    rows += [base | {"probe": "a", "step": 20, "ratio": 0.25, "control": 0.8}]
+    rows += [base | {"probe": "b", "step": 20, "ratio": 0.75}]
+    found = watched_training.drift_finding(rows)
+    assert numbers(found) == [20, 0.25, 0.75, 0.8, 0.9, 0.05]
+    assert watched_training.drift_finding(rows[:2]) == ""
+
+
+def test_watched_first_steps_are_compared_with_a_random_walk() -> None:
+    base: Row = {"k": 5, "random_walk": 0.3}
+    rows = [base | {"step": s, "captured": c} for s, c in ((0, None), (10, 0.9), (20, 0.6))]
+    assert numbers(watched_training.prefix_finding(rows)) == [5, 0.6, 20, 0.3]
+    assert watched_training.prefix_finding(rows[:1]) == ""
+
+
+def test_watched_losses_are_those_that_fall_most_and_least_and_not_the_training() -> None:
+    ends = {"a": (2.0, 0.5), "b": (1.0, 1.25), "c": (3.0, 2.5), watched_training.TRAINING: (9, 0)}
+    rows: list[Row] = [
+        {"source": source, "step": step, "loss": loss, "loss_0": first}
+        for source, (first, last) in ends.items()
+        for step, loss in ((0, first), (8, last))
+    ]
+    assert numbers(watched_training.loss_finding(rows)) == [8, 2.0, 0.5, 1.0, 1.2, 3]
+    assert numbers(watched_training.loss_finding(rows[:2])) == [8, 2.0, 0.5]
+    assert watched_training.loss_finding(rows[6:]) == ""
+
+
+def test_watched_orders_are_titled_by_the_pair_that_matters_first() -> None:
+    rows: list[Row] = [
+        {"pair": pair, "step": step, "onset": onset, "null_onset": 8.0}
+        for pair, step, onset in (("p", 0, 0.1), ("p", 5, 0.5), ("q", 5, 0.25), ("r", 5, None))
+    ]
+    found = watched_training.order_finding(rows)
+    assert numbers(found) == [5, 0.25, 8]
+    assert "(q)" in found
+
+
+def test_watched_projections_are_compared_with_their_control() -> None:
+    rows: list[Row] = [
+        {"probe": "a", "rank": 4, "step": step, "ratio": ratio, "control": 0.9}
+        for step, ratio in ((0, 1.0), (6, 0.5))
+    ]
+    assert numbers(watched_training.projection_finding(rows)) == [6, 4, 0.5, 0.9]
+
+
+def test_a_map_of_coefficients_is_titled_by_the_lowest_mean_and_the_plain_sum() -> None:
+    losses = {(0.0, 0.0): (2.0, 2.0), (1.0, 1.0): (1.5, 2.5), (0.5, 1.0): (1.0, 2.5)}
+    rows: list[Row] = [
+        {"kind": "loss", "task": task, "x": x, "y": y, "loss": loss, "without": 2.0}
+        for (x, y), both in losses.items()
+        for task, loss in zip("ab", both, strict=True)
+    ]
+    found = pair_command.map_finding([*rows, {"kind": "box", "task": "a", "x": 1.0, "y": None}])
+    assert numbers(found) == [0.5, 1, 0.25, 0]
+    assert pair_command.map_finding(rows[:2]) == ""
+
+
+def test_an_interaction_is_titled_at_full_length_and_by_its_largest_block() -> None:
+    rows: list[Row] = [
+        {"task": task, "s": s, "share": share, "eps": 0.2}
+        for task, s, share in (("a", 0.5, 0.1), ("a", 1.0, 0.3), ("b", 1.0, 0.5))
+    ]
+    assert numbers(pair_command.interaction_finding(rows)) == [0.3, 0.5, 0.2]
+    assert pair_command.interaction_finding(rows[:1]) == ""
+    blocks: list[Row] = [
+        {"task": "a", "block": f"block {i}", "interaction": value, "even": 0.01}
+        for i, value in enumerate((0.01, -0.05, 0.03))
+    ]
+    assert numbers(pair_command.block_finding(blocks)) == [1, 0.05, 0.01]
+
+
+def test_the_block_that_steers_most_is_compared_with_no_vector() -> None:
+    rows: list[Row] = [
+        {"block": block, "dose": dose, "share": share, "before": 0.4}
+        for block, dose, share in ((1, 0.1, 0.5), (3, 0.2, 0.8), (3, 0.4, 0.7))
+    ]
+    assert numbers(steer_command.block_finding(rows)) == [3, 0.2, 0.8, 0.4]
+
+
+def test_memory_is_the_share_that_frozen_gradients_give() -> None:
+    rows: list[Row] = [
+        {"seed": seed, "optimizer": name, "state": "fresh", "difference": whole, "frozen": frozen}
+        for name, whole, frozen in (("sgd:0.1", 0.2, 0.0), ("adam:0.1", 0.4, 0.3))
+        for seed in (0, 1)
+    ]
+    found = update_order.memory_finding(rows).replace("rate 0.1", "")
+    assert numbers(found) == [0, 0.75]
+    assert update_order.memory_finding([rows[0] | {"difference": 0.0}]) == ""
+
+
+def test_long_trainings_are_titled_by_the_best_and_the_worst_order() -> None:
+    rows: list[Row] = [
+        {"seed": 0, "order": order, "loss_first": a, "loss_second": b, "start_first": 4.0,
+         "start_second": 2.0}
+        for order, a, b in (("mixed", 0.5, 0.5), ("in turn", 0.2, 1.0), ("in turn", 0.4, 1.0))
+    ]  # fmt: skip
+    found = update_order.stretch_finding(rows)
+    assert numbers(found) == [0.5, 0.65, 3]
+    assert found.index("mixed") < found.index("in turn")
+
+
+def test_composition_radii_are_geometric_means_and_may_be_bounds() -> None:
+    base: Row = {"seed": 0, "kind": composition.VECTORS, "limit": 4.0}
+    inside: Row = {"radius_low": 0.5, "radius_high": 0.5, "random_low": 2.0, "random_high": 2.0}
+    beyond: Row = {"radius_low": 2.0, "radius_high": 2.0, "random_low": 4.0, "random_high": None}
+    assert numbers(composition.radius_finding([base | inside])) == [0.5, 2]
+    found = composition.radius_finding([base | inside, base | beyond])
+    assert numbers(found) == [1.0, 2.8]
+    assert found.count("at least") == 1
+
+
+def coefficients(direction: str, losses: dict[float, tuple[float, float]]) -> list[Row]:
+    base: Row = {"seed": 0, "space": "lora", "task": "t", "direction": direction}
+    base |= {"change": advised.OWN, "without": 4.0}
+    return [
+        base | {"scale": scale, "examples": examples, "loss": loss}
+        for scale, both in losses.items()
+        for examples, loss in zip((advised.CHOOSE, advised.JUDGE), both, strict=True)
+    ]
+
+
+def test_the_coefficient_of_the_title_is_chosen_on_other_examples() -> None:
+    """Its loss is that of test examples, on which another coefficient may be better."""
+    rows = coefficients("a", {1.0: (2.0, 1.0), 1.5: (1.0, 2.0)})
+    assert numbers(advised.coefficient_finding(rows)) == [1.5, 2, 1, 1, 4]
+    rows += coefficients("b", {1.0: (0.5, 0.5), 1.5: (1.0, 2.0)})
+    assert numbers(advised.coefficient_finding(rows)) == [1, 1.5, 1]
+    assert numbers(advised.coefficient_finding(rows[4:])) == [1, 0.5, 4]
+    assert advised.coefficient_finding(rows[:1]) == ""
+
+
+def test_ranks_are_summed_over_weights() -> None:
+    rows: list[Row] = [
+        {"direction": "a", "by_effect": 1, "by_norm": 3, "by_norm_random": 4, "whole": 8},
+        {"direction": "a", "by_effect": 2, "by_norm": 3, "by_norm_random": 5, "whole": 8},
+    ]
+    assert numbers(advised.rank_finding(rows)) == [3, 16, 6, 9]
+    assert advised.rank_finding([rows[0] | {"by_effect": None}]) == ""

@@ -48,19 +48,19 @@ def rows_of(*, advised, best, helps_not=3.0, least=0.5, helps_from=0.5, edge=Fal
         (
             {"advised": 1.5, "best": 1.5},
             "best at 1.5 x (loss 4 -> 1 [0.9, 1.1] on 9 test rows, 4.1 with a random change of "
-            "equal norm; 0.2 [0.1, 0.3] lower than at 1 x); better than nothing up to between 2 "
-            "and 3 x",
+            "equal norm; 0.2 [0.1, 0.3] lower than at 1 x); better than nothing up to 2 x "
+            "(not shown at 3 x)",
         ),
         (
             {"advised": 1.0, "best": 1.0, "helps_not": None},
             "best at 1 x (loss 4 -> 1 [0.9, 1.1] on 9 test rows, 4.1 with a random change of equal "
-            "norm); better than nothing up to more than 2 x",
+            "norm); better than nothing at least up to 2 x",
         ),
         (
             {"advised": 1.0, "best": 1.2, "helps_from": 0.75},
             "leave it at 1 x (loss 4 -> 1 [0.9, 1.1] on 9 test rows, 4.1 with a random change of "
             "equal norm; 1.2 x, the best of other rows, is not shown to be better: by 0.2 [0.1, "
-            "0.3]); better than nothing from 0.75 x up to between 2 and 3 x",
+            "0.3]); better than nothing from 0.75 x up to 2 x (not shown at 3 x)",
         ),
         (
             {"advised": None, "best": 0.5, "why": "it harms"},

@@ -81,8 +81,9 @@ def test_panels_name_the_half_life_of_their_probe():
     rows = drift("old", {0: 1.0, 10: 0.75, 20: 0.25}) + drift("new", {0: 1.0, 20: 0.9})
     spec = draw(figure, rows)
     values = spec["data"]["values"] if "values" in spec.get("data", {}) else None
-    names = {row["panel"] for row in values or next(iter(spec["datasets"].values()))}
-    assert names == {"old: half-life between 10 and 20 steps", "new: half-life more than 20 steps"}
+    rows = values or next(iter(spec["datasets"].values()))
+    names = {row["panel"].replace("\n", " ") for row in rows}
+    assert names == {"old half-life between 10 and 20 steps", "new half-life more than 20 steps"}
 
 
 def test_prefix_and_loss_are_drawn_with_their_references():

@@ -99,11 +99,11 @@ def test_among_results_there_is_a_list_for_each_direction(tmp_path: Path) -> Non
     ) in found
 
 
-def test_without_answers_the_question_opens_the_page(tmp_path: Path) -> None:
-    found = page([scale_run([])], tmp_path)
-    asked = "How far does each go? On the synthetic transformer . No claim is tested"
-    assert asked in found.text
-    assert ("a", {"href": "#scale"}) in found.tags
+def test_the_question_of_an_only_run_is_the_title_and_is_asked_once(tmp_path: Path) -> None:
+    for rows in ([], radius_rows(1)):
+        found = page([scale_run(rows)], tmp_path)
+        assert found.text.count("How far does each go?") == 1
+        assert ("No claim is tested" in found.text) == (not rows)
 
 
 def test_beside_claims_the_answers_open_their_own_section(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The report in a real browser: offline, by keyboard, narrow, dark, printed, and under attack."""
 
 import csv
+import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,8 @@ WIDE = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 # What a page of 1280 px shows at a zoom of 200%.
 ZOOMED = {"width": 640, "height": 450}
+# Where elements begin and end across the page.
+ENDS = "all => all.map(e => e.getBoundingClientRect()).map(({ left, right }) => [left, right])"
 
 
 class Report(NamedTuple):
@@ -283,6 +287,7 @@ def test_tooltips_show_names_as_text(chromium: Any, attacked: Report) -> None:
             points.nth(index).hover(force=True)
             shown.add(page.locator("#vg-tooltip-element").inner_text())
         assert any(any(name[:20] in text for name in hostile.NAMES[:2]) for text in shown)
+        assert all(re.search(r"\bof\s+seed \d", text) for text in shown)
         assert page.locator("#vg-tooltip-element img").count() == 0
         assert seen.trouble(page) == []
 
@@ -323,6 +328,9 @@ def test_the_first_screen_says_how_far_and_how_long(chromium: Any, real: Report)
             assert rows.all_inner_texts() != []
             box = page.locator(".reach").bounding_box()
             assert box["y"] + box["height"] < size["height"]
+            ends = page.locator(".reach .axis text:visible").evaluate_all(ENDS)
+            assert all(left >= 0 and right <= size["width"] for left, right in ends)
+            assert all(one[1] < other[0] for one, other in itertools.pairwise(ends))
             assert seen.trouble(page) == []
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from frenet.experiments import intervals
 from frenet.experiments.experiment import Row
 from frenet.experiments.figures import charts, labels
 from frenet.experiments.figures.charts import Axis, Rule
@@ -100,7 +101,14 @@ def test_long_names_are_wrapped_to_the_room_that_they_ask_for() -> None:
 
 def test_a_column_of_rows_called_unit_is_no_single_value() -> None:
     rows: list[Row] = [
-        {"k": k, "unit": "sigma*", "value": 1.0, "each": "0.5 1.5", "low": None, "high": None}
+        {
+            "k": k,
+            "unit": "sigma*",
+            "value": 1.0,
+            "each": '{"seed 3": 0.5, "seed 4": 1.5}',
+            "low": None,
+            "high": None,
+        }
         for k in (1, 2, 3)
     ]
     for chart in (
@@ -243,3 +251,36 @@ def test_a_chart_without_rows_stays_without_rows() -> None:
     for facet in (None, "panel"):
         spec = charts.lines([], x="k", facet=facet, rules=rules).to_dict()
         assert blank({key: value for key, value in spec.items() if key != "$schema"})
+
+
+def test_every_point_says_which_seed_or_how_many_it_is_of() -> None:
+    seeds = {1: (3, 4, 8), 2: (3, 4)}
+    rows: list[Row] = [{"seed": s, "k": k, "x": float(s)} for k in seeds for s in seeds[k]]
+    table = intervals.over_seeds(rows, by=("k",), value="x")
+    for chart in (charts.lines(table, x="k", colour=None), charts.dots(table, row="k")):
+        spec = chart.to_dict()
+        said = {(int(row["k"]), row["value"]): row["of"] for row in data(spec)}
+        single = {(k, float(seed)): f"seed {seed}" for k in seeds for seed in seeds[k]}
+        assert said == {**single, (1, 5.0): "3 seeds", (2, 3.5): "2 seeds"}
+        tips = [layer["encoding"]["tooltip"] for layer in layers(spec)
+                if layer["mark"]["type"] == "point"]  # fmt: skip
+        assert all({"field": "of", "type": "nominal"} in tip for tip in tips)
+
+
+def test_a_row_of_one_seed_is_named_by_it() -> None:
+    rows: list[Row] = [{"seed": 5, "x": 1.0, "y": 2.0}]
+    spec = charts.scatter(rows, x="x", y="y", diagonal=False).to_dict()
+    assert [row["of"] for row in data(spec)] == ["seed 5"]
+
+
+def test_long_titles_of_panels_have_several_lines_and_keep_their_words() -> None:
+    name = "a-network-with-a-long-name-0123456789-abc, rank 8: half-life of more than 20 steps"
+    for count, most in ((1, 45), (2, 43), (3, 28)):
+        rows = [row | {"panel": f"{row['panel']} {name}"} for row in curves(1, panels=count)]
+        spec = charts.lines(rows, x="k", facet="panel", direct=False).to_dict()
+        titles = {row["panel"] for row in data(spec)}
+        assert len(titles) == count
+        for title in titles:
+            assert max(map(len, title.split("\n"))) <= most
+            assert title.replace("-\n", "-").replace("\n", " ").endswith(name)
+        assert spec["facet"]["sort"] == list(dict.fromkeys(row["panel"] for row in data(spec)))

@@ -187,9 +187,11 @@ def test_the_summary_has_five_claims_at_most_those_that_matter_first_and_only_de
     chosen = summary.chosen(decisions)
     assert [entries[0].finding.name for entries in chosen] == ["C2", "C3", "C1", "C5a", "C6"]
     assert summary.markdown(chosen[0], lambda one: f"[{one.run}]") == (
-        "**SC2** (C2): *supported* on [a] (it holds 0.50; by chance 0.10) and [d] (it holds 0.75; "
-        "by chance 0.10); *contradicted* on [c] (it holds 0.01; by chance 0.10); "
-        "*not testable* on [b]."
+        "**SC2** (C2): *supported* on 2 of 4 networks ([a]: it holds 0.50; by chance 0.10); "
+        "*contradicted* on 1 of 4 networks ([c]: it holds 0.01; by chance 0.10)."
+    )
+    assert summary.markdown(chosen[1], lambda one: f"[{one.run}]") == (
+        "**SC3** (C3): *supported* on [a]: it holds 0.50; by chance 0.10."
     )
     assert summary.chosen([entry("C2", "a", "undecided")]) == []
 

@@ -197,3 +197,17 @@ def test_a_direction_without_a_lifetime_on_some_seed_does_not_last_longest() -> 
     assert advice(found).startswith("Lasts longest: gradient (1 to 3 steps). ")
     assert "anew every step." in advice(found)
     assert advice([]) == ""
+
+
+def test_marks_say_of_which_seed_they_are() -> None:
+    found = [one(seed=3, far=0.01), one(seed=4, far=0.04, life=(30.0, None))]
+    said = re.findall("<title>(.*?)</title>", str(figure(found, "a")))
+    norm = "as a share of the weights’ norm"
+    assert said == [
+        f"gradient, seed 3, {norm}: 1%",
+        f"gradient, seed 4, {norm}: 4%",
+        f"gradient, 2 seeds, {norm}: 2%",
+        "gradient, seed 3: 10 to 30 steps",
+        "gradient, seed 4: &gt; 30 steps",
+        "gradient, 2 seeds: &gt; 10 steps",
+    ]

@@ -131,11 +131,8 @@ def _report(args: list[str]) -> int:
             require_folder(folder)
         paths = find_runs(options.runs)
         runs = [read_run(path, partial=options.partial) for path in paths]
-        folders = [path if path.is_dir() else path.parent for path in paths]
-        # commonpath refuses a mixture of absolute and relative paths.
-        several = len(folders) > 1
-        common = Path(os.path.commonpath([f.resolve() for f in folders])) if several else folders[0]
-        report = write_report(runs, options.out or common / "report.html", static=options.static)
+        out = options.out or _common_folder(paths) / "report.html"
+        report = write_report(runs, out, static=options.static)
         if options.export is not None:
             export(runs, options.export)
         if options.results is not None:
@@ -159,6 +156,16 @@ def _report(args: list[str]) -> int:
             if site:
                 show(f"site: {site[0]}")
     return DONE
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    """The deepest folder that holds all runs, relative to the current folder if it is in there."""
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    if len(folders) == 1:
+        return folders[0]
+    # commonpath refuses a mixture of absolute and relative paths.
+    common, here = Path(os.path.commonpath([f.resolve() for f in folders])), Path.cwd()
+    return common.relative_to(here) if common.is_relative_to(here) else common
 
 
 def _convert(args: list[str]) -> int:

@@ -1,5 +1,6 @@
 """Intervals over seeds: the rows of one seed are not independent and are averaged first."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -13,18 +14,19 @@ from frenet.statistics.intervals import (
     positive_interval,
 )
 
-# The column of single values, and the most that a chart shows one by one.
-EACH, MOST_SHOWN = "each", 8
+# The column of single values, and the most that a chart shows one by one; what a value is of.
+EACH, MOST_SHOWN, OF = "each", 8, "of"
 
 
-def each_text(values: Sequence[float]) -> str:
-    """Values as a cell of a row: numbers of six digits with spaces between."""
-    return " ".join(f"{value:.6g}" for value in values)
+def each_text(values: Mapping[str, float]) -> str:
+    """Named values, such as those of seeds, as a cell of a row, with six digits."""
+    return json.dumps({name: float(f"{value:.6g}") for name, value in values.items()})
 
 
-def each_of(row: Mapping[str, Scalar]) -> list[float]:
-    """The values in such a cell; none if the row has none."""
-    return [float(value) for value in str(row.get(EACH) or "").split()]
+def each_of(row: Mapping[str, Scalar]) -> dict[str, float]:
+    """The values in such a cell by name; none if the row has none."""
+    found: dict[str, float] = json.loads(str(row.get(EACH) or "{}"))
+    return found
 
 
 def select(rows: Rows, **values: Scalar) -> list[Mapping[str, Scalar]]:
@@ -59,22 +61,37 @@ def aggregate(
 
     Returns:
         One row per group with the keys, ``value``, ``low``, ``high`` (None when n = 1) and ``n``;
-        of 2 to 8 values also ``each``, the values as text, for charts that show them.
+        with ``of``, which seed or how many seeds; of 2 to 8 values also ``each``, the values as
+        text, for charts that show them.
 
     Raises:
         ValueError: no row has such a column.
     """
-    return [
-        {**keys, "value": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
-        | ({EACH: each_text(values)} if 1 < mean.n <= MOST_SHOWN else {})
-        for keys, values in _groups(rows, by=by, value=value)
-        for mean in (_mean(values, level=level, least=least, most=most),)
-    ]
+    found: list[Row] = []
+    for keys, values in _groups(rows, by=by, value=value):
+        mean = _mean([one for _, one in values], level=level, least=least, most=most)
+        row = {**keys, "value": mean.value, "low": mean.low, "high": mean.high, "n": mean.n}
+        names = [name for name, _ in values]
+        if len({*names, ""}) == mean.n + 1:
+            row[OF] = names[0] if mean.n == 1 else f"{mean.n} seeds"
+        else:
+            names = [f"value {i + 1}" for i in range(mean.n)]
+        if 1 < mean.n <= MOST_SHOWN:
+            row[EACH] = each_text({name: one for name, (_, one) in zip(names, values, strict=True)})
+        found.append(row)
+    return found
 
 
-def _groups(rows: Rows, *, by: Sequence[str], value: str) -> list[tuple[Row, list[float]]]:
-    """The finite numbers of a column in every group."""
-    groups: dict[tuple[Scalar, ...], list[float]] = {}
+def seed_name(row: Mapping[str, Scalar]) -> str:
+    """The name of a row's seed; empty if it has none."""
+    return "" if row.get("seed") is None else f"seed {row['seed']}"
+
+
+def _groups(
+    rows: Rows, *, by: Sequence[str], value: str
+) -> list[tuple[Row, list[tuple[str, float]]]]:
+    """The finite numbers of a column in every group, with the names of their seeds."""
+    groups: dict[tuple[Scalar, ...], list[tuple[str, float]]] = {}
     for column in (*by, value):
         if rows and not any(column in row for row in rows):
             known = ", ".join(sorted({key for row in rows for key in row}))
@@ -82,7 +99,8 @@ def _groups(rows: Rows, *, by: Sequence[str], value: str) -> list[tuple[Row, lis
     for row in rows:
         finite_value = finite(row.get(value))
         if finite_value is not None:
-            groups.setdefault(tuple(row.get(key) for key in by), []).append(finite_value)
+            group = groups.setdefault(tuple(row.get(key) for key in by), [])
+            group.append((seed_name(row), finite_value))
     return [(dict(zip(by, keys, strict=True)), values) for keys, values in groups.items()]
 
 
@@ -140,6 +158,25 @@ def over_seeds(
     """``aggregate`` with the seed as the unit: ``value``, ``low``, ``high`` and ``n`` seeds."""
     means = seed_means(rows, by=by, value=value)
     return aggregate(means, by=by, value=value, least=least, most=most)
+
+
+def geometric_over_seeds(rows: Rows, *, by: Sequence[str], value: str) -> list[Row]:
+    """Geometric means over seeds with their intervals, of numbers that differ by factors.
+
+    Rows without a positive number do not count.
+    """
+    logs: list[Row] = [
+        {**row, value: math.log(number(row, value))}
+        for row in rows
+        if row.get(value) is not None and number(row, value) > 0
+    ]
+    means = over_seeds(logs, by=by, value=value) if logs else []
+    for row in means:
+        for end in ("value", "low", "high"):
+            row[end] = None if row[end] is None else math.exp(number(row, end))
+        if each := each_of(row):
+            row[EACH] = each_text({name: math.exp(one) for name, one in each.items()})
+    return means
 
 
 def series_over_seeds(

@@ -30,7 +30,7 @@ VERBS: dict[Verdict, str] = {
     "undecided": "left undecided",
 }
 # Characters of a reason on the first screen.
-LONGEST = 90
+LONGEST = 130
 
 
 class Entry(NamedTuple):

@@ -51,13 +51,22 @@ def canvas(*parts: object, height: int, kind: str) -> Markup:
     )
 
 
-def mark(place: float, y: float, *, turn: int, half: float = LARGE, hollow: bool = False) -> Markup:
-    """The mark of a series: ``turn`` is its place in the palette."""
+def mark(
+    place: float,
+    y: float,
+    *,
+    turn: int,
+    half: float = LARGE,
+    hollow: bool = False,
+    says: str = "",
+) -> Markup:
+    """The mark of a series: ``turn`` is its place in the palette, ``says`` its tooltip."""
     shape = SHAPES[turn % len(SHAPES)]
     kind = f"series-{turn % len(SHAPES) + 1}{' hollow' if hollow else ''}"
+    tip = tag("title", says) if says else ""
     if shape == "circle":
-        return tag("circle", cx=f"{place}%", cy=y, r=half, class_=kind)
-    outline = tag("path", d=OUTLINES[shape], transform=f"scale({half})", class_=kind)
+        return tag("circle", tip, cx=f"{place}%", cy=y, r=half, class_=kind)
+    outline = tag("path", tip, d=OUTLINES[shape], transform=f"scale({half})", class_=kind)
     return tag("svg", outline, x=f"{place}%", y=y, overflow="visible", class_="held")
 
 
@@ -71,9 +80,17 @@ def upright(place: float, top: float, bottom: float, kind: str) -> Markup:
     return tag("line", x1=f"{place}%", x2=f"{place}%", y1=top, y2=bottom, class_=kind)
 
 
-def words(place: float, y: float, text: str, *, dx: float = 0.0, anchor: str = "start") -> Markup:
+def words(
+    place: float,
+    y: float,
+    text: str,
+    *,
+    dx: float = 0.0,
+    anchor: str = "start",
+    kind: str | None = None,
+) -> Markup:
     """A text at a place."""
-    return tag("text", text, x=f"{place}%", y=y, dx=dx, text_anchor=anchor)
+    return tag("text", text, x=f"{place}%", y=y, dx=dx, text_anchor=anchor, class_=kind)
 
 
 def beside(places: Sequence[float], y: float, text: str) -> Markup:

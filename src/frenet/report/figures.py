@@ -254,7 +254,7 @@ def _config(colours: Mapping[str, str]) -> Spec:
             "symbolStrokeWidth": 2.5,
             "offset": 14,
         },
-        "header": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "labelLimit": 220},
+        "header": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "labelLimit": 300},
         "title": {"color": ink},
         "text": {"color": ink},
     }

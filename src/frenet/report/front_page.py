@@ -14,7 +14,7 @@ from frenet.report.claims import Entry, answer, listed, matrix
 from frenet.report.facts import facts
 from frenet.report.markup import join, tag, user_text
 from frenet.report.numbers import join_words
-from frenet.report.reach import advice, figure, on_common_axes, sentence, together
+from frenet.report.reach import PROBE, advice, figure, on_common_axes, sentence, together
 from frenet.report.sections import Section, figure_of, framed
 from frenet.runs import decide_claims
 
@@ -60,6 +60,12 @@ def decided(network: Network) -> list[Entry]:
     return sorted(decisions, key=lambda decision: claim_order(decision.finding.name))
 
 
+def _title(networks: Sequence[Network]) -> str:
+    """The title of a page: the question of its only run, or that of frenet."""
+    parts = [part for network in networks for part in network.parts]
+    return parts[0].experiment.question if len(parts) == 1 else TITLE
+
+
 def opening(
     networks: Sequence[Network],
     decisions: Sequence[Entry],
@@ -91,7 +97,7 @@ def opening(
     return join(
         [
             tag("p", user_text(" · ".join(("frenet report", *facts(parts)))), class_="facts"),
-            tag("h1", TITLE),
+            tag("h1", _title(networks)),
             tag("p", user_text(found), class_="answer") if found else Markup(""),
             summary.html(decisions, pages) if pages else "",
             _still(waiting),
@@ -156,11 +162,11 @@ def said_together(networks: Sequence[Network]) -> str:
 
 def _advice(network: Network) -> Markup:
     words = followed(network)
-    return (
-        tag("p", tag("b", "What follows "), user_text(words), class_="next")
-        if words
-        else Markup("")
-    )
+    if not words:
+        return Markup("")
+    command = tag("code", PROBE, class_="whole")
+    shown = command.join(map(user_text, words.split(PROBE)))
+    return tag("p", tag("b", "What follows "), shown, class_="next")
 
 
 def _reaches(networks: Sequence[Network]) -> dict[str, list[Reach]]:

@@ -98,7 +98,9 @@ def document(
             mine = [d for d in by_network[network.id] if d.claim in part.experiment.claims]
             findings = [decision.finding for decision in mine]
             shown = {d.claim.figure: in_words(d.claim, d.finding) for d in reversed(mine)}
-            bodies.append(section(part, said.get(part.id), findings, shown, static=static))
+            alone = len(networks) == len(network.parts) == 1
+            text = section(part, said.get(part.id), findings, shown, static=static, alone=alone)
+            bodies.append(text)
     bar = contents(networks, {**above, **_all_networks(together)})
     first = opening(networks, decisions, static=static, waiting=waiting)
     title = f"{networks[0].label} · {TITLE}" if above else TITLE

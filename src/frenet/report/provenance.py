@@ -20,16 +20,20 @@ LEFT_OUT = ("config", "declared", "experiment", "failures", "format")
 
 def again(run: Run, experiment: Study) -> Markup:
     """The command that gives the same rows, and configuration, versions and machine."""
-    # Word by word, since a browser would break a line after the hyphens of a flag.
-    words = command_line(run, experiment).split(" ")
-    shown = [part for word in words for part in (tag("span", word), " ")]
-    command = tag("pre", tag("code", *shown[:-1]), class_="command", tabindex="0")
+    lines = command_line(run, experiment).split("\n")
+    shown = Markup("\n").join(map(_words, lines))
+    command = tag("pre", tag("code", shown), class_="command", tabindex="0")
     said = declared_words(run.manifest.get("declared"), experiment)
     declared = [tag("p", said)] if experiment.claims else []
     made = {key: value for key, value in run.manifest.items() if key not in LEFT_OUT}
     lists = join((_pairs("Configuration", run.config), _pairs("Versions and machine", made)))
     title = tag("h3", "How to run it again")
     return tag("div", title, command, *declared, lists, class_="block")
+
+
+def _words(line: str) -> Markup:
+    """A line word by word, since a browser would break it after the hyphens of a flag."""
+    return Markup(" ").join(tag("span", word) for word in line.split(" "))
 
 
 def command_line(run: Run, experiment: Study) -> str:

@@ -24,6 +24,8 @@ NORMS = {
 }
 NO_SHARE = "holds no more of the gradient than chance"
 NOT_ASKED = "For how long was not measured; frenet probe does so with --lags 1 3 10 30 100."
+# The command that measures a direction, which a page keeps in one line.
+PROBE = "frenet probe --vectors"
 NO_RADIUS = "its slope cannot be told from rounding"
 # Directions that the first sentence names at most, and those that are kinds, not names of files.
 NAMED, COMMON = 3, frozenset({"gradient", "task vector", "steering vector"})
@@ -59,9 +61,14 @@ class Followed(NamedTuple):
         return _mean([one.times for one in self.seeds])
 
     @property
+    def lived(self) -> list[Reach]:
+        """The seeds that have a lifetime."""
+        return [one for one in self.seeds if one.life is not None and one.has_share]
+
+    @property
     def lives(self) -> list[tuple[float, float | None]]:
-        """The brackets of the seeds that have one."""
-        return [one.life for one in self.seeds if one.life is not None and one.has_share]
+        """Their brackets."""
+        return [one.life for one in self.lived if one.life is not None]
 
     @property
     def least(self) -> bool:
@@ -184,8 +191,8 @@ def advice(reaches: Sequence[Reach]) -> str:
             parts.append(f"Make a gradient or its basis anew every {_renewal(one)}.")
         if one.name == "task vector" and one.times is not None:
             parts.append(
-                f"Beyond {two(one.times)} × its length, measure a task vector with frenet probe "
-                "--vectors instead of trusting its slope."
+                f"Beyond {two(one.times)} × its length, measure a task vector with {PROBE} "
+                "instead of trusting its slope."
             )
     return " ".join(parts)
 
@@ -252,28 +259,29 @@ def _gradient(reaches: Sequence[Reach]) -> Followed | None:
 def on_common_axes(by_network: Mapping[str, Sequence[Reach]]) -> Iterator[tuple[str, str, Any]]:
     """The maps of several networks on common axes: an anchor, a caption and a chart.
 
-    Networks on which no direction went stale are in the caption.
+    They show the first space of each network. Networks on which no direction went stale are in the
+    caption.
     """
-    for moved, title in (("weights", "weights"), ("stream", "activations")):
+    for title in ("weights", "activations"):
         panelled, stale = [], []
+        moved = title == "activations"
         for name, reaches in by_network.items():
-            mine = [one for one in reaches if (one.share_of == "stream") == (moved == "stream")]
+            mine = [one for one in reaches if (one.share_of == "stream") == moved]
+            mine = [one for one in mine if one.space == mine[0].space]
             lived = [one for one in mine if one.life is not None and one.far]
             if lived and all(one.life is not None and one.life[1] is None for one in lived):
                 stale.append(name)
                 continue
-            several = len(spaces(mine)) > 1
-            panelled += [(_panel(name, one, several=several), one) for one in mine]
+            panelled += [(name if moved else _panel(name, one), one) for one in mine]
         if not panelled and not stale:
             continue
         left = f" No direction went stale on {join_words(stale)}." if stale else ""
         yield title, f"Common axes for all networks.{left}", landscape(panelled, shared=True)
 
 
-def _panel(name: str, one: Reach, *, several: bool) -> str:
-    factors = "norm of factors" if one.share_of == "factors" else ""
-    rest = ", ".join(filter(None, (label(one.space) if several else "", factors)))
-    return f"{name}\n{rest}" if rest else name
+def _panel(name: str, one: Reach) -> str:
+    factors = ", norm of factors" if one.share_of == "factors" else ""
+    return f"{name}\n{label(one.space)}{factors}"
 
 
 def figure(reaches: Sequence[Reach], anchor: str) -> Markup:
@@ -388,11 +396,14 @@ def _far(one: Followed, turn: int, scale: Scale) -> Markup:
     parts.append(bar(min(span), max(span), MIDDLE, f"span {_colour(turn)}"))
     if len(seeds) > 1:
         parts += [
-            mark(place, MIDDLE, turn=turn, half=SMALL, hollow=seed.unbounded)
+            mark(
+                place, MIDDLE, turn=turn, half=SMALL, hollow=seed.unbounded, says=_far_of(one, seed)
+            )
             for place, seed in zip(places, seeds, strict=True)
         ]
     hollow = all(seed.unbounded for seed in seeds)
-    parts.append(mark(scale.at(one.far), MIDDLE, turn=turn, hollow=hollow))
+    says = _far_of(one, *seeds)
+    parts.append(mark(scale.at(one.far), MIDDLE, turn=turn, hollow=hollow, says=says))
     return canvas(*parts, beside(span, MIDDLE + 4, far_words(one)), height=ROW, kind="far")
 
 
@@ -403,7 +414,7 @@ def _long(one: Followed, turn: int, scale: Scale) -> Markup:
         return canvas(*parts, words(1.0, MIDDLE + 4, long_words(one)), height=ROW, kind="long")
     places: list[float] = []
     several = len(one.lives) > 1
-    for index, (low, high) in enumerate(one.lives):
+    for index, (seed, (low, high)) in enumerate(zip(one.lived, one.lives, strict=True)):
         y = MIDDLE + (2.6 * (index - (len(one.lives) - 1) / 2) if several else 0)
         if high is not None:
             ends = scale.at(max(low, 0.5)), scale.at(high)
@@ -412,11 +423,27 @@ def _long(one: Followed, turn: int, scale: Scale) -> Markup:
         if several:
             at = scale.at(middle((low, high)))
             places.append(at)
-            parts.append(mark(at, y, turn=turn, half=SMALL, hollow=high is None))
-    hollow = one.least
-    parts.append(mark(scale.at(one.life), MIDDLE, turn=turn, hollow=hollow))
+            says = _long_of(one, seed)
+            parts.append(mark(at, y, turn=turn, half=SMALL, hollow=high is None, says=says))
+    says = _long_of(one, *one.seeds)
+    parts.append(mark(scale.at(one.life), MIDDLE, turn=turn, hollow=one.least, says=says))
     places.append(scale.at(one.life))
     return canvas(*parts, beside(places, MIDDLE + 4, long_words(one)), height=ROW, kind="long")
+
+
+def _far_of(one: Followed, *seeds: Reach) -> str:
+    """The tooltip of how far."""
+    words = far_words(one._replace(seeds=seeds))
+    return f"{one.name}, {_which(seeds)}, as a share of {NORMS[one.share_of][1]}: {words}"
+
+
+def _long_of(one: Followed, *seeds: Reach) -> str:
+    """The tooltip of for how long."""
+    return f"{one.name}, {_which(seeds)}: {long_words(one._replace(seeds=seeds))}"
+
+
+def _which(seeds: Sequence[Reach]) -> str:
+    return f"seed {seeds[0].seed}" if len(seeds) == 1 else f"{len(seeds)} seeds"
 
 
 def _colour(turn: int) -> str:
@@ -424,12 +451,16 @@ def _colour(turn: int) -> str:
 
 
 def _axis(far: Scale, long: Scale | None) -> Markup:
-    ticks = [words(far.at(at), 13.0, percent(at), anchor="middle") for at in far.decades()]
+    # A narrow window has room for every second number.
+    ticks = [
+        words(far.at(at), 13.0, percent(at), anchor="middle", kind="wide" if index % 2 else None)
+        for index, at in enumerate(far.decades())
+    ]
     cells = [tag("td", ""), tag("td", canvas(*ticks, height=18, kind="axis"))]
     if long:
         last = long.high / 1.6
         marks = [at for at in long.decades() if at < 0.6 * last]
         ticks = [words(long.at(at), 13.0, f"{at:g}", anchor="middle") for at in marks]
-        ticks.append(words(long.at(last), 13.0, f"{last:g}, end of run", anchor="middle"))
+        ticks.append(words(100.0, 13.0, f"{last:g}, end of run", anchor="end"))
         cells.append(tag("td", canvas(*ticks, height=18, kind="axis")))
     return tag("tr", *cells, class_="axis", aria_hidden="true")

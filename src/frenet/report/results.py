@@ -8,9 +8,9 @@ from frenet.experiments.figures.wording import two
 from frenet.report import across, summary
 from frenet.report.claims import Entry, answer, comparison
 from frenet.report.facts import measured
-from frenet.report.front_page import Network, decided, grouped, join_sentences, maps, said_together
+from frenet.report.front_page import Network, decided, grouped, maps, said_together
 from frenet.report.markup import markdown, tag
-from frenet.report.numbers import estimate, spread
+from frenet.report.numbers import estimate, join_words
 from frenet.report.page import sections_of
 from frenet.report.pages import INDEX, named, page_files, write_pages
 from frenet.report.results_page import (
@@ -75,8 +75,7 @@ def _index(
 ) -> Iterator[str]:
     """The lines of the index; this also writes its figures."""
     yield from ("# Results", "")
-    counts = answer(decisions) if decisions else ""
-    if words := join_sentences(counts, said_together(networks)):
+    if words := answer(decisions) if decisions else said_together(networks):
         yield from (markdown(words), "")
     for entries in summary.chosen(decisions):
         yield f"- {summary.markdown(entries, lambda one: _link(one, markdown(one.run), files))}"
@@ -90,7 +89,8 @@ def _index(
         yield from folded(
             f"{across.TITLE}: means, and a figure of each claim", _together(together, out)
         )
-    yield from _networks(networks, files)
+    yield from folded("The networks: tasks, seeds, dates, declarations", _networks(networks, files))
+    yield from _rows(networks)
 
 
 def _link(decision: Entry, text: str, files: Mapping[str, str]) -> str:
@@ -102,19 +102,32 @@ def _link(decision: Entry, text: str, files: Mapping[str, str]) -> str:
 def _matrix(
     networks: Sequence[Network], decisions: Sequence[Entry], files: Mapping[str, str]
 ) -> Iterator[str]:
-    """Claims in rows, networks in columns."""
+    """Claims in rows, networks in columns; further cases of a claim open on demand."""
+    ordered = sorted(decisions, key=lambda one: claim_order(one.finding.name))
+    first: dict[str, str] = {}
+    for one in ordered:
+        first.setdefault(one.claim.id, one.finding.name)
+    main = [one for one in ordered if one.finding.name == first[one.claim.id]]
+    cases = [one for one in ordered if one.finding.name != first[one.claim.id]]
+    yield from _table(networks, main, files)
+    if cases:
+        names = [one.finding.name.removeprefix(one.claim.id).strip() for one in cases]
+        title = f"The same {join_words(list(dict.fromkeys(names)))}"
+        yield from folded(title, _table(networks, cases, files))
+
+
+def _table(
+    networks: Sequence[Network], decisions: Sequence[Entry], files: Mapping[str, str]
+) -> Iterator[str]:
+    """The lines of a table of verdicts and numbers."""
     by_cell = {(d.finding.name, d.run): d for d in decisions}
     claims = {d.finding.name: d.claim for d in decisions}
     yield from ('<div class="matrix" markdown>', "")
     yield table_row("claim", *(f"[{markdown(n.label)}]({files[n.label]})" for n in networks))
     yield table_row(*["---"] * (len(networks) + 1))
-    before = ""
-    for name in sorted(claims, key=claim_order):
+    for name, claim in claims.items():
         cells = (_cell(by_cell.get((name, network.label)), files) for network in networks)
-        claim = claims[name]
-        again, before = claim.id == before, claim.id
-        short = "" if again else f" {markdown(claim.short or claim.statement)}"
-        yield table_row(f"**{name}**{short}", *cells)
+        yield table_row(f"**{name}** {markdown(claim.short or claim.statement)}", *cells)
     yield from ("", "</div>", "")
 
 
@@ -126,11 +139,11 @@ def _cell(decision: Entry | None, files: Mapping[str, str]) -> str:
     link = _link(decision, badge(finding), files)
     value = finding.estimate
     if value is None:
-        return f"{link}<br>{tag('small', 'nothing was measured')}"
+        return link
     every = f"{estimate(value)}; {comparison(finding)}"
-    number = tag("small", f"{two(value.value)} {spread(value)}".rstrip(), title=every)
+    number = tag("small", two(value.value), title=every)
     # Inside a tag, a backslash before the sign that ends a cell would be shown.
-    return f"{link}<br>{str(number).replace('|', '&#124;')}"
+    return f"{link} {str(number).replace('|', '&#124;')}"
 
 
 def _together(found: Sequence[across.Pool], out: Path) -> Iterator[str]:
@@ -139,7 +152,7 @@ def _together(found: Sequence[across.Pool], out: Path) -> Iterator[str]:
     yield table_row(*across.HEADINGS)
     yield table_row(*["---"] * len(across.HEADINGS))
     for one in found:
-        name = f"**{one.name}** {markdown(one.claim.statement)}"
+        name = f"**{one.name}** {markdown(one.claim.short or one.claim.statement)}"
         yield table_row(name, *map(markdown, across.cells(one)))
     yield ""
     for one in found:
@@ -148,15 +161,17 @@ def _together(found: Sequence[across.Pool], out: Path) -> Iterator[str]:
 
 
 def _networks(networks: Sequence[Network], files: Mapping[str, str]) -> Iterator[str]:
-    """What every network is, whether its runs were declared, and how to read the rows."""
-    yield from ("## The networks", "")
+    """What every network is, and whether its runs were declared."""
     for network in networks:
         name, *about = map(markdown, measured(network.parts))
         words = " ".join(line for line in declared(network) if line)
         line = " · ".join((f"[{name}]({files[network.label]})", *about))
         yield f"- {line}. {words}".rstrip()
+
+
+def _rows(networks: Sequence[Network]) -> Iterator[str]:
+    """How to read the rows."""
     open_yet = any(p.run.manifest.get("complete") is False for n in networks for p in n.parts)
-    yield ""
     yield (
         "Every number comes from a row of one of the runs in this folder. `frenet report FOLDER "
         f"--out report.html{' --partial' if open_yet else ''}` makes a page with all figures and "

@@ -74,6 +74,7 @@ def section(
     found: Mapping[str, str] = MappingProxyType({}),
     *,
     static: bool,
+    alone: bool = False,
 ) -> Markup:
     """The whole section of one run.
 
@@ -83,13 +84,14 @@ def section(
         findings: of its claims, with the parts to list.
         found: figure -> what it shows, in a sentence.
         static: add pictures for readers without scripts.
+        alone: it is the only run of the page, which has its question as title.
     """
     run, experiment = part.run, part.experiment
     label = tag("p", user_text(part.label), class_="run") if part.label else Markup("")
     head = tag(
         "header",
         tag("p", part.run.experiment, class_="eyebrow"),
-        tag("h2", experiment.question),
+        tag("h2", "Figures and tables" if alone else experiment.question),
         label,
     )
     own = [entry for entry in experiment.figures if not entry.front]

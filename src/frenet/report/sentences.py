@@ -37,16 +37,22 @@ def answers(part: Section) -> Markup:
 def opening(sections: Sequence[Section], pages: Mapping[str, str]) -> Iterator[Markup]:
     """The first lines of a page that decides no claim: each question with its answers.
 
+    The question of an only run is the title of the page.
+
     Args:
         sections: the runs.
         pages: the page of each network, by label, if that is another one.
     """
     for part in sections:
         listed = answers(part)
-        link = tag("a", part.experiment.question, href=f"{pages.get(part.label, '')}#{part.id}")
-        network = join((" On ", user_text(part.label), ".")) if part.label else Markup("")
-        see = Markup("") if listed else " No claim is tested; the figures are the answer."
-        yield tag("p", link, network, see, class_="answer")
+        asked = Markup("")
+        if len(sections) > 1 or pages:
+            address = f"{pages.get(part.label, '')}#{part.id}"
+            network = join((" On ", user_text(part.label), ".")) if part.label else Markup("")
+            asked = join((tag("a", part.experiment.question, href=address), network, " "))
+        see = "" if listed else "No claim is tested; the figures are the answer."
+        if asked or see:
+            yield tag("p", asked, see, class_="answer")
         yield listed
 
 

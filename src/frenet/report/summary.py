@@ -1,4 +1,4 @@
-"""The claims that matter most, and what each network says about them, one sentence for each."""
+"""The claims that matter most, and on how many networks they are decided, a sentence for each."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -6,9 +6,8 @@ from markupsafe import Markup
 
 from frenet.experiments.experiment import OPEN, VERDICTS, claim_order
 from frenet.report.claims import Entry, in_clauses, sign
-from frenet.report.markup import escape, join, tag, user_text
+from frenet.report.markup import join, tag, user_text
 from frenet.report.markup import markdown as as_text
-from frenet.report.numbers import join_words
 
 # Named before the others, in the order in which a reader may want to know them.
 FIRST = ("C2", "C4a", "C3", "C1", "C5a")
@@ -30,12 +29,10 @@ def chosen(decisions: Sequence[Entry]) -> list[list[Entry]]:
 
 def markdown(entries: Sequence[Entry], network: Callable[[Entry], str]) -> str:
     """The sentence about one claim; ``network`` gives the Markdown that names a network."""
-    parts = []
-    for mine in _by_verdict(entries):
-        named = [
-            f"{network(one)}{as_text(words) and f' ({as_text(words)})'}" for one, words in mine
-        ]
-        parts.append(f"*{mine[0][0].finding.verdict}* on {join_words(named)}")
+    parts = [
+        f"*{one.finding.verdict}* on {count}{network(one)}: {as_text(words)}{end}"
+        for one, count, words, end in _decided(entries)
+    ]
     first = entries[0]
     return f"**{as_text(first.claim.statement)}** ({first.finding.name}): {'; '.join(parts)}."
 
@@ -47,24 +44,30 @@ def html(decisions: Sequence[Entry], pages: Mapping[str, str]) -> Markup:
 
 
 def _line(entries: Sequence[Entry], pages: Mapping[str, str]) -> Markup:
-    parts = []
-    for mine in _by_verdict(entries):
-        named = [
-            tag("a", user_text(one.run), href=pages[one.run]) + escape(words and f" ({words})")
-            for one, words in mine
-        ]
-        verdict = sign(mine[0][0].finding.decision)
-        parts.append(join((verdict, " on ", Markup(join_words(list(map(str, named)))))))
+    parts = [
+        join(
+            (
+                sign(one.finding.decision), " on ", count,
+                tag("a", user_text(one.run), href=pages[one.run]), ": ", words, end,
+            )
+        )
+        for one, count, words, end in _decided(entries)
+    ]  # fmt: skip
     first = entries[0]
     name = f" ({first.finding.name}): "
     return join((tag("b", first.claim.statement), name, Markup("; ").join(parts), "."))
 
 
-def _by_verdict(entries: Sequence[Entry]) -> Iterator[list[tuple[Entry, str]]]:
-    """The networks of every verdict, with the numbers of those that decide the claim."""
+def _decided(entries: Sequence[Entry]) -> Iterator[tuple[Entry, str, str, str]]:
+    """For every verdict that decides the claim: its first network, and what is said around it.
+
+    That is on how many networks, and the numbers of the first one.
+    """
     for verdict in VERDICTS:
         mine = [entry for entry in entries if entry.finding.verdict == verdict]
-        if mine:
-            yield [
-                (one, "" if verdict in OPEN else in_clauses(one.claim, one.finding)) for one in mine
-            ]
+        if mine and verdict not in OPEN:
+            words = in_clauses(mine[0].claim, mine[0].finding)
+            if len(entries) == 1:
+                yield mine[0], "", words, ""
+            else:
+                yield mine[0], f"{len(mine)} of {len(entries)} networks (", words, ")"

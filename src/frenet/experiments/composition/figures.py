@@ -7,7 +7,7 @@ from frenet.experiments.composition.tables import ALL, STEPS, VECTORS
 from frenet.experiments.experiment import Figure, Row, Rows, Scalar, integer, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, heatmap, lines
 from frenet.experiments.figures.wording import two
-from frenet.experiments.intervals import over_seeds, select, series_over_seeds
+from frenet.experiments.intervals import geometric_over_seeds, over_seeds, select, series_over_seeds
 
 RANDOM = "with a random second one"
 BOTH, BEYOND = "both together", "both together, at least"
@@ -59,7 +59,8 @@ def radius_chart(rows: Rows) -> object:
     ]
     beyond = {(r["panel"], r["pair"]) for r in named if r["radius_high"] is None}
     for column, series in {"at": BOTH, "random_at": RANDOM, **SINGLES}.items():
-        for row in _geometric([{**r, **_middles(r)} for r in named], column):
+        placed: list[Row] = [{**r, **_middles(r)} for r in named]
+        for row in geometric_over_seeds(placed, by=("panel", "pair"), value=column):
             shown = series
             if series == BOTH and (row["panel"], row["pair"]) in beyond:
                 shown = BEYOND
@@ -71,6 +72,25 @@ def radius_chart(rows: Rows) -> object:
         colour="series",
         facet="panel",
         rules=[RANDOM],
+    )
+
+
+def radius_finding(rows: Rows) -> str:
+    """The mean composition radius of task vectors, beside that with a random second one."""
+    mine = select(rows, kind=VECTORS)
+    placed: list[Row] = [{**row, **_middles(dict(row))} for row in mine]
+    both, random = (geometric_over_seeds(placed, by=(), value=n) for n in ("at", "random_at"))
+    if not both or not random:
+        return ""
+    # A border beyond the largest scale counts as that scale.
+    ours, chance = (
+        ("at least " if any(row[end] is None for row in mine) else "")
+        + two(number(means[0], "value"))
+        for means, end in ((both, "radius_high"), (random, "random_high"))
+    )
+    return (
+        f"Two task vectors add up to {ours} of their lengths, with a random second one to {chance} "
+        "(geometric means over pairs and tasks)."
     )
 
 
@@ -89,16 +109,6 @@ def _middle(low: object, high: object, limit: float) -> float | None:
         return limit
     assert isinstance(high, int | float)
     return math.sqrt(low * high) if low > 0 else float(high)
-
-
-def _geometric(rows: Rows, column: str) -> list[Row]:
-    """Geometric means over seeds with their intervals: radii differ by factors."""
-    logs = [{**r, "log": math.log(number(r, column))} for r in rows if r[column] is not None]
-    means = over_seeds(logs, by=("panel", "pair"), value="log") if logs else []
-    for row in means:
-        for end in ("value", "low", "high"):
-            row[end] = None if row[end] is None else math.exp(number(row, end))
-    return means
 
 
 def block_chart(rows: Rows) -> object:
@@ -223,6 +233,7 @@ FIGURES = (
         "their middle; what composes at all scales is drawn at the largest.",
         "radius",
         radius_chart,
+        finds=radius_finding,
     ),
     Figure(
         "blocks",

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from frenet.experiments.direction_scale import answers
 from frenet.experiments.experiment import Answer, Column, Figure, Row, Rows, Scalar, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines
+from frenet.experiments.figures.wording import between, span, two
 from frenet.experiments.intervals import select
 from frenet.experiments.setup import columns
 from frenet.experiments.setup.check import CHECK, LOSSES, check_sentence
@@ -197,10 +198,9 @@ def _reach(row: Mapping[str, Scalar]) -> str:
     """The range of coefficients that help."""
     start = f"from {row['helps_from']:g} x " if row["helps_from"] != row["least"] else ""
     if row["helps_not"] is None:
-        return f"better than nothing {start}up to more than {row['helps_to']:g} x"
-    return (
-        f"better than nothing {start}up to between {row['helps_to']:g} and {row['helps_not']:g} x"
-    )
+        return f"better than nothing {start}at least up to {row['helps_to']:g} x"
+    beyond = f"not shown at {row['helps_not']:g} x"
+    return f"better than nothing {start}up to {row['helps_to']:g} x ({beyond})"
 
 
 def _edge(row: Mapping[str, Scalar]) -> str:
@@ -277,6 +277,31 @@ def curve_chart(rows: Rows) -> object:
     )
 
 
+def coefficient_finding(rows: Rows) -> str:
+    """The coefficient that is best on other examples, and the test losses there, at 1 and at 0."""
+    best: list[Row] = []
+    for key in dict.fromkeys(map(_key, rows)):
+        cell = dict(zip(KEYS, key, strict=True))
+        tried = [r for r in select(rows, **cell, examples=CHOOSE) if r["loss"] is not None]
+        if tried:
+            best.append(dict(min(tried, key=lambda row: number(row, "loss"))))
+    if len(best) > 1:
+        return (
+            "The coefficients that are best on the examples to choose on are "
+            f"{between(best, 'direction', 'scale')}; 1 is the direction as it is."
+        )
+    tested = {row["scale"]: row for row in select(rows, examples=JUDGE, change=OWN)}
+    if not best or best[0]["scale"] not in tested:
+        return ""
+    scale = best[0]["scale"]
+    there = tested[scale]
+    usual = f", {two(number(tested[1.0], 'loss'))} at 1" if scale != 1 and 1.0 in tested else ""
+    return (
+        f"At {scale:g}, the best on other examples, the test loss is {two(number(there, 'loss'))}"
+        f"{usual}, {two(number(there, 'without'))} without the direction."
+    )
+
+
 def rank_chart(rows: Rows) -> object:
     """The ranks of every weight, by effect and by norm."""
     names = {BY_EFFECT: "by_effect", BY_NORM: "by_norm", "by norm, random": "by_norm_random"}
@@ -291,6 +316,24 @@ def rank_chart(rows: Rows) -> object:
     )  # fmt: skip
 
 
+def rank_finding(rows: Rows) -> str:
+    """The sums of the advised ranks, of those by norm, and of those of a random adapter."""
+    names = ("by_effect", "by_norm", "by_norm_random", "whole")
+    sums: list[Row] = [
+        {"direction": direction} | {name: sum(number(row, name) for row in mine) for name in names}
+        for direction in dict.fromkeys(row["direction"] for row in rows)
+        if (mine := select(rows, direction=direction))
+        and all(row[name] is not None for row in mine for name in names)
+    ]
+    if not sums:
+        return ""
+    _, norm, random, whole = (span([number(row, name) for row in sums]) for name in names)
+    return (
+        f"The effect needs {between(sums, 'direction', 'by_effect')} of {whole} ranks; the squared "
+        f"norm {norm}, that of a random adapter {random}."
+    )
+
+
 FIGURES = (
     Figure(
         "coefficient",
@@ -301,6 +344,7 @@ FIGURES = (
         "coefficient",
         curve_chart,
         front=True,
+        finds=coefficient_finding,
     ),
     Figure(
         "rank",
@@ -310,5 +354,6 @@ FIGURES = (
         "norm. The tick is the latter for a random adapter of equal rank and norm.",
         "rank",
         rank_chart,
+        finds=rank_finding,
     ),
 )

@@ -1,7 +1,5 @@
 """What the rows of `direction_scale` say: columns and figures."""
 
-import math
-
 from frenet.experiments.direction_scale.kinds import KINDS
 from frenet.experiments.direction_scale.reach import reach
 from frenet.experiments.experiment import Column, Figure, Row, Rows, integer, number
@@ -9,7 +7,7 @@ from frenet.experiments.figures.charts import Axis, Rule, dots, lines
 from frenet.experiments.figures.landscape import landscape, panel
 from frenet.experiments.figures.names import label
 from frenet.experiments.figures.wording import between
-from frenet.experiments.intervals import EACH, each_of, each_text, over_seeds, select
+from frenet.experiments.intervals import geometric_over_seeds, over_seeds, select
 from frenet.experiments.setup import brackets, columns
 from frenet.experiments.setup.brackets import life_columns
 from frenet.experiments.setup.describe import labelled_rows
@@ -69,24 +67,6 @@ def _panelled(rows: Rows) -> list[Row]:
     ]
 
 
-def _geometric(rows: Rows, value: str, *, by: tuple[str, ...]) -> list[Row]:
-    """Geometric means over seeds with their intervals: radii differ by factors."""
-    logs = [
-        {**row, "log": math.log(number(row, value))}
-        for row in rows
-        if row.get(value) is not None and number(row, value) > 0
-    ]
-    if not logs:
-        return []
-    means = over_seeds(logs, by=by, value="log")
-    for row in means:
-        for end in ("value", "low", "high"):
-            row[end] = None if row[end] is None else math.exp(number(row, end))
-        if each := each_of(row):
-            row[EACH] = each_text([math.exp(value) for value in each])
-    return means
-
-
 def radius_chart(rows: Rows) -> object:
     """Radius along every direction, relative to the norm of what it moves, with a quadratic's."""
     along = _panelled(select(rows, sign=1))
@@ -94,7 +74,7 @@ def radius_chart(rows: Rows) -> object:
     table: list[Row] = [
         {**row, "series": series}
         for value, series in (("relative", FOUND), ("relative_predicted", QUADRATIC))
-        for row in _geometric(along, value, by=by)
+        for row in geometric_over_seeds(along, by=by, value=value)
     ]
     ends = {tuple(row[key] for key in by) for row in along if row.get("unbounded")}
     for row in table:
@@ -114,7 +94,7 @@ def radius_finding(rows: Rows) -> str:
     """The shortest and the longest radius in the weights, in the first space."""
     along = [row for row in select(rows, sign=1) if row.get("share_of") != "stream"]
     first = [row for row in along if row["space"] == along[0]["space"]]
-    means = _geometric(first, "relative", by=("direction",))
+    means = geometric_over_seeds(first, by=("direction",), value="relative")
     if not means:
         return ""
     return (

@@ -119,6 +119,10 @@ def lines(
     if marked:
         base = base.transform_filter(f"!isValid(datum.{SAYS})")
         layers.append(_rings(every, table, series, marked))
+    # A line has one text for all its points.
+    tip = tooltip(() if drawn else (x, y), series=series, facet=facet, rows=table)
+    if singles is not None:
+        singles = singles.encode(tooltip=tip)
     layers += _around(base, singles, _measured(table, series), y, interval, drawn=drawn)
     if drawn:
         layers.append(base.mark_line(strokeWidth=2.5).encode(strokeDash=series.dash()))
@@ -265,7 +269,9 @@ def dots(
     if ticked := [name for name in series.nulls if name not in series.areas]:
         layers.append(_null_ticks(plain, series.field, ticked).encode(tooltip=tip, shape=shape))
     if singles is not None:
-        layers.append(singles.mark_point(filled=True, size=24, opacity=0.5).encode(shape=shape))
+        one = tooltip((row, x), series=lanes, facet=facet, rows=table)
+        points = singles.mark_point(filled=True, size=24, opacity=0.5)
+        layers.append(points.encode(shape=shape, tooltip=one))
     elif interval and bounded(_measured(table, series), interval):
         whiskers = whole(dot, interval).mark_rule(strokeWidth=2)
         layers.append(whiskers.encode(**_between(alt.X, x, interval)))

@@ -6,11 +6,9 @@ from typing import Any
 
 from frenet.experiments.experiment import finite
 from frenet.experiments.figures import labels
-from frenet.experiments.figures.parts import UNIT, Axis, Rule, channel, in_row, inline
+from frenet.experiments.figures.parts import ACROSS, UNIT, Axis, Rule, channel, in_row, inline
 from frenet.experiments.figures.series import GREY, INK, Series
 
-# The width in pixels that all panels of a row have, for which names of points are placed.
-ACROSS = 560.0
 # The size of a symbol before a name, as in a legend.
 SYMBOL = 80
 # The columns of a row at which a name stands: the name in lines, and how far it is moved down.

@@ -1,5 +1,6 @@
 """What the four charts of `charts` share: rows, axes, levels, panels, words."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -7,7 +8,7 @@ from frenet._errors import UsageError
 from frenet.experiments.experiment import Row, Rows, finite
 from frenet.experiments.figures.names import label
 from frenet.experiments.figures.series import Series
-from frenet.experiments.intervals import EACH, each_of
+from frenet.experiments.intervals import EACH, OF, each_of, seed_name
 
 if TYPE_CHECKING:
     import altair as alt
@@ -18,6 +19,10 @@ NAMED = 12
 UNIT = "single"
 # On a logarithmic axis, marks at 1, 3, 10 and so on; more on an axis shorter than the factor.
 TICKS, DENSE, SHORT = (1.0, 3.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0), 9
+# The width in pixels of all panels of a row, for which titles and names of points are placed.
+ACROSS = 560
+# The width of a letter of a panel's title in pixels, and the fewest and most of them in a line.
+LETTER, SHORTEST, TITLE = 6.5, 12, 45
 
 
 class Axis(NamedTuple):
@@ -110,9 +115,9 @@ def with_units(rows: Rows, field: str, *, log: bool) -> list[Row]:
     """
     singles: list[Row] = []
     for row in rows if field == "value" else ():
-        for unit, value in enumerate(each_of(row)):
+        for unit, (name, value) in enumerate(each_of(row).items()):
             if value > 0 or not log:
-                singles.append({**row, field: value, UNIT: unit, EACH: None})
+                singles.append({**row, field: value, UNIT: unit, OF: name, EACH: None})
     return [*map(dict, rows), *singles]
 
 
@@ -142,7 +147,8 @@ def prepare(
     key = plain if colour in (None, "series") else resolve(colour)
     fields = [axis.field for axis in axes] + list(interval or ())
     fields += also
-    fields += [UNIT] if any(UNIT in row for row in rows) else []
+    rows = [{OF: seed_name(row) or None, **row} for row in rows]
+    fields += [name for name in (UNIT, OF) if any(row.get(name) is not None for row in rows)]
     table = slim(rows, [*fields, *([key.field] if colour else []), *([facet] if facet else [])])
     for entry in table:
         entry[key.field] = label(str(entry[key.field])) if colour else str(axes[1].title)
@@ -222,8 +228,10 @@ def tooltip(
             {"type": "quantitative", "format": ".4~g"} if numeric else {"type": "nominal"}
         )
         tips.append(alt.Tooltip(field=axis.field, title=axis.title, **form))
-    ends = [alt.Tooltip(field=end, type="quantitative", format=".4~g") for end in interval or ()]
-    return tips + ends
+    tips += [alt.Tooltip(field=end, type="quantitative", format=".4~g") for end in interval or ()]
+    if any(row.get(OF) is not None for row in rows):
+        tips.append(alt.Tooltip(field=OF, type="nominal"))
+    return tips
 
 
 def whole(chart: Any, interval: tuple[str, str]) -> Any:
@@ -308,20 +316,33 @@ def panels(
     """
     import altair as alt
 
-    chart = alt.layer(*layers, data=inline(list(table)))
     if facet is None:
-        return chart.properties(height=height, width=560, description=words)
+        chart = alt.layer(*layers, data=inline(list(table)))
+        return chart.properties(height=height, width=ACROSS, description=words)
+    columns = in_row(len({row[facet] for row in table}))
+    letters = max(SHORTEST, min(TITLE, int((ACROSS - room) / columns / LETTER)))
+    table = [{**row, facet: broken(str(row[facet]), letters)} for row in table]
+    chart = alt.layer(*layers, data=inline(table))
     order: Any = list(dict.fromkeys(row[facet] for row in table))
     header = alt.Header(labelExpr="split(datum.label, '\\n')")
     panel = alt.Facet(field=facet, type="nominal", title=None, sort=order, header=header)
-    columns = in_row(len(order))
-    framed = chart.properties(height=height, width=round(560 / columns))
+    framed = chart.properties(height=height, width=round(ACROSS / columns))
     faceted = framed.facet(facet=panel, columns=columns)
     # Only the column with names is as wide as they need.
     faceted = faceted.properties(description=words, usermeta={"room": room}, align="each")
     # A shared axis would also be drawn below empty places in the last row.
     described = faceted.resolve_axis(x="independent")
     return described.resolve_scale(y="independent") if apart else described
+
+
+def broken(title: str, letters: int) -> str:
+    """The lines of a title, in more lines if they have more letters.
+
+    >>> broken("stories260K\\nall weights", 20), broken("a-network-of-mine, Adam", 12)
+    ('stories260K\\nall weights', 'a-network-\\nof-mine,\\nAdam')
+    """
+    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, letters) or [""]]
+    return "\n".join(lines)
 
 
 def in_row(panels: int) -> int:

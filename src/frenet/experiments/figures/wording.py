@@ -31,3 +31,12 @@ def between(rows: Sequence[Row], field: str, value: str = "value") -> str:
     least, most = (pick(rows, key=lambda row: number(row, value)) for pick in (min, max))
     ends = [f"{two(number(row, value))} ({label(str(row[field]))})" for row in (least, most)]
     return ends[0] if least is most else " to ".join(ends)
+
+
+def span(values: Sequence[float]) -> str:
+    """From the least to the greatest of some numbers; one number if both look the same.
+
+    >>> span([0.97, 0.902, 0.95]), span([0.301, 0.302]), span([0.5])
+    ('0.90 to 0.97', '0.30', '0.50')
+    """
+    return " to ".join(dict.fromkeys(two(pick(values)) for pick in (min, max)))

@@ -7,7 +7,7 @@ from frenet.experiments.experiment import Column, Figure, Row, Rows, number
 from frenet.experiments.figures.charts import Axis, Rule, dots, lines
 from frenet.experiments.figures.parts import channel, in_words, panels, slim, tooltip
 from frenet.experiments.figures.series import GREY, HEAT, PALETTE
-from frenet.experiments.figures.wording import two
+from frenet.experiments.figures.wording import between, two
 from frenet.experiments.intervals import select
 from frenet.experiments.setup import columns
 from frenet.experiments.setup.check import CHECK, LOSSES
@@ -77,6 +77,23 @@ def _cells_and_boxes(rows: Rows) -> tuple[list[Row], tuple[float, float]]:
     return table, (least, most)
 
 
+def map_finding(rows: Rows) -> str:
+    """Where the mean change of the losses is lowest, and that of the plain sum."""
+    changes: dict[tuple[float, float], list[float]] = {}
+    for row in select(rows, kind="loss"):
+        place = number(row, "x"), number(row, "y")
+        changes.setdefault(place, []).append(number(row, "loss") - number(row, "without"))
+    means = {place: sum(some) / len(some) for place, some in changes.items()}
+    if (1.0, 1.0) not in means:
+        return ""
+    x, y = min(means, key=means.__getitem__)
+    best, plain = (f"{means[place]:+.2f}" for place in ((x, y), (1.0, 1.0)))
+    return (
+        f"Of the coefficients tried, {x:g} for A and {y:g} for B change the mean loss best, by "
+        f"{best} nats per token; the plain sum changes it by {plain}."
+    )
+
+
 def interaction_chart(rows: Rows) -> "alt.LayerChart | alt.FacetChart":
     """The interaction of both directions along a common scale, with its second order."""
     table: list[Row] = []
@@ -98,6 +115,17 @@ def interaction_chart(rows: Rows) -> "alt.LayerChart | alt.FacetChart":
         y=Axis("value", "interaction, nats per token", apart=True),
         facet="task",
         rules=["second order", ZERO],
+    )
+
+
+def interaction_finding(rows: Rows) -> str:
+    """The interaction at full length as a share, and the share that ends the radius."""
+    full = [row for row in select(rows, s=1.0) if row["share"] is not None]
+    if not full:
+        return ""
+    return (
+        f"At full length the interaction is {between(full, 'task', 'share')} times as large as the "
+        f"two changes alone; up to {two(number(full[0], 'eps'))} they count as adding up."
     )
 
 
@@ -130,6 +158,18 @@ def block_chart(rows: Rows) -> "alt.LayerChart | alt.FacetChart":
         row="block",
         colour="task",
         rules=[ZERO],
+    )
+
+
+def block_finding(rows: Rows) -> str:
+    """The largest interaction with the part in one block, and that of equal parts."""
+    if not rows:
+        return ""
+    most = max(rows, key=lambda row: abs(number(row, "interaction")))
+    measured, even = (f"{number(most, name):+.2g}" for name in ("interaction", "even"))
+    return (
+        f"They interact most in {most['block']}, on {most['task']}: {measured} nats per token; "
+        f"equal parts of the whole interaction would be {even}."
     )
 
 
@@ -331,6 +371,7 @@ FIGURES = (
         "map",
         map_chart,
         front=True,
+        finds=map_finding,
     ),
     Figure(
         "interaction",
@@ -340,6 +381,7 @@ FIGURES = (
         "second order, s^2 a^T H b, as far as it stays near. Intervals are over held-out examples.",
         "interaction",
         interaction_chart,
+        finds=interaction_finding,
     ),
     Figure(
         "merge",
@@ -358,5 +400,6 @@ FIGURES = (
         "block. Intervals are over the examples to choose on.",
         "block",
         block_chart,
+        finds=block_finding,
     ),
 )

@@ -68,6 +68,18 @@ def block_chart(rows: Rows) -> "alt.LayerChart | alt.FacetChart":
     )
 
 
+def block_finding(rows: Rows) -> str:
+    """The block and the dose that steer most, and the answers without a vector."""
+    if not rows:
+        return ""
+    best = max(rows, key=lambda row: number(row, "share"))
+    after, before = (two(number(best, name)) for name in ("share", "before"))
+    return (
+        f"Block {best['block']} does, at dose {number(best, 'dose'):g}: P(positive answer) is "
+        f"{after} there, {before} without a vector."
+    )
+
+
 _CONTRAST = Column("contrast", "", "contrast", "key")
 _BLOCK = Column("block", "", "0-based block whose output the vector is added to", "key")
 _DOSE = Column("dose", "", "length of what is added, over the stream's norm there", "key")
@@ -163,5 +175,6 @@ FIGURES = (
         "the prompts to choose on.",
         "tried",
         block_chart,
+        finds=block_finding,
     ),
 )

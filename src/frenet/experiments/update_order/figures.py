@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from frenet.experiments.experiment import Column, Figure, Row, Rows, Scalar, finite, number
 from frenet.experiments.figures import charts
 from frenet.experiments.figures.charts import Axis, dots, lines, scatter
-from frenet.experiments.figures.wording import two
+from frenet.experiments.figures.names import label
+from frenet.experiments.figures.wording import between, two
 from frenet.experiments.intervals import over_seeds, select, series_over_seeds
 from frenet.experiments.setup import columns
 from frenet.experiments.setup.comparable import by_coordinates
@@ -146,6 +147,23 @@ def memory_chart(rows: Rows) -> object:
     )
 
 
+def memory_finding(rows: Rows) -> str:
+    """The share of the distance that frozen gradients give, over optimisers and their states."""
+    shares: list[Row] = []
+    for step in dict.fromkeys((row["optimizer"], row["state"]) for row in rows):
+        mine = select(rows, optimizer=step[0], state=step[1])
+        whole, frozen = (over_seeds(mine, by=(), value=n) for n in ("difference", "frozen"))
+        if whole and frozen and number(whole[0], "value") > 0:
+            share = number(frozen[0], "value") / number(whole[0], "value")
+            shares.append({"step": f"{label(str(step[0]))}, {step[1]}", "value": share})
+    if not shares:
+        return ""
+    return (
+        "With frozen gradients, when only the optimiser's memory acts, two orders end "
+        f"{between(shares, 'step')} times as far apart as without freezing."
+    )
+
+
 def stretch_chart(rows: Rows) -> object:
     """Held-out losses after trainings of equal length in four orders."""
     mine: list[Row] = [
@@ -158,6 +176,25 @@ def stretch_chart(rows: Rows) -> object:
         row="order",
         colour="series",
         facet="what",
+    )
+
+
+def stretch_finding(rows: Rows) -> str:
+    """The mean held-out loss of both tasks, from the best order to the worst, and at the start."""
+    both: list[Row] = [
+        {**row, "value": number(row, f"{what}_first") / 2 + number(row, f"{what}_second") / 2,
+         "at": row["order"] if what == "loss" else "start"}
+        for row in rows
+        for what in ("loss", "start")
+    ]  # fmt: skip
+    means = over_seeds(both, by=("at",), value="value") if both else []
+    ends = [row for row in means if row["at"] != "start"]
+    if not ends:
+        return ""
+    (start,) = select(means, at="start")
+    return (
+        f"The mean held-out loss of both tasks ends at {between(ends, 'at')} nats per token; at "
+        f"the start it is {two(number(start, 'value'))}."
     )
 
 
@@ -298,6 +335,7 @@ FIGURES = (
         "gradient twice, so that its two orders differ at any rate.",
         "optimizer",
         memory_chart,
+        finds=memory_finding,
     ),
     Figure(
         "stretch",
@@ -306,5 +344,6 @@ FIGURES = (
         "minibatches.",
         "stretch",
         stretch_chart,
+        finds=stretch_finding,
     ),
 )

@@ -16,12 +16,18 @@ from frenet.experiments.setup.brackets import life_columns, life_of, step_column
 from frenet.experiments.watched_training.advice import HELD
 from frenet.experiments.watched_training.advice import STALE as STALE
 from frenet.experiments.watched_training.advice import sentences as sentences
+from frenet.experiments.watched_training.findings import TRAINING as TRAINING
+from frenet.experiments.watched_training.findings import (
+    drift_finding,
+    loss_finding,
+    order_finding,
+    prefix_finding,
+    projection_finding,
+)
 
 # Measured steps before the first multiple of ``every``: directions go stale fastest at the start of
 # a training run.
 EARLY = (1, 5, 10, 20, 50, 100)
-# The source of a loss that is not of a probe.
-TRAINING = "training (Trainer's log)"
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def drift_chart(rows: Rows) -> object:
     table: list[Row] = []
     for probe in dict.fromkeys(row["probe"] for row in rows):
         part = select(rows, probe=probe)
-        title = f"{probe}: {half_life_of(part)}"
+        title = f"{probe}\n{half_life_of(part)}"
         for column, label in series.items():
             table += [
                 {"step": row["step"], "value": row[column], "series": label, "panel": title}
@@ -325,6 +331,7 @@ FIGURES = (
         "ratio no farther from 1 than the control may come from the choice of examples alone.",
         "drift",
         drift_chart,
+        finds=drift_finding,
     ),
     Figure(
         "prefix",
@@ -334,6 +341,7 @@ FIGURES = (
         "with equal steps: only a share above it shows that the first steps knew the direction.",
         "prefix",
         prefix_chart,
+        finds=prefix_finding,
     ),
     Figure(
         "loss",
@@ -342,6 +350,7 @@ FIGURES = (
         "that Trainer logs, the mean since its last log.",
         "loss",
         loss_chart,
+        finds=loss_finding,
     ),
     Figure(
         "order",
@@ -351,6 +360,7 @@ FIGURES = (
         "order.",
         "order",
         order_chart,
+        finds=order_finding,
     ),
     Figure(
         "projections",
@@ -362,6 +372,7 @@ FIGURES = (
         "training.",
         "projections",
         projection_chart,
+        finds=projection_finding,
     ),
 )
 STUDY = Study(
