@@ -87,7 +87,8 @@ def test_a_vector_from_disk_is_measured_by_its_own_length() -> None:
         ([(10.0, 30.0), (3.0, 10.0)], "3 to 30 steps"),
         ([(0.0, 1.0)], "≤ 1 step"),
         ([(100.0, None), (100.0, None)], "> 100 steps"),
-        ([(100.0, None), (30.0, 100.0)], "> 30 steps"),
+        ([(100.0, None), (30.0, 100.0)], "30 to > 100 steps"),
+        ([(30.0, None), (100.0, 300.0)], "> 30 steps"),
         ([(0.0, 1.0), (100.0, None)], "0 to > 100 steps"),
     ],
 )
@@ -209,5 +210,5 @@ def test_marks_say_of_which_seed_they_are() -> None:
         f"gradient, 2 seeds, {norm}: 2%",
         "gradient, seed 3: 10 to 30 steps",
         "gradient, seed 4: &gt; 30 steps",
-        "gradient, 2 seeds: &gt; 10 steps",
+        "gradient, 2 seeds: 10 to &gt; 30 steps",
     ]
