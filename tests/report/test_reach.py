@@ -132,7 +132,7 @@ def test_nothing_measured_and_everything_censored_are_said() -> None:
 def test_one_seed_has_no_small_marks_and_three_have() -> None:
     single, several = ([one(seed=seed) for seed in range(count)] for count in (1, 3))
     assert "One seed; the line is the 95% interval over examples." in text(single)
-    assert "Large mark: geometric mean of 3 seeds; small dots: seeds." in text(several)
+    assert "Large mark: geometric mean of 3 seeds; small marks: seeds." in text(several)
     marks = [str(figure(each, "a")).count("<circle") for each in (single, several)]
     # The sign of the row, and a large mark in both columns; then a small one for every seed.
     assert marks == [3, 3 + 2 * 3]
