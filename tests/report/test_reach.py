@@ -87,7 +87,8 @@ def test_a_vector_from_disk_is_measured_by_its_own_length() -> None:
         ([(10.0, 30.0), (3.0, 10.0)], "3 to 30 steps"),
         ([(0.0, 1.0)], "≤ 1 step"),
         ([(100.0, None), (100.0, None)], "> 100 steps"),
-        ([(100.0, None), (30.0, 100.0)], "> 30 steps"),
+        ([(100.0, None), (30.0, 100.0)], "30 to > 100 steps"),
+        ([(30.0, None), (100.0, 300.0)], "> 30 steps"),
         ([(0.0, 1.0), (100.0, None)], "0 to > 100 steps"),
     ],
 )
@@ -131,7 +132,7 @@ def test_nothing_measured_and_everything_censored_are_said() -> None:
 def test_one_seed_has_no_small_marks_and_three_have() -> None:
     single, several = ([one(seed=seed) for seed in range(count)] for count in (1, 3))
     assert "One seed; the line is the 95% interval over examples." in text(single)
-    assert "Large mark: geometric mean of 3 seeds; small dots: seeds." in text(several)
+    assert "Large mark: geometric mean of 3 seeds; small marks: seeds." in text(several)
     marks = [str(figure(each, "a")).count("<circle") for each in (single, several)]
     # The sign of the row, and a large mark in both columns; then a small one for every seed.
     assert marks == [3, 3 + 2 * 3]
@@ -209,5 +210,5 @@ def test_marks_say_of_which_seed_they_are() -> None:
         f"gradient, 2 seeds, {norm}: 2%",
         "gradient, seed 3: 10 to 30 steps",
         "gradient, seed 4: &gt; 30 steps",
-        "gradient, 2 seeds: &gt; 10 steps",
+        "gradient, 2 seeds: 10 to &gt; 30 steps",
     ]

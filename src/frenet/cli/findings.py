@@ -47,8 +47,7 @@ def show_reach(reaches: Sequence[Reach]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from frenet.experiments.figures.names import label
-    from frenet.report.reach import NO_SHARE, NORMS, far_words, followed, long_words, spaces
+    from frenet.report.reach import NO_SHARE, far_words, followed, long_words, moved, spaces
 
     console = Console(highlight=False)
     for space in spaces(reaches):
@@ -58,7 +57,7 @@ def show_reach(reaches: Sequence[Reach]) -> None:
             table.add_column(ratio=1)
             table.add_column(min_width=26)
             table.add_column(width=22)
-            head = f"{label(space)}, {NORMS[share_of][0]}"
+            head = moved(space, share_of)
             long = any(one.longest for one in of_space)
             headings = (head, "how far", "how long" if long else "")
             table.add_row(*(Text(words, style="bold") for words in headings))

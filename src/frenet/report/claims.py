@@ -24,11 +24,6 @@ ICONS: dict[Verdict, str] = {
     "undecided": "?",
     "not testable": "–",
 }
-# In a sentence.
-VERBS: dict[Verdict, str] = {
-    **{word: word for word in VERDICTS},
-    "undecided": "left undecided",
-}
 # Characters of a reason on the first screen.
 LONGEST = 130
 
@@ -58,11 +53,11 @@ def answer(decisions: Sequence[Entry], *, named: bool = True) -> str:
     runs = list(dict.fromkeys(decision.run for decision in decisions))
     several = Counter(decision.finding.name for decision in decisions).most_common(1)[0][1] > 1
     groups = []
-    for verdict, verb in VERBS.items():
+    for verdict in VERDICTS:
         mine = [d for d in decisions if d.finding.verdict == verdict]
         if mine:
             which = "" if several else f" ({join_words(_names(mine, decisions))})"
-            groups.append(f"{len(mine)} {'is' if len(mine) == 1 else 'are'} {verb}{which}")
+            groups.append(f"{len(mine)} {'is' if len(mine) == 1 else 'are'} {verdict}{which}")
     what = "verdicts" if several else "claims"
     if len(decisions) == 1:
         what = what.removesuffix("s")
@@ -77,8 +72,10 @@ def _names(mine: Sequence[Entry], every: Sequence[Entry]) -> list[str]:
     """The claims; a case is named only if another case of its claim has another verdict."""
     verdict = mine[0].finding.verdict
     split = {d.finding.claim for d in every if d.finding.verdict != verdict}
-    named = (d.finding.name if d.finding.claim in split else d.finding.claim for d in mine)
-    return list(dict.fromkeys(named))
+    named = Counter(d.finding.name if d.finding.claim in split else d.finding.claim for d in mine)
+    # The number of cases, so that the names add up to the count before them.
+    times = {1: "", 2: " twice"}
+    return [f"{name}{times.get(count, f' {count} times')}" for name, count in named.items()]
 
 
 def _everywhere(decisions: Sequence[Entry], networks: int) -> str:

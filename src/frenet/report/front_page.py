@@ -140,7 +140,8 @@ def claims_heading(decisions: Sequence[Entry]) -> Markup:
     if len(counts) == len(units) == 1 and (n := counts.pop()) > 1:
         of = f" of {n} {units.pop()}s"
     key = (
-        f"dot: measured, with the 95% interval{of}; line: compared with; shaded: supports the claim"
+        f"dot: measured, with the 95% interval{of}; line: compared with; shaded: where all of the "
+        "interval lies if the claim is supported"
     )
     return tag("h2", "The claims", " ", tag("small", key), class_="claims-heading")
 

@@ -12,6 +12,7 @@ from frenet.experiments.figures.names import label
 from frenet.experiments.figures.series import Series
 from frenet.experiments.figures.wording import two
 from frenet.report.drawn import SMALL, Scale, bar, beside, canvas, mark, upright, words
+from frenet.report.glossary import TERMS, explained
 from frenet.report.markup import tag, user_text
 from frenet.report.numbers import join_words, percent
 
@@ -72,8 +73,8 @@ class Followed(NamedTuple):
 
     @property
     def least(self) -> bool:
-        """Whether the lifetime of every seed is a lower bound."""
-        return all(high is None for _, high in self.lives)
+        """Whether the mean lifetime is a lower bound, as that of a seed is."""
+        return any(high is None for _, high in self.lives)
 
     @property
     def outlives(self) -> bool:
@@ -148,8 +149,10 @@ def long_words(one: Followed) -> str:
 def _bracket(one: Followed) -> str:
     low = min(low for low, _ in one.lives)
     ends = [high for _, high in one.lives if high is not None]
-    if len(ends) < len(one.lives):
-        return f"> {two(low)} steps" if low else f"0 to > {two(one.longest)} steps"
+    beyond = [low for low, high in one.lives if high is None]
+    if beyond:
+        start = "" if low == min(beyond) else f"{two(low)} to "
+        return f"{start}> {two(min(beyond))} steps"
     if low <= 0:
         return f"≤ {two(max(ends))} step{'' if max(ends) == 1 else 's'}"
     return f"{two(low)} to {two(max(ends))} steps"
@@ -300,11 +303,11 @@ def figure(reaches: Sequence[Reach], anchor: str) -> Markup:
 def _key(reaches: Sequence[Reach]) -> Markup:
     seeds = len({one.seed for one in reaches})
     dots = (
-        f"Large mark: geometric mean of {seeds} seeds; small dots: seeds. "
+        f"Large mark: geometric mean of {seeds} seeds; small marks: seeds. "
         if seeds > 1
         else "One seed; the line is the 95% interval over examples. "
     )
-    bars = "Half is lost somewhere on the bar, between two measured steps; hollow: later than that."
+    bars = "Half is lost between the two measured steps that a bar joins; hollow: at least so long."
     if not max(one.longest for one in reaches):
         bars = NOT_ASKED
     lengths = " ×: multiples of the direction itself."
@@ -317,9 +320,8 @@ def _plot(every: Sequence[Followed], space: str) -> Markup:
     far, long = _far_scale(every), _long_scale(every)
     series = Series("", None, [one.name for one in every], [], [], {})
     groups = list(dict.fromkeys(one.share_of for one in every))
-    first = f"{label(space)}, {NORMS[groups[0]][0]}"
     headings = [
-        tag("th", _capital(first), scope="col"),
+        tag("th", _capital(moved(space, groups[0])), scope="col"),
         _heading("How far", "loss follows its slope up to this share of the norm"),
     ]
     if long:
@@ -342,14 +344,26 @@ def _plot(every: Sequence[Followed], space: str) -> Markup:
     return tag("table", caption, head, tag("tbody", *body))
 
 
+def moved(space: str, share_of: str) -> str:
+    """What the directions of a space move, in words."""
+    if share_of == "stream":
+        return NORMS[share_of][0]
+    return label(space) if space == "full" else f"{label(space)}, {NORMS[share_of][0]}"
+
+
 def _heading(name: str, meaning: str) -> Markup:
     return tag("th", tag("b", name), " ", tag("span", meaning), scope="col")
+
+
+def _name(name: str) -> Markup:
+    """A direction's name, explained if the glossary has it, and otherwise as a user gave it."""
+    return explained(name, set()) if name in TERMS else user_text(name)
 
 
 def _row(one: Followed, turn: int, far: Scale, long: Scale | None) -> Markup:
     sign = tag("svg", mark(50.0, 7.0, turn=turn), width=14, height=14, aria_hidden="true")
     cells = [
-        tag("th", sign, " ", user_text(one.name), scope="row"),
+        tag("th", sign, " ", _name(one.name), scope="row"),
         tag("td", _far(one, turn, far), tag("span", far_words(one), class_="said")),
     ]
     if long:
