@@ -94,7 +94,7 @@ def training(name: str, rows: Sequence[Stored], steps: int) -> Iterator[Row]:
     }
     low, high, _ = advised.steps
     aim = f"at least {HELD:g}"
-    ends = [(low, aim), (high, None)] if high is not None else [(steps + 1, aim)]
+    ends = [(low, aim), (high, "")] if high is not None else [(steps + 1, aim)]
     for end, aimed in ends:
         if end:
             held = statistics.median(
@@ -106,9 +106,7 @@ def training(name: str, rows: Sequence[Stored], steps: int) -> Iterator[Row]:
                 "name": "energy above chance that projections hold until they are made anew",
                 "ratio": held,
                 "aim": aimed,
-                "detail": f"made anew every {end:.0f} steps"
-                if end <= steps
-                else f"never made anew in {steps} steps",
+                "detail": f"gap of {end:.0f} steps" if end <= steps else f"kept for {steps} steps",
             }
 
 
