@@ -106,7 +106,9 @@ def training(name: str, rows: Sequence[Stored], steps: int) -> Iterator[Row]:
                 "name": "energy above chance that projections hold until they are made anew",
                 "ratio": held,
                 "aim": aimed,
-                "detail": f"gap of {end:.0f} steps" if end <= steps else f"kept for {steps} steps",
+                "detail": f"gap in steps: {end:.0f}"
+                if end <= steps
+                else f"kept for all {steps} steps",
             }
 
 
