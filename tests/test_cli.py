@@ -57,7 +57,7 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setattr(frenet.report, "write_site", write_site)
     monkeypatch.setattr(frenet.report, "export", export)
     # The toy has no network whose speed could be measured.
-    monkeypatch.setattr("frenet.runs.forecast.network_speed", lambda part: Speed(1.0, 1.0))
+    monkeypatch.setattr("frenet.runs.forecast.network_speed", lambda parts: Speed(1.0, 1.0))
     monkeypatch.setattr("frenet.runs.forecast.preparation", lambda *_, **__: 0.0)
     monkeypatch.chdir(tmp_path)
     return written

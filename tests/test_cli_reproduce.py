@@ -70,7 +70,7 @@ def test_every_part_runs_once_and_one_report_has_them_all(folder, capsys, monkey
     rows = (folder / "out" / "synthetic-gradient-rank" / "rows.jsonl").read_bytes()
     assert read_run(folder / "out" / "synthetic-step-vs-vector").manifest["complete"]
 
-    def untouchable(part):
+    def untouchable(parts):
         raise AssertionError("a network whose parts are finished was loaded")
 
     monkeypatch.setattr("frenet.runs.forecast.network_speed", untouchable)
@@ -137,7 +137,7 @@ def test_what_nobody_has_measured_is_named_and_the_rest_is_summed(capsys):
 
 @pytest.mark.parametrize("engine", ["processes", "ray"])
 def test_workers_beyond_the_processors_cost_memory_and_save_no_time(capsys, monkeypatch, engine):
-    monkeypatch.setattr("frenet.runs.forecast.network_speed", lambda part: Speed(0.01, 1.0))
+    monkeypatch.setattr("frenet.runs.forecast.network_speed", lambda parts: Speed(0.01, 1.0))
     monkeypatch.setattr("frenet.runs.forecast.cpu_count", lambda: 2)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**50)
     args = [

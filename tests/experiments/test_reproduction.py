@@ -66,7 +66,8 @@ def test_costs_are_of_kinds_and_presets_that_there_are():
         assert name in EXPERIMENTS
         assert cost.steps > 0
         assert cost.mib > 100
-        assert (cost.weights > 0) == (kind != SYNTHETIC)
+        assert (cost.weights > 0) == (cost.tokens > 0) == (kind != SYNTHETIC)
+        assert cost.passes > 0
 
 
 def test_costs_are_kept_as_they_are_written(tmp_path, monkeypatch):
@@ -200,12 +201,12 @@ def store_first(part, folder):
 def test_nothing_is_left_of_a_finished_run_with_failed_cells_unless_they_are_retried(tmp_path):
     (part,) = parts(Reproduction(networks=(SYNTHETIC,), experiments=("gradient-rank",)), "demo")
     folder, cells = store_first(part, tmp_path), len(cells_of(part.experiment, part.config))
-    assert pending_cells(part, folder) == cells - 1
+    assert pending_cells(part, folder) == cells_of(part.experiment, part.config)[1:]
     (folder / "manifest.json").touch()
-    assert pending_cells(part, folder) == 0
+    assert pending_cells(part, folder) == []
     found = forecast(part, "demo", Speed(1.0, 1.0), folder=folder)
     assert (found.seconds, found.finished, found.pending) == (0.0, 1, 0)
-    assert pending_cells(part, folder, retry_failed=True) == cells - 1
+    assert len(pending_cells(part, folder, retry_failed=True)) == cells - 1
     again = forecast(part, "demo", Speed(1.0, 1.0), folder=folder, retry_failed=True)
     assert again.pending == cells - 1
     assert again.seconds > 0
@@ -244,7 +245,7 @@ def test_the_speed_of_a_network_is_that_of_its_training_step(monkeypatch):
     clock = iter(range(0, 1000, 3))
     monkeypatch.setattr(forecasting.time, "perf_counter", lambda: float(next(clock)))
     (part,) = parts(Reproduction(networks=(SYNTHETIC,), experiments=("gradient-rank",)), "smoke")
-    speed = network_speed(part)
+    speed = network_speed([part])
     assert speed.step == 3.0
     assert 0.05 < speed.weights_mib < 0.5  # 4 bytes of some tens of thousands of parameters
 

@@ -255,11 +255,12 @@ def _forecasts(
     )
 
     local = work.engine == "processes"
-    speeds: dict[str, Speed] = {}
-    for part, folder in zip(todo, folders, strict=True):
-        left = pending_cells(part, folder, retry_failed=work.retry_failed)
-        if left and part.network not in speeds:
-            speeds[part.network] = network_speed(part)
+    left = [
+        part
+        for part, folder in zip(todo, folders, strict=True)
+        if pending_cells(part, folder, retry_failed=work.retry_failed)
+    ]
+    speeds = {network: network_speed(mine) for network, mine in by_network(left).items()}
     idle = Speed(0.0, 0.0)
     forecasts = [
         forecast(

@@ -129,6 +129,21 @@ class Later:
         return getattr(importlib.import_module(module), name)(*arguments, **named)
 
 
+class Texts(NamedTuple):
+    """The texts of one task or contrast, as a forecast of time and memory sees them.
+
+    Attributes:
+        rows: how many there are.
+        tokens: mean length, after the cut to ``max_length``; in a training, with the padding of a
+            minibatch.
+        longest: largest length.
+    """
+
+    rows: int
+    tokens: float
+    longest: int
+
+
 class Column(NamedTuple):
     """One column of one table of rows.
 
@@ -446,7 +461,9 @@ class Experiment(Study):
     for language models: ``changes`` gives the differences from it by kind of network and preset;
     those of MODEL hold for MADE, too. ``reproduced`` gives the changes by ``frenet reproduce`` to a
     preset for the synthetic transformer. ``longest_recovery`` gives the most steps of a recovery,
-    if the time of a cell depends on them.
+    if the time of a cell depends on them. ``passes`` counts the forward passes of one text through
+    a language model that a cell takes with given texts, if their number depends on that of the
+    texts or on settings; a backward pass counts as two.
     """
 
     cells: Callable[[Any], list[Cell]]
@@ -455,6 +472,7 @@ class Experiment(Study):
     changes: Mapping[Kind, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     reproduced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     longest_recovery: Callable[[Any], int] | None = None
+    passes: Callable[[Any, Texts], float] | None = None
     prepare: Callable[[Any, Cell], None] | None = None
     in_demo: bool = True
     leads: bool = False

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from frenet.experiments.best_of_n.columns import TABLES
 from frenet.experiments.best_of_n.figures import FIGURES
 from frenet.experiments.best_of_n.findings import CLAIMS
-from frenet.experiments.experiment import MODEL, Cell, Experiment, Later
+from frenet.experiments.experiment import MODEL, Cell, Experiment, Later, Texts
 from frenet.experiments.setup.damage import FEW, LANGUAGE_MODEL, DamageConfig, shown_settings
 from frenet.experiments.setup.describe import NETWORK_TABLES
 from frenet.experiments.setup.networks import (
@@ -102,6 +102,12 @@ def prepare(config: Config, cell: Cell) -> None:
             build(sized, space=space, seed=cell.seed)
 
 
+def passes(config: Config, texts: Texts) -> float:
+    """Every candidate of every search on the examples that score it."""
+    searches = config.searches * len(config.factors)
+    return float(searches * config.candidates * min(config.select_size, texts.rows))
+
+
 EXPERIMENT = Experiment(
     name="best-of-n",
     question="Does theory say what Gaussian random search brings, before it is run?",
@@ -182,4 +188,5 @@ EXPERIMENT = Experiment(
     },
     shown_settings=shown_settings("protocols"),
     prepare=prepare,
+    passes=passes,
 )  # fmt: skip

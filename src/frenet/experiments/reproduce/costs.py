@@ -18,16 +18,20 @@ class Cost(NamedTuple):
 
     Attributes:
         steps: time, in training steps of the network in one thread (64 rows on the synthetic
-            transformer, 8 rows on the adapters of a language model).
+            transformer, 8 rows of the cell's own texts on the adapters of a language model).
         mib: peak memory of its process in MiB, with a network of negligible size.
         weights: further memory, in multiples of the network's float32 weights.
         longest: time for each step of a long recovery; 0: the time of a cell hardly depends on it.
+        passes: work of the cell in which this was measured, by ``Experiment.passes`` or in tasks.
+        tokens: mean length of the texts of that cell; 0 on the synthetic transformer.
     """
 
     steps: float
     mib: float
     weights: float = 0.0
     longest: float = 0.0
+    passes: float = 1.0
+    tokens: float = 0.0
 
 
 # Kind of network, preset and experiment.

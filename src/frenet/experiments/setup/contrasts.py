@@ -262,6 +262,26 @@ def divided(contrast: "Contrast", *, rows: int, seed: int) -> "dict[str, Contras
     return dict(zip(PARTS, (choose, *tested), strict=True))
 
 
+def prompts_of_parts(config: SteeringConfig, prompts: int) -> tuple[int, int]:
+    """How many prompts of a contrast choose the block, and how many each tested part has.
+
+    >>> prompts_of_parts(SteeringConfig(rows=96), 600), prompts_of_parts(SteeringConfig(), 90)
+    ((144, 96), (30, 20))
+    """
+    choose = min(prompts // 3, _needed(config.rows) // 3)
+    return choose, min(2 * choose // len(TESTED), config.rows)
+
+
+def shift_passes(config: SteeringConfig, tested: int) -> float:
+    """Forward passes of one text that the shifts by the steps towards one answer take.
+
+    Prompts of one class, half of a part, give the gradients of all groups; those of the other are
+    shifted by each group's step, by a forward derivative that takes as long as three passes.
+    """
+    pushed = tested // 2
+    return 3.0 * (pushed + min(config.groups, pushed) * min(config.shifted, pushed))
+
+
 def _has_sides(contrast: "Contrast") -> bool:
     """Whether there are enough prompts for a contrast vector."""
     if contrast.kind == "statements":

@@ -2,8 +2,15 @@
 
 from dataclasses import dataclass
 
-from frenet.experiments.experiment import MODEL, Experiment, Later
-from frenet.experiments.setup.contrasts import BEHAVIOUR_TABLES, SteeringConfig, cells, prepare
+from frenet.experiments.experiment import MODEL, Experiment, Later, Texts
+from frenet.experiments.setup.contrasts import (
+    BEHAVIOUR_TABLES,
+    SteeringConfig,
+    cells,
+    prepare,
+    prompts_of_parts,
+    shift_passes,
+)
 from frenet.experiments.setup.networks import DEMO_NETWORK
 from frenet.experiments.steering_effect.figures import FIGURES
 from frenet.experiments.steering_effect.findings import CLAIMS, TABLES
@@ -25,6 +32,19 @@ class Config(SteeringConfig):
     """Most prompts in that comparison; its weight steps need whole forward passes."""
     neutral_rows: int = 8
     """Neutral texts for KL divergence and perplexity."""
+
+
+def passes(config: Config, texts: Texts) -> float:
+    """Prompts that are read once, the gradient and its shifts, and every vector at every dose.
+
+    With a cache, a vector at a dose takes the time of one token of each prompt.
+    """
+    choose, tested = prompts_of_parts(config, texts.rows)
+    read = choose + 3 * tested + 3 * (tested // 2)
+    # Contrast vector and shift; shuffled, random and matched vectors.
+    vectors = 2 + 3 * config.draws
+    doses = 2 * len(config.doses) * vectors * tested / texts.tokens
+    return read + shift_passes(config, tested) + doses
 
 
 EXPERIMENT = Experiment(
@@ -55,4 +75,5 @@ EXPERIMENT = Experiment(
         },
     },
     prepare=prepare,
+    passes=passes,
 )  # fmt: skip

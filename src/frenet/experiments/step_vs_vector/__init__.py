@@ -2,8 +2,15 @@
 
 from dataclasses import dataclass
 
-from frenet.experiments.experiment import MODEL, Experiment, Later
-from frenet.experiments.setup.contrasts import BEHAVIOUR_TABLES, SteeringConfig, cells, prepare
+from frenet.experiments.experiment import MODEL, Experiment, Later, Texts
+from frenet.experiments.setup.contrasts import (
+    BEHAVIOUR_TABLES,
+    SteeringConfig,
+    cells,
+    prepare,
+    prompts_of_parts,
+    shift_passes,
+)
 from frenet.experiments.setup.networks import DEMO_NETWORK
 from frenet.experiments.step_vs_vector.findings import CLAIMS, FIGURES, TABLES
 
@@ -14,6 +21,12 @@ class Config(SteeringConfig):
 
     shuffles: int = 1000
     """Draws of each null."""
+
+
+def passes(config: Config, texts: Texts) -> float:
+    """Streams of two parts, the model's own answers, and the shifts towards both answers."""
+    choose, tested = prompts_of_parts(config, texts.rows)
+    return choose + 2 * tested + 2 * shift_passes(config, tested)
 
 
 EXPERIMENT = Experiment(
@@ -41,4 +54,5 @@ EXPERIMENT = Experiment(
         },
     },
     prepare=prepare,
+    passes=passes,
 )  # fmt: skip
