@@ -1,9 +1,10 @@
 """Runs as a folder to store with code: Markdown pages, the figures of claims, the runs."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from frenet.experiments.experiment import Study, claim_order
+from frenet.experiments.experiment import VERDICTS, Study, claim_order
 from frenet.experiments.figures.wording import two
 from frenet.report import across, summary
 from frenet.report.claims import Entry, answer, comparison
@@ -112,7 +113,9 @@ def _matrix(
     yield from _table(networks, main, files)
     if cases:
         names = [one.finding.name.removeprefix(one.claim.id).strip() for one in cases]
-        title = f"The same {join_words(list(dict.fromkeys(names)))}"
+        counts = Counter(one.finding.verdict for one in cases)
+        found = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]]
+        title = f"The same {join_words(list(dict.fromkeys(names)))}: {', '.join(found)}"
         yield from folded(title, _table(networks, cases, files))
 
 

@@ -89,8 +89,8 @@ def radius_finding(rows: Rows) -> str:
         for means, end in ((both, "radius_high"), (random, "random_high"))
     )
     return (
-        f"Two task vectors add up to {ours} of their lengths, with a random second one to {chance} "
-        "(geometric means over pairs and tasks)."
+        f"Two task vectors compose up to {ours} times their lengths, one with a random second one "
+        f"up to {chance} times (geometric means over pairs and tasks)."
     )
 
 

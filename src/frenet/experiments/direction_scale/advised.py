@@ -295,10 +295,13 @@ def coefficient_finding(rows: Rows) -> str:
         return ""
     scale = best[0]["scale"]
     there = tested[scale]
-    usual = f", {two(number(tested[1.0], 'loss'))} at 1" if scale != 1 and 1.0 in tested else ""
+    usual = (
+        f"with 1 it is {two(number(tested[1.0], 'loss'))}, " if scale != 1 and 1.0 in tested else ""
+    )
     return (
-        f"At {scale:g}, the best on other examples, the test loss is {two(number(there, 'loss'))}"
-        f"{usual}, {two(number(there, 'without'))} without the direction."
+        f"With coefficient {scale:g}, the best on other examples, the test loss is "
+        f"{two(number(there, 'loss'))}; {usual}without the direction "
+        f"{two(number(there, 'without'))}."
     )
 
 

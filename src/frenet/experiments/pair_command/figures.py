@@ -89,8 +89,8 @@ def map_finding(rows: Rows) -> str:
     x, y = min(means, key=means.__getitem__)
     best, plain = (f"{means[place]:+.2f}" for place in ((x, y), (1.0, 1.0)))
     return (
-        f"Of the coefficients tried, {x:g} for A and {y:g} for B change the mean loss best, by "
-        f"{best} nats per token; the plain sum changes it by {plain}."
+        f"Of the coefficients tried, {x:g} for A and {y:g} for B lower the mean loss most ({best} "
+        f"nats per token); with the plain sum it changes by {plain}."
     )
 
 

@@ -75,8 +75,8 @@ def block_finding(rows: Rows) -> str:
     best = max(rows, key=lambda row: number(row, "share"))
     after, before = (two(number(best, name)) for name in ("share", "before"))
     return (
-        f"Block {best['block']} does, at dose {number(best, 'dose'):g}: P(positive answer) is "
-        f"{after} there, {before} without a vector."
+        f"Block {best['block']} steers most, at dose {number(best, 'dose'):g}: P(positive answer) "
+        f"is {after} there, {before} without a vector."
     )
 
 
