@@ -279,12 +279,12 @@ def curve_chart(rows: Rows) -> object:
 
 def coefficient_finding(rows: Rows) -> str:
     """The coefficient that is best on other examples, and the test losses there, at 1 and at 0."""
-    best: list[Row] = []
+    best: list[Mapping[str, Scalar]] = []
     for key in dict.fromkeys(map(_key, rows)):
         cell = dict(zip(KEYS, key, strict=True))
         tried = [r for r in select(rows, **cell, examples=CHOOSE) if r["loss"] is not None]
         if tried:
-            best.append(dict(min(tried, key=lambda row: number(row, "loss"))))
+            best.append(min(tried, key=lambda row: number(row, "loss")))
     if len(best) > 1:
         return (
             "The coefficients that are best on the examples to choose on are "

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from frenet.experiments.experiment import Row, number
+from frenet.experiments.experiment import Rows, number
 from frenet.experiments.figures.names import label
 
 
@@ -22,7 +22,7 @@ def two(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 0.995 else f"{value:.1f}"
 
 
-def between(rows: Sequence[Row], field: str, value: str = "value") -> str:
+def between(rows: Rows, field: str, value: str = "value") -> str:
     """From the least to the greatest number of some rows, each with its name; one number alone.
 
     >>> between([{"task": "copy", "value": 0.61}, {"task": "sort", "value": 0.3}], "task")

@@ -79,7 +79,7 @@ def projection_finding(rows: Rows) -> str:
 def _last(rows: Rows, value: str) -> list[Mapping[str, Scalar]]:
     """The rows of the last step after the start with a number in this column."""
     known = [row for row in rows if row.get(value) is not None and number(row, "step") > 0]
-    return select(known, step=max((row["step"] for row in known), default=None))
+    return select(known, step=max((number(row, "step") for row in known), default=None))
 
 
 def _steps(rows: Rows) -> str:
