@@ -33,8 +33,8 @@ def renewal_gap(kept: Mapping[int, float], fresh: Mapping[int, float], *, level:
     of what would be held if it were made anew at every step. The gap is the largest T up to which h
     is at least ``level``. Between two measurements both energies are interpolated linearly.
 
-    A mean over steps does not depend on a single measurement. A first crossing does: if the
-    measurements are noisy, it comes the earlier the more of them there are.
+    This mean depends less on each measurement than the first crossing of a ratio, which noise makes
+    the earlier the more measurements there are.
 
     Args:
         kept: step -> energy in what was made at step 0; with step 0.

@@ -197,8 +197,8 @@ def _distance(
     At the best sigma the mean rise is half of a winner's luck from the slope. A few pairs on some
     of the examples are tried at one sigma after another. Where the loss does not rise above its
     rounding, the next sigma is larger, up to the one at which a linear loss would gain all of the
-    loss. Where the loss does not follow its slope, it is smaller; some of the examples may leave it
-    alone, so that all of them are tried before.
+    loss. Where the loss does not follow its slope, neither on those examples nor on all of them, it
+    is smaller.
     """
     luck = expected_maximum(PROBED) * norm(slope)
     most = place.loss / luck
