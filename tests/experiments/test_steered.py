@@ -125,6 +125,7 @@ def test_contrasts_that_were_not_measured_come_first_among_cautions(findings) ->
     base = {"seed": 0, "space": "full"}
     rows = [
         {"table": table, **base, "behaviour": "b"},
+        {"table": "notes", **base, "behaviour": "gone", "note": "12 prompts"},
         {"table": "notes", **base, "behaviour": "gone", "note": "no words"},
         {"table": "notes", **base, "behaviour": "b", "note": "another"},
         {"table": "behaviour", **base, "behaviour": "b", "unit": "prompt", "prompts": 12},

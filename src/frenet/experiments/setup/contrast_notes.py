@@ -214,9 +214,11 @@ def known_labels(rows: Rows) -> tuple[Breakdown, ...]:
 def unmeasured(rows: Rows, table: str) -> Iterator[str]:
     """Why contrasts have no rows in the table of measurements."""
     measured = {row["behaviour"] for row in select(rows, table=table)}
-    notes = ((row["behaviour"], row["note"]) for row in select(rows, table="notes"))
-    for name, note in dict.fromkeys(pair for pair in notes if pair[0] not in measured):
-        yield f"{name} was left out: {note}"
+    # The reason is the last thing that is noted on a contrast that is given up.
+    reasons = {row["behaviour"]: row["note"] for row in select(rows, table="notes")}
+    for name, reason in reasons.items():
+        if name not in measured:
+            yield f"{name} was left out: {reason}"
 
 
 def with_blocks(rows: Rows) -> list[Row]:
