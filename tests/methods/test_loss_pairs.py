@@ -69,32 +69,6 @@ def test_no_gain_is_planned_beyond_where_a_loss_levels_off(width):
     assert gained < best.held_out < 2 * gained
 
 
-@dataclass(frozen=True)
-class LevelledRows(Levelled):
-    """The mean of eight such rows, of which the first ones level off."""
-
-    levelled: int = 8
-
-    def batches(self, split, batch_size, seed):
-        widths = torch.tensor([self.width] * self.levelled + [1000.0] * (8 - self.levelled))
-        while True:
-            yield {"widths": widths[:, None], "labels": torch.zeros(8, 1, dtype=torch.int64)}
-
-    def loss(self, model, batch):
-        x, widths = model(), batch["widths"]
-        along = (x - self.minimum.to(x.dtype)).sum() / len(x) ** 0.5
-        return 30.0 + (widths * torch.tanh(along / widths)).mean()
-
-
-@pytest.mark.parametrize("levelled", [2, 8])
-def test_a_distance_is_too_long_only_if_all_examples_leave_their_slope(levelled):
-    """A quarter of them, on which distances are tried first, leaves three quarters of the slope."""
-    model, task, space = quadratic(torch.zeros(40))
-    task = LevelledRows(task.H, space.read(model), width=0.1, levelled=levelled)
-    found = survey(model, task, space, effort=Effort(8, products=False))
-    assert math.isinf(found.followed) is (levelled == 2)
-
-
 def test_a_loss_that_does_not_level_off_is_followed_at_every_distance():
     model, task, space = quadratic(torch.zeros(40))
     task = Levelled(task.H, space.read(model), width=1000.0)

@@ -93,10 +93,9 @@ class Losses:
         """
         return self.pairs(noise, draws, place.batch).mean(1) - place.loss
 
-    def linear(
-        self, noise: Noise, draws: Sequence[int], slope: Float[Tensor, " d"]
-    ) -> Float[Tensor, " n"]:
+    def linear(self, noise: Noise, draws: Sequence[int], batch: Batch) -> Float[Tensor, " n"]:
         """(L(theta + delta) - L(theta - delta)) / 2 of antithetic draws, of a linear loss."""
+        slope = slope_at(self.model, self.task, batch, space=space_of(self.where))
         with Candidates(self.model, self.where, noise) as candidates:
             # One at a time: each is as long as all weights that move.
             found = [dot(candidates.delta(2 * j), slope) for j in draws]
@@ -154,8 +153,7 @@ def curvature_from_losses(
     """
     gradient = norm(slope)
     noise = Noise(1.0, seed=seed, antithetic=True, kind=kind)
-    down = losses.where.expand(slope) if isinstance(losses.where, Basis) else slope
-    sigma, followed = _distance(losses, here, down, noise)
+    sigma, followed = _distance(losses, here, gradient, noise)
     noise = replace(noise, sigma=sigma)
     own = losses.rises(noise, range(pairs), here)
     away = torch.zeros_like(own)
@@ -170,7 +168,7 @@ def curvature_from_losses(
         gradient=gradient,
         trace=float(bends.mean()),
         trace_square=square / (2 * (pairs - 1)),
-        along=gradient**2 * _along(losses, noise, own, down, here),
+        along=gradient**2 * _along(losses, noise, own, slope, here),
     )
     bend = float(spread @ bends_away) / square if square > 0 else 0.0
     error = float(bends.std()) / pairs**0.5
@@ -178,46 +176,43 @@ def curvature_from_losses(
 
 
 def _along(
-    losses: Losses, noise: Noise, rises: Tensor, slope: Float[Tensor, " d"], place: Place
+    losses: Losses, noise: Noise, rises: Tensor, slope: Float[Tensor, " k"], place: Place
 ) -> float:
     """u.Hu along the gradient's direction u, from the first pairs and the same further down."""
     gradient, few = norm(slope), max(1, len(rises) // MOVED)
     length = expected_maximum(PROBED) * noise.sigma
-    with space_of(losses.where).displaced(losses.model, slope, -length / gradient):
+    down = losses.where.expand(slope) if isinstance(losses.where, Basis) else slope
+    with space_of(losses.where).displaced(losses.model, down, -length / gradient):
         moved = losses.rises(noise, range(few), place)
     lacking = float((moved - rises[:few]).mean()) + length * gradient
     return 2 * lacking / length**2
 
 
-def _distance(
-    losses: Losses, place: Place, slope: Float[Tensor, " d"], noise: Noise
-) -> tuple[float, float]:
+def _distance(losses: Losses, place: Place, gradient: float, noise: Noise) -> tuple[float, float]:
     """About the best sigma, and the longest at which the loss follows its slope; inf if all do.
 
     At the best sigma the mean rise is half of a winner's luck from the slope. A few pairs on some
     of the examples are tried at one sigma after another. Where the loss does not rise above its
     rounding, the next sigma is larger, up to the one at which a linear loss would gain all of the
-    loss. Where the loss does not follow its slope, neither on those examples nor on all of them, it
-    is smaller.
+    loss. Where the loss does not follow its slope, it is smaller.
     """
-    luck = expected_maximum(PROBED) * norm(slope)
+    luck = expected_maximum(PROBED) * gradient
     most = place.loss / luck
     count = max(1, round(TRIAL_SHARE * len(place.batch["labels"])))
     some = losses.at_start({key: value[:count] for key, value in place.batch.items()})
-    own = slope_at(losses.model, losses.task, some.batch, space=space_of(losses.where))
-    tried = [
-        (on, losses.linear(noise, range(TRIAL_PAIRS), g)) for on, g in ((some, own), (place, slope))
-    ]
+    linear = losses.linear(noise, range(TRIAL_PAIRS), some.batch)
     dtypes = {p.dtype for p in losses.model.parameters() if p.is_floating_point()}
     rounding = max(torch.finfo(dtype).eps for dtype in dtypes) * max(place.loss, 1.0)
     sigma, too_short, too_long = FIRST * most, 0.0, math.inf
     followed: list[float] = []
     left = False
     for _ in range(TRIALS):
-        for on, linear in tried:
-            rise, follows = _trial(losses, replace(noise, sigma=sigma), on, linear, rounding)
-            if follows:
-                break
+        try:
+            pairs = losses.pairs(replace(noise, sigma=sigma), range(TRIAL_PAIRS), some.batch)
+            rise = float(pairs.mean(1).mean()) - some.loss
+            follows = _follows(pairs, sigma * linear, rounding)
+        except FloatingPointError:
+            rise, follows = math.inf, False
         factor = UP
         if rise > rounding:
             factor = max(luck * sigma / (2 * rise), (ABOVE_ROUNDING * rounding / rise) ** 0.5)
@@ -238,26 +233,9 @@ def _distance(
     return min(sigma, limit), limit
 
 
-def _trial(
-    losses: Losses, noise: Noise, place: Place, linear: Float[Tensor, " n"], rounding: float
-) -> tuple[float, bool]:
-    """The mean rise of a few pairs, and whether the loss follows its slope.
-
-    It does if their differences are what the slope predicts, or cannot be told from it.
-
-    Args:
-        losses: of the candidates.
-        noise: of the pairs.
-        place: the examples.
-        linear: what their slope predicts at a sigma of 1.
-        rounding: of a loss.
-    """
-    try:
-        pairs = losses.pairs(noise, range(TRIAL_PAIRS), place.batch)
-    except FloatingPointError:
-        return math.inf, False
-    rise, linear = float(pairs.mean()) - place.loss, noise.sigma * linear
-    if float(linear.abs().max()) <= ABOVE_ROUNDING * rounding:
-        return rise, True
+def _follows(pairs: Float[Tensor, "n 2"], linear: Float[Tensor, " n"], rounding: float) -> bool:
+    """Whether the differences of pairs are what the slope predicts, or cannot be told from it."""
     found = (pairs[:, 0] - pairs[:, 1]) / 2
-    return rise, float(found @ linear) >= FOLLOWED * float(linear @ linear)
+    if float(linear.abs().max()) <= ABOVE_ROUNDING * rounding:
+        return True
+    return float(found @ linear) >= FOLLOWED * float(linear @ linear)
