@@ -64,7 +64,7 @@ def test_answers_open_a_page_without_claims(tmp_path: Path) -> None:
     text = page([scale_run(radius_rows(2))], tmp_path).text
     before(
         text,
-        "How far does each go? On the synthetic transformer .",
+        "How far does each go? Results",
         "gradient seed 0 linear up to 1.5 of its length seed 1 linear up to 2.5 of its length",
         "a: b seed 0 linear up to 1.5 of its length",
         "Glossary direction",

@@ -119,11 +119,8 @@ def lines(
     if marked:
         base = base.transform_filter(f"!isValid(datum.{SAYS})")
         layers.append(_rings(every, table, series, marked))
-    # A line has one text for all its points.
     tip = tooltip(() if drawn else (x, y), series=series, facet=facet, rows=table)
-    if singles is not None:
-        singles = singles.encode(tooltip=tip)
-    layers += _around(base, singles, _measured(table, series), y, interval, drawn=drawn)
+    layers += _around(base, singles, _measured(table, series), y, interval, tip, drawn=drawn)
     if drawn:
         layers.append(base.mark_line(strokeWidth=2.5).encode(strokeDash=series.dash()))
     pointed = series.measured() if drawn else [*series.measured(), *series.nulls]
@@ -144,16 +141,20 @@ def _around(
     measured: Rows,
     y: Axis,
     interval: tuple[str, str] | None,
+    tip: Any,
     *,
     drawn: bool,
 ) -> list[Any]:
-    """Thin lines of single values, which are points if no line is drawn; or a band."""
+    """Thin lines of single values, which are points if no line is drawn; or a band.
+
+    ``tip``: of the single values; a line has one text for all its points.
+    """
     import altair as alt
 
     if singles is not None:
         thin = singles.mark_line(strokeWidth=1) if drawn else singles.mark_point(size=20)
         each = alt.Detail(field=UNIT, type="nominal")
-        return [thin.encode(detail=each, opacity=alt.value(THIN))]
+        return [thin.encode(detail=each, opacity=alt.value(THIN), tooltip=tip)]
     if interval and bounded(measured, interval):
         band = whole(base, interval).mark_area(opacity=0.16)
         return [band.encode(**_between(alt.Y, y, interval))]
@@ -270,19 +271,21 @@ def dots(
         layers.append(_null_ticks(plain, series.field, ticked).encode(tooltip=tip, shape=shape))
     if singles is not None:
         one = tooltip((row, x), series=lanes, facet=facet, rows=table)
-        points = singles.mark_point(filled=True, size=24, opacity=0.5)
-        layers.append(points.encode(shape=shape, tooltip=one))
+        layers.append(_filled(singles, 24, 0.5).encode(shape=shape, tooltip=one))
     elif interval and bounded(_measured(table, series), interval):
         whiskers = whole(dot, interval).mark_rule(strokeWidth=2)
         layers.append(whiskers.encode(**_between(alt.X, x, interval)))
-    points = dot.mark_point(filled=True, size=80, opacity=1)
-    layers.append(points.encode(tooltip=tip, shape=shape))
+    layers.append(_filled(dot, 80, 1.0).encode(tooltip=tip, shape=shape))
     means = alt.FieldOneOfPredicate(row.field, [*map(label, bold)])
     layers += _bold(dot.transform_filter(means), x, tip) if bold else []
     each = max(44 if _tall(order) else 28, (9 if lane else 13) * len(lanes.measured()) + 8)
     height = max(72, (len(order) + len(headings)) * each)
     words = in_words(table, (row, x), series)
     return panels(layers, table, facet=facet, height=height, words=words)
+
+
+def _filled(chart: "alt.Chart", size: int, opacity: float) -> "alt.Chart":
+    return chart.mark_point(filled=True, size=size, opacity=opacity)
 
 
 def _null_ticks(chart: "alt.Chart", field: str, names: Sequence[str]) -> "alt.Chart":
