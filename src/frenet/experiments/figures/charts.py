@@ -275,7 +275,7 @@ def dots(
     elif interval and bounded(_measured(table, series), interval):
         whiskers = whole(dot, interval).mark_rule(strokeWidth=2)
         layers.append(whiskers.encode(**_between(alt.X, x, interval)))
-    layers.append(_filled(dot, 80, 1.0).encode(tooltip=tip, shape=shape))
+    layers.append(_filled(dot, 80, 1).encode(tooltip=tip, shape=shape))
     means = alt.FieldOneOfPredicate(row.field, [*map(label, bold)])
     layers += _bold(dot.transform_filter(means), x, tip) if bold else []
     each = max(44 if _tall(order) else 28, (9 if lane else 13) * len(lanes.measured()) + 8)
@@ -284,7 +284,7 @@ def dots(
     return panels(layers, table, facet=facet, height=height, words=words)
 
 
-def _filled(chart: "alt.Chart", size: int, opacity: float) -> "alt.Chart":
+def _filled(chart: "alt.Chart", size: int, opacity: int | float) -> "alt.Chart":
     return chart.mark_point(filled=True, size=size, opacity=opacity)
 
 
