@@ -143,9 +143,7 @@ def test_the_keyboard_skips_opens_and_sorts(chromium: Any, real: Report) -> None
         page.keyboard.press("Enter")
         assert page.url.endswith("#claims")
         page.keyboard.press("Tab")
-        # What follows the start of the results: they may hold nothing that takes the focus.
-        after = "document.querySelector('#claims').compareDocumentPosition(document.activeElement)"
-        assert page.evaluate(f"({after} & Node.DOCUMENT_POSITION_FOLLOWING) !== 0")
+        assert page.evaluate("document.activeElement.closest('#claims') !== null")
 
         table = page.locator("#direction-scale-table-line")
         table.locator("summary").focus()

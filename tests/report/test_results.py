@@ -91,7 +91,7 @@ def test_the_pages_name_both_networks_link_their_figures_and_hold_no_tag_of_a_us
     every = "0.662 [0.601, 0.723], n = 3; compared with 0.0123 [0.0119, 0.0126], n = 3"
     assert (
         f'[<span class="verdict supported">✓ supported</span>]({place}) '
-        f'<small title="{every}">0.66</small> |'
+        f'<small title="{every}">0.66 (0.01)</small> |'
     ) in index
     assert text.count("| task | energy |\n| --- | --- |\n| &lt;i&gt;a\\|b&lt;/i&gt; | 0.251 |") == 2
     figures = list(tmp_path.glob("*.svg"))

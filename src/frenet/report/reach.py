@@ -473,8 +473,15 @@ def _axis(far: Scale, long: Scale | None) -> Markup:
     cells = [tag("td", ""), tag("td", canvas(*ticks, height=18, kind="axis"))]
     if long:
         last = long.high / 1.6
-        marks = [at for at in long.decades() if at < 0.3 * last]
-        ticks = [words(long.at(at), 13.0, f"{at:g}", anchor="middle") for at in marks]
+        # A narrow window has no room for a number just before the last one.
+        ticks = [
+            words(
+                long.at(at), 13.0, f"{at:g}", anchor="middle",
+                kind="wide" if at > 0.3 * last else None,
+            )
+            for at in long.decades()
+            if at < 0.6 * last
+        ]  # fmt: skip
         ticks.append(words(100.0, 13.0, f"{last:g}, end of run", anchor="end"))
         cells.append(tag("td", canvas(*ticks, height=18, kind="axis")))
     return tag("tr", *cells, class_="axis", aria_hidden="true")

@@ -126,7 +126,10 @@ def _table(
     by_cell = {(d.finding.name, d.run): d for d in decisions}
     claims = {d.finding.name: d.claim for d in decisions}
     yield from ('<div class="matrix" markdown>', "")
-    yield table_row("claim", *(f"[{markdown(n.label)}]({files[n.label]})" for n in networks))
+    yield table_row(
+        "claim, its number (compared with)",
+        *(f"[{markdown(n.label)}]({files[n.label]})" for n in networks),
+    )
     yield table_row(*["---"] * (len(networks) + 1))
     for name, claim in claims.items():
         cells = (_cell(by_cell.get((name, network.label)), files) for network in networks)
@@ -135,7 +138,10 @@ def _table(
 
 
 def _cell(decision: Entry | None, files: Mapping[str, str]) -> str:
-    """The verdict, which leads to the claim on the page of its network, and the number."""
+    """The verdict, which leads to the claim on its network's page, and the number beside another.
+
+    The other one is what the number is compared with.
+    """
     if decision is None:
         return "<small>not measured</small>"
     finding = decision.finding
@@ -144,7 +150,9 @@ def _cell(decision: Entry | None, files: Mapping[str, str]) -> str:
     if value is None:
         return link
     every = f"{estimate(value)}; {comparison(finding)}"
-    number = tag("small", two(value.value), title=every)
+    other = finding.reference_estimate
+    beside = "" if other is None else f" ({two(other.value)})"
+    number = tag("small", f"{two(value.value)}{beside}", title=every)
     # Inside a tag, a backslash before the sign that ends a cell would be shown.
     return f"{link} {str(number).replace('|', '&#124;')}"
 

@@ -37,7 +37,7 @@ def answers(part: Section) -> Markup:
 def opening(sections: Sequence[Section], pages: Mapping[str, str]) -> Iterator[Markup]:
     """The first lines of a page that decides no claim: each question with its answers.
 
-    The question of an only run is the title of the page.
+    The question of an only run is the title of the page; what is left is a link to its figures.
 
     Args:
         sections: the runs.
@@ -45,14 +45,13 @@ def opening(sections: Sequence[Section], pages: Mapping[str, str]) -> Iterator[M
     """
     for part in sections:
         listed = answers(part)
-        asked = Markup("")
-        if len(sections) > 1 or pages:
-            address = f"{pages.get(part.label, '')}#{part.id}"
-            network = join((" On ", user_text(part.label), ".")) if part.label else Markup("")
-            asked = join((tag("a", part.experiment.question, href=address), network, " "))
-        see = "" if listed else "No claim is tested; the figures are the answer."
-        if asked or see:
-            yield tag("p", asked, see, class_="answer")
+        several = len(sections) > 1 or bool(pages)
+        asked = part.experiment.question if several else "Figures and tables"
+        link = tag("a", asked, href=f"{pages.get(part.label, '')}#{part.id}")
+        named = several and part.label
+        network = join((" On ", user_text(part.label), ".")) if named else Markup("")
+        see = "" if listed else " No claim is tested; the figures are the answer."
+        yield tag("p", link, network, see, class_="answer")
         yield listed
 
 

@@ -218,7 +218,7 @@ def unmeasured(rows: Rows, table: str) -> Iterator[str]:
     reasons = {row["behaviour"]: row["note"] for row in select(rows, table="notes")}
     for name, reason in reasons.items():
         if name not in measured:
-            yield f"{name} was left out: {reason}"
+            yield f"{name} was left out: {str(reason).removeprefix(f'{name}: ')}"
 
 
 def with_blocks(rows: Rows) -> list[Row]:
