@@ -36,7 +36,7 @@ def test_the_plan_says_time_and_memory_and_runs_nothing(folder, capsys):
     assert cli.main([*SMALL, "--plan"]) == 0
     said, progress = capsys.readouterr()
     assert re.search(r"^  gradient-rank +\d+ +0 +[\d.]+ (s|min .*) +[\d,]+ MiB", said, re.MULTILINE)
-    assert re.search(r"^Time: about .* with 1 workers\.$", said, re.MULTILINE)
+    assert re.search(r"^Time: about .* with 1 worker\.$", said, re.MULTILINE)
     assert re.search(r"^Memory: at most [\d,]+ MiB\.$", said, re.MULTILINE)
     assert progress == ""
     assert not (folder / "out").exists()
@@ -132,7 +132,18 @@ def test_what_nobody_has_measured_is_named_and_the_rest_is_summed(capsys):
     assert facts["not_known"] == [found[1].experiment.name]
     said = " ".join(capsys.readouterr().err.split())
     assert f"about 5.0 s with 2 workers, without {found[1].experiment.name}: not known yet." in said
+    assert f"at most 2,000 MiB, without {found[1].experiment.name}: not known yet." in said
     assert "together 6 2 5.0 s 1,000 MiB" in said
+
+
+def test_no_sum_is_given_if_nothing_is_known(capsys):
+    unknown = Forecast(0.0, 0.0, 0.0, cells=2, finished=0, pending=2, crew=2, processors=2)
+    found = parts(Reproduction(networks=("synthetic",)), "smoke")[:1]
+    unknown = unknown._replace(known=False)
+    command._say_costs(found, [unknown], 0.0, command.Reproducing(), out=Path("out"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Time and memory: not known yet." in said
+    assert "0 MiB" not in said
 
 
 @pytest.mark.parametrize("engine", ["processes", "ray"])

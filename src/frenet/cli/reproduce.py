@@ -172,10 +172,7 @@ def _say_costs(
     """
     from rich.console import Console
 
-    from frenet.runs.progress import duration
-
-    workers = max(f.crew for f in forecasts)
-    unknown = _names(todo, forecasts, lambda f: not f.known and f.pending > 0)
+    unknown = _unknown(todo, forecasts)
     seconds = sum(f.duration for f in forecasts)
     longest = sum(f.longest_duration for f in forecasts)
     memory = max(f.memory for f in forecasts)
@@ -183,13 +180,7 @@ def _say_costs(
     console = Console(stderr=work.json or not work.plan, highlight=False)
     if not work.quiet:
         console.print(_plan_table(todo, forecasts))
-        for line in (
-            f"Time: about {duration(seconds)} with {workers} workers"
-            f"{_cluster_size(work, workers)}{_at_most(todo, forecasts)}{_left_out(unknown)}.",
-            f"Training networks that are not in the cache: up to {duration(before)} more.",
-            f"Memory: at most {memory:,.0f} MiB.",
-            f"Results: {one_line(out)}",
-        ):
+        for line in (*_sums(todo, forecasts, before, work), f"Results: {one_line(out)}"):
             console.print(line, markup=False)
     shortage = _memory_shortage(forecasts) if work.engine == "processes" else None
     if shortage is not None:
@@ -204,6 +195,31 @@ def _say_costs(
         "expected_mib": round(memory), "lacking_memory": str(shortage) if shortage else None,
         "cells": sum(f.cells for f in forecasts), "finished": sum(f.finished for f in forecasts),
     }  # fmt: skip
+
+
+def _sums(
+    todo: "Sequence[Part]", forecasts: "Sequence[Forecast]", before: float, work: Reproducing
+) -> list[str]:
+    """Time and memory of all that is left, as far as they are known."""
+    from frenet.runs.progress import duration
+
+    training = f"Training networks that are not in the cache: up to {duration(before)} more."
+    if any(f.pending for f in forecasts) and not any(f.known and f.pending for f in forecasts):
+        return [f"Time and memory: {NOT_KNOWN}.", training]
+    workers = max(f.crew for f in forecasts)
+    left_out = _left_out(_unknown(todo, forecasts))
+    return [
+        f"Time: about {duration(sum(f.duration for f in forecasts))} with {workers} "
+        f"worker{'' if workers == 1 else 's'}{_cluster_size(work, workers)}"
+        f"{_at_most(todo, forecasts)}{left_out}.",
+        training,
+        f"Memory: at most {max(f.memory for f in forecasts):,.0f} MiB{left_out}.",
+    ]
+
+
+def _unknown(todo: "Sequence[Part]", forecasts: "Sequence[Forecast]") -> list[str]:
+    """The experiments that are still to run and whose cost is not known."""
+    return _names(todo, forecasts, lambda f: not f.known and f.pending > 0)
 
 
 def _names(
