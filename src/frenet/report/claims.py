@@ -10,7 +10,15 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from frenet._notebook import one_line
-from frenet.experiments.experiment import VERDICTS, Claim, Decision, Finding, Verdict, claim_order
+from frenet.experiments.experiment import (
+    OPEN,
+    VERDICTS,
+    Claim,
+    Decision,
+    Finding,
+    Verdict,
+    claim_order,
+)
 from frenet.experiments.figures.wording import two
 from frenet.report.glossary import explained
 from frenet.report.glyph import glyph
@@ -49,14 +57,15 @@ class Entry(NamedTuple):
 
 
 def answer(decisions: Sequence[Entry], *, named: bool = True) -> str:
-    """The verdicts in one sentence; ``named``: with the network."""
+    """The verdicts in one sentence, with the names of what is decided; ``named``: the network's."""
     runs = list(dict.fromkeys(decision.run for decision in decisions))
     several = Counter(decision.finding.name for decision in decisions).most_common(1)[0][1] > 1
     groups = []
     for verdict in VERDICTS:
         mine = [d for d in decisions if d.finding.verdict == verdict]
         if mine:
-            which = "" if several else f" ({join_words(_names(mine, decisions))})"
+            unnamed = several or verdict in OPEN
+            which = "" if unnamed else f" ({join_words(_names(mine, decisions))})"
             groups.append(f"{len(mine)} {'is' if len(mine) == 1 else 'are'} {verdict}{which}")
     what = "verdicts" if several else "claims"
     if len(decisions) == 1:

@@ -9,7 +9,9 @@ from frenet.experiments.figures.wording import two
 from frenet.report.drawn import Scale, bar, canvas, mark, upright, words
 from frenet.report.markup import tag
 
-HEIGHT, MIDDLE = 30, 9.5
+HEIGHT, MIDDLE = 19, 9.5
+# From the ends of a scale to their numbers, and from the middle to the foot of these, in pixels.
+ASIDE, FOOT = 3.0, 3.5
 # The scales that are tried first, so that most claims share one.
 USUAL = ((0.0, 1.0), (-1.0, 1.0), (0.0, 2.0), (-2.0, 2.0))
 # How far a number may lie outside a usual scale.
@@ -34,8 +36,8 @@ def glyph(claim: Claim, finding: Finding) -> Markup:
     if ends:
         parts.append(bar(scale.at(min(ends)), scale.at(max(ends)), MIDDLE, "span series-1"))
     parts.append(mark(scale.at(value.value), MIDDLE, turn=0, half=4.5))
-    for end, anchor in ((scale.low, "start"), (scale.high, "end")):
-        parts.append(words(scale.at(end), HEIGHT - 1.0, two(end), anchor=anchor))
+    parts.append(words(0.0, MIDDLE + FOOT, two(scale.low), dx=-ASIDE, anchor="end"))
+    parts.append(words(100.0, MIDDLE + FOOT, two(scale.high), dx=ASIDE))
     return canvas(*parts, height=HEIGHT, kind="scale")
 
 

@@ -310,10 +310,7 @@ def _key(reaches: Sequence[Reach]) -> Markup:
     bars = "Half is lost between the two measured steps that a bar joins; hollow: at least so long."
     if not max(one.longest for one in reaches):
         bars = NOT_ASKED
-    lengths = " ×: multiples of the direction itself."
-    if not any(one.times is not None for one in reaches):
-        lengths = ""
-    return tag("figcaption", dots, bars, lengths)
+    return tag("figcaption", dots, bars)
 
 
 def _plot(every: Sequence[Followed], space: str) -> Markup:
