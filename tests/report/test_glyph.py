@@ -43,9 +43,10 @@ def test_the_region_that_supports_is_shaded() -> None:
     below = drawn(Estimate(0.1), None, Across("it", supports=(-float("inf"), 0.25)))
     # 3% of margin on both sides of the scale from 0 to 1.
     assert re.search('x="3.0%" y="1" width="23.5%"', below)
-    above = drawn(Estimate(0.6), 0.5, Across("it", reference="chance"))
+    above = drawn(Estimate(0.6), 0.5, Across("it", reference="chance", supports=(0.5, 2.0)))
     assert re.search('x="50.0%" y="1" width="47.0%"', above)
     assert 'class="compared"' in above
+    assert 'class="supports"' not in drawn(Estimate(0.6), 0.5, Across("it", reference="chance"))
     other_scale = drawn(Estimate(0.6), 0.5, Across("it", supports=(0.2, 0.3)))
     assert 'class="compared"' not in other_scale
 

@@ -295,8 +295,7 @@ class Across(NamedTuple):
         limits: the least and the largest possible value.
         log: whether the mean over networks is that of logarithms.
         apart: why there is no mean over networks; empty: there is one.
-        supports: the values that the rule asks for, as an interval; None: those above the
-            reference estimate.
+        supports: the values that the rule asks for, as an interval; None: p-values decide.
     """
 
     quantity: str

@@ -170,8 +170,8 @@ def _claim(decision: Entry, *, named: bool, again: bool) -> Markup:
     statement = (
         tag("b", finding.claim, class_="id"),
         " ",
-        case if again and case else claim.short or claim.statement,
-        f" ({case})" * bool(case and not again),
+        "the same, " if again and case else claim.short or claim.statement,
+        explained(case if again else f" ({case})" * bool(case), set()),
     )
     link = tag("a", "figure", href=f"#{decision.figure}", aria_label=f"Figure for {finding.name}")
     more = tag("summary", "why", aria_label=f"Why {finding.name} is {finding.verdict}")

@@ -25,6 +25,7 @@ TERMS = {
     "premise": "what must hold before a claim can be tested; otherwise it is not testable",
     "LoRA": "training of two thin factors A and B per weight matrix instead of the matrix",
     "factors": "the matrices A and B of LoRA",
+    "in the weights": "for LoRA: measured on the change of the weights that the factors make",
     "basis": "k orthonormal directions; it holds the share of a vector that lies in their span",
     "static basis": "a basis made before the damage or the recovery, and kept",
     "prefix": "the span of the first k steps of a training",

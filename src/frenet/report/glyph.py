@@ -29,8 +29,8 @@ def glyph(claim: Claim, finding: Finding) -> Markup:
     ends = [end for end in (value.low, value.high) if end is not None]
     scale = _scale([value.value, *ends, *([] if compared is None else [compared])])
     parts = [_axis(scale)]
-    if (region := _supports(across, compared)) is not None:
-        parts.insert(0, _shade(scale, region))
+    if across.supports is not None:
+        parts.insert(0, _shade(scale, across.supports))
     if compared is not None:
         parts.append(upright(scale.at(compared), 1.0, 2 * MIDDLE - 1, "compared"))
     if ends:
@@ -56,12 +56,6 @@ def _beyond(value: float) -> float:
         return 0.0
     unit = 10.0 ** math.floor(math.log10(abs(value)))
     return math.copysign(unit * math.ceil(abs(value) / unit), value)
-
-
-def _supports(across: Across, compared: float | None) -> tuple[float, float] | None:
-    if across.supports is not None:
-        return across.supports
-    return None if compared is None else (compared, math.inf)
 
 
 def _shade(scale: Scale, region: tuple[float, float]) -> Markup:
