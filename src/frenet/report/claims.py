@@ -118,30 +118,35 @@ def matrix(decisions: Sequence[Entry], addresses: Mapping[str, str]) -> Markup:
         for label, address in addresses.items()
     )
     head = tag("thead", tag("tr", tag("th", "Claim", scope="col"), *links))
-    rows = []
+    rows, before = [], ""
     for name, claim in sorted(claims.items(), key=lambda item: claim_order(item[0])):
-        what = tag("small", claim.across.quantity) if claim.across else ""
-        paper = tag("small", f"paper: {claim.paper}")
-        first = (tag("b", name, class_="id"), " ", claim.statement, what, paper)
+        first = (tag("b", name, class_="id"), *(_measures(claim) if claim.id != before else ()))
+        before = claim.id
         cells = [_verdict(by_cell.get((name, label)), label) for label in addresses]
         rows.append(tag("tr", tag("th", *first, scope="row"), *cells))
     caption = tag("caption", "The claims on every network", class_="hidden")
     return tag("table", caption, head, tag("tbody", *rows), class_="claims matrix")
 
 
+def _measures(claim: Claim) -> tuple[object, ...]:
+    """What a claim says, what is measured for it, and what the paper found."""
+    what = tag("small", claim.across.quantity) if claim.across else ""
+    return " ", claim.short or claim.statement, what, tag("small", f"paper: {claim.paper}")
+
+
 def _verdict(decision: Entry | None, label: str) -> Markup:
     if decision is None:
         return tag("td", "not measured", data_label=label)
     claim, finding = decision.claim, decision.finding
-    shown = [tag("div", sign(finding.decision))]
-    if finding.estimate is None:
-        return tag("td", *shown, tag("small", "nothing was measured"), data_label=label)
-    value, interval = two(finding.estimate.value), spread(finding.estimate)
-    number = tag("div", tag("strong", value), f" {interval}" if interval else "", class_="number")
-    other = finding.reference_estimate
-    compared = comparison(finding) if other is None else f"compared with {two(other.value)}"
-    more = (number, glyph(claim, finding), tag("small", compared))
-    return tag("td", *shown, *more, data_label=label)
+    verdict, value, other = sign(finding.decision), finding.estimate, finding.reference_estimate
+    if value is None:
+        return tag(
+            "td", tag("div", verdict), tag("small", "nothing was measured"), data_label=label
+        )
+    compared = comparison(finding) if other is None else f"against {two(other.value)}"
+    words = " ".join(filter(None, (spread(value), compared)))
+    first = tag("div", verdict, " ", tag("strong", two(value.value)))
+    return tag("td", first, glyph(claim, finding), tag("small", words), data_label=label)
 
 
 def comparison(finding: Finding) -> str:

@@ -120,7 +120,7 @@ def _results(
         yield tag("h2", "Results", class_="hidden")
         yield from answers.opening(parts, pages)
     elif len(networks) > 1 or pages:
-        yield tag("h2", "The claims on every network")
+        yield claims_heading(decisions, "The claims on every network")
         yield matrix(decisions, {one.label: _address(one, pages) for one in networks})
     else:
         yield claims_heading(decisions)
@@ -132,8 +132,8 @@ def _address(network: Network, pages: Mapping[str, str]) -> str:
     return pages.get(network.label, f"#{network.id}")
 
 
-def claims_heading(decisions: Sequence[Entry]) -> Markup:
-    """The heading of the lines, with the legend of their pictures."""
+def claims_heading(decisions: Sequence[Entry], title: str = "The claims") -> Markup:
+    """The heading of the claims, with the legend of their pictures."""
     counts = {d.finding.estimate.n for d in decisions if d.finding.estimate is not None}
     units = {d.finding.estimate.unit for d in decisions if d.finding.estimate is not None}
     of = ""
@@ -143,7 +143,7 @@ def claims_heading(decisions: Sequence[Entry]) -> Markup:
         f"dot: measured, with the 95% interval{of}; line: compared with; shaded: where all of the "
         "interval lies if the claim is supported"
     )
-    return tag("h2", "The claims", " ", tag("small", key), class_="claims-heading")
+    return tag("h2", title, " ", tag("small", key), class_="claims-heading")
 
 
 def said(network: Network) -> str:
