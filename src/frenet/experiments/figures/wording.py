@@ -8,13 +8,15 @@ from frenet.experiments.figures.names import label
 
 
 def two(value: float) -> str:
-    """A number of about two digits, never with an exponent.
+    """A number of about two digits, with an exponent only below a millionth.
 
-    >>> two(0.000442), two(0.0619), two(0.5672), two(1.04), two(20.0), two(137.2)
-    ('0.0004', '0.06', '0.57', '1.0', '20', '137')
+    >>> two(0.000442), two(0.0619), two(0.5672), two(1.04), two(20.0), two(137.2), two(9e-16)
+    ('0.0004', '0.06', '0.57', '1.0', '20', '137', '9e-16')
     """
     if value == 0:
         return "0"
+    if abs(value) < 1e-6:
+        return f"{value:.0e}"
     if abs(value) < 0.01:
         return f"{value:.{-math.floor(math.log10(abs(value)))}f}"
     if value == int(value) or abs(value) >= 100:

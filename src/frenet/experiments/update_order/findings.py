@@ -261,6 +261,6 @@ CLAIMS = (
             "share of pairs whose order matters inside the window", levels=INSIDE.levels,
             reference="random steps", limits=(0.0, 1.0), supports=INSIDE.lines,
         ),
-        says=("the order matters in {value} of pairs", "with random steps in {reference}"),
+        says=("the share of pairs whose order matters is {value}", "{reference} with random steps"),
     ),
 )  # fmt: skip
