@@ -107,6 +107,22 @@ def test_every_word(rows: list[Row], verdict: str, why: str) -> None:
     assert why in finding.why
 
 
+def test_a_mean_is_compared_with_what_chance_reaches_for_a_mean() -> None:
+    """Of normal nulls, the mean of independent draws stays below it in 97.5% of cases."""
+    spreads, level = (0.1, 0.2, 0.4), float(stats.norm.ppf(0.975))
+    rows = [
+        layer(seed, 0.5, null=level * spread, p_shuffled=0.5, p_matched=0.4)
+        for seed, spread in enumerate(spreads)
+    ]
+    found = only(decide([*rows, *(knows(seed) for seed in range(3))]))
+    assert found.reference_estimate is not None
+    of_mean = stats.norm(scale=sum(spread**2 for spread in spreads) ** 0.5 / 3)
+    assert of_mean.cdf(found.reference_estimate.value) == pytest.approx(0.975)
+    p = found.also["p"]
+    assert p is not None
+    assert p.value == pytest.approx(0.5)
+
+
 def test_what_is_undecided_says_how_many_prompts_there_are() -> None:
     decision = only(decide(over_prompts(0.3, p_shuffled=0.1))).decision
     assert decision.needs is not None
