@@ -140,8 +140,8 @@ def claims_heading(decisions: Sequence[Entry], title: str = "The claims") -> Mar
     if len(counts) == len(units) == 1 and (n := counts.pop()) > 1:
         of = f" of {n} {units.pop()}s"
     key = (
-        f"dot: measured, with the 95% interval{of}; line: compared with; shaded: where all of the "
-        "interval lies if the claim is supported"
+        f"dot: measured, with the 95% interval{of}; line: compared with; shaded: values that "
+        "support the claim"
     )
     return tag("h2", title, " ", tag("small", key), class_="claims-heading")
 
