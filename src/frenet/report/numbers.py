@@ -13,6 +13,8 @@ def figure(value: object, digits: int = 4) -> str:
 
     >>> figure(0.123456), figure(12.0), figure(0.00001234), figure(102592), figure(None)
     ('0.1235', '12', '1.234e-5', '102,592', '–')
+    >>> figure(0.99999), figure(1.00001)
+    ('1.000', '1.000')
     """
     if value is None:
         return NONE
@@ -32,7 +34,9 @@ def figure(value: object, digits: int = 4) -> str:
         return f"{mantissa}e{int(exponent)}"
     if value == int(value):
         return figure(int(value))
-    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+    # A number that is rounded up to a power of ten has as many digits as one just above it.
+    rounded = float(f"{value:.{digits - 1}e}")
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
 
 
 def estimate(value: Estimate | None, digits: int = 3) -> str:

@@ -14,7 +14,7 @@ from frenet.experiments.experiment import (
     finite,
     number,
 )
-from frenet.experiments.intervals import breakdown, estimate, select
+from frenet.experiments.intervals import breakdown, estimate, select, share
 from frenet.experiments.setup.comparable import by_coordinates, factors_and_weights
 from frenet.experiments.update_order.figures import CLOSE, EQUAL, OTHER, medians, named
 from frenet.experiments.verdicts import Count, Criterion, Rule
@@ -166,7 +166,7 @@ def fragile(rows: Rows) -> tuple[Finding, ...]:
 def _fragile(rows: Rows, case: str) -> Finding:
     pairs = [row for row in select(rows, table="bracket", kind=OTHER) if _known(row)]
     shares = [_shares(select(pairs, seed=seed)) for seed in _seeds(pairs)]
-    inside = estimate(shares, "inside") if shares else None
+    inside = share(shares, "inside") if shares else None
     return Finding(
         claim="C9",
         decision=FRAGILE.decide(
@@ -175,7 +175,7 @@ def _fragile(rows: Rows, case: str) -> Finding:
         quantity="share of pairs whose order matters inside the window of both single steps",
         estimate=inside,
         reference="the same with random steps of equal norm",
-        reference_estimate=estimate(shares, "null") if shares else None,
+        reference_estimate=share(shares, "null") if shares else None,
         breakdowns=(*_onsets(rows), *_orders(rows)),
         case=case,
     )
