@@ -12,8 +12,8 @@ weights 5.2, the curvature along a line through adapted weights 7), and `longest
 each step of a recovery.
 
 The costs of language models were measured on SmolLM2 with `cpu`, most at a step of 0.85 s, and on
-`frenet:gpt2` with `smoke` and `demo`; with `cpu` there `gradient-rank`, `step-vs-vector` and
-`steering-effect`. Some were estimated:
+`frenet:gpt2` with `smoke` and `demo`; with `cpu` there `gradient-rank`, `step-vs-vector`,
+`steering-effect`, `update-order` and `composition`. Some were estimated:
 
 - `step-vs-vector` of SmolLM2 from a cell of 310 s, with prompts of 21 tokens, at a step of 0.77 s;
 - `steering-effect` of SmolLM2 from a run with a quarter of the prompts, times four, and half of the

@@ -149,14 +149,17 @@ def test_a_second_run_on_a_network_does_not_count_as_a_second_network():
 def test_cases_of_a_claim_have_lines_of_their_own():
     found = [
         entry
-        for case in ("", "in the weights")
+        for case in ("", "at depth 1/3", "in the weights")
         for entry in entries({n: planted(v, case=case) for n, v in VALUES.items()})
     ]
     assert [(one.name, one.id) for one in across.pools(found)] == [
-        ("C1", "networks-C1"), ("C1 in the weights", "networks-C1-in-the-weights")
-    ]  # fmt: skip
+        ("C1", "networks-C1"),
+        ("C1 at depth 1/3", "networks-C1-at-depth-1-3"),
+        ("C1 in the weights", "networks-C1-in-the-weights"),
+    ]
     assert [one["case"] for one in map(across.as_dict, across.pools(found))] == [
         "",
+        "at depth 1/3",
         "in the weights",
     ]
 

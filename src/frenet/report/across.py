@@ -26,7 +26,7 @@ from frenet.report.claims import ICONS, Entry
 from frenet.report.markup import tag, user_text
 from frenet.report.numbers import NONE, estimate, join_words
 from frenet.report.numbers import figure as number
-from frenet.report.sections import framed
+from frenet.report.sections import framed, slug
 from frenet.statistics.intervals import Estimate, standard_error
 from frenet.statistics.pooled import pool
 
@@ -81,7 +81,7 @@ class Pool(NamedTuple):
     @property
     def id(self) -> str:
         """A name for anchors and files."""
-        return f"{TABLE}-{self.name.replace(' ', '-')}"
+        return f"{TABLE}-{slug(self.name)}"
 
 
 def pools(decisions: Sequence[Entry]) -> list[Pool]:

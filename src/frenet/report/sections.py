@@ -49,8 +49,7 @@ class Section(NamedTuple):
 
     def breakdown_anchor(self, finding: Finding, index: int = 0) -> str:
         """The anchor of a table of the parts of a claim's numbers."""
-        name = finding.name.replace(" ", "-")
-        return f"{self.id}-parts-{name}{f'-{index + 1}' if index else ''}"
+        return f"{self.id}-parts-{slug(finding.name)}{f'-{index + 1}' if index else ''}"
 
 
 def model_of(run: Run) -> str:
