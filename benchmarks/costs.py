@@ -7,9 +7,9 @@ run it on the machine of the reproduction, under the same load. Of several netwo
 last one counts. Leave out runs of contrasts that the model does not know: their cells end early.
 
 Two numbers do not come from a reproduction and are not changed in the file: `weights`, multiples
-of the weights in memory (training of adapters 2.5, many candidates in one pass 4.2, steps in all
-weights 5.2, the curvature along a line through adapted weights 7), and `longest`, the time for
-each step of a recovery.
+of the weights in memory (training of adapters 2.5, in float64 5, many candidates in one pass 4.2,
+steps in all weights 5.2, the curvature along a line through adapted weights 7), and `longest`, the
+time for each step of a recovery.
 
 The costs of language models were measured on SmolLM2 with `cpu`, most at a step of 0.85 s, and on
 `frenet:gpt2` with `smoke` and `demo`; with `cpu` there `gradient-rank`, `step-vs-vector`,
