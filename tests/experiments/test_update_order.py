@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy import stats
 
 from experiments.parts import parts
 from experiments.small import small
@@ -271,6 +272,16 @@ def test_c9_shows_every_pair_beside_its_window():
     assert pairs[0]["pair"] == "a, 0"
     assert [pair["inside the window"] for pair in pairs] == [1.0] * 12 + [0.4] + [0.0] * 7
     assert pairs[0]["onset"] == pairs[0]["window of single steps"] / 2
+
+
+def test_c9_shows_an_interval_of_shares_and_is_judged_by_the_raw_one():
+    """One pair of 20 in one of five seeds: Student's interval begins below 0."""
+    rows = [row | {"inside": (row["seed"], row["second"]) == (4, "0")} for row in brackets()]
+    value = fragile(rows)[0].estimate
+    half = stats.t.ppf(0.975, 4) * 0.01
+    assert value.value == pytest.approx(0.01)
+    assert value.raw == pytest.approx((0.01 - half, 0.01 + half))
+    assert 0 <= value.low < value.value < value.high < 1
 
 
 def test_c9_leaves_out_pairs_whose_window_is_not_known():

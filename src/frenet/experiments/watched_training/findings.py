@@ -12,13 +12,10 @@ TRAINING = "training (Trainer's log)"
 
 def drift_finding(rows: Rows) -> str:
     """What the initial bases hold at the last step, beside control and chance."""
-    last = _last(rows, "ratio")
-    if not last:
-        return ""
-    return (
-        f"After {_steps(last)} the initial basis holds {between(last, 'probe', 'ratio')} of what a "
-        f"fresh one holds; without training {_span(last, 'control')}, by chance "
-        f"{_span(last, 'chance')}."
+    return _held(
+        rows,
+        "After {steps} the initial basis holds {held} of what a fresh one holds; without training "
+        "{control}, by chance {chance}.",
     )
 
 
@@ -66,14 +63,21 @@ def order_finding(rows: Rows) -> str:
 
 def projection_finding(rows: Rows) -> str:
     """What the initial projections hold at the last step, beside the control; chance is 0."""
+    return _held(
+        rows,
+        "After {steps} the initial projections of rank {rank} hold {held} of what fresh ones hold "
+        "above chance; without training {control}.",
+    )
+
+
+def _held(rows: Rows, sentence: str) -> str:
+    """A sentence with what old directions hold at the last step; empty if nothing is known."""
     last = _last(rows, "ratio")
     if not last:
         return ""
-    return (
-        f"After {_steps(last)} the initial projections of rank {last[0]['rank']} hold "
-        f"{between(last, 'probe', 'ratio')} of what fresh ones hold above chance; without training "
-        f"{_span(last, 'control')}."
-    )
+    spans = {name: _span(last, name) for name in ("control", "chance") if name in last[0]}
+    held = between(last, "probe", "ratio")
+    return sentence.format(steps=_steps(last), held=held, rank=last[0].get("rank"), **spans)
 
 
 def _last(rows: Rows, value: str) -> list[Mapping[str, Scalar]]:
